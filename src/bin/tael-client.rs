@@ -1,0 +1,5 @@
+//! `tael-client`: the same as `tael client`, and nothing else.
+
+fn main() -> std::process::ExitCode {
+    tael::cli::client::main()
+}

@@ -1,0 +1,123 @@
+//! The command lines of `tael broker` and `tael demo`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::error::{Error, Result};
+use crate::net::broker::Options;
+use crate::net::options::{Secret, TlsFiles};
+use crate::os::logging::{self, Target};
+use crate::tools::{broker, demo};
+
+/// Options of `tael broker`.
+#[derive(Debug, Args)]
+pub struct Broker {
+    /// Address to listen on; port 0 picks a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1883")]
+    listen: SocketAddr,
+    /// Folder for sessions and messages; without it they are gone with the broker
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// File of USER:PASSWORD lines; without it anybody may connect
+    #[arg(long, value_name = "FILE")]
+    users: Option<PathBuf>,
+    /// The broker's certificate, PEM; turns TLS on
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The key of the certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Demand client certificates signed by these authorities, PEM
+    #[arg(long, value_name = "FILE")]
+    cafile: Option<PathBuf>,
+    /// Print the broker's URL once it accepts connections
+    #[arg(long)]
+    print_url: bool,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where log lines go: auto, journald, stderr or none; levels by TAEL_LOG
+    #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
+    log: Target,
+}
+
+impl Tool for Broker {
+    const NAME: &'static str = "broker";
+    const ABOUT: &'static str = "Run an MQTT broker for this machine";
+
+    fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        logging::init(self.log, std::env::var("TAEL_LOG").ok().as_deref())?;
+        let identity = match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(Error::usage("--cert and --key go together: one is missing")),
+        };
+        if self.cafile.is_some() && identity.is_none() {
+            return Err(Error::usage("--cafile needs --cert and --key"));
+        }
+        let users = match &self.users {
+            None => Vec::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| {
+                    Error::config(format!("read users from {}: {e}", path.display()))
+                })?;
+                users(&text).map_err(|cause| {
+                    Error::config(format!("read users from {}: {cause}", path.display()))
+                })?
+            }
+        };
+        if users.is_empty() && identity.is_none() && !self.listen.ip().is_loopback() {
+            return Err(Error::usage(format!(
+                "listen on {}: that is open to others; give --users, or --cert, --key and --cafile",
+                self.listen
+            )));
+        }
+        let options = Options {
+            listen: self.listen,
+            data: self.data,
+            users,
+            tls: identity.map(|identity| TlsFiles {
+                cafile: self.cafile,
+                identity: Some(identity),
+            }),
+        };
+        broker::run(options, self.print_url)
+    }
+}
+
+fn users(text: &str) -> Result<Vec<(String, Secret)>, String> {
+    let mut users = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match line.split_once(':') {
+            Some((user, password)) if !user.is_empty() && !password.is_empty() => {
+                users.push((user.to_owned(), Secret::new(password)));
+            }
+            _ => return Err(format!("line {} is not USER:PASSWORD", n + 1)),
+        }
+    }
+    if users.is_empty() {
+        return Err("it names nobody".into());
+    }
+    Ok(users)
+}
+
+/// Options of `tael demo`.
+#[derive(Debug, Args)]
+pub struct Demo {}
+
+impl Tool for Demo {
+    const NAME: &'static str = "demo";
+    const ABOUT: &'static str = "See the main job happen, on a broker of its own, in two seconds";
+
+    fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        demo::run()
+    }
+}

@@ -1,0 +1,208 @@
+//! Configuration files: defaults for options, below flags and environment.
+//!
+//! ```toml
+//! host = "broker.example"     # options that all commands share
+//! [client]                    # options of one command
+//! who = "align"
+//! [[trigger]]                 # a client's triggers
+//! topic = "lab/seq/status"
+//! command = "align.sh"
+//! ```
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, Command};
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::os::paths;
+
+/// One file.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Where it was read.
+    pub path: PathBuf,
+    table: Table,
+}
+
+/// All files that count, the strongest first.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    layers: Vec<Layer>,
+}
+
+/// Tables that belong to commands, and the triggers'.
+const TABLES: &[&str] = &[
+    "client", "message", "beacon", "control", "watch", "broker", "demo",
+];
+const TRIGGER: &str = "trigger";
+
+/// Options that no file may hold.
+const NOT_IN_FILES: &[&str] = &["help", "version", "config", "password"];
+
+impl Layers {
+    /// Reads the file named by `--config` or `TAEL_CONFIG`, else the user's, and the host's.
+    ///
+    /// # Errors
+    /// When a file that is there, or was asked for, cannot be read (78).
+    pub fn load(arguments: &[OsString]) -> Result<Self> {
+        let mut layers = Vec::new();
+        match named(arguments) {
+            Some(path) => layers.push(read(&path)?.ok_or_else(|| {
+                Error::config(format!("read {}: there is no such file", path.display()))
+            })?),
+            None => {
+                if let Some(path) = paths::user_config() {
+                    layers.extend(read(&path)?);
+                }
+            }
+        }
+        layers.extend(read(Path::new(paths::SYSTEM_CONFIG))?);
+        Ok(Self { layers })
+    }
+
+    /// Gives `command` the files' values as defaults.
+    ///
+    /// # Errors
+    /// When a file has a key that `command` does not know, or a value it cannot have (78).
+    pub fn apply(&self, mut command: Command) -> Result<Command> {
+        let tool = command.get_name().to_owned();
+        // The weakest first, so that the stronger overwrite it.
+        for layer in self.layers.iter().rev() {
+            for (key, value) in &layer.table {
+                match value {
+                    Value::Table(table) if *key == tool => {
+                        for (key, value) in table {
+                            command = layer.set(command, key, value)?;
+                        }
+                    }
+                    Value::Table(_) if TABLES.contains(&key.as_str()) => {}
+                    Value::Array(_) if key == TRIGGER => {}
+                    value => {
+                        if super::connection::is_shared(key) {
+                            // Not every command has every shared option.
+                            if command.get_arguments().any(|arg| is_named(arg, key)) {
+                                command = layer.set(command, key, value)?;
+                            }
+                        } else {
+                            return Err(layer.unknown(key));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(command)
+    }
+
+    /// The `[[trigger]]` tables of the strongest file that has any.
+    pub fn triggers(&self) -> Option<(&Layer, &[Value])> {
+        self.layers
+            .iter()
+            .find_map(|layer| match layer.table.get(TRIGGER) {
+                Some(Value::Array(list)) => Some((layer, list.as_slice())),
+                _ => None,
+            })
+    }
+}
+
+impl Layer {
+    /// An error about this file.
+    pub fn wrong(&self, cause: impl std::fmt::Display) -> Error {
+        Error::config(format!("use {}: {cause}", self.path.display()))
+    }
+
+    fn unknown(&self, key: &str) -> Error {
+        self.wrong(format_args!(
+            "unknown key '{key}'; options of one command go below [client], [message], …"
+        ))
+    }
+
+    fn set(&self, command: Command, key: &str, value: &Value) -> Result<Command> {
+        let arg = command
+            .get_arguments()
+            .find(|arg| is_named(arg, key) && !NOT_IN_FILES.contains(&key))
+            .ok_or_else(|| self.unknown(key))?;
+        let id = arg.get_id().clone();
+        let flag = matches!(arg.get_action(), ArgAction::SetTrue);
+        let values = texts(value)
+            .filter(|_| flag == matches!(value, Value::Boolean(_)))
+            .ok_or_else(|| self.wrong(format_args!("'{key}' cannot be {value}")))?;
+        Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+    }
+}
+
+/// The file that the user names.
+fn named(arguments: &[OsString]) -> Option<PathBuf> {
+    let mut rest = arguments.iter().skip(1);
+    while let Some(argument) = rest.next() {
+        let text = argument.to_string_lossy();
+        if text == "--" {
+            break;
+        }
+        if text == "--config" {
+            return rest.next().map(PathBuf::from);
+        }
+        if let Some(path) = text.strip_prefix("--config=") {
+            return Some(PathBuf::from(path));
+        }
+    }
+    std::env::var_os("TAEL_CONFIG")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
+fn read(path: &Path) -> Result<Option<Layer>> {
+    let wrong = |cause: &str| {
+        let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
+        Error::config(format!("read {}: {cause}", path.display()))
+    };
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(wrong(&e.to_string())),
+    };
+    let table = text.parse::<Table>().map_err(|e| {
+        let line = e.span().map_or(1, |span| {
+            text.get(..span.start)
+                .unwrap_or_default()
+                .matches('\n')
+                .count()
+                + 1
+        });
+        wrong(&format!("line {line}: {}", e.message()))
+    })?;
+    Ok(Some(Layer {
+        path: path.to_owned(),
+        table,
+    }))
+}
+
+/// A TOML value as the texts of an option.
+pub fn texts(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Integer(number) => Some(vec![number.to_string()]),
+        Value::Float(number) => Some(vec![number.to_string()]),
+        Value::Boolean(flag) => Some(vec![flag.to_string()]),
+        Value::Array(list) => {
+            let lists = list.iter().map(|v| match v {
+                Value::Array(_) => None,
+                v => texts(v),
+            });
+            lists
+                .collect::<Option<Vec<_>>>()
+                .map(|lists| lists.concat())
+        }
+        Value::Datetime(_) | Value::Table(_) => None,
+    }
+}
+
+fn is_named(arg: &Arg, key: &str) -> bool {
+    arg.get_long() == Some(key)
+        || arg
+            .get_all_aliases()
+            .is_some_and(|aliases| aliases.contains(&key))
+}

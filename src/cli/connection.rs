@@ -1,0 +1,270 @@
+//! The options that all commands share: the broker, the root, the log.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, Command};
+use tracing::warn;
+
+use crate::error::{Error, Result};
+use crate::model::message::Qos;
+use crate::model::topic::{self, DEFAULT_ROOT};
+use crate::model::{duration, text};
+use crate::net::options::{
+    BrokerOptions, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret, TLS_PORT, TlsFiles,
+    parse_url,
+};
+use crate::os::host;
+use crate::os::logging::{self, Target};
+use crate::os::paths;
+
+/// Options that all commands share, by their long names; they are `TAEL_<NAME>` in the
+/// environment, where one command's are `TAEL_<COMMAND>_<NAME>`.
+const SHARED: &[&str] = &[
+    "host",
+    "port",
+    "broker",
+    "username",
+    "password-file",
+    "password",
+    "cafile",
+    "cert",
+    "key",
+    "id",
+    "keepalive",
+    "qos",
+    "root",
+    "mqtt-env",
+    "config",
+    "log",
+];
+
+/// Whether `key` names a shared option.
+pub fn is_shared(key: &str) -> bool {
+    SHARED.contains(&key) && key != "config" && key != "password"
+}
+
+/// Gives every option its environment variable.
+pub fn with_environment(command: Command, tool: &str) -> Command {
+    command.mut_args(|arg| {
+        let Some(long) = arg.get_long() else {
+            return arg;
+        };
+        let name = match long {
+            // `--log` has a variable of its own: TAEL_LOG is the level.
+            "log" => "TAEL_LOG_TARGET".to_owned(),
+            // Read apart, so that it is known whether it shows in ps.
+            "password" | "help" | "version" => return arg,
+            long if SHARED.contains(&long) => format!("TAEL_{long}"),
+            long => format!("TAEL_{tool}_{long}"),
+        };
+        let name = name.to_uppercase().replace('-', "_");
+        match arg.get_action() {
+            ArgAction::Set | ArgAction::SetTrue | ArgAction::Append => {
+                arg.env(name).hide_env_values(true)
+            }
+            _ => arg,
+        }
+    })
+}
+
+/// The broker and who we are to it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Broker")]
+pub struct Connection {
+    /// Name or address of the broker
+    #[arg(short = 'H', long, default_value = "localhost")]
+    host: String,
+    /// Port of the broker [default: 1883; 8883 with TLS]
+    #[arg(short, long)]
+    port: Option<u16>,
+    /// The broker as mqtt[s]://[user@]host[:port]
+    #[arg(long, value_name = "URL")]
+    broker: Option<String>,
+    /// User name at the broker
+    #[arg(short, long)]
+    username: Option<String>,
+    /// File that holds the password
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Password; shows in ps, so better a file or TAEL_PASSWORD
+    #[arg(short = 'P', long, value_name = "PASSWORD")]
+    password: Option<String>,
+    /// Certificate authorities to trust, PEM; turns TLS on
+    #[arg(long, value_name = "FILE")]
+    cafile: Option<PathBuf>,
+    /// Our certificate, PEM; turns TLS on
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The key of our certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Client identifier [default: one that fits]
+    #[arg(short, long)]
+    id: Option<String>,
+    /// Keep-alive, 5 s to 65535 s
+    #[arg(short, long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
+    keepalive: Duration,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where log lines go: auto, journald, stderr or none; levels by TAEL_LOG
+    #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
+    log: Target,
+}
+
+/// How strongly an option was asked for: by a flag, by the environment, or by a file.
+fn rank(matches: &ArgMatches, id: &str) -> u8 {
+    match matches.value_source(id) {
+        Some(ValueSource::CommandLine) => 2,
+        Some(ValueSource::EnvVariable) => 1,
+        _ => 0,
+    }
+}
+
+impl Connection {
+    /// Starts logging and checks the options; `default_id` is the client identifier when none
+    /// is given.
+    ///
+    /// # Errors
+    /// 64 for options that are wrong, 78 for a password that cannot be had.
+    pub fn resolve(self, matches: &ArgMatches, default_id: String) -> Result<BrokerOptions> {
+        logging::init(self.log, std::env::var("TAEL_LOG").ok().as_deref())?;
+        if !(MIN_KEEP_ALIVE..=MAX_KEEP_ALIVE).contains(&self.keepalive) {
+            return Err(Error::usage(format!(
+                "keep-alive of {} s is out of range: {} s to {} s",
+                self.keepalive.as_secs_f32(),
+                MIN_KEEP_ALIVE.as_secs(),
+                MAX_KEEP_ALIVE.as_secs()
+            )));
+        }
+        let url = match &self.broker {
+            // A flag is stronger than a URL from the environment or a file.
+            Some(_) if rank(matches, "host") > rank(matches, "broker") => None,
+            Some(url) => Some(parse_url(url).map_err(Error::usage)?),
+            None => None,
+        };
+        let password = self.password(matches)?;
+        let identity = match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(Error::usage("--cert and --key go together: one is missing")),
+        };
+        let tls =
+            self.cafile.is_some() || identity.is_some() || url.as_ref().is_some_and(|url| url.tls);
+        let port = match &url {
+            Some(url) => url.port,
+            None => self.port,
+        };
+        if port == Some(0) {
+            return Err(Error::usage("port 0 is no port: 1 to 65535"));
+        }
+        let id = self.id.unwrap_or(default_id);
+        if id.is_empty() || id.len() > 1024 || id.contains(char::is_control) {
+            return Err(Error::usage(
+                "the client identifier has 1 to 1024 bytes and no control characters",
+            ));
+        }
+        let options = BrokerOptions {
+            host: url.as_ref().map_or(self.host, |url| url.host.clone()),
+            port: port.unwrap_or(if tls { TLS_PORT } else { PORT }),
+            tls: tls.then_some(TlsFiles {
+                cafile: self.cafile,
+                identity,
+            }),
+            username: self.username.or_else(|| url.and_then(|url| url.username)),
+            password,
+            client_id: id,
+            keep_alive: self.keepalive,
+        };
+        let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/';
+        if options.host.is_empty() || options.host.contains(odd) {
+            return Err(Error::usage(format!(
+                "'{}' is no host",
+                text::printable(&options.host, 80)
+            )));
+        }
+        if let Some(files) = &options.tls {
+            // Wrong files are told now, not after the first reconnect.
+            crate::net::tls::client_config(files)?;
+        }
+        Ok(options)
+    }
+
+    fn password(&self, matches: &ArgMatches) -> Result<Option<Secret>> {
+        if let Some(password) = &self.password {
+            warn!("a password on the command line shows in ps: use --password-file");
+            return Ok(Some(Secret::new(password)));
+        }
+        let from_env = || std::env::var("TAEL_PASSWORD").ok().map(Secret::new);
+        let file = self.password_file.as_deref();
+        match file {
+            Some(path) if rank(matches, "password_file") == 2 => read_password(path).map(Some),
+            Some(path) => match from_env() {
+                Some(password) => Ok(Some(password)),
+                None => read_password(path).map(Some),
+            },
+            None => match (from_env(), paths::credential_password()) {
+                (Some(password), _) => Ok(Some(password)),
+                (None, Some(path)) => read_password(&path).map(Some),
+                (None, None) => Ok(None),
+            },
+        }
+    }
+}
+
+/// A client identifier that nobody else has.
+pub fn random_id() -> String {
+    format!("tael-{}", host::new_id())
+}
+
+/// Reads a password: the file without its last line break.
+pub fn read_password(path: &Path) -> Result<Secret> {
+    let wrong =
+        |cause: &str| Error::config(format!("read password from {}: {cause}", path.display()));
+    let password = fs::read_to_string(path).map_err(|e| wrong(&e.to_string()))?;
+    let password = password.strip_suffix('\n').unwrap_or(&password);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() {
+        return Err(wrong("the file is empty"));
+    }
+    let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o007 != 0) {
+        warn!(
+            "password file {} is open to everybody: chmod 600 it",
+            path.display()
+        );
+    }
+    Ok(Secret::new(password))
+}
+
+/// The first topic level that everything lives under.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Broker")]
+pub struct Root {
+    /// Root of Tael's topics
+    #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
+    pub root: Option<String>,
+}
+
+impl Root {
+    /// The root, checked; `tael` if there is none.
+    pub fn resolve(self) -> Result<String> {
+        let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());
+        topic::check_root(&root).map_err(Error::usage)?;
+        Ok(root)
+    }
+}
+
+/// Parses a QoS.
+pub fn qos(text: &str) -> Result<Qos, String> {
+    text.parse()
+        .ok()
+        .and_then(Qos::from_number)
+        .ok_or_else(|| format!("'{text}' is no QoS: 0, 1 or 2"))
+}
+
+const _: () = assert!(KEEP_ALIVE.as_secs() == 60, "the default in the help");

@@ -1,0 +1,100 @@
+//! The command line of `tael control`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+use serde_json::Value;
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root};
+use crate::error::{Error, Result};
+use crate::model::control::{ACTIONS, Action};
+use crate::model::event::Attributes;
+use crate::model::{duration, topic};
+use crate::tools::control::{self, Options};
+
+/// Options of `tael control`.
+#[derive(Debug, Args)]
+pub struct Control {
+    /// Name of the pipeline
+    who: String,
+    /// What to ask for: raise, retry, cancel, pause, resume or status
+    action: String,
+    /// The unit to retry or cancel
+    unit: Option<String>,
+    /// An attribute of the raised event; may be repeated
+    #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
+    attr: Vec<String>,
+    /// Which trigger to raise, if the client has several
+    #[arg(long, value_name = "NAME")]
+    trigger: Option<String>,
+    /// How long to wait for the answer
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    timeout: Duration,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    root: Root,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Tool for Control {
+    const NAME: &'static str = "control";
+    const ABOUT: &'static str = "Ask a running pipeline for something and wait for its answer";
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let broker = self.connection.resolve(matches, connection::random_id())?;
+        topic::check_who(&self.who).map_err(Error::usage)?;
+        let topics = topic::PipelineTopics::new(&self.root.resolve()?, &self.who);
+        let given = !self.attr.is_empty() || self.trigger.is_some();
+        let action = match (self.action.as_str(), self.unit) {
+            ("raise", None) => Action::Raise {
+                trigger: self.trigger,
+                attributes: attributes(self.attr)?,
+            },
+            (_, _) if given => {
+                return Err(Error::usage("--attr and --trigger go with raise only"));
+            }
+            ("retry", unit) => Action::Retry { unit },
+            ("cancel", Some(unit)) => Action::Cancel { unit },
+            ("cancel", None) => return Err(Error::usage("cancel needs a unit: see 'status'")),
+            ("pause", None) => Action::Pause,
+            ("resume", None) => Action::Resume,
+            ("status", None) => Action::Status,
+            ("raise" | "pause" | "resume" | "status", Some(_)) => {
+                return Err(Error::usage(format!("{} takes no unit", self.action)));
+            }
+            (other, _) => {
+                return Err(Error::usage(format!(
+                    "there is no action '{other}': {ACTIONS}"
+                )));
+            }
+        };
+        control::run(&Options {
+            broker,
+            topics,
+            who: self.who,
+            action,
+            timeout: self.timeout,
+            json: self.json,
+        })
+    }
+}
+
+fn attributes(pairs: Vec<String>) -> Result<Attributes> {
+    let mut attributes = Attributes::new();
+    let mut pairs = pairs.into_iter();
+    while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
+        if ["action", "trigger"].contains(&key.as_str()) {
+            return Err(Error::usage(format!(
+                "attribute '{key}' is part of the request: choose another name"
+            )));
+        }
+        attributes.insert(key, Value::String(value));
+    }
+    Ok(attributes)
+}

@@ -1,0 +1,113 @@
+//! The command line of `tael message`.
+
+use std::io::{self, IsTerminal, Read};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+use serde_json::Value;
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection};
+use crate::error::{Error, Result};
+use crate::model::event::{self, Attributes};
+use crate::model::message::Qos;
+use crate::model::{duration, topic};
+use crate::tools::message::{self, Options};
+
+/// The largest payload that is sent, bytes.
+const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
+
+/// Options of `tael message`.
+#[derive(Debug, Args)]
+pub struct Message {
+    /// Topic to publish to
+    #[arg(short, long)]
+    topic: Option<String>,
+    /// An attribute of the message; may be repeated
+    #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
+    attr: Vec<String>,
+    /// A JSON object to send; - reads it from standard input
+    #[arg(short = 'm', long, value_name = "JSON", allow_hyphen_values = true)]
+    payload: Option<String>,
+    /// Have the broker keep the message for later subscribers
+    #[arg(short, long)]
+    retain: bool,
+    /// Quality of service; lowered to what the broker takes
+    #[arg(short, long, value_parser = connection::qos, default_value = "2")]
+    qos: Qos,
+    /// How long the broker may take to confirm
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    timeout: Duration,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    _root: connection::Root,
+}
+
+/// `tael-message`.
+#[must_use]
+pub fn main() -> ExitCode {
+    super::single::<Message>()
+}
+
+impl Tool for Message {
+    const NAME: &'static str = "message";
+    const ABOUT: &'static str = "Say that something has happened: publish attributes as JSON";
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let broker = self.connection.resolve(matches, connection::random_id())?;
+        let topic = self
+            .topic
+            .ok_or_else(|| Error::usage("send message: give a topic with -t"))?;
+        topic::check_name(&topic).map_err(|e| Error::usage(format!("send message: {e}")))?;
+        message::run(&Options {
+            broker,
+            topic,
+            attributes: attributes(self.payload.as_deref(), self.attr)?,
+            qos: self.qos,
+            retain: self.retain,
+            timeout: self.timeout,
+        })
+    }
+}
+
+/// The payload's attributes, and those given one by one, which win.
+fn attributes(payload: Option<&str>, pairs: Vec<String>) -> Result<Attributes> {
+    let mut attributes = match payload {
+        Some("-") => object(&read_stdin()?)?,
+        Some(text) => object(text.as_bytes())?,
+        None if pairs.is_empty() && !io::stdin().is_terminal() => match read_stdin()? {
+            input if input.trim_ascii().is_empty() => Attributes::new(),
+            input => object(&input)?,
+        },
+        None => Attributes::new(),
+    };
+    let mut pairs = pairs.into_iter();
+    while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
+        if key == "ts" {
+            return Err(Error::usage(
+                "attribute 'ts' is the time of sending, which is set for you: choose another name",
+            ));
+        }
+        attributes.insert(key, Value::String(value));
+    }
+    Ok(attributes)
+}
+
+fn object(payload: &[u8]) -> Result<Attributes> {
+    event::attributes(payload, MAX_PAYLOAD)
+        .map_err(|refusal| Error::data(format!("send message: {refusal}")))
+}
+
+fn read_stdin() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    let limit = u64::try_from(MAX_PAYLOAD).unwrap_or(u64::MAX) + 1;
+    io::stdin()
+        .lock()
+        .take(limit)
+        .read_to_end(&mut input)
+        .map_err(|e| Error::data(format!("read payload from standard input: {e}")))?;
+    Ok(input)
+}

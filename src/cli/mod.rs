@@ -1,0 +1,181 @@
+//! Command lines: options from flags, environment and configuration files, then dispatch.
+
+pub mod beacon;
+#[cfg(feature = "embedded-broker")]
+mod broker;
+pub mod client;
+mod config;
+mod connection;
+mod control;
+pub mod message;
+mod trigger;
+mod watch;
+
+use std::ffi::OsString;
+use std::panic;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+
+use crate::engine::runner;
+use crate::error::{Error, Kind, Result};
+use config::Layers;
+
+/// One command: its options, and what it does with them.
+trait Tool: Args + FromArgMatches {
+    /// Its name below `tael`.
+    const NAME: &'static str;
+    /// What it is for, in a line.
+    const ABOUT: &'static str;
+
+    /// Checks the options and does the work.
+    fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode>;
+}
+
+/// A tool among others.
+struct Entry {
+    name: &'static str,
+    command: fn() -> Command,
+    run: fn(&ArgMatches, &Layers) -> Result<ExitCode>,
+}
+
+const fn entry<T: Tool>() -> Entry {
+    Entry {
+        name: T::NAME,
+        command: command::<T>,
+        run: run::<T>,
+    }
+}
+
+/// All commands of `tael`, as its help lists them.
+const ENTRIES: &[Entry] = &[
+    entry::<client::Client>(),
+    entry::<message::Message>(),
+    entry::<beacon::Beacon>(),
+    entry::<control::Control>(),
+    entry::<watch::Watch>(),
+    #[cfg(feature = "embedded-broker")]
+    entry::<broker::Broker>(),
+    #[cfg(feature = "embedded-broker")]
+    entry::<broker::Demo>(),
+];
+
+fn command<T: Tool>() -> Command {
+    let command = T::augment_args(Command::new(T::NAME))
+        .about(T::ABOUT)
+        .version(env!("CARGO_PKG_VERSION"))
+        .after_help(
+            "Every option may also come from the environment or from tael.toml; flags win over \
+             the environment, and both over the file.",
+        );
+    connection::with_environment(command, T::NAME)
+}
+
+fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
+    let tool = T::from_arg_matches(matches).map_err(|e| Error::usage(usage_line(&e)))?;
+    tool.run(matches, layers)
+}
+
+/// `tael`.
+#[must_use]
+pub fn main() -> ExitCode {
+    start(|arguments| {
+        let mut root = Command::new("tael")
+            .about(env!("CARGO_PKG_DESCRIPTION"))
+            .version(env!("CARGO_PKG_VERSION"))
+            .subcommand_required(true)
+            .arg_required_else_help(true);
+        let name = arguments.get(1).and_then(|name| name.to_str());
+        let wanted = ENTRIES.iter().find(|entry| Some(entry.name) == name);
+        let layers = match wanted {
+            Some(_) => Layers::load(&arguments)?,
+            None => Layers::default(),
+        };
+        for entry in ENTRIES {
+            let mut command = (entry.command)();
+            if wanted.is_some_and(|wanted| wanted.name == entry.name) {
+                command = layers.apply(command)?;
+            }
+            root = root.subcommand(command);
+        }
+        let matches = match parse(root, arguments) {
+            Ok(matches) => matches,
+            Err(end) => return end,
+        };
+        match (wanted, matches.subcommand()) {
+            (Some(entry), Some((_, matches))) => (entry.run)(matches, &layers),
+            _ => Err(Error::usage("tael: no command given; see tael --help")),
+        }
+    })
+}
+
+/// A binary that is one tool.
+fn single<T: Tool>() -> ExitCode {
+    start(|arguments| {
+        let layers = Layers::load(&arguments)?;
+        let command = layers.apply(command::<T>())?;
+        match parse(command.name(concat_name(T::NAME)), arguments) {
+            Ok(matches) => run::<T>(&matches, &layers),
+            Err(end) => end,
+        }
+    })
+}
+
+fn concat_name(tool: &str) -> String {
+    format!("tael-{tool}")
+}
+
+/// What every process of ours does first and last.
+fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!(
+            "tael: bug at {place} in version {}: please report it",
+            env!("CARGO_PKG_VERSION")
+        );
+        std::process::exit(Kind::Bug.exit_code().into());
+    }));
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == runner::ARGUMENT)
+    {
+        return runner::main();
+    }
+    work(arguments).unwrap_or_else(|e| {
+        eprintln!("tael: {e}");
+        ExitCode::from(e.exit_code())
+    })
+}
+
+/// Parses a command line; `Err` is an end that is reached already.
+fn parse(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, Result<ExitCode>> {
+    command
+        .try_get_matches_from(arguments)
+        .map_err(|e| match e.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                // Help into a closed pipe is nobody's loss.
+                let _ = e.print();
+                Ok(ExitCode::SUCCESS)
+            }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                eprint!("{e}");
+                Ok(ExitCode::from(Kind::Usage.exit_code()))
+            }
+            _ => Err(Error::usage(usage_line(&e))),
+        })
+}
+
+/// An error of the parser's as one line.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first).trim();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let hint = match error.get(ContextKind::SuggestedArg) {
+        Some(suggested) => format!("; did you mean {suggested}?"),
+        None => "; see --help".to_owned(),
+    };
+    format!("{}{hint}", words.join(" "))
+}

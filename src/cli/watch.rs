@@ -1,0 +1,67 @@
+//! The command line of `tael watch`.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root};
+use crate::error::{Error, Result};
+use crate::model::message::Qos;
+use crate::model::topic::{Filter, check_root};
+use crate::tools::watch::{self, Options};
+
+/// Options of `tael watch`.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Topic filters to listen to [default: ROOT/# with --root, else #]
+    #[arg(short, long, num_args = 1.., value_name = "FILTER", action = clap::ArgAction::Append)]
+    topic: Vec<String>,
+    /// Hide messages whose topic or payload contains TEXT; may be repeated
+    #[arg(long, value_name = "TEXT", action = clap::ArgAction::Append)]
+    drop: Vec<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Exit after so many lines
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u64>,
+    /// Quality of service of deliveries, 1 at most
+    #[arg(short, long, value_parser = connection::qos, default_value = "0")]
+    qos: Qos,
+    #[command(flatten)]
+    root: Root,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Tool for Watch {
+    const NAME: &'static str = "watch";
+    const ABOUT: &'static str = "Show the network live, one line a message";
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let broker = self.connection.resolve(matches, connection::random_id())?;
+        let filters = match (&self.topic[..], &self.root.root) {
+            ([], Some(root)) => {
+                check_root(root).map_err(Error::usage)?;
+                vec![format!("{root}/#")]
+            }
+            ([], None) => vec!["#".to_owned()],
+            (list, _) => list.to_vec(),
+        };
+        let filters = filters
+            .into_iter()
+            .map(Filter::new)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Error::usage(format!("watch: {e}")))?;
+        watch::run(&Options {
+            broker,
+            filters,
+            qos: self.qos,
+            drop: self.drop,
+            json: self.json,
+            count: self.count,
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! What a delivered message means to each trigger, ready to be accepted by the ledger.
+
+use jiff::Timestamp;
+use ring::digest::{Context, SHA256};
+use serde_json::Map;
+use tracing::warn;
+
+use crate::engine::pipeline::Config;
+use crate::engine::settle;
+use crate::model::event::{self, Event, Refusal};
+use crate::model::message::{Delivery, property};
+use crate::model::status;
+use crate::model::text::printable_bytes;
+use crate::model::trigger::{Decision, Trigger};
+use crate::model::unit::Unit;
+use crate::os::host::new_id;
+use crate::store::ledger::{EventKey, Part, Refused};
+
+/// What a message means: nothing, if there are no parts.
+#[derive(Debug)]
+pub struct Admission {
+    /// What tells the event from others.
+    pub key: EventKey,
+    /// Its topic, fit for a record.
+    pub topic: String,
+    /// One for each trigger that is meant.
+    pub parts: Vec<Part>,
+}
+
+/// Judges a message from a subscribed topic. `redelivery_since` is when a message that the
+/// broker has perhaps sent before may have been accepted at the earliest.
+#[must_use]
+pub fn judge(config: &Config, delivery: &Delivery, redelivery_since: i64) -> Admission {
+    let parsed = event::parse(delivery, config.max_payload);
+    let (key, parts) = match &parsed {
+        Ok(event) => {
+            let key = key(delivery, event.id.as_deref(), redelivery_since);
+            let parts = config
+                .triggers
+                .iter()
+                .filter_map(|trigger| {
+                    let decision = trigger.decide(event, &config.who);
+                    let reason = status::reason_finished(&event.topic);
+                    part(config, trigger, event, &key.id, decision, reason)
+                })
+                .collect();
+            (key, parts)
+        }
+        Err(refusal) => {
+            let key = key(delivery, None, redelivery_since);
+            (key, refuse_unread(config, delivery, refusal))
+        }
+    };
+    Admission {
+        key,
+        topic: printable_bytes(&delivery.topic, 1024),
+        parts,
+    }
+}
+
+/// Judges an event that was raised by hand for `trigger`: its topic and conditions are not in
+/// question.
+///
+/// # Errors
+/// Why it cannot run, with what is to be recorded.
+pub fn raise(
+    config: &Config,
+    trigger: &Trigger,
+    delivery: &Delivery,
+    attributes: event::Attributes,
+    redelivery_since: i64,
+) -> (Admission, Result<String, Refusal>) {
+    let id = delivery.properties.user(property::ID).map(str::to_owned);
+    let event = Event {
+        topic: String::from_utf8_lossy(&delivery.topic).into_owned(),
+        attributes,
+        payload: delivery.payload.clone(),
+        id: id.filter(|id| !id.is_empty() && id.len() <= event::MAX_ID_BYTES),
+        who: None,
+        hops: 0,
+        traceparent: None,
+        retained: false,
+    };
+    let key = key(delivery, event.id.as_deref(), redelivery_since);
+    let decision = trigger.admit(&event);
+    let refusal = match &decision {
+        Decision::Refuse(refusal) => Some(refusal.clone()),
+        Decision::Run | Decision::Ignore => None,
+    };
+    let reason = status::REASON_RAISED.to_owned();
+    let part = part(config, trigger, &event, &key.id, decision, reason);
+    let unit = match (&part, refusal) {
+        (Some(Part::Run { unit, .. }), _) => Ok(unit.id.clone()),
+        (_, Some(refusal)) => Err(refusal),
+        (_, None) => Ok(String::new()),
+    };
+    let admission = Admission {
+        key,
+        topic: event.topic,
+        parts: part.into_iter().collect(),
+    };
+    (admission, unit)
+}
+
+fn key(delivery: &Delivery, id: Option<&str>, redelivery_since: i64) -> EventKey {
+    match id {
+        Some(id) => EventKey {
+            id: id.to_owned(),
+            digest: None,
+            redelivery_since: None,
+        },
+        None => EventKey {
+            id: new_id(),
+            digest: Some(digest(delivery)),
+            redelivery_since: delivery.duplicate.then_some(redelivery_since),
+        },
+    }
+}
+
+fn digest(delivery: &Delivery) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    // A topic holds no NUL, so that no two messages run together.
+    for part in [&delivery.topic[..], b"\0", &delivery.payload[..]] {
+        context.update(part);
+    }
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+fn part(
+    config: &Config,
+    trigger: &Trigger,
+    event: &Event,
+    event_id: &str,
+    decision: Decision,
+    reason: String,
+) -> Option<Part> {
+    match decision {
+        Decision::Ignore => None,
+        Decision::Run => Some(Part::Run {
+            unit: Box::new(unit(trigger, event, event_id, reason)),
+            start: false,
+        }),
+        Decision::Refuse(refusal) => {
+            let unit = unit(trigger, event, event_id, reason);
+            // An event in a loop is not reported: the report would go round too.
+            let falsestart = matches!(refusal, Refusal::Missing(_)).then(|| {
+                let payload = status::falsestart(&unit.passthrough, Timestamp::now());
+                settle::message(config, &unit, payload)
+            });
+            Some(Part::Refuse {
+                trigger: trigger.name.clone(),
+                refused: Refused {
+                    code: refusal.code(),
+                    detail: refusal.to_string(),
+                    status: falsestart,
+                },
+            })
+        }
+    }
+}
+
+/// The refusal of a message that could not be read, if any trigger would have looked at it.
+fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
+    let topic = std::str::from_utf8(&delivery.topic).ok();
+    let meant = config.triggers.iter().any(|trigger| {
+        (trigger.accept_retained || !delivery.retained)
+            && topic.is_none_or(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
+    });
+    let refuse = || Part::Refuse {
+        trigger: String::new(),
+        refused: Refused {
+            code: refusal.code(),
+            detail: refusal.to_string(),
+            status: None,
+        },
+    };
+    meant.then(refuse).into_iter().collect()
+}
+
+fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {
+    let exported = trigger.export.apply(&event.attributes);
+    for warning in &exported.warnings {
+        warn!(TAEL_EVENT = event_id, TAEL_TOPIC = event.topic, "{warning}");
+    }
+    let passthrough = trigger
+        .passthrough
+        .iter()
+        .filter_map(|name| {
+            let (_, value) = exported.variables.iter().find(|(n, _)| n == name)?;
+            Some((name.clone(), value.clone().into()))
+        })
+        .collect::<Map<_, _>>();
+    Unit {
+        id: new_id(),
+        trigger: trigger.name.clone(),
+        event: event_id.to_owned(),
+        topic: event.topic.clone(),
+        reason,
+        hops: event.hops,
+        traceparent: event.traceparent.clone(),
+        attempt: 1,
+        due: 0,
+        variables: exported.variables,
+        passthrough,
+        payload: event.payload.clone(),
+        command: trigger.command.text(),
+    }
+}

@@ -1,0 +1,279 @@
+//! Which unit starts when: jobs, overlap, retries that wait, pausing. Pure.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::model::trigger::{Overlap, Trigger};
+
+/// A unit that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Waiting {
+    unit: String,
+    due: i64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Lane {
+    jobs: usize,
+    overlap: Overlap,
+    running: Vec<String>,
+    waiting: VecDeque<Waiting>,
+}
+
+/// What happens to others when a unit comes to wait.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Displaced {
+    /// Units, perhaps the new one itself, that will not run.
+    pub dropped: Vec<String>,
+    /// A running unit to cancel.
+    pub cancel: Option<String>,
+}
+
+/// The queues of all triggers of a client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    lanes: HashMap<String, Lane>,
+    paused: bool,
+}
+
+impl Queue {
+    /// Empty queues for `triggers`.
+    pub fn new(triggers: &[Trigger]) -> Self {
+        let lane = |trigger: &Trigger| {
+            let lane = Lane {
+                jobs: trigger.policy.jobs,
+                overlap: trigger.policy.overlap,
+                ..Lane::default()
+            };
+            (trigger.name.clone(), lane)
+        };
+        Self {
+            lanes: triggers.iter().map(lane).collect(),
+            paused: false,
+        }
+    }
+
+    fn lane(&mut self, trigger: &str) -> &mut Lane {
+        // A trigger that the configuration has dropped still has its old units, one by one.
+        self.lanes
+            .entry(trigger.to_owned())
+            .or_insert_with(|| Lane {
+                jobs: 1,
+                ..Lane::default()
+            })
+    }
+
+    /// Stops or allows new starts.
+    pub const fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Whether nothing is started.
+    pub const fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Takes a job for `unit` at once, if one is free and nobody waits for it.
+    pub fn claim(&mut self, trigger: &str, unit: &str) -> bool {
+        let paused = self.paused;
+        let lane = self.lane(trigger);
+        let free = !paused && lane.waiting.is_empty() && lane.running.len() < lane.jobs;
+        if free {
+            lane.running.push(unit.to_owned());
+        }
+        free
+    }
+
+    /// Counts `unit` as running, job or no job: it does.
+    pub fn adopt(&mut self, trigger: &str, unit: &str) {
+        self.lane(trigger).running.push(unit.to_owned());
+    }
+
+    /// Gives the job of `unit` back, or its place in the queue.
+    pub fn remove(&mut self, trigger: &str, unit: &str) {
+        let lane = self.lane(trigger);
+        lane.running.retain(|running| running != unit);
+        lane.waiting.retain(|waiting| waiting.unit != unit);
+    }
+
+    /// Lets a new `unit` wait by the trigger's policy.
+    pub fn arrive(&mut self, trigger: &str, unit: &str) -> Displaced {
+        let lane = self.lane(trigger);
+        let busy = lane.running.len() >= lane.jobs;
+        let mut displaced = Displaced::default();
+        match lane.overlap {
+            Overlap::Skip if busy || !lane.waiting.is_empty() => {
+                displaced.dropped.push(unit.to_owned());
+                return displaced;
+            }
+            Overlap::Queue | Overlap::Skip => {}
+            Overlap::Coalesce => displaced.dropped = lane.drop_waiting(),
+            Overlap::Replace => {
+                displaced.dropped = lane.drop_waiting();
+                if busy {
+                    displaced.cancel = lane.running.first().cloned();
+                }
+            }
+        }
+        self.wait(trigger, unit, 0);
+        displaced
+    }
+
+    /// Lets `unit` wait at the end, whatever the policy, and start at `due` at the earliest
+    /// (milliseconds since the epoch).
+    pub fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
+        self.lane(trigger).waiting.push_back(Waiting {
+            unit: unit.to_owned(),
+            due,
+        });
+    }
+
+    /// A unit that can start now, with its trigger; its job is taken.
+    pub fn next(&mut self, now: i64) -> Option<(String, String)> {
+        if self.paused {
+            return None;
+        }
+        self.lanes.iter_mut().find_map(|(trigger, lane)| {
+            if lane.running.len() >= lane.jobs {
+                return None;
+            }
+            let place = lane.waiting.iter().position(|waiting| waiting.due <= now)?;
+            let unit = lane.waiting.remove(place)?.unit;
+            lane.running.push(unit.clone());
+            Some((trigger.clone(), unit))
+        })
+    }
+
+    /// When the next unit that only waits for its time comes due.
+    pub fn next_due(&self, now: i64) -> Option<i64> {
+        self.lanes
+            .values()
+            .filter(|lane| !self.paused && lane.running.len() < lane.jobs)
+            .flat_map(|lane| &lane.waiting)
+            .map(|waiting| waiting.due)
+            .filter(|due| *due > now)
+            .min()
+    }
+
+    /// Ids of the running units.
+    pub fn running(&self) -> impl Iterator<Item = &String> {
+        self.lanes.values().flat_map(|lane| &lane.running)
+    }
+
+    /// How many units wait.
+    pub fn waiting(&self) -> usize {
+        self.lanes.values().map(|lane| lane.waiting.len()).sum()
+    }
+}
+
+impl Lane {
+    /// Forgets the units that wait for a job; retries wait for their time, and stay.
+    fn drop_waiting(&mut self) -> Vec<String> {
+        let (retries, dropped) = self.waiting.drain(..).partition(|waiting| waiting.due > 0);
+        self.waiting = retries;
+        let dropped: VecDeque<Waiting> = dropped;
+        dropped.into_iter().map(|waiting| waiting.unit).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn queue(jobs: usize, overlap: Overlap) -> Queue {
+        let lane = Lane {
+            jobs,
+            overlap,
+            ..Lane::default()
+        };
+        Queue {
+            lanes: [("t".to_owned(), lane)].into(),
+            paused: false,
+        }
+    }
+
+    fn start(queue: &mut Queue) -> Option<String> {
+        queue.next(1000).map(|(_, unit)| unit)
+    }
+
+    #[test]
+    fn units_start_in_order_up_to_jobs() {
+        let mut q = queue(2, Overlap::Queue);
+        assert!(q.claim("t", "a") && q.claim("t", "b") && !q.claim("t", "c"));
+        assert_eq!(q.arrive("t", "c"), Displaced::default());
+        assert_eq!(q.arrive("t", "d"), Displaced::default());
+        assert_eq!(start(&mut q), None);
+        q.remove("t", "a");
+        assert!(!q.claim("t", "e"), "nobody jumps the queue");
+        assert_eq!(start(&mut q).as_deref(), Some("c"));
+        assert_eq!(start(&mut q), None);
+        assert_eq!(q.waiting(), 1);
+    }
+
+    #[test]
+    fn overlap_policies() {
+        let mut q = queue(1, Overlap::Skip);
+        assert!(q.claim("t", "a"));
+        assert_eq!(q.arrive("t", "b").dropped, ["b"]);
+
+        let mut q = queue(1, Overlap::Coalesce);
+        assert!(q.claim("t", "a"));
+        assert_eq!(q.arrive("t", "b"), Displaced::default());
+        assert_eq!(q.arrive("t", "c").dropped, ["b"]);
+        q.remove("t", "a");
+        assert_eq!(start(&mut q).as_deref(), Some("c"));
+
+        let mut q = queue(1, Overlap::Replace);
+        assert!(q.claim("t", "a"));
+        let displaced = q.arrive("t", "b");
+        assert_eq!(
+            (displaced.cancel.as_deref(), displaced.dropped.len()),
+            (Some("a"), 0)
+        );
+        assert_eq!(q.arrive("t", "c").dropped, ["b"]);
+    }
+
+    #[test]
+    fn retries_wait_for_their_time_and_pausing_holds_all() {
+        let mut q = queue(1, Overlap::Queue);
+        q.wait("t", "later", 2000);
+        q.wait("t", "now", 0);
+        assert_eq!(q.next_due(1000), Some(2000));
+        q.pause(true);
+        assert_eq!((start(&mut q), q.next_due(1000)), (None, None));
+        q.pause(false);
+        assert_eq!(start(&mut q).as_deref(), Some("now"));
+        assert_eq!(q.next_due(1000), None, "no job is free then anyway");
+        q.remove("t", "now");
+        assert_eq!(start(&mut q), None);
+        assert_eq!(q.next(2000).map(|(_, unit)| unit).as_deref(), Some("later"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_jobs_and_none_twice(
+            jobs in 1usize..4, policy in 0..4, steps in proptest::collection::vec(0..3, 1..60),
+        ) {
+            let overlap = [Overlap::Queue, Overlap::Skip, Overlap::Replace, Overlap::Coalesce][policy as usize];
+            let mut q = queue(jobs, overlap);
+            let mut started: Vec<String> = Vec::new();
+            for (n, step) in steps.into_iter().enumerate() {
+                let id = n.to_string();
+                match step {
+                    0 if q.claim("t", &id) => started.push(id),
+                    0 => { q.arrive("t", &id); }
+                    1 => started.extend(start(&mut q)),
+                    _ => {
+                        let running = q.running().next().cloned();
+                        running.iter().for_each(|id| q.remove("t", id));
+                    }
+                }
+                prop_assert!(q.running().count() <= jobs);
+            }
+            let mut once = started.clone();
+            once.sort();
+            once.dedup();
+            prop_assert_eq!(once.len(), started.len());
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What a client does at start with the units that an earlier one has left.
+
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use crate::error::Result;
+use crate::model::unit::{Recovery, Unit, recover};
+use crate::store::ledger::{Reader, Record};
+use crate::store::streams::UnitDir;
+
+/// A unit that has not ended in the ledger, and what is to be done with it.
+#[derive(Debug)]
+pub struct Left {
+    /// The unit.
+    pub unit: Unit,
+    /// When its start was booked, milliseconds since the epoch.
+    pub started: Option<i64>,
+    /// Whether the ledger has handed it to a runner.
+    pub handed_over: bool,
+    /// What to do.
+    pub recovery: Recovery,
+}
+
+/// Looks at every unit that has not ended.
+///
+/// # Errors
+/// When the ledger or a folder cannot be read.
+pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>> {
+    reader
+        .units(true)?
+        .into_iter()
+        .map(|record| look(pipeline, record, boot))
+        .collect()
+}
+
+fn look(pipeline: &Path, record: Record, boot: &str) -> Result<Left> {
+    let trace = UnitDir::new(pipeline, &record.unit.id).trace()?;
+    let same_boot = record.boot.as_deref() == Some(boot);
+    let recovery = recover(record.state, trace, same_boot);
+    let unit = &record.unit.id;
+    match &recovery {
+        Recovery::Queue => {}
+        Recovery::Adopt => info!(TAEL_UNIT = unit, "run goes on, adopted"),
+        Recovery::Settle(_) => info!(TAEL_UNIT = unit, "run has ended meanwhile"),
+        Recovery::Interrupted => warn!(TAEL_UNIT = unit, "run was interrupted"),
+    }
+    Ok(Left {
+        handed_over: record.boot.is_some(),
+        started: record.started,
+        unit: record.unit,
+        recovery,
+    })
+}

@@ -1,0 +1,181 @@
+//! The runners that a client has at hand: started ahead, one unit at a time each.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::engine::runner::{ARGUMENT, Job};
+use crate::model::unit::Outcome;
+use crate::store::streams::parse_outcome;
+
+/// What a runner says of a unit.
+#[derive(Debug)]
+pub enum Report {
+    /// Its command has started, at this time (milliseconds since the epoch).
+    Started(String, i64),
+    /// It has ended.
+    Ended(String, Outcome),
+    /// Its runner is gone or would not take it; the unit's folder knows more.
+    Unknown(String),
+}
+
+enum Line {
+    Said(u64, String),
+    Gone(u64),
+}
+
+struct Handle {
+    number: u64,
+    requests: ChildStdin,
+    unit: Option<String>,
+}
+
+/// A client's runners.
+pub struct Runners {
+    handles: Vec<Handle>,
+    lines: mpsc::UnboundedReceiver<Line>,
+    line_tx: mpsc::UnboundedSender<Line>,
+    started: u64,
+}
+
+impl Runners {
+    /// None yet.
+    pub fn new() -> Self {
+        let (line_tx, lines) = mpsc::unbounded_channel();
+        Self {
+            handles: Vec::new(),
+            lines,
+            line_tx,
+            started: 0,
+        }
+    }
+
+    /// Has one idle runner ready, and no more than one.
+    pub fn keep_warm(&mut self) {
+        let idle = |handle: &Handle| handle.unit.is_none();
+        match self.handles.iter().filter(|handle| idle(handle)).count() {
+            0 => {
+                if let Err(e) = self.start() {
+                    debug!("cannot start a runner ahead: {e}");
+                }
+            }
+            1 => {}
+            _ => {
+                let mut kept = false;
+                // Without its pipe a runner leaves.
+                self.handles
+                    .retain(|handle| !idle(handle) || !std::mem::replace(&mut kept, true));
+            }
+        }
+    }
+
+    /// Hands a unit to a runner.
+    ///
+    /// # Errors
+    /// When no process can be started.
+    pub fn dispatch(&mut self, unit: &str, job: &Job) -> std::io::Result<()> {
+        let mut line = serde_json::to_string(job)?;
+        line.push('\n');
+        loop {
+            let place = match self.handles.iter().position(|h| h.unit.is_none()) {
+                Some(place) => place,
+                None => self.start()?,
+            };
+            let handle = &mut self.handles[place];
+            // An idle runner reads, so that this does not block for long.
+            if handle.requests.write_all(line.as_bytes()).is_ok() {
+                handle.unit = Some(unit.to_owned());
+                return Ok(());
+            }
+            // It died while it was idle.
+            self.handles.remove(place);
+        }
+    }
+
+    fn start(&mut self) -> std::io::Result<usize> {
+        // The running image, even if its file has been replaced by an upgrade.
+        let mut child = Command::new("/proc/self/exe")
+            .arg(ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (Some(requests), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        };
+        let replies = File::from(OwnedFd::from(replies));
+        let replies = pipe::Receiver::from_file(replies)?;
+        self.started += 1;
+        tokio::spawn(listen(self.started, child, replies, self.line_tx.clone()));
+        self.handles.push(Handle {
+            number: self.started,
+            requests,
+            unit: None,
+        });
+        Ok(self.handles.len() - 1)
+    }
+
+    /// The next report; cancel safe. There may never be one.
+    pub async fn next(&mut self) -> Report {
+        loop {
+            // We hold a sender ourselves, so that the channel never ends.
+            let Some(line) = self.lines.recv().await else {
+                std::future::pending::<()>().await;
+                continue;
+            };
+            if let Some(report) = self.read(line) {
+                return report;
+            }
+        }
+    }
+
+    fn read(&mut self, line: Line) -> Option<Report> {
+        match line {
+            Line::Gone(number) => {
+                let place = self.handles.iter().position(|h| h.number == number)?;
+                self.handles.remove(place).unit.map(Report::Unknown)
+            }
+            Line::Said(number, text) => {
+                let handle = self.handles.iter_mut().find(|h| h.number == number)?;
+                let unit = handle.unit.clone()?;
+                let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+                match word {
+                    "started" => Some(Report::Started(unit, rest.parse().ok()?)),
+                    "ended" => Some(match parse_outcome(rest.as_bytes()) {
+                        Some(outcome) => Report::Ended(unit, outcome),
+                        None => Report::Unknown(unit),
+                    }),
+                    "begun" => Some(Report::Unknown(unit)),
+                    _ => {
+                        handle.unit = None;
+                        self.keep_warm();
+                        None
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn listen(
+    number: u64,
+    mut child: Child,
+    replies: pipe::Receiver,
+    lines: mpsc::UnboundedSender<Line>,
+) {
+    let mut replies = BufReader::with_capacity(512, replies).lines();
+    while let Ok(Some(text)) = replies.next_line().await {
+        if lines.send(Line::Said(number, text)).is_err() {
+            return;
+        }
+    }
+    // It has closed its side, so that this returns at once.
+    let _ = child.wait();
+    let _ = lines.send(Line::Gone(number));
+}

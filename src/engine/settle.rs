@@ -1,0 +1,154 @@
+//! What is told and booked when a unit starts and when it ends.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::engine::pipeline::Config;
+use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::status;
+use crate::model::topic::PipelineTopics;
+use crate::model::trigger::{OnInterrupt, Policy};
+use crate::model::unit::{End, Outcome, State, Stopped, Unit};
+use crate::os::host::new_id;
+use crate::store::ledger::Op;
+
+/// A status of `unit` as a message, with an id of its own and the event as its cause.
+pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
+    let mut user = vec![
+        (property::ID.to_owned(), new_id()),
+        (property::CAUSE.to_owned(), unit.event.clone()),
+        (property::WHO.to_owned(), config.who.clone()),
+        (property::HOST.to_owned(), config.host.clone()),
+        (property::HOPS.to_owned(), (unit.hops + 1).to_string()),
+    ];
+    if let Some(traceparent) = &unit.traceparent {
+        user.push((property::TRACEPARENT.to_owned(), traceparent.clone()));
+    }
+    Message {
+        topic: PipelineTopics::new(&config.root, &config.who).status(),
+        payload: Bytes::from(Value::Object(payload).to_string()),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: Properties {
+            user,
+            ..Properties::default()
+        },
+    }
+}
+
+/// Books the start of a unit's command at `at` (milliseconds since the epoch).
+pub fn started(config: &Config, unit: &Unit, at: i64) -> Op {
+    let payload = status::started(&unit.reason, &unit.passthrough, timestamp(at));
+    Op::Started {
+        unit: unit.id.clone(),
+        at,
+        status: message(config, unit, payload),
+    }
+}
+
+/// Books the end of a unit. `unsaid` says that its start has not been told yet.
+pub fn ended(
+    config: &Config,
+    policy: &Policy,
+    unit: &Unit,
+    outcome: &Outcome,
+    unsaid: bool,
+) -> (Op, Option<Unit>) {
+    let now = Timestamp::now();
+    let elapsed = Duration::from_micros(outcome.elapsed);
+    let mut statuses = Vec::with_capacity(2);
+    if unsaid && outcome.end.return_code().is_some() && outcome.started > 0 {
+        let payload = status::started(&unit.reason, &unit.passthrough, timestamp(outcome.started));
+        statuses.push(message(config, unit, payload));
+    }
+    let payload = status::ended(&outcome.reported(), elapsed, &unit.passthrough, now);
+    statuses.push(message(config, unit, payload));
+    let retry = retry(policy, unit, outcome, now);
+    let note = match (&outcome.end, outcome.stopped) {
+        (End::NotStarted(cause), _) => Some(format!("not started: {cause}")),
+        (End::Interrupted, _) => Some("interrupted".to_owned()),
+        (_, Some(Stopped::TimedOut)) => Some("timed out".to_owned()),
+        _ => None,
+    };
+    let op = Op::Settle {
+        unit: unit.id.clone(),
+        state: outcome.state(),
+        outcome: Some(outcome.clone()),
+        at: now.as_millisecond(),
+        note,
+        statuses,
+        retry: retry.clone().map(Box::new),
+    };
+    (op, retry)
+}
+
+/// Books that a unit will not run.
+pub fn dropped(unit: &str, note: &str) -> Op {
+    Op::Settle {
+        unit: unit.to_owned(),
+        state: State::Canceled,
+        outcome: None,
+        at: Timestamp::now().as_millisecond(),
+        note: Some(note.to_owned()),
+        statuses: Vec::new(),
+        retry: None,
+    }
+}
+
+/// The outcome of a run that vanished.
+pub const fn interrupted(started: Option<i64>) -> Outcome {
+    Outcome {
+        end: End::Interrupted,
+        stopped: None,
+        started: match started {
+            Some(at) => at,
+            None => 0,
+        },
+        elapsed: 0,
+        max_rss: 0,
+        cpu: 0,
+        dropped: [0, 0],
+    }
+}
+
+/// The outcome of a unit whose command could not be started.
+pub fn not_started(cause: String) -> Outcome {
+    Outcome {
+        end: End::NotStarted(cause),
+        ..interrupted(None)
+    }
+}
+
+/// A new unit for the same event.
+pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
+    Unit {
+        id: new_id(),
+        attempt,
+        due,
+        ..unit.clone()
+    }
+}
+
+fn retry(policy: &Policy, unit: &Unit, outcome: &Outcome, now: Timestamp) -> Option<Unit> {
+    if outcome.state() != State::Failed {
+        return None;
+    }
+    let rerun = outcome.end == End::Interrupted && policy.on_interrupt == OnInterrupt::Rerun;
+    let delay = if rerun {
+        Duration::ZERO
+    } else if unit.attempt <= policy.retries {
+        policy.retry_delay
+    } else {
+        return None;
+    };
+    let delay = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+    let due = now.as_millisecond().saturating_add(delay);
+    Some(again(unit, unit.attempt + 1, due))
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,141 @@
+//! Errors, and the one match that turns them into exit codes.
+
+use std::fmt;
+
+/// What went wrong, as far as the exit code is concerned.
+///
+/// The codes are those of `sysexits.h` (BSD).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The command line is wrong (64).
+    Usage,
+    /// Input data is wrong (65).
+    Data,
+    /// The broker cannot be reached or turned us away (69).
+    Unavailable,
+    /// Tael itself is at fault (70).
+    Bug,
+    /// State cannot be created or is held by another process (73).
+    CannotCreate,
+    /// Nothing answered in time: try again (75).
+    TryAgain,
+    /// Credentials or permissions were refused (77).
+    NotAuthorised,
+    /// A configuration file is wrong (78).
+    Config,
+}
+
+impl Kind {
+    /// The process exit code.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 64,
+            Self::Data => 65,
+            Self::Unavailable => 69,
+            Self::Bug => 70,
+            Self::CannotCreate => 73,
+            Self::TryAgain => 75,
+            Self::NotAuthorised => 77,
+            Self::Config => 78,
+        }
+    }
+}
+
+/// An error that a user reads: one line that says verb, object, cause and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+/// A result with the project's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` with its one-line message.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    /// A wrong command line.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// Wrong input data.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::new(Kind::Data, message)
+    }
+
+    /// A wrong configuration file.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::new(Kind::Config, message)
+    }
+
+    /// A fault of Tael's own.
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::new(Kind::Bug, message)
+    }
+
+    /// State that cannot be created or written.
+    pub fn cannot_create(message: impl Into<String>) -> Self {
+        Self::new(Kind::CannotCreate, message)
+    }
+
+    /// The class of the error.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The process exit code.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        self.kind.exit_code()
+    }
+
+    /// The same message under another class, for a value that came from another place.
+    #[must_use]
+    pub fn into_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The message with `context` in front.
+    #[must_use]
+    pub fn context(self, context: impl fmt::Display) -> Self {
+        Self {
+            message: format!("{context}: {}", self.message),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An operating system or a peer may have put a line break into the cause.
+        for (n, line) in self.message.lines().enumerate() {
+            if n > 0 {
+                f.write_str(" ")?;
+            }
+            f.write_str(line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line() {
+        let error = Error::data("read payload: expected value\n at line 1");
+        assert_eq!(error.to_string(), "read payload: expected value  at line 1");
+    }
+}

@@ -1,0 +1,23 @@
+//! Tael: a finished pipeline on one machine starts the next one on another, over MQTT.
+//!
+//! The house, floor by floor; a file uses lower floors only:
+//!
+//! - [`error`]: errors and exit codes
+//! - [`model`]: pure: what events, triggers, units and statuses are
+//! - [`os`], [`net`], [`store`]: processes and signals; MQTT; files
+//! - [`engine`]: how one event becomes one run and one report
+//! - [`tools`]: one file per command
+//! - [`cli`]: command lines, configuration, dispatch
+//!
+//! One event: [`net::session`] delivers, [`model::event`] parses, [`model::trigger`]
+//! decides, [`engine::admit`] accepts, the session acknowledges, [`engine::queue`] says
+//! when, [`engine::runner`] runs, [`engine::settle`] reports, the session publishes.
+
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod model;
+pub mod net;
+pub mod os;
+pub mod store;
+pub mod tools;

@@ -1,0 +1,5 @@
+//! `tael`: all commands.
+
+fn main() -> std::process::ExitCode {
+    tael::cli::main()
+}

@@ -1,0 +1,395 @@
+//! What a command finds in its environment: attributes under names that are safe.
+
+use crate::model::event::{Attributes, attribute_text};
+use crate::model::text::printable;
+
+/// The longest `NAME=value` in bytes, its closing NUL included.
+///
+/// Source: Linux, `MAX_ARG_STRLEN` (32 pages of 4 KiB), `execve(2)`.
+pub const MAX_VALUE_BYTES: usize = 128 * 1024;
+
+/// The most bytes that all exported attributes may take together.
+///
+/// `execve(2)` allows a quarter of the stack limit, 2 MiB as shipped, for arguments and
+/// environment; half of it is left to the inherited environment and the command line.
+pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
+
+/// The prefix of attributes when neither a prefix nor required attributes are given.
+pub const DEFAULT_PREFIX: &str = "ATTR";
+
+/// Names that steer a loader, a shell or an interpreter; one that ends with `*` stands for
+/// all that begin so.
+///
+/// Source: the table of variables that sudo removes (sudo 1.9, `plugins/sudoers/env.c`),
+/// with what glibc, bash and the tools of pipelines read besides.
+const STEERING: &[&str] = &[
+    "BASH*",
+    "CDPATH",
+    "DYLD_*",
+    "EDITOR",
+    "ENV",
+    "FPATH",
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GIT_*",
+    "GLIBC_TUNABLES",
+    "GLOBIGNORE",
+    "HOME",
+    "HOSTALIASES",
+    "IFS",
+    "JAVA_TOOL_OPTIONS",
+    "JDK_JAVA_OPTIONS",
+    "KRB5*",
+    "LC_*",
+    "LANG",
+    "LANGUAGE",
+    "LD_*",
+    "LIBPATH",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "LOGNAME",
+    "MALLOC_*",
+    "NLSPATH",
+    "NODE_OPTIONS",
+    "NODE_PATH",
+    "NULLCMD",
+    "OPENSSL_CONF",
+    "OPENSSL_MODULES",
+    "PAGER",
+    "PATH",
+    "PATH_LOCALE",
+    "PERL5DB",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLIO_DEBUG",
+    "PERLLIB",
+    "PROMPT_COMMAND",
+    "PS1",
+    "PS2",
+    "PS3",
+    "PS4",
+    "PWD",
+    "OLDPWD",
+    "PYTHON*",
+    "READNULLCMD",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "R_ENVIRON*",
+    "R_LIBS*",
+    "R_PROFILE*",
+    "RUBYLIB",
+    "RUBYOPT",
+    "SHELL",
+    "SHELLOPTS",
+    "SHLIB_PATH",
+    "SSH_*",
+    "SSLKEYLOGFILE",
+    "TAEL_*",
+    "TERM",
+    "TERMCAP",
+    "TERMINFO*",
+    "TERMPATH",
+    "TMPDIR",
+    "TMPPREFIX",
+    "TZDIR",
+    "USER",
+    "VISUAL",
+    "XDG_*",
+    "ZDOTDIR",
+    "_JAVA_OPTIONS",
+    "_RLD*",
+];
+
+/// Whether a bare `name` would steer the command's loader, shell or interpreter.
+#[must_use]
+pub fn is_steering(name: &str) -> bool {
+    STEERING.iter().any(|known| match known.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == *known,
+    })
+}
+
+/// An attribute's key as part of an environment name: upper case, `_` for the rest.
+#[must_use]
+pub fn sanitize(key: &str) -> String {
+    key.chars()
+        .map(|c| match c.to_ascii_uppercase() {
+            c @ ('A'..='Z' | '0'..='9' | '_') => c,
+            _ => '_',
+        })
+        .collect()
+}
+
+/// Which attributes a trigger exports, and under which names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Export {
+    prefix: Option<String>,
+    required: Vec<String>,
+}
+
+/// What [`Export::apply`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Names and values for the command's environment.
+    pub variables: Vec<(String, String)>,
+    /// What was left out, and why.
+    pub warnings: Vec<String>,
+}
+
+impl Export {
+    /// Checks the operator's choice: `prefix` for every attribute, `required` keys by name.
+    ///
+    /// # Errors
+    /// A text for the user when a name could steer the command or is no name.
+    pub fn new(prefix: Option<String>, required: Vec<String>) -> Result<Self, String> {
+        if let Some(prefix) = &prefix {
+            let mut bytes = prefix.bytes();
+            let legal = bytes
+                .next()
+                .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+                && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !legal {
+                return Err(format!(
+                    "'{}' cannot begin an environment name: use letters, digits and _",
+                    printable(prefix, 80)
+                ));
+            }
+            let start = format!("{prefix}_");
+            let steers = STEERING.iter().any(|known| match known.strip_suffix('*') {
+                Some(known) => known.starts_with(&start) || start.starts_with(known),
+                None => known.starts_with(&start),
+            });
+            if steers {
+                return Err(format!(
+                    "prefix '{prefix}' could make names that steer a loader or a shell: choose another"
+                ));
+            }
+        }
+        for key in &required {
+            let name = sanitize(key);
+            if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+                return Err(format!("'{}' is no environment name", printable(key, 80)));
+            }
+            if is_steering(&name) {
+                return Err(format!(
+                    "attribute '{}' would set {name}, which steers a loader or a shell: \
+                     use --envprefix to have it under a safe name",
+                    printable(key, 80)
+                ));
+            }
+        }
+        Ok(Self { prefix, required })
+    }
+
+    /// The required keys that `attributes` lacks.
+    #[must_use]
+    pub fn missing(&self, attributes: &Attributes) -> Vec<String> {
+        self.required
+            .iter()
+            .filter(|key| find(attributes, key).is_none())
+            .cloned()
+            .collect()
+    }
+
+    /// The environment for `attributes`.
+    #[must_use]
+    pub fn apply(&self, attributes: &Attributes) -> Exported {
+        let mut out = Exported::default();
+        let mut total = 0;
+        for key in &self.required {
+            if let Some((_, value)) = find(attributes, key) {
+                out.add(&mut total, key, sanitize(key), attribute_text(value));
+            }
+        }
+        let prefix = match &self.prefix {
+            Some(prefix) => prefix,
+            None if self.required.is_empty() => DEFAULT_PREFIX,
+            None => return out,
+        };
+        for (key, value) in attributes {
+            let name = format!("{prefix}_{}", sanitize(key));
+            out.add(&mut total, key, name, attribute_text(value));
+        }
+        out
+    }
+}
+
+/// The attribute that the operator means by `wanted`: that key, else the first whose
+/// environment name is the same.
+fn find<'a>(
+    attributes: &'a Attributes,
+    wanted: &str,
+) -> Option<(&'a String, &'a serde_json::Value)> {
+    attributes.get_key_value(wanted).or_else(|| {
+        let name = sanitize(wanted);
+        attributes.iter().find(|(key, _)| sanitize(key) == name)
+    })
+}
+
+impl Exported {
+    fn add(&mut self, total: &mut usize, key: &str, name: String, value: String) {
+        let bytes = name.len() + value.len() + 2;
+        let cause = if value.contains('\0') {
+            "its value contains a NUL character".to_owned()
+        } else if bytes > MAX_VALUE_BYTES {
+            format!("{bytes} bytes are more than the system's {MAX_VALUE_BYTES} for one variable")
+        } else if *total + bytes > MAX_TOTAL_BYTES {
+            format!("all variables together are more than {MAX_TOTAL_BYTES} bytes")
+        } else if self.variables.iter().any(|(taken, _)| *taken == name) {
+            format!("{name} is taken by another attribute")
+        } else {
+            *total += bytes;
+            self.variables.push((name, value));
+            return;
+        };
+        self.warnings.push(format!(
+            "attribute '{}' is left out of the environment: {cause}",
+            printable(key, 80)
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn attributes(value: Value) -> Attributes {
+        match value {
+            Value::Object(map) => map,
+            other => panic!("{other}"),
+        }
+    }
+
+    fn export(prefix: Option<&str>, required: &[&str]) -> Export {
+        Export::new(
+            prefix.map(str::to_owned),
+            required.iter().map(|s| (*s).to_owned()).collect(),
+        )
+        .expect("export")
+    }
+
+    fn pairs(exported: &Exported) -> Vec<String> {
+        exported
+            .variables
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect()
+    }
+
+    #[test]
+    fn every_attribute_by_default_under_attr() {
+        let e = export(None, &[]).apply(&attributes(
+            json!({"status": "finished", "run-id": 7, "ok": true, "none": null, "list": [1, "a b"], "ä": "x"}),
+        ));
+        assert_eq!(
+            pairs(&e),
+            [
+                "ATTR_STATUS=finished",
+                "ATTR_RUN_ID=7",
+                "ATTR_OK=true",
+                "ATTR_NONE=",
+                "ATTR_LIST=[1,\"a b\"]",
+                "ATTR__=x"
+            ]
+        );
+        assert!(e.warnings.is_empty());
+    }
+
+    #[test]
+    fn bare_names_only_for_required_keys() {
+        let a = attributes(json!({"sample": "S1", "LD_PRELOAD": "/x.so", "PATH": "/x"}));
+        assert_eq!(pairs(&export(None, &["SAMPLE"]).apply(&a)), ["SAMPLE=S1"]);
+        assert_eq!(
+            pairs(&export(Some("job"), &["sample"]).apply(&a)),
+            [
+                "SAMPLE=S1",
+                "job_SAMPLE=S1",
+                "job_LD_PRELOAD=/x.so",
+                "job_PATH=/x"
+            ]
+        );
+        assert_eq!(export(None, &["sample", "lane"]).missing(&a), ["lane"]);
+    }
+
+    #[test]
+    fn names_that_steer_are_refused_at_start() {
+        for key in [
+            "PATH",
+            "path",
+            "IFS",
+            "ENV",
+            "BASH_ENV",
+            "BASH_FUNC_x",
+            "SHELLOPTS",
+            "LD_PRELOAD",
+            "ld-preload",
+            "LD_LIBRARY_PATH",
+            "TAEL_UNIT",
+            "PS4",
+            "PYTHONPATH",
+            "GIT_DIR",
+            "1st",
+            "",
+        ] {
+            assert!(Export::new(None, vec![key.into()]).is_err(), "{key}");
+        }
+        for prefix in [
+            "LD", "TAEL", "BASH", "GIT", "R", "", "1", "A-B", "A=B", "_JAVA", "PYTHON",
+        ] {
+            assert!(
+                Export::new(Some(prefix.into()), vec![]).is_err(),
+                "{prefix}"
+            );
+        }
+        for prefix in ["ATTR", "job", "_x", "L", "SEQ_RUN"] {
+            assert!(Export::new(Some(prefix.into()), vec![]).is_ok(), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn values_that_no_environment_holds_are_left_out() {
+        let a = attributes(json!({
+            "nul": "a\0b", "long": "x".repeat(MAX_VALUE_BYTES), "key": "first", "KEY": "second", "ok": "1",
+        }));
+        let e = export(None, &[]).apply(&a);
+        assert_eq!(pairs(&e), ["ATTR_KEY=first", "ATTR_OK=1"]);
+        assert_eq!(e.warnings.len(), 3);
+    }
+
+    #[test]
+    fn all_together_have_a_limit() {
+        let mut a = Attributes::new();
+        for n in 0..20 {
+            a.insert(format!("k{n}"), json!("x".repeat(100_000)));
+        }
+        let e = export(None, &[]).apply(&a);
+        assert_eq!(e.variables.len(), 10);
+        assert_eq!(e.warnings.len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_always_legal_and_prefixed(
+            keys in proptest::collection::vec(any::<String>(), 0..8), value in any::<String>(),
+            prefix in "[A-Za-z_][A-Za-z0-9_]{0,6}",
+        ) {
+            let a: Attributes = keys.into_iter().map(|k| (k, json!(value))).collect();
+            for (export, prefix) in [
+                (Export::new(None, vec![]), DEFAULT_PREFIX.to_owned()),
+                (Export::new(Some(prefix.clone()), vec![]), prefix),
+            ] {
+                let Ok(export) = export else { continue };
+                for (name, value) in export.apply(&a).variables {
+                    let start = format!("{prefix}_");
+                    prop_assert!(name.starts_with(&start));
+                    prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+                    prop_assert!(!name.as_bytes()[0].is_ascii_digit());
+                    prop_assert!(!is_steering(&name), "{}", name);
+                    prop_assert!(!value.contains('\0'));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! An MQTT application message as it goes out and as it comes in, free of any client library.
+
+use bytes::Bytes;
+
+/// Names of the MQTT 5 user properties that carry Tael's metadata.
+pub mod property {
+    /// Id of the event (a ULID).
+    pub const ID: &str = "tael-id";
+    /// Id of the event that led to this one.
+    pub const CAUSE: &str = "tael-cause";
+    /// Name of the pipeline that sent the message.
+    pub const WHO: &str = "tael-who";
+    /// Host that sent the message.
+    pub const HOST: &str = "tael-host";
+    /// How many events lie between this one and the first cause.
+    pub const HOPS: &str = "tael-hops";
+    /// W3C trace context, passed on untouched.
+    pub const TRACEPARENT: &str = "traceparent";
+}
+
+/// Quality of service of a PUBLISH (MQTT 5.0, section 4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Qos {
+    /// 0
+    AtMostOnce,
+    /// 1
+    AtLeastOnce,
+    /// 2
+    ExactlyOnce,
+}
+
+impl Qos {
+    /// The QoS for its number on the wire, 0 to 2.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
+/// The MQTT 5 properties that Tael reads or writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// User properties, in order.
+    pub user: Vec<(String, String)>,
+    /// Where a reply is wanted.
+    pub response_topic: Option<String>,
+    /// Copied from a request into its reply.
+    pub correlation_data: Option<Bytes>,
+}
+
+impl Properties {
+    /// The first user property called `name`.
+    #[must_use]
+    pub fn user(&self, name: &str) -> Option<&str> {
+        self.user
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// A message to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// A valid topic name.
+    pub topic: String,
+    /// Application payload.
+    pub payload: Bytes,
+    /// Quality of service.
+    pub qos: Qos,
+    /// Whether the broker keeps it for later subscribers.
+    pub retain: bool,
+    /// Properties.
+    pub properties: Properties,
+}
+
+/// A message as the broker delivered it; nothing in it has been checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The topic name as it came: it need not be UTF-8.
+    pub topic: Bytes,
+    /// Application payload.
+    pub payload: Bytes,
+    /// Sent because it was retained when we subscribed, not because it is new.
+    pub retained: bool,
+    /// The broker says that it may have sent this before.
+    pub duplicate: bool,
+    /// Properties.
+    pub properties: Properties,
+}

@@ -1,0 +1,376 @@
+//! Topic names, topic filters and pipeline names (MQTT 5.0, section 4.7).
+
+use std::fmt;
+
+/// The longest topic name or filter, in bytes (MQTT 5.0, section 1.5.4).
+pub const MAX_BYTES: usize = 65_535;
+
+/// The longest pipeline name, in bytes: it is a topic level and a folder name.
+pub const MAX_WHO_BYTES: usize = 128;
+
+/// Where a pipeline or tool looks when no root is given.
+pub const DEFAULT_ROOT: &str = "tael";
+
+fn check_utf8_string(text: &str, what: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err(format!("{what} is empty"));
+    }
+    if text.len() > MAX_BYTES {
+        return Err(format!("{what} is longer than {MAX_BYTES} bytes"));
+    }
+    if text.contains('\0') {
+        return Err(format!("{what} contains a NUL character"));
+    }
+    Ok(())
+}
+
+/// Checks a topic name to publish to.
+///
+/// # Errors
+/// A text for the user that says what is wrong.
+pub fn check_name(topic: &str) -> Result<(), String> {
+    check_utf8_string(topic, "the topic")?;
+    if topic.contains(['+', '#']) {
+        return Err(format!(
+            "topic '{topic}' has a wildcard (+ or #): a message goes to one topic"
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the name of a pipeline: one topic level that is also a plain folder name.
+///
+/// # Errors
+/// A text for the user that says what is wrong.
+pub fn check_who(who: &str) -> Result<(), String> {
+    if who.is_empty() || who.len() > MAX_WHO_BYTES {
+        return Err(format!(
+            "a pipeline's name has 1 to {MAX_WHO_BYTES} bytes, this has {}",
+            who.len()
+        ));
+    }
+    if who.starts_with('.') || who.contains(|c: char| "/+#".contains(c) || c.is_control()) {
+        return Err(format!(
+            "'{}' cannot name a pipeline: no /, +, #, control characters or leading dot",
+            super::text::printable(who, 80)
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a root: a topic prefix of one or more levels.
+///
+/// # Errors
+/// A text for the user that says what is wrong.
+pub fn check_root(root: &str) -> Result<(), String> {
+    check_name(root).map_err(|cause| format!("the root cannot be used: {cause}"))?;
+    if root.starts_with('$') || root.ends_with('/') {
+        return Err(format!(
+            "'{root}' cannot be the root: it starts with $ or ends with /"
+        ));
+    }
+    Ok(())
+}
+
+/// A valid topic filter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Filter(String);
+
+impl Filter {
+    /// Checks `text` against the rules of MQTT 5.0, sections 4.7.1 and 4.8.2.
+    ///
+    /// # Errors
+    /// A text for the user that says what is wrong.
+    pub fn new(text: impl Into<String>) -> Result<Self, String> {
+        let text = text.into();
+        check_utf8_string(&text, "the topic filter")?;
+        let filter = match text.strip_prefix("$share/") {
+            None => text.as_str(),
+            Some(shared) => match shared.split_once('/') {
+                Some((group, filter))
+                    if !group.is_empty() && !group.contains(['+', '#']) && !filter.is_empty() =>
+                {
+                    filter
+                }
+                _ => {
+                    return Err(format!(
+                        "'{text}' is no shared subscription: write $share/GROUP/FILTER"
+                    ));
+                }
+            },
+        };
+        let mut levels = filter.split('/').peekable();
+        while let Some(level) = levels.next() {
+            if level.contains('#') && (level != "#" || levels.peek().is_some()) {
+                return Err(format!(
+                    "topic filter '{text}' is wrong: # stands alone in the last level"
+                ));
+            }
+            if level.contains('+') && level != "+" {
+                return Err(format!(
+                    "topic filter '{text}' is wrong: + stands alone in its level"
+                ));
+            }
+        }
+        Ok(Self(text))
+    }
+
+    /// The filter as it is sent in a SUBSCRIBE.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The filter without its `$share/GROUP/`.
+    fn unshared(&self) -> &str {
+        self.0
+            .strip_prefix("$share/")
+            .and_then(|shared| shared.split_once('/'))
+            .map_or(&self.0, |(_, filter)| filter)
+    }
+
+    /// Whether messages on `topic` are delivered for this filter.
+    #[must_use]
+    pub fn matches(&self, topic: &str) -> bool {
+        let filter = self.unshared();
+        // A filter that starts with a wildcard does not see $-topics (section 4.7.2).
+        if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+            return false;
+        }
+        let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
+        loop {
+            match (filter.next(), topic.next()) {
+                (Some("#"), _) | (None, None) => return true,
+                (Some("+"), Some(_)) => {}
+                (Some(wanted), Some(level)) if wanted == level => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether every topic that `other` matches is matched by this filter too, so that a
+    /// subscription to both would only bring messages twice.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        if self.0.starts_with("$share/") || other.0.starts_with("$share/") {
+            return self == other;
+        }
+        if other.0.starts_with('$') && self.0.starts_with(['+', '#']) {
+            return false;
+        }
+        let (mut wide, mut narrow) = (self.0.split('/'), other.0.split('/'));
+        loop {
+            match (wide.next(), narrow.next()) {
+                (Some("#"), _) | (None, None) => return true,
+                (Some("+"), Some(level)) if level != "#" => {}
+                (Some(wanted), Some(level)) if wanted == level && level != "+" => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// The first level, if it is a plain name: the root of a client that names none.
+    #[must_use]
+    pub fn first_level(&self) -> Option<&str> {
+        let first = self.unshared().split('/').next().unwrap_or_default();
+        (!first.is_empty() && !first.starts_with('$') && !first.contains(['+', '#']))
+            .then_some(first)
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `filters` without those that another one covers.
+#[must_use]
+pub fn minimal(filters: &[Filter]) -> Vec<Filter> {
+    let mut kept: Vec<Filter> = Vec::new();
+    for filter in filters {
+        if !kept.iter().any(|wide| wide.covers(filter)) {
+            kept.retain(|narrow| !filter.covers(narrow));
+            kept.push(filter.clone());
+        }
+    }
+    kept
+}
+
+/// The topics of one pipeline, `<root>/infrastructure/pipelines/<who>/…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineTopics {
+    prefix: String,
+}
+
+impl PipelineTopics {
+    /// The topics of pipeline `who` under `root`, both checked.
+    #[must_use]
+    pub fn new(root: &str, who: &str) -> Self {
+        Self {
+            prefix: format!("{root}/infrastructure/pipelines/{who}"),
+        }
+    }
+
+    /// Where the pipeline says what becomes of its runs.
+    #[must_use]
+    pub fn status(&self) -> String {
+        format!("{}/status", self.prefix)
+    }
+
+    /// Where the pipeline takes control requests.
+    #[must_use]
+    pub fn control(&self) -> String {
+        format!("{}/control", self.prefix)
+    }
+
+    /// Where the pipeline's presence is retained.
+    #[must_use]
+    pub fn presence(&self) -> String {
+        format!("{}/presence", self.prefix)
+    }
+
+    /// Where the requester `id` waits for the reply to a control request.
+    #[must_use]
+    pub fn reply(&self, id: &str) -> String {
+        format!("{}/reply/{id}", self.prefix)
+    }
+}
+
+/// The topic of the beacon under `root`.
+#[must_use]
+pub fn beacon(root: &str) -> String {
+    format!("{root}/test/beacon/status")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn filter(text: &str) -> Filter {
+        Filter::new(text).expect(text)
+    }
+
+    #[test]
+    fn the_examples_of_the_standard() {
+        // MQTT 5.0, sections 4.7.1.2, 4.7.1.3 and 4.7.2.
+        for (f, topic, want) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1", true),
+            (
+                "sport/tennis/player1/#",
+                "sport/tennis/player1/ranking",
+                true,
+            ),
+            (
+                "sport/tennis/player1/#",
+                "sport/tennis/player1/score/wimbledon",
+                true,
+            ),
+            ("sport/#", "sport", true),
+            ("sport/tennis/+", "sport/tennis/player1", true),
+            ("sport/tennis/+", "sport/tennis/player1/ranking", false),
+            ("sport/+", "sport", false),
+            ("sport/+", "sport/", true),
+            ("+/+", "/finance", true),
+            ("/+", "/finance", true),
+            ("+", "/finance", false),
+            ("#", "$SYS/uptime", false),
+            ("+/monitor/Clients", "$SYS/monitor/Clients", false),
+            ("$SYS/#", "$SYS/uptime", true),
+            ("$share/g/a/+", "a/b", true),
+        ] {
+            assert_eq!(filter(f).matches(topic), want, "{f} on {topic}");
+        }
+        for bad in [
+            "",
+            "a#",
+            "sport/tennis#",
+            "sport/tennis/#/ranking",
+            "sport+",
+            "a/+b/c",
+            "a\0b",
+            "$share/g",
+            "$share//a",
+            "$share/+/a",
+        ] {
+            assert!(Filter::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn one_of_two_overlapping_filters_is_enough() {
+        let all = [
+            "lab/a/status",
+            "lab/+/status",
+            "lab/#",
+            "x/y",
+            "$SYS/#",
+            "#",
+        ];
+        let kept = |list: &[&str]| {
+            minimal(&list.iter().map(|f| filter(f)).collect::<Vec<_>>())
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&all[..2]), ["lab/+/status"]);
+        assert_eq!(kept(&all[..4]), ["lab/#", "x/y"]);
+        assert_eq!(kept(&all), ["$SYS/#", "#"]);
+        assert_eq!(kept(&["a/b", "a/b"]), ["a/b"]);
+    }
+
+    #[test]
+    fn names_that_are_refused() {
+        for who in ["", ".", "..", ".hidden", "a/b", "a+", "#", "a\nb"] {
+            assert!(check_who(who).is_err(), "{who:?}");
+        }
+        assert!(check_who("seq-1.b αβ").is_ok());
+        assert!(check_name("lab/+/status").is_err());
+        assert!(check_root("lab/").is_err() && check_root("lab/berlin").is_ok());
+    }
+
+    /// The matching rules of section 4.7 once more, by recursion on the levels.
+    fn by_the_book(filter: &[&str], topic: &[&str]) -> bool {
+        match (filter, topic) {
+            ([], []) | (["#"], _) => true,
+            ([f, filter @ ..], [t, topic @ ..]) => {
+                (*f == "+" || f == t) && by_the_book(filter, topic)
+            }
+            _ => false,
+        }
+    }
+
+    fn levels(wild: &'static str) -> impl Strategy<Value = String> {
+        proptest::collection::vec(proptest::string::string_regex(wild).expect("pattern"), 1..5)
+            .prop_map(|levels| levels.join("/"))
+    }
+
+    proptest! {
+        #[test]
+        fn matching_follows_the_rules(f in levels("[ab]?|[+]|#"), t in levels("[$ab]?")) {
+            prop_assume!(!t.is_empty());
+            if let Ok(filter) = Filter::new(f.clone()) {
+                let dollar = t.starts_with('$') && f.starts_with(['+', '#']);
+                let want = !dollar
+                    && by_the_book(&f.split('/').collect::<Vec<_>>(), &t.split('/').collect::<Vec<_>>());
+                prop_assert_eq!(filter.matches(&t), want);
+            }
+        }
+
+        #[test]
+        fn what_is_covered_is_matched(
+            wide in levels("[ab]?|[+]|#"), narrow in levels("[ab]?|[+]|#"), t in levels("[$ab]?"),
+        ) {
+            if let (Ok(wide), Ok(narrow)) = (Filter::new(wide), Filter::new(narrow))
+                && wide.covers(&narrow) && narrow.matches(&t) {
+                    prop_assert!(wide.matches(&t));
+                }
+        }
+
+        #[test]
+        fn any_text_is_judged_without_panic(text in any::<String>()) {
+            let _ = (Filter::new(text.clone()), check_name(&text), check_who(&text), check_root(&text));
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The network: MQTT through one library, TLS, and a broker of our own for one machine.
+
+#[cfg(feature = "embedded-broker")]
+pub mod broker;
+pub mod mqtt;
+pub mod oneshot;
+pub mod options;
+pub mod session;
+pub mod tls;

@@ -1,0 +1,552 @@
+//! One MQTT 5 connection. The only file that knows the client library.
+//!
+//! The library's event loop runs in a task of its own and is thrown away, with its client,
+//! after any error: only this avoids stale events and acknowledgements of other messages.
+//! Whoever holds a [`Connection`] never waits for that task; that task may wait for its
+//! holder. So neither can block the other for ever.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter as WireFilter, LastWill,
+    Packet, PubAckReason, PubCompReason, PubRecReason, Publish, PublishProperties,
+    RetainForwardRule, SubscribeReasonCode,
+};
+use rumqttc::v5::mqttbytes::{Error as WireError, QoS};
+use rumqttc::v5::{
+    AsyncClient, ConnectionError, Event as LoopEvent, EventLoop, MqttOptions, StateError,
+};
+use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Delivery, Message, Properties, Qos};
+use crate::model::topic::Filter;
+use crate::net::options::{BrokerOptions, MIN_KEEP_ALIVE};
+use crate::net::tls;
+
+/// A connection, TLS included, must stand within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Without any progress for so many keep-alives the connection is given up: a write that
+/// hangs has no time-out of its own.
+const STALL_KEEP_ALIVES: u32 = 3;
+
+/// Events that wait for their reader before the network is no longer read.
+const EVENT_QUEUE: usize = 256;
+
+/// Requests that wait inside the library.
+const REQUEST_QUEUE: usize = 64;
+
+/// Publishes in flight at one time.
+const OUTGOING_INFLIGHT: u16 = 64;
+
+/// Names one publish among those that are under way.
+pub type Token = u64;
+
+/// What a connection is to be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Broker and credentials.
+    pub broker: BrokerOptions,
+    /// How long the broker keeps our session after we are gone; zero ends it with us.
+    pub session_expiry: Duration,
+    /// What the broker publishes when we vanish.
+    pub will: Option<Message>,
+    /// The largest packet that the broker may send, in bytes.
+    pub max_packet: u32,
+    /// Unacknowledged deliveries that the broker may have under way.
+    pub receive_maximum: u16,
+}
+
+/// Why a publish was refused by the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub Error);
+
+/// What happens on a connection, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// The broker has accepted us.
+    Connected {
+        /// It still had our session.
+        session_present: bool,
+        /// The highest QoS it takes.
+        maximum_qos: Qos,
+    },
+    /// One result for each filter of the last subscription, in order.
+    Subscribed(Vec<Result<()>>),
+    /// A message has come.
+    Received(Received),
+    /// A publish is complete.
+    Published(Token, Result<(), Refused>),
+    /// We have said goodbye, and that was sent.
+    Closed,
+    /// The connection is gone.
+    Failed(Failure),
+}
+
+/// Why a connection is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It may work again later.
+    Passing(String),
+    /// Another client has connected with our identifier.
+    TakenOver,
+    /// It will not work before somebody changes something.
+    Fatal(Error),
+}
+
+/// A message and what is needed to acknowledge it.
+#[derive(Debug)]
+pub struct Received {
+    /// The message.
+    pub delivery: Delivery,
+    /// Its acknowledgement, to be sent once it is safe.
+    pub ack: Ack,
+}
+
+/// The acknowledgement of one message, good on the connection that delivered it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    packet: u16,
+    qos: QoS,
+}
+
+enum Request {
+    Publish(Message, Token),
+    Acknowledge(Ack),
+    Subscribe(Vec<Filter>, Qos),
+    Disconnect,
+}
+
+/// A connection; dropped, it is cut without goodbye.
+#[derive(Debug)]
+pub struct Connection {
+    requests: mpsc::UnboundedSender<Request>,
+    events: mpsc::Receiver<Event>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Connection {
+    /// Starts to connect; the outcome is the first event.
+    ///
+    /// # Errors
+    /// When the TLS files are wrong (78).
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let options = options(settings)?;
+        let (client, eventloop) = AsyncClient::new(options, REQUEST_QUEUE);
+        let (event_tx, events) = mpsc::channel(EVENT_QUEUE);
+        // Bounded by its users: acknowledgements by what was delivered, publishes by the
+        // outbox's window.
+        let (requests, request_rx) = mpsc::unbounded_channel();
+        let order = Order::default();
+        let tasks = [
+            tokio::spawn(poll(
+                eventloop,
+                event_tx,
+                order.clone(),
+                settings.broker.keep_alive,
+            )),
+            tokio::spawn(send(client, request_rx, order)),
+        ];
+        Ok(Self {
+            requests,
+            events,
+            tasks,
+        })
+    }
+
+    /// The next event; cancel safe. After `Closed` or `Failed` there is none.
+    pub async fn next(&mut self) -> Event {
+        self.events
+            .recv()
+            .await
+            .unwrap_or_else(|| Event::Failed(Failure::Passing("the connection has ended".into())))
+    }
+
+    // A request after the end of the connection is dropped: its sender learns of the end
+    // from `next`, and starts over.
+
+    /// Publishes `message`; [`Event::Published`] brings `token` back.
+    pub fn publish(&self, message: Message, token: Token) {
+        let _ = self.requests.send(Request::Publish(message, token));
+    }
+
+    /// Acknowledges a message that came over this connection.
+    pub fn acknowledge(&self, ack: Ack) {
+        let _ = self.requests.send(Request::Acknowledge(ack));
+    }
+
+    /// Subscribes to `filters`, of which there is at least one.
+    pub fn subscribe(&self, filters: Vec<Filter>, qos: Qos) {
+        let _ = self.requests.send(Request::Subscribe(filters, qos));
+    }
+
+    /// Says goodbye; [`Event::Closed`] follows.
+    pub fn disconnect(&self) {
+        let _ = self.requests.send(Request::Disconnect);
+    }
+}
+
+/// Tokens of publishes in the order in which the library was given them.
+#[derive(Debug, Clone, Default)]
+struct Order(Arc<Mutex<VecDeque<Token>>>);
+
+impl Order {
+    fn push(&self, token: Token) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(token);
+    }
+
+    fn pop(&self) -> Option<Token> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+fn options(settings: &Settings) -> Result<MqttOptions> {
+    let broker = &settings.broker;
+    // The library joins host and port with a colon.
+    let host = match (broker.host.contains(':'), &broker.tls) {
+        (true, None) => format!("[{}]", broker.host),
+        _ => broker.host.clone(),
+    };
+    let mut options = MqttOptions::new(&broker.client_id, host, broker.port);
+    if let Some(files) = &broker.tls {
+        let config = tls::client_config(files)?;
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
+    }
+    if broker.username.is_some() || broker.password.is_some() {
+        options.set_credentials(
+            broker.username.as_deref().unwrap_or_default(),
+            broker
+                .password
+                .as_ref()
+                .map_or("", |secret| secret.reveal()),
+        );
+    }
+    if let Some(will) = &settings.will {
+        options.set_last_will(LastWill::new(
+            &will.topic,
+            will.payload.to_vec(),
+            wire_qos(will.qos),
+            will.retain,
+            None,
+        ));
+    }
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    let mut properties = ConnectProperties::new();
+    properties.session_expiry_interval =
+        Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX));
+    properties.max_packet_size = Some(settings.max_packet);
+    properties.receive_maximum = Some(settings.receive_maximum);
+    options
+        .set_network_options(network)
+        .set_connect_properties(properties)
+        .set_clean_start(settings.session_expiry.is_zero())
+        .set_keep_alive(broker.keep_alive.max(MIN_KEEP_ALIVE))
+        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
+        .set_manual_acks(true)
+        .set_outgoing_inflight_upper_limit(OUTGOING_INFLIGHT);
+    Ok(options)
+}
+
+/// Hands requests to the library, waiting where it does.
+async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request>, order: Order) {
+    while let Some(request) = requests.recv().await {
+        let handed_over = match request {
+            Request::Publish(message, token) => {
+                order.push(token);
+                client
+                    .publish_with_properties(
+                        message.topic,
+                        wire_qos(message.qos),
+                        message.retain,
+                        message.payload,
+                        wire_properties(message.properties),
+                    )
+                    .await
+            }
+            Request::Acknowledge(ack) => {
+                let publish = Publish {
+                    pkid: ack.packet,
+                    qos: ack.qos,
+                    ..Publish::default()
+                };
+                client.ack(&publish).await
+            }
+            Request::Subscribe(filters, qos) => {
+                let filters = filters.iter().map(|filter| WireFilter {
+                    retain_forward_rule: RetainForwardRule::OnEverySubscribe,
+                    ..WireFilter::new(filter.as_str(), wire_qos(qos))
+                });
+                client.subscribe_many(filters).await
+            }
+            Request::Disconnect => client.disconnect().await,
+        };
+        if handed_over.is_err() {
+            return;
+        }
+    }
+}
+
+/// Drives the library and tells what happens, until the connection ends.
+async fn poll(
+    mut eventloop: EventLoop,
+    events: mpsc::Sender<Event>,
+    order: Order,
+    keep_alive: Duration,
+) {
+    let stall = keep_alive.max(MIN_KEEP_ALIVE) * STALL_KEEP_ALIVES + CONNECT_TIMEOUT;
+    let mut inflight: HashMap<u16, Token> = HashMap::new();
+    loop {
+        let event = match tokio::time::timeout(stall, eventloop.poll()).await {
+            Err(_) => Some(Event::Failed(Failure::Passing(format!(
+                "no progress for {} s",
+                stall.as_secs()
+            )))),
+            Ok(Err(e)) => Some(Event::Failed(failure(&e))),
+            Ok(Ok(LoopEvent::Incoming(packet))) => incoming(packet, &mut eventloop, &mut inflight),
+            Ok(Ok(LoopEvent::Outgoing(Outgoing::Publish(packet)))) => match order.pop() {
+                Some(token) if packet == 0 => Some(Event::Published(token, Ok(()))),
+                Some(token) => {
+                    inflight.insert(packet, token);
+                    None
+                }
+                None => None,
+            },
+            Ok(Ok(LoopEvent::Outgoing(Outgoing::Disconnect))) => Some(Event::Closed),
+            Ok(Ok(LoopEvent::Outgoing(_))) => None,
+        };
+        if let Some(event) = event {
+            let last = matches!(event, Event::Closed | Event::Failed(_));
+            if events.send(event).await.is_err() || last {
+                return;
+            }
+        }
+    }
+}
+
+fn incoming(
+    packet: Packet,
+    eventloop: &mut EventLoop,
+    inflight: &mut HashMap<u16, Token>,
+) -> Option<Event> {
+    match packet {
+        Packet::ConnAck(connack) => {
+            // A broker may set a keep-alive of its own, and the library would spin on zero.
+            let keep_alive = eventloop.options.keep_alive().max(MIN_KEEP_ALIVE);
+            eventloop.options.set_keep_alive(keep_alive);
+            let maximum = connack.properties.and_then(|p| p.max_qos);
+            Some(Event::Connected {
+                session_present: connack.session_present,
+                maximum_qos: maximum
+                    .and_then(Qos::from_number)
+                    .unwrap_or(Qos::ExactlyOnce),
+            })
+        }
+        Packet::Publish(publish) => Some(Event::Received(received(publish))),
+        Packet::SubAck(suback) => Some(Event::Subscribed(
+            suback.return_codes.iter().map(subscribed).collect(),
+        )),
+        Packet::PubAck(ack) => inflight
+            .remove(&ack.pkid)
+            .map(|token| Event::Published(token, puback(ack.reason))),
+        // A successful PUBREC is half the way; one that fails is the end of it.
+        Packet::PubRec(rec)
+            if !matches!(
+                rec.reason,
+                PubRecReason::Success | PubRecReason::NoMatchingSubscribers
+            ) =>
+        {
+            inflight
+                .remove(&rec.pkid)
+                .map(|token| Event::Published(token, pubrec(rec.reason)))
+        }
+        Packet::PubComp(comp) => inflight.remove(&comp.pkid).map(|token| {
+            let done = match comp.reason {
+                PubCompReason::Success => Ok(()),
+                reason => Err(refused(Kind::Unavailable, &format!("{reason:?}"))),
+            };
+            Event::Published(token, done)
+        }),
+        _ => None,
+    }
+}
+
+fn received(publish: Publish) -> Received {
+    let ack = Ack {
+        packet: publish.pkid,
+        qos: publish.qos,
+    };
+    let properties = publish.properties.unwrap_or_default();
+    Received {
+        delivery: Delivery {
+            topic: publish.topic,
+            payload: publish.payload,
+            retained: publish.retain,
+            duplicate: publish.dup,
+            properties: Properties {
+                user: properties.user_properties,
+                response_topic: properties.response_topic,
+                correlation_data: properties.correlation_data,
+            },
+        },
+        ack,
+    }
+}
+
+fn wire_qos(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
+
+fn wire_properties(properties: Properties) -> PublishProperties {
+    PublishProperties {
+        user_properties: properties.user,
+        response_topic: properties.response_topic,
+        correlation_data: properties.correlation_data,
+        ..PublishProperties::default()
+    }
+}
+
+fn refused(kind: Kind, cause: &str) -> Refused {
+    Refused(Error::new(kind, format!("the broker refused it: {cause}")))
+}
+
+fn puback(reason: PubAckReason) -> Result<(), Refused> {
+    match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+        PubAckReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
+        PubAckReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
+        other => Err(refused(Kind::Data, &format!("{other:?}"))),
+    }
+}
+
+fn pubrec(reason: PubRecReason) -> Result<(), Refused> {
+    match reason {
+        PubRecReason::Success | PubRecReason::NoMatchingSubscribers => Ok(()),
+        PubRecReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
+        PubRecReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
+        other => Err(refused(Kind::Data, &format!("{other:?}"))),
+    }
+}
+
+fn subscribed(code: &SubscribeReasonCode) -> Result<()> {
+    let (kind, cause) = match code {
+        SubscribeReasonCode::Success(_) => return Ok(()),
+        SubscribeReasonCode::NotAuthorized => (Kind::NotAuthorised, "not authorised".to_owned()),
+        SubscribeReasonCode::Failure => (Kind::NotAuthorised, "refused".to_owned()),
+        SubscribeReasonCode::QuotaExceeded => (Kind::TryAgain, "quota exceeded".to_owned()),
+        other => (Kind::Unavailable, format!("{other:?}")),
+    };
+    Err(Error::new(kind, cause))
+}
+
+/// Tells passing failures from lasting ones.
+fn failure(error: &ConnectionError) -> Failure {
+    match error {
+        ConnectionError::ConnectionRefused(code) => turned_away(*code),
+        ConnectionError::MqttState(state) => broken(state),
+        ConnectionError::Tls(rumqttc::v5::TlsError::Io(e)) | ConnectionError::Io(e) => io(e),
+        ConnectionError::Tls(e) => {
+            Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}")))
+        }
+        ConnectionError::Timeout(_) => Failure::Passing("no answer in time".into()),
+        ConnectionError::NotConnAck(_) => {
+            Failure::Passing("what answers there does not speak MQTT 5".into())
+        }
+        other => Failure::Passing(other.to_string()),
+    }
+}
+
+fn turned_away(code: ConnectReturnCode) -> Failure {
+    use ConnectReturnCode as Code;
+    let fatal = |kind, cause: &str| Failure::Fatal(Error::new(kind, cause));
+    match code {
+        Code::BadUserNamePassword => fatal(Kind::NotAuthorised, "bad user name or password"),
+        Code::NotAuthorized => fatal(
+            Kind::NotAuthorised,
+            "not authorised: user name, password or certificate are not accepted",
+        ),
+        Code::Banned => fatal(Kind::NotAuthorised, "banned"),
+        Code::BadAuthenticationMethod => {
+            fatal(Kind::NotAuthorised, "authentication method not supported")
+        }
+        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => {
+            fatal(Kind::Unavailable, "the broker does not speak MQTT 5")
+        }
+        Code::ServiceUnavailable
+        | Code::ServerUnavailable
+        | Code::ServerBusy
+        | Code::QuotaExceeded
+        | Code::ConnectionRateExceeded => Failure::Passing(format!("the broker says {code:?}")),
+        other => fatal(Kind::Unavailable, &format!("the broker refuses: {other:?}")),
+    }
+}
+
+fn broken(state: &StateError) -> Failure {
+    match state {
+        StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            ..
+        } => Failure::TakenOver,
+        StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::NotAuthorized,
+            ..
+        } => Failure::Fatal(Error::new(
+            Kind::NotAuthorised,
+            "the broker has disconnected us: not authorised",
+        )),
+        StateError::ServerDisconnect { reason_code, .. } => {
+            Failure::Passing(format!("the broker has disconnected us: {reason_code:?}"))
+        }
+        StateError::OutgoingPacketTooLarge { pkt_size, max }
+        | StateError::Deserialization(WireError::OutgoingPacketTooLarge { pkt_size, max }) => {
+            Failure::Fatal(Error::data(format!(
+                "the message has {pkt_size} bytes, the broker takes {max}"
+            )))
+        }
+        StateError::Io(e) | StateError::Deserialization(WireError::Io(e)) => io(e),
+        StateError::ConnectionAborted => {
+            Failure::Passing("the broker has closed the connection".into())
+        }
+        StateError::AwaitPingResp => {
+            Failure::Passing("the broker has not answered within the keep-alive".into())
+        }
+        other => Failure::Passing(other.to_string()),
+    }
+}
+
+fn io(error: &std::io::Error) -> Failure {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::AlertReceived(alert)) => Failure::Fatal(Error::new(
+            Kind::NotAuthorised,
+            format!("the broker does not accept our TLS certificate or settings: {alert:?}"),
+        )),
+        Some(e) => Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}"))),
+        None => Failure::Passing(error.to_string()),
+    }
+}

@@ -1,0 +1,89 @@
+//! Connect, publish one message, be sure that the broker has it, leave.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::message::Message;
+use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings};
+use crate::net::session::unreachable;
+
+/// Wait between two attempts to connect within the deadline.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How long a goodbye may take after the message is safe.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Publishes `message` within `limit`, at the highest QoS that the broker takes up to the
+/// one wished for. A broker that cannot be reached is tried again until then.
+///
+/// # Errors
+/// 69 when no broker could be reached, 75 when it did not confirm in time, 77 when it does
+/// not authorise us, 65 when it will not have the message.
+pub async fn publish(settings: &Settings, message: &Message, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let address = settings.broker.address();
+    loop {
+        let mut connection = Connection::open(settings)?;
+        let mut connected = false;
+        let attempt = timeout_at(deadline, attempt(&mut connection, message, &mut connected)).await;
+        let cause = match attempt {
+            Ok(Ok(())) => {
+                connection.disconnect();
+                let goodbye = async {
+                    while !matches!(connection.next().await, Event::Closed | Event::Failed(_)) {}
+                };
+                // The message is safe either way.
+                let _ = timeout_at(Instant::now() + GOODBYE, goodbye).await;
+                return Ok(());
+            }
+            Ok(Err(Failure::Fatal(e))) if connected => {
+                return Err(e.context(format_args!("publish to '{}' at {address}", message.topic)));
+            }
+            Ok(Err(Failure::Fatal(e))) => {
+                return Err(e.context(format_args!("connect to {address}")));
+            }
+            Ok(Err(Failure::TakenOver)) => "another client uses our identifier".to_owned(),
+            Ok(Err(Failure::Passing(cause))) => cause,
+            Err(_) => format!("no answer within {} s", limit.as_secs_f32()),
+        };
+        let next = Instant::now() + RETRY;
+        if next < deadline {
+            sleep_until(next).await;
+        } else if connected {
+            return Err(Error::new(
+                Kind::TryAgain,
+                format!(
+                    "publish to '{}' at {address}: not confirmed: {cause}; it may or may not \
+                     have arrived, try again",
+                    message.topic
+                ),
+            ));
+        } else {
+            return Err(unreachable(&address, &cause));
+        }
+    }
+}
+
+async fn attempt(
+    connection: &mut Connection,
+    message: &Message,
+    connected: &mut bool,
+) -> Result<(), Failure> {
+    loop {
+        match connection.next().await {
+            Event::Connected { maximum_qos, .. } => {
+                *connected = true;
+                let mut message = message.clone();
+                message.qos = message.qos.min(maximum_qos);
+                connection.publish(message, 0);
+            }
+            Event::Published(_, Ok(())) => return Ok(()),
+            Event::Published(_, Err(Refused(e))) => return Err(Failure::Fatal(e)),
+            Event::Failed(failure) => return Err(failure),
+            Event::Closed => return Err(Failure::Passing("the connection was closed".into())),
+            Event::Subscribed(_) | Event::Received(_) => {}
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! How to reach a broker.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Port of MQTT over TCP (IANA).
+pub const PORT: u16 = 1883;
+/// Port of MQTT over TLS (IANA).
+pub const TLS_PORT: u16 = 8883;
+/// The keep-alive when none is given.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// The shortest keep-alive that is taken: `rumqttc` panics below 5 s.
+pub const MIN_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// The longest keep-alive: it is 16 bits of seconds on the wire.
+pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(65_535);
+
+/// A text that does not show itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// TLS towards a broker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate authorities in PEM; the system's when none are given.
+    pub cafile: Option<PathBuf>,
+    /// Our certificate chain and key in PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where a broker is and who we are to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// TLS, if the connection is encrypted.
+    pub tls: Option<TlsFiles>,
+    /// User name.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Client identifier.
+    pub client_id: String,
+    /// Time between two signs of life.
+    pub keep_alive: Duration,
+}
+
+impl BrokerOptions {
+    /// The broker as people name it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What a `--broker` URL says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// Whether the scheme is `mqtts`.
+    pub tls: bool,
+    /// User name.
+    pub username: Option<String>,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: Option<u16>,
+}
+
+/// Parses `mqtt[s]://[user@]host[:port]`.
+///
+/// # Errors
+/// A text for the user, which never repeats a password.
+pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
+    let (scheme, rest) = url
+        .split_once("://")
+        .ok_or("the broker URL has no scheme: write mqtt://HOST or mqtts://HOST")?;
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "mqtt" => false,
+        "mqtts" => true,
+        _ => {
+            return Err(format!(
+                "broker scheme '{scheme}' is unknown: mqtt or mqtts"
+            ));
+        }
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (username, authority) = match rest.rsplit_once('@') {
+        None => (None, rest),
+        Some((user, _)) if user.contains(':') => {
+            return Err(
+                "a password in the broker URL would show in ps: use --password-file".into(),
+            );
+        }
+        Some((user, authority)) => (Some(user), authority),
+    };
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(v6) => match v6.split_once(']') {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => (v6, None),
+        },
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        },
+    };
+    let bad_host = |c: char| "/?#[]@ ".contains(c) || c.is_control();
+    if host.is_empty() || host.contains(bad_host) || username == Some("") {
+        return Err(format!(
+            "'{url}' is no broker URL: write mqtt[s]://[USER@]HOST[:PORT]"
+        ));
+    }
+    let port = port
+        .map(|port| match port.parse::<u16>() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(format!("'{port}' in the broker URL is no port")),
+        })
+        .transpose()?;
+    Ok(BrokerUrl {
+        tls,
+        username: username.map(str::to_owned),
+        host: host.to_owned(),
+        port,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn urls() {
+        let url = |tls, username: Option<&str>, host: &str, port| {
+            Ok(BrokerUrl {
+                tls,
+                username: username.map(str::to_owned),
+                host: host.into(),
+                port,
+            })
+        };
+        assert_eq!(parse_url("mqtt://h"), url(false, None, "h", None));
+        assert_eq!(
+            parse_url("MQTTS://ann@h.example:99/"),
+            url(true, Some("ann"), "h.example", Some(99))
+        );
+        assert_eq!(
+            parse_url("mqtt://[::1]:1884"),
+            url(false, None, "::1", Some(1884))
+        );
+        for bad in [
+            "h",
+            "http://h",
+            "mqtt://",
+            "mqtt://@h",
+            "mqtt://h:0",
+            "mqtt://h:70000",
+            "mqtt://h:x",
+            "mqtt://h/path",
+            "mqtt://u@",
+            "mqtt://h h",
+        ] {
+            assert!(parse_url(bad).is_err(), "{bad}");
+        }
+        let secret = parse_url("mqtt://ann:hunter2@h").expect_err("password");
+        assert!(!secret.contains("hunter2"));
+    }
+
+    #[test]
+    fn secrets_do_not_show_themselves() {
+        assert_eq!(format!("{:?}", Secret::new("x")), "***");
+    }
+
+    proptest! {
+        #[test]
+        fn no_url_makes_it_panic(url in ".{0,40}") {
+            let _ = parse_url(&url);
+            let _ = parse_url(&format!("mqtt://{url}"));
+        }
+    }
+}

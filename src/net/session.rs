@@ -1,0 +1,314 @@
+//! A session with a broker that outlives its connections: it connects for ever, subscribes,
+//! and tells a passing failure from one that will not pass.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Message, Qos};
+use crate::model::topic::{self, Filter};
+use crate::net::mqtt::{
+    Ack, Connection, Event as WireEvent, Failure, Received, Refused, Settings, Token,
+};
+
+/// First wait after a failure; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The wait when somebody else seems to use our client identifier.
+const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
+/// A connection that lived shorter than this counts as stillborn.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// So many stillborn connections in a row look like two clients of one identifier.
+const SHORT_LIVES: u32 = 3;
+/// How long a goodbye may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a session tells its holder.
+#[derive(Debug)]
+pub enum Event {
+    /// Connected and subscribed: messages come, publishes go out.
+    Online,
+    /// The connection is gone; publishes without a result must be sent again.
+    Offline,
+    /// A message has come.
+    Received(SessionReceived),
+    /// A publish is complete.
+    Published(Token, Result<(), Refused>),
+}
+
+/// A message, and its acknowledgement on the connection that brought it.
+#[derive(Debug)]
+pub struct SessionReceived {
+    /// The message.
+    pub delivery: crate::model::message::Delivery,
+    /// To be given back once the message is safe.
+    pub ack: SessionAck,
+}
+
+/// An acknowledgement that is void once its connection is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionAck {
+    connection: u64,
+    ack: Ack,
+}
+
+/// What a session subscribes to.
+#[derive(Debug, Clone)]
+pub struct Subscriptions {
+    /// Filters without which the session is of no use.
+    pub required: Vec<Filter>,
+    /// Filters that the broker may refuse.
+    pub optional: Vec<Filter>,
+    /// Highest QoS of deliveries.
+    pub qos: Qos,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting {
+        until: Instant,
+    },
+    Open {
+        connection: Connection,
+        online_since: Option<Instant>,
+    },
+}
+
+/// A session with one broker.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    subscriptions: Subscriptions,
+    /// What goes into the SUBSCRIBE: no filter that another one covers.
+    filters: Vec<Filter>,
+    subscribed: bool,
+    state: State,
+    connections: u64,
+    failures: u32,
+    short_lives: u32,
+}
+
+impl Session {
+    /// A session that starts to connect when [`Session::next`] is first called.
+    #[must_use]
+    pub fn new(settings: Settings, subscriptions: Subscriptions) -> Self {
+        let all = [&subscriptions.required[..], &subscriptions.optional[..]].concat();
+        Self {
+            settings,
+            filters: topic::minimal(&all),
+            subscriptions,
+            subscribed: false,
+            state: State::Waiting {
+                until: Instant::now(),
+            },
+            connections: 0,
+            failures: 0,
+            short_lives: 0,
+        }
+    }
+
+    /// The next event; cancel safe.
+    ///
+    /// # Errors
+    /// Only failures that will not pass.
+    pub async fn next(&mut self) -> Result<Event> {
+        loop {
+            let (connection, online_since) = match &mut self.state {
+                State::Waiting { until } => {
+                    sleep_until(*until).await;
+                    self.connections += 1;
+                    self.state = State::Open {
+                        connection: Connection::open(&self.settings)?,
+                        online_since: None,
+                    };
+                    continue;
+                }
+                State::Open {
+                    connection,
+                    online_since,
+                } => (connection, online_since),
+            };
+            match connection.next().await {
+                WireEvent::Connected {
+                    session_present, ..
+                } => {
+                    // What an earlier process subscribed to may differ: subscribe at least once.
+                    let known = session_present && self.subscribed;
+                    if !known && !self.filters.is_empty() {
+                        connection.subscribe(self.filters.clone(), self.subscriptions.qos);
+                        continue;
+                    }
+                    *online_since = Some(Instant::now());
+                    self.came_online();
+                    return Ok(Event::Online);
+                }
+                WireEvent::Subscribed(results) => {
+                    *online_since = Some(Instant::now());
+                    self.check_subscribed(results)?;
+                    self.came_online();
+                    return Ok(Event::Online);
+                }
+                WireEvent::Received(Received { delivery, ack }) => {
+                    let ack = SessionAck {
+                        connection: self.connections,
+                        ack,
+                    };
+                    return Ok(Event::Received(SessionReceived { delivery, ack }));
+                }
+                WireEvent::Published(token, result) => {
+                    return Ok(Event::Published(token, result));
+                }
+                WireEvent::Closed => return self.went_offline(None).map(|()| Event::Offline),
+                WireEvent::Failed(failure) => {
+                    return self.went_offline(Some(failure)).map(|()| Event::Offline);
+                }
+            }
+        }
+    }
+
+    /// Publishes `message` if the session is online; [`Event::Published`] brings `token`
+    /// back, or [`Event::Offline`] comes first.
+    pub fn publish(&self, message: Message, token: Token) -> bool {
+        match &self.state {
+            State::Open {
+                connection,
+                online_since: Some(_),
+            } => {
+                connection.publish(message, token);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Acknowledges a message, unless its connection is gone: then the broker sends it again.
+    pub fn acknowledge(&self, ack: SessionAck) {
+        if let State::Open { connection, .. } = &self.state
+            && ack.connection == self.connections
+        {
+            connection.acknowledge(ack.ack);
+        }
+    }
+
+    /// Says goodbye within a bounded time. What is still under way may be lost.
+    pub async fn close(self) {
+        if let State::Open {
+            mut connection,
+            online_since: Some(_),
+        } = self.state
+        {
+            connection.disconnect();
+            let closed = async {
+                while !matches!(
+                    connection.next().await,
+                    WireEvent::Closed | WireEvent::Failed(_)
+                ) {}
+            };
+            if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+                debug!("the broker did not take our goodbye in time");
+            }
+        }
+    }
+
+    fn came_online(&mut self) {
+        self.failures = 0;
+        self.subscribed = true;
+        info!("connected to {}", self.settings.broker.address());
+    }
+
+    fn check_subscribed(&self, results: Vec<Result<()>>) -> Result<()> {
+        for (filter, result) in self.filters.iter().zip(results) {
+            let Err(e) = result else { continue };
+            let e = e.context(format_args!("subscribe to '{filter}'"));
+            // A wide filter may stand for several; it may fail only if all of them may.
+            let needed = |required: &Filter| filter.covers(required);
+            if self.subscriptions.required.iter().any(needed) {
+                return Err(e);
+            }
+            warn!("{e}; going on without");
+        }
+        Ok(())
+    }
+
+    fn went_offline(&mut self, failure: Option<Failure>) -> Result<()> {
+        let address = self.settings.broker.address();
+        let lived = match &self.state {
+            State::Open {
+                online_since: Some(since),
+                ..
+            } => Some(since.elapsed()),
+            _ => None,
+        };
+        let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
+        let mut wait = backoff(self.failures);
+        let cause = match failure {
+            Some(Failure::Fatal(e)) => {
+                return Err(e.context(format_args!("connect to {address}")));
+            }
+            Some(Failure::TakenOver) => {
+                self.short_lives = SHORT_LIVES;
+                "another client has taken over the session".into()
+            }
+            Some(Failure::Passing(cause)) => {
+                self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
+                cause
+            }
+            None => "closed".into(),
+        };
+        if self.short_lives >= SHORT_LIVES {
+            wait = BACKOFF_TAKEN;
+            warn!(
+                "lost {address} soon after connecting, again: {cause}; does another client use \
+                 the identifier '{}'? next try in {} s",
+                self.settings.broker.client_id,
+                wait.as_secs()
+            );
+        } else if lived.is_some() {
+            info!("lost {address}: {cause}; reconnecting");
+        } else if self.failures == 0 {
+            info!("cannot reach {address} yet: {cause}; trying on");
+        } else {
+            debug!("cannot reach {address}: {cause}; next try in {wait:?}");
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.state = State::Waiting {
+            until: Instant::now() + wait,
+        };
+        Ok(())
+    }
+}
+
+/// A wait that doubles with each failure, between half and all of it, so that a restarted
+/// broker is not met by everybody at once.
+fn backoff(failures: u32) -> Duration {
+    let full = BACKOFF_FIRST
+        .saturating_mul(1 << failures.min(16))
+        .min(BACKOFF_MAX);
+    full.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// The error for a broker that could not be reached before a deadline.
+#[must_use]
+pub fn unreachable(address: &str, cause: &str) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!("connect to {address}: {cause}; is the broker running?"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit() {
+        for failures in 0..64 {
+            let wait = backoff(failures);
+            assert!(wait >= BACKOFF_FIRST / 2 && wait <= BACKOFF_MAX, "{wait:?}");
+        }
+        assert!(backoff(60) >= BACKOFF_MAX / 2);
+    }
+}

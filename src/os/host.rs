@@ -1,0 +1,29 @@
+//! Who and where we are.
+
+use nix::unistd::{Uid, User};
+
+/// A new id: unique everywhere, sorted by time (a ULID).
+#[must_use]
+pub fn new_id() -> String {
+    ulid::Ulid::generate().to_string()
+}
+
+/// This host's name; `localhost` if it has none that is UTF-8.
+#[must_use]
+pub fn hostname() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
+}
+
+/// The login name of the effective user; its number if it has none.
+#[must_use]
+pub fn username() -> String {
+    let uid = Uid::effective();
+    match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}

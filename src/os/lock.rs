@@ -1,0 +1,74 @@
+//! Locks held by the kernel: they are gone when their holder is.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Error, Result};
+
+/// An exclusive `flock(2)`, released when dropped or when the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Waits until nobody holds the lock on `path` (for ever, if need be).
+    ///
+    /// # Errors
+    /// When the file cannot be opened or waited for.
+    pub fn wait(path: &Path) -> Result<()> {
+        let refused = |cause: &str| {
+            Error::cannot_create(format!("wait for lock {}: {cause}", path.display()))
+        };
+        let mut file = File::open(path).map_err(|e| refused(&e.to_string()))?;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockShared) {
+                Ok(_) => return Ok(()),
+                Err((file, Errno::EINTR)) => file,
+                Err((_, e)) => return Err(refused(e.desc())),
+            };
+        }
+    }
+
+    /// Takes the lock on `path`, creating the file with mode 0600; `None` if another
+    /// process holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be created or locked at all.
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
+        Self::take(path, FlockArg::LockExclusiveNonblock)
+    }
+
+    /// Takes the lock on `path`, creating the file with mode 0600, and waits for it if
+    /// another process holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be created or locked at all.
+    pub fn acquire(path: &Path) -> Result<Option<Self>> {
+        Self::take(path, FlockArg::LockExclusive)
+    }
+
+    fn take(path: &Path, how: FlockArg) -> Result<Option<Self>> {
+        let refused =
+            |cause: &str| Error::cannot_create(format!("lock {}: {cause}", path.display()));
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| refused(&e.to_string()))?;
+        loop {
+            file = match Flock::lock(file, how) {
+                Ok(file) => return Ok(Some(Self { _file: file })),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((file, Errno::EINTR)) => file,
+                Err((_, e)) => return Err(refused(e.desc())),
+            };
+        }
+    }
+}

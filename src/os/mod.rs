@@ -1,0 +1,8 @@
+//! The operating system: processes, locks, signals, folders, logs.
+
+pub mod host;
+pub mod lock;
+pub mod logging;
+pub mod paths;
+pub mod process;
+pub mod signals;

@@ -1,0 +1,52 @@
+//! Where state and configuration live.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// An environment variable that holds an absolute path (the XDG specification has relative
+/// ones ignored).
+fn absolute(name: &str) -> Option<PathBuf> {
+    env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
+/// The state folder: `$STATE_DIRECTORY` (`systemd.exec(5)`; the first, if several), else
+/// `$XDG_STATE_HOME/tael`, else `~/.local/state/tael`.
+///
+/// # Errors
+/// When the environment names none of them.
+pub fn state_dir() -> Result<PathBuf> {
+    if let Some(list) = env::var_os("STATE_DIRECTORY")
+        && let Some(first) = env::split_paths(&list).find(|path| path.is_absolute())
+    {
+        return Ok(first);
+    }
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|dir| dir.join("tael"))
+        .ok_or_else(|| {
+            Error::cannot_create("find a state folder: set STATE_DIRECTORY, XDG_STATE_HOME or HOME")
+        })
+}
+
+/// The user's configuration file, `$XDG_CONFIG_HOME/tael/tael.toml`.
+#[must_use]
+pub fn user_config() -> Option<PathBuf> {
+    absolute("XDG_CONFIG_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".config")))
+        .map(|dir| dir.join("tael/tael.toml"))
+}
+
+/// The host's configuration file.
+pub const SYSTEM_CONFIG: &str = "/etc/tael/tael.toml";
+
+/// The password that systemd passes as a credential (`LoadCredential=tael-password:…`).
+#[must_use]
+pub fn credential_password() -> Option<PathBuf> {
+    absolute("CREDENTIALS_DIRECTORY")
+        .map(|dir| dir.join("tael-password"))
+        .filter(|path| path.exists())
+}

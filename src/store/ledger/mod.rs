@@ -1,0 +1,68 @@
+//! The ledger: what was accepted, what became of it, and what is still to be told.
+//!
+//! One SQLite file for each pipeline. All writes go through one thread, which commits
+//! whatever waits as one transaction; readers open the file beside it.
+
+mod read;
+mod schema;
+mod write;
+mod writer;
+
+pub use read::{Record, Totals};
+pub use write::{Done, EventKey, Op, Part, Refused};
+pub use writer::{Committed, Fault, Ledger};
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use crate::error::{Error, Result};
+
+/// A message that waits to be published, and its place in the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// Its place; also its token while it is under way.
+    pub seq: u64,
+    /// The message.
+    pub message: crate::model::message::Message,
+}
+
+/// The ledger's file in a pipeline's folder.
+#[must_use]
+pub fn file(pipeline: &Path) -> PathBuf {
+    pipeline.join("ledger.db")
+}
+
+/// The ledger opened by somebody other than its writer.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+}
+
+impl Reader {
+    /// Opens the ledger in folder `pipeline`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read or is newer than this program.
+    pub fn open(pipeline: &Path) -> Result<Self> {
+        let path = file(pipeline);
+        schema::check(&path)?;
+        let connection = schema::connect(&path, false)?;
+        Ok(Self { connection })
+    }
+
+    /// Applies `op` from outside the client, as one transaction.
+    ///
+    /// # Errors
+    /// When it cannot be committed.
+    pub fn apply(&mut self, op: &Op) -> Result<Done> {
+        let wrong = |e: rusqlite::Error| Error::cannot_create(format!("write to the ledger: {e}"));
+        let transaction = self
+            .connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(wrong)?;
+        let done = write::apply(&transaction, op).map_err(wrong)?;
+        transaction.commit().map_err(wrong)?;
+        Ok(done)
+    }
+}

@@ -1,0 +1,187 @@
+//! The ledger's tables, and how an older file becomes a newer one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::statfs::statfs;
+use rusqlite::{Connection, OpenFlags};
+use tracing::warn;
+
+use crate::error::{Error, Kind, Result};
+
+/// Marks the file as ours (`Tael` in ASCII; SQLite's `application_id`).
+const APPLICATION_ID: i32 = 0x5461_656c;
+
+/// How long another process may hold the write lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Step `n` makes a file of version `n` one of version `n + 1`. Steps are never changed.
+const MIGRATIONS: &[&str] = &["CREATE TABLE event (
+        trigger TEXT NOT NULL,
+        id TEXT NOT NULL,
+        digest BLOB,
+        topic TEXT NOT NULL,
+        accepted INTEGER NOT NULL,
+        unit TEXT,
+        refusal TEXT,
+        detail TEXT,
+        PRIMARY KEY (trigger, id)
+    ) WITHOUT ROWID;
+    CREATE INDEX event_digest ON event (digest, accepted) WHERE digest IS NOT NULL;
+    CREATE INDEX event_accepted ON event (accepted);
+    CREATE TABLE unit (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        trigger TEXT NOT NULL,
+        event TEXT NOT NULL,
+        topic TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        hops INTEGER NOT NULL,
+        traceparent TEXT,
+        attempt INTEGER NOT NULL,
+        due INTEGER NOT NULL,
+        variables TEXT NOT NULL,
+        passthrough TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        command TEXT NOT NULL,
+        state TEXT NOT NULL,
+        boot TEXT,
+        accepted INTEGER NOT NULL,
+        started INTEGER,
+        ended INTEGER,
+        outcome TEXT,
+        note TEXT
+    );
+    CREATE INDEX unit_live ON unit (state) WHERE state IN ('pending', 'running');
+    CREATE INDEX unit_ended ON unit (ended) WHERE ended IS NOT NULL;
+    CREATE TABLE outbox (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        topic TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        qos INTEGER NOT NULL,
+        retain INTEGER NOT NULL,
+        properties TEXT NOT NULL
+    );"];
+
+/// The version that this program writes.
+fn current() -> i32 {
+    i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
+}
+
+fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
+    Error::new(kind, format!("open ledger {}: {cause}", path.display()))
+}
+
+/// Looks at a ledger without touching it.
+///
+/// # Errors
+/// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
+pub fn check(path: &Path) -> Result<()> {
+    let unusable = |e: rusqlite::Error| wrong(path, Kind::CannotCreate, &e);
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(unusable)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let version = pragma("user_version").map_err(unusable)?;
+    if version > current() {
+        return Err(wrong(
+            path,
+            Kind::Config,
+            &format_args!(
+                "it has version {version}, written by a newer Tael; this one knows {}: upgrade",
+                current()
+            ),
+        ));
+    }
+    let id = pragma("application_id").map_err(unusable)?;
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(unusable)?;
+    if tables > 0 && id != APPLICATION_ID {
+        return Err(wrong(
+            path,
+            Kind::CannotCreate,
+            &"it is not a ledger of Tael",
+        ));
+    }
+    let sound: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(unusable)?;
+    if sound != "ok" {
+        return Err(wrong(
+            path,
+            Kind::CannotCreate,
+            &format_args!("it is damaged ({sound}): move it away to start afresh"),
+        ));
+    }
+    Ok(())
+}
+
+/// Opens a ledger for writing; `create` makes or upgrades it.
+///
+/// # Errors
+/// When it cannot be opened or upgraded.
+pub fn connect(path: &Path, create: bool) -> Result<Connection> {
+    let unusable = |e: rusqlite::Error| wrong(path, Kind::CannotCreate, &e);
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    if create {
+        flags |= OpenFlags::SQLITE_OPEN_CREATE;
+    }
+    let mut connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
+    // WAL needs shared memory, which network file systems do not have (sqlite.org/wal.html).
+    let journal = if on_network(path) { "DELETE" } else { "WAL" };
+    let pragmas = format!(
+        "PRAGMA journal_mode = {journal};
+         PRAGMA synchronous = FULL;
+         PRAGMA cache_size = -256;
+         PRAGMA journal_size_limit = 4194304;"
+    );
+    connection.execute_batch(&pragmas).map_err(unusable)?;
+    if create {
+        if journal == "DELETE" {
+            warn!(
+                "{} is on a network file system: the ledger works without WAL, and slower",
+                path.display()
+            );
+        }
+        migrate(&mut connection).map_err(unusable)?;
+    }
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let done = usize::try_from(version).unwrap_or(0);
+    for step in MIGRATIONS.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", current())?;
+    transaction.commit()
+}
+
+/// Whether `path` is on a file system shared over a network (magic numbers: `statfs(2)`).
+fn on_network(path: &Path) -> bool {
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const SMB2: i64 = 0xfe53_4d42;
+    const CIFS: i64 = 0xff53_4d42;
+    const AFS: i64 = 0x5346_414f;
+    const CODA: i64 = 0x7375_7245;
+    const CEPH: i64 = 0x00c3_6400;
+    const LUSTRE: i64 = 0x0bd0_0bd0;
+    const GPFS: i64 = 0x4750_4653;
+    const V9FS: i64 = 0x0102_1997;
+    let folder = path.parent().unwrap_or(path);
+    statfs(folder).is_ok_and(|fs| {
+        #[allow(clippy::unnecessary_cast)] // its width differs between targets
+        let kind = fs.filesystem_type().0 as i64;
+        [NFS, SMB, SMB2, CIFS, AFS, CODA, CEPH, LUSTRE, GPFS, V9FS].contains(&kind)
+    })
+}

@@ -1,0 +1,386 @@
+//! What is written to the ledger, one operation at a time.
+
+use bytes::Bytes;
+use rusqlite::{OptionalExtension, Transaction, params};
+use serde_json::{Value, json};
+
+use crate::model::message::{Message, Properties, Qos};
+use crate::model::unit::{Outcome, State, Unit};
+use crate::store::ledger::Queued;
+use crate::store::streams::outcome_text;
+
+/// What tells one event from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventKey {
+    /// The sender's id, or one of our own.
+    pub id: String,
+    /// For senders that give none: a digest of topic and payload.
+    pub digest: Option<[u8; 32]>,
+    /// A message of that digest accepted since then (milliseconds since the epoch) is the
+    /// same one: the broker has said that it may have sent it before.
+    pub redelivery_since: Option<i64>,
+}
+
+/// Why an event was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// A short name.
+    pub code: &'static str,
+    /// For people.
+    pub detail: String,
+    /// The status that says so, if a pipeline should have run.
+    pub status: Option<Message>,
+}
+
+/// What an event means to one trigger.
+#[derive(Debug, Clone)]
+pub enum Part {
+    /// A run; `start` hands it to a runner in the same commit.
+    Run {
+        /// The unit.
+        unit: Box<Unit>,
+        /// Whether it starts now.
+        start: bool,
+    },
+    /// A refusal; the trigger is empty when the message could not even be read.
+    Refuse {
+        /// Name of the trigger.
+        trigger: String,
+        /// Why.
+        refused: Refused,
+    },
+}
+
+/// One change.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// An event, with what each trigger makes of it.
+    Accept {
+        /// What tells it from others.
+        key: EventKey,
+        /// Its topic.
+        topic: String,
+        /// Now, milliseconds since the epoch.
+        at: i64,
+        /// Identifies this boot of the host.
+        boot: String,
+        /// One for each trigger that is meant.
+        parts: Vec<Part>,
+    },
+    /// A waiting unit is handed to a runner.
+    Start {
+        /// The unit.
+        unit: String,
+        /// Identifies this boot of the host.
+        boot: String,
+    },
+    /// A unit was handed over and never begun: it waits again.
+    Unstart {
+        /// The unit.
+        unit: String,
+    },
+    /// A unit's command has started.
+    Started {
+        /// The unit.
+        unit: String,
+        /// When, milliseconds since the epoch.
+        at: i64,
+        /// The status that says so.
+        status: Message,
+    },
+    /// A unit has ended.
+    Settle {
+        /// The unit.
+        unit: String,
+        /// Its last state.
+        state: State,
+        /// How it ended, if it had begun.
+        outcome: Option<Outcome>,
+        /// When, milliseconds since the epoch.
+        at: i64,
+        /// For people.
+        note: Option<String>,
+        /// The statuses that say so.
+        statuses: Vec<Message>,
+        /// The next try.
+        retry: Option<Box<Unit>>,
+    },
+    /// The broker has acknowledged messages.
+    Sent(Vec<u64>),
+    /// A message waits to be published.
+    Post(Message),
+    /// Units that ended, and events accepted, before `before` are forgotten; so are all but
+    /// the last `keep` units.
+    Prune {
+        /// Milliseconds since the epoch.
+        before: i64,
+        /// Units kept at most.
+        keep: u64,
+    },
+    /// A unit that has ended is forgotten.
+    Release {
+        /// The unit.
+        unit: String,
+        /// Also if it has not ended.
+        force: bool,
+    },
+}
+
+/// What came of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// For each part of an event: whether it is new; and the statuses that wait.
+    Accepted {
+        /// One for each part.
+        fresh: Vec<bool>,
+        /// Refusals' statuses.
+        queued: Vec<Queued>,
+    },
+    /// Whether the change applied, and the statuses that wait now.
+    Changed {
+        /// Whether a row was in the state that the change needs.
+        applied: bool,
+        /// Its statuses.
+        queued: Vec<Queued>,
+    },
+    /// The units whose folders can go.
+    Pruned(Vec<String>),
+}
+
+/// Carries out `op`.
+///
+/// # Errors
+/// As SQLite.
+pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
+    match op {
+        Op::Accept {
+            key,
+            topic,
+            at,
+            boot,
+            parts,
+        } => accept(tx, key, topic, *at, boot, parts),
+        Op::Start { unit, boot } => {
+            let sql = "UPDATE unit SET state = 'running', boot = ?2
+                       WHERE id = ?1 AND state = 'pending'";
+            changed(
+                tx.prepare_cached(sql)?.execute(params![unit, boot])?,
+                vec![],
+            )
+        }
+        Op::Unstart { unit } => {
+            let sql = "UPDATE unit SET state = 'pending', boot = NULL
+                       WHERE id = ?1 AND state = 'running' AND started IS NULL";
+            changed(tx.prepare_cached(sql)?.execute(params![unit])?, vec![])
+        }
+        Op::Started { unit, at, status } => {
+            let sql = "UPDATE unit SET started = ?2
+                       WHERE id = ?1 AND state = 'running' AND started IS NULL";
+            let rows = tx.prepare_cached(sql)?.execute(params![unit, at])?;
+            let queued = if rows > 0 {
+                post_all(tx, std::slice::from_ref(status))?
+            } else {
+                vec![]
+            };
+            changed(rows, queued)
+        }
+        Op::Settle {
+            unit,
+            state,
+            outcome,
+            at,
+            note,
+            statuses,
+            retry,
+        } => {
+            let sql = "UPDATE unit SET state = ?2, outcome = ?3, ended = ?4, note = ?5
+                       WHERE id = ?1 AND state IN ('pending', 'running')";
+            let rows = tx.prepare_cached(sql)?.execute(params![
+                unit,
+                state.name(),
+                outcome.as_ref().map(outcome_text),
+                at,
+                note
+            ])?;
+            if rows == 0 {
+                return changed(0, vec![]);
+            }
+            if let Some(retry) = retry {
+                insert_unit(tx, retry, State::Pending, None, *at)?;
+            }
+            changed(rows, post_all(tx, statuses)?)
+        }
+        Op::Sent(list) => {
+            let mut delete = tx.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?;
+            for seq in list {
+                delete.execute(params![seq.cast_signed()])?;
+            }
+            changed(list.len(), vec![])
+        }
+        Op::Post(message) => changed(1, post_all(tx, std::slice::from_ref(message))?),
+        Op::Prune { before, keep } => prune(tx, *before, *keep),
+        Op::Release { unit, force } => {
+            let sql = "DELETE FROM unit
+                       WHERE id = ?1 AND (?2 OR state NOT IN ('pending', 'running'))";
+            changed(
+                tx.prepare_cached(sql)?.execute(params![unit, force])?,
+                vec![],
+            )
+        }
+    }
+}
+
+fn changed(rows: usize, queued: Vec<Queued>) -> rusqlite::Result<Done> {
+    Ok(Done::Changed {
+        applied: rows > 0,
+        queued,
+    })
+}
+
+fn accept(
+    tx: &Transaction<'_>,
+    key: &EventKey,
+    topic: &str,
+    at: i64,
+    boot: &str,
+    parts: &[Part],
+) -> rusqlite::Result<Done> {
+    let (mut fresh, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
+    for part in parts {
+        let (trigger, unit, refused) = match part {
+            Part::Run { unit, .. } => (&unit.trigger, Some(unit), None),
+            Part::Refuse { trigger, refused } => (trigger, None, Some(refused)),
+        };
+        if is_redelivery(tx, key, trigger)? {
+            fresh.push(false);
+            continue;
+        }
+        let sql = "INSERT INTO event
+                       (trigger, id, digest, topic, accepted, unit, refusal, detail)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING";
+        let rows = tx.prepare_cached(sql)?.execute(params![
+            trigger,
+            key.id,
+            key.digest.as_ref().map(|digest| &digest[..]),
+            topic,
+            at,
+            unit.map(|unit| &unit.id),
+            refused.map(|refused| refused.code),
+            refused.map(|refused| &refused.detail),
+        ])?;
+        fresh.push(rows > 0);
+        if rows == 0 {
+            continue;
+        }
+        match part {
+            Part::Run { unit, start: true } => {
+                insert_unit(tx, unit, State::Running, Some(boot), at)?;
+            }
+            Part::Run { unit, start: false } => insert_unit(tx, unit, State::Pending, None, at)?,
+            Part::Refuse { refused, .. } => {
+                queued.extend(post_all(tx, refused.status.as_slice())?);
+            }
+        }
+    }
+    Ok(Done::Accepted { fresh, queued })
+}
+
+fn is_redelivery(tx: &Transaction<'_>, key: &EventKey, trigger: &str) -> rusqlite::Result<bool> {
+    let (Some(digest), Some(since)) = (&key.digest, key.redelivery_since) else {
+        return Ok(false);
+    };
+    let sql = "SELECT 1 FROM event WHERE digest = ?1 AND accepted >= ?2 AND trigger = ?3";
+    tx.prepare_cached(sql)?
+        .query_row(params![&digest[..], since, trigger], |_| Ok(()))
+        .optional()
+        .map(|found| found.is_some())
+}
+
+fn insert_unit(
+    tx: &Transaction<'_>,
+    unit: &Unit,
+    state: State,
+    boot: Option<&str>,
+    at: i64,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO unit
+                   (id, trigger, event, topic, reason, hops, traceparent, attempt, due,
+                    variables, passthrough, payload, command, state, boot, accepted)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    tx.prepare_cached(sql)?.execute(params![
+        unit.id,
+        unit.trigger,
+        unit.event,
+        unit.topic,
+        unit.reason,
+        unit.hops,
+        unit.traceparent,
+        unit.attempt,
+        unit.due,
+        json!(unit.variables).to_string(),
+        Value::Object(unit.passthrough.clone()).to_string(),
+        &unit.payload[..],
+        unit.command,
+        state.name(),
+        boot,
+        at,
+    ])?;
+    Ok(())
+}
+
+fn post_all(tx: &Transaction<'_>, messages: &[Message]) -> rusqlite::Result<Vec<Queued>> {
+    let sql = "INSERT INTO outbox (topic, payload, qos, retain, properties)
+               VALUES (?1, ?2, ?3, ?4, ?5)";
+    let mut insert = tx.prepare_cached(sql)?;
+    messages
+        .iter()
+        .map(|message| {
+            let seq = insert.insert(params![
+                message.topic,
+                &message.payload[..],
+                message.qos as u8,
+                message.retain,
+                json!(message.properties.user).to_string(),
+            ])?;
+            Ok(Queued {
+                seq: seq.cast_unsigned(),
+                message: message.clone(),
+            })
+        })
+        .collect()
+}
+
+/// The message in a row of the outbox, as [`post_all`] wrote it.
+pub fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Queued> {
+    let user: String = row.get(5)?;
+    Ok(Queued {
+        seq: row.get::<_, i64>(0)?.cast_unsigned(),
+        message: Message {
+            topic: row.get(1)?,
+            payload: Bytes::from(row.get::<_, Vec<u8>>(2)?),
+            qos: Qos::from_number(row.get(3)?).unwrap_or(Qos::AtLeastOnce),
+            retain: row.get(4)?,
+            properties: Properties {
+                user: serde_json::from_str(&user).unwrap_or_default(),
+                ..Properties::default()
+            },
+        },
+    })
+}
+
+fn prune(tx: &Transaction<'_>, before: i64, keep: u64) -> rusqlite::Result<Done> {
+    let sql = "DELETE FROM unit
+               WHERE ended IS NOT NULL AND (ended < ?1 OR seq NOT IN
+                   (SELECT seq FROM unit ORDER BY seq DESC LIMIT ?2))
+               RETURNING id";
+    let gone = tx
+        .prepare_cached(sql)?
+        .query_map(
+            params![before, i64::try_from(keep).unwrap_or(i64::MAX)],
+            |row| row.get(0),
+        )?
+        .collect::<rusqlite::Result<Vec<String>>>()?;
+    tx.prepare_cached("DELETE FROM event WHERE accepted < ?1")?
+        .execute(params![before])?;
+    Ok(Done::Pruned(gone))
+}

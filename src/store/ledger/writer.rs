@@ -1,0 +1,168 @@
+//! The thread that writes: everything that waits becomes one transaction.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use tokio::sync::mpsc as tokio_mpsc;
+use tracing::{error, info};
+
+use crate::error::{Error, Result};
+use crate::store::ledger::write::{Done, Op, apply};
+use crate::store::ledger::{file, schema};
+
+/// Operations in one transaction at most.
+const BATCH: usize = 512;
+
+/// Wait before a commit that failed for want of space is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The ledger cannot be written any more, and that will not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault(pub Error);
+
+/// A committed operation, with what its sender wanted to remember.
+#[derive(Debug)]
+pub struct Committed<T> {
+    /// What came of it.
+    pub done: Done,
+    /// What was given along.
+    pub then: T,
+}
+
+/// The ledger's writing side.
+#[derive(Debug)]
+pub struct Ledger<T> {
+    ops: mpsc::Sender<(Op, T)>,
+    committed: tokio_mpsc::UnboundedReceiver<Result<Committed<T>, Fault>>,
+}
+
+impl<T: Send + 'static> Ledger<T> {
+    /// Opens or creates the ledger in folder `pipeline` and starts its thread.
+    ///
+    /// # Errors
+    /// When it is damaged or cannot be created (73) or is newer (78); it is then untouched.
+    pub fn open(pipeline: &Path) -> Result<Self> {
+        let path = file(pipeline);
+        if path.exists() {
+            schema::check(&path)?;
+        }
+        let connection = schema::connect(&path, true)?;
+        let (ops, op_rx) = mpsc::channel();
+        let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("ledger".into())
+            .stack_size(256 * 1024)
+            .spawn(move || write(connection, &op_rx, &committed_tx))
+            .map_err(|e| Error::bug(format!("start the ledger's thread: {e}")))?;
+        Ok(Self { ops, committed })
+    }
+
+    /// Hands over an operation; [`Ledger::committed`] brings `then` back once it is on disk.
+    pub fn submit(&self, op: Op, then: T) {
+        // The thread ends only after a fault, which its holder learns from `committed`.
+        let _ = self.ops.send((op, then));
+    }
+
+    /// The next committed operation, in the order of submission; cancel safe.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written any more.
+    pub async fn committed(&mut self) -> Result<Committed<T>, Fault> {
+        self.committed
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(Fault(Error::bug("write to the ledger: its thread is gone"))))
+    }
+
+    /// A committed operation, if one is there already.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written any more.
+    pub fn try_committed(&mut self) -> Result<Option<Committed<T>>, Fault> {
+        self.committed.try_recv().ok().transpose()
+    }
+}
+
+fn write<T>(
+    mut connection: Connection,
+    ops: &mpsc::Receiver<(Op, T)>,
+    committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
+) {
+    while let Ok(first) = ops.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = ops.try_recv()
+        {
+            batch.push(next);
+        }
+        match commit_until_done(&mut connection, &batch) {
+            Ok(done) => {
+                for (done, (_, then)) in done.into_iter().zip(batch) {
+                    // Nobody listens any more when the client is on its way out.
+                    let _ = committed.send(Ok(Committed { done, then }));
+                }
+            }
+            Err(fault) => {
+                let _ = committed.send(Err(fault));
+                return;
+            }
+        }
+    }
+}
+
+/// Commits `batch`, as often as it takes while the disk is full or failing: whatever is not
+/// committed is not acknowledged either, so nothing is lost by waiting.
+fn commit_until_done<T>(
+    connection: &mut Connection,
+    batch: &[(Op, T)],
+) -> Result<Vec<Done>, Fault> {
+    let mut failing = false;
+    loop {
+        match commit(connection, batch) {
+            Ok(done) => {
+                if failing {
+                    info!("the ledger can be written again");
+                }
+                return Ok(done);
+            }
+            Err(e) if passes(&e) => {
+                if !failing {
+                    failing = true;
+                    error!("cannot write to the ledger: {e}; events wait until it can be written");
+                }
+                thread::sleep(RETRY);
+            }
+            Err(e) => {
+                let e = Error::cannot_create(format!("write to the ledger: {e}"));
+                return Err(Fault(e));
+            }
+        }
+    }
+}
+
+fn commit<T>(connection: &mut Connection, batch: &[(Op, T)]) -> rusqlite::Result<Vec<Done>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let done = batch
+        .iter()
+        .map(|(op, _)| apply(&transaction, op))
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    transaction.commit()?;
+    Ok(done)
+}
+
+fn passes(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::ReadOnly
+                | ErrorCode::CannotOpen
+        )
+    )
+}

@@ -1,0 +1,4 @@
+//! Files: the ledger, and a folder for each unit.
+
+pub mod ledger;
+pub mod streams;

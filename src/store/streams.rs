@@ -1,0 +1,444 @@
+//! The folder of a unit: its streams, its lock and its outcome.
+//!
+//! ```text
+//! units/<id>/stdin     the event's payload
+//! units/<id>/stdout    what the command wrote
+//! units/<id>/stderr
+//! units/<id>/begun     there once the command may have started
+//! units/<id>/lock      held while the runner works on the unit
+//! units/<id>/control   a FIFO: one byte cancels
+//! units/<id>/outcome   how it ended
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::unit::{End, Outcome, Stopped, Trace};
+use crate::os::lock::Lock;
+
+/// Creates `path` and its parents with mode 0700.
+///
+/// # Errors
+/// When it cannot be created (73).
+pub fn create_private_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::cannot_create(format!("create folder {}: {e}", path.display())))
+}
+
+/// One of a command's output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// The folder of one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitDir {
+    path: PathBuf,
+}
+
+impl UnitDir {
+    /// The folder of unit `id` below the pipeline's folder.
+    #[must_use]
+    pub fn new(pipeline: &Path, id: &str) -> Self {
+        Self {
+            path: pipeline.join("units").join(id),
+        }
+    }
+
+    /// A unit's folder by its own path.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Creates the folder with the command's standard input.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn create(&self, stdin: &[u8]) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            // A client that died before the run began has left it.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        self.create_file("stdin")?.write_all(stdin)
+    }
+
+    fn create_file(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.path.join(name))
+    }
+
+    /// Opens the command's three streams.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn open_streams(&self) -> io::Result<[File; 3]> {
+        let append = |name| {
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(self.path.join(name))
+        };
+        Ok([
+            File::open(self.path.join("stdin"))?,
+            append("stdout")?,
+            append("stderr")?,
+        ])
+    }
+
+    /// Takes the lock that says: a runner works on this unit. Waits for whoever looks
+    /// whether it is held; `None` if the unit was begun by another runner already.
+    ///
+    /// # Errors
+    /// When the file cannot be created or locked.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        let lock = Lock::acquire(&self.path.join("lock"))?;
+        Ok(lock.filter(|_| !self.path.join("begun").exists()))
+    }
+
+    /// Waits until no runner works on the unit.
+    ///
+    /// # Errors
+    /// When the lock cannot be opened.
+    pub fn wait_unlocked(&self) -> Result<()> {
+        Lock::wait(&self.path.join("lock"))
+    }
+
+    /// Marks that the command may have started. It is only read by clients under the same
+    /// boot, so it needs no sync.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn mark_begun(&self) -> io::Result<()> {
+        self.create_file("begun").map(drop)
+    }
+
+    /// Creates the FIFO over which the unit is cancelled and opens our end of it.
+    ///
+    /// # Errors
+    /// As `mkfifo(3)` and `open(2)`.
+    pub fn open_control(&self) -> io::Result<File> {
+        let path = self.path.join("control");
+        match nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // Open for writing too, so that it never reads as closed.
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+    }
+
+    /// Asks the unit's runner to end it; `false` if there is none.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn cancel(&self) -> io::Result<bool> {
+        let opened = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(self.path.join("control"));
+        match opened {
+            Ok(mut fifo) => match fifo.write_all(b"c") {
+                // Full of requests already.
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+                _ => Ok(true),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Gives back the disk space in the middle of an output stream that has more than `limit`
+    /// bytes: half of that is kept of its head, half of its tail. The stream keeps its size,
+    /// so that offsets stay what they were. Returns the bytes dropped from stdout and stderr.
+    ///
+    /// A file system that cannot do this keeps everything, and nothing counts as dropped.
+    #[must_use]
+    pub fn trim_streams(&self, limit: u64) -> [u64; 2] {
+        [Stream::Stdout, Stream::Stderr].map(|stream| self.trim(stream, limit).unwrap_or(0))
+    }
+
+    fn trim(&self, stream: Stream, limit: u64) -> io::Result<u64> {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(self.path.join(stream.file()))?;
+        let surplus = file.metadata()?.len().saturating_sub(limit);
+        if surplus == 0 {
+            return Ok(0);
+        }
+        let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, flags, range(limit / 2), range(surplus))?;
+        Ok(surplus)
+    }
+
+    /// Writes the outcome so that it is there whole or not at all, also after a power failure.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn write_outcome(&self, outcome: &Outcome) -> io::Result<()> {
+        let (whole, part) = (self.path.join("outcome"), self.path.join("outcome.part"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)?;
+        file.write_all(outcome_text(outcome).as_bytes())?;
+        file.sync_data()?;
+        fs::rename(part, whole)
+    }
+
+    /// The outcome, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub fn read_outcome(&self) -> Result<Option<Outcome>> {
+        let path = self.path.join("outcome");
+        let wrong = |cause: &dyn std::fmt::Display| {
+            Error::cannot_create(format!("read {}: {cause}", path.display()))
+        };
+        match fs::read(&path) {
+            Ok(bytes) => parse_outcome(&bytes)
+                .map(Some)
+                .ok_or_else(|| wrong(&"it is not an outcome")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(wrong(&e)),
+        }
+    }
+
+    /// What the folder says about a run.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn trace(&self) -> Result<Trace> {
+        if !self.path.join("lock").exists() {
+            return Ok(Trace::Fresh);
+        }
+        // The lock is let go after the outcome is written: ask in that order.
+        let Some(_lock) = Lock::try_acquire(&self.path.join("lock"))? else {
+            return Ok(Trace::Alive);
+        };
+        if let Some(outcome) = self.read_outcome()? {
+            return Ok(Trace::Ended(outcome));
+        }
+        if self.path.join("begun").exists() {
+            Ok(Trace::Gone)
+        } else {
+            Ok(Trace::Fresh)
+        }
+    }
+
+    /// Opens a stream for reading.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn read_stream(&self, stream: Stream) -> io::Result<File> {
+        File::open(self.path.join(stream.file()))
+    }
+
+    /// The last `bytes` of a stream; nothing if it cannot be read.
+    #[must_use]
+    pub fn tail(&self, stream: Stream, bytes: u64) -> Vec<u8> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = self.read_stream(stream)?;
+            let start = file.metadata()?.len().saturating_sub(bytes);
+            file.seek(SeekFrom::Start(start))?;
+            let mut tail = Vec::new();
+            file.take(bytes).read_to_end(&mut tail)?;
+            Ok(tail)
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Deletes the folder with all that is in it.
+    ///
+    /// # Errors
+    /// As the file system; that it is gone already is none.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An outcome as its file holds it.
+#[must_use]
+pub fn outcome_text(outcome: &Outcome) -> String {
+    let end = match &outcome.end {
+        End::Exited(code) => json!({"exited": code}),
+        End::Signaled(signal) => json!({"signaled": signal}),
+        End::NotStarted(cause) => json!({"not_started": cause}),
+        End::Interrupted => json!("interrupted"),
+    };
+    let stopped = outcome.stopped.map(|stopped| match stopped {
+        Stopped::Canceled => "canceled",
+        Stopped::TimedOut => "timed-out",
+    });
+    json!({
+        "end": end,
+        "stopped": stopped,
+        "started_ms": outcome.started,
+        "elapsed_us": outcome.elapsed,
+        "max_rss_kib": outcome.max_rss,
+        "cpu_us": outcome.cpu,
+        "dropped_stdout": outcome.dropped[0],
+        "dropped_stderr": outcome.dropped[1],
+    })
+    .to_string()
+}
+
+/// Reads what [`outcome_text`] wrote.
+#[must_use]
+pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    let number = |key: &str| value.get(key).and_then(Value::as_u64);
+    let code = |v: &Value| v.as_i64().and_then(|n| i32::try_from(n).ok());
+    let end = value.get("end")?;
+    let end = match end.as_object().and_then(|o| o.iter().next()) {
+        Some((kind, v)) => match kind.as_str() {
+            "exited" => End::Exited(code(v)?),
+            "signaled" => End::Signaled(code(v)?),
+            "not_started" => End::NotStarted(v.as_str()?.to_owned()),
+            _ => return None,
+        },
+        None if end == "interrupted" => End::Interrupted,
+        None => return None,
+    };
+    let stopped = match value.get("stopped")? {
+        Value::Null => None,
+        v => match v.as_str()? {
+            "canceled" => Some(Stopped::Canceled),
+            "timed-out" => Some(Stopped::TimedOut),
+            _ => return None,
+        },
+    };
+    Some(Outcome {
+        end,
+        stopped,
+        started: value.get("started_ms")?.as_i64()?,
+        elapsed: number("elapsed_us")?,
+        max_rss: number("max_rss_kib")?,
+        cpu: number("cpu_us")?,
+        dropped: [number("dropped_stdout")?, number("dropped_stderr")?],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn outcomes() -> impl Strategy<Value = Outcome> {
+        let end = prop_oneof![
+            any::<i32>().prop_map(End::Exited),
+            (1..64).prop_map(End::Signaled),
+            any::<String>().prop_map(End::NotStarted),
+            Just(End::Interrupted),
+        ];
+        let stopped = prop_oneof![
+            Just(None),
+            Just(Some(Stopped::Canceled)),
+            Just(Some(Stopped::TimedOut))
+        ];
+        (end, stopped, any::<(i64, u64, u64, u64, [u64; 2])>()).prop_map(
+            |(end, stopped, (started, elapsed, max_rss, cpu, dropped))| Outcome {
+                end,
+                stopped,
+                started,
+                elapsed,
+                max_rss,
+                cpu,
+                dropped,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn outcomes_are_read_as_written(outcome in outcomes()) {
+            prop_assert_eq!(parse_outcome(outcome_text(&outcome).as_bytes()), Some(outcome));
+        }
+
+        #[test]
+        fn half_an_outcome_is_none(outcome in outcomes(), cut in 0.0..1.0f64) {
+            let text = outcome_text(&outcome);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let part = &text.as_bytes()[..(text.len() as f64 * cut) as usize];
+            prop_assert_eq!(parse_outcome(part), None);
+        }
+    }
+
+    #[test]
+    fn a_folder_tells_what_became_of_its_unit() {
+        let state = tempfile::tempdir().expect("tempdir");
+        create_private_dir(&state.path().join("units")).expect("units");
+        let dir = UnitDir::new(state.path(), "u1");
+        assert_eq!(dir.trace(), Ok(Trace::Fresh));
+        assert!(!dir.cancel().expect("cancel"));
+        dir.create(b"in").expect("create");
+        assert_eq!(dir.trace(), Ok(Trace::Fresh));
+        let lock = dir.lock().expect("lock").expect("free");
+        dir.mark_begun().expect("begun");
+        let control = dir.open_control().expect("control");
+        assert_eq!(dir.trace(), Ok(Trace::Alive));
+        assert!(dir.cancel().expect("cancel"));
+        drop((lock, control));
+        assert_eq!(dir.trace(), Ok(Trace::Gone));
+        assert!(!dir.cancel().expect("cancel"), "nobody listens any more");
+        let outcome = Outcome {
+            end: End::Exited(0),
+            stopped: None,
+            started: 1,
+            elapsed: 2,
+            max_rss: 3,
+            cpu: 4,
+            dropped: [0, 0],
+        };
+        dir.write_outcome(&outcome).expect("outcome");
+        assert_eq!(dir.trace(), Ok(Trace::Ended(outcome)));
+        dir.remove().expect("remove");
+        dir.remove().expect("remove again");
+    }
+}

@@ -1,0 +1,34 @@
+//! `tael broker`: a broker for one machine.
+
+use std::process::ExitCode;
+
+use tracing::info;
+
+use crate::error::Result;
+use crate::net::broker::{Broker, Options};
+use crate::os::signals::Stop;
+
+/// Runs a broker until told to stop; `announce` prints its address on stdout once it accepts
+/// connections.
+///
+/// # Errors
+/// As [`Broker::start`].
+pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
+    let tls = options.tls.is_some();
+    super::runtime()?.block_on(async {
+        let mut stop = Stop::listen()?;
+        let mut broker = Broker::start(options).await?;
+        let scheme = if tls { "mqtts" } else { "mqtt" };
+        let url = format!("{scheme}://{}", broker.address());
+        info!("listening on {url}");
+        if announce {
+            super::print(&url)?;
+        }
+        tokio::select! {
+            () = stop.requested() => {}
+            e = broker.failed() => return Err(e),
+        }
+        broker.stop().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,43 @@
+//! `tael client`: events in, runs, reports out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::engine::pipeline::{Config, Home, Pipeline};
+use crate::error::{Error, Result};
+use crate::os::signals::Stop;
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The pipeline.
+    pub config: Config,
+    /// The state folder.
+    pub state: PathBuf,
+    /// Whether it is fine that a client of that name runs already.
+    pub if_not_running: bool,
+}
+
+/// Runs the client until it is told to stop.
+///
+/// # Errors
+/// 73 when another client of the name runs or the state cannot be used, 77 and 69 when the
+/// broker turns us away for good, 78 for a state from the future.
+pub fn run(options: Options) -> Result<ExitCode> {
+    let who = options.config.who.clone();
+    let Some(home) = Home::acquire(&options.state, &who)? else {
+        if options.if_not_running {
+            return Ok(ExitCode::SUCCESS);
+        }
+        return Err(Error::cannot_create(format!(
+            "start client: one called '{who}' runs already in {}; choose another --who",
+            options.state.display()
+        )));
+    };
+    super::runtime()?.block_on(async {
+        let mut stop = Stop::listen()?;
+        let pipeline = Pipeline::open(options.config, home)?;
+        pipeline.run(&mut stop).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

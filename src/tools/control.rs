@@ -1,0 +1,174 @@
+//! `tael control`: ask a running pipeline for something, and wait for its answer.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::control::Action;
+use crate::model::message::{Message, Properties, Qos};
+use crate::model::text::printable;
+use crate::model::topic::{Filter, PipelineTopics};
+use crate::net::mqtt::{Refused, Settings};
+use crate::net::options::BrokerOptions;
+use crate::net::session::{Event, Session, Subscriptions, unreachable};
+use crate::os::host;
+use crate::tools::message::{origin, sender};
+
+/// The largest reply, bytes.
+const MAX_REPLY: u32 = 4 * 1024 * 1024;
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+    /// The pipeline's topics.
+    pub topics: PipelineTopics,
+    /// The pipeline's name.
+    pub who: String,
+    /// What to ask for.
+    pub action: Action,
+    /// How long to wait for the answer.
+    pub timeout: Duration,
+    /// Print the answer as it came.
+    pub json: bool,
+}
+
+/// Asks and prints the answer.
+///
+/// # Errors
+/// 75 when nobody answers in time, 69 when no broker does; the answer's own code otherwise.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let answer = super::runtime()?.block_on(ask(options))?;
+    if answer.get("ok") == Some(&Value::Bool(true)) {
+        super::print(&shown(options, &answer))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.json {
+        super::print(&answer.to_string())?;
+    }
+    let cause = super::text(&answer, "error").unwrap_or("it did not say why");
+    eprintln!(
+        "tael: {} {}: {}",
+        options.action.name(),
+        options.who,
+        printable(cause, 500)
+    );
+    let code = answer.get("code").and_then(Value::as_i64);
+    Ok(super::exit_code(
+        code.unwrap_or_else(|| Kind::Data.exit_code().into()),
+    ))
+}
+
+async fn ask(options: &Options) -> Result<Value> {
+    let reply_topic = options.topics.reply(&host::new_id());
+    let wrong = |e| Error::usage(format!("control {}: {e}", options.who));
+    let subscriptions = Subscriptions {
+        required: vec![Filter::new(&reply_topic).map_err(wrong)?],
+        optional: Vec::new(),
+        qos: Qos::AtLeastOnce,
+    };
+    let settings = Settings {
+        max_packet: MAX_REPLY,
+        ..sender(&options.broker)
+    };
+    let request = Message {
+        topic: options.topics.control(),
+        payload: Bytes::from(options.action.payload()),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: Properties {
+            user: origin(),
+            response_topic: Some(reply_topic.clone()),
+            correlation_data: Some(Bytes::from(host::new_id())),
+        },
+    };
+    let mut session = Session::new(settings, subscriptions);
+    let mut reached = false;
+    let answered = async {
+        loop {
+            match session.next().await? {
+                // Sent again after a broken connection, it has the same id and is known.
+                Event::Online => {
+                    reached = true;
+                    session.publish(request.clone(), 1);
+                }
+                Event::Published(_, Err(Refused(e))) => {
+                    return Err(e.context(format_args!("publish to '{}'", request.topic)));
+                }
+                Event::Received(received) if received.delivery.topic == reply_topic.as_bytes() => {
+                    let answer = serde_json::from_slice(&received.delivery.payload);
+                    return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
+                }
+                Event::Published(_, Ok(())) | Event::Received(_) | Event::Offline => {}
+            }
+        }
+    };
+    let answer = timeout(options.timeout, answered).await;
+    let seconds = options.timeout.as_secs_f32();
+    let answer = match answer {
+        Ok(answer) => answer?,
+        Err(_) if reached => {
+            return Err(Error::new(
+                Kind::TryAgain,
+                format!(
+                    "{} {}: no answer within {seconds} s; does that client run?",
+                    options.action.name(),
+                    options.who
+                ),
+            ));
+        }
+        Err(_) => {
+            let cause = format!("no answer within {seconds} s");
+            return Err(unreachable(&options.broker.address(), &cause));
+        }
+    };
+    session.close().await;
+    Ok(answer)
+}
+
+fn shown(options: &Options, answer: &Value) -> String {
+    if options.json {
+        return answer.to_string();
+    }
+    let who = &options.who;
+    let unit = || printable(super::text(answer, "unit").unwrap_or("?"), 80);
+    match &options.action {
+        Action::Raise { .. } => format!("{who}: raised as unit {}", unit()),
+        Action::Retry { .. } => format!("{who}: tried again as unit {}", unit()),
+        Action::Cancel { .. } => format!("{who}: cancelling unit {}", unit()),
+        Action::Pause => format!("{who}: paused"),
+        Action::Resume => format!("{who}: resumed"),
+        Action::Status => status_line(who, answer),
+    }
+}
+
+fn status_line(who: &str, answer: &Value) -> String {
+    let number = |path: &str| answer.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let running = answer
+        .get("running")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len);
+    let paused = match answer.get("paused") {
+        Some(Value::Bool(true)) => ", paused",
+        _ => "",
+    };
+    format!(
+        "{who}: on {} for {} s{paused}, {running} running, {} waiting, {} succeeded, {} failed, \
+         {} canceled; events: {} accepted, {} duplicate, {} refused; {} statuses to send",
+        printable(super::text(answer, "host").unwrap_or("?"), 80),
+        number("/uptime"),
+        number("/waiting"),
+        number("/units/succeeded"),
+        number("/units/failed"),
+        number("/units/canceled"),
+        number("/events/accepted"),
+        number("/events/duplicate"),
+        number("/events/refused"),
+        number("/outbox"),
+    )
+}

@@ -1,0 +1,241 @@
+//! `tael demo`: the main job, seen happening in two seconds.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Delivery, Qos, property};
+use crate::model::topic::Filter;
+use crate::net::broker::{Broker, Options as BrokerSettings};
+use crate::net::mqtt::Settings;
+use crate::net::options::{BrokerOptions, KEEP_ALIVE};
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::signals::Stop;
+use crate::os::{host, paths};
+use crate::store::streams::create_private_dir;
+use crate::tools::message::sender;
+use crate::tools::watch;
+
+/// All of it takes two seconds; a machine that needs longer than this is in trouble.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A child that does not outlive us.
+struct Ours(Option<Child>);
+
+impl Ours {
+    /// Waits for its end. The broker runs on this very thread, which must not block.
+    async fn ended(mut self) -> Result<()> {
+        let Some(mut child) = self.0.take() else {
+            return Ok(());
+        };
+        let status = spawn_blocking(move || child.wait()).await;
+        match status {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(Error::bug(format!(
+                "demo: a part of it ended with {status}"
+            ))),
+            _ => Err(Error::bug("demo: a part of it cannot be waited for")),
+        }
+    }
+
+    /// Asks it to stop, and waits for that.
+    async fn stopped(self) -> Result<()> {
+        if let Some(child) = &self.0 {
+            // It may have ended already.
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+        }
+        self.ended().await
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A folder that goes when we do.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Shows it.
+///
+/// # Errors
+/// When a part of it does not come to pass.
+pub fn run() -> Result<ExitCode> {
+    let state = paths::state_dir().unwrap_or_else(|_| std::env::temp_dir());
+    let scratch = Scratch(state.join(format!("demo-{}", host::new_id())));
+    create_private_dir(&scratch.0)?;
+    super::runtime()?.block_on(async {
+        let mut stop = Stop::listen()?;
+        let shown = tokio::select! {
+            () = stop.requested() => return Ok(ExitCode::from(128 + 2)),
+            shown = timeout(LIMIT, show(&scratch.0)) => shown,
+        };
+        match shown {
+            Ok(shown) => shown.map(|()| ExitCode::SUCCESS),
+            Err(_) => Err(Error::new(
+                Kind::TryAgain,
+                format!("demo: it did not come to its end in {} s", LIMIT.as_secs()),
+            )),
+        }
+    })
+}
+
+async fn show(scratch: &Path) -> Result<()> {
+    let broker = Broker::start(BrokerSettings {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        data: None,
+        users: Vec::new(),
+        tls: None,
+    })
+    .await?;
+    let port = broker.address().port();
+    say(
+        "broker",
+        &format!("one of our own listens on 127.0.0.1:{port}"),
+    )?;
+    let mut network = listen(port);
+    while !matches!(network.next().await?, Event::Online) {}
+
+    let tael = |arguments: &[&str]| start(scratch, port, arguments);
+    tael(&["beacon", "--root", "demo", "--once"])?
+        .ended()
+        .await?;
+    let align = r#"sleep 0.4; echo "aligned $SAMPLE""#;
+    let report = r#"sleep 0.3; echo "reported $SAMPLE""#;
+    let first = "demo/sequencer/status";
+    let second = "demo/infrastructure/pipelines/align/status";
+    let common = ["--envreq", "SAMPLE", "--payload-passthrough", "SAMPLE"];
+    let client = |topic, who, command| {
+        let mut arguments = vec!["client", "-t", topic, "--who", who, "-c", command];
+        arguments.extend(common);
+        tael(&arguments)
+    };
+    say("client", &format!("'align'  waits for {first}"))?;
+    let align = client(first, "align", align)?;
+    say("client", &format!("'report' waits for {second}"))?;
+    let report = client(second, "report", report)?;
+
+    let mut online = 0;
+    while online < 2 {
+        let delivery = next(&mut network).await?;
+        if delivery.topic.ends_with(b"/presence") {
+            online += usize::from(attribute(&delivery, "state").as_deref() == Some("online"));
+        } else {
+            show_message(&delivery)?;
+        }
+    }
+    say(
+        "message",
+        &format!("tael message -t {first} --attr status finished --attr sample S1"),
+    )?;
+    let message = [
+        "message", "-t", first, "--attr", "status", "finished", "--attr", "sample", "S1",
+    ];
+    tael(&message)?.ended().await?;
+    loop {
+        let delivery = next(&mut network).await?;
+        show_message(&delivery)?;
+        let done = delivery.properties.user(property::WHO) == Some("report");
+        match attribute(&delivery, "status").as_deref() {
+            Some("finished") if done => break,
+            Some("failed" | "falsestart") => {
+                return Err(Error::bug("demo: a pipeline has failed"));
+            }
+            _ => {}
+        }
+    }
+    say(
+        "done",
+        "each pipeline ran once, and said so. Next: the README's cron line.",
+    )?;
+    align.stopped().await?;
+    report.stopped().await?;
+    network.close().await;
+    Ok(())
+}
+
+fn listen(port: u16) -> Session {
+    let settings = Settings {
+        max_packet: 1024 * 1024,
+        ..sender(&BrokerOptions {
+            host: Ipv4Addr::LOCALHOST.to_string(),
+            port,
+            tls: None,
+            username: None,
+            password: None,
+            client_id: format!("tael-{}", host::new_id()),
+            keep_alive: KEEP_ALIVE,
+        })
+    };
+    let subscriptions = Subscriptions {
+        required: Filter::new("demo/#").into_iter().collect(),
+        optional: Vec::new(),
+        qos: Qos::AtMostOnce,
+    };
+    Session::new(settings, subscriptions)
+}
+
+fn start(scratch: &Path, port: u16, arguments: &[&str]) -> Result<Ours> {
+    let mut command = Command::new("/proc/self/exe");
+    // Nothing of the user's own set-up may steer the tour.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TAEL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(arguments)
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+        .env("TAEL_CONFIG", "/dev/null")
+        .env("TAEL_LOG_TARGET", "none")
+        .env("STATE_DIRECTORY", scratch)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .map(|child| Ours(Some(child)))
+        .map_err(|e| Error::cannot_create(format!("demo: start {}: {e}", arguments.join(" "))))
+}
+
+async fn next(network: &mut Session) -> Result<Delivery> {
+    loop {
+        if let Event::Received(received) = network.next().await? {
+            return Ok(received.delivery);
+        }
+    }
+}
+
+fn attribute(delivery: &Delivery, key: &str) -> Option<String> {
+    let payload: Value = serde_json::from_slice(&delivery.payload).ok()?;
+    super::text(&payload, key).map(str::to_owned)
+}
+
+fn show_message(delivery: &Delivery) -> Result<()> {
+    if delivery.topic.ends_with(b"/presence") {
+        return Ok(());
+    }
+    let clock = watch::clock();
+    let line = watch::line(delivery, false, &clock);
+    say("network", line.trim_start_matches(&clock).trim_start())
+}
+
+fn say(part: &str, line: &str) -> Result<()> {
+    super::print(&format!("{}  {part:<8} {line}", watch::clock()))
+}

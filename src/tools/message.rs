@@ -1,0 +1,99 @@
+//! `tael message`: tell the network that something has happened.
+
+use std::env;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::model::event::{Attributes, MAX_ID_BYTES};
+use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::status;
+use crate::net::mqtt::Settings;
+use crate::net::oneshot;
+use crate::net::options::BrokerOptions;
+use crate::os::host;
+
+/// The largest packet that the broker may send to a sender that subscribes to nothing.
+pub(super) const MAX_INCOMING: u32 = 64 * 1024;
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+    /// A checked topic name.
+    pub topic: String,
+    /// What to say.
+    pub attributes: Attributes,
+    /// The quality of service wished for.
+    pub qos: Qos,
+    /// Whether the broker keeps the message.
+    pub retain: bool,
+    /// How long all of it may take.
+    pub timeout: Duration,
+}
+
+/// Publishes the message and returns when the broker has it.
+///
+/// # Errors
+/// As [`oneshot::publish`].
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let user = host::username();
+    let payload = status::message(&user, options.attributes.clone(), Timestamp::now());
+    let message = Message {
+        topic: options.topic.clone(),
+        payload: Bytes::from(Value::Object(payload).to_string()),
+        qos: options.qos,
+        retain: options.retain,
+        properties: Properties {
+            user: origin(),
+            ..Properties::default()
+        },
+    };
+    let settings = sender(&options.broker);
+    super::runtime()?.block_on(oneshot::publish(&settings, &message, options.timeout))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A connection that only sends, and leaves nothing behind.
+pub(super) fn sender(broker: &BrokerOptions) -> Settings {
+    Settings {
+        broker: broker.clone(),
+        session_expiry: Duration::ZERO,
+        will: None,
+        max_packet: MAX_INCOMING,
+        receive_maximum: 8,
+    }
+}
+
+/// Where the message comes from. Within a client's command that is the pipeline and the event
+/// that it answers, so that loops can be told from chains.
+pub(super) fn origin() -> Vec<(String, String)> {
+    let from_env = |name: &str| {
+        env::var(name)
+            .ok()
+            .filter(|v| !v.is_empty() && v.len() <= MAX_ID_BYTES * 4)
+    };
+    let mut user = vec![
+        (property::ID.to_owned(), host::new_id()),
+        (property::HOST.to_owned(), host::hostname()),
+    ];
+    let hops = from_env("TAEL_HOPS").and_then(|hops| hops.parse::<u32>().ok());
+    let more = [
+        (property::WHO, from_env("TAEL_WHO")),
+        (property::CAUSE, from_env("TAEL_EVENT")),
+        (
+            property::HOPS,
+            hops.map(|hops| hops.saturating_add(1).to_string()),
+        ),
+        (property::TRACEPARENT, from_env("TRACEPARENT")),
+    ];
+    for (name, value) in more {
+        user.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    user
+}

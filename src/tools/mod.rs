@@ -1,0 +1,50 @@
+//! The commands, one file each: what they do once their options are known.
+
+pub mod beacon;
+#[cfg(feature = "embedded-broker")]
+pub mod broker;
+pub mod client;
+pub mod control;
+#[cfg(feature = "embedded-broker")]
+pub mod demo;
+pub mod message;
+pub mod watch;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::error::{Error, Result};
+
+/// A single-threaded runtime: everything here waits far more than it works.
+fn runtime() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(|e| Error::bug(format!("start the runtime: {e}")))
+}
+
+/// Prints a line on stdout. A reader that has gone away, as `head` does, ends us quietly.
+fn print(line: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+            std::process::exit(128 + nix::libc::SIGPIPE)
+        }
+        Err(e) => Err(Error::cannot_create(format!("write to stdout: {e}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// An exit code from elsewhere, cut to what a process can have.
+fn exit_code(code: i64) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// A JSON object's field as text.
+fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+    value.get(key).and_then(Value::as_str)
+}

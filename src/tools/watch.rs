@@ -1,0 +1,218 @@
+//! `tael watch`: the network, live, one line a message.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use jiff::Zoned;
+use serde_json::{Map, Value, json};
+
+use crate::error::Result;
+use crate::model::event::{Attributes, attribute_text, attributes};
+use crate::model::message::{Delivery, Qos, property};
+use crate::model::text::{printable, printable_bytes};
+use crate::model::topic::Filter;
+use crate::net::mqtt::Settings;
+use crate::net::options::BrokerOptions;
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::signals::Stop;
+use crate::tools::message::sender;
+
+/// The largest packet that is shown, bytes.
+const MAX_PACKET: u32 = 16 * 1024 * 1024;
+
+/// Characters of one value on a line.
+const MAX_VALUE: usize = 120;
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+    /// What to listen to.
+    pub filters: Vec<Filter>,
+    /// Highest QoS of deliveries, 1 at most.
+    pub qos: Qos,
+    /// Messages whose topic or payload contains one of these are not shown.
+    pub drop: Vec<String>,
+    /// One JSON object a line.
+    pub json: bool,
+    /// End after so many lines.
+    pub count: Option<u64>,
+}
+
+/// Prints messages until told to stop.
+///
+/// # Errors
+/// What will not pass: the broker turns us away.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    super::runtime()?.block_on(watch(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn watch(options: &Options) -> Result<()> {
+    let mut stop = Stop::listen()?;
+    let subscriptions = Subscriptions {
+        required: options.filters.clone(),
+        optional: Vec::new(),
+        qos: options.qos.min(Qos::AtLeastOnce),
+    };
+    let settings = Settings {
+        max_packet: MAX_PACKET,
+        receive_maximum: 256,
+        ..sender(&options.broker)
+    };
+    let mut session = Session::new(settings, subscriptions);
+    let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let mut left = options.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let event = tokio::select! {
+            () = stop.requested() => break,
+            event = session.next() => event?,
+        };
+        if let Event::Received(received) = event {
+            if !is_dropped(&received.delivery, &options.drop) {
+                super::print(&if options.json {
+                    json_line(&received.delivery)
+                } else {
+                    line(&received.delivery, colour, &clock())
+                })?;
+                left -= 1;
+            }
+            session.acknowledge(received.ack);
+        }
+    }
+    session.close().await;
+    Ok(())
+}
+
+pub(super) fn clock() -> String {
+    Zoned::now().strftime("%H:%M:%S").to_string()
+}
+
+fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {
+    let topic = String::from_utf8_lossy(&delivery.topic);
+    let payload = String::from_utf8_lossy(&delivery.payload);
+    drop.iter()
+        .any(|text| topic.contains(text.as_str()) || payload.contains(text.as_str()))
+}
+
+/// `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before what is to be announced.
+pub(super) fn line(delivery: &Delivery, colour: bool, clock: &str) -> String {
+    let topic = printable_bytes(&delivery.topic, 200);
+    let Ok(mut attributes) = attributes(&delivery.payload, usize::MAX) else {
+        let payload = printable_bytes(&delivery.payload, 400);
+        return format!("{clock}  {topic}  {payload}");
+    };
+    let announce = attributes.shift_remove("announce") == Some(Value::Bool(true));
+    let status = ["status", "state", "action"]
+        .into_iter()
+        .find_map(|key| attributes.shift_remove(key))
+        .map_or_else(|| "-".to_owned(), |v| printable(&attribute_text(&v), 40));
+    let who = who(delivery, &mut attributes);
+    let mut words = vec![
+        clock.to_owned(),
+        topic,
+        if announce {
+            format!("! {status}")
+        } else {
+            status.clone()
+        },
+        who,
+    ];
+    let rest: Vec<String> = attributes
+        .iter()
+        .map(|(key, value)| {
+            let text = attribute_text(value);
+            format!("{}={}", printable(key, 60), printable(&text, MAX_VALUE))
+        })
+        .collect();
+    if !rest.is_empty() {
+        words.push(rest.join(" "));
+    }
+    let line = words.join("  ");
+    match (colour, announce, status.as_str()) {
+        (true, true, _) => format!("\x1b[1;31m{line}\x1b[0m"),
+        (true, false, "finished") => format!("\x1b[32m{line}\x1b[0m"),
+        (true, false, "started") => format!("\x1b[36m{line}\x1b[0m"),
+        _ => line,
+    }
+}
+
+fn who(delivery: &Delivery, attributes: &mut Attributes) -> String {
+    let user = attributes.shift_remove("user").map(|v| attribute_text(&v));
+    let who = delivery.properties.user(property::WHO).map(str::to_owned);
+    match (who.or(user), delivery.properties.user(property::HOST)) {
+        (Some(who), Some(host)) => printable(&format!("{who}@{host}"), 100),
+        (Some(who), None) => printable(&who, 100),
+        (None, Some(host)) => printable(&format!("@{host}"), 100),
+        (None, None) => "-".into(),
+    }
+}
+
+fn json_line(delivery: &Delivery) -> String {
+    let payload = serde_json::from_slice::<Value>(&delivery.payload)
+        .unwrap_or_else(|_| json!(String::from_utf8_lossy(&delivery.payload)));
+    let mut properties = Map::new();
+    for (name, value) in &delivery.properties.user {
+        properties.insert(name.clone(), json!(value));
+    }
+    json!({
+        "time": Zoned::now().timestamp().to_string(),
+        "topic": String::from_utf8_lossy(&delivery.topic),
+        "retained": delivery.retained,
+        "payload": payload,
+        "properties": properties,
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn delivery(payload: &str) -> Delivery {
+        Delivery {
+            topic: Bytes::from("lab/seq/status"),
+            payload: Bytes::from(payload.to_owned()),
+            retained: false,
+            duplicate: false,
+            properties: crate::model::message::Properties {
+                user: vec![
+                    (property::WHO.into(), "seq".into()),
+                    (property::HOST.into(), "h1".into()),
+                ],
+                ..Default::default()
+            },
+        }
+    }
+
+    #[test]
+    fn lines_are_readable() {
+        let show = |payload| line(&delivery(payload), false, "12:00:00");
+        assert_eq!(
+            show(r#"{"status":"finished","return_code":0,"announce":false,"sample":"S 1"}"#),
+            "12:00:00  lab/seq/status  finished  seq@h1  return_code=0 sample=S 1"
+        );
+        assert_eq!(
+            show(r#"{"status":"failed","announce":true}"#),
+            "12:00:00  lab/seq/status  ! failed  seq@h1"
+        );
+        assert_eq!(show("\x1b[2J"), "12:00:00  lab/seq/status  \\u{1b}[2J");
+        let red = line(
+            &delivery(r#"{"status":"failed","announce":true}"#),
+            true,
+            "t",
+        );
+        assert!(red.starts_with("\x1b[1;31m") && red.ends_with("\x1b[0m"));
+    }
+
+    #[test]
+    fn dropped_by_topic_or_payload() {
+        let d = delivery(r#"{"status":"test"}"#);
+        for (text, want) in [("test", true), ("seq", true), ("other", false)] {
+            assert_eq!(is_dropped(&d, &[text.to_owned()]), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! What the tests share: real brokers, real clients, and ears on the network.
+//!
+//! `TAEL_TEST_BROKER=mosquitto` runs the suite against mosquitto instead of the embedded
+//! broker.
+#![allow(dead_code)] // each test binary uses its own part of this
+
+pub mod broker;
+pub mod raw;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+pub use broker::{Broker, Setup};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at that nothing announces.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        thread::sleep(LOOK);
+    }
+}
+
+/// The path of one of our binaries.
+pub fn binary(name: &str) -> PathBuf {
+    let path = match name {
+        "tael" => env!("CARGO_BIN_EXE_tael"),
+        "tael-client" => env!("CARGO_BIN_EXE_tael-client"),
+        "tael-message" => env!("CARGO_BIN_EXE_tael-message"),
+        "tael-beacon" => env!("CARGO_BIN_EXE_tael-beacon"),
+        other => panic!("no binary {other}"),
+    };
+    PathBuf::from(path)
+}
+
+/// A process that ends with the test, whatever happens.
+pub struct Process {
+    pub child: Child,
+    /// What it says on stderr.
+    pub log: PathBuf,
+}
+
+impl Process {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("signal");
+    }
+
+    /// Waits for its end and returns the exit code, 128+signal for a death by signal.
+    #[track_caller]
+    pub fn wait(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        let mut status = None;
+        wait_until("the process ends", || {
+            status = self.child.try_wait().expect("wait");
+            status.is_some()
+        });
+        let status = status.expect("status");
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+
+    /// Stops it as an operator does; it must leave with 0.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let code = self.wait();
+        assert_eq!(code, 0, "log:\n{}", self.log_text());
+    }
+
+    pub fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+    }
+
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A broker, a state folder, and whatever a test starts.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub broker: Broker,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(Setup::default())
+    }
+
+    pub fn with(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let broker = Broker::start(dir.path(), setup);
+        Self { dir, broker }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// One of our commands, in an environment that holds nothing of the user's, pointed at the
+    /// broker.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = bare_command(&self.dir, name);
+        for (name, value) in self.broker.environment() {
+            command.env(name, value);
+        }
+        command
+    }
+
+    /// `tael` with `arguments`.
+    pub fn tael<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.command("tael");
+        command.args(arguments);
+        command
+    }
+
+    pub fn spawn(&self, mut command: Command) -> Process {
+        spawn(&self.dir, &mut command)
+    }
+
+    /// Starts a client called `who` and returns once it is online.
+    #[track_caller]
+    pub fn client(&self, who: &str, arguments: &[&str]) -> Process {
+        let mut command = self.command("tael-client");
+        command
+            .args(["--who", who, "--root", "lab"])
+            .args(arguments);
+        self.online(who, command)
+    }
+
+    /// Starts a client's command and returns once it is online.
+    #[track_caller]
+    pub fn online(&self, who: &str, command: Command) -> Process {
+        let presence = format!("lab/infrastructure/pipelines/{who}/presence");
+        let ears = self.ears(&[&presence]);
+        let mut process = self.spawn(command);
+        let deadline = Instant::now() + PATIENCE;
+        while !ears.any(|m| m.payload["state"] == "online" && !m.retained) {
+            if let Some(status) = process.child.try_wait().expect("wait") {
+                panic!("client ended with {status}:\n{}", process.log_text());
+            }
+            assert!(
+                Instant::now() < deadline,
+                "client does not come online:\n{}",
+                process.log_text()
+            );
+            thread::sleep(LOOK);
+        }
+        process
+    }
+
+    /// Publishes with `tael-message`, which must succeed in silence.
+    #[track_caller]
+    pub fn message(&self, topic: &str, attributes: &[(&str, &str)]) {
+        let mut command = self.command("tael-message");
+        command.args(["-t", topic]);
+        for (key, value) in attributes {
+            command.args(["--attr", key, value]);
+        }
+        let output = command.output().expect("tael-message");
+        assert!(output.status.success(), "{output:?}");
+        assert!(
+            output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+    }
+
+    /// Listens to `filters` from now on.
+    #[track_caller]
+    pub fn ears(&self, filters: &[&str]) -> Ears {
+        let mut command = self.tael(["watch", "--json", "--qos", "1"]);
+        for filter in filters {
+            command.args(["-t", filter]);
+        }
+        // One more, to know when the subscription stands.
+        let ready = format!("ready/{}", ulid::Ulid::generate());
+        command.args(["-t", &ready]).stdout(Stdio::piped());
+        let mut process = self.spawn(command);
+        let stdout = process.child.stdout.take().expect("stdout");
+        let heard = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let writer = Arc::clone(&heard);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let message = Message::parse(&line);
+                writer.0.lock().expect("lock").push(message);
+                writer.1.notify_all();
+            }
+        });
+        let ears = Ears {
+            heard,
+            ready: ready.clone(),
+            _process: process,
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !ears
+            .heard
+            .0
+            .lock()
+            .expect("lock")
+            .iter()
+            .any(|m: &Message| m.topic == ready)
+        {
+            assert!(
+                Instant::now() < deadline,
+                "cannot listen: {}",
+                ears._process.log_text()
+            );
+            self.message(&ready, &[]);
+            let heard = ears.heard.0.lock().expect("lock");
+            let _unused = ears.heard.1.wait_timeout(heard, LOOK * 20).expect("lock");
+        }
+        ears
+    }
+
+    /// A script in the world's folder, made executable.
+    pub fn script(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path(name);
+        fs::write(&path, text).expect("script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        path
+    }
+
+    /// A file's lines, none if there is no file.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// One of our commands in an environment that holds nothing of the user's.
+pub fn bare_command(dir: &tempfile::TempDir, name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", dir.path())
+        .env("XDG_STATE_HOME", dir.path())
+        .env("STATE_DIRECTORY", dir.path().join("state"))
+        .env("TAEL_LOG_TARGET", "stderr")
+        .env("TAEL_LOG", "debug")
+        .env("OUT", dir.path())
+        .stdin(Stdio::null());
+    if name == "tael-message" {
+        command
+            .env("TAEL_LOG_TARGET", "auto")
+            .env("TAEL_LOG", "warn");
+    }
+    command
+}
+
+/// Starts `command` with its stderr in a file of its own.
+pub fn spawn(dir: &tempfile::TempDir, command: &mut Command) -> Process {
+    let log = dir.path().join(format!("log-{}", ulid::Ulid::generate()));
+    let child = command
+        .stderr(fs::File::create(&log).expect("log"))
+        .spawn()
+        .expect("spawn");
+    Process { child, log }
+}
+
+/// A message that was heard.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub topic: String,
+    pub retained: bool,
+    pub payload: Value,
+    pub properties: Value,
+}
+
+impl Message {
+    fn parse(line: &str) -> Self {
+        let value: Value = serde_json::from_str(line).expect(line);
+        Self {
+            topic: value["topic"].as_str().expect("topic").to_owned(),
+            retained: value["retained"] == true,
+            payload: value["payload"].clone(),
+            properties: value["properties"].clone(),
+        }
+    }
+
+    pub fn status(&self) -> &str {
+        self.payload["status"].as_str().unwrap_or_default()
+    }
+}
+
+/// A subscriber that remembers everything.
+pub struct Ears {
+    heard: Arc<(Mutex<Vec<Message>>, Condvar)>,
+    ready: String,
+    _process: Process,
+}
+
+impl Ears {
+    /// All messages so far.
+    pub fn all(&self) -> Vec<Message> {
+        let heard = self.heard.0.lock().expect("lock");
+        heard
+            .iter()
+            .filter(|m| m.topic != self.ready)
+            .cloned()
+            .collect()
+    }
+
+    pub fn any(&self, condition: impl Fn(&Message) -> bool) -> bool {
+        self.all().iter().any(condition)
+    }
+
+    /// Waits for the first message that `condition` holds for.
+    #[track_caller]
+    pub fn wait(&self, what: &str, condition: impl Fn(&Message) -> bool) -> Message {
+        self.wait_all(what, |all| all.iter().find(|m| condition(m)).cloned())
+    }
+
+    /// Waits until `condition` finds what it looks for in all messages so far.
+    #[track_caller]
+    pub fn wait_all<T>(&self, what: &str, condition: impl Fn(&[Message]) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let all = self.all();
+            if let Some(found) = condition(&all) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "never heard: {what}; heard: {all:#?}");
+            let heard = self.heard.0.lock().expect("lock");
+            let _unused = self
+                .heard
+                .1
+                .wait_timeout(heard, left.min(LOOK * 10))
+                .expect("lock");
+        }
+    }
+
+    /// Waits for a status of pipeline `who`.
+    #[track_caller]
+    pub fn status(&self, who: &str, status: &str) -> Message {
+        let topic = format!("lab/infrastructure/pipelines/{who}/status");
+        self.wait(&format!("{status} of {who}"), |m| {
+            m.topic == topic && m.status() == status
+        })
+    }
+
+    /// How often pipeline `who` has said `status`.
+    pub fn count(&self, who: &str, status: &str) -> usize {
+        let topic = format!("lab/infrastructure/pipelines/{who}/status");
+        self.all()
+            .iter()
+            .filter(|m| m.topic == topic && m.status() == status)
+            .count()
+    }
+}
+
+/// What a finished command printed on stdout and stderr, and its exit code.
+#[track_caller]
+pub fn ran(command: &mut Command) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("run");
+    (
+        status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&stdout).into_owned(),
+        String::from_utf8_lossy(&stderr).into_owned(),
+    )
+}
+
+/// Runs `command` with `input` on its standard input.
+#[track_caller]
+pub fn ran_with(command: &mut Command, input: &[u8]) -> (i32, String, String) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    // It may refuse its arguments without reading.
+    let _ = child.stdin.take().expect("stdin").write_all(input);
+    let output = child.wait_with_output().expect("wait");
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// Asserts that a command refuses: exit `code`, nothing on stdout, one line on stderr that
+/// contains `text`.
+#[track_caller]
+pub fn refuses(command: &mut Command, code: i32, text: &str) {
+    let (got, stdout, stderr) = ran(command);
+    assert_eq!(got, code, "{command:?}: {stderr}");
+    assert_eq!(stdout, "", "{command:?}");
+    assert_eq!(stderr.lines().count(), 1, "{command:?}: {stderr}");
+    assert!(
+        stderr.contains(text),
+        "{command:?}: {stderr:?} lacks {text:?}"
+    );
+}
+
+/// Certificates for TLS tests: an authority, a server and a client of it, and a stranger.
+pub struct Certificates {
+    pub dir: PathBuf,
+}
+
+impl Certificates {
+    pub fn make(dir: &Path) -> Self {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let dir = dir.join("tls");
+        fs::create_dir_all(&dir).expect("tls");
+        let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("write");
+        for (authority, leaf) in [("ca", "client"), ("other-ca", "stranger")] {
+            let key = KeyPair::generate().expect("key");
+            let mut params = CertificateParams::new(Vec::new()).expect("params");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, authority);
+            let certificate = params.self_signed(&key).expect("certificate");
+            write(&format!("{authority}.pem"), certificate.pem());
+            let issuer = Issuer::new(params, key);
+            for name in [leaf, "server"] {
+                if name == "server" && authority != "ca" {
+                    continue;
+                }
+                let key = KeyPair::generate().expect("key");
+                let mut names = CertificateParams::new(vec!["localhost".into()]).expect("params");
+                names
+                    .distinguished_name
+                    .push(rcgen::DnType::CommonName, name);
+                let signed = names.signed_by(&key, &issuer).expect("certificate");
+                write(&format!("{name}.pem"), signed.pem());
+                write(&format!("{name}.key"), key.serialize_pem());
+            }
+        }
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.dir.join(name).to_str().expect("path").to_owned()
+    }
+}
