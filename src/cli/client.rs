@@ -9,7 +9,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::trigger::{self, TriggerOptions};
-use crate::engine::pipeline::Config;
+use crate::engine::config::Config;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::message::Qos;

@@ -5,7 +5,7 @@ use ring::digest::{Context, SHA256};
 use serde_json::Map;
 use tracing::warn;
 
-use crate::engine::pipeline::Config;
+use crate::engine::config::Config;
 use crate::engine::settle;
 use crate::model::event::{self, Event, Refusal};
 use crate::model::message::{Delivery, property};

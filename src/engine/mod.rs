@@ -1,6 +1,8 @@
 //! How one event becomes one run and one report.
 
 pub mod admit;
+pub mod config;
+mod connect;
 mod control;
 mod failpoint;
 mod outbox;
@@ -10,3 +12,5 @@ mod recovery;
 pub mod runner;
 mod runners;
 mod settle;
+mod stop;
+mod units;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::engine::pipeline::Config;
+use crate::engine::config::Config;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
 use crate::model::topic::PipelineTopics;

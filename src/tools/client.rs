@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::engine::pipeline::{Config, Home, Pipeline};
+use crate::engine::config::{Config, Home};
+use crate::engine::pipeline::Pipeline;
 use crate::error::{Error, Result};
 use crate::os::signals::Stop;
 

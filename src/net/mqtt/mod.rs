@@ -5,31 +5,31 @@
 //! Whoever holds a [`Connection`] never waits for that task; that task may wait for its
 //! holder. So neither can block the other for ever.
 
+mod failure;
+mod wire;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter as WireFilter, LastWill,
-    Packet, PubAckReason, PubCompReason, PubRecReason, Publish, PublishProperties,
-    RetainForwardRule, SubscribeReasonCode,
+    Filter as WireFilter, Packet, PubCompReason, PubRecReason, Publish, RetainForwardRule,
 };
-use rumqttc::v5::mqttbytes::{Error as WireError, QoS};
-use rumqttc::v5::{
-    AsyncClient, ConnectionError, Event as LoopEvent, EventLoop, MqttOptions, StateError,
-};
-use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
+use rumqttc::v5::{AsyncClient, Event as LoopEvent, EventLoop};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::{Delivery, Message, Properties, Qos};
+use crate::model::message::{Delivery, Message, Qos};
 use crate::model::topic::Filter;
 use crate::net::options::{BrokerOptions, MIN_KEEP_ALIVE};
-use crate::net::tls;
-
-/// A connection, TLS included, must stand within this time.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+use failure::failure;
+use wire::{
+    CONNECT_TIMEOUT, options, puback, pubrec, received, refused, subscribed, wire_properties,
+    wire_qos,
+};
 
 /// Without any progress for so many keep-alives the connection is given up: a write that
 /// hangs has no time-out of its own.
@@ -40,9 +40,6 @@ const EVENT_QUEUE: usize = 256;
 
 /// Requests that wait inside the library.
 const REQUEST_QUEUE: usize = 64;
-
-/// Publishes in flight at one time.
-const OUTGOING_INFLIGHT: u16 = 64;
 
 /// Names one publish among those that are under way.
 pub type Token = u64;
@@ -219,54 +216,6 @@ impl Order {
     }
 }
 
-fn options(settings: &Settings) -> Result<MqttOptions> {
-    let broker = &settings.broker;
-    // The library joins host and port with a colon.
-    let host = match (broker.host.contains(':'), &broker.tls) {
-        (true, None) => format!("[{}]", broker.host),
-        _ => broker.host.clone(),
-    };
-    let mut options = MqttOptions::new(&broker.client_id, host, broker.port);
-    if let Some(files) = &broker.tls {
-        let config = tls::client_config(files)?;
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
-    }
-    if broker.username.is_some() || broker.password.is_some() {
-        options.set_credentials(
-            broker.username.as_deref().unwrap_or_default(),
-            broker
-                .password
-                .as_ref()
-                .map_or("", |secret| secret.reveal()),
-        );
-    }
-    if let Some(will) = &settings.will {
-        options.set_last_will(LastWill::new(
-            &will.topic,
-            will.payload.to_vec(),
-            wire_qos(will.qos),
-            will.retain,
-            None,
-        ));
-    }
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    let mut properties = ConnectProperties::new();
-    properties.session_expiry_interval =
-        Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX));
-    properties.max_packet_size = Some(settings.max_packet);
-    properties.receive_maximum = Some(settings.receive_maximum);
-    options
-        .set_network_options(network)
-        .set_connect_properties(properties)
-        .set_clean_start(settings.session_expiry.is_zero())
-        .set_keep_alive(broker.keep_alive.max(MIN_KEEP_ALIVE))
-        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
-        .set_manual_acks(true)
-        .set_outgoing_inflight_upper_limit(OUTGOING_INFLIGHT);
-    Ok(options)
-}
-
 /// Hands requests to the library, waiting where it does.
 async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request>, order: Order) {
     while let Some(request) = requests.recv().await {
@@ -387,166 +336,5 @@ fn incoming(
             Event::Published(token, done)
         }),
         _ => None,
-    }
-}
-
-fn received(publish: Publish) -> Received {
-    let ack = Ack {
-        packet: publish.pkid,
-        qos: publish.qos,
-    };
-    let properties = publish.properties.unwrap_or_default();
-    Received {
-        delivery: Delivery {
-            topic: publish.topic,
-            payload: publish.payload,
-            retained: publish.retain,
-            duplicate: publish.dup,
-            properties: Properties {
-                user: properties.user_properties,
-                response_topic: properties.response_topic,
-                correlation_data: properties.correlation_data,
-            },
-        },
-        ack,
-    }
-}
-
-fn wire_qos(qos: Qos) -> QoS {
-    match qos {
-        Qos::AtMostOnce => QoS::AtMostOnce,
-        Qos::AtLeastOnce => QoS::AtLeastOnce,
-        Qos::ExactlyOnce => QoS::ExactlyOnce,
-    }
-}
-
-fn wire_properties(properties: Properties) -> PublishProperties {
-    PublishProperties {
-        user_properties: properties.user,
-        response_topic: properties.response_topic,
-        correlation_data: properties.correlation_data,
-        ..PublishProperties::default()
-    }
-}
-
-fn refused(kind: Kind, cause: &str) -> Refused {
-    Refused(Error::new(kind, format!("the broker refused it: {cause}")))
-}
-
-fn puback(reason: PubAckReason) -> Result<(), Refused> {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-        PubAckReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
-        PubAckReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
-        other => Err(refused(Kind::Data, &format!("{other:?}"))),
-    }
-}
-
-fn pubrec(reason: PubRecReason) -> Result<(), Refused> {
-    match reason {
-        PubRecReason::Success | PubRecReason::NoMatchingSubscribers => Ok(()),
-        PubRecReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
-        PubRecReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
-        other => Err(refused(Kind::Data, &format!("{other:?}"))),
-    }
-}
-
-fn subscribed(code: &SubscribeReasonCode) -> Result<()> {
-    let (kind, cause) = match code {
-        SubscribeReasonCode::Success(_) => return Ok(()),
-        SubscribeReasonCode::NotAuthorized => (Kind::NotAuthorised, "not authorised".to_owned()),
-        SubscribeReasonCode::Failure => (Kind::NotAuthorised, "refused".to_owned()),
-        SubscribeReasonCode::QuotaExceeded => (Kind::TryAgain, "quota exceeded".to_owned()),
-        other => (Kind::Unavailable, format!("{other:?}")),
-    };
-    Err(Error::new(kind, cause))
-}
-
-/// Tells passing failures from lasting ones.
-fn failure(error: &ConnectionError) -> Failure {
-    match error {
-        ConnectionError::ConnectionRefused(code) => turned_away(*code),
-        ConnectionError::MqttState(state) => broken(state),
-        ConnectionError::Tls(rumqttc::v5::TlsError::Io(e)) | ConnectionError::Io(e) => io(e),
-        ConnectionError::Tls(e) => {
-            Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}")))
-        }
-        ConnectionError::Timeout(_) => Failure::Passing("no answer in time".into()),
-        ConnectionError::NotConnAck(_) => {
-            Failure::Passing("what answers there does not speak MQTT 5".into())
-        }
-        other => Failure::Passing(other.to_string()),
-    }
-}
-
-fn turned_away(code: ConnectReturnCode) -> Failure {
-    use ConnectReturnCode as Code;
-    let fatal = |kind, cause: &str| Failure::Fatal(Error::new(kind, cause));
-    match code {
-        Code::BadUserNamePassword => fatal(Kind::NotAuthorised, "bad user name or password"),
-        Code::NotAuthorized => fatal(
-            Kind::NotAuthorised,
-            "not authorised: user name, password or certificate are not accepted",
-        ),
-        Code::Banned => fatal(Kind::NotAuthorised, "banned"),
-        Code::BadAuthenticationMethod => {
-            fatal(Kind::NotAuthorised, "authentication method not supported")
-        }
-        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => {
-            fatal(Kind::Unavailable, "the broker does not speak MQTT 5")
-        }
-        Code::ServiceUnavailable
-        | Code::ServerUnavailable
-        | Code::ServerBusy
-        | Code::QuotaExceeded
-        | Code::ConnectionRateExceeded => Failure::Passing(format!("the broker says {code:?}")),
-        other => fatal(Kind::Unavailable, &format!("the broker refuses: {other:?}")),
-    }
-}
-
-fn broken(state: &StateError) -> Failure {
-    match state {
-        StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::SessionTakenOver,
-            ..
-        } => Failure::TakenOver,
-        StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::NotAuthorized,
-            ..
-        } => Failure::Fatal(Error::new(
-            Kind::NotAuthorised,
-            "the broker has disconnected us: not authorised",
-        )),
-        StateError::ServerDisconnect { reason_code, .. } => {
-            Failure::Passing(format!("the broker has disconnected us: {reason_code:?}"))
-        }
-        StateError::OutgoingPacketTooLarge { pkt_size, max }
-        | StateError::Deserialization(WireError::OutgoingPacketTooLarge { pkt_size, max }) => {
-            Failure::Fatal(Error::data(format!(
-                "the message has {pkt_size} bytes, the broker takes {max}"
-            )))
-        }
-        StateError::Io(e) | StateError::Deserialization(WireError::Io(e)) => io(e),
-        StateError::ConnectionAborted => {
-            Failure::Passing("the broker has closed the connection".into())
-        }
-        StateError::AwaitPingResp => {
-            Failure::Passing("the broker has not answered within the keep-alive".into())
-        }
-        other => Failure::Passing(other.to_string()),
-    }
-}
-
-fn io(error: &std::io::Error) -> Failure {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        Some(rustls::Error::AlertReceived(alert)) => Failure::Fatal(Error::new(
-            Kind::NotAuthorised,
-            format!("the broker does not accept our TLS certificate or settings: {alert:?}"),
-        )),
-        Some(e) => Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}"))),
-        None => Failure::Passing(error.to_string()),
     }
 }

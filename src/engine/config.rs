@@ -1,0 +1,56 @@
+//! What an operator wants of a pipeline, and the folder that it lives in.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::model::trigger::Trigger;
+use crate::net::options::BrokerOptions;
+use crate::os::lock::Lock;
+use crate::store::streams::create_private_dir;
+
+/// A pipeline, as its operator wants it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its name.
+    pub who: String,
+    /// The root of its topics.
+    pub root: String,
+    /// This host.
+    pub host: String,
+    /// Its triggers, at least one, of different names.
+    pub triggers: Vec<Trigger>,
+    /// The largest payload of an event, bytes.
+    pub max_payload: usize,
+    /// Bytes kept of each output stream of a run; 0 keeps all.
+    pub max_output: u64,
+    /// How long ended units and events are remembered.
+    pub keep: Duration,
+    /// How many units are remembered at most.
+    pub keep_units: u64,
+    /// Whether stopping the client cancels its runs.
+    pub stop_units: bool,
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+}
+
+/// A pipeline's folder, held by this process alone.
+#[derive(Debug)]
+pub struct Home {
+    pub(super) path: PathBuf,
+    _lock: Lock,
+}
+
+impl Home {
+    /// Creates and locks the folder of pipeline `who` below `state`; `None` if a client of
+    /// that name runs already.
+    ///
+    /// # Errors
+    /// When it cannot be created (73).
+    pub fn acquire(state: &Path, who: &str) -> Result<Option<Self>> {
+        let path = state.join(who);
+        create_private_dir(&path.join("units"))?;
+        let lock = Lock::try_acquire(&path.join("lock"))?;
+        Ok(lock.map(|_lock| Self { path, _lock }))
+    }
+}

@@ -1,0 +1,71 @@
+//! A pipeline's connection: its session, and what it says of itself.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::engine::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Message, Properties, Qos};
+use crate::model::status::{self, Presence};
+use crate::model::topic::{Filter, PipelineTopics};
+use crate::net::mqtt::Settings;
+use crate::net::session::{Session, Subscriptions};
+
+/// How long the broker keeps what is sent while we are away.
+const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Deliveries that the broker may have under way, unacknowledged.
+const RECEIVE_MAXIMUM: u16 = 64;
+
+/// The retained message that says how the pipeline is.
+pub fn presence(
+    config: &Config,
+    topics: &PipelineTopics,
+    state: Presence,
+    since: Timestamp,
+) -> Message {
+    let payload = status::presence(state, &config.who, &config.host, &config.triggers, since);
+    Message {
+        topic: topics.presence(),
+        payload: Bytes::from(payload.to_string()),
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        properties: Properties::default(),
+    }
+}
+
+/// The session that a pipeline has with its broker.
+///
+/// # Errors
+/// When its control topic is too long.
+pub fn session(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Result<Session> {
+    let packet = config
+        .max_payload
+        .saturating_mul(4)
+        .saturating_add(64 * 1024);
+    let settings = Settings {
+        broker: config.broker.clone(),
+        session_expiry: SESSION_EXPIRY,
+        will: Some(presence(config, topics, Presence::Lost, since)),
+        // Larger than what is accepted, so that a message too large is seen and refused; what
+        // is larger still, the broker does not send at all (MQTT 5.0, section 3.1.2.11.4).
+        max_packet: u32::try_from(packet).unwrap_or(u32::MAX).min(MAX_PACKET),
+        receive_maximum: RECEIVE_MAXIMUM,
+    };
+    let control = Filter::new(topics.control()).map_err(|e| Error::new(Kind::Usage, e))?;
+    let filters = config
+        .triggers
+        .iter()
+        .flat_map(|trigger| trigger.filters.iter().cloned());
+    let subscriptions = Subscriptions {
+        required: filters.collect(),
+        optional: vec![control],
+        qos: Qos::AtLeastOnce,
+    };
+    Ok(Session::new(settings, subscriptions))
+}
+
+/// The largest MQTT packet (MQTT 5.0, section 2.1.4).
+const MAX_PACKET: u32 = 268_435_455;

@@ -1,0 +1,90 @@
+//! How a pipeline leaves.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::info;
+
+use crate::engine::connect;
+use crate::engine::pipeline::Pipeline;
+use crate::engine::runners::Runners;
+use crate::error::{Error, Result};
+use crate::model::status::Presence;
+use crate::net::mqtt::Token;
+use crate::net::session::Event;
+
+/// How long the reports that are still to be told may hold up a stop.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Token of the farewell; the outbox never gets there.
+const FAREWELL: Token = Token::MAX;
+
+impl Pipeline {
+    /// Leaves in good order: units stay with their runners, what is to be told is told within
+    /// a bounded time.
+    pub(super) async fn stop(mut self) -> Result<()> {
+        info!("stopping; {} units go on", self.live.len());
+        let mut deadline = Instant::now() + FLUSH_TIMEOUT;
+        let wait_for_units = self.config.stop_units;
+        self.queue.pause(true);
+        if wait_for_units {
+            let grace = self.config.triggers.iter().map(|t| t.policy.grace).max();
+            deadline += grace.unwrap_or_default();
+            for unit in self.live.keys() {
+                self.signal(unit);
+            }
+        } else {
+            // Without their pipes idle runners leave now, busy ones when they are done.
+            self.runners = Runners::new();
+        }
+        let mut presence = Some(connect::presence(
+            &self.config,
+            &self.topics,
+            Presence::Offline,
+            self.since,
+        ));
+        let mut farewell = false;
+        loop {
+            let units_done = self.live.is_empty() || !wait_for_units;
+            let told = self.uncommitted == 0 && self.outbox.is_empty() && units_done;
+            if told && farewell {
+                break;
+            }
+            self.outbox.flush(&self.session);
+            if told
+                && let Some(message) = presence.take()
+                && !self.session.publish(message.clone(), FAREWELL)
+            {
+                presence = Some(message);
+            }
+            let step = async {
+                tokio::select! {
+                    committed = self.ledger.committed() => {
+                        self.on_committed(committed.map_err(|f| f.0)?);
+                    }
+                    report = self.runners.next() => self.on_report(report),
+                    Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
+                    event = self.session.next() => match event? {
+                        // Unacknowledged, it comes again to the next client.
+                        Event::Received(_) => {}
+                        Event::Published(FAREWELL, _) => farewell = true,
+                        other => self.on_session(other),
+                    },
+                }
+                Ok::<(), Error>(())
+            };
+            match timeout_at(deadline, step).await {
+                Ok(result) => result?,
+                Err(_) => {
+                    info!(
+                        "stopped; {} statuses wait for the next start",
+                        self.outbox.len()
+                    );
+                    break;
+                }
+            }
+        }
+        self.session.close().await;
+        Ok(())
+    }
+}

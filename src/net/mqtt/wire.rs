@@ -1,0 +1,143 @@
+//! Our words in the library's, and back.
+
+use std::time::Duration;
+
+use rumqttc::v5::MqttOptions;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectProperties, LastWill, PubAckReason, PubRecReason, Publish, PublishProperties,
+    SubscribeReasonCode,
+};
+use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Delivery, Properties, Qos};
+use crate::net::mqtt::{Ack, Received, Refused, Settings};
+use crate::net::options::MIN_KEEP_ALIVE;
+use crate::net::tls;
+
+/// A connection, TLS included, must stand within this time.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Publishes in flight at one time.
+const OUTGOING_INFLIGHT: u16 = 64;
+
+pub(super) fn options(settings: &Settings) -> Result<MqttOptions> {
+    let broker = &settings.broker;
+    // The library joins host and port with a colon.
+    let host = match (broker.host.contains(':'), &broker.tls) {
+        (true, None) => format!("[{}]", broker.host),
+        _ => broker.host.clone(),
+    };
+    let mut options = MqttOptions::new(&broker.client_id, host, broker.port);
+    if let Some(files) = &broker.tls {
+        let config = tls::client_config(files)?;
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
+    }
+    if broker.username.is_some() || broker.password.is_some() {
+        options.set_credentials(
+            broker.username.as_deref().unwrap_or_default(),
+            broker
+                .password
+                .as_ref()
+                .map_or("", |secret| secret.reveal()),
+        );
+    }
+    if let Some(will) = &settings.will {
+        options.set_last_will(LastWill::new(
+            &will.topic,
+            will.payload.to_vec(),
+            wire_qos(will.qos),
+            will.retain,
+            None,
+        ));
+    }
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    let mut properties = ConnectProperties::new();
+    properties.session_expiry_interval =
+        Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX));
+    properties.max_packet_size = Some(settings.max_packet);
+    properties.receive_maximum = Some(settings.receive_maximum);
+    options
+        .set_network_options(network)
+        .set_connect_properties(properties)
+        .set_clean_start(settings.session_expiry.is_zero())
+        .set_keep_alive(broker.keep_alive.max(MIN_KEEP_ALIVE))
+        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
+        .set_manual_acks(true)
+        .set_outgoing_inflight_upper_limit(OUTGOING_INFLIGHT);
+    Ok(options)
+}
+
+pub(super) fn received(publish: Publish) -> Received {
+    let ack = Ack {
+        packet: publish.pkid,
+        qos: publish.qos,
+    };
+    let properties = publish.properties.unwrap_or_default();
+    Received {
+        delivery: Delivery {
+            topic: publish.topic,
+            payload: publish.payload,
+            retained: publish.retain,
+            duplicate: publish.dup,
+            properties: Properties {
+                user: properties.user_properties,
+                response_topic: properties.response_topic,
+                correlation_data: properties.correlation_data,
+            },
+        },
+        ack,
+    }
+}
+
+pub(super) fn wire_qos(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
+
+pub(super) fn wire_properties(properties: Properties) -> PublishProperties {
+    PublishProperties {
+        user_properties: properties.user,
+        response_topic: properties.response_topic,
+        correlation_data: properties.correlation_data,
+        ..PublishProperties::default()
+    }
+}
+
+pub(super) fn refused(kind: Kind, cause: &str) -> Refused {
+    Refused(Error::new(kind, format!("the broker refused it: {cause}")))
+}
+
+pub(super) fn puback(reason: PubAckReason) -> Result<(), Refused> {
+    match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+        PubAckReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
+        PubAckReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
+        other => Err(refused(Kind::Data, &format!("{other:?}"))),
+    }
+}
+
+pub(super) fn pubrec(reason: PubRecReason) -> Result<(), Refused> {
+    match reason {
+        PubRecReason::Success | PubRecReason::NoMatchingSubscribers => Ok(()),
+        PubRecReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
+        PubRecReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
+        other => Err(refused(Kind::Data, &format!("{other:?}"))),
+    }
+}
+
+pub(super) fn subscribed(code: &SubscribeReasonCode) -> Result<()> {
+    let (kind, cause) = match code {
+        SubscribeReasonCode::Success(_) => return Ok(()),
+        SubscribeReasonCode::NotAuthorized => (Kind::NotAuthorised, "not authorised".to_owned()),
+        SubscribeReasonCode::Failure => (Kind::NotAuthorised, "refused".to_owned()),
+        SubscribeReasonCode::QuotaExceeded => (Kind::TryAgain, "quota exceeded".to_owned()),
+        other => (Kind::Unavailable, format!("{other:?}")),
+    };
+    Err(Error::new(kind, cause))
+}
