@@ -30,14 +30,20 @@ pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>>
     reader
         .units(true)?
         .into_iter()
-        .map(|record| look(pipeline, record, boot))
+        .map(|record| look(pipeline, reader, record, boot))
         .collect()
 }
 
-fn look(pipeline: &Path, record: Record, boot: &str) -> Result<Left> {
+fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
     let trace = UnitDir::new(pipeline, &record.unit.id).trace()?;
     let same_boot = record.boot.as_deref() == Some(boot);
     let recovery = recover(record.state, trace, same_boot);
+    let unit = &record.unit.id;
+    // What only waits is read whole when it starts; anything else may be tried again.
+    let record = match recovery {
+        Recovery::Queue => record,
+        _ => reader.unit(unit)?.unwrap_or(record),
+    };
     let unit = &record.unit.id;
     match &recovery {
         Recovery::Queue => {}

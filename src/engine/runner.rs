@@ -76,22 +76,13 @@ fn ended(outcome: &Outcome) {
 
 fn run(job: &Job) {
     let dir = UnitDir::at(job.dir.clone());
-    let not_started = |cause: &dyn std::fmt::Display| Outcome {
-        end: End::NotStarted(cause.to_string()),
-        stopped: None,
-        started: Timestamp::now().as_millisecond(),
-        elapsed: 0,
-        max_rss: 0,
-        cpu: 0,
-        dropped: [0, 0],
-    };
     let lock = match dir.lock() {
         Ok(Some(lock)) => lock,
         // Somebody has begun it before us: theirs is the outcome.
         Ok(None) => return say("begun"),
-        Err(e) => return ended(&not_started(&e)),
+        Err(e) => return ended(&Outcome::not_started(e)),
     };
-    let outcome = supervise(job, &dir).unwrap_or_else(|e| not_started(&e));
+    let outcome = supervise(job, &dir).unwrap_or_else(Outcome::not_started);
     failpoint::reached("outcome.before");
     ended(&outcome);
     while let Err(e) = dir.write_outcome(&outcome) {
@@ -108,6 +99,12 @@ fn run(job: &Job) {
 /// Runs the command of `job` to its end.
 fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
     let control = dir.open_control()?;
+    if dir.is_cancelled() {
+        return Ok(Outcome {
+            stopped: Some(Stopped::Canceled),
+            ..Outcome::not_started("cancelled before it began")
+        });
+    }
     failpoint::reached("spawn.before");
     dir.mark_begun()?;
     let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
@@ -182,14 +179,14 @@ fn could_not_execute(job: &Job, dir: &UnitDir, started: i64, error: &io::Error) 
     {
         let _ = writeln!(stderr, "tael: cannot execute {program}: {error}");
     }
-    Outcome {
-        end: code.map_or_else(|| End::NotStarted(error.to_string()), End::Exited),
-        stopped: None,
-        started,
-        elapsed: 0,
-        max_rss: 0,
-        cpu: 0,
-        dropped: [0, 0],
+    let outcome = Outcome::not_started(error);
+    match code {
+        Some(code) => Outcome {
+            end: End::Exited(code),
+            started,
+            ..outcome
+        },
+        None => outcome,
     }
 }
 

@@ -64,8 +64,12 @@ pub fn ended(
         let payload = status::started(&unit.reason, &unit.passthrough, timestamp(outcome.started));
         statuses.push(message(config, unit, payload));
     }
-    let payload = status::ended(&outcome.reported(), elapsed, &unit.passthrough, now);
-    statuses.push(message(config, unit, payload));
+    let never_began = matches!(outcome.end, End::NotStarted(_));
+    // Of a unit that was cancelled before it began nobody has heard, nor needs to.
+    if !(never_began && outcome.stopped == Some(Stopped::Canceled)) {
+        let payload = status::ended(&outcome.reported(), elapsed, &unit.passthrough, now);
+        statuses.push(message(config, unit, payload));
+    }
     let retry = retry(policy, unit, outcome, now);
     let note = match (&outcome.end, outcome.stopped) {
         (End::NotStarted(cause), _) => Some(format!("not started: {cause}")),
@@ -95,30 +99,6 @@ pub fn dropped(unit: &str, note: &str) -> Op {
         note: Some(note.to_owned()),
         statuses: Vec::new(),
         retry: None,
-    }
-}
-
-/// The outcome of a run that vanished.
-pub const fn interrupted(started: Option<i64>) -> Outcome {
-    Outcome {
-        end: End::Interrupted,
-        stopped: None,
-        started: match started {
-            Some(at) => at,
-            None => 0,
-        },
-        elapsed: 0,
-        max_rss: 0,
-        cpu: 0,
-        dropped: [0, 0],
-    }
-}
-
-/// The outcome of a unit whose command could not be started.
-pub fn not_started(cause: String) -> Outcome {
-    Outcome {
-        end: End::NotStarted(cause),
-        ..interrupted(None)
     }
 }
 

@@ -80,7 +80,7 @@ impl Pipeline {
     pub(super) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
         let Some(trigger) = self.trigger(&unit.trigger) else {
             let cause = format!("there is no trigger '{}' any more", unit.trigger);
-            return self.finish(unit, false, &settle::not_started(cause));
+            return self.finish(unit, false, &Outcome::not_started(cause));
         };
         let job = job(&self.config, trigger, &unit, &self.dir(&unit.id));
         failpoint::reached("dispatch.before");
@@ -153,14 +153,22 @@ impl Pipeline {
             }
             Ok(Trace::Fresh) => {
                 let cause = "its runner died before it began".to_owned();
-                self.finish(live.unit, live.said, &settle::not_started(cause));
+                self.finish(live.unit, live.said, &Outcome::not_started(cause));
             }
             Ok(Trace::Gone) => {
-                self.finish(live.unit, live.said, &settle::interrupted(live.started));
+                self.finish(
+                    live.unit,
+                    live.said,
+                    &Outcome::interrupted(live.started.unwrap_or(0)),
+                );
             }
             Err(e) => {
                 error!(TAEL_UNIT = unit, "{e}");
-                self.finish(live.unit, live.said, &settle::interrupted(live.started));
+                self.finish(
+                    live.unit,
+                    live.said,
+                    &Outcome::interrupted(live.started.unwrap_or(0)),
+                );
             }
         }
     }
@@ -265,7 +273,9 @@ impl Pipeline {
                 self.queue.wait(&unit.trigger, &unit.id, unit.due);
             }
             Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
-            Recovery::Interrupted => self.finish(unit, said, &settle::interrupted(started)),
+            Recovery::Interrupted => {
+                self.finish(unit, said, &Outcome::interrupted(started.unwrap_or(0)))
+            }
             Recovery::Adopt => {
                 self.queue.adopt(&unit.trigger, &unit.id);
                 self.adopt(Live {

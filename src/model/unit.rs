@@ -148,6 +148,29 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The outcome of a unit whose command could not be started.
+    pub fn not_started(cause: impl fmt::Display) -> Self {
+        Self::without_run(End::NotStarted(cause.to_string()), 0)
+    }
+
+    /// The outcome of a run that vanished; `started` is 0 if that is not known.
+    #[must_use]
+    pub const fn interrupted(started: i64) -> Self {
+        Self::without_run(End::Interrupted, started)
+    }
+
+    const fn without_run(end: End, started: i64) -> Self {
+        Self {
+            end,
+            stopped: None,
+            started,
+            elapsed: 0,
+            max_rss: 0,
+            cpu: 0,
+            dropped: [0, 0],
+        }
+    }
+
     /// The state of a unit with this outcome.
     #[must_use]
     pub const fn state(&self) -> State {
@@ -273,12 +296,7 @@ mod tests {
     fn a_restarted_client_runs_nothing_twice() {
         let outcome = Outcome {
             end: End::Exited(0),
-            stopped: None,
-            started: 1,
-            elapsed: 1,
-            max_rss: 1,
-            cpu: 1,
-            dropped: [0, 0],
+            ..Outcome::interrupted(1)
         };
         for state in [State::Pending, State::Running] {
             for boot in [true, false] {
@@ -301,11 +319,7 @@ mod tests {
         let outcome = |end, stopped| Outcome {
             end,
             stopped,
-            started: 0,
-            elapsed: 0,
-            max_rss: 0,
-            cpu: 0,
-            dropped: [0, 0],
+            ..Outcome::interrupted(0)
         };
         let state = |end, stopped| outcome(end, stopped).state();
         assert_eq!(state(End::Exited(0), None), State::Succeeded);

@@ -7,6 +7,7 @@
 //! units/<id>/begun     there once the command may have started
 //! units/<id>/lock      held while the runner works on the unit
 //! units/<id>/control   a FIFO: one byte cancels
+//! units/<id>/cancel    there once somebody has asked for the end
 //! units/<id>/outcome   how it ended
 //! ```
 
@@ -167,11 +168,18 @@ impl UnitDir {
             .open(path)
     }
 
-    /// Asks the unit's runner to end it; `false` if there is none.
+    /// Asks for the end of the unit: a runner that works on it ends it, one that takes it up
+    /// later does not begin. `false` if no runner was there to hear it.
     ///
     /// # Errors
     /// As the file system.
     pub fn cancel(&self) -> io::Result<bool> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        // The mark first: a runner looks for it after it has opened the FIFO.
+        self.create_file("cancel")?;
         let opened = OpenOptions::new()
             .write(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -186,6 +194,12 @@ impl UnitDir {
             Err(e) if e.raw_os_error() == Some(Errno::ENXIO as i32) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether somebody has asked for the end of the unit.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.path.join("cancel").exists()
     }
 
     /// Gives back the disk space in the middle of an output stream that has more than `limit`
@@ -416,9 +430,10 @@ mod tests {
         create_private_dir(&state.path().join("units")).expect("units");
         let dir = UnitDir::new(state.path(), "u1");
         assert_eq!(dir.trace(), Ok(Trace::Fresh));
-        assert!(!dir.cancel().expect("cancel"));
         dir.create(b"in").expect("create");
         assert_eq!(dir.trace(), Ok(Trace::Fresh));
+        assert!(!dir.cancel().expect("cancel"), "nobody listens yet");
+        assert!(dir.is_cancelled());
         let lock = dir.lock().expect("lock").expect("free");
         dir.mark_begun().expect("begun");
         let control = dir.open_control().expect("control");
@@ -427,15 +442,7 @@ mod tests {
         drop((lock, control));
         assert_eq!(dir.trace(), Ok(Trace::Gone));
         assert!(!dir.cancel().expect("cancel"), "nobody listens any more");
-        let outcome = Outcome {
-            end: End::Exited(0),
-            stopped: None,
-            started: 1,
-            elapsed: 2,
-            max_rss: 3,
-            cpu: 4,
-            dropped: [0, 0],
-        };
+        let outcome = Outcome::interrupted(1);
         dir.write_outcome(&outcome).expect("outcome");
         assert_eq!(dir.trace(), Ok(Trace::Ended(outcome)));
         dir.remove().expect("remove");

@@ -105,7 +105,8 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// All units, oldest first; only those that have not ended if `live`.
+    /// All units, oldest first, without their payloads; only those that have not ended if
+    /// `live`.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -115,7 +116,8 @@ impl Reader {
         } else {
             ""
         };
-        let sql = format!("SELECT {COLUMNS} FROM unit {only} ORDER BY seq");
+        let columns = COLUMNS.replace("payload", "x''");
+        let sql = format!("SELECT {columns} FROM unit {only} ORDER BY seq");
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut query| query.query_map([], record)?.collect())
