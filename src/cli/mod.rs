@@ -10,6 +10,7 @@ mod control;
 pub mod message;
 mod trigger;
 mod watch;
+mod work;
 
 use std::ffi::OsString;
 use std::panic;
@@ -55,6 +56,7 @@ const ENTRIES: &[Entry] = &[
     entry::<beacon::Beacon>(),
     entry::<control::Control>(),
     entry::<watch::Watch>(),
+    entry::<work::Work>(),
     #[cfg(feature = "embedded-broker")]
     entry::<broker::Broker>(),
     #[cfg(feature = "embedded-broker")]

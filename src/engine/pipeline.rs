@@ -147,6 +147,9 @@ impl Pipeline {
         self.runners.keep_warm();
         loop {
             self.start_waiting();
+            if !self.outbox.is_empty() {
+                failpoint::reached("publish.before");
+            }
             self.outbox.flush(&self.session);
             let now = now_ms();
             let due = self.queue.next_due(now).map(|due| due - now);
@@ -279,7 +282,7 @@ impl Pipeline {
                 },
                 Done::Accepted { fresh, queued },
             ) => {
-                failpoint::reached("ack.before");
+                failpoint::reached("commit.after");
                 self.session.acknowledge(ack);
                 failpoint::reached("ack.after");
                 self.outbox.extend(queued);

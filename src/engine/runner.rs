@@ -14,7 +14,6 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::failpoint;
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::process::{Running, Spawn, Woken, detach};
 use crate::store::streams::{UnitDir, outcome_text};
@@ -83,7 +82,6 @@ fn run(job: &Job) {
         Err(e) => return ended(&Outcome::not_started(e)),
     };
     let outcome = supervise(job, &dir).unwrap_or_else(Outcome::not_started);
-    failpoint::reached("outcome.before");
     ended(&outcome);
     while let Err(e) = dir.write_outcome(&outcome) {
         // Released meanwhile: nobody wants to know.
@@ -92,7 +90,6 @@ fn run(job: &Job) {
         }
         thread::sleep(RETRY);
     }
-    failpoint::reached("outcome.after");
     drop(lock);
 }
 
@@ -105,7 +102,6 @@ fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
             ..Outcome::not_started("cancelled before it began")
         });
     }
-    failpoint::reached("spawn.before");
     dir.mark_begun()?;
     let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
     let running = match start(job, dir) {
@@ -113,7 +109,6 @@ fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
         Err(e) => return Ok(could_not_execute(job, dir, started, &e)),
     };
     say(&format!("started {started}"));
-    failpoint::reached("spawn.after");
     let limit = job
         .timeout
         .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));

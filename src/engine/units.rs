@@ -83,7 +83,7 @@ impl Pipeline {
             return self.finish(unit, false, &Outcome::not_started(cause));
         };
         let job = job(&self.config, trigger, &unit, &self.dir(&unit.id));
-        failpoint::reached("dispatch.before");
+        failpoint::reached("spawn.before");
         if let Err(e) = self.dir(&unit.id).create(&unit.payload) {
             error!(
                 TAEL_UNIT = unit.id,
@@ -98,6 +98,7 @@ impl Pipeline {
             );
             return self.postpone(&unit.trigger, &unit.id);
         }
+        failpoint::reached("spawn.after");
         let live = Live {
             said: false,
             started: None,
@@ -126,12 +127,14 @@ impl Pipeline {
                 let Some(live) = self.live.get_mut(&unit) else {
                     return;
                 };
+                failpoint::reached("started.before");
                 (live.said, live.started) = (true, Some(at));
                 let op = settle::started(&self.config, &live.unit, at);
                 info!(TAEL_UNIT = unit, TAEL_TOPIC = live.unit.topic, "started");
                 self.submit(op, Then::Nothing);
             }
             Report::Ended(unit, outcome) => {
+                failpoint::reached("outcome.before");
                 if let Some(live) = self.live.remove(&unit) {
                     self.finish(live.unit, live.said, &outcome);
                 }

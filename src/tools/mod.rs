@@ -9,6 +9,7 @@ pub mod control;
 pub mod demo;
 pub mod message;
 pub mod watch;
+pub mod work;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,16 +28,22 @@ fn runtime() -> Result<Runtime> {
         .map_err(|e| Error::bug(format!("start the runtime: {e}")))
 }
 
-/// Prints a line on stdout. A reader that has gone away, as `head` does, ends us quietly.
+/// Ends us quietly if the reader of our stdout has gone away, as `head` does.
+fn ended_by_reader(error: &io::Error) {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(128 + nix::libc::SIGPIPE)
+    }
+}
+
+/// Prints a line on stdout.
 fn print(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
-            std::process::exit(128 + nix::libc::SIGPIPE)
-        }
-        Err(e) => Err(Error::cannot_create(format!("write to stdout: {e}"))),
-        Ok(()) => Ok(()),
-    }
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|e| {
+            ended_by_reader(&e);
+            Error::cannot_create(format!("write to stdout: {e}"))
+        })
 }
 
 /// An exit code from elsewhere, cut to what a process can have.
