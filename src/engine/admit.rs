@@ -201,6 +201,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         hops: event.hops,
         traceparent: event.traceparent.clone(),
         attempt: 1,
+        retry_of: None,
         due: 0,
         variables: exported.variables,
         passthrough,

@@ -108,6 +108,7 @@ pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
         id: new_id(),
         attempt,
         due,
+        retry_of: Some(unit.id.clone()),
         ..unit.clone()
     }
 }

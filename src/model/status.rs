@@ -70,7 +70,7 @@ pub fn ended(
     let Some(code) = end.return_code() else {
         return falsestart(passthrough, now);
     };
-    object(
+    let mut map = object(
         [
             (
                 "status",
@@ -82,7 +82,11 @@ pub fn ended(
         ],
         passthrough,
         now,
-    )
+    );
+    if *end == End::Interrupted {
+        map.insert("reason".into(), json!("interrupted"));
+    }
+    map
 }
 
 /// A run that should have started could not.
@@ -202,6 +206,10 @@ mod tests {
         assert_eq!(
             text(ended(&End::NotStarted("x".into()), elapsed, &none, now)),
             r#"{"status":"falsestart","return_code":null,"announce":true,"time_elapsed":null,"ts":1700000000}"#
+        );
+        assert_eq!(
+            ended(&End::Interrupted, elapsed, &none, now)["reason"],
+            "interrupted"
         );
         assert_eq!(
             beacon(at(1_700_000_001)),

@@ -211,6 +211,8 @@ pub struct Unit {
     pub traceparent: Option<String>,
     /// Which try this is for its event, from 1.
     pub attempt: u32,
+    /// The unit that this one tries again.
+    pub retry_of: Option<String>,
     /// Not to be started before this time, milliseconds since the epoch.
     pub due: i64,
     /// What is exported to the command.

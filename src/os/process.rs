@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::signal::{self, Signal};
+use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -185,21 +185,27 @@ pub struct Usage {
 }
 
 /// Makes this process the leader of a session of its own, deaf to the signals that end its
-/// parent's, and hands none of that on: a command starts with the default signal mask.
+/// parent's. A command that it starts is not: `execve(2)` sets handlers back to the default.
 pub fn detach() {
+    extern "C" fn nothing(_: libc::c_int) {}
     // Fails only for a process group leader, which has no terminal to lose then either.
     let _ = nix::unistd::setsid();
+    let deaf = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
     let signals = [
         Signal::SIGTERM,
         Signal::SIGINT,
         Signal::SIGHUP,
         Signal::SIGQUIT,
     ];
-    // Fails only for an invalid set.
-    let _ = signals
-        .into_iter()
-        .collect::<signal::SigSet>()
-        .thread_block();
+    for signal in signals {
+        // SAFETY: the handler does nothing at all, which is safe at any moment. It fails only
+        // for signals that cannot be caught, which these can.
+        let _ = unsafe { signal::sigaction(signal, &deaf) };
+    }
 }
 
 /// Identifies this boot of the host (`random(4)`); empty where the kernel does not tell.

@@ -312,6 +312,7 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
         "topic": unit.topic,
         "reason": unit.reason,
         "attempt": unit.attempt,
+        "retry_of": unit.retry_of,
         "command": unit.command,
         "age": seconds(now - record.accepted),
         "accepted": seconds(record.accepted),

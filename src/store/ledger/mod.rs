@@ -46,7 +46,12 @@ impl Reader {
     /// When there is none, or it cannot be read or is newer than this program.
     pub fn open(pipeline: &Path) -> Result<Self> {
         let path = file(pipeline);
-        schema::check(&path)?;
+        if !schema::check(&path)? {
+            return Err(Error::config(format!(
+                "open ledger {}: it has an older version; its client upgrades it when it starts",
+                path.display()
+            )));
+        }
         let connection = schema::connect(&path, false)?;
         Ok(Self { connection })
     }

@@ -51,7 +51,8 @@ pub struct Totals {
 }
 
 const COLUMNS: &str = "id, trigger, event, topic, reason, hops, traceparent, attempt, due,
-    variables, passthrough, payload, command, state, boot, accepted, started, ended, outcome, note";
+    variables, passthrough, payload, command, state, boot, accepted, started, ended, outcome, note,
+    retry_of";
 
 fn wrong(e: rusqlite::Error) -> Error {
     Error::cannot_create(format!("read the ledger: {e}"))
@@ -70,6 +71,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
             hops: row.get(5)?,
             traceparent: row.get(6)?,
             attempt: row.get(7)?,
+            retry_of: row.get(20)?,
             due: row.get(8)?,
             variables: serde_json::from_str(&variables).unwrap_or_default(),
             passthrough: match serde_json::from_str(&passthrough) {

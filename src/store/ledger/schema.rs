@@ -16,7 +16,8 @@ const APPLICATION_ID: i32 = 0x5461_656c;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Step `n` makes a file of version `n` one of version `n + 1`. Steps are never changed.
-const MIGRATIONS: &[&str] = &["CREATE TABLE event (
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE event (
         trigger TEXT NOT NULL,
         id TEXT NOT NULL,
         digest BLOB,
@@ -61,7 +62,9 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE event (
         qos INTEGER NOT NULL,
         retain INTEGER NOT NULL,
         properties TEXT NOT NULL
-    );"];
+    );",
+    "ALTER TABLE unit ADD COLUMN retry_of TEXT;",
+];
 
 /// The version that this program writes.
 fn current() -> i32 {
@@ -72,11 +75,11 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
     Error::new(kind, format!("open ledger {}: {cause}", path.display()))
 }
 
-/// Looks at a ledger without touching it.
+/// Looks at a ledger without touching it, and returns whether it has the current version.
 ///
 /// # Errors
 /// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
-pub fn check(path: &Path) -> Result<()> {
+pub fn check(path: &Path) -> Result<bool> {
     let unusable = |e: rusqlite::Error| wrong(path, Kind::CannotCreate, &e);
     let connection = Connection::open_with_flags(
         path,
@@ -117,7 +120,7 @@ pub fn check(path: &Path) -> Result<()> {
             &format_args!("it is damaged ({sound}): move it away to start afresh"),
         ));
     }
-    Ok(())
+    Ok(version == current())
 }
 
 /// Opens a ledger for writing; `create` makes or upgrades it.

@@ -305,8 +305,8 @@ fn insert_unit(
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO unit
                    (id, trigger, event, topic, reason, hops, traceparent, attempt, due,
-                    variables, passthrough, payload, command, state, boot, accepted)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+                    variables, passthrough, payload, command, state, boot, accepted, retry_of)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
     tx.prepare_cached(sql)?.execute(params![
         unit.id,
         unit.trigger,
@@ -324,6 +324,7 @@ fn insert_unit(
         state.name(),
         boot,
         at,
+        unit.retry_of,
     ])?;
     Ok(())
 }
