@@ -423,7 +423,7 @@ fn a_ledger_that_cannot_be_used_is_not_touched() {
         command.args(["--who", "p", "-t", SEQ, "-c", "true"]);
         command
     };
-    let mut check = |code: i32, text: &str| {
+    let check = |code: i32, text: &str| {
         let before = fs::read(&path).expect("ledger");
         refuses(&mut client(), code, text);
         assert_eq!(fs::read(&path).expect("ledger"), before, "{text}");

@@ -1,0 +1,623 @@
+//! How fast, as ratios within one run: against a bare loop that receives, parses and spawns
+//! with no durability, against `mosquitto_sub | while read`, and against `mosquitto_pub`.
+//!
+//! `cargo bench` needs mosquitto, its clients and jq; `cargo bench -- NAME` runs one part.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use tael::model::env::Export;
+use tael::model::event;
+use tael::model::message::{Delivery, Message, Properties, Qos};
+use tael::model::topic::Filter;
+use tael::model::trigger::{Command as Run, Condition, Decision, Policy, Trigger};
+use tael::store::ledger::{Ledger, Op};
+use tokio::runtime::Builder;
+
+const TOPIC: &str = "bench/seq/status";
+const FINISHED: &str = r#"{"status":"finished","sample":"S1","n":1}"#;
+const STARTED: &str = r#"{"status":"started","sample":"S1","n":1}"#;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // What every contestant runs: this program, which says that it has begun.
+    if let [ping, port] = &arguments[..]
+        && ping == "ping"
+    {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        socket
+            .send_to(b"!", format!("127.0.0.1:{port}"))
+            .expect("send");
+        return;
+    }
+    // The bare loop, as a process of its own like the others.
+    if let [bare, port, jobs, command @ ..] = &arguments[..]
+        && bare == "bare"
+    {
+        let (port, jobs) = (port.parse().expect("port"), jobs.parse().expect("jobs"));
+        return bare_loop(port, jobs, command);
+    }
+    let wanted = arguments.iter().find(|a| !a.starts_with("--"));
+    let parts: [(&str, fn()); 7] = [
+        ("decide", decide),
+        ("ledger", ledger),
+        ("latency", latency),
+        ("burst", burst),
+        ("ignore", ignore),
+        ("idle", idle),
+        ("message", message),
+    ];
+    for (name, part) in parts {
+        if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
+            part();
+        }
+    }
+}
+
+fn median(list: &mut [f64]) -> f64 {
+    list.sort_by(f64::total_cmp);
+    list[list.len() / 2]
+}
+
+fn ours(name: &str) -> &'static str {
+    match name {
+        "client" => env!("CARGO_BIN_EXE_tael-client"),
+        _ => env!("CARGO_BIN_EXE_tael-message"),
+    }
+}
+
+// --- Parts of the way ---
+
+fn trigger() -> Trigger {
+    Trigger {
+        name: "bench".into(),
+        filters: vec![Filter::new("bench/+/status").expect("filter")],
+        conditions: vec![Condition::parse("status=finished").expect("condition")],
+        command: Run::direct("true").expect("command"),
+        export: Export::new(None, vec!["sample".into()]).expect("export"),
+        passthrough: Vec::new(),
+        accept_retained: false,
+        policy: Policy::default(),
+    }
+}
+
+fn decide() {
+    let trigger = trigger();
+    let delivery = Delivery {
+        topic: TOPIC.into(),
+        payload: FINISHED.into(),
+        retained: false,
+        duplicate: false,
+        properties: Properties::default(),
+    };
+    const N: u32 = 200_000;
+    let start = Instant::now();
+    for _ in 0..N {
+        let event = event::parse(std::hint::black_box(&delivery), 1 << 20).expect("event");
+        assert_eq!(trigger.decide(&event, "me"), Decision::Run);
+        std::hint::black_box(trigger.export.apply(&event.attributes));
+    }
+    println!("decide and export: {:?} an event", start.elapsed() / N);
+}
+
+fn ledger() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir");
+    let mut ledger: Ledger<()> = Ledger::open(dir.path()).expect("ledger");
+    let post = || {
+        Op::Post(Message {
+            topic: TOPIC.into(),
+            payload: FINISHED.into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: Properties::default(),
+        })
+    };
+    Builder::new_current_thread()
+        .build()
+        .expect("runtime")
+        .block_on(async {
+            for (what, batch, rounds) in [("alone", 1, 1000), ("64 at a time", 64, 100)] {
+                let start = Instant::now();
+                for _ in 0..rounds {
+                    (0..batch).for_each(|_| ledger.submit(post(), ()));
+                    for _ in 0..batch {
+                        ledger.committed().await.expect("committed");
+                    }
+                }
+                let rate = f64::from(batch * rounds) / start.elapsed().as_secs_f64();
+                println!("ledger, {what}: {rate:.0} operations a second");
+            }
+        });
+}
+
+// --- Contestants ---
+
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // A pipeline of the shell's dies with its group.
+        let group = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(command: &mut Command) -> Guard {
+    use std::os::unix::process::CommandExt;
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0);
+    Guard(
+        command
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}")),
+    )
+}
+
+struct Mosquitto {
+    port: u16,
+    _process: Guard,
+    _dir: tempfile::TempDir,
+}
+
+fn mosquitto() -> Mosquitto {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    drop(listener);
+    let config = dir.path().join("mosquitto.conf");
+    let text = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 1000000\n\
+         max_inflight_messages 1000\nset_tcp_nodelay true\n"
+    );
+    fs::write(&config, text).expect("config");
+    let process = spawn(
+        Command::new("mosquitto")
+            .arg("-c")
+            .arg(&config)
+            .stderr(Stdio::null()),
+    );
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::yield_now();
+    }
+    Mosquitto {
+        port,
+        _process: process,
+        _dir: dir,
+    }
+}
+
+fn options(port: u16, id: &str) -> MqttOptions {
+    let mut options = MqttOptions::new(id, "127.0.0.1", port);
+    let mut network = rumqttc::NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
+    options.set_outgoing_inflight_upper_limit(1000);
+    options.set_max_packet_size(Some(1 << 20));
+    options
+}
+
+/// Receives, parses, spawns; `jobs` at a time, nothing kept. With no command it only receives
+/// and parses, and says `!` to the port in its place for every thousandth message.
+fn bare_loop(port: u16, jobs: usize, command: &[String]) {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime")
+        .block_on(async {
+            let (client, mut eventloop) = AsyncClient::new(options(port, "bare"), 64);
+            client
+                .subscribe(TOPIC, QoS::AtLeastOnce)
+                .await
+                .expect("subscribe");
+            let mut running: Vec<Child> = Vec::new();
+            let (mut seen, socket) = (0, UdpSocket::bind("127.0.0.1:0").expect("bind"));
+            loop {
+                let Event::Incoming(Packet::Publish(publish)) =
+                    eventloop.poll().await.expect("poll")
+                else {
+                    continue;
+                };
+                let value: serde_json::Value =
+                    serde_json::from_slice(&publish.payload).expect("json");
+                if let [only_count] = command {
+                    seen += 1;
+                    if seen % 1000 == 0 {
+                        socket
+                            .send_to(b"!", format!("127.0.0.1:{only_count}"))
+                            .expect("send");
+                    }
+                } else if value["status"] == "finished" {
+                    while running.len() >= jobs {
+                        running.retain_mut(|child| child.try_wait().expect("wait").is_none());
+                        std::thread::yield_now();
+                    }
+                    let child = Command::new(&command[0])
+                        .args(&command[1..])
+                        .env("ATTR_SAMPLE", value["sample"].as_str().unwrap_or_default())
+                        .stdin(Stdio::null())
+                        .stdout(Stdio::null())
+                        .spawn();
+                    running.push(child.expect("spawn"));
+                    running.retain_mut(|child| child.try_wait().expect("wait").is_none());
+                }
+            }
+        });
+}
+
+/// Publishes to the contestants.
+struct Publisher {
+    runtime: tokio::runtime::Runtime,
+    client: AsyncClient,
+}
+
+impl Publisher {
+    fn new(port: u16) -> Self {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let (client, mut eventloop) = AsyncClient::new(options(port, "publisher"), 100_000);
+        runtime.spawn(async move { while eventloop.poll().await.is_ok() {} });
+        Self { runtime, client }
+    }
+
+    fn send(&self, payload: &'static str) {
+        let properties = PublishProperties {
+            user_properties: vec![("tael-id".into(), ulid::Ulid::generate().to_string())],
+            ..PublishProperties::default()
+        };
+        let sent = self.client.publish_with_properties(
+            TOPIC,
+            QoS::AtLeastOnce,
+            false,
+            payload,
+            properties,
+        );
+        self.runtime.block_on(sent).expect("publish");
+    }
+}
+
+fn this() -> String {
+    std::env::current_exe()
+        .expect("exe")
+        .to_str()
+        .expect("path")
+        .to_owned()
+}
+
+fn client(port: u16, state: &Path, jobs: usize, command: &str) -> Guard {
+    spawn(
+        Command::new(ours("client"))
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("STATE_DIRECTORY", state)
+            .args([
+                "--who",
+                "bench",
+                "-H",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+                "--log",
+                "none",
+            ])
+            .args(["-t", TOPIC, "--jobs", &jobs.to_string(), "-c", command]),
+    )
+}
+
+fn state() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir")
+}
+
+/// Sends until the contestant is awake, and lets it come to rest.
+fn wake(publisher: &Publisher, socket: &UdpSocket) {
+    let short = Some(Duration::from_millis(100));
+    socket.set_read_timeout(short).expect("timeout");
+    let mut byte = [0];
+    loop {
+        publisher.send(FINISHED);
+        if socket.recv(&mut byte).is_ok() {
+            break;
+        }
+    }
+    while socket.recv(&mut byte).is_ok() {}
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("timeout");
+}
+
+fn round_trip(publisher: &Publisher, socket: &UdpSocket) -> f64 {
+    // Not in lockstep with anything.
+    std::thread::sleep(Duration::from_micros(fastrand::u64(5_000..15_000)));
+    let start = Instant::now();
+    publisher.send(FINISHED);
+    let mut byte = [0];
+    socket.recv(&mut byte).expect("the command begins");
+    start.elapsed().as_secs_f64() * 1000.0
+}
+
+fn latency() {
+    let broker = mosquitto();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port().to_string();
+    let publisher = Publisher::new(broker.port);
+    let ping = format!("{} ping {port}", this());
+    let through_sh = format!("X=1; {ping}");
+    let home = state();
+    let sub = format!(
+        r#"mosquitto_sub -h 127.0.0.1 -p {} -q 1 -t {TOPIC} | while read -r line; do
+           [ "$(printf %s "$line" | jq -r .status)" = finished ] && {ping} </dev/null; done"#,
+        broker.port
+    );
+    type Start<'a> = Box<dyn Fn() -> Guard + 'a>;
+    let bare = |command: Vec<String>| {
+        spawn(
+            Command::new(this())
+                .args(["bare", &broker.port.to_string(), "1"])
+                .args(command),
+        )
+    };
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let sh = vec!["/bin/sh".to_owned(), "-c".into(), through_sh.clone()];
+    let contestants: [(&str, Start); 5] = [
+        ("bare loop, direct", Box::new(|| bare(words(&ping)))),
+        (
+            "tael client, direct",
+            Box::new(|| client(broker.port, home.path(), 1, &ping)),
+        ),
+        ("bare loop, sh", Box::new(|| bare(sh.clone()))),
+        (
+            "tael client, sh",
+            Box::new(|| client(broker.port, home.path(), 1, &through_sh)),
+        ),
+        (
+            "mosquitto_sub | while read … jq",
+            Box::new(|| spawn(Command::new("bash").args(["-c", &sub]))),
+        ),
+    ];
+    let mut medians = Vec::new();
+    for (name, start) in &contestants {
+        let _contestant = start();
+        wake(&publisher, &socket);
+        let mut times: Vec<f64> = (0..200).map(|_| round_trip(&publisher, &socket)).collect();
+        let m = median(&mut times);
+        println!(
+            "publish to first instruction, {name}: {m:.2} ms (5 %: {:.2}, 95 %: {:.2})",
+            times[10], times[190]
+        );
+        medians.push(m);
+    }
+    println!(
+        "  ratio to the bare loop, direct: {:.2} (target 1.25)",
+        medians[1] / medians[0]
+    );
+    println!(
+        "  ratio to the bare loop, sh: {:.2} (target 1.25)",
+        medians[3] / medians[2]
+    );
+    println!(
+        "  ratio to mosquitto_sub: {:.3} (target 0.1)",
+        medians[1] / medians[4]
+    );
+}
+
+fn burst() {
+    const EVENTS: usize = 2000;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port().to_string();
+    let ping = format!("{} ping {port}", this());
+    let mut rates = Vec::new();
+    for name in ["bare loop", "tael client"] {
+        let broker = mosquitto();
+        let home = state();
+        let publisher = Publisher::new(broker.port);
+        let _contestant = if name == "bare loop" {
+            let command = ping.split(' ');
+            spawn(
+                Command::new(this())
+                    .args(["bare", &broker.port.to_string(), "2"])
+                    .args(command),
+            )
+        } else {
+            client(broker.port, home.path(), 2, &ping)
+        };
+        wake(&publisher, &socket);
+        let start = Instant::now();
+        (0..EVENTS).for_each(|_| publisher.send(FINISHED));
+        let mut byte = [0];
+        (0..EVENTS).for_each(|_| drop(socket.recv(&mut byte).expect("none is lost")));
+        let rate = EVENTS as f64 / start.elapsed().as_secs_f64();
+        println!("{EVENTS} events at once, 2 jobs, {name}: {rate:.0} a second");
+        rates.push(rate);
+    }
+    println!(
+        "  ratio to the bare loop: {:.2} (target 0.5 or more)",
+        rates[1] / rates[0]
+    );
+}
+
+fn ignore() {
+    const MESSAGES: usize = 20_000;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port().to_string();
+    let mut rates = Vec::new();
+    for name in ["bare loop", "tael client"] {
+        let broker = mosquitto();
+        let home = state();
+        let publisher = Publisher::new(broker.port);
+        let ping = format!("{} ping {port}", this());
+        let (contestant, counts) = if name == "bare loop" {
+            let bare =
+                spawn(Command::new(this()).args(["bare", &broker.port.to_string(), "1", &port]));
+            // It says that it is there after a thousand.
+            socket
+                .set_read_timeout(Some(Duration::from_millis(100)))
+                .expect("timeout");
+            let mut byte = [0];
+            while socket.recv(&mut byte).is_err() {
+                (0..100).for_each(|_| publisher.send(STARTED));
+            }
+            while socket.recv(&mut byte).is_ok() {}
+            socket
+                .set_read_timeout(Some(Duration::from_secs(60)))
+                .expect("timeout");
+            (bare, MESSAGES / 1000)
+        } else {
+            let ours = client(broker.port, home.path(), 1, &ping);
+            wake(&publisher, &socket);
+            (ours, 1)
+        };
+        let written = || {
+            let io = fs::read_to_string(format!("/proc/{}/io", contestant.0.id())).expect("io");
+            let line = io
+                .lines()
+                .find(|line| line.starts_with("write_bytes"))
+                .expect("line")
+                .to_owned();
+            line.rsplit(' ')
+                .next()
+                .expect("number")
+                .parse::<u64>()
+                .expect("number")
+        };
+        let before = written();
+        let start = Instant::now();
+        (0..MESSAGES).for_each(|_| publisher.send(STARTED));
+        let mut byte = [0];
+        if counts == 1 {
+            let disk = written() - before;
+            // The event behind them all tells when they have been looked at.
+            publisher.send(FINISHED);
+            socket.recv(&mut byte).expect("the last one runs");
+            println!("messages that match nothing: {disk} bytes written to disk meanwhile");
+        } else {
+            (0..counts).for_each(|_| drop(socket.recv(&mut byte).expect("all are seen")));
+        }
+        let rate = MESSAGES as f64 / start.elapsed().as_secs_f64();
+        println!("messages that match nothing, {name}: {rate:.0} a second");
+        rates.push(rate);
+    }
+    println!(
+        "  ratio to the bare loop: {:.2} (target 0.5 or more)",
+        rates[1] / rates[0]
+    );
+}
+
+fn idle() {
+    let broker = mosquitto();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port().to_string();
+    let publisher = Publisher::new(broker.port);
+    let home = state();
+    let client = client(
+        broker.port,
+        home.path(),
+        1,
+        &format!("{} ping {port}", this()),
+    );
+    wake(&publisher, &socket);
+    let pid = client.0.id();
+    let children =
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+    let all: Vec<String> = std::iter::once(pid.to_string())
+        .chain(children.split_whitespace().map(str::to_owned))
+        .collect();
+    let number = |pid: &str, file: &str, key: &str| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(key))
+            .unwrap_or_default()
+            .to_owned();
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
+    };
+    let pss: Vec<u64> = all
+        .iter()
+        .map(|pid| number(pid, "smaps_rollup", "Pss:"))
+        .collect();
+    let own = number(&all[all.len() - 1], "smaps_rollup", "Private_Dirty:");
+    println!(
+        "idle client and its warm runner: {pss:?} KiB proportional, {} KiB together (target under 6144); the runner's own {own} KiB",
+        pss.iter().sum::<u64>()
+    );
+    let switches = || -> u64 {
+        let tasks = |pid: &String| {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+                .expect("tasks")
+                .flatten();
+            tasks
+                .map(|t| {
+                    let path = format!("{pid}/task/{}", t.file_name().to_string_lossy());
+                    number(&path, "status", "voluntary_ctxt_switches:")
+                })
+                .sum::<u64>()
+        };
+        all.iter().map(tasks).sum()
+    };
+    std::thread::sleep(Duration::from_secs(12));
+    let before = switches();
+    std::thread::sleep(Duration::from_secs(30));
+    println!(
+        "wake-ups of an idle client in 30 s: {} (keep-alive 60 s)",
+        switches() - before
+    );
+}
+
+fn message() {
+    let broker = mosquitto();
+    let port = broker.port.to_string();
+    let time = |command: &mut Command| {
+        let start = Instant::now();
+        let status = command.stdin(Stdio::null()).status().expect("run");
+        assert!(status.success());
+        start.elapsed().as_secs_f64() * 1000.0
+    };
+    let mut tael = Command::new(ours("message"));
+    tael.args([
+        "-H",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-t",
+        TOPIC,
+        "--attr",
+        "status",
+        "finished",
+    ]);
+    let mut pub_ = Command::new("mosquitto_pub");
+    pub_.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-q",
+        "2",
+        "-V",
+        "5",
+        "-t",
+        TOPIC,
+        "-m",
+        FINISHED,
+    ]);
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..50 {
+        a.push(time(&mut tael));
+        b.push(time(&mut pub_));
+    }
+    let (a, b) = (median(&mut a), median(&mut b));
+    println!("tael-message: {a:.2} ms, mosquitto_pub: {b:.2} ms, both at QoS 2");
+    println!("  ratio: {:.2} (target 1 or less)", a / b);
+}
