@@ -246,6 +246,34 @@ impl World {
         ears
     }
 
+    /// Publishes `payload` as it is, for what `tael message` would not send.
+    pub fn publish(&self, topic: &str, payload: impl AsRef<[u8]>, properties: &[(&str, &str)]) {
+        raw::Raw::connect(self.broker.port()).publish(topic, payload.as_ref(), properties);
+    }
+
+    /// `tael control` with `arguments`: exit code, stdout, stderr.
+    pub fn control(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = self.tael(["control", "--root", "lab", "--log", "none"]);
+        ran(command.args(arguments))
+    }
+
+    /// What pipeline `who` says about itself.
+    #[track_caller]
+    pub fn report(&self, who: &str) -> Value {
+        let (code, stdout, stderr) = self.control(&[who, "status", "--json"]);
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str(&stdout).expect("one JSON object")
+    }
+
+    /// Waits until the report of pipeline `who` has `value` at `pointer`.
+    #[track_caller]
+    pub fn wait_report(&self, who: &str, pointer: &str, value: impl Into<Value>) {
+        let value = value.into();
+        wait_until(&format!("{pointer} of {who} is {value}"), || {
+            self.report(who).pointer(pointer) == Some(&value)
+        });
+    }
+
     /// A script in the world's folder, made executable.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;

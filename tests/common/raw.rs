@@ -1,9 +1,10 @@
 //! MQTT 5 packets, byte by byte, for what no well-behaved client would send.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
 
-use super::PATIENCE;
+use super::{PATIENCE, wait_until};
 
 /// A connection that sends what it is told.
 pub struct Raw {
@@ -44,19 +45,124 @@ pub fn publish(
     properties: &[(&str, &str)],
     dup: bool,
 ) -> Vec<u8> {
-    let mut props = Vec::new();
-    for (name, value) in properties {
-        props.push(0x26);
-        props.extend(string(name.as_bytes()));
-        props.extend(string(value.as_bytes()));
-    }
+    publish_with(topic, payload, id, &user_properties(properties), dup)
+}
+
+/// A PUBLISH with properties of any kind, encoded.
+pub fn publish_with(
+    topic: &[u8],
+    payload: &[u8],
+    id: Option<u16>,
+    properties: &[u8],
+    dup: bool,
+) -> Vec<u8> {
     let mut body = string(topic);
     body.extend(id.map(u16::to_be_bytes).into_iter().flatten());
-    body.extend(varint(props.len()));
-    body.extend(props);
+    body.extend(varint(properties.len()));
+    body.extend(properties);
     body.extend(payload);
     let flags = if id.is_some() { 0x02 } else { 0 } | if dup { 0x08 } else { 0 };
     packet(0x30 | flags, &body)
+}
+
+fn user_properties(list: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in list {
+        out.push(0x26);
+        out.extend(string(name.as_bytes()));
+        out.extend(string(value.as_bytes()));
+    }
+    out
+}
+
+/// The properties of a request that wants its reply on `topic`.
+pub fn request_properties(topic: &str, correlation: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x08];
+    out.extend(string(topic.as_bytes()));
+    out.push(0x09);
+    out.extend(string(correlation));
+    out
+}
+
+/// A PUBLISH as it came, nothing of it interpreted.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub user: Vec<(String, String)>,
+    pub correlation: Vec<u8>,
+    pub retained: bool,
+}
+
+impl Heard {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.payload.clone()).expect("text")
+    }
+
+    /// The user property called `name`.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.user.iter().find(|(key, _)| key == name)?;
+        Some(value)
+    }
+
+    /// Reads the body of a PUBLISH; with its packet id, if it has one.
+    pub fn parse(kind: u8, body: &[u8]) -> (Self, Option<[u8; 2]>) {
+        let mut rest = body;
+        let topic = String::from_utf8(take_string(&mut rest)).expect("topic");
+        let id = (kind & 0x06 != 0).then(|| [take(&mut rest), take(&mut rest)]);
+        let length = take_varint(&mut rest);
+        let (mut properties, payload) = rest.split_at(length);
+        let (mut user, mut correlation) = (Vec::new(), Vec::new());
+        let text = |bytes| String::from_utf8(bytes).expect("property");
+        while !properties.is_empty() {
+            match take(&mut properties) {
+                0x01 => drop(take(&mut properties)),
+                0x02 => properties = &properties[4..],
+                0x03 | 0x08 => drop(take_string(&mut properties)),
+                0x09 => correlation = take_string(&mut properties),
+                0x0b => drop(take_varint(&mut properties)),
+                0x23 => properties = &properties[2..],
+                0x26 => {
+                    let name = text(take_string(&mut properties));
+                    user.push((name, text(take_string(&mut properties))));
+                }
+                other => panic!("property {other:#x} in a PUBLISH"),
+            }
+        }
+        let heard = Self {
+            topic,
+            payload: payload.to_vec(),
+            user,
+            correlation,
+            retained: kind & 0x01 != 0,
+        };
+        (heard, id)
+    }
+}
+
+fn take(rest: &mut &[u8]) -> u8 {
+    let (first, tail) = rest.split_first().expect("one more byte");
+    *rest = tail;
+    *first
+}
+
+fn take_varint(rest: &mut &[u8]) -> usize {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let byte = take(rest);
+        value |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return value;
+        }
+    }
+}
+
+fn take_string(rest: &mut &[u8]) -> Vec<u8> {
+    let length = usize::from(u16::from_be_bytes([take(rest), take(rest)]));
+    let (text, tail) = rest.split_at(length);
+    *rest = tail;
+    text.to_vec()
 }
 
 impl Raw {
@@ -114,5 +220,118 @@ impl Raw {
         ));
         let (kind, _) = self.receive();
         assert_eq!(kind, 0x40, "PUBACK");
+    }
+
+    /// Subscribes to `filter` at QoS 1.
+    pub fn subscribe(&mut self, filter: &str) {
+        let mut body = vec![0, 1, 0];
+        body.extend(string(filter.as_bytes()));
+        body.push(1);
+        self.send(&packet(0x82, &body));
+        let (kind, _) = self.receive();
+        assert_eq!(kind, 0x90, "SUBACK");
+    }
+
+    /// The next message that `wanted` holds for.
+    #[track_caller]
+    pub fn hear(&mut self, what: &str, wanted: impl Fn(&Heard) -> bool) -> Heard {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (kind, body) = self.receive();
+            if kind >> 4 == 3 {
+                let (heard, id) = Heard::parse(kind, &body);
+                if let Some(id) = id {
+                    self.send(&packet(0x40, &id));
+                }
+                if wanted(&heard) {
+                    return heard;
+                }
+            }
+            assert!(Instant::now() < deadline, "never heard: {what}");
+        }
+    }
+
+    /// Answers as a broker does until the peer has acknowledged our PUBLISH `id`.
+    pub fn serve_until_acknowledged(&mut self, id: u16) -> Vec<Heard> {
+        let mut said = Vec::new();
+        loop {
+            let (kind, body) = self.receive();
+            if kind == 0x40 && body[..2] == id.to_be_bytes() {
+                return said;
+            }
+            said.extend(self.serve(kind, &body));
+        }
+    }
+
+    /// Answers as a broker does until the peer publishes what `wanted` holds for.
+    pub fn serve_until(&mut self, wanted: impl Fn(&Heard) -> bool) -> Heard {
+        loop {
+            let (kind, body) = self.receive();
+            if let Some(heard) = self.serve(kind, &body).filter(&wanted) {
+                return heard;
+            }
+        }
+    }
+
+    fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
+        match kind >> 4 {
+            // One reason code for each filter: what follows the filter is its options.
+            8 => {
+                let mut rest = &body[2..];
+                let properties = take_varint(&mut rest);
+                rest = &rest[properties..];
+                let mut answer = vec![body[0], body[1], 0];
+                while !rest.is_empty() {
+                    let _filter = take_string(&mut rest);
+                    let _options = take(&mut rest);
+                    answer.push(1);
+                }
+                self.send(&packet(0x90, &answer));
+            }
+            12 => self.send(&packet(0xd0, &[])),
+            3 => {
+                let (heard, id) = Heard::parse(kind, body);
+                if let Some(id) = id {
+                    self.send(&packet(0x40, &id));
+                }
+                return Some(heard);
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+/// A broker that does what a test tells it, which real ones would refuse to do.
+pub struct Scripted {
+    listener: TcpListener,
+}
+
+impl Scripted {
+    pub fn listen() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
+        listener.set_nonblocking(true).expect("nonblocking");
+        Self { listener }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().expect("address").port()
+    }
+
+    /// Waits for a client and takes it in.
+    #[track_caller]
+    pub fn accept(&self) -> Raw {
+        let mut stream = None;
+        wait_until("a client connects", || {
+            stream = self.listener.accept().ok();
+            stream.is_some()
+        });
+        let (stream, _) = stream.expect("client");
+        stream.set_nonblocking(false).expect("blocking");
+        let mut raw = Raw::over(stream);
+        let (kind, _) = raw.receive();
+        assert_eq!(kind, 0x10, "CONNECT");
+        raw.send(&packet(0x20, &[0, 0, 0]));
+        raw
     }
 }
