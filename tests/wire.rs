@@ -49,7 +49,7 @@ fn next(raw: &mut Raw) -> String {
 #[test]
 fn statuses_of_a_good_and_of_bad_ends() {
     let world = World::new();
-    let ends = r#"case "$ATTR_HOW" in exit) exit 3;; kill) kill -9 $$;; esac"#;
+    let ends = r#"case "$ATTR_HOW" in exit) exit 3;; kill) kill -9 $$;; term) kill $$;; esac"#;
     let pass = ["--payload-passthrough", "ATTR_HOW", "ATTR_NONE"];
     let client = world.client("ends", &[&["-t", SEQ, "-c", ends][..], &pass].concat());
     let mut raw = ears(&world, &status_topic("ends"));
@@ -57,6 +57,7 @@ fn statuses_of_a_good_and_of_bad_ends() {
         ("well", "finished", 0),
         ("exit", "failed", 3),
         ("kill", "failed", 137),
+        ("term", "failed", 143),
     ] {
         world.message(SEQ, &[("status", "finished"), ("how", how)]);
         assert_eq!(
