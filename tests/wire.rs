@@ -273,6 +273,40 @@ fn an_event_in_a_loop_is_refused_in_silence() {
     client.stop();
 }
 
+#[test]
+fn retained_messages_are_no_news_unless_wanted() {
+    let world = World::new();
+    let mut old = world.command("tael-message");
+    old.args([
+        "-t", SEQ, "-r", "--attr", "status", "finished", "--attr", "n", "old",
+    ]);
+    assert_eq!(ran(&mut old), (0, String::new(), String::new()));
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    let run = |who: &str, more: &[&str]| {
+        let command = format!(r#"echo "$ATTR_N" >>"$OUT/{who}""#);
+        let client = world.client(
+            who,
+            &[&["-t", "lab/+/status", "-c", &command][..], more].concat(),
+        );
+        world.message("lab/new/status", &[("status", "finished"), ("n", "new")]);
+        wait_until("the new one has run", || {
+            world.lines(who).contains(&"new".to_owned())
+        });
+        client
+    };
+    run("ignores", &[]).stop();
+    assert_eq!(world.lines("ignores"), ["new"]);
+    run("accepts", &["--retained", "accept"]).stop();
+    assert_eq!(world.lines("accepts"), ["old", "new"]);
+    // The broker replays it at every start, and it is the same event still.
+    let client = run("accepts", &["--retained", "accept"]);
+    ears.wait_all("the third end", |_| {
+        (ears.count("accepts", "finished") == 3).then_some(())
+    });
+    assert_eq!(world.lines("accepts"), ["old", "new", "new"]);
+    client.stop();
+}
+
 fn message(world: &World, arguments: &[&str]) -> Command {
     let mut command = world.command("tael-message");
     command.args(["-t", SEQ]).args(arguments);

@@ -58,7 +58,7 @@ pub struct TriggerOptions {
     #[arg(long, value_parser = OnInterrupt::parse, value_name = "CHOICE", default_value = "fail")]
     on_interrupt: OnInterrupt,
     /// Whether retained messages count as events: ignore or accept
-    #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore")]
+    #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,
     /// Shell that runs the command
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SHELL, conflicts_with = "no_shell")]
