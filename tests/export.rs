@@ -1,0 +1,258 @@
+//! What a command finds in its environment and on its standard input.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use common::{Process, World};
+
+const SEQ: &str = "lab/seq/status";
+
+/// Leaves what the command got: its environment, its arguments, its standard input.
+const TAKE: &str = r#"#!/bin/sh
+env -0 >"$OUT/env"
+printf '%s\0' "$@" >"$OUT/arguments"
+cat >"$OUT/stdin"
+"#;
+
+/// A client that records what its command gets, and how to make it run.
+struct Recorder {
+    world: World,
+    client: Process,
+    runs: usize,
+}
+
+impl Recorder {
+    /// With `arguments` for the command and `options` for the client.
+    fn new(arguments: &str, options: &[&str]) -> Self {
+        let world = World::new();
+        let take = world.script("take", TAKE);
+        let command = format!("{} {arguments}", take.display());
+        let base = ["-t", SEQ, "--when", "", "-c", &command];
+        let client = world.client("env", &[&base[..], options].concat());
+        Self {
+            world,
+            client,
+            runs: 0,
+        }
+    }
+
+    /// What the command for an event with this payload finds in its environment.
+    #[track_caller]
+    fn run(&mut self, payload: impl AsRef<[u8]>) -> BTreeMap<String, String> {
+        self.world
+            .publish(SEQ, payload, &[("tael-id", &format!("E{}", self.runs))]);
+        self.runs += 1;
+        let done = self.runs;
+        self.world.wait_report("env", "/units/succeeded", done);
+        self.list("env")
+            .iter()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.world.path(name)).expect(name);
+        text.split_terminator('\0').map(str::to_owned).collect()
+    }
+
+    /// Attributes that were left out, as the log has them.
+    fn left_out(&self, key: &str) -> usize {
+        let line = format!("attribute '{key}' is left out of the environment");
+        self.client.log_text().matches(&line).count()
+    }
+}
+
+fn starting<'a>(env: &'a BTreeMap<String, String>, start: &str) -> Vec<(&'a str, &'a str)> {
+    env.iter()
+        .filter(|(name, _)| name.starts_with(start))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
+#[test]
+fn every_attribute_is_exported_under_attr_unless_told_otherwise() {
+    let mut recorder = Recorder::new("", &[]);
+    let env = recorder.run(
+        r#"{"status":"finished","run-id":7,"x":1.50,"on":true,"none":null,
+            "list":[1, "a b"],"map":{"k" : null},"ä.b":"é","":"empty"}"#,
+    );
+    let want = [
+        ("ATTR_", "empty"),
+        ("ATTR_LIST", r#"[1,"a b"]"#),
+        ("ATTR_MAP", r#"{"k":null}"#),
+        ("ATTR_NONE", ""),
+        ("ATTR_ON", "true"),
+        ("ATTR_RUN_ID", "7"),
+        ("ATTR_STATUS", "finished"),
+        ("ATTR_X", "1.50"),
+        ("ATTR___B", "é"),
+    ];
+    assert_eq!(starting(&env, "ATTR_"), want);
+    for bare in ["STATUS", "RUN_ID", "X", "LIST"] {
+        assert!(!env.contains_key(bare), "{bare}");
+    }
+    recorder.client.stop();
+}
+
+#[test]
+fn a_prefix_of_ones_own_replaces_attr() {
+    let mut recorder = Recorder::new("", &["--envprefix", "lims_1"]);
+    let env = recorder.run(r#"{"status":"finished","sample":"S1"}"#);
+    let want = [("lims_1_SAMPLE", "S1"), ("lims_1_STATUS", "finished")];
+    assert_eq!(starting(&env, "lims_1_"), want);
+    assert!(starting(&env, "ATTR_").is_empty());
+    assert!(!env.contains_key("SAMPLE"));
+    recorder.client.stop();
+}
+
+#[test]
+fn required_attributes_are_bare_and_alone() {
+    let mut recorder = Recorder::new("", &["--envreq", "sample", "RUN_ID"]);
+    let env = recorder.run(r#"{"sample":"S1","run-id":null,"lane":"3"}"#);
+    assert_eq!((&*env["SAMPLE"], &*env["RUN_ID"]), ("S1", ""));
+    assert!(!env.contains_key("LANE") && starting(&env, "ATTR_").is_empty());
+    recorder.client.stop();
+}
+
+#[test]
+fn required_attributes_and_a_prefix_together() {
+    let mut recorder = Recorder::new("", &["--envreq", "sample", "--envprefix", "A"]);
+    let env = recorder.run(r#"{"sample":"S1","lane":"3"}"#);
+    assert_eq!(env["SAMPLE"], "S1");
+    assert_eq!(starting(&env, "A_"), [("A_LANE", "3"), ("A_SAMPLE", "S1")]);
+    assert!(!env.contains_key("LANE"));
+    recorder.client.stop();
+}
+
+#[test]
+fn the_client_says_what_it_runs_for() {
+    let mut recorder = Recorder::new("", &[]);
+    // A sender cannot say it in its stead.
+    let env = recorder.run(r#"{"TAEL_WHO":"forged","TAEL_EVENT":"forged"}"#);
+    assert_eq!(env["TAEL_TOPIC"], SEQ);
+    assert_eq!(env["TAEL_REASON"], "lab/seq/status finished");
+    assert_eq!(env["TAEL_WHO"], "env");
+    assert_eq!(env["TAEL_EVENT"], "E0");
+    assert_eq!(env["TAEL_ATTEMPT"], "1");
+    assert_eq!(env["ATTR_TAEL_WHO"], "forged");
+    let unit = recorder
+        .world
+        .state()
+        .join("env/units")
+        .join(&env["TAEL_UNIT"]);
+    assert!(unit.is_dir(), "{}", unit.display());
+    recorder.client.stop();
+}
+
+#[test]
+fn standard_input_is_the_payload_byte_for_byte() {
+    let mut recorder = Recorder::new("", &[]);
+    let payload = " {\n\"b\" : 1.50, \"a\":\"\\u00e9\\u0000\", \"a\": \"é\" }\r\n\n";
+    recorder.run(payload);
+    let stdin = fs::read(recorder.world.path("stdin")).expect("stdin");
+    assert_eq!(stdin, payload.as_bytes());
+    recorder.client.stop();
+}
+
+#[test]
+fn what_cannot_be_a_value_is_left_out_and_the_run_goes_on() {
+    let mut recorder = Recorder::new("", &["--max-payload", "4194304"]);
+    let env = recorder.run(r#"{"nul":"a\u0000b","good":"1"}"#);
+    assert_eq!(starting(&env, "ATTR_"), [("ATTR_GOOD", "1")]);
+    assert_eq!(recorder.left_out("nul"), 1);
+    // ATTR_BIG= and the closing NUL count: what fits the system's limit is passed on.
+    let most = 128 * 1024 - "ATTR_BIG=\0".len();
+    for (length, passed) in [(most, true), (most + 1, false)] {
+        let env = recorder.run(format!(r#"{{"big":"{}","good":"2"}}"#, "x".repeat(length)));
+        assert_eq!(
+            env.get("ATTR_BIG").is_some_and(|v| v.len() == length),
+            passed,
+            "{length}"
+        );
+        assert_eq!(env["ATTR_GOOD"], "2");
+    }
+    assert_eq!(recorder.left_out("big"), 1);
+    // Each of these fits, all of them together do not.
+    let many: Vec<String> = (0..30)
+        .map(|n| format!(r#""k{n}":"{}""#, "y".repeat(100_000)))
+        .collect();
+    let env = recorder.run(format!(r#"{{{}}}"#, many.join(",")));
+    assert_eq!(starting(&env, "ATTR_K").len(), 10);
+    assert_eq!(recorder.left_out("k29"), 1);
+    recorder.client.stop();
+}
+
+#[test]
+fn of_attributes_with_one_name_the_first_is_exported() {
+    let mut recorder = Recorder::new("", &[]);
+    let env = recorder.run(r#"{"run-id":"1","RUN.ID":"2","run_id":"3"}"#);
+    assert_eq!(starting(&env, "ATTR_"), [("ATTR_RUN_ID", "1")]);
+    assert_eq!(
+        (recorder.left_out("RUN.ID"), recorder.left_out("run_id")),
+        (1, 1)
+    );
+    recorder.client.stop();
+}
+
+#[test]
+fn no_sender_reaches_the_loader_or_the_shell() {
+    let mut recorder = Recorder::new("", &[]);
+    let env = recorder.run(
+        r#"{"LD_PRELOAD":"/nowhere/evil.so","PATH":"/nowhere","IFS":"x","BASH_ENV":"/nowhere","ENV":"/nowhere"}"#,
+    );
+    assert_eq!(env["ATTR_LD_PRELOAD"], "/nowhere/evil.so");
+    assert_eq!(env["ATTR_PATH"], "/nowhere");
+    for name in ["LD_PRELOAD", "IFS", "BASH_ENV", "ENV"] {
+        assert!(!env.contains_key(name), "{name}");
+    }
+    assert_eq!(env["PATH"], std::env::var("PATH").expect("PATH"));
+    recorder.client.stop();
+}
+
+/// Values that would do something if anything ever read them as a command.
+const HOSTILE: [&str; 8] = [
+    r#"$(touch "$OUT/pwned")"#,
+    r#"`touch "$OUT/pwned"`"#,
+    r#"; touch "$OUT/pwned""#,
+    "\ntouch \"$OUT/pwned\"\n",
+    r#"'; touch "$OUT/pwned"; '"#,
+    r#""; touch "$OUT/pwned"; ""#,
+    r#"&& touch "$OUT/pwned" #"#,
+    r#"| touch "$OUT/pwned""#,
+];
+
+#[test]
+fn hostile_values_are_values() {
+    // Quoted and bare, in a shell and without one, as an argument and as a name.
+    let shells: [(&str, &[&str]); 3] = [
+        (r#""$ATTR_V" $ATTR_V"#, &[]),
+        (r#""$ATTR_V" $ATTR_V"#, &["--shell", "sh"]),
+        (r"'$ATTR_V' $ATTR_V", &["--no-shell"]),
+    ];
+    for (arguments, options) in shells {
+        let mut recorder = Recorder::new(arguments, options);
+        for value in HOSTILE {
+            let payload = serde_json::json!({"v": value, value: "key"}).to_string();
+            let env = recorder.run(payload);
+            assert_eq!(env["ATTR_V"], value);
+            let expanded = !options.contains(&"--no-shell");
+            let first = if expanded { value } else { "$ATTR_V" };
+            assert_eq!(recorder.list("arguments")[0], first, "{options:?}");
+        }
+        assert!(!recorder.world.path("pwned").exists(), "{options:?}");
+        recorder.client.stop();
+    }
+}
+
+#[test]
+fn without_a_shell_words_are_split_and_nothing_else() {
+    let line = r#"a 'b c' "d\"e" $HOME `x` *; >x && y"#;
+    let mut recorder = Recorder::new(line, &["--no-shell"]);
+    recorder.run("{}");
+    let want = ["a", "b c", "d\"e", "$HOME", "`x`", "*;", ">x", "&&", "y"];
+    assert_eq!(recorder.list("arguments"), want);
+    recorder.client.stop();
+}
