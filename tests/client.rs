@@ -1,0 +1,364 @@
+//! The client's options, seen at work.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Process, World, ran, refuses, wait_until};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+const SEQ: &str = "lab/seq/status";
+
+/// Notes that it runs, and waits until the test lets it go.
+const HOLD: &str =
+    r#"echo "$ATTR_N" >>"$OUT/runs"; until [ -e "$OUT/go.$ATTR_N" ]; do sleep 0.02; done"#;
+
+fn event(world: &World, n: &str) {
+    world.message(SEQ, &[("status", "finished"), ("n", n)]);
+}
+
+fn go(world: &World, n: &str) {
+    fs::write(world.path(&format!("go.{n}")), "").expect("go");
+}
+
+#[track_caller]
+fn wait_run(world: &World, n: &str) {
+    wait_until(&format!("{n} runs"), || {
+        world.lines("runs").contains(&n.to_owned())
+    });
+}
+
+fn alive(pid: &str) -> bool {
+    let pid = pid.parse().expect("pid");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // A zombie that nobody has reaped yet is dead.
+    kill(Pid::from_raw(pid), None).is_ok() && !stat.contains(") Z ")
+}
+
+#[test]
+fn several_triggers_of_one_file() {
+    let world = World::new();
+    let config = r#"
+        [client]
+        who = "many"
+        root = "lab"
+        [[trigger]]
+        name = "align"
+        topic = ["lab/seq/status", "lab/more/status"]
+        command = 'echo "align $SAMPLE" >>"$OUT/runs"'
+        envreq = ["SAMPLE"]
+        payload-passthrough = ["SAMPLE"]
+        [[trigger]]
+        topic = "lab/+/status"
+        command = 'echo "all $A_SAMPLE" >>"$OUT/runs"'
+        when = []
+        envprefix = "A"
+        retained = "accept"
+        [[trigger]]
+        topic = "lab/third/status"
+        command = "touch '$OUT/$HOME'"
+        no-shell = true
+    "#;
+    fs::write(world.path("tael.toml"), config).expect("config");
+    let mut command = world.command("tael-client");
+    command.arg("--config").arg(world.path("tael.toml"));
+    let client = world.online("many", command);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message("lab/other/status", &[("sample", "1")]);
+    world.wait_report("many", "/units/succeeded", 1);
+    world.message(
+        "lab/more/status",
+        &[("status", "finished"), ("sample", "2")],
+    );
+    world.wait_report("many", "/units/succeeded", 3);
+    let mut runs = world.lines("runs");
+    runs[1..].sort();
+    assert_eq!(runs, ["all 1", "align 2", "all 2"]);
+    assert!(ears.any(|m| m.status() == "finished" && m.payload["SAMPLE"] == "2"));
+    // One event is accepted for one trigger and refused for another.
+    world.message(SEQ, &[("status", "finished")]);
+    ears.status("many", "falsestart");
+    world.wait_report("many", "/units/succeeded", 4);
+    // By hand, one has to say which.
+    let (code, _, stderr) = world.control(&["many", "raise"]);
+    assert_eq!(code, 64, "{stderr}");
+    assert!(stderr.contains("align, 2, 3"), "{stderr}");
+    let raise = [
+        "many",
+        "raise",
+        "--trigger",
+        "align",
+        "--attr",
+        "sample",
+        "5",
+    ];
+    assert_eq!(world.control(&raise).0, 0);
+    world.wait_report("many", "/units/succeeded", 5);
+    assert_eq!(world.lines("runs").last().expect("run"), "align 5");
+    assert_eq!(world.control(&["many", "raise", "--trigger", "none"]).0, 65);
+    // A trigger that cannot find its file fails alone.
+    world.message("lab/third/status", &[("status", "finished")]);
+    let failed = ears.status("many", "failed");
+    assert_eq!(failed.payload["return_code"], 1);
+    client.stop();
+}
+
+#[test]
+fn flags_win_over_the_environment_and_both_over_files() {
+    let world = World::new();
+    let ears = world.ears(&["from/#"]);
+    let port = world.broker.port();
+    let write = |path: &Path, text: String| {
+        fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        fs::write(path, text).expect("config");
+    };
+    let users = world.path("xdg/tael/tael.toml");
+    write(
+        &users,
+        format!("host = '127.0.0.1'\nport = {port}\n[message]\ntopic = 'from/user'\n"),
+    );
+    let named = world.path("named.toml");
+    write(
+        &named,
+        format!(
+            "host = '127.0.0.1'\nport = {port}\n[message]\ntopic = 'from/named'\n[client]\njobs = 1\n"
+        ),
+    );
+    let message = || {
+        let mut command = common::bare_command(&world.dir, "tael-message");
+        command.env("XDG_CONFIG_HOME", world.path("xdg"));
+        command
+    };
+    let with = |config: bool, env: bool, flag: bool| {
+        let mut command = message();
+        if config {
+            command.arg("--config").arg(&named);
+        }
+        if env {
+            command.env("TAEL_MESSAGE_TOPIC", "from/env");
+        }
+        if flag {
+            command.args(["-t", "from/flag"]);
+        }
+        assert_eq!(ran(&mut command), (0, String::new(), String::new()));
+    };
+    with(false, false, false);
+    with(true, false, false);
+    with(true, true, false);
+    with(true, true, true);
+    ears.wait_all("all four", |all| (all.len() == 4).then_some(()));
+    let topics: Vec<String> = ears.all().into_iter().map(|m| m.topic).collect();
+    assert_eq!(topics, ["from/user", "from/named", "from/env", "from/flag"]);
+    // The same for what all commands share.
+    let nowhere = ["--timeout", "0.2s"];
+    refuses(
+        message().env("TAEL_PORT", "1").args(nowhere),
+        69,
+        "127.0.0.1:1",
+    );
+    refuses(
+        message()
+            .env("TAEL_BROKER", "mqtt://127.0.0.1:2")
+            .args(nowhere),
+        69,
+        "127.0.0.1:2",
+    );
+    let mut flag = message();
+    flag.env("TAEL_PORT", "1").args(["-p", &port.to_string()]);
+    assert_eq!(ran(&mut flag).0, 0);
+    let mut host = message();
+    host.env("TAEL_BROKER", "mqtt://nowhere.invalid")
+        .args(["-H", "127.0.0.1"]);
+    assert_eq!(ran(&mut host).0, 0);
+}
+
+#[test]
+fn conditions_must_all_hold_and_none_lets_everything_pass() {
+    let world = World::new();
+    let note = |file: &str| format!(r#"echo "$ATTR_N" >>"$OUT/{file}""#);
+    let both = ["--when", "status=failed", "--when", "n=2"];
+    let strict = world.client(
+        "both",
+        &[&["-t", SEQ, "-c", &note("both")][..], &both].concat(),
+    );
+    let any = world.client("any", &["-t", SEQ, "-c", &note("any"), "--when", ""]);
+    for (status, n) in [
+        ("failed", "1"),
+        ("finished", "2"),
+        ("failed", "2"),
+        ("failed", "3"),
+    ] {
+        world.message(SEQ, &[("status", status), ("n", n)]);
+    }
+    world.wait_report("any", "/units/succeeded", 4);
+    world.wait_report("both", "/events/ignored", 3);
+    world.wait_report("both", "/units/succeeded", 1);
+    assert_eq!(world.lines("both"), ["2"]);
+    assert_eq!(world.lines("any"), ["1", "2", "2", "3"]);
+    strict.stop();
+    any.stop();
+}
+
+#[test]
+fn two_jobs_run_at_once_and_no_third() {
+    let world = World::new();
+    let client = world.client("jobs", &["-t", SEQ, "-c", HOLD, "--jobs", "2"]);
+    for n in ["1", "2", "3", "4"] {
+        event(&world, n);
+    }
+    wait_run(&world, "1");
+    wait_run(&world, "2");
+    world.wait_report("jobs", "/waiting", 2);
+    assert_eq!(
+        world.report("jobs")["running"].as_array().map(Vec::len),
+        Some(2)
+    );
+    go(&world, "2");
+    wait_run(&world, "3");
+    assert_eq!(world.lines("runs").len(), 3);
+    for n in ["1", "3", "4"] {
+        go(&world, n);
+    }
+    world.wait_report("jobs", "/units/succeeded", 4);
+    client.stop();
+}
+
+/// Holds the first of three events in its run until the other two have come, and all others
+/// not at all; what has run then, and how the first ended.
+fn overlap(policy: &str) -> (Vec<String>, String) {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", HOLD, "--overlap", policy];
+    let client = world.client("lap", &arguments);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    event(&world, "1");
+    wait_run(&world, "1");
+    for n in ["2", "3", "marker"] {
+        go(&world, n);
+    }
+    event(&world, "2");
+    event(&world, "3");
+    world.wait_report("lap", "/events/accepted", 3);
+    go(&world, "1");
+    wait_until("all is quiet", || {
+        let report = world.report("lap");
+        report["waiting"] == 0 && report["units"]["running"] == 0 && report["units"]["pending"] == 0
+    });
+    event(&world, "marker");
+    wait_run(&world, "marker");
+    let end = ears.wait("the first end", |m| m.payload.get("return_code").is_some());
+    client.stop();
+    let mut runs = world.lines("runs");
+    assert_eq!(runs.pop().as_deref(), Some("marker"));
+    (
+        runs,
+        format!("{} {}", end.status(), end.payload["return_code"]),
+    )
+}
+
+#[test]
+fn overlapping_events_wait_are_skipped_replace_or_coalesce() {
+    let (runs, end) = overlap("queue");
+    assert_eq!(
+        (runs, &*end),
+        (vec!["1".into(), "2".into(), "3".into()], "finished 0")
+    );
+    let (runs, end) = overlap("skip");
+    assert_eq!((runs, &*end), (vec!["1".to_owned()], "finished 0"));
+    let (runs, end) = overlap("coalesce");
+    assert_eq!(
+        (runs, &*end),
+        (vec!["1".into(), "3".to_owned()], "finished 0")
+    );
+    // How many of the later two come to run depends on how fast the first is gone.
+    let (runs, end) = overlap("replace");
+    assert_eq!(end, "failed 143");
+    assert_eq!(runs.first().map(String::as_str), Some("1"));
+    assert_eq!(runs.last().map(String::as_str), Some("3"));
+}
+
+#[test]
+fn a_time_out_ends_the_whole_process_group() {
+    let world = World::new();
+    let family =
+        r#"sh -c 'echo $$ >>"$OUT/pids"; sleep 1000 & echo $! >>"$OUT/pids"; wait' & wait"#;
+    let polite = world.client("polite", &["-t", SEQ, "-c", family, "--timeout", "500ms"]);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    event(&world, "1");
+    let failed = ears.status("polite", "failed");
+    assert_eq!(
+        (&failed.payload["return_code"], &failed.payload["announce"]),
+        (&143.into(), &true.into())
+    );
+    let pids = world.lines("pids");
+    assert_eq!(pids.len(), 2);
+    assert!(!pids.iter().any(|pid| alive(pid)), "{pids:?}");
+    assert_eq!(world.report("polite")["units"]["failed"], 1);
+    assert!(
+        polite
+            .log_text()
+            .contains("killed by signal 15 (timed out)")
+    );
+    polite.stop();
+    // One that will not go is killed once the grace is over.
+    fs::remove_file(world.path("pids")).expect("pids");
+    let stubborn = format!("trap '' TERM; {family}; wait");
+    let limits = ["--timeout", "500ms", "--grace", "300ms"];
+    let client = world.client(
+        "deaf",
+        &[&["-t", SEQ, "-c", &stubborn][..], &limits].concat(),
+    );
+    event(&world, "2");
+    assert_eq!(ears.status("deaf", "failed").payload["return_code"], 137);
+    let pids = world.lines("pids");
+    assert_eq!(pids.len(), 2);
+    wait_until("all of them are gone", || {
+        !pids.iter().any(|pid| alive(pid))
+    });
+    client.stop();
+}
+
+#[test]
+fn the_last_lines_of_a_failed_run_are_logged() {
+    let world = World::new();
+    let command = r#"for n in 1 2 3 4 5 6 7 8 9 10 11 12; do printf 'line\033[31m %s.\n' $n >&2; done; exit $ATTR_N"#;
+    let client = world.client("tail", &["-t", SEQ, "-c", command]);
+    let log = |client: &Process, n: &str, count: &str| {
+        event(&world, n);
+        world.wait_report("tail", count, 1);
+        client.log_text()
+    };
+    let good = log(&client, "0", "/units/succeeded");
+    assert!(!good.contains("stderr:"), "{good}");
+    let bad = log(&client, "3", "/units/failed");
+    assert!(bad.contains("exited with 3"), "{bad}");
+    let tail: Vec<&str> = bad
+        .lines()
+        .filter(|line| line.contains("stderr: line"))
+        .collect();
+    assert_eq!(tail.len(), 10, "{bad}");
+    assert!(
+        tail[0].contains(r"line\u{1b}[31m 3.") && tail[9].contains(" 12."),
+        "{bad}"
+    );
+    client.stop();
+}
+
+#[test]
+fn a_client_that_is_there_before_its_broker_waits_for_it() {
+    let mut world = World::new();
+    world.broker.stop();
+    let mut command = world.command("tael-client");
+    command.args(["--who", "early", "--root", "lab", "-t", SEQ, "-c", HOLD]);
+    let client = world.spawn(command);
+    wait_until("it has tried", || client.log_text().contains("127.0.0.1"));
+    world.broker.restart();
+    wait_until("it is online", || {
+        client.log_text().contains("connected to")
+    });
+    event(&world, "1");
+    go(&world, "1");
+    wait_run(&world, "1");
+    client.stop();
+}
