@@ -3,7 +3,8 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use common::{Process, World, ran, refuses, wait_until};
 use nix::sys::signal::kill;
@@ -316,6 +317,65 @@ fn a_time_out_ends_the_whole_process_group() {
     wait_until("all of them are gone", || {
         !pids.iter().any(|pid| alive(pid))
     });
+    client.stop();
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut all = vec![dir.to_owned()];
+    for entry in fs::read_dir(dir).expect("folder") {
+        let entry = entry.expect("entry");
+        match entry.file_type().expect("type").is_dir() {
+            true => all.extend(files(&entry.path())),
+            false => all.push(entry.path()),
+        }
+    }
+    all
+}
+
+#[test]
+fn each_run_keeps_its_streams_for_its_owner_alone() {
+    let world = World::new();
+    let command = r#"cat; echo "to $ATTR_N" >&2"#;
+    // The most generous umask there is must not open anything.
+    let mut generous = std::process::Command::new("sh");
+    let plain = world.command("tael-client");
+    generous
+        .env_clear()
+        .args(["-c", r#"umask 000; exec "$0" "$@""#])
+        .arg(plain.get_program());
+    for (name, value) in plain.get_envs() {
+        generous.env(name, value.unwrap_or_default());
+    }
+    generous.args([
+        "--who", "keep", "--root", "lab", "-t", SEQ, "-c", command, "--when", "",
+    ]);
+    let client = world.online("keep", generous);
+    world.publish(SEQ, r#"{"n":1}"#, &[]);
+    world.publish(SEQ, r#"{"n":2}"#, &[]);
+    world.wait_report("keep", "/units/succeeded", 2);
+    let units = files(&world.state().join("keep/units"));
+    let texts = |name: &str| -> Vec<String> {
+        let all = units.iter().filter(|path| path.ends_with(name));
+        let mut all: Vec<_> = all
+            .map(|path| fs::read_to_string(path).expect(name))
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(texts("stdin"), [r#"{"n":1}"#, r#"{"n":2}"#]);
+    assert_eq!(texts("stdout"), texts("stdin"));
+    assert_eq!(texts("stderr"), ["to 1\n", "to 2\n"]);
+    for path in files(&world.state()) {
+        let meta = fs::metadata(&path).expect("metadata");
+        let want = if meta.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(
+            meta.permissions().mode() & 0o777,
+            want,
+            "{}",
+            path.display()
+        );
+        assert_eq!(meta.uid(), nix::unistd::Uid::effective().as_raw());
+    }
     client.stop();
 }
 
