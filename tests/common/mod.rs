@@ -11,8 +11,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -416,16 +416,8 @@ impl Ears {
 /// What a finished command printed on stdout and stderr, and its exit code.
 #[track_caller]
 pub fn ran(command: &mut Command) -> (i32, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().expect("run");
-    (
-        status.code().unwrap_or(-1),
-        String::from_utf8_lossy(&stdout).into_owned(),
-        String::from_utf8_lossy(&stderr).into_owned(),
-    )
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    ended(command.spawn().expect("spawn"))
 }
 
 /// Runs `command` with `input` on its standard input.
@@ -439,7 +431,21 @@ pub fn ran_with(command: &mut Command, input: &[u8]) -> (i32, String, String) {
         .expect("spawn");
     // It may refuse its arguments without reading.
     let _ = child.stdin.take().expect("stdin").write_all(input);
+    ended(child)
+}
+
+/// Waits for the end of `child`, which is killed if it does not come: what should have been
+/// refused may run for ever.
+fn ended(child: Child) -> (i32, String, String) {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let (end, waiting) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
     let output = child.wait_with_output().expect("wait");
+    drop(end);
     (
         output.status.code().unwrap_or(-1),
         String::from_utf8_lossy(&output.stdout).into_owned(),

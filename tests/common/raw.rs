@@ -252,9 +252,12 @@ impl Raw {
     }
 
     /// Answers as a broker does until the peer has acknowledged our PUBLISH `id`.
+    #[track_caller]
     pub fn serve_until_acknowledged(&mut self, id: u16) -> Vec<Heard> {
-        let mut said = Vec::new();
+        let (mut said, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
+            // Its pings would keep us here for ever.
+            assert!(Instant::now() < deadline, "{id} is not acknowledged");
             let (kind, body) = self.receive();
             if kind == 0x40 && body[..2] == id.to_be_bytes() {
                 return said;
@@ -264,8 +267,11 @@ impl Raw {
     }
 
     /// Answers as a broker does until the peer publishes what `wanted` holds for.
+    #[track_caller]
     pub fn serve_until(&mut self, wanted: impl Fn(&Heard) -> bool) -> Heard {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "the peer does not say it");
             let (kind, body) = self.receive();
             if let Some(heard) = self.serve(kind, &body).filter(&wanted) {
                 return heard;
