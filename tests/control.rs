@@ -229,3 +229,30 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
         refuses(&mut control(arguments), 64, text);
     }
 }
+
+#[test]
+fn raising_round_and_round_ends_at_the_hop_limit() {
+    let world = World::new();
+    // Each raises the other, as two hasty scripts may.
+    let raise = |who: &str| {
+        format!(
+            r#"echo "$TAEL_HOPS" >>"$OUT/hops"; {} control {who} raise --root lab"#,
+            common::binary("tael").display()
+        )
+    };
+    let (to_b, to_a) = (raise("b"), raise("a"));
+    let a = world.client("a", &["-t", "lab/seq/status", "-c", &to_b]);
+    let b = world.client("b", &["-t", "lab/other/status", "-c", &to_a]);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message("lab/seq/status", &[("status", "finished")]);
+    // The run that is refused its raise fails, and nothing runs after it.
+    ears.wait("the end of the loop", |m| m.status() == "failed");
+    let hops: Vec<usize> = world
+        .lines("hops")
+        .iter()
+        .map(|n| n.parse().expect("n"))
+        .collect();
+    assert_eq!(hops, (0..=32).collect::<Vec<_>>());
+    a.stop();
+    b.stop();
+}

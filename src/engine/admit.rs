@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::engine::config::Config;
 use crate::engine::settle;
 use crate::model::event::{self, Event, Refusal};
-use crate::model::message::{Delivery, property};
+use crate::model::message::Delivery;
 use crate::model::status;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Trigger};
@@ -70,17 +70,8 @@ pub fn raise(
     attributes: event::Attributes,
     redelivery_since: i64,
 ) -> (Admission, Result<String, Refusal>) {
-    let id = delivery.properties.user(property::ID).map(str::to_owned);
-    let event = Event {
-        topic: String::from_utf8_lossy(&delivery.topic).into_owned(),
-        attributes,
-        payload: delivery.payload.clone(),
-        id: id.filter(|id| !id.is_empty() && id.len() <= event::MAX_ID_BYTES),
-        who: None,
-        hops: 0,
-        traceparent: None,
-        retained: false,
-    };
+    let topic = String::from_utf8_lossy(&delivery.topic);
+    let event = event::with_attributes(delivery, &topic, attributes);
     let key = key(delivery, event.id.as_deref(), redelivery_since);
     let decision = trigger.admit(&event);
     let refusal = match &decision {

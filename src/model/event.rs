@@ -108,6 +108,13 @@ impl fmt::Display for Refusal {
 pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> {
     let topic = std::str::from_utf8(&delivery.topic).map_err(|_| Refusal::TopicNotUtf8)?;
     let attributes = attributes(&delivery.payload, max_payload)?;
+    Ok(with_attributes(delivery, topic, attributes))
+}
+
+/// An event of a delivered message whose attributes are known already. Properties are
+/// believed only when they are short and free of control characters.
+#[must_use]
+pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes) -> Event {
     let text = |name, limit: usize| {
         delivery
             .properties
@@ -115,7 +122,7 @@ pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> 
             .filter(|v| !v.is_empty() && v.len() <= limit && !v.contains(|c: char| c.is_control()))
             .map(str::to_owned)
     };
-    Ok(Event {
+    Event {
         topic: topic.to_owned(),
         attributes,
         payload: delivery.payload.clone(),
@@ -128,7 +135,7 @@ pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> 
             .unwrap_or(0),
         traceparent: text(property::TRACEPARENT, MAX_PROPERTY_BYTES),
         retained: delivery.retained,
-    })
+    }
 }
 
 /// Reads a payload as a JSON object.
