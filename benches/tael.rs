@@ -435,7 +435,9 @@ fn burst() {
         let start = Instant::now();
         (0..EVENTS).for_each(|_| publisher.send(FINISHED));
         let mut byte = [0];
-        (0..EVENTS).for_each(|_| drop(socket.recv(&mut byte).expect("none is lost")));
+        for _ in 0..EVENTS {
+            socket.recv(&mut byte).expect("none is lost");
+        }
         let rate = EVENTS as f64 / start.elapsed().as_secs_f64();
         println!("{EVENTS} events at once, 2 jobs, {name}: {rate:.0} a second");
         rates.push(rate);
@@ -501,7 +503,9 @@ fn ignore() {
             socket.recv(&mut byte).expect("the last one runs");
             println!("messages that match nothing: {disk} bytes written to disk meanwhile");
         } else {
-            (0..counts).for_each(|_| drop(socket.recv(&mut byte).expect("all are seen")));
+            for _ in 0..counts {
+                socket.recv(&mut byte).expect("all are seen");
+            }
         }
         let rate = MESSAGES as f64 / start.elapsed().as_secs_f64();
         println!("messages that match nothing, {name}: {rate:.0} a second");

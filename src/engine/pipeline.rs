@@ -1,6 +1,6 @@
 //! A running pipeline: the loop in which events come, runs start and end, and reports go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub struct Pipeline {
     pub(super) uncommitted: usize,
     pub(super) runners: Runners,
     pub(super) live: HashMap<String, Live>,
+    /// Units that have their folders before their runner.
+    pub(super) prepared: HashSet<String>,
     pub(super) adopted: (
         mpsc::UnboundedSender<String>,
         mpsc::UnboundedReceiver<String>,
@@ -109,6 +111,7 @@ impl Pipeline {
         outbox.extend(reader.outbox()?);
         let twice = twice_keep_alive(&config.broker);
         let redelivery_since = reader.last_accepted()?.map_or(0, |at| at - twice);
+        recovery::sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
         let mut queue = Queue::new(&config.triggers);
         queue.pause(home.path.join("paused").exists());
@@ -128,6 +131,7 @@ impl Pipeline {
             uncommitted: 0,
             runners: Runners::new(),
             live: HashMap::new(),
+            prepared: HashSet::new(),
             adopted: mpsc::unbounded_channel(),
             online_since: None,
             ended: 0,
@@ -237,9 +241,13 @@ impl Pipeline {
         ack: SessionAck,
         reply: Option<Message>,
     ) {
+        let mut starting = Vec::new();
         for part in &mut admission.parts {
             if let Part::Run { unit, start } = part {
                 *start = self.queue.claim(&unit.trigger, &unit.id);
+                if *start {
+                    starting.push((unit.id.clone(), unit.payload.clone()));
+                }
             }
         }
         let op = Op::Accept {
@@ -256,6 +264,13 @@ impl Pipeline {
             reply,
         };
         self.submit(op, then);
+        // While that is written, what is about to start gets its folder. Should this fail, it
+        // is tried and told when the unit starts.
+        for (unit, payload) in starting {
+            if self.dir(&unit).create(&payload).is_ok() {
+                self.prepared.insert(unit);
+            }
+        }
     }
 
     fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
@@ -310,14 +325,7 @@ impl Pipeline {
             }
             (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),
             (Then::Nothing, Done::Pruned(units)) => {
-                for unit in units {
-                    if let Err(e) = self.dir(&unit).remove() {
-                        warn!(
-                            TAEL_UNIT = unit,
-                            "cannot remove the folder of an old unit: {e}"
-                        );
-                    }
-                }
+                units.iter().for_each(|unit| self.forget(unit));
             }
             (then, done) => debug!("unexpected: {then:?} brought {done:?}"),
         }
@@ -336,6 +344,7 @@ impl Pipeline {
                     );
                     if start {
                         self.queue.remove(&unit.trigger, &unit.id);
+                        self.forget(&unit.id);
                     }
                 }
                 Part::Run { unit, start } => {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use crate::error::Result;
-use crate::model::unit::{Recovery, Unit, recover};
+use crate::error::{Error, Result};
+use crate::model::unit::{Recovery, Trace, Unit, recover};
 use crate::store::ledger::{Reader, Record};
 use crate::store::streams::UnitDir;
 
@@ -57,4 +57,26 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
         unit: record.unit,
         recovery,
     })
+}
+
+/// Removes the folders of units that the ledger does not hold: released ones that could not
+/// be removed, and those of events that were never committed.
+///
+/// # Errors
+/// When the ledger or the folders cannot be read.
+pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
+    let units = pipeline.join("units");
+    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", units.display()));
+    for entry in std::fs::read_dir(&units).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let id = name.to_string_lossy();
+        let dir = UnitDir::new(pipeline, &id);
+        if reader.unit(&id)?.is_none()
+            && dir.trace()? != Trace::Alive
+            && let Err(e) = dir.remove()
+        {
+            warn!(TAEL_UNIT = %id, "cannot remove the folder of an unknown unit: {e}");
+        }
+    }
+    Ok(())
 }

@@ -84,7 +84,9 @@ impl Pipeline {
         };
         let job = job(&self.config, trigger, &unit, &self.dir(&unit.id));
         failpoint::reached("spawn.before");
-        if let Err(e) = self.dir(&unit.id).create(&unit.payload) {
+        if !self.prepared.remove(&unit.id)
+            && let Err(e) = self.dir(&unit.id).create(&unit.payload)
+        {
             error!(
                 TAEL_UNIT = unit.id,
                 "cannot create the unit's folder: {e}; it waits"
@@ -106,6 +108,14 @@ impl Pipeline {
             unit,
         };
         self.live.insert(live.unit.id.clone(), live);
+    }
+
+    /// Removes the folder of a unit that the ledger does not hold.
+    pub(super) fn forget(&mut self, unit: &str) {
+        self.prepared.remove(unit);
+        if let Err(e) = self.dir(unit).remove() {
+            warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
+        }
     }
 
     /// Lets a unit that could not be started wait a little.

@@ -82,7 +82,8 @@ impl UnitDir {
         &self.path
     }
 
-    /// Creates the folder with the command's standard input.
+    /// Creates the folder with the command's standard input and all that a runner opens, so
+    /// that a runner has less to do when it counts.
     ///
     /// # Errors
     /// As the file system.
@@ -92,7 +93,13 @@ impl UnitDir {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
-        self.create_file("stdin")?.write_all(stdin)
+        self.create_file("stdin")?.write_all(stdin)?;
+        self.create_file("stdout")?;
+        self.create_file("stderr")?;
+        match nix::unistd::mkfifo(&self.path.join("control"), Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn create_file(&self, name: &str) -> io::Result<File> {
@@ -150,22 +157,17 @@ impl UnitDir {
         self.create_file("begun").map(drop)
     }
 
-    /// Creates the FIFO over which the unit is cancelled and opens our end of it.
+    /// Opens the runner's end of the FIFO over which the unit is cancelled.
     ///
     /// # Errors
-    /// As `mkfifo(3)` and `open(2)`.
+    /// As `open(2)`.
     pub fn open_control(&self) -> io::Result<File> {
-        let path = self.path.join("control");
-        match nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
         // Open for writing too, so that it never reads as closed.
         OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())
-            .open(path)
+            .open(self.path.join("control"))
     }
 
     /// Asks for the end of the unit: a runner that works on it ends it, one that takes it up
