@@ -1,10 +1,12 @@
 //! Tael: a finished pipeline on one machine starts the next one on another, over MQTT.
 //!
-//! The house, floor by floor; a file uses lower floors only:
+//! The house, floor by floor; a file uses lower floors and its own only (`tests/house.rs`
+//! holds that):
 //!
 //! - [`error`]: errors and exit codes
 //! - [`model`]: pure: what events, triggers, units and statuses are
-//! - [`os`], [`net`], [`store`]: processes and signals; MQTT; files
+//! - [`os`]: processes, locks, signals, folders, logs
+//! - [`net`] and [`store`], which do not know each other: MQTT; the ledger and unit folders
 //! - [`engine`]: how one event becomes one run and one report
 //! - [`tools`]: one file per command
 //! - [`cli`]: command lines, configuration, dispatch

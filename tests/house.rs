@@ -1,0 +1,283 @@
+//! The house: floors, rooms for the big libraries, and habits that a compiler does not hold.
+//!
+//! The floors, from the ground: `error`, `model`, `os`, `net` and `store`, `engine`, `tools`,
+//! `cli`, the binaries. A file uses lower floors and its own; `net` and `store` stand side by
+//! side and do not know each other. `os` lies below them, because the ledger and the unit
+//! folders live by the kernel's locks.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every room and its floor.
+const FLOORS: &[(&str, usize)] = &[
+    ("error", 0),
+    ("model", 1),
+    ("os", 2),
+    ("net", 3),
+    ("store", 3),
+    ("engine", 4),
+    ("tools", 5),
+    ("cli", 6),
+];
+
+/// Libraries that only one room may know, so that another could take their place.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("rumqttc", &["net/mqtt.rs", "net/mqtt/"]),
+    ("mqtt5", &["net/broker.rs"]),
+    ("rusqlite", &["store/ledger/"]),
+];
+
+/// What takes a daemon down, and its runs' reports with it.
+const FORBIDDEN: &[&str] = &[
+    ".unwrap()",
+    ".expect(",
+    ".expect_err(",
+    ".unwrap_err()",
+    "panic!(",
+    "todo!(",
+    "unimplemented!(",
+    "unreachable!(",
+];
+
+/// As many lines as are read in one sitting.
+const MAX_LINES: usize = 450;
+
+struct Source {
+    /// Below `src/`.
+    path: String,
+    text: String,
+    /// The lines without comments, numbered from 1.
+    code: Vec<(usize, String)>,
+}
+
+fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("folder") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let src = package().join("src");
+    let mut found = Vec::new();
+    walk(&src, &mut found);
+    found.sort();
+    assert!(found.len() > 40, "the sources are elsewhere: {found:?}");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("source");
+        let path = path.strip_prefix(&src).expect("below src");
+        Source {
+            path: path.to_str().expect("UTF-8").to_owned(),
+            code: code(&text),
+            text,
+        }
+    };
+    found.into_iter().map(read).collect()
+}
+
+/// The lines of `text` without line comments.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let numbered = text.lines().zip(1..);
+    let stripped = numbered.map(|(line, n)| {
+        let code = match line.trim_start() {
+            comment if comment.starts_with("//") => "",
+            _ => line.split(" // ").next().unwrap_or_default(),
+        };
+        (n, code.to_owned())
+    });
+    stripped.collect()
+}
+
+impl Source {
+    /// The room it stands in; `None` for the map of the house and the binaries.
+    fn room(&self) -> Option<&str> {
+        let first = self.path.split('/').next().unwrap_or_default();
+        let room = first.strip_suffix(".rs").unwrap_or(first);
+        (!["lib", "main", "bin"].contains(&room)).then_some(room)
+    }
+
+    /// The code above its unit tests.
+    fn without_tests(&self) -> &[(usize, String)] {
+        let tests = self
+            .code
+            .windows(2)
+            .position(|two| two[0].1 == "#[cfg(test)]" && two[1].1.starts_with("mod tests"));
+        &self.code[..tests.unwrap_or(self.code.len())]
+    }
+}
+
+fn floor(room: &str) -> Option<usize> {
+    let found = FLOORS.iter().find(|(name, _)| *name == room);
+    found.map(|(_, floor)| *floor)
+}
+
+/// All names after `start` in `line` that begin there as a path does.
+fn paths_after<'a>(line: &'a str, start: &str) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for (at, _) in line.match_indices(start) {
+        let before = line[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+            continue;
+        }
+        let rest = &line[at + start.len()..];
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
+        names.push(&rest[..end.unwrap_or(rest.len())]);
+    }
+    names
+}
+
+/// Fails with all complaints at once.
+#[track_caller]
+fn none(complaints: &[String], rule: &str) {
+    let mut list = String::new();
+    for complaint in complaints {
+        let _ = write!(list, "\n  {complaint}");
+    }
+    assert!(complaints.is_empty(), "{rule}:{list}");
+}
+
+#[test]
+fn files_use_lower_floors_only() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        let Some(room) = source.room() else { continue };
+        let Some(own) = floor(room) else {
+            complaints.push(format!("{}: room '{room}' has no floor", source.path));
+            continue;
+        };
+        for (n, line) in &source.code {
+            let place = format!("{}:{n}", source.path);
+            if line.contains("super::super") {
+                complaints.push(format!("{place}: write crate::, so that the floor shows"));
+            }
+            for used in paths_after(line, "crate::") {
+                match floor(used) {
+                    None => complaints.push(format!("{place}: 'crate::{used}' is no room")),
+                    Some(theirs) if used != room && theirs >= own => {
+                        complaints.push(format!("{place}: {room} uses {used}"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    none(&complaints, "a file uses lower floors and its own");
+}
+
+#[test]
+fn binaries_only_open_the_door() {
+    let mut complaints = Vec::new();
+    let all = sources();
+    let binaries = all
+        .iter()
+        .filter(|source| source.path == "main.rs" || source.path.starts_with("bin/"));
+    for source in binaries {
+        let code = source.code.iter().filter(|(_, line)| !line.is_empty());
+        if code.count() != 3 {
+            complaints.push(format!("{}: more than one line", source.path));
+        }
+        for (n, line) in &source.code {
+            for used in paths_after(line, "tael::") {
+                if used != "cli" {
+                    complaints.push(format!("{}:{n}: uses {used}", source.path));
+                }
+            }
+        }
+    }
+    none(&complaints, "a binary is one line that calls the cli");
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        for (library, rooms) in ROOMS {
+            if rooms.iter().any(|room| source.path.starts_with(room)) {
+                continue;
+            }
+            for (n, line) in &source.code {
+                let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+                if words.into_iter().any(|word| word == *library) {
+                    complaints.push(format!("{}:{n}: names {library}", source.path));
+                }
+            }
+        }
+    }
+    none(&complaints, "a library is known to one room");
+}
+
+#[test]
+fn nothing_panics_outside_tests() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        for (n, line) in source.without_tests() {
+            for word in FORBIDDEN.iter().filter(|word| line.contains(**word)) {
+                complaints.push(format!("{}:{n}: {word}", source.path));
+            }
+        }
+    }
+    none(&complaints, "errors are returned");
+}
+
+#[test]
+fn files_are_read_in_one_sitting() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        let lines = source.text.lines().count();
+        if lines > MAX_LINES {
+            complaints.push(format!("{}: {lines} lines", source.path));
+        }
+    }
+    none(&complaints, &format!("a file has {MAX_LINES} lines at most"));
+}
+
+#[test]
+fn every_unsafe_says_why_it_is_safe() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (n, line) in &source.code {
+            let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if !words.into_iter().any(|word| word == "unsafe") {
+                continue;
+            }
+            // The comment right above, whatever its length.
+            let above = lines[..n - 1].iter().rev().map(|line| line.trim_start());
+            let mut comment = above.take_while(|line| line.starts_with("//"));
+            if !comment.any(|line| line.starts_with("// SAFETY: ")) {
+                complaints.push(format!("{}:{n}", source.path));
+            }
+        }
+    }
+    none(&complaints, "unsafe has a SAFETY comment right above");
+}
+
+#[test]
+fn the_map_names_every_room() {
+    let map = fs::read_to_string(package().join("src/lib.rs")).expect("lib.rs");
+    for (room, _) in FLOORS {
+        assert!(map.contains(&format!("pub mod {room};")), "{room}");
+        assert!(map.contains(&format!("[`{room}`]")), "{room} in the docs");
+    }
+}
+
+#[test]
+fn the_changelog_names_this_version() {
+    let changelog = fs::read_to_string(package().join("CHANGELOG.md")).expect("CHANGELOG.md");
+    let heading = format!("## [{}]", env!("CARGO_PKG_VERSION"));
+    let first = changelog
+        .lines()
+        .find(|line| line.starts_with("## [") && !line.starts_with("## [Unreleased]"));
+    assert!(
+        first.is_some_and(|line| line.starts_with(&heading)),
+        "the newest version is {first:?}, not {heading}"
+    );
+}
