@@ -102,6 +102,9 @@ impl Runners {
         // The running image, even if its file has been replaced by an upgrade.
         let mut child = Command::new("/proc/self/exe")
             .arg(ARGUMENT)
+            // A client identifier is for one connection: a `tael message` in the command that
+            // inherited ours would take our session over.
+            .env_remove("TAEL_ID")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
