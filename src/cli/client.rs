@@ -84,7 +84,7 @@ impl Tool for Client {
                 "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
             )));
         }
-        let triggers = trigger::all(self.trigger, layers)?;
+        let triggers = trigger::all(self.trigger, matches, layers)?;
         let config = Config {
             root: root(self.root, &triggers)?,
             who,

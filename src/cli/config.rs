@@ -97,6 +97,16 @@ impl Layers {
         Ok(command)
     }
 
+    /// The strongest file that has `key` in the table of `tool`.
+    pub fn with_key(&self, tool: &str, key: &str) -> Option<&Layer> {
+        self.layers
+            .iter()
+            .find(|layer| match layer.table.get(tool) {
+                Some(Value::Table(table)) => table.contains_key(key),
+                _ => false,
+            })
+    }
+
     /// The `[[trigger]]` tables of the strongest file that has any.
     pub fn triggers(&self) -> Option<(&Layer, &[Value])> {
         self.layers

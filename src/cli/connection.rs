@@ -58,6 +58,8 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
             "log" => "TAEL_LOG_TARGET".to_owned(),
             // Read apart, so that it is known whether it shows in ps.
             "password" | "help" | "version" => return arg,
+            // Pairs of values do not fit into a variable.
+            "attr" => return arg,
             long if SHARED.contains(&long) => format!("TAEL_{long}"),
             long => format!("TAEL_{tool}_{long}"),
         };

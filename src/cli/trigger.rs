@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use clap::{Args, Command, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 use toml::Value;
 
 use crate::cli::config::{Layer, Layers, texts};
@@ -83,16 +84,37 @@ fn retained(text: &str) -> Result<bool, String> {
 ///
 /// # Errors
 /// 64 for the command line, 78 for a file.
-pub fn all(options: TriggerOptions, layers: &Layers) -> Result<Vec<Trigger>> {
-    if !options.topic.is_empty() || options.command.is_some() {
+pub fn all(options: TriggerOptions, matches: &ArgMatches, layers: &Layers) -> Result<Vec<Trigger>> {
+    let tables = layers.triggers().filter(|(_, list)| !list.is_empty());
+    let by_hand = |id: &str| {
+        let source = matches.value_source(id);
+        source.is_some_and(|source| source != ValueSource::DefaultValue)
+    };
+    let Some((layer, tables)) = tables.filter(|_| !by_hand("topic") && !by_hand("command")) else {
+        if options.topic.is_empty() && options.command.is_none() {
+            return Err(Error::usage(
+                "start client: give -t FILTER and -c CMD, or [[trigger]] tables in a --config file",
+            ));
+        }
         let name = "default".to_owned();
         return Ok(vec![trigger(options, name).map_err(Error::usage)?]);
-    }
-    let Some((layer, tables)) = layers.triggers().filter(|(_, list)| !list.is_empty()) else {
-        return Err(Error::usage(
-            "start client: give -t FILTER and -c CMD, or [[trigger]] tables in a --config file",
-        ));
     };
+    // They would change nothing, and nobody would be told.
+    let command = TriggerOptions::augment_args(Command::new("trigger"));
+    for arg in command.get_arguments() {
+        let name = arg.get_long().unwrap_or_default();
+        if by_hand(arg.get_id().as_str()) {
+            return Err(Error::usage(format!(
+                "start client: --{name} is about one trigger: put it into the [[trigger]] tables, \
+                 or give -t and -c too"
+            )));
+        }
+        if let Some(layer) = layers.with_key("client", name) {
+            return Err(layer.wrong(format_args!(
+                "'{name}' below [client] is about one trigger: put it into the [[trigger]] tables"
+            )));
+        }
+    }
     let mut triggers: Vec<Trigger> = Vec::new();
     for (n, table) in tables.iter().enumerate() {
         let trigger = from_table(layer, table, n + 1)?;
