@@ -236,7 +236,10 @@ fn files_are_read_in_one_sitting() {
             complaints.push(format!("{}: {lines} lines", source.path));
         }
     }
-    none(&complaints, &format!("a file has {MAX_LINES} lines at most"));
+    none(
+        &complaints,
+        &format!("a file has {MAX_LINES} lines at most"),
+    );
 }
 
 #[test]

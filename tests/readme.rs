@@ -159,7 +159,10 @@ fn masked(line: &str) -> String {
 }
 
 #[test]
-#[cfg(feature = "embedded-broker")]
+#[cfg_attr(
+    not(feature = "embedded-broker"),
+    ignore = "there is no `tael demo` and no `tael broker`"
+)]
 fn the_first_commands_do_what_they_show() {
     let mut commands = Vec::new();
     for block in of_kind("sh first") {
@@ -463,7 +466,10 @@ fn long_options(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-#[cfg(feature = "embedded-broker")]
+#[cfg_attr(
+    not(feature = "embedded-broker"),
+    ignore = "there is no `tael demo` and no `tael broker`"
+)]
 fn options_commands_and_variables_exist() {
     let help = |arguments: &[&str]| ran(Command::new(binary("tael")).args(arguments)).1;
     let readme = readme();
@@ -486,7 +492,9 @@ fn options_commands_and_variables_exist() {
     assert!(unknown.is_empty(), "no command has {unknown:?}");
 
     // Those of the section on the environment; the others are what a command finds.
-    let section = readme.split_once("### In the environment").expect("section");
+    let section = readme
+        .split_once("### In the environment")
+        .expect("section");
     let section = section.1.split("\n### ").next().unwrap_or_default();
     let words = section.split(|c: char| !c.is_ascii_uppercase() && c != '_');
     for name in words.filter(|word| word.starts_with("TAEL_") && !word.ends_with('_')) {
