@@ -334,6 +334,9 @@ impl Pipeline {
     fn on_accepted(&mut self, admission: Admission, fresh: &[bool]) {
         let (event, topic) = (admission.key.id, admission.topic);
         for (part, fresh) in admission.parts.into_iter().zip(fresh) {
+            if let Part::Run { unit, start: false } = &part {
+                self.queue.came(&unit.trigger);
+            }
             match part {
                 Part::Run { unit, start } if !fresh => {
                     self.counts.duplicates += 1;

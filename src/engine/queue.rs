@@ -17,6 +17,8 @@ struct Lane {
     overlap: Overlap,
     running: Vec<String>,
     waiting: VecDeque<Waiting>,
+    /// Units without a job that are on their way to the ledger, and will wait.
+    coming: usize,
 }
 
 /// What happens to others when a unit comes to wait.
@@ -72,15 +74,25 @@ impl Queue {
         self.paused
     }
 
-    /// Takes a job for `unit` at once, if one is free and nobody waits for it.
+    /// Takes a job for `unit` at once, if one is free and nobody waits for it or is about to;
+    /// else [`Queue::came`] is to follow.
     pub fn claim(&mut self, trigger: &str, unit: &str) -> bool {
         let paused = self.paused;
         let lane = self.lane(trigger);
-        let free = !paused && lane.waiting.is_empty() && lane.running.len() < lane.jobs;
+        let first = lane.waiting.is_empty() && lane.coming == 0;
+        let free = !paused && first && lane.running.len() < lane.jobs;
         if free {
             lane.running.push(unit.to_owned());
+        } else {
+            lane.coming += 1;
         }
         free
+    }
+
+    /// A unit that got no job from [`Queue::claim`] is in the ledger, or was there before.
+    pub fn came(&mut self, trigger: &str) {
+        let lane = self.lane(trigger);
+        lane.coming = lane.coming.saturating_sub(1);
     }
 
     /// Counts `unit` as running, job or no job: it does.
@@ -200,8 +212,13 @@ mod tests {
     fn units_start_in_order_up_to_jobs() {
         let mut q = queue(2, Overlap::Queue);
         assert!(q.claim("t", "a") && q.claim("t", "b") && !q.claim("t", "c"));
-        assert_eq!(q.arrive("t", "c"), Displaced::default());
-        assert_eq!(q.arrive("t", "d"), Displaced::default());
+        q.remove("t", "a");
+        assert!(!q.claim("t", "d"), "nor past one that is on its way");
+        q.adopt("t", "a");
+        for unit in ["c", "d"] {
+            q.came("t");
+            assert_eq!(q.arrive("t", unit), Displaced::default());
+        }
         assert_eq!(start(&mut q), None);
         q.remove("t", "a");
         assert!(!q.claim("t", "e"), "nobody jumps the queue");
@@ -261,7 +278,7 @@ mod tests {
                 let id = n.to_string();
                 match step {
                     0 if q.claim("t", &id) => started.push(id),
-                    0 => { q.arrive("t", &id); }
+                    0 => { q.came("t"); q.arrive("t", &id); }
                     1 => started.extend(start(&mut q)),
                     _ => {
                         let running = q.running().next().cloned();

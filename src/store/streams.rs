@@ -94,8 +94,9 @@ impl UnitDir {
             other => other?,
         }
         self.create_file("stdin")?.write_all(stdin)?;
-        self.create_file("stdout")?;
-        self.create_file("stderr")?;
+        for name in ["stdout", "stderr", "lock"] {
+            self.create_file(name)?;
+        }
         match nix::unistd::mkfifo(&self.path.join("control"), Mode::S_IRUSR | Mode::S_IWUSR) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(e) => Err(e.into()),
