@@ -161,12 +161,14 @@ fn configuration_files() {
     refuses(message(&dir, &[]).env("TAEL_CONFIG", folder), 78, folder);
     let trigger = "[[trigger]]\ntopic = 'a'\ncommand = 'b'\n";
     let twice = format!("{trigger}name = 'n'\n{trigger}name = 'n'\n");
-    let cases: [(&str, &str); 13] = [
+    let cases: [(&str, &str); 15] = [
         ("host = 'a'\n\nport 1883\n", "line 3"),
         ("hots = 'a'\n", "unknown key 'hots'"),
         ("password = 'secret'\n", "unknown key 'password'"),
         ("[client]\njbos = 2\n", "unknown key 'jbos'"),
         ("[client]\njobs = true\n", "'jobs' cannot be true"),
+        ("[client]\njobs = 'many'\n", "'many'"),
+        ("keepalive = 'soon'\n", "'soon'"),
         ("[client]\nno-shell = 'yes'\n", "'no-shell' cannot be"),
         (&format!("{trigger}jbos = 2\n"), "unknown key 'jbos'"),
         (&format!("{trigger}jobs = 'many'\n"), "'many'"),

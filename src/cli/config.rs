@@ -97,6 +97,18 @@ impl Layers {
         Ok(command)
     }
 
+    /// The file that a wrong `value` of option `key` came from, if it did.
+    pub fn source_of(&self, tool: &str, key: &str, value: &str) -> Option<&Layer> {
+        let has = |table: &Table| {
+            let found = table.get(key).and_then(texts);
+            found.is_some_and(|texts| texts.iter().any(|text| text == value))
+        };
+        self.layers.iter().find(|layer| {
+            let own = layer.table.get(tool).and_then(Value::as_table);
+            has(&layer.table) || own.is_some_and(has)
+        })
+    }
+
     /// The strongest file that has `key` in the table of `tool`.
     pub fn with_key(&self, tool: &str, key: &str) -> Option<&Layer> {
         self.layers

@@ -16,12 +16,12 @@ use std::ffi::OsString;
 use std::panic;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
-use config::Layers;
+use config::{Layer, Layers};
 
 /// One command: its options, and what it does with them.
 trait Tool: Args + FromArgMatches {
@@ -101,7 +101,8 @@ pub fn main() -> ExitCode {
             }
             root = root.subcommand(command);
         }
-        let matches = match parse(root, arguments) {
+        let tool = wanted.map_or("", |wanted| wanted.name);
+        let matches = match parse(root, arguments, tool, &layers) {
             Ok(matches) => matches,
             Err(end) => return end,
         };
@@ -117,15 +118,12 @@ fn single<T: Tool>() -> ExitCode {
     start(|arguments| {
         let layers = Layers::load(&arguments)?;
         let command = layers.apply(command::<T>())?;
-        match parse(command.name(concat_name(T::NAME)), arguments) {
+        let command = command.name(format!("tael-{}", T::NAME));
+        match parse(command, arguments, T::NAME, &layers) {
             Ok(matches) => run::<T>(&matches, &layers),
             Err(end) => end,
         }
     })
-}
-
-fn concat_name(tool: &str) -> String {
-    format!("tael-{tool}")
 }
 
 /// What every process of ours does first and last.
@@ -151,8 +149,13 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// Parses a command line; `Err` is an end that is reached already.
-fn parse(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, Result<ExitCode>> {
+/// Parses a command line of `tool`; `Err` is an end that is reached already.
+fn parse(
+    command: Command,
+    arguments: Vec<OsString>,
+    tool: &str,
+    layers: &Layers,
+) -> Result<ArgMatches, Result<ExitCode>> {
     command
         .try_get_matches_from(arguments)
         .map_err(|e| match e.kind() {
@@ -165,8 +168,22 @@ fn parse(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, Resul
                 eprint!("{e}");
                 Ok(ExitCode::from(Kind::Usage.exit_code()))
             }
-            _ => Err(Error::usage(usage_line(&e))),
+            _ => Err(match from_file(&e, tool, layers) {
+                Some(layer) => layer.wrong(usage_line(&e)),
+                None => Error::usage(usage_line(&e)),
+            }),
         })
+}
+
+/// The file that the wrong value of an option came from, if it was a file.
+fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let option = context(ContextKind::InvalidArg)?.strip_prefix("--")?;
+    let key = option.split([' ', '=']).next()?;
+    layers.source_of(tool, key, context(ContextKind::InvalidValue)?)
 }
 
 /// An error of the parser's as one line.

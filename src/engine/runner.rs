@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::process::{Running, Spawn, Woken, detach};
-use crate::store::streams::{UnitDir, outcome_text};
+use crate::store::outcome::outcome_text;
+use crate::store::streams::UnitDir;
 
 /// The first argument that turns one of our binaries into a runner.
 pub const ARGUMENT: &str = "--tael-runner";

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::engine::runner::{ARGUMENT, Job};
 use crate::model::unit::Outcome;
-use crate::store::streams::parse_outcome;
+use crate::store::outcome::parse_outcome;
 
 /// What a runner says of a unit.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 //! Files: the ledger, and a folder for each unit.
 
 pub mod ledger;
+pub mod outcome;
 pub mod streams;

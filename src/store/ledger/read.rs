@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::write::read_message;
 use crate::store::ledger::{Queued, Reader};
-use crate::store::streams::parse_outcome;
+use crate::store::outcome::parse_outcome;
 
 /// A unit with what became of it.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
-use crate::store::streams::outcome_text;
+use crate::store::outcome::outcome_text;
 
 /// What tells one event from another.
 #[derive(Debug, Clone, PartialEq, Eq)]

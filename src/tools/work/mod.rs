@@ -1,28 +1,26 @@
 //! `tael work`: the units of this host's pipelines, with their clients running or not.
 
+mod show;
+
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
 use crate::store::ledger::{self, Op, Reader, Record};
 use crate::store::streams::{Stream, UnitDir};
+use show::{list, results, status};
 
 /// How often a unit that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// Bytes copied at a time.
-const CHUNK: usize = 64 * 1024;
 
 /// How long a client may take to book an end.
 const BOOKING: Duration = Duration::from_secs(10);
@@ -284,216 +282,4 @@ impl Found {
         let removed = self.dir().remove();
         removed.map_err(|e| Error::cannot_create(format!("remove folder of unit {unit}: {e}")))
     }
-
-    fn report(&self) -> Result<Value> {
-        report(&self.who, &self.pipeline, &self.record)
-    }
-}
-
-fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
-    let (state, outcome) = effective(pipeline, record)?;
-    let now = Timestamp::now().as_millisecond();
-    let seconds = |ms: i64| ms as f64 / 1000.0;
-    let started = record
-        .started
-        .or_else(|| outcome.as_ref().map(|o| o.started).filter(|at| *at > 0));
-    let elapsed = match (&outcome, started) {
-        (Some(outcome), _) => Some(Duration::from_micros(outcome.elapsed).as_secs_f64()),
-        (None, Some(at)) if state == State::Running => Some(seconds(now - at)),
-        _ => None,
-    };
-    let unit = &record.unit;
-    Ok(json!({
-        "unit": unit.id,
-        "state": state.name(),
-        "pipeline": who,
-        "trigger": unit.trigger,
-        "event": unit.event,
-        "topic": unit.topic,
-        "reason": unit.reason,
-        "attempt": unit.attempt,
-        "retry_of": unit.retry_of,
-        "command": unit.command,
-        "age": seconds(now - record.accepted),
-        "accepted": seconds(record.accepted),
-        "started": started.map(seconds),
-        "ended": record.ended.map(seconds),
-        "elapsed": elapsed,
-        "return_code": outcome.as_ref().and_then(|o| o.reported().return_code()),
-        "max_rss_kib": outcome.as_ref().map(|o| o.max_rss),
-        "cpu": outcome.as_ref().map(|o| Duration::from_micros(o.cpu).as_secs_f64()),
-        "dropped_stdout": outcome.as_ref().map(|o| o.dropped[0]),
-        "dropped_stderr": outcome.as_ref().map(|o| o.dropped[1]),
-        "note": record.note,
-        "folder": UnitDir::new(pipeline, &unit.id).path(),
-    }))
-}
-
-/// Seconds as people read them: to the second, or finer below a minute.
-fn span(value: &Value) -> String {
-    match value.as_f64() {
-        None => "-".into(),
-        Some(s) if s < 60.0 => format!("{s:.1}s"),
-        Some(s) => duration::python(Duration::from_secs_f64(s.floor())),
-    }
-}
-
-fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
-    let mut reports = Vec::new();
-    for (who, pipeline) in pipelines(scope)? {
-        for record in Reader::open(&pipeline)?.units(false)? {
-            reports.push(report(&who, &pipeline, &record)?);
-        }
-    }
-    if json {
-        super::print(&Value::Array(reports).to_string())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if !reports.is_empty() {
-        super::print(&row(
-            "UNIT", "STATE", "PIPELINE", "AGE", "ELAPSED", "EXIT", "COMMAND",
-        ))?;
-    }
-    for r in reports {
-        let text = |key| printable(super::text(&r, key).unwrap_or("-"), 120);
-        let exit = match r["return_code"].as_i64() {
-            Some(code) => code.to_string(),
-            None => "-".into(),
-        };
-        super::print(&row(
-            &text("unit"),
-            &text("state"),
-            &text("pipeline"),
-            &span(&r["age"]),
-            &span(&r["elapsed"]),
-            &exit,
-            &text("command"),
-        ))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn row(
-    unit: &str,
-    state: &str,
-    who: &str,
-    age: &str,
-    elapsed: &str,
-    exit: &str,
-    cmd: &str,
-) -> String {
-    format!("{unit:<26}  {state:<9}  {who:<16}  {age:>9}  {elapsed:>9}  {exit:>4}  {cmd}")
-}
-
-fn status(found: &Found, json: bool) -> Result<ExitCode> {
-    let report = found.report()?;
-    if json {
-        super::print(&report.to_string())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for (key, value) in report.as_object().into_iter().flatten() {
-        let text = match value {
-            Value::Null => continue,
-            Value::String(text) => printable(text, 500),
-            _ if ["age", "elapsed", "cpu"].contains(&key.as_str()) => span(value),
-            _ if ["accepted", "started", "ended"].contains(&key.as_str()) => {
-                moment(value.as_f64().unwrap_or(0.0))
-            }
-            other => other.to_string(),
-        };
-        super::print(&format!("{key:<14} {text}"))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn moment(seconds: f64) -> String {
-    #[allow(clippy::cast_possible_truncation)] // milliseconds since the epoch
-    let at = Timestamp::from_millisecond((seconds * 1000.0) as i64);
-    at.map(|at| at.to_string()).unwrap_or_default()
-}
-
-/// Prints what the unit wrote and returns its own exit code.
-fn results(found: &Found, stream: Stream, follow: bool, from: u64) -> Result<ExitCode> {
-    let unit = &found.record.unit.id;
-    let cannot = |e: io::Error| Error::cannot_create(format!("read output of unit {unit}: {e}"));
-    let mut file = None;
-    let mut at = from;
-    loop {
-        // Before the output is read: what is written after it is there is still read.
-        let (state, outcome) = effective(&found.pipeline, &refreshed(found)?)?;
-        if file.is_none() {
-            file = match found.dir().read_stream(stream) {
-                Ok(file) => Some(file),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(cannot(e)),
-            };
-        }
-        if let Some(file) = &mut file {
-            at = copy(
-                file,
-                at,
-                outcome.as_ref().map_or(0, |o| o.dropped[stream as usize]),
-            )
-            .map_err(cannot)?;
-        }
-        if state.is_end() {
-            let code = outcome.and_then(|o| o.reported().return_code());
-            return Ok(match code {
-                Some(code) => super::exit_code(code.into()),
-                // It never ran.
-                None => ExitCode::from(Kind::TryAgain.exit_code()),
-            });
-        }
-        if !follow {
-            return Err(Error::new(
-                Kind::TryAgain,
-                format!("unit {unit} has not ended: it is {state}; --follow waits"),
-            ));
-        }
-        thread::sleep(LOOK);
-    }
-}
-
-fn refreshed(found: &Found) -> Result<Record> {
-    let unit = &found.record.unit.id;
-    let released = || Error::data(format!("find unit '{unit}': it has been released"));
-    found.reader.unit(unit)?.ok_or_else(released)
-}
-
-/// Copies a stream from offset `at` to stdout and returns where it ended. Of `dropped` bytes
-/// in the middle only a note on stderr is left.
-fn copy(file: &mut fs::File, mut at: u64, dropped: u64) -> io::Result<u64> {
-    let size = file.metadata()?.len();
-    let gap = (size - dropped.min(size)) / 2;
-    let gap = if dropped > 0 {
-        gap..gap + dropped
-    } else {
-        size..size
-    };
-    let mut out = io::stdout().lock();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        if gap.contains(&at) {
-            out.flush()?;
-            eprintln!("tael: {} bytes were dropped here", gap.end - at);
-            at = gap.end;
-        }
-        let until = if at < gap.start { gap.start } else { u64::MAX };
-        let want = usize::try_from((until - at).min(CHUNK as u64)).unwrap_or(CHUNK);
-        file.seek(SeekFrom::Start(at))?;
-        let n = file.read(&mut buffer[..want])?;
-        if n == 0 {
-            break;
-        }
-        if let Err(e) = out.write_all(&buffer[..n]) {
-            super::ended_by_reader(&e);
-            return Err(e);
-        }
-        at += n as u64;
-    }
-    if let Err(e) = out.flush() {
-        super::ended_by_reader(&e);
-        return Err(e);
-    }
-    Ok(at)
 }
