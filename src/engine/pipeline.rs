@@ -17,7 +17,6 @@ use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::runners::Runners;
-use crate::engine::units::Live;
 use crate::error::Result;
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
@@ -62,6 +61,15 @@ pub(super) enum Then {
         retry: Option<Box<Unit>>,
     },
     Nothing,
+}
+
+/// A unit that a runner has.
+pub(super) struct Live {
+    pub unit: Unit,
+    /// Whether its start has been told.
+    pub said: bool,
+    pub started: Option<i64>,
+    pub handovers: u32,
 }
 
 /// A pipeline at work.

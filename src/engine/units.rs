@@ -6,7 +6,7 @@ use tracing::{error, info, warn};
 
 use crate::engine::config::Config;
 use crate::engine::failpoint;
-use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
 use crate::engine::recovery::Left;
 use crate::engine::runner::Job;
 use crate::engine::runners::Report;
@@ -29,15 +29,6 @@ const PRUNE_EVERY: u32 = 256;
 /// How much of a failed run's output is logged.
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 10;
-
-/// A unit that a runner has.
-pub(super) struct Live {
-    pub unit: Unit,
-    /// Whether its start has been told.
-    pub said: bool,
-    pub started: Option<i64>,
-    pub handovers: u32,
-}
 
 impl Pipeline {
     /// A new unit that has to wait.
