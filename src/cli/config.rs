@@ -138,7 +138,8 @@ impl Layer {
 
     fn unknown(&self, key: &str) -> Error {
         self.wrong(format_args!(
-            "unknown key '{key}'; options of one command go below [client], [message], …"
+            "unknown key '{key}': it is no option that all commands share; those of one \
+             command go below [client], [message], …, a client's triggers into [[trigger]]"
         ))
     }
 
@@ -146,7 +147,12 @@ impl Layer {
         let arg = command
             .get_arguments()
             .find(|arg| is_named(arg, key) && !NOT_IN_FILES.contains(&key))
-            .ok_or_else(|| self.unknown(key))?;
+            .ok_or_else(|| {
+                let tool = command.get_name();
+                self.wrong(format_args!(
+                    "unknown key '{key}': 'tael {tool}' has no such option"
+                ))
+            })?;
         let id = arg.get_id().clone();
         let flag = matches!(arg.get_action(), ArgAction::SetTrue);
         let values = texts(value)

@@ -143,6 +143,12 @@ impl Connection {
                 MAX_KEEP_ALIVE.as_secs()
             )));
         }
+        let flags = ["host", "port"].map(|id| rank(matches, id) == 2);
+        if rank(matches, "broker") == 2 && flags.contains(&true) {
+            return Err(Error::usage(
+                "--broker goes without --host and --port: it names both",
+            ));
+        }
         let url = match &self.broker {
             // A flag is stronger than a URL from the environment or a file.
             Some(_) if rank(matches, "host") > rank(matches, "broker") => None,
@@ -158,8 +164,8 @@ impl Connection {
         let tls =
             self.cafile.is_some() || identity.is_some() || url.as_ref().is_some_and(|url| url.tls);
         let port = match &url {
-            Some(url) => url.port,
-            None => self.port,
+            Some(url) if rank(matches, "port") <= rank(matches, "broker") => url.port,
+            _ => self.port,
         };
         if port == Some(0) {
             return Err(Error::usage("port 0 is no port: 1 to 65535"));

@@ -156,9 +156,16 @@ fn parse(
     tool: &str,
     layers: &Layers,
 ) -> Result<ArgMatches, Result<ExitCode>> {
+    // Elsewhere -h names a host: a script that means that must not end well in silence.
+    let help = arguments.iter().position(|argument| argument == "-h");
+    let host = help.and_then(|place| arguments.get(place + 1)).cloned();
     command
         .try_get_matches_from(arguments)
         .map_err(|e| match e.kind() {
+            ErrorKind::DisplayHelp if host.is_some() => Err(Error::usage(format!(
+                "-h is help and takes no value; the broker is -H {}",
+                host.unwrap_or_default().to_string_lossy()
+            ))),
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 // Help into a closed pipe is nobody's loss.
                 let _ = e.print();

@@ -23,6 +23,8 @@ const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// So many stillborn connections in a row look like two clients of one identifier.
 const SHORT_LIVES: u32 = 3;
+/// A broker that cannot be reached for so long deserves a warning, once.
+const WARN_AFTER: Duration = Duration::from_secs(60);
 /// How long a goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -89,6 +91,8 @@ pub struct Session {
     connections: u64,
     failures: u32,
     short_lives: u32,
+    /// Since when there is no connection, and whether that has been warned of.
+    away: Option<(Instant, bool)>,
 }
 
 impl Session {
@@ -107,6 +111,7 @@ impl Session {
             connections: 0,
             failures: 0,
             short_lives: 0,
+            away: None,
         }
     }
 
@@ -215,6 +220,7 @@ impl Session {
 
     fn came_online(&mut self) {
         self.failures = 0;
+        self.away = None;
         self.subscribed = true;
         info!("connected to {}", self.settings.broker.address());
     }
@@ -273,6 +279,14 @@ impl Session {
         } else {
             debug!("cannot reach {address}: {cause}; next try in {wait:?}");
         }
+        let (since, warned) = self.away.get_or_insert((Instant::now(), false));
+        if !*warned && since.elapsed() >= WARN_AFTER {
+            *warned = true;
+            warn!(
+                "cannot reach {address} for {} s: {cause}; trying on",
+                WARN_AFTER.as_secs()
+            );
+        }
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting {
             until: Instant::now() + wait,
@@ -293,9 +307,14 @@ fn backoff(failures: u32) -> Duration {
 /// The error for a broker that could not be reached before a deadline.
 #[must_use]
 pub fn unreachable(address: &str, cause: &str) -> Error {
+    let hint = if cause.contains("lookup") || cause.contains("resolve") {
+        "is the name right?"
+    } else {
+        "is the broker running?"
+    };
     Error::new(
         Kind::Unavailable,
-        format!("connect to {address}: {cause}; is the broker running?"),
+        format!("connect to {address}: {cause}; {hint}"),
     )
 }
 

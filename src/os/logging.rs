@@ -127,7 +127,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         } else {
             format!(" ({})", line.fields)
         };
-        let now = Zoned::now().strftime("%H:%M:%S").to_string();
+        // People watch a terminal now; a file is read some day.
+        let form = if std::io::stderr().is_terminal() {
+            "%H:%M:%S"
+        } else {
+            "%Y-%m-%d %H:%M:%S"
+        };
+        let now = Zoned::now().strftime(form).to_string();
         // Nobody is left to tell when stderr is closed.
         let _ = writeln!(
             std::io::stderr().lock(),

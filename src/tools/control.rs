@@ -116,9 +116,11 @@ async fn ask(options: &Options) -> Result<Value> {
             return Err(Error::new(
                 Kind::TryAgain,
                 format!(
-                    "{} {}: no answer within {seconds} s; does that client run?",
+                    "{} {}: no answer on {} within {seconds} s; is --root right, and does that \
+                     client run?",
                     options.action.name(),
-                    options.who
+                    options.who,
+                    options.topics.control()
                 ),
             ));
         }
@@ -159,7 +161,7 @@ fn status_line(who: &str, answer: &Value) -> String {
     };
     format!(
         "{who}: on {} for {} s{paused}, {running} running, {} waiting, {} succeeded, {} failed, \
-         {} canceled; events: {} accepted, {} duplicate, {} refused; {} statuses to send",
+         {} canceled; events: {} accepted, {} duplicate, {} refused, {} ignored; {} statuses to send",
         printable(super::text(answer, "host").unwrap_or("?"), 80),
         number("/uptime"),
         number("/waiting"),
@@ -169,6 +171,7 @@ fn status_line(who: &str, answer: &Value) -> String {
         number("/events/accepted"),
         number("/events/duplicate"),
         number("/events/refused"),
+        number("/events/ignored"),
         number("/outbox"),
     )
 }
