@@ -94,6 +94,7 @@ fn decide() {
         payload: FINISHED.into(),
         retained: false,
         duplicate: false,
+        packet: 0,
         properties: Properties::default(),
     };
     const N: u32 = 200_000;

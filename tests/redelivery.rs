@@ -111,3 +111,24 @@ fn a_message_with_an_id_runs_once_whatever_the_broker_says() {
     send(5, "c", TWO);
     scene.have_run(&["1", "1", "2"]);
 }
+
+#[test]
+fn equal_messages_that_were_not_acknowledged_each_run() {
+    let scene = Scene::new();
+    let mut dying = scene.command();
+    dying.env("TAEL_FAILPOINT", "commit.before");
+    let mut dying = spawn(&scene.dir, &mut dying);
+    let mut raw = scene.online();
+    for packet in 1..=5 {
+        raw.send(&publish(SEQ, ONE, Some(packet), &[], false));
+    }
+    assert_eq!(dying.wait(), 128 + 9);
+    drop(raw);
+    let _client = scene.start();
+    let mut raw = scene.online();
+    for packet in 1..=5 {
+        raw.send(&publish(SEQ, ONE, Some(packet), &[], true));
+        raw.serve_until_acknowledged(packet);
+    }
+    scene.have_run(&["1"; 5]);
+}

@@ -461,3 +461,42 @@ fn two_clients_of_one_name() {
     assert_eq!((code, out.as_str(), stderr.as_str()), (0, "", ""));
     client.stop();
 }
+
+#[test]
+fn an_adopted_run_that_is_released_does_not_run_again() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", WAITS];
+    let client = world.client("p", &arguments);
+    world.message(SEQ, FINISHED);
+    wait_until("it runs", || world.lines("runs").len() == 1);
+    client.kill();
+    let client = world.client("p", &arguments);
+    wait_until("it is adopted", || client.log_text().contains("adopted"));
+    let unit = only_unit(&world);
+    let (code, _, stderr) = ran(&mut world.tael(["work", "force-release", &unit]));
+    assert_eq!(code, 0, "{stderr}");
+    // The next event runs, and it alone.
+    go(&world);
+    let ears = world.ears(&["lab/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "failed");
+    assert_eq!(world.lines("runs").len(), 2);
+    assert_eq!(units(&world).len(), 1);
+    client.stop();
+}
+
+#[test]
+fn a_run_that_takes_its_supervisor_down_is_not_repeated_for_ever() {
+    let world = World::new();
+    let command = r#"echo run >>"$OUT/runs"; [ -n "$ATTR_CALM" ] || kill -9 $PPID"#;
+    let client = world.client("p", &["-t", SEQ, "-c", command, "--on-interrupt", "rerun"]);
+    let ears = world.ears(&["lab/#"]);
+    world.message(SEQ, FINISHED);
+    ears.wait_all("all its ends", |_| {
+        (ears.count("p", "failed") == 4).then_some(())
+    });
+    world.message(SEQ, &[("status", "finished"), ("calm", "yes")]);
+    ears.status("p", "finished");
+    assert_eq!(world.lines("runs").len(), 5);
+    client.stop();
+}

@@ -385,3 +385,69 @@ fn a_beat_has_date_status_and_time_and_nothing_else() {
     }
     daemon.stop();
 }
+
+#[test]
+fn a_message_too_large_for_the_broker_does_not_stop_the_client() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = common::raw::Scripted::listen();
+    let mut command = common::bare_command(&dir, "tael-client");
+    command
+        .args([
+            "--who",
+            "p",
+            "--root",
+            "lab",
+            "-t",
+            "lab/seq/status",
+            "-c",
+            "true",
+        ])
+        .args(["--envreq", "SAMPLE", "--payload-passthrough", "SAMPLE"])
+        .args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    let client = common::spawn(&dir, &mut command);
+    // Maximum Packet Size 1000, MQTT 5.0, section 3.2.2.3.6.
+    let mut raw = broker.accept_with(&[0x27, 0, 0, 0x03, 0xe8]);
+    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    let event = |sample: &str| format!(r#"{{"status":"finished","sample":"{sample}"}}"#);
+    let mut send = |packet: u16, sample: &str| {
+        let payload = event(sample);
+        raw.send(&common::raw::publish(
+            b"lab/seq/status",
+            payload.as_bytes(),
+            Some(packet),
+            &[],
+            false,
+        ));
+    };
+    send(1, &"x".repeat(950));
+    send(2, "S1");
+    let finished = raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    assert!(finished.text().contains("S1"));
+    assert!(client.log_text().contains("the broker takes 1000"));
+    client.stop();
+}
+
+#[test]
+fn what_a_sender_writes_cannot_forge_a_log_line() {
+    let world = World::new();
+    let client = world.client("p", &["-t", "lab/seq/status", "-c", "true"]);
+    let (code, _, _) = common::ran(&mut world.tael([
+        "control",
+        "p",
+        "cancel",
+        "x\u{1b}]0;title\u{7}\n2026-01-01 00:00:00 error: forged",
+        "--root",
+        "lab",
+    ]));
+    assert_eq!(code, 65);
+    let log = client.log_text();
+    assert!(
+        log.contains("there is no unit 'x\\u{1b}]0;title\\u{7}\\n2026"),
+        "{log}"
+    );
+    assert!(
+        !log.lines().any(|line| line.starts_with("2026-01-01")),
+        "{log}"
+    );
+    client.stop();
+}

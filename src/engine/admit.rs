@@ -98,11 +98,13 @@ fn key(delivery: &Delivery, id: Option<&str>, redelivery_since: i64) -> EventKey
         Some(id) => EventKey {
             id: id.to_owned(),
             digest: None,
+            packet: delivery.packet,
             redelivery_since: None,
         },
         None => EventKey {
             id: new_id(),
             digest: Some(digest(delivery)),
+            packet: delivery.packet,
             redelivery_since: delivery.duplicate.then_some(redelivery_since),
         },
     }

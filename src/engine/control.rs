@@ -9,7 +9,7 @@ use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::engine::settle;
 use crate::error::Kind;
 use crate::model::control::{self, Action};
-use crate::model::event::Attributes;
+use crate::model::event::{self, Attributes};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic;
 use crate::model::trigger::Trigger;
@@ -115,13 +115,12 @@ impl Pipeline {
             ("retries", json!(record.unit.id)),
         ]));
         // The request is the new event; the unit keeps the original one.
-        let id = delivery
-            .properties
-            .user(crate::model::message::property::ID);
+        let id = event::with_attributes(delivery, "", Attributes::new()).id;
         let admission = Admission {
             key: EventKey {
-                id: id.map_or_else(|| again.id.clone(), str::to_owned),
+                id: id.unwrap_or_else(|| again.id.clone()),
                 digest: None,
+                packet: delivery.packet,
                 redelivery_since: None,
             },
             topic: self.topics.control(),

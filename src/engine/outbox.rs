@@ -32,7 +32,7 @@ impl Outbox {
     }
 
     /// Publishes what may go out now.
-    pub fn flush(&mut self, session: &Session) {
+    pub fn flush(&mut self, session: &mut Session) {
         for row in self.rows.iter_mut().take(WINDOW).filter(|row| !row.sent) {
             row.sent = session.publish(row.queued.message.clone(), row.queued.seq);
             if !row.sent {

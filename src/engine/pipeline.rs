@@ -17,7 +17,7 @@ use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::runners::Runners;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
 use crate::model::topic::PipelineTopics;
@@ -70,6 +70,8 @@ pub(super) struct Live {
     pub said: bool,
     pub started: Option<i64>,
     pub handovers: u32,
+    /// Whether another client's runner has begun it.
+    pub adopted: bool,
 }
 
 /// A pipeline at work.
@@ -96,6 +98,8 @@ pub struct Pipeline {
         mpsc::UnboundedSender<String>,
         mpsc::UnboundedReceiver<String>,
     ),
+    /// Whether whatever starts is to end: the client stops with its units.
+    pub(super) cancels_all: bool,
     online_since: Option<Instant>,
     pub(super) ended: u32,
 }
@@ -141,6 +145,7 @@ impl Pipeline {
             live: HashMap::new(),
             prepared: HashSet::new(),
             adopted: mpsc::unbounded_channel(),
+            cancels_all: false,
             online_since: None,
             ended: 0,
         };
@@ -162,7 +167,7 @@ impl Pipeline {
             if !self.outbox.is_empty() {
                 failpoint::reached("publish.before");
             }
-            self.outbox.flush(&self.session);
+            self.outbox.flush(&mut self.session);
             let now = now_ms();
             let due = self.queue.next_due(now).map(|due| due - now);
             let wait = Duration::from_millis(due.unwrap_or(0).cast_unsigned());
@@ -233,6 +238,12 @@ impl Pipeline {
     }
 
     fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
+        let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
+        if own {
+            // A pipeline does not start itself, whoever speaks in its name.
+            self.counts.ignored += 1;
+            return self.session.acknowledge(ack);
+        }
         let admission = admit::judge(&self.config, delivery, self.redelivery_since);
         if admission.parts.is_empty() {
             self.counts.ignored += 1;
@@ -282,11 +293,17 @@ impl Pipeline {
     }
 
     fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
+        if let Err(Refused(e)) = &result
+            && e.kind() == Kind::TryAgain
+        {
+            // It stays in the ledger, and goes out again with the next connection.
+            return warn!("a status has to wait: {e}");
+        }
         let Some(message) = self.outbox.complete(seq) else {
             return;
         };
         if let Err(Refused(e)) = result {
-            warn!("status on '{}' is given up: {e}", message.topic);
+            error!("status on '{}' is given up: {e}", message.topic);
         }
         failpoint::reached("publish.after");
         self.submit(Op::Sent(vec![seq]), Then::Nothing);

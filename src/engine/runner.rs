@@ -22,6 +22,9 @@ use crate::store::streams::UnitDir;
 /// The first argument that turns one of our binaries into a runner.
 pub const ARGUMENT: &str = "--tael-runner";
 
+/// Begins a line that names the file of a job that is too long for a pipe.
+pub const FILE: &str = "@";
+
 /// Wait before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -55,7 +58,11 @@ pub fn main() -> ExitCode {
     detach();
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
-        let Ok(job) = serde_json::from_str::<Job>(&line) else {
+        let text = match line.strip_prefix(FILE) {
+            Some(path) => std::fs::read_to_string(path).unwrap_or_default(),
+            None => line,
+        };
+        let Ok(job) = serde_json::from_str::<Job>(&text) else {
             return ExitCode::from(crate::error::Kind::Bug.exit_code());
         };
         run(&job);

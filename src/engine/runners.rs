@@ -10,9 +10,14 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::engine::runner::{ARGUMENT, Job};
+use crate::engine::runner::{ARGUMENT, FILE, Job};
 use crate::model::unit::Outcome;
 use crate::store::outcome::parse_outcome;
+use crate::store::streams::UnitDir;
+
+/// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
+/// must not wait for a runner that somebody has stopped.
+const MAX_LINE: usize = 32 * 1024;
 
 /// What a runner says of a unit.
 #[derive(Debug)]
@@ -81,6 +86,9 @@ impl Runners {
     /// When no process can be started.
     pub fn dispatch(&mut self, unit: &str, job: &Job) -> std::io::Result<()> {
         let mut line = serde_json::to_string(job)?;
+        if line.len() > MAX_LINE {
+            line = format!("{FILE}{}", UnitDir::at(job.dir.clone()).write_job(&line)?);
+        }
         line.push('\n');
         loop {
             let place = match self.handles.iter().position(|h| h.unit.is_none()) {

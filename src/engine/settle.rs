@@ -15,6 +15,13 @@ use crate::model::unit::{End, Outcome, State, Stopped, Unit};
 use crate::os::host::new_id;
 use crate::store::ledger::Op;
 
+/// So often an event runs again because its run vanished: one that takes its runner down with
+/// it would do so for ever.
+const MAX_RERUNS: u32 = 3;
+
+/// Wait before each of them.
+const RERUN_DELAY: Duration = Duration::from_secs(1);
+
 /// A status of `unit` as a message, with an id of its own and the event as its cause.
 pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
     let mut user = vec![
@@ -89,16 +96,12 @@ pub fn ended(
     (op, retry)
 }
 
-/// Books that a unit will not run.
+/// Books that a unit, which still waits, will not run.
 pub fn dropped(unit: &str, note: &str) -> Op {
-    Op::Settle {
+    Op::Drop {
         unit: unit.to_owned(),
-        state: State::Canceled,
-        outcome: None,
         at: Timestamp::now().as_millisecond(),
-        note: Some(note.to_owned()),
-        statuses: Vec::new(),
-        retry: None,
+        note: note.to_owned(),
     }
 }
 
@@ -118,8 +121,8 @@ fn retry(policy: &Policy, unit: &Unit, outcome: &Outcome, now: Timestamp) -> Opt
         return None;
     }
     let rerun = outcome.end == End::Interrupted && policy.on_interrupt == OnInterrupt::Rerun;
-    let delay = if rerun {
-        Duration::ZERO
+    let delay = if rerun && unit.attempt <= policy.retries.saturating_add(MAX_RERUNS) {
+        RERUN_DELAY
     } else if unit.attempt <= policy.retries {
         policy.retry_delay
     } else {

@@ -27,6 +27,7 @@ impl Pipeline {
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let wait_for_units = self.config.stop_units;
         self.queue.pause(true);
+        self.cancels_all = wait_for_units;
         if wait_for_units {
             let grace = self.config.triggers.iter().map(|t| t.policy.grace).max();
             deadline += grace.unwrap_or_default();
@@ -50,7 +51,7 @@ impl Pipeline {
             if told && farewell {
                 break;
             }
-            self.outbox.flush(&self.session);
+            self.outbox.flush(&mut self.session);
             if told
                 && let Some(message) = presence.take()
                 && !self.session.publish(message.clone(), FAREWELL)

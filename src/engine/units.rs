@@ -96,9 +96,14 @@ impl Pipeline {
             said: false,
             started: None,
             handovers: handovers.unwrap_or(0) + 1,
+            adopted: false,
             unit,
         };
-        self.live.insert(live.unit.id.clone(), live);
+        let id = live.unit.id.clone();
+        self.live.insert(id.clone(), live);
+        if self.cancels_all {
+            self.signal(&id);
+        }
     }
 
     /// Removes the folder of a unit that the ledger does not hold.
@@ -151,7 +156,22 @@ impl Pipeline {
         };
         match self.dir(unit).trace() {
             Ok(Trace::Ended(outcome)) => self.finish(live.unit, live.said, &outcome),
-            Ok(Trace::Alive) => self.adopt(live),
+            Ok(Trace::Alive) => self.adopt(Live {
+                adopted: true,
+                ..live
+            }),
+            // Released: nobody wants to know any more.
+            Ok(Trace::Fresh) if matches!(self.reader.unit(unit), Ok(None)) => {
+                self.queue.remove(&live.unit.trigger, unit);
+            }
+            // Its folder is gone, but it was begun.
+            Ok(Trace::Fresh) if live.adopted => {
+                self.finish(
+                    live.unit,
+                    live.said,
+                    &Outcome::interrupted(live.started.unwrap_or(0)),
+                );
+            }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));
             }
@@ -231,9 +251,16 @@ impl Pipeline {
         }
         let why = match outcome.stopped {
             Some(Stopped::TimedOut) => " (timed out)",
-            Some(Stopped::Canceled) => " (cancelled)",
-            None => "",
+            Some(Stopped::Canceled) | None => "",
         };
+        if outcome.state() == State::Canceled {
+            info!(
+                TAEL_UNIT = unit.id,
+                TAEL_TOPIC = topic,
+                "cancelled after {seconds:.3} s"
+            );
+            return;
+        }
         warn!(
             TAEL_UNIT = unit.id,
             TAEL_TOPIC = topic,
@@ -286,6 +313,7 @@ impl Pipeline {
                     said,
                     started,
                     handovers: 1,
+                    adopted: true,
                     unit,
                 });
             }

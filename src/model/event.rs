@@ -178,6 +178,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload),
             retained: false,
             duplicate: false,
+            packet: 0,
             properties: Properties::default(),
         }
     }

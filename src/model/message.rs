@@ -90,6 +90,9 @@ pub struct Delivery {
     pub retained: bool,
     /// The broker says that it may have sent this before.
     pub duplicate: bool,
+    /// Packet identifier; a message that is sent again keeps it (MQTT 5.0, section 4.4). 0 at
+    /// QoS 0.
+    pub packet: u16,
     /// Properties.
     pub properties: Properties,
 }

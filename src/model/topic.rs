@@ -212,6 +212,13 @@ impl PipelineTopics {
         }
     }
 
+    /// Whether `topic` is one of the pipeline's own.
+    #[must_use]
+    pub fn own(&self, topic: &str) -> bool {
+        let rest = topic.strip_prefix(&self.prefix);
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// Where the pipeline says what becomes of its runs.
     #[must_use]
     pub fn status(&self) -> String {

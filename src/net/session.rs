@@ -1,6 +1,7 @@
 //! A session with a broker that outlives its connections: it connects for ever, subscribes,
 //! and tells a passing failure from one that will not pass.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
@@ -91,6 +92,10 @@ pub struct Session {
     connections: u64,
     failures: u32,
     short_lives: u32,
+    /// The largest packet that the broker takes, bytes.
+    maximum_packet: u32,
+    /// Publishes that were not even sent.
+    refused: VecDeque<(Token, Refused)>,
     /// Since when there is no connection, and whether that has been warned of.
     away: Option<(Instant, bool)>,
 }
@@ -111,6 +116,8 @@ impl Session {
             connections: 0,
             failures: 0,
             short_lives: 0,
+            maximum_packet: u32::MAX,
+            refused: VecDeque::new(),
             away: None,
         }
     }
@@ -120,6 +127,9 @@ impl Session {
     /// # Errors
     /// Only failures that will not pass.
     pub async fn next(&mut self) -> Result<Event> {
+        if let Some((token, refused)) = self.refused.pop_front() {
+            return Ok(Event::Published(token, Err(refused)));
+        }
         loop {
             let (connection, online_since) = match &mut self.state {
                 State::Waiting { until } => {
@@ -138,8 +148,19 @@ impl Session {
             };
             match connection.next().await {
                 WireEvent::Connected {
-                    session_present, ..
+                    session_present,
+                    maximum_qos,
+                    maximum_packet,
                 } => {
+                    if maximum_qos < self.subscriptions.qos {
+                        let address = self.settings.broker.address();
+                        let cause = "the broker offers QoS 0 only: events would be lost";
+                        return Err(Error::new(
+                            Kind::Unavailable,
+                            format!("connect to {address}: {cause}"),
+                        ));
+                    }
+                    self.maximum_packet = maximum_packet;
                     // What an earlier process subscribed to may differ: subscribe at least once.
                     let known = session_present && self.subscribed;
                     if !known && !self.filters.is_empty() {
@@ -166,23 +187,34 @@ impl Session {
                 WireEvent::Published(token, result) => {
                     return Ok(Event::Published(token, result));
                 }
-                WireEvent::Closed => return self.went_offline(None).map(|()| Event::Offline),
+                WireEvent::Closed => {
+                    let failure = Failure::Passing("the connection was closed".into());
+                    return self.went_offline(failure).map(|()| Event::Offline);
+                }
                 WireEvent::Failed(failure) => {
-                    return self.went_offline(Some(failure)).map(|()| Event::Offline);
+                    return self.went_offline(failure).map(|()| Event::Offline);
                 }
             }
         }
     }
 
     /// Publishes `message` if the session is online; [`Event::Published`] brings `token`
-    /// back, or [`Event::Offline`] comes first.
-    pub fn publish(&self, message: Message, token: Token) -> bool {
+    /// back, or [`Event::Offline`] comes first. A message that is larger than what the broker
+    /// takes is refused here: sent, it would cost the connection, again and again.
+    pub fn publish(&mut self, message: Message, token: Token) -> bool {
         match &self.state {
             State::Open {
                 connection,
                 online_since: Some(_),
             } => {
-                connection.publish(message, token);
+                let size = Connection::size(&message);
+                if u32::try_from(size).is_ok_and(|size| size <= self.maximum_packet) {
+                    connection.publish(message, token);
+                } else {
+                    let limit = self.maximum_packet;
+                    let cause = format!("it has {size} bytes, the broker takes {limit}");
+                    self.refused.push_back((token, Refused(Error::data(cause))));
+                }
                 true
             }
             _ => false,
@@ -239,7 +271,7 @@ impl Session {
         Ok(())
     }
 
-    fn went_offline(&mut self, failure: Option<Failure>) -> Result<()> {
+    fn went_offline(&mut self, failure: Failure) -> Result<()> {
         let address = self.settings.broker.address();
         let lived = match &self.state {
             State::Open {
@@ -251,18 +283,17 @@ impl Session {
         let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
         let mut wait = backoff(self.failures);
         let cause = match failure {
-            Some(Failure::Fatal(e)) => {
+            Failure::Fatal(e) => {
                 return Err(e.context(format_args!("connect to {address}")));
             }
-            Some(Failure::TakenOver) => {
+            Failure::TakenOver => {
                 self.short_lives = SHORT_LIVES;
                 "another client has taken over the session".into()
             }
-            Some(Failure::Passing(cause)) => {
+            Failure::Passing(cause) => {
                 self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
                 cause
             }
-            None => "closed".into(),
         };
         if self.short_lives >= SHORT_LIVES {
             wait = BACKOFF_TAKEN;

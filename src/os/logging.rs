@@ -11,6 +11,10 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::{Error, Result};
+use crate::model::text::printable;
+
+/// Characters of one line on stderr. Senders choose much of what is logged.
+const MAX_LINE: usize = 2000;
 
 /// Where log lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -137,8 +141,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         // Nobody is left to tell when stderr is closed.
         let _ = writeln!(
             std::io::stderr().lock(),
-            "{now} {level}{}{fields}",
-            line.message
+            "{now} {level}{}",
+            printable(&format!("{}{fields}", line.message), MAX_LINE)
         );
     }
 }

@@ -112,6 +112,15 @@ impl UnitDir {
             .open(self.path.join(name))
     }
 
+    /// Keeps a job that is too long for a runner's pipe, and returns its path.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn write_job(&self, text: &str) -> io::Result<String> {
+        self.create_file("job")?.write_all(text.as_bytes())?;
+        Ok(self.path.join("job").to_string_lossy().into_owned())
+    }
+
     /// Opens the command's three streams.
     ///
     /// # Errors

@@ -178,6 +178,7 @@ mod tests {
             payload: Bytes::from(payload.to_owned()),
             retained: false,
             duplicate: false,
+            packet: 0,
             properties: crate::model::message::Properties {
                 user: vec![
                     (property::WHO.into(), "seq".into()),

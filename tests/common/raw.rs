@@ -327,6 +327,12 @@ impl Scripted {
     /// Waits for a client and takes it in.
     #[track_caller]
     pub fn accept(&self) -> Raw {
+        self.accept_with(&[])
+    }
+
+    /// The same, with these properties in the CONNACK.
+    #[track_caller]
+    pub fn accept_with(&self, properties: &[u8]) -> Raw {
         let mut stream = None;
         wait_until("a client connects", || {
             stream = self.listener.accept().ok();
@@ -337,7 +343,8 @@ impl Scripted {
         let mut raw = Raw::over(stream);
         let (kind, _) = raw.receive();
         assert_eq!(kind, 0x10, "CONNECT");
-        raw.send(&packet(0x20, &[0, 0, 0]));
+        let length = u8::try_from(properties.len()).expect("short");
+        raw.send(&packet(0x20, &[&[0, 0, length], properties].concat()));
         raw
     }
 }

@@ -72,6 +72,8 @@ pub enum Event {
         session_present: bool,
         /// The highest QoS it takes.
         maximum_qos: Qos,
+        /// The largest packet it takes, bytes.
+        maximum_packet: u32,
     },
     /// One result for each filter of the last subscription, in order.
     Subscribed(Vec<Result<()>>),
@@ -175,6 +177,12 @@ impl Connection {
     // A request after the end of the connection is dropped: its sender learns of the end
     // from `next`, and starts over.
 
+    /// The bytes that `message` takes on the wire.
+    #[must_use]
+    pub fn size(message: &Message) -> usize {
+        wire::size(message)
+    }
+
     /// Publishes `message`; [`Event::Published`] brings `token` back.
     pub fn publish(&self, message: Message, token: Token) {
         let _ = self.requests.send(Request::Publish(message, token));
@@ -262,7 +270,9 @@ async fn poll(
     order: Order,
     keep_alive: Duration,
 ) {
-    let stall = keep_alive.max(MIN_KEEP_ALIVE) * STALL_KEEP_ALIVES + CONNECT_TIMEOUT;
+    let limit =
+        |keep_alive: Duration| keep_alive.max(MIN_KEEP_ALIVE) * STALL_KEEP_ALIVES + CONNECT_TIMEOUT;
+    let mut stall = limit(keep_alive);
     let mut inflight: HashMap<u16, Token> = HashMap::new();
     loop {
         let event = match tokio::time::timeout(stall, eventloop.poll()).await {
@@ -284,6 +294,10 @@ async fn poll(
             Ok(Ok(LoopEvent::Outgoing(_))) => None,
         };
         if let Some(event) = event {
+            if matches!(event, Event::Connected { .. }) {
+                // The broker may have set a longer one.
+                stall = limit(eventloop.options.keep_alive());
+            }
             let last = matches!(event, Event::Closed | Event::Failed(_));
             if events.send(event).await.is_err() || last {
                 return;
@@ -302,12 +316,15 @@ fn incoming(
             // A broker may set a keep-alive of its own, and the library would spin on zero.
             let keep_alive = eventloop.options.keep_alive().max(MIN_KEEP_ALIVE);
             eventloop.options.set_keep_alive(keep_alive);
-            let maximum = connack.properties.and_then(|p| p.max_qos);
+            let properties = connack.properties;
+            let maximum = properties.as_ref().and_then(|p| p.max_qos);
+            let packet = properties.as_ref().and_then(|p| p.max_packet_size);
             Some(Event::Connected {
                 session_present: connack.session_present,
                 maximum_qos: maximum
                     .and_then(Qos::from_number)
                     .unwrap_or(Qos::ExactlyOnce),
+                maximum_packet: packet.unwrap_or(u32::MAX),
             })
         }
         Packet::Publish(publish) => Some(Event::Received(received(publish))),

@@ -11,7 +11,7 @@ use rumqttc::v5::mqttbytes::v5::{
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::{Delivery, Properties, Qos};
+use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::net::mqtt::{Ack, Received, Refused, Settings};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
@@ -82,6 +82,7 @@ pub(super) fn received(publish: Publish) -> Received {
             payload: publish.payload,
             retained: publish.retain,
             duplicate: publish.dup,
+            packet: publish.pkid,
             properties: Properties {
                 user: properties.user_properties,
                 response_topic: properties.response_topic,
@@ -117,7 +118,11 @@ pub(super) fn puback(reason: PubAckReason) -> Result<(), Refused> {
     match reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
         PubAckReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
-        PubAckReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
+        PubAckReason::QuotaExceeded
+        | PubAckReason::UnspecifiedError
+        | PubAckReason::ImplementationSpecificError => {
+            Err(refused(Kind::TryAgain, &format!("{reason:?}")))
+        }
         other => Err(refused(Kind::Data, &format!("{other:?}"))),
     }
 }
@@ -140,4 +145,16 @@ pub(super) fn subscribed(code: &SubscribeReasonCode) -> Result<()> {
         other => (Kind::Unavailable, format!("{other:?}")),
     };
     Err(Error::new(kind, cause))
+}
+
+/// The bytes that `message` takes as a packet.
+pub(super) fn size(message: &Message) -> usize {
+    let mut publish = Publish::new(
+        &message.topic,
+        wire_qos(message.qos),
+        message.payload.clone(),
+        Some(wire_properties(message.properties.clone())),
+    );
+    publish.pkid = 1;
+    publish.size()
 }

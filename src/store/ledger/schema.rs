@@ -65,6 +65,7 @@ const MIGRATIONS: &[&str] = &[
         properties TEXT NOT NULL
     );",
     "ALTER TABLE unit ADD COLUMN retry_of TEXT;",
+    "ALTER TABLE event ADD COLUMN packet INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The version that this program writes.

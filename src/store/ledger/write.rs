@@ -16,8 +16,10 @@ pub struct EventKey {
     pub id: String,
     /// For senders that give none: a digest of topic and payload.
     pub digest: Option<[u8; 32]>,
-    /// A message of that digest accepted since then (milliseconds since the epoch) is the
-    /// same one: the broker has said that it may have sent it before.
+    /// The packet identifier that it came under.
+    pub packet: u16,
+    /// A message of that digest and packet identifier accepted since then (milliseconds since
+    /// the epoch) is the same one: the broker has said that it may have sent it before.
     pub redelivery_since: Option<i64>,
 }
 
@@ -78,6 +80,15 @@ pub enum Op {
     Unstart {
         /// The unit.
         unit: String,
+    },
+    /// A unit that still waits will not run.
+    Drop {
+        /// The unit.
+        unit: String,
+        /// When, milliseconds since the epoch.
+        at: i64,
+        /// For people.
+        note: String,
     },
     /// A unit's command has started.
     Started {
@@ -173,6 +184,12 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
                        WHERE id = ?1 AND state = 'running' AND started IS NULL";
             changed(tx.prepare_cached(sql)?.execute(params![unit])?, vec![])
         }
+        Op::Drop { unit, at, note } => {
+            let sql = "UPDATE unit SET state = 'canceled', ended = ?2, note = ?3
+                       WHERE id = ?1 AND state = 'pending'";
+            let rows = tx.prepare_cached(sql)?.execute(params![unit, at, note])?;
+            changed(rows, vec![])
+        }
         Op::Started { unit, at, status } => {
             let sql = "UPDATE unit SET started = ?2
                        WHERE id = ?1 AND state = 'running' AND started IS NULL";
@@ -256,8 +273,8 @@ fn accept(
             continue;
         }
         let sql = "INSERT INTO event
-                       (trigger, id, digest, topic, accepted, unit, refusal, detail)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING";
+                       (trigger, id, digest, topic, accepted, unit, refusal, detail, packet)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING";
         let rows = tx.prepare_cached(sql)?.execute(params![
             trigger,
             key.id,
@@ -267,6 +284,7 @@ fn accept(
             unit.map(|unit| &unit.id),
             refused.map(|refused| refused.code),
             refused.map(|refused| &refused.detail),
+            key.packet,
         ])?;
         fresh.push(rows > 0);
         if rows == 0 {
@@ -289,9 +307,10 @@ fn is_redelivery(tx: &Transaction<'_>, key: &EventKey, trigger: &str) -> rusqlit
     let (Some(digest), Some(since)) = (&key.digest, key.redelivery_since) else {
         return Ok(false);
     };
-    let sql = "SELECT 1 FROM event WHERE digest = ?1 AND accepted >= ?2 AND trigger = ?3";
+    let sql =
+        "SELECT 1 FROM event WHERE digest = ?1 AND accepted >= ?2 AND trigger = ?3 AND packet = ?4";
     tx.prepare_cached(sql)?
-        .query_row(params![&digest[..], since, trigger], |_| Ok(()))
+        .query_row(params![&digest[..], since, trigger, key.packet], |_| Ok(()))
         .optional()
         .map(|found| found.is_some())
 }

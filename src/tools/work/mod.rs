@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
-use crate::store::ledger::{self, Op, Reader, Record};
+use crate::store::ledger::{self, Done, Op, Reader, Record};
 use crate::store::streams::{Stream, UnitDir};
 use show::{list, results, status};
 
@@ -237,20 +237,18 @@ impl Found {
     /// Ends the unit and waits until it has ended.
     fn cancel(&mut self, limit: Duration) -> Result<()> {
         let unit = self.record.unit.id.clone();
-        let drop = Op::Settle {
-            unit: unit.clone(),
-            state: State::Canceled,
-            outcome: None,
-            at: Timestamp::now().as_millisecond(),
-            note: Some("cancelled by tael work".into()),
-            statuses: Vec::new(),
-            retry: None,
-        };
         self.refresh()?;
-        if self.record.state == State::Pending && self.state()? == State::Pending {
+        if self.record.state == State::Pending {
             // Its client, if one runs, asks the ledger before it starts the unit.
-            self.reader.apply(&drop)?;
-            return Ok(());
+            let dropped = self.reader.apply(&Op::Drop {
+                unit: unit.clone(),
+                at: Timestamp::now().as_millisecond(),
+                note: "cancelled by tael work".into(),
+            })?;
+            if matches!(dropped, Done::Changed { applied: true, .. }) {
+                return Ok(());
+            }
+            self.refresh()?;
         }
         let cannot = |e| Error::cannot_create(format!("cancel unit {unit}: {e}"));
         self.dir().cancel().map_err(cannot)?;
