@@ -44,7 +44,8 @@ const SHARED: &[&str] = &[
 
 /// Whether `key` names a shared option.
 pub fn is_shared(key: &str) -> bool {
-    SHARED.contains(&key) && key != "config" && key != "password"
+    // One identifier for several commands would have them take each other's session over.
+    SHARED.contains(&key) && !["config", "password", "id"].contains(&key)
 }
 
 /// Gives every option its environment variable.

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
-use crate::os::process::{Running, Spawn, Woken, detach};
+use crate::os::process::{Running, Spawn, Woken, boot_id, detach, start_time};
 use crate::store::outcome::outcome_text;
 use crate::store::streams::UnitDir;
 
@@ -117,6 +117,10 @@ fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
         Err(e) => return Ok(could_not_execute(job, dir, started, &e)),
     };
     say(&format!("started {started}"));
+    // Only needed should we be killed; without it the command would be left alone.
+    if let Some(start) = start_time(running.pid()) {
+        let _ = dir.write_process(running.pid(), start, &boot_id());
+    }
     let limit = job
         .timeout
         .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));

@@ -14,6 +14,7 @@ use crate::engine::settle;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Policy, Trigger};
 use crate::model::unit::{End, Outcome, Recovery, State, Stopped, Trace, Unit};
+use crate::os::process::kill_orphan;
 use crate::store::ledger::Op;
 use crate::store::streams::{Stream, UnitDir};
 
@@ -180,6 +181,7 @@ impl Pipeline {
                 self.finish(live.unit, live.said, &Outcome::not_started(cause));
             }
             Ok(Trace::Gone) => {
+                self.end_orphan(unit);
                 self.finish(
                     live.unit,
                     live.said,
@@ -194,6 +196,19 @@ impl Pipeline {
                     &Outcome::interrupted(live.started.unwrap_or(0)),
                 );
             }
+        }
+    }
+
+    /// Ends a command that has lost its runner: nobody would see its end, and its event may
+    /// run again.
+    fn end_orphan(&self, unit: &str) {
+        if let Some((pid, start)) = self.dir(unit).read_process(&self.boot)
+            && kill_orphan(pid, start)
+        {
+            warn!(
+                TAEL_UNIT = unit,
+                "killed a command that had lost its supervisor"
+            );
         }
     }
 
@@ -305,6 +320,7 @@ impl Pipeline {
             }
             Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
             Recovery::Interrupted => {
+                self.end_orphan(&unit.id);
                 self.finish(unit, said, &Outcome::interrupted(started.unwrap_or(0)))
             }
             Recovery::Adopt => {

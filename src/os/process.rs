@@ -220,6 +220,23 @@ pub fn boot_id() -> String {
         .unwrap_or_default()
 }
 
+/// When process `pid` was started, in clock ticks since boot (`proc_pid_stat(5)`); `None` if
+/// there is none. With it a process id names one process, not whoever has the number now.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    // Field 22; the first of these is field 3.
+    rest.split(' ').nth(19)?.parse().ok()
+}
+
+/// Kills the process group of a command whose runner is gone, if its leader, process `pid`
+/// started at `start`, is still there.
+pub fn kill_orphan(pid: u32, start: u64) -> bool {
+    start_time(pid) == Some(start)
+        && signal::killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).is_ok()
+}
+
 /// Whether process group `id` has a member that is not a zombie (`proc_pid_stat(5)`).
 fn group_is_alive(id: u32) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else {

@@ -4,7 +4,7 @@
 //! units/<id>/stdin     the event's payload
 //! units/<id>/stdout    what the command wrote
 //! units/<id>/stderr
-//! units/<id>/begun     there once the command may have started
+//! units/<id>/begun     there once the command may have started; then its process
 //! units/<id>/lock      held while the runner works on the unit
 //! units/<id>/control   a FIFO: one byte cancels
 //! units/<id>/cancel    there once somebody has asked for the end
@@ -165,6 +165,24 @@ impl UnitDir {
     /// As the file system.
     pub fn mark_begun(&self) -> io::Result<()> {
         self.create_file("begun").map(drop)
+    }
+
+    /// Notes the process that was begun: its id, when it was started, and under which boot.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn write_process(&self, pid: u32, start: u64, boot: &str) -> io::Result<()> {
+        self.create_file("begun")?
+            .write_all(format!("{pid} {start} {boot}").as_bytes())
+    }
+
+    /// The process that [`UnitDir::write_process`] noted, if that was under this `boot`.
+    #[must_use]
+    pub fn read_process(&self, boot: &str) -> Option<(u32, u64)> {
+        let text = fs::read_to_string(self.path.join("begun")).ok()?;
+        let mut words = text.splitn(3, ' ');
+        let (pid, start) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        (words.next()? == boot).then_some((pid, start))
     }
 
     /// Opens the runner's end of the FIFO over which the unit is cancelled.
