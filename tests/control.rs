@@ -214,9 +214,9 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
         command
     };
     refuses(
-        &mut control(&["nobody", "status", "--timeout", "300ms"]),
+        &mut control(&["nobody", "status", "--timeout", "2s"]),
         75,
-        "no answer within 0.3 s",
+        "pipelines/nobody/control within 2 s",
     );
     for (arguments, text) in [
         (&["x", "dance"][..], "'dance'"),
