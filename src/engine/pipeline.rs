@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::engine::admit::{self, Admission};
@@ -32,6 +32,10 @@ use crate::store::streams::UnitDir;
 
 /// Operations that may wait for the ledger before no more messages are taken.
 const MAX_UNCOMMITTED: usize = 4096;
+
+/// How long a row of the outbox that has been sent may wait to be removed along with other
+/// changes. Until then a killed client tells it again, under the same id.
+const SENT_DELAY: Duration = Duration::from_millis(200);
 
 /// Token of messages whose acknowledgement nobody waits for; the outbox's begin at 1.
 const UNTRACKED: Token = 0;
@@ -90,6 +94,9 @@ pub struct Pipeline {
     pub(super) boot: String,
     pub(super) ledger: Ledger<Then>,
     pub(super) uncommitted: usize,
+    /// Messages that the broker has acknowledged and the ledger still holds, and since when.
+    sent: Vec<Token>,
+    sent_since: Option<Instant>,
     pub(super) runners: Runners,
     pub(super) live: HashMap<String, Live>,
     /// Units that have their folders before their runner.
@@ -141,6 +148,8 @@ impl Pipeline {
             boot,
             ledger,
             uncommitted: 0,
+            sent: Vec::new(),
+            sent_since: None,
             runners: Runners::new(),
             live: HashMap::new(),
             prepared: HashSet::new(),
@@ -171,6 +180,7 @@ impl Pipeline {
             let now = now_ms();
             let due = self.queue.next_due(now).map(|due| due - now);
             let wait = Duration::from_millis(due.unwrap_or(0).cast_unsigned());
+            let sent_due = self.sent_since.unwrap_or_else(Instant::now) + SENT_DELAY;
             tokio::select! {
                 biased;
                 () = stop.requested() => break,
@@ -181,12 +191,25 @@ impl Pipeline {
                     self.on_session(event?);
                 }
                 () = sleep(wait), if due.is_some() => {}
+                () = sleep_until(sent_due), if self.sent_since.is_some() => self.flush_sent(),
             }
         }
         self.stop().await
     }
 
+    /// Removes what has been sent from the ledger.
+    pub(super) fn flush_sent(&mut self) {
+        if !self.sent.is_empty() {
+            self.sent_since = None;
+            self.uncommitted += 1;
+            let op = Op::Sent(std::mem::take(&mut self.sent));
+            self.ledger.submit(op, Then::Nothing);
+        }
+    }
+
     pub(super) fn submit(&mut self, op: Op, then: Then) {
+        // One transaction takes both.
+        self.flush_sent();
         self.uncommitted += 1;
         self.ledger.submit(op, then);
     }
@@ -306,7 +329,8 @@ impl Pipeline {
             error!("status on '{}' is given up: {e}", message.topic);
         }
         failpoint::reached("publish.after");
-        self.submit(Op::Sent(vec![seq]), Then::Nothing);
+        self.sent.push(seq);
+        self.sent_since.get_or_insert_with(Instant::now);
     }
 
     // --- What the ledger has on disk ---

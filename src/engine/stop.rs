@@ -46,6 +46,7 @@ impl Pipeline {
         ));
         let mut farewell = false;
         loop {
+            self.flush_sent();
             let units_done = self.live.is_empty() || !wait_for_units;
             let told = self.uncommitted == 0 && self.outbox.is_empty() && units_done;
             if told && farewell {
