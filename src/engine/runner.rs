@@ -71,14 +71,14 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Tells the client, and returns whether there still is one.
-fn say(line: &str) -> bool {
+/// Tells the client, if there still is one.
+fn say(line: &str) {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn ended(outcome: &Outcome) -> bool {
-    say(&format!("ended {}", outcome_text(outcome)))
+fn ended(outcome: &Outcome) {
+    say(&format!("ended {}", outcome_text(outcome)));
 }
 
 fn run(job: &Job) {
@@ -86,20 +86,12 @@ fn run(job: &Job) {
     let lock = match dir.lock() {
         Ok(Some(lock)) => lock,
         // Somebody has begun it before us: theirs is the outcome.
-        Ok(None) => {
-            say("begun");
-            return;
-        }
-        Err(e) => {
-            ended(&Outcome::not_started(e));
-            return;
-        }
+        Ok(None) => return say("begun"),
+        Err(e) => return ended(&Outcome::not_started(e)),
     };
     let outcome = supervise(job, &dir).unwrap_or_else(Outcome::not_started);
-    // A client that has heard it books it in its ledger, which is on disk before this file
-    // would be; a disk that has to sync both takes half as many runs.
-    let booked = ended(&outcome);
-    while let Err(e) = dir.write_outcome(&outcome, !booked) {
+    ended(&outcome);
+    while let Err(e) = dir.write_outcome(&outcome) {
         // Released meanwhile: nobody wants to know.
         if e.kind() == io::ErrorKind::NotFound {
             break;

@@ -256,12 +256,11 @@ impl UnitDir {
         Ok(surplus)
     }
 
-    /// Writes the outcome so that it is there whole or not at all; with `sync` also after a
-    /// power failure.
+    /// Writes the outcome so that it is there whole or not at all, also after a power failure.
     ///
     /// # Errors
     /// As the file system.
-    pub fn write_outcome(&self, outcome: &Outcome, sync: bool) -> io::Result<()> {
+    pub fn write_outcome(&self, outcome: &Outcome) -> io::Result<()> {
         let (whole, part) = (self.path.join("outcome"), self.path.join("outcome.part"));
         let mut file = OpenOptions::new()
             .write(true)
@@ -270,14 +269,8 @@ impl UnitDir {
             .mode(0o600)
             .open(&part)?;
         file.write_all(outcome_text(outcome).as_bytes())?;
-        if sync {
-            file.sync_data()?;
-        }
-        fs::rename(part, whole)?;
-        if sync {
-            File::open(&self.path)?.sync_all()?;
-        }
-        Ok(())
+        file.sync_data()?;
+        fs::rename(part, whole)
     }
 
     /// The outcome, if there is one.
@@ -377,7 +370,7 @@ mod tests {
         assert_eq!(dir.trace(), Ok(Trace::Gone));
         assert!(!dir.cancel().expect("cancel"), "nobody listens any more");
         let outcome = Outcome::interrupted(1);
-        dir.write_outcome(&outcome, true).expect("outcome");
+        dir.write_outcome(&outcome).expect("outcome");
         assert_eq!(dir.trace(), Ok(Trace::Ended(outcome)));
         dir.remove().expect("remove");
         dir.remove().expect("remove again");
