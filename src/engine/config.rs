@@ -1,13 +1,20 @@
 //! What an operator wants of a pipeline, and the folder that it lives in.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::model::trigger::Trigger;
 use crate::net::options::BrokerOptions;
 use crate::os::lock::Lock;
 use crate::store::streams::create_private_dir;
+
+/// How long the lock of a client that has just been killed may outlive it: a process that it
+/// was about to start has a copy until it executes its program.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often it is tried meanwhile.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// A pipeline, as its operator wants it.
 #[derive(Debug, Clone)]
@@ -50,7 +57,15 @@ impl Home {
     pub fn acquire(state: &Path, who: &str) -> Result<Option<Self>> {
         let path = state.join(who);
         create_private_dir(&path.join("units"))?;
-        let lock = Lock::try_acquire(&path.join("lock"))?;
-        Ok(lock.map(|_lock| Self { path, _lock }))
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            if let Some(_lock) = Lock::try_acquire(&path.join("lock"))? {
+                return Ok(Some(Self { path, _lock }));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(LOCK_LOOK);
+        }
     }
 }
