@@ -1,6 +1,6 @@
 //! The ledger's tables, and how an older file becomes a newer one.
 
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +12,12 @@ use crate::error::{Error, Kind, Result};
 
 /// Marks the file as ours (`Tael` in ASCII; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x5461_656c;
+
+/// Pages in the log before they are copied into the ledger.
+const WAL_PAGES: u64 = 500;
+
+/// Bytes of the log; room for [`WAL_PAGES`] of 4 KiB with their headers.
+const WAL_SIZE: u64 = 2 << 20;
 
 /// How long another process may hold the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -150,7 +156,8 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
         "PRAGMA journal_mode = {journal};
          PRAGMA synchronous = FULL;
          PRAGMA cache_size = -256;
-         PRAGMA journal_size_limit = 4194304;"
+         PRAGMA wal_autocheckpoint = {WAL_PAGES};
+         PRAGMA journal_size_limit = {WAL_SIZE};"
     );
     connection.execute_batch(&pragmas).map_err(unusable)?;
     if create {
@@ -161,8 +168,34 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
             );
         }
         migrate(&mut connection).map_err(unusable)?;
+        if journal == "WAL" {
+            // Without it commits take longer, and that is all.
+            let _ = fill_wal(&mut connection, path);
+        }
     }
     Ok(connection)
+}
+
+/// Gives the log at once the size that it would grow to: to sync a file that grows, a file
+/// system has to sync what it knows of it as well, and of all that was created meanwhile.
+fn fill_wal(connection: &mut Connection, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    // Nobody else appends to it while we hold the write lock.
+    let behavior = rusqlite::TransactionBehavior::Immediate;
+    let _transaction = connection.transaction_with_behavior(behavior)?;
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    let file = std::fs::OpenOptions::new().write(true).open(wal)?;
+    let used = file.metadata()?.len();
+    // Frames of zeroes end the log when it is read: they do not have its salt
+    // (sqlite.org/fileformat2.html, section 4.1).
+    let zeroes = vec![0; usize::try_from(WAL_SIZE.saturating_sub(used))?];
+    let filled = file
+        .write_all_at(&zeroes, used)
+        .and_then(|()| file.sync_all());
+    if filled.is_err() {
+        file.set_len(used)?;
+    }
+    Ok(filled?)
 }
 
 fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
