@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::ledger::write::{Done, Op, apply};
 use crate::store::ledger::{file, schema};
 
-/// Operations in one transaction at most.
+/// Operations in one transaction before no more are added to it.
 const BATCH: usize = 512;
 
 /// Wait before a commit that failed for want of space is tried again.
@@ -35,7 +35,9 @@ pub struct Committed<T> {
 /// The ledger's writing side.
 #[derive(Debug)]
 pub struct Ledger<T> {
-    ops: mpsc::Sender<(Op, T)>,
+    /// What was handed over since somebody last waited.
+    submitted: Vec<(Op, T)>,
+    ops: mpsc::Sender<Vec<(Op, T)>>,
     committed: tokio_mpsc::UnboundedReceiver<Result<Committed<T>, Fault>>,
 }
 
@@ -57,13 +59,24 @@ impl<T: Send + 'static> Ledger<T> {
             .stack_size(256 * 1024)
             .spawn(move || write(connection, &op_rx, &committed_tx))
             .map_err(|e| Error::bug(format!("start the ledger's thread: {e}")))?;
-        Ok(Self { ops, committed })
+        Ok(Self {
+            submitted: Vec::new(),
+            ops,
+            committed,
+        })
     }
 
     /// Hands over an operation; [`Ledger::committed`] brings `then` back once it is on disk.
-    pub fn submit(&self, op: Op, then: T) {
-        // The thread ends only after a fault, which its holder learns from `committed`.
-        let _ = self.ops.send((op, then));
+    /// It is taken to the disk when that is next called, with all others handed over by then.
+    pub fn submit(&mut self, op: Op, then: T) {
+        self.submitted.push((op, then));
+    }
+
+    fn send(&mut self) {
+        if !self.submitted.is_empty() {
+            // The thread ends only after a fault, which its holder learns from `committed`.
+            let _ = self.ops.send(std::mem::take(&mut self.submitted));
+        }
     }
 
     /// The next committed operation, in the order of submission; cancel safe.
@@ -71,32 +84,24 @@ impl<T: Send + 'static> Ledger<T> {
     /// # Errors
     /// When the ledger cannot be written any more.
     pub async fn committed(&mut self) -> Result<Committed<T>, Fault> {
+        self.send();
         self.committed
             .recv()
             .await
             .unwrap_or_else(|| Err(Fault(Error::bug("write to the ledger: its thread is gone"))))
     }
-
-    /// A committed operation, if one is there already.
-    ///
-    /// # Errors
-    /// When the ledger cannot be written any more.
-    pub fn try_committed(&mut self) -> Result<Option<Committed<T>>, Fault> {
-        self.committed.try_recv().ok().transpose()
-    }
 }
 
 fn write<T>(
     mut connection: Connection,
-    ops: &mpsc::Receiver<(Op, T)>,
+    ops: &mpsc::Receiver<Vec<(Op, T)>>,
     committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
 ) {
-    while let Ok(first) = ops.recv() {
-        let mut batch = vec![first];
+    while let Ok(mut batch) = ops.recv() {
         while batch.len() < BATCH
             && let Ok(next) = ops.try_recv()
         {
-            batch.push(next);
+            batch.extend(next);
         }
         match commit_until_done(&mut connection, &batch) {
             Ok(done) => {
