@@ -265,9 +265,10 @@ fn a_run_that_vanished_is_told_as_interrupted() {
     assert_eq!(state(&world, &unit), "failed");
     // The command is not left running on its own.
     assert!(client.log_text().contains("had lost its supervisor"));
-    let text = fs::read_to_string(world.state().join("p/units").join(&unit).join("begun"));
-    let text = text.expect("begun");
-    let pid = text.split(' ').next().expect("pid").to_owned();
+    let text = fs::read_to_string(world.state().join("p/units").join(&unit).join("outcome"));
+    let text = text.expect("record");
+    let process = text.lines().find_map(|l| l.strip_prefix("process "));
+    let pid = process.and_then(|p| p.split(' ').next()).expect("pid");
     wait_until("the command is gone", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")

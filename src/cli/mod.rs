@@ -141,7 +141,7 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
         .get(1)
         .is_some_and(|first| first == runner::ARGUMENT)
     {
-        return runner::main();
+        return runner::main(arguments.get(2).map(Into::into));
     }
     work(arguments).unwrap_or_else(|e| {
         eprintln!("tael: {e}");

@@ -41,6 +41,9 @@ pub struct Config {
     pub broker: BrokerOptions,
 }
 
+/// Name of the folder for what runners need beside their units.
+pub(super) const RUNNERS: &str = "runners";
+
 /// A pipeline's folder, held by this process alone.
 #[derive(Debug)]
 pub struct Home {
@@ -57,6 +60,7 @@ impl Home {
     pub fn acquire(state: &Path, who: &str) -> Result<Option<Self>> {
         let path = state.join(who);
         create_private_dir(&path.join("units"))?;
+        create_private_dir(&path.join(RUNNERS))?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             if let Some(_lock) = Lock::try_acquire(&path.join("lock"))? {

@@ -1,6 +1,6 @@
 //! A running pipeline: the loop in which events come, runs start and end, and reports go.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::engine::admit::{self, Admission};
-use crate::engine::config::{Config, Home};
+use crate::engine::config::{Config, Home, RUNNERS};
 use crate::engine::connect;
 use crate::engine::failpoint;
 use crate::engine::outbox::Outbox;
@@ -99,8 +99,6 @@ pub struct Pipeline {
     sent_since: Option<Instant>,
     pub(super) runners: Runners,
     pub(super) live: HashMap<String, Live>,
-    /// Units that have their folders before their runner.
-    pub(super) prepared: HashSet<String>,
     pub(super) adopted: (
         mpsc::UnboundedSender<String>,
         mpsc::UnboundedReceiver<String>,
@@ -132,6 +130,7 @@ impl Pipeline {
         let redelivery_since = reader.last_accepted()?.map_or(0, |at| at - twice);
         recovery::sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
+        let runners = home.path.join(RUNNERS);
         let mut queue = Queue::new(&config.triggers);
         queue.pause(home.path.join("paused").exists());
         let mut pipeline = Self {
@@ -150,9 +149,8 @@ impl Pipeline {
             uncommitted: 0,
             sent: Vec::new(),
             sent_since: None,
-            runners: Runners::new(),
+            runners: Runners::new(runners),
             live: HashMap::new(),
-            prepared: HashSet::new(),
             adopted: mpsc::unbounded_channel(),
             cancels_all: false,
             online_since: None,
@@ -283,13 +281,9 @@ impl Pipeline {
         ack: SessionAck,
         reply: Option<Message>,
     ) {
-        let mut starting = Vec::new();
         for part in &mut admission.parts {
             if let Part::Run { unit, start } = part {
                 *start = self.queue.claim(&unit.trigger, &unit.id);
-                if *start {
-                    starting.push((unit.id.clone(), unit.payload.clone()));
-                }
             }
         }
         let op = Op::Accept {
@@ -306,13 +300,6 @@ impl Pipeline {
             reply,
         };
         self.submit(op, then);
-        // While that is written, what is about to start gets its folder. Should this fail, it
-        // is tried and told when the unit starts.
-        for (unit, payload) in starting {
-            if self.dir(&unit).create(&payload).is_ok() {
-                self.prepared.insert(unit);
-            }
-        }
     }
 
     fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
@@ -396,7 +383,6 @@ impl Pipeline {
                     );
                     if start {
                         self.queue.remove(&unit.trigger, &unit.id);
-                        self.forget(&unit.id);
                     }
                 }
                 Part::Run { unit, start } => {

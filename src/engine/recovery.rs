@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
+use crate::engine::config::RUNNERS;
 use crate::error::{Error, Result};
 use crate::model::unit::{Recovery, Trace, Unit, recover};
 use crate::store::ledger::{Reader, Record};
@@ -59,24 +60,47 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
     })
 }
 
-/// Removes the folders of units that the ledger does not hold: released ones that could not
-/// be removed, and those of events that were never committed.
+/// Removes the folders of units that the ledger does not hold, released ones that could not
+/// be removed; and what killed runners have left.
 ///
 /// # Errors
 /// When the ledger or the folders cannot be read.
 pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
-    let units = pipeline.join("units");
-    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", units.display()));
-    for entry in std::fs::read_dir(&units).map_err(unreadable)? {
-        let name = entry.map_err(unreadable)?.file_name();
-        let id = name.to_string_lossy();
+    for id in names(&pipeline.join("units"))? {
         let dir = UnitDir::new(pipeline, &id);
-        if reader.unit(&id)?.is_none()
-            && dir.trace()? != Trace::Alive
-            && let Err(e) = dir.remove()
-        {
-            warn!(TAEL_UNIT = %id, "cannot remove the folder of an unknown unit: {e}");
+        if reader.unit(&id)?.is_none() {
+            discard(&dir)?;
         }
+    }
+    let runners = pipeline.join(RUNNERS);
+    for name in names(&runners)? {
+        let path = runners.join(name);
+        if path.is_dir() {
+            discard(&UnitDir::at(path))?;
+        } else if let Err(e) = std::fs::remove_file(&path) {
+            warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", folder.display()));
+    let entries = std::fs::read_dir(folder).map_err(unreadable)?;
+    entries
+        .map(|entry| {
+            let name = entry.map_err(unreadable)?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// Removes a folder that no runner holds.
+fn discard(dir: &UnitDir) -> Result<()> {
+    if dir.trace()? != Trace::Alive
+        && let Err(e) = dir.remove()
+    {
+        warn!("cannot remove {}: {e}", dir.path().display());
     }
     Ok(())
 }

@@ -1,11 +1,15 @@
 //! The process that supervises one unit at a time, and outlives its client.
 //!
-//! It reads jobs from its standard input, a line of JSON each, and answers on its standard
-//! output: `started MS`, `ended OUTCOME`, `idle`. When nobody writes or listens any more it
-//! finishes its unit, writes the outcome, and leaves. No runtime, no threads.
+//! It reads jobs from its standard input, a line of JSON and the payload each, and answers on
+//! its standard output: `started MS`, `ended OUTCOME`, `idle`; or `begun` and `refused CAUSE`
+//! for a unit that it does not run. When nobody writes or listens any more it finishes its
+//! unit, writes the outcome, and leaves. No runtime, no threads.
 
-use std::io::{self, BufRead, Write};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +19,13 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
-use crate::os::process::{Running, Spawn, Woken, boot_id, detach, start_time};
+use crate::os::process::{Running, Sender, Spawn, Woken, boot_id, detach, sender, start_time};
+use crate::store::hold::Hold;
 use crate::store::outcome::outcome_text;
 use crate::store::streams::UnitDir;
 
-/// The first argument that turns one of our binaries into a runner.
+/// The first argument that turns one of our binaries into a runner; the second is the folder
+/// for what runners need beside their units.
 pub const ARGUMENT: &str = "--tael-runner";
 
 /// Begins a line that names the file of a job that is too long for a pipe.
@@ -27,6 +33,14 @@ pub const FILE: &str = "@";
 
 /// Wait before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long an outcome that the client has been told may wait to be synced. While events come
+/// fast the client's ledger has it on disk long before.
+const SYNC_DELAY: Duration = Duration::from_millis(100);
+
+/// Outcomes that are kept to be synced. The client's ledger commits in order, and each job of
+/// a runner comes of a later commit than the one before: by then it holds what is older.
+const MAX_UNSYNCED: usize = 4;
 
 /// The exit code of a shell for a program that cannot be executed, and one that is missing
 /// (POSIX.1-2017, Shell Command Language, section 2.8.2).
@@ -37,7 +51,9 @@ const NOT_FOUND: i32 = 127;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// The unit's folder.
-    pub dir: std::path::PathBuf,
+    pub dir: PathBuf,
+    /// Bytes of the command's standard input, which follow the line.
+    pub stdin: usize,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// What to execute when the system finds no interpreter for `argv`: a shell does.
@@ -54,21 +70,71 @@ pub struct Job {
 
 /// Works off jobs until nobody sends any more.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main(runners: Option<PathBuf>) -> ExitCode {
     detach();
-    for line in io::stdin().lock().lines() {
-        let Ok(line) = line else { break };
-        let text = match line.strip_prefix(FILE) {
-            Some(path) => std::fs::read_to_string(path).unwrap_or_default(),
-            None => line,
-        };
-        let Ok(job) = serde_json::from_str::<Job>(&text) else {
-            return ExitCode::from(crate::error::Kind::Bug.exit_code());
-        };
-        run(&job);
-        say("idle");
+    let bug = ExitCode::from(crate::error::Kind::Bug.exit_code());
+    let Some(runners) = runners else { return bug };
+    let mut jobs = BufReader::with_capacity(4096, io::stdin());
+    let mut ahead = None;
+    let mut unsynced = VecDeque::new();
+    loop {
+        if ahead.is_none() {
+            ahead = Hold::ahead(&runners).ok();
+        }
+        if sync_before(&mut unsynced) == Sender::Gone {
+            // Nobody would take up what we began now; the next client will.
+            break;
+        }
+        match read(&mut jobs) {
+            Ok(Some((job, payload))) => {
+                unsynced.extend(run(&job, &payload, ahead.take()));
+                if unsynced.len() > MAX_UNSYNCED {
+                    unsynced.pop_front();
+                }
+                say("idle");
+            }
+            Ok(None) => break,
+            Err(_) => return bug,
+        }
+    }
+    if let Some(ahead) = ahead {
+        ahead.discard();
     }
     ExitCode::SUCCESS
+}
+
+/// Syncs what is unsynced, unless the next job comes first.
+fn sync_before(unsynced: &mut VecDeque<File>) -> Sender {
+    let patience = (!unsynced.is_empty()).then_some(SYNC_DELAY);
+    let mut sender_is = sender(io::stdin().as_fd(), patience);
+    if sender_is != Sender::Wrote {
+        for record in unsynced.drain(..) {
+            // The outcome is there, and nobody could be told that it may not stay.
+            let _ = record.sync_data();
+        }
+    }
+    if sender_is == Sender::Silent {
+        sender_is = sender(io::stdin().as_fd(), None);
+    }
+    sender_is
+}
+
+/// Reads a job with its payload; none at the end.
+fn read(jobs: &mut impl BufRead) -> io::Result<Option<(Job, Vec<u8>)>> {
+    let mut line = String::new();
+    if jobs.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    if let Some(path) = line.trim_end().strip_prefix(FILE) {
+        let path = Path::new(path);
+        let job = read(&mut BufReader::new(File::open(path)?));
+        let _ = fs::remove_file(path);
+        return job;
+    }
+    let job: Job = serde_json::from_str(&line)?;
+    let mut payload = vec![0; job.stdin];
+    jobs.read_exact(&mut payload)?;
+    Ok(Some((job, payload)))
 }
 
 /// Tells the client, if there still is one.
@@ -81,67 +147,79 @@ fn ended(outcome: &Outcome) {
     say(&format!("ended {}", outcome_text(outcome)));
 }
 
-fn run(job: &Job) {
-    let dir = UnitDir::at(job.dir.clone());
-    let lock = match dir.lock() {
-        Ok(Some(lock)) => lock,
-        // Somebody has begun it before us: theirs is the outcome.
-        Ok(None) => return say("begun"),
-        Err(e) => return ended(&Outcome::not_started(e)),
-    };
-    let outcome = supervise(job, &dir).unwrap_or_else(Outcome::not_started);
-    ended(&outcome);
-    while let Err(e) = dir.write_outcome(&outcome) {
-        // Released meanwhile: nobody wants to know.
-        if e.kind() == io::ErrorKind::NotFound {
-            break;
+/// Runs a unit, and returns its record, which is to be synced.
+fn run(job: &Job, payload: &[u8], ahead: Option<Hold>) -> Option<File> {
+    let begin = || {
+        let Some(mut hold) = Hold::take(ahead, UnitDir::at(job.dir.clone()))? else {
+            return Ok(None);
+        };
+        let cancelled = hold.is_cancelled();
+        if !cancelled {
+            hold.begin()?;
         }
+        Ok::<_, io::Error>(Some((hold, cancelled)))
+    };
+    let (mut hold, cancelled) = match begin() {
+        Ok(Some(begun)) => begun,
+        // Somebody has begun it before us: theirs is the outcome.
+        Ok(None) => {
+            say("begun");
+            return None;
+        }
+        Err(e) => {
+            say(&format!("refused {e}"));
+            return None;
+        }
+    };
+    let outcome = if cancelled {
+        Outcome {
+            stopped: Some(Stopped::Canceled),
+            ..Outcome::not_started("cancelled before it began")
+        }
+    } else {
+        supervise(job, payload, &mut hold).unwrap_or_else(Outcome::not_started)
+    };
+    ended(&outcome);
+    while hold.end(&outcome).is_err() {
         thread::sleep(RETRY);
     }
-    drop(lock);
+    hold.release()
 }
 
 /// Runs the command of `job` to its end.
-fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
-    let control = dir.open_control()?;
-    if dir.is_cancelled() {
-        return Ok(Outcome {
-            stopped: Some(Stopped::Canceled),
-            ..Outcome::not_started("cancelled before it began")
-        });
-    }
-    dir.mark_begun()?;
+fn supervise(job: &Job, payload: &[u8], hold: &mut Hold) -> io::Result<Outcome> {
     let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
-    let running = match start(job, dir) {
+    let running = match start(job, payload, hold) {
         Ok(running) => running,
-        Err(e) => return Ok(could_not_execute(job, dir, started, &e)),
+        Err(e) => return Ok(could_not_execute(job, hold, started, &e)),
     };
     say(&format!("started {started}"));
     // Only needed should we be killed; without it the command would be left alone.
     if let Some(start) = start_time(running.pid()) {
-        let _ = dir.write_process(running.pid(), start, &boot_id());
+        let _ = hold.note_process(running.pid(), start, &boot_id());
     }
     let limit = job
         .timeout
         .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
     let mut trim = Trim::new(job.max_output);
     let stopped = loop {
-        let wake = trim.next_check();
-        let until = [limit, wake].into_iter().flatten().min();
-        match running.wait(Some(control.as_fd()), until)? {
+        let look = (trim.limit > 0 || hold.changes().is_none()).then_some(trim.next);
+        let until = [limit, look].into_iter().flatten().min();
+        match running.wait(hold.changes(), until)? {
             Woken::Ended => break None,
-            Woken::Cancelled => break Some(Stopped::Canceled),
+            _ if hold.is_cancelled() => break Some(Stopped::Canceled),
+            Woken::Changed => {}
             Woken::TimedOut if limit.is_some_and(|limit| Instant::now() >= limit) => {
                 break Some(Stopped::TimedOut);
             }
-            Woken::TimedOut => trim.check(dir),
+            Woken::TimedOut => trim.check(hold.dir()),
         }
     };
     if stopped.is_some() {
         running.terminate(Duration::from_millis(job.grace));
     }
     let (end, usage) = running.reap()?;
-    trim.check(dir);
+    trim.check(hold.dir());
     Ok(Outcome {
         end,
         stopped,
@@ -153,9 +231,9 @@ fn supervise(job: &Job, dir: &UnitDir) -> io::Result<Outcome> {
     })
 }
 
-fn start(job: &Job, dir: &UnitDir) -> io::Result<Running> {
+fn start(job: &Job, payload: &[u8], hold: &Hold) -> io::Result<Running> {
     let spawn = |argv: &[String]| {
-        let [stdin, stdout, stderr] = dir.open_streams()?;
+        let [stdin, stdout, stderr] = hold.streams(payload)?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         Running::spawn(Spawn {
             argv: &argv,
@@ -174,7 +252,7 @@ fn start(job: &Job, dir: &UnitDir) -> io::Result<Running> {
 
 /// The outcome that a shell would have made of a program that is missing or cannot be
 /// executed; anything else was no fault of the command's.
-fn could_not_execute(job: &Job, dir: &UnitDir, started: i64, error: &io::Error) -> Outcome {
+fn could_not_execute(job: &Job, hold: &Hold, started: i64, error: &io::Error) -> Outcome {
     let program = job.argv.first().map_or("", String::as_str);
     let code = match error.kind() {
         io::ErrorKind::NotFound => Some(NOT_FOUND),
@@ -182,7 +260,7 @@ fn could_not_execute(job: &Job, dir: &UnitDir, started: i64, error: &io::Error) 
         _ => None,
     };
     if code.is_some()
-        && let Ok([_, _, mut stderr]) = dir.open_streams()
+        && let Ok([_, _, mut stderr]) = hold.streams(b"")
     {
         let _ = writeln!(stderr, "tael: cannot execute {program}: {error}");
     }
@@ -215,10 +293,6 @@ impl Trim {
             next: Instant::now() + LOOK,
             dropped: [0, 0],
         }
-    }
-
-    fn next_check(&self) -> Option<Instant> {
-        (self.limit > 0).then_some(self.next)
     }
 
     fn check(&mut self, dir: &UnitDir) {

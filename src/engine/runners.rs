@@ -3,21 +3,28 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use crate::engine::runner::{ARGUMENT, FILE, Job};
 use crate::model::unit::Outcome;
 use crate::store::outcome::parse_outcome;
-use crate::store::streams::UnitDir;
 
 /// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
 /// must not wait for a runner that somebody has stopped.
 const MAX_LINE: usize = 32 * 1024;
+
+/// How long runners that were needed at once stay when nothing is to do.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What a runner says of a unit.
 #[derive(Debug)]
@@ -26,6 +33,8 @@ pub enum Report {
     Started(String, i64),
     /// It has ended.
     Ended(String, Outcome),
+    /// Its runner could not begin it, for this cause.
+    Refused(String, String),
     /// Its runner is gone or would not take it; the unit's folder knows more.
     Unknown(String),
 }
@@ -47,49 +56,65 @@ pub struct Runners {
     lines: mpsc::UnboundedReceiver<Line>,
     line_tx: mpsc::UnboundedSender<Line>,
     started: u64,
+    /// When a unit was last handed over.
+    busy: Instant,
+    dir: PathBuf,
 }
 
 impl Runners {
-    /// None yet.
-    pub fn new() -> Self {
+    /// None yet; `dir` is the folder for what they need beside their units.
+    pub fn new(dir: PathBuf) -> Self {
         let (line_tx, lines) = mpsc::unbounded_channel();
         Self {
             handles: Vec::new(),
             lines,
             line_tx,
             started: 0,
+            busy: Instant::now(),
+            dir,
         }
     }
 
-    /// Has one idle runner ready, and no more than one.
+    /// Lets go of all: idle runners leave now, busy ones when they are done.
+    pub fn dismiss(&mut self) {
+        *self = Self::new(std::mem::take(&mut self.dir));
+    }
+
+    /// Has an idle runner ready.
     pub fn keep_warm(&mut self) {
-        let idle = |handle: &Handle| handle.unit.is_none();
-        match self.handles.iter().filter(|handle| idle(handle)).count() {
-            0 => {
-                if let Err(e) = self.start() {
-                    debug!("cannot start a runner ahead: {e}");
-                }
-            }
-            1 => {}
-            _ => {
-                let mut kept = false;
-                // Without its pipe a runner leaves.
-                self.handles
-                    .retain(|handle| !idle(handle) || !std::mem::replace(&mut kept, true));
-            }
+        if self.idle() == 0
+            && let Err(e) = self.start()
+        {
+            debug!("cannot start a runner ahead: {e}");
         }
     }
 
-    /// Hands a unit to a runner.
+    fn idle(&self) -> usize {
+        self.handles.iter().filter(|h| h.unit.is_none()).count()
+    }
+
+    /// Lets all idle runners but one go: without its pipe a runner leaves.
+    fn thin_out(&mut self) {
+        let mut kept = false;
+        self.handles
+            .retain(|handle| handle.unit.is_some() || !std::mem::replace(&mut kept, true));
+    }
+
+    /// Hands a unit to a runner, with what its command reads.
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn dispatch(&mut self, unit: &str, job: &Job) -> std::io::Result<()> {
-        let mut line = serde_json::to_string(job)?;
-        if line.len() > MAX_LINE {
-            line = format!("{FILE}{}", UnitDir::at(job.dir.clone()).write_job(&line)?);
+    pub fn dispatch(&mut self, unit: &str, job: &Job, payload: &[u8]) -> std::io::Result<()> {
+        let mut text = serde_json::to_vec(job)?;
+        text.push(b'\n');
+        text.extend_from_slice(payload);
+        if text.len() > MAX_LINE {
+            let path = self.dir.join(format!("{unit}.job"));
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&path)?.write_all(&text)?;
+            text = [FILE.as_bytes(), path.as_os_str().as_bytes(), b"\n"].concat();
         }
-        line.push('\n');
         loop {
             let place = match self.handles.iter().position(|h| h.unit.is_none()) {
                 Some(place) => place,
@@ -97,8 +122,9 @@ impl Runners {
             };
             let handle = &mut self.handles[place];
             // An idle runner reads, so that this does not block for long.
-            if handle.requests.write_all(line.as_bytes()).is_ok() {
+            if handle.requests.write_all(&text).is_ok() {
                 handle.unit = Some(unit.to_owned());
+                self.busy = Instant::now();
                 return Ok(());
             }
             // It died while it was idle.
@@ -110,6 +136,7 @@ impl Runners {
         // The running image, even if its file has been replaced by an upgrade.
         let mut child = Command::new("/proc/self/exe")
             .arg(ARGUMENT)
+            .arg(&self.dir)
             // A client identifier is for one connection: a `tael message` in the command that
             // inherited ours would take our session over.
             .env_remove("TAEL_ID")
@@ -135,13 +162,15 @@ impl Runners {
     /// The next report; cancel safe. There may never be one.
     pub async fn next(&mut self) -> Report {
         loop {
-            // We hold a sender ourselves, so that the channel never ends.
-            let Some(line) = self.lines.recv().await else {
-                std::future::pending::<()>().await;
-                continue;
-            };
-            if let Some(report) = self.read(line) {
-                return report;
+            let surplus = self.idle() > 1;
+            tokio::select! {
+                // We hold a sender ourselves, so that the channel never ends.
+                Some(line) = self.lines.recv() => {
+                    if let Some(report) = self.read(line) {
+                        return report;
+                    }
+                }
+                () = sleep_until(self.busy + LINGER), if surplus => self.thin_out(),
             }
         }
     }
@@ -162,6 +191,7 @@ impl Runners {
                         Some(outcome) => Report::Ended(unit, outcome),
                         None => Report::Unknown(unit),
                     }),
+                    "refused" => Some(Report::Refused(unit, rest.to_owned())),
                     "begun" => Some(Report::Unknown(unit)),
                     _ => {
                         handle.unit = None;

@@ -7,7 +7,6 @@ use tracing::info;
 
 use crate::engine::connect;
 use crate::engine::pipeline::Pipeline;
-use crate::engine::runners::Runners;
 use crate::error::{Error, Result};
 use crate::model::status::Presence;
 use crate::net::mqtt::Token;
@@ -35,8 +34,7 @@ impl Pipeline {
                 self.signal(unit);
             }
         } else {
-            // Without their pipes idle runners leave now, busy ones when they are done.
-            self.runners = Runners::new();
+            self.runners.dismiss();
         }
         let mut presence = Some(connect::presence(
             &self.config,

@@ -76,16 +76,7 @@ impl Pipeline {
         };
         let job = job(&self.config, trigger, &unit, &self.dir(&unit.id));
         failpoint::reached("spawn.before");
-        if !self.prepared.remove(&unit.id)
-            && let Err(e) = self.dir(&unit.id).create(&unit.payload)
-        {
-            error!(
-                TAEL_UNIT = unit.id,
-                "cannot create the unit's folder: {e}; it waits"
-            );
-            return self.postpone(&unit.trigger, &unit.id);
-        }
-        if let Err(e) = self.runners.dispatch(&unit.id, &job) {
+        if let Err(e) = self.runners.dispatch(&unit.id, &job, &unit.payload) {
             error!(
                 TAEL_UNIT = unit.id,
                 "cannot start a runner: {e}; the unit waits"
@@ -109,7 +100,6 @@ impl Pipeline {
 
     /// Removes the folder of a unit that the ledger does not hold.
     pub(super) fn forget(&mut self, unit: &str) {
-        self.prepared.remove(unit);
         if let Err(e) = self.dir(unit).remove() {
             warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
         }
@@ -144,6 +134,15 @@ impl Pipeline {
                 failpoint::reached("outcome.before");
                 if let Some(live) = self.live.remove(&unit) {
                     self.finish(live.unit, live.said, &outcome);
+                }
+            }
+            Report::Refused(unit, cause) => {
+                if let Some(live) = self.live.remove(&unit) {
+                    error!(
+                        TAEL_UNIT = unit,
+                        "cannot create the unit's folder: {cause}; the unit waits"
+                    );
+                    self.postpone(&live.unit.trigger, &unit);
                 }
             }
             Report::Unknown(unit) => self.on_unknown(&unit),
@@ -367,6 +366,7 @@ fn job(config: &Config, trigger: &Trigger, unit: &Unit, dir: &UnitDir) -> Job {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Job {
         dir: dir.path().to_owned(),
+        stdin: unit.payload.len(),
         argv: owned(trigger.command.argv()),
         shell_argv: owned(trigger.command.shell_argv()),
         variables,

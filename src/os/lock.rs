@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// An exclusive `flock(2)`, released when dropped or when the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 impl Lock {
@@ -48,8 +48,22 @@ impl Lock {
     ///
     /// # Errors
     /// When the file cannot be created or locked at all.
-    pub fn acquire(path: &Path) -> Result<Option<Self>> {
-        Self::take(path, FlockArg::LockExclusive)
+    pub fn acquire(path: &Path) -> Result<Self> {
+        let refused = || Error::cannot_create(format!("lock {}: it is held", path.display()));
+        Self::take(path, FlockArg::LockExclusive)?.ok_or_else(refused)
+    }
+
+    /// The locked file, open for writing.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Lets go of the lock and keeps the file; `None` if the kernel would not, and has closed
+    /// it for that.
+    #[must_use]
+    pub fn release(self) -> Option<File> {
+        self.file.unlock().ok()
     }
 
     fn take(path: &Path, how: FlockArg) -> Result<Option<Self>> {
@@ -64,7 +78,7 @@ impl Lock {
             .map_err(|e| refused(&e.to_string()))?;
         loop {
             file = match Flock::lock(file, how) {
-                Ok(file) => return Ok(Some(Self { _file: file })),
+                Ok(file) => return Ok(Some(Self { file })),
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((file, Errno::EINTR)) => file,
                 Err((_, e)) => return Err(refused(e.desc())),

@@ -47,8 +47,8 @@ pub struct Running {
 pub enum Woken {
     /// The command has ended.
     Ended,
-    /// The cancel descriptor was closed or written to.
-    Cancelled,
+    /// The other descriptor became readable.
+    Changed,
     /// The deadline has passed.
     TimedOut,
 }
@@ -89,26 +89,26 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits for the end of the command, for `cancel`, or for `deadline`.
+    /// Waits for the end of the command, for `other` to become readable, or for `deadline`.
     ///
     /// # Errors
     /// As `poll(2)`.
     pub fn wait(
         &self,
-        cancel: Option<BorrowedFd<'_>>,
+        other: Option<BorrowedFd<'_>>,
         deadline: Option<Instant>,
     ) -> io::Result<Woken> {
         loop {
             let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
-            if let Some(cancel) = cancel {
-                fds.push(PollFd::from_borrowed_fd(cancel, PollFlags::IN));
+            if let Some(other) = other {
+                fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
             }
             let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
             match poll(&mut fds, timespec.as_ref()) {
                 Ok(0) => return Ok(Woken::TimedOut),
                 Ok(_) if !fds[0].revents().is_empty() => return Ok(Woken::Ended),
-                Ok(_) => return Ok(Woken::Cancelled),
+                Ok(_) => return Ok(Woken::Changed),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -172,6 +172,32 @@ impl Running {
             cpu: micros(usage.ru_utime) + micros(usage.ru_stime),
         };
         Ok((end, usage))
+    }
+}
+
+/// What whoever writes to a pipe does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// It has written something.
+    Wrote,
+    /// It is gone, even if something of it is still to be read.
+    Gone,
+    /// It is there, and has written nothing.
+    Silent,
+}
+
+/// Waits up to `patience`, or for ever, for something from `pipe` (`poll(2)`).
+#[must_use]
+pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
+    let timespec = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    loop {
+        let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
+        match poll(&mut fds, timespec.as_ref()) {
+            Ok(0) => return Sender::Silent,
+            Ok(_) if fds[0].revents() == PollFlags::IN => return Sender::Wrote,
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return Sender::Gone,
+        }
     }
 }
 

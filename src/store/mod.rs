@@ -1,5 +1,6 @@
 //! Files: the ledger, and a folder for each unit.
 
+pub mod hold;
 pub mod ledger;
 pub mod outcome;
 pub mod streams;

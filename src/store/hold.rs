@@ -1,0 +1,263 @@
+//! A runner's hold on the folder of the unit that it works on.
+//!
+//! To make files takes a file system longer than anything else that stands between an event
+//! and its command. So a runner makes the folder of its next unit while it has nothing to do,
+//! in `runners/<pid>`, and renames it when the unit comes.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::model::unit::Outcome;
+use crate::os::lock::Lock;
+use crate::store::outcome::outcome_text;
+use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir};
+
+/// A unit's folder in the hands of its runner: locked, and open.
+#[derive(Debug)]
+pub struct Hold {
+    dir: UnitDir,
+    lock: Lock,
+    /// Bytes of the record that are whole.
+    whole: u64,
+    stdout: File,
+    stderr: File,
+    /// Tells that something was added to the folder; `None` where the system grants no more
+    /// of them (`fs.inotify.max_user_instances`).
+    changes: Option<Inotify>,
+}
+
+impl Hold {
+    /// Makes a folder for a unit to come in `runners`, the folder for that.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn ahead(runners: &Path) -> io::Result<Self> {
+        let path = runners.join(std::process::id().to_string());
+        // One that had our number has left it.
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let dir = UnitDir::at(path);
+        let hold = Self::open(&dir);
+        if hold.is_err() {
+            let _ = dir.remove();
+        }
+        hold
+    }
+
+    fn open(dir: &UnitDir) -> io::Result<Self> {
+        match DirBuilder::new().mode(0o700).create(dir.path()) {
+            // Somebody has cancelled the unit before it began, or a runner has died there.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        let append = |name: &str| {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).mode(0o600);
+            options.open(dir.path().join(name))
+        };
+        let lock = Lock::acquire(&dir.record()).map_err(io::Error::other)?;
+        let whole = lock.file().metadata()?.len();
+        let watch = || {
+            let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            changes.add_watch(dir.path(), AddWatchFlags::IN_CREATE)?;
+            Ok::<_, Errno>(changes)
+        };
+        Ok(Self {
+            whole,
+            stdout: append(Stream::Stdout.file())?,
+            stderr: append(Stream::Stderr.file())?,
+            changes: watch().ok(),
+            dir: dir.clone(),
+            lock,
+        })
+    }
+
+    /// Takes `unit`, with the folder that was made ahead if there is one; waits for whoever
+    /// looks whether somebody works on it. `None` if another runner has begun it already.
+    ///
+    /// # Errors
+    /// As the file system; nothing was begun then.
+    pub fn take(ahead: Option<Self>, unit: UnitDir) -> io::Result<Option<Self>> {
+        if let Some(mut hold) = ahead {
+            // An empty folder would be replaced, but none of ours ever is for long.
+            if fs::rename(hold.dir.path(), unit.path()).is_ok() {
+                hold.dir = unit;
+                return Ok(Some(hold));
+            }
+            hold.discard();
+        }
+        let hold = Self::open(&unit)?;
+        Ok((hold.whole == 0).then_some(hold))
+    }
+
+    /// Removes the folder: nothing came.
+    pub fn discard(self) {
+        let _ = self.dir.remove();
+    }
+
+    /// The unit's folder.
+    #[must_use]
+    pub const fn dir(&self) -> &UnitDir {
+        &self.dir
+    }
+
+    fn note(&mut self, line: &str) -> io::Result<()> {
+        let file = self.lock.file();
+        let noted = file.write_all_at(line.as_bytes(), self.whole);
+        match noted {
+            Ok(()) => self.whole += line.len() as u64,
+            // Half a line would be taken for the beginning of the next.
+            Err(_) => file.set_len(self.whole)?,
+        }
+        noted
+    }
+
+    /// Notes that the command may have started. That is only believed under the same boot, so
+    /// it needs no sync.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn begin(&mut self) -> io::Result<()> {
+        self.note(&format!("{BEGUN}\n"))
+    }
+
+    /// Notes the process of the command: its id, when it was started, and under which boot.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn note_process(&mut self, pid: u32, start: u64, boot: &str) -> io::Result<()> {
+        self.note(&format!("{PROCESS} {pid} {start} {boot}\n"))
+    }
+
+    /// Notes the outcome; it counts when its line is whole. Returns the record, which is to be
+    /// synced.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
+        self.note(&format!("{ENDED} {}\n", outcome_text(outcome)))
+    }
+
+    /// Lets go of the unit, and returns its record, which is to be synced.
+    #[must_use]
+    pub fn release(self) -> Option<File> {
+        self.lock.release()
+    }
+
+    /// The command's three streams, with `payload` to read.
+    ///
+    /// # Errors
+    /// As `memfd_create(2)`, `write(2)` and `dup(2)`.
+    pub fn streams(&self, payload: &[u8]) -> io::Result<[File; 3]> {
+        let mut stdin = File::from(memfd_create("stdin", MFdFlags::MFD_CLOEXEC)?);
+        stdin.write_all(payload)?;
+        stdin.rewind()?;
+        Ok([stdin, self.stdout.try_clone()?, self.stderr.try_clone()?])
+    }
+
+    /// Becomes readable when the folder has changed.
+    #[must_use]
+    pub fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.changes.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether somebody has asked for the end of the unit.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        if let Some(changes) = &self.changes {
+            while changes.read_events().is_ok_and(|events| !events.is_empty()) {}
+        }
+        self.dir.is_cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::unit::Trace;
+    use std::path::PathBuf;
+
+    fn state() -> (tempfile::TempDir, PathBuf, UnitDir) {
+        let state = tempfile::tempdir().expect("tempdir");
+        for name in ["units", "runners"] {
+            fs::create_dir(state.path().join(name)).expect("folder");
+        }
+        let unit = UnitDir::new(state.path(), "u1");
+        let runners = state.path().join("runners");
+        (state, runners, unit)
+    }
+
+    fn count(dir: &Path) -> usize {
+        fs::read_dir(dir).expect("folder").count()
+    }
+
+    #[test]
+    fn a_folder_tells_what_became_of_its_unit() {
+        let (_state, runners, unit) = state();
+        let ahead = Hold::ahead(&runners).expect("ahead");
+        assert_eq!(unit.trace(), Ok(Trace::Fresh));
+        let mut hold = Hold::take(Some(ahead), unit.clone())
+            .expect("take")
+            .expect("fresh");
+        assert_eq!(count(&runners), 0, "it was renamed");
+        hold.begin().expect("begun");
+        assert_eq!(unit.trace(), Ok(Trace::Alive));
+        hold.note_process(7, 8, "boot").expect("process");
+        assert!(!hold.is_cancelled());
+        unit.cancel().expect("cancel");
+        assert!(hold.is_cancelled());
+        drop(hold);
+        assert_eq!(unit.trace(), Ok(Trace::Gone));
+        assert_eq!(unit.read_process("boot"), Some((7, 8)));
+        assert_eq!(unit.read_process("another"), None);
+        unit.remove().expect("remove");
+        unit.remove().expect("remove again");
+    }
+
+    #[test]
+    fn what_was_begun_is_not_begun_again() {
+        let (_state, runners, unit) = state();
+        let take = |ahead| Hold::take(ahead, unit.clone()).expect("take");
+        drop(take(None).expect("fresh"));
+        assert_eq!(unit.trace(), Ok(Trace::Fresh), "it was only looked at");
+        let ahead = Hold::ahead(&runners).expect("ahead");
+        let mut hold = take(Some(ahead)).expect("fresh still");
+        assert_eq!(count(&runners), 0, "the folder that is there is taken");
+        hold.begin().expect("begun");
+        let outcome = Outcome::interrupted(1);
+        hold.end(&outcome).expect("end");
+        assert!(hold.release().is_some());
+        assert_eq!(unit.trace(), Ok(Trace::Ended(outcome)));
+        assert!(take(None).is_none());
+    }
+
+    #[test]
+    fn a_unit_that_was_cancelled_ahead_keeps_that() {
+        let (_state, runners, unit) = state();
+        unit.cancel().expect("cancel");
+        let ahead = Hold::ahead(&runners).expect("ahead");
+        let hold = Hold::take(Some(ahead), unit).expect("take").expect("fresh");
+        assert!(hold.is_cancelled());
+    }
+
+    #[test]
+    fn the_payload_is_there_to_read() {
+        let (_state, runners, _) = state();
+        let hold = Hold::ahead(&runners).expect("ahead");
+        let [stdin, ..] = hold.streams(b"\xff payload").expect("streams");
+        assert_eq!(io::read_to_string(stdin).ok(), None, "it is not UTF-8");
+        let [mut stdin, ..] = hold.streams(b"payload").expect("streams");
+        assert_eq!(io::read_to_string(&mut stdin).expect("read"), "payload");
+        hold.discard();
+        assert_eq!(count(&runners), 0);
+    }
+}
