@@ -324,3 +324,21 @@ fn a_disk_that_fails_to_sync_for_a_while() {
     drop(strace);
     client.stop();
 }
+
+#[test]
+fn a_state_on_a_network_file_system() {
+    let world = World::new();
+    let mut command = world.command("tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
+    command.env("TAEL_TEST_NETWORK_FS", "1");
+    let client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..5).for_each(|n| send(&mut raw, n));
+    once_each(&world, &client, 5);
+    all_told(&world, 5);
+    let told = client.log_text().matches("without WAL").count();
+    assert_eq!(told, 1, "said once");
+    let wal = world.state().join("p/ledger.db-wal");
+    assert!(!wal.exists(), "there is no shared memory for one");
+    client.stop();
+}

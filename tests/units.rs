@@ -394,6 +394,10 @@ fn old_units_are_forgotten() {
             .count(),
         1
     );
+    // By age as well: at the next start all of it is older than that.
+    let arguments = ["-t", SEQ, "-c", "true", "--keep", "1ms"];
+    world.client("p", &arguments).stop();
+    assert_eq!(units(&world), Vec::<Value>::new());
 }
 
 #[test]
