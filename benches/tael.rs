@@ -44,7 +44,7 @@ fn main() {
         return bare_loop(port, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 7] = [
+    let parts: [(&str, fn()); 8] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -52,6 +52,7 @@ fn main() {
         ("ignore", ignore),
         ("idle", idle),
         ("message", message),
+        ("nodes", nodes),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
@@ -628,4 +629,74 @@ fn message() {
     let (a, b) = (median(&mut a), median(&mut b));
     println!("tael-message: {a:.2} ms, mosquitto_pub: {b:.2} ms, both at QoS 2");
     println!("  ratio: {:.2} (target 1 or less)", a / b);
+}
+
+// --- Nodes ---
+
+/// How far apart ten nodes on this machine begin, told at once and told an instant.
+fn nodes() {
+    const NODES: usize = 10;
+    const ROUNDS: usize = 10;
+    let broker = mosquitto();
+    let home = state();
+    let file = |name: &str| home.path().join(name);
+    let begun = file("begun");
+    let functions = format!(
+        "startFunction() {{ echo \"$1 $EPOCHREALTIME\" >>'{}'; }}\n",
+        begun.display()
+    );
+    fs::write(file("functions"), functions).expect("functions");
+    let port = broker.port.to_string();
+    let names: Vec<String> = (0..NODES).map(|n| format!("n{n}")).collect();
+    let tael = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tael"));
+        command
+            .args(arguments)
+            .args(["--root", "bench", "-H", "127.0.0.1", "-p", &port]);
+        command.args(["--log", "none"]);
+        command
+    };
+    let functions = file("functions").display().to_string();
+    let _nodes: Vec<Guard> = names
+        .iter()
+        .map(|name| spawn(&mut tael(&["node", name, "--functions", &functions])))
+        .collect();
+    let all = names.join(",");
+    let mut spreads = Vec::new();
+    for (what, at) in [("told at once", ""), ("told an instant", " AT +300ms")] {
+        let mut text = format!("WAITFOR {all} ALIVE\n");
+        for round in 0..ROUNDS {
+            text += &format!("SEND {all} START {round}{at}\nWAITFOR {all} STARTED\n");
+            if round == 0 {
+                text += "WAIT 0.5\n";
+            }
+        }
+        let _ = fs::remove_file(&begun);
+        fs::write(file("playbook"), text).expect("playbook");
+        let playbook = file("playbook").display().to_string();
+        let played = tael(&["play", &playbook]).stdout(Stdio::null()).status();
+        assert!(played.expect("play").success());
+        let mut rounds = vec![Vec::new(); ROUNDS];
+        for line in fs::read_to_string(&begun).expect("begun").lines() {
+            let (round, time) = line.split_once(' ').expect("round");
+            let time: f64 = time.replace(',', ".").parse().expect("time");
+            rounds[round.parse::<usize>().expect("round")].push(time * 1000.0);
+        }
+        let mut apart: Vec<f64> = rounds
+            .iter()
+            .map(|times| {
+                assert_eq!(times.len(), NODES);
+                let last = times.iter().copied().fold(f64::MIN, f64::max);
+                last - times.iter().copied().fold(f64::MAX, f64::min)
+            })
+            .collect();
+        let m = median(&mut apart);
+        println!(
+            "{NODES} nodes {what}: first and last begin {m:.2} ms apart ({:.2} to {:.2})",
+            apart[0],
+            apart[ROUNDS - 1]
+        );
+        spreads.push(m);
+    }
+    println!("  an instant: {:.2} ms (target 5 or less)", spreads[1]);
 }

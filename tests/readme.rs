@@ -26,6 +26,11 @@ const KINDS: &[&str] = &[
     "sh run",
     // Commands with what they print, but for figures and names of hosts.
     "sh check",
+    // A node's functions, its command, a playbook for it, and a node in a file: played.
+    "sh functions",
+    "sh nodes",
+    "text playbook",
+    "toml node",
     // A client's line: it comes online.
     "crontab",
     "ini systemd",
@@ -378,6 +383,36 @@ fn the_scripts_are_swapped_by_their_names_alone() {
             }
         }
     }
+}
+
+#[test]
+fn the_playbook_plays_on_its_nodes() {
+    use std::os::unix::fs::PermissionsExt;
+    let one = |kind: &str| of_kind(kind).into_iter().next().expect(kind);
+    let world = World::new();
+    // What the functions run is not installed everywhere.
+    let bin = world.path("bin");
+    fs::create_dir(&bin).expect("bin");
+    let stand_in = bin.join("iperf3");
+    fs::write(&stand_in, "#!/bin/sh\nexec sleep 600\n").expect("iperf3");
+    fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).expect("mode");
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    fs::write(world.path("router.sh"), one("sh functions").text).expect("functions");
+    fs::write(world.path("node.toml"), one("toml node").text).expect("node");
+    fs::write(world.path("playbook"), one("text playbook").text).expect("playbook");
+    let line = here(&world, &one("sh nodes").text);
+    let arguments = line.trim().strip_prefix("tael ").expect("tael");
+    let mut router = world.tael(arguments.split(' '));
+    router.current_dir(world.dir.path()).env("PATH", &path);
+    let _router = world.spawn(router);
+    let mut laptop = world.tael(["node", "laptop", "--config", "node.toml"]);
+    laptop.current_dir(world.dir.path()).env("PATH", &path);
+    let _laptop = world.spawn(laptop);
+    let mut play = world.tael(["play", "playbook", "--root", "testlab"]);
+    let (code, out, stderr) = ran(play.current_dir(world.dir.path()));
+    assert_eq!(code, 0, "{out}{stderr}");
+    let result = fs::read_to_string(world.path("result.txt")).expect("result");
+    assert_eq!(result, "measured\n");
 }
 
 #[test]

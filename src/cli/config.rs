@@ -36,9 +36,12 @@ pub struct Layers {
 
 /// Tables that belong to commands, and the triggers'.
 const TABLES: &[&str] = &[
-    "client", "message", "beacon", "control", "status", "check", "watch", "work", "broker", "demo",
+    "client", "message", "beacon", "control", "play", "node", "status", "check", "watch", "work",
+    "broker", "demo",
 ];
 const TRIGGER: &str = "trigger";
+/// A node's commands.
+const COMMAND: &str = "command";
 
 /// Options that no file may hold.
 const NOT_IN_FILES: &[&str] = &["help", "version", "config", "password"];
@@ -81,6 +84,7 @@ impl Layers {
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
                     Value::Array(_) if key == TRIGGER => {}
+                    Value::Table(_) if key == COMMAND => {}
                     value => {
                         if super::connection::is_shared(key) {
                             // Not every command has every shared option.
@@ -116,6 +120,16 @@ impl Layers {
             .find(|layer| match layer.table.get(tool) {
                 Some(Value::Table(table)) => table.contains_key(key),
                 _ => false,
+            })
+    }
+
+    /// The `[command.NAME]` tables of the strongest file that has any.
+    pub fn commands(&self) -> Option<(&Layer, &Table)> {
+        self.layers
+            .iter()
+            .find_map(|layer| match layer.table.get(COMMAND) {
+                Some(Value::Table(table)) => Some((layer, table)),
+                _ => None,
             })
     }
 

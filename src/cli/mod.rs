@@ -9,7 +9,9 @@ mod config;
 mod connection;
 mod control;
 pub mod message;
+mod node;
 mod pages;
+mod play;
 mod status;
 mod trigger;
 mod watch;
@@ -74,6 +76,8 @@ const ENTRIES: &[Entry] = &[
     entry::<check::Check>(),
     entry::<watch::Watch>(),
     entry::<work::Work>(),
+    entry::<play::Play>(),
+    entry::<node::Node>(),
     #[cfg(feature = "embedded-broker")]
     entry::<broker::Broker>(),
     #[cfg(feature = "embedded-broker")]

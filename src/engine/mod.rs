@@ -9,7 +9,7 @@ mod failpoint;
 mod health;
 mod last;
 mod metrics;
-mod outbox;
+pub mod outbox;
 pub mod pipeline;
 mod queue;
 mod recovery;

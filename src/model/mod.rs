@@ -8,6 +8,8 @@ pub mod env_file;
 pub mod event;
 pub mod message;
 pub mod network;
+pub mod node;
+pub mod playbook;
 pub mod status;
 pub mod text;
 pub mod topic;

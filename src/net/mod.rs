@@ -8,3 +8,4 @@ pub mod options;
 pub mod retained;
 pub mod session;
 pub mod tls;
+pub mod transfer;

@@ -126,19 +126,7 @@ impl Running {
     /// The command is not reaped before its group is gone, so that its process id, which
     /// names the group, cannot be given to strangers meanwhile.
     pub fn terminate(&self, grace: Duration) {
-        let group = Pid::from_raw(self.child.id().cast_signed());
-        let deadline = Instant::now() + grace;
-        // A group without members answers ESRCH: it is gone already.
-        let _ = signal::killpg(group, Signal::SIGTERM);
-        // A stopped command would not see the TERM.
-        let _ = signal::killpg(group, Signal::SIGCONT);
-        while group_is_alive(self.child.id()) {
-            if Instant::now() >= deadline {
-                let _ = signal::killpg(group, Signal::SIGKILL);
-                break;
-            }
-            std::thread::sleep(GROUP_CHECK.min(deadline.saturating_duration_since(Instant::now())));
-        }
+        end_group(self.child.id(), grace);
     }
 
     /// Reaps the command, which has ended, and says how, and what it used.
@@ -178,6 +166,24 @@ impl Running {
             cpu: micros(usage.ru_utime) + micros(usage.ru_stime),
         };
         Ok((end, usage))
+    }
+}
+
+/// Ends process group `id`, whose leader is a child that was not reaped: TERM, up to `grace` for
+/// all of it to go, then KILL.
+pub fn end_group(id: u32, grace: Duration) {
+    let group = Pid::from_raw(id.cast_signed());
+    let deadline = Instant::now() + grace;
+    // A group without members answers ESRCH: it is gone already.
+    let _ = signal::killpg(group, Signal::SIGTERM);
+    // A stopped command would not see the TERM.
+    let _ = signal::killpg(group, Signal::SIGCONT);
+    while group_is_alive(id) {
+        if Instant::now() >= deadline {
+            let _ = signal::killpg(group, Signal::SIGKILL);
+            break;
+        }
+        std::thread::sleep(GROUP_CHECK.min(deadline.saturating_duration_since(Instant::now())));
     }
 }
 

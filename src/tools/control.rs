@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ))
 }
 
-async fn ask(options: &Options) -> Result<Value> {
+pub(super) async fn ask(options: &Options) -> Result<Value> {
     let reply_topic = options.topics.reply(&host::new_id());
     let wrong = |e| Error::usage(format!("control {}: {e}", options.who));
     let subscriptions = Subscriptions {

@@ -9,6 +9,8 @@ pub mod control;
 #[cfg(feature = "embedded-broker")]
 pub mod demo;
 pub mod message;
+pub mod node;
+pub mod play;
 pub mod status;
 pub mod watch;
 pub mod work;

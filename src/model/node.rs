@@ -1,0 +1,113 @@
+//! What a node is told, and what it says: plain text, as MQTT-Orchestrate has it.
+
+use crate::model::text::printable;
+
+/// What a node says of itself.
+pub const ALIVE: &str = "ALIVE";
+/// What the broker says for a node that has vanished.
+pub const LOST: &str = "LOST";
+/// The last word of a node that was told to end.
+pub const TERMINATED: &str = "TERMINATED";
+/// Begins what a node says of a command that failed; its exit code follows.
+pub const FAILED: &str = "FAILED";
+
+/// User property of a command: when it is to begin, milliseconds since the epoch.
+pub const AT: &str = "tael-at";
+
+/// The longest command, bytes.
+pub const MAX_COMMAND: usize = 64 * 1024;
+
+/// A command with its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The first word.
+    pub name: String,
+    /// The others.
+    pub words: Vec<String>,
+    /// When it is to begin, milliseconds since the epoch.
+    pub at: Option<i64>,
+}
+
+impl Command {
+    /// Splits a command into words, as a shell would, and evaluates nothing.
+    ///
+    /// # Errors
+    /// A text for the log.
+    pub fn parse(payload: &[u8], at: Option<&str>) -> Result<Self, String> {
+        if payload.len() > MAX_COMMAND {
+            return Err(format!(
+                "it has {} bytes, {MAX_COMMAND} at most",
+                payload.len()
+            ));
+        }
+        let text = std::str::from_utf8(payload).map_err(|_| "it is not UTF-8".to_owned())?;
+        if text.contains('\0') {
+            return Err("it contains a NUL character".to_owned());
+        }
+        let mut words = shell_words::split(text)
+            .map_err(|_| format!("it has an open quote: {}", printable(text, 80)))?;
+        if words.is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        Ok(Self {
+            name: words.remove(0),
+            words,
+            at: at.and_then(|at| at.parse().ok()),
+        })
+    }
+}
+
+/// Where node `name` below `root` takes commands.
+#[must_use]
+pub fn command_topic(root: &str, name: &str) -> String {
+    format!("{root}/{name}/COMMAND")
+}
+
+/// Where it says what it does; retained.
+#[must_use]
+pub fn status_topic(root: &str, name: &str) -> String {
+    format!("{root}/{name}/STATUS")
+}
+
+/// The exit code in a status that says that a command failed.
+#[must_use]
+pub fn failure(status: &str) -> Option<i32> {
+    let rest = status.strip_prefix(FAILED)?;
+    Some(rest.trim().parse().unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn commands_are_words() {
+        let parse = |text: &str| Command::parse(text.as_bytes(), Some("7"));
+        let command = parse("START 127.0.0.1  'a b' \"$(id)\" ; rm -rf /").expect("command");
+        assert_eq!(command.name, "START");
+        assert_eq!(
+            command.words,
+            ["127.0.0.1", "a b", "$(id)", ";", "rm", "-rf", "/"]
+        );
+        assert_eq!(command.at, Some(7));
+        for bad in ["", "  ", "START 'x", "START a\0b"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(Command::parse(&[b'x'; MAX_COMMAND + 1], None).is_err());
+        assert!(Command::parse(b"\xff", None).is_err());
+        assert_eq!((failure("FAILED 3"), failure("STARTED")), (Some(3), None));
+    }
+
+    proptest! {
+        #[test]
+        fn quoted_words_arrive_as_they_are(words in proptest::collection::vec("[^\0]{0,12}", 1..6)) {
+            prop_assume!(!words[0].is_empty());
+            let text = shell_words::join(&words);
+            let command = Command::parse(text.as_bytes(), None).expect("command");
+            let mut all = vec![command.name];
+            all.extend(command.words);
+            prop_assert_eq!(all, words);
+        }
+    }
+}

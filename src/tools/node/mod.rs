@@ -1,0 +1,238 @@
+//! `tael node`: does what a playbook says, one command after another.
+
+mod shell;
+mod worker;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use crate::engine::outbox::Outbox;
+use crate::error::{Error, Kind, Result};
+use crate::model::message::{Delivery, Message, Properties, Qos, property};
+use crate::model::node::{self, Command};
+use crate::model::topic::Filter;
+use crate::net::mqtt::Settings;
+use crate::net::options::BrokerOptions;
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::host;
+use crate::os::notify::Notify;
+use crate::os::signals::Stop;
+use crate::store::ledger::Queued;
+use worker::{Said, Worker};
+
+/// How a node does what it is told.
+#[derive(Debug, Clone)]
+pub enum Means {
+    /// Functions of a shell, in this file.
+    Functions(PathBuf),
+    /// A line for the shell for each command.
+    Lines(Vec<Line>),
+}
+
+/// What a command runs.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// The command.
+    pub name: String,
+    /// The line; the command's words are its `$1`, `$2`, ….
+    pub run: String,
+    /// Whether it goes on while the next command comes.
+    pub background: bool,
+    /// What is said when it is done.
+    pub status: String,
+}
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker; its identifier is one of this process alone.
+    pub broker: BrokerOptions,
+    /// The root of the nodes' topics.
+    pub root: String,
+    /// Its name.
+    pub name: String,
+    /// How it does what it is told.
+    pub means: Means,
+    /// Folders that files may be sent from.
+    pub allow: Vec<PathBuf>,
+    /// Time between TERM and KILL at the end.
+    pub grace: Duration,
+}
+
+/// How long the broker keeps commands while the connection is away.
+const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+
+/// How long the last words may hold up the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Commands that wait. A playbook sends a few at a time.
+const MAX_WAITING: usize = 1024;
+
+/// Ids of commands that are remembered, to know one that is sent again.
+const MAX_KNOWN: usize = 1024;
+
+/// Does what it is told until it is told to end.
+///
+/// # Errors
+/// When the functions cannot be read, or the broker turns us away for good.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    super::runtime()?.block_on(node(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(options: &Options, text: &str) -> Message {
+    Message {
+        topic: node::status_topic(&options.root, &options.name),
+        payload: Bytes::from(text.to_owned()),
+        qos: Qos::AtLeastOnce,
+        retain: true,
+        properties: Properties {
+            user: vec![(property::HOST.to_owned(), host::hostname())],
+            ..Properties::default()
+        },
+    }
+}
+
+/// Commands that the broker has sent, each once.
+#[derive(Default)]
+struct Known(VecDeque<String>);
+
+impl Known {
+    /// Whether the message has an id that was there before.
+    fn again(&mut self, delivery: &Delivery) -> bool {
+        let Some(id) = delivery.properties.user(property::ID) else {
+            return false;
+        };
+        if self.0.iter().any(|known| known == id) {
+            return true;
+        }
+        if self.0.len() == MAX_KNOWN {
+            self.0.pop_front();
+        }
+        self.0.push_back(id.to_owned());
+        false
+    }
+}
+
+async fn node(options: &Options) -> Result<()> {
+    let mut stop = Stop::listen(false)?;
+    let notify = Notify::from_environment();
+    let (commands, command_rx) = mpsc::channel(MAX_WAITING);
+    let (said_tx, mut said) = mpsc::unbounded_channel();
+    let worker = Worker::start(options, said_tx).await?;
+    let filter = Filter::new(node::command_topic(&options.root, &options.name))
+        .map_err(|e| Error::new(Kind::Usage, e))?;
+    let settings = Settings {
+        broker: options.broker.clone(),
+        session_expiry: SESSION_EXPIRY,
+        will: Some(status(options, node::LOST)),
+        max_packet: 1024 * 1024,
+        receive_maximum: 64,
+    };
+    let subscriptions = Subscriptions {
+        required: vec![filter],
+        optional: Vec::new(),
+        qos: Qos::AtLeastOnce,
+    };
+    let mut session = Session::new(settings, subscriptions);
+    let mut outbox = Outbox::default();
+    let mut seq = 0;
+    let mut say = |outbox: &mut Outbox, text: &str| {
+        seq += 1;
+        let message = status(options, text);
+        outbox.extend([Queued { seq, message }]);
+    };
+    say(&mut outbox, node::ALIVE);
+    let mut lost = false;
+    let mut known = Known::default();
+    let (quit, quit_rx) = oneshot::channel();
+    let working = tokio::spawn(worker.work(command_rx, quit_rx));
+    loop {
+        outbox.flush(&mut session);
+        tokio::select! {
+            biased;
+            () = stop.requested() => break,
+            words = said.recv() => match words {
+                Some(Said::Status(text)) => {
+                    info!("{text}");
+                    say(&mut outbox, &text);
+                }
+                Some(Said::Done) | None => break,
+            },
+            event = session.next() => match event? {
+                Event::Online => {
+                    notify.ready();
+                    info!("node '{}' takes commands", options.name);
+                    if std::mem::take(&mut lost) && outbox.is_empty() {
+                        // The broker has said that we are gone.
+                        say(&mut outbox, node::ALIVE);
+                    }
+                }
+                Event::Offline => {
+                    lost = true;
+                    outbox.reset();
+                }
+                Event::Published(seq, result) => {
+                    if let Err(refused) = result {
+                        warn!("status refused: {}", refused.0);
+                    }
+                    outbox.complete(seq);
+                }
+                Event::Subscribed(_) => {}
+                Event::Received(received) => {
+                    let delivery = &received.delivery;
+                    // One that is kept for later is not meant for now.
+                    if !delivery.retained && !known.again(delivery) {
+                        let at = delivery.properties.user(node::AT);
+                        let sent = Command::parse(&delivery.payload, at).and_then(|command| {
+                            let full = |_| format!("more than {MAX_WAITING} commands wait");
+                            commands.try_send(command).map_err(full)
+                        });
+                        if let Err(cause) = sent {
+                            warn!("command refused: {cause}");
+                            let code = Kind::Data.exit_code();
+                            say(&mut outbox, &format!("{} {code}", node::FAILED));
+                        }
+                    }
+                    session.acknowledge(received.ack);
+                }
+            },
+        }
+    }
+    notify.stopping();
+    // Told to end or not: what runs ends with us.
+    drop(quit);
+    if let Ok(worker) = working.await {
+        worker.end(options.grace);
+    }
+    while let Ok(Said::Status(text)) = said.try_recv() {
+        say(&mut outbox, &text);
+    }
+    say(&mut outbox, node::TERMINATED);
+    let deadline = Instant::now() + FAREWELL;
+    let told = async {
+        while !outbox.is_empty() {
+            outbox.flush(&mut session);
+            match session.next().await? {
+                Event::Published(seq, _) => {
+                    outbox.complete(seq);
+                }
+                Event::Offline => outbox.reset(),
+                _ => {}
+            }
+        }
+        Ok::<(), Error>(())
+    };
+    if timeout_at(deadline, told).await.is_err() {
+        warn!("the broker did not take our last words in time");
+    }
+    session.close().await;
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! A shell that has read a node's functions and lives as long as the node: what one call leaves
+//! in a variable, the next one finds.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::unix::pipe;
+
+use crate::os::process::end_group;
+
+/// Calls functions by words that it reads, NUL between them, and says how each ended. Nothing
+/// of a word is evaluated. What a function starts in the background has neither of the pipes.
+const DRIVER: &str = r#"
+exec 3<&0 4>&1 </dev/null 1>&2
+[ -z "$1" ] || . "$1" || exit 1
+eval "$2" || exit 1
+set --
+_tael_code=0
+if declare -F initFunction >/dev/null; then initFunction 3<&- 4>&-; _tael_code=$?; fi
+printf 'done %s\n' "$_tael_code" >&4
+while IFS= read -r -d '' -u 3 _tael_count; do
+    _tael_words=()
+    while [ "${#_tael_words[@]}" -lt "$_tael_count" ]; do
+        IFS= read -r -d '' -u 3 _tael_word || exit 0
+        _tael_words+=("$_tael_word")
+    done
+    "${_tael_words[@]}" 3<&- 4>&-
+    printf 'done %s\n' "$?" >&4
+done
+# The node is gone: what it has started goes too.
+trap '' TERM
+kill -TERM 0
+"#;
+
+/// The shell.
+#[derive(Debug)]
+pub struct Shell {
+    child: Child,
+    calls: ChildStdin,
+    replies: Lines<BufReader<pipe::Receiver>>,
+}
+
+impl Shell {
+    /// Starts a shell that reads the file `functions`, if that is not empty, and then the
+    /// definitions in `text`; [`Shell::reply`] tells how `initFunction` ended,
+    /// if there is one.
+    ///
+    /// # Errors
+    /// When there is no bash.
+    pub fn start(functions: &Path, text: &str) -> io::Result<Self> {
+        let mut child = Command::new("bash")
+            .args(["-c", DRIVER, "tael-node"])
+            .arg(functions)
+            .arg(text)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()?;
+        let (Some(calls), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        let replies = pipe::Receiver::from_file(File::from(OwnedFd::from(replies)))?;
+        Ok(Self {
+            child,
+            calls,
+            replies: BufReader::new(replies).lines(),
+        })
+    }
+
+    /// Calls `function` with `words`; [`Shell::reply`] tells how it ended.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn call(&mut self, function: &str, words: &[String]) -> io::Result<()> {
+        if words.iter().any(|word| word.contains('\0')) {
+            // It would end the word, and begin a call of the sender's own.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut text = format!("{}\0{function}\0", words.len() + 1);
+        for word in words {
+            text += word;
+            text.push('\0');
+        }
+        self.calls.write_all(text.as_bytes())
+    }
+
+    /// The exit code of what was called; none when the shell has ended over it.
+    pub async fn reply(&mut self) -> Option<i32> {
+        let line = self.replies.next_line().await.ok()??;
+        line.strip_prefix("done ")?.parse().ok()
+    }
+
+    /// Ends the shell with all that it has started and that has stayed in its process group.
+    pub fn end(mut self, grace: Duration) {
+        end_group(self.child.id(), grace);
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,244 @@
+//! Carries out a node's commands, one after another.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::node::{Command, FAILED};
+use crate::model::text::printable;
+use crate::net::transfer;
+use crate::tools::node::shell::Shell;
+use crate::tools::node::{Means, Options};
+
+/// What a worker tells.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A status to publish.
+    Status(String),
+    /// It was told to end.
+    Done,
+}
+
+/// Told by a function that was not found, as by a shell (POSIX.1-2017, Shell Command Language,
+/// section 2.8.2); and by one that has ended its shell.
+const SHELL_ENDED: i32 = 125;
+
+/// What a command calls, and what is said when that is done.
+#[derive(Debug, Clone)]
+struct Call {
+    function: String,
+    status: String,
+}
+
+/// A worker with its shell.
+pub(super) struct Worker {
+    shell: Option<Shell>,
+    functions: Option<PathBuf>,
+    text: String,
+    calls: HashMap<String, Call>,
+    allow: Vec<PathBuf>,
+    said: mpsc::UnboundedSender<Said>,
+}
+
+impl Worker {
+    /// Starts the shell, and returns when it is ready for calls.
+    ///
+    /// # Errors
+    /// When there is no bash (69), or the functions cannot be read or `initFunction` fails (78).
+    pub async fn start(options: &Options, said: mpsc::UnboundedSender<Said>) -> Result<Self> {
+        let call = |name: &str, function: &str, status: &str| {
+            let call = Call {
+                function: function.to_owned(),
+                status: status.to_owned(),
+            };
+            (name.to_owned(), call)
+        };
+        let (functions, text, calls) = match &options.means {
+            Means::Functions(file) => {
+                let calls = [
+                    call("START", "startFunction", "STARTED"),
+                    call("STOP", "stopFunction", "STOPPED"),
+                ];
+                (Some(file.clone()), String::new(), calls.into())
+            }
+            Means::Lines(lines) => {
+                let mut text = "BACKGROUND=()\n".to_owned();
+                let mut calls = HashMap::new();
+                for (n, line) in lines.iter().enumerate() {
+                    let function = format!("tael_command_{n}");
+                    // The operator's own text; what a sender writes is in its arguments.
+                    let body = match line.background {
+                        true => format!("{{ {}\n}} & BACKGROUND+=(\"$!\")", line.run),
+                        false => line.run.clone(),
+                    };
+                    text += &format!("{function}() {{\n{body}\n}}\n");
+                    calls.extend([call(&line.name, &function, &line.status)]);
+                }
+                if !calls.contains_key("STOP") {
+                    text += "tael_stop() { [ -z \"${BACKGROUND[*]}\" ] || \
+                             kill \"${BACKGROUND[@]}\"; BACKGROUND=(); }\n";
+                    calls.extend([call("STOP", "tael_stop", "STOPPED")]);
+                }
+                (None, text, calls)
+            }
+        };
+        let mut worker = Self {
+            shell: None,
+            functions,
+            text,
+            calls,
+            allow: options.allow.clone(),
+            said,
+        };
+        let code = worker.start_shell().await?;
+        if code != Some(0) {
+            worker.end(options.grace);
+            let what = match options.means {
+                Means::Functions(ref file) => file.display().to_string(),
+                Means::Lines(_) => "the commands of the configuration".to_owned(),
+            };
+            let cause = match code {
+                Some(code) => format!("initFunction has failed with {code}"),
+                None => "the shell could not read it".to_owned(),
+            };
+            return Err(Error::config(format!("use {what}: {cause}")));
+        }
+        Ok(worker)
+    }
+
+    async fn start_shell(&mut self) -> Result<Option<i32>> {
+        let functions = self.functions.as_deref().unwrap_or(Path::new(""));
+        let mut shell = Shell::start(functions, &self.text)
+            .map_err(|e| Error::new(Kind::Unavailable, format!("start bash: {e}")))?;
+        let code = shell.reply().await;
+        self.shell = Some(shell);
+        Ok(code)
+    }
+
+    fn say(&self, text: impl Into<String>) {
+        // Nobody listens any more when the node is on its way out.
+        let _ = self.said.send(Said::Status(text.into()));
+    }
+
+    /// Carries out commands until told to end, by one of them or by `quit`; returns with what
+    /// is still to be ended.
+    pub async fn work(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut quit: oneshot::Receiver<()>,
+    ) -> Self {
+        loop {
+            let command = tokio::select! {
+                biased;
+                _ = &mut quit => break,
+                command = commands.recv() => command,
+            };
+            let Some(command) = command else { break };
+            if command.name == "TERMINATE" {
+                self.say("Command TERMINATE received");
+                let _ = self.said.send(Said::Done);
+                break;
+            }
+            tokio::select! {
+                biased;
+                _ = &mut quit => break,
+                () = self.carry_out(&command) => {}
+            }
+        }
+        self
+    }
+
+    async fn carry_out(&mut self, command: &Command) {
+        self.say(format!(
+            "Command {} received",
+            printable(&command.name, 200)
+        ));
+        if let Some(at) = command.at {
+            let left = at - Timestamp::now().as_millisecond();
+            sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
+        }
+        let done = if command.name == "SENDFILE" {
+            self.say("SENDING FILE");
+            self.send_file(&command.words).await
+        } else {
+            match self.calls.get(&command.name).cloned() {
+                Some(call) => self.call(&call, &command.words).await,
+                // As other nodes do, who may understand it.
+                None => return warn!("'{}' is no command of ours", printable(&command.name, 80)),
+            }
+        };
+        match done {
+            Ok(status) => self.say(status),
+            Err(code) => self.say(format!("{FAILED} {code}")),
+        }
+    }
+
+    async fn call(&mut self, call: &Call, words: &[String]) -> Result<String, i32> {
+        if self.shell.is_none() {
+            match self.start_shell().await {
+                Ok(Some(0)) => {}
+                other => {
+                    warn!("the shell cannot be started again: {other:?}");
+                    return Err(SHELL_ENDED);
+                }
+            }
+        }
+        let Some(shell) = &mut self.shell else {
+            return Err(SHELL_ENDED);
+        };
+        let code = match shell.call(&call.function, words) {
+            Ok(()) => shell.reply().await,
+            Err(_) => None,
+        };
+        match code {
+            Some(0) => Ok(call.status.clone()),
+            Some(code) => Err(code),
+            None => {
+                warn!(
+                    "{} has ended the shell; the next command gets a new one",
+                    call.function
+                );
+                if let Some(shell) = self.shell.take() {
+                    shell.end(Duration::ZERO);
+                }
+                Err(SHELL_ENDED)
+            }
+        }
+    }
+
+    async fn send_file(&self, words: &[String]) -> Result<String, i32> {
+        let refused = |cause: String, kind: Kind| {
+            warn!("file not sent: {cause}");
+            Err(i32::from(kind.exit_code()))
+        };
+        let (file, address, port, how) = match words {
+            [file, address, port] => (file, address, port, ""),
+            [file, address, port, how, ..] => (file, address, port, how.as_str()),
+            _ => return refused("SENDFILE has FILE ADDRESS PORT".into(), Kind::Data),
+        };
+        let Ok(port) = port.parse() else {
+            return refused(format!("'{}' is no port", printable(port, 20)), Kind::Data);
+        };
+        let file = match transfer::confined(Path::new(file), &self.allow) {
+            Ok(file) => file,
+            Err(cause) => return refused(printable(&cause, 300), Kind::NotAuthorised),
+        };
+        match transfer::send(file, address.clone(), port, how == "TRUNCATE").await {
+            Ok(_) => Ok("SENT FILE".to_owned()),
+            Err(e) => refused(e.to_string(), Kind::Unavailable),
+        }
+    }
+
+    /// Ends the shell with what it has started.
+    pub fn end(self, grace: Duration) {
+        if let Some(shell) = self.shell {
+            shell.end(grace);
+        }
+    }
+}

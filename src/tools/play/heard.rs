@@ -1,0 +1,153 @@
+//! What nodes and pipelines have said, and whether that is what is waited for. Pure.
+
+use std::collections::HashMap;
+
+use crate::model::node::{ALIVE, LOST, failure};
+use crate::model::playbook::is_pipeline_state;
+
+/// What is known of one of them.
+#[derive(Debug, Clone, Default)]
+struct Voice {
+    /// What it has said since it was last told something.
+    since: Vec<String>,
+    /// The exit code of the last failure since then.
+    failed: Option<i32>,
+    /// Whether it is gone.
+    lost: bool,
+    /// Its last word ever, for people.
+    last: Option<String>,
+}
+
+/// How a wait stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Held,
+    /// It has failed, with this exit code.
+    Failed(i32),
+    /// It is gone.
+    Lost,
+    NotYet,
+}
+
+/// All voices.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard(HashMap<String, Voice>);
+
+impl Heard {
+    fn voice(&mut self, name: &str) -> &mut Voice {
+        self.0.entry(name.to_owned()).or_default()
+    }
+
+    /// It is told something: what it said before counts no more.
+    pub fn told(&mut self, name: &str) {
+        let voice = self.voice(name);
+        voice.since.clear();
+        voice.failed = None;
+    }
+
+    /// A node has said `status`; a retained one is from before we listened.
+    pub fn node(&mut self, name: &str, status: &str, retained: bool) {
+        let voice = self.voice(name);
+        voice.last = Some(status.to_owned());
+        voice.lost = status == LOST;
+        if voice.lost {
+            voice.since.clear();
+        } else if !retained || status == ALIVE {
+            voice.failed = failure(status).or(voice.failed);
+            voice.since.push(status.to_owned());
+        }
+    }
+
+    /// A pipeline has told a status, with an exit code if that is an end.
+    pub fn pipeline(&mut self, name: &str, status: &str, code: Option<i32>) {
+        let voice = self.voice(name);
+        voice.last = Some(status.to_owned());
+        voice.since.push(status.to_owned());
+        if ["failed", "falsestart"].contains(&status) {
+            voice.failed = Some(code.unwrap_or(1));
+        }
+    }
+
+    /// How a wait for `status` of `name` stands; with `exact`, it is not enough that what was
+    /// said contains it.
+    pub fn judge(&self, name: &str, status: &str, exact: bool) -> Verdict {
+        let Some(voice) = self.0.get(name) else {
+            return Verdict::NotYet;
+        };
+        let exact = exact || is_pipeline_state(status);
+        let fits = |said: &String| {
+            if exact {
+                said == status
+            } else {
+                said.contains(status)
+            }
+        };
+        if voice.since.iter().any(fits) {
+            Verdict::Held
+        } else if voice.lost && status != ALIVE {
+            Verdict::Lost
+        } else {
+            voice.failed.map_or(Verdict::NotYet, Verdict::Failed)
+        }
+    }
+
+    /// The last word of `name`, for people.
+    pub fn last(&self, name: &str) -> &str {
+        let voice = self.0.get(name);
+        voice.and_then(|v| v.last.as_deref()).unwrap_or("nothing")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_a_command_does_not_answer_it() {
+        let mut heard = Heard::default();
+        let judge = |heard: &Heard, status: &str| heard.judge("n", status, false);
+        assert_eq!(judge(&heard, "ALIVE"), Verdict::NotYet);
+        heard.node("n", "STOPPED", true);
+        assert_eq!(judge(&heard, "STOPPED"), Verdict::NotYet, "from yesterday");
+        heard.node("n", "ALIVE", true);
+        assert_eq!(judge(&heard, "ALIVE"), Verdict::Held);
+        heard.told("n");
+        for status in ["Command STOP received", "STARTED", "STOPPED"] {
+            heard.node("n", status, false);
+        }
+        assert_eq!(judge(&heard, "STARTED"), Verdict::Held, "no gaps");
+        assert_eq!(judge(&heard, "STOP"), Verdict::Held, "contained");
+        assert_eq!(heard.judge("n", "STOP", true), Verdict::NotYet);
+        heard.told("n");
+        assert_eq!(judge(&heard, "STOPPED"), Verdict::NotYet);
+        heard.node("n", "FAILED 3", false);
+        assert_eq!(judge(&heard, "STOPPED"), Verdict::Failed(3));
+        assert_eq!(judge(&heard, "FAILED"), Verdict::Held, "it was waited for");
+    }
+
+    #[test]
+    fn who_is_gone_keeps_nobody_waiting() {
+        let mut heard = Heard::default();
+        heard.node("n", "ALIVE", true);
+        heard.node("n", "LOST", false);
+        assert_eq!(heard.judge("n", "STOPPED", false), Verdict::Lost);
+        assert_eq!(
+            heard.judge("n", "ALIVE", false),
+            Verdict::NotYet,
+            "it may come back"
+        );
+        assert_eq!(heard.last("n"), "LOST");
+        heard.node("n", "ALIVE", false);
+        assert_eq!(heard.judge("n", "ALIVE", false), Verdict::Held);
+    }
+
+    #[test]
+    fn pipelines_end_one_way_or_the_other() {
+        let mut heard = Heard::default();
+        heard.pipeline("p", "started", None);
+        assert_eq!(heard.judge("p", "finished", false), Verdict::NotYet);
+        heard.pipeline("p", "failed", Some(7));
+        assert_eq!(heard.judge("p", "finished", false), Verdict::Failed(7));
+        assert_eq!(heard.judge("p", "failed", false), Verdict::Held);
+    }
+}
