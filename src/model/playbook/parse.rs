@@ -1,0 +1,265 @@
+//! From the text of a playbook to its steps.
+
+use std::collections::HashMap;
+
+use crate::model::duration;
+use crate::model::playbook::{Action, Playbook, Step, Wrong};
+use crate::model::topic::check_name;
+
+/// Characters of a line at most.
+const MAX_LINE: usize = 64 * 1024;
+
+/// The first keyword of a line that the text is cut from, and what is left of it.
+struct Words<'a> {
+    whole: &'a str,
+    rest: &'a str,
+}
+
+impl<'a> Words<'a> {
+    fn new(whole: &'a str) -> Self {
+        Self {
+            whole,
+            rest: whole.trim_start(),
+        }
+    }
+
+    fn column(&self) -> usize {
+        let at = self.whole.len() - self.rest.len();
+        self.whole.get(..at).unwrap_or_default().chars().count() + 1
+    }
+
+    fn next(&mut self) -> Option<&'a str> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let end = self.rest.find(char::is_whitespace);
+        let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest.trim_start();
+        Some(word)
+    }
+}
+
+impl Playbook {
+    /// Parses the whole text; a last line without newline counts. With `lenient`, lines of
+    /// unknown keywords are left out.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(text: &str, lenient: bool) -> Result<Self, Wrong> {
+        let mut playbook = Self::default();
+        let mut variables = HashMap::new();
+        for (n, raw) in text.lines().enumerate() {
+            let line = raw.trim_end();
+            if line.trim_start().is_empty() || line.trim_start().starts_with('#') {
+                continue;
+            }
+            let wrong = |column: usize, cause: String| Wrong {
+                line: n + 1,
+                column,
+                cause,
+            };
+            if line.len() > MAX_LINE {
+                let cause = format!("it has {} bytes, {MAX_LINE} at most", line.len());
+                return Err(wrong(1, cause));
+            }
+            if let Some(c) = line.chars().find(|c| c.is_control() && *c != '\t') {
+                let column = line.chars().position(|other| other == c).unwrap_or(0) + 1;
+                return Err(wrong(column, "a control character".into()));
+            }
+            // What was not SET is the shell's there.
+            let after = line.trim_start();
+            let after = after.strip_prefix("ON FAILURE ").unwrap_or(after);
+            let shell = after.trim_start().starts_with("RUN ");
+            let line =
+                expand(line, &variables, shell).map_err(|(column, cause)| wrong(column, cause))?;
+            let mut words = Words::new(&line);
+            let failure = words.rest.strip_prefix("ON FAILURE ");
+            if failure.is_some() {
+                words.next();
+                words.next();
+            }
+            let column = words.column();
+            let keyword = words.next().unwrap_or_default();
+            if keyword == "SET" {
+                let name = words.next().unwrap_or_default();
+                if !is_variable(name) {
+                    return Err(wrong(
+                        column,
+                        "SET has a name and a value: SET NAME VALUE".into(),
+                    ));
+                }
+                variables.insert(name.to_owned(), words.rest.to_owned());
+                continue;
+            }
+            let parsed = action(keyword, &mut words);
+            let parsed = parsed.map_err(|cause| (words.column(), cause));
+            match parsed {
+                Ok(Some(action)) => {
+                    let step = Step {
+                        line: n + 1,
+                        action,
+                    };
+                    match failure {
+                        Some(_) => playbook.on_failure.push(step),
+                        None => playbook.steps.push(step),
+                    }
+                }
+                Ok(None) if lenient => playbook.ignored.push((n + 1, line.clone())),
+                Ok(None) => return Err(wrong(column, unknown(keyword))),
+                Err((column, cause)) => return Err(wrong(column, cause)),
+            }
+        }
+        Ok(playbook)
+    }
+}
+
+fn unknown(keyword: &str) -> String {
+    let upper = keyword.to_uppercase();
+    let known = ["SEND", "WAITFOR", "WAIT", "RECEIVE", "RAISE", "RUN", "SET"];
+    if known.contains(&upper.as_str()) {
+        return format!("'{keyword}' is written {upper}");
+    }
+    format!(
+        "'{keyword}' is no keyword: {}, ON FAILURE",
+        known.join(", ")
+    )
+}
+
+fn is_variable(name: &str) -> bool {
+    let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    name.bytes().next().is_some_and(letter) && name.bytes().all(|b| letter(b) || b.is_ascii_digit())
+}
+
+/// Replaces `$NAME` and `${NAME}` by what SET has said; `$$` is a dollar. A dollar before
+/// anything else stands for itself; so does, for a `shell`, a name that was not SET.
+fn expand(
+    line: &str,
+    variables: &HashMap<String, String>,
+    shell: bool,
+) -> Result<String, (usize, String)> {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some(at) = rest.find('$') {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let after = &from[1..];
+        let column = line[..line.len() - from.len()].chars().count() + 1;
+        if let Some(more) = after.strip_prefix('$') {
+            out.push('$');
+            rest = more;
+            continue;
+        }
+        let braced = after
+            .strip_prefix('{')
+            .and_then(|text| text.split_once('}'));
+        let bare = after.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let (name, more) = match braced {
+            Some((name, more)) => (name, more),
+            None => after.split_at(bare.unwrap_or(after.len())),
+        };
+        if !is_variable(name) || (shell && !variables.contains_key(name)) {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let value = variables.get(name).ok_or_else(|| {
+            (
+                column,
+                format!("${name} was not SET before; a dollar is $$"),
+            )
+        })?;
+        out.push_str(value);
+        rest = more;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn names(word: Option<&str>) -> Result<Vec<String>, String> {
+    let word = word.ok_or("a name is missing")?;
+    let names: Vec<String> = word.split(',').map(str::to_owned).collect();
+    for name in &names {
+        if name.is_empty() || name.contains('/') {
+            return Err(format!("'{name}' is no name"));
+        }
+        check_name(name)?;
+    }
+    Ok(names)
+}
+
+fn action(keyword: &str, words: &mut Words<'_>) -> Result<Option<Action>, String> {
+    let action = match keyword {
+        "SEND" => {
+            let nodes = names(words.next())?;
+            let (message, at) = match words.rest.rsplit_once(" AT +") {
+                Some((message, at)) => (message.trim_end(), Some(duration::parse(at)?)),
+                None => (words.rest, None),
+            };
+            if message.is_empty() {
+                return Err("a message is missing: SEND NODE MESSAGE".into());
+            }
+            Action::Send {
+                nodes,
+                message: message.to_owned(),
+                at,
+            }
+        }
+        "WAITFOR" => {
+            let nodes = names(words.next())?;
+            let (status, timeout) = match words.rest.rsplit_once(" TIMEOUT ") {
+                Some((status, limit)) => (status.trim_end(), Some(duration::parse(limit)?)),
+                None => (words.rest, None),
+            };
+            if status.is_empty() {
+                return Err("a status is missing: WAITFOR NODE STATUS".into());
+            }
+            Action::WaitFor {
+                nodes,
+                status: status.to_owned(),
+                timeout,
+            }
+        }
+        "WAIT" => {
+            let word = words.rest;
+            if word.is_empty() {
+                return Err("a time is missing: WAIT 7, WAIT 0.5, WAIT 5m".into());
+            }
+            Action::Wait(duration::parse(word)?)
+        }
+        "RECEIVE" => {
+            let port = words.next().and_then(|word| word.parse().ok());
+            let port = port.filter(|port| *port > 0);
+            let port = port.ok_or("a port is missing: RECEIVE PORT FILE")?;
+            if words.rest.is_empty() {
+                return Err("a file is missing: RECEIVE PORT FILE".into());
+            }
+            Action::Receive {
+                port,
+                file: words.rest.to_owned(),
+            }
+        }
+        "RAISE" => {
+            let who = names(words.next())?;
+            let [who] = &who[..] else {
+                return Err("RAISE is for one pipeline".into());
+            };
+            let mut attributes = Vec::new();
+            for word in shell_words::split(words.rest).map_err(|e| e.to_string())? {
+                match word.split_once('=') {
+                    Some((key, value)) if !key.is_empty() => {
+                        attributes.push((key.to_owned(), value.to_owned()));
+                    }
+                    _ => return Err(format!("'{word}' is not KEY=VALUE")),
+                }
+            }
+            Action::Raise {
+                who: who.clone(),
+                attributes,
+            }
+        }
+        "RUN" if words.rest.is_empty() => return Err("a command is missing: RUN COMMAND".into()),
+        "RUN" => Action::Run(words.rest.to_owned()),
+        _ => return Ok(None),
+    };
+    Ok(Some(action))
+}

@@ -1,0 +1,191 @@
+//! Who plays: the connection, what is heard over it, and what is shown.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::event::attributes;
+use crate::model::message::{Delivery, Qos};
+use crate::model::node;
+use crate::model::playbook::Step;
+use crate::model::text::{printable, printable_bytes};
+use crate::model::topic::{Filter, PipelineTopics};
+use crate::net::mqtt::{Settings, Token};
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::signals::Stop;
+use crate::tools::play::heard::Heard;
+use crate::tools::play::report::Outcome;
+use crate::tools::play::{Failure, INTERRUPTED, Options};
+
+/// How long the broker keeps statuses while the connection is away.
+const SESSION_EXPIRY: Duration = Duration::from_secs(300);
+
+/// How long the broker may take to confirm a command.
+pub(super) const CONFIRM: Duration = Duration::from_secs(10);
+
+/// How often the live line is drawn.
+pub(super) const DRAW: Duration = Duration::from_millis(500);
+
+pub(super) struct Player<'a> {
+    pub options: &'a Options,
+    pub session: Session,
+    pub online: bool,
+    pub stop: Stop,
+    pub heard: Heard,
+    /// Nodes that were told anything.
+    pub woken: Vec<String>,
+    pub published: Vec<Token>,
+    pub tokens: Token,
+    pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
+    pub live: bool,
+}
+
+impl<'a> Player<'a> {
+    pub fn new(options: &'a Options) -> Result<Self> {
+        let wrong = |e| Error::new(Kind::Usage, e);
+        let nodes = options.playbook.nodes();
+        let mut filters = Vec::new();
+        for name in &nodes {
+            filters.push(Filter::new(node::status_topic(&options.root, name)).map_err(wrong)?);
+        }
+        for who in options.playbook.pipelines() {
+            let topic = PipelineTopics::new(&options.root, &who).status();
+            filters.push(Filter::new(topic).map_err(wrong)?);
+        }
+        let settings = Settings {
+            broker: options.broker.clone(),
+            session_expiry: SESSION_EXPIRY,
+            will: None,
+            max_packet: 1024 * 1024,
+            receive_maximum: 64,
+        };
+        let subscriptions = Subscriptions {
+            required: filters,
+            optional: Vec::new(),
+            qos: Qos::AtLeastOnce,
+        };
+        Ok(Self {
+            options,
+            session: Session::new(settings, subscriptions),
+            online: false,
+            stop: Stop::listen(false)?,
+            heard: Heard::default(),
+            woken: Vec::new(),
+            published: Vec::new(),
+            tokens: 0,
+            receiving: Vec::new(),
+            live: io::stdout().is_terminal(),
+        })
+    }
+
+    /// Waits for the broker.
+    pub async fn connect(&mut self) -> Result<()> {
+        let deadline = Instant::now() + CONFIRM;
+        while !self.online {
+            if !self
+                .step(deadline)
+                .await
+                .map_err(|f| Error::new(Kind::Unavailable, f.cause))?
+            {
+                let address = self.options.broker.address();
+                return Err(crate::net::session::unreachable(
+                    &address,
+                    "no answer in time",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one event of the session; `false` when `deadline` has passed.
+    pub async fn step(&mut self, deadline: Instant) -> Result<bool, Failure> {
+        let event = tokio::select! {
+            biased;
+            () = self.stop.requested() => {
+                return Err(Failure { code: INTERRUPTED, cause: "interrupted".into() });
+            }
+            event = self.session.next() => event?,
+            () = sleep_until(deadline) => return Ok(false),
+        };
+        match event {
+            Event::Online => self.online = true,
+            Event::Offline => self.online = false,
+            Event::Published(token, Ok(())) => self.published.push(token),
+            Event::Published(_, Err(refused)) => return Err(refused.0.into()),
+            Event::Subscribed(_) => {}
+            Event::Received(received) => {
+                self.listen(&received.delivery);
+                self.session.acknowledge(received.ack);
+            }
+        }
+        Ok(true)
+    }
+
+    fn listen(&mut self, delivery: &Delivery) {
+        let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
+            return;
+        };
+        let root = &self.options.root;
+        let playbook = &self.options.playbook;
+        if let Some(name) = playbook
+            .nodes()
+            .iter()
+            .find(|n| node::status_topic(root, n) == topic)
+        {
+            let status = printable_bytes(&delivery.payload, 1000);
+            self.heard.node(name, &status, delivery.retained);
+            return;
+        }
+        let mut pipelines = playbook.pipelines().into_iter();
+        let who = pipelines.find(|who| PipelineTopics::new(root, who).status() == topic);
+        let status = attributes(&delivery.payload, 1 << 20).ok();
+        if let (Some(who), Some(status), false) = (who, status, delivery.retained)
+            && let Some(word) = status.get("status").and_then(Value::as_str)
+        {
+            let code = status.get("return_code").and_then(Value::as_i64);
+            let code = code.and_then(|code| i32::try_from(code).ok());
+            self.heard.pipeline(&who, word, code);
+        }
+    }
+
+    /// Does a step, shows how that went, and returns it.
+    pub async fn take(&mut self, step: &Step) -> (Outcome, Result<(), Failure>) {
+        let begun = Instant::now();
+        let text = step.action.to_string();
+        let done = self.act(step, begun, &text).await;
+        let took = begun.elapsed();
+        let failure = done.as_ref().err().map(|f| f.cause.clone());
+        self.show(step.line, &text, took, failure.as_deref());
+        let outcome = Outcome {
+            line: step.line,
+            step: text,
+            took,
+            failure,
+        };
+        (outcome, done)
+    }
+
+    pub fn show(&self, line: usize, step: &str, took: Duration, failure: Option<&str>) {
+        let step = printable(step, 200);
+        let end = match failure {
+            None => format!("{:.1} s", took.as_secs_f64()),
+            Some(cause) => format!("failed: {}", printable(cause, 300)),
+        };
+        let clear = if self.live { "\r\x1b[K" } else { "" };
+        // A reader that has gone away does not stop the nodes.
+        let _ = writeln!(io::stdout().lock(), "{clear}line {line}: {step}: {end}");
+    }
+
+    pub fn draw(&self, text: &str, begun: Instant) {
+        if self.live {
+            let seconds = begun.elapsed().as_secs();
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "\r\x1b[K{} … {seconds} s", printable(text, 60));
+            let _ = out.flush();
+        }
+    }
+}
