@@ -9,7 +9,7 @@
 #
 #   @reboot tael-client --env-file /home/ann/.config/tael/align.env --who align …
 #
-# What is printed are lines of NAME=VALUE: those variables that the command set or changed.
+# What is printed are lines of NAME="VALUE": those variables that the command set or changed.
 set -euo pipefail
 
 (($#)) || {
@@ -44,5 +44,6 @@ while IFS='=' read -r -d '' name value; do old[$name]=$value; done <"$before"
         printf 'conda.sh: %s has several lines: left out\n' "$name" >&2
         continue
     fi
-    printf '%s=%s\n' "$name" "$value"
+    value=${value//\\/\\\\}
+    printf '%s="%s"\n' "$name" "${value//\"/\\\"}"
 done
