@@ -316,7 +316,10 @@ fn the_package_has_what_the_page_names() {
     for block in of_kind("sh systemd") {
         for word in block.text.split_whitespace() {
             if let Some(path) = word.strip_prefix("/usr/share/") {
-                assert!(manifest.contains(&format!("\"usr/share/{path}\"")), "{word}");
+                assert!(
+                    manifest.contains(&format!("\"usr/share/{path}\"")),
+                    "{word}"
+                );
             }
         }
     }

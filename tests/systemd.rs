@@ -121,11 +121,7 @@ fn systemd_knows_all_that_units_say() {
     }
     // It does say what it does not know.
     let wrong = dir.path().join("tael-wrong.service");
-    fs::write(
-        &wrong,
-        "[Service]\nExecStart=/bin/true\nKillMood=process\n",
-    )
-    .expect("unit");
+    fs::write(&wrong, "[Service]\nExecStart=/bin/true\nKillMood=process\n").expect("unit");
     assert!(verified(&wrong).contains("KillMood"));
 }
 
@@ -209,7 +205,10 @@ fn the_units_bring_the_example_online() {
         let mut command = bare_command(&world.dir, "tael-client");
         command.args(&words[1..]);
         let client = world.online("align", command);
-        world.message("lab/seq/status", &[("status", "finished"), ("sample", "S1")]);
+        world.message(
+            "lab/seq/status",
+            &[("status", "finished"), ("sample", "S1")],
+        );
         world.wait_report("align", "/units/succeeded", 1);
         client.stop();
     }
@@ -251,7 +250,11 @@ fn what_conda_sets_reaches_a_command() {
     let mode = fs::metadata(&script).expect("script").permissions().mode();
     assert_eq!(mode & 0o111, 0o111);
     let (code, out, error) = ran(Command::new(&script)
-        .args(["export", "CONDA_PREFIX=/opt/envs/align", "TITLE=a $b 'c' \"d\" # e"])
+        .args([
+            "export",
+            "CONDA_PREFIX=/opt/envs/align",
+            "TITLE=a $b 'c' \"d\" # e",
+        ])
         .env("HOME", world.dir.path()));
     assert_eq!(code, 0, "{error}");
     assert!(out.contains("CONDA_PREFIX=\"/opt/envs/align\"\n"), "{out}");
