@@ -83,6 +83,9 @@ fn trigger() -> Trigger {
         export: Export::new(None, vec!["sample".into()]).expect("export"),
         passthrough: Vec::new(),
         accept_retained: false,
+        cwd: None,
+        env_file: None,
+        absent: None,
         policy: Policy::default(),
     }
 }

@@ -24,6 +24,8 @@ const KINDS: &[&str] = &[
     "sh terminal",
     // Commands that end with 0.
     "sh run",
+    // Commands with what they print, but for figures and names of hosts.
+    "sh check",
     // A client's line: it comes online.
     "crontab",
     // What `.ci/package` and `.ci/systemd` do: here, the files that are named exist.
@@ -367,6 +369,63 @@ fn the_scripts_are_swapped_by_their_names_alone() {
                 assert_eq!((code, out.as_str(), error.as_str()), (0, "", ""));
                 ears.wait("the message", |m| m.topic == word_after(new, "-t"));
             }
+        }
+    }
+}
+
+#[test]
+fn checks_say_what_they_are_said_to_say() {
+    let figures = |text: &str| {
+        let masked: String = text
+            .chars()
+            .map(|c| if c.is_ascii_digit() { '0' } else { c })
+            .collect();
+        let words = masked.split_whitespace().scan(false, |host, word| {
+            let is_host = std::mem::replace(host, word == "on");
+            let figure = !is_host
+                && word.starts_with('0')
+                && word.trim_end_matches(',').ends_with(['s', 'm', 'h']);
+            let end = if word.ends_with(',') { "," } else { "" };
+            Some(match (is_host, figure) {
+                (true, _) => format!("HOST{end}"),
+                (_, true) => format!("TIME{end}"),
+                _ => word.to_owned(),
+            })
+        });
+        let mut words: Vec<String> = words.collect();
+        words.dedup();
+        let text = words.join(" ");
+        text.replace("=00000s", "=0s")
+            .replace("=00s", "=0s")
+            .replace("=000s", "=0s")
+    };
+    let world = World::new();
+    let mut beacon = world.command("tael-beacon");
+    assert_eq!(ran(beacon.args(["--once", "--root", "lab"])).0, 0);
+    let client = world.client("align", &["-t", "lab/seq/status", "-c", "true"]);
+    world.message("lab/seq/status", &[("status", "finished")]);
+    let check = |command: &str| {
+        let words = command.strip_prefix("tael ").expect("tael");
+        ran(world.tael(words.split(' ')).env("TAEL_LOG", "warn")).1
+    };
+    wait_until("the end is retained", || {
+        check("tael check --who align --root lab").contains("last run finished")
+    });
+    client.kill();
+    wait_until("the client is lost", || {
+        check("tael check --who align --root lab").contains("is lost")
+    });
+    for block in of_kind("sh check") {
+        let mut lines = block.text.lines();
+        while let Some(command) = lines.next() {
+            let command = command.strip_prefix("$ ").expect("a command");
+            let printed = lines.next().expect("what it prints");
+            assert_eq!(
+                figures(&check(command)),
+                figures(printed),
+                "line {}",
+                block.line
+            );
         }
     }
 }

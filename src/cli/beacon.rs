@@ -50,6 +50,8 @@ impl Tool for Beacon {
     const NAME: &'static str = "beacon";
     const ABOUT: &'static str = "Send a sign of life, once or at every interval";
 
+    const DAEMON: bool = true;
+
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let root = self.root.resolve()?;

@@ -11,7 +11,7 @@ use crate::cli::config::Layers;
 use crate::error::{Error, Result};
 use crate::net::broker::Options;
 use crate::net::options::{Secret, TlsFiles};
-use crate::os::logging::{self, Target};
+use crate::os::logging::Target;
 use crate::tools::{broker, demo};
 
 /// Options of `tael broker`.
@@ -50,8 +50,9 @@ impl Tool for Broker {
     const NAME: &'static str = "broker";
     const ABOUT: &'static str = "Run an MQTT broker for this machine";
 
+    const DAEMON: bool = true;
+
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
-        logging::init(self.log, std::env::var("TAEL_LOG").ok().as_deref())?;
         let identity = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,

@@ -1,5 +1,6 @@
 //! The command line of `tael client`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,12 +39,15 @@ pub struct Client {
     /// Bytes kept of each output stream of a run, half head, half tail; 0 keeps all
     #[arg(long, value_name = "BYTES", default_value = "16777216")]
     max_output: u64,
-    /// How long ended runs are remembered
+    /// How long ended runs are remembered; their events, for a week at least
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30d")]
     keep: Duration,
     /// How many runs are remembered at most
     #[arg(long, value_name = "N", default_value = "10000")]
     keep_units: u64,
+    /// File for the figures of a Prometheus textfile collector, NAME.prom
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// Quality of service of deliveries; 2 counts as 1, which loses nothing either
     #[arg(short, long, value_parser = connection::qos, default_value = "1")]
     qos: Qos,
@@ -66,7 +70,25 @@ impl Tool for Client {
     const NAME: &'static str = "client";
     const ABOUT: &'static str = "Run a command for every event, once, and say how it ended";
 
+    const DAEMON: bool = true;
+
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
+        let if_not_running = self.if_not_running;
+        let config = self.config(matches, layers)?;
+        client::run(Options {
+            config,
+            state: paths::state_dir()?,
+            if_not_running,
+            reread: Box::new(|| {
+                let (client, matches, layers) = super::again::<Self>()?;
+                client.config(&matches, &layers)
+            }),
+        })
+    }
+}
+
+impl Client {
+    fn config(self, matches: &ArgMatches, layers: &Layers) -> Result<Config> {
         let who = self.who.unwrap_or_default();
         if who.is_empty() {
             return Err(Error::usage("start client: name the pipeline with --who"));
@@ -85,7 +107,7 @@ impl Tool for Client {
             )));
         }
         let triggers = trigger::all(self.trigger, matches, layers)?;
-        let config = Config {
+        Ok(Config {
             root: root(self.root, &triggers)?,
             who,
             host,
@@ -95,12 +117,8 @@ impl Tool for Client {
             keep: self.keep,
             keep_units: self.keep_units,
             stop_units: self.stop_units,
+            metrics: self.metrics,
             broker,
-        };
-        client::run(Options {
-            config,
-            state: paths::state_dir()?,
-            if_not_running: self.if_not_running,
         })
     }
 }

@@ -36,7 +36,7 @@ pub struct Layers {
 
 /// Tables that belong to commands, and the triggers'.
 const TABLES: &[&str] = &[
-    "client", "message", "beacon", "control", "watch", "work", "broker", "demo",
+    "client", "message", "beacon", "control", "status", "check", "watch", "work", "broker", "demo",
 ];
 const TRIGGER: &str = "trigger";
 

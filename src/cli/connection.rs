@@ -18,7 +18,7 @@ use crate::net::options::{
     parse_url,
 };
 use crate::os::host;
-use crate::os::logging::{self, Target};
+use crate::os::logging::Target;
 use crate::os::paths;
 
 /// Options that all commands share, by their long names; they are `TAEL_<NAME>` in the
@@ -129,13 +129,12 @@ fn rank(matches: &ArgMatches, id: &str) -> u8 {
 }
 
 impl Connection {
-    /// Starts logging and checks the options; `default_id` is the client identifier when none
+    /// Checks the options; `default_id` is the client identifier when none
     /// is given.
     ///
     /// # Errors
     /// 64 for options that are wrong, 78 for a password that cannot be had.
     pub fn resolve(self, matches: &ArgMatches, default_id: String) -> Result<BrokerOptions> {
-        logging::init(self.log, std::env::var("TAEL_LOG").ok().as_deref())?;
         if !(MIN_KEEP_ALIVE..=MAX_KEEP_ALIVE).contains(&self.keepalive) {
             return Err(Error::usage(format!(
                 "keep-alive of {} s is out of range: {} s to {} s",
@@ -254,7 +253,7 @@ pub fn read_password(path: &Path) -> Result<Secret> {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Root {
-    /// Root of Tael's topics
+    /// Root of Tael's topics; --mqtt-env is the same
     #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
     pub root: Option<String>,
 }

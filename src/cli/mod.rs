@@ -3,11 +3,14 @@
 pub mod beacon;
 #[cfg(feature = "embedded-broker")]
 mod broker;
+mod check;
 pub mod client;
 mod config;
 mod connection;
 mod control;
 pub mod message;
+mod pages;
+mod status;
 mod trigger;
 mod watch;
 mod work;
@@ -21,6 +24,8 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
+use crate::os::logging::{self, Target};
+use crate::os::process::survive_file_size_limit;
 use config::{Layer, Layers};
 
 /// One command: its options, and what it does with them.
@@ -30,8 +35,16 @@ trait Tool: Args + FromArgMatches {
     /// What it is for, in a line.
     const ABOUT: &'static str;
 
+    /// Whether it works for long, and has something to tell meanwhile.
+    const DAEMON: bool = false;
+
     /// Checks the options and does the work.
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode>;
+
+    /// What an error means for whoever called, if not what it means everywhere.
+    fn failed(error: Error) -> Result<ExitCode> {
+        Err(error)
+    }
 }
 
 /// A tool among others.
@@ -39,6 +52,7 @@ struct Entry {
     name: &'static str,
     command: fn() -> Command,
     run: fn(&ArgMatches, &Layers) -> Result<ExitCode>,
+    failed: fn(Error) -> Result<ExitCode>,
 }
 
 const fn entry<T: Tool>() -> Entry {
@@ -46,6 +60,7 @@ const fn entry<T: Tool>() -> Entry {
         name: T::NAME,
         command: command::<T>,
         run: run::<T>,
+        failed: T::failed,
     }
 }
 
@@ -55,12 +70,16 @@ const ENTRIES: &[Entry] = &[
     entry::<message::Message>(),
     entry::<beacon::Beacon>(),
     entry::<control::Control>(),
+    entry::<status::Status>(),
+    entry::<check::Check>(),
     entry::<watch::Watch>(),
     entry::<work::Work>(),
     #[cfg(feature = "embedded-broker")]
     entry::<broker::Broker>(),
     #[cfg(feature = "embedded-broker")]
     entry::<broker::Demo>(),
+    entry::<pages::Man>(),
+    entry::<pages::Completions>(),
 ];
 
 fn command<T: Tool>() -> Command {
@@ -76,41 +95,75 @@ fn command<T: Tool>() -> Command {
 
 fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
     let tool = T::from_arg_matches(matches).map_err(|e| Error::usage(usage_line(&e)))?;
+    if let Ok(Some(target)) = matches.try_get_one::<Target>("log") {
+        let level = std::env::var("TAEL_LOG").ok();
+        logging::init(*target, level.as_deref(), T::DAEMON)?;
+    }
     tool.run(matches, layers)
+}
+
+fn root() -> Command {
+    Command::new("tael")
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+}
+
+/// `tael` with all its commands.
+fn whole() -> Command {
+    root().subcommands(ENTRIES.iter().map(|entry| (entry.command)()))
+}
+
+/// The binaries that are one tool each.
+fn single_commands() -> [Command; 3] {
+    [
+        single_command::<client::Client>(),
+        single_command::<message::Message>(),
+        single_command::<beacon::Beacon>(),
+    ]
+}
+
+fn single_command<T: Tool>() -> Command {
+    command::<T>().name(format!("tael-{}", T::NAME))
 }
 
 /// `tael`.
 #[must_use]
 pub fn main() -> ExitCode {
     start(|arguments| {
-        let mut root = Command::new("tael")
-            .about(env!("CARGO_PKG_DESCRIPTION"))
-            .version(env!("CARGO_PKG_VERSION"))
-            .subcommand_required(true)
-            .arg_required_else_help(true);
         let name = arguments.get(1).and_then(|name| name.to_str());
         let wanted = ENTRIES.iter().find(|entry| Some(entry.name) == name);
-        let layers = match wanted {
-            Some(_) => Layers::load(&arguments)?,
-            None => Layers::default(),
-        };
-        for entry in ENTRIES {
-            let mut command = (entry.command)();
-            if wanted.is_some_and(|wanted| wanted.name == entry.name) {
-                command = layers.apply(command)?;
+        match wanted {
+            Some(entry) => {
+                let failed = entry.failed;
+                run_entry(entry, arguments).or_else(failed)
             }
-            root = root.subcommand(command);
-        }
-        let tool = wanted.map_or("", |wanted| wanted.name);
-        let matches = match parse(root, arguments, tool, &layers) {
-            Ok(matches) => matches,
-            Err(end) => return end,
-        };
-        match (wanted, matches.subcommand()) {
-            (Some(entry), Some((_, matches))) => (entry.run)(matches, &layers),
-            _ => Err(Error::usage("tael: no command given; see tael --help")),
+            None => match parse(whole(), arguments, "", &Layers::default()) {
+                Ok(_) => Err(Error::usage("tael: no command given; see tael --help")),
+                Err(end) => end,
+            },
         }
     })
+}
+
+fn run_entry(wanted: &Entry, arguments: Vec<OsString>) -> Result<ExitCode> {
+    let layers = Layers::load(&arguments)?;
+    let mut root = root();
+    for entry in ENTRIES {
+        let mut command = (entry.command)();
+        if wanted.name == entry.name {
+            command = layers.apply(command)?;
+        }
+        root = root.subcommand(command);
+    }
+    match parse(root, arguments, wanted.name, &layers) {
+        Ok(matches) => match matches.subcommand() {
+            Some((_, matches)) => (wanted.run)(matches, &layers),
+            None => Err(Error::usage("tael: no command given; see tael --help")),
+        },
+        Err(end) => end,
+    }
 }
 
 /// A binary that is one tool.
@@ -124,6 +177,23 @@ fn single<T: Tool>() -> ExitCode {
             Err(end) => end,
         }
     })
+}
+
+/// The options of `T` as the command line gives them now that files may have changed.
+fn again<T: Tool>() -> Result<(T, ArgMatches, Layers)> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let layers = Layers::load(&arguments)?;
+    // `tael client …` and `tael-client …` are the same from here on.
+    if arguments.get(1).is_some_and(|first| first == T::NAME) {
+        arguments.remove(1);
+    }
+    let command = layers.apply(command::<T>())?;
+    let matches = parse(command, arguments, T::NAME, &layers).map_err(|end| {
+        end.err()
+            .unwrap_or_else(|| Error::bug("read options again"))
+    })?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| Error::usage(usage_line(&e)))?;
+    Ok((tool, matches, layers))
 }
 
 /// What every process of ours does first and last.
@@ -143,6 +213,7 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     {
         return runner::main(arguments.get(2).map(Into::into));
     }
+    survive_file_size_limit();
     work(arguments).unwrap_or_else(|e| {
         eprintln!("tael: {e}");
         ExitCode::from(e.exit_code())

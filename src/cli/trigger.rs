@@ -1,5 +1,6 @@
 //! Triggers, from the command line and from `[[trigger]]` tables.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -61,6 +62,15 @@ pub struct TriggerOptions {
     /// Whether retained messages count as events: ignore or accept
     #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,
+    /// Run the command when nothing has come for this time, in place of when something does
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    absent: Option<Duration>,
+    /// Folder that the command runs in [default: the client's]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// File of NAME=VALUE lines for the command's environment, read at each run
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
     /// Shell that runs the command
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SHELL, conflicts_with = "no_shell")]
     shell: String,
@@ -217,6 +227,17 @@ fn trigger(options: TriggerOptions, name: String) -> Result<Trigger, String> {
             return Err(format!("'{name}' is no environment name"));
         }
     }
+    if options.absent.is_some_and(|absent| absent.is_zero()) {
+        return Err("a silence of no time is none: --absent 11m".into());
+    }
+    // A client may be started anywhere.
+    let absolute = |path: Option<PathBuf>| match path {
+        Some(path) if path.to_str().is_none() => Err(format!("'{}' is not UTF-8", path.display())),
+        Some(path) => std::path::absolute(&path)
+            .map(Some)
+            .map_err(|e| format!("cannot find '{}': {e}", path.display())),
+        None => Ok(None),
+    };
     Ok(Trigger {
         name,
         filters: filters.collect::<Result<_, _>>()?,
@@ -227,6 +248,9 @@ fn trigger(options: TriggerOptions, name: String) -> Result<Trigger, String> {
         export,
         passthrough: options.payload_passthrough,
         accept_retained: options.retained,
+        cwd: absolute(options.cwd)?,
+        env_file: absolute(options.env_file)?,
+        absent: options.absent,
         policy: Policy {
             jobs: options.jobs,
             overlap: options.overlap,

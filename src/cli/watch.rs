@@ -40,6 +40,8 @@ impl Tool for Watch {
     const NAME: &'static str = "watch";
     const ABOUT: &'static str = "Show the network live, one line a message";
 
+    const DAEMON: bool = true;
+
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let filters = match (&self.topic[..], &self.root.root) {

@@ -73,13 +73,44 @@ pub fn raise(
     let topic = String::from_utf8_lossy(&delivery.topic);
     let event = event::with_attributes(delivery, &topic, attributes);
     let key = key(delivery, event.id.as_deref(), redelivery_since);
-    let decision = trigger.admit(&event);
+    admit(
+        config,
+        trigger,
+        &event,
+        key,
+        status::REASON_RAISED.to_owned(),
+    )
+}
+
+/// Judges an event of our own making for `trigger`; it has an id.
+pub fn made(
+    config: &Config,
+    trigger: &Trigger,
+    event: &Event,
+    reason: String,
+) -> (Admission, Result<String, Refusal>) {
+    let key = EventKey {
+        id: event.id.clone().unwrap_or_else(new_id),
+        digest: None,
+        packet: 0,
+        redelivery_since: None,
+    };
+    admit(config, trigger, event, key, reason)
+}
+
+fn admit(
+    config: &Config,
+    trigger: &Trigger,
+    event: &Event,
+    key: EventKey,
+    reason: String,
+) -> (Admission, Result<String, Refusal>) {
+    let decision = trigger.admit(event);
     let refusal = match &decision {
         Decision::Refuse(refusal) => Some(refusal.clone()),
         Decision::Run | Decision::Ignore => None,
     };
-    let reason = status::REASON_RAISED.to_owned();
-    let part = part(config, trigger, &event, &key.id, decision, reason);
+    let part = part(config, trigger, event, &key.id, decision, reason);
     let unit = match (&part, refusal) {
         (Some(Part::Run { unit, .. }), _) => Ok(unit.id.clone()),
         (_, Some(refusal)) => Err(refusal),
@@ -87,7 +118,7 @@ pub fn raise(
     };
     let admission = Admission {
         key,
-        topic: event.topic,
+        topic: event.topic.clone(),
         parts: part.into_iter().collect(),
     };
     (admission, unit)
@@ -158,7 +189,8 @@ fn part(
 fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
     let topic = std::str::from_utf8(&delivery.topic).ok();
     let meant = config.triggers.iter().any(|trigger| {
-        (trigger.accept_retained || !delivery.retained)
+        trigger.absent.is_none()
+            && (trigger.accept_retained || !delivery.retained)
             && topic.is_none_or(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
     });
     let refuse = || Part::Refuse {

@@ -37,6 +37,8 @@ pub struct Config {
     pub keep_units: u64,
     /// Whether stopping the client cancels its runs.
     pub stop_units: bool,
+    /// Where figures for a monitoring system are written.
+    pub metrics: Option<PathBuf>,
     /// How to reach the broker.
     pub broker: BrokerOptions,
 }

@@ -14,7 +14,7 @@ use crate::net::mqtt::Settings;
 use crate::net::session::{Session, Subscriptions};
 
 /// How long the broker keeps what is sent while we are away.
-const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Deliveries that the broker may have under way, unacknowledged.
 const RECEIVE_MAXIMUM: u16 = 64;
@@ -54,17 +54,24 @@ pub fn session(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Re
         max_packet: u32::try_from(packet).unwrap_or(u32::MAX).min(MAX_PACKET),
         receive_maximum: RECEIVE_MAXIMUM,
     };
+    Ok(Session::new(settings, subscriptions(config, topics)?))
+}
+
+/// What a pipeline listens to.
+///
+/// # Errors
+/// When its control topic is too long.
+pub fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
     let control = Filter::new(topics.control()).map_err(|e| Error::new(Kind::Usage, e))?;
     let filters = config
         .triggers
         .iter()
         .flat_map(|trigger| trigger.filters.iter().cloned());
-    let subscriptions = Subscriptions {
+    Ok(Subscriptions {
         required: filters.collect(),
         optional: vec![control],
         qos: Qos::AtLeastOnce,
-    };
-    Ok(Session::new(settings, subscriptions))
+    })
 }
 
 /// The largest MQTT packet (MQTT 5.0, section 2.1.4).

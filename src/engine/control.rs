@@ -87,7 +87,7 @@ impl Pipeline {
             Ok(unit) => control::accepted(fields([("unit", json!(unit))])),
             Err(refusal) => control::refused(Kind::Data, &format!("not raised: {refusal}")),
         };
-        self.accept(admission, ack.clone(), reply(delivery, &answer));
+        self.accept(admission, Some(ack.clone()), reply(delivery, &answer));
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl Pipeline {
                 start: false,
             }],
         };
-        self.accept(admission, ack.clone(), reply(delivery, &answer));
+        self.accept(admission, Some(ack.clone()), reply(delivery, &answer));
         Ok(())
     }
 

@@ -1,16 +1,22 @@
 //! How one event becomes one run and one report.
 
 pub mod admit;
+mod committed;
 pub mod config;
 mod connect;
 mod control;
 mod failpoint;
+mod health;
+mod last;
+mod metrics;
 mod outbox;
 pub mod pipeline;
 mod queue;
 mod recovery;
+pub mod reload;
 pub mod runner;
 mod runners;
 mod settle;
+mod silence;
 mod stop;
 mod units;

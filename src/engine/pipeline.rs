@@ -5,18 +5,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, error, info, warn};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, warn};
 
 use crate::engine::admit::{self, Admission};
 use crate::engine::config::{Config, Home, RUNNERS};
 use crate::engine::connect;
 use crate::engine::failpoint;
+use crate::engine::health::Health;
+use crate::engine::last::LastEnd;
+use crate::engine::metrics::Metrics;
 use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
+use crate::engine::reload::Reload;
 use crate::engine::runners::Runners;
+use crate::engine::silence::Silence;
 use crate::error::{Kind, Result};
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
@@ -26,8 +32,9 @@ use crate::model::unit::Unit;
 use crate::net::mqtt::{Refused, Token};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, SessionAck};
+use crate::os::notify::Notify;
 use crate::os::signals::Stop;
-use crate::store::ledger::{Committed, Done, Ledger, Op, Part, Reader};
+use crate::store::ledger::{Ledger, Op, Part, Reader};
 use crate::store::streams::UnitDir;
 
 /// Operations that may wait for the ledger before no more messages are taken.
@@ -38,7 +45,7 @@ const MAX_UNCOMMITTED: usize = 4096;
 const SENT_DELAY: Duration = Duration::from_millis(200);
 
 /// Token of messages whose acknowledgement nobody waits for; the outbox's begin at 1.
-const UNTRACKED: Token = 0;
+pub(super) const UNTRACKED: Token = 0;
 
 /// Counts since the client started.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +61,7 @@ pub(super) struct Counts {
 pub(super) enum Then {
     Accepted {
         admission: Box<Admission>,
-        ack: SessionAck,
+        ack: Option<SessionAck>,
         reply: Option<Message>,
     },
     Start {
@@ -63,6 +70,8 @@ pub(super) enum Then {
     },
     Settled {
         retry: Option<Box<Unit>>,
+        /// The status of the end.
+        last: Box<Value>,
     },
     Nothing,
 }
@@ -107,6 +116,12 @@ pub struct Pipeline {
     pub(super) cancels_all: bool,
     online_since: Option<Instant>,
     pub(super) ended: u32,
+    /// Whether runners have just not been able to begin.
+    pub(super) refusing: bool,
+    pub(super) health: Health,
+    pub(super) silence: Silence,
+    pub(super) metrics: Option<Metrics>,
+    pub(super) last: LastEnd,
 }
 
 pub(super) fn now_ms() -> i64 {
@@ -118,7 +133,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the state is damaged or newer; it is then untouched.
-    pub fn open(config: Config, home: Home) -> Result<Self> {
+    pub fn open(config: Config, home: Home, notify: Notify) -> Result<Self> {
         let ledger = Ledger::open(&home.path)?;
         let reader = Reader::open(&home.path)?;
         let boot = crate::os::process::boot_id();
@@ -131,6 +146,10 @@ impl Pipeline {
         recovery::sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
         let runners = home.path.join(RUNNERS);
+        let mut silence = Silence::default();
+        silence.take_up(&config.triggers, &reader.heard()?, now_ms());
+        let metrics = config.metrics.clone().map(Metrics::new);
+        let last = LastEnd::read(&reader)?;
         let mut queue = Queue::new(&config.triggers);
         queue.pause(home.path.join("paused").exists());
         let mut pipeline = Self {
@@ -155,6 +174,11 @@ impl Pipeline {
             cancels_all: false,
             online_since: None,
             ended: 0,
+            refusing: false,
+            health: Health::new(notify),
+            silence,
+            metrics,
+            last,
         };
         for left in left {
             pipeline.take_up(left);
@@ -167,7 +191,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the broker turns us away for good, or the state cannot be written any more.
-    pub async fn run(mut self, stop: &mut Stop) -> Result<()> {
+    pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
         self.runners.keep_warm();
         loop {
             self.start_waiting();
@@ -175,24 +199,63 @@ impl Pipeline {
                 failpoint::reached("publish.before");
             }
             self.outbox.flush(&mut self.session);
-            let now = now_ms();
-            let due = self.queue.next_due(now).map(|due| due - now);
-            let wait = Duration::from_millis(due.unwrap_or(0).cast_unsigned());
-            let sent_due = self.sent_since.unwrap_or_else(Instant::now) + SENT_DELAY;
+            self.check_health();
+            self.check_metrics(false);
+            let wake = self.wake();
             tokio::select! {
                 biased;
                 () = stop.requested() => break,
+                Some(()) = reload.requests.recv() => self.reload(&reload.read),
                 committed = self.ledger.committed() => self.on_committed(committed.map_err(|f| f.0)?),
                 report = self.runners.next() => self.on_report(report),
                 Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
                 event = self.session.next(), if self.uncommitted < MAX_UNCOMMITTED => {
                     self.on_session(event?);
                 }
-                () = sleep(wait), if due.is_some() => {}
-                () = sleep_until(sent_due), if self.sent_since.is_some() => self.flush_sent(),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    self.on_time();
+                }
             }
         }
         self.stop().await
+    }
+
+    /// When something is to be done though nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        let now = now_ms();
+        let due = self.queue.next_due(now).and_then(|due| {
+            Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
+        });
+        let times = [
+            due,
+            self.sent_since.map(|since| since + SENT_DELAY),
+            self.health.wake(),
+            self.silence.wake(),
+            self.metrics.as_ref().and_then(Metrics::wake),
+            self.last.wake(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) {
+        if self
+            .sent_since
+            .is_some_and(|since| since.elapsed() >= SENT_DELAY)
+        {
+            self.flush_sent();
+        }
+        self.check_silence();
+        self.tell_last();
+    }
+
+    /// Whether the broker is there and has our subscriptions.
+    pub(super) const fn is_online(&self) -> bool {
+        self.online_since.is_some()
+    }
+
+    pub(super) fn tell_presence(&mut self, state: Presence) {
+        let presence = connect::presence(&self.config, &self.topics, state, self.since);
+        self.session.publish(presence, UNTRACKED);
     }
 
     /// Removes what has been sent from the ledger.
@@ -230,12 +293,15 @@ impl Pipeline {
         match event {
             Event::Online => {
                 self.online_since = Some(Instant::now());
-                let presence =
-                    connect::presence(&self.config, &self.topics, Presence::Online, self.since);
-                self.session.publish(presence, UNTRACKED);
+                self.tell_presence(Presence::Online);
+                self.silence.online(true);
+                self.last.due();
+                self.health.ready();
             }
+            Event::Subscribed(result) => self.on_subscribed(result),
             Event::Offline => {
                 self.outbox.reset();
+                self.silence.online(false);
                 // What the broker has answered a ping after, it knows to be acknowledged.
                 let twice = twice_keep_alive(&self.config.broker);
                 let long = Duration::from_millis(twice.cast_unsigned());
@@ -265,12 +331,15 @@ impl Pipeline {
             self.counts.ignored += 1;
             return self.session.acknowledge(ack);
         }
+        if self.silence.is_watched() {
+            self.listen(delivery);
+        }
         let admission = admit::judge(&self.config, delivery, self.redelivery_since);
         if admission.parts.is_empty() {
             self.counts.ignored += 1;
             self.session.acknowledge(ack);
         } else {
-            self.accept(admission, ack, None);
+            self.accept(admission, Some(ack), None);
         }
     }
 
@@ -278,7 +347,7 @@ impl Pipeline {
     pub(super) fn accept(
         &mut self,
         mut admission: Admission,
-        ack: SessionAck,
+        ack: Option<SessionAck>,
         reply: Option<Message>,
     ) {
         for part in &mut admission.parts {
@@ -318,98 +387,6 @@ impl Pipeline {
         failpoint::reached("publish.after");
         self.sent.push(seq);
         self.sent_since.get_or_insert_with(Instant::now);
-    }
-
-    // --- What the ledger has on disk ---
-
-    pub(super) fn on_committed(&mut self, committed: Committed<Then>) {
-        self.uncommitted -= 1;
-        match (committed.then, committed.done) {
-            (
-                Then::Accepted {
-                    admission,
-                    ack,
-                    reply,
-                },
-                Done::Accepted { fresh, queued },
-            ) => {
-                failpoint::reached("commit.after");
-                self.session.acknowledge(ack);
-                failpoint::reached("ack.after");
-                self.outbox.extend(queued);
-                if let Some(reply) = reply {
-                    self.session.publish(reply, UNTRACKED);
-                }
-                self.on_accepted(*admission, &fresh);
-            }
-            (Then::Start { trigger, unit }, Done::Changed { applied, .. }) => {
-                match self.reader.unit(&unit) {
-                    Ok(Some(record)) if applied => self.dispatch(record.unit, None),
-                    Ok(_) => self.queue.remove(&trigger, &unit),
-                    Err(e) => {
-                        error!(TAEL_UNIT = unit, "{e}");
-                        self.postpone(&trigger, &unit);
-                    }
-                }
-            }
-            (Then::Settled { retry }, Done::Changed { applied, queued }) => {
-                failpoint::reached("settle.after");
-                self.outbox.extend(queued);
-                if let (Some(retry), true) = (retry, applied) {
-                    self.queue.wait(&retry.trigger, &retry.id, retry.due);
-                }
-            }
-            (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),
-            (Then::Nothing, Done::Pruned(units)) => {
-                units.iter().for_each(|unit| self.forget(unit));
-            }
-            (then, done) => debug!("unexpected: {then:?} brought {done:?}"),
-        }
-    }
-
-    fn on_accepted(&mut self, admission: Admission, fresh: &[bool]) {
-        let (event, topic) = (admission.key.id, admission.topic);
-        for (part, fresh) in admission.parts.into_iter().zip(fresh) {
-            if let Part::Run { unit, start: false } = &part {
-                self.queue.came(&unit.trigger);
-            }
-            match part {
-                Part::Run { unit, start } if !fresh => {
-                    self.counts.duplicates += 1;
-                    info!(
-                        TAEL_EVENT = event,
-                        TAEL_TOPIC = topic,
-                        "event came again; not run"
-                    );
-                    if start {
-                        self.queue.remove(&unit.trigger, &unit.id);
-                    }
-                }
-                Part::Run { unit, start } => {
-                    self.counts.accepted += 1;
-                    debug!(
-                        TAEL_EVENT = event,
-                        TAEL_TOPIC = topic,
-                        TAEL_UNIT = unit.id,
-                        "accepted"
-                    );
-                    if start {
-                        self.dispatch(*unit, None);
-                    } else {
-                        self.arrive(&unit);
-                    }
-                }
-                Part::Refuse { refused, .. } => {
-                    self.counts.refused += 1;
-                    warn!(
-                        TAEL_EVENT = event,
-                        TAEL_TOPIC = topic,
-                        "event refused: {}",
-                        refused.detail
-                    );
-                }
-            }
-        }
     }
 }
 

@@ -54,6 +54,15 @@ impl Queue {
         }
     }
 
+    /// Takes up the policies of `triggers`; what waits and runs stays.
+    pub fn reconfigure(&mut self, triggers: &[Trigger]) {
+        for trigger in triggers {
+            let lane = self.lanes.entry(trigger.name.clone()).or_default();
+            lane.jobs = trigger.policy.jobs;
+            lane.overlap = trigger.policy.overlap;
+        }
+    }
+
     fn lane(&mut self, trigger: &str) -> &mut Lane {
         // A trigger that the configuration has dropped still has its old units, one by one.
         self.lanes

@@ -38,7 +38,7 @@ pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>>
 fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
     let trace = UnitDir::new(pipeline, &record.unit.id).trace()?;
     let same_boot = record.boot.as_deref() == Some(boot);
-    let recovery = recover(record.state, trace, same_boot);
+    let recovery = recover(record.state, trace, same_boot, record.started.is_some());
     let unit = &record.unit.id;
     // What only waits is read whole when it starts; anything else may be tried again.
     let record = match recovery {

@@ -28,7 +28,7 @@ use crate::store::streams::UnitDir;
 /// for what runners need beside their units.
 pub const ARGUMENT: &str = "--tael-runner";
 
-/// Begins a line that names the file of a job that is too long for a pipe.
+/// Begins a line that names the file, beside us, of a job that is too long for a pipe.
 pub const FILE: &str = "@";
 
 /// Wait before an outcome that found no space is written again.
@@ -50,14 +50,16 @@ const NOT_FOUND: i32 = 127;
 /// One unit for a runner.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// The unit's folder.
-    pub dir: PathBuf,
+    /// The unit.
+    pub unit: String,
     /// Bytes of the command's standard input, which follow the line.
     pub stdin: usize,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// What to execute when the system finds no interpreter for `argv`: a shell does.
     pub shell_argv: Vec<String>,
+    /// Where the command runs; the runner's own working directory without.
+    pub cwd: Option<PathBuf>,
     /// Variables besides the inherited ones.
     pub variables: Vec<(String, String)>,
     /// Time after which the command is ended, milliseconds.
@@ -85,16 +87,20 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
             // Nobody would take up what we began now; the next client will.
             break;
         }
-        match read(&mut jobs) {
+        match read(&mut jobs, &runners) {
             Ok(Some((job, payload))) => {
-                unsynced.extend(run(&job, &payload, ahead.take()));
+                let unit = match runners.parent() {
+                    Some(pipeline) => UnitDir::new(pipeline, &job.unit),
+                    None => return bug,
+                };
+                unsynced.extend(run(&job, unit, &payload, ahead.take()));
                 if unsynced.len() > MAX_UNSYNCED {
                     unsynced.pop_front();
                 }
                 say("idle");
             }
-            Ok(None) => break,
-            Err(_) => return bug,
+            // What cannot be read is the next one's to try.
+            Ok(None) | Err(_) => break,
         }
     }
     if let Some(ahead) = ahead {
@@ -120,14 +126,14 @@ fn sync_before(unsynced: &mut VecDeque<File>) -> Sender {
 }
 
 /// Reads a job with its payload; none at the end.
-fn read(jobs: &mut impl BufRead) -> io::Result<Option<(Job, Vec<u8>)>> {
+fn read(jobs: &mut impl BufRead, runners: &Path) -> io::Result<Option<(Job, Vec<u8>)>> {
     let mut line = String::new();
     if jobs.read_line(&mut line)? == 0 {
         return Ok(None);
     }
-    if let Some(path) = line.trim_end().strip_prefix(FILE) {
-        let path = Path::new(path);
-        let job = read(&mut BufReader::new(File::open(path)?));
+    if let Some(name) = line.trim_end().strip_prefix(FILE) {
+        let path = runners.join(name);
+        let job = File::open(&path).and_then(|file| read(&mut BufReader::new(file), runners));
         let _ = fs::remove_file(path);
         return job;
     }
@@ -148,11 +154,14 @@ fn ended(outcome: &Outcome) {
 }
 
 /// Runs a unit, and returns its record, which is to be synced.
-fn run(job: &Job, payload: &[u8], ahead: Option<Hold>) -> Option<File> {
+fn run(job: &Job, unit: UnitDir, payload: &[u8], ahead: Option<Hold>) -> Option<File> {
     let begin = || {
-        let Some(mut hold) = Hold::take(ahead, UnitDir::at(job.dir.clone()))? else {
+        let Some(mut hold) = Hold::take(ahead, unit)? else {
             return Ok(None);
         };
+        if sender(io::stdin().as_fd(), Some(Duration::ZERO)) == Sender::Gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let cancelled = hold.is_cancelled();
         if !cancelled {
             hold.begin()?;
@@ -205,7 +214,8 @@ fn supervise(job: &Job, payload: &[u8], hold: &mut Hold) -> io::Result<Outcome> 
     let stopped = loop {
         let look = (trim.limit > 0 || hold.changes().is_none()).then_some(trim.next);
         let until = [limit, look].into_iter().flatten().min();
-        match running.wait(hold.changes(), until)? {
+        // Without a wake-up it is waited for until it ends.
+        match running.wait(hold.changes(), until).unwrap_or(Woken::Ended) {
             Woken::Ended => break None,
             _ if hold.is_cancelled() => break Some(Stopped::Canceled),
             Woken::Changed => {}
@@ -232,11 +242,20 @@ fn supervise(job: &Job, payload: &[u8], hold: &mut Hold) -> io::Result<Outcome> 
 }
 
 fn start(job: &Job, payload: &[u8], hold: &Hold) -> io::Result<Running> {
+    // A folder that is missing must not pass for a program that is.
+    if let Some(cwd) = &job.cwd
+        && let Err(e) = fs::read_dir(cwd)
+    {
+        let cause = format!("cannot work in {}: {e}", cwd.display());
+        return Err(io::Error::other(cause));
+    }
     let spawn = |argv: &[String]| {
-        let [stdin, stdout, stderr] = hold.streams(payload)?;
+        // Not to be taken for a fault of the program's.
+        let [stdin, stdout, stderr] = hold.streams(payload).map_err(io::Error::other)?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         Running::spawn(Spawn {
             argv: &argv,
+            cwd: job.cwd.as_deref(),
             variables: &job.variables,
             stdin,
             stdout,

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -17,7 +16,12 @@ use tracing::debug;
 
 use crate::engine::runner::{ARGUMENT, FILE, Job};
 use crate::model::unit::Outcome;
+use crate::os::notify;
 use crate::store::outcome::parse_outcome;
+use crate::store::streams::UnitDir;
+
+/// Where programs are found when nobody has said so.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
 /// must not wait for a runner that somebody has stopped.
@@ -41,7 +45,7 @@ pub enum Report {
 
 enum Line {
     Said(u64, String),
-    Gone(u64),
+    Gone(u64, u32),
 }
 
 struct Handle {
@@ -109,11 +113,16 @@ impl Runners {
         text.push(b'\n');
         text.extend_from_slice(payload);
         if text.len() > MAX_LINE {
-            let path = self.dir.join(format!("{unit}.job"));
+            let name = format!("{unit}.job");
+            let path = self.dir.join(&name);
             let mut options = File::options();
             options.write(true).create(true).truncate(true).mode(0o600);
-            options.open(&path)?.write_all(&text)?;
-            text = [FILE.as_bytes(), path.as_os_str().as_bytes(), b"\n"].concat();
+            let written = options.open(&path).and_then(|mut f| f.write_all(&text));
+            if written.is_err() {
+                let _ = std::fs::remove_file(&path);
+            }
+            written?;
+            text = format!("{FILE}{name}\n").into_bytes();
         }
         loop {
             let place = match self.handles.iter().position(|h| h.unit.is_none()) {
@@ -134,12 +143,18 @@ impl Runners {
 
     fn start(&mut self) -> std::io::Result<usize> {
         // The running image, even if its file has been replaced by an upgrade.
-        let mut child = Command::new("/proc/self/exe")
+        let path = (std::env::var_os("PATH").is_none()).then_some(("PATH", DEFAULT_PATH));
+        let mut command = Command::new("/proc/self/exe");
+        for name in notify::VARIABLES {
+            command.env_remove(name);
+        }
+        let mut child = command
             .arg(ARGUMENT)
             .arg(&self.dir)
             // A client identifier is for one connection: a `tael message` in the command that
             // inherited ours would take our session over.
             .env_remove("TAEL_ID")
+            .envs(path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -177,9 +192,13 @@ impl Runners {
 
     fn read(&mut self, line: Line) -> Option<Report> {
         match line {
-            Line::Gone(number) => {
+            Line::Gone(number, pid) => {
+                // One that was killed has left the folder that it had made ahead.
+                let _ = UnitDir::at(self.dir.join(pid.to_string())).remove();
                 let place = self.handles.iter().position(|h| h.number == number)?;
-                self.handles.remove(place).unit.map(Report::Unknown)
+                let gone = self.handles.remove(place);
+                self.keep_warm();
+                gone.unit.map(Report::Unknown)
             }
             Line::Said(number, text) => {
                 let handle = self.handles.iter_mut().find(|h| h.number == number)?;
@@ -218,5 +237,5 @@ async fn listen(
     }
     // It has closed its side, so that this returns at once.
     let _ = child.wait();
-    let _ = lines.send(Line::Gone(number));
+    let _ = lines.send(Line::Gone(number, child.id()));
 }

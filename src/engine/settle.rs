@@ -56,6 +56,17 @@ pub fn started(config: &Config, unit: &Unit, at: i64) -> Op {
     }
 }
 
+/// The status of the end of `unit` at `at` (milliseconds since the epoch).
+pub fn end_status(unit: &Unit, outcome: &Outcome, at: i64) -> Map<String, Value> {
+    let elapsed = Duration::from_micros(outcome.elapsed);
+    status::ended(
+        &outcome.reported(),
+        elapsed,
+        &unit.passthrough,
+        timestamp(at),
+    )
+}
+
 /// Books the end of a unit. `unsaid` says that its start has not been told yet.
 pub fn ended(
     config: &Config,
@@ -65,7 +76,6 @@ pub fn ended(
     unsaid: bool,
 ) -> (Op, Option<Unit>) {
     let now = Timestamp::now();
-    let elapsed = Duration::from_micros(outcome.elapsed);
     let mut statuses = Vec::with_capacity(2);
     if unsaid && outcome.end.return_code().is_some() && outcome.started > 0 {
         let payload = status::started(&unit.reason, &unit.passthrough, timestamp(outcome.started));
@@ -74,8 +84,11 @@ pub fn ended(
     let never_began = matches!(outcome.end, End::NotStarted(_));
     // Of a unit that was cancelled before it began nobody has heard, nor needs to.
     if !(never_began && outcome.stopped == Some(Stopped::Canceled)) {
-        let payload = status::ended(&outcome.reported(), elapsed, &unit.passthrough, now);
-        statuses.push(message(config, unit, payload));
+        statuses.push(message(
+            config,
+            unit,
+            end_status(unit, outcome, now.as_millisecond()),
+        ));
     }
     let retry = retry(policy, unit, outcome, now);
     let note = match (&outcome.end, outcome.stopped) {

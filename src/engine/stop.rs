@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use crate::engine::connect;
-use crate::engine::pipeline::Pipeline;
+use crate::engine::pipeline::{Pipeline, Then};
 use crate::error::{Error, Result};
 use crate::model::status::Presence;
 use crate::net::mqtt::Token;
@@ -25,7 +25,11 @@ impl Pipeline {
         info!("stopping; {} units go on", self.live.len());
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let wait_for_units = self.config.stop_units;
+        self.health.notify.stopping();
         self.queue.pause(true);
+        for op in self.silence.unwritten() {
+            self.submit(op, Then::Nothing);
+        }
         self.cancels_all = wait_for_units;
         if wait_for_units {
             let grace = self.config.triggers.iter().map(|t| t.policy.grace).max();
@@ -51,6 +55,8 @@ impl Pipeline {
                 break;
             }
             self.outbox.flush(&mut self.session);
+            self.last.flush();
+            self.tell_last();
             if told
                 && let Some(message) = presence.take()
                 && !self.session.publish(message.clone(), FAREWELL)
@@ -84,6 +90,7 @@ impl Pipeline {
                 }
             }
         }
+        self.check_metrics(true);
         self.session.close().await;
         Ok(())
     }

@@ -1,25 +1,31 @@
 //! A pipeline's units: handed to runners, watched, booked when they end.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
 use crate::engine::config::Config;
+use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::failpoint;
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
 use crate::engine::recovery::Left;
 use crate::engine::runner::Job;
 use crate::engine::runners::Report;
 use crate::engine::settle;
+use crate::model::env_file;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Policy, Trigger};
 use crate::model::unit::{End, Outcome, Recovery, State, Stopped, Trace, Unit};
-use crate::os::process::kill_orphan;
+use crate::os::process::{kill_orphan, leader_with};
 use crate::store::ledger::Op;
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::streams::Stream;
 
 /// Wait before a unit that found no space for its folder is started again.
 const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// Names the unit to its command.
+const UNIT_VARIABLE: &str = "TAEL_UNIT";
 
 /// So often a unit is handed to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
@@ -74,7 +80,10 @@ impl Pipeline {
             let cause = format!("there is no trigger '{}' any more", unit.trigger);
             return self.finish(unit, false, &Outcome::not_started(cause));
         };
-        let job = job(&self.config, trigger, &unit, &self.dir(&unit.id));
+        let job = match job(&self.config, trigger, &unit) {
+            Ok(job) => job,
+            Err(cause) => return self.finish(unit, false, &Outcome::not_started(cause)),
+        };
         failpoint::reached("spawn.before");
         if let Err(e) = self.runners.dispatch(&unit.id, &job, &unit.payload) {
             error!(
@@ -125,6 +134,7 @@ impl Pipeline {
                     return;
                 };
                 failpoint::reached("started.before");
+                self.refusing = false;
                 (live.said, live.started) = (true, Some(at));
                 let op = settle::started(&self.config, &live.unit, at);
                 info!(TAEL_UNIT = unit, TAEL_TOPIC = live.unit.topic, "started");
@@ -138,10 +148,12 @@ impl Pipeline {
             }
             Report::Refused(unit, cause) => {
                 if let Some(live) = self.live.remove(&unit) {
-                    error!(
-                        TAEL_UNIT = unit,
-                        "cannot create the unit's folder: {cause}; the unit waits"
-                    );
+                    if !std::mem::replace(&mut self.refusing, true) {
+                        error!(
+                            TAEL_UNIT = unit,
+                            "cannot create the unit's folder: {cause}; units wait until that passes"
+                        );
+                    }
                     self.postpone(&live.unit.trigger, &unit);
                 }
             }
@@ -165,7 +177,10 @@ impl Pipeline {
                 self.queue.remove(&live.unit.trigger, unit);
             }
             // Its folder is gone, but it was begun.
-            Ok(Trace::Fresh) if live.adopted => {
+            Ok(Trace::Fresh)
+                if live.said || (live.adopted && !self.dir(unit).record().exists()) =>
+            {
+                self.end_orphan(unit);
                 self.finish(
                     live.unit,
                     live.said,
@@ -201,9 +216,10 @@ impl Pipeline {
     /// Ends a command that has lost its runner: nobody would see its end, and its event may
     /// run again.
     fn end_orphan(&self, unit: &str) {
-        if let Some((pid, start)) = self.dir(unit).read_process(&self.boot)
-            && kill_orphan(pid, start)
-        {
+        let noted = self.dir(unit).read_process(&self.boot);
+        // It may have been killed before it could note that.
+        let process = noted.or_else(|| leader_with(&format!("{UNIT_VARIABLE}={unit}")));
+        if process.is_some_and(|(pid, start)| kill_orphan(pid, start)) {
             warn!(
                 TAEL_UNIT = unit,
                 "killed a command that had lost its supervisor"
@@ -233,6 +249,9 @@ impl Pipeline {
     fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
         self.queue.remove(&unit.trigger, &unit.id);
         self.log_end(&unit, outcome);
+        if let Some(metrics) = &mut self.metrics {
+            metrics.count(outcome);
+        }
         let policy = match self.trigger(&unit.trigger) {
             Some(trigger) => trigger.policy.clone(),
             // Its trigger is gone from the configuration: nothing is tried again.
@@ -244,6 +263,7 @@ impl Pipeline {
             op,
             Then::Settled {
                 retry: retry.map(Box::new),
+                last: Box::new(settle::end_status(&unit, outcome, now_ms()).into()),
             },
         );
         self.ended += 1;
@@ -337,23 +357,31 @@ impl Pipeline {
 
     pub(super) fn prune(&mut self) {
         let keep = i64::try_from(self.config.keep.as_millis()).unwrap_or(i64::MAX);
+        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).unwrap_or(i64::MAX);
         let op = Op::Prune {
             before: now_ms().saturating_sub(keep),
+            // The broker may send an event again as long as it keeps our session.
+            events_before: now_ms().saturating_sub(keep.max(expiry)),
             keep: self.config.keep_units,
         };
         self.submit(op, Then::Nothing);
     }
 }
 
-fn job(config: &Config, trigger: &Trigger, unit: &Unit, dir: &UnitDir) -> Job {
-    let mut variables = unit.variables.clone();
+fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
+    // What the event brings was asked for by name or prefix, and wins.
+    let mut variables = match &trigger.env_file {
+        Some(path) => read_env_file(path)?,
+        None => Vec::new(),
+    };
+    variables.extend(unit.variables.iter().cloned());
     let hops = unit.hops.to_string();
     let attempt = unit.attempt.to_string();
     let own = [
         ("TAEL_TOPIC", &unit.topic),
         ("TAEL_REASON", &unit.reason),
         ("TAEL_WHO", &config.who),
-        ("TAEL_UNIT", &unit.id),
+        (UNIT_VARIABLE, &unit.id),
         ("TAEL_EVENT", &unit.event),
         ("TAEL_ATTEMPT", &attempt),
         ("TAEL_HOPS", &hops),
@@ -364,8 +392,8 @@ fn job(config: &Config, trigger: &Trigger, unit: &Unit, dir: &UnitDir) -> Job {
     }
     let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    Job {
-        dir: dir.path().to_owned(),
+    Ok(Job {
+        unit: unit.id.clone(),
         stdin: unit.payload.len(),
         argv: owned(trigger.command.argv()),
         shell_argv: owned(trigger.command.shell_argv()),
@@ -373,5 +401,12 @@ fn job(config: &Config, trigger: &Trigger, unit: &Unit, dir: &UnitDir) -> Job {
         timeout: trigger.policy.timeout.map(millis),
         grace: millis(trigger.policy.grace),
         max_output: config.max_output,
-    }
+        cwd: trigger.cwd.clone(),
+    })
+}
+
+fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+    env_file::parse(&text).map_err(|e| wrong(&e))
 }

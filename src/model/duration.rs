@@ -31,6 +31,29 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .ok_or_else(wrong)
 }
 
+/// A duration as [`parse`] reads it, down to milliseconds: `11m`, `1h 30m`, `2d`.
+#[must_use]
+pub fn text(duration: Duration) -> String {
+    let mut rest = duration.as_millis();
+    let mut words = Vec::new();
+    for (unit, size) in [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ] {
+        if rest >= size {
+            words.push(format!("{}{unit}", rest / size));
+            rest %= size;
+        }
+    }
+    if words.is_empty() {
+        return "0s".to_owned();
+    }
+    words.join(" ")
+}
+
 /// A duration as Python's `str(timedelta)` prints it: `0:00:01.234567`, `1 day, 2:03:04`.
 ///
 /// Source: Python 3, `datetime.timedelta.__str__`; microseconds are left out when zero.

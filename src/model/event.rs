@@ -21,7 +21,7 @@ const MAX_PROPERTY_BYTES: usize = 256;
 pub type Attributes = Map<String, Value>;
 
 /// One message that is well formed: a topic and a JSON object, with where it came from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Event {
     /// The topic it was published to.
     pub topic: String,

@@ -1,10 +1,13 @@
 //! The pure model: what an event, a trigger, a unit and a status are. Nothing here does I/O.
 
+pub mod check;
 pub mod control;
 pub mod duration;
 pub mod env;
+pub mod env_file;
 pub mod event;
 pub mod message;
+pub mod network;
 pub mod status;
 pub mod text;
 pub mod topic;

@@ -127,11 +127,15 @@ pub fn presence(
     let triggers: Vec<Value> = triggers
         .iter()
         .map(|trigger| {
-            json!({
+            let mut map = json!({
                 "name": trigger.name,
                 "topics": trigger.filters.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "when": trigger.conditions.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            })
+            });
+            if let Some(absent) = trigger.absent {
+                map["absent"] = json!(absent.as_secs_f64());
+            }
+            map
         })
         .collect();
     json!({

@@ -237,11 +237,31 @@ impl PipelineTopics {
         format!("{}/presence", self.prefix)
     }
 
+    /// Where the status of the last end is retained.
+    #[must_use]
+    pub fn last(&self) -> String {
+        format!("{}/last", self.prefix)
+    }
+
     /// Where the requester `id` waits for the reply to a control request.
     #[must_use]
     pub fn reply(&self, id: &str) -> String {
         format!("{}/reply/{id}", self.prefix)
     }
+}
+
+/// Filters for the retained presence and last end of every pipeline under `root`.
+#[must_use]
+pub fn all_pipelines(root: &str) -> [String; 2] {
+    ["presence", "last"].map(|name| format!("{root}/infrastructure/pipelines/+/{name}"))
+}
+
+/// Where the last beat sent to `topic` is retained: beside it.
+#[must_use]
+pub fn last_beat(topic: &str) -> String {
+    let parent = topic.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let slash = if topic.contains('/') { "/" } else { "" };
+    format!("{parent}{slash}last")
 }
 
 /// The topic of the beacon under `root`.

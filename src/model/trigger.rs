@@ -1,5 +1,6 @@
 //! When an event starts a command.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::env::Export;
@@ -234,6 +235,12 @@ pub struct Trigger {
     pub passthrough: Vec<String>,
     /// Whether retained messages count as events.
     pub accept_retained: bool,
+    /// Where it runs; the client's own working directory without.
+    pub cwd: Option<PathBuf>,
+    /// A file of variables, read when a run starts.
+    pub env_file: Option<PathBuf>,
+    /// Runs when nothing comes for so long, in place of when something does.
+    pub absent: Option<Duration>,
     /// How it is run.
     pub policy: Policy,
 }
@@ -253,8 +260,17 @@ impl Trigger {
     /// Decides what pipeline `who` does with `event`.
     #[must_use]
     pub fn decide(&self, event: &Event, who: &str) -> Decision {
-        let meant = self
-            .filters
+        if self.absent.is_none() && self.means(event, who) {
+            self.admit(event)
+        } else {
+            Decision::Ignore
+        }
+    }
+
+    /// Whether topic, conditions and origin of `event` are those that the trigger waits for.
+    #[must_use]
+    pub fn means(&self, event: &Event, who: &str) -> bool {
+        self.filters
             .iter()
             .any(|filter| filter.matches(&event.topic))
             && (self.accept_retained || !event.retained)
@@ -262,12 +278,7 @@ impl Trigger {
             && self
                 .conditions
                 .iter()
-                .all(|condition| condition.holds(event));
-        if meant {
-            self.admit(event)
-        } else {
-            Decision::Ignore
-        }
+                .all(|condition| condition.holds(event))
     }
 
     /// What becomes of an event whose topic and conditions are not in question, as when it
@@ -314,6 +325,9 @@ mod tests {
             export: Export::new(None, vec!["sample".into()]).expect("export"),
             passthrough: vec![],
             accept_retained: false,
+            cwd: None,
+            env_file: None,
+            absent: None,
             policy: Policy::default(),
         }
     }

@@ -252,17 +252,18 @@ pub enum Recovery {
 }
 
 /// Decides what becomes of a unit found in `state` with `trace`; `same_boot` says whether the
-/// host has been up since it was handed to a runner.
+/// host has been up since it was handed to a runner, `told` whether its start was booked.
 ///
 /// After a power failure the folder may have forgotten the last seconds, so a unit that was
 /// handed over under another boot counts as begun.
 #[must_use]
-pub fn recover(state: State, trace: Trace, same_boot: bool) -> Recovery {
+pub fn recover(state: State, trace: Trace, same_boot: bool, told: bool) -> Recovery {
     match (trace, state) {
         (Trace::Alive, _) => Recovery::Adopt,
         (Trace::Ended(outcome), _) => Recovery::Settle(outcome),
         (Trace::Gone, _) => Recovery::Interrupted,
-        (Trace::Fresh, State::Running) if !same_boot => Recovery::Interrupted,
+        // Its folder has been removed if its start is known.
+        (Trace::Fresh, State::Running) if !same_boot || told => Recovery::Interrupted,
         (Trace::Fresh, _) => Recovery::Queue,
     }
 }
@@ -302,18 +303,23 @@ mod tests {
         };
         for state in [State::Pending, State::Running] {
             for boot in [true, false] {
-                assert_eq!(recover(state, Trace::Alive, boot), Recovery::Adopt);
-                assert_eq!(recover(state, Trace::Gone, boot), Recovery::Interrupted);
+                assert_eq!(recover(state, Trace::Alive, boot, false), Recovery::Adopt);
+                assert_eq!(
+                    recover(state, Trace::Gone, boot, false),
+                    Recovery::Interrupted
+                );
                 let ended = Trace::Ended(outcome.clone());
                 let settle = Recovery::Settle(outcome.clone());
-                assert_eq!(recover(state, ended, boot), settle);
+                assert_eq!(recover(state, ended, boot, false), settle);
             }
         }
-        let fresh = |state, boot| recover(state, Trace::Fresh, boot);
+        let fresh = |state, boot| recover(state, Trace::Fresh, boot, false);
         assert_eq!(fresh(State::Pending, true), Recovery::Queue);
         assert_eq!(fresh(State::Pending, false), Recovery::Queue);
         assert_eq!(fresh(State::Running, true), Recovery::Queue);
         assert_eq!(fresh(State::Running, false), Recovery::Interrupted);
+        let removed = recover(State::Running, Trace::Fresh, true, true);
+        assert_eq!(removed, Recovery::Interrupted);
     }
 
     #[test]

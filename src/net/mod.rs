@@ -5,5 +5,6 @@ pub mod broker;
 pub mod mqtt;
 pub mod oneshot;
 pub mod options;
+pub mod retained;
 pub mod session;
 pub mod tls;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::Message;
+use crate::model::message::{Message, Qos};
 use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings};
 use crate::net::session::unreachable;
 
@@ -15,19 +15,28 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How long a goodbye may take after the message is safe.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Publishes `message` within `limit`, at the highest QoS that the broker takes up to the
+/// Publishes `message`, and then `also` if the broker will have it, within `limit`, at the highest QoS that the broker takes up to the
 /// one wished for. A broker that cannot be reached is tried again until then.
 ///
 /// # Errors
 /// 69 when no broker could be reached, 75 when it did not confirm in time, 77 when it does
 /// not authorise us, 65 when it will not have the message.
-pub async fn publish(settings: &Settings, message: &Message, limit: Duration) -> Result<()> {
+pub async fn publish(
+    settings: &Settings,
+    message: &Message,
+    also: Option<&Message>,
+    limit: Duration,
+) -> Result<()> {
     let deadline = Instant::now() + limit;
     let address = settings.broker.address();
     loop {
         let mut connection = Connection::open(settings)?;
         let mut connected = false;
-        let attempt = timeout_at(deadline, attempt(&mut connection, message, &mut connected)).await;
+        let attempt = timeout_at(
+            deadline,
+            attempt(&mut connection, message, also, &mut connected),
+        )
+        .await;
         let cause = match attempt {
             Ok(Ok(())) => {
                 connection.disconnect();
@@ -69,18 +78,32 @@ pub async fn publish(settings: &Settings, message: &Message, limit: Duration) ->
 async fn attempt(
     connection: &mut Connection,
     message: &Message,
+    also: Option<&Message>,
     connected: &mut bool,
 ) -> Result<(), Failure> {
+    let mut highest = Qos::AtMostOnce;
+    let with = |message: &Message, highest: Qos| Message {
+        qos: message.qos.min(highest),
+        ..message.clone()
+    };
+    let mut done = false;
     loop {
         match connection.next().await {
             Event::Connected { maximum_qos, .. } => {
                 *connected = true;
-                let mut message = message.clone();
-                message.qos = message.qos.min(maximum_qos);
-                connection.publish(message, 0);
+                highest = maximum_qos;
+                connection.publish(with(message, highest), 0);
             }
-            Event::Published(_, Ok(())) => return Ok(()),
-            Event::Published(_, Err(Refused(e))) => return Err(Failure::Fatal(e)),
+            Event::Published(0, Ok(())) => match also {
+                Some(also) => {
+                    done = true;
+                    connection.publish(with(also, highest), 1);
+                }
+                None => return Ok(()),
+            },
+            Event::Published(0, Err(Refused(e))) => return Err(Failure::Fatal(e)),
+            Event::Published(..) => return Ok(()),
+            Event::Failed(_) | Event::Closed if done => return Ok(()),
             Event::Failed(failure) => return Err(failure),
             Event::Closed => return Err(Failure::Passing("the connection was closed".into())),
             Event::Subscribed(_) | Event::Received(_) => {}

@@ -40,6 +40,8 @@ pub enum Event {
     Received(SessionReceived),
     /// A publish is complete.
     Published(Token, Result<(), Refused>),
+    /// What [`Session::subscribe`] asked for is in force, or was refused.
+    Subscribed(Result<()>),
 }
 
 /// A message, and its acknowledgement on the connection that brought it.
@@ -87,6 +89,8 @@ pub struct Session {
     subscriptions: Subscriptions,
     /// What goes into the SUBSCRIBE: no filter that another one covers.
     filters: Vec<Filter>,
+    /// Those of the last SUBSCRIBE.
+    asked: Vec<Filter>,
     subscribed: bool,
     state: State,
     connections: u64,
@@ -108,6 +112,7 @@ impl Session {
         Self {
             settings,
             filters: topic::minimal(&all),
+            asked: Vec::new(),
             subscriptions,
             subscribed: false,
             state: State::Waiting {
@@ -164,12 +169,18 @@ impl Session {
                     // What an earlier process subscribed to may differ: subscribe at least once.
                     let known = session_present && self.subscribed;
                     if !known && !self.filters.is_empty() {
+                        self.asked.clone_from(&self.filters);
                         connection.subscribe(self.filters.clone(), self.subscriptions.qos);
                         continue;
                     }
                     *online_since = Some(Instant::now());
                     self.came_online();
                     return Ok(Event::Online);
+                }
+                WireEvent::Subscribed(results) if online_since.is_some() => {
+                    let checked = self.check_subscribed(results);
+                    self.subscribed = checked.is_ok();
+                    return Ok(Event::Subscribed(checked));
                 }
                 WireEvent::Subscribed(results) => {
                     *online_since = Some(Instant::now());
@@ -221,6 +232,49 @@ impl Session {
         }
     }
 
+    /// Subscribes to other filters than before, in the same session; `true` if an
+    /// [`Event::Subscribed`] will tell how that went, if there is a connection till then.
+    pub fn subscribe(&mut self, subscriptions: Subscriptions) -> bool {
+        let all = [&subscriptions.required[..], &subscriptions.optional[..]].concat();
+        let filters = topic::minimal(&all);
+        let other = |list: &[Filter], than: &[Filter]| -> Vec<Filter> {
+            let others = list.iter().filter(|filter| !than.contains(filter));
+            others.cloned().collect()
+        };
+        let (new, gone) = (
+            other(&filters, &self.filters),
+            other(&self.filters, &filters),
+        );
+        self.filters = filters;
+        self.subscriptions = subscriptions;
+        let State::Open {
+            connection,
+            online_since: Some(_),
+        } = &self.state
+        else {
+            // The next connection subscribes to all.
+            self.subscribed = false;
+            return false;
+        };
+        let asks = !new.is_empty();
+        if asks {
+            self.subscribed = false;
+            self.asked.clone_from(&new);
+            connection.subscribe(new, self.subscriptions.qos);
+        }
+        if !gone.is_empty() {
+            // After the others, so that nothing is missed that both stand for.
+            connection.unsubscribe(gone);
+        }
+        asks
+    }
+
+    /// Whether there is a connection whose task has not been heard of for too long.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        matches!(&self.state, State::Open { connection, .. } if connection.is_stalled())
+    }
+
     /// Acknowledges a message, unless its connection is gone: then the broker sends it again.
     pub fn acknowledge(&self, ack: SessionAck) {
         if let State::Open { connection, .. } = &self.state
@@ -258,7 +312,7 @@ impl Session {
     }
 
     fn check_subscribed(&self, results: Vec<Result<()>>) -> Result<()> {
-        for (filter, result) in self.filters.iter().zip(results) {
+        for (filter, result) in self.asked.iter().zip(results) {
             let Err(e) = result else { continue };
             let e = e.context(format_args!("subscribe to '{filter}'"));
             // A wide filter may stand for several; it may fail only if all of them may.

@@ -34,6 +34,25 @@ impl Lock {
         }
     }
 
+    /// Whether somebody holds the lock of `file`. Those who only ask do not hold each other up.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub fn is_held(file: File) -> Result<bool> {
+        let mut file = file;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockSharedNonblock) {
+                Ok(_) => return Ok(false),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(true),
+                Err((file, Errno::EINTR)) => file,
+                Err((_, e)) => {
+                    let cause = e.desc();
+                    return Err(Error::cannot_create(format!("look at a lock: {cause}")));
+                }
+            };
+        }
+    }
+
     /// Takes the lock on `path`, creating the file with mode 0600; `None` if another
     /// process holds it.
     ///

@@ -48,12 +48,12 @@ impl Target {
     }
 }
 
-/// Starts logging for this process; `level` overrides the target's own (info, and warn on a
-/// stderr that nobody watches).
+/// Starts logging for this process; `level` overrides the target's own: info for a `daemon`
+/// that somebody watches, else warn on stderr.
 ///
 /// # Errors
 /// When journald was asked for and does not listen, or the level is unknown.
-pub fn init(target: Target, level: Option<&str>) -> Result<()> {
+pub fn init(target: Target, level: Option<&str>, daemon: bool) -> Result<()> {
     let level = level
         .map(|text| {
             text.parse::<LevelFilter>().map_err(|_| {
@@ -65,7 +65,7 @@ pub fn init(target: Target, level: Option<&str>) -> Result<()> {
         .transpose()?;
     let terminal = std::io::stderr().is_terminal();
     let journald = || tracing_journald::layer().map(|layer| layer.with_field_prefix(None));
-    let quiet = if terminal || target == Target::Stderr {
+    let quiet = if daemon && (terminal || target == Target::Stderr) {
         LevelFilter::INFO
     } else {
         LevelFilter::WARN

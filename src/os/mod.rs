@@ -3,6 +3,7 @@
 pub mod host;
 pub mod lock;
 pub mod logging;
+pub mod notify;
 pub mod paths;
 pub mod process;
 pub mod signals;

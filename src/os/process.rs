@@ -25,6 +25,8 @@ const GROUP_CHECK: Duration = Duration::from_millis(20);
 pub struct Spawn<'a> {
     /// Program and arguments, at least one.
     pub argv: &'a [&'a str],
+    /// Where it runs; our own working directory without.
+    pub cwd: Option<&'a Path>,
     /// Variables besides the inherited ones.
     pub variables: &'a [(String, String)],
     /// Standard input.
@@ -63,7 +65,11 @@ impl Running {
             .argv
             .split_first()
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        if let Some(cwd) = spawn.cwd {
+            command.current_dir(cwd);
+        }
+        let mut child = command
             .args(arguments)
             .envs(spawn.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::from(spawn.stdin))
@@ -213,24 +219,29 @@ pub struct Usage {
 /// Makes this process the leader of a session of its own, deaf to the signals that end its
 /// parent's. A command that it starts is not: `execve(2)` sets handlers back to the default.
 pub fn detach() {
-    extern "C" fn nothing(_: libc::c_int) {}
     // Fails only for a process group leader, which has no terminal to lose then either.
     let _ = nix::unistd::setsid();
+    on_signals(&[
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGXFSZ,
+    ]);
+}
+
+/// Has `signals` do nothing to this process.
+fn on_signals(signals: &[Signal]) {
+    extern "C" fn nothing(_: libc::c_int) {}
     let deaf = SigAction::new(
         SigHandler::Handler(nothing),
         SaFlags::SA_RESTART,
         SigSet::empty(),
     );
-    let signals = [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ];
     for signal in signals {
         // SAFETY: the handler does nothing at all, which is safe at any moment. It fails only
         // for signals that cannot be caught, which these can.
-        let _ = unsafe { signal::sigaction(signal, &deaf) };
+        let _ = unsafe { signal::sigaction(*signal, &deaf) };
     }
 }
 
@@ -261,6 +272,30 @@ pub fn start_time(pid: u32) -> Option<u64> {
 pub fn kill_orphan(pid: u32, start: u64) -> bool {
     start_time(pid) == Some(start)
         && signal::killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).is_ok()
+}
+
+/// The process that was started first among the leaders of process groups that have
+/// `variable`, a `NAME=VALUE`, in their environment (`proc_pid_environ(5)`): its id, and when
+/// it was started.
+#[must_use]
+pub fn leader_with(variable: &str) -> Option<(u32, u64)> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let found = processes.filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let environment = fs::read(entry.path().join("environ")).ok()?;
+        let has = environment
+            .split(|b| *b == 0)
+            .any(|entry| entry == variable.as_bytes());
+        (has && in_group(&entry.path().join("stat"), pid)).then_some(())?;
+        Some((pid, start_time(pid)?))
+    });
+    found.min_by_key(|(_, start)| *start)
+}
+
+/// Has a write beyond `RLIMIT_FSIZE` fail, where it would end the process (`setrlimit(2)`).
+/// A command that is started is not concerned: `execve(2)` sets handlers back.
+pub fn survive_file_size_limit() {
+    on_signals(&[Signal::SIGXFSZ]);
 }
 
 /// Whether process group `id` has a member that is not a zombie (`proc_pid_stat(5)`).

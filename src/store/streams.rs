@@ -161,18 +161,20 @@ impl UnitDir {
         let wrong = |cause: &dyn std::fmt::Display| {
             Error::cannot_create(format!("read {}: {cause}", path.display()))
         };
-        if !path.exists() {
-            return Ok(Trace::Fresh);
-        }
-        // The lock is let go after the outcome is written: ask in that order.
-        let Some(_lock) = Lock::try_acquire(&path)? else {
-            return Ok(Trace::Alive);
-        };
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        // It may be removed while we look.
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Trace::Fresh),
             Err(e) => return Err(wrong(&e)),
         };
+        // The lock is let go after the outcome is written: ask in that order.
+        let looking = file.try_clone().map_err(|e| wrong(&e))?;
+        if Lock::is_held(looking)? {
+            return Ok(Trace::Alive);
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| wrong(&e))?;
+        let text = String::from_utf8_lossy(&bytes);
         // What a power failure has left of a line is none.
         let mut lines = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
         match lines.find_map(|line| line.strip_prefix(ENDED)) {

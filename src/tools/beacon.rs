@@ -6,15 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::error::Result;
 use crate::model::message::{Message, Properties, Qos};
-use crate::model::status;
-use crate::net::mqtt::Refused;
+use crate::model::{status, topic};
+use crate::net::mqtt::{Refused, Token};
 use crate::net::oneshot;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::tools::message::{origin, sender};
 
@@ -41,29 +42,41 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let runtime = super::runtime()?;
     match options.once {
         Some(limit) => {
-            let beat = beat(options, options.qos);
-            runtime.block_on(oneshot::publish(&sender(&options.broker), &beat, limit))?;
+            let settings = sender(&options.broker);
+            let [beat, last] = beats_of(options, options.qos);
+            runtime.block_on(oneshot::publish(&settings, &beat, Some(&last), limit))?;
         }
         None => runtime.block_on(beats(options))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn beat(options: &Options, qos: Qos) -> Message {
-    Message {
-        topic: options.topic.clone(),
-        payload: Bytes::from(status::beacon(Timestamp::now())),
+/// One beat: for those who listen, and retained for those who look later.
+/// Tokens of the two.
+const BEAT: Token = 0;
+const LAST: Token = 1;
+
+fn beats_of(options: &Options, qos: Qos) -> [Message; 2] {
+    let payload = Bytes::from(status::beacon(Timestamp::now()));
+    let beat = |topic: String, retain| Message {
+        topic,
+        payload: payload.clone(),
         qos,
-        retain: false,
+        retain,
         properties: Properties {
             user: origin(),
             ..Properties::default()
         },
-    }
+    };
+    let last = topic::last_beat(&options.topic);
+    [beat(options.topic.clone(), false), beat(last, true)]
 }
 
 async fn beats(options: &Options) -> Result<()> {
-    let mut stop = Stop::listen()?;
+    let mut stop = Stop::listen(false)?;
+    let notify = Notify::from_environment();
+    // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
+    let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
     let nothing = Subscriptions {
         required: Vec::new(),
         optional: Vec::new(),
@@ -78,15 +91,30 @@ async fn beats(options: &Options) -> Result<()> {
         tokio::select! {
             () = stop.requested() => break,
             () = sleep_until(next), if online => {
-                session.publish(beat(options, qos), 1);
+                let [beat, last] = beats_of(options, qos);
+                session.publish(beat, BEAT);
+                session.publish(last, LAST);
                 next = Instant::now() + options.interval;
             }
+            () = sleep_until(watchdog.map_or(next, |(_, at)| at)), if watchdog.is_some() => {
+                watchdog = watchdog.map(|(pause, _)| (pause, Instant::now() + pause));
+                if !session.is_stalled() {
+                    notify.alive();
+                }
+            }
             event = session.next() => match event? {
-                Event::Online => online = true,
+                Event::Online => {
+                    online = true;
+                    notify.ready();
+                }
                 Event::Offline => online = false,
-                Event::Published(_, Err(Refused(e))) => warn!("beat on '{}': {e}", options.topic),
-                Event::Published(_, Ok(())) => info!("beat"),
-                Event::Received(_) => {}
+                Event::Published(BEAT, Err(Refused(e))) => {
+                    warn!("beat on '{}': {e}", options.topic);
+                }
+                Event::Published(BEAT, Ok(())) => info!("beat"),
+                Event::Published(_, Err(Refused(e))) => debug!("retained beat: {e}"),
+                Event::Published(_, Ok(())) => {}
+                Event::Received(_) | Event::Subscribed(_) => {}
             },
         }
     }

@@ -6,6 +6,7 @@ use tracing::info;
 
 use crate::error::Result;
 use crate::net::broker::{Broker, Options};
+use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 
 /// Runs a broker until told to stop; `announce` prints its address on stdout once it accepts
@@ -16,7 +17,7 @@ use crate::os::signals::Stop;
 pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
     let tls = options.tls.is_some();
     super::runtime()?.block_on(async {
-        let mut stop = Stop::listen()?;
+        let mut stop = Stop::listen(false)?;
         let mut broker = Broker::start(options).await?;
         let scheme = if tls { "mqtts" } else { "mqtt" };
         let url = format!("{scheme}://{}", broker.address());
@@ -24,6 +25,7 @@ pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
         if announce {
             super::print(&url)?;
         }
+        Notify::from_environment().ready();
         tokio::select! {
             () = stop.requested() => {}
             e = broker.failed() => return Err(e),

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use crate::engine::config::{Config, Home};
 use crate::engine::pipeline::Pipeline;
+use crate::engine::reload::Reload;
 use crate::error::{Error, Result};
-use crate::os::signals::Stop;
+use crate::os::notify::Notify;
+use crate::os::signals::{self, Stop};
 
 /// What the command needs.
-#[derive(Debug, Clone)]
 pub struct Options {
     /// The pipeline.
     pub config: Config,
@@ -17,6 +18,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Whether it is fine that a client of that name runs already.
     pub if_not_running: bool,
+    /// Reads the configuration again.
+    pub reread: Box<dyn Fn() -> Result<Config>>,
 }
 
 /// Runs the client until it is told to stop.
@@ -36,9 +39,13 @@ pub fn run(options: Options) -> Result<ExitCode> {
         )));
     };
     super::runtime()?.block_on(async {
-        let mut stop = Stop::listen()?;
-        let pipeline = Pipeline::open(options.config, home)?;
-        pipeline.run(&mut stop).await
+        let mut stop = Stop::listen(true)?;
+        let reload = Reload {
+            requests: signals::reload()?,
+            read: options.reread,
+        };
+        let pipeline = Pipeline::open(options.config, home, Notify::from_environment())?;
+        pipeline.run(&mut stop, reload).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -104,7 +104,10 @@ async fn ask(options: &Options) -> Result<Value> {
                     let answer = serde_json::from_slice(&received.delivery.payload);
                     return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
                 }
-                Event::Published(_, Ok(())) | Event::Received(_) | Event::Offline => {}
+                Event::Published(_, Ok(()))
+                | Event::Received(_)
+                | Event::Subscribed(_)
+                | Event::Offline => {}
             }
         }
     };

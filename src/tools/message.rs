@@ -55,7 +55,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         },
     };
     let settings = sender(&options.broker);
-    super::runtime()?.block_on(oneshot::publish(&settings, &message, options.timeout))?;
+    super::runtime()?.block_on(oneshot::publish(&settings, &message, None, options.timeout))?;
     Ok(ExitCode::SUCCESS)
 }
 

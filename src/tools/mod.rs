@@ -3,11 +3,13 @@
 pub mod beacon;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
+pub mod check;
 pub mod client;
 pub mod control;
 #[cfg(feature = "embedded-broker")]
 pub mod demo;
 pub mod message;
+pub mod status;
 pub mod watch;
 pub mod work;
 
@@ -18,6 +20,8 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Error, Result};
+use crate::net::mqtt::Settings;
+use crate::net::options::BrokerOptions;
 
 /// A single-threaded runtime: everything here waits far more than it works.
 fn runtime() -> Result<Runtime> {
@@ -26,6 +30,21 @@ fn runtime() -> Result<Runtime> {
         .max_blocking_threads(4)
         .build()
         .map_err(|e| Error::bug(format!("start the runtime: {e}")))
+}
+
+/// The largest packet that is looked at, bytes.
+const MAX_PACKET: u32 = 16 * 1024 * 1024;
+
+/// The largest payload that is looked at, bytes.
+const MAX_PAYLOAD: usize = MAX_PACKET as usize;
+
+/// A connection of somebody who listens.
+fn listener(broker: &BrokerOptions) -> Settings {
+    Settings {
+        max_packet: MAX_PACKET,
+        receive_maximum: 256,
+        ..message::sender(broker)
+    }
 }
 
 /// Ends us quietly if the reader of our stdout has gone away, as `head` does.

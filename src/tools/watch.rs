@@ -12,14 +12,10 @@ use crate::model::event::{Attributes, attribute_text, attributes};
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::text::{printable, printable_bytes};
 use crate::model::topic::Filter;
-use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::signals::Stop;
-use crate::tools::message::sender;
-
-/// The largest packet that is shown, bytes.
-const MAX_PACKET: u32 = 16 * 1024 * 1024;
+use crate::tools::listener;
 
 /// Characters of one value on a line.
 const MAX_VALUE: usize = 120;
@@ -51,18 +47,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 async fn watch(options: &Options) -> Result<()> {
-    let mut stop = Stop::listen()?;
+    let mut stop = Stop::listen(false)?;
     let subscriptions = Subscriptions {
         required: options.filters.clone(),
         optional: Vec::new(),
         qos: options.qos.min(Qos::AtLeastOnce),
     };
-    let settings = Settings {
-        max_packet: MAX_PACKET,
-        receive_maximum: 256,
-        ..sender(&options.broker)
-    };
-    let mut session = Session::new(settings, subscriptions);
+    let mut session = Session::new(listener(&options.broker), subscriptions);
     let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let mut left = options.count.unwrap_or(u64::MAX);
     while left > 0 {

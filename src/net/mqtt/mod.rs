@@ -6,11 +6,12 @@
 //! holder. So neither can block the other for ever.
 
 mod failure;
+mod stall;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
@@ -118,6 +119,7 @@ enum Request {
     Publish(Message, Token),
     Acknowledge(Ack),
     Subscribe(Vec<Filter>, Qos),
+    Unsubscribe(Vec<Filter>),
     Disconnect,
 }
 
@@ -126,6 +128,7 @@ enum Request {
 pub struct Connection {
     requests: mpsc::UnboundedSender<Request>,
     events: mpsc::Receiver<Event>,
+    progress: Progress,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -150,20 +153,29 @@ impl Connection {
         // outbox's window.
         let (requests, request_rx) = mpsc::unbounded_channel();
         let order = Order::default();
+        let progress = Progress::new(CONNECT_TIMEOUT * 2);
         let tasks = [
             tokio::spawn(poll(
                 eventloop,
                 event_tx,
                 order.clone(),
                 settings.broker.keep_alive,
+                progress.clone(),
             )),
             tokio::spawn(send(client, request_rx, order)),
         ];
         Ok(Self {
             requests,
             events,
+            progress,
             tasks,
         })
+    }
+
+    /// Whether the task that reads the network has not been heard of for two keep-alives.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.progress.is_missing()
     }
 
     /// The next event; cancel safe. After `Closed` or `Failed` there is none.
@@ -198,9 +210,42 @@ impl Connection {
         let _ = self.requests.send(Request::Subscribe(filters, qos));
     }
 
+    /// Gives up subscriptions to `filters`, of which there is at least one.
+    pub fn unsubscribe(&self, filters: Vec<Filter>) {
+        let _ = self.requests.send(Request::Unsubscribe(filters));
+    }
+
     /// Says goodbye; [`Event::Closed`] follows.
     pub fn disconnect(&self) {
         let _ = self.requests.send(Request::Disconnect);
+    }
+}
+
+/// When the task that reads the network was last heard of; not while it waits for its holder.
+#[derive(Debug, Clone)]
+struct Progress(Arc<Mutex<(Option<Instant>, Duration)>>);
+
+impl Progress {
+    /// Nothing is to be heard for `silence` at most.
+    fn new(silence: Duration) -> Self {
+        Self(Arc::new(Mutex::new((Some(Instant::now()), silence))))
+    }
+
+    fn made(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(Instant::now());
+    }
+
+    fn waits_for_holder(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
+    }
+
+    fn allow(&self, silence: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = silence;
+    }
+
+    fn is_missing(&self) -> bool {
+        let (at, silence) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() > silence)
     }
 }
 
@@ -255,6 +300,16 @@ async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request
                 });
                 client.subscribe_many(filters).await
             }
+            Request::Unsubscribe(filters) => {
+                // The library has no call for several.
+                let mut done = Ok(());
+                for filter in filters {
+                    if done.is_ok() {
+                        done = client.unsubscribe(filter.as_str()).await;
+                    }
+                }
+                done
+            }
             Request::Disconnect => client.disconnect().await,
         };
         if handed_over.is_err() {
@@ -269,6 +324,7 @@ async fn poll(
     events: mpsc::Sender<Event>,
     order: Order,
     keep_alive: Duration,
+    progress: Progress,
 ) {
     let limit =
         |keep_alive: Duration| keep_alive.max(MIN_KEEP_ALIVE) * STALL_KEEP_ALIVES + CONNECT_TIMEOUT;
@@ -293,15 +349,20 @@ async fn poll(
             Ok(Ok(LoopEvent::Outgoing(Outgoing::Disconnect))) => Some(Event::Closed),
             Ok(Ok(LoopEvent::Outgoing(_))) => None,
         };
+        stall::while_wanted().await;
+        progress.made();
         if let Some(event) = event {
             if matches!(event, Event::Connected { .. }) {
                 // The broker may have set a longer one.
                 stall = limit(eventloop.options.keep_alive());
+                progress.allow(eventloop.options.keep_alive() * 2);
             }
             let last = matches!(event, Event::Closed | Event::Failed(_));
+            progress.waits_for_holder();
             if events.send(event).await.is_err() || last {
                 return;
             }
+            progress.made();
         }
     }
 }

@@ -9,7 +9,7 @@ mod write;
 mod writer;
 
 pub use read::{Record, Totals};
-pub use write::{Done, EventKey, Op, Part, Refused};
+pub use write::{Done, EventKey, Heard, Op, Part, Refused};
 pub use writer::{Committed, Fault, Ledger};
 
 use std::path::{Path, PathBuf};

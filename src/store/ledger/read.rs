@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::unit::{Outcome, State, Unit};
-use crate::store::ledger::write::read_message;
+use crate::store::ledger::write::{Heard, read_message};
 use crate::store::ledger::{Queued, Reader};
 use crate::store::outcome::parse_outcome;
 
@@ -137,6 +137,39 @@ impl Reader {
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut query| query.query_row([], record).optional())
+            .map_err(wrong)
+    }
+
+    /// The unit that ended last, of those that had begun.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn last_ended(&self) -> Result<Option<Record>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
+             ORDER BY ended DESC, seq DESC LIMIT 1"
+        );
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut query| query.query_row([], record).optional())
+            .map_err(wrong)
+    }
+
+    /// What the triggers that wait for silence have heard.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn heard(&self) -> Result<Vec<Heard>> {
+        let row = |row: &Row<'_>| {
+            Ok(Heard {
+                trigger: row.get(0)?,
+                at: row.get(1)?,
+                fired: row.get(2)?,
+            })
+        };
+        self.connection
+            .prepare_cached("SELECT trigger, heard, fired FROM silence")
+            .and_then(|mut query| query.query_map([], row)?.collect())
             .map_err(wrong)
     }
 

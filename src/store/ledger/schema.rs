@@ -72,6 +72,11 @@ const MIGRATIONS: &[&str] = &[
     );",
     "ALTER TABLE unit ADD COLUMN retry_of TEXT;",
     "ALTER TABLE event ADD COLUMN packet INTEGER NOT NULL DEFAULT 0;",
+    "CREATE TABLE silence (
+        trigger TEXT PRIMARY KEY,
+        heard INTEGER NOT NULL,
+        fired INTEGER NOT NULL
+    ) WITHOUT ROWID;",
 ];
 
 /// The version that this program writes.

@@ -53,6 +53,17 @@ pub enum Part {
     },
 }
 
+/// When a trigger that waits for silence last heard something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Name of the trigger.
+    pub trigger: String,
+    /// Milliseconds since the epoch.
+    pub at: i64,
+    /// Whether the command has run for the silence since then.
+    pub fired: bool,
+}
+
 /// One change.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -116,15 +127,19 @@ pub enum Op {
         /// The next try.
         retry: Option<Box<Unit>>,
     },
+    /// A trigger that waits for silence has heard something, or runs because it has not.
+    Heard(Heard),
     /// The broker has acknowledged messages.
     Sent(Vec<u64>),
     /// A message waits to be published.
     Post(Message),
-    /// Units that ended, and events accepted, before `before` are forgotten; so are all but
-    /// the last `keep` units.
+    /// Units that ended before `before` are forgotten, and all but the last `keep`; so are
+    /// events accepted before `events_before` whose units have ended.
     Prune {
         /// Milliseconds since the epoch.
         before: i64,
+        /// Milliseconds since the epoch.
+        events_before: i64,
         /// Units kept at most.
         keep: u64,
     },
@@ -234,8 +249,18 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
             }
             changed(list.len(), vec![])
         }
+        Op::Heard(heard) => {
+            let sql = "INSERT INTO silence (trigger, heard, fired) VALUES (?1, ?2, ?3)
+                       ON CONFLICT DO UPDATE SET heard = excluded.heard, fired = excluded.fired";
+            let row = params![heard.trigger, heard.at, heard.fired];
+            changed(tx.prepare_cached(sql)?.execute(row)?, vec![])
+        }
         Op::Post(message) => changed(1, post_all(tx, std::slice::from_ref(message))?),
-        Op::Prune { before, keep } => prune(tx, *before, *keep),
+        Op::Prune {
+            before,
+            events_before,
+            keep,
+        } => prune(tx, *before, *events_before, *keep),
         Op::Release { unit, force } => {
             let sql = "DELETE FROM unit
                        WHERE id = ?1 AND (?2 OR state NOT IN ('pending', 'running'))";
@@ -388,7 +413,12 @@ pub fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Queued> {
     })
 }
 
-fn prune(tx: &Transaction<'_>, before: i64, keep: u64) -> rusqlite::Result<Done> {
+fn prune(
+    tx: &Transaction<'_>,
+    before: i64,
+    events_before: i64,
+    keep: u64,
+) -> rusqlite::Result<Done> {
     let sql = "DELETE FROM unit
                WHERE ended IS NOT NULL AND (ended < ?1 OR seq NOT IN
                    (SELECT seq FROM unit ORDER BY seq DESC LIMIT ?2))
@@ -400,7 +430,8 @@ fn prune(tx: &Transaction<'_>, before: i64, keep: u64) -> rusqlite::Result<Done>
             |row| row.get(0),
         )?
         .collect::<rusqlite::Result<Vec<String>>>()?;
-    tx.prepare_cached("DELETE FROM event WHERE accepted < ?1")?
-        .execute(params![before])?;
+    let sql = "DELETE FROM event WHERE accepted < ?1 AND NOT EXISTS
+                   (SELECT 1 FROM unit WHERE unit.id = event.unit AND unit.ended IS NULL)";
+    tx.prepare_cached(sql)?.execute(params![events_before])?;
     Ok(Done::Pruned(gone))
 }

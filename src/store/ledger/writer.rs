@@ -1,7 +1,8 @@
 //! The thread that writes: everything that waits becomes one transaction.
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct Ledger<T> {
     /// What was handed over since somebody last waited.
     submitted: Vec<(Op, T)>,
     ops: mpsc::Sender<Vec<(Op, T)>>,
+    /// Counts the attempts to commit.
+    attempts: Arc<AtomicU64>,
     committed: tokio_mpsc::UnboundedReceiver<Result<Committed<T>, Fault>>,
 }
 
@@ -54,14 +57,17 @@ impl<T: Send + 'static> Ledger<T> {
         let connection = schema::connect(&path, true)?;
         let (ops, op_rx) = mpsc::channel();
         let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
+        let attempts = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&attempts);
         thread::Builder::new()
             .name("ledger".into())
             .stack_size(256 * 1024)
-            .spawn(move || write(connection, &op_rx, &committed_tx))
+            .spawn(move || write(connection, &op_rx, &committed_tx, &counter))
             .map_err(|e| Error::bug(format!("start the ledger's thread: {e}")))?;
         Ok(Self {
             submitted: Vec::new(),
             ops,
+            attempts,
             committed,
         })
     }
@@ -70,6 +76,13 @@ impl<T: Send + 'static> Ledger<T> {
     /// It is taken to the disk when that is next called, with all others handed over by then.
     pub fn submit(&mut self, op: Op, then: T) {
         self.submitted.push((op, then));
+    }
+
+    /// How often the thread has begun or ended an attempt to commit: it moves while that works,
+    /// and while it waits for space on the disk.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
     }
 
     fn send(&mut self) {
@@ -96,6 +109,7 @@ fn write<T>(
     mut connection: Connection,
     ops: &mpsc::Receiver<Vec<(Op, T)>>,
     committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
+    attempts: &AtomicU64,
 ) {
     while let Ok(mut batch) = ops.recv() {
         while batch.len() < BATCH
@@ -103,7 +117,7 @@ fn write<T>(
         {
             batch.extend(next);
         }
-        match commit_until_done(&mut connection, &batch) {
+        match commit_until_done(&mut connection, &batch, attempts) {
             Ok(done) => {
                 for (done, (_, then)) in done.into_iter().zip(batch) {
                     // Nobody listens any more when the client is on its way out.
@@ -123,10 +137,14 @@ fn write<T>(
 fn commit_until_done<T>(
     connection: &mut Connection,
     batch: &[(Op, T)],
+    attempts: &AtomicU64,
 ) -> Result<Vec<Done>, Fault> {
     let mut failing = false;
     loop {
-        match commit(connection, batch) {
+        attempts.fetch_add(1, Ordering::Relaxed);
+        let done = commit(connection, batch);
+        attempts.fetch_add(1, Ordering::Relaxed);
+        match done {
             Ok(done) => {
                 if failing {
                     info!("the ledger can be written again");

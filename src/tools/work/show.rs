@@ -56,7 +56,7 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
         "dropped_stdout": outcome.as_ref().map(|o| o.dropped[0]),
         "dropped_stderr": outcome.as_ref().map(|o| o.dropped[1]),
         "note": record.note,
-        "folder": UnitDir::new(pipeline, &unit.id).path(),
+        "folder": UnitDir::new(pipeline, &unit.id).path().to_string_lossy(),
     }))
 }
 

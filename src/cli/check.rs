@@ -1,0 +1,101 @@
+//! The command line of `tael check`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root};
+use crate::error::{Error, Result};
+use crate::model::check::Limits;
+use crate::model::{duration, topic};
+use crate::tools::check::{self, Options, Subject};
+
+/// Options of `tael check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Topic of the beacon to check [default: ROOT/test/beacon/status]
+    #[arg(short, long, conflicts_with = "who")]
+    topic: Option<String>,
+    /// Name of the pipeline to check, in place of a beacon
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+    /// Age of the last beat, or of the last end of a pipeline, that is a warning
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    warning: Option<Duration>,
+    /// Age that is critical
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    critical: Option<Duration>,
+    /// Wait for the next beat on the topic itself, as for other people's beacons
+    #[arg(long, conflicts_with = "who")]
+    wait: bool,
+    /// How far the beacon's clock may be from ours
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
+    max_skew: Duration,
+    /// How long the broker may take to answer
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    timeout: Duration,
+    #[command(flatten)]
+    root: Root,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// A beacon beats every five minutes; one that was missed is a warning, two are not.
+const BEACON_WARNING: Duration = Duration::from_secs(6 * 60);
+const BEACON_CRITICAL: Duration = Duration::from_secs(11 * 60);
+
+impl Tool for Check {
+    const NAME: &'static str = "check";
+    const ABOUT: &'static str = "Judge a beacon or a pipeline for a monitoring system";
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let broker = self.connection.resolve(matches, connection::random_id())?;
+        let root = self.root.resolve()?;
+        let (subject, limits) = match self.who {
+            Some(who) => {
+                topic::check_who(&who).map_err(|e| Error::usage(format!("check: {e}")))?;
+                let limits = Limits {
+                    warning: self.warning,
+                    critical: self.critical,
+                };
+                (Subject::Pipeline { root, who }, limits)
+            }
+            None => {
+                let topic = self.topic.unwrap_or_else(|| topic::beacon(&root));
+                topic::check_name(&topic).map_err(|e| Error::usage(format!("check: {e}")))?;
+                let limits = Limits {
+                    warning: self.warning.or(Some(BEACON_WARNING)),
+                    critical: self.critical.or(Some(BEACON_CRITICAL)),
+                };
+                let subject = Subject::Beacon {
+                    topic,
+                    wait: self.wait,
+                    max_skew: self.max_skew,
+                };
+                (subject, limits)
+            }
+        };
+        if let (Some(warning), Some(critical)) = (limits.warning, limits.critical)
+            && warning > critical
+        {
+            return Err(Error::usage(format!(
+                "check: a warning after {} comes later than what is critical, {}",
+                duration::text(warning),
+                duration::text(critical)
+            )));
+        }
+        check::run(&Options {
+            broker,
+            subject,
+            limits,
+            timeout: self.timeout,
+        })
+    }
+
+    fn failed(error: Error) -> Result<ExitCode> {
+        check::unknown(&error)
+    }
+}

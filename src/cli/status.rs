@@ -1,0 +1,55 @@
+//! The command line of `tael status`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root};
+use crate::error::Result;
+use crate::model::duration;
+use crate::tools::status::{self, Form, Options};
+
+/// Options of `tael status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// A JSON list, one object a pipeline
+    #[arg(long, conflicts_with = "graph")]
+    json: bool,
+    /// Who starts whom: mermaid or dot
+    #[arg(long, value_parser = graph, value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
+    graph: Option<Form>,
+    /// How long the broker may take to answer
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    timeout: Duration,
+    #[command(flatten)]
+    root: Root,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+fn graph(text: &str) -> Result<Form, String> {
+    match text {
+        "mermaid" => Ok(Form::Mermaid),
+        "dot" => Ok(Form::Dot),
+        _ => Err(format!("'{text}' is no form of a graph: mermaid or dot")),
+    }
+}
+
+impl Tool for Status {
+    const NAME: &'static str = "status";
+    const ABOUT: &'static str = "Show every pipeline of a root, and who starts whom";
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let broker = self.connection.resolve(matches, connection::random_id())?;
+        let table = if self.json { Form::Json } else { Form::Table };
+        status::run(&Options {
+            broker,
+            root: self.root.resolve()?,
+            form: self.graph.unwrap_or(table),
+            timeout: self.timeout,
+        })
+    }
+}

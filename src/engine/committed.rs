@@ -1,0 +1,105 @@
+//! What follows once a change is on disk.
+
+use tracing::{debug, error, info, warn};
+
+use crate::engine::admit::Admission;
+use crate::engine::failpoint;
+use crate::engine::pipeline::{Pipeline, Then, UNTRACKED};
+use crate::store::ledger::{Committed, Done, Part};
+
+impl Pipeline {
+    pub(super) fn on_committed(&mut self, committed: Committed<Then>) {
+        self.uncommitted -= 1;
+        match (committed.then, committed.done) {
+            (
+                Then::Accepted {
+                    admission,
+                    ack,
+                    reply,
+                },
+                Done::Accepted { fresh, queued },
+            ) => {
+                failpoint::reached("commit.after");
+                if let Some(ack) = ack {
+                    self.session.acknowledge(ack);
+                }
+                failpoint::reached("ack.after");
+                self.outbox.extend(queued);
+                if let Some(reply) = reply {
+                    self.session.publish(reply, UNTRACKED);
+                }
+                self.on_accepted(*admission, &fresh);
+            }
+            (Then::Start { trigger, unit }, Done::Changed { applied, .. }) => {
+                match self.reader.unit(&unit) {
+                    Ok(Some(record)) if applied => self.dispatch(record.unit, None),
+                    Ok(_) => self.queue.remove(&trigger, &unit),
+                    Err(e) => {
+                        error!(TAEL_UNIT = unit, "{e}");
+                        self.postpone(&trigger, &unit);
+                    }
+                }
+            }
+            (Then::Settled { retry, last }, Done::Changed { applied, queued }) => {
+                failpoint::reached("settle.after");
+                self.outbox.extend(queued);
+                if applied {
+                    self.last.set(*last);
+                }
+                if let (Some(retry), true) = (retry, applied) {
+                    self.queue.wait(&retry.trigger, &retry.id, retry.due);
+                }
+            }
+            (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),
+            (Then::Nothing, Done::Pruned(units)) => {
+                units.iter().for_each(|unit| self.forget(unit));
+            }
+            (then, done) => debug!("unexpected: {then:?} brought {done:?}"),
+        }
+    }
+
+    fn on_accepted(&mut self, admission: Admission, fresh: &[bool]) {
+        let (event, topic) = (admission.key.id, admission.topic);
+        for (part, fresh) in admission.parts.into_iter().zip(fresh) {
+            if let Part::Run { unit, start: false } = &part {
+                self.queue.came(&unit.trigger);
+            }
+            match part {
+                Part::Run { unit, start } if !fresh => {
+                    self.counts.duplicates += 1;
+                    info!(
+                        TAEL_EVENT = event,
+                        TAEL_TOPIC = topic,
+                        "event came again; not run"
+                    );
+                    if start {
+                        self.queue.remove(&unit.trigger, &unit.id);
+                    }
+                }
+                Part::Run { unit, start } => {
+                    self.counts.accepted += 1;
+                    debug!(
+                        TAEL_EVENT = event,
+                        TAEL_TOPIC = topic,
+                        TAEL_UNIT = unit.id,
+                        "accepted"
+                    );
+                    if start {
+                        self.dispatch(*unit, None);
+                    } else {
+                        self.arrive(&unit);
+                    }
+                }
+                Part::Refuse { refused, .. } => {
+                    self.counts.refused += 1;
+                    warn!(
+                        TAEL_EVENT = event,
+                        TAEL_TOPIC = topic,
+                        "event refused: {}",
+                        refused.detail
+                    );
+                }
+            }
+        }
+    }
+}

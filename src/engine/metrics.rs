@@ -1,0 +1,268 @@
+//! Figures for a monitoring system: a file that the Prometheus node exporter's textfile
+//! collector reads (its format: prometheus.io/docs/instrumenting/exposition_formats).
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use tokio::time::{Duration, Instant};
+use tracing::warn;
+
+use crate::engine::pipeline::{Counts, Pipeline};
+use crate::model::unit::{Outcome, State};
+
+/// Time between two writes at least.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Runs that have ended since the client started.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Ends {
+    succeeded: u64,
+    failed: u64,
+    canceled: u64,
+    seconds: f64,
+}
+
+/// The file, and what goes into it besides what the pipeline knows anyway.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    path: PathBuf,
+    ends: Ends,
+    written: String,
+    free: Instant,
+    stale: bool,
+    failed: bool,
+}
+
+impl Metrics {
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            ends: Ends::default(),
+            written: String::new(),
+            free: Instant::now(),
+            stale: false,
+            failed: false,
+        }
+    }
+
+    pub fn count(&mut self, outcome: &Outcome) {
+        match outcome.state() {
+            State::Succeeded => self.ends.succeeded += 1,
+            State::Canceled => self.ends.canceled += 1,
+            _ => self.ends.failed += 1,
+        }
+        self.ends.seconds += std::time::Duration::from_micros(outcome.elapsed).as_secs_f64();
+    }
+
+    pub fn wake(&self) -> Option<Instant> {
+        self.stale.then_some(self.free)
+    }
+
+    fn write(&mut self, text: String) {
+        self.free = Instant::now() + PAUSE;
+        self.stale = false;
+        match replace(&self.path, &text) {
+            Ok(()) => self.failed = false,
+            Err(e) if !self.failed => {
+                self.failed = true;
+                warn!("cannot write metrics to {}: {e}", self.path.display());
+            }
+            Err(_) => {}
+        }
+        self.written = text;
+    }
+}
+
+/// A reader sees the old file or the new one. Others may read it: that is its purpose.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    // The collector reads `*.prom` only.
+    part.push(".part");
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o644);
+    options.open(&part)?.write_all(text.as_bytes())?;
+    fs::rename(&part, path)
+}
+
+impl Pipeline {
+    /// Writes the metrics if they have changed; `last` says that there is no later.
+    pub(super) fn check_metrics(&mut self, last: bool) {
+        if self.metrics.is_none() {
+            return;
+        }
+        let connected = self.is_online() && !last;
+        let figures = Figures {
+            who: &self.config.who,
+            counts: self.counts,
+            ends: self.metrics.as_ref().map(|m| m.ends).unwrap_or_default(),
+            running: self.queue.running().count(),
+            waiting: self.queue.waiting(),
+            outbox: self.outbox.len(),
+            connected,
+            since: self.since,
+            heard: self.silence.last_heard().collect(),
+        };
+        let text = figures.text();
+        if let Some(metrics) = &mut self.metrics
+            && text != metrics.written
+        {
+            if last || Instant::now() >= metrics.free {
+                metrics.write(text);
+            } else {
+                metrics.stale = true;
+            }
+        }
+    }
+}
+
+struct Figures<'a> {
+    who: &'a str,
+    counts: Counts,
+    ends: Ends,
+    running: usize,
+    waiting: usize,
+    outbox: usize,
+    connected: bool,
+    since: Timestamp,
+    heard: Vec<(&'a str, i64)>,
+}
+
+impl Figures<'_> {
+    fn text(&self) -> String {
+        let mut out = String::new();
+        let who = label(self.who);
+        let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
+            // Nothing can go wrong in writing to a string.
+            let _ = writeln!(out, "# HELP tael_{name} {help}\n# TYPE tael_{name} {kind}");
+            for (labels, value) in rows {
+                let _ = writeln!(out, "tael_{name}{{who=\"{who}\"{labels}}} {value}");
+            }
+        };
+        #[allow(clippy::cast_precision_loss)] // counts stay below 2^53
+        let count = |n: u64| n as f64;
+        let by = |name: &str, value: &str, n: f64| (format!(",{name}=\"{}\"", label(value)), n);
+        let one = |n: f64| [(String::new(), n)];
+        let counts = &self.counts;
+        family(
+            "events_total",
+            "counter",
+            "Messages by what became of them.",
+            &[
+                by("result", "accepted", count(counts.accepted)),
+                by("result", "refused", count(counts.refused)),
+                by("result", "duplicate", count(counts.duplicates)),
+                by("result", "ignored", count(counts.ignored)),
+            ],
+        );
+        family(
+            "units_total",
+            "counter",
+            "Runs that have ended, by their end.",
+            &[
+                by("end", "succeeded", count(self.ends.succeeded)),
+                by("end", "failed", count(self.ends.failed)),
+                by("end", "canceled", count(self.ends.canceled)),
+            ],
+        );
+        let gauge = |n: usize| one(count(n as u64));
+        family(
+            "run_seconds_total",
+            "counter",
+            "Time that ended runs took.",
+            &one(self.ends.seconds),
+        );
+        family(
+            "units_running",
+            "gauge",
+            "Runs that go on.",
+            &gauge(self.running),
+        );
+        family(
+            "units_waiting",
+            "gauge",
+            "Runs that wait.",
+            &gauge(self.waiting),
+        );
+        family(
+            "outbox_messages",
+            "gauge",
+            "Statuses that the broker does not have yet.",
+            &gauge(self.outbox),
+        );
+        family(
+            "connected",
+            "gauge",
+            "Whether the broker is there.",
+            &gauge(usize::from(self.connected)),
+        );
+        let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
+        family(
+            "start_timestamp_seconds",
+            "gauge",
+            "When the client started.",
+            &one(seconds(self.since.as_millisecond())),
+        );
+        let heard: Vec<_> = self
+            .heard
+            .iter()
+            .map(|(trigger, at)| by("trigger", trigger, seconds(*at)))
+            .collect();
+        if !heard.is_empty() {
+            family(
+                "last_beat_timestamp_seconds",
+                "gauge",
+                "When the topic of a trigger that waits for silence was last heard.",
+                &heard,
+            );
+        }
+        out
+    }
+}
+
+/// A label's value, escaped.
+fn label(text: &str) -> String {
+    let text = text.replace('\\', r"\\").replace('"', "\\\"");
+    text.replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_in_the_exposition_format() {
+        let figures = Figures {
+            who: "a\"b",
+            counts: Counts {
+                accepted: 3,
+                ..Counts::default()
+            },
+            ends: Ends {
+                succeeded: 2,
+                seconds: 1.5,
+                ..Ends::default()
+            },
+            running: 1,
+            waiting: 0,
+            outbox: 0,
+            connected: true,
+            since: Timestamp::UNIX_EPOCH,
+            heard: vec![("t", 1500)],
+        };
+        let text = figures.text();
+        for line in [
+            "# TYPE tael_events_total counter",
+            r#"tael_events_total{who="a\"b",result="accepted"} 3"#,
+            r#"tael_units_total{who="a\"b",end="succeeded"} 2"#,
+            r#"tael_run_seconds_total{who="a\"b"} 1.5"#,
+            r#"tael_connected{who="a\"b"} 1"#,
+            r#"tael_last_beat_timestamp_seconds{who="a\"b",trigger="t"} 1.5"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A configuration that is read again while the client runs.
+
+use tokio::signal::unix::Signal;
+use tracing::{error, info, warn};
+
+use crate::engine::config::Config;
+use crate::engine::connect;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::error::Result;
+use crate::model::status::Presence;
+
+/// A request for a reload, and where the new configuration comes from.
+pub struct Reload {
+    /// Comes with each request.
+    pub requests: Signal,
+    /// Reads the configuration.
+    pub read: Box<dyn Fn() -> Result<Config>>,
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload").finish_non_exhaustive()
+    }
+}
+
+impl Pipeline {
+    /// Takes up a new configuration, without losing the session; what is wrong with it changes
+    /// nothing.
+    pub(super) fn reload(&mut self, read: impl Fn() -> Result<Config>) {
+        self.health.notify.reloading();
+        let reloaded = read().and_then(|config| self.take_over(config));
+        if let Err(e) = &reloaded {
+            error!("reload: {e}; going on as before");
+        }
+        if !matches!(reloaded, Ok(true)) {
+            self.health.notify.ready();
+        }
+    }
+
+    /// Returns whether the broker has to answer first.
+    fn take_over(&mut self, config: Config) -> Result<bool> {
+        let old = &self.config;
+        let fixed = [
+            ("who", old.who == config.who),
+            ("root", old.root == config.root),
+            ("broker", old.broker == config.broker),
+        ];
+        for (name, same) in fixed {
+            if !same {
+                warn!("reload: a new {name} needs a restart; it stays as it was");
+            }
+        }
+        let config = Config {
+            who: old.who.clone(),
+            root: old.root.clone(),
+            host: old.host.clone(),
+            broker: old.broker.clone(),
+            ..config
+        };
+        let subscriptions = connect::subscriptions(&config, &self.topics)?;
+        self.config = config;
+        self.queue.reconfigure(&self.config.triggers);
+        let known = self.reader.heard()?;
+        self.silence
+            .take_up(&self.config.triggers, &known, now_ms());
+        info!("reloaded; {} triggers", self.config.triggers.len());
+        let asked = self.session.subscribe(subscriptions);
+        if self.is_online() {
+            self.tell_presence(Presence::Online);
+        }
+        Ok(asked)
+    }
+
+    /// The broker has answered the subscriptions of a reload.
+    pub(super) fn on_subscribed(&mut self, result: Result<()>) {
+        if let Err(e) = result {
+            error!("reload: {e}; events of that filter do not come");
+        }
+        self.health.notify.ready();
+    }
+}

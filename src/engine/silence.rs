@@ -1,0 +1,289 @@
+//! Triggers that run when nothing comes.
+//!
+//! Silence is only judged while there is a connection: without one, nobody knows. What was
+//! sent meanwhile comes first then, so a little time is left for it.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use tokio::time::{Duration, Instant};
+use tracing::info;
+
+use crate::engine::admit;
+use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::model::duration;
+use crate::model::event::{self, Event};
+use crate::model::message::Delivery;
+use crate::model::trigger::Trigger;
+use crate::store::ledger::{Heard, Op};
+
+/// Time for what was sent while there was no connection.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// What was heard is written when it is older than this part of the wait: a restart after a
+/// crash takes the silence for longer by so much, and not every message costs a commit.
+const WRITE_PART: u32 = 20;
+
+#[derive(Debug)]
+struct Watch {
+    trigger: String,
+    absent: Duration,
+    /// When something was last heard, and what of that the ledger knows; milliseconds since
+    /// the epoch.
+    heard: i64,
+    written: i64,
+    /// Whether the command has run for this silence.
+    fired: bool,
+    deadline: Option<Instant>,
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Watch {
+    fn listen(&mut self, now: i64) {
+        let left = self.heard.saturating_add(millis(self.absent)) - now;
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(self.absent);
+        self.deadline = Instant::now().checked_add(left.max(CATCH_UP.min(self.absent)));
+    }
+}
+
+/// The silences of all triggers that wait for one.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    watches: Vec<Watch>,
+    online: bool,
+}
+
+impl Silence {
+    /// Takes up what the ledger knows; what it does not know was heard at `now`.
+    pub fn take_up(&mut self, triggers: &[Trigger], known: &[Heard], now: i64) {
+        let old = std::mem::take(&mut self.watches);
+        for trigger in triggers {
+            let Some(absent) = trigger.absent else {
+                continue;
+            };
+            let before = old.iter().find(|watch| watch.trigger == trigger.name);
+            let kept = known.iter().find(|heard| heard.trigger == trigger.name);
+            let (heard, written, fired) = match (before, kept) {
+                (Some(watch), _) => (watch.heard, watch.written, watch.fired),
+                // The clock may have gone back since.
+                (None, Some(kept)) => (kept.at.min(now), kept.at, kept.fired),
+                (None, None) => (now, 0, false),
+            };
+            self.watches.push(Watch {
+                trigger: trigger.name.clone(),
+                absent,
+                heard,
+                written,
+                fired,
+                deadline: None,
+            });
+        }
+        self.online(self.online);
+    }
+
+    /// Starts or stops to listen.
+    pub fn online(&mut self, online: bool) {
+        self.online = online;
+        for watch in &mut self.watches {
+            if online {
+                watch.listen(now_ms());
+            } else {
+                watch.deadline = None;
+            }
+        }
+    }
+
+    pub const fn is_watched(&self) -> bool {
+        !self.watches.is_empty()
+    }
+
+    /// Something has come for `trigger`; what is to be written of that.
+    fn heard(&mut self, trigger: &str, now: i64) -> Option<Op> {
+        let watch = self.watches.iter_mut().find(|w| w.trigger == trigger)?;
+        let returned = std::mem::take(&mut watch.fired);
+        watch.heard = now;
+        if self.online {
+            watch.deadline = Instant::now().checked_add(watch.absent);
+        }
+        let old = now - watch.written > millis(watch.absent / WRITE_PART);
+        (returned || old).then(|| watch.write())
+    }
+
+    /// What the ledger does not know yet, when the client stops.
+    pub fn unwritten(&mut self) -> Vec<Op> {
+        let unwritten = self.watches.iter_mut().filter(|w| w.written != w.heard);
+        unwritten.map(Watch::write).collect()
+    }
+
+    /// When the next silence is long enough.
+    pub fn wake(&self) -> Option<Instant> {
+        let waiting = self.watches.iter().filter(|watch| !watch.fired);
+        waiting.filter_map(|watch| watch.deadline).min()
+    }
+
+    /// Triggers whose silence is long enough, once each: when they last heard something, and
+    /// what is to be written with their run.
+    fn due(&mut self) -> Vec<(String, i64, Op)> {
+        let now = Instant::now();
+        let due = self
+            .watches
+            .iter_mut()
+            .filter(|watch| !watch.fired && watch.deadline.is_some_and(|deadline| deadline <= now));
+        due.map(|watch| {
+            watch.fired = true;
+            (watch.trigger.clone(), watch.heard, watch.write())
+        })
+        .collect()
+    }
+
+    /// When each trigger last heard something, milliseconds since the epoch.
+    pub fn last_heard(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.watches.iter().map(|w| (w.trigger.as_str(), w.heard))
+    }
+}
+
+impl Watch {
+    fn write(&mut self) -> Op {
+        self.written = self.heard;
+        Op::Heard(Heard {
+            trigger: self.trigger.clone(),
+            at: self.heard,
+            fired: self.fired,
+        })
+    }
+}
+
+impl Pipeline {
+    /// Notes whom a message tells that its topic is not silent.
+    pub(super) fn listen(&mut self, delivery: &Delivery) {
+        let parsed = event::parse(delivery, self.config.max_payload);
+        let waiting = self.config.triggers.iter().filter(|t| t.absent.is_some());
+        let heard: Vec<String> = waiting
+            .filter(|trigger| match &parsed {
+                Ok(event) => trigger.means(event, &self.config.who),
+                // Whoever asks for nothing hears anything.
+                Err(_) => trigger.conditions.is_empty() && hears(trigger, delivery),
+            })
+            .map(|trigger| trigger.name.clone())
+            .collect();
+        for trigger in heard {
+            if let Some(op) = self.silence.heard(&trigger, now_ms()) {
+                self.submit(op, Then::Nothing);
+            }
+        }
+    }
+
+    /// Runs the commands of silences that are long enough.
+    pub(super) fn check_silence(&mut self) {
+        for (name, heard, op) in self.silence.due() {
+            let Some(trigger) = self.trigger(&name) else {
+                continue;
+            };
+            let event = silent(trigger, heard);
+            let reason = format!(
+                "{} silent for {}",
+                event.topic,
+                duration::text(trigger.absent.unwrap_or_default())
+            );
+            info!(TAEL_TOPIC = event.topic, "{reason}");
+            let (admission, _) = admit::made(&self.config, trigger, &event, reason);
+            // In one transaction with its event: once for each silence.
+            self.submit(op, Then::Nothing);
+            self.accept(admission, None, None);
+        }
+    }
+}
+
+fn hears(trigger: &Trigger, delivery: &Delivery) -> bool {
+    let topic = std::str::from_utf8(&delivery.topic);
+    (trigger.accept_retained || !delivery.retained)
+        && topic.is_ok_and(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
+}
+
+/// The event of a silence since `heard`, with an id that says which silence.
+fn silent(trigger: &Trigger, heard: i64) -> Event {
+    let topics: Vec<String> = trigger.filters.iter().map(ToString::to_string).collect();
+    let topic = topics.join(" ");
+    let attributes: Map<String, Value> = [
+        ("status".to_owned(), json!("silent")),
+        ("topic".to_owned(), json!(topic)),
+        ("last".to_owned(), json!(heard / 1000)),
+    ]
+    .into_iter()
+    .collect();
+    Event {
+        topic,
+        payload: Bytes::from(Value::Object(attributes.clone()).to_string()),
+        attributes,
+        id: Some(format!("silence-{heard}")),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::env::Export;
+    use crate::model::trigger::{Command, Policy};
+
+    fn silence(heard: i64, fired: bool) -> Silence {
+        let trigger = Trigger {
+            name: "t".into(),
+            filters: Vec::new(),
+            conditions: Vec::new(),
+            command: Command::Direct(vec!["true".into()]),
+            export: Export::new(None, Vec::new()).expect("export"),
+            passthrough: Vec::new(),
+            accept_retained: false,
+            cwd: None,
+            env_file: None,
+            absent: Some(Duration::from_secs(60)),
+            policy: Policy::default(),
+        };
+        let known = Heard {
+            trigger: trigger.name.clone(),
+            at: heard,
+            fired,
+        };
+        let mut silence = Silence::default();
+        silence.take_up(&[trigger], &[known], now_ms());
+        silence
+    }
+
+    fn left(silence: &Silence) -> Option<u64> {
+        let wake = silence.wake()?;
+        // Rounded up.
+        Some((wake - Instant::now()).as_secs() + 1)
+    }
+
+    #[test]
+    fn a_silence_goes_on_over_a_restart_and_ends_with_a_message() {
+        let now = now_ms();
+        let mut watch = silence(now - 20_000, false);
+        assert_eq!(left(&watch), None, "nobody listens yet");
+        watch.online(true);
+        assert_eq!(left(&watch), Some(40));
+        watch.online(false);
+        assert_eq!(left(&watch), None);
+        watch.online(true);
+        assert!(watch.heard("other", now_ms()).is_none());
+        assert!(watch.heard("t", now_ms()).is_some());
+        assert!(watch.heard("t", now_ms()).is_none(), "not every time");
+        assert_eq!(left(&watch), Some(60));
+        assert!(watch.due().is_empty());
+    }
+
+    #[test]
+    fn a_silence_that_is_over_waits_for_what_was_sent_meanwhile_and_runs_once() {
+        let mut watch = silence(now_ms() - 100_000, false);
+        watch.online(true);
+        assert_eq!(left(&watch), Some(CATCH_UP.as_secs()));
+        let mut fired = silence(now_ms() - 100_000, true);
+        fired.online(true);
+        assert_eq!(left(&fired), None, "it has run before the restart");
+        assert!(fired.heard("t", now_ms()).is_some(), "heard again");
+        assert_eq!(left(&fired), Some(60));
+    }
+}

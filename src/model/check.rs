@@ -1,0 +1,214 @@
+//! Judgements for a monitoring system, in the form of its plugins: one line, figures after a
+//! bar, and an exit code (Monitoring Plugins Development Guidelines, sections 2 and 3).
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::model::event::Attributes;
+use crate::model::text::printable;
+
+/// How it is; the number is the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// As it should be.
+    Ok = 0,
+    /// Worth a look.
+    Warning = 1,
+    /// Broken.
+    Critical = 2,
+    /// Nobody can tell.
+    Unknown = 3,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Warning => "WARNING",
+            Self::Critical => "CRITICAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
+    /// Which of two counts: what is broken is said before what nobody can tell.
+    fn worse(self, other: Self) -> Self {
+        let weight = |level| match level {
+            Self::Critical => 4,
+            level => level as u8,
+        };
+        if weight(other) > weight(self) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+/// Ages that are too old.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Worth a look when older.
+    pub warning: Option<Duration>,
+    /// Broken when older.
+    pub critical: Option<Duration>,
+}
+
+impl Limits {
+    /// Judges an age.
+    #[must_use]
+    pub fn judge(&self, age: Duration) -> Level {
+        let over = |limit: Option<Duration>| limit.is_some_and(|limit| age > limit);
+        if over(self.critical) {
+            Level::Critical
+        } else if over(self.warning) {
+            Level::Warning
+        } else {
+            Level::Ok
+        }
+    }
+
+    /// `LABEL=VALUEs;WARNING;CRITICAL`
+    #[must_use]
+    pub fn figure(&self, label: &str, seconds: f64) -> String {
+        let limit =
+            |limit: Option<Duration>| limit.map_or(String::new(), |l| number(l.as_secs_f64()));
+        let (warning, critical) = (limit(self.warning), limit(self.critical));
+        let text = format!("{label}={}s;{warning};{critical}", number(seconds));
+        text.trim_end_matches(';').to_owned()
+    }
+}
+
+fn number(seconds: f64) -> String {
+    let rounded = (seconds * 1000.0).round() / 1000.0;
+    // No negative zero.
+    format!("{}", rounded + 0.0)
+}
+
+/// A judgement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    subject: &'static str,
+    level: Level,
+    texts: Vec<String>,
+    figures: Vec<String>,
+}
+
+impl Report {
+    /// Nothing is said yet of `subject`, which is a word in capitals.
+    #[must_use]
+    pub const fn new(subject: &'static str) -> Self {
+        Self {
+            subject,
+            level: Level::Ok,
+            texts: Vec::new(),
+            figures: Vec::new(),
+        }
+    }
+
+    /// Adds what was found, and how that is.
+    #[must_use]
+    pub fn with(mut self, level: Level, text: impl AsRef<str>) -> Self {
+        self.level = self.level.worse(level);
+        // The bar separates figures; a sender must not add some.
+        self.texts
+            .push(printable(text.as_ref(), 200).replace('|', "/"));
+        self
+    }
+
+    /// Judges what was said already by something else too.
+    #[must_use]
+    pub fn with_level(mut self, level: Level) -> Self {
+        self.level = self.level.worse(level);
+        self
+    }
+
+    /// Adds a figure.
+    #[must_use]
+    pub fn figure(mut self, figure: String) -> Self {
+        self.figures.push(figure);
+        self
+    }
+
+    /// How it is.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// `SUBJECT LEVEL - text, text | figures`
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = format!(
+            "{} {} - {}",
+            self.subject,
+            self.level.name(),
+            self.texts.join(", ")
+        );
+        if !self.figures.is_empty() {
+            line += " | ";
+            line += &self.figures.join(" ");
+        }
+        line
+    }
+}
+
+/// When a beat says that it was sent, seconds since the epoch: the `date` and `time` (UTC) of
+/// a beacon, else the `ts` of any other message.
+#[must_use]
+pub fn beat_time(attributes: &Attributes) -> Option<i64> {
+    let text = |key: &str| attributes.get(key).and_then(Value::as_str);
+    if let (Some(date), Some(time)) = (text("date"), text("time")) {
+        let stamp = format!("{date}{time}");
+        let parsed = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &stamp).ok()?;
+        let zoned = parsed.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        return Some(zoned.timestamp().as_second());
+    }
+    attributes.get("ts").and_then(Value::as_i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::status;
+    use jiff::Timestamp;
+
+    #[test]
+    fn lines_are_those_of_a_plugin() {
+        let limits = Limits {
+            warning: Some(Duration::from_secs(360)),
+            critical: Some(Duration::from_secs(660)),
+        };
+        let report = Report::new("BEACON")
+            .with(limits.judge(Duration::from_secs(12)), "beat 12 s ago")
+            .figure(limits.figure("age", 12.0));
+        assert_eq!(
+            (report.line().as_str(), report.level()),
+            ("BEACON OK - beat 12 s ago | age=12s;360;660", Level::Ok)
+        );
+        assert_eq!(limits.judge(Duration::from_secs(361)), Level::Warning);
+        assert_eq!(limits.judge(Duration::from_secs(661)), Level::Critical);
+        assert_eq!(Limits::default().figure("skew", -0.25), "skew=-0.25s");
+        let worse = report
+            .with(Level::Critical, "a|b\nc")
+            .with(Level::Unknown, "d");
+        assert!(
+            worse
+                .line()
+                .starts_with("BEACON CRITICAL - beat 12 s ago, a/b\\nc, d | "),
+            "{}",
+            worse.line()
+        );
+    }
+
+    #[test]
+    fn beats_say_when() {
+        let now = Timestamp::from_second(1_700_000_001).expect("timestamp");
+        let beat = serde_json::from_str(&status::beacon(now)).expect("object");
+        assert_eq!(beat_time(&beat), Some(1_700_000_001));
+        let other = serde_json::from_str(r#"{"ts":5}"#).expect("object");
+        assert_eq!(beat_time(&other), Some(5));
+        let odd = serde_json::from_str(r#"{"date":"x","time":1}"#).expect("object");
+        assert_eq!(beat_time(&odd), None);
+    }
+}

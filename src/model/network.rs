@@ -1,0 +1,342 @@
+//! The pipelines of a root, as their retained messages tell, and who starts whom.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::model::event::Attributes;
+use crate::model::topic::{Filter, PipelineTopics};
+
+/// What a pipeline waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waits {
+    /// Name of the trigger.
+    pub name: String,
+    /// Topic filters.
+    pub topics: Vec<String>,
+    /// The silence that starts it, seconds; none if events do.
+    pub absent: Option<f64>,
+}
+
+/// A pipeline as others see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    /// Its name.
+    pub who: String,
+    /// Its host.
+    pub host: String,
+    /// `online`, `offline` or `lost`.
+    pub state: String,
+    /// Version of its client.
+    pub version: String,
+    /// When its client was started, seconds since the epoch.
+    pub since: Option<i64>,
+    /// Its triggers.
+    pub triggers: Vec<Waits>,
+    /// The status of its last end.
+    pub last: Option<Attributes>,
+}
+
+/// The retained messages of a root, by pipeline.
+#[derive(Debug, Clone, Default)]
+pub struct Network(BTreeMap<String, Seen>);
+
+impl Network {
+    /// Adds a retained message; what is none of a pipeline's is left out.
+    pub fn add(&mut self, root: &str, topic: &str, payload: &Attributes) {
+        let prefix = format!("{root}/infrastructure/pipelines/");
+        let Some((who, name)) = topic
+            .strip_prefix(&prefix)
+            .and_then(|rest| rest.split_once('/'))
+        else {
+            return;
+        };
+        let seen = self.0.entry(who.to_owned()).or_insert_with(|| Seen {
+            who: who.to_owned(),
+            host: String::new(),
+            state: "unknown".to_owned(),
+            version: String::new(),
+            since: None,
+            triggers: Vec::new(),
+            last: None,
+        });
+        let text = |key: &str| {
+            let text = payload.get(key).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        match name {
+            "presence" => {
+                seen.host = text("host");
+                seen.state = text("state");
+                seen.version = text("version");
+                seen.since = payload.get("since").and_then(Value::as_i64);
+                let triggers = payload.get("triggers").and_then(Value::as_array);
+                seen.triggers = triggers.into_iter().flatten().map(waits).collect();
+            }
+            "last" => seen.last = payload.get("last").and_then(Value::as_object).cloned(),
+            _ => {}
+        }
+    }
+
+    /// All pipelines, by name.
+    pub fn pipelines(&self) -> impl Iterator<Item = &Seen> {
+        self.0.values()
+    }
+
+    /// One pipeline.
+    #[must_use]
+    pub fn pipeline(&self, who: &str) -> Option<&Seen> {
+        self.0.get(who)
+    }
+
+    /// Who starts whom, and by which topics from outside.
+    #[must_use]
+    pub fn graph(&self, root: &str) -> Graph {
+        let mut graph = Graph::default();
+        for seen in self.pipelines() {
+            graph.pipelines.push((seen.who.clone(), seen.state.clone()));
+        }
+        for (to, seen) in self.pipelines().enumerate() {
+            for waits in &seen.triggers {
+                let silent = waits.absent.is_some();
+                for topic in &waits.topics {
+                    let Ok(filter) = Filter::new(topic.as_str()) else {
+                        continue;
+                    };
+                    let mut inside = false;
+                    for (from, other) in self.pipelines().enumerate() {
+                        let status = PipelineTopics::new(root, &other.who).status();
+                        // A pipeline does not start itself.
+                        if from != to && filter.matches(&status) {
+                            inside = true;
+                            graph.add(Node::Pipeline(from), to, silent);
+                        }
+                    }
+                    if !inside {
+                        let place = graph.topics.iter().position(|t| t == topic);
+                        let place = place.unwrap_or_else(|| {
+                            graph.topics.push(topic.clone());
+                            graph.topics.len() - 1
+                        });
+                        graph.add(Node::Topic(place), to, silent);
+                    }
+                }
+            }
+        }
+        graph
+    }
+}
+
+fn waits(value: &Value) -> Waits {
+    let list = value.get("topics").and_then(Value::as_array);
+    let topics = list.into_iter().flatten().filter_map(Value::as_str);
+    Waits {
+        name: value
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
+        topics: topics.map(str::to_owned).collect(),
+        absent: value.get("absent").and_then(Value::as_f64),
+    }
+}
+
+impl Seen {
+    /// All that is known, for programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let triggers: Vec<Value> = self
+            .triggers
+            .iter()
+            .map(|t| json!({"name": t.name, "topics": t.topics, "absent": t.absent}))
+            .collect();
+        json!({
+            "who": self.who,
+            "host": self.host,
+            "state": self.state,
+            "version": self.version,
+            "since": self.since,
+            "triggers": triggers,
+            "last": self.last,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Pipeline(usize),
+    Topic(usize),
+}
+
+/// Pipelines, topics from outside, and what starts what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Graph {
+    /// Names and states.
+    pipelines: Vec<(String, String)>,
+    topics: Vec<String>,
+    /// From, to, and whether by silence.
+    edges: Vec<(Node, usize, bool)>,
+}
+
+impl Node {
+    fn name(self) -> String {
+        match self {
+            Self::Pipeline(n) => format!("p{n}"),
+            Self::Topic(n) => format!("t{n}"),
+        }
+    }
+}
+
+impl Graph {
+    fn add(&mut self, from: Node, to: usize, silent: bool) {
+        if !self.edges.contains(&(from, to, silent)) {
+            self.edges.push((from, to, silent));
+        }
+    }
+
+    /// As a Mermaid flowchart (mermaid.js.org/syntax/flowchart.html).
+    #[must_use]
+    pub fn mermaid(&self) -> String {
+        let quoted = |text: &str| {
+            let mut out = String::new();
+            for c in text.chars() {
+                match c {
+                    // Entities, as Mermaid writes them.
+                    '"' | '#' | '&' | '<' | '>' | '`' => {
+                        let _ = write!(out, "#{};", u32::from(c));
+                    }
+                    c if c.is_control() => out.push(' '),
+                    c => out.push(c),
+                }
+            }
+            out
+        };
+        let mut out = "flowchart LR\n".to_owned();
+        for (n, (who, state)) in self.pipelines.iter().enumerate() {
+            let state = match state.as_str() {
+                "online" => String::new(),
+                other => format!("<br>{}", quoted(other)),
+            };
+            let _ = writeln!(out, "    p{n}[\"{}{state}\"]", quoted(who));
+        }
+        for (n, topic) in self.topics.iter().enumerate() {
+            let _ = writeln!(out, "    t{n}([\"{}\"])", quoted(topic));
+        }
+        for (from, to, silent) in &self.edges {
+            let arrow = if *silent { "-. silent .->" } else { "-->" };
+            let _ = writeln!(out, "    {} {arrow} p{to}", from.name());
+        }
+        out
+    }
+
+    /// In the language of Graphviz (graphviz.org/doc/info/lang.html).
+    #[must_use]
+    pub fn dot(&self) -> String {
+        let quoted = |text: &str| {
+            let text = text.replace(char::is_control, " ");
+            text.replace('\\', r"\\").replace('"', "\\\"")
+        };
+        let mut out = "digraph tael {\n    rankdir=LR;\n".to_owned();
+        for (n, (who, state)) in self.pipelines.iter().enumerate() {
+            let style = match state.as_str() {
+                "online" => "",
+                _ => ", style=dashed",
+            };
+            let _ = writeln!(
+                out,
+                "    p{n} [label=\"{}\", shape=box{style}];",
+                quoted(who)
+            );
+        }
+        for (n, topic) in self.topics.iter().enumerate() {
+            let _ = writeln!(out, "    t{n} [label=\"{}\", shape=oval];", quoted(topic));
+        }
+        for (from, to, silent) in &self.edges {
+            let style = if *silent {
+                " [style=dotted, label=silent]"
+            } else {
+                ""
+            };
+            let _ = writeln!(out, "    {} -> p{to}{style};", from.name());
+        }
+        out + "}\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network() -> Network {
+        let mut network = Network::default();
+        let mut add = |who: &str, state: &str, topic: &str, absent: Value| {
+            let payload = json!({
+                "state": state, "who": who, "host": "h", "version": "1", "since": 5,
+                "triggers": [{"name": "default", "topics": [topic], "absent": absent}],
+            });
+            let topic = format!("lab/infrastructure/pipelines/{who}/presence");
+            network.add("lab", &topic, payload.as_object().expect("object"));
+        };
+        add("align", "online", "lab/seq/status", Value::Null);
+        let align = "lab/infrastructure/pipelines/align/status";
+        add("call", "lost", align, Value::Null);
+        add("alarm", "online", "lab/\"seq\"/#", json!(60.0));
+        add(
+            "all",
+            "online",
+            "lab/infrastructure/pipelines/+/status",
+            Value::Null,
+        );
+        let last = json!({"last": {"status": "failed", "return_code": 3, "ts": 7}});
+        network.add(
+            "lab",
+            "lab/infrastructure/pipelines/align/last",
+            last.as_object().expect("object"),
+        );
+        network.add("lab", "lab/other", &Attributes::new());
+        network
+    }
+
+    #[test]
+    fn retained_messages_become_pipelines() {
+        let network = network();
+        let names: Vec<&str> = network.pipelines().map(|p| p.who.as_str()).collect();
+        assert_eq!(names, ["alarm", "align", "all", "call"]);
+        let align = network.pipeline("align").expect("align");
+        assert_eq!((align.host.as_str(), align.state.as_str()), ("h", "online"));
+        assert_eq!(align.last.as_ref().expect("last")["return_code"], 3);
+        assert_eq!(align.json()["triggers"][0]["topics"][0], "lab/seq/status");
+    }
+
+    #[test]
+    fn graphs_show_who_starts_whom() {
+        let graph = network().graph("lab");
+        let mermaid = graph.mermaid();
+        for line in [
+            "p1[\"align\"]",
+            "p3[\"call<br>lost\"]",
+            "t0([\"lab/#34;seq#34;/#35;\"])",
+            "t0 -. silent .-> p0",
+            "t1 --> p1",
+            "p1 --> p3",
+            "p1 --> p2",
+            "p3 --> p2",
+        ] {
+            assert!(
+                mermaid.lines().any(|l| l.trim() == line),
+                "{line} in\n{mermaid}"
+            );
+        }
+        assert!(!mermaid.contains("p2 --> p2"), "nobody starts himself");
+        let dot = graph.dot();
+        for line in [
+            "t0 [label=\"lab/\\\"seq\\\"/#\", shape=oval];",
+            "p3 [label=\"call\", shape=box, style=dashed];",
+            "t0 -> p0 [style=dotted, label=silent];",
+            "p1 -> p3;",
+        ] {
+            assert!(dot.lines().any(|l| l.trim() == line), "{line} in\n{dot}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `tael check`: a beacon or a pipeline, judged for a monitoring system.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::check::{Level, Limits, Report, beat_time};
+use crate::model::duration;
+use crate::model::event::{Attributes, attributes};
+use crate::model::message::Delivery;
+use crate::model::network::Network;
+use crate::model::topic::{self, Filter, PipelineTopics};
+use crate::net::options::BrokerOptions;
+use crate::net::retained;
+use crate::tools::{MAX_PAYLOAD, listener};
+
+/// What is judged.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// A beacon that sends to this topic.
+    Beacon {
+        /// The topic.
+        topic: String,
+        /// Wait for its next beat in place of asking for the last one.
+        wait: bool,
+        /// How far its clock may be from ours.
+        max_skew: Duration,
+    },
+    /// A pipeline.
+    Pipeline {
+        /// The root of its topics.
+        root: String,
+        /// Its name.
+        who: String,
+    },
+}
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+    /// What is judged.
+    pub subject: Subject,
+    /// Ages of the last beat, or of the last end, that are too old.
+    pub limits: Limits,
+    /// How long the broker may take to answer.
+    pub timeout: Duration,
+}
+
+/// Prints one line, and returns its exit code.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let report = super::runtime()?.block_on(async {
+        match &options.subject {
+            Subject::Beacon {
+                topic,
+                wait,
+                max_skew,
+            } => beacon(options, topic, *wait, *max_skew).await,
+            Subject::Pipeline { root, who } => pipeline(options, root, who).await,
+        }
+    })?;
+    super::print(&report.line())?;
+    Ok(ExitCode::from(report.level() as u8))
+}
+
+/// Says in the same form why nothing could be judged.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn unknown(error: &Error) -> Result<ExitCode> {
+    let report = Report::new("TAEL").with(Level::Unknown, error.to_string());
+    super::print(&report.line())?;
+    Ok(ExitCode::from(report.level() as u8))
+}
+
+fn filter(text: String) -> Result<Filter> {
+    Filter::new(text).map_err(|e| Error::new(Kind::Usage, e))
+}
+
+fn read(delivery: &Delivery) -> Option<Attributes> {
+    attributes(&delivery.payload, MAX_PAYLOAD).ok()
+}
+
+#[allow(clippy::cast_precision_loss)] // a time in seconds is far below 2^53
+async fn beacon(options: &Options, topic: &str, wait: bool, max_skew: Duration) -> Result<Report> {
+    let report = Report::new("BEACON");
+    let settings = listener(&options.broker);
+    let found = if wait {
+        let patience = options.limits.critical.unwrap_or(options.timeout);
+        retained::next(settings, filter(topic.to_owned())?, patience).await?
+    } else {
+        let last = filter(topic::last_beat(topic))?;
+        let found = retained::retained(settings, vec![last], options.timeout).await?;
+        found.into_iter().next_back()
+    };
+    let Some(delivery) = found else {
+        let text = if wait {
+            let patience = options.limits.critical.unwrap_or(options.timeout);
+            format!("{topic} is silent for {}", duration::text(patience))
+        } else {
+            let last = topic::last_beat(topic);
+            format!("nothing is retained on {last}: no beacon has ever sent to {topic}")
+        };
+        return Ok(report.with(Level::Critical, text));
+    };
+    let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
+    let Some(sent) = read(&delivery).and_then(|beat| beat_time(&beat)) else {
+        // Somebody else's beat, which does not say when.
+        let (level, text) = match wait {
+            true => (Level::Ok, format!("{topic} beats")),
+            false => (
+                Level::Unknown,
+                format!("the last beat of {topic} does not say when"),
+            ),
+        };
+        return Ok(report.with(level, text));
+    };
+    let age = now - sent as f64;
+    let max_skew = max_skew.as_secs_f64();
+    // A beat says when to the second; one that just came is as old as its way, and its clock's
+    // distance from ours.
+    let skew = if wait {
+        Some(age)
+    } else {
+        (age < 0.0).then_some(age)
+    };
+    let seconds = Duration::try_from_secs_f64(age).unwrap_or_default();
+    let level = if wait {
+        Level::Ok
+    } else {
+        options.limits.judge(seconds)
+    };
+    let ago = duration::text(Duration::from_secs(seconds.as_secs()));
+    let mut report = report
+        .with(level, format!("{topic} beat {ago} ago"))
+        .figure(options.limits.figure("age", age.max(0.0).floor()));
+    if let Some(skew) = skew.filter(|skew| skew.abs() > max_skew + 1.0) {
+        let text = format!("its clock is {:.0} s from ours", skew.abs());
+        report = report.with(Level::Warning, text);
+    }
+    if let Some(skew) = skew {
+        let limit = Limits {
+            warning: Some(Duration::from_secs_f64(max_skew)),
+            critical: None,
+        };
+        report = report.figure(limit.figure("skew", skew));
+    }
+    Ok(report)
+}
+
+async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
+    let topics = PipelineTopics::new(root, who);
+    let filters = vec![filter(topics.presence())?, filter(topics.last())?];
+    let found = retained::retained(listener(&options.broker), filters, options.timeout).await?;
+    let mut network = Network::default();
+    for delivery in &found {
+        let topic = String::from_utf8_lossy(&delivery.topic);
+        network.add(root, &topic, &read(delivery).unwrap_or_default());
+    }
+    let report = Report::new("PIPELINE");
+    let Some(seen) = network.pipeline(who) else {
+        let text = format!("{who} has never been seen below {root}; is --root right?");
+        return Ok(report.with(Level::Critical, text));
+    };
+    let state = match seen.state.as_str() {
+        "online" => Level::Ok,
+        // Somebody has stopped it.
+        "offline" => Level::Warning,
+        "lost" => Level::Critical,
+        _ => Level::Unknown,
+    };
+    let report = report.with(state, format!("{who} is {} on {}", seen.state, seen.host));
+    let Some(last) = &seen.last else {
+        let never = match options.limits {
+            Limits {
+                warning: None,
+                critical: None,
+            } => Level::Ok,
+            _ => Level::Warning,
+        };
+        return Ok(report.with(never, "no run has ended yet"));
+    };
+    let now = Timestamp::now().as_second();
+    let at = last.get("ts").and_then(Value::as_i64).unwrap_or(now);
+    let age = Duration::from_secs(u64::try_from(now - at).unwrap_or(0));
+    let status = last.get("status").and_then(Value::as_str).unwrap_or("?");
+    let unhappy = last.get("announce") == Some(&Value::Bool(true));
+    let code = match last.get("return_code").and_then(Value::as_i64) {
+        Some(code) if unhappy => format!(" with {code}"),
+        _ => String::new(),
+    };
+    let how = if unhappy { Level::Warning } else { Level::Ok };
+    let text = format!("last run {status}{code} {} ago", duration::text(age));
+    Ok(report
+        .with(how, text)
+        .with_level(options.limits.judge(age))
+        .figure(options.limits.figure("age", age.as_secs_f64())))
+}

@@ -1,0 +1,139 @@
+//! `tael status`: every pipeline of a root, and who starts whom.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::duration;
+use crate::model::event::attributes;
+use crate::model::network::{Network, Seen};
+use crate::model::text::printable;
+use crate::model::topic::{self, Filter};
+use crate::net::options::BrokerOptions;
+use crate::net::retained;
+use crate::tools::{MAX_PAYLOAD, listener};
+
+/// How it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A table.
+    Table,
+    /// A JSON list.
+    Json,
+    /// Who starts whom, as a Mermaid flowchart.
+    Mermaid,
+    /// The same for Graphviz.
+    Dot,
+}
+
+/// What the command needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How to reach the broker.
+    pub broker: BrokerOptions,
+    /// The root of the pipelines.
+    pub root: String,
+    /// How it is shown.
+    pub form: Form,
+    /// How long the broker may take to answer.
+    pub timeout: Duration,
+}
+
+/// Prints what the broker retains of the pipelines.
+///
+/// # Errors
+/// When the broker cannot be asked.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let filters = topic::all_pipelines(&options.root)
+        .map(Filter::new)
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| Error::new(Kind::Usage, e))?;
+    let asked = retained::retained(listener(&options.broker), filters, options.timeout);
+    let mut network = Network::default();
+    for delivery in super::runtime()?.block_on(asked)? {
+        let topic = String::from_utf8_lossy(&delivery.topic);
+        if let Ok(payload) = attributes(&delivery.payload, MAX_PAYLOAD) {
+            network.add(&options.root, &topic, &payload);
+        }
+    }
+    match options.form {
+        Form::Json => {
+            let list: Vec<Value> = network.pipelines().map(Seen::json).collect();
+            super::print(&Value::Array(list).to_string())?;
+        }
+        Form::Mermaid => super::print(network.graph(&options.root).mermaid().trim_end())?,
+        Form::Dot => super::print(network.graph(&options.root).dot().trim_end())?,
+        Form::Table => {
+            let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
+            if !rows.is_empty() {
+                let head = [
+                    "PIPELINE",
+                    "STATE",
+                    "HOST",
+                    "VERSION",
+                    "LAST END",
+                    "AGO",
+                    "STARTED BY",
+                ];
+                rows.insert(0, head.map(str::to_owned));
+            }
+            let widths: Vec<usize> = (0..7)
+                .map(|n| {
+                    rows.iter()
+                        .map(|row| row[n].chars().count())
+                        .max()
+                        .unwrap_or(0)
+                })
+                .collect();
+            for row in &rows {
+                let cells = row.iter().zip(&widths);
+                let line: Vec<String> = cells
+                    .map(|(cell, width)| format!("{cell:<width$}"))
+                    .collect();
+                super::print(line.join("  ").trim_end())?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(seen: &Seen) -> [String; 7] {
+    let last = seen.last.as_ref();
+    let field = |key: &str| last.and_then(|last| last.get(key));
+    let end = field("status").and_then(Value::as_str).map(|status| {
+        let code = field("return_code").and_then(Value::as_i64);
+        let code = code.map_or(String::new(), |code| format!(" ({code})"));
+        let elapsed = field("time_elapsed").and_then(Value::as_str);
+        let elapsed = elapsed.map_or(String::new(), |elapsed| {
+            // Nobody reads microseconds in a table.
+            format!(" in {}", elapsed.split('.').next().unwrap_or(elapsed))
+        });
+        format!("{status}{code}{elapsed}")
+    });
+    let ago = field("ts").and_then(Value::as_i64).map(|at| {
+        let seconds = u64::try_from(Timestamp::now().as_second() - at).unwrap_or(0);
+        duration::text(Duration::from_secs(seconds))
+    });
+    let by: Vec<String> = seen
+        .triggers
+        .iter()
+        .map(|waits| match waits.absent {
+            Some(_) => format!("silence of {}", waits.topics.join(" ")),
+            None => waits.topics.join(" "),
+        })
+        .collect();
+    let cell = |text: &str| printable(if text.is_empty() { "-" } else { text }, 120);
+    [
+        cell(&seen.who),
+        cell(&seen.state),
+        cell(&seen.host),
+        cell(&seen.version),
+        cell(&end.unwrap_or_default()),
+        cell(&ago.unwrap_or_default()),
+        cell(&by.join(", ")),
+    ]
+}

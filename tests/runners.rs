@@ -1,0 +1,181 @@
+//! Runners at their edges: killed by their own command, in folders of odd names, with folders
+//! that vanish, and jobs too long for a pipe.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+
+use common::raw::Raw;
+use common::{World, wait_until};
+
+const SEQ: &str = "lab/seq/status";
+
+fn send(raw: &mut Raw, n: usize, filler: usize) {
+    let filler = "x".repeat(filler);
+    let payload = format!(r#"{{"status":"finished","n":{n},"filler":"{filler}"}}"#);
+    let id = format!("event-{n}");
+    raw.publish(SEQ, payload.as_bytes(), &[("tael-id", &id)]);
+}
+
+/// Whether a process has `variable` in its environment.
+fn alive(variable: &str) -> bool {
+    fs::read_dir("/proc").expect("proc").flatten().any(|entry| {
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let mut entries = environment.split(|b| *b == 0);
+        entries.any(|entry| entry == variable.as_bytes())
+    })
+}
+
+#[test]
+fn a_command_that_kills_its_supervisor_does_not_go_on() {
+    const EVENTS: usize = 10;
+    let world = World::new();
+    let mark = format!("MARK={}", ulid::Ulid::generate());
+    let command = format!(
+        r#"kill -9 $PPID; until [ -e "$OUT/go" ]; do env {mark} sleep 0.02; done; echo late >>"$OUT/late""#
+    );
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &["-t", SEQ, "--jobs", "5", "-c", &command]);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..EVENTS).for_each(|n| send(&mut raw, n, 0));
+    ears.wait_all("all are told", |_| {
+        (ears.count("p", "failed") == EVENTS).then_some(())
+    });
+    wait_until("the commands are gone", || !alive(&mark));
+    fs::write(world.path("go"), "").expect("go");
+    client.stop();
+    assert!(world.lines("late").is_empty(), "none went on");
+}
+
+#[test]
+fn a_state_folder_of_any_name() {
+    let world = World::new();
+    let state = world.dir.path().join(OsStr::from_bytes(b"odd\n\xff name"));
+    let mut command = world.command("tael-client");
+    command.env("STATE_DIRECTORY", &state);
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ]);
+    command.args(["-c", r#"wc -c >>"$OUT/sizes""#]);
+    let client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 1, 10);
+    send(&mut raw, 2, 100_000);
+    world.wait_report("p", "/units/succeeded", 2);
+    let sizes: Vec<usize> = world
+        .lines("sizes")
+        .iter()
+        .map(|n| n.trim().parse().expect("size"))
+        .collect();
+    assert!(sizes[0] < 100 && sizes[1] > 100_000, "{sizes:?}");
+    let mut list = world.tael(["work", "list", "--json"]);
+    list.env("STATE_DIRECTORY", &state);
+    assert_eq!(common::ran(&mut list).0, 0);
+    client.stop();
+    let left = || {
+        fs::read_dir(state.join("p/runners"))
+            .expect("runners")
+            .count()
+    };
+    wait_until("nothing is left beside the units", || left() == 0);
+}
+
+#[test]
+fn a_folder_that_is_removed_under_a_run_does_not_run_its_event_again() {
+    let world = World::new();
+    let command = r#"echo begun >>"$OUT/runs"; exec sleep 600"#;
+    let arguments = ["-t", SEQ, "-c", command];
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &arguments);
+    let mut raw = Raw::connect(world.broker.port());
+    // Once while the client lives, once while it is down.
+    for n in 1..=2 {
+        send(&mut raw, n, 0);
+        ears.wait_all("it runs", |_| {
+            (ears.count("p", "started") == n).then_some(())
+        });
+        let units = world.state().join("p/units");
+        let folder = fs::read_dir(&units)
+            .expect("units")
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| {
+                fs::read_to_string(path.join("outcome")).is_ok_and(|t| !t.contains("ended"))
+            })
+            .expect("folder");
+        let record = fs::read_to_string(folder.join("outcome")).expect("record");
+        wait_until("its process is noted", || {
+            let record = fs::read_to_string(folder.join("outcome")).unwrap_or_default();
+            record.contains("process")
+        });
+        let _ = record;
+        let record = fs::read_to_string(folder.join("outcome")).expect("record");
+        let process = record.lines().find_map(|l| l.strip_prefix("process "));
+        let pid: i32 = process
+            .and_then(|p| p.split(' ').next())
+            .and_then(|p| p.parse().ok())
+            .expect("pid");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        let runner: i32 = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(1))
+            .and_then(|p| p.parse().ok())
+            .expect("runner");
+        fs::remove_dir_all(&folder).expect("remove");
+        let kill = |pid: i32| {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).expect("kill");
+        };
+        if n == 1 {
+            kill(runner);
+        } else {
+            client.kill();
+            kill(runner);
+            let next = world.client("p", &arguments);
+            ears.wait_all("its end is told", |_| {
+                (ears.count("p", "failed") == 2).then_some(())
+            });
+            wait_until("the command is gone", || {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.is_empty() || stat.contains(") Z ")
+            });
+            next.stop();
+            break;
+        }
+        ears.wait_all("its end is told", |_| {
+            (ears.count("p", "failed") == n).then_some(())
+        });
+    }
+    assert_eq!(world.lines("runs").len(), 2, "once each");
+}
+
+#[test]
+fn an_event_is_known_for_as_long_as_the_broker_may_send_it_again() {
+    let world = World::new();
+    let arguments = [
+        "-t",
+        SEQ,
+        "-c",
+        r#"echo "$ATTR_N" >>"$OUT/runs""#,
+        "--keep",
+        "1ms",
+    ];
+    world.client("p", &arguments).stop();
+    let mut dying = world.command("tael-client");
+    dying.args(["--who", "p", "--root", "lab"]).args(arguments);
+    dying.env("TAEL_FAILPOINT", "settle.after");
+    let mut dying = world.online("p", dying);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 1, 0);
+    assert_eq!(dying.wait(), 128 + 9);
+    // It is forgotten by age, and its event sent again.
+    let client = world.client("p", &arguments);
+    send(&mut raw, 1, 0);
+    send(&mut raw, 2, 0);
+    wait_until("the second has run", || {
+        world.lines("runs").contains(&"2".to_owned())
+    });
+    client.stop();
+    assert_eq!(world.lines("runs"), ["1", "2"]);
+}
