@@ -33,7 +33,9 @@ const KINDS: &[&str] = &[
     "toml node",
     // A client's line: it comes online.
     "crontab",
-    "ini systemd",
+    // What `.ci/package` and `.ci/systemd` do: here, the files that are named exist.
+    "sh package",
+    "sh systemd",
     "diff swap",
     "toml config",
     // A broker's configuration: mosquitto starts with it where the suite runs against it.
@@ -307,47 +309,38 @@ fn a_second_client_of_the_name_leaves_quietly() {
 }
 
 #[test]
-fn the_unit_brings_a_client_online() {
-    for block in of_kind("ini systemd") {
-        let world = World::new();
-        let value = |key: &str| {
-            let start = format!("{key}=");
-            block
-                .text
-                .lines()
-                .filter_map(move |line| line.strip_prefix(&start))
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(value("Type"), ["simple"]);
-        assert_eq!(value("KillMode"), ["process"], "runs outlive their client");
-        let [line] = &value("ExecStart")[..] else {
-            panic!("one ExecStart");
-        };
-        // systemd runs no shell.
-        let words = shell_words::split(&here(&world, line)).expect("words");
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear();
-        command.env("STATE_DIRECTORY", world.path("state"));
-        command.env("TAEL_LOG_TARGET", "stderr");
-        for variable in value("Environment") {
-            let variable = here(&world, &variable);
-            let (name, value) = variable.split_once('=').expect("a variable");
-            command.env(name, value);
+fn the_package_has_what_the_page_names() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("Cargo.toml");
+    let script = fs::read_to_string(package.join(".ci/package")).expect(".ci/package");
+    for block in of_kind("sh package") {
+        for line in block.text.lines().filter(|line| !line.starts_with("sudo ")) {
+            let command = line.trim_start_matches("cargo ");
+            let done = script.contains(command.split(" --").next().expect("a command"));
+            assert!(done, "README.md:{}: {line}", block.line);
         }
-        world.online(&word_after(line, "--who"), command).stop();
-        // Where systemd is installed, it knows every key.
-        let unit = world.path("tael.service");
-        let text = here(&world, &block.text).replace("User=pipeline\n", "");
-        fs::write(&unit, text).expect("unit");
-        let verify = Command::new("systemd-analyze")
-            .args(["verify", "--man=no"])
-            .arg(&unit)
-            .output();
-        if let Ok(output) = verify {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let ours = said.lines().any(|line| line.contains("tael.service"));
-            assert!(!ours, "{said}");
+    }
+    for block in of_kind("sh systemd") {
+        for word in block.text.split_whitespace() {
+            if let Some(path) = word.strip_prefix("/usr/share/") {
+                assert!(
+                    manifest.contains(&format!("\"usr/share/{path}\"")),
+                    "{word}"
+                );
+            }
+        }
+    }
+    // Every unit and every file that is linked is there.
+    let readme = readme();
+    for unit in ["client@", "check@", "beacon", "broker"] {
+        assert!(readme.contains(&format!("| `tael-{unit}")), "{unit}");
+        let file = package.join(format!("systemd/tael-{unit}.service"));
+        assert!(file.exists(), "{}", file.display());
+    }
+    for rest in readme.split("](").skip(1) {
+        let target = rest.split(')').next().unwrap_or_default();
+        if !target.contains(':') {
+            assert!(package.join(target).exists(), "{target}");
         }
     }
 }
@@ -581,7 +574,8 @@ fn options_commands_and_variables_exist() {
     }
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
     let known = &long_options(&helps) | &BTreeSet::from(cargo);
-    let known = &known | &BTreeSet::from(["--help".to_owned()]);
+    let others = ["--help", "--bins", "--no-build", "--now", "--user"].map(str::to_owned);
+    let known = &known | &BTreeSet::from(others);
     let unknown: Vec<_> = long_options(&readme).difference(&known).cloned().collect();
     assert!(unknown.is_empty(), "no command has {unknown:?}");
 

@@ -101,7 +101,9 @@ fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
     let tool = T::from_arg_matches(matches).map_err(|e| Error::usage(usage_line(&e)))?;
     if let Ok(Some(target)) = matches.try_get_one::<Target>("log") {
         let level = std::env::var("TAEL_LOG").ok();
-        logging::init(*target, level.as_deref(), T::DAEMON)?;
+        let who = matches.try_get_one::<String>("who").ok().flatten();
+        let who = who.filter(|_| T::DAEMON).map(String::as_str);
+        logging::init(*target, level.as_deref(), T::DAEMON, who)?;
     }
     tool.run(matches, layers)
 }

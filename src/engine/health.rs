@@ -31,7 +31,8 @@ impl Health {
     pub fn new(notify: Notify) -> Self {
         let now = Instant::now();
         // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
-        let watchdog = notify.watchdog().map(|limit| (now, limit / 2));
+        let pause = notify.watchdog().map(|limit| limit / 2);
+        let watchdog = pause.map(|pause| (now + pause, pause));
         Self {
             notify,
             ready: false,

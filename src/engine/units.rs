@@ -137,7 +137,12 @@ impl Pipeline {
                 self.refusing = false;
                 (live.said, live.started) = (true, Some(at));
                 let op = settle::started(&self.config, &live.unit, at);
-                info!(TAEL_UNIT = unit, TAEL_TOPIC = live.unit.topic, "started");
+                info!(
+                    TAEL_UNIT = unit,
+                    TAEL_EVENT = live.unit.event,
+                    TAEL_TOPIC = live.unit.topic,
+                    "started"
+                );
                 self.submit(op, Then::Nothing);
             }
             Report::Ended(unit, outcome) => {
@@ -278,6 +283,7 @@ impl Pipeline {
         if outcome.state() == State::Succeeded {
             info!(
                 TAEL_UNIT = unit.id,
+                TAEL_EVENT = unit.event,
                 TAEL_TOPIC = topic,
                 "finished after {seconds:.3} s"
             );
@@ -290,6 +296,7 @@ impl Pipeline {
         if outcome.state() == State::Canceled {
             info!(
                 TAEL_UNIT = unit.id,
+                TAEL_EVENT = unit.event,
                 TAEL_TOPIC = topic,
                 "cancelled after {seconds:.3} s"
             );
@@ -297,6 +304,7 @@ impl Pipeline {
         }
         warn!(
             TAEL_UNIT = unit.id,
+            TAEL_EVENT = unit.event,
             TAEL_TOPIC = topic,
             "failed after {seconds:.3} s: {}{why}",
             outcome.end

@@ -49,11 +49,12 @@ impl Target {
 }
 
 /// Starts logging for this process; `level` overrides the target's own: info for a `daemon`
-/// that somebody watches, else warn on stderr.
+/// that somebody watches, else warn on stderr. `who` is the pipeline that all entries in the
+/// journal belong to.
 ///
 /// # Errors
 /// When journald was asked for and does not listen, or the level is unknown.
-pub fn init(target: Target, level: Option<&str>, daemon: bool) -> Result<()> {
+pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>) -> Result<()> {
     let level = level
         .map(|text| {
             text.parse::<LevelFilter>().map_err(|_| {
@@ -64,7 +65,12 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool) -> Result<()> {
         })
         .transpose()?;
     let terminal = std::io::stderr().is_terminal();
-    let journald = || tracing_journald::layer().map(|layer| layer.with_field_prefix(None));
+    // A host has one journal for all of its pipelines.
+    let pipeline = who.map(|who| ("TAEL_WHO", who));
+    let journald = || {
+        tracing_journald::layer()
+            .map(|layer| layer.with_field_prefix(None).with_custom_fields(pipeline))
+    };
     let quiet = if daemon && (terminal || target == Target::Stderr) {
         LevelFilter::INFO
     } else {
