@@ -350,6 +350,19 @@ fn nodes_may_be_lines_of_a_configuration() {
 }
 
 #[test]
+fn the_examples_are_sound() {
+    let world = World::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/playbook");
+    let file = |name: &str| folder.join(name);
+    let (code, out, stderr) = ran(world.tael(["play", "--check"]).arg(file("wifi.play")));
+    assert_eq!((code, out.as_str()), (0, ""), "{stderr}");
+    for script in ["server.sh", "client.sh", "deploy.sh"] {
+        let (code, _, stderr) = ran(Command::new("bash").arg("-n").arg(file(script)));
+        assert_eq!(code, 0, "{stderr}");
+    }
+}
+
+#[test]
 fn a_playbook_is_read_whole_before_anything_is_sent() {
     let world = World::new();
     let ears = world.ears(&["lab/n/COMMAND"]);

@@ -103,12 +103,10 @@ fn a_folder_that_is_removed_under_a_run_does_not_run_its_event_again() {
                 fs::read_to_string(path.join("outcome")).is_ok_and(|t| !t.contains("ended"))
             })
             .expect("folder");
-        let record = fs::read_to_string(folder.join("outcome")).expect("record");
         wait_until("its process is noted", || {
             let record = fs::read_to_string(folder.join("outcome")).unwrap_or_default();
             record.contains("process")
         });
-        let _ = record;
         let record = fs::read_to_string(folder.join("outcome")).expect("record");
         let process = record.lines().find_map(|l| l.strip_prefix("process "));
         let pid: i32 = process

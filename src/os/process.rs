@@ -225,6 +225,8 @@ pub struct Usage {
 /// Makes this process the leader of a session of its own, deaf to the signals that end its
 /// parent's. A command that it starts is not: `execve(2)` sets handlers back to the default.
 pub fn detach() {
+    // For those who list processes; it was started as `exe`.
+    let _ = nix::sys::prctl::set_name(c"tael-runner");
     // Fails only for a process group leader, which has no terminal to lose then either.
     let _ = nix::unistd::setsid();
     on_signals(&[
