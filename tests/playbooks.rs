@@ -199,7 +199,7 @@ fn a_function_that_fails_says_so_and_one_that_ends_the_shell_costs_only_itself()
         "WAITFOR n ALIVE\nSEND n START 3\nWAITFOR n STARTED\n",
     );
     assert_eq!(code, 3, "{out}");
-    assert!(out.contains("n said 'FAILED 3'"), "{out}");
+    assert!(out.contains("n last said 'FAILED 3'"), "{out}");
     let (code, out) = play(
         &world,
         "SEND n START exit\nWAITFOR n FAILED\nSEND n STOP\nWAITFOR n STOPPED\n",
@@ -308,6 +308,12 @@ fn files_leave_only_the_folders_that_were_named_and_are_emptied_only_when_taken(
         sent = TcpStream::connect(("127.0.0.1", port)).ok();
         sent.is_some()
     });
+    // A connection that brings nothing is none.
+    drop(sent.take());
+    wait_until("it listens still", || {
+        sent = TcpStream::connect(("127.0.0.1", port)).ok();
+        sent.is_some()
+    });
     let mut stream = sent.expect("stream");
     stream.write_all(b"plain").expect("write");
     drop(stream);
@@ -347,6 +353,68 @@ fn nodes_may_be_lines_of_a_configuration() {
     fs::write(&file, "[command.START]\nruns = 'x'\n").expect("file");
     let mut command = world.tael(["node", "n", "--config"]);
     refuses(command.arg(&file), 78, "unknown key 'runs'");
+}
+
+#[test]
+fn a_node_that_is_asked_for_too_much_goes_on() {
+    let world = World::new();
+    let functions = r#"
+        startFunction() {
+            case $1 in
+                # Leaves something that holds whatever it has inherited.
+                leave) ( sleep 600; true ) & exit 3 ;;
+                *) echo "start $1" >>"$OUT/calls" ;;
+            esac
+        }
+        stopFunction() { echo stop >>"$OUT/calls"; }
+    "#;
+    let dir = world.path("in");
+    fs::create_dir(&dir).expect("folder");
+    let fifo = dir.join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).expect("fifo");
+    let _node = node_with(
+        &world,
+        "n",
+        functions,
+        &["--allow-dir", dir.to_str().expect("path")],
+    );
+    let ears = world.ears(&["lab/n/STATUS"]);
+    let (code, out) = play(&world, "WAITFOR n ALIVE\n");
+    assert_eq!(code, 0, "{out}");
+    for at in [i64::MIN.to_string(), i64::MAX.to_string()] {
+        world.publish("lab/n/COMMAND", "START at", &[("tael-at", &at)]);
+    }
+    let text = format!(
+        "SEND n SENDFILE {} 127.0.0.1 1\nWAITFOR n FAILED 77\nSEND n START leave\n\
+         WAITFOR n FAILED 125\nSEND n BOGUS\nWAITFOR n FAILED 127\nSEND n STOP\nWAITFOR n STOPPED\n",
+        fifo.display()
+    );
+    let (code, out) = play(&world, &text);
+    assert_eq!(code, 0, "{out}");
+    assert_eq!(world.lines("calls"), ["start at", "stop"]);
+    assert!(ears.all().iter().any(|m| m.payload == "FAILED 65"));
+    // It is there, whatever it has said last.
+    assert_eq!(play(&world, "WAITFOR n ALIVE TIMEOUT 5s\n").0, 0);
+}
+
+#[test]
+fn what_goes_on_in_the_background_ends_with_stop() {
+    let world = World::new();
+    let file = world.path("node.toml");
+    let text = "[command.START]\nrun = 'echo $BASHPID >>\"$OUT/pids\"; sleep 600; true'\nbackground = true\n";
+    fs::write(&file, text).expect("file");
+    let mut command = world.tael(["node", "n", "--root", "lab", "--config"]);
+    command.arg(&file);
+    let _node = world.spawn(command);
+    let text = "WAITFOR n ALIVE\nSEND n START\nWAITFOR n STARTED\n";
+    assert_eq!(play(&world, text).0, 0);
+    wait_until("it runs", || !world.lines("pids").is_empty());
+    let group = world.lines("pids")[0].parse().expect("pid");
+    assert_eq!(play(&world, "SEND n STOP\nWAITFOR n STOPPED\n").0, 0);
+    let group = nix::unistd::Pid::from_raw(group);
+    wait_until("all of it has ended", || {
+        nix::sys::signal::killpg(group, None).is_err()
+    });
 }
 
 #[test]

@@ -198,6 +198,24 @@ fn the_network_is_shown_with_who_starts_whom() {
     });
     call.kill();
     wait_until("one is lost", || list()[1]["state"] == "lost");
+    // What others retain there does not confuse it.
+    let other = |who: &str, text: &str| {
+        let topic = format!("other/infrastructure/pipelines/{who}/last");
+        retained(&world, &topic, text);
+    };
+    other(
+        "a",
+        r#"{"last":{"status":"finished","ts":-9223372036854775808}}"#,
+    );
+    other("b", r#"{"last":{"status":7,"return_code":"x","ts":1e300}}"#);
+    let (code, _, stderr) = ran(world
+        .tael(["status", "--root", "other"])
+        .env("TAEL_LOG", "warn"));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    for who in ["a", "b"] {
+        let mut check = world.tael(["check", "--root", "other", "--who", who]);
+        assert_eq!(checked(&mut check).0, 3, "nobody knows whether it is there");
+    }
     let (code, table, _) = ran(&mut world.tael(["status", "--root", "lab"]));
     assert_eq!(code, 0);
     let rows: Vec<&str> = table.lines().collect();
@@ -218,8 +236,9 @@ fn the_network_is_shown_with_who_starts_whom() {
         graph("mermaid")
     );
     assert!(graph("dot").contains("p0 -> p1;"));
-    let (code, empty, _) = ran(&mut world.tael(["status", "--root", "nobody"]));
+    let (code, empty, hint) = ran(&mut world.tael(["status", "--root", "nobody"]));
     assert_eq!((code, empty.as_str()), (0, ""));
+    assert!(hint.contains("is --root right?"), "{hint}");
     align.stop();
 }
 
@@ -257,8 +276,24 @@ fn a_silence_runs_its_command_once_over_restarts_and_again_after_it_was_broken()
     });
     witness.stop();
     client.stop();
+    // Another topic is another silence, though the trigger has the same name.
+    let moved = [
+        "-t",
+        "lab/moved",
+        "--absent",
+        "300ms",
+        "--when",
+        "",
+        "-c",
+        command,
+    ];
+    let client = world.client("p", &moved);
+    wait_until("the other silence is noticed", || {
+        world.lines("runs").len() == 3
+    });
+    client.stop();
     let files = world.state().join("p/units");
-    assert_eq!(fs::read_dir(files).expect("units").count(), 2, "a run each");
+    assert_eq!(fs::read_dir(files).expect("units").count(), 3, "a run each");
 }
 
 #[test]

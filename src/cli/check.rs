@@ -22,13 +22,15 @@ pub struct Check {
     /// Name of the pipeline to check, in place of a beacon
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// Age of the last beat, or of the last end of a pipeline, that is a warning
+    /// Age of the last beat, or of the last end of a pipeline, that is a warning [default: 6m
+    /// for a beacon]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     warning: Option<Duration>,
-    /// Age that is critical
+    /// Age that is critical [default: 11m for a beacon]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     critical: Option<Duration>,
-    /// Wait for the next beat on the topic itself, as for other people's beacons
+    /// Wait for the next beat on the topic itself, as for other people's beacons, for as long as
+    /// --critical says
     #[arg(long, conflicts_with = "who")]
     wait: bool,
     /// How far the beacon's clock may be from ours
@@ -51,6 +53,8 @@ impl Tool for Check {
     const NAME: &'static str = "check";
     const ABOUT: &'static str = "Judge a beacon or a pipeline for a monitoring system";
 
+    const ON_BUG: i32 = 3;
+
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let root = self.root.resolve()?;
@@ -66,9 +70,10 @@ impl Tool for Check {
             None => {
                 let topic = self.topic.unwrap_or_else(|| topic::beacon(&root));
                 topic::check_name(&topic).map_err(|e| Error::usage(format!("check: {e}")))?;
+                let critical = self.critical.unwrap_or(BEACON_CRITICAL);
                 let limits = Limits {
-                    warning: self.warning.or(Some(BEACON_WARNING)),
-                    critical: self.critical.or(Some(BEACON_CRITICAL)),
+                    warning: self.warning.or(Some(BEACON_WARNING.min(critical))),
+                    critical: Some(critical),
                 };
                 let subject = Subject::Beacon {
                     topic,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
+use tracing::warn;
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
@@ -91,7 +92,9 @@ impl Client {
     fn config(self, matches: &ArgMatches, layers: &Layers) -> Result<Config> {
         let who = self.who.unwrap_or_default();
         if who.is_empty() {
-            return Err(Error::usage("start client: name the pipeline with --who"));
+            return Err(Error::usage(
+                "start client: name the pipeline with --who, or who below [client]",
+            ));
         }
         topic::check_who(&who).map_err(|e| Error::usage(format!("start client: {e}")))?;
         let host = host::hostname();
@@ -107,6 +110,24 @@ impl Client {
             )));
         }
         let triggers = trigger::all(self.trigger, matches, layers)?;
+        for trigger in &triggers {
+            let missing = [&trigger.cwd, &trigger.env_file].into_iter().flatten();
+            for path in missing.filter(|path| !path.exists()) {
+                warn!(
+                    "trigger '{}': there is no {} yet",
+                    trigger.name,
+                    path.display()
+                );
+            }
+        }
+        if let Some(path) = &self.metrics
+            && path.extension().is_none_or(|e| e != "prom")
+        {
+            warn!(
+                "collectors read files in .prom only, not {}",
+                path.display()
+            );
+        }
         Ok(Config {
             root: root(self.root, &triggers)?,
             who,

@@ -85,6 +85,11 @@ impl Layers {
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
                     Value::Array(_) if key == TRIGGER => {}
                     Value::Table(_) if key == COMMAND => {}
+                    Value::Table(_) if key == TRIGGER => {
+                        return Err(
+                            layer.wrong("a trigger is written [[trigger]], with two brackets")
+                        );
+                    }
                     value => {
                         if super::connection::is_shared(key) {
                             // Not every command has every shared option.

@@ -190,8 +190,19 @@ impl Connection {
         };
         let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/';
         if options.host.is_empty() || options.host.contains(odd) {
+            let hint = match options.host.contains("://") {
+                true => "; a URL goes with --broker",
+                false => "",
+            };
             return Err(Error::usage(format!(
-                "'{}' is no host",
+                "'{}' is no host{hint}",
+                text::printable(&options.host, 80)
+            )));
+        }
+        // An address of version 6 has several.
+        if options.host.matches(':').count() == 1 {
+            return Err(Error::usage(format!(
+                "'{}' is no host: the port goes with -p",
                 text::printable(&options.host, 80)
             )));
         }

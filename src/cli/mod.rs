@@ -20,6 +20,7 @@ mod work;
 use std::ffi::OsString;
 use std::panic;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -36,6 +37,9 @@ trait Tool: Args + FromArgMatches {
     const NAME: &'static str;
     /// What it is for, in a line.
     const ABOUT: &'static str;
+
+    /// Its exit code when we are at fault.
+    const ON_BUG: i32 = Kind::Bug.exit_code() as i32;
 
     /// Whether it works for long, and has something to tell meanwhile.
     const DAEMON: bool = false;
@@ -55,6 +59,7 @@ struct Entry {
     command: fn() -> Command,
     run: fn(&ArgMatches, &Layers) -> Result<ExitCode>,
     failed: fn(Error) -> Result<ExitCode>,
+    on_bug: i32,
 }
 
 const fn entry<T: Tool>() -> Entry {
@@ -63,6 +68,7 @@ const fn entry<T: Tool>() -> Entry {
         command: command::<T>,
         run: run::<T>,
         failed: T::failed,
+        on_bug: T::ON_BUG,
     }
 }
 
@@ -143,6 +149,7 @@ pub fn main() -> ExitCode {
         match wanted {
             Some(entry) => {
                 let failed = entry.failed;
+                ON_BUG.store(entry.on_bug, Ordering::Relaxed);
                 run_entry(entry, arguments).or_else(failed)
             }
             None => match parse(whole(), arguments, "", &Layers::default()) {
@@ -202,6 +209,9 @@ fn again<T: Tool>() -> Result<(T, ArgMatches, Layers)> {
     Ok((tool, matches, layers))
 }
 
+/// The exit code of a bug.
+static ON_BUG: AtomicI32 = AtomicI32::new(70);
+
 /// What every process of ours does first and last.
 fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
@@ -210,7 +220,7 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
             "tael: bug at {place} in version {}: please report it",
             env!("CARGO_PKG_VERSION")
         );
-        std::process::exit(Kind::Bug.exit_code().into());
+        std::process::exit(ON_BUG.load(Ordering::Relaxed));
     }));
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments
@@ -276,9 +286,19 @@ fn usage_line(error: &clap::Error) -> String {
     let first = text.split("\n\n").next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).trim();
     let words: Vec<&str> = first.split_whitespace().collect();
-    let hint = match error.get(ContextKind::SuggestedArg) {
-        Some(suggested) => format!("; did you mean {suggested}?"),
-        None => "; see --help".to_owned(),
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let hint = match (error.get(ContextKind::SuggestedArg), error.kind()) {
+        (Some(suggested), _) => format!("; did you mean {suggested}?"),
+        (None, ErrorKind::WrongNumberOfValues) if argument.contains("<KEY> <VALUE>") => {
+            "; the name and its value are two words: --attr sample S1".to_owned()
+        }
+        (None, ErrorKind::UnknownArgument) if !argument.starts_with('-') => {
+            "; what has blanks in it needs quotes; see --help".to_owned()
+        }
+        (None, _) => "; see --help".to_owned(),
     };
     format!("{}{hint}", words.join(" "))
 }

@@ -43,7 +43,8 @@ impl Tool for Node {
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
-        topic::check_who(&self.name).map_err(|e| Error::usage(format!("start node: {e}")))?;
+        topic::check_who(&self.name)
+            .map_err(|e| Error::usage(format!("start node: {}", e.replace("pipeline", "node"))))?;
         let means = match (self.functions, layers.commands()) {
             (Some(file), _) => {
                 let absolute = std::path::absolute(&file)

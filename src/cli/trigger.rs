@@ -154,7 +154,12 @@ fn from_table(layer: &Layer, table: &Value, number: usize) -> Result<Trigger> {
             .get_arguments()
             .find(|arg| arg.get_long() == Some(key))
         else {
-            return Err(wrong(format!("unknown key '{key}'")));
+            let known: Vec<&str> = command
+                .get_arguments()
+                .filter_map(|a| a.get_long())
+                .collect();
+            let known = known.join(", ");
+            return Err(wrong(format!("unknown key '{key}': it has name, {known}")));
         };
         let flag = matches!(arg.get_action(), clap::ArgAction::SetTrue);
         match (flag, value) {

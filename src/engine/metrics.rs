@@ -82,10 +82,21 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     // The collector reads `*.prom` only.
     part.push(".part");
+    // Whatever lies there, it is not written through.
+    match fs::remove_file(&part) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644);
-    options.open(&part)?.write_all(text.as_bytes())?;
-    fs::rename(&part, path)
+    options.write(true).create_new(true).mode(0o644);
+    let mut file = options.open(&part)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| fs::rename(&part, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
 }
 
 impl Pipeline {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::engine::admit::{self, Admission};
 use crate::engine::config::{Config, Home, RUNNERS};
@@ -337,6 +337,10 @@ impl Pipeline {
         let admission = admit::judge(&self.config, delivery, self.redelivery_since);
         if admission.parts.is_empty() {
             self.counts.ignored += 1;
+            debug!(
+                TAEL_TOPIC = admission.topic,
+                "ignored: no trigger waits for that, as it is"
+            );
             self.session.acknowledge(ack);
         } else {
             self.accept(admission, Some(ack), None);

@@ -8,6 +8,7 @@ use crate::engine::connect;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::error::Result;
 use crate::model::status::Presence;
+use crate::net::options::BrokerOptions;
 
 /// A request for a reload, and where the new configuration comes from.
 pub struct Reload {
@@ -43,7 +44,16 @@ impl Pipeline {
         let fixed = [
             ("who", old.who == config.who),
             ("root", old.root == config.root),
-            ("broker", old.broker == config.broker),
+            // Our identifier follows from who we are.
+            (
+                "broker",
+                old.broker
+                    == BrokerOptions {
+                        client_id: old.broker.client_id.clone(),
+                        ..config.broker.clone()
+                    },
+            ),
+            ("metrics", old.metrics == config.metrics),
         ];
         for (name, same) in fixed {
             if !same {

@@ -26,6 +26,8 @@ const WRITE_PART: u32 = 20;
 #[derive(Debug)]
 struct Watch {
     trigger: String,
+    /// What tells this silence from another one of the same trigger's.
+    key: String,
     absent: Duration,
     /// When something was last heard, and what of that the ledger knows; milliseconds since
     /// the epoch.
@@ -34,6 +36,14 @@ struct Watch {
     /// Whether the command has run for this silence.
     fired: bool,
     deadline: Option<Instant>,
+}
+
+/// A trigger that waits for something else waits anew.
+fn key(trigger: &Trigger) -> String {
+    let filters = trigger.filters.iter().map(ToString::to_string);
+    let conditions = trigger.conditions.iter().map(ToString::to_string);
+    let parts: Vec<String> = filters.chain(conditions).collect();
+    format!("{}\n{}", trigger.name, parts.join("\n"))
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -63,24 +73,32 @@ impl Silence {
             let Some(absent) = trigger.absent else {
                 continue;
             };
-            let before = old.iter().find(|watch| watch.trigger == trigger.name);
-            let kept = known.iter().find(|heard| heard.trigger == trigger.name);
+            let key = key(trigger);
+            let before = old.iter().find(|watch| watch.key == key);
+            let kept = known.iter().find(|heard| heard.trigger == key);
             let (heard, written, fired) = match (before, kept) {
                 (Some(watch), _) => (watch.heard, watch.written, watch.fired),
                 // The clock may have gone back since.
                 (None, Some(kept)) => (kept.at.min(now), kept.at, kept.fired),
                 (None, None) => (now, 0, false),
             };
-            self.watches.push(Watch {
+            let mut watch = Watch {
                 trigger: trigger.name.clone(),
+                key,
                 absent,
                 heard,
                 written,
                 fired,
-                deadline: None,
-            });
+                // One that is listened for already is not put off.
+                deadline: before
+                    .filter(|b| b.absent == absent)
+                    .and_then(|b| b.deadline),
+            };
+            if self.online && watch.deadline.is_none() {
+                watch.listen(now);
+            }
+            self.watches.push(watch);
         }
-        self.online(self.online);
     }
 
     /// Starts or stops to listen.
@@ -148,7 +166,7 @@ impl Watch {
     fn write(&mut self) -> Op {
         self.written = self.heard;
         Op::Heard(Heard {
-            trigger: self.trigger.clone(),
+            trigger: self.key.clone(),
             at: self.heard,
             fired: self.fired,
         })
@@ -158,6 +176,10 @@ impl Watch {
 impl Pipeline {
     /// Notes whom a message tells that its topic is not silent.
     pub(super) fn listen(&mut self, delivery: &Delivery) {
+        if delivery.retained {
+            // Nobody knows how old it is.
+            return;
+        }
         let parsed = event::parse(delivery, self.config.max_payload);
         let waiting = self.config.triggers.iter().filter(|t| t.absent.is_some());
         let heard: Vec<String> = waiting
@@ -198,8 +220,7 @@ impl Pipeline {
 
 fn hears(trigger: &Trigger, delivery: &Delivery) -> bool {
     let topic = std::str::from_utf8(&delivery.topic);
-    (trigger.accept_retained || !delivery.retained)
-        && topic.is_ok_and(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
+    topic.is_ok_and(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
 }
 
 /// The event of a silence since `heard`, with an id that says which silence.
@@ -243,7 +264,7 @@ mod tests {
             policy: Policy::default(),
         };
         let known = Heard {
-            trigger: trigger.name.clone(),
+            trigger: key(&trigger),
             at: heard,
             fired,
         };

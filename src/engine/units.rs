@@ -1,5 +1,6 @@
 //! A pipeline's units: handed to runners, watched, booked when they end.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ use crate::store::streams::Stream;
 
 /// Wait before a unit that found no space for its folder is started again.
 const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes of a file of variables at most.
+const MAX_ENV_FILE: u64 = 1024 * 1024;
 
 /// Names the unit to its command.
 const UNIT_VARIABLE: &str = "TAEL_UNIT";
@@ -415,6 +419,16 @@ fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
 
 fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+    // One end of a FIFO must not wait for the other.
+    let mut options = std::fs::File::options();
+    options.read(true).custom_flags(nix::libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| wrong(&e))?;
+    let meta = file.metadata().map_err(|e| wrong(&e))?;
+    if !meta.is_file() || meta.len() > MAX_ENV_FILE {
+        return Err(wrong(&format_args!(
+            "it is no file of up to {MAX_ENV_FILE} bytes"
+        )));
+    }
+    let text = std::io::read_to_string(file).map_err(|e| wrong(&e))?;
     env_file::parse(&text).map_err(|e| wrong(&e))
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+/// The longest duration, 100 years: any clock can add it to its time.
+const MAX: Duration = Duration::from_secs(36_525 * 86_400);
+
 /// Parses a duration of at least zero: a number of seconds (`90`, `0.5`) or amounts with
 /// units (`10s`, `5m`, `1h 30m`, `2d`), a day being 24 hours.
 ///
@@ -12,8 +15,18 @@ use jiff::SignedDuration;
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let wrong = || format!("'{text}' is no duration: write 10s, 5m, 1h30m or 2d");
+    let bounded = |duration: Duration| {
+        if duration > MAX {
+            return Err(format!(
+                "'{text}' is too long: {} days at most",
+                MAX.as_secs() / 86_400
+            ));
+        }
+        Ok(duration)
+    };
     if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
+        let seconds = Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
+        return bounded(seconds?);
     }
     let (days, rest) = match text.split_once('d') {
         Some((days, rest)) if days.bytes().all(|b| b.is_ascii_digit()) && !days.is_empty() => {
@@ -29,6 +42,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .map(Duration::from_secs)
         .and_then(|days| days.checked_add(rest.try_into().ok()?))
         .ok_or_else(wrong)
+        .and_then(bounded)
 }
 
 /// A duration as [`parse`] reads it, down to milliseconds: `11m`, `1h 30m`, `2d`.

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 use crate::model::event::Attributes;
 use crate::model::topic::{Filter, PipelineTopics};
 
+/// Triggers of a pipeline, and topics of a trigger, that are looked at.
+const MAX_TRIGGERS: usize = 256;
+const MAX_TOPICS: usize = 64;
+
 /// What a pipeline waits for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waits {
@@ -72,7 +76,8 @@ impl Network {
                 seen.version = text("version");
                 seen.since = payload.get("since").and_then(Value::as_i64);
                 let triggers = payload.get("triggers").and_then(Value::as_array);
-                seen.triggers = triggers.into_iter().flatten().map(waits).collect();
+                let triggers = triggers.into_iter().flatten().take(MAX_TRIGGERS);
+                seen.triggers = triggers.map(waits).collect();
             }
             "last" => seen.last = payload.get("last").and_then(Value::as_object).cloned(),
             _ => {}
@@ -137,7 +142,7 @@ fn waits(value: &Value) -> Waits {
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned(),
-        topics: topics.map(str::to_owned).collect(),
+        topics: topics.take(MAX_TOPICS).map(str::to_owned).collect(),
         absent: value.get("absent").and_then(Value::as_f64),
     }
 }

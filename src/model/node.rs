@@ -14,6 +14,9 @@ pub const FAILED: &str = "FAILED";
 /// User property of a command: when it is to begin, milliseconds since the epoch.
 pub const AT: &str = "tael-at";
 
+/// User property of a status: which process says it.
+pub const INSTANCE: &str = "tael-instance";
+
 /// The longest command, bytes.
 pub const MAX_COMMAND: usize = 64 * 1024;
 

@@ -55,8 +55,8 @@ pub async fn retained(
         }
     }
     if !online {
-        let cause = format!("no answer within {} s", limit.as_secs_f32());
-        return Err(unreachable(&address, &cause));
+        let late = format!("no answer within {} s", limit.as_secs_f32());
+        return Err(unreachable(&address, session.cause().unwrap_or(&late)));
     }
     // What is found does not depend on a goodbye.
     let _ = timeout(QUIET, session.close()).await;
@@ -77,22 +77,24 @@ pub async fn next(settings: Settings, filter: Filter, limit: Duration) -> Result
     };
     let mut session = Session::new(settings, subscriptions);
     let deadline = Instant::now() + limit;
-    let mut reached = false;
+    let mut online = false;
     loop {
         tokio::select! {
             event = session.next() => match event? {
                 Event::Received(received) if !received.delivery.retained => {
                     return Ok(Some(received.delivery));
                 }
-                Event::Online => reached = true,
+                Event::Online => online = true,
+                Event::Offline => online = false,
                 _ => {}
             },
             () = sleep_until(deadline) => break,
         }
     }
-    if reached {
+    if online {
         return Ok(None);
     }
-    let cause = format!("no answer within {} s", limit.as_secs_f32());
-    Err(unreachable(&address, &cause))
+    // Without a connection nobody knows.
+    let late = format!("no answer within {} s", limit.as_secs_f32());
+    Err(unreachable(&address, session.cause().unwrap_or(&late)))
 }

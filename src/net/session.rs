@@ -102,6 +102,8 @@ pub struct Session {
     refused: VecDeque<(Token, Refused)>,
     /// Since when there is no connection, and whether that has been warned of.
     away: Option<(Instant, bool)>,
+    /// Why there was none the last time.
+    cause: Option<String>,
 }
 
 impl Session {
@@ -124,6 +126,7 @@ impl Session {
             maximum_packet: u32::MAX,
             refused: VecDeque::new(),
             away: None,
+            cause: None,
         }
     }
 
@@ -269,6 +272,12 @@ impl Session {
         asks
     }
 
+    /// Why the last connection failed or ended.
+    #[must_use]
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
     /// Whether there is a connection whose task has not been heard of for too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
@@ -372,6 +381,7 @@ impl Session {
                 WARN_AFTER.as_secs()
             );
         }
+        self.cause = Some(cause);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting {
             until: Instant::now() + wait,
@@ -394,6 +404,8 @@ fn backoff(failures: u32) -> Duration {
 pub fn unreachable(address: &str, cause: &str) -> Error {
     let hint = if cause.contains("lookup") || cause.contains("resolve") {
         "is the name right?"
+    } else if cause.contains("tls") {
+        "does that port speak TLS?"
     } else {
         "is the broker running?"
     };

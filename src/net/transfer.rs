@@ -2,9 +2,10 @@
 //! that were named for that.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,29 +19,51 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked whether the other side has everything.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Where `path` leads, if that is below one of `folders`; symbolic links are followed first.
+/// Whether `real`, a path without links, is below one of `folders`.
+fn is_inside(real: &Path, folders: &[PathBuf]) -> bool {
+    let inside = |folder: &PathBuf| folder.canonicalize().is_ok_and(|f| real.starts_with(f));
+    folders.iter().any(inside)
+}
+
+/// Opens the file at `path` for reading, and for emptying if `truncate`, if it is a file below
+/// one of `folders`. What counts is where the open file is, not where its name led before.
+///
+/// # Errors
+/// A text for the user.
+pub fn open_confined(path: &Path, folders: &[PathBuf], truncate: bool) -> Result<File, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let mut options = File::options();
+    // One end of a FIFO must not wait for the other.
+    options
+        .read(true)
+        .write(truncate)
+        .custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| wrong(&e))?;
+    let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    if !is_inside(&real.map_err(|e| wrong(&e))?, folders) {
+        return Err(wrong(&"it is in no folder of --allow-dir"));
+    }
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(wrong(&"it is no plain file"));
+    }
+    Ok(file)
+}
+
+/// Where a file called `path` is to be put, if its folder is one of `folders` or below.
 ///
 /// # Errors
 /// A text for the user.
 pub fn confined(path: &Path, folders: &[PathBuf]) -> Result<PathBuf, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let real = match path.canonicalize() {
-        Ok(real) => real,
-        // One that is to be made: its folder is what counts.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let name = path.file_name().ok_or_else(|| wrong(&"it has no name"))?;
-            let parent = match path.parent() {
-                Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-                Some(parent) => parent,
-                None => return Err(wrong(&"it has no folder")),
-            };
-            parent.canonicalize().map_err(|e| wrong(&e))?.join(name)
-        }
-        Err(e) => return Err(wrong(&e)),
+    let name = path.file_name().ok_or_else(|| wrong(&"it has no name"))?;
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(wrong(&"it has no folder")),
     };
-    let inside = |folder: &PathBuf| folder.canonicalize().is_ok_and(|f| real.starts_with(f));
-    if folders.iter().any(inside) {
-        Ok(real)
+    let real = parent.canonicalize().map_err(|e| wrong(&e))?;
+    if is_inside(&real, folders) {
+        Ok(real.join(name))
     } else {
         Err(wrong(&"it is in no folder of --allow-dir"))
     }
@@ -66,19 +89,18 @@ async fn apart<T: Send + 'static>(
 ///
 /// # Errors
 /// As the file system and the network.
-pub async fn send(file: PathBuf, address: String, port: u16, truncate: bool) -> io::Result<u64> {
+pub async fn send(mut file: File, address: String, port: u16, truncate: bool) -> io::Result<u64> {
     apart(move || {
-        let mut source = File::open(&file)?;
         let mut found = (address.as_str(), port).to_socket_addrs()?;
         let first = found.next();
         let first = first.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let mut stream = TcpStream::connect_timeout(&first, PATIENCE)?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let bytes = io::copy(&mut source, &mut stream)?;
+        let bytes = io::copy(&mut file, &mut stream)?;
         stream.shutdown(Shutdown::Write)?;
         accepted(&stream)?;
         if truncate {
-            File::options().write(true).open(&file)?.set_len(0)?;
+            file.set_len(0)?;
         }
         Ok(bytes)
     })
@@ -120,47 +142,89 @@ pub fn listen(port: u16) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Takes one file within `limit` and puts it at `file`, where it appears when it is whole.
+/// Where a file is kept beside `file` while it comes.
+#[must_use]
+pub fn part_of(file: &Path) -> PathBuf {
+    let mut part = file.to_owned().into_os_string();
+    part.push(format!(".part-{}", ulid::Ulid::generate()));
+    PathBuf::from(part)
+}
+
+/// Takes one file within `limit`, keeps it at `part`, and puts it at `file` when its sender has
+/// closed the connection in order. Whether that had sent all of it, only the sender knows. A
+/// connection that brings nothing is none.
 ///
 /// # Errors
 /// As the file system and the network.
-pub async fn receive(listener: TcpListener, file: PathBuf, limit: Duration) -> io::Result<u64> {
+pub async fn receive(
+    listener: TcpListener,
+    file: PathBuf,
+    part: PathBuf,
+    limit: Duration,
+) -> io::Result<u64> {
     apart(move || {
         let deadline = Instant::now() + limit;
-        let mut stream = loop {
-            match listener.accept() {
-                Ok((stream, _)) => break stream,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    thread::sleep(LOOK);
+        loop {
+            let stream = accept(&listener, deadline)?;
+            let kept = keep(stream, &part, deadline);
+            match kept {
+                Ok(0) => {}
+                Ok(bytes) => return fs::rename(&part, &file).map(|()| bytes),
+                Err(e) => {
+                    let _ = fs::remove_file(&part);
+                    return Err(e);
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "nobody has sent it",
-                    ));
-                }
-                Err(e) => return Err(e),
             }
-        };
-        drop(listener);
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        let mut part = file.clone().into_os_string();
-        part.push(format!(".part-{}", std::process::id()));
-        let part = PathBuf::from(part);
-        let kept = File::create(&part)
-            .and_then(|mut target| {
-                let bytes = io::copy(&mut stream, &mut target)?;
-                target.sync_all()?;
-                Ok(bytes)
-            })
-            .and_then(|bytes| fs::rename(&part, &file).map(|()| bytes));
-        if kept.is_err() {
             let _ = fs::remove_file(&part);
         }
-        kept
     })
     .await
+}
+
+fn accept(listener: &TcpListener, deadline: Instant) -> io::Result<TcpStream> {
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(_) if Instant::now() < deadline => thread::sleep(LOOK),
+            Err(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "nobody has sent it",
+                ));
+            }
+        }
+    }
+}
+
+fn keep(mut stream: TcpStream, part: &Path, deadline: Instant) -> io::Result<u64> {
+    let mut target = File::options().write(true).create_new(true).open(part)?;
+    let (mut bytes, mut buffer) = (0, vec![0; 64 * 1024]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "it has not come to its end",
+            ));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                target.write_all(&buffer[..n])?;
+                bytes += n as u64;
+            }
+            Err(e)
+                if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&e.kind()) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    target.sync_all()?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -177,12 +241,24 @@ mod tests {
         fs::write(inside.join("file"), "").expect("file");
         std::os::unix::fs::symlink(&outside, inside.join("link")).expect("link");
         let allowed = [inside.clone()];
-        assert!(confined(&inside.join("file"), &allowed).is_ok());
-        assert!(confined(&inside.join("new"), &allowed).is_ok());
-        for path in ["../out/secret", "link/secret", "link/new", "no/where", ".."] {
-            assert!(confined(&inside.join(path), &allowed).is_err(), "{path}");
+        let may_send = |path: &Path| open_confined(path, &allowed, true).is_ok();
+        let may_put = |path: &Path| confined(path, &allowed).is_ok();
+        assert!(may_send(&inside.join("file")) && may_put(&inside.join("new")));
+        nix::unistd::mkfifo(&inside.join("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("fifo");
+        for path in [
+            "../out/secret",
+            "link/secret",
+            "no/where",
+            "..",
+            ".",
+            "fifo",
+        ] {
+            assert!(!may_send(&inside.join(path)), "{path}");
         }
-        assert!(confined(&outside.join("secret"), &allowed).is_err());
-        assert!(confined(&inside.join("file"), &[]).is_err());
+        for path in ["../out/new", "link/new", "no/where", ".."] {
+            assert!(!may_put(&inside.join(path)), "{path}");
+        }
+        assert!(!may_send(&outside.join("secret")));
+        assert!(open_confined(&inside.join("file"), &[], false).is_err());
     }
 }

@@ -189,7 +189,7 @@ async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
     };
     let now = Timestamp::now().as_second();
     let at = last.get("ts").and_then(Value::as_i64).unwrap_or(now);
-    let age = Duration::from_secs(u64::try_from(now - at).unwrap_or(0));
+    let age = Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
     let status = last.get("status").and_then(Value::as_str).unwrap_or("?");
     let unhappy = last.get("announce") == Some(&Value::Bool(true));
     let code = match last.get("return_code").and_then(Value::as_i64) {

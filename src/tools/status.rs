@@ -69,7 +69,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Form::Dot => super::print(network.graph(&options.root).dot().trim_end())?,
         Form::Table => {
             let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
-            if !rows.is_empty() {
+            if rows.is_empty() {
+                eprintln!(
+                    "tael: no pipeline has ever been seen below {}; is --root right?",
+                    options.root
+                );
+            } else {
                 let head = [
                     "PIPELINE",
                     "STATE",
@@ -115,7 +120,7 @@ fn row(seen: &Seen) -> [String; 7] {
         format!("{status}{code}{elapsed}")
     });
     let ago = field("ts").and_then(Value::as_i64).map(|at| {
-        let seconds = u64::try_from(Timestamp::now().as_second() - at).unwrap_or(0);
+        let seconds = u64::try_from(Timestamp::now().as_second().saturating_sub(at)).unwrap_or(0);
         duration::text(Duration::from_secs(seconds))
     });
     let by: Vec<String> = seen

@@ -3,6 +3,7 @@
 
 mod parse;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -97,7 +98,7 @@ impl Playbook {
     /// All nodes that are named.
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
+        let (mut all, mut seen) = (Vec::new(), HashSet::new());
         for step in self.steps.iter().chain(&self.on_failure) {
             let nodes = match &step.action {
                 Action::Send { nodes, .. } => nodes,
@@ -105,7 +106,7 @@ impl Playbook {
                 _ => continue,
             };
             for node in nodes {
-                if !all.contains(node) {
+                if seen.insert(node) {
                     all.push(node.clone());
                 }
             }

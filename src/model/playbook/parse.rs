@@ -48,6 +48,7 @@ impl Playbook {
     pub fn parse(text: &str, lenient: bool) -> Result<Self, Wrong> {
         let mut playbook = Self::default();
         let mut variables = HashMap::new();
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (n, raw) in text.lines().enumerate() {
             let line = raw.trim_end();
             if line.trim_start().is_empty() || line.trim_start().starts_with('#') {
@@ -72,6 +73,13 @@ impl Playbook {
             let shell = after.trim_start().starts_with("RUN ");
             let line =
                 expand(line, &variables, shell).map_err(|(column, cause)| wrong(column, cause))?;
+            if line.len() > MAX_LINE {
+                let cause = format!(
+                    "with its variables it has {} bytes, {MAX_LINE} at most",
+                    line.len()
+                );
+                return Err(wrong(1, cause));
+            }
             let mut words = Words::new(&line);
             let failure = words.rest.strip_prefix("ON FAILURE ");
             if failure.is_some() {
@@ -82,7 +90,7 @@ impl Playbook {
             let keyword = words.next().unwrap_or_default();
             if keyword == "SET" {
                 let name = words.next().unwrap_or_default();
-                if !is_variable(name) {
+                if !is_variable(name) || words.rest.is_empty() || words.rest.starts_with('=') {
                     return Err(wrong(
                         column,
                         "SET has a name and a value: SET NAME VALUE".into(),
@@ -180,7 +188,12 @@ fn names(word: Option<&str>) -> Result<Vec<String>, String> {
     let names: Vec<String> = word.split(',').map(str::to_owned).collect();
     for name in &names {
         if name.is_empty() || name.contains('/') {
-            return Err(format!("'{name}' is no name"));
+            let hint = if name.is_empty() {
+                "; no blanks after a comma"
+            } else {
+                ""
+            };
+            return Err(format!("'{name}' is no name{hint}"));
         }
         check_name(name)?;
     }
@@ -198,6 +211,12 @@ fn action(keyword: &str, words: &mut Words<'_>) -> Result<Option<Action>, String
             if message.is_empty() {
                 return Err("a message is missing: SEND NODE MESSAGE".into());
             }
+            if at.is_none()
+                && let Some((_, time)) = message.rsplit_once(" AT ")
+                && duration::parse(time).is_ok()
+            {
+                return Err(format!("an instant is written AT +{time}"));
+            }
             Action::Send {
                 nodes,
                 message: message.to_owned(),
@@ -212,6 +231,9 @@ fn action(keyword: &str, words: &mut Words<'_>) -> Result<Option<Action>, String
             };
             if status.is_empty() {
                 return Err("a status is missing: WAITFOR NODE STATUS".into());
+            }
+            if status.split_whitespace().any(|word| word == "TIMEOUT") {
+                return Err("a limit is written at the end, with a time: TIMEOUT 30s".into());
             }
             Action::WaitFor {
                 nodes,

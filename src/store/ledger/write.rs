@@ -56,7 +56,7 @@ pub enum Part {
 /// When a trigger that waits for silence last heard something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
-    /// Name of the trigger.
+    /// Names the trigger and what it waits for.
     pub trigger: String,
     /// Milliseconds since the epoch.
     pub at: i64,

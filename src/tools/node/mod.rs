@@ -17,6 +17,7 @@ use crate::engine::outbox::Outbox;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos, property};
 use crate::model::node::{self, Command};
+use crate::model::text::printable;
 use crate::model::topic::Filter;
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
@@ -94,7 +95,11 @@ fn status(options: &Options, text: &str) -> Message {
         qos: Qos::AtLeastOnce,
         retain: true,
         properties: Properties {
-            user: vec![(property::HOST.to_owned(), host::hostname())],
+            user: vec![
+                (property::HOST.to_owned(), host::hostname()),
+                // One connection, one process.
+                (node::INSTANCE.to_owned(), options.broker.client_id.clone()),
+            ],
             ..Properties::default()
         },
     }
@@ -121,13 +126,44 @@ impl Known {
     }
 }
 
+/// Other nodes that use our name.
+#[derive(Default)]
+struct Doubles(Vec<String>);
+
+impl Doubles {
+    /// Warns, once each, of another node that speaks in our name.
+    fn look(&mut self, delivery: &Delivery, options: &Options) {
+        let Some(instance) = delivery.properties.user(node::INSTANCE) else {
+            return;
+        };
+        let speaks = !delivery.retained && delivery.payload != node::LOST.as_bytes();
+        let new = instance != options.broker.client_id && !self.0.iter().any(|i| i == instance);
+        if speaks && new && self.0.len() < MAX_KNOWN {
+            self.0.push(instance.to_owned());
+            let host = delivery.properties.user(property::HOST).unwrap_or("?");
+            warn!(
+                "another node is called '{}', on {}: both do every command",
+                options.name,
+                printable(host, 80)
+            );
+        }
+    }
+}
+
 async fn node(options: &Options) -> Result<()> {
     let mut stop = Stop::listen(false)?;
     let notify = Notify::from_environment();
     let (commands, command_rx) = mpsc::channel(MAX_WAITING);
     let (said_tx, mut said) = mpsc::unbounded_channel();
-    let worker = Worker::start(options, said_tx).await?;
+    let worker = tokio::select! {
+        worker = Worker::start(options, said_tx) => worker?,
+        // It may wait for ever.
+        () = stop.requested() => return Ok(()),
+    };
     let filter = Filter::new(node::command_topic(&options.root, &options.name))
+        .map_err(|e| Error::new(Kind::Usage, e))?;
+    // To hear of another node of the name.
+    let own = Filter::new(node::status_topic(&options.root, &options.name))
         .map_err(|e| Error::new(Kind::Usage, e))?;
     let settings = Settings {
         broker: options.broker.clone(),
@@ -137,7 +173,7 @@ async fn node(options: &Options) -> Result<()> {
         receive_maximum: 64,
     };
     let subscriptions = Subscriptions {
-        required: vec![filter],
+        required: vec![filter, own],
         optional: Vec::new(),
         qos: Qos::AtLeastOnce,
     };
@@ -152,6 +188,7 @@ async fn node(options: &Options) -> Result<()> {
     say(&mut outbox, node::ALIVE);
     let mut lost = false;
     let mut known = Known::default();
+    let mut doubles = Doubles::default();
     let (quit, quit_rx) = oneshot::channel();
     let working = tokio::spawn(worker.work(command_rx, quit_rx));
     loop {
@@ -188,8 +225,9 @@ async fn node(options: &Options) -> Result<()> {
                 Event::Subscribed(_) => {}
                 Event::Received(received) => {
                     let delivery = &received.delivery;
-                    // One that is kept for later is not meant for now.
-                    if !delivery.retained && !known.again(delivery) {
+                    if delivery.topic.ends_with(b"/STATUS") {
+                        doubles.look(delivery, options);
+                    } else if !delivery.retained && !known.again(delivery) {
                         let at = delivery.properties.user(node::AT);
                         let sent = Command::parse(&delivery.payload, at).and_then(|command| {
                             let full = |_| format!("more than {MAX_WAITING} commands wait");

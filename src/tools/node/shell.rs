@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
+use tokio::time::sleep;
 
+use crate::os::notify;
 use crate::os::process::end_group;
 
 /// Calls functions by words that it reads, NUL between them, and says how each ended. Nothing
@@ -34,9 +36,13 @@ while IFS= read -r -d '' -u 3 _tael_count; do
     printf 'done %s\n' "$?" >&4
 done
 # The node is gone: what it has started goes too.
+if declare -F tael_stop >/dev/null; then tael_stop; fi
 trap '' TERM
 kill -TERM 0
 "#;
+
+/// How often is looked whether the shell is still there, while it is waited for.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The shell.
 #[derive(Debug)]
@@ -44,6 +50,16 @@ pub struct Shell {
     child: Child,
     calls: ChildStdin,
     replies: Lines<BufReader<pipe::Receiver>>,
+    ended: bool,
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        if !self.ended {
+            end_group(self.child.id(), Duration::ZERO);
+            let _ = self.child.wait();
+        }
+    }
 }
 
 impl Shell {
@@ -54,7 +70,11 @@ impl Shell {
     /// # Errors
     /// When there is no bash.
     pub fn start(functions: &Path, text: &str) -> io::Result<Self> {
-        let mut child = Command::new("bash")
+        let mut command = Command::new("bash");
+        for name in notify::VARIABLES {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(["-c", DRIVER, "tael-node"])
             .arg(functions)
             .arg(text)
@@ -70,6 +90,7 @@ impl Shell {
             child,
             calls,
             replies: BufReader::new(replies).lines(),
+            ended: false,
         })
     }
 
@@ -92,13 +113,24 @@ impl Shell {
 
     /// The exit code of what was called; none when the shell has ended over it.
     pub async fn reply(&mut self) -> Option<i32> {
-        let line = self.replies.next_line().await.ok()??;
-        line.strip_prefix("done ")?.parse().ok()
+        loop {
+            tokio::select! {
+                biased;
+                line = self.replies.next_line() => {
+                    return line.ok()??.strip_prefix("done ")?.parse().ok();
+                }
+                // What it has left in the background may hold its end of the pipe.
+                () = sleep(LOOK) => if !matches!(self.child.try_wait(), Ok(None)) {
+                    return None;
+                },
+            }
+        }
     }
 
     /// Ends the shell with all that it has started and that has stayed in its process group.
     pub fn end(mut self, grace: Duration) {
         end_group(self.child.id(), grace);
         let _ = self.child.wait();
+        self.ended = true;
     }
 }

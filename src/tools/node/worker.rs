@@ -25,9 +25,24 @@ pub(super) enum Said {
     Done,
 }
 
-/// Told by a function that was not found, as by a shell (POSIX.1-2017, Shell Command Language,
-/// section 2.8.2); and by one that has ended its shell.
+/// Told of a command that is not known, as by a shell (POSIX.1-2017, Shell Command Language,
+/// section 2.8.2).
+const NOT_FOUND: i32 = 127;
+
+/// Told of a function that has ended its shell.
 const SHELL_ENDED: i32 = 125;
+
+/// So far ahead a command may be that is to begin at an instant.
+const MAX_AHEAD: Duration = Duration::from_secs(3600);
+
+/// Ends what goes on in the background, also with the node.
+const STOP_BACKGROUND: &str = r#"
+tael_stop() {
+    [ -z "${BACKGROUND[*]}" ] || kill -- "${BACKGROUND[@]/#/-}" 2>/dev/null
+    BACKGROUND=()
+}
+trap 'tael_stop; exit 0' TERM
+"#;
 
 /// What a command calls, and what is said when that is done.
 #[derive(Debug, Clone)]
@@ -74,15 +89,17 @@ impl Worker {
                     let function = format!("tael_command_{n}");
                     // The operator's own text; what a sender writes is in its arguments.
                     let body = match line.background {
-                        true => format!("{{ {}\n}} & BACKGROUND+=(\"$!\")", line.run),
+                        // A process group of its own, so that all of it can be ended.
+                        true => {
+                            format!("set -m; {{ {}\n}} & BACKGROUND+=(\"$!\"); set +m", line.run)
+                        }
                         false => line.run.clone(),
                     };
                     text += &format!("{function}() {{\n{body}\n}}\n");
                     calls.extend([call(&line.name, &function, &line.status)]);
                 }
+                text += STOP_BACKGROUND;
                 if !calls.contains_key("STOP") {
-                    text += "tael_stop() { [ -z \"${BACKGROUND[*]}\" ] || \
-                             kill \"${BACKGROUND[@]}\"; BACKGROUND=(); }\n";
                     calls.extend([call("STOP", "tael_stop", "STOPPED")]);
                 }
                 (None, text, calls)
@@ -160,8 +177,13 @@ impl Worker {
             printable(&command.name, 200)
         ));
         if let Some(at) = command.at {
-            let left = at - Timestamp::now().as_millisecond();
-            sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
+            let left = at.saturating_sub(Timestamp::now().as_millisecond());
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+            if left > MAX_AHEAD {
+                warn!("a command is to begin in {} s: refused", left.as_secs());
+                return self.say(format!("{FAILED} {}", Kind::Data.exit_code()));
+            }
+            sleep(left).await;
         }
         let done = if command.name == "SENDFILE" {
             self.say("SENDING FILE");
@@ -169,8 +191,10 @@ impl Worker {
         } else {
             match self.calls.get(&command.name).cloned() {
                 Some(call) => self.call(&call, &command.words).await,
-                // As other nodes do, who may understand it.
-                None => return warn!("'{}' is no command of ours", printable(&command.name, 80)),
+                None => {
+                    warn!("'{}' is no command of ours", printable(&command.name, 80));
+                    Err(NOT_FOUND)
+                }
             }
         };
         match done {
@@ -225,11 +249,12 @@ impl Worker {
         let Ok(port) = port.parse() else {
             return refused(format!("'{}' is no port", printable(port, 20)), Kind::Data);
         };
-        let file = match transfer::confined(Path::new(file), &self.allow) {
+        let truncate = how == "TRUNCATE";
+        let file = match transfer::open_confined(Path::new(file), &self.allow, truncate) {
             Ok(file) => file,
             Err(cause) => return refused(printable(&cause, 300), Kind::NotAuthorised),
         };
-        match transfer::send(file, address.clone(), port, how == "TRUNCATE").await {
+        match transfer::send(file, address.clone(), port, truncate).await {
             Ok(_) => Ok("SENT FILE".to_owned()),
             Err(e) => refused(e.to_string(), Kind::Unavailable),
         }

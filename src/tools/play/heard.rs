@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::model::node::{ALIVE, LOST, failure};
+use crate::model::node::{ALIVE, LOST, TERMINATED, failure};
 use crate::model::playbook::is_pipeline_state;
 
 /// What is known of one of them.
@@ -14,6 +14,9 @@ struct Voice {
     failed: Option<i32>,
     /// Whether it is gone.
     lost: bool,
+    /// Whether it was there when it last said anything: no broker has said since that it is
+    /// gone.
+    present: bool,
     /// Its last word ever, for people.
     last: Option<String>,
 }
@@ -48,11 +51,14 @@ impl Heard {
     /// A node has said `status`; a retained one is from before we listened.
     pub fn node(&mut self, name: &str, status: &str, retained: bool) {
         let voice = self.voice(name);
+        // After a broken connection, what is retained may be news.
+        let news = voice.last.as_deref().is_some_and(|last| last != status);
         voice.last = Some(status.to_owned());
         voice.lost = status == LOST;
+        voice.present = ![LOST, TERMINATED].contains(&status);
         if voice.lost {
             voice.since.clear();
-        } else if !retained || status == ALIVE {
+        } else if !retained || news {
             voice.failed = failure(status).or(voice.failed);
             voice.since.push(status.to_owned());
         }
@@ -82,7 +88,7 @@ impl Heard {
                 said.contains(status)
             }
         };
-        if voice.since.iter().any(fits) {
+        if voice.since.iter().any(fits) || (status == ALIVE && voice.present) {
             Verdict::Held
         } else if voice.lost && status != ALIVE {
             Verdict::Lost
@@ -91,10 +97,21 @@ impl Heard {
         }
     }
 
-    /// The last word of `name`, for people.
-    pub fn last(&self, name: &str) -> &str {
+    /// `NAME last said …`, for people.
+    pub fn last(&self, name: &str) -> String {
         let voice = self.0.get(name);
-        voice.and_then(|v| v.last.as_deref()).unwrap_or("nothing")
+        match voice.and_then(|v| v.last.as_deref()) {
+            Some(last) => format!("{name} last said '{last}'"),
+            None => format!("{name} has said nothing"),
+        }
+    }
+
+    /// What a wait for `status` of pipeline `name` has waited for is not waited for again.
+    pub fn took(&mut self, name: &str, status: &str) {
+        let voice = self.voice(name);
+        if let Some(place) = voice.since.iter().position(|said| said == status) {
+            voice.since.drain(..=place);
+        }
     }
 }
 
@@ -136,9 +153,23 @@ mod tests {
             Verdict::NotYet,
             "it may come back"
         );
-        assert_eq!(heard.last("n"), "LOST");
+        assert_eq!(heard.last("n"), "n last said 'LOST'");
         heard.node("n", "ALIVE", false);
         assert_eq!(heard.judge("n", "ALIVE", false), Verdict::Held);
+        heard.node("m", "STOPPED", true);
+        assert_eq!(
+            heard.judge("m", "ALIVE", false),
+            Verdict::Held,
+            "it is there"
+        );
+        heard.node("m", "STARTED", true);
+        assert_eq!(
+            heard.judge("m", "STARTED", false),
+            Verdict::Held,
+            "said meanwhile"
+        );
+        heard.node("m", "TERMINATED", false);
+        assert_eq!(heard.judge("m", "ALIVE", false), Verdict::NotYet);
     }
 
     #[test]

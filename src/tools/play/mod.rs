@@ -53,6 +53,15 @@ impl Failure {
     }
 }
 
+impl Failure {
+    fn interrupted() -> Self {
+        Self {
+            code: INTERRUPTED,
+            cause: "interrupted".into(),
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         Self::new(e.kind(), e.to_string())
@@ -84,7 +93,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 async fn play(options: &Options) -> Result<u8> {
     let mut player = Player::new(options)?;
-    player.connect().await?;
+    // That it cannot be written is better known before anything is done.
+    if let Some(path) = &options.report {
+        report::write(path, &options.name, &[])?;
+    }
+    if let Err(f) = player.connect().await {
+        eprintln!("tael: play: {}", printable(&f.cause, 500));
+        return Ok(f.code);
+    }
     let (mut outcomes, mut failure) = (Vec::new(), None);
     for step in &options.playbook.steps {
         let outcome = player.take(step).await;
@@ -119,10 +135,19 @@ async fn play(options: &Options) -> Result<u8> {
             player.terminate().await;
         }
     }
-    if let Some(path) = &options.report {
-        report::write(path, &options.name, &outcomes)?;
+    for part in &player.parts {
+        // What has not come to its end; the others have their names.
+        let _ = std::fs::remove_file(part);
     }
     player.session.close().await;
+    if let Some(path) = &options.report
+        && let Err(e) = report::write(path, &options.name, &outcomes)
+    {
+        if failure.is_none() {
+            return Err(e);
+        }
+        eprintln!("tael: {e}");
+    }
     Ok(failure.unwrap_or(0))
 }
 

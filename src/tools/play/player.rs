@@ -1,6 +1,8 @@
 //! Who plays: the connection, what is heard over it, and what is shown.
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,7 +21,7 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::signals::Stop;
 use crate::tools::play::heard::Heard;
 use crate::tools::play::report::Outcome;
-use crate::tools::play::{Failure, INTERRUPTED, Options};
+use crate::tools::play::{Failure, Options};
 
 /// How long the broker keeps statuses while the connection is away.
 const SESSION_EXPIRY: Duration = Duration::from_secs(300);
@@ -41,21 +43,28 @@ pub(super) struct Player<'a> {
     pub published: Vec<Token>,
     pub tokens: Token,
     pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
+    /// Where files are kept while they come.
+    pub parts: Vec<PathBuf>,
     pub live: bool,
+    /// Topics of nodes, and of pipelines, by name.
+    nodes: HashMap<String, String>,
+    pipelines: HashMap<String, String>,
 }
 
 impl<'a> Player<'a> {
     pub fn new(options: &'a Options) -> Result<Self> {
         let wrong = |e| Error::new(Kind::Usage, e);
-        let nodes = options.playbook.nodes();
-        let mut filters = Vec::new();
-        for name in &nodes {
-            filters.push(Filter::new(node::status_topic(&options.root, name)).map_err(wrong)?);
-        }
-        for who in options.playbook.pipelines() {
-            let topic = PipelineTopics::new(&options.root, &who).status();
-            filters.push(Filter::new(topic).map_err(wrong)?);
-        }
+        let nodes = options.playbook.nodes().into_iter();
+        let topics: HashMap<String, String> = nodes
+            .map(|name| (node::status_topic(&options.root, &name), name))
+            .collect();
+        let pipelines = options.playbook.pipelines().into_iter();
+        let pipelines: HashMap<String, String> = pipelines
+            .map(|who| (PipelineTopics::new(&options.root, &who).status(), who))
+            .collect();
+        let filters = topics.keys().chain(pipelines.keys());
+        let filters = filters.map(|topic| Filter::new(topic.as_str()));
+        let filters = filters.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let settings = Settings {
             broker: options.broker.clone(),
             session_expiry: SESSION_EXPIRY,
@@ -78,24 +87,21 @@ impl<'a> Player<'a> {
             published: Vec::new(),
             tokens: 0,
             receiving: Vec::new(),
+            parts: Vec::new(),
             live: io::stdout().is_terminal(),
+            nodes: topics,
+            pipelines,
         })
     }
 
     /// Waits for the broker.
-    pub async fn connect(&mut self) -> Result<()> {
+    pub async fn connect(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + CONFIRM;
         while !self.online {
-            if !self
-                .step(deadline)
-                .await
-                .map_err(|f| Error::new(Kind::Unavailable, f.cause))?
-            {
+            if !self.step(deadline).await? {
                 let address = self.options.broker.address();
-                return Err(crate::net::session::unreachable(
-                    &address,
-                    "no answer in time",
-                ));
+                let cause = self.session.cause().unwrap_or("no answer in time");
+                return Err(crate::net::session::unreachable(&address, cause).into());
             }
         }
         Ok(())
@@ -106,7 +112,7 @@ impl<'a> Player<'a> {
         let event = tokio::select! {
             biased;
             () = self.stop.requested() => {
-                return Err(Failure { code: INTERRUPTED, cause: "interrupted".into() });
+                return Err(Failure::interrupted());
             }
             event = self.session.next() => event?,
             () = sleep_until(deadline) => return Ok(false),
@@ -129,26 +135,19 @@ impl<'a> Player<'a> {
         let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
             return;
         };
-        let root = &self.options.root;
-        let playbook = &self.options.playbook;
-        if let Some(name) = playbook
-            .nodes()
-            .iter()
-            .find(|n| node::status_topic(root, n) == topic)
-        {
+        if let Some(name) = self.nodes.get(topic) {
             let status = printable_bytes(&delivery.payload, 1000);
             self.heard.node(name, &status, delivery.retained);
             return;
         }
-        let mut pipelines = playbook.pipelines().into_iter();
-        let who = pipelines.find(|who| PipelineTopics::new(root, who).status() == topic);
+        let who = self.pipelines.get(topic);
         let status = attributes(&delivery.payload, 1 << 20).ok();
         if let (Some(who), Some(status), false) = (who, status, delivery.retained)
             && let Some(word) = status.get("status").and_then(Value::as_str)
         {
             let code = status.get("return_code").and_then(Value::as_i64);
             let code = code.and_then(|code| i32::try_from(code).ok());
-            self.heard.pipeline(&who, word, code);
+            self.heard.pipeline(who, word, code);
         }
     }
 

@@ -1,6 +1,7 @@
 //! How each step is done.
 
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,16 +16,20 @@ use crate::model::control::Action as Control;
 use crate::model::duration;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::node;
-use crate::model::playbook::{Action, Step};
+use crate::model::playbook::{Action, Step, is_pipeline_state};
 use crate::model::text::printable;
 use crate::model::topic::PipelineTopics;
 use crate::net::options::BrokerOptions;
 use crate::net::transfer;
 use crate::os::host;
+use crate::os::process::end_group;
 use crate::tools::control;
 use crate::tools::play::Failure;
 use crate::tools::play::heard::Verdict;
 use crate::tools::play::player::{CONFIRM, DRAW, Player};
+
+/// Time between TERM and KILL for a command that is interrupted.
+const GRACE: Duration = Duration::from_secs(2);
 
 impl Player<'_> {
     pub async fn act(&mut self, step: &Step, begun: Instant, text: &str) -> Result<(), Failure> {
@@ -122,7 +127,7 @@ impl Player<'_> {
                     Verdict::Failed(code) => {
                         return Err(Failure {
                             code: u8::try_from(*code).unwrap_or(u8::MAX).max(1),
-                            cause: format!("{name} said '{}'", self.heard.last(name)),
+                            cause: self.heard.last(name),
                         });
                     }
                     Verdict::Lost => {
@@ -138,13 +143,13 @@ impl Player<'_> {
                 .map(|(name, _)| *name)
                 .collect();
             if missing.is_empty() {
+                if is_pipeline_state(status) {
+                    names.iter().for_each(|name| self.heard.took(name, status));
+                }
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let said: Vec<String> = missing
-                    .iter()
-                    .map(|name| format!("{name} last said '{}'", self.heard.last(name)))
-                    .collect();
+                let said: Vec<String> = missing.iter().map(|n| self.heard.last(n)).collect();
                 let limit = duration::text(limit);
                 let cause = format!("timed out after {limit}: {}", said.join(", "));
                 return Err(Failure::new(Kind::TryAgain, cause));
@@ -159,7 +164,10 @@ impl Player<'_> {
             .map_err(|cause| Failure::new(Kind::CannotCreate, cause))?;
         let listener = transfer::listen(port)
             .map_err(|e| Failure::new(Kind::CannotCreate, format!("listen on port {port}: {e}")))?;
-        let coming = tokio::spawn(transfer::receive(listener, path, self.options.timeout));
+        let part = transfer::part_of(&path);
+        self.parts.push(part.clone());
+        let limit = self.options.timeout;
+        let coming = tokio::spawn(transfer::receive(listener, path, part, limit));
         self.receiving.push((line, coming, file.to_owned()));
         Ok(())
     }
@@ -206,7 +214,10 @@ impl Player<'_> {
             timeout: CONFIRM,
             json: false,
         };
-        let answer = control::ask(&options).await?;
+        let answer = tokio::select! {
+            answer = control::ask(&options) => answer?,
+            () = self.stop.requested() => return Err(Failure::interrupted()),
+        };
         if answer.get("ok") == Some(&Value::Bool(true)) {
             return Ok(());
         }
@@ -219,8 +230,10 @@ impl Player<'_> {
         let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", command])
             .stdin(std::process::Stdio::null())
+            .process_group(0)
             .spawn()
             .map_err(cannot)?;
+        let group = child.id();
         let (tx, mut ended) = oneshot::channel();
         std::thread::spawn(move || {
             // Whoever waited may have gone.
@@ -230,7 +243,10 @@ impl Player<'_> {
             self.draw(text, begun);
             tokio::select! {
                 status = &mut ended => break status,
-                stepped = self.step(Instant::now() + DRAW) => stepped?,
+                stepped = self.step(Instant::now() + DRAW) => if let Err(f) = stepped {
+                    end_group(group, GRACE);
+                    return Err(f);
+                },
             };
         };
         let status = status
