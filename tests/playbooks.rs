@@ -448,6 +448,7 @@ fn a_playbook_is_read_whole_before_anything_is_sent() {
         65,
         "/no/such/file",
     );
+    refuses(&mut world.tael(["play", "/dev/zero"]), 65, "more than");
     world.message("lab/n/COMMAND", &[]);
     ears.wait_all("the witness", |all| (!all.is_empty()).then_some(()));
     assert_eq!(ears.all().len(), 1, "nothing was sent");

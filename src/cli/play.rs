@@ -1,6 +1,7 @@
 //! The command line of `tael play`.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,11 +60,13 @@ impl Tool for Play {
         let wrong = |cause: &dyn std::fmt::Display| {
             Error::new(Kind::Data, format!("read playbook {name}: {cause}"))
         };
-        let size = fs::metadata(&self.file).map_err(|e| wrong(&e))?.len();
+        let mut text = String::new();
+        let read = File::open(&self.file)
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+        let size = read.map_err(|e| wrong(&e))? as u64;
         if size > MAX_FILE {
-            return Err(wrong(&format!("it has {size} bytes, {MAX_FILE} at most")));
+            return Err(wrong(&format!("it has more than {MAX_FILE} bytes")));
         }
-        let text = fs::read_to_string(&self.file).map_err(|e| wrong(&e))?;
         let playbook = Playbook::parse(&text, self.lenient).map_err(|e| wrong(&e))?;
         if self.check {
             return play::check(&playbook);
