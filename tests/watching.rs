@@ -461,6 +461,11 @@ fn commands_have_the_folder_and_the_variables_that_were_asked_for() {
     let (_, list, _) = ran(&mut world.tael(["work", "list", "--json"]));
     assert!(list.contains("line 1: it is not NAME=VALUE"), "{list}");
     assert!(list.contains("cannot work in"), "{list}");
+    let units: Vec<Value> = serde_json::from_str(&list).expect("json");
+    let unit = units[1]["unit"].as_str().expect("unit");
+    let (code, out, stderr) = ran(&mut world.tael(["work", "results", unit]));
+    assert_eq!((code, out.as_str()), (75, ""));
+    assert!(stderr.contains("line 1: it is not NAME=VALUE"), "{stderr}");
     client.stop();
 }
 

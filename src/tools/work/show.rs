@@ -151,7 +151,8 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
     let mut at = from;
     loop {
         // Before the output is read: what is written after it is there is still read.
-        let (state, outcome) = effective(&found.pipeline, &refreshed(found)?)?;
+        let record = refreshed(found)?;
+        let (state, outcome) = effective(&found.pipeline, &record)?;
         if file.is_none() {
             file = match found.dir().read_stream(stream) {
                 Ok(file) => Some(file),
@@ -171,8 +172,11 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
             let code = outcome.and_then(|o| o.reported().return_code());
             return Ok(match code {
                 Some(code) => crate::tools::exit_code(code.into()),
-                // It never ran.
-                None => ExitCode::from(Kind::TryAgain.exit_code()),
+                None => {
+                    let why = record.note.as_deref().unwrap_or("it did not run");
+                    eprintln!("tael: unit {unit}: {}", printable(why, 500));
+                    ExitCode::from(Kind::TryAgain.exit_code())
+                }
             });
         }
         if !follow {
