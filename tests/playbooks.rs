@@ -139,6 +139,9 @@ fn commands_sent_at_once_are_done_in_order_and_statuses_have_no_gaps() {
     let (code, out) = play(&world, text);
     assert_eq!(code, 0, "{out}");
     assert_eq!(world.lines("calls"), ["start 1 ", "start 2 1", "stop 2"]);
+    ears.wait_all("its last word", |all| {
+        all.iter().any(|m| m.payload == "STOPPED").then_some(())
+    });
     let said = ears.all().into_iter().map(|m| m.payload);
     let said: Vec<String> = said.filter_map(|p| p.as_str().map(str::to_owned)).collect();
     let said: Vec<&str> = said.iter().map(String::as_str).collect();
@@ -212,6 +215,8 @@ fn nothing_of_a_sender_is_evaluated() {
     let world = World::new();
     let node = node(&world, "n");
     let ears = world.ears(&["lab/n/STATUS"]);
+    let (code, out) = play(&world, "WAITFOR n ALIVE\n");
+    assert_eq!(code, 0, "{out}");
     let pwned = world.path("pwned");
     let mark = pwned.display();
     let hostile = [
@@ -540,9 +545,8 @@ fn nodes_and_controllers_of_shell_scripts_are_understood() {
     }
     let world = World::new();
     let mut node = world.spawn(script(&world, "node.sh"));
-    // Such a node hears only while it waits for a command: the playbook keeps to its pace.
-    let text = "WAITFOR n ALIVE\nWAIT 1\nSEND n START 5201\nWAITFOR n STARTED\nWAIT 1\n\
-                SEND n STOP\nWAITFOR n STOPPED\nWAIT 1\nSEND n TERMINATE\nWAITFOR n TERMINATED\n";
+    let text = "WAITFOR n ALIVE\nSEND n START 5201\nWAITFOR n STARTED\nSEND n STOP\n\
+                WAITFOR n STOPPED\nSEND n TERMINATE\nWAITFOR n TERMINATED\n";
     let (code, out) = play(&world, text);
     assert_eq!(code, 0, "{out}");
     assert_eq!(node.wait(), 0);
@@ -550,7 +554,7 @@ fn nodes_and_controllers_of_shell_scripts_are_understood() {
     let world = World::new();
     let mut node = self::node(&world, "n");
     let (code, out, stderr) = ran(&mut script(&world, "controller.sh"));
-    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(code, 0, "{out}{stderr}{}", node.log_text());
     assert_eq!(out, "ALIVE\nSTARTED\nSTOPPED\nTERMINATED\n");
     assert_eq!(node.wait(), 0);
 }

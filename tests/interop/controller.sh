@@ -3,11 +3,11 @@
 # Usage: controller.sh PORT ROOT NAME
 set -eu
 port=$1 root=$2 name=$3
-send() { mosquitto_pub -p "$port" -t "$root/$name/COMMAND" -m "$*"; }
+send() { mosquitto_pub -q 1 -p "$port" -t "$root/$name/COMMAND" -m "$*"; }
 wait_for() {
     local status=
     until [[ $status == *"$1"* ]]; do
-        status=$(mosquitto_sub -p "$port" -t "$root/$name/STATUS" -C 1)
+        status=$(mosquitto_sub -p "$port" -t "$root/$name/STATUS" -C 1 || true)
     done
     echo "$1"
 }

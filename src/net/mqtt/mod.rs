@@ -36,6 +36,9 @@ use wire::{
 /// hangs has no time-out of its own.
 const STALL_KEEP_ALIVES: u32 = 3;
 
+/// How long the broker may take to close the connection after a goodbye.
+const DRAIN: Duration = Duration::from_millis(500);
+
 /// Events that wait for their reader before the network is no longer read.
 const EVENT_QUEUE: usize = 256;
 
@@ -346,7 +349,13 @@ async fn poll(
                 }
                 None => None,
             },
-            Ok(Ok(LoopEvent::Outgoing(Outgoing::Disconnect))) => Some(Event::Closed),
+            Ok(Ok(LoopEvent::Outgoing(Outgoing::Disconnect))) => {
+                // A socket that is closed with something unread is reset, and our goodbye may
+                // go with it. The broker closes it when it has read that.
+                let drained = async { while eventloop.poll().await.is_ok() {} };
+                let _ = tokio::time::timeout(DRAIN, drained).await;
+                Some(Event::Closed)
+            }
             Ok(Ok(LoopEvent::Outgoing(_))) => None,
         };
         stall::while_wanted().await;
