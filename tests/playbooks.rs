@@ -15,7 +15,8 @@ use serde_json::Value;
 const FUNCTIONS: &str = r#"
 initFunction() { echo "init" >>"$OUT/calls"; }
 startFunction() {
-    printf 'start' >>"$OUT/calls"; printf ' <%s>' "$@" >>"$OUT/calls"; echo >>"$OUT/calls"
+    # In one write: other nodes write there too.
+    echo "start$(printf ' <%s>' "$@")" >>"$OUT/calls"
     sleep 600 &
     LAST_PID=$!
 }
