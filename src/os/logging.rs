@@ -7,6 +7,7 @@ use jiff::Zoned;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -68,8 +69,18 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
     // A host has one journal for all of its pipelines.
     let pipeline = who.map(|who| ("TAEL_WHO", who));
     let journald = || {
-        tracing_journald::layer()
-            .map(|layer| layer.with_field_prefix(None).with_custom_fields(pipeline))
+        // As `syslog(3)` has them; the layer's own are one higher from info on.
+        let priorities = PriorityMappings {
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            ..PriorityMappings::new()
+        };
+        tracing_journald::layer().map(|layer| {
+            layer
+                .with_field_prefix(None)
+                .with_priority_mappings(priorities)
+                .with_custom_fields(pipeline)
+        })
     };
     let quiet = if daemon && (terminal || target == Target::Stderr) {
         LevelFilter::INFO
