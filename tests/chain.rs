@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use common::{Setup, World, refuses, wait_until};
+use common::{Setup, World, ran, refuses, wait_until};
 use serde_json::json;
 
 const SEQ: &str = "lab/seq/status";
@@ -113,6 +114,18 @@ fn a_wrong_password_is_told_once_and_ends_with_77() {
         .output()
         .expect("run");
     assert!(output.status.success(), "{output:?}");
+    // And as systemd hands it over: for its owner alone, or for root and a group.
+    let credential = world.path("tael-password");
+    std::fs::write(&credential, "right").expect("write");
+    for mode in [0o400, 0o440] {
+        std::fs::set_permissions(&credential, std::fs::Permissions::from_mode(mode)).expect("mode");
+        let mut message = world.command("tael-message");
+        message.env_remove("TAEL_PASSWORD");
+        message.env("CREDENTIALS_DIRECTORY", world.dir.path());
+        message.env("TAEL_LOG", "warn");
+        let (code, _, stderr) = ran(message.args(["-t", SEQ, "--attr", "a", "b"]));
+        assert_eq!((code, stderr.as_str()), (0, ""), "{mode:o}");
+    }
 }
 
 #[test]

@@ -23,6 +23,29 @@ startFunction() {
 stopFunction() { echo "stop" >>"$OUT/calls"; kill "$LAST_PID"; }
 "#;
 
+/// The playbook that MQTT-Orchestrate shows.
+const SAMPLE: &str = "\
+# WAITFOR node3 ALIVE
+WAITFOR node1 ALIVE
+WAITFOR node2 ALIVE
+SEND node2 START 5201
+# SEND node2 START 5202
+SEND node1 START 127.0.0.1 5201 2 3
+# SEND node3 START 127.0.0.1 5202 5 3
+WAIT 4
+SEND node2 STOP
+WAITFOR node2 STOPPED
+RECEIVE 6000 test.txt
+SEND node2 SENDFILE /tmp/mqttnode2.tmp 192.168.139.239 6000 NOTRUNCATE
+WAIT 2
+SEND node1 TERMINATE
+SEND node2 TERMINATE
+# SEND node3 TERMINATE
+WAITFOR node2 TERMINATED
+WAITFOR node1 TERMINATED
+# WAITFOR node3 TERMINATED
+";
+
 fn node_with(world: &World, name: &str, functions: &str, more: &[&str]) -> Process {
     let file = world.path(&format!("{name}.sh"));
     fs::write(&file, functions).expect("functions");
@@ -64,26 +87,11 @@ fn the_sample_of_the_original_plays() {
     let result = world.path("mqttnode2.tmp");
     fs::write(&result, "measured").expect("result");
     let port = free_port();
-    // Its lines, with this test's file, port and address.
-    let sample = format!(
-        "# WAITFOR node3 ALIVE\n\
-         WAITFOR node1 ALIVE\n\
-         WAITFOR node2 ALIVE\n\
-         SEND node2 START 5201\n\
-         # SEND node2 START 5202\n\
-         SEND node1 START 127.0.0.1 5201 2 3\n\
-         WAIT 0.2\n\
-         SEND node2 STOP\n\
-         WAITFOR node2 STOPPED\n\
-         RECEIVE {port} test.txt\n\
-         SEND node2 SENDFILE {} 127.0.0.1 {port} NOTRUNCATE\n\
-         WAIT 0.2\n\
-         SEND node1 TERMINATE\n\
-         SEND node2 TERMINATE\n\
-         WAITFOR node2 TERMINATED\n\
-         WAITFOR node1 TERMINATED",
-        result.display()
-    );
+    // Word for word but for the file, the address and the port, which are this test's.
+    let sample = SAMPLE
+        .replace("/tmp/mqttnode2.tmp", &result.display().to_string())
+        .replace("192.168.139.239", "127.0.0.1")
+        .replace("6000", &port.to_string());
     let (code, out) = play(&world, &sample);
     assert_eq!(code, 0, "{out}");
     assert_eq!(out.lines().count(), 14, "a line each: {out}");
@@ -235,7 +243,7 @@ fn nothing_of_a_sender_is_evaluated() {
     }
     // No command at all: too long, no text, an open quote, a NUL that would begin another call.
     let bad: [&[u8]; 4] = [
-        &[b'x'; 1 << 20][..65 * 1024 + 1],
+        &[b'x'; 1_000_000],
         b"START \xff",
         b"START 'a",
         b"START a\x002\0touch\0pwned",
