@@ -209,8 +209,8 @@ fn again<T: Tool>() -> Result<(T, ArgMatches, Layers)> {
     Ok((tool, matches, layers))
 }
 
-/// The exit code of a bug.
-static ON_BUG: AtomicI32 = AtomicI32::new(70);
+/// The exit code of this process for a bug.
+static ON_BUG: AtomicI32 = AtomicI32::new(Kind::Bug.exit_code() as i32);
 
 /// What every process of ours does first and last.
 fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {

@@ -189,12 +189,7 @@ impl Pipeline {
             Ok(Trace::Fresh)
                 if live.said || (live.adopted && !self.dir(unit).record().exists()) =>
             {
-                self.end_orphan(unit);
-                self.finish(
-                    live.unit,
-                    live.said,
-                    &Outcome::interrupted(live.started.unwrap_or(0)),
-                );
+                self.interrupted(live);
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));
@@ -204,22 +199,20 @@ impl Pipeline {
                 self.finish(live.unit, live.said, &Outcome::not_started(cause));
             }
             Ok(Trace::Gone) => {
-                self.end_orphan(unit);
-                self.finish(
-                    live.unit,
-                    live.said,
-                    &Outcome::interrupted(live.started.unwrap_or(0)),
-                );
+                self.interrupted(live);
             }
             Err(e) => {
                 error!(TAEL_UNIT = unit, "{e}");
-                self.finish(
-                    live.unit,
-                    live.said,
-                    &Outcome::interrupted(live.started.unwrap_or(0)),
-                );
+                self.interrupted(live);
             }
         }
+    }
+
+    /// Books a run that has lost its runner, and ends what is left of it.
+    fn interrupted(&mut self, live: Live) {
+        self.end_orphan(&live.unit.id);
+        let outcome = Outcome::interrupted(live.started.unwrap_or(0));
+        self.finish(live.unit, live.said, &outcome);
     }
 
     /// Ends a command that has lost its runner: nobody would see its end, and its event may

@@ -15,8 +15,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How long a goodbye may take after the message is safe.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Publishes `message`, and then `also` if the broker will have it, within `limit`, at the highest QoS that the broker takes up to the
-/// one wished for. A broker that cannot be reached is tried again until then.
+/// Publishes `message`, and then `also` if the broker will have it, within `limit`, at the
+/// highest QoS that the broker takes up to the one wished for. A broker that cannot be reached is tried again until then.
 ///
 /// # Errors
 /// 69 when no broker could be reached, 75 when it did not confirm in time, 77 when it does

@@ -138,8 +138,7 @@ impl Hold {
         self.note(&format!("{PROCESS} {pid} {start} {boot}\n"))
     }
 
-    /// Notes the outcome; it counts when its line is whole. Returns the record, which is to be
-    /// synced.
+    /// Notes the outcome; it counts when its line is whole.
     ///
     /// # Errors
     /// As the file system.

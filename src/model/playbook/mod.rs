@@ -3,7 +3,7 @@
 
 mod parse;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -97,41 +97,27 @@ pub const PIPELINE_STATES: &[&str] = &["started", "finished", "failed", "falsest
 impl Playbook {
     /// All nodes that are named.
     #[must_use]
-    pub fn nodes(&self) -> Vec<String> {
-        let (mut all, mut seen) = (Vec::new(), HashSet::new());
-        for step in self.steps.iter().chain(&self.on_failure) {
-            let nodes = match &step.action {
-                Action::Send { nodes, .. } => nodes,
-                Action::WaitFor { nodes, status, .. } if !is_pipeline_state(status) => nodes,
-                _ => continue,
-            };
-            for node in nodes {
-                if seen.insert(node) {
-                    all.push(node.clone());
-                }
-            }
-        }
-        all
+    pub fn nodes(&self) -> BTreeSet<String> {
+        self.names(|action| match action {
+            Action::Send { nodes, .. } => Some(nodes),
+            Action::WaitFor { nodes, status, .. } => (!is_pipeline_state(status)).then_some(nodes),
+            _ => None,
+        })
     }
 
     /// All pipelines that are waited for.
     #[must_use]
-    pub fn pipelines(&self) -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
-        for step in self.steps.iter().chain(&self.on_failure) {
-            if let Action::WaitFor { nodes, status, .. } = &step.action
-                && is_pipeline_state(status)
-            {
-                all.extend(
-                    nodes
-                        .iter()
-                        .filter(|n| !all.contains(n))
-                        .cloned()
-                        .collect::<Vec<_>>(),
-                );
-            }
-        }
-        all
+    pub fn pipelines(&self) -> BTreeSet<String> {
+        self.names(|action| match action {
+            Action::WaitFor { nodes, status, .. } => is_pipeline_state(status).then_some(nodes),
+            _ => None,
+        })
+    }
+
+    fn names(&self, of: impl Fn(&Action) -> Option<&Vec<String>>) -> BTreeSet<String> {
+        let steps = self.steps.iter().chain(&self.on_failure);
+        let names = steps.filter_map(|step| of(&step.action));
+        names.flatten().cloned().collect()
     }
 }
 
@@ -213,8 +199,8 @@ mod tests {
         );
         assert_eq!(playbook.steps[0].line, 4);
         assert_eq!(playbook.on_failure[0].action.to_string(), "SEND a STOP");
-        assert_eq!(playbook.nodes(), ["a", "b"]);
-        assert_eq!(playbook.pipelines(), ["align"]);
+        assert!(playbook.nodes().iter().eq(["a", "b"]));
+        assert!(playbook.pipelines().iter().eq(["align"]));
     }
 
     #[test]

@@ -264,12 +264,7 @@ impl Player<'_> {
 
     /// Has all nodes end that were told anything: whoever interrupts wants rest.
     pub async fn terminate(&mut self) {
-        let woken = std::mem::take(&mut self.woken);
-        let pipelines = self.options.playbook.pipelines();
-        let nodes: Vec<String> = woken
-            .into_iter()
-            .filter(|n| !pipelines.contains(n))
-            .collect();
+        let nodes = std::mem::take(&mut self.woken);
         if !nodes.is_empty()
             && let Err(f) = self.send(&nodes, "TERMINATE", None).await
         {
