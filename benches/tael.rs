@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::mqttbytes::QoS;
@@ -17,7 +18,7 @@ use tael::model::event;
 use tael::model::message::{Delivery, Message, Properties, Qos};
 use tael::model::topic::Filter;
 use tael::model::trigger::{Command as Run, Condition, Decision, Policy, Trigger};
-use tael::store::ledger::{Ledger, Op};
+use tael::store::ledger::{Done, Ledger, OnDisk, Op};
 use tokio::runtime::Builder;
 
 const TOPIC: &str = "bench/seq/status";
@@ -37,11 +38,11 @@ fn main() {
         return;
     }
     // The bare loop, as a process of its own like the others.
-    if let [bare, port, jobs, command @ ..] = &arguments[..]
+    if let [bare, port, topic, jobs, command @ ..] = &arguments[..]
         && bare == "bare"
     {
         let (port, jobs) = (port.parse().expect("port"), jobs.parse().expect("jobs"));
-        return bare_loop(port, jobs, command);
+        return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
     let parts: [(&str, fn()); 8] = [
@@ -59,6 +60,7 @@ fn main() {
             part();
         }
     }
+    STATES.lock().expect("states").clear();
 }
 
 fn median(list: &mut [f64]) -> f64 {
@@ -111,9 +113,15 @@ fn decide() {
     println!("decide and export: {:?} an event", start.elapsed() / N);
 }
 
+/// Nothing follows.
+struct Nothing;
+
+impl OnDisk for Nothing {
+    fn on_disk(&self, _: &Done) {}
+}
+
 fn ledger() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir");
-    let mut ledger: Ledger<()> = Ledger::open(dir.path()).expect("ledger");
+    let mut ledger: Ledger<Nothing> = Ledger::open(&state()).expect("ledger");
     let post = || {
         Op::Post(Message {
             topic: TOPIC.into(),
@@ -130,7 +138,7 @@ fn ledger() {
             for (what, batch, rounds) in [("alone", 1, 1000), ("64 at a time", 64, 100)] {
                 let start = Instant::now();
                 for _ in 0..rounds {
-                    (0..batch).for_each(|_| ledger.submit(post(), ()));
+                    (0..batch).for_each(|_| ledger.submit(post(), Nothing));
                     for _ in 0..batch {
                         ledger.committed().await.expect("committed");
                     }
@@ -212,15 +220,15 @@ fn options(port: u16, id: &str) -> MqttOptions {
 
 /// Receives, parses, spawns; `jobs` at a time, nothing kept. With no command it only receives
 /// and parses, and says `!` to the port in its place for every thousandth message.
-fn bare_loop(port: u16, jobs: usize, command: &[String]) {
+fn bare_loop(port: u16, topic: &str, jobs: usize, command: &[String]) {
     Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("runtime")
         .block_on(async {
-            let (client, mut eventloop) = AsyncClient::new(options(port, "bare"), 64);
+            let (client, mut eventloop) = AsyncClient::new(options(port, topic), 64);
             client
-                .subscribe(TOPIC, QoS::AtLeastOnce)
+                .subscribe(topic, QoS::AtLeastOnce)
                 .await
                 .expect("subscribe");
             let mut running: Vec<Child> = Vec::new();
@@ -277,12 +285,16 @@ impl Publisher {
     }
 
     fn send(&self, payload: &'static str) {
+        self.send_to(TOPIC, payload);
+    }
+
+    fn send_to(&self, topic: &str, payload: &'static str) {
         let properties = PublishProperties {
             user_properties: vec![("tael-id".into(), ulid::Ulid::generate().to_string())],
             ..PublishProperties::default()
         };
         let sent = self.client.publish_with_properties(
-            TOPIC,
+            topic,
             QoS::AtLeastOnce,
             false,
             payload,
@@ -300,7 +312,7 @@ fn this() -> String {
         .to_owned()
 }
 
-fn client(port: u16, state: &Path, jobs: usize, command: &str) -> Guard {
+fn client(port: u16, topic: &str, state: &Path, jobs: usize, command: &str) -> Guard {
     spawn(
         Command::new(ours("client"))
             .env_clear()
@@ -308,7 +320,7 @@ fn client(port: u16, state: &Path, jobs: usize, command: &str) -> Guard {
             .env("STATE_DIRECTORY", state)
             .args([
                 "--who",
-                "bench",
+                &topic.replace('/', "-"),
                 "-H",
                 "127.0.0.1",
                 "-p",
@@ -316,21 +328,29 @@ fn client(port: u16, state: &Path, jobs: usize, command: &str) -> Guard {
                 "--log",
                 "none",
             ])
-            .args(["-t", TOPIC, "--jobs", &jobs.to_string(), "-c", command]),
+            .args(["-t", topic, "--jobs", &jobs.to_string(), "-c", command]),
     )
 }
 
-fn state() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir")
+/// Folders for what clients keep, removed at the very end: on a file system without a journal
+/// ext4 does not give the inode of a deleted file away again for five minutes, and looks at each
+/// of them whenever it makes a file.
+static STATES: Mutex<Vec<tempfile::TempDir>> = Mutex::new(Vec::new());
+
+fn state() -> PathBuf {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir");
+    let path = dir.path().to_owned();
+    STATES.lock().expect("states").push(dir);
+    path
 }
 
 /// Sends until the contestant is awake, and lets it come to rest.
-fn wake(publisher: &Publisher, socket: &UdpSocket) {
+fn wake(publisher: &Publisher, topic: &str, socket: &UdpSocket) {
     let short = Some(Duration::from_millis(100));
     socket.set_read_timeout(short).expect("timeout");
     let mut byte = [0];
     loop {
-        publisher.send(FINISHED);
+        publisher.send_to(topic, FINISHED);
         if socket.recv(&mut byte).is_ok() {
             break;
         }
@@ -341,11 +361,11 @@ fn wake(publisher: &Publisher, socket: &UdpSocket) {
         .expect("timeout");
 }
 
-fn round_trip(publisher: &Publisher, socket: &UdpSocket) -> f64 {
+fn round_trip(publisher: &Publisher, topic: &str, socket: &UdpSocket) -> f64 {
     // Not in lockstep with anything.
     std::thread::sleep(Duration::from_micros(fastrand::u64(5_000..15_000)));
     let start = Instant::now();
-    publisher.send(FINISHED);
+    publisher.send_to(topic, FINISHED);
     let mut byte = [0];
     socket.recv(&mut byte).expect("the command begins");
     start.elapsed().as_secs_f64() * 1000.0
@@ -359,43 +379,46 @@ fn latency() {
     let ping = format!("{} ping {port}", this());
     let through_sh = format!("X=1; {ping}");
     let home = state();
-    let sub = format!(
-        r#"mosquitto_sub -h 127.0.0.1 -p {} -q 1 -t {TOPIC} | while read -r line; do
-           [ "$(printf %s "$line" | jq -r .status)" = finished ] && {ping} </dev/null; done"#,
-        broker.port
-    );
-    type Start<'a> = Box<dyn Fn() -> Guard + 'a>;
-    let bare = |command: Vec<String>| {
-        spawn(
-            Command::new(this())
-                .args(["bare", &broker.port.to_string(), "1"])
-                .args(command),
-        )
-    };
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let sh = vec!["/bin/sh".to_owned(), "-c".into(), through_sh.clone()];
-    let contestants: [(&str, Start); 5] = [
-        ("bare loop, direct", Box::new(|| bare(words(&ping)))),
-        (
-            "tael client, direct",
-            Box::new(|| client(broker.port, home.path(), 1, &ping)),
-        ),
-        ("bare loop, sh", Box::new(|| bare(sh.clone()))),
-        (
-            "tael client, sh",
-            Box::new(|| client(broker.port, home.path(), 1, &through_sh)),
-        ),
-        (
-            "mosquitto_sub | while read … jq",
-            Box::new(|| spawn(Command::new("bash").args(["-c", &sub]))),
-        ),
+    let names = [
+        "bare loop, direct",
+        "tael client, direct",
+        "bare loop, sh",
+        "tael client, sh",
+        "mosquitto_sub | while read … jq",
     ];
+    // All at once, each with a topic of its own, and one message at a time for one after the
+    // other: what the machine does meanwhile concerns them all.
+    let topics = [0, 1, 2, 3, 4].map(|n| format!("bench/{n}/status"));
+    let bare = |topic: &str, command: &[&str]| {
+        let mut bare = Command::new(this());
+        bare.args(["bare", &broker.port.to_string(), topic, "1"]);
+        spawn(bare.args(command))
+    };
+    let words: Vec<&str> = ping.split(' ').collect();
+    let sub = format!(
+        r#"mosquitto_sub -h 127.0.0.1 -p {} -q 1 -t {} | while read -r line; do
+           [ "$(printf %s "$line" | jq -r .status)" = finished ] && {ping} </dev/null; done"#,
+        broker.port, topics[4]
+    );
+    let _contestants = [
+        bare(&topics[0], &words),
+        client(broker.port, &topics[1], &home, 1, &ping),
+        bare(&topics[2], &["/bin/sh", "-c", &through_sh]),
+        client(broker.port, &topics[3], &home, 1, &through_sh),
+        spawn(Command::new("bash").args(["-c", &sub])),
+    ];
+    for topic in &topics {
+        wake(&publisher, topic, &socket);
+    }
+    let mut times = [const { Vec::new() }; 5];
+    for _ in 0..200 {
+        for (times, topic) in times.iter_mut().zip(&topics) {
+            times.push(round_trip(&publisher, topic, &socket));
+        }
+    }
     let mut medians = Vec::new();
-    for (name, start) in &contestants {
-        let _contestant = start();
-        wake(&publisher, &socket);
-        let mut times: Vec<f64> = (0..200).map(|_| round_trip(&publisher, &socket)).collect();
-        let m = median(&mut times);
+    for (name, times) in names.iter().zip(&mut times) {
+        let m = median(times);
         println!(
             "publish to first instruction, {name}: {m:.2} ms (5 %: {:.2}, 95 %: {:.2})",
             times[10], times[190]
@@ -430,13 +453,13 @@ fn burst() {
             let command = ping.split(' ');
             spawn(
                 Command::new(this())
-                    .args(["bare", &broker.port.to_string(), "2"])
+                    .args(["bare", &broker.port.to_string(), TOPIC, "2"])
                     .args(command),
             )
         } else {
-            client(broker.port, home.path(), 2, &ping)
+            client(broker.port, TOPIC, &home, 2, &ping)
         };
-        wake(&publisher, &socket);
+        wake(&publisher, TOPIC, &socket);
         let start = Instant::now();
         (0..EVENTS).for_each(|_| publisher.send(FINISHED));
         let mut byte = [0];
@@ -464,8 +487,13 @@ fn ignore() {
         let publisher = Publisher::new(broker.port);
         let ping = format!("{} ping {port}", this());
         let (contestant, counts) = if name == "bare loop" {
-            let bare =
-                spawn(Command::new(this()).args(["bare", &broker.port.to_string(), "1", &port]));
+            let bare = spawn(Command::new(this()).args([
+                "bare",
+                &broker.port.to_string(),
+                TOPIC,
+                "1",
+                &port,
+            ]));
             // It says that it is there after a thousand.
             socket
                 .set_read_timeout(Some(Duration::from_millis(100)))
@@ -480,8 +508,8 @@ fn ignore() {
                 .expect("timeout");
             (bare, MESSAGES / 1000)
         } else {
-            let ours = client(broker.port, home.path(), 1, &ping);
-            wake(&publisher, &socket);
+            let ours = client(broker.port, TOPIC, &home, 1, &ping);
+            wake(&publisher, TOPIC, &socket);
             (ours, 1)
         };
         let written = || {
@@ -530,11 +558,12 @@ fn idle() {
     let home = state();
     let client = client(
         broker.port,
-        home.path(),
+        TOPIC,
+        &home,
         1,
         &format!("{} ping {port}", this()),
     );
-    wake(&publisher, &socket);
+    wake(&publisher, TOPIC, &socket);
     let pid = client.0.id();
     let children =
         fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
@@ -639,7 +668,7 @@ fn nodes() {
     const ROUNDS: usize = 10;
     let broker = mosquitto();
     let home = state();
-    let file = |name: &str| home.path().join(name);
+    let file = |name: &str| home.join(name);
     let begun = file("begun");
     let functions = format!(
         "startFunction() {{ echo \"$1 $EPOCHREALTIME\" >>'{}'; }}\n",

@@ -1,6 +1,6 @@
 //! What follows once a change is on disk.
 
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::engine::admit::Admission;
 use crate::engine::failpoint;
@@ -14,6 +14,7 @@ impl Pipeline {
             (
                 Then::Accepted {
                     admission,
+                    words: _,
                     ack,
                     reply,
                 },
@@ -30,15 +31,12 @@ impl Pipeline {
                 }
                 self.on_accepted(*admission, &fresh);
             }
-            (Then::Start { trigger, unit }, Done::Changed { applied, .. }) => {
-                match self.reader.unit(&unit) {
-                    Ok(Some(record)) if applied => self.dispatch(record.unit, None),
-                    Ok(_) => self.queue.remove(&trigger, &unit),
-                    Err(e) => {
-                        error!(TAEL_UNIT = unit, "{e}");
-                        self.postpone(&trigger, &unit);
-                    }
-                }
+            (Then::Start(unit, _), Done::Changed { applied: true, .. }) => {
+                self.dispatch(*unit, None);
+            }
+            (Then::Start(unit, _), Done::Changed { .. }) => {
+                self.runners.dropped(&unit.id);
+                self.queue.remove(&unit.trigger, &unit.id);
             }
             (Then::Settled { retry, last }, Done::Changed { applied, queued }) => {
                 failpoint::reached("settle.after");
@@ -73,6 +71,7 @@ impl Pipeline {
                         "event came again; not run"
                     );
                     if start {
+                        self.runners.dropped(&unit.id);
                         self.queue.remove(&unit.trigger, &unit.id);
                     }
                 }

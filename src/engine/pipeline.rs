@@ -16,12 +16,13 @@ use crate::engine::connect;
 use crate::engine::failpoint;
 use crate::engine::health::Health;
 use crate::engine::last::LastEnd;
+use crate::engine::later::Later;
 use crate::engine::metrics::Metrics;
 use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::reload::Reload;
-use crate::engine::runners::Runners;
+use crate::engine::runners::{Runners, Word};
 use crate::engine::silence::Silence;
 use crate::error::{Kind, Result};
 use crate::model::message::{Delivery, Message};
@@ -34,15 +35,11 @@ use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
-use crate::store::ledger::{Ledger, Op, Part, Reader};
+use crate::store::ledger::{Done, Ledger, OnDisk, Op, Part, Reader};
 use crate::store::streams::UnitDir;
 
 /// Operations that may wait for the ledger before no more messages are taken.
 const MAX_UNCOMMITTED: usize = 4096;
-
-/// How long a row of the outbox that has been sent may wait to be removed along with other
-/// changes. Until then a killed client tells it again, under the same id.
-const SENT_DELAY: Duration = Duration::from_millis(200);
 
 /// Token of messages whose acknowledgement nobody waits for; the outbox's begin at 1.
 pub(super) const UNTRACKED: Token = 0;
@@ -61,19 +58,34 @@ pub(super) struct Counts {
 pub(super) enum Then {
     Accepted {
         admission: Box<Admission>,
+        /// For the parts that start at once, by their place.
+        words: Vec<(usize, Word)>,
         ack: Option<SessionAck>,
         reply: Option<Message>,
     },
-    Start {
-        trigger: String,
-        unit: String,
-    },
+    Start(Box<Unit>, Option<Word>),
     Settled {
         retry: Option<Box<Unit>>,
         /// The status of the end.
         last: Box<Value>,
     },
     Nothing,
+}
+
+impl OnDisk for Then {
+    /// Has runners begin, which saves the way through the loop.
+    fn on_disk(&self, done: &Done) {
+        failpoint::reached("word.before");
+        match (self, done) {
+            (Self::Accepted { words, .. }, Done::Accepted { fresh, .. }) => {
+                for (place, word) in words {
+                    word.give(fresh.get(*place) == Some(&true));
+                }
+            }
+            (Self::Start(_, Some(word)), Done::Changed { applied, .. }) => word.give(*applied),
+            _ => {}
+        }
+    }
 }
 
 /// A unit that a runner has.
@@ -103,9 +115,7 @@ pub struct Pipeline {
     pub(super) boot: String,
     pub(super) ledger: Ledger<Then>,
     pub(super) uncommitted: usize,
-    /// Messages that the broker has acknowledged and the ledger still holds, and since when.
-    sent: Vec<Token>,
-    sent_since: Option<Instant>,
+    pub(super) later: Later,
     pub(super) runners: Runners,
     pub(super) live: HashMap<String, Live>,
     pub(super) adopted: (
@@ -166,8 +176,7 @@ impl Pipeline {
             boot,
             ledger,
             uncommitted: 0,
-            sent: Vec::new(),
-            sent_since: None,
+            later: Later::default(),
             runners: Runners::new(runners),
             live: HashMap::new(),
             adopted: mpsc::unbounded_channel(),
@@ -228,7 +237,7 @@ impl Pipeline {
         });
         let times = [
             due,
-            self.sent_since.map(|since| since + SENT_DELAY),
+            self.later.due(),
             self.health.wake(),
             self.silence.wake(),
             self.metrics.as_ref().and_then(Metrics::wake),
@@ -238,11 +247,8 @@ impl Pipeline {
     }
 
     fn on_time(&mut self) {
-        if self
-            .sent_since
-            .is_some_and(|since| since.elapsed() >= SENT_DELAY)
-        {
-            self.flush_sent();
+        if self.later.due().is_some_and(|due| Instant::now() >= due) {
+            self.flush_later();
         }
         self.check_silence();
         self.tell_last();
@@ -258,19 +264,17 @@ impl Pipeline {
         self.session.publish(presence, UNTRACKED);
     }
 
-    /// Removes what has been sent from the ledger.
-    pub(super) fn flush_sent(&mut self) {
-        if !self.sent.is_empty() {
-            self.sent_since = None;
+    /// Submits what waits for other changes.
+    pub(super) fn flush_later(&mut self) {
+        for op in self.later.take() {
             self.uncommitted += 1;
-            let op = Op::Sent(std::mem::take(&mut self.sent));
             self.ledger.submit(op, Then::Nothing);
         }
     }
 
     pub(super) fn submit(&mut self, op: Op, then: Then) {
         // One transaction takes both.
-        self.flush_sent();
+        self.flush_later();
         self.uncommitted += 1;
         self.ledger.submit(op, then);
     }
@@ -354,9 +358,14 @@ impl Pipeline {
         ack: Option<SessionAck>,
         reply: Option<Message>,
     ) {
-        for part in &mut admission.parts {
+        let mut words = Vec::new();
+        for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start } = part {
                 *start = self.queue.claim(&unit.trigger, &unit.id);
+                // If it fails, it is tried again when the event is on disk.
+                if *start && let Ok(word) = self.make_ready(unit) {
+                    words.push((place, word));
+                }
             }
         }
         let op = Op::Accept {
@@ -369,6 +378,7 @@ impl Pipeline {
         failpoint::reached("commit.before");
         let then = Then::Accepted {
             admission: Box::new(admission),
+            words,
             ack,
             reply,
         };
@@ -389,8 +399,7 @@ impl Pipeline {
             error!("status on '{}' is given up: {e}", message.topic);
         }
         failpoint::reached("publish.after");
-        self.sent.push(seq);
-        self.sent_since.get_or_insert_with(Instant::now);
+        self.later.sent(seq);
     }
 }
 

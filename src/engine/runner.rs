@@ -1,13 +1,14 @@
 //! The process that supervises one unit at a time, and outlives its client.
 //!
-//! It reads jobs from its standard input, a line of JSON and the payload each, and answers on
-//! its standard output: `started MS`, `ended OUTCOME`, `idle`; or `begun` and `refused CAUSE`
-//! for a unit that it does not run. When nobody writes or listens any more it finishes its
-//! unit, writes the outcome, and leaves. No runtime, no threads.
+//! It reads jobs from its standard input, a line of JSON and the payload each, and makes all
+//! ready for them while the ledger accepts them; then it reads one byte more, [`BEGIN`] or
+//! [`DROP`]. It answers on its standard output: `started MS`, `ended OUTCOME`, `idle`; or
+//! `begun` and `refused CAUSE` for a unit that it does not run. When nobody writes or listens
+//! any more it finishes its unit, writes the outcome, and leaves. No runtime, no threads.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,11 +16,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
-use crate::os::process::{Running, Sender, Spawn, Woken, boot_id, detach, sender, start_time};
+use crate::os::command::{Became, Running, Spawn, Woken};
+use crate::os::process::{Sender, boot_id, detach, sender, start_time};
 use crate::store::hold::Hold;
 use crate::store::outcome::outcome_text;
 use crate::store::streams::UnitDir;
@@ -30,6 +31,12 @@ pub const ARGUMENT: &str = "--tael-runner";
 
 /// Begins a line that names the file, beside us, of a job that is too long for a pipe.
 pub const FILE: &str = "@";
+
+/// The unit may begin: the ledger has accepted it.
+pub const BEGIN: u8 = b'!';
+
+/// The unit is not to run.
+pub const DROP: u8 = b'-';
 
 /// Wait before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -75,25 +82,31 @@ pub struct Job {
 pub fn main(runners: Option<PathBuf>) -> ExitCode {
     detach();
     let bug = ExitCode::from(crate::error::Kind::Bug.exit_code());
-    let Some(runners) = runners else { return bug };
-    let mut jobs = BufReader::with_capacity(4096, io::stdin());
-    let mut ahead = None;
+    let (Some(runners), Ok(pipe)) = (runners, io::stdin().as_fd().try_clone_to_owned()) else {
+        return bug;
+    };
+    let Some(pipeline) = runners.parent() else {
+        return bug;
+    };
+    let mut desk = Desk {
+        jobs: BufReader::with_capacity(4096, File::from(pipe)),
+        runners: &runners,
+        boot: boot_id(),
+        ahead: None,
+    };
     let mut unsynced = VecDeque::new();
     loop {
-        if ahead.is_none() {
-            ahead = Hold::ahead(&runners).ok();
+        if desk.ahead.is_none() {
+            desk.ahead = Hold::ahead(&runners).ok();
         }
         if sync_before(&mut unsynced) == Sender::Gone {
             // Nobody would take up what we began now; the next client will.
             break;
         }
-        match read(&mut jobs, &runners) {
+        match read(&mut desk.jobs, &runners) {
             Ok(Some((job, payload))) => {
-                let unit = match runners.parent() {
-                    Some(pipeline) => UnitDir::new(pipeline, &job.unit),
-                    None => return bug,
-                };
-                unsynced.extend(run(&job, unit, &payload, ahead.take()));
+                let unit = UnitDir::new(pipeline, &job.unit);
+                unsynced.extend(desk.work(&job, unit, &payload));
                 if unsynced.len() > MAX_UNSYNCED {
                     unsynced.pop_front();
                 }
@@ -103,7 +116,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
             Ok(None) | Err(_) => break,
         }
     }
-    if let Some(ahead) = ahead {
+    if let Some(ahead) = desk.ahead {
         ahead.discard();
     }
     ExitCode::SUCCESS
@@ -149,63 +162,129 @@ fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn ended(outcome: &Outcome) {
-    say(&format!("ended {}", outcome_text(outcome)));
+/// Why a unit that was made ready is not begun.
+#[derive(Debug)]
+enum Not {
+    /// It is not to run.
+    Wanted,
+    /// The client is gone, and the next one will take the unit up.
+    Heard,
+    /// Somebody has cancelled it.
+    Cancelled,
+    /// Its record cannot be written.
+    Noted(io::Error),
 }
 
-/// Runs a unit, and returns its record, which is to be synced.
-fn run(job: &Job, unit: UnitDir, payload: &[u8], ahead: Option<Hold>) -> Option<File> {
-    let begin = || {
-        let Some(mut hold) = Hold::take(ahead, unit)? else {
-            return Ok(None);
+/// Where a runner works.
+struct Desk<'a> {
+    jobs: BufReader<File>,
+    runners: &'a Path,
+    boot: String,
+    /// The folder of the unit to come.
+    ahead: Option<Hold>,
+}
+
+impl Desk<'_> {
+    /// Makes a unit ready, and runs it when it is to begin. Returns its record, which is to be
+    /// synced.
+    fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) -> Option<File> {
+        let mut hold = match Hold::take(self.ahead.take(), unit) {
+            Ok(Some(hold)) => hold,
+            other => {
+                match other {
+                    Err(e) => say(&format!("refused {e}")),
+                    // Somebody has begun it before us: theirs is the outcome.
+                    Ok(_) => say("begun"),
+                }
+                // One that is gone is noticed before the next job.
+                let _ = self.word();
+                return None;
+            }
         };
-        if sender(io::stdin().as_fd(), Some(Duration::ZERO)) == Sender::Gone {
-            return Err(io::ErrorKind::BrokenPipe.into());
+        let became = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
+            Ok(became) => became,
+            // There is no process, and nobody has waited for the word.
+            Err(e) => match self.begin(&mut hold) {
+                Ok(()) => Became::Failed(io::Error::other(e)),
+                Err(not) => Became::Nothing(not),
+            },
+        };
+        let outcome = match became {
+            Became::Command(running) => {
+                supervise(job, running, &mut hold, &self.boot).unwrap_or_else(Outcome::not_started)
+            }
+            Became::Failed(e) => could_not_execute(job, &hold, &e),
+            Became::Nothing(Not::Cancelled) => Outcome {
+                stopped: Some(Stopped::Canceled),
+                ..Outcome::not_started("cancelled before it began")
+            },
+            Became::Nothing(Not::Noted(e)) => {
+                say(&format!("refused {e}"));
+                return None;
+            }
+            Became::Nothing(Not::Wanted) => {
+                self.ahead = hold.withdraw(self.runners);
+                return None;
+            }
+            Became::Nothing(Not::Heard) => return None,
+        };
+        say(&format!("ended {}", outcome_text(&outcome)));
+        while hold.end(&outcome).is_err() {
+            thread::sleep(RETRY);
         }
-        let cancelled = hold.is_cancelled();
-        if !cancelled {
-            hold.begin()?;
-        }
-        Ok::<_, io::Error>(Some((hold, cancelled)))
-    };
-    let (mut hold, cancelled) = match begin() {
-        Ok(Some(begun)) => begun,
-        // Somebody has begun it before us: theirs is the outcome.
-        Ok(None) => {
-            say("begun");
-            return None;
-        }
-        Err(e) => {
-            say(&format!("refused {e}"));
-            return None;
-        }
-    };
-    let outcome = if cancelled {
-        Outcome {
-            stopped: Some(Stopped::Canceled),
-            ..Outcome::not_started("cancelled before it began")
-        }
-    } else {
-        supervise(job, payload, &mut hold).unwrap_or_else(Outcome::not_started)
-    };
-    ended(&outcome);
-    while hold.end(&outcome).is_err() {
-        thread::sleep(RETRY);
+        hold.release()
     }
-    hold.release()
+
+    /// Waits for the word to begin.
+    fn word(&mut self) -> Result<(), Not> {
+        let mut word = [0];
+        self.jobs.read_exact(&mut word).map_err(|_| Not::Heard)?;
+        // Standard input may be the command's by now. The lock is held: who finds it free knows
+        // that the unit was not begun.
+        let client = sender(self.jobs.get_ref().as_fd(), Some(Duration::ZERO));
+        match (word, client) {
+            ([BEGIN], Sender::Gone) => Err(Not::Heard),
+            ([BEGIN], _) => Ok(()),
+            _ => Err(Not::Wanted),
+        }
+    }
+
+    /// Waits for the word to begin, and notes that.
+    fn begin(&mut self, hold: &mut Hold) -> Result<(), Not> {
+        self.word()?;
+        if hold.dir().is_cancelled() {
+            return Err(Not::Cancelled);
+        }
+        hold.begin().map_err(Not::Noted)
+    }
 }
 
-/// Runs the command of `job` to its end.
-fn supervise(job: &Job, payload: &[u8], hold: &mut Hold) -> io::Result<Outcome> {
-    let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
-    let running = match start(job, payload, hold) {
-        Ok(running) => running,
-        Err(e) => return Ok(could_not_execute(job, hold, started, &e)),
+fn start(
+    job: &Job,
+    payload: &[u8],
+    hold: &mut Hold,
+    mut begin: impl FnMut(&mut Hold) -> Result<(), Not>,
+) -> io::Result<Became<Not>> {
+    let [stdin, stdout, stderr] = hold.streams(payload)?;
+    let spawn = Spawn {
+        argv: &job.argv,
+        shell_argv: &job.shell_argv,
+        cwd: job.cwd.as_deref(),
+        variables: &job.variables,
+        stdin,
+        stdout,
+        stderr,
     };
+    spawn.start(|| begin(hold))
+}
+
+/// Watches the command of `job` to its end.
+fn supervise(job: &Job, running: Running, hold: &mut Hold, boot: &str) -> io::Result<Outcome> {
+    let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
     say(&format!("started {started}"));
     // Only needed should we be killed; without it the command would be left alone.
     if let Some(start) = start_time(running.pid()) {
-        let _ = hold.note_process(running.pid(), start, &boot_id());
+        let _ = hold.note_process(running.pid(), start, boot);
     }
     let limit = job
         .timeout
@@ -241,37 +320,9 @@ fn supervise(job: &Job, payload: &[u8], hold: &mut Hold) -> io::Result<Outcome> 
     })
 }
 
-fn start(job: &Job, payload: &[u8], hold: &Hold) -> io::Result<Running> {
-    // A folder that is missing must not pass for a program that is.
-    if let Some(cwd) = &job.cwd
-        && let Err(e) = fs::read_dir(cwd)
-    {
-        let cause = format!("cannot work in {}: {e}", cwd.display());
-        return Err(io::Error::other(cause));
-    }
-    let spawn = |argv: &[String]| {
-        // Not to be taken for a fault of the program's.
-        let [stdin, stdout, stderr] = hold.streams(payload).map_err(io::Error::other)?;
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        Running::spawn(Spawn {
-            argv: &argv,
-            cwd: job.cwd.as_deref(),
-            variables: &job.variables,
-            stdin,
-            stdout,
-            stderr,
-        })
-    };
-    match spawn(&job.argv) {
-        // A script without an interpreter line is for a shell to run (POSIX `execvp`).
-        Err(e) if e.raw_os_error() == Some(Errno::ENOEXEC as i32) => spawn(&job.shell_argv),
-        other => other,
-    }
-}
-
 /// The outcome that a shell would have made of a program that is missing or cannot be
 /// executed; anything else was no fault of the command's.
-fn could_not_execute(job: &Job, hold: &Hold, started: i64, error: &io::Error) -> Outcome {
+fn could_not_execute(job: &Job, hold: &Hold, error: &io::Error) -> Outcome {
     let program = job.argv.first().map_or("", String::as_str);
     let code = match error.kind() {
         io::ErrorKind::NotFound => Some(NOT_FOUND),
@@ -287,7 +338,7 @@ fn could_not_execute(job: &Job, hold: &Hold, started: i64, error: &io::Error) ->
     match code {
         Some(code) => Outcome {
             end: End::Exited(code),
-            started,
+            started: Timestamp::now().as_millisecond(),
             ..outcome
         },
         None => outcome,

@@ -1,8 +1,8 @@
 //! The runners that a client has at hand: started ahead, one unit at a time each.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::runner::{ARGUMENT, FILE, Job};
+use crate::engine::runner::{ARGUMENT, BEGIN, DROP, FILE, Job};
 use crate::model::unit::Outcome;
 use crate::os::notify;
 use crate::store::outcome::parse_outcome;
@@ -48,10 +48,41 @@ enum Line {
     Gone(u64, u32),
 }
 
+/// What a runner is at.
+enum Work {
+    Idle,
+    /// It makes a unit ready, and waits for the word to begin; with what it has said meanwhile.
+    Ready(String, Vec<String>),
+    /// It was told to begin a unit.
+    Told(String),
+    /// It was told that its unit is not to run.
+    Dropped,
+}
+
+/// Tells a runner whether it is to begin the unit that it makes ready.
+#[derive(Debug)]
+pub struct Word {
+    requests: File,
+}
+
+impl Word {
+    /// Begin it, or let it be. A runner that has died is noticed by its replies.
+    pub fn give(&self, begin: bool) {
+        let word = if begin { BEGIN } else { DROP };
+        let _ = (&self.requests).write_all(&[word]);
+    }
+}
+
 struct Handle {
     number: u64,
     requests: ChildStdin,
-    unit: Option<String>,
+    work: Work,
+}
+
+impl Handle {
+    const fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Idle)
+    }
 }
 
 /// A client's runners.
@@ -79,9 +110,11 @@ impl Runners {
         }
     }
 
-    /// Lets go of all: idle runners leave now, busy ones when they are done.
+    /// Lets go of all but those that are about to begin: idle ones leave now, busy ones when
+    /// they are done.
     pub fn dismiss(&mut self) {
-        *self = Self::new(std::mem::take(&mut self.dir));
+        let is_ready = |handle: &Handle| matches!(handle.work, Work::Ready(..));
+        self.handles.retain(is_ready);
     }
 
     /// Has an idle runner ready.
@@ -94,21 +127,22 @@ impl Runners {
     }
 
     fn idle(&self) -> usize {
-        self.handles.iter().filter(|h| h.unit.is_none()).count()
+        self.handles.iter().filter(|h| h.is_idle()).count()
     }
 
     /// Lets all idle runners but one go: without its pipe a runner leaves.
     fn thin_out(&mut self) {
         let mut kept = false;
         self.handles
-            .retain(|handle| handle.unit.is_some() || !std::mem::replace(&mut kept, true));
+            .retain(|handle| !handle.is_idle() || !std::mem::replace(&mut kept, true));
     }
 
-    /// Hands a unit to a runner, with what its command reads.
+    /// Hands a unit to a runner, with what its command reads. The runner makes all ready, and
+    /// waits for the word; [`Runners::told`] or [`Runners::dropped`] is to follow.
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn dispatch(&mut self, unit: &str, job: &Job, payload: &[u8]) -> std::io::Result<()> {
+    pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<Word> {
         let mut text = serde_json::to_vec(job)?;
         text.push(b'\n');
         text.extend_from_slice(payload);
@@ -125,23 +159,54 @@ impl Runners {
             text = format!("{FILE}{name}\n").into_bytes();
         }
         loop {
-            let place = match self.handles.iter().position(|h| h.unit.is_none()) {
+            let place = match self.handles.iter().position(Handle::is_idle) {
                 Some(place) => place,
                 None => self.start()?,
             };
             let handle = &mut self.handles[place];
+            let requests = File::from(handle.requests.as_fd().try_clone_to_owned()?);
             // An idle runner reads, so that this does not block for long.
             if handle.requests.write_all(&text).is_ok() {
-                handle.unit = Some(unit.to_owned());
+                handle.work = Work::Ready(unit.to_owned(), Vec::new());
                 self.busy = Instant::now();
-                return Ok(());
+                return Ok(Word { requests });
             }
             // It died while it was idle.
             self.handles.remove(place);
         }
     }
 
-    fn start(&mut self) -> std::io::Result<usize> {
+    /// The runner that has made `unit` ready.
+    fn ready(&mut self, unit: &str) -> Option<&mut Handle> {
+        let waits = |h: &&mut Handle| matches!(&h.work, Work::Ready(ready, _) if ready == unit);
+        self.handles.iter_mut().find(waits)
+    }
+
+    /// The runner that has made `unit` ready was told to begin it, and reports on it from now
+    /// on; `false` if there is none.
+    pub fn told(&mut self, unit: &str) -> bool {
+        let lines = self.line_tx.clone();
+        let Some(handle) = self.ready(unit) else {
+            return false;
+        };
+        let told = Work::Told(unit.to_owned());
+        if let Work::Ready(_, said) = std::mem::replace(&mut handle.work, told) {
+            let number = handle.number;
+            said.into_iter().for_each(|text| {
+                let _ = lines.send(Line::Said(number, text));
+            });
+        }
+        true
+    }
+
+    /// The runner that has made `unit` ready, if one has, was told that it is not to run.
+    pub fn dropped(&mut self, unit: &str) {
+        if let Some(handle) = self.ready(unit) {
+            handle.work = Work::Dropped;
+        }
+    }
+
+    fn start(&mut self) -> io::Result<usize> {
         // The running image, even if its file has been replaced by an upgrade.
         let path = (std::env::var_os("PATH").is_none()).then_some(("PATH", DEFAULT_PATH));
         let mut command = Command::new("/proc/self/exe");
@@ -160,7 +225,7 @@ impl Runners {
             .stderr(Stdio::null())
             .spawn()?;
         let (Some(requests), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(std::io::ErrorKind::BrokenPipe.into());
+            return Err(io::ErrorKind::BrokenPipe.into());
         };
         let replies = File::from(OwnedFd::from(replies));
         let replies = pipe::Receiver::from_file(replies)?;
@@ -169,7 +234,7 @@ impl Runners {
         self.handles.push(Handle {
             number: self.started,
             requests,
-            unit: None,
+            work: Work::Idle,
         });
         Ok(self.handles.len() - 1)
     }
@@ -198,12 +263,28 @@ impl Runners {
                 let place = self.handles.iter().position(|h| h.number == number)?;
                 let gone = self.handles.remove(place);
                 self.keep_warm();
-                gone.unit.map(Report::Unknown)
+                match gone.work {
+                    Work::Told(unit) => Some(Report::Unknown(unit)),
+                    // What was only made ready is made ready again when it is to begin.
+                    Work::Idle | Work::Ready(..) | Work::Dropped => None,
+                }
             }
             Line::Said(number, text) => {
                 let handle = self.handles.iter_mut().find(|h| h.number == number)?;
-                let unit = handle.unit.clone()?;
                 let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+                if word == "idle" {
+                    handle.work = Work::Idle;
+                    self.keep_warm();
+                    return None;
+                }
+                let unit = match &mut handle.work {
+                    Work::Told(unit) => unit.clone(),
+                    Work::Ready(_, said) => {
+                        said.push(text);
+                        return None;
+                    }
+                    Work::Idle | Work::Dropped => return None,
+                };
                 match word {
                     "started" => Some(Report::Started(unit, rest.parse().ok()?)),
                     "ended" => Some(match parse_outcome(rest.as_bytes()) {
@@ -212,11 +293,7 @@ impl Runners {
                     }),
                     "refused" => Some(Report::Refused(unit, rest.to_owned())),
                     "begun" => Some(Report::Unknown(unit)),
-                    _ => {
-                        handle.unit = None;
-                        self.keep_warm();
-                        None
-                    }
+                    _ => None,
                 }
             }
         }

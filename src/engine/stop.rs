@@ -48,7 +48,7 @@ impl Pipeline {
         ));
         let mut farewell = false;
         loop {
-            self.flush_sent();
+            self.flush_later();
             let units_done = self.live.is_empty() || !wait_for_units;
             let told = self.uncommitted == 0 && self.outbox.is_empty() && units_done;
             if told && farewell {

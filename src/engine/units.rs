@@ -1,22 +1,18 @@
 //! A pipeline's units: handed to runners, watched, booked when they end.
 
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use crate::engine::config::Config;
 use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::failpoint;
+use crate::engine::job::{UNIT_VARIABLE, job};
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
 use crate::engine::recovery::Left;
-use crate::engine::runner::Job;
-use crate::engine::runners::Report;
+use crate::engine::runners::{Report, Word};
 use crate::engine::settle;
-use crate::model::env_file;
 use crate::model::text::printable_bytes;
-use crate::model::trigger::{Policy, Trigger};
+use crate::model::trigger::Policy;
 use crate::model::unit::{End, Outcome, Recovery, State, Stopped, Trace, Unit};
 use crate::os::process::{kill_orphan, leader_with};
 use crate::store::ledger::Op;
@@ -24,12 +20,6 @@ use crate::store::streams::Stream;
 
 /// Wait before a unit that found no space for its folder is started again.
 const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
-
-/// Bytes of a file of variables at most.
-const MAX_ENV_FILE: u64 = 1024 * 1024;
-
-/// Names the unit to its command.
-const UNIT_VARIABLE: &str = "TAEL_UNIT";
 
 /// So often a unit is handed to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
@@ -40,6 +30,14 @@ const PRUNE_EVERY: u32 = 256;
 /// How much of a failed run's output is logged.
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 10;
+
+/// Why no runner could make a unit ready.
+pub(super) enum NotReady {
+    /// There is nothing to run.
+    Job(String),
+    /// There is no runner.
+    Runner(std::io::Error),
+}
 
 impl Pipeline {
     /// A new unit that has to wait.
@@ -70,31 +68,59 @@ impl Pipeline {
 
     pub(super) fn start_waiting(&mut self) {
         while let Some((trigger, unit)) = self.queue.next(now_ms()) {
+            let record = match self.reader.unit(&unit) {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    self.queue.remove(&trigger, &unit);
+                    continue;
+                }
+                Err(e) => {
+                    error!(TAEL_UNIT = unit, "{e}");
+                    self.postpone(&trigger, &unit);
+                    continue;
+                }
+            };
+            // If it fails, it is tried again when the start is on disk.
+            let word = self.make_ready(&record.unit).ok();
             let op = Op::Start {
-                unit: unit.clone(),
+                unit,
                 boot: self.boot.clone(),
             };
-            self.submit(op, Then::Start { trigger, unit });
+            self.submit(op, Then::Start(Box::new(record.unit), word));
         }
     }
 
-    /// Hands a unit, which the ledger says is running, to a runner.
+    /// Has a runner make all ready for `unit`, while the ledger accepts it.
+    pub(super) fn make_ready(&mut self, unit: &Unit) -> Result<Word, NotReady> {
+        let trigger = self.trigger(&unit.trigger).ok_or_else(|| {
+            NotReady::Job(format!("there is no trigger '{}' any more", unit.trigger))
+        })?;
+        let job = job(&self.config, trigger, unit).map_err(NotReady::Job)?;
+        self.runners
+            .make_ready(&unit.id, &job, &unit.payload)
+            .map_err(NotReady::Runner)
+    }
+
+    /// Has a unit begin, which the ledger says is running.
     pub(super) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
-        let Some(trigger) = self.trigger(&unit.trigger) else {
-            let cause = format!("there is no trigger '{}' any more", unit.trigger);
-            return self.finish(unit, false, &Outcome::not_started(cause));
-        };
-        let job = match job(&self.config, trigger, &unit) {
-            Ok(job) => job,
-            Err(cause) => return self.finish(unit, false, &Outcome::not_started(cause)),
-        };
         failpoint::reached("spawn.before");
-        if let Err(e) = self.runners.dispatch(&unit.id, &job, &unit.payload) {
-            error!(
-                TAEL_UNIT = unit.id,
-                "cannot start a runner: {e}; the unit waits"
-            );
-            return self.postpone(&unit.trigger, &unit.id);
+        if !self.runners.told(&unit.id) {
+            match self.make_ready(&unit) {
+                Ok(word) => {
+                    word.give(true);
+                    self.runners.told(&unit.id);
+                }
+                Err(NotReady::Runner(e)) => {
+                    error!(
+                        TAEL_UNIT = unit.id,
+                        "cannot start a runner: {e}; the unit waits"
+                    );
+                    return self.postpone(&unit.trigger, &unit.id);
+                }
+                Err(NotReady::Job(cause)) => {
+                    return self.finish(unit, false, &Outcome::not_started(cause));
+                }
+            }
         }
         failpoint::reached("spawn.after");
         let live = Live {
@@ -120,12 +146,16 @@ impl Pipeline {
 
     /// Lets a unit that could not be started wait a little.
     pub(super) fn postpone(&mut self, trigger: &str, unit: &str) {
+        self.requeue(trigger, unit, NO_SPACE_RETRY);
+    }
+
+    fn requeue(&mut self, trigger: &str, unit: &str, wait: Duration) {
         self.queue.remove(trigger, unit);
         let op = Op::Unstart {
             unit: unit.to_owned(),
         };
         self.submit(op, Then::Nothing);
-        let wait = i64::try_from(NO_SPACE_RETRY.as_millis()).unwrap_or(0);
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(0);
         self.queue.wait(trigger, unit, now_ms() + wait);
     }
 
@@ -147,7 +177,7 @@ impl Pipeline {
                     TAEL_TOPIC = live.unit.topic,
                     "started"
                 );
-                self.submit(op, Then::Nothing);
+                self.later.started(op);
             }
             Report::Ended(unit, outcome) => {
                 failpoint::reached("outcome.before");
@@ -190,6 +220,10 @@ impl Pipeline {
                 if live.said || (live.adopted && !self.dir(unit).record().exists()) =>
             {
                 self.interrupted(live);
+            }
+            // It was ready when its client died; perhaps its start is not in the ledger.
+            Ok(Trace::Fresh) if live.adopted => {
+                self.requeue(&live.unit.trigger, unit, Duration::ZERO);
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));
@@ -371,57 +405,4 @@ impl Pipeline {
         };
         self.submit(op, Then::Nothing);
     }
-}
-
-fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
-    // What the event brings was asked for by name or prefix, and wins.
-    let mut variables = match &trigger.env_file {
-        Some(path) => read_env_file(path)?,
-        None => Vec::new(),
-    };
-    variables.extend(unit.variables.iter().cloned());
-    let hops = unit.hops.to_string();
-    let attempt = unit.attempt.to_string();
-    let own = [
-        ("TAEL_TOPIC", &unit.topic),
-        ("TAEL_REASON", &unit.reason),
-        ("TAEL_WHO", &config.who),
-        (UNIT_VARIABLE, &unit.id),
-        ("TAEL_EVENT", &unit.event),
-        ("TAEL_ATTEMPT", &attempt),
-        ("TAEL_HOPS", &hops),
-    ];
-    variables.extend(own.map(|(name, value)| (name.to_owned(), value.clone())));
-    if let Some(traceparent) = &unit.traceparent {
-        variables.push(("TRACEPARENT".into(), traceparent.clone()));
-    }
-    let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    Ok(Job {
-        unit: unit.id.clone(),
-        stdin: unit.payload.len(),
-        argv: owned(trigger.command.argv()),
-        shell_argv: owned(trigger.command.shell_argv()),
-        variables,
-        timeout: trigger.policy.timeout.map(millis),
-        grace: millis(trigger.policy.grace),
-        max_output: config.max_output,
-        cwd: trigger.cwd.clone(),
-    })
-}
-
-fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
-    // One end of a FIFO must not wait for the other.
-    let mut options = std::fs::File::options();
-    options.read(true).custom_flags(nix::libc::O_NONBLOCK);
-    let file = options.open(path).map_err(|e| wrong(&e))?;
-    let meta = file.metadata().map_err(|e| wrong(&e))?;
-    if !meta.is_file() || meta.len() > MAX_ENV_FILE {
-        return Err(wrong(&format_args!(
-            "it is no file of up to {MAX_ENV_FILE} bytes"
-        )));
-    }
-    let text = std::io::read_to_string(file).map_err(|e| wrong(&e))?;
-    env_file::parse(&text).map_err(|e| wrong(&e))
 }

@@ -1,5 +1,6 @@
 //! The operating system: processes, locks, signals, folders, logs.
 
+pub mod command;
 pub mod host;
 pub mod lock;
 pub mod logging;

@@ -1,173 +1,17 @@
-//! Commands in process groups of their own: started, watched, and ended as a whole.
+//! Processes and their groups: told from others, and ended as a whole.
 
-use std::fs::{self, File};
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::fs;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
-
-use crate::model::unit::End;
 
 /// How often the members of a dying group are counted. Nothing tells when the last is gone.
 const GROUP_CHECK: Duration = Duration::from_millis(20);
-
-/// What a command starts with.
-#[derive(Debug)]
-pub struct Spawn<'a> {
-    /// Program and arguments, at least one.
-    pub argv: &'a [&'a str],
-    /// Where it runs; our own working directory without.
-    pub cwd: Option<&'a Path>,
-    /// Variables besides the inherited ones.
-    pub variables: &'a [(String, String)],
-    /// Standard input.
-    pub stdin: File,
-    /// Standard output.
-    pub stdout: File,
-    /// Standard error.
-    pub stderr: File,
-}
-
-/// A running command and its process group.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    pidfd: OwnedFd,
-}
-
-/// Why [`Running::wait`] returned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Woken {
-    /// The command has ended.
-    Ended,
-    /// The other descriptor became readable.
-    Changed,
-    /// The deadline has passed.
-    TimedOut,
-}
-
-impl Running {
-    /// Starts a command as the leader of a new process group.
-    ///
-    /// # Errors
-    /// As `fork(2)` and `execve(2)`.
-    pub fn spawn(spawn: Spawn<'_>) -> io::Result<Self> {
-        let (program, arguments) = spawn
-            .argv
-            .split_first()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let mut command = Command::new(program);
-        if let Some(cwd) = spawn.cwd {
-            command.current_dir(cwd);
-        }
-        let mut child = command
-            .args(arguments)
-            .envs(spawn.variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::from(spawn.stdin))
-            .stdout(Stdio::from(spawn.stdout))
-            .stderr(Stdio::from(spawn.stderr))
-            .process_group(0)
-            .spawn()?;
-        let pid = rustix::process::Pid::from_child(&child);
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { child, pidfd }),
-            Err(e) => {
-                // Without it the command could not be watched: it must not go on unseen.
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(e.into())
-            }
-        }
-    }
-
-    /// Process id, and the id of the process group.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits for the end of the command, for `other` to become readable, or for `deadline`.
-    ///
-    /// # Errors
-    /// As `poll(2)`.
-    pub fn wait(
-        &self,
-        other: Option<BorrowedFd<'_>>,
-        deadline: Option<Instant>,
-    ) -> io::Result<Woken> {
-        loop {
-            let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
-            if let Some(other) = other {
-                fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
-            }
-            let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
-            match poll(&mut fds, timespec.as_ref()) {
-                Ok(0) => return Ok(Woken::TimedOut),
-                Ok(_) if !fds[0].revents().is_empty() => return Ok(Woken::Ended),
-                Ok(_) => return Ok(Woken::Changed),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    /// Ends the whole process group: TERM, up to `grace` for all of it to go, then KILL.
-    ///
-    /// The command is not reaped before its group is gone, so that its process id, which
-    /// names the group, cannot be given to strangers meanwhile.
-    pub fn terminate(&self, grace: Duration) {
-        end_group(self.child.id(), grace);
-    }
-
-    /// Reaps the command, which has ended, and says how, and what it used.
-    ///
-    /// # Errors
-    /// As `wait4(2)`.
-    pub fn reap(self) -> io::Result<(End, Usage)> {
-        let pid = self.child.id().cast_signed();
-        let mut status = 0;
-        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-        loop {
-            // SAFETY: both pointers are to live, writable locals of the right types; the
-            // process is our child and not yet reaped, as `self` owns it.
-            let reaped = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
-            if reaped == pid {
-                break;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        // SAFETY: all zeroes is a valid `rusage`, and the kernel has filled it in.
-        let usage = unsafe { usage.assume_init() };
-        let micros = |t: libc::timeval| {
-            let micros = t.tv_sec.saturating_mul(1_000_000).saturating_add(t.tv_usec);
-            u64::try_from(micros).unwrap_or(0)
-        };
-        let status = ExitStatus::from_raw(status);
-        let end = match (status.code(), status.signal()) {
-            (Some(code), _) => End::Exited(code),
-            (None, Some(signal)) => End::Signaled(signal),
-            (None, None) => End::Exited(i32::from(u8::MAX)),
-        };
-        let usage = Usage {
-            max_rss: u64::try_from(usage.ru_maxrss).unwrap_or(0),
-            cpu: micros(usage.ru_utime) + micros(usage.ru_stime),
-        };
-        Ok((end, usage))
-    }
-}
 
 /// Ends process group `id`, whose leader is a child that was not reaped: TERM, up to `grace` for
 /// all of it to go, then KILL.
@@ -211,15 +55,6 @@ pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
             _ => return Sender::Gone,
         }
     }
-}
-
-/// What a command and its waited-for children used (`getrusage(2)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Largest resident set, KiB.
-    pub max_rss: u64,
-    /// User and system time, microseconds.
-    pub cpu: u64,
 }
 
 /// Makes this process the leader of a session of its own, deaf to the signals that end its

@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -18,6 +18,11 @@ use crate::model::unit::Outcome;
 use crate::os::lock::Lock;
 use crate::store::outcome::outcome_text;
 use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir};
+
+/// Where this process makes the folder of a unit to come.
+fn own_folder(runners: &Path) -> PathBuf {
+    runners.join(std::process::id().to_string())
+}
 
 /// A unit's folder in the hands of its runner: locked, and open.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ impl Hold {
     /// # Errors
     /// As the file system.
     pub fn ahead(runners: &Path) -> io::Result<Self> {
-        let path = runners.join(std::process::id().to_string());
+        let path = own_folder(runners);
         // One that had our number has left it.
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -99,6 +104,21 @@ impl Hold {
         Ok((hold.whole == 0).then_some(hold))
     }
 
+    /// Takes the folder of a unit that is not to run back to `runners`, for the next one.
+    #[must_use]
+    pub fn withdraw(mut self, runners: &Path) -> Option<Self> {
+        let back = own_folder(runners);
+        if fs::rename(self.dir.path(), &back).is_ok() {
+            self.dir = UnitDir::at(back);
+        }
+        // What is in it was meant for another.
+        if self.dir.path().starts_with(runners) && !self.dir.is_cancelled() {
+            return Some(self);
+        }
+        self.discard();
+        None
+    }
+
     /// Removes the folder: nothing came.
     pub fn discard(self) {
         let _ = self.dir.remove();
@@ -110,11 +130,11 @@ impl Hold {
         &self.dir
     }
 
-    fn note(&mut self, line: &str) -> io::Result<()> {
+    fn note(&mut self, text: &str) -> io::Result<()> {
         let file = self.lock.file();
-        let noted = file.write_all_at(line.as_bytes(), self.whole);
+        let noted = file.write_all_at(text.as_bytes(), self.whole);
         match noted {
-            Ok(()) => self.whole += line.len() as u64,
+            Ok(()) => self.whole += text.len() as u64,
             // Half a line would be taken for the beginning of the next.
             Err(_) => file.set_len(self.whole)?,
         }
@@ -183,7 +203,6 @@ impl Hold {
 mod tests {
     use super::*;
     use crate::model::unit::Trace;
-    use std::path::PathBuf;
 
     fn state() -> (tempfile::TempDir, PathBuf, UnitDir) {
         let state = tempfile::tempdir().expect("tempdir");
@@ -246,6 +265,22 @@ mod tests {
         let ahead = Hold::ahead(&runners).expect("ahead");
         let hold = Hold::take(Some(ahead), unit).expect("take").expect("fresh");
         assert!(hold.is_cancelled());
+    }
+
+    #[test]
+    fn a_folder_that_was_taken_in_vain_serves_the_next_unit() {
+        let (state, runners, unit) = state();
+        let take = |ahead, unit| Hold::take(ahead, unit).expect("take").expect("fresh");
+        let hold = take(Some(Hold::ahead(&runners).expect("ahead")), unit.clone());
+        let ahead = hold.withdraw(&runners);
+        assert!(ahead.is_some() && !unit.path().exists());
+        let hold = take(ahead, UnitDir::new(state.path(), "u2"));
+        hold.dir().cancel().expect("cancel");
+        assert!(
+            hold.withdraw(&runners).is_none(),
+            "the mark is not for the next"
+        );
+        assert_eq!(count(&runners) + count(&state.path().join("units")), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod writer;
 
 pub use read::{Record, Totals};
 pub use write::{Done, EventKey, Heard, Op, Part, Refused};
-pub use writer::{Committed, Fault, Ledger};
+pub use writer::{Committed, Fault, Ledger, OnDisk};
 
 use std::path::{Path, PathBuf};
 

@@ -24,6 +24,12 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault(pub Error);
 
+/// What is to happen once an operation is on disk, and can in the ledger's thread.
+pub trait OnDisk {
+    /// Called as soon as that is so, before anybody is told. It must not wait.
+    fn on_disk(&self, done: &Done);
+}
+
 /// A committed operation, with what its sender wanted to remember.
 #[derive(Debug)]
 pub struct Committed<T> {
@@ -44,7 +50,7 @@ pub struct Ledger<T> {
     committed: tokio_mpsc::UnboundedReceiver<Result<Committed<T>, Fault>>,
 }
 
-impl<T: Send + 'static> Ledger<T> {
+impl<T: OnDisk + Send + 'static> Ledger<T> {
     /// Opens or creates the ledger in folder `pipeline` and starts its thread.
     ///
     /// # Errors
@@ -105,7 +111,7 @@ impl<T: Send + 'static> Ledger<T> {
     }
 }
 
-fn write<T>(
+fn write<T: OnDisk>(
     mut connection: Connection,
     ops: &mpsc::Receiver<Vec<(Op, T)>>,
     committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
@@ -119,6 +125,9 @@ fn write<T>(
         }
         match commit_until_done(&mut connection, &batch, attempts) {
             Ok(done) => {
+                for (done, (_, then)) in done.iter().zip(&batch) {
+                    then.on_disk(done);
+                }
                 for (done, (_, then)) in done.into_iter().zip(batch) {
                     // Nobody listens any more when the client is on its way out.
                     let _ = committed.send(Ok(Committed { done, then }));

@@ -1,0 +1,74 @@
+//! What a runner is told of a unit: its command and its variables.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::engine::config::Config;
+use crate::engine::runner::Job;
+use crate::model::env_file;
+use crate::model::trigger::Trigger;
+use crate::model::unit::Unit;
+
+/// Bytes of a file of variables at most.
+const MAX_ENV_FILE: u64 = 1024 * 1024;
+
+/// Names the unit to its command.
+pub const UNIT_VARIABLE: &str = "TAEL_UNIT";
+
+/// What a runner is to do for `unit`.
+///
+/// # Errors
+/// When the trigger's file of variables cannot be read.
+pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
+    // What the event brings was asked for by name or prefix, and wins.
+    let mut variables = match &trigger.env_file {
+        Some(path) => read_env_file(path)?,
+        None => Vec::new(),
+    };
+    variables.extend(unit.variables.iter().cloned());
+    let hops = unit.hops.to_string();
+    let attempt = unit.attempt.to_string();
+    let own = [
+        ("TAEL_TOPIC", &unit.topic),
+        ("TAEL_REASON", &unit.reason),
+        ("TAEL_WHO", &config.who),
+        (UNIT_VARIABLE, &unit.id),
+        ("TAEL_EVENT", &unit.event),
+        ("TAEL_ATTEMPT", &attempt),
+        ("TAEL_HOPS", &hops),
+    ];
+    variables.extend(own.map(|(name, value)| (name.to_owned(), value.clone())));
+    if let Some(traceparent) = &unit.traceparent {
+        variables.push(("TRACEPARENT".into(), traceparent.clone()));
+    }
+    let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    Ok(Job {
+        unit: unit.id.clone(),
+        stdin: unit.payload.len(),
+        argv: owned(trigger.command.argv()),
+        shell_argv: owned(trigger.command.shell_argv()),
+        variables,
+        timeout: trigger.policy.timeout.map(millis),
+        grace: millis(trigger.policy.grace),
+        max_output: config.max_output,
+        cwd: trigger.cwd.clone(),
+    })
+}
+
+fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
+    // One end of a FIFO must not wait for the other.
+    let mut options = std::fs::File::options();
+    options.read(true).custom_flags(nix::libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| wrong(&e))?;
+    let meta = file.metadata().map_err(|e| wrong(&e))?;
+    if !meta.is_file() || meta.len() > MAX_ENV_FILE {
+        return Err(wrong(&format_args!(
+            "it is no file of up to {MAX_ENV_FILE} bytes"
+        )));
+    }
+    let text = std::io::read_to_string(file).map_err(|e| wrong(&e))?;
+    env_file::parse(&text).map_err(|e| wrong(&e))
+}

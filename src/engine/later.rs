@@ -1,0 +1,59 @@
+//! Changes that wait a little for others, to share their commit.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::net::mqtt::Token;
+use crate::store::ledger::Op;
+
+/// How long a row of the outbox that has been sent may wait to be removed. Until then a killed
+/// client tells it again, under the same id.
+const SENT_DELAY: Duration = Duration::from_millis(200);
+
+/// How long the start of a command may wait to be booked and told: one that ends sooner costs
+/// one commit less. The next client of one that is killed meanwhile tells it.
+const STARTED_DELAY: Duration = Duration::from_millis(10);
+
+/// Changes that wait.
+#[derive(Debug, Default)]
+pub struct Later {
+    starts: Vec<Op>,
+    sent: Vec<Token>,
+    due: Option<Instant>,
+}
+
+impl Later {
+    /// Adds that the broker has acknowledged a message which the ledger still holds.
+    pub fn sent(&mut self, seq: Token) {
+        self.sent.push(seq);
+        self.by(SENT_DELAY);
+    }
+
+    /// Adds the start of a command.
+    pub fn started(&mut self, op: Op) {
+        self.starts.push(op);
+        self.by(STARTED_DELAY);
+    }
+
+    fn by(&mut self, delay: Duration) {
+        let at = Instant::now() + delay;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// When the first of them has waited for long enough.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Takes all, in the order in which they are to be carried out.
+    pub fn take(&mut self) -> Vec<Op> {
+        self.due = None;
+        let mut ops = std::mem::take(&mut self.starts);
+        if !self.sent.is_empty() {
+            ops.push(Op::Sent(std::mem::take(&mut self.sent)));
+        }
+        ops
+    }
+}

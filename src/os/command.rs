@@ -1,0 +1,344 @@
+//! A command in a process group of its own: made ready, started, watched, and reaped.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::{CloneFlags, clone};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setpgid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::model::unit::End;
+use crate::os::process::end_group;
+
+/// Stack of a process until it has become its command, bytes. What is not used takes no memory.
+const STACK: usize = 256 * 1024;
+
+/// Where programs are looked for without `PATH` (`execvp(3)`).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// What a command starts with.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// Program and arguments, at least one.
+    pub argv: &'a [String],
+    /// What to execute when the system finds no interpreter for `argv`: a script without an
+    /// interpreter line is for a shell to run (POSIX `execvp`).
+    pub shell_argv: &'a [String],
+    /// Where it runs; our own working directory without.
+    pub cwd: Option<&'a Path>,
+    /// Variables besides the inherited ones.
+    pub variables: &'a [(String, String)],
+    /// Standard input.
+    pub stdin: File,
+    /// Standard output.
+    pub stdout: File,
+    /// Standard error.
+    pub stderr: File,
+}
+
+/// What became of a process that was to be a command.
+#[derive(Debug)]
+pub enum Became<T> {
+    /// The command.
+    Command(Running),
+    /// Nothing: it was told not to, for this reason.
+    Nothing(T),
+    /// Nothing: the program could not be executed (`chdir(2)`, `execve(2)`).
+    Failed(io::Error),
+}
+
+impl Spawn<'_> {
+    /// Has a new process, the leader of its own group, get ready for the command. It calls
+    /// `told`, which may wait, and becomes the command unless that gives a reason not to.
+    /// Returns when that is decided; until then this process stands still, and takes the
+    /// other one with it if it dies.
+    ///
+    /// `told` runs in the other process, but in the memory of this one. It must not panic, and
+    /// this must be the only thread.
+    ///
+    /// # Errors
+    /// When there is no process, and `told` was not called: as `clone(2)`; or when a string
+    /// holds a NUL.
+    pub fn start<T>(self, mut told: impl FnMut() -> Result<(), T>) -> io::Result<Became<T>> {
+        let variables = self.environment();
+        let path = variables.get(OsStr::new("PATH")).cloned();
+        let direct = Image::new(self.argv, path.as_deref())?;
+        let shell = Image::new(self.shell_argv, path.as_deref())?;
+        let environment = Strings::new(variables.into_iter().map(|(mut entry, value)| {
+            entry.push("=");
+            entry.push(value);
+            entry.into_vec()
+        }))?;
+        let parent = getpid();
+        let mut stayed = None;
+        let way = Box::new(|| {
+            stayed = Some(match self.settle_in(parent, &mut told) {
+                Ok(()) => Became::Failed(match direct.execute(&environment) {
+                    Errno::ENOEXEC => shell.execute(&environment).into(),
+                    error => error.into(),
+                }),
+                Err(stayed) => stayed,
+            });
+            0
+        });
+        let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+        let mut stack = vec![0; STACK];
+        // SAFETY: the two processes share their memory, and CLONE_VFORK has this one, which has
+        // no other thread, stand still until the other has left it by `execve` or `_exit`. So
+        // `way` runs like a function that is called here, once, on a stack of its own, which
+        // like all that it borrows outlives it. Nothing in it unwinds. What it changes of its
+        // process (descriptors, directory, group, signals) is not shared.
+        let pid = unsafe { clone(way, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+        Ok(match (Running::watch(pid), stayed) {
+            (Ok(running), None) => Became::Command(running),
+            (Ok(running), Some(stayed)) => {
+                // It has left already.
+                let _ = running.reap();
+                stayed
+            }
+            (Err(_), Some(stayed)) => stayed,
+            (Err(e), None) => Became::Failed(io::Error::other(e)),
+        })
+    }
+
+    /// Inherited variables and our own; of two of a name the last counts.
+    fn environment(&self) -> BTreeMap<OsString, OsString> {
+        let own = self.variables.iter();
+        let own = own.map(|(name, value)| (name.into(), value.into()));
+        env::vars_os().chain(own).collect()
+    }
+
+    /// All that is between a new process and its command.
+    fn settle_in<T>(
+        &self,
+        parent: Pid,
+        told: &mut impl FnMut() -> Result<(), T>,
+    ) -> Result<(), Became<T>> {
+        let failed = |e: Errno| Became::Failed(e.into());
+        set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
+        if getppid() != parent {
+            return Err(Became::Failed(Errno::ESRCH.into()));
+        }
+        setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed)?;
+        dup2_stdin(&self.stdin).map_err(failed)?;
+        dup2_stdout(&self.stdout).map_err(failed)?;
+        dup2_stderr(&self.stderr).map_err(failed)?;
+        // SAFETY: no handler is set. Rust's runtime has it ignored, which a command would inherit.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(failed)?;
+        told().map_err(Became::Nothing)?;
+        if let Some(cwd) = self.cwd {
+            env::set_current_dir(cwd).map_err(|e| {
+                // A folder that is missing must not pass for a program that is.
+                let cause = format!("cannot work in {}: {e}", cwd.display());
+                Became::Failed(io::Error::other(cause))
+            })?;
+        }
+        // A command outlives whoever watches it, until its end is seen to.
+        set_pdeathsig(None).map_err(failed)
+    }
+}
+
+/// Strings as `execve(2)` takes them.
+struct Strings {
+    /// What the pointers point to.
+    _owned: Vec<CString>,
+    /// With a null pointer at the end.
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl Strings {
+    fn new(strings: impl IntoIterator<Item = Vec<u8>>) -> io::Result<Self> {
+        let owned = strings.into_iter().map(CString::new);
+        let owned = owned.collect::<Result<Vec<_>, _>>()?;
+        let pointers = owned.iter().map(|string| string.as_ptr());
+        let pointers = pointers.chain([ptr::null()]).collect();
+        Ok(Self {
+            _owned: owned,
+            pointers,
+        })
+    }
+}
+
+/// A program with its arguments.
+struct Image {
+    /// Where it may be, first come first.
+    paths: Vec<CString>,
+    argv: Strings,
+}
+
+impl Image {
+    fn new(argv: &[String], path: Option<&OsStr>) -> io::Result<Self> {
+        let program = argv.first().map_or("", String::as_str);
+        let paths = if program.contains('/') || program.is_empty() {
+            vec![CString::new(program)?]
+        } else {
+            let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
+            path.split(|byte| *byte == b':')
+                .map(|folder| {
+                    // An empty one is the working directory.
+                    let slash: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+                    Ok(CString::new([folder, slash, program.as_bytes()].concat())?)
+                })
+                .collect::<io::Result<_>>()?
+        };
+        let argv = Strings::new(argv.iter().map(|text| text.clone().into_bytes()))?;
+        Ok(Self { paths, argv })
+    }
+
+    /// Becomes the program, or says why not, as `execvp(3)` does.
+    fn execute(&self, environment: &Strings) -> Errno {
+        let mut error = Errno::ENOENT;
+        for path in &self.paths {
+            let (argv, envp) = (&self.argv.pointers, &environment.pointers);
+            // SAFETY: the path is a C string; both arrays point to C strings that live as long
+            // as they do, and end with a null pointer.
+            unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+            match Errno::last() {
+                Errno::EACCES => error = Errno::EACCES,
+                Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::ENODEV
+                | Errno::ESTALE
+                | Errno::ETIMEDOUT => {}
+                other => return other,
+            }
+        }
+        error
+    }
+}
+
+/// A running command and its process group.
+#[derive(Debug)]
+pub struct Running {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+/// Why [`Running::wait`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// The command has ended.
+    Ended,
+    /// The other descriptor became readable.
+    Changed,
+    /// The deadline has passed.
+    TimedOut,
+}
+
+impl Running {
+    fn watch(pid: Pid) -> io::Result<Self> {
+        let opened = rustix::process::Pid::from_raw(pid.as_raw())
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+            .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
+        if opened.is_err() {
+            // Without it the process could not be watched: it must not go on unseen.
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
+        opened.map(|pidfd| Self { pid, pidfd })
+    }
+
+    /// Process id, and the id of the process group.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw().cast_unsigned()
+    }
+
+    /// Waits for the end of the command, for `other` to become readable, or for `deadline`.
+    ///
+    /// # Errors
+    /// As `poll(2)`.
+    pub fn wait(
+        &self,
+        other: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> io::Result<Woken> {
+        loop {
+            let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+            if let Some(other) = other {
+                fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
+            }
+            let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
+            match poll(&mut fds, timespec.as_ref()) {
+                Ok(0) => return Ok(Woken::TimedOut),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(Woken::Ended),
+                Ok(_) => return Ok(Woken::Changed),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Ends the whole process group: TERM, up to `grace` for all of it to go, then KILL.
+    ///
+    /// The command is not reaped before its group is gone, so that its process id, which
+    /// names the group, cannot be given to strangers meanwhile.
+    pub fn terminate(&self, grace: Duration) {
+        end_group(self.pid(), grace);
+    }
+
+    /// Reaps the command, which has ended, and says how, and what it used.
+    ///
+    /// # Errors
+    /// As `wait4(2)`.
+    pub fn reap(self) -> io::Result<(End, Usage)> {
+        let pid = self.pid.as_raw();
+        let mut status = 0;
+        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+        loop {
+            // SAFETY: both pointers are to live, writable locals of the right types; the
+            // process is our child and not yet reaped, as `self` owns it.
+            let reaped = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
+            if reaped == pid {
+                break;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        // SAFETY: all zeroes is a valid `rusage`, and the kernel has filled it in.
+        let usage = unsafe { usage.assume_init() };
+        let micros = |t: libc::timeval| {
+            let micros = t.tv_sec.saturating_mul(1_000_000).saturating_add(t.tv_usec);
+            u64::try_from(micros).unwrap_or(0)
+        };
+        let status = ExitStatus::from_raw(status);
+        let end = match (status.code(), status.signal()) {
+            (Some(code), _) => End::Exited(code),
+            (None, Some(signal)) => End::Signaled(signal),
+            (None, None) => End::Exited(i32::from(u8::MAX)),
+        };
+        let usage = Usage {
+            max_rss: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+            cpu: micros(usage.ru_utime) + micros(usage.ru_stime),
+        };
+        Ok((end, usage))
+    }
+}
+
+/// What a command and its waited-for children used (`getrusage(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Largest resident set, KiB.
+    pub max_rss: u64,
+    /// User and system time, microseconds.
+    pub cpu: u64,
+}
