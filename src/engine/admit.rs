@@ -1,5 +1,7 @@
 //! What a delivered message means to each trigger, ready to be accepted by the ledger.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use ring::digest::{Context, SHA256};
 use serde_json::Map;
@@ -163,7 +165,7 @@ fn part(
     match decision {
         Decision::Ignore => None,
         Decision::Run => Some(Part::Run {
-            unit: Box::new(unit(trigger, event, event_id, reason)),
+            unit: Arc::new(unit(trigger, event, event_id, reason)),
             start: false,
         }),
         Decision::Refuse(refusal) => {

@@ -1,5 +1,7 @@
 //! What follows once a change is on disk.
 
+use std::sync::Arc;
+
 use tracing::{debug, info, warn};
 
 use crate::engine::admit::Admission;
@@ -32,7 +34,7 @@ impl Pipeline {
                 self.on_accepted(*admission, &fresh);
             }
             (Then::Start(unit, _), Done::Changed { applied: true, .. }) => {
-                self.dispatch(*unit, None);
+                self.dispatch(Arc::unwrap_or_clone(unit), None);
             }
             (Then::Start(unit, _), Done::Changed { .. }) => {
                 self.runners.dropped(&unit.id);
@@ -84,7 +86,7 @@ impl Pipeline {
                         "accepted"
                     );
                     if start {
-                        self.dispatch(*unit, None);
+                        self.dispatch(Arc::unwrap_or_clone(unit), None);
                     } else {
                         self.arrive(&unit);
                     }

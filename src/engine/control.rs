@@ -1,5 +1,7 @@
 //! What a pipeline does when it is asked to, and what it answers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tracing::info;
@@ -125,7 +127,7 @@ impl Pipeline {
             },
             topic: self.topics.control(),
             parts: vec![Part::Run {
-                unit: Box::new(again),
+                unit: Arc::new(again),
                 start: false,
             }],
         };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -63,7 +64,7 @@ pub(super) enum Then {
         ack: Option<SessionAck>,
         reply: Option<Message>,
     },
-    Start(Box<Unit>, Option<Word>),
+    Start(Arc<Unit>, Option<Word>),
     Settled {
         retry: Option<Box<Unit>>,
         /// The status of the end.
@@ -75,14 +76,18 @@ pub(super) enum Then {
 impl OnDisk for Then {
     /// Has runners begin, which saves the way through the loop.
     fn on_disk(&self, done: &Done) {
-        failpoint::reached("word.before");
+        let give = |word: &Word, begin| {
+            failpoint::reached("spawn.before");
+            word.give(begin);
+            failpoint::reached("spawn.after");
+        };
         match (self, done) {
             (Self::Accepted { words, .. }, Done::Accepted { fresh, .. }) => {
                 for (place, word) in words {
-                    word.give(fresh.get(*place) == Some(&true));
+                    give(word, fresh.get(*place) == Some(&true));
                 }
             }
-            (Self::Start(_, Some(word)), Done::Changed { applied, .. }) => word.give(*applied),
+            (Self::Start(_, Some(word)), Done::Changed { applied, .. }) => give(word, *applied),
             _ => {}
         }
     }
@@ -358,13 +363,14 @@ impl Pipeline {
         ack: Option<SessionAck>,
         reply: Option<Message>,
     ) {
-        let mut words = Vec::new();
+        let (mut words, mut units) = (Vec::new(), Vec::new());
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start } = part {
                 *start = self.queue.claim(&unit.trigger, &unit.id);
                 // If it fails, it is tried again when the event is on disk.
-                if *start && let Ok(word) = self.make_ready(unit) {
+                if *start && let Ok(word) = self.runners.reserve(&unit.id) {
                     words.push((place, word));
+                    units.push(Arc::clone(unit));
                 }
             }
         }
@@ -383,6 +389,7 @@ impl Pipeline {
             reply,
         };
         self.submit(op, then);
+        self.make_ready(&units);
     }
 
     fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {

@@ -45,6 +45,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// fast the client's ledger has it on disk long before.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
+/// A command that ends within this time needs no more than that somebody waits for it.
+const SHORT: Duration = Duration::from_millis(20);
+
 /// Outcomes that are kept to be synced. The client's ledger commits in order, and each job of
 /// a runner comes of a later commit than the one before: by then it holds what is older.
 const MAX_UNSYNCED: usize = 4;
@@ -96,9 +99,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
     };
     let mut unsynced = VecDeque::new();
     loop {
-        if desk.ahead.is_none() {
-            desk.ahead = Hold::ahead(&runners).ok();
-        }
+        desk.make_ahead();
         if sync_before(&mut unsynced) == Sender::Gone {
             // Nobody would take up what we began now; the next client will.
             break;
@@ -210,9 +211,9 @@ impl Desk<'_> {
             },
         };
         let outcome = match became {
-            Became::Command(running) => {
-                supervise(job, running, &mut hold, &self.boot).unwrap_or_else(Outcome::not_started)
-            }
+            Became::Command(running) => self
+                .supervise(job, running, &mut hold)
+                .unwrap_or_else(Outcome::not_started),
             Became::Failed(e) => could_not_execute(job, &hold, &e),
             Became::Nothing(Not::Cancelled) => Outcome {
                 stopped: Some(Stopped::Canceled),
@@ -257,6 +258,75 @@ impl Desk<'_> {
         }
         hold.begin().map_err(Not::Noted)
     }
+
+    /// Watches the command of `job` to its end.
+    fn supervise(&mut self, job: &Job, running: Running, hold: &mut Hold) -> io::Result<Outcome> {
+        let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
+        say(&format!("started {started}"));
+        self.make_ahead();
+        let limit = job
+            .timeout
+            .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
+        let mut trim = Trim::new(job.max_output);
+        let short = Instant::now() + SHORT;
+        let short = limit.map_or(short, |limit| limit.min(short));
+        let stopped = match running.wait(None, Some(short)) {
+            Ok(Woken::TimedOut) => self.watch(&running, limit, &mut trim, hold),
+            // Without a wake-up it is waited for until it ends.
+            _ => None,
+        };
+        if stopped.is_some() {
+            running.terminate(Duration::from_millis(job.grace));
+        }
+        let (end, usage) = running.reap()?;
+        trim.check(hold);
+        Ok(Outcome {
+            end,
+            stopped,
+            started,
+            elapsed: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
+            max_rss: usage.max_rss,
+            cpu: usage.cpu,
+            dropped: trim.dropped,
+        })
+    }
+
+    /// Watches a command that takes its time, until it ends or is to.
+    fn watch(
+        &self,
+        running: &Running,
+        limit: Option<Instant>,
+        trim: &mut Trim,
+        hold: &mut Hold,
+    ) -> Option<Stopped> {
+        hold.watch();
+        // Only needed should we be killed; without it the command would be left alone.
+        if let Some(start) = start_time(running.pid()) {
+            let _ = hold.note_process(running.pid(), start, &self.boot);
+        }
+        loop {
+            if hold.is_cancelled() {
+                return Some(Stopped::Canceled);
+            }
+            let look = (trim.limit > 0 || hold.changes().is_none()).then_some(trim.next);
+            let until = [limit, look].into_iter().flatten().min();
+            match running.wait(hold.changes(), until).unwrap_or(Woken::Ended) {
+                Woken::Ended => return None,
+                Woken::Changed => {}
+                Woken::TimedOut if limit.is_some_and(|limit| Instant::now() >= limit) => {
+                    return Some(Stopped::TimedOut);
+                }
+                Woken::TimedOut => trim.check(hold),
+            }
+        }
+    }
+
+    /// Makes the folder of the next unit, if there is none yet.
+    fn make_ahead(&mut self) {
+        if self.ahead.is_none() {
+            self.ahead = Hold::ahead(self.runners).ok();
+        }
+    }
 }
 
 fn start(
@@ -276,48 +346,6 @@ fn start(
         stderr,
     };
     spawn.start(|| begin(hold))
-}
-
-/// Watches the command of `job` to its end.
-fn supervise(job: &Job, running: Running, hold: &mut Hold, boot: &str) -> io::Result<Outcome> {
-    let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
-    say(&format!("started {started}"));
-    // Only needed should we be killed; without it the command would be left alone.
-    if let Some(start) = start_time(running.pid()) {
-        let _ = hold.note_process(running.pid(), start, boot);
-    }
-    let limit = job
-        .timeout
-        .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
-    let mut trim = Trim::new(job.max_output);
-    let stopped = loop {
-        let look = (trim.limit > 0 || hold.changes().is_none()).then_some(trim.next);
-        let until = [limit, look].into_iter().flatten().min();
-        // Without a wake-up it is waited for until it ends.
-        match running.wait(hold.changes(), until).unwrap_or(Woken::Ended) {
-            Woken::Ended => break None,
-            _ if hold.is_cancelled() => break Some(Stopped::Canceled),
-            Woken::Changed => {}
-            Woken::TimedOut if limit.is_some_and(|limit| Instant::now() >= limit) => {
-                break Some(Stopped::TimedOut);
-            }
-            Woken::TimedOut => trim.check(hold.dir()),
-        }
-    };
-    if stopped.is_some() {
-        running.terminate(Duration::from_millis(job.grace));
-    }
-    let (end, usage) = running.reap()?;
-    trim.check(hold.dir());
-    Ok(Outcome {
-        end,
-        stopped,
-        started,
-        elapsed: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
-        max_rss: usage.max_rss,
-        cpu: usage.cpu,
-        dropped: trim.dropped,
-    })
 }
 
 /// The outcome that a shell would have made of a program that is missing or cannot be
@@ -365,10 +393,10 @@ impl Trim {
         }
     }
 
-    fn check(&mut self, dir: &UnitDir) {
+    fn check(&mut self, hold: &Hold) {
         self.next = Instant::now() + LOOK;
         if self.limit > 0 {
-            for (dropped, bytes) in self.dropped.iter_mut().zip(dir.trim_streams(self.limit)) {
+            for (dropped, bytes) in self.dropped.iter_mut().zip(hold.trim_streams(self.limit)) {
                 *dropped = (*dropped).max(bytes);
             }
         }

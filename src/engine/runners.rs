@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -51,8 +52,8 @@ enum Line {
 /// What a runner is at.
 enum Work {
     Idle,
-    /// It makes a unit ready, and waits for the word to begin; with what it has said meanwhile.
-    Ready(String, Vec<String>),
+    /// It is to make a unit ready, and waits for the word; with what it has said meanwhile.
+    Ready(String, Word, Vec<String>),
     /// It was told to begin a unit.
     Told(String),
     /// It was told that its unit is not to run.
@@ -60,16 +61,45 @@ enum Work {
 }
 
 /// Tells a runner whether it is to begin the unit that it makes ready.
+#[derive(Debug, Clone)]
+pub struct Word(Arc<Mutex<Request>>);
+
+/// A job on its way to a runner, and the word for it.
 #[derive(Debug)]
-pub struct Word {
-    requests: File,
+struct Request {
+    /// The runner reads here. None when it gets no job after all.
+    pipe: Option<File>,
+    sent: bool,
+    /// The word, if it has come before the job.
+    early: Option<u8>,
 }
 
 impl Word {
+    fn lock(&self) -> MutexGuard<'_, Request> {
+        // Nothing in it is ever half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begin it, or let it be. A runner that has died is noticed by its replies.
     pub fn give(&self, begin: bool) {
         let word = if begin { BEGIN } else { DROP };
-        let _ = (&self.requests).write_all(&[word]);
+        let mut request = self.lock();
+        if !request.sent {
+            request.early = Some(word);
+        } else if let Some(pipe) = &mut request.pipe {
+            let _ = pipe.write_all(&[word]);
+        }
+    }
+
+    fn send(&self, mut text: Vec<u8>) -> io::Result<()> {
+        let mut request = self.lock();
+        text.extend(request.early);
+        request.sent = true;
+        let Some(pipe) = &mut request.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        // An idle runner reads, so that this does not block for long.
+        pipe.write_all(&text)
     }
 }
 
@@ -82,6 +112,10 @@ struct Handle {
 impl Handle {
     const fn is_idle(&self) -> bool {
         matches!(self.work, Work::Idle)
+    }
+
+    fn is_ready(&self, unit: &str) -> bool {
+        matches!(&self.work, Work::Ready(ready, ..) if ready == unit)
     }
 }
 
@@ -137,12 +171,61 @@ impl Runners {
             .retain(|handle| !handle.is_idle() || !std::mem::replace(&mut kept, true));
     }
 
-    /// Hands a unit to a runner, with what its command reads. The runner makes all ready, and
-    /// waits for the word; [`Runners::told`] or [`Runners::dropped`] is to follow.
+    /// Takes a runner for `unit`. [`Runners::make_ready`] is to follow, and, once the word was
+    /// given, [`Runners::told`] or [`Runners::dropped`].
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<Word> {
+    pub fn reserve(&mut self, unit: &str) -> io::Result<Word> {
+        let place = match self.handles.iter().position(Handle::is_idle) {
+            Some(place) => place,
+            None => self.start()?,
+        };
+        let handle = &mut self.handles[place];
+        let word = Word(Arc::new(Mutex::new(Request {
+            pipe: Some(File::from(handle.requests.as_fd().try_clone_to_owned()?)),
+            sent: false,
+            early: None,
+        })));
+        handle.work = Work::Ready(unit.to_owned(), word.clone(), Vec::new());
+        self.busy = Instant::now();
+        Ok(word)
+    }
+
+    /// Hands `unit` to the runner that was taken for it, with what its command reads. The runner
+    /// makes all ready, and waits for the word.
+    ///
+    /// # Errors
+    /// When there is no such runner any more (`BrokenPipe`), or as the file system.
+    pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<()> {
+        let text = self.text(unit, job, payload);
+        let word = match self.ready(unit).map(|handle| &handle.work) {
+            Some(Work::Ready(_, word, _)) => word.clone(),
+            _ => return Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        let sent = text.and_then(|text| word.send(text));
+        match &sent {
+            // It died while it was idle.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.handles.retain(|handle| !handle.is_ready(unit));
+            }
+            Err(_) => self.let_go(unit),
+            Ok(()) => {}
+        }
+        sent
+    }
+
+    /// Lets the runner that was taken for `unit` go, which has got no job.
+    pub fn let_go(&mut self, unit: &str) {
+        if let Some(handle) = self.ready(unit) {
+            if let Work::Ready(_, word, _) = &handle.work {
+                word.lock().pipe = None;
+            }
+            handle.work = Work::Idle;
+        }
+    }
+
+    fn text(&self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec(job)?;
         text.push(b'\n');
         text.extend_from_slice(payload);
@@ -158,28 +241,12 @@ impl Runners {
             written?;
             text = format!("{FILE}{name}\n").into_bytes();
         }
-        loop {
-            let place = match self.handles.iter().position(Handle::is_idle) {
-                Some(place) => place,
-                None => self.start()?,
-            };
-            let handle = &mut self.handles[place];
-            let requests = File::from(handle.requests.as_fd().try_clone_to_owned()?);
-            // An idle runner reads, so that this does not block for long.
-            if handle.requests.write_all(&text).is_ok() {
-                handle.work = Work::Ready(unit.to_owned(), Vec::new());
-                self.busy = Instant::now();
-                return Ok(Word { requests });
-            }
-            // It died while it was idle.
-            self.handles.remove(place);
-        }
+        Ok(text)
     }
 
-    /// The runner that has made `unit` ready.
+    /// The runner that was taken for `unit`.
     fn ready(&mut self, unit: &str) -> Option<&mut Handle> {
-        let waits = |h: &&mut Handle| matches!(&h.work, Work::Ready(ready, _) if ready == unit);
-        self.handles.iter_mut().find(waits)
+        self.handles.iter_mut().find(|handle| handle.is_ready(unit))
     }
 
     /// The runner that has made `unit` ready was told to begin it, and reports on it from now
@@ -190,7 +257,7 @@ impl Runners {
             return false;
         };
         let told = Work::Told(unit.to_owned());
-        if let Work::Ready(_, said) = std::mem::replace(&mut handle.work, told) {
+        if let Work::Ready(_, _, said) = std::mem::replace(&mut handle.work, told) {
             let number = handle.number;
             said.into_iter().for_each(|text| {
                 let _ = lines.send(Line::Said(number, text));
@@ -279,7 +346,7 @@ impl Runners {
                 }
                 let unit = match &mut handle.work {
                     Work::Told(unit) => unit.clone(),
-                    Work::Ready(_, said) => {
+                    Work::Ready(_, _, said) => {
                         said.push(text);
                         return None;
                     }

@@ -1,5 +1,6 @@
 //! A pipeline's units: handed to runners, watched, booked when they end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -9,7 +10,8 @@ use crate::engine::failpoint;
 use crate::engine::job::{UNIT_VARIABLE, job};
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
 use crate::engine::recovery::Left;
-use crate::engine::runners::{Report, Word};
+use crate::engine::runner::Job;
+use crate::engine::runners::Report;
 use crate::engine::settle;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::Policy;
@@ -67,6 +69,7 @@ impl Pipeline {
     // --- Starting ---
 
     pub(super) fn start_waiting(&mut self) {
+        let mut units = Vec::new();
         while let Some((trigger, unit)) = self.queue.next(now_ms()) {
             let record = match self.reader.unit(&unit) {
                 Ok(Some(record)) => record,
@@ -80,36 +83,66 @@ impl Pipeline {
                     continue;
                 }
             };
+            let record = Arc::new(record.unit);
             // If it fails, it is tried again when the start is on disk.
-            let word = self.make_ready(&record.unit).ok();
+            let word = self.runners.reserve(&unit).ok();
             let op = Op::Start {
                 unit,
                 boot: self.boot.clone(),
             };
-            self.submit(op, Then::Start(Box::new(record.unit), word));
+            self.submit(op, Then::Start(Arc::clone(&record), word));
+            units.push(record);
+        }
+        self.make_ready(&units);
+    }
+
+    /// Has the ledger accept what was submitted, and meanwhile the runners that were taken for
+    /// `units` make all ready for them.
+    pub(super) fn make_ready(&mut self, units: &[Arc<Unit>]) {
+        if units.is_empty() {
+            return;
+        }
+        self.ledger.send();
+        for unit in units {
+            // What fails now is tried again when it is to begin.
+            match self.job(unit) {
+                Ok(job) => {
+                    let _ = self.runners.make_ready(&unit.id, &job, &unit.payload);
+                }
+                Err(_) => self.runners.let_go(&unit.id),
+            }
         }
     }
 
-    /// Has a runner make all ready for `unit`, while the ledger accepts it.
-    pub(super) fn make_ready(&mut self, unit: &Unit) -> Result<Word, NotReady> {
+    fn job(&self, unit: &Unit) -> Result<Job, NotReady> {
         let trigger = self.trigger(&unit.trigger).ok_or_else(|| {
             NotReady::Job(format!("there is no trigger '{}' any more", unit.trigger))
         })?;
-        let job = job(&self.config, trigger, unit).map_err(NotReady::Job)?;
-        self.runners
-            .make_ready(&unit.id, &job, &unit.payload)
-            .map_err(NotReady::Runner)
+        job(&self.config, trigger, unit).map_err(NotReady::Job)
+    }
+
+    /// Hands a unit to a runner that may begin it.
+    fn hand_over(&mut self, unit: &Unit) -> Result<(), NotReady> {
+        let job = self.job(unit)?;
+        loop {
+            let word = self.runners.reserve(&unit.id).map_err(NotReady::Runner)?;
+            failpoint::reached("spawn.before");
+            word.give(true);
+            match self.runners.make_ready(&unit.id, &job, &unit.payload) {
+                Ok(()) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+                Err(e) => return Err(NotReady::Runner(e)),
+            }
+        }
+        self.runners.told(&unit.id);
+        Ok(())
     }
 
     /// Has a unit begin, which the ledger says is running.
     pub(super) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
-        failpoint::reached("spawn.before");
         if !self.runners.told(&unit.id) {
-            match self.make_ready(&unit) {
-                Ok(word) => {
-                    word.give(true);
-                    self.runners.told(&unit.id);
-                }
+            match self.hand_over(&unit) {
+                Ok(()) => {}
                 Err(NotReady::Runner(e)) => {
                     error!(
                         TAEL_UNIT = unit.id,
@@ -122,7 +155,6 @@ impl Pipeline {
                 }
             }
         }
-        failpoint::reached("spawn.after");
         let live = Live {
             said: false,
             started: None,

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -33,8 +34,7 @@ pub struct Hold {
     whole: u64,
     stdout: File,
     stderr: File,
-    /// Tells that something was added to the folder; `None` where the system grants no more
-    /// of them (`fs.inotify.max_user_instances`).
+    /// Tells that something was added to the folder.
     changes: Option<Inotify>,
 }
 
@@ -71,16 +71,11 @@ impl Hold {
         };
         let lock = Lock::acquire(&dir.record()).map_err(io::Error::other)?;
         let whole = lock.file().metadata()?.len();
-        let watch = || {
-            let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-            changes.add_watch(dir.path(), AddWatchFlags::IN_CREATE)?;
-            Ok::<_, Errno>(changes)
-        };
         Ok(Self {
             whole,
             stdout: append(Stream::Stdout.file())?,
             stderr: append(Stream::Stderr.file())?,
-            changes: watch().ok(),
+            changes: None,
             dir: dir.clone(),
             lock,
         })
@@ -183,6 +178,27 @@ impl Hold {
         Ok([stdin, self.stdout.try_clone()?, self.stderr.try_clone()?])
     }
 
+    /// Gives back the disk space in the middle of an output stream that has more than `limit`
+    /// bytes: half of that is kept of its head, half of its tail. The stream keeps its size,
+    /// so that offsets stay what they were. Returns the bytes dropped from stdout and stderr.
+    ///
+    /// A file system that cannot do this keeps everything, and nothing counts as dropped.
+    #[must_use]
+    pub fn trim_streams(&self, limit: u64) -> [u64; 2] {
+        [&self.stdout, &self.stderr].map(|stream| trim(stream, limit).unwrap_or(0))
+    }
+
+    /// Begins to watch the folder for changes, unless the system grants no more of that
+    /// (`fs.inotify.max_user_instances`). What has changed before is not told.
+    pub fn watch(&mut self) {
+        let watch = || {
+            let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            changes.add_watch(self.dir.path(), AddWatchFlags::IN_CREATE)?;
+            Ok::<_, Errno>(changes)
+        };
+        self.changes = watch().ok();
+    }
+
     /// Becomes readable when the folder has changed.
     #[must_use]
     pub fn changes(&self) -> Option<BorrowedFd<'_>> {
@@ -197,6 +213,16 @@ impl Hold {
         }
         self.dir.is_cancelled()
     }
+}
+
+fn trim(stream: &File, limit: u64) -> io::Result<u64> {
+    let surplus = stream.metadata()?.len().saturating_sub(limit);
+    if surplus > 0 {
+        let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(stream, flags, range(limit / 2), range(surplus))?;
+    }
+    Ok(surplus)
 }
 
 #[cfg(test)]

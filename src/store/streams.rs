@@ -12,8 +12,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, fallocate};
-
 use crate::error::{Error, Result};
 use crate::model::unit::Trace;
 use crate::os::lock::Lock;
@@ -126,30 +124,6 @@ impl UnitDir {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.path.join("cancel").exists()
-    }
-
-    /// Gives back the disk space in the middle of an output stream that has more than `limit`
-    /// bytes: half of that is kept of its head, half of its tail. The stream keeps its size,
-    /// so that offsets stay what they were. Returns the bytes dropped from stdout and stderr.
-    ///
-    /// A file system that cannot do this keeps everything, and nothing counts as dropped.
-    #[must_use]
-    pub fn trim_streams(&self, limit: u64) -> [u64; 2] {
-        [Stream::Stdout, Stream::Stderr].map(|stream| self.trim(stream, limit).unwrap_or(0))
-    }
-
-    fn trim(&self, stream: Stream, limit: u64) -> io::Result<u64> {
-        let file = OpenOptions::new()
-            .write(true)
-            .open(self.path.join(stream.file()))?;
-        let surplus = file.metadata()?.len().saturating_sub(limit);
-        if surplus == 0 {
-            return Ok(0);
-        }
-        let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, flags, range(limit / 2), range(surplus))?;
-        Ok(surplus)
     }
 
     /// What the folder says about a run.

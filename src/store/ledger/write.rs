@@ -1,5 +1,7 @@
 //! What is written to the ledger, one operation at a time.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
@@ -40,7 +42,7 @@ pub enum Part {
     /// A run; `start` hands it to a runner in the same commit.
     Run {
         /// The unit.
-        unit: Box<Unit>,
+        unit: Arc<Unit>,
         /// Whether it starts now.
         start: bool,
     },

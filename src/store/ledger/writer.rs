@@ -79,7 +79,8 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     }
 
     /// Hands over an operation; [`Ledger::committed`] brings `then` back once it is on disk.
-    /// It is taken to the disk when that is next called, with all others handed over by then.
+    /// It is taken to the disk when that or [`Ledger::send`] is next called, with all others
+    /// handed over by then.
     pub fn submit(&mut self, op: Op, then: T) {
         self.submitted.push((op, then));
     }
@@ -91,7 +92,8 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    fn send(&mut self) {
+    /// Has the thread take up what was handed over.
+    pub fn send(&mut self) {
         if !self.submitted.is_empty() {
             // The thread ends only after a fault, which its holder learns from `committed`.
             let _ = self.ops.send(std::mem::take(&mut self.submitted));
