@@ -263,7 +263,6 @@ impl Desk<'_> {
     fn supervise(&mut self, job: &Job, running: Running, hold: &mut Hold) -> io::Result<Outcome> {
         let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
         say(&format!("started {started}"));
-        self.make_ahead();
         let limit = job
             .timeout
             .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
@@ -271,7 +270,10 @@ impl Desk<'_> {
         let short = Instant::now() + SHORT;
         let short = limit.map_or(short, |limit| limit.min(short));
         let stopped = match running.wait(None, Some(short)) {
-            Ok(Woken::TimedOut) => self.watch(&running, limit, &mut trim, hold),
+            Ok(Woken::TimedOut) => {
+                self.make_ahead();
+                self.watch(&running, limit, &mut trim, hold)
+            }
             // Without a wake-up it is waited for until it ends.
             _ => None,
         };
