@@ -1,11 +1,12 @@
 //! Runners at their edges: killed by their own command, in folders of odd names, with folders
-//! that vanish, and jobs too long for a pipe.
+//! that vanish, jobs too long for a pipe, and programs that are not there.
 
 mod common;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 
 use common::raw::Raw;
 use common::{World, wait_until};
@@ -47,6 +48,44 @@ fn a_command_that_kills_its_supervisor_does_not_go_on() {
     fs::write(world.path("go"), "").expect("go");
     client.stop();
     assert!(world.lines("late").is_empty(), "none went on");
+}
+
+#[test]
+fn a_command_without_shell_syntax_starts_as_a_shell_would_start_it() {
+    let world = World::new();
+    let script = |name: &str, text: &str, mode: u32| {
+        let path = world.script(name, text);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+        path.to_str().expect("path").to_owned()
+    };
+    let plain = script("plain", "exit 41\n", 0o700);
+    let closed = script("closed", "#!/bin/sh\n", 0o600);
+    script("only-here", "#!/bin/sh\nexit 42\n", 0o700);
+    let env = world.path("env");
+    fs::write(&env, format!("PATH={}\n", world.path("").display())).expect("env");
+    let cases = [
+        ("no-such-program x", 127),
+        ("/no/such/folder/program", 127),
+        (&closed, 126),
+        (&plain, 41),
+        ("only-here", 42),
+        ("/usr/bin/env only-here", 42),
+        // A shell that writes to a closed pipe dies of it: the signal is not ignored.
+        (
+            "/bin/bash -c 'exec 1> >(:); wait; while echo; do :; done'",
+            128 + 13,
+        ),
+    ];
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    for (n, (command, code)) in cases.into_iter().enumerate() {
+        let who = format!("p{n}");
+        let env = env.to_str().expect("path");
+        let client = world.client(&who, &["-t", SEQ, "--env-file", env, "-c", command]);
+        world.publish(SEQ, r#"{"status":"finished"}"#, &[]);
+        let end = ears.status(&who, "failed");
+        assert_eq!(end.payload["return_code"], code, "{command}");
+        client.stop();
+    }
 }
 
 #[test]

@@ -22,3 +22,4 @@ mod settle;
 mod silence;
 mod stop;
 mod units;
+mod word;

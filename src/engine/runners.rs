@@ -1,12 +1,12 @@
 //! The runners that a client has at hand: started ahead, one unit at a time each.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::runner::{ARGUMENT, BEGIN, DROP, FILE, Job};
+use crate::engine::runner::{ARGUMENT, FILE, Job};
+use crate::engine::word::Word;
 use crate::model::unit::Outcome;
 use crate::os::notify;
 use crate::store::outcome::parse_outcome;
@@ -60,49 +61,6 @@ enum Work {
     Dropped,
 }
 
-/// Tells a runner whether it is to begin the unit that it makes ready.
-#[derive(Debug, Clone)]
-pub struct Word(Arc<Mutex<Request>>);
-
-/// A job on its way to a runner, and the word for it.
-#[derive(Debug)]
-struct Request {
-    /// The runner reads here. None when it gets no job after all.
-    pipe: Option<File>,
-    sent: bool,
-    /// The word, if it has come before the job.
-    early: Option<u8>,
-}
-
-impl Word {
-    fn lock(&self) -> MutexGuard<'_, Request> {
-        // Nothing in it is ever half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begin it, or let it be. A runner that has died is noticed by its replies.
-    pub fn give(&self, begin: bool) {
-        let word = if begin { BEGIN } else { DROP };
-        let mut request = self.lock();
-        if !request.sent {
-            request.early = Some(word);
-        } else if let Some(pipe) = &mut request.pipe {
-            let _ = pipe.write_all(&[word]);
-        }
-    }
-
-    fn send(&self, mut text: Vec<u8>) -> io::Result<()> {
-        let mut request = self.lock();
-        text.extend(request.early);
-        request.sent = true;
-        let Some(pipe) = &mut request.pipe else {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        };
-        // An idle runner reads, so that this does not block for long.
-        pipe.write_all(&text)
-    }
-}
-
 struct Handle {
     number: u64,
     requests: ChildStdin,
@@ -123,6 +81,8 @@ impl Handle {
 pub struct Runners {
     handles: Vec<Handle>,
     lines: mpsc::UnboundedReceiver<Line>,
+    /// What runners have said too early: it comes before what they say next.
+    held: VecDeque<Line>,
     line_tx: mpsc::UnboundedSender<Line>,
     started: u64,
     /// When a unit was last handed over.
@@ -137,6 +97,7 @@ impl Runners {
         Self {
             handles: Vec::new(),
             lines,
+            held: VecDeque::new(),
             line_tx,
             started: 0,
             busy: Instant::now(),
@@ -182,11 +143,7 @@ impl Runners {
             None => self.start()?,
         };
         let handle = &mut self.handles[place];
-        let word = Word(Arc::new(Mutex::new(Request {
-            pipe: Some(File::from(handle.requests.as_fd().try_clone_to_owned()?)),
-            sent: false,
-            early: None,
-        })));
+        let word = Word::new(handle.requests.as_fd().try_clone_to_owned()?);
         handle.work = Work::Ready(unit.to_owned(), word.clone(), Vec::new());
         self.busy = Instant::now();
         Ok(word)
@@ -219,7 +176,7 @@ impl Runners {
     pub fn let_go(&mut self, unit: &str) {
         if let Some(handle) = self.ready(unit) {
             if let Work::Ready(_, word, _) = &handle.work {
-                word.lock().pipe = None;
+                word.forget();
             }
             handle.work = Work::Idle;
         }
@@ -252,25 +209,24 @@ impl Runners {
     /// The runner that has made `unit` ready was told to begin it, and reports on it from now
     /// on; `false` if there is none.
     pub fn told(&mut self, unit: &str) -> bool {
-        let lines = self.line_tx.clone();
-        let Some(handle) = self.ready(unit) else {
-            return false;
-        };
-        let told = Work::Told(unit.to_owned());
-        if let Work::Ready(_, _, said) = std::mem::replace(&mut handle.work, told) {
-            let number = handle.number;
-            said.into_iter().for_each(|text| {
-                let _ = lines.send(Line::Said(number, text));
-            });
-        }
-        true
+        self.hear(unit, Work::Told(unit.to_owned()))
     }
 
     /// The runner that has made `unit` ready, if one has, was told that it is not to run.
     pub fn dropped(&mut self, unit: &str) {
-        if let Some(handle) = self.ready(unit) {
-            handle.work = Work::Dropped;
+        self.hear(unit, Work::Dropped);
+    }
+
+    fn hear(&mut self, unit: &str, work: Work) -> bool {
+        let Some(handle) = self.ready(unit) else {
+            return false;
+        };
+        if let Work::Ready(_, _, said) = std::mem::replace(&mut handle.work, work) {
+            let number = handle.number;
+            let said = said.into_iter().map(|text| Line::Said(number, text));
+            self.held.extend(said);
         }
+        true
     }
 
     fn start(&mut self) -> io::Result<usize> {
@@ -309,6 +265,11 @@ impl Runners {
     /// The next report; cancel safe. There may never be one.
     pub async fn next(&mut self) -> Report {
         loop {
+            while let Some(line) = self.held.pop_front() {
+                if let Some(report) = self.read(line) {
+                    return report;
+                }
+            }
             let surplus = self.idle() > 1;
             tokio::select! {
                 // We hold a sender ourselves, so that the channel never ends.
@@ -338,20 +299,20 @@ impl Runners {
             }
             Line::Said(number, text) => {
                 let handle = self.handles.iter_mut().find(|h| h.number == number)?;
+                if let Work::Ready(_, _, said) = &mut handle.work {
+                    said.push(text);
+                    return None;
+                }
                 let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
                 if word == "idle" {
                     handle.work = Work::Idle;
                     self.keep_warm();
                     return None;
                 }
-                let unit = match &mut handle.work {
-                    Work::Told(unit) => unit.clone(),
-                    Work::Ready(_, _, said) => {
-                        said.push(text);
-                        return None;
-                    }
-                    Work::Idle | Work::Dropped => return None,
+                let Work::Told(unit) = &handle.work else {
+                    return None;
                 };
+                let unit = unit.clone();
                 match word {
                     "started" => Some(Report::Started(unit, rest.parse().ok()?)),
                     "ended" => Some(match parse_outcome(rest.as_bytes()) {
@@ -382,4 +343,69 @@ async fn listen(
     // It has closed its side, so that this returns at once.
     let _ = child.wait();
     let _ = lines.send(Line::Gone(number, child.id()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::outcome::outcome_text;
+
+    /// A client with one runner, which is to make a unit ready; a bystander takes its place.
+    fn ready() -> (tempfile::TempDir, Runners, Child, Word) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut runners = Runners::new(dir.path().to_owned());
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cat");
+        runners.handles.push(Handle {
+            number: 1,
+            requests: child.stdin.take().expect("stdin"),
+            work: Work::Idle,
+        });
+        let word = runners.reserve("u").expect("reserve");
+        (dir, runners, child, word)
+    }
+
+    fn say(runners: &mut Runners, text: &str) -> Option<Report> {
+        runners.read(Line::Said(1, text.to_owned()))
+    }
+
+    #[test]
+    fn what_a_runner_says_before_the_loop_knows_of_the_word_is_kept_in_order() {
+        let (_dir, mut runners, mut child, word) = ready();
+        let outcome = Outcome::interrupted(7);
+        let ended = format!("ended {}", outcome_text(&outcome));
+        for text in ["started 7", &ended, "idle"] {
+            assert!(say(&mut runners, text).is_none());
+        }
+        assert!(!runners.told("another") && runners.told("u"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime.block_on(async {
+            assert!(matches!(runners.next().await, Report::Started(unit, 7) if unit == "u"));
+            let report = runners.next().await;
+            assert!(matches!(report, Report::Ended(unit, o) if unit == "u" && o == outcome));
+        });
+        while let Some(line) = runners.held.pop_front() {
+            assert!(runners.read(line).is_none());
+        }
+        assert_eq!(runners.idle(), 1);
+        drop((runners, word));
+        child.wait().expect("cat");
+    }
+
+    #[test]
+    fn a_runner_that_got_no_job_is_free_and_hears_nothing() {
+        let (_dir, mut runners, mut child, word) = ready();
+        runners.let_go("u");
+        word.give(true);
+        assert!(word.send(b"job\n".to_vec()).is_err());
+        assert!(runners.idle() == 1 && !runners.told("u"));
+        drop((runners, word));
+        child.wait().expect("cat");
+    }
 }

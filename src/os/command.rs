@@ -342,3 +342,24 @@ pub struct Usage {
     /// User and system time, microseconds.
     pub cpu: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(program: &str, path: Option<&str>) -> Vec<String> {
+        let image = Image::new(&[program.to_owned()], path.map(OsStr::new)).expect("image");
+        let text = |path: &CString| path.to_str().expect("UTF-8").to_owned();
+        image.paths.iter().map(text).collect()
+    }
+
+    #[test]
+    fn programs_are_looked_for_where_execvp_does() {
+        assert_eq!(paths("x", Some("/a:/b/")), ["/a/x", "/b//x"]);
+        assert_eq!(paths("x", Some(":/b:")), ["x", "/b/x", "x"]);
+        assert_eq!(paths("x", None), ["/bin/x", "/usr/bin/x"]);
+        assert_eq!(paths("./x", Some("/a")), ["./x"]);
+        assert_eq!(paths("", Some("/a")), [""]);
+        assert!(Image::new(&["x\0y".to_owned()], None).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! The word that a runner waits for before it begins: given by the ledger's thread, while the
+//! loop still sends the job perhaps.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::engine::runner::{BEGIN, DROP};
+
+/// Tells a runner whether it is to begin the unit that it makes ready.
+#[derive(Debug, Clone)]
+pub struct Word(Arc<Mutex<Request>>);
+
+/// A job on its way to a runner, and the word for it.
+#[derive(Debug)]
+struct Request {
+    /// The runner reads here. None when it gets no job after all.
+    pipe: Option<File>,
+    sent: bool,
+    /// The word, if it has come before the job.
+    early: Option<u8>,
+}
+
+impl Word {
+    /// For the runner that reads from `pipe`.
+    pub fn new(pipe: OwnedFd) -> Self {
+        Self(Arc::new(Mutex::new(Request {
+            pipe: Some(File::from(pipe)),
+            sent: false,
+            early: None,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Request> {
+        // Nothing in it is ever half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begin it, or let it be. A runner that has died is noticed by its replies.
+    pub fn give(&self, begin: bool) {
+        let word = if begin { BEGIN } else { DROP };
+        let mut request = self.lock();
+        if !request.sent {
+            request.early = Some(word);
+        } else if let Some(pipe) = &mut request.pipe {
+            let _ = pipe.write_all(&[word]);
+        }
+    }
+
+    /// The runner gets no job after all, and so no word.
+    pub fn forget(&self) {
+        self.lock().pipe = None;
+    }
+
+    /// Sends the job, and the word if that has come before it.
+    ///
+    /// # Errors
+    /// As `write(2)`.
+    pub fn send(&self, mut text: Vec<u8>) -> io::Result<()> {
+        let mut request = self.lock();
+        text.extend(request.early);
+        request.sent = true;
+        let Some(pipe) = &mut request.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        // An idle runner reads, so that this does not block for long.
+        pipe.write_all(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_word_that_comes_before_its_job_follows_it() {
+        for early in [true, false] {
+            let (mut runner, pipe) = io::pipe().expect("pipe");
+            let word = Word::new(pipe.into());
+            if early {
+                word.give(true);
+            }
+            word.send(b"job\n".to_vec()).expect("send");
+            if !early {
+                word.give(true);
+            }
+            word.forget();
+            word.give(false);
+            assert!(word.send(b"job\n".to_vec()).is_err());
+            let mut text = Vec::new();
+            runner.read_to_end(&mut text).expect("read");
+            assert_eq!(text, [b"job\n", &[BEGIN][..]].concat());
+        }
+    }
+}
