@@ -230,6 +230,9 @@ fn orphan(world: &World, arguments: &[&str]) -> String {
     world.message(SEQ, FINISHED);
     wait_until("it runs", || world.lines("runs").len() == 1);
     let unit = only_unit(world);
+    wait_until("its process is noted", || {
+        record(world, &unit).contains("\nprocess ")
+    });
     let runners = runners_of(client.child.id());
     client.kill();
     for runner in runners {
@@ -241,6 +244,11 @@ fn orphan(world: &World, arguments: &[&str]) -> String {
         });
     }
     unit
+}
+
+fn record(world: &World, unit: &str) -> String {
+    let units = world.state().join("p/units");
+    fs::read_to_string(units.join(unit).join("outcome")).expect("record")
 }
 
 fn runners_of(client: u32) -> Vec<i32> {
@@ -265,8 +273,7 @@ fn a_run_that_vanished_is_told_as_interrupted() {
     assert_eq!(state(&world, &unit), "failed");
     // The command is not left running on its own.
     assert!(client.log_text().contains("had lost its supervisor"));
-    let text = fs::read_to_string(world.state().join("p/units").join(&unit).join("outcome"));
-    let text = text.expect("record");
+    let text = record(&world, &unit);
     let process = text.lines().find_map(|l| l.strip_prefix("process "));
     let pid = process.and_then(|p| p.split(' ').next()).expect("pid");
     wait_until("the command is gone", || {
