@@ -149,7 +149,7 @@ fn a_folder_that_is_removed_under_a_run_does_not_run_its_event_again() {
         let record = fs::read_to_string(folder.join("outcome")).expect("record");
         let process = record.lines().find_map(|l| l.strip_prefix("process "));
         let pid: i32 = process
-            .and_then(|p| p.split(' ').next())
+            .and_then(|p| p.split(' ').nth(1))
             .and_then(|p| p.parse().ok())
             .expect("pid");
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");

@@ -275,7 +275,7 @@ fn a_run_that_vanished_is_told_as_interrupted() {
     assert!(client.log_text().contains("had lost its supervisor"));
     let text = record(&world, &unit);
     let process = text.lines().find_map(|l| l.strip_prefix("process "));
-    let pid = process.and_then(|p| p.split(' ').next()).expect("pid");
+    let pid = process.and_then(|p| p.split(' ').nth(1)).expect("pid");
     wait_until("the command is gone", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")

@@ -6,7 +6,6 @@
 //! `begun` and `refused CAUSE` for a unit that it does not run. When nobody writes or listens
 //! any more it finishes its unit, writes the outcome, and leaves. No runtime, no threads.
 
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -21,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::command::{Became, Running, Spawn, Woken};
 use crate::os::process::{Sender, boot_id, detach, sender, start_time};
-use crate::store::hold::Hold;
+use crate::store::hold::{Hold, Spent};
 use crate::store::outcome::outcome_text;
 use crate::store::streams::UnitDir;
 
@@ -42,15 +41,11 @@ pub const DROP: u8 = b'-';
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How long an outcome that the client has been told may wait to be synced. While events come
-/// fast the client's ledger has it on disk long before.
+/// fast the client's ledger has it on disk before.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
 /// A command that ends within this time needs no more than that somebody waits for it.
 const SHORT: Duration = Duration::from_millis(20);
-
-/// Outcomes that are kept to be synced. The client's ledger commits in order, and each job of
-/// a runner comes of a later commit than the one before: by then it holds what is older.
-const MAX_UNSYNCED: usize = 4;
 
 /// The exit code of a shell for a program that cannot be executed, and one that is missing
 /// (POSIX.1-2017, Shell Command Language, section 2.8.2).
@@ -96,21 +91,19 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         runners: &runners,
         boot: boot_id(),
         ahead: None,
+        spent: None,
+        free: None,
+        began: None,
     };
-    let mut unsynced = VecDeque::new();
     loop {
         desk.make_ahead();
-        if sync_before(&mut unsynced) == Sender::Gone {
+        if desk.wait() == Sender::Gone {
             // Nobody would take up what we began now; the next client will.
             break;
         }
         match read(&mut desk.jobs, &runners) {
             Ok(Some((job, payload))) => {
-                let unit = UnitDir::new(pipeline, &job.unit);
-                unsynced.extend(desk.work(&job, unit, &payload));
-                if unsynced.len() > MAX_UNSYNCED {
-                    unsynced.pop_front();
-                }
+                desk.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
                 say("idle");
             }
             // What cannot be read is the next one's to try.
@@ -121,22 +114,6 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         ahead.discard();
     }
     ExitCode::SUCCESS
-}
-
-/// Syncs what is unsynced, unless the next job comes first.
-fn sync_before(unsynced: &mut VecDeque<File>) -> Sender {
-    let patience = (!unsynced.is_empty()).then_some(SYNC_DELAY);
-    let mut sender_is = sender(io::stdin().as_fd(), patience);
-    if sender_is != Sender::Wrote {
-        for record in unsynced.drain(..) {
-            // The outcome is there, and nobody could be told that it may not stay.
-            let _ = record.sync_data();
-        }
-    }
-    if sender_is == Sender::Silent {
-        sender_is = sender(io::stdin().as_fd(), None);
-    }
-    sender_is
 }
 
 /// Reads a job with its payload; none at the end.
@@ -183,12 +160,32 @@ struct Desk<'a> {
     boot: String,
     /// The folder of the unit to come.
     ahead: Option<Hold>,
+    /// The folder of the unit that has ended last, until the client's ledger holds its outcome.
+    spent: Option<Spent>,
+    /// A folder that nobody needs any more.
+    free: Option<Spent>,
+    /// When the command began, by the clock of the host and by one that only goes on.
+    began: Option<(i64, Instant)>,
 }
 
 impl Desk<'_> {
-    /// Makes a unit ready, and runs it when it is to begin. Returns its record, which is to be
-    /// synced.
-    fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) -> Option<File> {
+    /// Waits for a job, and syncs the last outcome unless one comes first.
+    fn wait(&mut self) -> Sender {
+        let patience = self.spent.is_some().then_some(SYNC_DELAY);
+        let mut sender_is = sender(io::stdin().as_fd(), patience);
+        if sender_is != Sender::Wrote
+            && let Some(spent) = &self.spent
+        {
+            spent.sync();
+        }
+        if sender_is == Sender::Silent {
+            sender_is = sender(io::stdin().as_fd(), None);
+        }
+        sender_is
+    }
+
+    /// Makes a unit ready, and runs it when it is to begin.
+    fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) {
         let mut hold = match Hold::take(self.ahead.take(), unit) {
             Ok(Some(hold)) => hold,
             other => {
@@ -199,7 +196,7 @@ impl Desk<'_> {
                 }
                 // One that is gone is noticed before the next job.
                 let _ = self.word();
-                return None;
+                return;
             }
         };
         let became = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
@@ -220,20 +217,19 @@ impl Desk<'_> {
                 ..Outcome::not_started("cancelled before it began")
             },
             Became::Nothing(Not::Noted(e)) => {
-                say(&format!("refused {e}"));
-                return None;
+                return say(&format!("refused {e}"));
             }
             Became::Nothing(Not::Wanted) => {
                 self.ahead = hold.withdraw(self.runners);
-                return None;
+                return;
             }
-            Became::Nothing(Not::Heard) => return None,
+            Became::Nothing(Not::Heard) => return,
         };
         say(&format!("ended {}", outcome_text(&outcome)));
         while hold.end(&outcome).is_err() {
             thread::sleep(RETRY);
         }
-        hold.release()
+        self.spent = Some(hold.release());
     }
 
     /// Waits for the word to begin.
@@ -243,6 +239,11 @@ impl Desk<'_> {
         // Standard input may be the command's by now. The lock is held: who finds it free knows
         // that the unit was not begun.
         let client = sender(self.jobs.get_ref().as_fd(), Some(Duration::ZERO));
+        // The ledger commits in order, and was told of the end before of this unit. Nothing is
+        // dropped here: the process that is to be the command would close files of its own only.
+        if self.free.is_none() {
+            self.free = self.spent.take();
+        }
         match (word, client) {
             ([BEGIN], Sender::Gone) => Err(Not::Heard),
             ([BEGIN], _) => Ok(()),
@@ -256,12 +257,15 @@ impl Desk<'_> {
         if hold.dir().is_cancelled() {
             return Err(Not::Cancelled);
         }
-        hold.begin().map_err(Not::Noted)
+        hold.begin().map_err(Not::Noted)?;
+        self.began = Some((Timestamp::now().as_millisecond(), Instant::now()));
+        Ok(())
     }
 
     /// Watches the command of `job` to its end.
     fn supervise(&mut self, job: &Job, running: Running, hold: &mut Hold) -> io::Result<Outcome> {
-        let (started, clock) = (Timestamp::now().as_millisecond(), Instant::now());
+        let now = || (Timestamp::now().as_millisecond(), Instant::now());
+        let (started, clock) = self.began.take().unwrap_or_else(now);
         say(&format!("started {started}"));
         let limit = job
             .timeout
@@ -326,7 +330,8 @@ impl Desk<'_> {
     /// Makes the folder of the next unit, if there is none yet.
     fn make_ahead(&mut self) {
         if self.ahead.is_none() {
-            self.ahead = Hold::ahead(self.runners).ok();
+            let reused = self.free.take().and_then(|free| free.reuse(self.runners));
+            self.ahead = reused.or_else(|| Hold::ahead(self.runners).ok());
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Locks held by the kernel: they are gone when their holder is.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 
 use crate::error::{Error, Result};
 
@@ -104,4 +106,21 @@ impl Lock {
             };
         }
     }
+}
+
+/// Whether anybody else has `file` open, which is open for writing here; also where that cannot
+/// be told, as on network file systems. The kernel grants a lease to none but an only one
+/// (`fcntl(2)`, `F_SETLEASE`). Whoever opens the file meanwhile waits a moment, and has the
+/// kernel send us SIGIO, which must not end this process.
+#[must_use]
+pub fn is_open_elsewhere(file: &File) -> bool {
+    let lease = |kind: libc::c_int| {
+        // SAFETY: the descriptor is open for as long as `file` is borrowed; the call takes a
+        // number, and no memory.
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }
+    };
+    if lease(libc::F_WRLCK) != 0 {
+        return true;
+    }
+    lease(libc::F_UNLCK) != 0
 }

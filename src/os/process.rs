@@ -70,6 +70,8 @@ pub fn detach() {
         Signal::SIGHUP,
         Signal::SIGQUIT,
         Signal::SIGXFSZ,
+        // Somebody opens a file that we look at (`is_open_elsewhere`).
+        Signal::SIGIO,
     ]);
 }
 

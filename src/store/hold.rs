@@ -2,23 +2,28 @@
 //!
 //! To make files takes a file system longer than anything else that stands between an event
 //! and its command. So a runner makes the folder of its next unit while it has nothing to do,
-//! in `runners/<pid>`, and renames it when the unit comes.
+//! in `runners/<pid>`, and renames it when the unit comes; or it takes that of a run before,
+//! which has left nothing in it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::geteuid;
 
 use crate::model::unit::Outcome;
-use crate::os::lock::Lock;
+use crate::os::lock::{Lock, is_open_elsewhere};
 use crate::store::outcome::outcome_text;
-use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir};
+use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir, noted};
+
+/// The mode of what is in a folder.
+const MODE: u32 = 0o600;
 
 /// Where this process makes the folder of a unit to come.
 fn own_folder(runners: &Path) -> PathBuf {
@@ -64,21 +69,30 @@ impl Hold {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
-        let append = |name: &str| {
+        let append = |stream: Stream| {
             let mut options = OpenOptions::new();
-            options.append(true).create(true).mode(0o600);
-            options.open(dir.path().join(name))
+            options.append(true).create(true).mode(MODE);
+            options.open(dir.path().join(stream.file()))
         };
-        let lock = Lock::acquire(&dir.record()).map_err(io::Error::other)?;
-        let whole = lock.file().metadata()?.len();
         Ok(Self {
-            whole,
-            stdout: append(Stream::Stdout.file())?,
-            stderr: append(Stream::Stderr.file())?,
+            lock: Lock::acquire(&dir.record()).map_err(io::Error::other)?,
+            whole: 0,
+            stdout: append(Stream::Stdout)?,
+            stderr: append(Stream::Stderr)?,
             changes: None,
             dir: dir.clone(),
-            lock,
         })
+    }
+
+    /// Reads what the record holds, to go on behind it; whether the unit was begun.
+    fn read_record(&mut self) -> io::Result<bool> {
+        let mut bytes = Vec::new();
+        File::open(self.dir.record())?.read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        // Half a line, which a power failure has left, is written over.
+        let whole = bytes.iter().rposition(|b| *b == b'\n');
+        self.whole = whole.map_or(0, |at| at as u64 + 1);
+        Ok(noted(&text, BEGUN, &self.dir.id()).is_some())
     }
 
     /// Takes `unit`, with the folder that was made ahead if there is one; waits for whoever
@@ -95,8 +109,9 @@ impl Hold {
             }
             hold.discard();
         }
-        let hold = Self::open(&unit)?;
-        Ok((hold.whole == 0).then_some(hold))
+        let mut hold = Self::open(&unit)?;
+        let begun = hold.read_record()?;
+        Ok((!begun).then_some(hold))
     }
 
     /// Takes the folder of a unit that is not to run back to `runners`, for the next one.
@@ -105,9 +120,6 @@ impl Hold {
         let back = own_folder(runners);
         if fs::rename(self.dir.path(), &back).is_ok() {
             self.dir = UnitDir::at(back);
-        }
-        // What is in it was meant for another.
-        if self.dir.path().starts_with(runners) && !self.dir.is_cancelled() {
             return Some(self);
         }
         self.discard();
@@ -142,7 +154,7 @@ impl Hold {
     /// # Errors
     /// As the file system.
     pub fn begin(&mut self) -> io::Result<()> {
-        self.note(&format!("{BEGUN}\n"))
+        self.note(&format!("{BEGUN} {}\n", self.dir.id()))
     }
 
     /// Notes the process of the command: its id, when it was started, and under which boot.
@@ -150,7 +162,8 @@ impl Hold {
     /// # Errors
     /// As the file system.
     pub fn note_process(&mut self, pid: u32, start: u64, boot: &str) -> io::Result<()> {
-        self.note(&format!("{PROCESS} {pid} {start} {boot}\n"))
+        let id = self.dir.id();
+        self.note(&format!("{PROCESS} {id} {pid} {start} {boot}\n"))
     }
 
     /// Notes the outcome; it counts when its line is whole.
@@ -158,13 +171,17 @@ impl Hold {
     /// # Errors
     /// As the file system.
     pub fn end(&mut self, outcome: &Outcome) -> io::Result<()> {
-        self.note(&format!("{ENDED} {}\n", outcome_text(outcome)))
+        let id = self.dir.id();
+        self.note(&format!("{ENDED} {id} {}\n", outcome_text(outcome)))
     }
 
-    /// Lets go of the unit, and returns its record, which is to be synced.
+    /// Lets go of the unit, which has ended.
     #[must_use]
-    pub fn release(self) -> Option<File> {
-        self.lock.release()
+    pub fn release(self) -> Spent {
+        Spent {
+            dir: self.dir,
+            record: self.lock.release(),
+        }
     }
 
     /// The command's three streams, with `payload` to read.
@@ -212,6 +229,69 @@ impl Hold {
             while changes.read_events().is_ok_and(|events| !events.is_empty()) {}
         }
         self.dir.is_cancelled()
+    }
+}
+
+/// The folder of a unit that has ended.
+#[derive(Debug)]
+pub struct Spent {
+    dir: UnitDir,
+    record: Option<File>,
+}
+
+impl Spent {
+    /// Has the disk hold the outcome.
+    pub fn sync(&self) {
+        if let Some(record) = &self.record {
+            // The outcome is there, and nobody could be told that it may not stay.
+            let _ = record.sync_data();
+        }
+    }
+
+    /// Takes the folder to `runners` for the next unit, if the run has left nothing in it and
+    /// nobody has it open, as a process that outlives its command may. Nothing is to be known
+    /// from it any more: the ledger holds the outcome.
+    #[must_use]
+    pub fn reuse(self, runners: &Path) -> Option<Hold> {
+        // Silent at first sight?
+        let size = |stream: Stream| fs::metadata(self.dir.path().join(stream.file())).ok();
+        let silent = |stream| size(stream).is_some_and(|meta| meta.len() == 0);
+        if !silent(Stream::Stdout) || !silent(Stream::Stderr) {
+            return None;
+        }
+        // Nobody finds the way to what is in it from now on.
+        let dir = UnitDir::at(own_folder(runners));
+        fs::rename(self.dir.path(), dir.path()).ok()?;
+        let taken = Hold::again(&dir);
+        if taken.is_none() {
+            let _ = fs::rename(dir.path(), self.dir.path());
+        }
+        taken
+    }
+}
+
+impl Hold {
+    /// The folder `dir` as if it had just been made; `None` if it is not like that.
+    fn again(dir: &UnitDir) -> Option<Self> {
+        let names = fs::read_dir(dir.path()).ok()?;
+        if names.count() != 3 {
+            return None;
+        }
+        let hold = Self::open(dir).ok()?;
+        for stream in [&hold.stdout, &hold.stderr, hold.lock.file()] {
+            let meta = stream.metadata().ok()?;
+            let (mode, owner) = (meta.mode() & 0o7777, meta.uid());
+            if !meta.is_file() || mode != MODE || meta.nlink() != 1 || owner != geteuid().as_raw() {
+                return None;
+            }
+        }
+        for stream in [&hold.stdout, &hold.stderr] {
+            if is_open_elsewhere(stream) || stream.metadata().ok()?.len() > 0 {
+                return None;
+            }
+        }
+        hold.lock.file().set_len(0).ok()?;
+        Some(hold)
     }
 }
 
@@ -279,7 +359,7 @@ mod tests {
         hold.begin().expect("begun");
         let outcome = Outcome::interrupted(1);
         hold.end(&outcome).expect("end");
-        assert!(hold.release().is_some());
+        hold.release().sync();
         assert_eq!(unit.trace(), Ok(Trace::Ended(outcome)));
         assert!(take(None).is_none());
     }
@@ -300,13 +380,93 @@ mod tests {
         let hold = take(Some(Hold::ahead(&runners).expect("ahead")), unit.clone());
         let ahead = hold.withdraw(&runners);
         assert!(ahead.is_some() && !unit.path().exists());
-        let hold = take(ahead, UnitDir::new(state.path(), "u2"));
+        let other = |id| UnitDir::new(state.path(), id);
+        let hold = take(ahead, other("u2"));
         hold.dir().cancel().expect("cancel");
-        assert!(
-            hold.withdraw(&runners).is_none(),
-            "the mark is not for the next"
-        );
+        assert!(hold.is_cancelled());
+        let hold = take(hold.withdraw(&runners), other("u3"));
+        assert!(!hold.is_cancelled(), "the mark is not for the next");
+        hold.discard();
         assert_eq!(count(&runners) + count(&state.path().join("units")), 0);
+    }
+
+    /// The folder of a unit that has ended as `run` says.
+    fn spent(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut Hold)) -> Spent {
+        let mut hold = Hold::take(None, unit.clone()).expect("take").expect("new");
+        hold.begin().expect("begun");
+        run(&mut hold);
+        hold.end(&Outcome::interrupted(1)).expect("end");
+        assert_eq!(count(runners), 0);
+        hold.release()
+    }
+
+    #[test]
+    fn the_folder_of_a_silent_run_serves_another_unit() {
+        let (state, runners, unit) = state();
+        let spent = spent(&runners, &unit, |_| {});
+        let ahead = spent.reuse(&runners);
+        assert!(ahead.is_some() && !unit.path().exists());
+        assert_eq!(unit.trace(), Ok(Trace::Fresh));
+        let next = UnitDir::new(state.path(), "u2");
+        let mut hold = Hold::take(ahead, next.clone()).expect("take").expect("new");
+        hold.begin().expect("begun");
+        drop(hold);
+        assert_eq!(next.trace(), Ok(Trace::Gone));
+    }
+
+    #[test]
+    fn a_folder_with_anything_in_it_or_about_it_stays() {
+        let (_state, runners, unit) = state();
+        let file = |name: &str| unit.path().join(name);
+        let left = |what: &str, run: &dyn Fn(&mut Hold)| {
+            let spent = spent(&runners, &unit, |hold| run(hold));
+            assert!(spent.reuse(&runners).is_none(), "{what}");
+            assert_eq!(count(&runners), 0, "{what}");
+            assert!(matches!(unit.trace(), Ok(Trace::Ended(_))), "{what}");
+            unit.remove().expect("remove");
+        };
+        left("output", &|hold| {
+            hold.stderr.write_all(b"x").expect("write")
+        });
+        left("a file", &|_| fs::write(file("core"), "").expect("write"));
+        left("a link", &|hold| {
+            let name = hold.dir.path().with_extension("linked");
+            let _ = fs::remove_file(&name);
+            fs::hard_link(file("stdout"), name).expect("link");
+        });
+        left("a mode", &|_| {
+            use std::os::unix::fs::PermissionsExt;
+            let open = fs::Permissions::from_mode(0o644);
+            fs::set_permissions(file("stdout"), open).expect("mode");
+        });
+        left("a mark", &|hold| hold.dir.cancel().expect("cancel"));
+        let spent = spent(&runners, &unit, |_| {});
+        let follower = File::open(file("stdout")).expect("open");
+        assert!(spent.reuse(&runners).is_none(), "somebody reads");
+        drop(follower);
+    }
+
+    #[test]
+    fn what_another_unit_has_left_in_a_record_is_not_believed() {
+        let (_state, runners, unit) = state();
+        let old = spent(&runners, &unit, |_| {});
+        let path = unit.path().with_file_name("u12");
+        fs::rename(unit.path(), &path).expect("rename");
+        let next = UnitDir::at(path);
+        assert_eq!(next.trace(), Ok(Trace::Fresh));
+        // And half a line, as after a power failure.
+        let record = old.record.expect("record");
+        let size = record.metadata().expect("size").len();
+        record.write_all_at(b"begun u12 and", size).expect("half");
+        assert_eq!(next.trace(), Ok(Trace::Fresh));
+        let mut hold = Hold::take(None, next.clone()).expect("take").expect("new");
+        hold.begin().expect("begun");
+        drop(hold);
+        assert_eq!(next.trace(), Ok(Trace::Gone));
+        assert_eq!(
+            UnitDir::at(next.path().with_file_name("u1")).trace(),
+            Ok(Trace::Fresh)
+        );
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! The folder of a unit: its streams, and the record of its run.
 //!
 //! ```text
-//! units/<id>/stdout    what the command wrote
+//! units/<id>/stdout        what the command wrote
 //! units/<id>/stderr
-//! units/<id>/outcome   what its runner has noted, at last how it ended; locked by it till then
-//! units/<id>/cancel    there once somebody has asked for the end
+//! units/<id>/outcome       what its runner has noted, at last how it ended; locked by it till then
+//! units/<id>/cancel-<id>   there once somebody has asked for the end
 //! ```
+//!
+//! The folder of a run that has left nothing behind serves another unit once the ledger knows
+//! how it ended. What is in a folder therefore names the unit that it belongs to: a power
+//! failure may bring back what was there before.
 
+use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -29,7 +34,8 @@ pub fn create_private_dir(path: &Path) -> Result<()> {
         .map_err(|e| Error::cannot_create(format!("create folder {}: {e}", path.display())))
 }
 
-/// Begin the lines of a record: the command may have started; its process; how it ended.
+/// Begin the lines of a record, before the unit's id: the command may have started; its process;
+/// how it ended.
 pub(super) const BEGUN: &str = "begun";
 pub(super) const PROCESS: &str = "process";
 pub(super) const ENDED: &str = "ended";
@@ -50,6 +56,19 @@ impl Stream {
             Self::Stderr => "stderr",
         }
     }
+}
+
+/// What the record `text` has noted of unit `id` after `word`. What a power failure has left of
+/// a line is none.
+pub(super) fn noted<'a>(text: &'a str, word: &str, id: &str) -> Option<&'a str> {
+    let whole = text.split_inclusive('\n');
+    let whole = whole.filter_map(|line| line.strip_suffix('\n'));
+    let mut rests = whole.filter_map(|line| {
+        let rest = line.strip_prefix(word)?.strip_prefix(' ')?;
+        let rest = rest.strip_prefix(id)?;
+        rest.is_empty().then_some("").or(rest.strip_prefix(' '))
+    });
+    rests.next()
 }
 
 /// The folder of one unit.
@@ -79,8 +98,13 @@ impl UnitDir {
         &self.path
     }
 
-    /// The record of the run: empty until it begins, then a line for each step of it. Its lock
-    /// is held while a runner works on the unit.
+    /// Its name, which is the unit's id.
+    pub(super) fn id(&self) -> Cow<'_, str> {
+        self.path.file_name().unwrap_or_default().to_string_lossy()
+    }
+
+    /// The record of the run: nothing of the unit until it begins, then a line for each step of
+    /// it. Its lock is held while a runner works on the unit.
     #[must_use]
     pub fn record(&self) -> PathBuf {
         self.path.join("outcome")
@@ -99,8 +123,7 @@ impl UnitDir {
     #[must_use]
     pub fn read_process(&self, boot: &str) -> Option<(u32, u64)> {
         let text = fs::read_to_string(self.record()).ok()?;
-        let words = text.lines().find_map(|line| line.strip_prefix(PROCESS))?;
-        let mut words = words.trim_start().splitn(3, ' ');
+        let mut words = noted(&text, PROCESS, &self.id())?.splitn(3, ' ');
         let (pid, start) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         (words.next()? == boot).then_some((pid, start))
     }
@@ -117,13 +140,17 @@ impl UnitDir {
         }
         let mut options = OpenOptions::new();
         options.write(true).create(true).mode(0o600);
-        options.open(self.path.join("cancel")).map(drop)
+        options.open(self.cancel_mark()).map(drop)
     }
 
     /// Whether somebody has asked for the end of the unit.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.path.join("cancel").exists()
+        self.cancel_mark().exists()
+    }
+
+    fn cancel_mark(&self) -> PathBuf {
+        self.path.join(format!("cancel-{}", self.id()))
     }
 
     /// What the folder says about a run.
@@ -148,15 +175,13 @@ impl UnitDir {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|e| wrong(&e))?;
-        let text = String::from_utf8_lossy(&bytes);
-        // What a power failure has left of a line is none.
-        let mut lines = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
-        match lines.find_map(|line| line.strip_prefix(ENDED)) {
+        let (text, id) = (String::from_utf8_lossy(&bytes), self.id());
+        match noted(&text, ENDED, &id) {
             Some(outcome) => parse_outcome(outcome.as_bytes())
                 .map(Trace::Ended)
                 .ok_or_else(|| wrong(&"it holds no outcome of ours")),
-            None if text.is_empty() => Ok(Trace::Fresh),
-            None => Ok(Trace::Gone),
+            None if noted(&text, BEGUN, &id).is_some() => Ok(Trace::Gone),
+            None => Ok(Trace::Fresh),
         }
     }
 
