@@ -50,6 +50,14 @@ impl Scene {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Statuses that the ledger holds until they are answered.
+    fn untold(&self) -> i64 {
+        let ledger = self.dir.path().join("state/p/ledger.db");
+        let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+        let count = ledger.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0));
+        count.expect("count")
+    }
+
     #[track_caller]
     fn have_run(&self, wanted: &[&str]) {
         wait_until("as many have run", || self.runs().len() >= wanted.len());
@@ -87,6 +95,63 @@ fn a_foreign_message_that_comes_again_runs_once() {
     raw.send(&publish(SEQ, three, Some(4), &[], true));
     raw.serve_until_acknowledged(4);
     scene.have_run(&["1", "1", "2", "3"]);
+}
+
+#[test]
+fn an_equal_message_under_the_same_number_is_news_once_the_first_is_settled() {
+    let scene = Scene::new();
+    let _client = scene.start();
+    for _ in 0..2 {
+        // A broker that numbers anew with each connection, and has sent the second message into
+        // the end of the one before.
+        let mut raw = scene.online();
+        raw.send(&publish(SEQ, ONE, Some(1), &[], scene.runs().len() == 1));
+        raw.serve_until_acknowledged(1);
+        // It answers what the client says afterwards: the acknowledgement has arrived.
+        raw.serve_until(|m| {
+            m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
+        });
+        wait_until("the client has read the answer", || scene.untold() == 0);
+    }
+    scene.have_run(&["1", "1"]);
+}
+
+#[test]
+fn a_message_that_is_sent_three_times_runs_once() {
+    let scene = Scene::new();
+    let _client = scene.start();
+    let mut raw = scene.online();
+    for again in [false, true, true] {
+        if again {
+            drop(raw);
+            raw = scene.online();
+        }
+        raw.send(&publish(SEQ, ONE, Some(1), &[], again));
+        raw.serve_until_acknowledged(1);
+    }
+    raw.send(&publish(SEQ, TWO, Some(2), &[], false));
+    raw.serve_until_acknowledged(2);
+    scene.have_run(&["1", "2"]);
+}
+
+#[test]
+fn acknowledgements_go_in_the_order_of_arrival() {
+    let scene = Scene::new();
+    let _client = scene.start();
+    let mut raw = scene.online();
+    // The first has to wait for the disk, the second means nothing to anybody.
+    let ignored: &[u8] = br#"{"status":"started"}"#;
+    for (packet, payload) in [(1, ONE), (2, ignored), (3, TWO), (4, ignored)] {
+        raw.send(&publish(SEQ, payload, Some(packet), &[], false));
+    }
+    let mut order = Vec::new();
+    while order.len() < 4 {
+        let (kind, body) = raw.receive();
+        if kind == 0x40 {
+            order.push(u16::from_be_bytes([body[0], body[1]]));
+        }
+    }
+    assert_eq!(order, [1, 2, 3, 4]);
 }
 
 #[test]

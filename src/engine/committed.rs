@@ -19,12 +19,15 @@ impl Pipeline {
                     words: _,
                     ack,
                     reply,
+                    bytes,
                 },
                 Done::Accepted { fresh, queued },
             ) => {
+                self.uncommitted_bytes -= bytes;
+                self.redelivery.accepted();
                 failpoint::reached("commit.after");
                 if let Some(ack) = ack {
-                    self.session.acknowledge(ack);
+                    self.session.acknowledge(&ack);
                 }
                 failpoint::reached("ack.after");
                 self.outbox.extend(queued);

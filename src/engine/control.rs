@@ -26,7 +26,7 @@ impl Pipeline {
     pub(super) fn on_control(&mut self, delivery: &Delivery, ack: SessionAck) {
         if delivery.retained {
             // A request is for now; one that is replayed at every start is a mistake.
-            return self.session.acknowledge(ack);
+            return self.session.acknowledge(&ack);
         }
         let action = Action::parse(&delivery.payload, self.config.max_payload)
             .map_err(|cause| (Kind::Data, cause));
@@ -58,7 +58,7 @@ impl Pipeline {
         if let Some(reply) = reply(delivery, &answer) {
             self.session.publish(reply, 0);
         }
-        self.session.acknowledge(ack);
+        self.session.acknowledge(&ack);
     }
 
     fn chosen(&self, name: Option<&str>) -> Result<&Trigger, Refusal> {
@@ -83,7 +83,7 @@ impl Pipeline {
         ack: &SessionAck,
     ) -> Result<(), Refusal> {
         let trigger = self.chosen(trigger)?;
-        let since = self.redelivery_since;
+        let since = self.redelivery.since();
         let (admission, unit) = admit::raise(&self.config, trigger, delivery, attributes, since);
         let answer = match unit {
             Ok(unit) => control::accepted(fields([("unit", json!(unit))])),

@@ -20,13 +20,16 @@ const STARTED_DELAY: Duration = Duration::from_millis(10);
 pub struct Later {
     starts: Vec<Op>,
     sent: Vec<Token>,
+    answered: i64,
     due: Option<Instant>,
 }
 
 impl Later {
-    /// Adds that the broker has acknowledged a message which the ledger still holds.
-    pub fn sent(&mut self, seq: Token) {
+    /// Adds that the broker has acknowledged a message which the ledger still holds, and knows
+    /// what came to us before `answered` (milliseconds since the epoch) to be acknowledged.
+    pub fn sent(&mut self, seq: Token, answered: i64) {
         self.sent.push(seq);
+        self.answered = answered;
         self.by(SENT_DELAY);
     }
 
@@ -52,7 +55,10 @@ impl Later {
         self.due = None;
         let mut ops = std::mem::take(&mut self.starts);
         if !self.sent.is_empty() {
-            ops.push(Op::Sent(std::mem::take(&mut self.sent)));
+            ops.push(Op::Sent {
+                list: std::mem::take(&mut self.sent),
+                answered: self.answered,
+            });
         }
         ops
     }

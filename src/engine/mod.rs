@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod pipeline;
 mod queue;
 mod recovery;
+mod redelivery;
 pub mod reload;
 pub mod runner;
 mod runners;

@@ -31,13 +31,14 @@ impl Outbox {
         self.rows.extend(queued.into_iter().map(row));
     }
 
-    /// Publishes what may go out now.
-    pub fn flush(&mut self, session: &mut Session) {
+    /// Publishes what may go out now, and tells `sent` of each.
+    pub fn flush(&mut self, session: &mut Session, mut sent: impl FnMut(u64)) {
         for row in self.rows.iter_mut().take(WINDOW).filter(|row| !row.sent) {
             row.sent = session.publish(row.queued.message.clone(), row.queued.seq);
             if !row.sent {
                 return;
             }
+            sent(row.queued.seq);
         }
     }
 

@@ -22,6 +22,7 @@ use crate::engine::metrics::Metrics;
 use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
+use crate::engine::redelivery::Redelivery;
 use crate::engine::reload::Reload;
 use crate::engine::runners::Runners;
 use crate::engine::silence::Silence;
@@ -33,15 +34,16 @@ use crate::model::topic::PipelineTopics;
 use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::net::mqtt::{Refused, Token};
-use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::ledger::{Done, Ledger, OnDisk, Op, Part, Reader};
 use crate::store::streams::UnitDir;
 
-/// Operations that may wait for the ledger before no more messages are taken.
+/// Operations that may wait for the ledger before no more messages are taken, and the bytes of
+/// the messages among them.
 const MAX_UNCOMMITTED: usize = 4096;
+const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
 
 /// Token of messages whose acknowledgement nobody waits for; the outbox's begin at 1.
 pub(super) const UNTRACKED: Token = 0;
@@ -64,6 +66,7 @@ pub(super) enum Then {
         words: Vec<(usize, Word)>,
         ack: Option<SessionAck>,
         reply: Option<Message>,
+        bytes: usize,
     },
     Start(Arc<Unit>, Option<Word>),
     Settled {
@@ -116,11 +119,11 @@ pub struct Pipeline {
     pub(super) outbox: Outbox,
     pub(super) counts: Counts,
     pub(super) session: Session,
-    /// When an event that the broker may send twice was accepted at the earliest.
-    pub(super) redelivery_since: i64,
+    pub(super) redelivery: Redelivery,
     pub(super) boot: String,
     pub(super) ledger: Ledger<Then>,
     pub(super) uncommitted: usize,
+    pub(super) uncommitted_bytes: usize,
     pub(super) later: Later,
     pub(super) runners: Runners,
     pub(super) live: HashMap<String, Live>,
@@ -130,7 +133,7 @@ pub struct Pipeline {
     ),
     /// Whether whatever starts is to end: the client stops with its units.
     pub(super) cancels_all: bool,
-    online_since: Option<Instant>,
+    online: bool,
     pub(super) ended: u32,
     /// Whether runners have just not been able to begin.
     pub(super) refusing: bool,
@@ -157,8 +160,7 @@ impl Pipeline {
         let since = Timestamp::now();
         let mut outbox = Outbox::default();
         outbox.extend(reader.outbox()?);
-        let twice = twice_keep_alive(&config.broker);
-        let redelivery_since = reader.last_accepted()?.map_or(0, |at| at - twice);
+        let redelivery = Redelivery::new(reader.answered()?);
         recovery::sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
         let runners = home.path.join(RUNNERS);
@@ -178,16 +180,17 @@ impl Pipeline {
             queue,
             outbox,
             counts: Counts::default(),
-            redelivery_since,
+            redelivery,
             boot,
             ledger,
             uncommitted: 0,
+            uncommitted_bytes: 0,
             later: Later::default(),
             runners: Runners::new(runners),
             live: HashMap::new(),
             adopted: mpsc::unbounded_channel(),
             cancels_all: false,
-            online_since: None,
+            online: false,
             ended: 0,
             refusing: false,
             health: Health::new(notify),
@@ -213,7 +216,7 @@ impl Pipeline {
             if !self.outbox.is_empty() {
                 failpoint::reached("publish.before");
             }
-            self.outbox.flush(&mut self.session);
+            self.flush_outbox();
             self.check_health();
             self.check_metrics(false);
             let wake = self.wake();
@@ -224,7 +227,7 @@ impl Pipeline {
                 committed = self.ledger.committed() => self.on_committed(committed.map_err(|f| f.0)?),
                 report = self.runners.next() => self.on_report(report),
                 Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
-                event = self.session.next(), if self.uncommitted < MAX_UNCOMMITTED => {
+                event = self.session.next(), if self.takes_more() => {
                     self.on_session(event?);
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
@@ -233,6 +236,11 @@ impl Pipeline {
             }
         }
         self.stop().await
+    }
+
+    /// Whether the ledger keeps up with what comes.
+    const fn takes_more(&self) -> bool {
+        self.uncommitted < MAX_UNCOMMITTED && self.uncommitted_bytes < MAX_UNCOMMITTED_BYTES
     }
 
     /// When something is to be done though nothing happens.
@@ -262,12 +270,21 @@ impl Pipeline {
 
     /// Whether the broker is there and has our subscriptions.
     pub(super) const fn is_online(&self) -> bool {
-        self.online_since.is_some()
+        self.online
     }
 
     pub(super) fn tell_presence(&mut self, state: Presence) {
         let presence = connect::presence(&self.config, &self.topics, state, self.since);
-        self.session.publish(presence, UNTRACKED);
+        if self.session.publish(presence, UNTRACKED) {
+            self.redelivery.sent(UNTRACKED, now_ms());
+        }
+    }
+
+    /// Publishes what may go out now.
+    pub(super) fn flush_outbox(&mut self) {
+        let redelivery = &mut self.redelivery;
+        let sent = |seq| redelivery.sent(seq, now_ms());
+        self.outbox.flush(&mut self.session, sent);
     }
 
     /// Submits what waits for other changes.
@@ -302,7 +319,7 @@ impl Pipeline {
     pub(super) fn on_session(&mut self, event: Event) {
         match event {
             Event::Online => {
-                self.online_since = Some(Instant::now());
+                self.online = true;
                 self.tell_presence(Presence::Online);
                 self.silence.online(true);
                 self.last.due();
@@ -310,18 +327,10 @@ impl Pipeline {
             }
             Event::Subscribed(result) => self.on_subscribed(result),
             Event::Offline => {
+                self.online = false;
                 self.outbox.reset();
                 self.silence.online(false);
-                // What the broker has answered a ping after, it knows to be acknowledged.
-                let twice = twice_keep_alive(&self.config.broker);
-                let long = Duration::from_millis(twice.cast_unsigned());
-                if self
-                    .online_since
-                    .take()
-                    .is_some_and(|since| since.elapsed() > long)
-                {
-                    self.redelivery_since = now_ms() - twice;
-                }
+                self.redelivery.disconnected();
             }
             Event::Published(seq, result) => self.on_published(seq, result),
             Event::Received(received) => {
@@ -339,19 +348,19 @@ impl Pipeline {
         if own {
             // A pipeline does not start itself, whoever speaks in its name.
             self.counts.ignored += 1;
-            return self.session.acknowledge(ack);
+            return self.session.acknowledge(&ack);
         }
         if self.silence.is_watched() {
             self.listen(delivery);
         }
-        let admission = admit::judge(&self.config, delivery, self.redelivery_since);
+        let admission = admit::judge(&self.config, delivery, self.redelivery.since());
         if admission.parts.is_empty() {
             self.counts.ignored += 1;
             debug!(
                 TAEL_TOPIC = admission.topic,
                 "ignored: no trigger waits for that, as it is"
             );
-            self.session.acknowledge(ack);
+            self.session.acknowledge(&ack);
         } else {
             self.accept(admission, Some(ack), None);
         }
@@ -365,8 +374,10 @@ impl Pipeline {
         reply: Option<Message>,
     ) {
         let (mut words, mut units) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start } = part {
+                bytes += unit.payload.len() + unit.exported_bytes();
                 *start = self.queue.claim(&unit.trigger, &unit.id);
                 // If it fails, it is tried again when the event is on disk.
                 if *start && let Ok(word) = self.runners.reserve(&unit.id) {
@@ -375,10 +386,12 @@ impl Pipeline {
                 }
             }
         }
+        let at = now_ms();
+        self.redelivery.came(at);
         let op = Op::Accept {
             key: admission.key.clone(),
             topic: admission.topic.clone(),
-            at: now_ms(),
+            at,
             boot: self.boot.clone(),
             parts: admission.parts.clone(),
         };
@@ -388,12 +401,15 @@ impl Pipeline {
             words,
             ack,
             reply,
+            bytes,
         };
+        self.uncommitted_bytes += bytes;
         self.submit(op, then);
         self.make_ready(&units);
     }
 
     fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
+        let answered = self.redelivery.answered(seq);
         if let Err(Refused(e)) = &result
             && e.kind() == Kind::TryAgain
         {
@@ -407,10 +423,6 @@ impl Pipeline {
             error!("status on '{}' is given up: {e}", message.topic);
         }
         failpoint::reached("publish.after");
-        self.later.sent(seq);
+        self.later.sent(seq, answered);
     }
-}
-
-fn twice_keep_alive(broker: &BrokerOptions) -> i64 {
-    i64::try_from(broker.keep_alive.as_millis() * 2).unwrap_or(i64::MAX)
 }

@@ -4,10 +4,13 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::model::trigger::{Overlap, Trigger};
 
-/// A unit that waits.
+/// A unit that waits or runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Waiting {
+struct Entry {
     unit: String,
+    /// Of two, the one that came first has the smaller one.
+    number: u64,
+    /// For a retry: when it may start.
     due: i64,
 }
 
@@ -15,8 +18,8 @@ struct Waiting {
 struct Lane {
     jobs: usize,
     overlap: Overlap,
-    running: Vec<String>,
-    waiting: VecDeque<Waiting>,
+    running: Vec<Entry>,
+    waiting: VecDeque<Entry>,
     /// Units without a job that are on their way to the ledger, and will wait.
     coming: usize,
 }
@@ -35,6 +38,10 @@ pub struct Displaced {
 pub struct Queue {
     lanes: HashMap<String, Lane>,
     paused: bool,
+    /// Units that have come so far.
+    numbers: u64,
+    /// Nothing starts before this time (milliseconds since the epoch).
+    held_until: i64,
 }
 
 impl Queue {
@@ -50,7 +57,7 @@ impl Queue {
         };
         Self {
             lanes: triggers.iter().map(lane).collect(),
-            paused: false,
+            ..Self::default()
         }
     }
 
@@ -73,6 +80,15 @@ impl Queue {
             })
     }
 
+    fn entry(&mut self, unit: &str, due: i64) -> Entry {
+        self.numbers += 1;
+        Entry {
+            unit: unit.to_owned(),
+            number: self.numbers,
+            due,
+        }
+    }
+
     /// Stops or allows new starts.
     pub const fn pause(&mut self, paused: bool) {
         self.paused = paused;
@@ -87,11 +103,12 @@ impl Queue {
     /// else [`Queue::came`] is to follow.
     pub fn claim(&mut self, trigger: &str, unit: &str) -> bool {
         let paused = self.paused;
+        let entry = self.entry(unit, 0);
         let lane = self.lane(trigger);
         let first = lane.waiting.is_empty() && lane.coming == 0;
         let free = !paused && first && lane.running.len() < lane.jobs;
         if free {
-            lane.running.push(unit.to_owned());
+            lane.running.push(entry);
         } else {
             lane.coming += 1;
         }
@@ -106,14 +123,29 @@ impl Queue {
 
     /// Counts `unit` as running, job or no job: it does.
     pub fn adopt(&mut self, trigger: &str, unit: &str) {
-        self.lane(trigger).running.push(unit.to_owned());
+        let entry = self.entry(unit, 0);
+        self.lane(trigger).running.push(entry);
     }
 
     /// Gives the job of `unit` back, or its place in the queue.
     pub fn remove(&mut self, trigger: &str, unit: &str) {
         let lane = self.lane(trigger);
-        lane.running.retain(|running| running != unit);
+        lane.running.retain(|running| running.unit != unit);
         lane.waiting.retain(|waiting| waiting.unit != unit);
+    }
+
+    /// Takes a job back from `unit`, which could not begin: it waits again, in front of all that
+    /// came after it, and nothing starts before `until` (milliseconds since the epoch).
+    pub fn put_back(&mut self, trigger: &str, unit: &str, until: i64) {
+        self.held_until = self.held_until.max(until);
+        let last = self.entry(unit, 0);
+        let lane = self.lane(trigger);
+        let place = lane.running.iter().position(|r| r.unit == unit);
+        let entry = place.map_or(last, |place| lane.running.remove(place));
+        let after = |waiting: &Entry| waiting.number > entry.number;
+        let place = lane.waiting.iter().position(after);
+        lane.waiting
+            .insert(place.unwrap_or(lane.waiting.len()), entry);
     }
 
     /// Lets a new `unit` wait by the trigger's policy.
@@ -122,7 +154,7 @@ impl Queue {
         let busy = lane.running.len() >= lane.jobs;
         let mut displaced = Displaced::default();
         match lane.overlap {
-            Overlap::Skip if busy || !lane.waiting.is_empty() => {
+            Overlap::Skip if busy || lane.waiting.iter().any(Entry::wants_a_job) => {
                 displaced.dropped.push(unit.to_owned());
                 return displaced;
             }
@@ -131,7 +163,7 @@ impl Queue {
             Overlap::Replace => {
                 displaced.dropped = lane.drop_waiting();
                 if busy {
-                    displaced.cancel = lane.running.first().cloned();
+                    displaced.cancel = lane.running.first().map(|first| first.unit.clone());
                 }
             }
         }
@@ -142,15 +174,13 @@ impl Queue {
     /// Lets `unit` wait at the end, whatever the policy, and start at `due` at the earliest
     /// (milliseconds since the epoch).
     pub fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
-        self.lane(trigger).waiting.push_back(Waiting {
-            unit: unit.to_owned(),
-            due,
-        });
+        let entry = self.entry(unit, due);
+        self.lane(trigger).waiting.push_back(entry);
     }
 
     /// A unit that can start now, with its trigger; its job is taken.
     pub fn next(&mut self, now: i64) -> Option<(String, String)> {
-        if self.paused {
+        if self.paused || now < self.held_until {
             return None;
         }
         self.lanes.iter_mut().find_map(|(trigger, lane)| {
@@ -158,8 +188,9 @@ impl Queue {
                 return None;
             }
             let place = lane.waiting.iter().position(|waiting| waiting.due <= now)?;
-            let unit = lane.waiting.remove(place)?.unit;
-            lane.running.push(unit.clone());
+            let entry = lane.waiting.remove(place)?;
+            let unit = entry.unit.clone();
+            lane.running.push(entry);
             Some((trigger.clone(), unit))
         })
     }
@@ -170,14 +201,15 @@ impl Queue {
             .values()
             .filter(|lane| !self.paused && lane.running.len() < lane.jobs)
             .flat_map(|lane| &lane.waiting)
-            .map(|waiting| waiting.due)
+            .map(|waiting| waiting.due.max(self.held_until))
             .filter(|due| *due > now)
             .min()
     }
 
     /// Ids of the running units.
     pub fn running(&self) -> impl Iterator<Item = &String> {
-        self.lanes.values().flat_map(|lane| &lane.running)
+        let running = self.lanes.values().flat_map(|lane| &lane.running);
+        running.map(|entry| &entry.unit)
     }
 
     /// How many units wait.
@@ -186,12 +218,19 @@ impl Queue {
     }
 }
 
+impl Entry {
+    /// Whether it waits for a job. A retry waits for its time.
+    const fn wants_a_job(&self) -> bool {
+        self.due == 0
+    }
+}
+
 impl Lane {
-    /// Forgets the units that wait for a job; retries wait for their time, and stay.
+    /// Forgets the units that wait for a job.
     fn drop_waiting(&mut self) -> Vec<String> {
-        let (retries, dropped) = self.waiting.drain(..).partition(|waiting| waiting.due > 0);
-        self.waiting = retries;
-        let dropped: VecDeque<Waiting> = dropped;
+        let (dropped, kept) = self.waiting.drain(..).partition(Entry::wants_a_job);
+        self.waiting = kept;
+        let dropped: VecDeque<Entry> = dropped;
         dropped.into_iter().map(|waiting| waiting.unit).collect()
     }
 }
@@ -209,7 +248,7 @@ mod tests {
         };
         Queue {
             lanes: [("t".to_owned(), lane)].into(),
-            paused: false,
+            ..Queue::default()
         }
     }
 
@@ -260,6 +299,32 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_not_skipped_for_a_retry_that_waits_for_its_time() {
+        let mut q = queue(1, Overlap::Skip);
+        q.wait("t", "retry", 2000);
+        assert!(!q.claim("t", "a"));
+        q.came("t");
+        assert_eq!(q.arrive("t", "a"), Displaced::default());
+        assert_eq!(start(&mut q).as_deref(), Some("a"));
+        assert_eq!(q.arrive("t", "b").dropped, ["b"]);
+    }
+
+    #[test]
+    fn what_could_not_begin_waits_in_front() {
+        let mut q = queue(2, Overlap::Queue);
+        assert!(q.claim("t", "a") && q.claim("t", "b"));
+        q.wait("t", "c", 0);
+        // The runners of both refuse, in the other order.
+        q.put_back("t", "b", 1500);
+        q.put_back("t", "a", 1500);
+        assert_eq!((start(&mut q), q.next_due(1000)), (None, Some(1500)));
+        let mut next = || q.next(1500).map(|(_, unit)| unit);
+        assert_eq!((next(), next()), (Some("a".into()), Some("b".into())));
+        assert_eq!(next(), None);
+        assert_eq!(q.waiting(), 1);
+    }
+
+    #[test]
     fn retries_wait_for_their_time_and_pausing_holds_all() {
         let mut q = queue(1, Overlap::Queue);
         q.wait("t", "later", 2000);
@@ -278,7 +343,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_more_than_jobs_and_none_twice(
-            jobs in 1usize..4, policy in 0..4, steps in proptest::collection::vec(0..3, 1..60),
+            jobs in 1usize..4, policy in 0..4, steps in proptest::collection::vec(0..4, 1..60),
         ) {
             let overlap = [Overlap::Queue, Overlap::Skip, Overlap::Replace, Overlap::Coalesce][policy as usize];
             let mut q = queue(jobs, overlap);
@@ -289,6 +354,11 @@ mod tests {
                     0 if q.claim("t", &id) => started.push(id),
                     0 => { q.came("t"); q.arrive("t", &id); }
                     1 => started.extend(start(&mut q)),
+                    2 => {
+                        let running = q.running().last().cloned();
+                        running.iter().for_each(|id| q.put_back("t", id, 0));
+                        started.retain(|id| Some(id) != running.as_ref());
+                    }
                     _ => {
                         let running = q.running().next().cloned();
                         running.iter().for_each(|id| q.remove("t", id));

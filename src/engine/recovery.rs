@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use crate::engine::config::RUNNERS;
 use crate::error::{Error, Result};
 use crate::model::unit::{Recovery, Trace, Unit, recover};
+use crate::os::host::is_id;
 use crate::store::ledger::{Reader, Record};
 use crate::store::streams::UnitDir;
 
@@ -68,7 +69,8 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
 pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
     for id in names(&pipeline.join("units"))? {
         let dir = UnitDir::new(pipeline, &id);
-        if reader.unit(&id)?.is_none() {
+        // What is no folder, or has another name than units have, somebody else has put there.
+        if is_id(&id) && dir.path().is_dir() && reader.unit(&id)?.is_none() {
             discard(&dir)?;
         }
     }

@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::command::{Became, Running, Spawn, Woken};
 use crate::os::process::{Sender, boot_id, detach, sender, start_time};
-use crate::store::hold::{Hold, Spent};
+use crate::store::hold::Hold;
 use crate::store::outcome::outcome_text;
+use crate::store::spent::Spent;
 use crate::store::streams::UnitDir;
 
 /// The first argument that turns one of our binaries into a runner; the second is the folder

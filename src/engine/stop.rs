@@ -54,7 +54,7 @@ impl Pipeline {
             if told && farewell {
                 break;
             }
-            self.outbox.flush(&mut self.session);
+            self.flush_outbox();
             self.last.flush();
             self.tell_last();
             if told

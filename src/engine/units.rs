@@ -20,8 +20,8 @@ use crate::os::process::{kill_orphan, leader_with};
 use crate::store::ledger::Op;
 use crate::store::streams::Stream;
 
-/// Wait before a unit that found no space for its folder is started again.
-const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+/// Wait before a unit is started again that found no process, descriptor or space.
+const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
 /// So often a unit is handed to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
@@ -78,7 +78,7 @@ impl Pipeline {
                     continue;
                 }
                 Err(e) => {
-                    error!(TAEL_UNIT = unit, "{e}");
+                    self.short_of(&unit, &format_args!("start it: {e}"));
                     self.postpone(&trigger, &unit);
                     continue;
                 }
@@ -144,10 +144,7 @@ impl Pipeline {
             match self.hand_over(&unit) {
                 Ok(()) => {}
                 Err(NotReady::Runner(e)) => {
-                    error!(
-                        TAEL_UNIT = unit.id,
-                        "cannot start a runner: {e}; the unit waits"
-                    );
+                    self.short_of(&unit.id, &format_args!("start a runner: {e}"));
                     return self.postpone(&unit.trigger, &unit.id);
                 }
                 Err(NotReady::Job(cause)) => {
@@ -176,19 +173,28 @@ impl Pipeline {
         }
     }
 
-    /// Lets a unit that could not be started wait a little.
-    pub(super) fn postpone(&mut self, trigger: &str, unit: &str) {
-        self.requeue(trigger, unit, NO_SPACE_RETRY);
+    /// Says, once, what units wait for.
+    fn short_of(&mut self, unit: &str, what: &std::fmt::Arguments<'_>) {
+        if !std::mem::replace(&mut self.refusing, true) {
+            error!(
+                TAEL_UNIT = unit,
+                "cannot {what}; units wait until that passes"
+            );
+        }
     }
 
-    fn requeue(&mut self, trigger: &str, unit: &str, wait: Duration) {
-        self.queue.remove(trigger, unit);
+    /// Lets a unit that could not be started wait a little, and all others with it.
+    pub(super) fn postpone(&mut self, trigger: &str, unit: &str) {
+        let wait = i64::try_from(SHORTAGE_RETRY.as_millis()).unwrap_or(0);
+        self.requeue(trigger, unit, now_ms() + wait);
+    }
+
+    fn requeue(&mut self, trigger: &str, unit: &str, until: i64) {
         let op = Op::Unstart {
             unit: unit.to_owned(),
         };
         self.submit(op, Then::Nothing);
-        let wait = i64::try_from(wait.as_millis()).unwrap_or(0);
-        self.queue.wait(trigger, unit, now_ms() + wait);
+        self.queue.put_back(trigger, unit, until);
     }
 
     // --- What runners report ---
@@ -219,12 +225,7 @@ impl Pipeline {
             }
             Report::Refused(unit, cause) => {
                 if let Some(live) = self.live.remove(&unit) {
-                    if !std::mem::replace(&mut self.refusing, true) {
-                        error!(
-                            TAEL_UNIT = unit,
-                            "cannot create the unit's folder: {cause}; units wait until that passes"
-                        );
-                    }
+                    self.short_of(&unit, &format_args!("create the unit's folder: {cause}"));
                     self.postpone(&live.unit.trigger, &unit);
                 }
             }
@@ -255,7 +256,7 @@ impl Pipeline {
             }
             // It was ready when its client died; perhaps its start is not in the ledger.
             Ok(Trace::Fresh) if live.adopted => {
-                self.requeue(&live.unit.trigger, unit, Duration::ZERO);
+                self.requeue(&live.unit.trigger, unit, 0);
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));

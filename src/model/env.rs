@@ -1,5 +1,7 @@
 //! What a command finds in its environment: attributes under names that are safe.
 
+use std::collections::HashSet;
+
 use crate::model::event::{Attributes, attribute_text};
 use crate::model::text::printable;
 
@@ -13,6 +15,9 @@ pub const MAX_VALUE_BYTES: usize = 128 * 1024;
 /// `execve(2)` allows a quarter of the stack limit, 2 MiB as shipped, for arguments and
 /// environment; half of it is left to the inherited environment and the command line.
 pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
+
+/// So many attributes that are left out are named; how many more, the last one says.
+pub const MAX_WARNINGS: usize = 20;
 
 /// The prefix of attributes when neither a prefix nor required attributes are given.
 pub const DEFAULT_PREFIX: &str = "ATTR";
@@ -194,23 +199,22 @@ impl Export {
     /// The environment for `attributes`.
     #[must_use]
     pub fn apply(&self, attributes: &Attributes) -> Exported {
-        let mut out = Exported::default();
-        let mut total = 0;
+        let mut list = List::default();
         for key in &self.required {
             if let Some((_, value)) = find(attributes, key) {
-                out.add(&mut total, key, sanitize(key), attribute_text(value));
+                list.add(key, sanitize(key), attribute_text(value));
             }
         }
         let prefix = match &self.prefix {
             Some(prefix) => prefix,
             None if self.required.is_empty() => DEFAULT_PREFIX,
-            None => return out,
+            None => return list.exported(),
         };
         for (key, value) in attributes {
             let name = format!("{prefix}_{}", sanitize(key));
-            out.add(&mut total, key, name, attribute_text(value));
+            list.add(key, name, attribute_text(value));
         }
-        out
+        list.exported()
     }
 }
 
@@ -226,26 +230,48 @@ fn find<'a>(
     })
 }
 
-impl Exported {
-    fn add(&mut self, total: &mut usize, key: &str, name: String, value: String) {
+/// An environment that is being made.
+#[derive(Default)]
+struct List {
+    out: Exported,
+    taken: HashSet<String>,
+    bytes: usize,
+    left_out: usize,
+}
+
+impl List {
+    fn add(&mut self, key: &str, name: String, value: String) {
         let bytes = name.len() + value.len() + 2;
         let cause = if value.contains('\0') {
             "its value contains a NUL character".to_owned()
         } else if bytes > MAX_VALUE_BYTES {
             format!("{bytes} bytes are more than the system's {MAX_VALUE_BYTES} for one variable")
-        } else if *total + bytes > MAX_TOTAL_BYTES {
+        } else if self.bytes + bytes > MAX_TOTAL_BYTES {
             format!("all variables together are more than {MAX_TOTAL_BYTES} bytes")
-        } else if self.variables.iter().any(|(taken, _)| *taken == name) {
+        } else if self.taken.contains(&name) {
             format!("{name} is taken by another attribute")
         } else {
-            *total += bytes;
-            self.variables.push((name, value));
+            self.bytes += bytes;
+            self.taken.insert(name.clone());
+            self.out.variables.push((name, value));
             return;
         };
-        self.warnings.push(format!(
-            "attribute '{}' is left out of the environment: {cause}",
-            printable(key, 80)
-        ));
+        self.left_out += 1;
+        if self.left_out <= MAX_WARNINGS {
+            self.out.warnings.push(format!(
+                "attribute '{}' is left out of the environment: {cause}",
+                printable(key, 80)
+            ));
+        }
+    }
+
+    fn exported(mut self) -> Exported {
+        if let Some(more) = self.left_out.checked_sub(MAX_WARNINGS).filter(|n| *n > 0) {
+            self.out
+                .warnings
+                .push(format!("and {more} more attributes are left out"));
+        }
+        self.out
     }
 }
 
@@ -367,6 +393,15 @@ mod tests {
         let e = export(None, &[]).apply(&a);
         assert_eq!(e.variables.len(), 10);
         assert_eq!(e.warnings.len(), 10);
+        for n in 20..50 {
+            a.insert(format!("k{n}"), json!("x".repeat(100_000)));
+        }
+        let e = export(None, &[]).apply(&a);
+        assert_eq!(e.warnings.len(), MAX_WARNINGS + 1);
+        assert_eq!(
+            e.warnings[MAX_WARNINGS],
+            "and 20 more attributes are left out"
+        );
     }
 
     proptest! {

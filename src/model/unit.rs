@@ -225,6 +225,17 @@ pub struct Unit {
     pub command: String,
 }
 
+impl Unit {
+    /// Bytes of what is exported to the command.
+    #[must_use]
+    pub fn exported_bytes(&self) -> usize {
+        let variables = self.variables.iter();
+        variables
+            .map(|(name, value)| name.len() + value.len())
+            .sum()
+    }
+}
+
 /// What the unit's folder says about a run that another client may have begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trace {

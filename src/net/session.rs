@@ -4,20 +4,18 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Qos};
 use crate::model::topic::{self, Filter};
+use crate::net::acks::Acks;
+use crate::net::backoff::backoff;
 use crate::net::mqtt::{
     Ack, Connection, Event as WireEvent, Failure, Received, Refused, Settings, Token,
 };
 
-/// First wait after a failure; it doubles up to [`BACKOFF_MAX`].
-const BACKOFF_FIRST: Duration = Duration::from_millis(500);
-/// The longest wait between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// The wait when somebody else seems to use our client identifier.
 const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
 /// A connection that lived shorter than this counts as stillborn.
@@ -26,6 +24,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES: u32 = 3;
 /// A broker that cannot be reached for so long deserves a warning, once.
 const WARN_AFTER: Duration = Duration::from_secs(60);
+/// How long the broker may take to answer a SUBSCRIBE.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -92,7 +92,10 @@ pub struct Session {
     /// Those of the last SUBSCRIBE.
     asked: Vec<Filter>,
     subscribed: bool,
+    /// When the broker has to have answered that at the latest.
+    answer_by: Option<Instant>,
     state: State,
+    acks: Acks<Ack>,
     connections: u64,
     failures: u32,
     short_lives: u32,
@@ -117,9 +120,11 @@ impl Session {
             asked: Vec::new(),
             subscriptions,
             subscribed: false,
+            answer_by: None,
             state: State::Waiting {
                 until: Instant::now(),
             },
+            acks: Acks::default(),
             connections: 0,
             failures: 0,
             short_lives: 0,
@@ -143,6 +148,7 @@ impl Session {
                 State::Waiting { until } => {
                     sleep_until(*until).await;
                     self.connections += 1;
+                    self.acks = Acks::default();
                     self.state = State::Open {
                         connection: Connection::open(&self.settings)?,
                         online_since: None,
@@ -154,7 +160,16 @@ impl Session {
                     online_since,
                 } => (connection, online_since),
             };
-            match connection.next().await {
+            let event = match self.answer_by {
+                None => connection.next().await,
+                Some(by) => match timeout_at(by, connection.next()).await {
+                    Ok(event) => event,
+                    Err(_) => WireEvent::Failed(Failure::Passing(
+                        "the broker has not answered the subscription in time".into(),
+                    )),
+                },
+            };
+            match event {
                 WireEvent::Connected {
                     session_present,
                     maximum_qos,
@@ -173,6 +188,7 @@ impl Session {
                     let known = session_present && self.subscribed;
                     if !known && !self.filters.is_empty() {
                         self.asked.clone_from(&self.filters);
+                        self.answer_by = Some(Instant::now() + SUBSCRIBE_TIMEOUT);
                         connection.subscribe(self.filters.clone(), self.subscriptions.qos);
                         continue;
                     }
@@ -181,17 +197,20 @@ impl Session {
                     return Ok(Event::Online);
                 }
                 WireEvent::Subscribed(results) if online_since.is_some() => {
+                    self.answer_by = None;
                     let checked = self.check_subscribed(results);
                     self.subscribed = checked.is_ok();
                     return Ok(Event::Subscribed(checked));
                 }
                 WireEvent::Subscribed(results) => {
+                    self.answer_by = None;
                     *online_since = Some(Instant::now());
                     self.check_subscribed(results)?;
                     self.came_online();
                     return Ok(Event::Online);
                 }
                 WireEvent::Received(Received { delivery, ack }) => {
+                    self.acks.came(ack.clone());
                     let ack = SessionAck {
                         connection: self.connections,
                         ack,
@@ -263,6 +282,7 @@ impl Session {
         if asks {
             self.subscribed = false;
             self.asked.clone_from(&new);
+            self.answer_by = Some(Instant::now() + SUBSCRIBE_TIMEOUT);
             connection.subscribe(new, self.subscriptions.qos);
         }
         if !gone.is_empty() {
@@ -284,12 +304,15 @@ impl Session {
         matches!(&self.state, State::Open { connection, .. } if connection.is_stalled())
     }
 
-    /// Acknowledges a message, unless its connection is gone: then the broker sends it again.
-    pub fn acknowledge(&self, ack: SessionAck) {
+    /// Acknowledges a message as soon as all that came before it are, unless its connection is
+    /// gone: then the broker sends it again.
+    pub fn acknowledge(&mut self, ack: &SessionAck) {
         if let State::Open { connection, .. } = &self.state
             && ack.connection == self.connections
         {
-            connection.acknowledge(ack.ack);
+            for ack in self.acks.safe(&ack.ack) {
+                connection.acknowledge(ack);
+            }
         }
     }
 
@@ -336,6 +359,7 @@ impl Session {
 
     fn went_offline(&mut self, failure: Failure) -> Result<()> {
         let address = self.settings.broker.address();
+        self.answer_by = None;
         let lived = match &self.state {
             State::Open {
                 online_since: Some(since),
@@ -390,15 +414,6 @@ impl Session {
     }
 }
 
-/// A wait that doubles with each failure, between half and all of it, so that a restarted
-/// broker is not met by everybody at once.
-fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_FIRST
-        .saturating_mul(1 << failures.min(16))
-        .min(BACKOFF_MAX);
-    full.mul_f64(0.5 + fastrand::f64() / 2.0)
-}
-
 /// The error for a broker that could not be reached before a deadline.
 #[must_use]
 pub fn unreachable(address: &str, cause: &str) -> Error {
@@ -413,18 +428,4 @@ pub fn unreachable(address: &str, cause: &str) -> Error {
         Kind::Unavailable,
         format!("connect to {address}: {cause}; {hint}"),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_a_limit() {
-        for failures in 0..64 {
-            let wait = backoff(failures);
-            assert!(wait >= BACKOFF_FIRST / 2 && wait <= BACKOFF_MAX, "{wait:?}");
-        }
-        assert!(backoff(60) >= BACKOFF_MAX / 2);
-    }
 }

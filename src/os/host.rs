@@ -8,6 +8,12 @@ pub fn new_id() -> String {
     ulid::Ulid::generate().to_string()
 }
 
+/// Whether `name` is an id as [`new_id`] makes them.
+#[must_use]
+pub fn is_id(name: &str) -> bool {
+    ulid::Ulid::from_string(name).is_ok()
+}
+
 /// This host's name; `localhost` if it has none that is UTF-8.
 #[must_use]
 pub fn hostname() -> String {

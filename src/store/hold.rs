@@ -8,37 +8,37 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::geteuid;
 
 use crate::model::unit::Outcome;
-use crate::os::lock::{Lock, is_open_elsewhere};
+use crate::os::lock::Lock;
 use crate::store::outcome::outcome_text;
+use crate::store::spent::Spent;
 use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir, noted};
 
 /// The mode of what is in a folder.
-const MODE: u32 = 0o600;
+pub(super) const MODE: u32 = 0o600;
 
 /// Where this process makes the folder of a unit to come.
-fn own_folder(runners: &Path) -> PathBuf {
+pub(super) fn own_folder(runners: &Path) -> PathBuf {
     runners.join(std::process::id().to_string())
 }
 
 /// A unit's folder in the hands of its runner: locked, and open.
 #[derive(Debug)]
 pub struct Hold {
-    dir: UnitDir,
-    lock: Lock,
+    pub(super) dir: UnitDir,
+    pub(super) lock: Lock,
     /// Bytes of the record that are whole.
     whole: u64,
-    stdout: File,
-    stderr: File,
+    pub(super) stdout: File,
+    pub(super) stderr: File,
     /// Tells that something was added to the folder.
     changes: Option<Inotify>,
 }
@@ -63,7 +63,7 @@ impl Hold {
         hold
     }
 
-    fn open(dir: &UnitDir) -> io::Result<Self> {
+    pub(super) fn open(dir: &UnitDir) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(dir.path()) {
             // Somebody has cancelled the unit before it began, or a runner has died there.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -232,69 +232,6 @@ impl Hold {
     }
 }
 
-/// The folder of a unit that has ended.
-#[derive(Debug)]
-pub struct Spent {
-    dir: UnitDir,
-    record: Option<File>,
-}
-
-impl Spent {
-    /// Has the disk hold the outcome.
-    pub fn sync(&self) {
-        if let Some(record) = &self.record {
-            // The outcome is there, and nobody could be told that it may not stay.
-            let _ = record.sync_data();
-        }
-    }
-
-    /// Takes the folder to `runners` for the next unit, if the run has left nothing in it and
-    /// nobody has it open, as a process that outlives its command may. Nothing is to be known
-    /// from it any more: the ledger holds the outcome.
-    #[must_use]
-    pub fn reuse(self, runners: &Path) -> Option<Hold> {
-        // Silent at first sight?
-        let size = |stream: Stream| fs::metadata(self.dir.path().join(stream.file())).ok();
-        let silent = |stream| size(stream).is_some_and(|meta| meta.len() == 0);
-        if !silent(Stream::Stdout) || !silent(Stream::Stderr) {
-            return None;
-        }
-        // Nobody finds the way to what is in it from now on.
-        let dir = UnitDir::at(own_folder(runners));
-        fs::rename(self.dir.path(), dir.path()).ok()?;
-        let taken = Hold::again(&dir);
-        if taken.is_none() {
-            let _ = fs::rename(dir.path(), self.dir.path());
-        }
-        taken
-    }
-}
-
-impl Hold {
-    /// The folder `dir` as if it had just been made; `None` if it is not like that.
-    fn again(dir: &UnitDir) -> Option<Self> {
-        let names = fs::read_dir(dir.path()).ok()?;
-        if names.count() != 3 {
-            return None;
-        }
-        let hold = Self::open(dir).ok()?;
-        for stream in [&hold.stdout, &hold.stderr, hold.lock.file()] {
-            let meta = stream.metadata().ok()?;
-            let (mode, owner) = (meta.mode() & 0o7777, meta.uid());
-            if !meta.is_file() || mode != MODE || meta.nlink() != 1 || owner != geteuid().as_raw() {
-                return None;
-            }
-        }
-        for stream in [&hold.stdout, &hold.stderr] {
-            if is_open_elsewhere(stream) || stream.metadata().ok()?.len() > 0 {
-                return None;
-            }
-        }
-        hold.lock.file().set_len(0).ok()?;
-        Some(hold)
-    }
-}
-
 fn trim(stream: &File, limit: u64) -> io::Result<u64> {
     let surplus = stream.metadata()?.len().saturating_sub(limit);
     if surplus > 0 {
@@ -388,85 +325,6 @@ mod tests {
         assert!(!hold.is_cancelled(), "the mark is not for the next");
         hold.discard();
         assert_eq!(count(&runners) + count(&state.path().join("units")), 0);
-    }
-
-    /// The folder of a unit that has ended as `run` says.
-    fn spent(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut Hold)) -> Spent {
-        let mut hold = Hold::take(None, unit.clone()).expect("take").expect("new");
-        hold.begin().expect("begun");
-        run(&mut hold);
-        hold.end(&Outcome::interrupted(1)).expect("end");
-        assert_eq!(count(runners), 0);
-        hold.release()
-    }
-
-    #[test]
-    fn the_folder_of_a_silent_run_serves_another_unit() {
-        let (state, runners, unit) = state();
-        let spent = spent(&runners, &unit, |_| {});
-        let ahead = spent.reuse(&runners);
-        assert!(ahead.is_some() && !unit.path().exists());
-        assert_eq!(unit.trace(), Ok(Trace::Fresh));
-        let next = UnitDir::new(state.path(), "u2");
-        let mut hold = Hold::take(ahead, next.clone()).expect("take").expect("new");
-        hold.begin().expect("begun");
-        drop(hold);
-        assert_eq!(next.trace(), Ok(Trace::Gone));
-    }
-
-    #[test]
-    fn a_folder_with_anything_in_it_or_about_it_stays() {
-        let (_state, runners, unit) = state();
-        let file = |name: &str| unit.path().join(name);
-        let left = |what: &str, run: &dyn Fn(&mut Hold)| {
-            let spent = spent(&runners, &unit, |hold| run(hold));
-            assert!(spent.reuse(&runners).is_none(), "{what}");
-            assert_eq!(count(&runners), 0, "{what}");
-            assert!(matches!(unit.trace(), Ok(Trace::Ended(_))), "{what}");
-            unit.remove().expect("remove");
-        };
-        left("output", &|hold| {
-            hold.stderr.write_all(b"x").expect("write")
-        });
-        left("a file", &|_| fs::write(file("core"), "").expect("write"));
-        left("a link", &|hold| {
-            let name = hold.dir.path().with_extension("linked");
-            let _ = fs::remove_file(&name);
-            fs::hard_link(file("stdout"), name).expect("link");
-        });
-        left("a mode", &|_| {
-            use std::os::unix::fs::PermissionsExt;
-            let open = fs::Permissions::from_mode(0o644);
-            fs::set_permissions(file("stdout"), open).expect("mode");
-        });
-        left("a mark", &|hold| hold.dir.cancel().expect("cancel"));
-        let spent = spent(&runners, &unit, |_| {});
-        let follower = File::open(file("stdout")).expect("open");
-        assert!(spent.reuse(&runners).is_none(), "somebody reads");
-        drop(follower);
-    }
-
-    #[test]
-    fn what_another_unit_has_left_in_a_record_is_not_believed() {
-        let (_state, runners, unit) = state();
-        let old = spent(&runners, &unit, |_| {});
-        let path = unit.path().with_file_name("u12");
-        fs::rename(unit.path(), &path).expect("rename");
-        let next = UnitDir::at(path);
-        assert_eq!(next.trace(), Ok(Trace::Fresh));
-        // And half a line, as after a power failure.
-        let record = old.record.expect("record");
-        let size = record.metadata().expect("size").len();
-        record.write_all_at(b"begun u12 and", size).expect("half");
-        assert_eq!(next.trace(), Ok(Trace::Fresh));
-        let mut hold = Hold::take(None, next.clone()).expect("take").expect("new");
-        hold.begin().expect("begun");
-        drop(hold);
-        assert_eq!(next.trace(), Ok(Trace::Gone));
-        assert_eq!(
-            UnitDir::at(next.path().with_file_name("u1")).trace(),
-            Ok(Trace::Fresh)
-        );
     }
 
     #[test]

@@ -3,4 +3,5 @@
 pub mod hold;
 pub mod ledger;
 pub mod outcome;
+pub mod spent;
 pub mod streams;

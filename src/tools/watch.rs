@@ -70,7 +70,7 @@ async fn watch(options: &Options) -> Result<()> {
                 })?;
                 left -= 1;
             }
-            session.acknowledge(received.ack);
+            session.acknowledge(&received.ack);
         }
     }
     session.close().await;

@@ -3,13 +3,16 @@
 //! One SQLite file for each pipeline. All writes go through one thread, which commits
 //! whatever waits as one transaction; readers open the file beside it.
 
+mod accept;
+mod place;
 mod read;
 mod schema;
 mod write;
 mod writer;
 
+pub use accept::{EventKey, Part, Refused};
 pub use read::{Record, Totals};
-pub use write::{Done, EventKey, Heard, Op, Part, Refused};
+pub use write::{Done, Heard, Op};
 pub use writer::{Committed, Fault, Ledger, OnDisk};
 
 use std::path::{Path, PathBuf};

@@ -185,13 +185,13 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// When the last event was accepted, milliseconds since the epoch.
+    /// What came before is known to the broker as acknowledged, milliseconds since the epoch.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn last_accepted(&self) -> Result<Option<i64>> {
+    pub fn answered(&self) -> Result<i64> {
         self.connection
-            .query_row("SELECT max(accepted) FROM event", [], |row| row.get(0))
+            .query_row("SELECT max(answered) FROM link", [], |row| row.get(0))
             .map_err(wrong)
     }
 

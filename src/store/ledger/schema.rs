@@ -77,6 +77,8 @@ const MIGRATIONS: &[&str] = &[
         heard INTEGER NOT NULL,
         fired INTEGER NOT NULL
     ) WITHOUT ROWID;",
+    "CREATE TABLE link (answered INTEGER NOT NULL);
+    INSERT INTO link VALUES (0);",
 ];
 
 /// The version that this program writes.

@@ -1,59 +1,14 @@
 //! What is written to the ledger, one operation at a time.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Transaction, params};
 use serde_json::{Value, json};
 
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
+use crate::store::ledger::accept::{EventKey, Part, accept};
 use crate::store::outcome::outcome_text;
-
-/// What tells one event from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventKey {
-    /// The sender's id, or one of our own.
-    pub id: String,
-    /// For senders that give none: a digest of topic and payload.
-    pub digest: Option<[u8; 32]>,
-    /// The packet identifier that it came under.
-    pub packet: u16,
-    /// A message of that digest and packet identifier accepted since then (milliseconds since
-    /// the epoch) is the same one: the broker has said that it may have sent it before.
-    pub redelivery_since: Option<i64>,
-}
-
-/// Why an event was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// A short name.
-    pub code: &'static str,
-    /// For people.
-    pub detail: String,
-    /// The status that says so, if a pipeline should have run.
-    pub status: Option<Message>,
-}
-
-/// What an event means to one trigger.
-#[derive(Debug, Clone)]
-pub enum Part {
-    /// A run; `start` hands it to a runner in the same commit.
-    Run {
-        /// The unit.
-        unit: Arc<Unit>,
-        /// Whether it starts now.
-        start: bool,
-    },
-    /// A refusal; the trigger is empty when the message could not even be read.
-    Refuse {
-        /// Name of the trigger.
-        trigger: String,
-        /// Why.
-        refused: Refused,
-    },
-}
 
 /// When a trigger that waits for silence last heard something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,8 +86,13 @@ pub enum Op {
     },
     /// A trigger that waits for silence has heard something, or runs because it has not.
     Heard(Heard),
-    /// The broker has acknowledged messages.
-    Sent(Vec<u64>),
+    /// The broker has acknowledged messages, and knows which of its own are.
+    Sent {
+        /// Ours.
+        list: Vec<u64>,
+        /// What came before is acknowledged, milliseconds since the epoch.
+        answered: i64,
+    },
     /// A message waits to be published.
     Post(Message),
     /// Units that ended before `before` are forgotten, and all but the last `keep`; so are
@@ -244,7 +204,9 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
             }
             changed(rows, post_all(tx, statuses)?)
         }
-        Op::Sent(list) => {
+        Op::Sent { list, answered } => {
+            let sql = "UPDATE link SET answered = ?1";
+            tx.prepare_cached(sql)?.execute(params![answered])?;
             let mut delete = tx.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?;
             for seq in list {
                 delete.execute(params![seq.cast_signed()])?;
@@ -281,68 +243,7 @@ fn changed(rows: usize, queued: Vec<Queued>) -> rusqlite::Result<Done> {
     })
 }
 
-fn accept(
-    tx: &Transaction<'_>,
-    key: &EventKey,
-    topic: &str,
-    at: i64,
-    boot: &str,
-    parts: &[Part],
-) -> rusqlite::Result<Done> {
-    let (mut fresh, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
-    for part in parts {
-        let (trigger, unit, refused) = match part {
-            Part::Run { unit, .. } => (&unit.trigger, Some(unit), None),
-            Part::Refuse { trigger, refused } => (trigger, None, Some(refused)),
-        };
-        if is_redelivery(tx, key, trigger)? {
-            fresh.push(false);
-            continue;
-        }
-        let sql = "INSERT INTO event
-                       (trigger, id, digest, topic, accepted, unit, refusal, detail, packet)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING";
-        let rows = tx.prepare_cached(sql)?.execute(params![
-            trigger,
-            key.id,
-            key.digest.as_ref().map(|digest| &digest[..]),
-            topic,
-            at,
-            unit.map(|unit| &unit.id),
-            refused.map(|refused| refused.code),
-            refused.map(|refused| &refused.detail),
-            key.packet,
-        ])?;
-        fresh.push(rows > 0);
-        if rows == 0 {
-            continue;
-        }
-        match part {
-            Part::Run { unit, start: true } => {
-                insert_unit(tx, unit, State::Running, Some(boot), at)?;
-            }
-            Part::Run { unit, start: false } => insert_unit(tx, unit, State::Pending, None, at)?,
-            Part::Refuse { refused, .. } => {
-                queued.extend(post_all(tx, refused.status.as_slice())?);
-            }
-        }
-    }
-    Ok(Done::Accepted { fresh, queued })
-}
-
-fn is_redelivery(tx: &Transaction<'_>, key: &EventKey, trigger: &str) -> rusqlite::Result<bool> {
-    let (Some(digest), Some(since)) = (&key.digest, key.redelivery_since) else {
-        return Ok(false);
-    };
-    let sql =
-        "SELECT 1 FROM event WHERE digest = ?1 AND accepted >= ?2 AND trigger = ?3 AND packet = ?4";
-    tx.prepare_cached(sql)?
-        .query_row(params![&digest[..], since, trigger, key.packet], |_| Ok(()))
-        .optional()
-        .map(|found| found.is_some())
-}
-
-fn insert_unit(
+pub(super) fn insert_unit(
     tx: &Transaction<'_>,
     unit: &Unit,
     state: State,
@@ -375,7 +276,10 @@ fn insert_unit(
     Ok(())
 }
 
-fn post_all(tx: &Transaction<'_>, messages: &[Message]) -> rusqlite::Result<Vec<Queued>> {
+pub(super) fn post_all(
+    tx: &Transaction<'_>,
+    messages: &[Message],
+) -> rusqlite::Result<Vec<Queued>> {
     let sql = "INSERT INTO outbox (topic, payload, qos, retain, properties)
                VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut insert = tx.prepare_cached(sql)?;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{error, info};
 
 use crate::error::{Error, Result};
+use crate::store::ledger::place::Place;
 use crate::store::ledger::write::{Done, Op, apply};
 use crate::store::ledger::{file, schema};
 
@@ -60,7 +61,10 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         if path.exists() {
             schema::check(&path)?;
         }
-        let connection = schema::connect(&path, true)?;
+        let mut writer = Writer {
+            connection: schema::connect(&path, true)?,
+            place: Place::of(&path),
+        };
         let (ops, op_rx) = mpsc::channel();
         let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
         let attempts = Arc::new(AtomicU64::new(0));
@@ -68,7 +72,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         thread::Builder::new()
             .name("ledger".into())
             .stack_size(256 * 1024)
-            .spawn(move || write(connection, &op_rx, &committed_tx, &counter))
+            .spawn(move || writer.write(&op_rx, &committed_tx, &counter))
             .map_err(|e| Error::bug(format!("start the ledger's thread: {e}")))?;
         Ok(Self {
             submitted: Vec::new(),
@@ -113,32 +117,52 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     }
 }
 
-fn write<T: OnDisk>(
-    mut connection: Connection,
-    ops: &mpsc::Receiver<Vec<(Op, T)>>,
-    committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
-    attempts: &AtomicU64,
-) {
-    while let Ok(mut batch) = ops.recv() {
-        while batch.len() < BATCH
-            && let Ok(next) = ops.try_recv()
-        {
-            batch.extend(next);
+/// What the thread works with.
+struct Writer {
+    connection: Connection,
+    place: Place,
+}
+
+impl Writer {
+    fn write<T: OnDisk>(
+        &mut self,
+        ops: &mpsc::Receiver<Vec<(Op, T)>>,
+        committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
+        attempts: &AtomicU64,
+    ) {
+        while let Ok(mut batch) = ops.recv() {
+            while batch.len() < BATCH
+                && let Ok(next) = ops.try_recv()
+            {
+                batch.extend(next);
+            }
+            let done = commit_until_done(&mut self.connection, &batch, attempts);
+            match done.and_then(|done| self.still_there().map(|()| done)) {
+                Ok(done) => {
+                    for (done, (_, then)) in done.iter().zip(&batch) {
+                        then.on_disk(done);
+                    }
+                    for (done, (_, then)) in done.into_iter().zip(batch) {
+                        // Nobody listens any more when the client is on its way out.
+                        let _ = committed.send(Ok(Committed { done, then }));
+                    }
+                }
+                Err(fault) => {
+                    let _ = committed.send(Err(fault));
+                    return;
+                }
+            }
         }
-        match commit_until_done(&mut connection, &batch, attempts) {
-            Ok(done) => {
-                for (done, (_, then)) in done.iter().zip(&batch) {
-                    then.on_disk(done);
-                }
-                for (done, (_, then)) in done.into_iter().zip(batch) {
-                    // Nobody listens any more when the client is on its way out.
-                    let _ = committed.send(Ok(Committed { done, then }));
-                }
-            }
-            Err(fault) => {
-                let _ = committed.send(Err(fault));
-                return;
-            }
+    }
+
+    /// Whether what was committed can be found by whoever comes next.
+    fn still_there(&self) -> Result<(), Fault> {
+        match self.place.lost() {
+            None => Ok(()),
+            Some(path) => Err(Fault(Error::cannot_create(format!(
+                "write to the ledger: {} was removed or replaced while the client ran; start it again",
+                path.display()
+            )))),
         }
     }
 }

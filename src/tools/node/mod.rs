@@ -192,7 +192,7 @@ async fn node(options: &Options) -> Result<()> {
     let (quit, quit_rx) = oneshot::channel();
     let working = tokio::spawn(worker.work(command_rx, quit_rx));
     loop {
-        outbox.flush(&mut session);
+        outbox.flush(&mut session, |_| {});
         tokio::select! {
             biased;
             () = stop.requested() => break,
@@ -239,7 +239,7 @@ async fn node(options: &Options) -> Result<()> {
                             say(&mut outbox, &format!("{} {code}", node::FAILED));
                         }
                     }
-                    session.acknowledge(received.ack);
+                    session.acknowledge(&received.ack);
                 }
             },
         }
@@ -257,7 +257,7 @@ async fn node(options: &Options) -> Result<()> {
     let deadline = Instant::now() + FAREWELL;
     let told = async {
         while !outbox.is_empty() {
-            outbox.flush(&mut session);
+            outbox.flush(&mut session, |_| {});
             match session.next().await? {
                 Event::Published(seq, _) => {
                     outbox.complete(seq);

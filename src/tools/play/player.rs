@@ -125,7 +125,7 @@ impl<'a> Player<'a> {
             Event::Subscribed(_) => {}
             Event::Received(received) => {
                 self.listen(&received.delivery);
-                self.session.acknowledge(received.ack);
+                self.session.acknowledge(&received.ack);
             }
         }
         Ok(true)

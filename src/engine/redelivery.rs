@@ -1,0 +1,95 @@
+//! Since when a message may have been accepted that the broker sends again.
+//!
+//! A sender that gives no id is told from itself only by what it has said. The broker may send
+//! again what it does not know to be acknowledged; and what has reached it of us before a
+//! message that it has answered, it knows: one connection keeps the order. What it sends again
+//! comes first over the next connection, before it answers anything there (MQTT 5.0, section
+//! 4.4), and counts as accepted then.
+
+use std::collections::VecDeque;
+
+use crate::net::mqtt::Token;
+
+/// What the broker knows to be acknowledged. Times are milliseconds since the epoch.
+#[derive(Debug, Default)]
+pub struct Redelivery {
+    /// When those events came that the ledger has not accepted yet, oldest first.
+    waiting: VecDeque<i64>,
+    /// Messages under way to the broker, and since when events may be unacknowledged that came
+    /// before each.
+    sent: VecDeque<(Token, i64)>,
+    answered: i64,
+    since: i64,
+}
+
+impl Redelivery {
+    /// After an earlier client, whose broker knew that what came before `since` was acknowledged.
+    pub fn new(since: i64) -> Self {
+        Self {
+            answered: since,
+            since,
+            ..Self::default()
+        }
+    }
+
+    /// An event came at `at`, and is on its way to the ledger.
+    pub fn came(&mut self, at: i64) {
+        self.waiting.push_back(at);
+    }
+
+    /// The ledger has accepted the first of these.
+    pub fn accepted(&mut self) {
+        self.waiting.pop_front();
+    }
+
+    /// A message is sent at `now`.
+    pub fn sent(&mut self, token: Token, now: i64) {
+        let since = self.waiting.front().copied().unwrap_or(now);
+        self.sent.push_back((token, since));
+    }
+
+    /// The broker has answered the message. Returns what it then knows to be acknowledged: what
+    /// came before that time.
+    pub fn answered(&mut self, token: Token) -> i64 {
+        if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
+            && let Some((_, since)) = self.sent.remove(place)
+        {
+            self.answered = self.answered.max(since);
+        }
+        self.answered
+    }
+
+    /// The connection is gone.
+    pub fn disconnected(&mut self) {
+        self.sent.clear();
+        self.since = self.answered;
+    }
+
+    /// A message that the broker says it may have sent before, was perhaps accepted since then.
+    pub const fn since(&self) -> i64 {
+        self.since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_covers_what_was_acknowledged_before_its_question() {
+        let mut redelivery = Redelivery::new(5);
+        redelivery.came(10);
+        redelivery.accepted();
+        redelivery.sent(1, 20);
+        redelivery.came(30);
+        redelivery.sent(2, 40);
+        redelivery.accepted();
+        assert_eq!(redelivery.answered(1), 20);
+        assert_eq!(redelivery.answered(2), 30, "that one was not accepted yet");
+        assert_eq!(redelivery.since(), 5, "on this connection nothing changes");
+        redelivery.sent(3, 50);
+        redelivery.disconnected();
+        assert_eq!(redelivery.since(), 30);
+        assert_eq!(redelivery.answered(3), 30, "it was not answered");
+    }
+}

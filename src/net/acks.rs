@@ -1,0 +1,66 @@
+//! Acknowledgements in the order in which their messages came, as MQTT 5.0, section 4.6, has it:
+//! messages are safe in another order, when one has to wait for a disk and the next one not.
+
+use std::collections::VecDeque;
+
+/// The acknowledgements of one connection that are still to be sent, oldest first.
+#[derive(Debug)]
+pub struct Acks<T> {
+    waiting: VecDeque<(T, bool)>,
+}
+
+impl<T> Default for Acks<T> {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: PartialEq> Acks<T> {
+    /// A message has come that `ack` is the acknowledgement of.
+    pub fn came(&mut self, ack: T) {
+        self.waiting.push_back((ack, false));
+    }
+
+    /// The message of `ack` is safe; which acknowledgements can go now, in this order.
+    pub fn safe(&mut self, ack: &T) -> Vec<T> {
+        let mut unsafe_yet = self.waiting.iter_mut().filter(|(_, safe)| !safe);
+        if let Some((_, safe)) = unsafe_yet.find(|(waiting, _)| waiting == ack) {
+            *safe = true;
+        }
+        let go = self.waiting.iter().take_while(|(_, safe)| *safe).count();
+        self.waiting.drain(..go).map(|(ack, _)| ack).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_that_is_safe_early_waits_for_those_before_it() {
+        let mut acks: Acks<u16> = Acks::default();
+        let none: [u16; 0] = [];
+        (1..=4).for_each(|n| acks.came(n));
+        assert_eq!(acks.safe(&2), none);
+        assert_eq!(acks.safe(&9), none, "nobody has sent that");
+        assert_eq!(acks.safe(&1), [1, 2]);
+        assert_eq!(acks.safe(&1), none, "it has gone");
+        assert_eq!(acks.safe(&4), none);
+        assert_eq!(acks.safe(&3), [3, 4]);
+    }
+
+    proptest! {
+        #[test]
+        fn all_go_once_and_in_order(
+            order in Just((0..20).collect::<Vec<u16>>()).prop_shuffle(),
+        ) {
+            let mut acks = Acks::default();
+            (0..20).for_each(|n| acks.came(n));
+            let gone: Vec<u16> = order.iter().flat_map(|n| acks.safe(n)).collect();
+            prop_assert_eq!(gone, (0..20).collect::<Vec<u16>>());
+        }
+    }
+}
