@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use tael::model::condition::Condition;
 use tael::model::env::Export;
 use tael::model::event;
 use tael::model::message::{Delivery, Message, Properties, Qos};
 use tael::model::topic::Filter;
-use tael::model::trigger::{Command as Run, Condition, Decision, Policy, Trigger};
+use tael::model::trigger::{Command as Run, Decision, Policy, Trigger};
 use tael::store::ledger::{Done, Ledger, OnDisk, Op};
 use tokio::runtime::Builder;
 

@@ -102,6 +102,21 @@ fn options_that_are_wrong_in_themselves() {
         64,
         "too short",
     );
+    let pairs: [&[&str]; 4] = [
+        &["--attr", "status=finished"],
+        &["--attr", "status=finished", "--retain"],
+        &["--attr", "status=finished", "--attr", "sample=S1"],
+        &["--attr", "status", "finished", "sample=S1"],
+    ];
+    for pair in pairs {
+        refuses(
+            &mut message(&dir, pair),
+            64,
+            "are two words: --attr sample S1",
+        );
+    }
+    let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
+    refuses(raise.args(["--attr", "a=b", "c"]), 64, "are two words");
     let mut bytes = message(&dir, &["--attr", "a"]);
     refuses(bytes.arg(std::ffi::OsStr::from_bytes(b"\xff")), 64, "UTF-8");
 }

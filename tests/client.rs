@@ -257,3 +257,38 @@ fn a_client_that_is_there_before_its_broker_waits_for_it() {
     wait_run(&world, "1");
     client.stop();
 }
+
+#[test]
+fn a_client_whose_broker_is_away_leaves_and_keeps_what_is_to_be_told() {
+    let mut world = World::new();
+    let arguments = ["-t", SEQ, "-c", HOLD];
+    let client = world.client("p", &arguments);
+    event(&world, "1");
+    wait_run(&world, "1");
+    world.broker.stop();
+    wait_until("it has noticed", || client.log_text().contains("lost 127"));
+    go(&world, "1");
+    wait_until("it has ended", || {
+        client.log_text().contains("finished after")
+    });
+    let log = client.log.clone();
+    client.stop();
+    let log = fs::read_to_string(log).expect("log");
+    assert!(log.contains("statuses wait for the next start"), "{log}");
+    world.broker.restart();
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &arguments);
+    ears.status("p", "finished");
+    client.stop();
+}
+
+#[test]
+fn the_debug_log_says_what_a_message_lacks() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "true", "--when", "lane=1"]);
+    world.message(SEQ, &[("lane", "2")]);
+    wait_until("it says so", || {
+        client.log_text().contains("ignored: lane=1 does not hold")
+    });
+    client.stop();
+}

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 
-use common::{Process, World};
+use common::{Process, World, wait_until};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -183,6 +183,20 @@ fn what_cannot_be_a_value_is_left_out_and_the_run_goes_on() {
     assert_eq!(starting(&env, "ATTR_K").len(), 10);
     assert_eq!(recorder.left_out("k29"), 1);
     recorder.client.stop();
+}
+
+#[test]
+fn ninety_thousand_attributes_are_as_many_as_fit() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", r#"echo ran >>"$OUT/runs""#]);
+    let attributes: Vec<String> = (0..90_000).map(|n| format!(r#""k{n}":1"#)).collect();
+    let payload = format!(r#"{{"status":"finished",{}}}"#, attributes.join(","));
+    world.publish(SEQ, payload, &[]);
+    wait_until("it runs", || !world.lines("runs").is_empty());
+    let log = client.log_text();
+    assert!(log.contains("more attributes are left out"));
+    assert!(log.matches("left out of the environment").count() < 100);
+    client.stop();
 }
 
 #[test]

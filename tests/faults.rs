@@ -342,3 +342,22 @@ fn a_state_on_a_network_file_system() {
     assert!(!wal.exists(), "there is no shared memory for one");
     client.stop();
 }
+
+#[test]
+fn a_ledger_that_is_removed_under_its_client() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", RUN];
+    let mut client = world.client("p", &arguments);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    once_each(&world, &client, 1);
+    all_told(&world, 1);
+    fs::remove_file(world.state().join("p/ledger.db")).expect("remove");
+    send(&mut raw, 1);
+    assert_eq!(client.wait(), 73, "{}", client.log_text());
+    assert!(client.log_text().contains("was removed or replaced"));
+    // It was not acknowledged, and what would not be found again was not begun.
+    let client = world.client("p", &arguments);
+    once_each(&world, &client, 2);
+    client.stop();
+}

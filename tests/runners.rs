@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use common::raw::Raw;
 use common::{World, wait_until};
@@ -215,4 +216,91 @@ fn an_event_is_known_for_as_long_as_the_broker_may_send_it_again() {
     });
     client.stop();
     assert_eq!(world.lines("runs"), ["1", "2"]);
+}
+
+#[test]
+fn units_wait_in_order_while_no_runner_can_be_started() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let pid = client.child.id();
+    let limit = |descriptors: &str| {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args([
+            "--pid",
+            &pid.to_string(),
+            &format!("--nofile={descriptors}:"),
+        ]);
+        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
+    };
+    // What it has open stays, and nothing more can be opened.
+    limit("3");
+    let mut raw = Raw::connect(world.broker.port());
+    (0..5).for_each(|n| send(&mut raw, n, 0));
+    wait_until("it says so", || {
+        client.log_text().contains("cannot start a runner")
+    });
+    wait_until("all are accepted", || {
+        let ledger = rusqlite::Connection::open(world.state().join("p/ledger.db")).expect("ledger");
+        let count = ledger.query_row("SELECT count(*) FROM unit", [], |row| row.get(0));
+        count == Ok(5)
+    });
+    assert!(world.lines("runs").is_empty());
+    limit("1024");
+    wait_until("all have run", || world.lines("runs").len() == 5);
+    assert_eq!(world.lines("runs"), ["0", "1", "2", "3", "4"]);
+    assert_eq!(
+        client.log_text().matches("cannot start a runner").count(),
+        1,
+        "said once"
+    );
+    client.stop();
+}
+
+#[test]
+fn a_starter_that_ignores_its_children_does_not_hide_how_they_end() {
+    let world = World::new();
+    let mut command = Command::new("env");
+    command
+        .args(["--ignore-signal=CHLD"])
+        .arg(common::binary("tael-client"));
+    for (name, value) in world.command("tael-client").get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "exit 7"]);
+    let client = world.online("p", command);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    send(&mut Raw::connect(world.broker.port()), 0, 0);
+    assert_eq!(ears.status("p", "failed").payload["return_code"], 7);
+    client.stop();
+}
+
+#[test]
+fn silent_runs_share_a_folder_and_none_has_what_another_writes() {
+    let world = World::new();
+    // The first leaves a process behind that writes when all the others have run.
+    let command = r#"case "$ATTR_N" in
+        0) (until [ -e "$OUT/go" ]; do sleep 0.02; done; echo late) & ;;
+        3) echo three ;;
+        esac"#;
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..10).for_each(|n| send(&mut raw, n, 0));
+    world.wait_report("p", "/units/succeeded", 10);
+    fs::write(world.path("go"), "").expect("go");
+    let (code, list, _) = common::ran(&mut world.tael(["work", "list", "--json"]));
+    assert_eq!(code, 0);
+    let list: Vec<serde_json::Value> = serde_json::from_str(&list).expect("json");
+    let output = |n: usize| {
+        let unit = list[n]["unit"].as_str().expect("unit");
+        let (code, stdout, stderr) = common::ran(&mut world.tael(["work", "results", unit]));
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        stdout
+    };
+    wait_until("the late line is there", || output(0) == "late\n");
+    for n in 1..10 {
+        assert_eq!(output(n), if n == 3 { "three\n" } else { "" });
+    }
+    let folders = fs::read_dir(world.state().join("p/units")).expect("units");
+    assert!(folders.count() < 10, "some were used again");
+    client.stop();
 }

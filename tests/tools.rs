@@ -139,6 +139,48 @@ fn the_broker_is_careful_about_where_it_listens() {
 }
 
 /// Processes that were started below `dir`, by what their environment says.
+#[test]
+fn what_a_broker_keeps_is_its_users_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (users, data) = (dir.path().join("users"), dir.path().join("data"));
+    fs::write(&users, "ann:secret\n").expect("users");
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o644)).expect("mode");
+    let mut command = bare_command(&dir, "tael");
+    command.args(["broker", "--listen", "127.0.0.1:0", "--print-url"]);
+    command.arg("--data").arg(&data).arg("--users").arg(&users);
+    let mut broker = common::spawn(&dir, command.stdout(Stdio::piped()));
+    let url = line(&mut BufReader::new(
+        broker.child.stdout.take().expect("stdout"),
+    ));
+    assert!(
+        broker
+            .log_text()
+            .contains("is open to everybody: chmod 600 it")
+    );
+    let mut message = bare_command(&dir, "tael-message");
+    message.args(["--broker", &url, "-u", "ann", "-t", "lab/a", "--retain"]);
+    let (code, _, stderr) = ran(message.env("TAEL_PASSWORD", "secret"));
+    assert_eq!(code, 0, "{stderr}");
+    broker.stop();
+    let mut files = 0;
+    let mut folders = vec![data];
+    while let Some(folder) = folders.pop() {
+        let mode = |path: &std::path::Path| fs::metadata(path).expect("mode").permissions().mode();
+        assert_eq!(mode(&folder) & 0o777, 0o700, "{folder:?}");
+        for entry in fs::read_dir(&folder).expect("folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                assert_eq!(mode(&path) & 0o777, 0o600, "{path:?}");
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 0, "it has kept something");
+}
+
 fn processes_of(dir: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").expect("proc").flatten();
     let ours = all.filter(|entry| {

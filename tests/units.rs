@@ -519,3 +519,38 @@ fn a_run_that_takes_its_supervisor_down_is_not_repeated_for_ever() {
     assert_eq!(world.lines("runs").len(), 5);
     client.stop();
 }
+
+#[test]
+fn a_ledger_that_cannot_be_read_does_not_hide_the_others() {
+    let world = World::new();
+    let client = world.client("good", &["-t", SEQ, "-c", "true"]);
+    let ears = world.ears(&["lab/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("good", "finished");
+    client.stop();
+    let bad = world.state().join("bad");
+    fs::create_dir_all(&bad).expect("folder");
+    fs::write(bad.join("ledger.db"), "no database ".repeat(999)).expect("ledger");
+    let (code, out, stderr) = ran(&mut world.tael(["work", "list", "--json"]));
+    let units: Vec<Value> = serde_json::from_str(&out).expect("json");
+    assert_eq!((code, units.len()), (73, 1), "{stderr}");
+    assert!(stderr.contains("bad/ledger.db"), "{stderr}");
+    let unit = units[0]["unit"].as_str().expect("unit");
+    assert_eq!(ran(&mut world.tael(["work", "results", unit])).0, 0);
+    refuses(
+        &mut world.tael(["work", "status", "elsewhere"]),
+        73,
+        "bad/ledger.db",
+    );
+}
+
+#[test]
+fn what_somebody_else_has_put_among_the_units_stays() {
+    let world = World::new();
+    let units = world.state().join("p/units");
+    fs::create_dir_all(units.join("lost+found")).expect("folder");
+    fs::write(units.join("notes"), "mine").expect("file");
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    client.stop();
+    assert!(units.join("lost+found").is_dir() && units.join("notes").is_file());
+}

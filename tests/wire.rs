@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::raw::{Heard, Raw, publish_with, request_properties};
+use common::raw::{Heard, Raw, Scripted, publish_with, request_properties};
 use common::{World, ran, ran_with, refuses, wait_until};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -450,4 +450,23 @@ fn what_a_sender_writes_cannot_forge_a_log_line() {
         "{log}"
     );
     client.stop();
+}
+
+#[test]
+fn a_broker_that_does_not_answer_the_subscription_is_left() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let mut command = common::bare_command(&dir, "tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
+    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    let client = common::spawn(&dir, &mut command);
+    let mut silent = broker.accept();
+    assert_eq!(silent.receive().0 >> 4, 8, "SUBSCRIBE");
+    let mut next = broker.accept();
+    next.serve_until(|m| m.topic.ends_with("/presence"));
+    assert!(
+        client
+            .log_text()
+            .contains("has not answered the subscription")
+    );
 }

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
+use crate::cli::connection;
 use crate::error::{Error, Result};
 use crate::net::broker::Options;
 use crate::net::options::{Secret, TlsFiles};
@@ -67,6 +68,7 @@ impl Tool for Broker {
                 let text = std::fs::read_to_string(path).map_err(|e| {
                     Error::config(format!("read users from {}: {e}", path.display()))
                 })?;
+                connection::warn_of_open("users file", path);
                 users(&text).map_err(|cause| {
                     Error::config(format!("read users from {}: {cause}", path.display()))
                 })?

@@ -250,14 +250,19 @@ pub fn read_password(path: &Path) -> Result<Secret> {
     if password.is_empty() {
         return Err(wrong("the file is empty"));
     }
+    warn_of_open("password file", path);
+    Ok(Secret::new(password))
+}
+
+/// Warns of a file with secrets that others may read.
+pub fn warn_of_open(what: &str, path: &Path) {
     let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o007 != 0) {
         warn!(
-            "password file {} is open to everybody: chmod 600 it",
+            "{what} {} is open to everybody: chmod 600 it",
             path.display()
         );
     }
-    Ok(Secret::new(password))
 }
 
 /// The first topic level that everything lives under.

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
-use serde_json::Value;
 
 use crate::cli::Tool;
+use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::error::{Error, Result};
@@ -87,14 +87,7 @@ impl Tool for Control {
 
 fn attributes(pairs: Vec<String>) -> Result<Attributes> {
     let mut attributes = Attributes::new();
-    let mut pairs = pairs.into_iter();
-    while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
-        if ["action", "trigger"].contains(&key.as_str()) {
-            return Err(Error::usage(format!(
-                "attribute '{key}' is part of the request: choose another name"
-            )));
-        }
-        attributes.insert(key, Value::String(value));
-    }
+    let reserved = ["action", "trigger"].map(|name| (name, "part of the request"));
+    attr::add(&mut attributes, pairs, &reserved)?;
     Ok(attributes)
 }

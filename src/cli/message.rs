@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
-use serde_json::Value;
 
 use crate::cli::Tool;
+use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection};
 use crate::error::{Error, Result};
@@ -84,15 +84,8 @@ fn attributes(payload: Option<&str>, pairs: Vec<String>) -> Result<Attributes> {
         },
         None => Attributes::new(),
     };
-    let mut pairs = pairs.into_iter();
-    while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
-        if key == "ts" {
-            return Err(Error::usage(
-                "attribute 'ts' is the time of sending, which is set for you: choose another name",
-            ));
-        }
-        attributes.insert(key, Value::String(value));
-    }
+    let reserved = [("ts", "the time of sending, which is set for you")];
+    attr::add(&mut attributes, pairs, &reserved)?;
     Ok(attributes)
 }
 

@@ -1,5 +1,6 @@
 //! Command lines: options from flags, environment and configuration files, then dispatch.
 
+mod attr;
 pub mod beacon;
 #[cfg(feature = "embedded-broker")]
 mod broker;
@@ -28,7 +29,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
 use crate::os::logging::{self, Target};
-use crate::os::process::survive_file_size_limit;
+use crate::os::process::{hear_of_children, survive_file_size_limit};
 use config::{Layer, Layers};
 
 /// One command: its options, and what it does with them.
@@ -222,6 +223,7 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
         );
         std::process::exit(ON_BUG.load(Ordering::Relaxed));
     }));
+    hear_of_children();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments
         .get(1)
@@ -293,7 +295,12 @@ fn usage_line(error: &clap::Error) -> String {
     let hint = match (error.get(ContextKind::SuggestedArg), error.kind()) {
         (Some(suggested), _) => format!("; did you mean {suggested}?"),
         (None, ErrorKind::WrongNumberOfValues) if argument.contains("<KEY> <VALUE>") => {
-            "; the name and its value are two words: --attr sample S1".to_owned()
+            format!("; {}", attr::HINT)
+        }
+        (None, ErrorKind::UnknownArgument)
+            if argument.contains('=') && !argument.starts_with('-') =>
+        {
+            format!("; {}", attr::HINT)
         }
         (None, ErrorKind::UnknownArgument) if !argument.starts_with('-') => {
             "; what has blanks in it needs quotes; see --help".to_owned()

@@ -9,13 +9,12 @@ use toml::Value;
 
 use crate::cli::config::{Layer, Layers, texts};
 use crate::error::{Error, Kind, Result};
+use crate::model::condition::Condition;
 use crate::model::duration;
 use crate::model::env::{self, Export};
 use crate::model::status;
 use crate::model::topic::Filter;
-use crate::model::trigger::{
-    Command as Run, Condition, DEFAULT_SHELL, OnInterrupt, Overlap, Policy, Trigger,
-};
+use crate::model::trigger::{Command as Run, DEFAULT_SHELL, OnInterrupt, Overlap, Policy, Trigger};
 
 /// Options of one trigger.
 #[derive(Debug, Clone, Args)]

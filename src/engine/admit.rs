@@ -60,6 +60,24 @@ pub fn judge(config: &Config, delivery: &Delivery, redelivery_since: i64) -> Adm
     }
 }
 
+/// Why no trigger waits for a message, for people who wonder.
+#[must_use]
+pub fn objections(config: &Config, delivery: &Delivery) -> String {
+    let event = match event::parse(delivery, config.max_payload) {
+        Ok(event) => event,
+        Err(refusal) => return refusal.to_string(),
+    };
+    let waiting = config.triggers.iter().filter(|t| t.absent.is_none());
+    let objections = waiting.filter_map(|trigger| {
+        let objection = trigger.objection(&event, &config.who)?;
+        Some(match &config.triggers[..] {
+            [_] => objection.to_string(),
+            _ => format!("trigger '{}': {objection}", trigger.name),
+        })
+    });
+    objections.collect::<Vec<_>>().join("; ")
+}
+
 /// Judges an event that was raised by hand for `trigger`: its topic and conditions are not in
 /// question.
 ///

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, warn};
+use tracing::{Level, debug, enabled, error, warn};
 
 use crate::engine::admit::{self, Admission};
 use crate::engine::config::{Config, Home, RUNNERS};
@@ -356,10 +356,10 @@ impl Pipeline {
         let admission = admit::judge(&self.config, delivery, self.redelivery.since());
         if admission.parts.is_empty() {
             self.counts.ignored += 1;
-            debug!(
-                TAEL_TOPIC = admission.topic,
-                "ignored: no trigger waits for that, as it is"
-            );
+            if enabled!(Level::DEBUG) {
+                let why = admit::objections(&self.config, delivery);
+                debug!(TAEL_TOPIC = admission.topic, "ignored: {why}");
+            }
             self.session.acknowledge(&ack);
         } else {
             self.accept(admission, Some(ack), None);

@@ -50,8 +50,10 @@ impl Pipeline {
         loop {
             self.flush_later();
             let units_done = self.live.is_empty() || !wait_for_units;
-            let told = self.uncommitted == 0 && self.outbox.is_empty() && units_done;
-            if told && farewell {
+            // Without a broker there is nobody to tell, and the ledger keeps it.
+            let away = !self.is_online();
+            let told = self.uncommitted == 0 && units_done && (away || self.outbox.is_empty());
+            if told && (away || farewell) {
                 break;
             }
             self.flush_outbox();
@@ -81,14 +83,11 @@ impl Pipeline {
             };
             match timeout_at(deadline, step).await {
                 Ok(result) => result?,
-                Err(_) => {
-                    info!(
-                        "stopped; {} statuses wait for the next start",
-                        self.outbox.len()
-                    );
-                    break;
-                }
+                Err(_) => break,
             }
+        }
+        if !self.outbox.is_empty() {
+            info!("{} statuses wait for the next start", self.outbox.len());
         }
         self.check_metrics(true);
         self.session.close().await;

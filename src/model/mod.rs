@@ -1,6 +1,7 @@
 //! The pure model: what an event, a trigger, a unit and a status are. Nothing here does I/O.
 
 pub mod check;
+pub mod condition;
 pub mod control;
 pub mod duration;
 pub mod env;

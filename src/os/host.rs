@@ -1,5 +1,6 @@
 //! Who and where we are.
 
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, User};
 
 /// A new id: unique everywhere, sorted by time (a ULID).
@@ -12,6 +13,11 @@ pub fn new_id() -> String {
 #[must_use]
 pub fn is_id(name: &str) -> bool {
     ulid::Ulid::from_string(name).is_ok()
+}
+
+/// Has all files that this process makes from now on be its user's alone (`umask(2)`).
+pub fn make_files_private() {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
 /// This host's name; `localhost` if it has none that is UTF-8.

@@ -143,6 +143,13 @@ pub fn survive_file_size_limit() {
     on_signals(&[Signal::SIGXFSZ]);
 }
 
+/// Has the kernel keep how our children end until we ask: whoever started us may have ignored
+/// SIGCHLD, which is inherited, and then nobody could ask (`wait(2)`).
+pub fn hear_of_children() {
+    // SAFETY: no handler is set. It fails only for signals that cannot be caught.
+    let _ = unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
 /// Whether process group `id` has a member that is not a zombie (`proc_pid_stat(5)`).
 fn group_is_alive(id: u32) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else {

@@ -6,6 +6,7 @@ use tracing::info;
 
 use crate::error::Result;
 use crate::net::broker::{Broker, Options};
+use crate::os::host;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 
@@ -16,6 +17,8 @@ use crate::os::signals::Stop;
 /// As [`Broker::start`].
 pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
     let tls = options.tls.is_some();
+    // Sessions hold what others have sent.
+    host::make_files_private();
     super::runtime()?.block_on(async {
         let mut stop = Stop::listen(false)?;
         let mut broker = Broker::start(options).await?;

@@ -161,21 +161,29 @@ fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn find(scope: &Scope, unit: &str) -> Result<Found> {
+    // It may be in any but those.
+    let mut unreadable = None;
     for (who, pipeline) in pipelines(scope)? {
-        let reader = Reader::open(&pipeline)?;
-        if let Some(record) = reader.unit(unit)? {
-            return Ok(Found {
-                who,
-                pipeline,
-                reader,
-                record,
-            });
+        let found = Reader::open(&pipeline).and_then(|reader| Ok((reader.unit(unit)?, reader)));
+        match found {
+            Ok((Some(record), reader)) => {
+                return Ok(Found {
+                    who,
+                    pipeline,
+                    reader,
+                    record,
+                });
+            }
+            Ok((None, _)) => {}
+            Err(e) => unreadable = unreadable.or(Some(e)),
         }
     }
-    Err(Error::data(format!(
-        "find unit '{}': there is none; see 'tael work list'",
-        printable(unit, 80)
-    )))
+    Err(unreadable.unwrap_or_else(|| {
+        Error::data(format!(
+            "find unit '{}': there is none; see 'tael work list'",
+            printable(unit, 80)
+        ))
+    }))
 }
 
 /// The state and the outcome of a unit as far as anybody can know them now: the ledger's, or

@@ -71,14 +71,20 @@ fn span(value: &Value) -> String {
 
 pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
     let mut reports = Vec::new();
+    let mut code = ExitCode::SUCCESS;
     for (who, pipeline) in pipelines(scope)? {
-        for record in Reader::open(&pipeline)?.units(false)? {
-            reports.push(report(&who, &pipeline, &record)?);
+        // One that cannot be read does not hide the others.
+        match reports_of(&who, &pipeline) {
+            Ok(list) => reports.extend(list),
+            Err(e) => {
+                eprintln!("tael: {e}");
+                code = ExitCode::from(e.exit_code());
+            }
         }
     }
     if json {
         crate::tools::print(&Value::Array(reports).to_string())?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     if !reports.is_empty() {
         crate::tools::print(&row(
@@ -101,7 +107,13 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
             &text("command"),
         ))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+fn reports_of(who: &str, pipeline: &Path) -> Result<Vec<Value>> {
+    let records = Reader::open(pipeline)?.units(false)?;
+    let reports = records.iter().map(|record| report(who, pipeline, record));
+    reports.collect()
 }
 
 fn row(

@@ -1,0 +1,36 @@
+//! Attributes given one by one: `--attr KEY VALUE`.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::model::event::Attributes;
+use crate::model::text::printable;
+
+/// What to do about a pair that is written as one word.
+pub const HINT: &str = "the name and its value are two words: --attr sample S1";
+
+/// Adds the pairs in `list` to `attributes`, but for names that are taken by what `reserved` says.
+///
+/// # Errors
+/// When a name is reserved, or is a whole `KEY=VALUE`, which would have taken the next word of the
+/// command line for its value.
+pub fn add(
+    attributes: &mut Attributes,
+    list: Vec<String>,
+    reserved: &[(&str, &str)],
+) -> Result<()> {
+    let mut list = list.into_iter();
+    while let (Some(key), Some(value)) = (list.next(), list.next()) {
+        let name = printable(&key, 80);
+        if let Some((_, by)) = reserved.iter().find(|(name, _)| *name == key) {
+            return Err(Error::usage(format!(
+                "attribute '{name}' is {by}: choose another name"
+            )));
+        }
+        if key.contains('=') {
+            return Err(Error::usage(format!("attribute '{name}': {HINT}")));
+        }
+        attributes.insert(key, Value::String(value));
+    }
+    Ok(())
+}
