@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{World, refuses, wait_until};
+use common::{World, ran, refuses, wait_until};
 use serde_json::{Value, json};
 
 const SEQ: &str = "lab/seq/status";
@@ -128,6 +128,18 @@ fn a_pause_holds_events_until_resume_even_over_a_restart() {
     world.wait_report("lazy", "/waiting", 2);
     assert_eq!(world.report("lazy")["paused"], true);
     assert!(world.lines("runs").is_empty());
+    // Others see it too.
+    let (code, line, _) = ran(&mut world.tael(["check", "--who", "lazy", "--root", "lab"]));
+    assert_eq!(code, 1, "{line}");
+    assert!(
+        line.starts_with("PIPELINE WARNING - lazy is paused"),
+        "{line}"
+    );
+    let (_, table, _) = ran(&mut world.tael(["status", "--root", "lab"]));
+    assert!(
+        table.lines().any(|l| l.starts_with("lazy      paused ")),
+        "{table}"
+    );
     assert_eq!(
         world.control(&["lazy", "resume"]),
         (0, "lazy: resumed\n".into(), String::new())
@@ -136,6 +148,12 @@ fn a_pause_holds_events_until_resume_even_over_a_restart() {
     assert_eq!(world.lines("runs"), ["1 1", "2 1"]);
     assert_eq!(world.report("lazy")["paused"], false);
     client.stop();
+    let (code, _, stderr) = world.control(&["lazy", "status", "--timeout", "1h"]);
+    assert_eq!(code, 75, "{stderr}");
+    assert!(
+        stderr.contains("status lazy: that client is stopped"),
+        "{stderr}"
+    );
 }
 
 #[test]

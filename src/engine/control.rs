@@ -169,6 +169,7 @@ impl Pipeline {
         };
         kept.map_err(|e| (Kind::CannotCreate, format!("cannot remember that: {e}")))?;
         self.queue.pause(paused);
+        self.tell_presence();
         info!("{}", if paused { "paused" } else { "resumed" });
         Ok(fields([("paused", json!(paused))]))
     }

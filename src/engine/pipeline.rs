@@ -273,7 +273,12 @@ impl Pipeline {
         self.online
     }
 
-    pub(super) fn tell_presence(&mut self, state: Presence) {
+    /// Tells that we are here.
+    pub(super) fn tell_presence(&mut self) {
+        let state = match self.queue.is_paused() {
+            true => Presence::Paused,
+            false => Presence::Online,
+        };
         let presence = connect::presence(&self.config, &self.topics, state, self.since);
         if self.session.publish(presence, UNTRACKED) {
             self.redelivery.sent(UNTRACKED, now_ms());
@@ -320,7 +325,7 @@ impl Pipeline {
         match event {
             Event::Online => {
                 self.online = true;
-                self.tell_presence(Presence::Online);
+                self.tell_presence();
                 self.silence.online(true);
                 self.last.due();
                 self.health.ready();

@@ -7,7 +7,6 @@ use crate::engine::config::Config;
 use crate::engine::connect;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::error::Result;
-use crate::model::status::Presence;
 use crate::net::options::BrokerOptions;
 
 /// A request for a reload, and where the new configuration comes from.
@@ -76,7 +75,7 @@ impl Pipeline {
         info!("reloaded; {} triggers", self.config.triggers.len());
         let asked = self.session.subscribe(subscriptions);
         if self.is_online() {
-            self.tell_presence(Presence::Online);
+            self.tell_presence();
         }
         Ok(asked)
     }

@@ -30,7 +30,7 @@ pub struct Seen {
     pub who: String,
     /// Its host.
     pub host: String,
-    /// `online`, `offline` or `lost`.
+    /// `online`, `paused`, `offline` or `lost`.
     pub state: String,
     /// Version of its client.
     pub version: String,
@@ -72,7 +72,11 @@ impl Network {
         match name {
             "presence" => {
                 seen.host = text("host");
-                seen.state = text("state");
+                let paused = payload.get("paused") == Some(&Value::Bool(true));
+                seen.state = match text("state") {
+                    state if paused && state == "online" => "paused".to_owned(),
+                    state => state,
+                };
                 seen.version = text("version");
                 seen.since = payload.get("since").and_then(Value::as_i64);
                 let triggers = payload.get("triggers").and_then(Value::as_array);

@@ -109,6 +109,8 @@ pub fn falsestart(passthrough: &Attributes, now: Timestamp) -> Map<String, Value
 pub enum Presence {
     /// It takes events.
     Online,
+    /// It takes events and starts nothing.
+    Paused,
     /// It was stopped.
     Offline,
     /// Its connection broke; the broker says so in its stead.
@@ -138,9 +140,9 @@ pub fn presence(
             map
         })
         .collect();
-    json!({
+    let mut presence = json!({
         "state": match state {
-            Presence::Online => "online",
+            Presence::Online | Presence::Paused => "online",
             Presence::Offline => "offline",
             Presence::Lost => "lost",
         },
@@ -149,7 +151,11 @@ pub fn presence(
         "version": env!("CARGO_PKG_VERSION"),
         "since": since.as_second(),
         "triggers": triggers,
-    })
+    });
+    if state == Presence::Paused {
+        presence["paused"] = json!(true);
+    }
+    presence
 }
 
 /// The beacon's payload, in UTC: `{"date":"YYYYMMDD","status":"finished","time":"HHMMSS"}`.

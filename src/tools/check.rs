@@ -171,8 +171,8 @@ async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
     };
     let state = match seen.state.as_str() {
         "online" => Level::Ok,
-        // Somebody has stopped it.
-        "offline" => Level::Warning,
+        // Somebody has stopped it, or has it start nothing.
+        "offline" | "paused" => Level::Warning,
         "lost" => Level::Critical,
         _ => Level::Unknown,
     };

@@ -69,7 +69,8 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     let wrong = |e| Error::usage(format!("control {}: {e}", options.who));
     let subscriptions = Subscriptions {
         required: vec![Filter::new(&reply_topic).map_err(wrong)?],
-        optional: Vec::new(),
+        // Whoever was stopped does not answer.
+        optional: vec![Filter::new(options.topics.presence()).map_err(wrong)?],
         qos: Qos::AtLeastOnce,
     };
     let settings = Settings {
@@ -89,6 +90,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     };
     let mut session = Session::new(settings, subscriptions);
     let mut reached = false;
+    let (mut sent, mut stopped) = (false, false);
     let answered = async {
         loop {
             match session.next().await? {
@@ -104,10 +106,20 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                     let answer = serde_json::from_slice(&received.delivery.payload);
                     return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
                 }
-                Event::Published(_, Ok(()))
-                | Event::Received(_)
-                | Event::Subscribed(_)
-                | Event::Offline => {}
+                Event::Published(_, Ok(())) => sent = true,
+                Event::Received(received) => {
+                    let presence: Value =
+                        serde_json::from_slice(&received.delivery.payload).unwrap_or_default();
+                    stopped = super::text(&presence, "state") == Some("offline");
+                }
+                Event::Subscribed(_) | Event::Offline => {}
+            }
+            if sent && stopped {
+                let cause = "that client is stopped; the broker may keep the request for it";
+                return Err(Error::new(
+                    Kind::TryAgain,
+                    format!("{} {}: {cause}", options.action.name(), options.who),
+                ));
             }
         }
     };
