@@ -109,7 +109,7 @@ impl Source {
         let tests = self
             .code
             .windows(2)
-            .position(|two| two[0].1 == "#[cfg(test)]" && two[1].1.starts_with("mod tests"));
+            .position(|two| two[0].1 == "#[cfg(test)]" && two[1].1.contains("mod tests"));
         &self.code[..tests.unwrap_or(self.code.len())]
     }
 }

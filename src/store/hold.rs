@@ -243,11 +243,11 @@ fn trim(stream: &File, limit: u64) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::unit::Trace;
 
-    fn state() -> (tempfile::TempDir, PathBuf, UnitDir) {
+    pub fn state() -> (tempfile::TempDir, PathBuf, UnitDir) {
         let state = tempfile::tempdir().expect("tempdir");
         for name in ["units", "runners"] {
             fs::create_dir(state.path().join(name)).expect("folder");
@@ -257,7 +257,7 @@ mod tests {
         (state, runners, unit)
     }
 
-    fn count(dir: &Path) -> usize {
+    pub fn count(dir: &Path) -> usize {
         fs::read_dir(dir).expect("folder").count()
     }
 

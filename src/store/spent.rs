@@ -32,8 +32,8 @@ impl Spent {
     #[must_use]
     pub fn reuse(self, runners: &Path) -> Option<Hold> {
         // Silent at first sight?
-        let size = |stream: Stream| fs::metadata(self.dir.path().join(stream.file())).ok();
-        let silent = |stream| size(stream).is_some_and(|meta| meta.len() == 0);
+        let look = |stream: Stream| fs::symlink_metadata(self.dir.path().join(stream.file()));
+        let silent = |stream| look(stream).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
         if !silent(Stream::Stdout) || !silent(Stream::Stderr) {
             return None;
         }
@@ -50,8 +50,11 @@ impl Spent {
 
 /// The folder `dir` as if it had just been made; `None` if it is not like that.
 fn again(dir: &UnitDir) -> Option<Hold> {
-    let names = fs::read_dir(dir.path()).ok()?;
-    if names.count() != 3 {
+    let record = dir.record();
+    let known = [Stream::Stdout, Stream::Stderr].map(|stream| dir.path().join(stream.file()));
+    let entries = fs::read_dir(dir.path()).ok()?.flatten();
+    let mut paths = entries.map(|entry| entry.path());
+    if !record.exists() || !paths.all(|path| path == record || known.contains(&path)) {
         return None;
     }
     let hold = Hold::open(dir).ok()?;
@@ -75,23 +78,9 @@ fn again(dir: &UnitDir) -> Option<Hold> {
 mod tests {
     use super::*;
     use crate::model::unit::{Outcome, Trace};
+    use crate::store::hold::tests::{count, state};
     use std::io::Write;
     use std::os::unix::fs::FileExt;
-    use std::path::PathBuf;
-
-    fn state() -> (tempfile::TempDir, PathBuf, UnitDir) {
-        let state = tempfile::tempdir().expect("tempdir");
-        for name in ["units", "runners"] {
-            fs::create_dir(state.path().join(name)).expect("folder");
-        }
-        let unit = UnitDir::new(state.path(), "u1");
-        let runners = state.path().join("runners");
-        (state, runners, unit)
-    }
-
-    fn count(dir: &Path) -> usize {
-        fs::read_dir(dir).expect("folder").count()
-    }
 
     /// The folder of a unit that has ended as `run` says.
     fn spent(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut Hold)) -> Spent {
