@@ -6,6 +6,7 @@
 //! holder. So neither can block the other for ever.
 
 mod failure;
+mod inbox;
 mod stall;
 mod wire;
 
@@ -38,9 +39,6 @@ const STALL_KEEP_ALIVES: u32 = 3;
 
 /// How long the broker may take to close the connection after a goodbye.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// Events that wait for their reader before the network is no longer read.
-const EVENT_QUEUE: usize = 256;
 
 /// Requests that wait inside the library.
 const REQUEST_QUEUE: usize = 64;
@@ -130,7 +128,7 @@ enum Request {
 #[derive(Debug)]
 pub struct Connection {
     requests: mpsc::UnboundedSender<Request>,
-    events: mpsc::Receiver<Event>,
+    events: inbox::Receiver,
     progress: Progress,
     tasks: [JoinHandle<()>; 2],
 }
@@ -151,7 +149,7 @@ impl Connection {
     pub fn open(settings: &Settings) -> Result<Self> {
         let options = options(settings)?;
         let (client, eventloop) = AsyncClient::new(options, REQUEST_QUEUE);
-        let (event_tx, events) = mpsc::channel(EVENT_QUEUE);
+        let (event_tx, events) = inbox::inbox();
         // Bounded by its users: acknowledgements by what was delivered, publishes by the
         // outbox's window.
         let (requests, request_rx) = mpsc::unbounded_channel();
@@ -324,7 +322,7 @@ async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request
 /// Drives the library and tells what happens, until the connection ends.
 async fn poll(
     mut eventloop: EventLoop,
-    events: mpsc::Sender<Event>,
+    events: inbox::Sender,
     order: Order,
     keep_alive: Duration,
     progress: Progress,
@@ -368,7 +366,7 @@ async fn poll(
             }
             let last = matches!(event, Event::Closed | Event::Failed(_));
             progress.waits_for_holder();
-            if events.send(event).await.is_err() || last {
+            if !events.send(event).await || last {
                 return;
             }
             progress.made();

@@ -1,0 +1,104 @@
+//! Events that wait for their reader, bounded by their number and by the bytes of messages:
+//! some brokers take Receive Maximum for a hint.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::net::mqtt::Event;
+
+/// Events that wait before the network is no longer read.
+const MAX_EVENTS: usize = 256;
+
+/// Bytes of payloads among them; one that is larger waits alone.
+const MAX_BYTES: u32 = 16 * 1024 * 1024;
+
+type Waiting = (Event, Option<OwnedSemaphorePermit>);
+
+/// Where the network task puts events.
+#[derive(Debug)]
+pub(super) struct Sender {
+    events: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// Where its holder takes them.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    events: mpsc::Receiver<Waiting>,
+}
+
+/// An inbox with nothing in it.
+pub(super) fn inbox() -> (Sender, Receiver) {
+    let (sender, events) = mpsc::channel(MAX_EVENTS);
+    let room = Arc::new(Semaphore::new(MAX_BYTES as usize));
+    let sender = Sender {
+        events: sender,
+        room,
+    };
+    (sender, Receiver { events })
+}
+
+impl Sender {
+    /// Waits until there is room for `event`; `false` if nobody reads any more.
+    pub async fn send(&self, event: Event) -> bool {
+        let bytes = match &event {
+            Event::Received(received) => received.delivery.payload.len(),
+            _ => 0,
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_BYTES);
+        let room = match bytes {
+            0 => None,
+            _ => Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
+        };
+        self.events.send((event, room)).await.is_ok()
+    }
+}
+
+impl Receiver {
+    /// The next event; cancel safe. `None` when there will be none.
+    pub async fn recv(&mut self) -> Option<Event> {
+        self.events.recv().await.map(|(event, _)| event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::message::{Delivery, Properties};
+    use crate::net::mqtt::{Ack, QoS, Received};
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    fn message(bytes: u32) -> Event {
+        Event::Received(Received {
+            delivery: Delivery {
+                topic: "t".into(),
+                payload: vec![0; bytes as usize].into(),
+                retained: false,
+                duplicate: false,
+                packet: 1,
+                properties: Properties::default(),
+            },
+            ack: Ack {
+                packet: 1,
+                qos: QoS::AtLeastOnce,
+            },
+        })
+    }
+
+    #[test]
+    fn large_messages_wait_until_there_is_room() {
+        let (sender, mut receiver) = inbox();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut first = pin!(sender.send(message(MAX_BYTES * 2)));
+        assert!(first.as_mut().poll(&mut context).is_ready(), "one goes");
+        let mut small = pin!(sender.send(Event::Closed));
+        assert!(small.as_mut().poll(&mut context).is_ready());
+        let mut second = pin!(sender.send(message(1)));
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert!(receiver.events.try_recv().is_ok());
+        assert!(second.as_mut().poll(&mut context).is_ready());
+    }
+}
