@@ -230,7 +230,7 @@ impl Desk<'_> {
         while hold.end(&outcome).is_err() {
             thread::sleep(RETRY);
         }
-        self.spent = Some(hold.release());
+        self.spent = Some(Spent::new(hold));
     }
 
     /// Waits for the word to begin.

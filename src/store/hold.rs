@@ -19,7 +19,6 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::model::unit::Outcome;
 use crate::os::lock::Lock;
 use crate::store::outcome::outcome_text;
-use crate::store::spent::Spent;
 use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir, noted};
 
 /// The mode of what is in a folder.
@@ -175,15 +174,6 @@ impl Hold {
         self.note(&format!("{ENDED} {id} {}\n", outcome_text(outcome)))
     }
 
-    /// Lets go of the unit, which has ended.
-    #[must_use]
-    pub fn release(self) -> Spent {
-        Spent {
-            dir: self.dir,
-            record: self.lock.release(),
-        }
-    }
-
     /// The command's three streams, with `payload` to read.
     ///
     /// # Errors
@@ -296,7 +286,7 @@ pub(super) mod tests {
         hold.begin().expect("begun");
         let outcome = Outcome::interrupted(1);
         hold.end(&outcome).expect("end");
-        hold.release().sync();
+        drop(hold);
         assert_eq!(unit.trace(), Ok(Trace::Ended(outcome)));
         assert!(take(None).is_none());
     }

@@ -13,11 +13,20 @@ use crate::store::streams::{Stream, UnitDir};
 /// The folder of a unit that has ended.
 #[derive(Debug)]
 pub struct Spent {
-    pub(super) dir: UnitDir,
-    pub(super) record: Option<File>,
+    dir: UnitDir,
+    record: Option<File>,
 }
 
 impl Spent {
+    /// Lets go of a unit that has ended.
+    #[must_use]
+    pub fn new(hold: Hold) -> Self {
+        Self {
+            dir: hold.dir,
+            record: hold.lock.release(),
+        }
+    }
+
     /// Has the disk hold the outcome.
     pub fn sync(&self) {
         if let Some(record) = &self.record {
@@ -89,7 +98,7 @@ mod tests {
         run(&mut hold);
         hold.end(&Outcome::interrupted(1)).expect("end");
         assert_eq!(count(runners), 0);
-        hold.release()
+        Spent::new(hold)
     }
 
     #[test]

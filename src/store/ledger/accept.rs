@@ -6,7 +6,8 @@ use rusqlite::{Transaction, params};
 
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
-use crate::store::ledger::write::{Done, insert_unit, post_all};
+use crate::store::ledger::Queued;
+use crate::store::ledger::rows::{insert_unit, post_all};
 
 /// What tells one event from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,8 @@ pub enum Part {
     },
 }
 
-/// Accepts an event that came at `at` (milliseconds since the epoch) under this `boot`.
+/// Accepts an event that came at `at` (milliseconds since the epoch) under this `boot`. Returns
+/// which parts are new, and the statuses of refusals.
 pub(super) fn accept(
     tx: &Transaction<'_>,
     key: &EventKey,
@@ -60,7 +62,7 @@ pub(super) fn accept(
     at: i64,
     boot: &str,
     parts: &[Part],
-) -> rusqlite::Result<Done> {
+) -> rusqlite::Result<(Vec<bool>, Vec<Queued>)> {
     let (mut fresh, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
     for part in parts {
         let (trigger, unit, refused) = match part {
@@ -99,7 +101,7 @@ pub(super) fn accept(
             }
         }
     }
-    Ok(Done::Accepted { fresh, queued })
+    Ok((fresh, queued))
 }
 
 /// Whether the broker has sent the event before. It counts as accepted `at` then: until it is

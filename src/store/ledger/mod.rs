@@ -6,6 +6,7 @@
 mod accept;
 mod place;
 mod read;
+mod rows;
 mod schema;
 mod write;
 mod writer;

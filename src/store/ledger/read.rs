@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::unit::{Outcome, State, Unit};
-use crate::store::ledger::write::{Heard, read_message};
+use crate::store::ledger::rows::read_message;
+use crate::store::ledger::write::Heard;
 use crate::store::ledger::{Queued, Reader};
 use crate::store::outcome::parse_outcome;
 
