@@ -77,3 +77,24 @@ fn a_message_from_a_command_does_not_take_the_clients_session_over() {
     assert_eq!(log.matches("connected to").count(), 1, "{log}");
     client.stop();
 }
+
+#[test]
+fn a_file_of_variables_that_is_wrong_is_told_at_the_start() {
+    let world = World::new();
+    let file = world.path("variables");
+    fs::write(&file, "GOOD=1\nno variable\n").expect("file");
+    let path = file.to_str().expect("path");
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &["-t", SEQ, "-c", "true", "--env-file", path]);
+    let log = client.log_text();
+    assert!(
+        log.contains("line 2") && log.contains("its runs cannot start"),
+        "{log}"
+    );
+    world.message(SEQ, &[("status", "finished")]);
+    ears.status("p", "falsestart");
+    fs::write(&file, "GOOD=1\n").expect("file");
+    world.message(SEQ, &[("status", "finished")]);
+    ears.status("p", "finished");
+    client.stop();
+}

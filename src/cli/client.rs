@@ -12,6 +12,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::engine::config::Config;
+use crate::engine::job::read_env_file;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::message::Qos;
@@ -117,6 +118,15 @@ impl Client {
                     "trigger '{}': there is no {} yet",
                     trigger.name,
                     path.display()
+                );
+            }
+            // It is read again at each run.
+            if let Some(path) = trigger.env_file.as_deref().filter(|path| path.exists())
+                && let Err(e) = read_env_file(path)
+            {
+                warn!(
+                    "trigger '{}': {e}; until that is mended its runs cannot start",
+                    trigger.name
                 );
             }
         }

@@ -57,7 +57,11 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
     })
 }
 
-fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+/// The variables in the file `path`.
+///
+/// # Errors
+/// When it cannot be read, or a line of it is wrong.
+pub fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
     // One end of a FIFO must not wait for the other.
     let mut options = std::fs::File::options();

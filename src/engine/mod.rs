@@ -7,7 +7,7 @@ mod connect;
 mod control;
 mod failpoint;
 mod health;
-mod job;
+pub mod job;
 mod last;
 mod later;
 mod metrics;
