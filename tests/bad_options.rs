@@ -57,7 +57,7 @@ fn options_that_are_wrong_in_themselves() {
             "steers a loader or a shell",
         );
     }
-    let cases: [(&[&str], &str); 18] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["--envprefix", "LD"], "prefix 'LD'"),
         (&["--envprefix", "1A"], "'1A' cannot begin"),
         (&["-t", "lab/#/status"], "# stands alone"),
@@ -68,7 +68,9 @@ fn options_that_are_wrong_in_themselves() {
         (&["-q", "0"], "QoS 0"),
         (&["-q", "3"], "'3' is no QoS"),
         (&["--when", "finished"], "not KEY=VALUE"),
+        (&["--when", "status==x"], "write status=x"),
         (&["--jobs", "0"], "0 jobs"),
+        (&["--jobs", "two"], "no whole number"),
         (&["--overlap", "maybe"], "'maybe'"),
         (&["--timeout", "soon"], "'soon' is no duration"),
         (&["--retained", "perhaps"], "'perhaps'"),
@@ -97,6 +99,7 @@ fn options_that_are_wrong_in_themselves() {
         "# stands alone",
     );
     refuses(&mut tool(&dir, "tael", &["dance"]), 64, "dance");
+    refuses(&mut tool(&dir, "tael", &["mesage"]), 64, "mean message?");
     refuses(
         &mut tool(&dir, "tael-beacon", &["--interval", "1ms"]),
         64,
@@ -115,6 +118,7 @@ fn options_that_are_wrong_in_themselves() {
             "are two words: --attr sample S1",
         );
     }
+    refuses(&mut message(&dir, &["--attr", "", "x"]), 64, "needs a name");
     let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
     refuses(raise.args(["--attr", "a=b", "c"]), 64, "are two words");
     let mut bytes = message(&dir, &["--attr", "a"]);

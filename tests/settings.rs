@@ -79,14 +79,32 @@ fn a_message_from_a_command_does_not_take_the_clients_session_over() {
 }
 
 #[test]
-fn a_file_of_variables_that_is_wrong_is_told_at_the_start() {
+fn what_will_not_work_is_told_at_the_start() {
     let world = World::new();
     let file = world.path("variables");
     fs::write(&file, "GOOD=1\nno variable\n").expect("file");
     let path = file.to_str().expect("path");
     let ears = world.ears(&["lab/#"]);
-    let client = world.client("p", &["-t", SEQ, "-c", "true", "--env-file", path]);
+    let mut command = world.command("tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ]);
+    command.args([
+        "-c",
+        "true",
+        "--env-file",
+        path,
+        "--shell",
+        "/no/such/shell",
+    ]);
+    command.env("TAEL_CLIENT_JOBZ", "3");
+    let client = world.online("p", command);
     let log = client.log_text();
+    assert!(log.contains("there is no /no/such/shell yet"), "{log}");
+    assert!(
+        log.contains("no option of tael client is called so"),
+        "{log}"
+    );
+    client.stop();
+    let client = world.client("p", &["-t", SEQ, "-c", "true", "--env-file", path]);
     assert!(
         log.contains("line 2") && log.contains("its runs cannot start"),
         "{log}"

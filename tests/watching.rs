@@ -169,7 +169,7 @@ fn a_pipeline_is_judged_by_presence_and_last_end() {
     send("0");
     until(0, "last run finished");
     send("3");
-    until(1, "last run failed with 3");
+    until(1, "last run failed with 3, ");
     client.stop();
     until(1, "p is offline");
     let client = world.client("p", &arguments);
@@ -464,7 +464,7 @@ fn commands_have_the_folder_and_the_variables_that_were_asked_for() {
     let units: Vec<Value> = serde_json::from_str(&list).expect("json");
     let unit = units[1]["unit"].as_str().expect("unit");
     let (code, out, stderr) = ran(&mut world.tael(["work", "results", unit]));
-    assert_eq!((code, out.as_str()), (75, ""));
+    assert_eq!((code, out.as_str()), (65, ""));
     assert!(stderr.contains("line 1: it is not NAME=VALUE"), "{stderr}");
     client.stop();
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::raw::{Heard, Raw, Scripted, publish_with, request_properties};
+use common::raw::{Heard, Raw, Scripted, packet, publish_with, request_properties};
 use common::{World, ran, ran_with, refuses, wait_until};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -469,4 +469,32 @@ fn a_broker_that_does_not_answer_the_subscription_is_left() {
             .log_text()
             .contains("has not answered the subscription")
     );
+}
+
+#[test]
+fn a_presence_that_is_refused_is_said_once() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let mut command = common::bare_command(&dir, "tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
+    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    let client = common::spawn(&dir, &mut command);
+    for _ in 0..2 {
+        let mut raw = broker.accept();
+        let (kind, body) = raw.receive();
+        assert_eq!(kind >> 4, 8, "SUBSCRIBE");
+        raw.send(&packet(0x90, &[body[0], body[1], 0, 1, 1]));
+        let (kind, body) = raw.receive();
+        assert_eq!(kind >> 4, 3, "PUBLISH");
+        let (heard, id) = Heard::parse(kind, &body);
+        assert!(heard.topic.ends_with("/presence"));
+        let id = id.expect("QoS 1");
+        // Not authorized (MQTT 5.0, section 3.4.2.1).
+        raw.send(&packet(0x40, &[id[0], id[1], 0x87]));
+        wait_until("the client says so", || {
+            client.log_text().contains("not authorised")
+        });
+    }
+    let log = client.log_text();
+    assert_eq!(log.matches("does not get there").count(), 1, "{log}");
 }

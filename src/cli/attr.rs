@@ -27,6 +27,9 @@ pub fn add(
                 "attribute '{name}' is {by}: choose another name"
             )));
         }
+        if key.is_empty() {
+            return Err(Error::usage("an attribute needs a name: --attr sample S1"));
+        }
         if key.contains('=') {
             return Err(Error::usage(format!("attribute '{name}': {HINT}")));
         }

@@ -19,7 +19,7 @@ use crate::tools::{broker, demo};
 #[derive(Debug, Args)]
 pub struct Broker {
     /// Address to listen on; port 0 picks a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1883")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, default_value = "127.0.0.1:1883")]
     listen: SocketAddr,
     /// Folder for sessions and messages; without it they are gone with the broker
     #[arg(long, value_name = "DIR")]
@@ -91,6 +91,11 @@ impl Tool for Broker {
         };
         broker::run(options, self.print_url)
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is no address with a port, such as 127.0.0.1:1883"))
 }
 
 fn users(text: &str) -> Result<Vec<(String, Secret)>, String> {

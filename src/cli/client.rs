@@ -112,8 +112,9 @@ impl Client {
         }
         let triggers = trigger::all(self.trigger, matches, layers)?;
         for trigger in &triggers {
-            let missing = [&trigger.cwd, &trigger.env_file].into_iter().flatten();
-            for path in missing.filter(|path| !path.exists()) {
+            let program = trigger.command.program();
+            let needed = [&trigger.cwd, &trigger.env_file, &program];
+            for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
                 warn!(
                     "trigger '{}': there is no {} yet",
                     trigger.name,

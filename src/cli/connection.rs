@@ -74,6 +74,21 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
     })
 }
 
+/// Warns of variables that look like options of `tool` and are none: in a crontab the
+/// environment is the configuration.
+pub fn warn_of_variables(command: &Command, tool: &str) {
+    let prefix = format!("TAEL_{}_", tool.to_uppercase());
+    for (name, _) in std::env::vars_os() {
+        let known = |arg: &clap::Arg| arg.get_env() == Some(&name);
+        if let Some(text) = name.to_str().filter(|text| text.starts_with(&prefix))
+            && !command.get_arguments().any(known)
+        {
+            let text = text::printable(text, 80);
+            warn!("{text} is in the environment, and no option of tael {tool} is called so");
+        }
+    }
+}
+
 /// The broker and who we are to it.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]

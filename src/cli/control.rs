@@ -61,7 +61,11 @@ impl Tool for Control {
             }
             ("retry", unit) => Action::Retry { unit },
             ("cancel", Some(unit)) => Action::Cancel { unit },
-            ("cancel", None) => return Err(Error::usage("cancel needs a unit: see 'status'")),
+            ("cancel", None) => {
+                return Err(Error::usage(
+                    "cancel needs a unit: 'status --json' lists those that run",
+                ));
+            }
             ("pause", None) => Action::Pause,
             ("resume", None) => Action::Resume,
             ("status", None) => Action::Status,

@@ -94,13 +94,15 @@ const ENTRIES: &[Entry] = &[
 ];
 
 fn command<T: Tool>() -> Command {
-    let command = T::augment_args(Command::new(T::NAME))
+    let mut command = T::augment_args(Command::new(T::NAME))
         .about(T::ABOUT)
-        .version(env!("CARGO_PKG_VERSION"))
-        .after_help(
+        .version(env!("CARGO_PKG_VERSION"));
+    if command.get_arguments().any(|arg| arg.get_long().is_some()) {
+        command = command.after_help(
             "Every option may also come from the environment or from tael.toml; flags win over \
              the environment, and both over the file.",
         );
+    }
     connection::with_environment(command, T::NAME)
 }
 
@@ -112,6 +114,7 @@ fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let who = who.filter(|_| T::DAEMON).map(String::as_str);
         logging::init(*target, level.as_deref(), T::DAEMON, who)?;
     }
+    connection::warn_of_variables(&command::<T>(), T::NAME);
     tool.run(matches, layers)
 }
 
@@ -292,7 +295,13 @@ fn usage_line(error: &clap::Error) -> String {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
     };
-    let hint = match (error.get(ContextKind::SuggestedArg), error.kind()) {
+    let suggested = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
+        .into_iter()
+        .find_map(|kind| match error.get(kind)? {
+            ContextValue::Strings(list) => list.first().cloned(),
+            other => Some(other.to_string()),
+        });
+    let hint = match (suggested, error.kind()) {
         (Some(suggested), _) => format!("; did you mean {suggested}?"),
         (None, ErrorKind::WrongNumberOfValues) if argument.contains("<KEY> <VALUE>") => {
             format!("; {}", attr::HINT)
@@ -307,5 +316,11 @@ fn usage_line(error: &clap::Error) -> String {
         }
         (None, _) => "; see --help".to_owned(),
     };
-    format!("{}{hint}", words.join(" "))
+    // The words of the standard library's parser are for programmers.
+    let text = words
+        .join(" ")
+        .replace("invalid digit found in string", "it is no whole number")
+        .replace("number too large to fit in target type", "it is too large")
+        .replace("cannot parse integer from empty string", "it is empty");
+    format!("{text}{hint}")
 }

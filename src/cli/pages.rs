@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// Options of `tael man`.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// Folder to write the pages into; it must be there
+    /// Folder to write the pages into; it is made if need be
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
@@ -26,6 +26,9 @@ impl Tool for Man {
     const ABOUT: &'static str = "Write the manual pages into a folder";
 
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        fs::create_dir_all(&self.dir).map_err(|e| {
+            Error::cannot_create(format!("create folder {}: {e}", self.dir.display()))
+        })?;
         let whole = whole();
         let mut pages = vec![whole.clone()];
         for command in whole.get_subcommands() {

@@ -190,13 +190,15 @@ fn from_table(layer: &Layer, table: &Value, number: usize) -> Result<Trigger> {
 fn trigger(options: TriggerOptions, name: String) -> Result<Trigger, String> {
     let line = options.command.unwrap_or_default();
     if line.trim().is_empty() {
-        return Err("there is no command: give one with -c".into());
+        return Err(
+            "there is no command: give one with -c, or as 'command' in a [[trigger]]".into(),
+        );
     }
     if line.contains('\0') {
         return Err("the command contains a NUL character".into());
     }
     if options.topic.is_empty() {
-        return Err("there is no topic: give one with -t".into());
+        return Err("there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into());
     }
     let filters = options.topic.into_iter().map(Filter::new);
     let conditions = options.when.iter().filter(|text| !text.is_empty());

@@ -137,6 +137,8 @@ pub struct Pipeline {
     pub(super) ended: u32,
     /// Whether runners have just not been able to begin.
     pub(super) refusing: bool,
+    /// Whether it was said that others cannot see how we are.
+    unseen: bool,
     pub(super) health: Health,
     pub(super) silence: Silence,
     pub(super) metrics: Option<Metrics>,
@@ -193,6 +195,7 @@ impl Pipeline {
             online: false,
             ended: 0,
             refusing: false,
+            unseen: false,
             health: Health::new(notify),
             silence,
             metrics,
@@ -422,6 +425,12 @@ impl Pipeline {
             return warn!("a status has to wait: {e}");
         }
         let Some(message) = self.outbox.complete(seq) else {
+            if let Err(Refused(e)) = result
+                && !std::mem::replace(&mut self.unseen, true)
+            {
+                let prefix = self.topics.presence();
+                warn!("what is said on '{prefix}' and beside it does not get there: {e}");
+            }
             return;
         };
         if let Err(Refused(e)) = result {

@@ -20,6 +20,10 @@ impl Condition {
     /// A text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
+            // As in a shell or a program; nobody's value begins so.
+            Some((key, value)) if value.starts_with('=') => Err(format!(
+                "condition '{text}' compares with '{value}': write {key}{value}"
+            )),
             Some((key, value)) if !key.is_empty() => Ok(Self {
                 key: key.to_owned(),
                 value: value.to_owned(),
@@ -69,5 +73,6 @@ mod tests {
             );
         }
         assert!(Condition::parse("status").is_err() && Condition::parse("=x").is_err());
+        assert!(Condition::parse("status==x").is_err());
     }
 }

@@ -59,6 +59,14 @@ impl Command {
         }
     }
 
+    /// The program that is executed, if it is named by an absolute path.
+    #[must_use]
+    pub fn program(&self) -> Option<PathBuf> {
+        let program = PathBuf::from(self.argv().into_iter().next()?);
+        // The line of a shell has one too, which is not for us to read.
+        program.is_absolute().then_some(program)
+    }
+
     /// The command as the operator wrote it.
     #[must_use]
     pub fn text(&self) -> String {

@@ -193,7 +193,7 @@ async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
     let status = last.get("status").and_then(Value::as_str).unwrap_or("?");
     let unhappy = last.get("announce") == Some(&Value::Bool(true));
     let code = match last.get("return_code").and_then(Value::as_i64) {
-        Some(code) if unhappy => format!(" with {code}"),
+        Some(code) if unhappy => format!(" with {code},"),
         _ => String::new(),
     };
     let how = if unhappy { Level::Warning } else { Level::Ok };

@@ -123,7 +123,7 @@ fn row(seen: &Seen) -> [String; 7] {
         let seconds = u64::try_from(Timestamp::now().as_second().saturating_sub(at)).unwrap_or(0);
         duration::text(Duration::from_secs(seconds))
     });
-    let by: Vec<String> = seen
+    let mut by: Vec<String> = seen
         .triggers
         .iter()
         .map(|waits| match waits.absent {
@@ -131,6 +131,7 @@ fn row(seen: &Seen) -> [String; 7] {
             None => waits.topics.join(" "),
         })
         .collect();
+    by.dedup();
     let cell = |text: &str| printable(if text.is_empty() { "-" } else { text }, 120);
     [
         cell(&seen.who),

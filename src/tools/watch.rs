@@ -56,11 +56,18 @@ async fn watch(options: &Options) -> Result<()> {
     let mut session = Session::new(listener(&options.broker), subscriptions);
     let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let mut left = options.count.unwrap_or(u64::MAX);
+    // Whoever sits there wants to know at once.
+    let mut tell = io::stderr().is_terminal();
     while left > 0 {
         let event = tokio::select! {
             () = stop.requested() => break,
             event = session.next() => event?,
         };
+        if matches!(event, Event::Offline) && std::mem::take(&mut tell) {
+            let cause = session.cause().unwrap_or_default();
+            let address = options.broker.address();
+            eprintln!("tael: no connection to {address}: {cause}; trying on");
+        }
         if let Event::Received(received) = event {
             if !is_dropped(&received.delivery, &options.drop) {
                 super::print(&if options.json {
@@ -88,9 +95,13 @@ fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {
         .any(|text| topic.contains(text.as_str()) || payload.contains(text.as_str()))
 }
 
-/// `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before what is to be announced.
+/// `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before what is to be announced. What the
+/// broker has retained is no news, and marked.
 pub(super) fn line(delivery: &Delivery, colour: bool, clock: &str) -> String {
-    let topic = printable_bytes(&delivery.topic, 200);
+    let mut topic = printable_bytes(&delivery.topic, 200);
+    if delivery.retained {
+        topic += "  (retained)";
+    }
     let Ok(mut attributes) = attributes(&delivery.payload, usize::MAX) else {
         let payload = printable_bytes(&delivery.payload, 400);
         return format!("{clock}  {topic}  {payload}");
@@ -198,6 +209,14 @@ mod tests {
             "t",
         );
         assert!(red.starts_with("\x1b[1;31m") && red.ends_with("\x1b[0m"));
+        let old = Delivery {
+            retained: true,
+            ..delivery(r#"{"status":"finished"}"#)
+        };
+        assert_eq!(
+            line(&old, false, "t"),
+            "t  lab/seq/status  (retained)  finished  seq@h1"
+        );
     }
 
     #[test]

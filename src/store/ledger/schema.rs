@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::statfs::statfs;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
@@ -95,7 +95,14 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
 /// # Errors
 /// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
 pub fn check(path: &Path) -> Result<bool> {
-    let unusable = |e: rusqlite::Error| wrong(path, Kind::CannotCreate, &e);
+    let unusable = |e: rusqlite::Error| match e.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => wrong(
+            path,
+            Kind::CannotCreate,
+            &format_args!("{e}: move it away to start afresh"),
+        ),
+        _ => wrong(path, Kind::CannotCreate, &e),
+    };
     let connection = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,

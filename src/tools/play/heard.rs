@@ -102,7 +102,7 @@ impl Heard {
         let voice = self.0.get(name);
         match voice.and_then(|v| v.last.as_deref()) {
             Some(last) => format!("{name} last said '{last}'"),
-            None => format!("{name} has said nothing"),
+            None => format!("{name} has said nothing: does it run, and is --root right?"),
         }
     }
 

@@ -182,12 +182,16 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
         }
         if state.is_end() {
             let code = outcome.and_then(|o| o.reported().return_code());
+            let silent = stream == Stream::Stdout && at == 0;
+            if silent && code != Some(0) && !found.dir().tail(Stream::Stderr, 1).is_empty() {
+                eprintln!("tael: unit {unit}: nothing on stdout; --stderr has what it said");
+            }
             return Ok(match code {
                 Some(code) => crate::tools::exit_code(code.into()),
                 None => {
                     let why = record.note.as_deref().unwrap_or("it did not run");
                     eprintln!("tael: unit {unit}: {}", printable(why, 500));
-                    ExitCode::from(Kind::TryAgain.exit_code())
+                    ExitCode::from(Kind::Data.exit_code())
                 }
             });
         }
