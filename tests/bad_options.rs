@@ -121,6 +121,18 @@ fn options_that_are_wrong_in_themselves() {
     refuses(&mut message(&dir, &["--attr", "", "x"]), 64, "needs a name");
     let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
     refuses(raise.args(["--attr", "a=b", "c"]), 64, "are two words");
+    let mut few = Command::new("prlimit");
+    few.args(["--nofile=8", "--"])
+        .arg(common::binary("tael-client"));
+    for (name, value) in client(&dir, &[]).get_envs() {
+        few.env(name, value.unwrap_or_default());
+    }
+    few.args(["--who", "x", "-t", SEQ, "-c", "true"]);
+    refuses(&mut few, 73, "ulimit -n");
+    let escape = message(&dir, &["--timeout", "\x1b[31m"])
+        .output()
+        .expect("run");
+    assert!(!escape.stderr.contains(&0x1b), "{escape:?}");
     let mut bytes = message(&dir, &["--attr", "a"]);
     refuses(bytes.arg(std::ffi::OsStr::from_bytes(b"\xff")), 64, "UTF-8");
 }

@@ -255,7 +255,10 @@ fn every_unsafe_says_why_it_is_safe() {
             // The comment right above, whatever its length.
             let above = lines[..n - 1].iter().rev().map(|line| line.trim_start());
             let mut comment = above.take_while(|line| line.starts_with("//"));
-            if !comment.any(|line| line.starts_with("// SAFETY: ")) {
+            // What it asks of its callers, or why it is safe.
+            let asks = line.contains("unsafe fn ");
+            let wanted = if asks { "/// # Safety" } else { "// SAFETY: " };
+            if !comment.any(|line| line.starts_with(wanted)) {
                 complaints.push(format!("{}:{n}", source.path));
             }
         }

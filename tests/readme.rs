@@ -572,6 +572,7 @@ fn options_commands_and_variables_exist() {
         assert!(readme.contains(&format!("| `tael {command}")), "{command}");
         helps += &help(&[command, "--help"]);
     }
+    helps += &help(&["work", "results", "--help"]);
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
     let known = &long_options(&helps) | &BTreeSet::from(cargo);
     let others = ["--help", "--bins", "--no-build", "--now", "--user"].map(str::to_owned);

@@ -58,6 +58,18 @@ impl Scene {
         count.expect("count")
     }
 
+    /// Has `raise` run, and says as which unit.
+    fn unit_of(&self, raw: &mut Raw, raise: &[u8]) -> String {
+        let control = b"lab/infrastructure/pipelines/p/control";
+        raw.send(&publish(control, raise, Some(1), &[], false));
+        raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+        wait_until("all is answered", || self.untold() == 0);
+        let ledger = self.dir.path().join("state/p/ledger.db");
+        let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+        let unit = ledger.query_row("SELECT id FROM unit", [], |row| row.get(0));
+        unit.expect("unit")
+    }
+
     #[track_caller]
     fn have_run(&self, wanted: &[&str]) {
         wait_until("as many have run", || self.runs().len() >= wanted.len());
@@ -132,6 +144,35 @@ fn a_message_that_is_sent_three_times_runs_once() {
     raw.send(&publish(SEQ, TWO, Some(2), &[], false));
     raw.serve_until_acknowledged(2);
     scene.have_run(&["1", "2"]);
+}
+
+#[test]
+fn a_request_without_an_id_that_comes_again_is_done_once() {
+    let scene = Scene::new();
+    let mut command = scene.command();
+    command.args(["--when", "n=1"]);
+    let _client = spawn(&scene.dir, &mut command);
+    let control = b"lab/infrastructure/pipelines/p/control";
+    let raise: &[u8] = br#"{"action":"raise","n":"2"}"#;
+    let mut raw = scene.online();
+    let unit = scene.unit_of(&mut raw, raise);
+    let retry = format!(r#"{{"action":"retry","unit":"{unit}"}}"#);
+    for (packet, request, again) in [
+        (5, retry.as_bytes(), false),
+        (5, retry.as_bytes(), true),
+        (6, raise, false),
+        (6, raise, true),
+    ] {
+        if again {
+            drop(raw);
+            raw = scene.online();
+        }
+        raw.send(&publish(control, request, Some(packet), &[], again));
+        raw.serve_until_acknowledged(packet);
+    }
+    raw.send(&publish(SEQ, ONE, Some(9), &[], false));
+    raw.serve_until_acknowledged(9);
+    scene.have_run(&["2", "2", "2", "1"]);
 }
 
 #[test]

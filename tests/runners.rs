@@ -304,3 +304,65 @@ fn silent_runs_share_a_folder_and_none_has_what_another_writes() {
     assert!(folders.count() < 10, "some were used again");
     client.stop();
 }
+
+#[test]
+fn units_wait_in_order_while_a_runner_cannot_start_processes() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let pid = client.child.id();
+    let children =
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+    let runner = children.trim().to_owned();
+    wait_until("it is ready", || {
+        let ahead = world
+            .state()
+            .join("p/runners")
+            .join(&runner)
+            .join("outcome");
+        ahead.exists()
+    });
+    let limit = |descriptors: &str| {
+        let mut prlimit = Command::new("prlimit");
+        let nofile = format!("--nofile={descriptors}:");
+        prlimit.args(["--pid", &runner, &nofile]);
+        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
+    };
+    limit("3");
+    let mut raw = Raw::connect(world.broker.port());
+    (0..5).for_each(|n| send(&mut raw, n, 0));
+    wait_until("it says so", || {
+        client.log_text().contains("cannot start a process")
+    });
+    assert!(world.lines("runs").is_empty());
+    limit("1024");
+    wait_until("all have run", || world.lines("runs").len() == 5);
+    assert_eq!(world.lines("runs"), ["0", "1", "2", "3", "4"]);
+    client.stop();
+}
+
+#[test]
+fn a_command_that_removes_its_own_folder_does_not_run_twice() {
+    let world = World::new();
+    let command = r#"echo begun >>"$OUT/runs"
+        rm -rf "$(dirname "$(readlink /proc/$$/fd/1)")"
+        until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
+    let arguments = ["-t", SEQ, "-c", command];
+    let mut dying = world.command("tael-client");
+    dying.args(["--who", "p", "--root", "lab"]).args(arguments);
+    dying.env("TAEL_FAILPOINT", "started.before");
+    let mut dying = world.online("p", dying);
+    let ears = world.ears(&["lab/#"]);
+    send(&mut Raw::connect(world.broker.port()), 0, 0);
+    assert_eq!(dying.wait(), 128 + 9);
+    let gone = || {
+        let units = fs::read_dir(world.state().join("p/units")).expect("units");
+        units.count() == 0
+    };
+    wait_until("the folder is gone", gone);
+    let client = world.client("p", &arguments);
+    let end = ears.status("p", "failed");
+    assert_eq!(end.payload["reason"], "interrupted");
+    fs::write(world.path("go"), "").expect("go");
+    client.stop();
+    assert_eq!(world.lines("runs").len(), 1);
+}

@@ -554,3 +554,30 @@ fn what_somebody_else_has_put_among_the_units_stays() {
     client.stop();
     assert!(units.join("lost+found").is_dir() && units.join("notes").is_file());
 }
+
+#[test]
+fn a_retry_does_not_wait_for_a_clock_that_has_stepped_back() {
+    let world = World::new();
+    let command = r#"echo "$TAEL_ATTEMPT" >>"$OUT/runs"; exit 1"#;
+    let arguments = |delay| {
+        [
+            "-t",
+            SEQ,
+            "-c",
+            command,
+            "--retries",
+            "1",
+            "--retry-delay",
+            delay,
+        ]
+    };
+    let client = world.client("p", &arguments("6h"));
+    let ears = world.ears(&["lab/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "failed");
+    client.stop();
+    // It is due in six hours, by a clock that was right then, and a wait of 10 ms is meant now.
+    let client = world.client("p", &arguments("10ms"));
+    wait_until("it is tried again", || world.lines("runs").len() == 2);
+    client.stop();
+}

@@ -421,8 +421,15 @@ fn a_message_too_large_for_the_broker_does_not_stop_the_client() {
     };
     send(1, &"x".repeat(950));
     send(2, "S1");
-    let finished = raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
-    assert!(finished.text().contains("S1"));
+    // Both are told, the first without what makes it too large.
+    let end =
+        |m: &Heard| m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#);
+    let first = raw.serve_until(end).text();
+    assert!(
+        first.contains("time_elapsed") && !first.contains("SAMPLE"),
+        "{first}"
+    );
+    assert!(raw.serve_until(end).text().contains("S1"));
     assert!(client.log_text().contains("the broker takes 1000"));
     client.stop();
 }
@@ -497,4 +504,26 @@ fn a_presence_that_is_refused_is_said_once() {
     }
     let log = client.log_text();
     assert_eq!(log.matches("does not get there").count(), 1, "{log}");
+}
+
+#[test]
+fn a_request_that_wants_its_reply_where_brokers_cut_off_does_not_cost_the_connection() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let control = "lab/infrastructure/pipelines/p/control";
+    let deep = vec!["a"; 250].join("/");
+    let properties = request_properties(&deep, b"1");
+    let mut raw = Raw::connect(world.broker.port());
+    raw.send(&publish_with(
+        control.as_bytes(),
+        br#"{"action":"pause"}"#,
+        Some(1),
+        &properties,
+        false,
+    ));
+    assert_eq!(raw.receive().0, 0x40, "PUBACK");
+    world.wait_report("p", "/paused", true);
+    let log = client.log_text();
+    assert_eq!(log.matches("connected to").count(), 1, "{log}");
+    client.stop();
 }

@@ -5,14 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
-use tracing::warn;
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::engine::config::Config;
-use crate::engine::job::read_env_file;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::message::Qos;
@@ -111,34 +109,6 @@ impl Client {
             )));
         }
         let triggers = trigger::all(self.trigger, matches, layers)?;
-        for trigger in &triggers {
-            let program = trigger.command.program();
-            let needed = [&trigger.cwd, &trigger.env_file, &program];
-            for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
-                warn!(
-                    "trigger '{}': there is no {} yet",
-                    trigger.name,
-                    path.display()
-                );
-            }
-            // It is read again at each run.
-            if let Some(path) = trigger.env_file.as_deref().filter(|path| path.exists())
-                && let Err(e) = read_env_file(path)
-            {
-                warn!(
-                    "trigger '{}': {e}; until that is mended its runs cannot start",
-                    trigger.name
-                );
-            }
-        }
-        if let Some(path) = &self.metrics
-            && path.extension().is_none_or(|e| e != "prom")
-        {
-            warn!(
-                "collectors read files in .prom only, not {}",
-                path.display()
-            );
-        }
         Ok(Config {
             root: root(self.root, &triggers)?,
             who,

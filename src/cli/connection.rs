@@ -76,15 +76,19 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
 
 /// Warns of variables that look like options of `tool` and are none: in a crontab the
 /// environment is the configuration.
-pub fn warn_of_variables(command: &Command, tool: &str) {
+pub fn warn_of_variables(tool: &str, command: fn() -> Command) {
     let prefix = format!("TAEL_{}_", tool.to_uppercase());
-    for (name, _) in std::env::vars_os() {
-        let known = |arg: &clap::Arg| arg.get_env() == Some(&name);
-        if let Some(text) = name.to_str().filter(|text| text.starts_with(&prefix))
-            && !command.get_arguments().any(known)
-        {
-            let text = text::printable(text, 80);
-            warn!("{text} is in the environment, and no option of tael {tool} is called so");
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let names: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
+    if names.is_empty() {
+        return;
+    }
+    let command = command();
+    for name in names {
+        let known = |arg: &clap::Arg| arg.get_env().is_some_and(|env| env == name.as_str());
+        if !command.get_arguments().any(known) {
+            let name = text::printable(&name, 80);
+            warn!("{name} is in the environment, and no option of tael {tool} is called so");
         }
     }
 }

@@ -28,9 +28,13 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
+use crate::model::text::printable;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use config::{Layer, Layers};
+
+/// The longest error that is printed, characters.
+const MAX_ERROR: usize = 2000;
 
 /// One command: its options, and what it does with them.
 trait Tool: Args + FromArgMatches {
@@ -114,7 +118,7 @@ fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let who = who.filter(|_| T::DAEMON).map(String::as_str);
         logging::init(*target, level.as_deref(), T::DAEMON, who)?;
     }
-    connection::warn_of_variables(&command::<T>(), T::NAME);
+    connection::warn_of_variables(T::NAME, command::<T>);
     tool.run(matches, layers)
 }
 
@@ -236,7 +240,8 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     }
     survive_file_size_limit();
     work(arguments).unwrap_or_else(|e| {
-        eprintln!("tael: {e}");
+        // It may repeat what somebody has written.
+        eprintln!("tael: {}", printable(&e.to_string(), MAX_ERROR));
         ExitCode::from(e.exit_code())
     })
 }

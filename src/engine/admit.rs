@@ -144,7 +144,8 @@ fn admit(
     (admission, unit)
 }
 
-fn key(delivery: &Delivery, id: Option<&str>, redelivery_since: i64) -> EventKey {
+/// What tells the event of a message from others; `redelivery_since` as in [`judge`].
+pub fn key(delivery: &Delivery, id: Option<&str>, redelivery_since: i64) -> EventKey {
     match id {
         Some(id) => EventKey {
             id: id.to_owned(),

@@ -50,7 +50,7 @@ impl Pipeline {
                     self.last.set(*last);
                 }
                 if let (Some(retry), true) = (retry, applied) {
-                    self.queue.wait(&retry.trigger, &retry.id, retry.due);
+                    self.wait(&retry.trigger, &retry.id, retry.due);
                 }
             }
             (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::trigger::Trigger;
 use crate::net::options::BrokerOptions;
 use crate::os::lock::Lock;
-use crate::store::streams::create_private_dir;
+use crate::store::streams::{RUNNERS, create_private_dir};
 
 /// How long the lock of a client that has just been killed may outlive it: a process that it
 /// was about to start has a copy until it executes its program.
@@ -43,8 +43,14 @@ pub struct Config {
     pub broker: BrokerOptions,
 }
 
-/// Name of the folder for what runners need beside their units.
-pub(super) const RUNNERS: &str = "runners";
+/// Makes the folders of a pipeline that are not there.
+///
+/// # Errors
+/// When one cannot be created (73).
+pub(super) fn make_folders(pipeline: &Path) -> Result<()> {
+    create_private_dir(&pipeline.join("units"))?;
+    create_private_dir(&pipeline.join(RUNNERS))
+}
 
 /// A pipeline's folder, held by this process alone.
 #[derive(Debug)]
@@ -61,8 +67,7 @@ impl Home {
     /// When it cannot be created (73).
     pub fn acquire(state: &Path, who: &str) -> Result<Option<Self>> {
         let path = state.join(who);
-        create_private_dir(&path.join("units"))?;
-        create_private_dir(&path.join(RUNNERS))?;
+        make_folders(&path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             if let Some(_lock) = Lock::try_acquire(&path.join("lock"))? {

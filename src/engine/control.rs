@@ -16,7 +16,11 @@ use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic;
 use crate::model::trigger::Trigger;
 use crate::net::session::SessionAck;
-use crate::store::ledger::{EventKey, Part};
+use crate::store::ledger::Part;
+
+/// Levels of a topic that is replied on. mosquitto cuts off whoever publishes on one of more than
+/// 200.
+const MAX_REPLY_LEVELS: usize = 100;
 
 /// Why a request is not carried out: the requester's exit code and a text for people.
 type Refusal = (Kind, String);
@@ -55,10 +59,11 @@ impl Pipeline {
                 control::refused(kind, &cause)
             }
         };
+        // First this: a broker that cuts us off for the reply would send the request again.
+        self.session.acknowledge(&ack);
         if let Some(reply) = reply(delivery, &answer) {
             self.session.publish(reply, 0);
         }
-        self.session.acknowledge(&ack);
     }
 
     fn chosen(&self, name: Option<&str>) -> Result<&Trigger, Refusal> {
@@ -119,12 +124,7 @@ impl Pipeline {
         // The request is the new event; the unit keeps the original one.
         let id = event::with_attributes(delivery, "", Attributes::new()).id;
         let admission = Admission {
-            key: EventKey {
-                id: id.unwrap_or_else(|| again.id.clone()),
-                digest: None,
-                packet: delivery.packet,
-                redelivery_since: None,
-            },
+            key: admit::key(delivery, id.as_deref(), self.redelivery.since()),
             topic: self.topics.control(),
             parts: vec![Part::Run {
                 unit: Arc::new(again),
@@ -226,6 +226,9 @@ fn fields<const N: usize>(list: [(&str, Value); N]) -> Map<String, Value> {
 fn reply(request: &Delivery, answer: &Value) -> Option<Message> {
     let topic = request.properties.response_topic.clone()?;
     topic::check_name(&topic).ok()?;
+    if topic.matches('/').count() >= MAX_REPLY_LEVELS {
+        return None;
+    }
     Some(Message {
         topic,
         payload: Bytes::from(answer.to_string()),

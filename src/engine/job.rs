@@ -4,6 +4,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::engine::config::Config;
 use crate::engine::runner::Job;
 use crate::model::env_file;
@@ -57,11 +59,31 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
     })
 }
 
-/// The variables in the file `path`.
-///
-/// # Errors
-/// When it cannot be read, or a line of it is wrong.
-pub fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+/// Warns of what will not work as it is.
+pub fn warn_of_what_is_missing(config: &Config) {
+    for trigger in &config.triggers {
+        let name = &trigger.name;
+        let program = trigger.command.program();
+        let needed = [&trigger.cwd, &trigger.env_file, &program];
+        for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
+            warn!("trigger '{name}': there is no {} yet", path.display());
+        }
+        // It is read again at each run.
+        if let Some(path) = trigger.env_file.as_deref().filter(|path| path.exists())
+            && let Err(e) = read_env_file(path)
+        {
+            warn!("trigger '{name}': {e}; until that is mended its runs cannot start");
+        }
+    }
+    if let Some(path) = &config.metrics
+        && path.extension().is_none_or(|e| e != "prom")
+    {
+        let path = path.display();
+        warn!("collectors read files in .prom only, not {path}");
+    }
+}
+
+fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
     // One end of a FIFO must not wait for the other.
     let mut options = std::fs::File::options();

@@ -9,13 +9,13 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{Level, debug, enabled, error, warn};
 
-use crate::engine::admit::{self, Admission};
-use crate::engine::config::{Config, Home, RUNNERS};
+use crate::engine::admit::Admission;
+use crate::engine::config::{Config, Home};
 use crate::engine::connect;
 use crate::engine::failpoint;
 use crate::engine::health::Health;
+use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::last::LastEnd;
 use crate::engine::later::Later;
 use crate::engine::metrics::Metrics;
@@ -27,18 +27,18 @@ use crate::engine::reload::Reload;
 use crate::engine::runners::Runners;
 use crate::engine::silence::Silence;
 use crate::engine::word::Word;
-use crate::error::{Kind, Result};
-use crate::model::message::{Delivery, Message};
+use crate::error::Result;
+use crate::model::message::Message;
 use crate::model::status::Presence;
 use crate::model::topic::PipelineTopics;
 use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
-use crate::net::mqtt::{Refused, Token};
-use crate::net::session::{Event, Session, SessionAck};
+use crate::net::mqtt::Token;
+use crate::net::session::{Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
-use crate::store::ledger::{Done, Ledger, OnDisk, Op, Part, Reader};
-use crate::store::streams::UnitDir;
+use crate::store::ledger::{Done, Ledger, OnDisk, Op, Reader};
+use crate::store::streams::{RUNNERS, UnitDir};
 
 /// Operations that may wait for the ledger before no more messages are taken, and the bytes of
 /// the messages among them.
@@ -133,12 +133,15 @@ pub struct Pipeline {
     ),
     /// Whether whatever starts is to end: the client stops with its units.
     pub(super) cancels_all: bool,
-    online: bool,
+    pub(super) online: bool,
     pub(super) ended: u32,
-    /// Whether runners have just not been able to begin.
+    /// Whether runners have just not been able to begin, and until when none tries again.
     pub(super) refusing: bool,
+    pub(super) held_until: Option<Instant>,
+    /// Where our own clock begins.
+    begin: Instant,
     /// Whether it was said that others cannot see how we are.
-    unseen: bool,
+    pub(super) unseen: bool,
     pub(super) health: Health,
     pub(super) silence: Silence,
     pub(super) metrics: Option<Metrics>,
@@ -155,6 +158,7 @@ impl Pipeline {
     /// # Errors
     /// When the state is damaged or newer; it is then untouched.
     pub fn open(config: Config, home: Home, notify: Notify) -> Result<Self> {
+        warn_of_what_is_missing(&config);
         let ledger = Ledger::open(&home.path)?;
         let reader = Reader::open(&home.path)?;
         let boot = crate::os::process::boot_id();
@@ -162,7 +166,7 @@ impl Pipeline {
         let since = Timestamp::now();
         let mut outbox = Outbox::default();
         outbox.extend(reader.outbox()?);
-        let redelivery = Redelivery::new(reader.answered()?);
+        let redelivery = Redelivery::new(reader.answered()?, reader.last_accepted()?);
         recovery::sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
         let runners = home.path.join(RUNNERS);
@@ -195,6 +199,8 @@ impl Pipeline {
             online: false,
             ended: 0,
             refusing: false,
+            held_until: None,
+            begin: Instant::now(),
             unseen: false,
             health: Health::new(notify),
             silence,
@@ -215,7 +221,7 @@ impl Pipeline {
     pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
         self.runners.keep_warm();
         loop {
-            self.start_waiting();
+            self.start_waiting()?;
             if !self.outbox.is_empty() {
                 failpoint::reached("publish.before");
             }
@@ -248,12 +254,14 @@ impl Pipeline {
 
     /// When something is to be done though nothing happens.
     fn wake(&self) -> Option<Instant> {
-        let now = now_ms();
+        let now = self.ticks();
         let due = self.queue.next_due(now).and_then(|due| {
             Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
         });
+        let held = self.held_until.filter(|_| self.queue.waiting() > 0);
         let times = [
             due,
+            held,
             self.later.due(),
             self.health.wake(),
             self.silence.wake(),
@@ -263,7 +271,14 @@ impl Pipeline {
         times.into_iter().flatten().min()
     }
 
+    /// Milliseconds by a clock that never goes back, above 0.
+    pub(super) fn ticks(&self) -> i64 {
+        let elapsed = self.begin.elapsed().as_millis();
+        i64::try_from(elapsed).unwrap_or(i64::MAX - 1) + 1
+    }
+
     fn on_time(&mut self) {
+        self.held_until = self.held_until.filter(|until| Instant::now() < *until);
         if self.later.due().is_some_and(|due| Instant::now() >= due) {
             self.flush_later();
         }
@@ -320,123 +335,5 @@ impl Pipeline {
 
     pub(super) fn paused_mark(&self) -> PathBuf {
         self.home.path.join("paused")
-    }
-
-    // --- What the network brings ---
-
-    pub(super) fn on_session(&mut self, event: Event) {
-        match event {
-            Event::Online => {
-                self.online = true;
-                self.tell_presence();
-                self.silence.online(true);
-                self.last.due();
-                self.health.ready();
-            }
-            Event::Subscribed(result) => self.on_subscribed(result),
-            Event::Offline => {
-                self.online = false;
-                self.outbox.reset();
-                self.silence.online(false);
-                self.redelivery.disconnected();
-            }
-            Event::Published(seq, result) => self.on_published(seq, result),
-            Event::Received(received) => {
-                if received.delivery.topic == self.topics.control().as_bytes() {
-                    self.on_control(&received.delivery, received.ack);
-                } else {
-                    self.on_delivery(&received.delivery, received.ack);
-                }
-            }
-        }
-    }
-
-    fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
-        let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
-        if own {
-            // A pipeline does not start itself, whoever speaks in its name.
-            self.counts.ignored += 1;
-            return self.session.acknowledge(&ack);
-        }
-        if self.silence.is_watched() {
-            self.listen(delivery);
-        }
-        let admission = admit::judge(&self.config, delivery, self.redelivery.since());
-        if admission.parts.is_empty() {
-            self.counts.ignored += 1;
-            if enabled!(Level::DEBUG) {
-                let why = admit::objections(&self.config, delivery);
-                debug!(TAEL_TOPIC = admission.topic, "ignored: {why}");
-            }
-            self.session.acknowledge(&ack);
-        } else {
-            self.accept(admission, Some(ack), None);
-        }
-    }
-
-    /// Has the ledger accept an event; it is acknowledged once that is on disk.
-    pub(super) fn accept(
-        &mut self,
-        mut admission: Admission,
-        ack: Option<SessionAck>,
-        reply: Option<Message>,
-    ) {
-        let (mut words, mut units) = (Vec::new(), Vec::new());
-        let mut bytes = 0;
-        for (place, part) in admission.parts.iter_mut().enumerate() {
-            if let Part::Run { unit, start } = part {
-                bytes += unit.payload.len() + unit.exported_bytes();
-                *start = self.queue.claim(&unit.trigger, &unit.id);
-                // If it fails, it is tried again when the event is on disk.
-                if *start && let Ok(word) = self.runners.reserve(&unit.id) {
-                    words.push((place, word));
-                    units.push(Arc::clone(unit));
-                }
-            }
-        }
-        let at = now_ms();
-        self.redelivery.came(at);
-        let op = Op::Accept {
-            key: admission.key.clone(),
-            topic: admission.topic.clone(),
-            at,
-            boot: self.boot.clone(),
-            parts: admission.parts.clone(),
-        };
-        failpoint::reached("commit.before");
-        let then = Then::Accepted {
-            admission: Box::new(admission),
-            words,
-            ack,
-            reply,
-            bytes,
-        };
-        self.uncommitted_bytes += bytes;
-        self.submit(op, then);
-        self.make_ready(&units);
-    }
-
-    fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
-        let answered = self.redelivery.answered(seq);
-        if let Err(Refused(e)) = &result
-            && e.kind() == Kind::TryAgain
-        {
-            // It stays in the ledger, and goes out again with the next connection.
-            return warn!("a status has to wait: {e}");
-        }
-        let Some(message) = self.outbox.complete(seq) else {
-            if let Err(Refused(e)) = result
-                && !std::mem::replace(&mut self.unseen, true)
-            {
-                let prefix = self.topics.presence();
-                warn!("what is said on '{prefix}' and beside it does not get there: {e}");
-            }
-            return;
-        };
-        if let Err(Refused(e)) = result {
-            error!("status on '{}' is given up: {e}", message.topic);
-        }
-        failpoint::reached("publish.after");
-        self.later.sent(seq, answered);
     }
 }

@@ -1,4 +1,6 @@
 //! Which unit starts when: jobs, overlap, retries that wait, pausing. Pure.
+//!
+//! Its clock counts milliseconds, begins above 0, and never goes back.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,7 +12,7 @@ struct Entry {
     unit: String,
     /// Of two, the one that came first has the smaller one.
     number: u64,
-    /// For a retry: when it may start.
+    /// For a retry: when it may start, by the queue's clock.
     due: i64,
 }
 
@@ -40,8 +42,6 @@ pub struct Queue {
     paused: bool,
     /// Units that have come so far.
     numbers: u64,
-    /// Nothing starts before this time (milliseconds since the epoch).
-    held_until: i64,
 }
 
 impl Queue {
@@ -135,9 +135,8 @@ impl Queue {
     }
 
     /// Takes a job back from `unit`, which could not begin: it waits again, in front of all that
-    /// came after it, and nothing starts before `until` (milliseconds since the epoch).
-    pub fn put_back(&mut self, trigger: &str, unit: &str, until: i64) {
-        self.held_until = self.held_until.max(until);
+    /// came after it.
+    pub fn put_back(&mut self, trigger: &str, unit: &str) {
         let last = self.entry(unit, 0);
         let lane = self.lane(trigger);
         let place = lane.running.iter().position(|r| r.unit == unit);
@@ -171,8 +170,7 @@ impl Queue {
         displaced
     }
 
-    /// Lets `unit` wait at the end, whatever the policy, and start at `due` at the earliest
-    /// (milliseconds since the epoch).
+    /// Lets `unit` wait at the end, whatever the policy, and start at `due` at the earliest.
     pub fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
         let entry = self.entry(unit, due);
         self.lane(trigger).waiting.push_back(entry);
@@ -180,7 +178,7 @@ impl Queue {
 
     /// A unit that can start now, with its trigger; its job is taken.
     pub fn next(&mut self, now: i64) -> Option<(String, String)> {
-        if self.paused || now < self.held_until {
+        if self.paused {
             return None;
         }
         self.lanes.iter_mut().find_map(|(trigger, lane)| {
@@ -201,7 +199,7 @@ impl Queue {
             .values()
             .filter(|lane| !self.paused && lane.running.len() < lane.jobs)
             .flat_map(|lane| &lane.waiting)
-            .map(|waiting| waiting.due.max(self.held_until))
+            .map(|waiting| waiting.due)
             .filter(|due| *due > now)
             .min()
     }
@@ -315,10 +313,9 @@ mod tests {
         assert!(q.claim("t", "a") && q.claim("t", "b"));
         q.wait("t", "c", 0);
         // The runners of both refuse, in the other order.
-        q.put_back("t", "b", 1500);
-        q.put_back("t", "a", 1500);
-        assert_eq!((start(&mut q), q.next_due(1000)), (None, Some(1500)));
-        let mut next = || q.next(1500).map(|(_, unit)| unit);
+        q.put_back("t", "b");
+        q.put_back("t", "a");
+        let mut next = || q.next(1000).map(|(_, unit)| unit);
         assert_eq!((next(), next()), (Some("a".into()), Some("b".into())));
         assert_eq!(next(), None);
         assert_eq!(q.waiting(), 1);
@@ -356,7 +353,7 @@ mod tests {
                     1 => started.extend(start(&mut q)),
                     2 => {
                         let running = q.running().last().cloned();
-                        running.iter().for_each(|id| q.put_back("t", id, 0));
+                        running.iter().for_each(|id| q.put_back("t", id));
                         started.retain(|id| Some(id) != running.as_ref());
                     }
                     _ => {

@@ -1,15 +1,17 @@
-//! What a client does at start with the units that an earlier one has left.
+//! What a client does with runs that an earlier one, or their runner, has left.
 
 use std::path::Path;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::engine::config::RUNNERS;
+use crate::engine::job::UNIT_VARIABLE;
+use crate::engine::pipeline::{Live, Pipeline, Then};
 use crate::error::{Error, Result};
-use crate::model::unit::{Recovery, Trace, Unit, recover};
+use crate::model::unit::{Outcome, Recovery, Trace, Unit, recover};
 use crate::os::host::is_id;
-use crate::store::ledger::{Reader, Record};
-use crate::store::streams::UnitDir;
+use crate::os::process::{kill_orphan, leader_with};
+use crate::store::ledger::{Op, Reader, Record};
+use crate::store::streams::{RUNNERS, UnitDir};
 
 /// A unit that has not ended in the ledger, and what is to be done with it.
 #[derive(Debug)]
@@ -39,8 +41,17 @@ pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>>
 fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
     let trace = UnitDir::new(pipeline, &record.unit.id).trace()?;
     let same_boot = record.boot.as_deref() == Some(boot);
-    let recovery = recover(record.state, trace, same_boot, record.started.is_some());
     let unit = &record.unit.id;
+    let recovery = match recover(record.state, trace, same_boot, record.started.is_some()) {
+        // A command may have removed its own folder before its start was booked.
+        Recovery::Queue
+            if record.boot.is_some()
+                && leader_with(&format!("{UNIT_VARIABLE}={unit}")).is_some() =>
+        {
+            Recovery::Interrupted
+        }
+        other => other,
+    };
     // What only waits is read whole when it starts; anything else may be tried again.
     let record = match recovery {
         Recovery::Queue => record,
@@ -105,4 +116,82 @@ fn discard(dir: &UnitDir) -> Result<()> {
         warn!("cannot remove {}: {e}", dir.path().display());
     }
     Ok(())
+}
+
+impl Pipeline {
+    /// Goes on with a unit that was left.
+    pub(super) fn take_up(&mut self, left: Left) {
+        let Left {
+            unit,
+            started,
+            handed_over,
+            recovery,
+        } = left;
+        let said = started.is_some();
+        match recovery {
+            Recovery::Queue => {
+                if handed_over {
+                    let op = Op::Unstart {
+                        unit: unit.id.clone(),
+                    };
+                    self.submit(op, Then::Nothing);
+                }
+                self.wait(&unit.trigger, &unit.id, unit.due);
+            }
+            Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
+            Recovery::Interrupted => {
+                self.end_orphan(&unit.id);
+                self.finish(unit, said, &Outcome::interrupted(started.unwrap_or(0)))
+            }
+            Recovery::Adopt => {
+                self.queue.adopt(&unit.trigger, &unit.id);
+                self.adopt(Live {
+                    said,
+                    started,
+                    handovers: 1,
+                    adopted: true,
+                    unit,
+                });
+            }
+        }
+    }
+
+    /// Waits for a run whose runner another client has started.
+    pub(super) fn adopt(&mut self, live: Live) {
+        let unit = live.unit.id.clone();
+        let (dir, adopted, id) = (self.dir(&unit), self.adopted.0.clone(), unit.clone());
+        self.live.insert(unit, live);
+        // One thread for each run that was going on when the client started.
+        let waiter = std::thread::Builder::new().name("adopted".into());
+        let waiting = waiter.stack_size(64 * 1024).spawn(move || {
+            if let Err(e) = dir.wait_unlocked() {
+                warn!("{e}");
+            }
+            let _ = adopted.send(id);
+        });
+        if let Err(e) = waiting {
+            error!("cannot wait for an adopted run: {e}");
+        }
+    }
+
+    /// Books a run that has lost its runner, and ends what is left of it.
+    pub(super) fn interrupted(&mut self, live: Live) {
+        self.end_orphan(&live.unit.id);
+        let outcome = Outcome::interrupted(live.started.unwrap_or(0));
+        self.finish(live.unit, live.said, &outcome);
+    }
+
+    /// Ends a command that has lost its runner: nobody would see its end, and its event may
+    /// run again.
+    fn end_orphan(&self, unit: &str) {
+        let noted = self.dir(unit).read_process(&self.boot);
+        // It may have been killed before it could note that.
+        let process = noted.or_else(|| leader_with(&format!("{UNIT_VARIABLE}={unit}")));
+        if process.is_some_and(|(pid, start)| kill_orphan(pid, start)) {
+            warn!(
+                TAEL_UNIT = unit,
+                "killed a command that had lost its supervisor"
+            );
+        }
+    }
 }

@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 
 use crate::net::mqtt::Token;
 
-/// What the broker knows to be acknowledged. Times are milliseconds since the epoch.
+/// What the broker knows to be acknowledged. Times are milliseconds since the epoch, as far as
+/// the host's clock does not step back: then they stand still.
 #[derive(Debug, Default)]
 pub struct Redelivery {
     /// When those events came that the ledger has not accepted yet, oldest first.
@@ -20,21 +21,31 @@ pub struct Redelivery {
     sent: VecDeque<(Token, i64)>,
     answered: i64,
     since: i64,
+    latest: i64,
 }
 
 impl Redelivery {
-    /// After an earlier client, whose broker knew that what came before `since` was acknowledged.
-    pub fn new(since: i64) -> Self {
+    /// After an earlier client, whose broker knew that what came before `since` was acknowledged,
+    /// and whose last event came at `latest`.
+    pub fn new(since: i64, latest: i64) -> Self {
         Self {
             answered: since,
             since,
+            latest: latest.max(since),
             ..Self::default()
         }
     }
 
-    /// An event came at `at`, and is on its way to the ledger.
-    pub fn came(&mut self, at: i64) {
+    fn time(&mut self, now: i64) -> i64 {
+        self.latest = self.latest.max(now);
+        self.latest
+    }
+
+    /// An event comes at `now`, and is on its way to the ledger, with the time that is returned.
+    pub fn came(&mut self, now: i64) -> i64 {
+        let at = self.time(now);
         self.waiting.push_back(at);
+        at
     }
 
     /// The ledger has accepted the first of these.
@@ -44,6 +55,7 @@ impl Redelivery {
 
     /// A message is sent at `now`.
     pub fn sent(&mut self, token: Token, now: i64) {
+        let now = self.time(now);
         let since = self.waiting.front().copied().unwrap_or(now);
         self.sent.push_back((token, since));
     }
@@ -77,8 +89,8 @@ mod tests {
 
     #[test]
     fn an_answer_covers_what_was_acknowledged_before_its_question() {
-        let mut redelivery = Redelivery::new(5);
-        redelivery.came(10);
+        let mut redelivery = Redelivery::new(5, 7);
+        assert_eq!(redelivery.came(10), 10);
         redelivery.accepted();
         redelivery.sent(1, 20);
         redelivery.came(30);
@@ -91,5 +103,15 @@ mod tests {
         redelivery.disconnected();
         assert_eq!(redelivery.since(), 30);
         assert_eq!(redelivery.answered(3), 30, "it was not answered");
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_does_not_make_what_is_new_look_old() {
+        let mut redelivery = Redelivery::new(500, 700);
+        assert_eq!((redelivery.came(600), redelivery.came(800)), (700, 800));
+        redelivery.sent(1, 100);
+        redelivery.accepted();
+        redelivery.sent(2, 100);
+        assert_eq!((redelivery.answered(1), redelivery.answered(2)), (700, 800));
     }
 }

@@ -5,6 +5,7 @@ use tracing::{error, info, warn};
 
 use crate::engine::config::Config;
 use crate::engine::connect;
+use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::error::Result;
 use crate::net::options::BrokerOptions;
@@ -66,6 +67,7 @@ impl Pipeline {
             broker: old.broker.clone(),
             ..config
         };
+        warn_of_what_is_missing(&config);
         let subscriptions = connect::subscriptions(&config, &self.topics)?;
         self.config = config;
         self.queue.reconfigure(&self.config.triggers);

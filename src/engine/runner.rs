@@ -94,6 +94,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         ahead: None,
         spent: None,
         free: None,
+        heard: None,
         began: None,
     };
     loop {
@@ -152,6 +153,8 @@ enum Not {
     Cancelled,
     /// Its record cannot be written.
     Noted(io::Error),
+    /// There is no process for it, or it was killed.
+    Able(io::Error),
 }
 
 /// Where a runner works.
@@ -165,6 +168,8 @@ struct Desk<'a> {
     spent: Option<Spent>,
     /// A folder that nobody needs any more.
     free: Option<Spent>,
+    /// The word for the unit at hand.
+    heard: Option<u8>,
     /// When the command began, by the clock of the host and by one that only goes on.
     began: Option<(i64, Instant)>,
 }
@@ -187,11 +192,12 @@ impl Desk<'_> {
 
     /// Makes a unit ready, and runs it when it is to begin.
     fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) {
+        self.heard = None;
         let mut hold = match Hold::take(self.ahead.take(), unit) {
             Ok(Some(hold)) => hold,
             other => {
                 match other {
-                    Err(e) => say(&format!("refused {e}")),
+                    Err(e) => say(&format!("refused create the unit's folder: {e}")),
                     // Somebody has begun it before us: theirs is the outcome.
                     Ok(_) => say("begun"),
                 }
@@ -202,11 +208,12 @@ impl Desk<'_> {
         };
         let became = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
             Ok(became) => became,
-            // There is no process, and nobody has waited for the word.
-            Err(e) => match self.begin(&mut hold) {
+            // It never can.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => match self.begin(&mut hold) {
                 Ok(()) => Became::Failed(io::Error::other(e)),
                 Err(not) => Became::Nothing(not),
             },
+            Err(e) => Became::Nothing(self.word().err().unwrap_or(Not::Able(e))),
         };
         let outcome = match became {
             Became::Command(running) => self
@@ -218,7 +225,12 @@ impl Desk<'_> {
                 ..Outcome::not_started("cancelled before it began")
             },
             Became::Nothing(Not::Noted(e)) => {
-                return say(&format!("refused {e}"));
+                return say(&format!("refused write the unit's record: {e}"));
+            }
+            Became::Nothing(Not::Able(e)) => {
+                say(&format!("refused start a process: {e}"));
+                self.ahead = hold.withdraw(self.runners);
+                return;
             }
             Became::Nothing(Not::Wanted) => {
                 self.ahead = hold.withdraw(self.runners);
@@ -236,7 +248,12 @@ impl Desk<'_> {
     /// Waits for the word to begin.
     fn word(&mut self) -> Result<(), Not> {
         let mut word = [0];
-        self.jobs.read_exact(&mut word).map_err(|_| Not::Heard)?;
+        match self.heard {
+            // By a process that was killed then.
+            Some(heard) => word = [heard],
+            None => self.jobs.read_exact(&mut word).map_err(|_| Not::Heard)?,
+        }
+        self.heard = Some(word[0]);
         // Standard input may be the command's by now. The lock is held: who finds it free knows
         // that the unit was not begun.
         let client = sender(self.jobs.get_ref().as_fd(), Some(Duration::ZERO));

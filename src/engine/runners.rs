@@ -39,7 +39,7 @@ pub enum Report {
     Started(String, i64),
     /// It has ended.
     Ended(String, Outcome),
-    /// Its runner could not begin it, for this cause.
+    /// Its runner could not do this for it, and has not begun it.
     Refused(String, String),
     /// Its runner is gone or would not take it; the unit's folder knows more.
     Unknown(String),

@@ -20,7 +20,7 @@ use crate::store::ledger::Op;
 const MAX_RERUNS: u32 = 3;
 
 /// Wait before each of them.
-const RERUN_DELAY: Duration = Duration::from_secs(1);
+pub const RERUN_DELAY: Duration = Duration::from_secs(1);
 
 /// A status of `unit` as a message, with an id of its own and the event as its cause.
 pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
@@ -44,6 +44,20 @@ pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Mes
             ..Properties::default()
         },
     }
+}
+
+/// The status without what was passed through, for a broker that does not take it whole; `None`
+/// if nothing was.
+pub fn without_passthrough(message: &Message) -> Option<Message> {
+    let Ok(Value::Object(mut payload)) = serde_json::from_slice(&message.payload) else {
+        return None;
+    };
+    let keys = payload.len();
+    payload.retain(|key, _| status::RESERVED.contains(&key.as_str()));
+    (payload.len() < keys).then(|| Message {
+        payload: Bytes::from(Value::Object(payload).to_string()),
+        ..message.clone()
+    })
 }
 
 /// Books the start of a unit's command at `at` (milliseconds since the epoch).

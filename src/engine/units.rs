@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::engine::config::make_folders;
 use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::failpoint;
-use crate::engine::job::{UNIT_VARIABLE, job};
+use crate::engine::job::job;
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
-use crate::engine::recovery::Left;
 use crate::engine::runner::Job;
 use crate::engine::runners::Report;
 use crate::engine::settle;
+use crate::error::{Error, Kind};
 use crate::model::text::printable_bytes;
 use crate::model::trigger::Policy;
-use crate::model::unit::{End, Outcome, Recovery, State, Stopped, Trace, Unit};
-use crate::os::process::{kill_orphan, leader_with};
+use crate::model::unit::{End, Outcome, State, Stopped, Trace, Unit};
 use crate::store::ledger::Op;
 use crate::store::streams::Stream;
 
@@ -68,15 +69,22 @@ impl Pipeline {
 
     // --- Starting ---
 
-    pub(super) fn start_waiting(&mut self) {
+    /// Starts what may start now.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read any more.
+    pub(super) fn start_waiting(&mut self) -> Result<(), Error> {
         let mut units = Vec::new();
-        while let Some((trigger, unit)) = self.queue.next(now_ms()) {
+        while self.held_until.is_none_or(|until| Instant::now() >= until)
+            && let Some((trigger, unit)) = self.queue.next(self.ticks())
+        {
             let record = match self.reader.unit(&unit) {
                 Ok(Some(record)) => record,
                 Ok(None) => {
                     self.queue.remove(&trigger, &unit);
                     continue;
                 }
+                Err(e) if e.kind() != Kind::TryAgain => return Err(e),
                 Err(e) => {
                     self.short_of(&unit, &format_args!("start it: {e}"));
                     self.postpone(&trigger, &unit);
@@ -94,6 +102,7 @@ impl Pipeline {
             units.push(record);
         }
         self.make_ready(&units);
+        Ok(())
     }
 
     /// Has the ledger accept what was submitted, and meanwhile the runners that were taken for
@@ -185,16 +194,18 @@ impl Pipeline {
 
     /// Lets a unit that could not be started wait a little, and all others with it.
     pub(super) fn postpone(&mut self, trigger: &str, unit: &str) {
-        let wait = i64::try_from(SHORTAGE_RETRY.as_millis()).unwrap_or(0);
-        self.requeue(trigger, unit, now_ms() + wait);
+        self.held_until = Some(Instant::now() + SHORTAGE_RETRY);
+        // What is missing may be they.
+        let _ = make_folders(&self.home.path);
+        self.requeue(trigger, unit);
     }
 
-    fn requeue(&mut self, trigger: &str, unit: &str, until: i64) {
+    fn requeue(&mut self, trigger: &str, unit: &str) {
         let op = Op::Unstart {
             unit: unit.to_owned(),
         };
         self.submit(op, Then::Nothing);
-        self.queue.put_back(trigger, unit, until);
+        self.queue.put_back(trigger, unit);
     }
 
     // --- What runners report ---
@@ -223,9 +234,9 @@ impl Pipeline {
                     self.finish(live.unit, live.said, &outcome);
                 }
             }
-            Report::Refused(unit, cause) => {
+            Report::Refused(unit, what) => {
                 if let Some(live) = self.live.remove(&unit) {
-                    self.short_of(&unit, &format_args!("create the unit's folder: {cause}"));
+                    self.short_of(&unit, &format_args!("{what}"));
                     self.postpone(&live.unit.trigger, &unit);
                 }
             }
@@ -256,7 +267,7 @@ impl Pipeline {
             }
             // It was ready when its client died; perhaps its start is not in the ledger.
             Ok(Trace::Fresh) if live.adopted => {
-                self.requeue(&live.unit.trigger, unit, 0);
+                self.requeue(&live.unit.trigger, unit);
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));
@@ -275,47 +286,8 @@ impl Pipeline {
         }
     }
 
-    /// Books a run that has lost its runner, and ends what is left of it.
-    fn interrupted(&mut self, live: Live) {
-        self.end_orphan(&live.unit.id);
-        let outcome = Outcome::interrupted(live.started.unwrap_or(0));
-        self.finish(live.unit, live.said, &outcome);
-    }
-
-    /// Ends a command that has lost its runner: nobody would see its end, and its event may
-    /// run again.
-    fn end_orphan(&self, unit: &str) {
-        let noted = self.dir(unit).read_process(&self.boot);
-        // It may have been killed before it could note that.
-        let process = noted.or_else(|| leader_with(&format!("{UNIT_VARIABLE}={unit}")));
-        if process.is_some_and(|(pid, start)| kill_orphan(pid, start)) {
-            warn!(
-                TAEL_UNIT = unit,
-                "killed a command that had lost its supervisor"
-            );
-        }
-    }
-
-    /// Waits for a run whose runner another client has started.
-    fn adopt(&mut self, live: Live) {
-        let unit = live.unit.id.clone();
-        let (dir, adopted, id) = (self.dir(&unit), self.adopted.0.clone(), unit.clone());
-        self.live.insert(unit, live);
-        // One thread for each run that was going on when the client started.
-        let waiter = std::thread::Builder::new().name("adopted".into());
-        let waiting = waiter.stack_size(64 * 1024).spawn(move || {
-            if let Err(e) = dir.wait_unlocked() {
-                warn!("{e}");
-            }
-            let _ = adopted.send(id);
-        });
-        if let Err(e) = waiting {
-            error!("cannot wait for an adopted run: {e}");
-        }
-    }
-
     /// Books the end of a unit and gives its job back.
-    fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
+    pub(super) fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
         self.queue.remove(&unit.trigger, &unit.id);
         self.log_end(&unit, outcome);
         if let Some(metrics) = &mut self.metrics {
@@ -389,42 +361,19 @@ impl Pipeline {
         }
     }
 
-    // --- Taking up what was left ---
-
-    pub(super) fn take_up(&mut self, left: Left) {
-        let Left {
-            unit,
-            started,
-            handed_over,
-            recovery,
-        } = left;
-        let said = started.is_some();
-        match recovery {
-            Recovery::Queue => {
-                if handed_over {
-                    let op = Op::Unstart {
-                        unit: unit.id.clone(),
-                    };
-                    self.submit(op, Then::Nothing);
-                }
-                self.queue.wait(&unit.trigger, &unit.id, unit.due);
-            }
-            Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
-            Recovery::Interrupted => {
-                self.end_orphan(&unit.id);
-                self.finish(unit, said, &Outcome::interrupted(started.unwrap_or(0)))
-            }
-            Recovery::Adopt => {
-                self.queue.adopt(&unit.trigger, &unit.id);
-                self.adopt(Live {
-                    said,
-                    started,
-                    handovers: 1,
-                    adopted: true,
-                    unit,
-                });
-            }
-        }
+    /// Has a retry wait until `due` (milliseconds since the epoch), but not for longer than it was
+    /// to wait from the start: the host's clock may have stepped back since.
+    pub(super) fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
+        let delay = self.trigger(trigger).map(|t| t.policy.retry_delay);
+        let limit = delay.unwrap_or_default().max(settle::RERUN_DELAY);
+        let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
+        let due = match due {
+            0 => 0,
+            due => self
+                .ticks()
+                .saturating_add((due - now_ms()).clamp(0, limit)),
+        };
+        self.queue.wait(trigger, unit, due);
     }
 
     pub(super) fn prune(&mut self) {

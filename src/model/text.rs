@@ -16,17 +16,34 @@ pub fn printable(text: &str, limit: usize) -> String {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            // Bidirectional overrides reorder what a reader sees (Unicode TR 36).
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c if c.is_control() => {
+            c if is_odd(c) => {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),
         }
     }
     out
+}
+
+/// JSON text whose strings move no cursor: what controls a terminal, or reorders what a reader
+/// sees, becomes an escape of JSON's, and means the same.
+#[must_use]
+pub fn escaped_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_odd(c) {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Whether a terminal would not just show `c`. Bidirectional overrides reorder what a reader sees
+/// (Unicode TR 36).
+fn is_odd(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes as [`printable`] text; what is not UTF-8 shows as the replacement character.
@@ -47,6 +64,10 @@ mod tests {
             "a\\u{1b}[2Jb\\nc\\u{202e}"
         );
         assert_eq!(printable("abcdef", 3), "abc…");
+        assert_eq!(
+            escaped_json("{\"k\u{9b}\":\"ä\u{202e}\\n\"}"),
+            r#"{"k\u009b":"ä\u202e\n"}"#
+        );
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -16,12 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setpgid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::model::unit::End;
 use crate::os::process::end_group;
@@ -73,8 +71,8 @@ impl Spawn<'_> {
     /// this must be the only thread.
     ///
     /// # Errors
-    /// When there is no process, and `told` was not called: as `clone(2)`; or when a string
-    /// holds a NUL.
+    /// When there is no process, or it was killed before it became anything: as `clone(2)`. With
+    /// `InvalidInput` when a string holds a NUL.
     pub fn start<T>(self, mut told: impl FnMut() -> Result<(), T>) -> io::Result<Became<T>> {
         let variables = self.environment();
         let path = variables.get(OsStr::new("PATH")).cloned();
@@ -86,35 +84,30 @@ impl Spawn<'_> {
             entry.into_vec()
         }))?;
         let parent = getpid();
-        let mut stayed = None;
-        let way = Box::new(|| {
+        let (mut stayed, mut may) = (None, false);
+        let mut way = || {
             stayed = Some(match self.settle_in(parent, &mut told) {
-                Ok(()) => Became::Failed(match direct.execute(&environment) {
-                    Errno::ENOEXEC => shell.execute(&environment).into(),
-                    error => error.into(),
-                }),
+                Ok(()) => {
+                    may = true;
+                    Became::Failed(match direct.execute(&environment) {
+                        Errno::ENOEXEC => shell.execute(&environment).into(),
+                        error => error.into(),
+                    })
+                }
                 Err(stayed) => stayed,
             });
-            0
-        });
-        let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+        };
         let mut stack = vec![0; STACK];
-        // SAFETY: the two processes share their memory, and CLONE_VFORK has this one, which has
-        // no other thread, stand still until the other has left it by `execve` or `_exit`. So
-        // `way` runs like a function that is called here, once, on a stack of its own, which
-        // like all that it borrows outlives it. Nothing in it unwinds. What it changes of its
-        // process (descriptors, directory, group, signals) is not shared.
-        let pid = unsafe { clone(way, &mut stack, flags, Some(libc::SIGCHLD)) }?;
-        Ok(match (Running::watch(pid), stayed) {
-            (Ok(running), None) => Became::Command(running),
-            (Ok(running), Some(stayed)) => {
+        // SAFETY: this is the only thread, as the caller has promised.
+        let running = unsafe { vfork(&mut way, &mut stack) }?;
+        match stayed {
+            None if may => Ok(Became::Command(running)),
+            stayed => {
                 // It has left already.
                 let _ = running.reap();
-                stayed
+                stayed.ok_or_else(|| io::Error::other("it was killed before it began"))
             }
-            (Err(_), Some(stayed)) => stayed,
-            (Err(e), None) => Became::Failed(io::Error::other(e)),
-        })
+        }
     }
 
     /// Inherited variables and our own; of two of a name the last counts.
@@ -152,6 +145,48 @@ impl Spawn<'_> {
         // A command outlives whoever watches it, until its end is seen to.
         set_pdeathsig(None).map_err(failed)
     }
+}
+
+/// Has a new process go `way`, in our memory and on `stack`, and end if it comes back. Returns
+/// when it has done that, or executes another program.
+///
+/// # Errors
+/// As `clone(2)`; there is no process then.
+///
+/// # Safety
+/// There must be no other thread in this process, and `way` must not unwind.
+unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running> {
+    extern "C" fn go<F: FnMut()>(way: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: it is the `way` below, borrowed for as long as this runs, by nobody else.
+        unsafe { (*way.cast::<F>())() };
+        0
+    }
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: libc::c_int = -1;
+    // It grows down, from a multiple of 16.
+    let top = stack.as_mut_ptr_range().end;
+    let top = top.wrapping_sub(top.addr() % 16).cast();
+    // SAFETY: the two processes share their memory, and CLONE_VFORK has this one, which has no
+    // other thread, stand still until the other has left it by `execve` or `_exit`. So `way` runs
+    // like a function that is called here, once, on a stack of its own, which like all that it
+    // borrows outlives it. What it changes of its process (descriptors, directory, group,
+    // signals) is not shared. The descriptor is written to a live local before anything runs.
+    let pid = unsafe {
+        libc::clone(
+            go::<F>,
+            top,
+            flags,
+            ptr::from_mut(way).cast(),
+            &raw mut pidfd,
+        )
+    };
+    let pid = Errno::result(pid)?;
+    // SAFETY: the kernel has just opened it for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Running {
+        pid: Pid::from_raw(pid),
+        pidfd,
+    })
 }
 
 /// Strings as `execve(2)` takes them.
@@ -242,18 +277,6 @@ pub enum Woken {
 }
 
 impl Running {
-    fn watch(pid: Pid) -> io::Result<Self> {
-        let opened = rustix::process::Pid::from_raw(pid.as_raw())
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-            .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
-        if opened.is_err() {
-            // Without it the process could not be watched: it must not go on unseen.
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = nix::sys::wait::waitpid(pid, None);
-        }
-        opened.map(|pidfd| Self { pid, pidfd })
-    }
-
     /// Process id, and the id of the process group.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -150,6 +150,12 @@ pub fn hear_of_children() {
     let _ = unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
+/// How many descriptors this process may have open (`getrlimit(2)`); none if there is no limit.
+#[must_use]
+pub fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 /// Whether process group `id` has a member that is not a zombie (`proc_pid_stat(5)`).
 fn group_is_alive(id: u32) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else {

@@ -71,6 +71,10 @@ pub(super) fn noted<'a>(text: &'a str, word: &str, id: &str) -> Option<&'a str> 
     rests.next()
 }
 
+/// Name of the folder, beside that of the units, for what belongs to no unit: what runners make
+/// ahead, jobs, and what is being removed.
+pub const RUNNERS: &str = "runners";
+
 /// The folder of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitDir {
@@ -209,10 +213,23 @@ impl UnitDir {
 
     /// Deletes the folder with all that is in it.
     ///
+    /// It gets another name first: a runner may take it for another unit at any moment, and what
+    /// it has taken must not be deleted under it.
+    ///
     /// # Errors
     /// As the file system; that it is gone already is none.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.path) {
+        let aside = self.path.parent().and_then(Path::parent).map(|pipeline| {
+            let name = format!("gone-{}", self.id());
+            pipeline.join(RUNNERS).join(name)
+        });
+        let path = match aside {
+            Some(aside) if fs::rename(&self.path, &aside).is_ok() => aside,
+            // Somebody else was faster.
+            _ if fs::symlink_metadata(&self.path).is_err() => return Ok(()),
+            _ => self.path.clone(),
+        };
+        match fs::remove_dir_all(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }

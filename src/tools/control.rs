@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::error::{Error, Kind, Result};
 use crate::model::control::Action;
 use crate::model::message::{Message, Properties, Qos};
-use crate::model::text::printable;
+use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::net::mqtt::{Refused, Settings};
 use crate::net::options::BrokerOptions;
@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if options.json {
-        super::print(&answer.to_string())?;
+        super::print_json(&answer)?;
     }
     let cause = super::text(&answer, "error").unwrap_or("it did not say why");
     eprintln!(
@@ -150,7 +150,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
 
 fn shown(options: &Options, answer: &Value) -> String {
     if options.json {
-        return answer.to_string();
+        return escaped_json(&answer.to_string());
     }
     let who = &options.who;
     let unit = || printable(super::text(answer, "unit").unwrap_or("?"), 80);

@@ -22,11 +22,22 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Error, Result};
+use crate::model::text::escaped_json;
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
+use crate::os::process::descriptor_limit;
+
+/// Descriptors that a command has at least.
+const MIN_DESCRIPTORS: u64 = 32;
 
 /// A single-threaded runtime: everything here waits far more than it works.
 fn runtime() -> Result<Runtime> {
+    // With fewer the runtime's parts fail one by one, and not all of them in good order.
+    if let Some(limit) = descriptor_limit().filter(|limit| *limit < MIN_DESCRIPTORS) {
+        return Err(Error::cannot_create(format!(
+            "start: {limit} open files are allowed, {MIN_DESCRIPTORS} are needed: ulimit -n"
+        )));
+    }
     Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -65,6 +76,11 @@ fn print(line: &str) -> Result<()> {
             ended_by_reader(&e);
             Error::cannot_create(format!("write to stdout: {e}"))
         })
+}
+
+/// Prints JSON on a line of stdout.
+fn print_json(value: &Value) -> Result<()> {
+    print(&escaped_json(&value.to_string()))
 }
 
 /// An exit code from elsewhere, cut to what a process can have.

@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     match options.form {
         Form::Json => {
             let list: Vec<Value> = network.pipelines().map(Seen::json).collect();
-            super::print(&Value::Array(list).to_string())?;
+            super::print_json(&Value::Array(list))?;
         }
         Form::Mermaid => super::print(network.graph(&options.root).mermaid().trim_end())?,
         Form::Dot => super::print(network.graph(&options.root).dot().trim_end())?,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::model::event::{Attributes, attribute_text, attributes};
 use crate::model::message::{Delivery, Qos, property};
-use crate::model::text::{printable, printable_bytes};
+use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
@@ -159,14 +159,14 @@ fn json_line(delivery: &Delivery) -> String {
     for (name, value) in &delivery.properties.user {
         properties.insert(name.clone(), json!(value));
     }
-    json!({
+    let line = json!({
         "time": Zoned::now().timestamp().to_string(),
         "topic": String::from_utf8_lossy(&delivery.topic),
         "retained": delivery.retained,
         "payload": payload,
         "properties": properties,
-    })
-    .to_string()
+    });
+    escaped_json(&line.to_string())
 }
 
 #[cfg(test)]

@@ -5,33 +5,47 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The files of a ledger, by the inodes that they had when it was opened: one that is removed or
-/// replaced can be written for ever, and nobody would find what is in it.
+/// The files of a ledger, as they were when it was opened. One that is removed or replaced can be
+/// written for ever, and nobody would find what is in it; none of them ever becomes shorter. The
+/// same goes for the lock that keeps a second client away.
 #[derive(Debug)]
 pub struct Place {
-    files: Vec<(PathBuf, (u64, u64))>,
+    files: Vec<(PathBuf, Seen)>,
 }
 
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+}
+
+fn look(path: &Path) -> io::Result<Seen> {
+    fs::metadata(path).map(|meta| Seen {
+        device: meta.dev(),
+        inode: meta.ino(),
+        bytes: meta.len(),
+    })
 }
 
 impl Place {
-    /// The ledger `path`, which is open, and its log if it has one.
+    /// The ledger `path`, which is open, its log if it has one, and the lock beside it.
     pub fn of(path: &Path) -> Self {
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        let files = [path.to_owned(), log.into()].into_iter();
-        let files = files.filter_map(|path| Some((path.clone(), inode(&path).ok()?)));
+        let files = [path.to_owned(), log.into(), path.with_file_name("lock")].into_iter();
+        let files = files.filter_map(|path| Some((path.clone(), look(&path).ok()?)));
         Self {
             files: files.collect(),
         }
     }
 
-    /// The first file that is no longer there, or not the same.
+    /// The first file that is no longer there, not the same, or cut off.
     pub fn lost(&self) -> Option<&Path> {
-        let lost = |path: &Path, known| match inode(path) {
-            Ok(inode) => inode != known,
+        let lost = |path: &Path, known: Seen| match look(path) {
+            Ok(now) => {
+                (now.device, now.inode) != (known.device, known.inode) || now.bytes < known.bytes
+            }
             Err(e) => e.kind() == io::ErrorKind::NotFound,
         };
         let mut lost = self.files.iter().filter(|(path, known)| lost(path, *known));
@@ -49,10 +63,15 @@ mod tests {
         let [ledger, log, copy] = ["ledger", "ledger-wal", "copy"].map(|n| dir.path().join(n));
         fs::write(&ledger, "").expect("write");
         let alone = Place::of(&ledger);
-        fs::write(&log, "").expect("write");
+        fs::write(&log, "log").expect("write");
         assert_eq!(alone.lost(), None, "it has no log");
         let both = Place::of(&ledger);
         assert_eq!(both.lost(), None);
+        fs::write(&log, "longer").expect("write");
+        assert_eq!(both.lost(), None);
+        fs::write(&log, "").expect("write");
+        assert_eq!(both.lost(), Some(log.as_path()));
+        fs::write(&log, "log").expect("write");
         fs::copy(&log, &copy).expect("copy");
         fs::rename(&copy, &log).expect("rename");
         assert_eq!(both.lost(), Some(log.as_path()));

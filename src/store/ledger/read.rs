@@ -4,10 +4,11 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::rows::read_message;
 use crate::store::ledger::write::Heard;
+use crate::store::ledger::writer::passes;
 use crate::store::ledger::{Queued, Reader};
 use crate::store::outcome::parse_outcome;
 
@@ -56,7 +57,12 @@ const COLUMNS: &str = "id, trigger, event, topic, reason, hops, traceparent, att
     retry_of";
 
 fn wrong(e: rusqlite::Error) -> Error {
-    Error::cannot_create(format!("read the ledger: {e}"))
+    let kind = if passes(&e) {
+        Kind::TryAgain
+    } else {
+        Kind::CannotCreate
+    };
+    Error::new(kind, format!("read the ledger: {e}"))
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
@@ -193,6 +199,17 @@ impl Reader {
     pub fn answered(&self) -> Result<i64> {
         self.connection
             .query_row("SELECT max(answered) FROM link", [], |row| row.get(0))
+            .map_err(wrong)
+    }
+
+    /// When the last event was accepted, milliseconds since the epoch; 0 if none was.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn last_accepted(&self) -> Result<i64> {
+        let sql = "SELECT coalesce(max(accepted), 0) FROM event";
+        self.connection
+            .query_row(sql, [], |row| row.get(0))
             .map_err(wrong)
     }
 

@@ -160,7 +160,7 @@ impl Writer {
         match self.place.lost() {
             None => Ok(()),
             Some(path) => Err(Fault(Error::cannot_create(format!(
-                "write to the ledger: {} was removed or replaced while the client ran; start it again",
+                "write to the ledger: {} was removed, replaced or cut off while the client ran; start it again",
                 path.display()
             )))),
         }
@@ -211,7 +211,8 @@ fn commit<T>(connection: &mut Connection, batch: &[(Op, T)]) -> rusqlite::Result
     Ok(done)
 }
 
-fn passes(error: &rusqlite::Error) -> bool {
+/// Whether it may be different in a moment.
+pub(super) fn passes(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(

@@ -45,7 +45,7 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
         "attempt": unit.attempt,
         "retry_of": unit.retry_of,
         "command": unit.command,
-        "age": seconds(now - record.accepted),
+        "age": seconds((now - record.accepted).max(0)),
         "accepted": seconds(record.accepted),
         "started": started.map(seconds),
         "ended": record.ended.map(seconds),
@@ -83,7 +83,7 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
         }
     }
     if json {
-        crate::tools::print(&Value::Array(reports).to_string())?;
+        crate::tools::print_json(&Value::Array(reports))?;
         return Ok(code);
     }
     if !reports.is_empty() {
@@ -131,7 +131,7 @@ fn row(
 pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
     let report = report(&found.who, &found.pipeline, &found.record)?;
     if json {
-        crate::tools::print(&report.to_string())?;
+        crate::tools::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (key, value) in report.as_object().into_iter().flatten() {

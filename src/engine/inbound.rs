@@ -1,0 +1,138 @@
+//! What the network brings: messages, and answers to our own.
+
+use std::sync::Arc;
+
+use tracing::{Level, debug, enabled, error, warn};
+
+use crate::engine::admit::{self, Admission};
+use crate::engine::failpoint;
+use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::engine::settle;
+use crate::error::Kind;
+use crate::model::message::{Delivery, Message};
+use crate::net::mqtt::{Refused, Token};
+use crate::net::session::{Event, SessionAck};
+use crate::store::ledger::{Op, Part};
+
+impl Pipeline {
+    pub(super) fn on_session(&mut self, event: Event) {
+        match event {
+            Event::Online => {
+                self.online = true;
+                self.tell_presence();
+                self.silence.online(true);
+                self.last.due();
+                self.health.ready();
+            }
+            Event::Subscribed(result) => self.on_subscribed(result),
+            Event::Offline => {
+                self.online = false;
+                self.outbox.reset();
+                self.silence.online(false);
+                self.redelivery.disconnected();
+            }
+            Event::Published(seq, result) => self.on_published(seq, result),
+            Event::Received(received) => {
+                if received.delivery.topic == self.topics.control().as_bytes() {
+                    self.on_control(&received.delivery, received.ack);
+                } else {
+                    self.on_delivery(&received.delivery, received.ack);
+                }
+            }
+        }
+    }
+
+    fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
+        let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
+        if own {
+            // A pipeline does not start itself, whoever speaks in its name.
+            self.counts.ignored += 1;
+            return self.session.acknowledge(&ack);
+        }
+        if self.silence.is_watched() {
+            self.listen(delivery);
+        }
+        let admission = admit::judge(&self.config, delivery, self.redelivery.since());
+        if admission.parts.is_empty() {
+            self.counts.ignored += 1;
+            if enabled!(Level::DEBUG) {
+                let why = admit::objections(&self.config, delivery);
+                debug!(TAEL_TOPIC = admission.topic, "ignored: {why}");
+            }
+            self.session.acknowledge(&ack);
+        } else {
+            self.accept(admission, Some(ack), None);
+        }
+    }
+
+    /// Has the ledger accept an event; it is acknowledged once that is on disk.
+    pub(super) fn accept(
+        &mut self,
+        mut admission: Admission,
+        ack: Option<SessionAck>,
+        reply: Option<Message>,
+    ) {
+        let (mut words, mut units) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        for (place, part) in admission.parts.iter_mut().enumerate() {
+            if let Part::Run { unit, start } = part {
+                bytes += unit.payload.len() + unit.exported_bytes();
+                *start = self.queue.claim(&unit.trigger, &unit.id);
+                // If it fails, it is tried again when the event is on disk.
+                if *start && let Ok(word) = self.runners.reserve(&unit.id) {
+                    words.push((place, word));
+                    units.push(Arc::clone(unit));
+                }
+            }
+        }
+        let at = self.redelivery.came(now_ms());
+        let op = Op::Accept {
+            key: admission.key.clone(),
+            topic: admission.topic.clone(),
+            at,
+            boot: self.boot.clone(),
+            parts: admission.parts.clone(),
+        };
+        failpoint::reached("commit.before");
+        let then = Then::Accepted {
+            admission: Box::new(admission),
+            words,
+            ack,
+            reply,
+            bytes,
+        };
+        self.uncommitted_bytes += bytes;
+        self.submit(op, then);
+        self.make_ready(&units);
+    }
+
+    fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
+        let answered = self.redelivery.answered(seq);
+        if let Err(Refused(e)) = &result
+            && e.kind() == Kind::TryAgain
+        {
+            // It stays in the ledger, and goes out again with the next connection.
+            return warn!("a status has to wait: {e}");
+        }
+        let Some(message) = self.outbox.complete(seq) else {
+            if let Err(Refused(e)) = result
+                && !std::mem::replace(&mut self.unseen, true)
+            {
+                let prefix = self.topics.presence();
+                warn!("what is said on '{prefix}' and beside it does not get there: {e}");
+            }
+            return;
+        };
+        if let Err(Refused(e)) = result {
+            match settle::without_passthrough(&message) {
+                Some(smaller) => {
+                    warn!("a status is told without what was to be passed through: {e}");
+                    self.submit(Op::Post(smaller), Then::Nothing);
+                }
+                None => error!("status on '{}' is given up: {e}", message.topic),
+            }
+        }
+        failpoint::reached("publish.after");
+        self.later.sent(seq, answered);
+    }
+}
