@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setpgid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -180,13 +180,16 @@ unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running
             &raw mut pidfd,
         )
     };
-    let pid = Errno::result(pid)?;
+    let pid = Pid::from_raw(Errno::result(pid)?);
+    if pidfd < 0 {
+        // It could not be watched, and must not go on unseen.
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+        return Err(io::Error::other("the kernel is older than Linux 5.3"));
+    }
     // SAFETY: the kernel has just opened it for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Running {
-        pid: Pid::from_raw(pid),
-        pidfd,
-    })
+    Ok(Running { pid, pidfd })
 }
 
 /// Strings as `execve(2)` takes them.

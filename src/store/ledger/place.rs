@@ -5,9 +5,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::store::ledger::schema::WAL_SIZE;
+
 /// The files of a ledger, as they were when it was opened. One that is removed or replaced can be
-/// written for ever, and nobody would find what is in it; none of them ever becomes shorter. The
-/// same goes for the lock that keeps a second client away.
+/// written for ever, and nobody would find what is in it; a log that is cut off loses what it
+/// held. The same goes for the lock that keeps a second client away.
 #[derive(Debug)]
 pub struct Place {
     files: Vec<(PathBuf, Seen)>,
@@ -17,6 +19,7 @@ pub struct Place {
 struct Seen {
     device: u64,
     inode: u64,
+    /// Up to [`WAL_SIZE`], below which no file of a ledger becomes shorter.
     bytes: u64,
 }
 
@@ -24,7 +27,7 @@ fn look(path: &Path) -> io::Result<Seen> {
     fs::metadata(path).map(|meta| Seen {
         device: meta.dev(),
         inode: meta.ino(),
-        bytes: meta.len(),
+        bytes: meta.len().min(WAL_SIZE),
     })
 }
 

@@ -16,8 +16,8 @@ const APPLICATION_ID: i32 = 0x5461_656c;
 /// Pages in the log before they are copied into the ledger.
 const WAL_PAGES: u64 = 500;
 
-/// Bytes of the log; room for [`WAL_PAGES`] of 4 KiB with their headers.
-const WAL_SIZE: u64 = 2 << 20;
+/// Bytes of the log when it is at rest; room for [`WAL_PAGES`] of 4 KiB with their headers.
+pub(super) const WAL_SIZE: u64 = 2 << 20;
 
 /// How long another process may hold the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
