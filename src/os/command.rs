@@ -71,7 +71,7 @@ impl Spawn<'_> {
     /// this must be the only thread.
     ///
     /// # Errors
-    /// When there is no process, or it was killed before it became anything: as `clone(2)`. With
+    /// When there is no process, or it was killed or failed before it asked: as `clone(2)`. With
     /// `InvalidInput` when a string holds a NUL.
     pub fn start<T>(self, mut told: impl FnMut() -> Result<(), T>) -> io::Result<Became<T>> {
         let variables = self.environment();
@@ -84,8 +84,12 @@ impl Spawn<'_> {
             entry.into_vec()
         }))?;
         let parent = getpid();
-        let (mut stayed, mut may) = (None, false);
+        let (mut stayed, mut asked, mut may) = (None, false, false);
         let mut way = || {
+            let mut told = || {
+                asked = true;
+                told()
+            };
             stayed = Some(match self.settle_in(parent, &mut told) {
                 Ok(()) => {
                     may = true;
@@ -105,7 +109,11 @@ impl Spawn<'_> {
             stayed => {
                 // It has left already.
                 let _ = running.reap();
-                stayed.ok_or_else(|| io::Error::other("it was killed before it began"))
+                match stayed {
+                    Some(Became::Failed(e)) if !asked => Err(io::Error::other(e)),
+                    Some(stayed) => Ok(stayed),
+                    None => Err(io::Error::other("it was killed before it began")),
+                }
             }
         }
     }
