@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::statfs::statfs;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
@@ -174,6 +175,10 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
          PRAGMA journal_size_limit = {WAL_SIZE};"
     );
     connection.execute_batch(&pragmas).map_err(unusable)?;
+    if !create {
+        // Whoever only looks copies nothing from the log when it leaves.
+        leave_log(&connection).map_err(unusable)?;
+    }
     if create {
         if journal == "DELETE" {
             warn!(
@@ -188,6 +193,13 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
         }
     }
     Ok(connection)
+}
+
+/// Has the log stay as it is when `connection` is closed. SQLite copies it into the ledger then,
+/// also what is there in place of what somebody has cut off.
+pub(super) fn leave_log(connection: &Connection) -> rusqlite::Result<()> {
+    let option = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    connection.set_db_config(option, true).map(drop)
 }
 
 /// Gives the log at once the size that it would grow to: to sync a file that grows, a file

@@ -136,8 +136,13 @@ impl Writer {
             {
                 batch.extend(next);
             }
-            let done = commit_until_done(&mut self.connection, &batch, attempts);
-            match done.and_then(|done| self.still_there().map(|()| done)) {
+            // A log that was cut off must not be written to; and what nobody would find is not
+            // to be told of.
+            let done = self.still_there().and_then(|()| {
+                let done = commit_until_done(&mut self.connection, &batch, attempts)?;
+                self.still_there().map(|()| done)
+            });
+            match done {
                 Ok(done) => {
                     for (done, (_, then)) in done.iter().zip(&batch) {
                         then.on_disk(done);
@@ -157,13 +162,16 @@ impl Writer {
 
     /// Whether what was committed can be found by whoever comes next.
     fn still_there(&self) -> Result<(), Fault> {
-        match self.place.lost() {
-            None => Ok(()),
-            Some(path) => Err(Fault(Error::cannot_create(format!(
-                "write to the ledger: {} was removed, replaced or cut off while the client ran; start it again",
-                path.display()
-            )))),
-        }
+        let Some(path) = self.place.lost() else {
+            return Ok(());
+        };
+        // If that fails, so does all that follows.
+        let _ = schema::leave_log(&self.connection);
+        Err(Fault(Error::cannot_create(format!(
+            "write to the ledger: {} was removed, replaced or cut off while the client ran; start \
+             it again",
+            path.display()
+        ))))
     }
 }
 
