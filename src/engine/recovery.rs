@@ -1,7 +1,9 @@
 //! What a client does with runs that an earlier one, or their runner, has left.
 
 use std::path::Path;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::engine::job::UNIT_VARIABLE;
@@ -12,6 +14,9 @@ use crate::os::host::is_id;
 use crate::os::process::{kill_orphan, leader_with};
 use crate::store::ledger::{Op, Reader, Record};
 use crate::store::streams::{RUNNERS, UnitDir};
+
+/// Wait before a run is looked at again that nobody could be had to wait for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A unit that has not ended in the ledger, and what is to be done with it.
 #[derive(Debug)]
@@ -160,7 +165,7 @@ impl Pipeline {
     pub(super) fn adopt(&mut self, live: Live) {
         let unit = live.unit.id.clone();
         let (dir, adopted, id) = (self.dir(&unit), self.adopted.0.clone(), unit.clone());
-        self.live.insert(unit, live);
+        self.live.insert(unit.clone(), live);
         // One thread for each run that was going on when the client started.
         let waiter = std::thread::Builder::new().name("adopted".into());
         let waiting = waiter.stack_size(64 * 1024).spawn(move || {
@@ -170,7 +175,15 @@ impl Pipeline {
             let _ = adopted.send(id);
         });
         if let Err(e) = waiting {
-            error!("cannot wait for an adopted run: {e}");
+            error!(
+                TAEL_UNIT = unit,
+                "cannot wait for an adopted run: {e}; trying on"
+            );
+            let adopted = self.adopted.0.clone();
+            tokio::spawn(async move {
+                sleep(LOOK_AGAIN).await;
+                let _ = adopted.send(unit);
+            });
         }
     }
 
