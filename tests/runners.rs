@@ -366,3 +366,62 @@ fn a_command_that_removes_its_own_folder_does_not_run_twice() {
     client.stop();
     assert_eq!(world.lines("runs").len(), 1);
 }
+
+#[test]
+fn a_unit_that_waits_for_a_runner_can_be_cancelled() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let pid = client.child.id();
+    let limit = |descriptors: &str| {
+        let mut prlimit = Command::new("prlimit");
+        let nofile = format!("--nofile={descriptors}:");
+        prlimit.args(["--pid", &pid.to_string(), &nofile]);
+        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
+    };
+    limit("3");
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0, 0);
+    wait_until("it says so", || {
+        client.log_text().contains("units wait until that passes")
+    });
+    let (_, list, _) = common::ran(&mut world.tael(["work", "list", "--json"]));
+    let list: serde_json::Value = serde_json::from_str(&list).expect("json");
+    let unit = list[0]["unit"].as_str().expect("unit");
+    let (code, _, stderr) = common::ran(&mut world.tael(["work", "cancel", unit]));
+    assert_eq!(code, 0, "{stderr}");
+    limit("1024");
+    send(&mut raw, 1, 0);
+    wait_until("the next has run", || !world.lines("runs").is_empty());
+    assert_eq!(world.lines("runs"), ["1"]);
+    client.stop();
+}
+
+#[test]
+fn what_comes_while_a_client_stops_with_its_units_is_not_used_up() {
+    const ROUNDS: usize = 10;
+    const EVENTS: usize = 5;
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", "true", "--jobs", "4", "--stop-units"];
+    let mut raw = Raw::connect(world.broker.port());
+    for round in 0..ROUNDS {
+        let client = world.client("p", &arguments);
+        (0..EVENTS).for_each(|n| send(&mut raw, round * EVENTS + n, 0));
+        client.stop();
+    }
+    let client = world.client("p", &arguments);
+    let units = || -> Vec<serde_json::Value> {
+        let (_, list, _) = common::ran(&mut world.tael(["work", "list", "--json"]));
+        serde_json::from_str(&list).expect("json")
+    };
+    wait_until("all have ended", || {
+        let ended = |unit: &serde_json::Value| {
+            !["pending", "running"].contains(&unit["state"].as_str().unwrap_or("?"))
+        };
+        let units = units();
+        units.len() == ROUNDS * EVENTS && units.iter().all(ended)
+    });
+    for unit in units() {
+        assert!(!unit["return_code"].is_null(), "it never began: {unit}");
+    }
+    client.stop();
+}

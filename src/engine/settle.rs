@@ -95,9 +95,8 @@ pub fn ended(
         let payload = status::started(&unit.reason, &unit.passthrough, timestamp(outcome.started));
         statuses.push(message(config, unit, payload));
     }
-    let never_began = matches!(outcome.end, End::NotStarted(_));
-    // Of a unit that was cancelled before it began nobody has heard, nor needs to.
-    if !(never_began && outcome.stopped == Some(Stopped::Canceled)) {
+    // Of such a unit nobody has heard, nor needs to.
+    if !outcome.was_cancelled_before_it_began() {
         statuses.push(message(
             config,
             unit,

@@ -230,7 +230,14 @@ impl Pipeline {
             }
             Report::Ended(unit, outcome) => {
                 failpoint::reached("outcome.before");
-                if let Some(live) = self.live.remove(&unit) {
+                let Some(live) = self.live.remove(&unit) else {
+                    return;
+                };
+                if self.cancels_all && outcome.was_cancelled_before_it_began() {
+                    // We are leaving, and that is no reason for its event not to run.
+                    self.forget(&unit);
+                    self.requeue(&live.unit.trigger, &unit);
+                } else {
                     self.finish(live.unit, live.said, &outcome);
                 }
             }

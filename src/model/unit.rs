@@ -181,6 +181,12 @@ impl Outcome {
         }
     }
 
+    /// Whether somebody has asked for its end, and nothing was begun.
+    #[must_use]
+    pub fn was_cancelled_before_it_began(&self) -> bool {
+        matches!(self.end, End::NotStarted(_)) && self.stopped == Some(Stopped::Canceled)
+    }
+
     /// The end that others are told: a command that was stopped and still ended with 0 has
     /// not done its job, and counts as ended by the TERM.
     #[must_use]

@@ -16,8 +16,10 @@ use crate::net::mqtt::{
     Ack, Connection, Event as WireEvent, Failure, Received, Refused, Settings, Token,
 };
 
-/// The wait when somebody else seems to use our client identifier.
+/// The wait when somebody else uses our client identifier, and the first one when that only looks
+/// so; it doubles.
 const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
+const BACKOFF_TAKEN_PERHAPS: Duration = Duration::from_secs(10);
 /// A connection that lived shorter than this counts as stillborn.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// So many stillborn connections in a row look like two clients of one identifier.
@@ -374,7 +376,7 @@ impl Session {
                 return Err(e.context(format_args!("connect to {address}")));
             }
             Failure::TakenOver => {
-                self.short_lives = SHORT_LIVES;
+                self.short_lives = SHORT_LIVES + 16;
                 "another client has taken over the session".into()
             }
             Failure::Passing(cause) => {
@@ -383,7 +385,10 @@ impl Session {
             }
         };
         if self.short_lives >= SHORT_LIVES {
-            wait = BACKOFF_TAKEN;
+            let doubled = 1 << (self.short_lives - SHORT_LIVES).min(16);
+            wait = BACKOFF_TAKEN_PERHAPS
+                .saturating_mul(doubled)
+                .min(BACKOFF_TAKEN);
             warn!(
                 "lost {address} soon after connecting, again: {cause}; does another client use \
                  the identifier '{}'? next try in {} s",

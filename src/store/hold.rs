@@ -116,9 +116,13 @@ impl Hold {
     /// Takes the folder of a unit that is not to run back to `runners`, for the next one.
     #[must_use]
     pub fn withdraw(mut self, runners: &Path) -> Option<Self> {
-        let back = own_folder(runners);
-        if fs::rename(self.dir.path(), &back).is_ok() {
-            self.dir = UnitDir::at(back);
+        let back = UnitDir::at(own_folder(runners));
+        if fs::rename(self.dir.path(), back.path()).is_ok() {
+            // Whoever takes the unit up later has to see that.
+            if back.is_marked_for(&self.dir) {
+                let _ = self.dir.cancel();
+            }
+            self.dir = back;
             return Some(self);
         }
         self.discard();
@@ -313,6 +317,8 @@ pub(super) mod tests {
         assert!(hold.is_cancelled());
         let hold = take(hold.withdraw(&runners), other("u3"));
         assert!(!hold.is_cancelled(), "the mark is not for the next");
+        assert!(other("u2").is_cancelled(), "but for who takes it up again");
+        other("u2").remove().expect("remove");
         hold.discard();
         assert_eq!(count(&runners) + count(&state.path().join("units")), 0);
     }

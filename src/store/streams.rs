@@ -154,7 +154,16 @@ impl UnitDir {
     }
 
     fn cancel_mark(&self) -> PathBuf {
-        self.path.join(format!("cancel-{}", self.id()))
+        self.path.join(self.mark())
+    }
+
+    fn mark(&self) -> String {
+        format!("cancel-{}", self.id())
+    }
+
+    /// Whether the end of `unit` was asked for while this was its folder.
+    pub(super) fn is_marked_for(&self, unit: &Self) -> bool {
+        self.path.join(unit.mark()).exists()
     }
 
     /// What the folder says about a run.

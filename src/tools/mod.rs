@@ -17,11 +17,12 @@ pub mod work;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::text::escaped_json;
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
@@ -29,6 +30,9 @@ use crate::os::process::descriptor_limit;
 
 /// Descriptors that a command has at least.
 const MIN_DESCRIPTORS: u64 = 32;
+
+/// How long a thread of the runtime waits for work.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A single-threaded runtime: everything here waits far more than it works.
 fn runtime() -> Result<Runtime> {
@@ -38,11 +42,22 @@ fn runtime() -> Result<Runtime> {
             "start: {limit} open files are allowed, {MIN_DESCRIPTORS} are needed: ulimit -n"
         )));
     }
-    Builder::new_current_thread()
+    let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
+        .thread_keep_alive(FOR_EVER)
         .build()
-        .map_err(|e| Error::bug(format!("start the runtime: {e}")))
+        .map_err(|e| Error::bug(format!("start the runtime: {e}")))?;
+    // Names are looked up in a thread, and the runtime panics when it needs one and has none: so
+    // it gets one while there are some, and keeps it.
+    let spare = std::thread::Builder::new().spawn(|| {});
+    let spared = spare.map(|thread| thread.join().is_ok());
+    if let Err(e) = spared {
+        let cause = format!("start a thread: {e}; are too many processes running?");
+        return Err(Error::new(Kind::TryAgain, cause));
+    }
+    runtime.spawn_blocking(|| {});
+    Ok(runtime)
 }
 
 /// The largest packet that is looked at, bytes.

@@ -73,7 +73,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .name("ledger".into())
             .stack_size(256 * 1024)
             .spawn(move || writer.write(&op_rx, &committed_tx, &counter))
-            .map_err(|e| Error::bug(format!("start the ledger's thread: {e}")))?;
+            .map_err(|e| Error::cannot_create(format!("start the ledger's thread: {e}")))?;
         Ok(Self {
             submitted: Vec::new(),
             ops,

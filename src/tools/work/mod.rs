@@ -226,7 +226,7 @@ impl Found {
         &mut self,
         limit: Duration,
         what: &str,
-        mut done: impl FnMut(&Self) -> Result<bool>,
+        mut done: impl FnMut(&mut Self) -> Result<bool>,
     ) -> Result<()> {
         let deadline = Instant::now() + limit;
         while !done(self)? {
@@ -245,24 +245,32 @@ impl Found {
     /// Ends the unit and waits until it has ended.
     fn cancel(&mut self, limit: Duration) -> Result<()> {
         let unit = self.record.unit.id.clone();
-        self.refresh()?;
-        if self.record.state == State::Pending {
-            // Its client, if one runs, asks the ledger before it starts the unit.
-            let dropped = self.reader.apply(&Op::Drop {
-                unit: unit.clone(),
-                at: Timestamp::now().as_millisecond(),
-                note: "cancelled by tael work".into(),
-            })?;
-            if matches!(dropped, Done::Changed { applied: true, .. }) {
-                return Ok(());
-            }
-            self.refresh()?;
-        }
         let cannot = |e| Error::cannot_create(format!("cancel unit {unit}: {e}"));
-        self.dir().cancel().map_err(cannot)?;
+        let mut asked = false;
+        self.refresh()?;
         self.wait(limit, "it has not ended", |found| {
-            Ok(found.state()?.is_end())
+            if found.record.state == State::Pending {
+                // Its client, if one runs, asks the ledger before it starts the unit. It may have
+                // been about to begin, and wait again.
+                asked = false;
+                return found.drop_waiting();
+            }
+            let ended = found.state()?.is_end();
+            if !ended && !std::mem::replace(&mut asked, true) {
+                found.dir().cancel().map_err(cannot)?;
+            }
+            Ok(ended)
         })
+    }
+
+    /// Whether the unit was still waiting, and will not run now.
+    fn drop_waiting(&mut self) -> Result<bool> {
+        let dropped = self.reader.apply(&Op::Drop {
+            unit: self.record.unit.id.clone(),
+            at: Timestamp::now().as_millisecond(),
+            note: "cancelled by tael work".into(),
+        })?;
+        Ok(matches!(dropped, Done::Changed { applied: true, .. }))
     }
 
     fn release(&mut self, force: bool, limit: Duration) -> Result<()> {
