@@ -218,22 +218,22 @@ fn an_event_is_known_for_as_long_as_the_broker_may_send_it_again() {
     assert_eq!(world.lines("runs"), ["1", "2"]);
 }
 
+/// Has process `pid` open no descriptor from this number on.
+fn limit(pid: &str, descriptors: u32) {
+    let mut prlimit = Command::new("prlimit");
+    let nofile = format!("--nofile={descriptors}:");
+    prlimit.args(["--pid", pid, &nofile]);
+    assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
+}
+
 #[test]
 fn units_wait_in_order_while_no_runner_can_be_started() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
     let pid = client.child.id();
-    let limit = |descriptors: &str| {
-        let mut prlimit = Command::new("prlimit");
-        prlimit.args([
-            "--pid",
-            &pid.to_string(),
-            &format!("--nofile={descriptors}:"),
-        ]);
-        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
-    };
+    let limit = |descriptors| limit(&pid.to_string(), descriptors);
     // What it has open stays, and nothing more can be opened.
-    limit("3");
+    limit(3);
     let mut raw = Raw::connect(world.broker.port());
     (0..5).for_each(|n| send(&mut raw, n, 0));
     wait_until("it says so", || {
@@ -245,7 +245,7 @@ fn units_wait_in_order_while_no_runner_can_be_started() {
         count == Ok(5)
     });
     assert!(world.lines("runs").is_empty());
-    limit("1024");
+    limit(1024);
     wait_until("all have run", || world.lines("runs").len() == 5);
     assert_eq!(world.lines("runs"), ["0", "1", "2", "3", "4"]);
     assert_eq!(
@@ -321,20 +321,15 @@ fn units_wait_in_order_while_a_runner_cannot_start_processes() {
             .join("outcome");
         ahead.exists()
     });
-    let limit = |descriptors: &str| {
-        let mut prlimit = Command::new("prlimit");
-        let nofile = format!("--nofile={descriptors}:");
-        prlimit.args(["--pid", &runner, &nofile]);
-        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
-    };
-    limit("3");
+    let limit = |descriptors| limit(&runner, descriptors);
+    limit(3);
     let mut raw = Raw::connect(world.broker.port());
     (0..5).for_each(|n| send(&mut raw, n, 0));
     wait_until("it says so", || {
         client.log_text().contains("cannot start a process")
     });
     assert!(world.lines("runs").is_empty());
-    limit("1024");
+    limit(1024);
     wait_until("all have run", || world.lines("runs").len() == 5);
     assert_eq!(world.lines("runs"), ["0", "1", "2", "3", "4"]);
     client.stop();
@@ -372,13 +367,8 @@ fn a_unit_that_waits_for_a_runner_can_be_cancelled() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
     let pid = client.child.id();
-    let limit = |descriptors: &str| {
-        let mut prlimit = Command::new("prlimit");
-        let nofile = format!("--nofile={descriptors}:");
-        prlimit.args(["--pid", &pid.to_string(), &nofile]);
-        assert_eq!(common::ran(&mut prlimit).0, 0, "prlimit");
-    };
-    limit("3");
+    let limit = |descriptors| limit(&pid.to_string(), descriptors);
+    limit(3);
     let mut raw = Raw::connect(world.broker.port());
     send(&mut raw, 0, 0);
     wait_until("it says so", || {
@@ -389,7 +379,7 @@ fn a_unit_that_waits_for_a_runner_can_be_cancelled() {
     let unit = list[0]["unit"].as_str().expect("unit");
     let (code, _, stderr) = common::ran(&mut world.tael(["work", "cancel", unit]));
     assert_eq!(code, 0, "{stderr}");
-    limit("1024");
+    limit(1024);
     send(&mut raw, 1, 0);
     wait_until("the next has run", || !world.lines("runs").is_empty());
     assert_eq!(world.lines("runs"), ["1"]);

@@ -459,14 +459,19 @@ fn what_a_sender_writes_cannot_forge_a_log_line() {
     client.stop();
 }
 
+/// A client of a broker that does what it is told.
+fn client_of(dir: &tempfile::TempDir, broker: &Scripted) -> common::Process {
+    let mut command = common::bare_command(dir, "tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
+    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    common::spawn(dir, &mut command)
+}
+
 #[test]
 fn a_broker_that_does_not_answer_the_subscription_is_left() {
     let dir = tempfile::tempdir().expect("tempdir");
     let broker = Scripted::listen();
-    let mut command = common::bare_command(&dir, "tael-client");
-    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
-    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    let client = common::spawn(&dir, &mut command);
+    let client = client_of(&dir, &broker);
     let mut silent = broker.accept();
     assert_eq!(silent.receive().0 >> 4, 8, "SUBSCRIBE");
     let mut next = broker.accept();
@@ -482,10 +487,7 @@ fn a_broker_that_does_not_answer_the_subscription_is_left() {
 fn a_presence_that_is_refused_is_said_once() {
     let dir = tempfile::tempdir().expect("tempdir");
     let broker = Scripted::listen();
-    let mut command = common::bare_command(&dir, "tael-client");
-    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
-    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    let client = common::spawn(&dir, &mut command);
+    let client = client_of(&dir, &broker);
     for _ in 0..2 {
         let mut raw = broker.accept();
         let (kind, body) = raw.receive();
