@@ -39,7 +39,7 @@ pub struct Options {
 /// # Errors
 /// As [`oneshot::publish`] for one beat; for a daemon only what will not pass.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let runtime = super::runtime()?;
+    let runtime = super::runtime(Some(&options.broker))?;
     match options.once {
         Some(limit) => {
             let settings = sender(&options.broker);

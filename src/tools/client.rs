@@ -38,7 +38,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
             options.state.display()
         )));
     };
-    super::runtime()?.block_on(async {
+    super::runtime(Some(&options.config.broker))?.block_on(async {
         let mut stop = Stop::listen(true)?;
         let reload = Reload {
             requests: signals::reload()?,

@@ -16,6 +16,7 @@ pub mod watch;
 pub mod work;
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,8 +35,9 @@ const MIN_DESCRIPTORS: u64 = 32;
 /// How long a thread of the runtime waits for work.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A single-threaded runtime: everything here waits far more than it works.
-fn runtime() -> Result<Runtime> {
+/// A single-threaded runtime: everything here waits far more than it works. For one that connects
+/// to `broker`, if to any.
+fn runtime(broker: Option<&BrokerOptions>) -> Result<Runtime> {
     // With fewer the runtime's parts fail one by one, and not all of them in good order.
     if let Some(limit) = descriptor_limit().filter(|limit| *limit < MIN_DESCRIPTORS) {
         return Err(Error::cannot_create(format!(
@@ -48,6 +50,9 @@ fn runtime() -> Result<Runtime> {
         .thread_keep_alive(FOR_EVER)
         .build()
         .map_err(|e| Error::bug(format!("start the runtime: {e}")))?;
+    if broker.is_none_or(|broker| broker.host.parse::<IpAddr>().is_ok()) {
+        return Ok(runtime);
+    }
     // Names are looked up in a thread, and the runtime panics when it needs one and has none: so
     // it gets one while there are some, and keeps it.
     let spare = std::thread::Builder::new().spawn(|| {});

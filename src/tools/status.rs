@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .map_err(|e| Error::new(Kind::Usage, e))?;
     let asked = retained::retained(listener(&options.broker), filters, options.timeout);
     let mut network = Network::default();
-    for delivery in super::runtime()?.block_on(asked)? {
+    for delivery in super::runtime(Some(&options.broker))?.block_on(asked)? {
         let topic = String::from_utf8_lossy(&delivery.topic);
         if let Ok(payload) = attributes(&delivery.payload, MAX_PAYLOAD) {
             network.add(&options.root, &topic, &payload);

@@ -42,7 +42,7 @@ pub struct Options {
 /// # Errors
 /// What will not pass: the broker turns us away.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    super::runtime()?.block_on(watch(options))?;
+    super::runtime(Some(&options.broker))?.block_on(watch(options))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -84,7 +84,7 @@ const MAX_KNOWN: usize = 1024;
 /// # Errors
 /// When the functions cannot be read, or the broker turns us away for good.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    super::runtime()?.block_on(node(options))?;
+    super::runtime(Some(&options.broker))?.block_on(node(options))?;
     Ok(ExitCode::SUCCESS)
 }
 
