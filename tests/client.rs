@@ -255,6 +255,10 @@ fn a_client_that_is_there_before_its_broker_waits_for_it() {
     event(&world, "1");
     go(&world, "1");
     wait_run(&world, "1");
+    // Its command would wait for ever for a file in a folder that is gone.
+    wait_until("it has ended", || {
+        client.log_text().contains("finished after")
+    });
     client.stop();
 }
 
