@@ -13,6 +13,7 @@ use common::raw::Raw;
 use common::{World, wait_until};
 
 const SEQ: &str = "lab/seq/status";
+const RECORD: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
 
 fn send(raw: &mut Raw, n: usize, filler: usize) {
     let filler = "x".repeat(filler);
@@ -229,7 +230,7 @@ fn limit(pid: &str, descriptors: u32) {
 #[test]
 fn units_wait_in_order_while_no_runner_can_be_started() {
     let world = World::new();
-    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
     let pid = client.child.id();
     let limit = |descriptors| limit(&pid.to_string(), descriptors);
     // What it has open stays, and nothing more can be opened.
@@ -308,7 +309,7 @@ fn silent_runs_share_a_folder_and_none_has_what_another_writes() {
 #[test]
 fn units_wait_in_order_while_a_runner_cannot_start_processes() {
     let world = World::new();
-    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
     let pid = client.child.id();
     let children =
         fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
@@ -365,7 +366,7 @@ fn a_command_that_removes_its_own_folder_does_not_run_twice() {
 #[test]
 fn a_unit_that_waits_for_a_runner_can_be_cancelled() {
     let world = World::new();
-    let client = world.client("p", &["-t", SEQ, "-c", r#"echo "$ATTR_N" >>"$OUT/runs""#]);
+    let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
     let pid = client.child.id();
     let limit = |descriptors| limit(&pid.to_string(), descriptors);
     limit(3);

@@ -20,6 +20,8 @@ use crate::net::mqtt::{
 /// so; it doubles.
 const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
 const BACKOFF_TAKEN_PERHAPS: Duration = Duration::from_secs(10);
+/// So often it doubles at most; the wait has its own limit before.
+const MAX_DOUBLINGS: u32 = 16;
 /// A connection that lived shorter than this counts as stillborn.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// So many stillborn connections in a row look like two clients of one identifier.
@@ -376,7 +378,8 @@ impl Session {
                 return Err(e.context(format_args!("connect to {address}")));
             }
             Failure::TakenOver => {
-                self.short_lives = SHORT_LIVES + 16;
+                // There is no doubt about it: the longest wait.
+                self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
                 "another client has taken over the session".into()
             }
             Failure::Passing(cause) => {
@@ -385,7 +388,7 @@ impl Session {
             }
         };
         if self.short_lives >= SHORT_LIVES {
-            let doubled = 1 << (self.short_lives - SHORT_LIVES).min(16);
+            let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
             wait = BACKOFF_TAKEN_PERHAPS
                 .saturating_mul(doubled)
                 .min(BACKOFF_TAKEN);
