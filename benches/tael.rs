@@ -47,7 +47,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 8] = [
+    let parts: [(&str, fn()); 10] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -56,6 +56,8 @@ fn main() {
         ("idle", idle),
         ("message", message),
         ("nodes", nodes),
+        ("triggers", triggers),
+        ("status", status),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
@@ -735,4 +737,105 @@ fn nodes() {
         spreads.push(m);
     }
     println!("  an instant: {:.2} ms (target 5 or less)", spreads[1]);
+}
+
+// --- Scale ---
+
+/// What one ignored message costs a client with many triggers, each on a topic of its own.
+fn triggers() {
+    const MESSAGES: u32 = 10_000;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port();
+    let mut costs = Vec::new();
+    for count in [1, 100, 10_000] {
+        let broker = mosquitto();
+        let home = state();
+        let publisher = Publisher::new(broker.port);
+        let command = format!("{} ping {port}", this());
+        let tables = (1..=count).map(|n| {
+            format!("[[trigger]]\nname = \"t{n}\"\ntopic = \"bench/{n}/status\"\ncommand = \"{command}\"\n")
+        });
+        let config = home.join("tael.toml");
+        let text = format!("root = \"bench\"\n{}", tables.collect::<String>());
+        fs::write(&config, text).expect("config");
+        let client = spawn(
+            Command::new(ours("client"))
+                .env_clear()
+                .env("PATH", "/usr/bin:/bin")
+                .env("STATE_DIRECTORY", &home)
+                .args(["--who", "bench", "-H", "127.0.0.1", "--log", "none"])
+                .args(["-p", &broker.port.to_string(), "--config"])
+                .arg(&config),
+        );
+        // The last one: a search from the front would come to it last.
+        let topic = format!("bench/{count}/status");
+        wake(&publisher, &topic, &socket);
+        let before = cpu(client.0.id());
+        (0..MESSAGES).for_each(|_| publisher.send_to(&topic, STARTED));
+        publisher.send_to(&topic, FINISHED);
+        socket.recv(&mut [0]).expect("the last one runs");
+        let cost = (cpu(client.0.id()) - before) * 1e6 / f64::from(MESSAGES);
+        println!("an ignored message, {count} triggers: {cost:.1} µs of processor time");
+        costs.push(cost);
+    }
+    println!(
+        "  10,000 triggers to 1: {:.2} (target 1.25 or less)",
+        costs[2] / costs[0]
+    );
+}
+
+/// User and system time of a process, seconds (`proc_pid_stat(5)`, fields 14 and 15).
+fn cpu(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let (_, rest) = text.rsplit_once(')').expect("name");
+    let ticks = |n: usize| -> f64 {
+        let field = rest.split_whitespace().nth(n).expect("field");
+        field.parse().expect("ticks")
+    };
+    // The kernel reports hundredths of a second on every architecture (`USER_HZ`).
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// How long one look at all pipelines of a root takes.
+fn status() {
+    let broker = mosquitto();
+    let publisher = Publisher::new(broker.port);
+    let port = broker.port.to_string();
+    let mut published = 0;
+    for count in [10, 1000] {
+        for n in published..count {
+            let topic = format!("bench/infrastructure/pipelines/p{n}/presence");
+            let presence = serde_json::json!({
+                "state": "online", "who": format!("p{n}"), "host": "h", "version": "1",
+                "since": 1_700_000_000, "triggers": [
+                    {"name": "t", "topics": [format!("bench/{n}/status")], "when": ["status=finished"]},
+                ],
+            });
+            let sent =
+                publisher
+                    .client
+                    .publish(topic, QoS::AtLeastOnce, true, presence.to_string());
+            publisher.runtime.block_on(sent).expect("publish");
+        }
+        published = count;
+        let look = || {
+            let start = Instant::now();
+            let output = Command::new(env!("CARGO_BIN_EXE_tael"))
+                .args(["status", "--json", "--root", "bench", "--log", "none"])
+                .args(["-H", "127.0.0.1", "-p", &port])
+                .output()
+                .expect("tael status");
+            let seen = String::from_utf8_lossy(&output.stdout)
+                .matches("\"who\"")
+                .count();
+            (start.elapsed().as_secs_f64() * 1000.0, seen)
+        };
+        // Until the broker has all of them.
+        while look().1 < count {}
+        let mut times: Vec<f64> = (0..10).map(|_| look().0).collect();
+        println!(
+            "one look at {count} pipelines: {:.1} ms",
+            median(&mut times)
+        );
+    }
 }
