@@ -270,3 +270,22 @@ fn without_a_shell_words_are_split_and_nothing_else() {
     assert_eq!(recorder.list("arguments"), want);
     recorder.client.stop();
 }
+
+#[test]
+fn a_file_of_variables_may_hold_values_that_are_not_utf8() {
+    let world = World::new();
+    let file = world.path("variables");
+    let command = r#"printf '%s' "$SAMPLE" >"$OUT/sample""#;
+    let path = file.to_str().expect("UTF-8");
+    let client = world.client("p", &["-t", SEQ, "-c", command, "--env-file", path]);
+    // As `env -0` prints them, and as people write them.
+    for (n, text) in [(1, &b"A=1\0SAMPLE=caf\xe9\0"[..]), (2, b"SAMPLE='\xfc'\n")] {
+        fs::write(&file, text).expect("variables");
+        let id = format!("E{n}");
+        world.publish(SEQ, r#"{"status":"finished"}"#, &[("tael-id", &id)]);
+        world.wait_report("p", "/units/succeeded", n);
+        let got = fs::read(world.path("sample")).expect("sample");
+        assert_eq!(got, if n == 1 { &b"caf\xe9"[..] } else { b"\xfc" });
+    }
+    client.stop();
+}

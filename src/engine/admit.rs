@@ -235,7 +235,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         .iter()
         .filter_map(|name| {
             let (_, value) = exported.variables.iter().find(|(n, _)| n == name)?;
-            Some((name.clone(), value.clone().into()))
+            Some((name.clone(), value.to_text().into()))
         })
         .collect::<Map<_, _>>();
     Unit {

@@ -1,5 +1,6 @@
 //! What a runner is told of a unit: its command and its variables.
 
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::engine::runner::Job;
 use crate::model::env_file;
 use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
+use crate::model::variables::Variables;
 
 /// Bytes of a file of variables at most.
 const MAX_ENV_FILE: u64 = 1024 * 1024;
@@ -40,9 +42,9 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
         ("TAEL_ATTEMPT", &attempt),
         ("TAEL_HOPS", &hops),
     ];
-    variables.extend(own.map(|(name, value)| (name.to_owned(), value.clone())));
+    variables.extend(own.map(|(name, value)| (name.to_owned(), value.clone().into())));
     if let Some(traceparent) = &unit.traceparent {
-        variables.push(("TRACEPARENT".into(), traceparent.clone()));
+        variables.push(("TRACEPARENT".into(), traceparent.clone().into()));
     }
     let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -83,18 +85,19 @@ pub fn warn_of_what_is_missing(config: &Config) {
     }
 }
 
-fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+fn read_env_file(path: &Path) -> Result<Variables, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
     // One end of a FIFO must not wait for the other.
     let mut options = std::fs::File::options();
     options.read(true).custom_flags(nix::libc::O_NONBLOCK);
-    let file = options.open(path).map_err(|e| wrong(&e))?;
+    let mut file = options.open(path).map_err(|e| wrong(&e))?;
     let meta = file.metadata().map_err(|e| wrong(&e))?;
     if !meta.is_file() || meta.len() > MAX_ENV_FILE {
         return Err(wrong(&format_args!(
             "it is no file of up to {MAX_ENV_FILE} bytes"
         )));
     }
-    let text = std::io::read_to_string(file).map_err(|e| wrong(&e))?;
-    env_file::parse(&text).map_err(|e| wrong(&e))
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|e| wrong(&e))?;
+    env_file::parse(&bytes).map_err(|e| wrong(&e))
 }

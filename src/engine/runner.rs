@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
+use crate::model::variables::Variables;
 use crate::os::command::{Became, Running, Spawn, Woken};
 use crate::os::process::{Sender, boot_id, detach, sender, start_time};
 use crate::store::hold::Hold;
@@ -67,7 +68,7 @@ pub struct Job {
     /// Where the command runs; the runner's own working directory without.
     pub cwd: Option<PathBuf>,
     /// Variables besides the inherited ones.
-    pub variables: Vec<(String, String)>,
+    pub variables: Variables,
     /// Time after which the command is ended, milliseconds.
     pub timeout: Option<u64>,
     /// Time between TERM and KILL, milliseconds.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::model::event::{Attributes, attribute_text};
 use crate::model::text::printable;
+use crate::model::variables::{Value, Variables};
 
 /// The longest `NAME=value` in bytes, its closing NUL included.
 ///
@@ -136,7 +137,7 @@ pub struct Export {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exported {
     /// Names and values for the command's environment.
-    pub variables: Vec<(String, String)>,
+    pub variables: Variables,
     /// What was left out, and why.
     pub warnings: Vec<String>,
 }
@@ -202,7 +203,7 @@ impl Export {
         let mut list = List::default();
         for key in &self.required {
             if let Some((_, value)) = find(attributes, key) {
-                list.add(key, sanitize(key), attribute_text(value));
+                list.add(key, sanitize(key), attribute_text(value).into());
             }
         }
         let prefix = match &self.prefix {
@@ -212,7 +213,7 @@ impl Export {
         };
         for (key, value) in attributes {
             let name = format!("{prefix}_{}", sanitize(key));
-            list.add(key, name, attribute_text(value));
+            list.add(key, name, attribute_text(value).into());
         }
         list.exported()
     }
@@ -240,9 +241,9 @@ struct List {
 }
 
 impl List {
-    fn add(&mut self, key: &str, name: String, value: String) {
+    fn add(&mut self, key: &str, name: String, value: Value) {
         let bytes = name.len() + value.len() + 2;
-        let cause = if value.contains('\0') {
+        let cause = if value.as_bytes().contains(&0) {
             "its value contains a NUL character".to_owned()
         } else if bytes > MAX_VALUE_BYTES {
             format!("{bytes} bytes are more than the system's {MAX_VALUE_BYTES} for one variable")
@@ -300,7 +301,7 @@ mod tests {
         exported
             .variables
             .iter()
-            .map(|(k, v)| format!("{k}={v}"))
+            .map(|(k, v)| format!("{k}={}", v.to_text()))
             .collect()
     }
 
@@ -422,7 +423,7 @@ mod tests {
                     prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
                     prop_assert!(!name.as_bytes()[0].is_ascii_digit());
                     prop_assert!(!is_steering(&name), "{}", name);
-                    prop_assert!(!value.contains('\0'));
+                    prop_assert!(!value.as_bytes().contains(&0));
                 }
             }
         }

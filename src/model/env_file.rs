@@ -1,7 +1,13 @@
 //! Files of variables: `NAME=VALUE` lines as `EnvironmentFile=` of `systemd.exec(5)` has them,
 //! or what `env -0` prints.
 
-/// Parses the text of a file of variables.
+use crate::model::text::printable_bytes;
+use crate::model::variables::{Value, Variables};
+
+/// Maximum number of characters shown of what is not a name.
+const MAX_NAME_SHOWN: usize = 80;
+
+/// Parses a file of variables. Names are ASCII; values are bytes, in any encoding.
 ///
 /// Lines that are empty or begin with `#` or `;` say nothing; `export ` before a name is left
 /// out; a value may stand in single quotes, or in double ones, where a backslash takes the
@@ -10,52 +16,60 @@
 ///
 /// # Errors
 /// A text for the user that names the line.
-pub fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
-    if text.contains('\0') {
-        let entries = text.split('\0').filter_map(|entry| entry.split_once('='));
+pub fn parse(text: &[u8]) -> Result<Variables, String> {
+    if text.contains(&0) {
+        let entries = text.split(|b| *b == 0).filter_map(split);
+        let entries = entries.filter_map(|(name, value)| Some((name_of(name)?, value)));
         return Ok(entries
-            .filter(|(name, _)| is_name(name))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .map(|(name, value)| (name, value.to_vec().into()))
             .collect());
     }
     let mut variables = Vec::new();
-    for (n, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with(['#', ';']) {
+    for (n, line) in text.split(|b| *b == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() || line.starts_with(b"#") || line.starts_with(b";") {
             continue;
         }
         let wrong = |cause: &str| format!("line {}: {cause}", n + 1);
-        let (name, value) = line
-            .split_once('=')
-            .ok_or_else(|| wrong("it is not NAME=VALUE"))?;
-        let name = name.strip_prefix("export ").unwrap_or(name).trim();
-        if !is_name(name) {
-            return Err(wrong(&format!("'{name}' is no name of a variable")));
-        }
-        let value = unquote(value.trim()).ok_or_else(|| wrong("a quote is not closed"))?;
-        variables.push((name.to_owned(), value));
+        let (name, value) = split(line).ok_or_else(|| wrong("it is not NAME=VALUE"))?;
+        let name = name.strip_prefix(b"export ").unwrap_or(name).trim_ascii();
+        let name = name_of(name).ok_or_else(|| {
+            let name = printable_bytes(name, MAX_NAME_SHOWN);
+            wrong(&format!("'{name}' is no name of a variable"))
+        })?;
+        let value = unquote(value.trim_ascii()).ok_or_else(|| wrong("a quote is not closed"))?;
+        variables.push((name, value));
     }
     Ok(variables)
 }
 
-fn is_name(name: &str) -> bool {
-    let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
-    name.bytes().next().is_some_and(letter) && name.bytes().all(|b| letter(b) || b.is_ascii_digit())
+/// Name and value of an entry.
+fn split(entry: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = entry.iter().position(|b| *b == b'=')?;
+    Some((&entry[..at], &entry[at + 1..]))
 }
 
-fn unquote(value: &str) -> Option<String> {
-    if let Some(rest) = value.strip_prefix('\'') {
-        return rest.strip_suffix('\'').map(str::to_owned);
+/// `name`, if a shell could use it.
+fn name_of(name: &[u8]) -> Option<String> {
+    let letter = |b: &u8| b.is_ascii_alphabetic() || *b == b'_';
+    let is_name =
+        name.first().is_some_and(letter) && name.iter().all(|b| letter(b) || b.is_ascii_digit());
+    is_name.then(|| String::from_utf8_lossy(name).into_owned())
+}
+
+fn unquote(value: &[u8]) -> Option<Value> {
+    if let Some(rest) = value.strip_prefix(b"'") {
+        return rest.strip_suffix(b"'").map(|inner| inner.to_vec().into());
     }
-    let Some(rest) = value.strip_prefix('"') else {
-        return Some(value.to_owned());
+    let Some(rest) = value.strip_prefix(b"\"") else {
+        return Some(value.to_vec().into());
     };
-    let (mut text, mut characters) = (String::new(), rest.chars());
+    let (mut text, mut bytes) = (Vec::new(), rest.iter());
     loop {
-        match characters.next()? {
-            '"' => return characters.as_str().is_empty().then_some(text),
-            '\\' => text.push(characters.next()?),
-            other => text.push(other),
+        match bytes.next()? {
+            b'"' => return bytes.as_slice().is_empty().then(|| text.into()),
+            b'\\' => text.push(*bytes.next()?),
+            other => text.push(*other),
         }
     }
 }
@@ -68,14 +82,17 @@ mod tests {
     #[test]
     fn lines_as_people_write_them() {
         let text =
-            "# conda\n\nexport PATH=/opt/conda/bin:/bin\n A = 'x y' \nB=\"q\\\"\\\\$HOME\"\nC=\n";
+            b"# conda\n\nexport PATH=/opt/conda/bin:/bin\n A = 'x y' \nB=\"q\\\"\\\\$HOME\"\nC=\nD=caf\xe9\n";
         let want = [
             ("PATH", "/opt/conda/bin:/bin"),
             ("A", "x y"),
             ("B", "q\"\\$HOME"),
             ("C", ""),
         ];
-        let want = want.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut want = want
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .to_vec();
+        want.push(("D".to_owned(), b"caf\xe9".to_vec().into()));
         assert_eq!(parse(text).expect("parsed"), want);
     }
 
@@ -87,7 +104,7 @@ mod tests {
             ("A='x", "line 1: a quote"),
             ("A=\"x\"y", "line 1: a quote"),
         ] {
-            let error = parse(text).expect_err(text);
+            let error = parse(text.as_bytes()).expect_err(text);
             assert!(error.contains(want), "{error}");
         }
     }
@@ -95,10 +112,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_env_prints_is_read_back(
-            list in proptest::collection::vec(("[A-Z_][A-Z0-9_]{0,8}", "[^\0]{0,20}"), 1..9)
+            list in proptest::collection::vec(("[A-Z_][A-Z0-9_]{0,8}", proptest::collection::vec(1u8.., 0..20)), 1..9)
         ) {
-            let text: String = list.iter().map(|(n, v)| format!("{n}={v}\0")).collect();
-            let text = format!("BASH_FUNC_module%%=() {{\n x=1\n}}\0{text}");
+            let mut text = b"BASH_FUNC_module%%=() {\n x=1\n}\0".to_vec();
+            for (name, value) in &list {
+                text.extend([name.as_bytes(), b"=", value, b"\0"].concat());
+            }
+            let list: Variables = list.into_iter().map(|(n, v)| (n, v.into())).collect();
             prop_assert_eq!(parse(&text), Ok(list));
         }
     }

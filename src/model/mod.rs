@@ -16,3 +16,4 @@ pub mod text;
 pub mod topic;
 pub mod trigger;
 pub mod unit;
+pub mod variables;

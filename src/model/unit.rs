@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::model::event::Attributes;
+use crate::model::variables::Variables;
 
 /// Where a unit is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +223,7 @@ pub struct Unit {
     /// Not to be started before this time, milliseconds since the epoch.
     pub due: i64,
     /// What is exported to the command.
-    pub variables: Vec<(String, String)>,
+    pub variables: Variables,
     /// What is copied into the statuses.
     pub passthrough: Attributes,
     /// The command's standard input.

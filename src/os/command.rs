@@ -22,6 +22,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, se
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::model::unit::End;
+use crate::model::variables::Value;
 use crate::os::process::end_group;
 
 /// Stack of a process until it has become its command, bytes. What is not used takes no memory.
@@ -41,7 +42,7 @@ pub struct Spawn<'a> {
     /// Where it runs; our own working directory without.
     pub cwd: Option<&'a Path>,
     /// Variables besides the inherited ones.
-    pub variables: &'a [(String, String)],
+    pub variables: &'a [(String, Value)],
     /// Standard input.
     pub stdin: File,
     /// Standard output.
@@ -121,7 +122,7 @@ impl Spawn<'_> {
     /// Inherited variables and our own; of two of a name the last counts.
     fn environment(&self) -> BTreeMap<OsString, OsString> {
         let own = self.variables.iter();
-        let own = own.map(|(name, value)| (name.into(), value.into()));
+        let own = own.map(|(name, value)| (name.into(), value.as_os_str().to_owned()));
         env::vars_os().chain(own).collect()
     }
 
