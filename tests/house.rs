@@ -228,6 +228,19 @@ fn nothing_panics_outside_tests() {
 }
 
 #[test]
+fn stderr_has_one_writer() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        for (n, line) in source.without_tests() {
+            if line.contains("eprintln!(") {
+                complaints.push(format!("{}:{n}", source.path));
+            }
+        }
+    }
+    none(&complaints, "os::logging::say cannot block, and escapes");
+}
+
+#[test]
 fn files_are_read_in_one_sitting() {
     let mut complaints = Vec::new();
     for source in sources() {

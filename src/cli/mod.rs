@@ -28,13 +28,9 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
-use crate::model::text::printable;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use config::{Layer, Layers};
-
-/// The longest error that is printed, characters.
-const MAX_ERROR: usize = 2000;
 
 /// One command: its options, and what it does with them.
 trait Tool: Args + FromArgMatches {
@@ -224,10 +220,10 @@ static ON_BUG: AtomicI32 = AtomicI32::new(Kind::Bug.exit_code() as i32);
 fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
-            "tael: bug at {place} in version {}: please report it",
+        logging::say(&format!(
+            "bug at {place} in version {}: please report it",
             env!("CARGO_PKG_VERSION")
-        );
+        ));
         std::process::exit(ON_BUG.load(Ordering::Relaxed));
     }));
     hear_of_children();
@@ -239,11 +235,12 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
         return runner::main(arguments.get(2).map(Into::into));
     }
     survive_file_size_limit();
-    work(arguments).unwrap_or_else(|e| {
-        // It may repeat what somebody has written.
-        eprintln!("tael: {}", printable(&e.to_string(), MAX_ERROR));
+    let code = work(arguments).unwrap_or_else(|e| {
+        logging::say(&e.to_string());
         ExitCode::from(e.exit_code())
-    })
+    });
+    logging::finish();
+    code
 }
 
 /// Parses a command line of `tool`; `Err` is an end that is reached already.

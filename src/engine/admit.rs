@@ -16,6 +16,7 @@ use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Trigger};
 use crate::model::unit::Unit;
 use crate::os::host::new_id;
+use crate::os::logging::SENDERS;
 use crate::store::ledger::{EventKey, Part, Refused};
 
 /// What a message means: nothing, if there are no parts.
@@ -228,7 +229,7 @@ fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec
 fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {
     let exported = trigger.export.apply(&event.attributes);
     for warning in &exported.warnings {
-        warn!(TAEL_EVENT = event_id, TAEL_TOPIC = event.topic, "{warning}");
+        warn!(target: SENDERS, TAEL_EVENT = event_id, TAEL_TOPIC = event.topic, "{warning}");
     }
     let passthrough = trigger
         .passthrough

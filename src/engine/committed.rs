@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 use crate::engine::admit::Admission;
 use crate::engine::failpoint;
 use crate::engine::pipeline::{Pipeline, Then, UNTRACKED};
+use crate::os::logging::SENDERS;
 use crate::store::ledger::{Committed, Done, Part};
 
 impl Pipeline {
@@ -70,7 +71,7 @@ impl Pipeline {
             match part {
                 Part::Run { unit, start } if !fresh => {
                     self.counts.duplicates += 1;
-                    info!(
+                    info!(target: SENDERS,
                         TAEL_EVENT = event,
                         TAEL_TOPIC = topic,
                         "event came again; not run"
@@ -96,7 +97,7 @@ impl Pipeline {
                 }
                 Part::Refuse { refused, .. } => {
                     self.counts.refused += 1;
-                    warn!(
+                    warn!(target: SENDERS,
                         TAEL_EVENT = event,
                         TAEL_TOPIC = topic,
                         "event refused: {}",

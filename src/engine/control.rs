@@ -16,6 +16,7 @@ use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic;
 use crate::model::trigger::Trigger;
 use crate::net::session::SessionAck;
+use crate::os::logging::SENDERS;
 use crate::store::ledger::Part;
 
 /// Levels of a topic that is replied on. mosquitto cuts off whoever publishes on one of more than
@@ -55,7 +56,7 @@ impl Pipeline {
         let answer = match answer {
             Ok(fields) => control::accepted(fields),
             Err((kind, cause)) => {
-                info!("control request refused: {cause}");
+                info!(target: SENDERS, "control request refused: {cause}");
                 control::refused(kind, &cause)
             }
         };

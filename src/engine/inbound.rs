@@ -12,6 +12,7 @@ use crate::error::Kind;
 use crate::model::message::{Delivery, Message};
 use crate::net::mqtt::{Refused, Token};
 use crate::net::session::{Event, SessionAck};
+use crate::os::logging::SENDERS;
 use crate::store::ledger::{Op, Part};
 
 impl Pipeline {
@@ -126,7 +127,7 @@ impl Pipeline {
         if let Err(Refused(e)) = result {
             match settle::without_passthrough(&message) {
                 Some(smaller) => {
-                    warn!("a status is told without what was to be passed through: {e}");
+                    warn!(target: SENDERS, "a status is told without what was to be passed through: {e}");
                     self.submit(Op::Post(smaller), Then::Nothing);
                 }
                 None => error!("status on '{}' is given up: {e}", message.topic),

@@ -18,7 +18,7 @@ pub const MAX_VALUE_BYTES: usize = 128 * 1024;
 pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
 
 /// So many attributes that are left out are named; how many more, the last one says.
-pub const MAX_WARNINGS: usize = 20;
+pub const MAX_WARNINGS: usize = 10;
 
 /// The prefix of attributes when neither a prefix nor required attributes are given.
 pub const DEFAULT_PREFIX: &str = "ATTR";
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(e.warnings.len(), MAX_WARNINGS + 1);
         assert_eq!(
             e.warnings[MAX_WARNINGS],
-            "and 20 more attributes are left out"
+            "and 30 more attributes are left out"
         );
     }
 

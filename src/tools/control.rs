@@ -16,6 +16,7 @@ use crate::net::mqtt::{Refused, Settings};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions, unreachable};
 use crate::os::host;
+use crate::os::logging::say;
 use crate::tools::message::{origin, sender};
 
 /// The largest reply, bytes.
@@ -52,12 +53,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         super::print_json(&answer)?;
     }
     let cause = super::text(&answer, "error").unwrap_or("it did not say why");
-    eprintln!(
-        "tael: {} {}: {}",
-        options.action.name(),
-        options.who,
-        printable(cause, 500)
-    );
+    let (action, who) = (options.action.name(), &options.who);
+    say(&format!("{action} {who}: {}", printable(cause, 500)));
     let code = answer.get("code").and_then(Value::as_i64);
     Ok(super::exit_code(
         code.unwrap_or_else(|| Kind::Data.exit_code().into()),

@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::text::escaped_json;
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
+use crate::os::logging::finish;
 use crate::os::process::descriptor_limit;
 
 /// Descriptors that a command has at least.
@@ -83,6 +84,7 @@ fn listener(broker: &BrokerOptions) -> Settings {
 /// Ends us quietly if the reader of our stdout has gone away, as `head` does.
 fn ended_by_reader(error: &io::Error) {
     if error.kind() == io::ErrorKind::BrokenPipe {
+        finish();
         std::process::exit(128 + nix::libc::SIGPIPE)
     }
 }

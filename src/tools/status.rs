@@ -14,6 +14,7 @@ use crate::model::text::printable;
 use crate::model::topic::{self, Filter};
 use crate::net::options::BrokerOptions;
 use crate::net::retained;
+use crate::os::logging::say;
 use crate::tools::{MAX_PAYLOAD, listener};
 
 /// How it is shown.
@@ -70,10 +71,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Form::Table => {
             let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
             if rows.is_empty() {
-                eprintln!(
-                    "tael: no pipeline has ever been seen below {}; is --root right?",
+                say(&format!(
+                    "no pipeline has ever been seen below {}; is --root right?",
                     options.root
-                );
+                ));
             } else {
                 let head = [
                     "PIPELINE",

@@ -14,6 +14,7 @@ use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::logging::say;
 use crate::os::signals::Stop;
 use crate::tools::listener;
 
@@ -66,7 +67,7 @@ async fn watch(options: &Options) -> Result<()> {
         if matches!(event, Event::Offline) && std::mem::take(&mut tell) {
             let cause = session.cause().unwrap_or_default();
             let address = options.broker.address();
-            eprintln!("tael: no connection to {address}: {cause}; trying on");
+            say(&format!("no connection to {address}: {cause}; trying on"));
         }
         if let Event::Received(received) = event {
             if !is_dropped(&received.delivery, &options.drop) {

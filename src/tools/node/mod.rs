@@ -23,6 +23,7 @@ use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
+use crate::os::logging::SENDERS;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::ledger::Queued;
@@ -141,7 +142,7 @@ impl Doubles {
         if speaks && new && self.0.len() < MAX_KNOWN {
             self.0.push(instance.to_owned());
             let host = delivery.properties.user(property::HOST).unwrap_or("?");
-            warn!(
+            warn!(target: SENDERS,
                 "another node is called '{}', on {}: both do every command",
                 options.name,
                 printable(host, 80)
@@ -234,7 +235,7 @@ async fn node(options: &Options) -> Result<()> {
                             commands.try_send(command).map_err(full)
                         });
                         if let Err(cause) = sent {
-                            warn!("command refused: {cause}");
+                            warn!(target: SENDERS, "command refused: {cause}");
                             let code = Kind::Data.exit_code();
                             say(&mut outbox, &format!("{} {code}", node::FAILED));
                         }

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::node::{Command, FAILED};
 use crate::model::text::printable;
 use crate::net::transfer;
+use crate::os::logging::SENDERS;
 use crate::tools::node::shell::Shell;
 use crate::tools::node::{Means, Options};
 
@@ -180,7 +181,7 @@ impl Worker {
             let left = at.saturating_sub(Timestamp::now().as_millisecond());
             let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
             if left > MAX_AHEAD {
-                warn!("a command is to begin in {} s: refused", left.as_secs());
+                warn!(target: SENDERS, "a command is to begin in {} s: refused", left.as_secs());
                 return self.say(format!("{FAILED} {}", Kind::Data.exit_code()));
             }
             sleep(left).await;
@@ -192,7 +193,7 @@ impl Worker {
             match self.calls.get(&command.name).cloned() {
                 Some(call) => self.call(&call, &command.words).await,
                 None => {
-                    warn!("'{}' is no command of ours", printable(&command.name, 80));
+                    warn!(target: SENDERS, "'{}' is no command of ours", printable(&command.name, 80));
                     Err(NOT_FOUND)
                 }
             }
@@ -238,7 +239,7 @@ impl Worker {
 
     async fn send_file(&self, words: &[String]) -> Result<String, i32> {
         let refused = |cause: String, kind: Kind| {
-            warn!("file not sent: {cause}");
+            warn!(target: SENDERS, "file not sent: {cause}");
             Err(i32::from(kind.exit_code()))
         };
         let (file, address, port, how) = match words {

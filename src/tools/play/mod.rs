@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::playbook::Playbook;
 use crate::model::text::printable;
 use crate::net::options::BrokerOptions;
+use crate::os::logging::say;
 use player::Player;
 use report::Outcome;
 
@@ -98,7 +99,7 @@ async fn play(options: &Options) -> Result<u8> {
         report::write(path, &options.name, &[])?;
     }
     if let Err(f) = player.connect().await {
-        eprintln!("tael: play: {}", printable(&f.cause, 500));
+        say(&format!("play: {}", printable(&f.cause, 500)));
         return Ok(f.code);
     }
     let (mut outcomes, mut failure) = (Vec::new(), None);
@@ -146,7 +147,7 @@ async fn play(options: &Options) -> Result<u8> {
         if failure.is_none() {
             return Err(e);
         }
-        eprintln!("tael: {e}");
+        say(&e.to_string());
     }
     Ok(failure.unwrap_or(0))
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
+use crate::os::logging::say;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
 use crate::store::streams::{Stream, UnitDir};
 use show::{list, results, status};
@@ -119,7 +120,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
         } => {
             let mut found = find(scope, unit)?;
             match found.release(*force, *timeout) {
-                Err(e) if *force => eprintln!("tael: {e}"),
+                Err(e) if *force => say(&e.to_string()),
                 other => other?,
             }
             Ok(ExitCode::SUCCESS)

@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::text::printable;
 use crate::model::unit::State;
+use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
 use crate::store::streams::{Stream, UnitDir};
 use crate::tools::work::{Found, LOOK, Scope, effective, pipelines};
@@ -77,7 +78,7 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
         match reports_of(&who, &pipeline) {
             Ok(list) => reports.extend(list),
             Err(e) => {
-                eprintln!("tael: {e}");
+                say(&e.to_string());
                 code = ExitCode::from(e.exit_code());
             }
         }
@@ -184,13 +185,15 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
             let code = outcome.and_then(|o| o.reported().return_code());
             let silent = stream == Stream::Stdout && at == 0;
             if silent && code != Some(0) && !found.dir().tail(Stream::Stderr, 1).is_empty() {
-                eprintln!("tael: unit {unit}: nothing on stdout; --stderr has what it said");
+                say(&format!(
+                    "unit {unit}: nothing on stdout; --stderr has what it said"
+                ));
             }
             return Ok(match code {
                 Some(code) => crate::tools::exit_code(code.into()),
                 None => {
                     let why = record.note.as_deref().unwrap_or("it did not run");
-                    eprintln!("tael: unit {unit}: {}", printable(why, 500));
+                    say(&format!("unit {unit}: {}", printable(why, 500)));
                     ExitCode::from(Kind::Data.exit_code())
                 }
             });
@@ -226,7 +229,7 @@ fn copy(file: &mut fs::File, mut at: u64, dropped: u64) -> io::Result<u64> {
     loop {
         if gap.contains(&at) {
             out.flush()?;
-            eprintln!("tael: {} bytes were dropped here", gap.end - at);
+            say(&format!("{} bytes were dropped here", gap.end - at));
             at = gap.end;
         }
         let until = if at < gap.start { gap.start } else { u64::MAX };

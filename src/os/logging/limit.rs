@@ -1,0 +1,167 @@
+//! A limit to the lines that senders cause: the first ones are logged, the rest is counted.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+/// Lines of one kind that are logged before the rest is only counted.
+pub const MAX_LINES: u32 = 20;
+
+/// Lines of one kind that are logged in a period that follows one with too many.
+const MAX_LINES_LATER: u32 = 1;
+
+/// Length of a period; it doubles while each has too many lines.
+pub const PERIOD: Duration = Duration::from_secs(60);
+
+/// Maximum length of a period.
+const MAX_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Lines of one kind within a period.
+#[derive(Debug)]
+struct Period {
+    start: Instant,
+    length: Duration,
+    logged: u32,
+    allowed: u32,
+    held: u64,
+    /// The last line that was not logged.
+    example: String,
+}
+
+/// What is said of lines that were not logged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// How many they were.
+    pub count: u64,
+    /// Within which time.
+    pub within: Duration,
+    /// The last of them.
+    pub example: String,
+}
+
+/// Counts lines by their kind, which is bounded by the code that logs.
+#[derive(Debug)]
+pub struct Limit<K> {
+    periods: HashMap<K, Period>,
+}
+
+impl<K: Eq + Hash> Limit<K> {
+    /// Nothing was logged yet.
+    pub fn new() -> Self {
+        Self {
+            periods: HashMap::new(),
+        }
+    }
+
+    /// Returns whether a line of `kind` may be logged now. Otherwise it is counted.
+    pub fn allows(&mut self, kind: K, line: &str, now: Instant) -> bool {
+        let period = self.periods.entry(kind).or_insert_with(|| Period {
+            start: now,
+            length: PERIOD,
+            logged: 0,
+            allowed: MAX_LINES,
+            held: 0,
+            example: String::new(),
+        });
+        if period.held == 0 && now.saturating_duration_since(period.start) >= period.length {
+            *period = Period {
+                start: now,
+                length: PERIOD,
+                logged: 0,
+                allowed: MAX_LINES,
+                held: 0,
+                example: String::new(),
+            };
+        }
+        if period.logged < period.allowed {
+            period.logged += 1;
+            return true;
+        }
+        period.held += 1;
+        line.clone_into(&mut period.example);
+        false
+    }
+
+    /// When the next summary is due.
+    pub fn due(&self) -> Option<Instant> {
+        let open = self.periods.values().filter(|period| period.held > 0);
+        open.map(|period| period.start + period.length).min()
+    }
+
+    /// Takes the summaries that are due `now`, or all at the end.
+    pub fn summaries(&mut self, now: Instant, at_the_end: bool) -> Vec<Summary> {
+        let mut summaries = Vec::new();
+        for period in self.periods.values_mut().filter(|period| period.held > 0) {
+            let elapsed = now.saturating_duration_since(period.start);
+            if elapsed < period.length && !at_the_end {
+                continue;
+            }
+            summaries.push(Summary {
+                count: period.held,
+                within: elapsed,
+                example: std::mem::take(&mut period.example),
+            });
+            *period = Period {
+                start: now,
+                length: (period.length * 2).min(MAX_PERIOD),
+                logged: 0,
+                allowed: MAX_LINES_LATER,
+                held: 0,
+                example: String::new(),
+            };
+        }
+        summaries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logs as often as allowed, `times` in all; returns how often that was.
+    fn logged(limit: &mut Limit<u8>, kind: u8, times: u32, now: Instant) -> u32 {
+        (0..times)
+            .map(|n| u32::from(limit.allows(kind, &n.to_string(), now)))
+            .sum()
+    }
+
+    #[test]
+    fn the_first_are_logged_the_rest_is_counted() {
+        let (mut limit, start) = (Limit::new(), Instant::now());
+        assert_eq!(logged(&mut limit, 1, MAX_LINES, start), MAX_LINES);
+        assert_eq!(limit.due(), None);
+        assert_eq!(logged(&mut limit, 1, 1000, start), 0);
+        // Each kind for itself.
+        assert_eq!(logged(&mut limit, 2, 5, start), 5);
+        assert_eq!(limit.due(), Some(start + PERIOD));
+        assert_eq!(limit.summaries(start, false), []);
+        let later = start + PERIOD;
+        let summary = Summary {
+            count: 1000,
+            within: PERIOD,
+            example: "999".into(),
+        };
+        assert_eq!(limit.summaries(later, false), [summary]);
+        assert_eq!(limit.summaries(later, true), []);
+        // After quiet, as at first.
+        assert_eq!(logged(&mut limit, 1, 1000, later + 2 * PERIOD), MAX_LINES);
+    }
+
+    #[test]
+    fn a_day_of_junk_is_a_short_mail() {
+        let (mut limit, start) = (Limit::new(), Instant::now());
+        let (mut lines, mut counted) = (0, 0);
+        for second in 0..24 * 3600 {
+            let now = start + Duration::from_secs(second);
+            let summaries = limit.summaries(now, false);
+            lines += u32::try_from(summaries.len()).expect("few");
+            counted += summaries.iter().map(|s| s.count).sum::<u64>();
+            let direct = logged(&mut limit, 1, 10, now);
+            lines += direct;
+            counted += u64::from(direct);
+        }
+        counted += limit.summaries(start, true)[0].count;
+        assert!(lines < 100, "{lines}");
+        assert_eq!(counted, 24 * 3600 * 10);
+    }
+}

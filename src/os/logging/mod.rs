@@ -1,0 +1,347 @@
+//! Log lines: journald for a daemon, short lines on stderr for people. Neither can stop us.
+
+mod journal;
+mod limit;
+mod queue;
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::Zoned;
+use nix::sys::stat::{SFlag, fstat};
+use rustix::event::{PollFd, PollFlags, poll};
+use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::error::{Error, Result};
+use crate::model::text::printable;
+use limit::{Limit, Summary};
+use queue::{Queue, Sink};
+
+/// The `target` of lines that a sender can cause at will: they have a limit.
+pub const SENDERS: &str = "tael::senders";
+
+/// Maximum length of one line and of each of its fields, characters. Senders choose much of
+/// what is logged.
+const MAX_LINE: usize = 2000;
+
+/// Maximum time that we wait at our end for the last lines to be taken.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Where log lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Target {
+    /// stderr on a terminal; else journald if it listens; else warnings to stderr.
+    #[default]
+    Auto,
+    /// `systemd-journald`, in its native protocol.
+    Journald,
+    /// stderr.
+    Stderr,
+    /// Nowhere.
+    None,
+}
+
+impl Target {
+    /// Parses the option's value.
+    ///
+    /// # Errors
+    /// A text for the user.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "journald" => Ok(Self::Journald),
+            "stderr" => Ok(Self::Stderr),
+            "none" => Ok(Self::None),
+            _ => Err(format!(
+                "'{text}' is no log target: auto, journald, stderr or none"
+            )),
+        }
+    }
+}
+
+/// Starts logging for this process; `level` overrides the target's own: info for a `daemon`
+/// that somebody watches, else warn on stderr. `who` is the pipeline that all entries in the
+/// journal belong to.
+///
+/// # Errors
+/// When journald was asked for and does not listen, or the level is unknown.
+pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>) -> Result<()> {
+    let level = level
+        .map(|text| {
+            text.parse::<LevelFilter>().map_err(|_| {
+                Error::usage(format!(
+                    "'{text}' is no log level: error, warn, info, debug or off"
+                ))
+            })
+        })
+        .transpose()?;
+    let terminal = io::stderr().is_terminal();
+    let journald = match target {
+        Target::None => return Ok(()),
+        Target::Stderr => false,
+        Target::Auto => !terminal && journal::open(who).is_ok(),
+        Target::Journald => {
+            journal::open(who).map_err(|e| {
+                Error::cannot_create(format!("log to journald: {e}; try --log stderr"))
+            })?;
+            true
+        }
+    };
+    let (form, usual) = if journald {
+        (Form::Journal, LevelFilter::INFO)
+    } else if daemon && (terminal || target == Target::Stderr) {
+        (Form::Lines { terminal }, LevelFilter::INFO)
+    } else {
+        (Form::Lines { terminal }, LevelFilter::WARN)
+    };
+    let _ = FORM.set(form);
+    let layer = Recorder.with_filter(OurOwn(level.unwrap_or(usual)));
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
+        .map_err(|e| Error::bug(format!("start logging: {e}")))
+}
+
+/// Says `text` to people on one line of stderr, whatever is logged and where.
+pub fn say(text: &str) {
+    STDERR.push(format!("tael: {}\n", printable(text, MAX_LINE)).into_bytes());
+    // What is printed next comes after it.
+    STDERR.flush(LAST_WORDS);
+}
+
+/// Writes what is still waiting, within a bounded time: this process ends.
+pub fn finish() {
+    summarize(true);
+    STDERR.flush(LAST_WORDS);
+    journal::JOURNAL.flush(LAST_WORDS);
+}
+
+/// Lets through what Tael itself says, up to a level; libraries only when they warn at debug.
+struct OurOwn(LevelFilter);
+
+impl<S> tracing_subscriber::layer::Filter<S> for OurOwn {
+    fn enabled(&self, meta: &tracing::Metadata<'_>, _: &Context<'_, S>) -> bool {
+        *meta.level() <= self.0
+            && (meta.target().starts_with("tael")
+                || (self.0 >= LevelFilter::DEBUG && *meta.level() <= Level::WARN))
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0)
+    }
+}
+
+/// What log lines look like.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// `12:34:56 warning: message (name=value)` on stderr.
+    Lines { terminal: bool },
+    /// Fields for journald.
+    Journal,
+}
+
+/// How this process logs, once it does.
+static FORM: OnceLock<Form> = OnceLock::new();
+
+/// Lines on their way to stderr.
+static STDERR: Queue = Queue::new(Sink {
+    write: write_stderr,
+    never_blocks: is_on_disk,
+    is_ready: || is_ready(Some(Duration::ZERO)),
+    lost: |count| line(&Record::new(Level::WARN, lost(count)), false).into_bytes(),
+});
+
+/// Whether stderr is a file on a disk, where everything of ours would stand still with it.
+fn is_on_disk() -> bool {
+    let kind = |mode| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;
+    fstat(io::stderr()).is_ok_and(|stat| kind(stat.st_mode) == SFlag::S_IFREG)
+}
+
+/// What is said when log lines were dropped.
+fn lost(count: u64) -> String {
+    format!("{count} log lines were lost: they were not taken in time")
+}
+
+/// Whether stderr takes a line, after `wait` at most or for ever.
+fn is_ready(wait: Option<Duration>) -> bool {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
+    let wait = wait.map(|wait| wait.try_into().unwrap_or_default());
+    poll(&mut polled, wait.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// Writes to stderr without the lock of the standard library's, which others may wait for.
+fn write_stderr(mut line: &[u8]) -> io::Result<()> {
+    while !line.is_empty() {
+        match nix::unistd::write(io::stderr().as_fd(), line) {
+            Ok(written) => line = &line[written..],
+            Err(nix::Error::EINTR) => {}
+            // Another process has made it non-blocking for all that share it.
+            Err(nix::Error::EAGAIN) => {
+                is_ready(None);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A log line in its parts.
+#[derive(Debug)]
+struct Record {
+    level: Level,
+    message: String,
+    fields: Vec<(&'static str, String)>,
+    target: &'static str,
+    file: Option<&'static str>,
+    line: Option<u32>,
+}
+
+impl Record {
+    /// A line of the log's own.
+    const fn new(level: Level, message: String) -> Self {
+        Self {
+            level,
+            message,
+            fields: Vec::new(),
+            target: "tael",
+            file: None,
+            line: None,
+        }
+    }
+
+    fn write(&self) {
+        match FORM.get() {
+            Some(Form::Lines { terminal }) => STDERR.push(line(self, *terminal).into_bytes()),
+            Some(Form::Journal) => journal::write(self),
+            None => {}
+        }
+    }
+}
+
+/// A record as one line for people, who watch a `terminal` now and read a file some day.
+fn line(record: &Record, terminal: bool) -> String {
+    let level = match record.level {
+        Level::ERROR => "error: ",
+        Level::WARN => "warning: ",
+        Level::INFO => "",
+        Level::DEBUG | Level::TRACE => "debug: ",
+    };
+    let mut text = record.message.clone();
+    for (n, (name, value)) in record.fields.iter().enumerate() {
+        let start = if n == 0 { " (" } else { " " };
+        let name = name.trim_start_matches("TAEL_").to_lowercase();
+        let _ = write!(text, "{start}{name}={value}");
+    }
+    if !record.fields.is_empty() {
+        text.push(')');
+    }
+    let form = if terminal {
+        "%H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
+    let now = Zoned::now().strftime(form).to_string();
+    format!("{now} {level}{}\n", printable(&text, MAX_LINE))
+}
+
+/// Makes records of events.
+struct Recorder;
+
+impl<S: Subscriber> Layer<S> for Recorder {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let meta = event.metadata();
+        let mut record = Record {
+            target: meta.target(),
+            file: meta.file(),
+            line: meta.line(),
+            ..Record::new(*meta.level(), String::new())
+        };
+        event.record(&mut record);
+        if meta.target() != SENDERS || *meta.level() > Level::INFO {
+            return record.write();
+        }
+        let kind = meta.callsite();
+        if counted(|c| c.limit.allows(kind, &record.message, Instant::now())) {
+            record.write();
+        } else {
+            summarize_later();
+        }
+    }
+}
+
+impl Visit for Record {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            let _ = write!(self.message, "{value:?}");
+        } else {
+            self.fields.push((field.name(), format!("{value:?}")));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+}
+
+/// Lines that senders have caused, and whether a thread waits to sum them up.
+static LIMIT: Mutex<Option<Counted>> = Mutex::new(None);
+
+struct Counted {
+    limit: Limit<Identifier>,
+    has_thread: bool,
+}
+
+fn counted<T>(work: impl FnOnce(&mut Counted) -> T) -> T {
+    let mut counted = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    work(counted.get_or_insert_with(|| Counted {
+        limit: Limit::new(),
+        has_thread: false,
+    }))
+}
+
+/// Starts a thread that says how many lines were held back. It ends when there is nothing more
+/// to say, so that an idle process has none.
+fn summarize_later() {
+    counted(|counted| {
+        if !counted.has_thread {
+            let thread = thread::Builder::new().name("log-summary".into());
+            // Without a thread, they are summed up at our end.
+            counted.has_thread = thread.spawn(summarize_in_time).is_ok();
+        }
+    });
+}
+
+fn summarize_in_time() {
+    loop {
+        let due = counted(|counted| {
+            let due = counted.limit.due();
+            counted.has_thread = due.is_some();
+            due
+        });
+        let Some(due) = due else { return };
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        summarize(false);
+    }
+}
+
+/// Says how many lines were held back, where it is time for that or `at_the_end`.
+fn summarize(at_the_end: bool) {
+    let summaries = counted(|counted| counted.limit.summaries(Instant::now(), at_the_end));
+    for Summary {
+        count,
+        within,
+        example,
+    } in summaries
+    {
+        let seconds = within.as_secs().max(1);
+        let text = format!("and {count} more like it in {seconds} s, the last one: {example}");
+        Record::new(Level::WARN, text).write();
+    }
+}
