@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Command;
 
-use common::raw::{Raw, Scripted, publish};
+use common::raw::{Heard, Raw, Scripted, publish};
 use common::{Process, bare_command, spawn, wait_until};
 
 const SEQ: &[u8] = b"lab/seq/status";
@@ -237,4 +237,43 @@ fn equal_messages_that_were_not_acknowledged_each_run() {
         raw.serve_until_acknowledged(packet);
     }
     scene.have_run(&["1"; 5]);
+}
+
+/// Waits for a publish that `wanted` holds for, and answers none.
+fn hear_unanswered(raw: &mut Raw, wanted: impl Fn(&Heard) -> bool) -> Heard {
+    loop {
+        let (kind, body) = raw.receive();
+        if kind >> 4 == 3 {
+            let (heard, _) = Heard::parse(kind, &body);
+            if wanted(&heard) {
+                return heard;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_status_that_is_not_even_sent_is_no_answer_of_the_broker() {
+    let scene = Scene::new();
+    let mut command = scene.command();
+    command.args(["--payload-passthrough", "ATTR_LONG"]);
+    let _client = spawn(&scene.dir, &mut command);
+    // The largest packet that the broker takes has 1,000 bytes.
+    let mut raw = scene.broker.accept_with(&[0x27, 0, 0, 3, 0xe8]);
+    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    let long = format!(
+        r#"{{"status":"finished","n":1,"long":"{}"}}"#,
+        "x".repeat(1000)
+    );
+    raw.send(&publish(SEQ, long.as_bytes(), Some(1), &[], false));
+    // The client has refused the whole status itself; the broker answers nothing any more, and
+    // the acknowledgement is lost with the connection.
+    hear_unanswered(&mut raw, |m| m.text().contains(r#""status":"finished""#));
+    drop(raw);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, long.as_bytes(), Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    raw.send(&publish(SEQ, TWO, Some(2), &[], false));
+    raw.serve_until_acknowledged(2);
+    scene.have_run(&["1", "2"]);
 }

@@ -6,7 +6,7 @@ use tracing::{debug, info, warn};
 
 use crate::engine::admit::Admission;
 use crate::engine::failpoint;
-use crate::engine::pipeline::{Pipeline, Then, UNTRACKED};
+use crate::engine::pipeline::{Pipeline, Then};
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Committed, Done, Part};
 
@@ -33,7 +33,7 @@ impl Pipeline {
                 failpoint::reached("ack.after");
                 self.outbox.extend(queued);
                 if let Some(reply) = reply {
-                    self.session.publish(reply, UNTRACKED);
+                    self.publish(reply);
                 }
                 self.on_accepted(*admission, &fresh);
             }

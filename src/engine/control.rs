@@ -63,7 +63,7 @@ impl Pipeline {
         // First this: a broker that cuts us off for the reply would send the request again.
         self.session.acknowledge(&ack);
         if let Some(reply) = reply(delivery, &answer) {
-            self.session.publish(reply, 0);
+            self.publish(reply);
         }
     }
 

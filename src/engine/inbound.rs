@@ -10,10 +10,10 @@ use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::engine::settle;
 use crate::error::Kind;
 use crate::model::message::{Delivery, Message};
-use crate::net::mqtt::{Refused, Token};
+use crate::net::mqtt::{Refused, Refuser, Token};
 use crate::net::session::{Event, SessionAck};
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{Op, Part};
+use crate::store::ledger::{Op, Part, Queued};
 
 impl Pipeline {
     pub(super) fn on_session(&mut self, event: Event) {
@@ -32,7 +32,7 @@ impl Pipeline {
                 self.silence.online(false);
                 self.redelivery.disconnected();
             }
-            Event::Published(seq, result) => self.on_published(seq, result),
+            Event::Published(token, result) => self.on_published(token, result),
             Event::Received(received) => {
                 if received.delivery.topic == self.topics.control().as_bytes() {
                     self.on_control(&received.delivery, received.ack);
@@ -107,16 +107,19 @@ impl Pipeline {
         self.make_ready(&units);
     }
 
-    fn on_published(&mut self, seq: Token, result: Result<(), Refused>) {
-        let answered = self.redelivery.answered(seq);
-        if let Err(Refused(e)) = &result
+    fn on_published(&mut self, token: Token, result: Result<(), Refused>) {
+        match &result {
+            Err(Refused(_, Refuser::Local)) => self.redelivery.unanswered(token),
+            Ok(()) | Err(Refused(_, Refuser::Broker)) => self.redelivery.answered(token),
+        }
+        if let Err(Refused(e, _)) = &result
             && e.kind() == Kind::TryAgain
         {
             // It stays in the ledger, and goes out again with the next connection.
             return warn!("a status has to wait: {e}");
         }
-        let Some(message) = self.outbox.complete(seq) else {
-            if let Err(Refused(e)) = result
+        let Some(Queued { seq, message }) = self.outbox.complete(token) else {
+            if let Err(Refused(e, _)) = result
                 && !std::mem::replace(&mut self.unseen, true)
             {
                 let prefix = self.topics.presence();
@@ -124,7 +127,7 @@ impl Pipeline {
             }
             return;
         };
-        if let Err(Refused(e)) = result {
+        if let Err(Refused(e, _)) = result {
             match settle::without_passthrough(&message) {
                 Some(smaller) => {
                     warn!(target: SENDERS, "a status is told without what was to be passed through: {e}");
@@ -134,6 +137,6 @@ impl Pipeline {
             }
         }
         failpoint::reached("publish.after");
-        self.later.sent(seq, answered);
+        self.later.sent(seq, self.redelivery.known());
     }
 }

@@ -80,7 +80,7 @@ impl Pipeline {
                 },
             };
             // Without a connection it is told when there is one.
-            self.session.publish(message, 0);
+            self.publish(message);
         }
     }
 }

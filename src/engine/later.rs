@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::net::mqtt::Token;
 use crate::store::ledger::Op;
 
 /// How long a row of the outbox that has been sent may wait to be removed. Until then a killed
@@ -19,15 +18,15 @@ const STARTED_DELAY: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub struct Later {
     starts: Vec<Op>,
-    sent: Vec<Token>,
+    sent: Vec<u64>,
     answered: i64,
     due: Option<Instant>,
 }
 
 impl Later {
-    /// Adds that the broker has acknowledged a message which the ledger still holds, and knows
+    /// Adds that the broker has acknowledged the message that the ledger holds as `seq`, and knows
     /// what came to us before `answered` (milliseconds since the epoch) to be acknowledged.
-    pub fn sent(&mut self, seq: Token, answered: i64) {
+    pub fn sent(&mut self, seq: u64, answered: i64) {
         self.sent.push(seq);
         self.answered = answered;
         self.by(SENT_DELAY);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::model::message::Message;
+use crate::net::mqtt::Token;
 use crate::net::session::Session;
 use crate::store::ledger::Queued;
 
@@ -12,7 +12,8 @@ const WINDOW: usize = 32;
 #[derive(Debug)]
 struct Row {
     queued: Queued,
-    sent: bool,
+    /// Of its publish, while that is under way on this connection.
+    token: Option<Token>,
 }
 
 /// The outbox in memory, in the order of the ledger's.
@@ -26,33 +27,32 @@ impl Outbox {
     pub fn extend(&mut self, queued: impl IntoIterator<Item = Queued>) {
         let row = |queued| Row {
             queued,
-            sent: false,
+            token: None,
         };
         self.rows.extend(queued.into_iter().map(row));
     }
 
     /// Publishes what may go out now, and tells `sent` of each.
-    pub fn flush(&mut self, session: &mut Session, mut sent: impl FnMut(u64)) {
-        for row in self.rows.iter_mut().take(WINDOW).filter(|row| !row.sent) {
-            row.sent = session.publish(row.queued.message.clone(), row.queued.seq);
-            if !row.sent {
-                return;
-            }
-            sent(row.queued.seq);
+    pub fn flush(&mut self, session: &mut Session, mut sent: impl FnMut(Token)) {
+        let window = self.rows.iter_mut().take(WINDOW);
+        for row in window.filter(|row| row.token.is_none()) {
+            row.token = session.publish(row.queued.message.clone());
+            let Some(token) = row.token else { return };
+            sent(token);
         }
     }
 
     /// Forgets that anything was sent: the connection is gone.
     pub fn reset(&mut self) {
         for row in &mut self.rows {
-            row.sent = false;
+            row.token = None;
         }
     }
 
     /// Takes out the message that the broker has dealt with.
-    pub fn complete(&mut self, seq: u64) -> Option<Message> {
-        let place = self.rows.iter().position(|row| row.queued.seq == seq)?;
-        self.rows.remove(place).map(|row| row.queued.message)
+    pub fn complete(&mut self, token: Token) -> Option<Queued> {
+        let place = self.rows.iter().position(|row| row.token == Some(token))?;
+        self.rows.remove(place).map(|row| row.queued)
     }
 
     /// How many messages wait.

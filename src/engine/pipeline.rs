@@ -45,9 +45,6 @@ use crate::store::streams::{RUNNERS, UnitDir};
 const MAX_UNCOMMITTED: usize = 4096;
 const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
 
-/// Token of messages whose acknowledgement nobody waits for; the outbox's begin at 1.
-pub(super) const UNTRACKED: Token = 0;
-
 /// Counts since the client started.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
@@ -298,15 +295,21 @@ impl Pipeline {
             false => Presence::Online,
         };
         let presence = connect::presence(&self.config, &self.topics, state, self.since);
-        if self.session.publish(presence, UNTRACKED) {
-            self.redelivery.sent(UNTRACKED, now_ms());
-        }
+        self.publish(presence);
+    }
+
+    /// Publishes a message that no ledger holds, if there is a connection. The broker's answer
+    /// to it tells what the broker knows, as the answer to a status does.
+    pub(super) fn publish(&mut self, message: Message) -> Option<Token> {
+        let token = self.session.publish(message)?;
+        self.redelivery.sent(token, now_ms());
+        Some(token)
     }
 
     /// Publishes what may go out now.
     pub(super) fn flush_outbox(&mut self) {
         let redelivery = &mut self.redelivery;
-        let sent = |seq| redelivery.sent(seq, now_ms());
+        let sent = |token| redelivery.sent(token, now_ms());
         self.outbox.flush(&mut self.session, sent);
     }
 

@@ -60,14 +60,22 @@ impl Redelivery {
         self.sent.push_back((token, since));
     }
 
-    /// The broker has answered the message. Returns what it then knows to be acknowledged: what
-    /// came before that time.
-    pub fn answered(&mut self, token: Token) -> i64 {
+    /// The broker has answered the message, on the connection that it was sent on.
+    pub fn answered(&mut self, token: Token) {
         if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
             && let Some((_, since)) = self.sent.remove(place)
         {
             self.answered = self.answered.max(since);
         }
+    }
+
+    /// The message was not sent after all, or its answer does not come from the broker.
+    pub fn unanswered(&mut self, token: Token) {
+        self.sent.retain(|(sent, _)| *sent != token);
+    }
+
+    /// What the broker knows to be acknowledged: what came before that time.
+    pub const fn known(&self) -> i64 {
         self.answered
     }
 
@@ -89,29 +97,50 @@ mod tests {
 
     #[test]
     fn an_answer_covers_what_was_acknowledged_before_its_question() {
+        let [first, second, third] = [Token::new(), Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(5, 7);
         assert_eq!(redelivery.came(10), 10);
         redelivery.accepted();
-        redelivery.sent(1, 20);
+        redelivery.sent(first, 20);
         redelivery.came(30);
-        redelivery.sent(2, 40);
+        redelivery.sent(second, 40);
         redelivery.accepted();
-        assert_eq!(redelivery.answered(1), 20);
-        assert_eq!(redelivery.answered(2), 30, "that one was not accepted yet");
+        redelivery.answered(first);
+        assert_eq!(redelivery.known(), 20);
+        redelivery.answered(second);
+        assert_eq!(redelivery.known(), 30, "that one was not accepted yet");
         assert_eq!(redelivery.since(), 5, "on this connection nothing changes");
-        redelivery.sent(3, 50);
+        redelivery.sent(third, 50);
         redelivery.disconnected();
         assert_eq!(redelivery.since(), 30);
-        assert_eq!(redelivery.answered(3), 30, "it was not answered");
+        redelivery.answered(third);
+        assert_eq!(redelivery.known(), 30, "it was not answered");
+    }
+
+    #[test]
+    fn only_the_answer_to_that_very_message_counts() {
+        let [first, second] = [Token::new(), Token::new()];
+        let mut redelivery = Redelivery::new(0, 0);
+        redelivery.came(10);
+        redelivery.accepted();
+        redelivery.sent(first, 20);
+        redelivery.unanswered(first);
+        redelivery.answered(first);
+        redelivery.answered(second);
+        assert_eq!(redelivery.known(), 0);
     }
 
     #[test]
     fn a_clock_that_steps_back_does_not_make_what_is_new_look_old() {
+        let [first, second] = [Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(500, 700);
         assert_eq!((redelivery.came(600), redelivery.came(800)), (700, 800));
-        redelivery.sent(1, 100);
+        redelivery.sent(first, 100);
         redelivery.accepted();
-        redelivery.sent(2, 100);
-        assert_eq!((redelivery.answered(1), redelivery.answered(2)), (700, 800));
+        redelivery.sent(second, 100);
+        redelivery.answered(first);
+        assert_eq!(redelivery.known(), 700);
+        redelivery.answered(second);
+        assert_eq!(redelivery.known(), 800);
     }
 }

@@ -9,14 +9,10 @@ use crate::engine::connect;
 use crate::engine::pipeline::{Pipeline, Then};
 use crate::error::{Error, Result};
 use crate::model::status::Presence;
-use crate::net::mqtt::Token;
 use crate::net::session::Event;
 
 /// How long the reports that are still to be told may hold up a stop.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Token of the farewell; the outbox never gets there.
-const FAREWELL: Token = Token::MAX;
 
 impl Pipeline {
     /// Leaves in good order: units stay with their runners, what is to be told is told within
@@ -46,7 +42,7 @@ impl Pipeline {
             Presence::Offline,
             self.since,
         ));
-        let mut farewell = false;
+        let (mut token, mut farewell) = (None, false);
         loop {
             self.flush_later();
             let units_done = self.live.is_empty() || !wait_for_units;
@@ -59,11 +55,11 @@ impl Pipeline {
             self.flush_outbox();
             self.last.flush();
             self.tell_last();
-            if told
-                && let Some(message) = presence.take()
-                && !self.session.publish(message.clone(), FAREWELL)
-            {
-                presence = Some(message);
+            if told && let Some(message) = presence.take() {
+                token = self.publish(message.clone());
+                if token.is_none() {
+                    presence = Some(message);
+                }
             }
             let step = async {
                 tokio::select! {
@@ -75,8 +71,12 @@ impl Pipeline {
                     event = self.session.next() => match event? {
                         // Unacknowledged, it comes again to the next client.
                         Event::Received(_) => {}
-                        Event::Published(FAREWELL, _) => farewell = true,
-                        other => self.on_session(other),
+                        event => {
+                            if let Event::Published(published, _) = &event {
+                                farewell |= Some(*published) == token;
+                            }
+                            self.on_session(event);
+                        }
                     },
                 }
                 Ok::<(), Error>(())

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Qos};
-use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings};
+use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
 use crate::net::session::unreachable;
 
 /// Wait between two attempts to connect within the deadline.
@@ -86,22 +86,25 @@ async fn attempt(
         qos: message.qos.min(highest),
         ..message.clone()
     };
+    let main = Token::new();
     let mut done = false;
     loop {
         match connection.next().await {
             Event::Connected { maximum_qos, .. } => {
                 *connected = true;
                 highest = maximum_qos;
-                connection.publish(with(message, highest), 0);
+                connection.publish(with(message, highest), main);
             }
-            Event::Published(0, Ok(())) => match also {
+            Event::Published(token, Ok(())) if token == main => match also {
                 Some(also) => {
                     done = true;
-                    connection.publish(with(also, highest), 1);
+                    connection.publish(with(also, highest), Token::new());
                 }
                 None => return Ok(()),
             },
-            Event::Published(0, Err(Refused(e))) => return Err(Failure::Fatal(e)),
+            Event::Published(token, Err(Refused(e, _))) if token == main => {
+                return Err(Failure::Fatal(e));
+            }
             Event::Published(..) => return Ok(()),
             Event::Failed(_) | Event::Closed if done => return Ok(()),
             Event::Failed(failure) => return Err(failure),

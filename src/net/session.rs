@@ -13,7 +13,7 @@ use crate::model::topic::{self, Filter};
 use crate::net::acks::Acks;
 use crate::net::backoff::backoff;
 use crate::net::mqtt::{
-    Ack, Connection, Event as WireEvent, Failure, Received, Refused, Settings, Token,
+    Ack, Connection, Event as WireEvent, Failure, Received, Refused, Refuser, Settings, Token,
 };
 
 /// The wait when somebody else uses our client identifier, and the first one when that only looks
@@ -235,10 +235,12 @@ impl Session {
         }
     }
 
-    /// Publishes `message` if the session is online; [`Event::Published`] brings `token`
-    /// back, or [`Event::Offline`] comes first. A message that is larger than what the broker
-    /// takes is refused here: sent, it would cost the connection, again and again.
-    pub fn publish(&mut self, message: Message, token: Token) -> bool {
+    /// Publishes `message` if the session is online, and returns the token of this publish:
+    /// [`Event::Published`] brings it back, or [`Event::Offline`] comes first. A message that is
+    /// larger than what the broker takes is refused here: sent, it would cost the connection,
+    /// again and again.
+    pub fn publish(&mut self, message: Message) -> Option<Token> {
+        let token = Token::new();
         match &self.state {
             State::Open {
                 connection,
@@ -250,11 +252,12 @@ impl Session {
                 } else {
                     let limit = self.maximum_packet;
                     let cause = format!("it has {size} bytes, the broker takes {limit}");
-                    self.refused.push_back((token, Refused(Error::data(cause))));
+                    let refused = Refused(Error::data(cause), Refuser::Local);
+                    self.refused.push_back((token, refused));
                 }
-                true
+                Some(token)
             }
-            _ => false,
+            _ => None,
         }
     }
 

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::error::Result;
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::{status, topic};
-use crate::net::mqtt::{Refused, Token};
+use crate::net::mqtt::Refused;
 use crate::net::oneshot;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
@@ -52,10 +52,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// One beat: for those who listen, and retained for those who look later.
-/// Tokens of the two.
-const BEAT: Token = 0;
-const LAST: Token = 1;
-
 fn beats_of(options: &Options, qos: Qos) -> [Message; 2] {
     let payload = Bytes::from(status::beacon(Timestamp::now()));
     let beat = |topic: String, retain| Message {
@@ -87,13 +83,14 @@ async fn beats(options: &Options) -> Result<()> {
     let mut next = Instant::now();
     // A beat says "now": one that could not be sent is not made up for later.
     let mut online = false;
+    let mut beat_token = None;
     loop {
         tokio::select! {
             () = stop.requested() => break,
             () = sleep_until(next), if online => {
                 let [beat, last] = beats_of(options, qos);
-                session.publish(beat, BEAT);
-                session.publish(last, LAST);
+                beat_token = session.publish(beat);
+                session.publish(last);
                 next = Instant::now() + options.interval;
             }
             () = sleep_until(watchdog.map_or(next, |(_, at)| at)), if watchdog.is_some() => {
@@ -108,11 +105,11 @@ async fn beats(options: &Options) -> Result<()> {
                     notify.ready();
                 }
                 Event::Offline => online = false,
-                Event::Published(BEAT, Err(Refused(e))) => {
+                Event::Published(token, Err(Refused(e, _))) if Some(token) == beat_token => {
                     warn!("beat on '{}': {e}", options.topic);
                 }
-                Event::Published(BEAT, Ok(())) => info!("beat"),
-                Event::Published(_, Err(Refused(e))) => debug!("retained beat: {e}"),
+                Event::Published(token, Ok(())) if Some(token) == beat_token => info!("beat"),
+                Event::Published(_, Err(Refused(e, _))) => debug!("retained beat: {e}"),
                 Event::Published(_, Ok(())) => {}
                 Event::Received(_) | Event::Subscribed(_) => {}
             },

@@ -94,9 +94,9 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 // Sent again after a broken connection, it has the same id and is known.
                 Event::Online => {
                     reached = true;
-                    session.publish(request.clone(), 1);
+                    session.publish(request.clone());
                 }
-                Event::Published(_, Err(Refused(e))) => {
+                Event::Published(_, Err(Refused(e, _))) => {
                     return Err(e.context(format_args!("publish to '{}'", request.topic)));
                 }
                 Event::Received(received) if received.delivery.topic == reply_topic.as_bytes() => {

@@ -11,6 +11,7 @@ mod stall;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,8 +44,18 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// Requests that wait inside the library.
 const REQUEST_QUEUE: usize = 64;
 
-/// Names one publish among those that are under way.
-pub type Token = u64;
+/// Names one publish. No two publishes of this process have the same one, so that an answer is
+/// never taken for the answer to another publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token(u64);
+
+impl Token {
+    /// Returns a token that nothing else has.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// What a connection is to be.
 #[derive(Debug, Clone)]
@@ -61,9 +72,18 @@ pub struct Settings {
     pub receive_maximum: u16,
 }
 
-/// Why a publish was refused by the broker.
+/// Why a publish was refused, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused(pub Error);
+pub struct Refused(pub Error, pub Refuser);
+
+/// Who refused a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refuser {
+    /// The broker, in its answer.
+    Broker,
+    /// This process: the message was not sent. It says nothing about the broker.
+    Local,
+}
 
 /// What happens on a connection, in order.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::net::mqtt::{Ack, Received, Refused, Settings};
+use crate::net::mqtt::{Ack, Received, Refused, Refuser, Settings};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
 
@@ -111,7 +111,8 @@ pub(super) fn wire_properties(properties: Properties) -> PublishProperties {
 }
 
 pub(super) fn refused(kind: Kind, cause: &str) -> Refused {
-    Refused(Error::new(kind, format!("the broker refused it: {cause}")))
+    let error = Error::new(kind, format!("the broker refused it: {cause}"));
+    Refused(error, Refuser::Broker)
 }
 
 pub(super) fn puback(reason: PubAckReason) -> Result<(), Refused> {

@@ -41,7 +41,6 @@ pub(super) struct Player<'a> {
     /// Nodes that were told anything.
     pub woken: Vec<String>,
     pub published: Vec<Token>,
-    pub tokens: Token,
     pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
     /// Where files are kept while they come.
     pub parts: Vec<PathBuf>,
@@ -85,7 +84,6 @@ impl<'a> Player<'a> {
             heard: Heard::default(),
             woken: Vec::new(),
             published: Vec::new(),
-            tokens: 0,
             receiving: Vec::new(),
             parts: Vec::new(),
             live: io::stdout().is_terminal(),

@@ -88,14 +88,15 @@ impl Player<'_> {
                     ..Properties::default()
                 },
             };
-            self.tokens += 1;
-            waiting.push((self.tokens, message, false));
+            waiting.push((message, None));
         }
         let deadline = Instant::now() + CONFIRM;
         loop {
-            for (token, message, sent) in &mut waiting {
+            for (message, token) in &mut waiting {
                 // After a broken connection it goes out again, under the same id.
-                *sent = (*sent && self.online) || self.session.publish(message.clone(), *token);
+                if token.is_none() || !self.online {
+                    *token = self.session.publish(message.clone());
+                }
             }
             if !self.step(deadline).await? {
                 let address = self.options.broker.address();
@@ -103,7 +104,7 @@ impl Player<'_> {
                 return Err(Failure::new(Kind::TryAgain, cause));
             }
             let published = std::mem::take(&mut self.published);
-            waiting.retain(|(token, _, _)| !published.contains(token));
+            waiting.retain(|(_, token)| token.is_none_or(|token| !published.contains(&token)));
             if waiting.is_empty() {
                 return Ok(());
             }
