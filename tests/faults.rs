@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::raw::Raw;
-use common::{Process, Setup, World, ran, wait_until};
+use common::{Process, Setup, World, children_of, ran, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -387,13 +387,6 @@ fn a_process_that_is_killed_before_it_becomes_its_command() {
     }
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", RUN]);
-    let children = |pid: u32| -> Vec<u32> {
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
-    };
     let pid = client.child.id();
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
@@ -405,10 +398,13 @@ fn a_process_that_is_killed_before_it_becomes_its_command() {
     send(&mut raw, 0);
     let mut waiting = None;
     wait_until("it is made ready", || {
-        waiting = children(pid).into_iter().flat_map(children).next();
+        let runners = children_of(pid).into_iter();
+        waiting = runners
+            .flat_map(|runner| children_of(runner.cast_unsigned()))
+            .next();
         waiting.is_some()
     });
-    let waiting = nix::unistd::Pid::from_raw(waiting.expect("process").cast_signed());
+    let waiting = nix::unistd::Pid::from_raw(waiting.expect("process"));
     nix::sys::signal::kill(waiting, Signal::SIGKILL).expect("kill");
     drop(strace);
     once_each(&world, &client, 1);

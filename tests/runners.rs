@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::raw::Raw;
-use common::{World, wait_until};
+use common::{World, children_of, wait_until};
 
 const SEQ: &str = "lab/seq/status";
 const RECORD: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
@@ -310,10 +310,8 @@ fn silent_runs_share_a_folder_and_none_has_what_another_writes() {
 fn units_wait_in_order_while_a_runner_cannot_start_processes() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
-    let pid = client.child.id();
-    let children =
-        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
-    let runner = children.trim().to_owned();
+    let runners = children_of(client.child.id());
+    let runner = runners.first().expect("runner").to_string();
     wait_until("it is ready", || {
         let ahead = world
             .state()

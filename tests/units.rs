@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{World, ran, refuses, wait_until};
+use common::{World, children_of, ran, refuses, wait_until};
 use serde_json::Value;
 
 const SEQ: &str = "lab/seq/status";
@@ -252,12 +252,7 @@ fn record(world: &World, unit: &str) -> String {
 }
 
 fn runners_of(client: u32) -> Vec<i32> {
-    let children = fs::read_to_string(format!("/proc/{client}/task/{client}/children"));
-    let children = children.expect("children");
-    children
-        .split_whitespace()
-        .map(|pid| pid.parse().expect("pid"))
-        .collect()
+    children_of(client)
 }
 
 #[test]

@@ -58,7 +58,7 @@ enum Verbs {
         #[arg(long, value_name = "OFFSET", default_value = "0")]
         from: u64,
     },
-    /// End a unit: TERM, grace, KILL to its whole process group
+    /// End a unit: TERM, grace, KILL to all that descends from its command
     Cancel {
         /// Id of the unit
         unit: String,

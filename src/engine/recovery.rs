@@ -10,8 +10,8 @@ use crate::engine::job::UNIT_VARIABLE;
 use crate::engine::pipeline::{Live, Pipeline, Then};
 use crate::error::{Error, Result};
 use crate::model::unit::{Outcome, Recovery, Trace, Unit, recover};
+use crate::os::descent::{is_in_use, kill_orphans};
 use crate::os::host::is_id;
-use crate::os::process::{kill_orphan, leader_with};
 use crate::store::ledger::{Op, Reader, Record};
 use crate::store::streams::{RUNNERS, UnitDir};
 
@@ -50,8 +50,7 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
     let recovery = match recover(record.state, trace, same_boot, record.started.is_some()) {
         // A command may have removed its own folder before its start was booked.
         Recovery::Queue
-            if record.boot.is_some()
-                && leader_with(&format!("{UNIT_VARIABLE}={unit}")).is_some() =>
+            if record.boot.is_some() && is_in_use(&format!("{UNIT_VARIABLE}={unit}")) =>
         {
             Recovery::Interrupted
         }
@@ -145,8 +144,8 @@ impl Pipeline {
             }
             Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
             Recovery::Interrupted => {
-                self.end_orphan(&unit.id);
-                self.finish(unit, said, &Outcome::interrupted(started.unwrap_or(0)))
+                let outcome = self.end_orphans(&unit.id, started);
+                self.finish(unit, said, &outcome);
             }
             Recovery::Adopt => {
                 self.queue.adopt(&unit.trigger, &unit.id);
@@ -189,22 +188,25 @@ impl Pipeline {
 
     /// Books a run that has lost its runner, and ends what is left of it.
     pub(super) fn interrupted(&mut self, live: Live) {
-        self.end_orphan(&live.unit.id);
-        let outcome = Outcome::interrupted(live.started.unwrap_or(0));
+        let outcome = self.end_orphans(&live.unit.id, live.started);
         self.finish(live.unit, live.said, &outcome);
     }
 
-    /// Ends a command that has lost its runner: nobody would see its end, and its event may
-    /// run again.
-    fn end_orphan(&self, unit: &str) {
+    /// Ends what is left of a run that has lost its runner: nobody would see its end, and its event
+    /// may run again. Returns the outcome of the run.
+    fn end_orphans(&self, unit: &str, started: Option<i64>) -> Outcome {
+        // The process may have been killed before it could be noted, or have ended since.
         let noted = self.dir(unit).read_process(&self.boot);
-        // It may have been killed before it could note that.
-        let process = noted.or_else(|| leader_with(&format!("{UNIT_VARIABLE}={unit}")));
-        if process.is_some_and(|(pid, start)| kill_orphan(pid, start)) {
+        let (killed, remains) = kill_orphans(&format!("{UNIT_VARIABLE}={unit}"), noted);
+        if killed > 0 {
             warn!(
                 TAEL_UNIT = unit,
-                "killed a command that had lost its supervisor"
+                "killed {killed} processes of a run that had lost its supervisor"
             );
+        }
+        Outcome {
+            remains,
+            ..Outcome::interrupted(started.unwrap_or(0))
         }
     }
 }

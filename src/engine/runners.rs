@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use crate::engine::job::UNIT_VARIABLE;
 use crate::engine::runner::{ARGUMENT, FILE, Job};
 use crate::engine::word::Word;
 use crate::model::unit::Outcome;
@@ -242,6 +243,8 @@ impl Runners {
             // A client identifier is for one connection: a `tael message` in the command that
             // inherited ours would take our session over.
             .env_remove("TAEL_ID")
+            // A client may itself be part of a run, of which the runs of its own are none.
+            .env_remove(UNIT_VARIABLE)
             .envs(path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -304,8 +307,12 @@ impl Runners {
                     return None;
                 }
                 let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
-                if word == "idle" {
-                    handle.work = Work::Idle;
+                if word == "idle" || word == "leaving" {
+                    handle.work = match word {
+                        "idle" => Work::Idle,
+                        // Something of its unit goes on, and it takes no other.
+                        _ => Work::Dropped,
+                    };
                     self.keep_warm();
                     return None;
                 }

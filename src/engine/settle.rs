@@ -110,6 +110,8 @@ pub fn ended(
         (_, Some(Stopped::TimedOut)) => Some("timed out".to_owned()),
         _ => None,
     };
+    let notes = [note, outcome.remains.clone()].into_iter().flatten();
+    let note = notes.reduce(|note, remains| format!("{note}; {remains}"));
     let op = Op::Settle {
         unit: unit.id.clone(),
         state: outcome.state(),
@@ -143,7 +145,8 @@ pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
 }
 
 fn retry(policy: &Policy, unit: &Unit, outcome: &Outcome, now: Timestamp) -> Option<Unit> {
-    if outcome.state() != State::Failed {
+    // It would run beside what is left of this one.
+    if outcome.state() != State::Failed || outcome.remains.is_some() {
         return None;
     }
     let rerun = outcome.end == End::Interrupted && policy.on_interrupt == OnInterrupt::Rerun;

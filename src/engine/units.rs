@@ -323,6 +323,9 @@ impl Pipeline {
     fn log_end(&self, unit: &Unit, outcome: &Outcome) {
         let seconds = Duration::from_micros(outcome.elapsed).as_secs_f64();
         let topic = &unit.topic;
+        if let Some(remains) = &outcome.remains {
+            error!(TAEL_UNIT = unit.id, "{remains}; it is not tried again");
+        }
         if outcome.state() == State::Succeeded {
             info!(
                 TAEL_UNIT = unit.id,

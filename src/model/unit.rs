@@ -146,6 +146,8 @@ pub struct Outcome {
     pub cpu: u64,
     /// Bytes dropped from the middle of stdout and stderr.
     pub dropped: [u64; 2],
+    /// What of the run could not be ended, for people; it may be running still.
+    pub remains: Option<String>,
 }
 
 impl Outcome {
@@ -169,6 +171,7 @@ impl Outcome {
             max_rss: 0,
             cpu: 0,
             dropped: [0, 0],
+            remains: None,
         }
     }
 

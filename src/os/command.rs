@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::model::unit::End;
 use crate::model::variables::Value;
-use crate::os::process::end_group;
+use crate::os::descent::end_run;
 
 /// Stack of a process until it has become its command, bytes. What is not used takes no memory.
 const STACK: usize = 256 * 1024;
@@ -321,12 +321,15 @@ impl Running {
         }
     }
 
-    /// Ends the whole process group: TERM, up to `grace` for all of it to go, then KILL.
+    /// Ends all that descends from the command: TERM, up to `grace` for all of it to go, then
+    /// KILL. `pause` is called while time passes, and is to take as long as it is told. Returns
+    /// what could not be ended, for people. This process is to be a child subreaper.
     ///
     /// The command is not reaped before its group is gone, so that its process id, which
     /// names the group, cannot be given to strangers meanwhile.
-    pub fn terminate(&self, grace: Duration) {
-        end_group(self.pid(), grace);
+    #[must_use]
+    pub fn terminate(&self, grace: Duration, pause: impl FnMut(Duration)) -> Option<String> {
+        end_run(self.pid(), grace, pause)
     }
 
     /// Reaps the command, which has ended, and says how, and what it used.
@@ -370,7 +373,7 @@ impl Running {
 }
 
 /// What a command and its waited-for children used (`getrusage(2)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Largest resident set, KiB.
     pub max_rss: u64,

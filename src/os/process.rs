@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::os::proc;
 
 /// How often the members of a dying group are counted. Nothing tells when the last is gone.
 const GROUP_CHECK: Duration = Duration::from_millis(20);
@@ -102,41 +103,6 @@ pub fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// When process `pid` was started, in clock ticks since boot (`proc_pid_stat(5)`); `None` if
-/// there is none. With it a process id names one process, not whoever has the number now.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = text.rsplit_once(") ")?;
-    // Field 22; the first of these is field 3.
-    rest.split(' ').nth(19)?.parse().ok()
-}
-
-/// Kills the process group of a command whose runner is gone, if its leader, process `pid`
-/// started at `start`, is still there.
-pub fn kill_orphan(pid: u32, start: u64) -> bool {
-    start_time(pid) == Some(start)
-        && signal::killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).is_ok()
-}
-
-/// The process that was started first among the leaders of process groups that have
-/// `variable`, a `NAME=VALUE`, in their environment (`proc_pid_environ(5)`): its id, and when
-/// it was started.
-#[must_use]
-pub fn leader_with(variable: &str) -> Option<(u32, u64)> {
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let found = processes.filter_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let environment = fs::read(entry.path().join("environ")).ok()?;
-        let has = environment
-            .split(|b| *b == 0)
-            .any(|entry| entry == variable.as_bytes());
-        (has && in_group(&entry.path().join("stat"), pid)).then_some(())?;
-        Some((pid, start_time(pid)?))
-    });
-    found.min_by_key(|(_, start)| *start)
-}
-
 /// Has a write beyond `RLIMIT_FSIZE` fail, where it would end the process (`setrlimit(2)`).
 /// A command that is started is not concerned: `execve(2)` sets handlers back.
 pub fn survive_file_size_limit() {
@@ -156,30 +122,13 @@ pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
-/// Whether process group `id` has a member that is not a zombie (`proc_pid_stat(5)`).
+/// Whether process group `id` has a member that is not a zombie.
 fn group_is_alive(id: u32) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else {
+    match proc::all() {
+        Some(list) => list
+            .iter()
+            .any(|process| process.group == id && !process.ended),
         // Zombies count too then, which only makes for a longer wait.
-        return signal::killpg(Pid::from_raw(id.cast_signed()), None).is_ok();
-    };
-    processes.flatten().any(|entry| {
-        let numeric = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        numeric && in_group(&entry.path().join("stat"), id)
-    })
-}
-
-fn in_group(stat: &Path, id: u32) -> bool {
-    let Ok(text) = fs::read_to_string(stat) else {
-        return false;
-    };
-    // The name in parentheses may hold anything, parentheses too.
-    let Some((_, rest)) = text.rsplit_once(") ") else {
-        return false;
-    };
-    let mut fields = rest.split(' ');
-    let (state, group) = (fields.next(), fields.nth(1));
-    !matches!(state, Some("Z" | "X")) && group.and_then(|g| g.parse().ok()) == Some(id)
+        None => signal::killpg(Pid::from_raw(id.cast_signed()), None).is_ok(),
+    }
 }

@@ -26,6 +26,7 @@ pub fn outcome_text(outcome: &Outcome) -> String {
         "cpu_us": outcome.cpu,
         "dropped_stdout": outcome.dropped[0],
         "dropped_stderr": outcome.dropped[1],
+        "remains": outcome.remains,
     })
     .to_string()
 }
@@ -63,6 +64,11 @@ pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
         max_rss: number("max_rss_kib")?,
         cpu: number("cpu_us")?,
         dropped: [number("dropped_stdout")?, number("dropped_stderr")?],
+        // Earlier versions do not say.
+        remains: match value.get("remains") {
+            None | Some(Value::Null) => None,
+            Some(text) => Some(text.as_str()?.to_owned()),
+        },
     })
 }
 
@@ -83,17 +89,23 @@ mod tests {
             Just(Some(Stopped::Canceled)),
             Just(Some(Stopped::TimedOut))
         ];
-        (end, stopped, any::<(i64, u64, u64, u64, [u64; 2])>()).prop_map(
-            |(end, stopped, (started, elapsed, max_rss, cpu, dropped))| Outcome {
-                end,
-                stopped,
-                started,
-                elapsed,
-                max_rss,
-                cpu,
-                dropped,
-            },
+        (
+            end,
+            stopped,
+            any::<(i64, u64, u64, u64, [u64; 2], Option<String>)>(),
         )
+            .prop_map(
+                |(end, stopped, (started, elapsed, max_rss, cpu, dropped, remains))| Outcome {
+                    end,
+                    stopped,
+                    started,
+                    elapsed,
+                    max_rss,
+                    cpu,
+                    dropped,
+                    remains,
+                },
+            )
     }
 
     proptest! {

@@ -413,6 +413,18 @@ impl Ears {
     }
 }
 
+/// The children of process `pid`, those that have ended and were not reaped included.
+pub fn children_of(pid: u32) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    let children = entries.filter_map(|entry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let parent: u32 = rest.split(' ').nth(1)?.parse().ok()?;
+        (parent == pid).then(|| entry.file_name().to_str()?.parse().ok())?
+    });
+    children.collect()
+}
+
 /// What a finished command printed on stdout and stderr, and its exit code.
 #[track_caller]
 pub fn ran(command: &mut Command) -> (i32, String, String) {

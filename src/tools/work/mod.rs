@@ -111,6 +111,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
                 )));
             }
             found.cancel(*timeout)?;
+            found.ended_whole()?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Release {
@@ -261,6 +262,18 @@ impl Found {
                 found.dir().cancel().map_err(cannot)?;
             }
             Ok(ended)
+        })
+    }
+
+    /// Says what of the run, which has ended, could not be ended with it.
+    fn ended_whole(&mut self) -> Result<()> {
+        self.refresh()?;
+        let (_, outcome) = effective(&self.pipeline, &self.record)?;
+        let remains = outcome.and_then(|outcome| outcome.remains);
+        remains.map_or(Ok(()), |remains| {
+            let unit = &self.record.unit.id;
+            let cause = format!("cancel unit {unit}: {remains}; end it as its user");
+            Err(Error::new(Kind::NotAuthorised, cause))
         })
     }
 

@@ -3,8 +3,11 @@
 //! It reads jobs from its standard input, a line of JSON and the payload each, and makes all
 //! ready for them while the ledger accepts them; then it reads one byte more, [`BEGIN`] or
 //! [`DROP`]. It answers on its standard output: `started MS`, `ended OUTCOME`, `idle`; or
-//! `begun` and `refused CAUSE` for a unit that it does not run. When nobody writes or listens
+//! `begun` and `refused CAUSE` for a unit that it does not run; and `leaving` instead of `idle`
+//! when something of the unit goes on. When nobody writes or listens
 //! any more it finishes its unit, writes the outcome, and leaves. No runtime, no threads.
+
+mod supervise;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,12 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::model::variables::Variables;
-use crate::os::command::{Became, Running, Spawn, Woken};
-use crate::os::process::{Sender, boot_id, detach, sender, start_time};
+use crate::os::command::{Became, Spawn};
+use crate::os::descent::{adopt_descendants, children_left};
+use crate::os::process::{Sender, boot_id, detach, sender};
 use crate::store::hold::Hold;
 use crate::store::outcome::outcome_text;
 use crate::store::spent::Spent;
 use crate::store::streams::UnitDir;
+use supervise::supervise;
 
 /// The first argument that turns one of our binaries into a runner; the second is the folder
 /// for what runners need beside their units.
@@ -45,9 +50,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long an outcome that the client has been told may wait to be synced. While events come
 /// fast the client's ledger has it on disk before.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
-
-/// A command that ends within this time needs no more than that somebody waits for it.
-const SHORT: Duration = Duration::from_millis(20);
 
 /// The exit code of a shell for a program that cannot be executed, and one that is missing
 /// (POSIX.1-2017, Shell Command Language, section 2.8.2).
@@ -81,6 +83,7 @@ pub struct Job {
 #[must_use]
 pub fn main(runners: Option<PathBuf>) -> ExitCode {
     detach();
+    adopt_descendants();
     let bug = ExitCode::from(crate::error::Kind::Bug.exit_code());
     let (Some(runners), Ok(pipe)) = (runners, io::stdin().as_fd().try_clone_to_owned()) else {
         return bug;
@@ -107,6 +110,12 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         match read(&mut desk.jobs, &runners) {
             Ok(Some((job, payload))) => {
                 desk.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
+                // What outlives its command must not pass for a part of the next unit.
+                if children_left() {
+                    say("leaving");
+                    desk.sync();
+                    break;
+                }
                 say("idle");
             }
             // What cannot be read is the next one's to try.
@@ -180,15 +189,20 @@ impl Desk<'_> {
     fn wait(&mut self) -> Sender {
         let patience = self.spent.is_some().then_some(SYNC_DELAY);
         let mut sender_is = sender(io::stdin().as_fd(), patience);
-        if sender_is != Sender::Wrote
-            && let Some(spent) = &self.spent
-        {
-            spent.sync();
+        if sender_is != Sender::Wrote {
+            self.sync();
         }
         if sender_is == Sender::Silent {
             sender_is = sender(io::stdin().as_fd(), None);
         }
         sender_is
+    }
+
+    /// Has the disk hold the last outcome.
+    fn sync(&self) {
+        if let Some(spent) = &self.spent {
+            spent.sync();
+        }
     }
 
     /// Makes a unit ready, and runs it when it is to begin.
@@ -217,9 +231,14 @@ impl Desk<'_> {
             Err(e) => Became::Nothing(self.word().err().unwrap_or(Not::Able(e))),
         };
         let outcome = match became {
-            Became::Command(running) => self
-                .supervise(job, running, &mut hold)
-                .unwrap_or_else(Outcome::not_started),
+            Became::Command(running) => {
+                let now = || (Timestamp::now().as_millisecond(), Instant::now());
+                let began = self.began.take().unwrap_or_else(now);
+                say(&format!("started {}", began.0));
+                let boot = self.boot.clone();
+                supervise(job, running, &mut hold, began, &boot, || self.make_ahead())
+                    .unwrap_or_else(Outcome::not_started)
+            }
             Became::Failed(e) => could_not_execute(job, &hold, &e),
             Became::Nothing(Not::Cancelled) => Outcome {
                 stopped: Some(Stopped::Canceled),
@@ -281,71 +300,6 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// Watches the command of `job` to its end.
-    fn supervise(&mut self, job: &Job, running: Running, hold: &mut Hold) -> io::Result<Outcome> {
-        let now = || (Timestamp::now().as_millisecond(), Instant::now());
-        let (started, clock) = self.began.take().unwrap_or_else(now);
-        say(&format!("started {started}"));
-        let limit = job
-            .timeout
-            .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
-        let mut trim = Trim::new(job.max_output);
-        let short = Instant::now() + SHORT;
-        let short = limit.map_or(short, |limit| limit.min(short));
-        let stopped = match running.wait(None, Some(short)) {
-            Ok(Woken::TimedOut) => {
-                self.make_ahead();
-                self.watch(&running, limit, &mut trim, hold)
-            }
-            // Without a wake-up it is waited for until it ends.
-            _ => None,
-        };
-        if stopped.is_some() {
-            running.terminate(Duration::from_millis(job.grace));
-        }
-        let (end, usage) = running.reap()?;
-        trim.check(hold);
-        Ok(Outcome {
-            end,
-            stopped,
-            started,
-            elapsed: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
-            max_rss: usage.max_rss,
-            cpu: usage.cpu,
-            dropped: trim.dropped,
-        })
-    }
-
-    /// Watches a command that takes its time, until it ends or is to.
-    fn watch(
-        &self,
-        running: &Running,
-        limit: Option<Instant>,
-        trim: &mut Trim,
-        hold: &mut Hold,
-    ) -> Option<Stopped> {
-        hold.watch();
-        // Only needed should we be killed; without it the command would be left alone.
-        if let Some(start) = start_time(running.pid()) {
-            let _ = hold.note_process(running.pid(), start, &self.boot);
-        }
-        loop {
-            if hold.is_cancelled() {
-                return Some(Stopped::Canceled);
-            }
-            let look = (trim.limit > 0 || hold.changes().is_none()).then_some(trim.next);
-            let until = [limit, look].into_iter().flatten().min();
-            match running.wait(hold.changes(), until).unwrap_or(Woken::Ended) {
-                Woken::Ended => return None,
-                Woken::Changed => {}
-                Woken::TimedOut if limit.is_some_and(|limit| Instant::now() >= limit) => {
-                    return Some(Stopped::TimedOut);
-                }
-                Woken::TimedOut => trim.check(hold),
-            }
-        }
-    }
-
     /// Makes the folder of the next unit, if there is none yet.
     fn make_ahead(&mut self) {
         if self.ahead.is_none() {
@@ -396,35 +350,5 @@ fn could_not_execute(job: &Job, hold: &Hold, error: &io::Error) -> Outcome {
             ..outcome
         },
         None => outcome,
-    }
-}
-
-/// Keeps the output streams of a running command within bounds.
-struct Trim {
-    limit: u64,
-    next: Instant,
-    dropped: [u64; 2],
-}
-
-/// How often the size of the streams is looked at. What a command writes between two looks is
-/// on the disk for so long.
-const LOOK: Duration = Duration::from_millis(500);
-
-impl Trim {
-    fn new(limit: u64) -> Self {
-        Self {
-            limit,
-            next: Instant::now() + LOOK,
-            dropped: [0, 0],
-        }
-    }
-
-    fn check(&mut self, hold: &Hold) {
-        self.next = Instant::now() + LOOK;
-        if self.limit > 0 {
-            for (dropped, bytes) in self.dropped.iter_mut().zip(hold.trim_streams(self.limit)) {
-                *dropped = (*dropped).max(bytes);
-            }
-        }
     }
 }
