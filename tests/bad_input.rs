@@ -36,22 +36,22 @@ fn what_is_no_event_is_refused_counted_logged_once_and_never_comes_again() {
     let world = World::new();
     let two_megabytes = format!(r#"{{"status":"finished","a":"{}"}}"#, "x".repeat(2_000_000));
     let bad: [(&[u8], &str); 8] = [
-        (b"finished", "not JSON: expected"),
-        (b"", "not JSON: EOF while parsing a value"),
+        (b"finished", "not JSON: a value is expected"),
+        (b"", "not JSON: it ends too early"),
         (
             br#"{"status":"finished"} {}"#,
-            "not JSON: trailing characters",
+            "not JSON: there is more after its end",
         ),
         (br#"[{"status":"finished"}]"#, "JSON but not an object"),
         (
             b"{\"status\":\"finished\",\"a\":\"\xff\"}",
-            "not JSON: invalid unicode",
+            "not JSON: it is not UTF-8 from byte",
         ),
         (
-            br#"{"status":"finished","a":"\ud800"}"#,
-            "not JSON: unexpected end of hex escape",
+            br#"{"status":"finished","a":"\ud80"}"#,
+            "not JSON: a hexadecimal digit is expected",
         ),
-        (&nested(100_000), "not JSON: recursion limit"),
+        (&nested(100_000), "not JSON: it is nested too deep"),
         (
             two_megabytes.as_bytes(),
             "has 2000028 bytes, the limit is 1048576",

@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 
+use common::raw::Raw;
 use common::{Process, World, wait_until};
 
 const SEQ: &str = "lab/seq/status";
@@ -181,7 +182,9 @@ fn what_cannot_be_a_value_is_left_out_and_the_run_goes_on() {
         .collect();
     let env = recorder.run(format!(r#"{{{}}}"#, many.join(",")));
     assert_eq!(starting(&env, "ATTR_K").len(), 10);
-    assert_eq!(recorder.left_out("k29"), 1);
+    assert_eq!(recorder.left_out("k19"), 1);
+    let log = recorder.client.log_text();
+    assert!(log.contains("and 10 more attributes are left out"), "{log}");
     recorder.client.stop();
 }
 
@@ -237,6 +240,46 @@ const HOSTILE: [&str; 8] = [
     r#"&& touch "$OUT/pwned" #"#,
     r#"| touch "$OUT/pwned""#,
 ];
+
+#[test]
+fn json_as_python_and_powershell_write_it() {
+    let command = r#"env -0 >"$OUT/env.new"; cat >"$OUT/stdin"; mv "$OUT/env.new" "$OUT/env""#;
+    let world = World::new();
+    let options = ["--when", "x=NaN", "--payload-passthrough", "ATTR_FILE"];
+    let base = ["-t", SEQ, "-c", command];
+    let client = world.client("p", &[&base[..], &options].concat());
+    let text = concat!(
+        r#"{"x":NaN,"list":[-Infinity,1e400],"file":"a\udcfcb","other":"\ud800","#,
+        r#""map":{"k":"\udcff"},"$serde_json::private::Number":"1"}"#
+    );
+    let utf16: Vec<u8> = std::iter::once(0xfeff)
+        .chain(text.encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let marked = ["\u{feff}", text].concat();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe("lab/infrastructure/pipelines/p/status");
+    for (n, payload) in [text.as_bytes(), marked.as_bytes(), &utf16]
+        .into_iter()
+        .enumerate()
+    {
+        world.publish(SEQ, payload, &[("tael-id", &format!("E{n}"))]);
+        world.wait_report("p", "/units/succeeded", n + 1);
+        let env = fs::read(world.path("env")).expect("env");
+        let has = |entry: &[u8]| env.split(|b| *b == 0).any(|e| e == entry);
+        assert!(has(b"ATTR_X=NaN"));
+        assert!(has(br#"ATTR_LIST=["-Infinity",1e+400]"#));
+        assert!(has(b"ATTR_FILE=a\xfcb"));
+        assert!(has("ATTR_OTHER=\u{fffd}".as_bytes()));
+        assert!(has(br#"ATTR_MAP={"k":"\udcff"}"#));
+        assert!(has(b"ATTR__SERDE_JSON__PRIVATE__NUMBER=1"));
+        assert_eq!(fs::read(world.path("stdin")).expect("stdin"), payload);
+        let status = raw.hear("the end", |heard| heard.text().contains("finished"));
+        let passed = r#""ATTR_FILE":"a\udcfcb""#;
+        assert!(status.text().contains(passed), "{}", status.text());
+    }
+    client.stop();
+}
 
 #[test]
 fn hostile_values_are_values() {

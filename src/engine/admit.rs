@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::engine::config::Config;
 use crate::engine::settle;
 use crate::model::event::{self, Event, Refusal};
+use crate::model::json;
 use crate::model::message::Delivery;
 use crate::model::status;
 use crate::model::text::printable_bytes;
@@ -236,7 +237,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         .iter()
         .filter_map(|name| {
             let (_, value) = exported.variables.iter().find(|(n, _)| n == name)?;
-            Some((name.clone(), value.to_text().into()))
+            Some((name.clone(), json::string_of(value.as_bytes()).into()))
         })
         .collect::<Map<_, _>>();
     Unit {

@@ -7,6 +7,7 @@ use tokio::time::{Duration, Instant};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::settle;
 use crate::error::Result;
+use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::store::ledger::Reader;
 
@@ -71,7 +72,7 @@ impl Pipeline {
             let payload = json!({ "last": status });
             let message = Message {
                 topic: self.topics.last(),
-                payload: Bytes::from(payload.to_string()),
+                payload: Bytes::from(json::to_text(&payload)),
                 qos: Qos::AtLeastOnce,
                 retain: true,
                 properties: Properties {

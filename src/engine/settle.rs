@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::engine::config::Config;
+use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
 use crate::model::topic::PipelineTopics;
@@ -36,7 +37,7 @@ pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Mes
     }
     Message {
         topic: PipelineTopics::new(&config.root, &config.who).status(),
-        payload: Bytes::from(Value::Object(payload).to_string()),
+        payload: Bytes::from(json::to_text(&Value::Object(payload))),
         qos: Qos::AtLeastOnce,
         retain: false,
         properties: Properties {
@@ -49,13 +50,13 @@ pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Mes
 /// The status without what was passed through, for a broker that does not take it whole; `None`
 /// if nothing was.
 pub fn without_passthrough(message: &Message) -> Option<Message> {
-    let Ok(Value::Object(mut payload)) = serde_json::from_slice(&message.payload) else {
+    let Ok(Value::Object(mut payload)) = json::parse(&message.payload) else {
         return None;
     };
     let keys = payload.len();
     payload.retain(|key, _| status::RESERVED.contains(&key.as_str()));
     (payload.len() < keys).then(|| Message {
-        payload: Bytes::from(Value::Object(payload).to_string()),
+        payload: Bytes::from(json::to_text(&Value::Object(payload))),
         ..message.clone()
     })
 }

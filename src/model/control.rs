@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Kind;
 use crate::model::event::{self, Attributes};
+use crate::model::json;
 
 /// What a control message asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +105,7 @@ impl Action {
             }
             Self::Retry { unit: None } | Self::Pause | Self::Resume | Self::Status => {}
         }
-        Value::Object(map).to_string()
+        json::to_text(&Value::Object(map))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::model::event::{Attributes, attribute_text};
+use crate::model::event::{Attributes, attribute_value};
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
@@ -203,7 +203,7 @@ impl Export {
         let mut list = List::default();
         for key in &self.required {
             if let Some((_, value)) = find(attributes, key) {
-                list.add(key, sanitize(key), attribute_text(value).into());
+                list.add(key, sanitize(key), attribute_value(value));
             }
         }
         let prefix = match &self.prefix {
@@ -213,7 +213,7 @@ impl Export {
         };
         for (key, value) in attributes {
             let name = format!("{prefix}_{}", sanitize(key));
-            list.add(key, name, attribute_text(value).into());
+            list.add(key, name, attribute_value(value));
         }
         list.exported()
     }

@@ -5,8 +5,9 @@ use std::fmt;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use crate::model::json;
 use crate::model::message::{Delivery, property};
-use crate::model::text::printable;
+use crate::model::variables;
 
 /// An event that has passed through more pipelines than this is refused: a loop.
 pub const MAX_HOPS: u32 = 32;
@@ -53,7 +54,7 @@ pub enum Refusal {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The payload is not JSON (or nested too deep, or not UTF-8).
+    /// The payload is not JSON (or nested too deep, or not Unicode).
     NotJson(String),
     /// The payload is JSON, but not an object.
     NotAnObject,
@@ -98,10 +99,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Reads a delivered message as an event.
-///
-/// Keys that stand twice in the object keep the last value, as in RFC 8259's common
-/// behaviour; nesting deeper than 128 levels is refused.
+/// Reads a delivered message as an event; [`json`] says what is read.
 ///
 /// # Errors
 /// Why the message is none.
@@ -149,20 +147,30 @@ pub fn attributes(payload: &[u8], max_payload: usize) -> Result<Attributes, Refu
             limit: max_payload,
         });
     }
-    match serde_json::from_slice(payload) {
+    match json::parse(payload) {
         Ok(Value::Object(attributes)) => Ok(attributes),
         Ok(_) => Err(Refusal::NotAnObject),
-        Err(e) => Err(Refusal::NotJson(printable(&e.to_string(), 200))),
+        Err(cause) => Err(Refusal::NotJson(cause)),
     }
 }
 
-/// An attribute as text: strings as they are, `null` as nothing, the rest as compact JSON.
+/// An attribute as text: strings as they are, `null` as nothing, the rest as compact JSON. Bytes
+/// that are not UTF-8 become U+FFFD.
 #[must_use]
 pub fn attribute_text(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => String::from_utf8_lossy(&json::bytes_of(text)).into_owned(),
         Value::Null => String::new(),
-        other => other.to_string(),
+        other => json::to_text(other),
+    }
+}
+
+/// An attribute as a command gets it: as [`attribute_text`], with all bytes of a string.
+#[must_use]
+pub fn attribute_value(value: &Value) -> variables::Value {
+    match value {
+        Value::String(text) => json::bytes_of(text).into_owned().into(),
+        other => attribute_text(other).into(),
     }
 }
 

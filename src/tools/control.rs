@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::control::Action;
+use crate::model::json;
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
@@ -100,13 +101,12 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                     return Err(e.context(format_args!("publish to '{}'", request.topic)));
                 }
                 Event::Received(received) if received.delivery.topic == reply_topic.as_bytes() => {
-                    let answer = serde_json::from_slice(&received.delivery.payload);
+                    let answer = json::parse(&received.delivery.payload);
                     return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
                 }
                 Event::Published(_, Ok(())) => sent = true,
                 Event::Received(received) => {
-                    let presence: Value =
-                        serde_json::from_slice(&received.delivery.payload).unwrap_or_default();
+                    let presence = json::parse(&received.delivery.payload).unwrap_or_default();
                     stopped = super::text(&presence, "state") == Some("offline");
                 }
                 Event::Subscribed(_) | Event::Offline => {}
@@ -147,7 +147,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
 
 fn shown(options: &Options, answer: &Value) -> String {
     if options.json {
-        return escaped_json(&answer.to_string());
+        return escaped_json(&json::to_text(answer));
     }
     let who = &options.who;
     let unit = || printable(super::text(answer, "unit").unwrap_or("?"), 80);

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::Result;
 use crate::model::event::{Attributes, MAX_ID_BYTES};
+use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
 use crate::net::mqtt::Settings;
@@ -46,7 +47,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let payload = status::message(&user, options.attributes.clone(), Timestamp::now());
     let message = Message {
         topic: options.topic.clone(),
-        payload: Bytes::from(Value::Object(payload).to_string()),
+        payload: Bytes::from(json::to_text(&Value::Object(payload))),
         qos: options.qos,
         retain: options.retain,
         properties: Properties {

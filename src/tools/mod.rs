@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::json;
 use crate::model::text::escaped_json;
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
@@ -102,7 +103,7 @@ fn print(line: &str) -> Result<()> {
 
 /// Prints JSON on a line of stdout.
 fn print_json(value: &Value) -> Result<()> {
-    print(&escaped_json(&value.to_string()))
+    print(&escaped_json(&json::to_text(value)))
 }
 
 /// An exit code from elsewhere, cut to what a process can have.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::model::event::{Attributes, attribute_text, attributes};
+use crate::model::json;
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::Filter;
@@ -154,7 +155,7 @@ fn who(delivery: &Delivery, attributes: &mut Attributes) -> String {
 }
 
 fn json_line(delivery: &Delivery) -> String {
-    let payload = serde_json::from_slice::<Value>(&delivery.payload)
+    let payload = json::parse(&delivery.payload)
         .unwrap_or_else(|_| json!(String::from_utf8_lossy(&delivery.payload)));
     let mut properties = Map::new();
     for (name, value) in &delivery.properties.user {
@@ -167,7 +168,7 @@ fn json_line(delivery: &Delivery) -> String {
         "payload": payload,
         "properties": properties,
     });
-    escaped_json(&line.to_string())
+    escaped_json(&json::to_text(&line))
 }
 
 #[cfg(test)]
