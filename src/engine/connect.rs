@@ -41,17 +41,11 @@ pub fn presence(
 /// # Errors
 /// When its control topic is too long.
 pub fn session(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Result<Session> {
-    let packet = config
-        .max_payload
-        .saturating_mul(4)
-        .saturating_add(64 * 1024);
     let settings = Settings {
         broker: config.broker.clone(),
         session_expiry: SESSION_EXPIRY,
         will: Some(presence(config, topics, Presence::Lost, since)),
-        // Larger than what is accepted, so that a message too large is seen and refused; what
-        // is larger still, the broker does not send at all (MQTT 5.0, section 3.1.2.11.4).
-        max_packet: u32::try_from(packet).unwrap_or(u32::MAX).min(MAX_PACKET),
+        max_packet: max_packet(config.max_payload),
         receive_maximum: RECEIVE_MAXIMUM,
     };
     Ok(Session::new(settings, subscriptions(config, topics)?))
@@ -73,6 +67,19 @@ pub fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscri
         qos: Qos::AtLeastOnce,
     })
 }
+
+/// Returns the largest packet that the broker may send, bytes. It is larger than the largest
+/// payload, so that a message that is somewhat too large is seen, refused and recorded. The broker
+/// does not send what is larger still (MQTT 5.0, section 3.1.2.11.4). Not more: a packet full of
+/// short properties takes sixteen times its size in memory.
+fn max_packet(max_payload: usize) -> u32 {
+    let packet = max_payload.saturating_mul(2).saturating_add(MIN_MARGIN);
+    u32::try_from(packet).unwrap_or(u32::MAX).min(MAX_PACKET)
+}
+
+/// Minimum room in a packet beside the largest payload, bytes: topic, properties, and a payload
+/// that is too large.
+const MIN_MARGIN: usize = 64 * 1024;
 
 /// The largest MQTT packet (MQTT 5.0, section 2.1.4).
 const MAX_PACKET: u32 = 268_435_455;

@@ -16,6 +16,12 @@ pub mod property {
     pub const HOPS: &str = "tael-hops";
     /// W3C trace context, passed on untouched.
     pub const TRACEPARENT: &str = "traceparent";
+
+    /// Returns whether Tael reads, or may come to read, a property of this name.
+    #[must_use]
+    pub fn is_known(name: &str) -> bool {
+        name.starts_with("tael-") || name == TRACEPARENT
+    }
 }
 
 /// Quality of service of a PUBLISH (MQTT 5.0, section 4.3).
@@ -62,7 +68,22 @@ impl Properties {
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
     }
+
+    /// Returns an upper estimate of the memory that the properties hold, bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let user = self
+            .user
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + PAIR_OVERHEAD);
+        let response = self.response_topic.as_ref().map_or(0, String::len);
+        let correlation = self.correlation_data.as_ref().map_or(0, Bytes::len);
+        user.sum::<usize>() + response + correlation
+    }
 }
+
+/// Overhead of one user property in memory, bytes: two strings, and an allocation for each.
+const PAIR_OVERHEAD: usize = 2 * (size_of::<String>() + 32);
 
 /// A message to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,4 +116,20 @@ pub struct Delivery {
     pub packet: u16,
     /// Properties.
     pub properties: Properties,
+}
+
+impl Delivery {
+    /// Returns an upper estimate of the memory that the message holds, bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.topic.len() + self.payload.len() + self.properties.memory()
+    }
+}
+
+impl Message {
+    /// Returns an upper estimate of the memory that the message holds, bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.topic.len() + self.payload.len() + self.properties.memory()
+    }
 }

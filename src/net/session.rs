@@ -238,7 +238,8 @@ impl Session {
     /// Publishes `message` if the session is online, and returns the token of this publish:
     /// [`Event::Published`] brings it back, or [`Event::Offline`] comes first. A message that is
     /// larger than what the broker takes is refused here: sent, it would cost the connection,
-    /// again and again.
+    /// again and again. `None`, and no event, while the session is offline or too many others wait
+    /// for the broker.
     pub fn publish(&mut self, message: Message) -> Option<Token> {
         let token = Token::new();
         match &self.state {
@@ -248,14 +249,14 @@ impl Session {
             } => {
                 let size = Connection::size(&message);
                 if u32::try_from(size).is_ok_and(|size| size <= self.maximum_packet) {
-                    connection.publish(message, token);
+                    connection.publish(message, token).then_some(token)
                 } else {
                     let limit = self.maximum_packet;
                     let cause = format!("it has {size} bytes, the broker takes {limit}");
                     let refused = Refused(Error::data(cause), Refuser::Local);
                     self.refused.push_back((token, refused));
+                    Some(token)
                 }
-                Some(token)
             }
             _ => None,
         }

@@ -21,7 +21,7 @@ use crate::os::logging::say;
 use crate::tools::message::{origin, sender};
 
 /// The largest reply, bytes.
-const MAX_REPLY: u32 = 4 * 1024 * 1024;
+const MAX_REPLY: u32 = 1024 * 1024;
 
 /// What the command needs.
 #[derive(Debug, Clone)]

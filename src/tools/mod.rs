@@ -67,8 +67,10 @@ fn runtime(broker: Option<&BrokerOptions>) -> Result<Runtime> {
     Ok(runtime)
 }
 
-/// The largest packet that is looked at, bytes.
-const MAX_PACKET: u32 = 16 * 1024 * 1024;
+/// Maximum size of a packet that is looked at, bytes. A packet full of short properties takes
+/// sixteen times its size in memory. A broker does not send what is larger (MQTT 5.0, section
+/// 3.1.2.11.4).
+const MAX_PACKET: u32 = 2 * 1024 * 1024;
 
 /// The largest payload that is looked at, bytes.
 const MAX_PAYLOAD: usize = MAX_PACKET as usize;

@@ -279,6 +279,20 @@ impl Raw {
         }
     }
 
+    /// Answers as a broker does until the peer's next SUBSCRIBE is answered.
+    #[track_caller]
+    pub fn serve_subscription(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(Instant::now() < deadline, "the peer does not subscribe");
+            let (kind, body) = self.receive();
+            self.serve(kind, &body);
+            if kind >> 4 == 8 {
+                return;
+            }
+        }
+    }
+
     fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
         match kind >> 4 {
             // One reason code for each filter: what follows the filter is its options.
@@ -333,6 +347,33 @@ impl Scripted {
     /// The same, with these properties in the CONNACK.
     #[track_caller]
     pub fn accept_with(&self, properties: &[u8]) -> Raw {
+        self.accept_connect(properties).0
+    }
+
+    /// The same, and the largest packet that the client takes, bytes.
+    #[track_caller]
+    pub fn accept_limit(&self) -> (Raw, usize) {
+        let (raw, connect) = self.accept_connect(&[]);
+        // Behind protocol name, version, flags and keep-alive (MQTT 5.0, section 3.1.2).
+        let mut rest = &connect[10..];
+        let length = take_varint(&mut rest);
+        let mut properties = &rest[..length];
+        loop {
+            match take(&mut properties) {
+                0x17 | 0x19 => drop(take(&mut properties)),
+                0x21 | 0x22 => properties = &properties[2..],
+                0x11 => properties = &properties[4..],
+                0x27 => {
+                    let limit = properties[..4].try_into().expect("four bytes");
+                    return (raw, u32::from_be_bytes(limit) as usize);
+                }
+                other => panic!("property {other:#x} in a CONNECT"),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn accept_connect(&self, properties: &[u8]) -> (Raw, Vec<u8>) {
         let mut stream = None;
         wait_until("a client connects", || {
             stream = self.listener.accept().ok();
@@ -341,10 +382,10 @@ impl Scripted {
         let (stream, _) = stream.expect("client");
         stream.set_nonblocking(false).expect("blocking");
         let mut raw = Raw::over(stream);
-        let (kind, _) = raw.receive();
+        let (kind, connect) = raw.receive();
         assert_eq!(kind, 0x10, "CONNECT");
         let length = u8::try_from(properties.len()).expect("short");
         raw.send(&packet(0x20, &[&[0, 0, length], properties].concat()));
-        raw
+        (raw, connect)
     }
 }

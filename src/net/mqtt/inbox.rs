@@ -10,7 +10,7 @@ use crate::net::mqtt::Event;
 /// Events that wait before the network is no longer read.
 const MAX_EVENTS: usize = 256;
 
-/// Bytes of payloads among them; one that is larger waits alone.
+/// Bytes of memory that messages among them hold; one that is larger waits alone.
 const MAX_BYTES: u32 = 16 * 1024 * 1024;
 
 type Waiting = (Event, Option<OwnedSemaphorePermit>);
@@ -43,7 +43,7 @@ impl Sender {
     /// Waits until there is room for `event`; `false` if nobody reads any more.
     pub async fn send(&self, event: Event) -> bool {
         let bytes = match &event {
-            Event::Received(received) => received.delivery.payload.len(),
+            Event::Received(received) => received.delivery.memory(),
             _ => 0,
         };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_BYTES);
@@ -86,6 +86,23 @@ mod tests {
                 qos: QoS::AtLeastOnce,
             },
         })
+    }
+
+    #[test]
+    fn all_that_a_message_brings_counts() {
+        let (sender, mut receiver) = inbox();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut large = message(0);
+        if let Event::Received(received) = &mut large {
+            let pair = (String::new(), String::new());
+            received.delivery.properties.user = vec![pair; MAX_BYTES as usize / 64];
+        }
+        let mut first = pin!(sender.send(large));
+        assert!(first.as_mut().poll(&mut context).is_ready());
+        let mut second = pin!(sender.send(message(1)));
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert!(receiver.events.try_recv().is_ok());
+        assert!(second.as_mut().poll(&mut context).is_ready());
     }
 
     #[test]

@@ -7,13 +7,17 @@
 
 mod failure;
 mod inbox;
+mod progress;
+mod reads;
 mod stall;
+mod trim;
+mod waiting;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
@@ -29,6 +33,9 @@ use crate::model::message::{Delivery, Message, Qos};
 use crate::model::topic::Filter;
 use crate::net::options::{BrokerOptions, MIN_KEEP_ALIVE};
 use failure::failure;
+use progress::Progress;
+use reads::few_reads;
+use waiting::Waiting;
 use wire::{
     CONNECT_TIMEOUT, options, puback, pubrec, received, refused, subscribed, wire_properties,
     wire_qos,
@@ -150,6 +157,7 @@ pub struct Connection {
     requests: mpsc::UnboundedSender<Request>,
     events: inbox::Receiver,
     progress: Progress,
+    waiting: Waiting,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -170,11 +178,11 @@ impl Connection {
         let options = options(settings)?;
         let (client, eventloop) = AsyncClient::new(options, REQUEST_QUEUE);
         let (event_tx, events) = inbox::inbox();
-        // Bounded by its users: acknowledgements by what was delivered, publishes by the
-        // outbox's window.
+        // Bounded: acknowledgements by what was delivered, publishes by `waiting`.
         let (requests, request_rx) = mpsc::unbounded_channel();
         let order = Order::default();
         let progress = Progress::new(CONNECT_TIMEOUT * 2);
+        let waiting = Waiting::default();
         let tasks = [
             tokio::spawn(poll(
                 eventloop,
@@ -183,12 +191,13 @@ impl Connection {
                 settings.broker.keep_alive,
                 progress.clone(),
             )),
-            tokio::spawn(send(client, request_rx, order)),
+            tokio::spawn(send(client, request_rx, order, waiting.clone())),
         ];
         Ok(Self {
             requests,
             events,
             progress,
+            waiting,
             tasks,
         })
     }
@@ -216,9 +225,14 @@ impl Connection {
         wire::size(message)
     }
 
-    /// Publishes `message`; [`Event::Published`] brings `token` back.
-    pub fn publish(&self, message: Message, token: Token) {
-        let _ = self.requests.send(Request::Publish(message, token));
+    /// Publishes `message`; [`Event::Published`] brings `token` back. `false`, and nothing more,
+    /// if too many others wait for a broker that does not answer.
+    pub fn publish(&self, message: Message, token: Token) -> bool {
+        let room = self.waiting.enter(message.memory());
+        if room {
+            let _ = self.requests.send(Request::Publish(message, token));
+        }
+        room
     }
 
     /// Acknowledges a message that came over this connection.
@@ -239,34 +253,6 @@ impl Connection {
     /// Says goodbye; [`Event::Closed`] follows.
     pub fn disconnect(&self) {
         let _ = self.requests.send(Request::Disconnect);
-    }
-}
-
-/// When the task that reads the network was last heard of; not while it waits for its holder.
-#[derive(Debug, Clone)]
-struct Progress(Arc<Mutex<(Option<Instant>, Duration)>>);
-
-impl Progress {
-    /// Nothing is to be heard for `silence` at most.
-    fn new(silence: Duration) -> Self {
-        Self(Arc::new(Mutex::new((Some(Instant::now()), silence))))
-    }
-
-    fn made(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(Instant::now());
-    }
-
-    fn waits_for_holder(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
-    }
-
-    fn allow(&self, silence: Duration) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = silence;
-    }
-
-    fn is_missing(&self) -> bool {
-        let (at, silence) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        at.is_some_and(|at| at.elapsed() > silence)
     }
 }
 
@@ -291,12 +277,18 @@ impl Order {
 }
 
 /// Hands requests to the library, waiting where it does.
-async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request>, order: Order) {
+async fn send(
+    client: AsyncClient,
+    mut requests: mpsc::UnboundedReceiver<Request>,
+    order: Order,
+    waiting: Waiting,
+) {
     while let Some(request) = requests.recv().await {
         let handed_over = match request {
             Request::Publish(message, token) => {
                 order.push(token);
-                client
+                let bytes = message.memory();
+                let done = client
                     .publish_with_properties(
                         message.topic,
                         wire_qos(message.qos),
@@ -304,7 +296,9 @@ async fn send(client: AsyncClient, mut requests: mpsc::UnboundedReceiver<Request
                         message.payload,
                         wire_properties(message.properties),
                     )
-                    .await
+                    .await;
+                waiting.leave(bytes);
+                done
             }
             Request::Acknowledge(ack) => {
                 let publish = Publish {
@@ -351,8 +345,9 @@ async fn poll(
         |keep_alive: Duration| keep_alive.max(MIN_KEEP_ALIVE) * STALL_KEEP_ALIVES + CONNECT_TIMEOUT;
     let mut stall = limit(keep_alive);
     let mut inflight: HashMap<u16, Token> = HashMap::new();
+    let mut ahead = 0;
     loop {
-        let event = match tokio::time::timeout(stall, eventloop.poll()).await {
+        let event = match tokio::time::timeout(stall, few_reads(eventloop.poll())).await {
             Err(_) => Some(Event::Failed(Failure::Passing(format!(
                 "no progress for {} s",
                 stall.as_secs()
@@ -376,6 +371,11 @@ async fn poll(
             }
             Ok(Ok(LoopEvent::Outgoing(_))) => None,
         };
+        // Decoded together, they wait for their turn inside the library.
+        if eventloop.state.events.len() > ahead {
+            trim::trim_waiting(&mut eventloop.state.events);
+        }
+        ahead = eventloop.state.events.len();
         stall::while_wanted().await;
         progress.made();
         if let Some(event) = event {
@@ -415,7 +415,7 @@ fn incoming(
                 maximum_packet: packet.unwrap_or(u32::MAX),
             })
         }
-        Packet::Publish(publish) => Some(Event::Received(received(publish))),
+        Packet::Publish(publish) => Some(received(publish)),
         Packet::SubAck(suback) => Some(Event::Subscribed(
             suback.return_codes.iter().map(subscribed).collect(),
         )),

@@ -12,7 +12,8 @@ use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::net::mqtt::{Ack, Received, Refused, Refuser, Settings};
+use crate::net::mqtt::trim::trim;
+use crate::net::mqtt::{Ack, Event, Failure, Received, Refused, Refuser, Settings};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
 
@@ -70,13 +71,22 @@ pub(super) fn options(settings: &Settings) -> Result<MqttOptions> {
     Ok(options)
 }
 
-pub(super) fn received(publish: Publish) -> Received {
+/// The event that a PUBLISH is: a message, or the end of a connection whose other side breaks
+/// the protocol.
+pub(super) fn received(mut publish: Publish) -> Event {
+    let properties = publish.properties.as_ref();
+    if properties.is_some_and(|properties| properties.topic_alias.is_some()) {
+        // The library remembers each, up to 4 GB (MQTT 5.0, section 3.3.2.3.4).
+        let cause = "the broker uses topic aliases, which the client does not offer";
+        return Event::Failed(Failure::Passing(cause.into()));
+    }
+    trim(&mut publish);
     let ack = Ack {
         packet: publish.pkid,
         qos: publish.qos,
     };
     let properties = publish.properties.unwrap_or_default();
-    Received {
+    Event::Received(Received {
         delivery: Delivery {
             topic: publish.topic,
             payload: publish.payload,
@@ -90,7 +100,7 @@ pub(super) fn received(publish: Publish) -> Received {
             },
         },
         ack,
-    }
+    })
 }
 
 pub(super) fn wire_qos(qos: Qos) -> QoS {

@@ -77,6 +77,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Commands that wait. A playbook sends a few at a time.
 const MAX_WAITING: usize = 1024;
 
+/// Maximum size of a packet with a command, bytes.
+const MAX_PACKET: u32 = 256 * 1024;
+
 /// Ids of commands that are remembered, to know one that is sent again.
 const MAX_KNOWN: usize = 1024;
 
@@ -170,7 +173,7 @@ async fn node(options: &Options) -> Result<()> {
         broker: options.broker.clone(),
         session_expiry: SESSION_EXPIRY,
         will: Some(status(options, node::LOST)),
-        max_packet: 1024 * 1024,
+        max_packet: MAX_PACKET,
         receive_maximum: 64,
     };
     let subscriptions = Subscriptions {

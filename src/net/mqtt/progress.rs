@@ -1,0 +1,32 @@
+//! Whether the task that reads the network gets on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When the task that reads the network was last heard of; not while it waits for its holder.
+#[derive(Debug, Clone)]
+pub(super) struct Progress(Arc<Mutex<(Option<Instant>, Duration)>>);
+
+impl Progress {
+    /// Nothing is to be heard for `silence` at most.
+    pub fn new(silence: Duration) -> Self {
+        Self(Arc::new(Mutex::new((Some(Instant::now()), silence))))
+    }
+
+    pub fn made(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(Instant::now());
+    }
+
+    pub fn waits_for_holder(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = None;
+    }
+
+    pub fn allow(&self, silence: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = silence;
+    }
+
+    pub fn is_missing(&self) -> bool {
+        let (at, silence) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() > silence)
+    }
+}
