@@ -202,6 +202,69 @@ fn ninety_thousand_attributes_are_as_many_as_fit() {
     client.stop();
 }
 
+/// `count` attributes with an environment entry of a few bytes each.
+fn small(count: usize) -> String {
+    let attributes: Vec<String> = (0..count).map(|n| format!(r#""{n:x}":"""#)).collect();
+    format!(r#"{{"status":"finished",{}}}"#, attributes.join(","))
+}
+
+#[test]
+fn three_hundred_thousand_attributes_are_as_many_as_the_system_allows() {
+    // Under the usual limit to the stack, under a small one, and beside large inherited variables.
+    for prepare in [
+        "",
+        "ulimit -s 512;",
+        r#"v=$(printf %0100000d 0); for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do export "V$n=$v"; done;"#,
+    ] {
+        let world = World::new();
+        let tael = common::binary("tael-client");
+        let mut command = world.command("tael-client");
+        let environment: Vec<_> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect();
+        let script = format!("{prepare} exec {} \"$@\"", tael.display());
+        let options = ["--who", "p", "--root", "lab", "-t", SEQ, "--envprefix", "A"];
+        command = std::process::Command::new("/bin/sh");
+        command
+            .env_clear()
+            .envs(environment)
+            .args(["-c", &script, "sh"])
+            .args(options)
+            .args([
+                "--max-payload",
+                "8388608",
+                "-c",
+                r#"env | grep -c ^A_ >>"$OUT/runs""#,
+            ])
+            .stdin(std::process::Stdio::null());
+        let client = world.online("p", command);
+        world.publish(SEQ, small(300_000), &[("tael-id", "E0")]);
+        wait_until("it runs", || !world.lines("runs").is_empty());
+        let exported: usize = world.lines("runs")[0].parse().expect("number");
+        assert!((1000..150_000).contains(&exported), "{prepare}: {exported}");
+        assert!(client.log_text().contains("left out"), "{prepare}");
+        client.stop();
+    }
+}
+
+#[test]
+fn ids_and_traces_of_senders_are_checked_before_commands_find_them() {
+    let mut recorder = Recorder::new("", &[]);
+    let id = "x$(touch $OUT/pwned)";
+    let properties = [("tael-id", id), ("traceparent", id)];
+    recorder.world.publish(SEQ, "{}", &properties);
+    recorder.runs = 1;
+    recorder.world.wait_report("env", "/units/succeeded", 1);
+    let ours = recorder.list("env");
+    let event = ours
+        .iter()
+        .find_map(|entry| entry.strip_prefix("TAEL_EVENT="));
+    assert_eq!(event.expect("id").len(), 26, "an id of our own");
+    assert!(!ours.iter().any(|entry| entry.starts_with("TRACEPARENT=")));
+    recorder.client.stop();
+}
+
 #[test]
 fn of_attributes_with_one_name_the_first_is_exported() {
     let mut recorder = Recorder::new("", &[]);

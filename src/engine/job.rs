@@ -9,10 +9,12 @@ use tracing::warn;
 
 use crate::engine::config::Config;
 use crate::engine::runner::Job;
-use crate::model::env_file;
 use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::model::variables::Variables;
+use crate::model::{env_file, exec};
+use crate::os::logging::SENDERS;
+use crate::os::process::exec_limit;
 
 /// Bytes of a file of variables at most.
 const MAX_ENV_FILE: u64 = 1024 * 1024;
@@ -25,12 +27,11 @@ pub const UNIT_VARIABLE: &str = "TAEL_UNIT";
 /// # Errors
 /// When the trigger's file of variables cannot be read.
 pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
-    // What the event brings was asked for by name or prefix, and wins.
     let mut variables = match &trigger.env_file {
         Some(path) => read_env_file(path)?,
         None => Vec::new(),
     };
-    variables.extend(unit.variables.iter().cloned());
+    let from_file = variables.len();
     let hops = unit.hops.to_string();
     let attempt = unit.attempt.to_string();
     let own = [
@@ -46,6 +47,18 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
     if let Some(traceparent) = &unit.traceparent {
         variables.push(("TRACEPARENT".into(), traceparent.clone().into()));
     }
+    let mut attributes = unit.variables.clone();
+    let left_out = exec::fit(&mut attributes, size(trigger, &variables), exec_limit());
+    if left_out > 0 {
+        warn!(
+            target: SENDERS,
+            TAEL_UNIT = unit.id,
+            "{left_out} attributes are left out of the environment: the system allows no more \
+             with this stack limit (ulimit -s) and inherited environment"
+        );
+    }
+    // What the event brings was asked for by name or prefix, and wins over the file.
+    variables.splice(from_file..from_file, attributes);
     let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Ok(Job {
@@ -59,6 +72,19 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
         max_output: config.max_output,
         cwd: trigger.cwd.clone(),
     })
+}
+
+/// What the arguments of `trigger`'s command and its environment take without attributes.
+fn size(trigger: &Trigger, variables: &Variables) -> usize {
+    let command = &trigger.command;
+    let argv = command.argv().into_iter().chain(command.shell_argv());
+    let argv: usize = argv.map(|word| exec::string(word.len())).sum();
+    let inherited =
+        std::env::vars_os().map(|(name, value)| exec::variable(name.len(), value.len()));
+    let ours = variables
+        .iter()
+        .map(|(name, value)| exec::variable(name.len(), value.len()));
+    argv + inherited.chain(ours).sum::<usize>()
 }
 
 /// Warns of what will not work as it is.

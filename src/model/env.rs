@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::model::event::{Attributes, attribute_value};
+use crate::model::exec;
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
@@ -11,10 +12,8 @@ use crate::model::variables::{Value, Variables};
 /// Source: Linux, `MAX_ARG_STRLEN` (32 pages of 4 KiB), `execve(2)`.
 pub const MAX_VALUE_BYTES: usize = 128 * 1024;
 
-/// The most bytes that all exported attributes may take together.
-///
-/// `execve(2)` allows a quarter of the stack limit, 2 MiB as shipped, for arguments and
-/// environment; half of it is left to the inherited environment and the command line.
+/// The most bytes that all exported attributes may take together, with a pointer to each. What
+/// the system allows a run may be less ([`exec`]).
 pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
 
 /// So many attributes that are left out are named; how many more, the last one says.
@@ -243,16 +242,17 @@ struct List {
 impl List {
     fn add(&mut self, key: &str, name: String, value: Value) {
         let bytes = name.len() + value.len() + 2;
+        let whole = exec::variable(name.len(), value.len());
         let cause = if value.as_bytes().contains(&0) {
             "its value contains a NUL character".to_owned()
         } else if bytes > MAX_VALUE_BYTES {
             format!("{bytes} bytes are more than the system's {MAX_VALUE_BYTES} for one variable")
-        } else if self.bytes + bytes > MAX_TOTAL_BYTES {
+        } else if self.bytes + whole > MAX_TOTAL_BYTES {
             format!("all variables together are more than {MAX_TOTAL_BYTES} bytes")
         } else if self.taken.contains(&name) {
             format!("{name} is taken by another attribute")
         } else {
-            self.bytes += bytes;
+            self.bytes += whole;
             self.taken.insert(name.clone());
             self.out.variables.push((name, value));
             return;

@@ -15,8 +15,11 @@ pub const MAX_HOPS: u32 = 32;
 /// The longest `tael-id` that is believed, in bytes; a ULID has 26.
 pub const MAX_ID_BYTES: usize = 64;
 
-/// The longest `tael-who`, `tael-cause` or `traceparent` that is passed on, in bytes.
+/// The longest `tael-who` or `tael-cause` that is passed on, in bytes.
 const MAX_PROPERTY_BYTES: usize = 256;
+
+/// The length of a `traceparent`, bytes.
+const TRACEPARENT_BYTES: usize = 55;
 
 /// The attributes of an event: its JSON object.
 pub type Attributes = Map<String, Value>;
@@ -109,8 +112,34 @@ pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> 
     Ok(with_attributes(delivery, topic, attributes))
 }
 
-/// An event of a delivered message whose attributes are known already. Properties are
-/// believed only when they are short and free of control characters.
+/// Whether `id` may name an event: commands find it in `TAEL_EVENT`, and scripts use it in file
+/// names.
+#[must_use]
+pub fn is_id(id: &str) -> bool {
+    let may = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(may)
+}
+
+/// Whether `text` is a `traceparent` as W3C Trace Context has it (section 3.2): version, trace
+/// id, parent id and flags in small hexadecimal digits.
+fn is_traceparent(text: &str) -> bool {
+    let digits = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let is_zero = |part: &str| part.bytes().all(|b| b == b'0');
+    match text.split('-').collect::<Vec<_>>()[..] {
+        [version, trace, parent, flags] => {
+            [version, trace, parent, flags].map(str::len) == [2, 32, 16, 2]
+                && [version, trace, parent, flags].into_iter().all(digits)
+                && version != "ff"
+                && !is_zero(trace)
+                && !is_zero(parent)
+        }
+        _ => false,
+    }
+}
+
+/// An event of a delivered message whose attributes are known already. An id that is none
+/// ([`is_id`]) and a wrong `traceparent` are left out; other properties are believed only when
+/// they are short and free of control characters.
 #[must_use]
 pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes) -> Event {
     let text = |name, limit: usize| {
@@ -124,14 +153,14 @@ pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes)
         topic: topic.to_owned(),
         attributes,
         payload: delivery.payload.clone(),
-        id: text(property::ID, MAX_ID_BYTES),
+        id: text(property::ID, MAX_ID_BYTES).filter(|id| is_id(id)),
         who: text(property::WHO, MAX_PROPERTY_BYTES),
         hops: delivery
             .properties
             .user(property::HOPS)
             .and_then(|hops| hops.parse().ok())
             .unwrap_or(0),
-        traceparent: text(property::TRACEPARENT, MAX_PROPERTY_BYTES),
+        traceparent: text(property::TRACEPARENT, TRACEPARENT_BYTES).filter(|t| is_traceparent(t)),
         retained: delivery.retained,
     }
 }
@@ -232,6 +261,36 @@ mod tests {
         ];
         let event = parse(&d, 10).expect("event");
         assert_eq!((event.id, event.who, event.hops), (None, None, 0));
+    }
+
+    #[test]
+    fn what_commands_find_in_their_environment_is_not_a_senders_text() {
+        let event = |name: &str, value: &str| {
+            let mut d = delivery(b"t", b"{}");
+            d.properties.user = vec![(name.into(), value.into())];
+            parse(&d, 10).expect("event")
+        };
+        for id in ["01ARZ3NDEKTSV4RRFFQ69G5FAV", "silence-12", "a.B_c:1"] {
+            assert_eq!(event(property::ID, id).id.as_deref(), Some(id));
+        }
+        for id in ["", "$(reboot)", "a b", "a/b", "é", "a\u{202e}"] {
+            assert_eq!(event(property::ID, id).id, None, "{id}");
+        }
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let traced = event(property::TRACEPARENT, good).traceparent;
+        assert_eq!(traced.as_deref(), Some(good));
+        for bad in [
+            "",
+            "$(reboot)",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert_eq!(event(property::TRACEPARENT, bad).traceparent, None, "{bad}");
+        }
     }
 
     proptest! {

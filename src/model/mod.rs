@@ -7,6 +7,7 @@ pub mod duration;
 pub mod env;
 pub mod env_file;
 pub mod event;
+pub mod exec;
 pub mod json;
 pub mod message;
 pub mod network;

@@ -9,6 +9,7 @@ use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::model::exec;
 use crate::os::proc;
 
 /// How often the members of a dying group are counted. Nothing tells when the last is gone.
@@ -120,6 +121,12 @@ pub fn hear_of_children() {
 #[must_use]
 pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Bytes that the system allows for arguments and environment of a program.
+#[must_use]
+pub fn exec_limit() -> usize {
+    exec::allowed(rustix::process::getrlimit(rustix::process::Resource::Stack).current)
 }
 
 /// Whether process group `id` has a member that is not a zombie.
