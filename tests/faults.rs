@@ -390,7 +390,7 @@ fn a_process_that_is_killed_before_it_becomes_its_command() {
     let pid = client.child.id();
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
-    strace.args(["-e", "inject=fsync,fdatasync:delay_enter=1000000:when=1"]);
+    strace.args(["-e", "inject=fsync,fdatasync:delay_enter=1000000"]);
     strace.args(["-p", &pid.to_string()]);
     let strace = world.spawn(strace);
     wait_until("strace is there", || strace.log_text().contains("attached"));
