@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::model::event::Attributes;
+use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 
 /// Triggers of a pipeline, and topics of a trigger, that are looked at.
@@ -197,6 +198,9 @@ impl Node {
     }
 }
 
+/// Maximum length of a label in a graph, characters.
+const MAX_LABEL: usize = 500;
+
 impl Graph {
     fn add(&mut self, from: Node, to: usize, silent: bool) {
         if !self.edges.contains(&(from, to, silent)) {
@@ -209,13 +213,13 @@ impl Graph {
     pub fn mermaid(&self) -> String {
         let quoted = |text: &str| {
             let mut out = String::new();
-            for c in text.chars() {
+            for c in printable(text, MAX_LABEL).chars() {
                 match c {
-                    // Entities, as Mermaid writes them.
-                    '"' | '#' | '&' | '<' | '>' | '`' => {
+                    // Entities, as Mermaid writes them. It looks for `%%{init: …}%%` in the whole
+                    // text, quoted or not.
+                    '"' | '#' | '&' | '<' | '>' | '`' | '%' | '{' | '}' | '\\' => {
                         let _ = write!(out, "#{};", u32::from(c));
                     }
-                    c if c.is_control() => out.push(' '),
                     c => out.push(c),
                 }
             }
@@ -243,7 +247,7 @@ impl Graph {
     #[must_use]
     pub fn dot(&self) -> String {
         let quoted = |text: &str| {
-            let text = text.replace(char::is_control, " ");
+            let text = printable(text, MAX_LABEL);
             text.replace('\\', r"\\").replace('"', "\\\"")
         };
         let mut out = "digraph tael {\n    rankdir=LR;\n".to_owned();
@@ -337,6 +341,21 @@ mod tests {
                 "{line} in\n{mermaid}"
             );
         }
+        let mut hostile = network();
+        let topics = json!({"state": "%%{init: {\"theme\":\"dark\"}}%%", "who": "x", "triggers": [
+            {"name": "t", "topics": ["%%{init: {}}%%\u{2028}click p0 href"], "absent": null}]});
+        let topic = "lab/infrastructure/pipelines/x/presence";
+        hostile.add("lab", topic, topics.as_object().expect("object"));
+        let hostile = hostile.graph("lab");
+        for text in [hostile.mermaid(), hostile.dot()] {
+            assert!(!text.contains('\u{2028}'), "{text}");
+        }
+        assert!(
+            !hostile.mermaid().contains(['%', '{']),
+            "{}",
+            hostile.mermaid()
+        );
+        assert!(hostile.mermaid().contains("#37;#37;#123;init"));
         assert!(!mermaid.contains("p2 --> p2"), "nobody starts himself");
         let dot = graph.dot();
         for line in [

@@ -1,9 +1,48 @@
-//! Text from strangers, made fit for a terminal or a log line.
+//! Text from strangers, made fit for a terminal, a log line or a graph. Every output uses this.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
-/// `text` on one line: control characters become escapes, so that a sender cannot move
-/// the cursor, forge a log line or change a terminal's title; cut after `limit` characters.
+/// Characters that are not shown as themselves, besides control characters (category Cc) and
+/// noncharacters: those of categories Cf (format), Zl and Zp (line and paragraph separators).
+/// They reorder what a reader sees, hide in it or end a line (Unicode TR 36).
+///
+/// Source: `DerivedGeneralCategory.txt` of Unicode 17.0. The last range is the whole block of tags
+/// and of the variation selectors beside them, which carry hidden text as well.
+const HIDDEN: &[RangeInclusive<char>] = &[
+    '\u{ad}'..='\u{ad}',
+    '\u{600}'..='\u{605}',
+    '\u{61c}'..='\u{61c}',
+    '\u{6dd}'..='\u{6dd}',
+    '\u{70f}'..='\u{70f}',
+    '\u{890}'..='\u{891}',
+    '\u{8e2}'..='\u{8e2}',
+    '\u{180e}'..='\u{180e}',
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{fff9}'..='\u{fffb}',
+    '\u{110bd}'..='\u{110bd}',
+    '\u{110cd}'..='\u{110cd}',
+    '\u{13430}'..='\u{1343f}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e0fff}',
+];
+
+/// Whether `c` is shown as an escape. There are no surrogates (category Cs) in Rust's text.
+fn is_hidden(c: char) -> bool {
+    let number = u32::from(c);
+    // The last two of every plane, and a block (Unicode, section 23.7).
+    let is_noncharacter = number & 0xfffe == 0xfffe || ('\u{fdd0}'..='\u{fdef}').contains(&c);
+    // Most characters are neither.
+    number >= 0x7f && (is_noncharacter || c.is_control() || HIDDEN.iter().any(|r| r.contains(&c)))
+        || number < 0x20
+}
+
+/// `text` on one line: what a terminal would not just show becomes an escape, so that a sender
+/// cannot move the cursor, forge a log line, reorder or hide text; cut after `limit` characters.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
     let mut out = String::with_capacity(text.len().min(limit));
@@ -16,7 +55,7 @@ pub fn printable(text: &str, limit: usize) -> String {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            c if is_odd(c) => {
+            c if is_hidden(c) => {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),
@@ -25,25 +64,20 @@ pub fn printable(text: &str, limit: usize) -> String {
     out
 }
 
-/// JSON text whose strings move no cursor: what controls a terminal, or reorders what a reader
-/// sees, becomes an escape of JSON's, and means the same.
+/// JSON text with the same characters as escapes of JSON's, which mean the same.
 #[must_use]
 pub fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
-        if is_odd(c) {
-            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        if is_hidden(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
         } else {
             out.push(c);
         }
     }
     out
-}
-
-/// Whether a terminal would not just show `c`. Bidirectional overrides reorder what a reader sees
-/// (Unicode TR 36).
-fn is_odd(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes as [`printable`] text; what is not UTF-8 shows as the replacement character.
@@ -70,10 +104,48 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_hides_or_reorders_is_shown() {
+        for c in [
+            '\u{7f}',
+            '\u{85}',
+            '\u{ad}',
+            '\u{61c}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{2066}',
+            '\u{fdd0}',
+            '\u{feff}',
+            '\u{fffe}',
+            '\u{ffff}',
+            '\u{1ffff}',
+            '\u{e0001}',
+            '\u{e0041}',
+            '\u{e0100}',
+            '\u{10fffe}',
+        ] {
+            let escape = format!("\\u{{{:x}}}", u32::from(c));
+            assert_eq!(printable(&format!("a{c}b"), 80), format!("a{escape}b"));
+            let json = serde_json::json!(c.to_string()).to_string();
+            let escaped = escaped_json(&json);
+            assert!(escaped.is_ascii(), "{escaped}");
+            let again: serde_json::Value = serde_json::from_str(&escaped).expect("JSON");
+            assert_eq!(again, c.to_string());
+        }
+        for plain in [
+            "é", "日本", "😀", "\u{e000}", "a\u{301}", "\u{fffd}", " ~\u{a0}",
+        ] {
+            assert_eq!(printable(plain, 80), plain);
+        }
+    }
+
     proptest! {
         #[test]
-        fn never_a_control_character(text in any::<String>()) {
-            prop_assert!(!printable(&text, 200).chars().any(char::is_control));
+        fn never_a_hidden_character(text in any::<String>()) {
+            prop_assert!(!printable(&text, 200).chars().any(is_hidden));
         }
     }
 }

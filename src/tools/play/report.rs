@@ -8,6 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::model::text::{escaped_json, printable};
+
+/// Maximum length of a text in a report, characters.
+const MAX_TEXT: usize = 2000;
 
 /// What became of one step.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +31,7 @@ pub(super) fn write(path: &Path, playbook: &str, outcomes: &[Outcome]) -> Result
     let text = if xml {
         junit(playbook, outcomes)
     } else {
-        format!("{}\n", json(playbook, outcomes))
+        format!("{}\n", escaped_json(&json(playbook, outcomes).to_string()))
     };
     fs::write(path, text)
         .map_err(|e| Error::cannot_create(format!("write report {}: {e}", path.display())))
@@ -82,13 +86,13 @@ fn junit(playbook: &str, outcomes: &[Outcome]) -> String {
 
 fn escaped(text: &str) -> String {
     let mut out = String::new();
-    for c in text.chars() {
+    // What XML cannot hold (XML 1.0, section 2.2) is never printable.
+    for c in printable(text, MAX_TEXT).chars() {
         match c {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
-            c if c.is_control() => out.push(' '),
             c => out.push(c),
         }
     }
@@ -116,6 +120,9 @@ mod tests {
         ] {
             assert!(xml.contains(part), "{part} in {xml}");
         }
+        let odd = escaped("\0\u{b}\u{fffe}\u{ffff}\u{1b}\u{2028}\u{d7ff}\u{1fffe}");
+        let in_xml = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+        assert!(odd.chars().all(in_xml), "{odd}");
         let value = json("p", &outcomes);
         assert_eq!(value["held"], false);
         assert_eq!(value["steps"][1]["failure"], "a & b");

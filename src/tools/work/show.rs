@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
+use crate::model::json;
 use crate::model::text::printable;
 use crate::model::unit::State;
 use crate::os::logging::say;
@@ -143,7 +144,7 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
             _ if ["accepted", "started", "ended"].contains(&key.as_str()) => {
                 moment(value.as_f64().unwrap_or(0.0))
             }
-            other => other.to_string(),
+            other => printable(&json::to_text(other), 500),
         };
         crate::tools::print(&format!("{key:<14} {text}"))?;
     }
