@@ -28,6 +28,9 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
+use crate::os::folder;
+use crate::os::inherit::{keep_descriptors, unblock_signals};
+use crate::os::init::reap_as_first_process;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use config::{Layer, Layers};
@@ -226,7 +229,13 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
         ));
         std::process::exit(ON_BUG.load(Ordering::Relaxed));
     }));
+    keep_descriptors();
+    unblock_signals();
     hear_of_children();
+    if let Some(code) = reap_as_first_process() {
+        return code;
+    }
+    folder::remember();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments
         .get(1)

@@ -13,6 +13,7 @@ use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::model::variables::Variables;
 use crate::model::{env_file, exec};
+use crate::os::folder;
 use crate::os::logging::SENDERS;
 use crate::os::process::exec_limit;
 
@@ -59,6 +60,7 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
     }
     // What the event brings was asked for by name or prefix, and wins over the file.
     variables.splice(from_file..from_file, attributes);
+    let start_folder = folder::find().map(Path::to_owned);
     let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Ok(Job {
@@ -70,7 +72,7 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
         timeout: trigger.policy.timeout.map(millis),
         grace: millis(trigger.policy.grace),
         max_output: config.max_output,
-        cwd: trigger.cwd.clone(),
+        cwd: trigger.cwd.clone().or(start_folder),
     })
 }
 

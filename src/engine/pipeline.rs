@@ -255,7 +255,8 @@ impl Pipeline {
         let due = self.queue.next_due(now).and_then(|due| {
             Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
         });
-        let held = self.held_until.filter(|_| self.queue.waiting() > 0);
+        let held = self.held_until.or_else(|| self.runners.held_until());
+        let held = held.filter(|_| self.queue.waiting() > 0);
         let times = [
             due,
             held,

@@ -9,6 +9,7 @@ use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::error::Result;
 use crate::net::options::BrokerOptions;
+use crate::os::folder;
 
 /// A request for a reload, and where the new configuration comes from.
 pub struct Reload {
@@ -29,6 +30,8 @@ impl Pipeline {
     /// nothing.
     pub(super) fn reload(&mut self, read: impl Fn() -> Result<Config>) {
         self.health.notify.reloading();
+        // The configuration may have been named relative to it.
+        let _ = folder::find();
         let reloaded = read().and_then(|config| self.take_over(config));
         if let Err(e) = &reloaded {
             error!("reload: {e}; going on as before");

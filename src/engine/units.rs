@@ -76,6 +76,7 @@ impl Pipeline {
     pub(super) fn start_waiting(&mut self) -> Result<(), Error> {
         let mut units = Vec::new();
         while self.held_until.is_none_or(|until| Instant::now() >= until)
+            && self.runners.held_until().is_none()
             && let Some((trigger, unit)) = self.queue.next(self.ticks())
         {
             let record = match self.reader.unit(&unit) {
@@ -184,6 +185,7 @@ impl Pipeline {
 
     /// Says, once, what units wait for.
     fn short_of(&mut self, unit: &str, what: &std::fmt::Arguments<'_>) {
+        self.runners.shortage();
         if !std::mem::replace(&mut self.refusing, true) {
             error!(
                 TAEL_UNIT = unit,

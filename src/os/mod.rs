@@ -2,7 +2,10 @@
 
 pub mod command;
 pub mod descent;
+pub mod folder;
 pub mod host;
+pub mod inherit;
+pub mod init;
 pub mod lock;
 pub mod logging;
 pub mod notify;

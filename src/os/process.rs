@@ -59,6 +59,17 @@ pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
     }
 }
 
+/// Signals that do nothing to a runner.
+const HEARD: &[Signal] = &[
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGXFSZ,
+    // Somebody opens a file that we look at (`is_open_elsewhere`).
+    Signal::SIGIO,
+];
+
 /// Makes this process the leader of a session of its own, deaf to the signals that end its
 /// parent's. A command that it starts is not: `execve(2)` sets handlers back to the default.
 pub fn detach() {
@@ -66,15 +77,17 @@ pub fn detach() {
     let _ = nix::sys::prctl::set_name(c"tael-runner");
     // Fails only for a process group leader, which has no terminal to lose then either.
     let _ = nix::unistd::setsid();
-    on_signals(&[
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-        Signal::SIGXFSZ,
-        // Somebody opens a file that we look at (`is_open_elsewhere`).
-        Signal::SIGIO,
-    ]);
+    on_signals(HEARD);
+    // What whoever started us has ignored, a command would ignore as well.
+    let ours = [libc::SIGPIPE].into_iter();
+    let ours: Vec<_> = ours
+        .chain(HEARD.iter().map(|s| *s as libc::c_int))
+        .collect();
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| !ours.contains(signal)) {
+        // SAFETY: no handler is set. It fails only for signals that cannot be caught, and for the
+        // two that the C library keeps for itself.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// Has `signals` do nothing to this process.

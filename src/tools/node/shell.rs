@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
-use crate::os::notify;
+use crate::os::inherit::keep_variables;
 use crate::os::process::end_group;
 
 /// Calls functions by words that it reads, NUL between them, and says how each ended. Nothing
@@ -71,9 +71,7 @@ impl Shell {
     /// When there is no bash.
     pub fn start(functions: &Path, text: &str) -> io::Result<Self> {
         let mut command = Command::new("bash");
-        for name in notify::VARIABLES {
-            command.env_remove(name);
-        }
+        keep_variables(&mut command);
         let mut child = command
             .args(["-c", DRIVER, "tael-node"])
             .arg(functions)

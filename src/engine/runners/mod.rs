@@ -1,30 +1,25 @@
 //! The runners that a client has at hand: started ahead, one unit at a time each.
 
+mod handle;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::job::UNIT_VARIABLE;
-use crate::engine::runner::{ARGUMENT, FILE, Job};
+use crate::engine::runner::{FILE, Job};
 use crate::engine::word::Word;
 use crate::model::unit::Outcome;
-use crate::os::notify;
 use crate::store::outcome::parse_outcome;
 use crate::store::streams::UnitDir;
-
-/// Where programs are found when nobody has said so.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+use handle::{Handle, Line, Work};
 
 /// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
 /// must not wait for a runner that somebody has stopped.
@@ -32,6 +27,10 @@ const MAX_LINE: usize = 32 * 1024;
 
 /// How long runners that were needed at once stay when nothing is to do.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long after a shortage of processes units begin one after the other: all at once, their
+/// runners would take what their commands need.
+const CAUTION: Duration = Duration::from_secs(10);
 
 /// What a runner says of a unit.
 #[derive(Debug)]
@@ -46,38 +45,6 @@ pub enum Report {
     Unknown(String),
 }
 
-enum Line {
-    Said(u64, String),
-    Gone(u64, u32),
-}
-
-/// What a runner is at.
-enum Work {
-    Idle,
-    /// It is to make a unit ready, and waits for the word; with what it has said meanwhile.
-    Ready(String, Word, Vec<String>),
-    /// It was told to begin a unit.
-    Told(String),
-    /// It was told that its unit is not to run.
-    Dropped,
-}
-
-struct Handle {
-    number: u64,
-    requests: ChildStdin,
-    work: Work,
-}
-
-impl Handle {
-    const fn is_idle(&self) -> bool {
-        matches!(self.work, Work::Idle)
-    }
-
-    fn is_ready(&self, unit: &str) -> bool {
-        matches!(&self.work, Work::Ready(ready, ..) if ready == unit)
-    }
-}
-
 /// A client's runners.
 pub struct Runners {
     handles: Vec<Handle>,
@@ -86,8 +53,8 @@ pub struct Runners {
     held: VecDeque<Line>,
     line_tx: mpsc::UnboundedSender<Line>,
     started: u64,
-    /// When a unit was last handed over.
-    busy: Instant,
+    /// Until when units begin one after the other.
+    careful_until: Option<Instant>,
     dir: PathBuf,
 }
 
@@ -101,7 +68,7 @@ impl Runners {
             held: VecDeque::new(),
             line_tx,
             started: 0,
-            busy: Instant::now(),
+            careful_until: None,
             dir,
         }
     }
@@ -126,11 +93,42 @@ impl Runners {
         self.handles.iter().filter(|h| h.is_idle()).count()
     }
 
-    /// Lets all idle runners but one go: without its pipe a runner leaves.
-    fn thin_out(&mut self) {
+    /// Lets all idle runners but one go that have been so for `time`: without its pipe a runner
+    /// leaves. The first is kept, which is also the first to be used.
+    fn thin_out(&mut self, time: Duration) {
         let mut kept = false;
-        self.handles
-            .retain(|handle| !handle.is_idle() || !std::mem::replace(&mut kept, true));
+        self.handles.retain(|handle| {
+            !handle.is_idle()
+                || !std::mem::replace(&mut kept, true)
+                || handle.idle_since.elapsed() < time
+        });
+    }
+
+    /// When the next idle runner that is not needed is to go.
+    fn surplus(&self) -> Option<Instant> {
+        let idle = self.handles.iter().filter(|h| h.is_idle()).skip(1);
+        idle.map(|handle| handle.idle_since + LINGER).min()
+    }
+
+    /// Notes that processes run short: idle runners go, and units begin one after the other for
+    /// a while.
+    pub fn shortage(&mut self) {
+        self.careful_until = Some(Instant::now() + CAUTION);
+        self.thin_out(Duration::ZERO);
+    }
+
+    fn is_careful(&self) -> bool {
+        self.careful_until
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Until when nothing more is to begin, unless a runner reports before: processes have run
+    /// short, and a unit is about to begin.
+    #[must_use]
+    pub fn held_until(&self) -> Option<Instant> {
+        let starting = |handle: &Handle| matches!(handle.work, Work::Ready(..) | Work::Told(_));
+        self.careful_until
+            .filter(|_| self.is_careful() && self.handles.iter().any(starting))
     }
 
     /// Takes a runner for `unit`. [`Runners::make_ready`] is to follow, and, once the word was
@@ -146,7 +144,6 @@ impl Runners {
         let handle = &mut self.handles[place];
         let word = Word::new(handle.requests.as_fd().try_clone_to_owned()?);
         handle.work = Work::Ready(unit.to_owned(), word.clone(), Vec::new());
-        self.busy = Instant::now();
         Ok(word)
     }
 
@@ -231,37 +228,9 @@ impl Runners {
     }
 
     fn start(&mut self) -> io::Result<usize> {
-        // The running image, even if its file has been replaced by an upgrade.
-        let path = (std::env::var_os("PATH").is_none()).then_some(("PATH", DEFAULT_PATH));
-        let mut command = Command::new("/proc/self/exe");
-        for name in notify::VARIABLES {
-            command.env_remove(name);
-        }
-        let mut child = command
-            .arg(ARGUMENT)
-            .arg(&self.dir)
-            // A client identifier is for one connection: a `tael message` in the command that
-            // inherited ours would take our session over.
-            .env_remove("TAEL_ID")
-            // A client may itself be part of a run, of which the runs of its own are none.
-            .env_remove(UNIT_VARIABLE)
-            .envs(path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let (Some(requests), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        };
-        let replies = File::from(OwnedFd::from(replies));
-        let replies = pipe::Receiver::from_file(replies)?;
+        let handle = Handle::start(self.started + 1, &self.dir, &self.line_tx)?;
         self.started += 1;
-        tokio::spawn(listen(self.started, child, replies, self.line_tx.clone()));
-        self.handles.push(Handle {
-            number: self.started,
-            requests,
-            work: Work::Idle,
-        });
+        self.handles.push(handle);
         Ok(self.handles.len() - 1)
     }
 
@@ -273,7 +242,7 @@ impl Runners {
                     return report;
                 }
             }
-            let surplus = self.idle() > 1;
+            let surplus = self.surplus();
             tokio::select! {
                 // We hold a sender ourselves, so that the channel never ends.
                 Some(line) = self.lines.recv() => {
@@ -281,7 +250,9 @@ impl Runners {
                         return report;
                     }
                 }
-                () = sleep_until(self.busy + LINGER), if surplus => self.thin_out(),
+                () = sleep_until(surplus.unwrap_or_else(Instant::now)), if surplus.is_some() => {
+                    self.thin_out(LINGER);
+                }
             }
         }
     }
@@ -295,7 +266,7 @@ impl Runners {
                 let gone = self.handles.remove(place);
                 self.keep_warm();
                 match gone.work {
-                    Work::Told(unit) => Some(Report::Unknown(unit)),
+                    Work::Told(unit) | Work::Begun(unit) => Some(Report::Unknown(unit)),
                     // What was only made ready is made ready again when it is to begin.
                     Work::Idle | Work::Ready(..) | Work::Dropped => None,
                 }
@@ -313,15 +284,22 @@ impl Runners {
                         // Something of its unit goes on, and it takes no other.
                         _ => Work::Dropped,
                     };
+                    handle.idle_since = Instant::now();
+                    if self.is_careful() {
+                        self.thin_out(Duration::ZERO);
+                    }
                     self.keep_warm();
                     return None;
                 }
-                let Work::Told(unit) = &handle.work else {
+                let (Work::Told(unit) | Work::Begun(unit)) = &handle.work else {
                     return None;
                 };
                 let unit = unit.clone();
                 match word {
-                    "started" => Some(Report::Started(unit, rest.parse().ok()?)),
+                    "started" => {
+                        handle.work = Work::Begun(unit.clone());
+                        Some(Report::Started(unit, rest.parse().ok()?))
+                    }
                     "ended" => Some(match parse_outcome(rest.as_bytes()) {
                         Some(outcome) => Report::Ended(unit, outcome),
                         None => Report::Unknown(unit),
@@ -335,27 +313,11 @@ impl Runners {
     }
 }
 
-async fn listen(
-    number: u64,
-    mut child: Child,
-    replies: pipe::Receiver,
-    lines: mpsc::UnboundedSender<Line>,
-) {
-    let mut replies = BufReader::with_capacity(512, replies).lines();
-    while let Ok(Some(text)) = replies.next_line().await {
-        if lines.send(Line::Said(number, text)).is_err() {
-            return;
-        }
-    }
-    // It has closed its side, so that this returns at once.
-    let _ = child.wait();
-    let _ = lines.send(Line::Gone(number, child.id()));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::outcome::outcome_text;
+    use std::process::{Child, Command, Stdio};
 
     /// A client with one runner, which is to make a unit ready; a bystander takes its place.
     fn ready() -> (tempfile::TempDir, Runners, Child, Word) {
@@ -370,6 +332,7 @@ mod tests {
             number: 1,
             requests: child.stdin.take().expect("stdin"),
             work: Work::Idle,
+            idle_since: Instant::now(),
         });
         let word = runners.reserve("u").expect("reserve");
         (dir, runners, child, word)

@@ -1,0 +1,121 @@
+//! One runner, as its client sees it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::engine::job::UNIT_VARIABLE;
+use crate::engine::runner::ARGUMENT;
+use crate::engine::word::Word;
+use crate::os::inherit::keep_variables;
+
+/// Where programs are found when nobody has said so.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What comes from a runner.
+pub(super) enum Line {
+    /// Runner of this number has said this.
+    Said(u64, String),
+    /// Runner of this number, process of this id, is gone.
+    Gone(u64, u32),
+}
+
+/// What a runner is at.
+pub(super) enum Work {
+    /// It has nothing to do.
+    Idle,
+    /// It is to make a unit ready, and waits for the word; with what it has said meanwhile.
+    Ready(String, Word, Vec<String>),
+    /// It was told to begin a unit.
+    Told(String),
+    /// Its unit has begun.
+    Begun(String),
+    /// It was told that its unit is not to run.
+    Dropped,
+}
+
+/// A runner.
+pub(super) struct Handle {
+    pub(super) number: u64,
+    pub(super) requests: ChildStdin,
+    pub(super) work: Work,
+    /// When it last had nothing more to do.
+    pub(super) idle_since: Instant,
+}
+
+impl Handle {
+    /// Starts a runner with this number, which has `dir` for what it needs beside its units. What
+    /// it says goes to `lines`.
+    ///
+    /// # Errors
+    /// When no process can be started.
+    pub(super) fn start(
+        number: u64,
+        dir: &Path,
+        lines: &mpsc::UnboundedSender<Line>,
+    ) -> io::Result<Self> {
+        // The running image, even if its file has been replaced by an upgrade.
+        let path = (std::env::var_os("PATH").is_none()).then_some(("PATH", DEFAULT_PATH));
+        let mut command = Command::new("/proc/self/exe");
+        keep_variables(&mut command);
+        let mut child = command
+            .arg(ARGUMENT)
+            .arg(dir)
+            // A client identifier is for one connection: a `tael message` in the command that
+            // inherited ours would take our session over.
+            .env_remove("TAEL_ID")
+            // A client may itself be part of a run, of which the runs of its own are none.
+            .env_remove(UNIT_VARIABLE)
+            .envs(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (Some(requests), Some(replies)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        let replies = File::from(OwnedFd::from(replies));
+        let replies = pipe::Receiver::from_file(replies)?;
+        tokio::spawn(listen(number, child, replies, lines.clone()));
+        Ok(Self {
+            number,
+            requests,
+            work: Work::Idle,
+            idle_since: Instant::now(),
+        })
+    }
+
+    /// Whether it has nothing to do.
+    pub(super) const fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Idle)
+    }
+
+    /// Whether it makes `unit` ready.
+    pub(super) fn is_ready(&self, unit: &str) -> bool {
+        matches!(&self.work, Work::Ready(ready, ..) if ready == unit)
+    }
+}
+
+async fn listen(
+    number: u64,
+    mut child: Child,
+    replies: pipe::Receiver,
+    lines: mpsc::UnboundedSender<Line>,
+) {
+    let mut replies = BufReader::with_capacity(512, replies).lines();
+    while let Ok(Some(text)) = replies.next_line().await {
+        if lines.send(Line::Said(number, text)).is_err() {
+            return;
+        }
+    }
+    // It has closed its side, so that this returns at once.
+    let _ = child.wait();
+    let _ = lines.send(Line::Gone(number, child.id()));
+}
