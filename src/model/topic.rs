@@ -1,6 +1,9 @@
 //! Topic names, topic filters and pipeline names (MQTT 5.0, section 4.7).
 
+use std::collections::HashSet;
 use std::fmt;
+
+use crate::model::filter_index::FilterIndex;
 
 /// The longest topic name or filter, in bytes (MQTT 5.0, section 1.5.4).
 pub const MAX_BYTES: usize = 65_535;
@@ -73,7 +76,7 @@ pub fn check_root(root: &str) -> Result<(), String> {
 }
 
 /// A valid topic filter.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Filter(String);
 
 impl Filter {
@@ -121,8 +124,15 @@ impl Filter {
         &self.0
     }
 
+    /// Whether it is a shared subscription, `$share/GROUP/…`.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.0.starts_with("$share/")
+    }
+
     /// The filter without its `$share/GROUP/`.
-    fn unshared(&self) -> &str {
+    #[must_use]
+    pub fn unshared(&self) -> &str {
         self.0
             .strip_prefix("$share/")
             .and_then(|shared| shared.split_once('/'))
@@ -152,7 +162,7 @@ impl Filter {
     /// subscription to both would only bring messages twice.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        if self.0.starts_with("$share/") || other.0.starts_with("$share/") {
+        if self.is_shared() || other.is_shared() {
             return self == other;
         }
         if other.0.starts_with('$') && self.0.starts_with(['+', '#']) {
@@ -187,14 +197,36 @@ impl fmt::Display for Filter {
 /// `filters` without those that another one covers.
 #[must_use]
 pub fn minimal(filters: &[Filter]) -> Vec<Filter> {
-    let mut kept: Vec<Filter> = Vec::new();
-    for filter in filters {
-        if !kept.iter().any(|wide| wide.covers(filter)) {
-            kept.retain(|narrow| !filter.covers(narrow));
-            kept.push(filter.clone());
+    let mut seen = HashSet::new();
+    let different: Vec<&Filter> = filters.iter().filter(|f| seen.insert(*f)).collect();
+    let index = index(different.iter().copied());
+    let kept = different
+        .into_iter()
+        .enumerate()
+        .filter(|(place, filter)| filter.is_shared() || !index.is_covered(filter.as_str(), *place));
+    kept.map(|(_, filter)| filter.clone()).collect()
+}
+
+/// Those of `filters`, all different, that match a topic which another one matches too: the
+/// broker may deliver its messages once for each.
+#[must_use]
+pub fn overlapping(filters: &[Filter]) -> HashSet<Filter> {
+    let index = index(filters.iter());
+    let overlapping = filters.iter().enumerate().filter(|(place, filter)| {
+        !filter.is_shared() && index.is_overlapped(filter.as_str(), *place)
+    });
+    overlapping.map(|(_, filter)| filter.clone()).collect()
+}
+
+/// The places of `filters` by what they match; a shared subscription stands by itself.
+fn index<'a>(filters: impl Iterator<Item = &'a Filter>) -> FilterIndex {
+    let mut index = FilterIndex::default();
+    for (place, filter) in filters.enumerate() {
+        if !filter.is_shared() {
+            index.insert(filter.as_str(), place);
         }
     }
-    kept
+    index
 }
 
 /// The topics of one pipeline, `<root>/infrastructure/pipelines/<who>/…`.
