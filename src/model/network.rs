@@ -37,8 +37,10 @@ pub struct Seen {
     pub version: String,
     /// When its client was started, seconds since the epoch.
     pub since: Option<i64>,
-    /// Its triggers.
+    /// Its triggers, as far as it lists them.
     pub triggers: Vec<Waits>,
+    /// How many it has.
+    pub trigger_count: u64,
     /// The status of its last end.
     pub last: Option<Attributes>,
 }
@@ -64,6 +66,7 @@ impl Network {
             version: String::new(),
             since: None,
             triggers: Vec::new(),
+            trigger_count: 0,
             last: None,
         });
         let text = |key: &str| {
@@ -83,6 +86,9 @@ impl Network {
                 let triggers = payload.get("triggers").and_then(Value::as_array);
                 let triggers = triggers.into_iter().flatten().take(MAX_TRIGGERS);
                 seen.triggers = triggers.map(waits).collect();
+                let count = payload.get("trigger_count").and_then(Value::as_u64);
+                let listed = seen.triggers.len() as u64;
+                seen.trigger_count = count.unwrap_or(listed).max(listed);
             }
             "last" => seen.last = payload.get("last").and_then(Value::as_object).cloned(),
             _ => {}
@@ -167,6 +173,7 @@ impl Seen {
             "state": self.state,
             "version": self.version,
             "since": self.since,
+            "trigger_count": self.trigger_count,
             "triggers": triggers,
             "last": self.last,
         })

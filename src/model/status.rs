@@ -117,7 +117,36 @@ pub enum Presence {
     Lost,
 }
 
-/// The presence of a pipeline that has been up since `since`.
+/// Maximum number of triggers that a presence lists, and of their bytes as JSON.
+const MAX_LISTED: usize = 100;
+const MAX_LISTED_BYTES: usize = 16 * 1024;
+
+/// Triggers as a presence lists them, as many as fit.
+fn listed(triggers: &[Trigger]) -> Vec<Value> {
+    let texts = |list: &mut dyn Iterator<Item = String>| list.collect::<Vec<_>>();
+    let mut room = MAX_LISTED_BYTES;
+    let mut list = Vec::new();
+    for trigger in triggers.iter().take(MAX_LISTED) {
+        let mut map = json!({
+            "name": trigger.name,
+            "topics": texts(&mut trigger.filters.iter().map(ToString::to_string)),
+            "when": texts(&mut trigger.conditions.iter().map(ToString::to_string)),
+        });
+        if let Some(absent) = trigger.absent {
+            map["absent"] = json!(absent.as_secs_f64());
+        }
+        match room.checked_sub(map.to_string().len() + 1) {
+            Some(left) => room = left,
+            None => break,
+        }
+        list.push(map);
+    }
+    list
+}
+
+/// The presence of a pipeline that has been up since `since`. A broker publishes `lost` in our
+/// stead and gets it with CONNECT, where it has 65,535 bytes at most (MQTT 5.0, section 3.1.3.4):
+/// it names no triggers.
 #[must_use]
 pub fn presence(
     state: Presence,
@@ -126,20 +155,6 @@ pub fn presence(
     triggers: &[Trigger],
     since: Timestamp,
 ) -> Value {
-    let triggers: Vec<Value> = triggers
-        .iter()
-        .map(|trigger| {
-            let mut map = json!({
-                "name": trigger.name,
-                "topics": trigger.filters.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "when": trigger.conditions.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            });
-            if let Some(absent) = trigger.absent {
-                map["absent"] = json!(absent.as_secs_f64());
-            }
-            map
-        })
-        .collect();
     let mut presence = json!({
         "state": match state {
             Presence::Online | Presence::Paused => "online",
@@ -150,8 +165,11 @@ pub fn presence(
         "host": host,
         "version": env!("CARGO_PKG_VERSION"),
         "since": since.as_second(),
-        "triggers": triggers,
     });
+    if state != Presence::Lost {
+        presence["trigger_count"] = json!(triggers.len());
+        presence["triggers"] = json!(listed(triggers));
+    }
     if state == Presence::Paused {
         presence["paused"] = json!(true);
     }
@@ -183,6 +201,9 @@ pub fn message(user: &str, attributes: Attributes, now: Timestamp) -> Map<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::env::Export;
+    use crate::model::topic::Filter;
+    use crate::model::trigger::{Command, Policy};
 
     fn text(map: Map<String, Value>) -> String {
         Value::Object(map).to_string()
@@ -225,6 +246,39 @@ mod tests {
             beacon(at(1_700_000_001)),
             r#"{"date":"20231114","status":"finished","time":"221321"}"#
         );
+    }
+
+    #[test]
+    fn a_presence_is_small_whatever_it_lists() {
+        let trigger = |filter: String| Trigger {
+            name: "t".into(),
+            filters: vec![Filter::new(filter).expect("filter")],
+            conditions: Vec::new(),
+            command: Command::direct("true").expect("command"),
+            export: Export::new(None, Vec::new()).expect("export"),
+            passthrough: Vec::new(),
+            accept_retained: false,
+            cwd: None,
+            env_file: None,
+            absent: None,
+            policy: Policy::default(),
+        };
+        for (filter, listed) in [("lab/a".to_owned(), MAX_LISTED), ("x".repeat(1000), 15)] {
+            let triggers = vec![trigger(filter); 10_000];
+            let say = |state| presence(state, "p", "h", &triggers, at(5));
+            let online = say(Presence::Online);
+            assert_eq!(online["trigger_count"], 10_000);
+            assert_eq!(online["triggers"].as_array().map(Vec::len), Some(listed));
+            assert!(online.to_string().len() < MAX_LISTED_BYTES + 1024);
+            let lost = say(Presence::Lost).to_string();
+            let version = env!("CARGO_PKG_VERSION");
+            assert_eq!(
+                lost,
+                format!(
+                    r#"{{"state":"lost","who":"p","host":"h","version":"{version}","since":5}}"#
+                )
+            );
+        }
     }
 
     #[test]

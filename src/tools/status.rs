@@ -133,6 +133,12 @@ fn row(seen: &Seen) -> [String; 7] {
         })
         .collect();
     by.dedup();
+    let more = seen
+        .trigger_count
+        .saturating_sub(seen.triggers.len() as u64);
+    if more > 0 {
+        by.push(format!("{more} more"));
+    }
     let cell = |text: &str| printable(if text.is_empty() { "-" } else { text }, 120);
     [
         cell(&seen.who),
