@@ -16,6 +16,7 @@ use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::topic::{self, DEFAULT_ROOT};
 use crate::model::trigger::Trigger;
+use crate::model::triggers::Triggers;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
 
@@ -97,6 +98,8 @@ impl Client {
         }
         topic::check_who(&who).map_err(|e| Error::usage(format!("start client: {e}")))?;
         let host = host::hostname();
+        let chosen_id = self.connection.has_id();
+        // What versions used that kept no identifier in the state folder.
         let broker = self
             .connection
             .resolve(matches, format!("tael-{who}-{host}"))?;
@@ -113,7 +116,7 @@ impl Client {
             root: root(self.root, &triggers)?,
             who,
             host,
-            triggers,
+            triggers: Triggers::new(triggers),
             max_payload: self.max_payload,
             max_output: self.max_output,
             keep: self.keep,
@@ -121,6 +124,7 @@ impl Client {
             stop_units: self.stop_units,
             metrics: self.metrics,
             broker,
+            chosen_id,
         })
     }
 }

@@ -232,6 +232,11 @@ impl Connection {
         Ok(options)
     }
 
+    /// Whether the client identifier is given.
+    pub const fn has_id(&self) -> bool {
+        self.id.is_some()
+    }
+
     fn password(&self, matches: &ArgMatches) -> Result<Option<Secret>> {
         if let Some(password) = &self.password {
             warn!("a password on the command line shows in ps: use --password-file");

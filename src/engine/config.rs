@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::model::trigger::Trigger;
+use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
 use crate::os::lock::Lock;
 use crate::store::streams::{RUNNERS, create_private_dir};
@@ -26,7 +26,7 @@ pub struct Config {
     /// This host.
     pub host: String,
     /// Its triggers, at least one, of different names.
-    pub triggers: Vec<Trigger>,
+    pub triggers: Triggers,
     /// The largest payload of an event, bytes.
     pub max_payload: usize,
     /// Bytes kept of each output stream of a run; 0 keeps all.
@@ -41,6 +41,8 @@ pub struct Config {
     pub metrics: Option<PathBuf>,
     /// How to reach the broker.
     pub broker: BrokerOptions,
+    /// Whether the operator has chosen the client identifier.
+    pub chosen_id: bool,
 }
 
 /// Makes the folders of a pipeline that are not there.

@@ -1,5 +1,6 @@
 //! A pipeline's connection: its session, and what it says of itself.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,9 +10,11 @@ use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::status::{self, Presence};
-use crate::model::topic::{Filter, PipelineTopics};
+use crate::model::topic::{Filter, PipelineTopics, minimal};
 use crate::net::mqtt::Settings;
 use crate::net::session::{Session, Subscriptions};
+use crate::store::identity::Identity;
+use crate::store::ledger;
 
 /// How long the broker keeps what is sent while we are away.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -39,16 +42,63 @@ pub fn presence(
 /// The session that a pipeline has with its broker.
 ///
 /// # Errors
-/// When its control topic is too long.
-pub fn session(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Result<Session> {
-    let settings = Settings {
+/// When its control topic is too long, or the file that says who it is cannot be written.
+pub fn session(
+    config: &Config,
+    topics: &PipelineTopics,
+    since: Timestamp,
+    identity: &mut Identity,
+) -> Result<Session> {
+    let subscriptions = subscriptions(config, topics)?;
+    will_hold(identity, config, &subscriptions)?;
+    let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
+    let settings = settings(config, topics, since);
+    Ok(Session::new(settings, subscriptions).resume(held, expected))
+}
+
+/// What the broker is told when a pipeline connects.
+pub fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Settings {
+    Settings {
         broker: config.broker.clone(),
         session_expiry: SESSION_EXPIRY,
+        clean_start: false,
         will: Some(presence(config, topics, Presence::Lost, since)),
         max_packet: max_packet(config.max_payload),
         receive_maximum: RECEIVE_MAXIMUM,
-    };
-    Ok(Session::new(settings, subscriptions(config, topics)?))
+    }
+}
+
+/// Reads who the pipeline in the state folder `home` is, and has it be that, unless the operator
+/// has chosen another identifier.
+///
+/// # Errors
+/// When the file cannot be read (73) or comes from a newer version (78).
+pub fn identify(config: &mut Config, home: &Path) -> Result<Identity> {
+    let mut identity = Identity::open(home)?;
+    if !config.chosen_id {
+        let used = ledger::file(home).exists();
+        let earlier = used.then_some(config.broker.client_id.as_str());
+        let id = identity.own_id(earlier, &config.who).to_owned();
+        config.broker.client_id = id;
+        if !used {
+            // Before there is a ledger: one without this file means an earlier version.
+            identity.save()?;
+        }
+    }
+    Ok(identity)
+}
+
+/// Notes what the broker is about to hold, before it is asked to.
+///
+/// # Errors
+/// When the file cannot be written (73).
+pub fn will_hold(
+    identity: &mut Identity,
+    config: &Config,
+    subscriptions: &Subscriptions,
+) -> Result<()> {
+    let filters = minimal(&subscriptions.all());
+    identity.will_hold(&config.broker.client_id, &config.broker.address(), &filters)
 }
 
 /// What a pipeline listens to.

@@ -10,6 +10,7 @@ use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::engine::settle;
 use crate::error::Kind;
 use crate::model::message::{Delivery, Message};
+use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Refuser, Token};
 use crate::net::session::{Event, SessionAck};
 use crate::os::logging::SENDERS;
@@ -26,6 +27,8 @@ impl Pipeline {
                 self.health.ready();
             }
             Event::Subscribed(result) => self.on_subscribed(result),
+            Event::Holds(filters) => self.on_held(filters),
+            Event::Left => {}
             Event::Offline => {
                 self.online = false;
                 self.outbox.reset();
@@ -40,6 +43,17 @@ impl Pipeline {
                     self.on_delivery(&received.delivery, received.ack);
                 }
             }
+        }
+    }
+
+    /// Notes what the broker holds for us now. If that fails, the file names more.
+    fn on_held(&mut self, filters: Vec<Filter>) {
+        let broker = &self.config.broker;
+        let held = self
+            .identity
+            .holds(&broker.client_id, &broker.address(), filters, true);
+        if let Err(e) = held {
+            warn!("{e}; it names more than the broker holds until the next change");
         }
     }
 

@@ -37,6 +37,7 @@ use crate::net::mqtt::Token;
 use crate::net::session::{Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
+use crate::store::identity::Identity;
 use crate::store::ledger::{Done, Ledger, OnDisk, Op, Reader};
 use crate::store::streams::{RUNNERS, UnitDir};
 
@@ -116,6 +117,7 @@ pub struct Pipeline {
     pub(super) outbox: Outbox,
     pub(super) counts: Counts,
     pub(super) session: Session,
+    pub(super) identity: Identity,
     pub(super) redelivery: Redelivery,
     pub(super) boot: String,
     pub(super) ledger: Ledger<Then>,
@@ -154,8 +156,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the state is damaged or newer; it is then untouched.
-    pub fn open(config: Config, home: Home, notify: Notify) -> Result<Self> {
+    pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
         warn_of_what_is_missing(&config);
+        let mut identity = connect::identify(&mut config, &home.path)?;
         let ledger = Ledger::open(&home.path)?;
         let reader = Reader::open(&home.path)?;
         let boot = crate::os::process::boot_id();
@@ -174,7 +177,8 @@ impl Pipeline {
         let mut queue = Queue::new(&config.triggers);
         queue.pause(home.path.join("paused").exists());
         let mut pipeline = Self {
-            session: connect::session(&config, &topics, since)?,
+            session: connect::session(&config, &topics, since, &mut identity)?,
+            identity,
             config,
             home,
             topics,
@@ -330,7 +334,7 @@ impl Pipeline {
     }
 
     pub(super) fn trigger(&self, name: &str) -> Option<&Trigger> {
-        self.config.triggers.iter().find(|t| t.name == name)
+        self.config.triggers.named(name)
     }
 
     pub(super) fn dir(&self, unit: &str) -> UnitDir {

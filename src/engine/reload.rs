@@ -68,10 +68,12 @@ impl Pipeline {
             root: old.root.clone(),
             host: old.host.clone(),
             broker: old.broker.clone(),
+            chosen_id: old.chosen_id,
             ..config
         };
         warn_of_what_is_missing(&config);
         let subscriptions = connect::subscriptions(&config, &self.topics)?;
+        connect::will_hold(&mut self.identity, &config, &subscriptions)?;
         self.config = config;
         self.queue.reconfigure(&self.config.triggers);
         let known = self.reader.heard()?;
@@ -79,6 +81,8 @@ impl Pipeline {
             .take_up(&self.config.triggers, &known, now_ms());
         info!("reloaded; {} triggers", self.config.triggers.len());
         let asked = self.session.subscribe(subscriptions);
+        let settings = connect::settings(&self.config, &self.topics, self.since);
+        self.session.reconfigure(settings);
         if self.is_online() {
             self.tell_presence();
         }

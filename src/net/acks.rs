@@ -23,6 +23,11 @@ impl<T: PartialEq> Acks<T> {
         self.waiting.push_back((ack, false));
     }
 
+    /// Whether all have been sent.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// The message of `ack` is safe; which acknowledgements can go now, in this order.
     pub fn safe(&mut self, ack: &T) -> Vec<T> {
         let mut unsafe_yet = self.waiting.iter_mut().filter(|(_, safe)| !safe);

@@ -1,13 +1,18 @@
 //! The network: MQTT through one library, TLS, and a broker of our own for one machine.
 
 mod acks;
+mod attempts;
 mod backoff;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
+mod copies;
+mod filter_table;
+mod leave;
 pub mod mqtt;
 pub mod oneshot;
 pub mod options;
 pub mod retained;
 pub mod session;
+mod subscriber;
 pub mod tls;
 pub mod transfer;

@@ -109,7 +109,7 @@ async fn attempt(
             Event::Failed(_) | Event::Closed if done => return Ok(()),
             Event::Failed(failure) => return Err(failure),
             Event::Closed => return Err(Failure::Passing("the connection was closed".into())),
-            Event::Subscribed(_) | Event::Received(_) => {}
+            Event::Subscribed(..) | Event::Unsubscribed(_) | Event::Received(_) => {}
         }
     }
 }

@@ -49,7 +49,7 @@ pub async fn retained(
                     }
                 }
                 Event::Offline => online = false,
-                Event::Published(..) | Event::Subscribed(_) => {}
+                Event::Published(..) | Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             },
             () = sleep_until(quiet.min(deadline)) => break,
         }

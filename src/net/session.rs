@@ -8,28 +8,18 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::{Message, Qos};
-use crate::model::topic::{self, Filter};
+use crate::model::message::Message;
+use crate::model::topic::Filter;
 use crate::net::acks::Acks;
-use crate::net::backoff::backoff;
+use crate::net::attempts::Attempts;
+use crate::net::copies::Copies;
+use crate::net::leave::{FENCE, Leave};
 use crate::net::mqtt::{
     Ack, Connection, Event as WireEvent, Failure, Received, Refused, Refuser, Settings, Token,
 };
+use crate::net::subscriber::Subscriber;
+pub use crate::net::subscriber::Subscriptions;
 
-/// The wait when somebody else uses our client identifier, and the first one when that only looks
-/// so; it doubles.
-const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
-const BACKOFF_TAKEN_PERHAPS: Duration = Duration::from_secs(10);
-/// So often it doubles at most; the wait has its own limit before.
-const MAX_DOUBLINGS: u32 = 16;
-/// A connection that lived shorter than this counts as stillborn.
-const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// So many stillborn connections in a row look like two clients of one identifier.
-const SHORT_LIVES: u32 = 3;
-/// A broker that cannot be reached for so long deserves a warning, once.
-const WARN_AFTER: Duration = Duration::from_secs(60);
-/// How long the broker may take to answer a SUBSCRIBE.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -44,8 +34,13 @@ pub enum Event {
     Received(SessionReceived),
     /// A publish is complete.
     Published(Token, Result<(), Refused>),
-    /// What [`Session::subscribe`] asked for is in force, or was refused.
+    /// What [`Session::subscribe`] asked for is in force, was refused, or waits for the next
+    /// connection.
     Subscribed(Result<()>),
+    /// The broker now holds these filters for the session, and no others.
+    Holds(Vec<Filter>),
+    /// After [`Session::leave`]: the broker has nothing more for us.
+    Left,
 }
 
 /// A message, and its acknowledgement on the connection that brought it.
@@ -64,17 +59,6 @@ pub struct SessionAck {
     ack: Ack,
 }
 
-/// What a session subscribes to.
-#[derive(Debug, Clone)]
-pub struct Subscriptions {
-    /// Filters without which the session is of no use.
-    pub required: Vec<Filter>,
-    /// Filters that the broker may refuse.
-    pub optional: Vec<Filter>,
-    /// Highest QoS of deliveries.
-    pub qos: Qos,
-}
-
 #[derive(Debug)]
 enum State {
     Waiting {
@@ -90,25 +74,21 @@ enum State {
 #[derive(Debug)]
 pub struct Session {
     settings: Settings,
-    subscriptions: Subscriptions,
-    /// What goes into the SUBSCRIBE: no filter that another one covers.
-    filters: Vec<Filter>,
-    /// Those of the last SUBSCRIBE.
-    asked: Vec<Filter>,
-    subscribed: bool,
-    /// When the broker has to have answered that at the latest.
-    answer_by: Option<Instant>,
+    subscriber: Subscriber,
+    /// Whether the broker should still have our session.
+    expected: bool,
+    /// Whether the connection is being closed to connect anew with other settings.
+    renewing: bool,
+    leave: Option<Leave>,
+    copies: Copies,
     state: State,
     acks: Acks<Ack>,
     connections: u64,
-    failures: u32,
-    short_lives: u32,
+    attempts: Attempts,
     /// The largest packet that the broker takes, bytes.
     maximum_packet: u32,
-    /// Publishes that were not even sent.
-    refused: VecDeque<(Token, Refused)>,
-    /// Since when there is no connection, and whether that has been warned of.
-    away: Option<(Instant, bool)>,
+    /// Events that wait for the holder, publishes among them that were not even sent.
+    ready: VecDeque<Event>,
     /// Why there was none the last time.
     cause: Option<String>,
 }
@@ -117,26 +97,32 @@ impl Session {
     /// A session that starts to connect when [`Session::next`] is first called.
     #[must_use]
     pub fn new(settings: Settings, subscriptions: Subscriptions) -> Self {
-        let all = [&subscriptions.required[..], &subscriptions.optional[..]].concat();
         Self {
             settings,
-            filters: topic::minimal(&all),
-            asked: Vec::new(),
-            subscriptions,
-            subscribed: false,
-            answer_by: None,
+            subscriber: Subscriber::new(subscriptions),
+            expected: false,
+            renewing: false,
+            leave: None,
+            copies: Copies::default(),
             state: State::Waiting {
                 until: Instant::now(),
             },
             acks: Acks::default(),
             connections: 0,
-            failures: 0,
-            short_lives: 0,
+            attempts: Attempts::default(),
             maximum_packet: u32::MAX,
-            refused: VecDeque::new(),
-            away: None,
+            ready: VecDeque::new(),
             cause: None,
         }
+    }
+
+    /// The same, after an earlier process: the broker may hold `filters` for the identifier, and
+    /// it should have the session if that is `expected`.
+    #[must_use]
+    pub fn resume(mut self, filters: Vec<Filter>, expected: bool) -> Self {
+        self.subscriber.know(filters);
+        self.expected = expected;
+        self
     }
 
     /// The next event; cancel safe.
@@ -144,32 +130,31 @@ impl Session {
     /// # Errors
     /// Only failures that will not pass.
     pub async fn next(&mut self) -> Result<Event> {
-        if let Some((token, refused)) = self.refused.pop_front() {
-            return Ok(Event::Published(token, Err(refused)));
-        }
         loop {
-            let (connection, online_since) = match &mut self.state {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            self.ask();
+            let connection = match &mut self.state {
                 State::Waiting { until } => {
                     sleep_until(*until).await;
                     self.connections += 1;
                     self.acks = Acks::default();
+                    self.copies = Copies::default();
                     self.state = State::Open {
                         connection: Connection::open(&self.settings)?,
                         online_since: None,
                     };
                     continue;
                 }
-                State::Open {
-                    connection,
-                    online_since,
-                } => (connection, online_since),
+                State::Open { connection, .. } => connection,
             };
-            let event = match self.answer_by {
+            let event = match self.subscriber.answer_by() {
                 None => connection.next().await,
                 Some(by) => match timeout_at(by, connection.next()).await {
                     Ok(event) => event,
                     Err(_) => WireEvent::Failed(Failure::Passing(
-                        "the broker has not answered the subscription in time".into(),
+                        "the broker has not answered a subscription in time".into(),
                     )),
                 },
             };
@@ -178,8 +163,9 @@ impl Session {
                     session_present,
                     maximum_qos,
                     maximum_packet,
+                    identifies,
                 } => {
-                    if maximum_qos < self.subscriptions.qos {
+                    if maximum_qos < self.subscriber.qos() {
                         let address = self.settings.broker.address();
                         let cause = "the broker offers QoS 0 only: events would be lost";
                         return Err(Error::new(
@@ -188,41 +174,51 @@ impl Session {
                         ));
                     }
                     self.maximum_packet = maximum_packet;
-                    // What an earlier process subscribed to may differ: subscribe at least once.
-                    let known = session_present && self.subscribed;
-                    if !known && !self.filters.is_empty() {
-                        self.asked.clone_from(&self.filters);
-                        self.answer_by = Some(Instant::now() + SUBSCRIBE_TIMEOUT);
-                        connection.subscribe(self.filters.clone(), self.subscriptions.qos);
-                        continue;
+                    self.greeted(session_present, identifies);
+                    self.answered();
+                }
+                WireEvent::Subscribed(number, results) => {
+                    self.subscriber.subscribed(number, results)?;
+                    self.answered();
+                }
+                WireEvent::Unsubscribed(FENCE) => {
+                    if self.leave.as_mut().is_some_and(Leave::answered) {
+                        self.leave = None;
+                        return Ok(Event::Left);
                     }
-                    *online_since = Some(Instant::now());
-                    self.came_online();
-                    return Ok(Event::Online);
                 }
-                WireEvent::Subscribed(results) if online_since.is_some() => {
-                    self.answer_by = None;
-                    let checked = self.check_subscribed(results);
-                    self.subscribed = checked.is_ok();
-                    return Ok(Event::Subscribed(checked));
+                WireEvent::Unsubscribed(number) => {
+                    self.subscriber.unsubscribed(number);
+                    self.answered();
                 }
-                WireEvent::Subscribed(results) => {
-                    self.answer_by = None;
-                    *online_since = Some(Instant::now());
-                    self.check_subscribed(results)?;
-                    self.came_online();
-                    return Ok(Event::Online);
-                }
-                WireEvent::Received(Received { delivery, ack }) => {
+                WireEvent::Received(Received {
+                    delivery,
+                    ack,
+                    subscriptions,
+                }) => {
                     self.acks.came(ack.clone());
+                    self.leave.iter_mut().for_each(Leave::came);
                     let ack = SessionAck {
                         connection: self.connections,
                         ack,
                     };
+                    if self
+                        .copies
+                        .is_copy(&delivery, &subscriptions, Instant::now())
+                    {
+                        debug!("a subscription brings a copy of the message before; not taken");
+                        self.acknowledge(&ack);
+                        continue;
+                    }
                     return Ok(Event::Received(SessionReceived { delivery, ack }));
                 }
                 WireEvent::Published(token, result) => {
                     return Ok(Event::Published(token, result));
+                }
+                WireEvent::Closed | WireEvent::Failed(_) if self.renewing => {
+                    info!("connecting again, with new settings");
+                    self.wait(Duration::ZERO);
+                    return Ok(Event::Offline);
                 }
                 WireEvent::Closed => {
                     let failure = Failure::Passing("the connection was closed".into());
@@ -254,7 +250,7 @@ impl Session {
                     let limit = self.maximum_packet;
                     let cause = format!("it has {size} bytes, the broker takes {limit}");
                     let refused = Refused(Error::data(cause), Refuser::Local);
-                    self.refused.push_back((token, refused));
+                    self.ready.push_back(Event::Published(token, Err(refused)));
                     Some(token)
                 }
             }
@@ -263,41 +259,32 @@ impl Session {
     }
 
     /// Subscribes to other filters than before, in the same session; `true` if an
-    /// [`Event::Subscribed`] will tell how that went, if there is a connection till then.
+    /// [`Event::Subscribed`] will tell how that went.
     pub fn subscribe(&mut self, subscriptions: Subscriptions) -> bool {
-        let all = [&subscriptions.required[..], &subscriptions.optional[..]].concat();
-        let filters = topic::minimal(&all);
-        let other = |list: &[Filter], than: &[Filter]| -> Vec<Filter> {
-            let others = list.iter().filter(|filter| !than.contains(filter));
-            others.cloned().collect()
-        };
-        let (new, gone) = (
-            other(&filters, &self.filters),
-            other(&self.filters, &filters),
-        );
-        self.filters = filters;
-        self.subscriptions = subscriptions;
-        let State::Open {
-            connection,
-            online_since: Some(_),
-        } = &self.state
-        else {
-            // The next connection subscribes to all.
-            self.subscribed = false;
-            return false;
-        };
-        let asks = !new.is_empty();
-        if asks {
-            self.subscribed = false;
-            self.asked.clone_from(&new);
-            self.answer_by = Some(Instant::now() + SUBSCRIBE_TIMEOUT);
-            connection.subscribe(new, self.subscriptions.qos);
+        self.subscriber.change(subscriptions)
+    }
+
+    /// Takes up other settings. If the broker has to be told, the session says goodbye and
+    /// connects again at once.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        if settings == self.settings {
+            return;
         }
-        if !gone.is_empty() {
-            // After the others, so that nothing is missed that both stand for.
-            connection.unsubscribe(gone);
+        self.settings = settings;
+        if let State::Open { connection, .. } = &self.state {
+            if self.subscriber.is_connected() {
+                self.renewing = true;
+                connection.disconnect();
+            } else {
+                self.wait(Duration::ZERO);
+            }
         }
-        asks
+    }
+
+    /// Gives up all subscriptions. Messages that the broker has for us still come, and are to be
+    /// acknowledged; [`Event::Left`] says that there are no more, if the connection lasts.
+    pub fn leave(&mut self) {
+        self.leave = self.subscriber.give_up().map(Leave::new);
     }
 
     /// Why the last connection failed or ended.
@@ -345,29 +332,70 @@ impl Session {
     }
 
     fn came_online(&mut self) {
-        self.failures = 0;
-        self.away = None;
-        self.subscribed = true;
+        self.attempts.came_online();
         info!("connected to {}", self.settings.broker.address());
     }
 
-    fn check_subscribed(&self, results: Vec<Result<()>>) -> Result<()> {
-        for (filter, result) in self.asked.iter().zip(results) {
-            let Err(e) = result else { continue };
-            let e = e.context(format_args!("subscribe to '{filter}'"));
-            // A wide filter may stand for several; it may fail only if all of them may.
-            let needed = |required: &Filter| filter.covers(required);
-            if self.subscriptions.required.iter().any(needed) {
-                return Err(e);
-            }
-            warn!("{e}; going on without");
+    /// Asks the broker for what it is not asked for yet.
+    fn ask(&mut self) {
+        let State::Open { connection, .. } = &self.state else {
+            return;
+        };
+        self.subscriber.ask(connection);
+        if let Some(leave) = &mut self.leave
+            && self.subscriber.is_settled()
+            && self.acks.is_empty()
+            && let Some(filter) = leave.ask()
+        {
+            connection.unsubscribe(filter, FENCE);
         }
-        Ok(())
+    }
+
+    /// Ends the connection; the next one begins after `wait`.
+    fn wait(&mut self, wait: Duration) {
+        let change = self.subscriber.disconnected();
+        self.ready.extend(change.map(Event::Subscribed));
+        self.renewing = false;
+        self.state = State::Waiting {
+            until: Instant::now() + wait,
+        };
+    }
+
+    /// The broker has accepted the connection.
+    fn greeted(&mut self, session_present: bool, identifies: bool) {
+        let forgotten = self.expected && !session_present;
+        if forgotten && !self.settings.session_expiry.is_zero() {
+            warn!(
+                "{} has lost the session of client identifier '{}': events that were sent while \
+                 this client was away are lost; the broker was restarted without its state, the \
+                 client was away for too long, or another client has used the identifier",
+                self.settings.broker.address(),
+                self.settings.broker.client_id
+            );
+        }
+        self.expected = true;
+        self.subscriber.connected(session_present, identifies);
+    }
+
+    /// The broker has answered something: says what is in force now.
+    fn answered(&mut self) {
+        if let State::Open {
+            online_since: since @ None,
+            ..
+        } = &mut self.state
+            && self.subscriber.is_answered()
+        {
+            *since = Some(Instant::now());
+            self.came_online();
+            self.ready.push_back(Event::Online);
+        }
+        let changed = self.subscriber.changed();
+        self.ready.extend(changed.map(Event::Subscribed));
+        let held = self.subscriber.settled();
+        self.ready.extend(held.map(Event::Holds));
     }
 
     fn went_offline(&mut self, failure: Failure) -> Result<()> {
-        let address = self.settings.broker.address();
-        self.answer_by = None;
         let lived = match &self.state {
             State::Open {
                 online_since: Some(since),
@@ -375,53 +403,9 @@ impl Session {
             } => Some(since.elapsed()),
             _ => None,
         };
-        let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
-        let mut wait = backoff(self.failures);
-        let cause = match failure {
-            Failure::Fatal(e) => {
-                return Err(e.context(format_args!("connect to {address}")));
-            }
-            Failure::TakenOver => {
-                // There is no doubt about it: the longest wait.
-                self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
-                "another client has taken over the session".into()
-            }
-            Failure::Passing(cause) => {
-                self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
-                cause
-            }
-        };
-        if self.short_lives >= SHORT_LIVES {
-            let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
-            wait = BACKOFF_TAKEN_PERHAPS
-                .saturating_mul(doubled)
-                .min(BACKOFF_TAKEN);
-            warn!(
-                "lost {address} soon after connecting, again: {cause}; does another client use \
-                 the identifier '{}'? next try in {} s",
-                self.settings.broker.client_id,
-                wait.as_secs()
-            );
-        } else if lived.is_some() {
-            info!("lost {address}: {cause}; reconnecting");
-        } else if self.failures == 0 {
-            info!("cannot reach {address} yet: {cause}; trying on");
-        } else {
-            debug!("cannot reach {address}: {cause}; next try in {wait:?}");
-        }
-        let (since, warned) = self.away.get_or_insert((Instant::now(), false));
-        if !*warned && since.elapsed() >= WARN_AFTER {
-            *warned = true;
-            warn!(
-                "cannot reach {address} for {} s: {cause}; trying on",
-                WARN_AFTER.as_secs()
-            );
-        }
+        let (wait, cause) = self.attempts.ended(failure, lived, &self.settings.broker)?;
         self.cause = Some(cause);
-        self.failures = self.failures.saturating_add(1);
-        self.state = State::Waiting {
-            until: Instant::now() + wait,
-        };
+        self.wait(wait);
         Ok(())
     }
 }

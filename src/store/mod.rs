@@ -1,6 +1,7 @@
 //! Files: the ledger, and a folder for each unit.
 
 pub mod hold;
+pub mod identity;
 pub mod ledger;
 pub mod outcome;
 pub mod spent;

@@ -111,7 +111,7 @@ async fn beats(options: &Options) -> Result<()> {
                 Event::Published(token, Ok(())) if Some(token) == beat_token => info!("beat"),
                 Event::Published(_, Err(Refused(e, _))) => debug!("retained beat: {e}"),
                 Event::Published(_, Ok(())) => {}
-                Event::Received(_) | Event::Subscribed(_) => {}
+                Event::Received(_) | Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             },
         }
     }

@@ -109,7 +109,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                     let presence = json::parse(&received.delivery.payload).unwrap_or_default();
                     stopped = super::text(&presence, "state") == Some("offline");
                 }
-                Event::Subscribed(_) | Event::Offline => {}
+                Event::Subscribed(_) | Event::Holds(_) | Event::Left | Event::Offline => {}
             }
             if sent && stopped {
                 let cause = "that client is stopped; the broker may keep the request for it";

@@ -70,6 +70,7 @@ pub(super) fn sender(broker: &BrokerOptions) -> Settings {
     Settings {
         broker: broker.clone(),
         session_expiry: Duration::ZERO,
+        clean_start: true,
         will: None,
         max_packet: MAX_INCOMING,
         receive_maximum: 8,

@@ -308,6 +308,12 @@ impl Raw {
                 }
                 self.send(&packet(0x90, &answer));
             }
+            // One reason code for each filter.
+            10 => {
+                let mut answer = vec![body[0], body[1], 0];
+                answer.extend(unsubscribe_filters(body).iter().map(|_| 0));
+                self.send(&packet(0xb0, &answer));
+            }
             12 => self.send(&packet(0xd0, &[])),
             3 => {
                 let (heard, id) = Heard::parse(kind, body);
@@ -319,6 +325,83 @@ impl Raw {
             _ => {}
         }
         None
+    }
+}
+
+/// The filters of a SUBSCRIBE, by its body.
+pub fn subscribe_filters(body: &[u8]) -> Vec<String> {
+    let mut rest = &body[2..];
+    let properties = take_varint(&mut rest);
+    rest = &rest[properties..];
+    let mut filters = Vec::new();
+    while !rest.is_empty() {
+        filters.push(String::from_utf8(take_string(&mut rest)).expect("filter"));
+        take(&mut rest);
+    }
+    filters
+}
+
+/// The filters of an UNSUBSCRIBE, by its body.
+pub fn unsubscribe_filters(body: &[u8]) -> Vec<String> {
+    let mut rest = &body[2..];
+    let properties = take_varint(&mut rest);
+    rest = &rest[properties..];
+    let mut filters = Vec::new();
+    while !rest.is_empty() {
+        filters.push(String::from_utf8(take_string(&mut rest)).expect("filter"));
+    }
+    filters
+}
+
+/// A CONNECT, as far as tests look at it.
+#[derive(Debug, Clone)]
+pub struct Connect {
+    pub clean_start: bool,
+    /// Seconds.
+    pub session_expiry: u32,
+    pub max_packet: u32,
+    pub client_id: String,
+    pub will: Vec<u8>,
+}
+
+impl Connect {
+    fn parse(body: &[u8]) -> Self {
+        let mut rest = body;
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().expect("number"));
+        assert_eq!(take_string(&mut rest), b"MQTT");
+        let (_version, flags) = (take(&mut rest), take(&mut rest));
+        rest = &rest[2..];
+        let length = take_varint(&mut rest);
+        let (mut properties, tail) = rest.split_at(length);
+        rest = tail;
+        let (mut session_expiry, mut max_packet) = (0, u32::MAX);
+        while !properties.is_empty() {
+            match take(&mut properties) {
+                0x11 => session_expiry = number(properties),
+                0x27 => max_packet = number(properties),
+                0x21 | 0x22 => {
+                    properties = &properties[2..];
+                    continue;
+                }
+                other => panic!("property {other:#x} in a CONNECT"),
+            }
+            properties = &properties[4..];
+        }
+        let client_id = String::from_utf8(take_string(&mut rest)).expect("identifier");
+        let mut will = Vec::new();
+        if flags & 0x04 != 0 {
+            let length = take_varint(&mut rest);
+            rest = &rest[length..];
+            take_string(&mut rest);
+            will = take_string(&mut rest);
+        }
+        Self {
+            clean_start: flags & 0x02 != 0,
+            session_expiry,
+            max_packet,
+            client_id,
+            will,
+        }
     }
 }
 
@@ -347,33 +430,19 @@ impl Scripted {
     /// The same, with these properties in the CONNACK.
     #[track_caller]
     pub fn accept_with(&self, properties: &[u8]) -> Raw {
-        self.accept_connect(properties).0
+        self.greet(false, properties).0
     }
 
     /// The same, and the largest packet that the client takes, bytes.
     #[track_caller]
     pub fn accept_limit(&self) -> (Raw, usize) {
-        let (raw, connect) = self.accept_connect(&[]);
-        // Behind protocol name, version, flags and keep-alive (MQTT 5.0, section 3.1.2).
-        let mut rest = &connect[10..];
-        let length = take_varint(&mut rest);
-        let mut properties = &rest[..length];
-        loop {
-            match take(&mut properties) {
-                0x17 | 0x19 => drop(take(&mut properties)),
-                0x21 | 0x22 => properties = &properties[2..],
-                0x11 => properties = &properties[4..],
-                0x27 => {
-                    let limit = properties[..4].try_into().expect("four bytes");
-                    return (raw, u32::from_be_bytes(limit) as usize);
-                }
-                other => panic!("property {other:#x} in a CONNECT"),
-            }
-        }
+        let (raw, connect) = self.greet(false, &[]);
+        (raw, connect.max_packet as usize)
     }
 
+    /// Waits for a client, and says whether its session is there.
     #[track_caller]
-    fn accept_connect(&self, properties: &[u8]) -> (Raw, Vec<u8>) {
+    pub fn greet(&self, session_present: bool, properties: &[u8]) -> (Raw, Connect) {
         let mut stream = None;
         wait_until("a client connects", || {
             stream = self.listener.accept().ok();
@@ -382,10 +451,11 @@ impl Scripted {
         let (stream, _) = stream.expect("client");
         stream.set_nonblocking(false).expect("blocking");
         let mut raw = Raw::over(stream);
-        let (kind, connect) = raw.receive();
+        let (kind, body) = raw.receive();
         assert_eq!(kind, 0x10, "CONNECT");
         let length = u8::try_from(properties.len()).expect("short");
-        raw.send(&packet(0x20, &[&[0, 0, length], properties].concat()));
-        (raw, connect)
+        let flags = u8::from(session_present);
+        raw.send(&packet(0x20, &[&[flags, 0, length], properties].concat()));
+        (raw, Connect::parse(&body))
     }
 }

@@ -85,6 +85,7 @@ mod tests {
                 packet: 1,
                 qos: QoS::AtLeastOnce,
             },
+            subscriptions: Vec::new(),
         })
     }
 

@@ -5,8 +5,10 @@
 //! Whoever holds a [`Connection`] never waits for that task; that task may wait for its
 //! holder. So neither can block the other for ever.
 
+mod asked;
 mod failure;
 mod inbox;
+mod order;
 mod progress;
 mod reads;
 mod stall;
@@ -14,16 +16,13 @@ mod trim;
 mod waiting;
 mod wire;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{
-    Filter as WireFilter, Packet, PubCompReason, PubRecReason, Publish, RetainForwardRule,
-};
+use rumqttc::v5::mqttbytes::v5::{Packet, PubCompReason, PubRecReason, Publish};
 use rumqttc::v5::{AsyncClient, Event as LoopEvent, EventLoop};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -32,7 +31,10 @@ use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Qos};
 use crate::model::topic::Filter;
 use crate::net::options::{BrokerOptions, MIN_KEEP_ALIVE};
+use asked::Asked;
+pub use asked::{Number, Subscribe};
 use failure::failure;
+use order::Order;
 use progress::Progress;
 use reads::few_reads;
 use waiting::Waiting;
@@ -65,12 +67,14 @@ impl Token {
 }
 
 /// What a connection is to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Broker and credentials.
     pub broker: BrokerOptions,
     /// How long the broker keeps our session after we are gone; zero ends it with us.
     pub session_expiry: Duration,
+    /// Whether the broker drops a session that it still has of us.
+    pub clean_start: bool,
     /// What the broker publishes when we vanish.
     pub will: Option<Message>,
     /// The largest packet that the broker may send, in bytes.
@@ -103,9 +107,13 @@ pub enum Event {
         maximum_qos: Qos,
         /// The largest packet it takes, bytes.
         maximum_packet: u32,
+        /// Whether it tells which subscription brings a message.
+        identifies: bool,
     },
-    /// One result for each filter of the last subscription, in order.
-    Subscribed(Vec<Result<()>>),
+    /// One result for each filter of that SUBSCRIBE, in order.
+    Subscribed(Number, Vec<Result<()>>),
+    /// That UNSUBSCRIBE is answered.
+    Unsubscribed(Number),
     /// A message has come.
     Received(Received),
     /// A publish is complete.
@@ -134,6 +142,8 @@ pub struct Received {
     pub delivery: Delivery,
     /// Its acknowledgement, to be sent once it is safe.
     pub ack: Ack,
+    /// Identifiers of the subscriptions that brought it.
+    pub subscriptions: Vec<usize>,
 }
 
 /// The acknowledgement of one message, good on the connection that delivered it.
@@ -146,8 +156,8 @@ pub struct Ack {
 enum Request {
     Publish(Message, Token),
     Acknowledge(Ack),
-    Subscribe(Vec<Filter>, Qos),
-    Unsubscribe(Vec<Filter>),
+    Subscribe(Subscribe),
+    Unsubscribe(Filter, Number),
     Disconnect,
 }
 
@@ -181,6 +191,7 @@ impl Connection {
         // Bounded: acknowledgements by what was delivered, publishes by `waiting`.
         let (requests, request_rx) = mpsc::unbounded_channel();
         let order = Order::default();
+        let asked = Asked::default();
         let progress = Progress::new(CONNECT_TIMEOUT * 2);
         let waiting = Waiting::default();
         let tasks = [
@@ -188,10 +199,11 @@ impl Connection {
                 eventloop,
                 event_tx,
                 order.clone(),
+                asked.clone(),
                 settings.broker.keep_alive,
                 progress.clone(),
             )),
-            tokio::spawn(send(client, request_rx, order, waiting.clone())),
+            tokio::spawn(send(client, request_rx, order, asked, waiting.clone())),
         ];
         Ok(Self {
             requests,
@@ -240,14 +252,14 @@ impl Connection {
         let _ = self.requests.send(Request::Acknowledge(ack));
     }
 
-    /// Subscribes to `filters`, of which there is at least one.
-    pub fn subscribe(&self, filters: Vec<Filter>, qos: Qos) {
-        let _ = self.requests.send(Request::Subscribe(filters, qos));
+    /// Subscribes; [`Event::Subscribed`] brings the number back.
+    pub fn subscribe(&self, subscribe: Subscribe) {
+        let _ = self.requests.send(Request::Subscribe(subscribe));
     }
 
-    /// Gives up subscriptions to `filters`, of which there is at least one.
-    pub fn unsubscribe(&self, filters: Vec<Filter>) {
-        let _ = self.requests.send(Request::Unsubscribe(filters));
+    /// Unsubscribes from `filter`; [`Event::Unsubscribed`] brings `number` back.
+    pub fn unsubscribe(&self, filter: Filter, number: Number) {
+        let _ = self.requests.send(Request::Unsubscribe(filter, number));
     }
 
     /// Says goodbye; [`Event::Closed`] follows.
@@ -256,31 +268,12 @@ impl Connection {
     }
 }
 
-/// Tokens of publishes in the order in which the library was given them.
-#[derive(Debug, Clone, Default)]
-struct Order(Arc<Mutex<VecDeque<Token>>>);
-
-impl Order {
-    fn push(&self, token: Token) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(token);
-    }
-
-    fn pop(&self) -> Option<Token> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    }
-}
-
 /// Hands requests to the library, waiting where it does.
 async fn send(
     client: AsyncClient,
     mut requests: mpsc::UnboundedReceiver<Request>,
     order: Order,
+    asked: Asked,
     waiting: Waiting,
 ) {
     while let Some(request) = requests.recv().await {
@@ -308,22 +301,17 @@ async fn send(
                 };
                 client.ack(&publish).await
             }
-            Request::Subscribe(filters, qos) => {
-                let filters = filters.iter().map(|filter| WireFilter {
-                    retain_forward_rule: RetainForwardRule::OnEverySubscribe,
-                    ..WireFilter::new(filter.as_str(), wire_qos(qos))
-                });
-                client.subscribe_many(filters).await
+            Request::Subscribe(subscribe) => {
+                asked.hand_over(subscribe.number);
+                let (filters, properties) = wire::subscribe(&subscribe);
+                client
+                    .subscribe_many_with_properties(filters, properties)
+                    .await
             }
-            Request::Unsubscribe(filters) => {
-                // The library has no call for several.
-                let mut done = Ok(());
-                for filter in filters {
-                    if done.is_ok() {
-                        done = client.unsubscribe(filter.as_str()).await;
-                    }
-                }
-                done
+            Request::Unsubscribe(filter, number) => {
+                asked.hand_over(number);
+                // The library has no call for several filters.
+                client.unsubscribe(filter.as_str()).await
             }
             Request::Disconnect => client.disconnect().await,
         };
@@ -338,6 +326,7 @@ async fn poll(
     mut eventloop: EventLoop,
     events: inbox::Sender,
     order: Order,
+    asked: Asked,
     keep_alive: Duration,
     progress: Progress,
 ) {
@@ -353,7 +342,9 @@ async fn poll(
                 stall.as_secs()
             )))),
             Ok(Err(e)) => Some(Event::Failed(failure(&e))),
-            Ok(Ok(LoopEvent::Incoming(packet))) => incoming(packet, &mut eventloop, &mut inflight),
+            Ok(Ok(LoopEvent::Incoming(packet))) => {
+                incoming(packet, &mut eventloop, &mut inflight, &asked)
+            }
             Ok(Ok(LoopEvent::Outgoing(Outgoing::Publish(packet)))) => match order.pop() {
                 Some(token) if packet == 0 => Some(Event::Published(token, Ok(()))),
                 Some(token) => {
@@ -362,6 +353,12 @@ async fn poll(
                 }
                 None => None,
             },
+            Ok(Ok(LoopEvent::Outgoing(
+                Outgoing::Subscribe(packet) | Outgoing::Unsubscribe(packet),
+            ))) => {
+                asked.sent(packet);
+                None
+            }
             Ok(Ok(LoopEvent::Outgoing(Outgoing::Disconnect))) => {
                 // A socket that is closed with something unread is reset, and our goodbye may
                 // go with it. The broker closes it when it has read that.
@@ -398,6 +395,7 @@ fn incoming(
     packet: Packet,
     eventloop: &mut EventLoop,
     inflight: &mut HashMap<u16, Token>,
+    asked: &Asked,
 ) -> Option<Event> {
     match packet {
         Packet::ConnAck(connack) => {
@@ -407,18 +405,22 @@ fn incoming(
             let properties = connack.properties;
             let maximum = properties.as_ref().and_then(|p| p.max_qos);
             let packet = properties.as_ref().and_then(|p| p.max_packet_size);
+            let identifies =
+                properties.and_then(|p| p.subscription_identifiers_available) != Some(0);
             Some(Event::Connected {
                 session_present: connack.session_present,
                 maximum_qos: maximum
                     .and_then(Qos::from_number)
                     .unwrap_or(Qos::ExactlyOnce),
                 maximum_packet: packet.unwrap_or(u32::MAX),
+                identifies,
             })
         }
         Packet::Publish(publish) => Some(received(publish)),
-        Packet::SubAck(suback) => Some(Event::Subscribed(
-            suback.return_codes.iter().map(subscribed).collect(),
-        )),
+        Packet::SubAck(suback) => asked.answered(suback.pkid).map(|number| {
+            Event::Subscribed(number, suback.return_codes.iter().map(subscribed).collect())
+        }),
+        Packet::UnsubAck(unsuback) => asked.answered(unsuback.pkid).map(Event::Unsubscribed),
         Packet::PubAck(ack) => inflight
             .remove(&ack.pkid)
             .map(|token| Event::Published(token, puback(ack.reason))),

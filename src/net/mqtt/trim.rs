@@ -16,6 +16,9 @@ use crate::model::message::property;
 /// Maximum number of user properties kept of one message.
 const MAX_PROPERTIES: usize = 64;
 
+/// Maximum number of subscription identifiers kept of one message.
+const MAX_IDENTIFIERS: usize = 64;
+
 /// Maximum size of the user properties kept that Tael does not know, bytes of all names and values
 /// of one message: `tael watch --json` shows them.
 const MAX_FOREIGN_BYTES: usize = 16 * 1024;
@@ -45,7 +48,8 @@ pub(super) fn trim(publish: &mut Publish) {
 }
 
 fn trim_properties(properties: &mut PublishProperties, topic: &Bytes) {
-    properties.subscription_identifiers = Vec::new();
+    let identifiers = properties.subscription_identifiers.iter().copied();
+    properties.subscription_identifiers = identifiers.take(MAX_IDENTIFIERS).collect();
     properties.content_type = None;
     let all = std::mem::take(&mut properties.user_properties);
     let came = all.len();
@@ -127,7 +131,8 @@ mod tests {
         );
         assert_eq!(kept.user_properties.len(), MAX_PROPERTIES);
         assert!(kept.user_properties.capacity() <= MAX_PROPERTIES * 2);
-        assert!(kept.content_type.is_none() && kept.subscription_identifiers.is_empty());
+        assert!(kept.content_type.is_none());
+        assert_eq!(kept.subscription_identifiers.len(), MAX_IDENTIFIERS);
     }
 
     #[test]

@@ -5,15 +5,15 @@ use std::time::Duration;
 use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, LastWill, PubAckReason, PubRecReason, Publish, PublishProperties,
-    SubscribeReasonCode,
+    ConnectProperties, Filter, LastWill, PubAckReason, PubRecReason, Publish, PublishProperties,
+    RetainForwardRule, SubscribeProperties, SubscribeReasonCode,
 };
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::net::mqtt::trim::trim;
-use crate::net::mqtt::{Ack, Event, Failure, Received, Refused, Refuser, Settings};
+use crate::net::mqtt::{Ack, Event, Failure, Received, Refused, Refuser, Settings, Subscribe};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
 
@@ -63,7 +63,7 @@ pub(super) fn options(settings: &Settings) -> Result<MqttOptions> {
     options
         .set_network_options(network)
         .set_connect_properties(properties)
-        .set_clean_start(settings.session_expiry.is_zero())
+        .set_clean_start(settings.clean_start)
         .set_keep_alive(broker.keep_alive.max(MIN_KEEP_ALIVE))
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
         .set_manual_acks(true)
@@ -100,7 +100,24 @@ pub(super) fn received(mut publish: Publish) -> Event {
             },
         },
         ack,
+        subscriptions: properties.subscription_identifiers,
     })
+}
+
+pub(super) fn subscribe(subscribe: &Subscribe) -> (Vec<Filter>, SubscribeProperties) {
+    let retain_forward_rule = match subscribe.retained {
+        true => RetainForwardRule::OnEverySubscribe,
+        false => RetainForwardRule::OnNewSubscribe,
+    };
+    let filters = subscribe.filters.iter().map(|filter| Filter {
+        retain_forward_rule: retain_forward_rule.clone(),
+        ..Filter::new(filter.as_str(), wire_qos(subscribe.qos))
+    });
+    let properties = SubscribeProperties {
+        id: subscribe.identifier.map(|n| n as usize),
+        user_properties: Vec::new(),
+    };
+    (filters.collect(), properties)
 }
 
 pub(super) fn wire_qos(qos: Qos) -> QoS {

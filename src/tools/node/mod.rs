@@ -172,6 +172,7 @@ async fn node(options: &Options) -> Result<()> {
     let settings = Settings {
         broker: options.broker.clone(),
         session_expiry: SESSION_EXPIRY,
+        clean_start: false,
         will: Some(status(options, node::LOST)),
         max_packet: MAX_PACKET,
         receive_maximum: 64,
@@ -226,7 +227,7 @@ async fn node(options: &Options) -> Result<()> {
                     }
                     outbox.complete(seq);
                 }
-                Event::Subscribed(_) => {}
+                Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
                 Event::Received(received) => {
                     let delivery = &received.delivery;
                     if delivery.topic.ends_with(b"/STATUS") {

@@ -67,6 +67,7 @@ impl<'a> Player<'a> {
         let settings = Settings {
             broker: options.broker.clone(),
             session_expiry: SESSION_EXPIRY,
+            clean_start: false,
             will: None,
             max_packet: 1024 * 1024,
             receive_maximum: 64,
@@ -120,7 +121,7 @@ impl<'a> Player<'a> {
             Event::Offline => self.online = false,
             Event::Published(token, Ok(())) => self.published.push(token),
             Event::Published(_, Err(refused)) => return Err(refused.0.into()),
-            Event::Subscribed(_) => {}
+            Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             Event::Received(received) => {
                 self.listen(&received.delivery);
                 self.session.acknowledge(&received.ack);

@@ -1,0 +1,98 @@
+//! Attempts to reach a broker: how long to wait for the next one, and what to say.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::error::Result;
+use crate::net::backoff::backoff;
+use crate::net::mqtt::Failure;
+use crate::net::options::BrokerOptions;
+
+/// The wait when somebody else uses our client identifier, and the first one when that only looks
+/// so; it doubles.
+const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
+const BACKOFF_TAKEN_PERHAPS: Duration = Duration::from_secs(10);
+/// So often it doubles at most; the wait has its own limit before.
+const MAX_DOUBLINGS: u32 = 16;
+/// A connection that lived shorter than this counts as stillborn.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// So many stillborn connections in a row look like two clients of one identifier.
+const SHORT_LIVES: u32 = 3;
+/// A broker that cannot be reached for so long deserves a warning, once.
+const WARN_AFTER: Duration = Duration::from_secs(60);
+/// The attempts of one session.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    failures: u32,
+    short_lives: u32,
+    /// Since when there is no connection, and whether that has been warned of.
+    away: Option<(Instant, bool)>,
+}
+
+impl Attempts {
+    /// A connection stands, and what was asked of it is granted.
+    pub const fn came_online(&mut self) {
+        self.failures = 0;
+        self.away = None;
+    }
+
+    /// A connection to `broker` has ended that was online for as long as it `lived`. Returns the
+    /// wait before the next one, and the cause.
+    ///
+    /// # Errors
+    /// When it is of no use to try again.
+    pub fn ended(
+        &mut self,
+        failure: Failure,
+        lived: Option<Duration>,
+        broker: &BrokerOptions,
+    ) -> Result<(Duration, String)> {
+        let address = broker.address();
+        let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
+        let mut wait = backoff(self.failures);
+        let cause = match failure {
+            Failure::Fatal(e) => {
+                return Err(e.context(format_args!("connect to {address}")));
+            }
+            Failure::TakenOver => {
+                // There is no doubt about it: the longest wait.
+                self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
+                "another client has taken over the session".into()
+            }
+            Failure::Passing(cause) => {
+                self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
+                cause
+            }
+        };
+        if self.short_lives >= SHORT_LIVES {
+            let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
+            wait = BACKOFF_TAKEN_PERHAPS
+                .saturating_mul(doubled)
+                .min(BACKOFF_TAKEN);
+            warn!(
+                "lost {address} soon after connecting, again: {cause}; does another client use \
+                 the identifier '{}'? next try in {} s",
+                broker.client_id,
+                wait.as_secs()
+            );
+        } else if lived.is_some() {
+            info!("lost {address}: {cause}; reconnecting");
+        } else if self.failures == 0 {
+            info!("cannot reach {address} yet: {cause}; trying on");
+        } else {
+            debug!("cannot reach {address}: {cause}; next try in {wait:?}");
+        }
+        let (since, warned) = self.away.get_or_insert((Instant::now(), false));
+        if !*warned && since.elapsed() >= WARN_AFTER {
+            *warned = true;
+            warn!(
+                "cannot reach {address} for {} s: {cause}; trying on",
+                WARN_AFTER.as_secs()
+            );
+        }
+        self.failures = self.failures.saturating_add(1);
+        Ok((wait, cause))
+    }
+}

@@ -1,0 +1,104 @@
+//! Copies of one message. A broker may deliver a message once for each subscription that
+//! matches its topic (MQTT 5.0, section 3.3.4). It sends the copies one after the other, and each
+//! carries the identifier of its subscription.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::message::Delivery;
+
+/// Maximum time between two copies: the broker may wait for acknowledgements in between.
+const COPY_TIME: Duration = Duration::from_secs(5);
+
+/// Stands for a subscription without identifier.
+const NONE: usize = 0;
+
+/// The message that came last, and by which subscriptions.
+#[derive(Debug, Default)]
+pub struct Copies {
+    last: Option<(Delivery, Vec<usize>, Instant)>,
+}
+
+impl Copies {
+    /// Returns whether `delivery`, which `subscriptions` bring at `now`, is a copy of the message
+    /// before it: equal, and brought by none of the same subscriptions. Equal messages that were
+    /// published one after the other come by the same ones.
+    pub fn is_copy(&mut self, delivery: &Delivery, subscriptions: &[usize], now: Instant) -> bool {
+        let own = match subscriptions {
+            [] => &[NONE],
+            some => some,
+        };
+        if let Some((last, seen, at)) = &mut self.last
+            && now.duration_since(*at) <= COPY_TIME
+            && !own.iter().any(|id| seen.contains(id))
+            && is_equal(last, delivery)
+        {
+            seen.extend(own);
+            return true;
+        }
+        self.last = Some((delivery.clone(), own.to_vec(), now));
+        false
+    }
+}
+
+/// Whether both are one message, as far as a subscriber sees it.
+fn is_equal(one: &Delivery, other: &Delivery) -> bool {
+    // One that was sent before comes again under its own packet identifier.
+    !one.duplicate
+        && !other.duplicate
+        && one.retained == other.retained
+        && one.topic == other.topic
+        && one.properties == other.properties
+        && one.payload == other.payload
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::message::Properties;
+
+    fn message(payload: &'static str, packet: u16) -> Delivery {
+        Delivery {
+            topic: "lab/a".into(),
+            payload: payload.into(),
+            retained: false,
+            duplicate: false,
+            packet,
+            properties: Properties::default(),
+        }
+    }
+
+    #[test]
+    fn copies_come_by_different_subscriptions() {
+        let now = Instant::now();
+        let mut copies = Copies::default();
+        let mut runs = |payload, packet, subscriptions: &[usize]| {
+            !copies.is_copy(&message(payload, packet), subscriptions, now)
+        };
+        // Two equal messages for three subscriptions, one of them without identifier.
+        for packet in [1, 4] {
+            assert!(runs("x", packet, &[]));
+            assert!(!runs("x", packet + 1, &[7]));
+            assert!(!runs("x", packet + 2, &[8]));
+        }
+        // One message for two subscriptions at once.
+        assert!(runs("y", 7, &[7, 8]) && runs("y", 8, &[7, 8]));
+        // Another one came in between.
+        assert!(runs("x", 9, &[7]) && runs("y", 10, &[7]) && runs("x", 11, &[8]));
+    }
+
+    #[test]
+    fn what_comes_later_or_again_is_no_copy() {
+        let now = Instant::now();
+        let mut copies = Copies::default();
+        assert!(!copies.is_copy(&message("x", 1), &[1], now));
+        let late = now + COPY_TIME + Duration::from_secs(1);
+        assert!(!copies.is_copy(&message("x", 2), &[2], late));
+        let mut again = message("x", 3);
+        again.duplicate = true;
+        assert!(!copies.is_copy(&again, &[3], late));
+        again.packet = 4;
+        assert!(!copies.is_copy(&again, &[4], late));
+    }
+}

@@ -1,0 +1,208 @@
+//! The subscriptions of a session: asks the broker for them, and judges its answers.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::error::Result;
+use crate::model::message::Qos;
+use crate::model::topic::Filter;
+use crate::net::filter_table::{Ask, FilterTable};
+use crate::net::mqtt::{Connection, Number, Subscribe};
+
+/// Maximum time for the broker to answer a SUBSCRIBE or UNSUBSCRIBE.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a session subscribes to.
+#[derive(Debug, Clone)]
+pub struct Subscriptions {
+    /// Filters that the broker must grant.
+    pub required: Vec<Filter>,
+    /// Filters that the broker may refuse.
+    pub optional: Vec<Filter>,
+    /// Highest QoS of deliveries.
+    pub qos: Qos,
+}
+
+impl Subscriptions {
+    /// All filters.
+    #[must_use]
+    pub fn all(&self) -> Vec<Filter> {
+        [&self.required[..], &self.optional[..]].concat()
+    }
+}
+
+/// Keeps the broker's subscriptions in line with what is wanted.
+#[derive(Debug)]
+pub struct Subscriber {
+    wanted: Subscriptions,
+    filters: FilterTable,
+    /// The filters that were last said to be in force.
+    told: Option<Vec<Filter>>,
+    /// A change that the broker has not answered in full, and what went wrong with it.
+    change: Option<Result<()>>,
+    /// When the broker has to have answered at the latest.
+    answer_by: Option<Instant>,
+    /// Whether the broker tells which subscription brings a message.
+    identifies: bool,
+}
+
+impl Subscriber {
+    /// Subscriptions of a session that is about to connect.
+    pub fn new(wanted: Subscriptions) -> Self {
+        Self {
+            filters: FilterTable::new(&wanted.all()),
+            wanted,
+            told: None,
+            change: None,
+            answer_by: None,
+            identifies: false,
+        }
+    }
+
+    /// Adds filters that the broker may hold from an earlier process.
+    pub fn know(&mut self, filters: Vec<Filter>) {
+        self.filters.know(filters);
+    }
+
+    /// Highest QoS of deliveries.
+    pub const fn qos(&self) -> Qos {
+        self.wanted.qos
+    }
+
+    /// When the broker has to have answered at the latest, if it is asked for something.
+    pub const fn answer_by(&self) -> Option<Instant> {
+        self.answer_by
+    }
+
+    /// Begins a connection. `identifies` says whether the broker takes subscription identifiers.
+    pub fn connected(&mut self, session_present: bool, identifies: bool) {
+        self.identifies = identifies;
+        self.filters.connected(session_present);
+    }
+
+    /// Ends a connection. Returns how a change went that the broker has not answered in full; the
+    /// next connection makes it.
+    pub fn disconnected(&mut self) -> Option<Result<()>> {
+        self.answer_by = None;
+        self.filters.disconnected();
+        self.change.take()
+    }
+
+    /// Whether a connection stands.
+    pub const fn is_connected(&self) -> bool {
+        self.filters.is_connected()
+    }
+
+    /// Whether the broker holds what is wanted and nothing else.
+    pub fn is_settled(&self) -> bool {
+        self.filters.is_settled()
+    }
+
+    /// Wants nothing any more. Returns a filter that was wanted.
+    pub fn give_up(&mut self) -> Option<Filter> {
+        let one = self.wanted.all().into_iter().next();
+        self.wanted.required.clear();
+        self.wanted.optional.clear();
+        self.filters.want(&[]);
+        one
+    }
+
+    /// Wants other subscriptions from now on; returns whether [`Subscriber::changed`] will tell
+    /// how that went.
+    pub fn change(&mut self, wanted: Subscriptions) -> bool {
+        let asks = self.filters.want(&wanted.all());
+        self.wanted = wanted;
+        if asks && self.filters.is_connected() {
+            self.change.get_or_insert(Ok(()));
+        }
+        self.change.is_some()
+    }
+
+    /// Sends the requests that may be sent now.
+    pub fn ask(&mut self, connection: &Connection) {
+        while let Some(ask) = self.filters.next() {
+            self.answer_by
+                .get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
+            match ask {
+                Ask::Subscribe {
+                    number,
+                    filters,
+                    again,
+                    identify,
+                } => connection.subscribe(Subscribe {
+                    number,
+                    filters,
+                    qos: self.wanted.qos,
+                    identifier: (identify && self.identifies).then_some(number),
+                    retained: !again,
+                }),
+                Ask::Unsubscribe { number, filter } => connection.unsubscribe(filter, number),
+            }
+        }
+    }
+
+    /// Takes the answer to a SUBSCRIBE.
+    ///
+    /// # Errors
+    /// When the broker refuses a filter that it must grant, unless that is part of a change.
+    pub fn subscribed(&mut self, number: Number, results: Vec<Result<()>>) -> Result<()> {
+        let refused = self.filters.subscribed(number, results);
+        self.progressed();
+        for (filter, e) in refused {
+            let e = e.context(format_args!("subscribe to '{filter}'"));
+            // A wide filter may stand for several; it may fail only if all of them may.
+            let needed = |required: &Filter| filter.covers(required);
+            if !self.wanted.required.iter().any(needed) {
+                warn!("{e}; going on without");
+                continue;
+            }
+            match &mut self.change {
+                None => return Err(e),
+                Some(result @ Ok(())) => *result = Err(e),
+                Some(Err(_)) => warn!("{e}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to an UNSUBSCRIBE.
+    pub fn unsubscribed(&mut self, number: Number) {
+        self.filters.unsubscribed(number);
+        self.progressed();
+    }
+
+    fn progressed(&mut self) {
+        let waits = self.filters.is_waiting();
+        self.answer_by = waits.then(|| Instant::now() + ANSWER_TIMEOUT);
+    }
+
+    /// Whether the broker has answered for everything that is wanted.
+    pub fn is_answered(&self) -> bool {
+        self.filters.is_connected() && self.filters.is_answered()
+    }
+
+    /// How a change went, once, when the broker has answered it in full.
+    pub fn changed(&mut self) -> Option<Result<()>> {
+        if self.is_answered() {
+            self.change.take()
+        } else {
+            None
+        }
+    }
+
+    /// The filters that the broker now holds, if it holds what is wanted and they were not said
+    /// before.
+    pub fn settled(&mut self) -> Option<Vec<Filter>> {
+        if !self.filters.is_settled() {
+            return None;
+        }
+        let held = self.filters.held();
+        if self.told.as_ref() == Some(&held) {
+            return None;
+        }
+        self.told = Some(held.clone());
+        Some(held)
+    }
+}
