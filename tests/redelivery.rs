@@ -1,11 +1,13 @@
-//! A message that the broker sends again: known by its id, or for senders that give none by
-//! the broker's word and the content.
+//! A message that the broker sends again: known by its id and its content, or for senders that give
+//! no id by the broker's word and the content.
 
 mod common;
 
 use std::process::Command;
 
-use common::raw::{Heard, Raw, Scripted, publish};
+use common::raw::{
+    Heard, Raw, Scripted, publish, publish_with, request_properties, user_properties,
+};
 use common::{Process, bare_command, spawn, wait_until};
 
 const SEQ: &[u8] = b"lab/seq/status";
@@ -109,23 +111,61 @@ fn a_foreign_message_that_comes_again_runs_once() {
     scene.have_run(&["1", "1", "2", "3"]);
 }
 
+/// Has ONE run under packet identifier 1, and the broker know that it was acknowledged.
+fn settle_one(scene: &Scene, raw: &mut Raw) {
+    raw.send(&publish(SEQ, ONE, Some(1), &[], false));
+    raw.serve_until_acknowledged(1);
+    // It answers what the client says afterwards: the acknowledgement has arrived.
+    raw.serve_until(|m| {
+        m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
+    });
+    wait_until("the client has read the answer", || scene.untold() == 0);
+}
+
 #[test]
-fn an_equal_message_under_the_same_number_is_news_once_the_first_is_settled() {
+fn an_equal_message_is_news_once_the_first_is_settled() {
     let scene = Scene::new();
     let _client = scene.start();
-    for _ in 0..2 {
-        // A broker that numbers anew with each connection, and has sent the second message into
-        // the end of the one before.
-        let mut raw = scene.online();
-        raw.send(&publish(SEQ, ONE, Some(1), &[], scene.runs().len() == 1));
-        raw.serve_until_acknowledged(1);
-        // It answers what the client says afterwards: the acknowledgement has arrived.
-        raw.serve_until(|m| {
-            m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
-        });
-        wait_until("the client has read the answer", || scene.untold() == 0);
-    }
-    scene.have_run(&["1", "1"]);
+    let mut raw = scene.online();
+    settle_one(&scene, &mut raw);
+    drop(raw);
+    // Brokers may number anew with each connection.
+    let mut raw = scene.online();
+    settle_one(&scene, &mut raw);
+    // The identifier carries something else meanwhile, and a message that says the same as the
+    // first is sent under it into the end of the connection.
+    raw.send(&publish(SEQ, TWO, Some(1), &[], false));
+    raw.serve_until_acknowledged(1);
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    wait_until("the client has read the answer", || scene.untold() == 0);
+    drop(raw);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    scene.have_run(&["1", "1", "2", "1"]);
+}
+
+#[test]
+fn a_broker_that_was_restored_from_an_older_save_makes_nothing_run_twice() {
+    let scene = Scene::new();
+    let client = scene.start();
+    let mut raw = scene.online();
+    settle_one(&scene, &mut raw);
+    drop(raw);
+    // Its save is from before the acknowledgement, and it says that it sends again.
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    client.kill();
+    drop(raw);
+    // It is killed again, and so is the client.
+    let _client = scene.start();
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    raw.send(&publish(SEQ, TWO, Some(2), &[], true));
+    raw.serve_until_acknowledged(2);
+    scene.have_run(&["1", "2"]);
 }
 
 #[test]
@@ -196,7 +236,7 @@ fn acknowledgements_go_in_the_order_of_arrival() {
 }
 
 #[test]
-fn a_message_with_an_id_runs_once_whatever_the_broker_says() {
+fn a_message_with_an_id_runs_once_whatever_the_broker_calls_it() {
     let scene = Scene::new();
     let _client = scene.start();
     let mut raw = scene.online();
@@ -215,7 +255,7 @@ fn a_message_with_an_id_runs_once_whatever_the_broker_says() {
     send(3, "b", ONE);
     send(4, "a", TWO);
     send(5, "c", TWO);
-    scene.have_run(&["1", "1", "2"]);
+    scene.have_run(&["1", "1", "2", "2"]);
 }
 
 #[test]
@@ -276,4 +316,60 @@ fn a_status_that_is_not_even_sent_is_no_answer_of_the_broker() {
     raw.send(&publish(SEQ, TWO, Some(2), &[], false));
     raw.serve_until_acknowledged(2);
     scene.have_run(&["1", "2"]);
+}
+
+#[test]
+fn a_repeated_request_is_answered_with_what_the_first_one_made() {
+    let scene = Scene::new();
+    let mut command = scene.command();
+    command.args(["--when", "n=1"]);
+    let _client = spawn(&scene.dir, &mut command);
+    let mut raw = scene.online();
+    let control = b"lab/infrastructure/pipelines/p/control";
+    let raise: &[u8] = br#"{"action":"raise","n":"2","fail":"1"}"#;
+    let retry: &[u8] = br#"{"action":"retry"}"#;
+    let mut packet = 0;
+    let mut ask = |raw: &mut Raw, id: &str, request: &[u8]| -> serde_json::Value {
+        packet += 1;
+        let mut properties = request_properties("lab/infrastructure/reply/me", b"");
+        properties.extend(user_properties(&[("tael-id", id)]));
+        raw.send(&publish_with(
+            control,
+            request,
+            Some(packet),
+            &properties,
+            false,
+        ));
+        let reply = raw.serve_until(|m| m.topic == "lab/infrastructure/reply/me");
+        serde_json::from_slice(&reply.payload).expect("JSON")
+    };
+    let raised = ask(&mut raw, "R1", raise);
+    let first = raised["unit"].as_str().expect("unit").to_owned();
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    assert_eq!(ask(&mut raw, "R1", raise), raised);
+    // Under a copied id it is another request.
+    let other: &[u8] = br#"{"action":"raise","n":"3"}"#;
+    assert_ne!(ask(&mut raw, "R1", other)["unit"], raised["unit"]);
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    let named = format!(r#"{{"action":"retry","unit":"{first}"}}"#);
+    let retried = ask(&mut raw, "R2", named.as_bytes());
+    assert_eq!(retried["retries"], first.as_str());
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    wait_until("all is answered", || scene.untold() == 0);
+    // What it was about may be gone since.
+    let ledger = scene.dir.path().join("state/p/ledger.db");
+    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    ledger
+        .execute("DELETE FROM unit WHERE id = ?1", [&first])
+        .expect("delete");
+    assert_eq!(ask(&mut raw, "R2", named.as_bytes()), retried);
+    // One that was refused is not used up.
+    assert_eq!(ask(&mut raw, "R3", retry)["error"], "no run has failed");
+    let units = ledger.query_row("SELECT group_concat(id) FROM unit", [], |row| row.get(0));
+    let units: String = units.expect("units");
+    let made = retried["unit"].as_str().expect("unit");
+    assert!(units.contains(made), "{units}");
+    raw.send(&publish(SEQ, ONE, Some(99), &[], false));
+    raw.serve_until_acknowledged(99);
+    scene.have_run(&["2", "3", "2", "1"]);
 }

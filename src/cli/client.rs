@@ -14,7 +14,7 @@ use crate::engine::config::Config;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::message::Qos;
-use crate::model::topic::{self, DEFAULT_ROOT};
+use crate::model::topic::{self, DEFAULT_ROOT, Filter};
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::os::{host, paths};
@@ -46,6 +46,10 @@ pub struct Client {
     /// How many runs are remembered at most
     #[arg(long, value_name = "N", default_value = "10000")]
     keep_units: u64,
+    /// Topics that answers to control requests may go to; may be repeated
+    /// [default: ROOT/infrastructure/#]
+    #[arg(long, value_name = "FILTER", action = clap::ArgAction::Append)]
+    reply_to: Vec<String>,
     /// File for the figures of a Prometheus textfile collector, NAME.prom
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -112,8 +116,15 @@ impl Client {
             )));
         }
         let triggers = trigger::all(self.trigger, matches, layers)?;
+        let root = root(self.root, &triggers)?;
+        let reply_to = match self.reply_to {
+            none if none.is_empty() => vec![format!("{root}/infrastructure/#")],
+            given => given,
+        };
+        let filter = |text| Filter::new(text).map_err(|e| Error::usage(format!("--reply-to: {e}")));
         Ok(Config {
-            root: root(self.root, &triggers)?,
+            reply_to: reply_to.into_iter().map(filter).collect::<Result<_>>()?,
+            root,
             who,
             host,
             triggers: Triggers::new(triggers),

@@ -10,7 +10,7 @@ use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::error::{Error, Result};
-use crate::model::control::{ACTIONS, Action};
+use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
 use crate::model::{duration, topic};
 use crate::tools::control::{self, Options};
@@ -91,7 +91,7 @@ impl Tool for Control {
 
 fn attributes(pairs: Vec<String>) -> Result<Attributes> {
     let mut attributes = Attributes::new();
-    let reserved = ["action", "trigger"].map(|name| (name, "part of the request"));
+    let reserved = ["action", "trigger", ENVELOPE].map(|name| (name, "part of the request"));
     attr::add(&mut attributes, pairs, &reserved)?;
     Ok(attributes)
 }

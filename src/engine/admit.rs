@@ -11,55 +11,52 @@ use crate::engine::config::Config;
 use crate::engine::settle;
 use crate::model::event::{self, Event, Refusal};
 use crate::model::json;
-use crate::model::message::Delivery;
+use crate::model::message::{Delivery, property};
 use crate::model::status;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Trigger};
 use crate::model::unit::Unit;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{EventKey, Part, Refused};
+use crate::store::ledger::{Again, EventKey, Part, Refused};
 
-/// What a message means: nothing, if there are no parts.
+/// What a message means.
 #[derive(Debug)]
 pub struct Admission {
     /// What tells the event from others.
     pub key: EventKey,
     /// Its topic, fit for a record.
     pub topic: String,
-    /// One for each trigger that is meant.
+    /// One for each trigger that is meant, at least one.
     pub parts: Vec<Part>,
 }
 
-/// Judges a message from a subscribed topic. `redelivery_since` is when a message that the
-/// broker has perhaps sent before may have been accepted at the earliest.
+/// Judges a message from a subscribed topic; `None` if no trigger means it. `again` tells when a
+/// message that the broker has perhaps sent before can have been accepted.
 #[must_use]
-pub fn judge(config: &Config, delivery: &Delivery, redelivery_since: i64) -> Admission {
-    let parsed = event::parse(delivery, config.max_payload);
-    let (key, parts) = match &parsed {
+pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admission> {
+    let (id, parts): (_, Vec<Part>) = match event::parse(delivery, config.max_payload) {
         Ok(event) => {
-            let key = key(delivery, event.id.as_deref(), redelivery_since);
-            let parts = config
-                .triggers
-                .iter()
-                .filter_map(|trigger| {
-                    let decision = trigger.decide(event, &config.who);
-                    let reason = status::reason_finished(&event.topic);
-                    part(config, trigger, event, &key.id, decision, reason)
-                })
-                .collect();
-            (key, parts)
+            let called = event.id.clone().unwrap_or_else(new_id);
+            let judged = config.triggers.iter().filter_map(|trigger| {
+                let decision = trigger.decide(&event, &config.who);
+                let reason = status::reason_finished(&event.topic);
+                part(config, trigger, &event, &called, decision, reason)
+            });
+            let parts = judged.collect();
+            (called, parts)
         }
         Err(refusal) => {
-            let key = key(delivery, None, redelivery_since);
-            (key, refuse_unread(config, delivery, refusal))
+            let parts = refuse_unread(config, delivery, &refusal);
+            (new_id(), parts)
         }
     };
-    Admission {
-        key,
+    // What is ignored is not digested.
+    (!parts.is_empty()).then(|| Admission {
+        key: key(delivery, id, sender_id(delivery), again),
         topic: printable_bytes(&delivery.topic, 1024),
         parts,
-    }
+    })
 }
 
 /// Why no trigger waits for a message, for people who wonder.
@@ -80,94 +77,67 @@ pub fn objections(config: &Config, delivery: &Delivery) -> String {
     objections.collect::<Vec<_>>().join("; ")
 }
 
-/// Judges an event that was raised by hand for `trigger`: its topic and conditions are not in
-/// question.
-///
-/// # Errors
-/// Why it cannot run, with what is to be recorded.
-pub fn raise(
-    config: &Config,
-    trigger: &Trigger,
-    delivery: &Delivery,
-    attributes: event::Attributes,
-    redelivery_since: i64,
-) -> (Admission, Result<String, Refusal>) {
-    let topic = String::from_utf8_lossy(&delivery.topic);
-    let event = event::with_attributes(delivery, &topic, attributes);
-    let key = key(delivery, event.id.as_deref(), redelivery_since);
-    admit(
-        config,
-        trigger,
-        &event,
-        key,
-        status::REASON_RAISED.to_owned(),
-    )
-}
-
 /// Judges an event of our own making for `trigger`; it has an id.
-pub fn made(
-    config: &Config,
-    trigger: &Trigger,
-    event: &Event,
-    reason: String,
-) -> (Admission, Result<String, Refusal>) {
+#[must_use]
+pub fn made(config: &Config, trigger: &Trigger, event: &Event, reason: String) -> Admission {
     let key = EventKey {
         id: event.id.clone().unwrap_or_else(new_id),
-        digest: None,
+        sender: event.id.clone(),
+        digest: digest(event.topic.as_bytes(), &event.payload),
         packet: 0,
-        redelivery_since: None,
+        again: None,
+        replay: false,
+        request: false,
     };
     admit(config, trigger, event, key, reason)
 }
 
-fn admit(
+/// Judges an event for `trigger` whose topic and conditions are not in question.
+#[must_use]
+pub fn admit(
     config: &Config,
     trigger: &Trigger,
     event: &Event,
     key: EventKey,
     reason: String,
-) -> (Admission, Result<String, Refusal>) {
+) -> Admission {
     let decision = trigger.admit(event);
-    let refusal = match &decision {
-        Decision::Refuse(refusal) => Some(refusal.clone()),
-        Decision::Run | Decision::Ignore => None,
-    };
     let part = part(config, trigger, event, &key.id, decision, reason);
-    let unit = match (&part, refusal) {
-        (Some(Part::Run { unit, .. }), _) => Ok(unit.id.clone()),
-        (_, Some(refusal)) => Err(refusal),
-        (_, None) => Ok(String::new()),
-    };
-    let admission = Admission {
+    Admission {
         key,
         topic: event.topic.clone(),
         parts: part.into_iter().collect(),
-    };
-    (admission, unit)
-}
-
-/// What tells the event of a message from others; `redelivery_since` as in [`judge`].
-pub fn key(delivery: &Delivery, id: Option<&str>, redelivery_since: i64) -> EventKey {
-    match id {
-        Some(id) => EventKey {
-            id: id.to_owned(),
-            digest: None,
-            packet: delivery.packet,
-            redelivery_since: None,
-        },
-        None => EventKey {
-            id: new_id(),
-            digest: Some(digest(delivery)),
-            packet: delivery.packet,
-            redelivery_since: delivery.duplicate.then_some(redelivery_since),
-        },
     }
 }
 
-fn digest(delivery: &Delivery) -> [u8; 32] {
+/// Maximum length of a sender's id that tells events apart, in bytes. It need not be one that
+/// commands may see.
+const MAX_SENDER_ID: usize = 256;
+
+/// The id that the sender of a message gave it.
+pub fn sender_id(delivery: &Delivery) -> Option<&str> {
+    let id = delivery.properties.user(property::ID);
+    id.filter(|id| (1..=MAX_SENDER_ID).contains(&id.len()))
+}
+
+/// What tells the event of a message from others: `id` is what it is called, `sender` what its
+/// sender calls it; `again` as in [`judge`].
+pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) -> EventKey {
+    EventKey {
+        id,
+        sender: sender.map(str::to_owned),
+        digest: digest(&delivery.topic, &delivery.payload),
+        packet: delivery.packet,
+        again: delivery.duplicate.then_some(again),
+        replay: delivery.retained,
+        request: false,
+    }
+}
+
+fn digest(topic: &[u8], payload: &[u8]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     // A topic holds no NUL, so that no two messages run together.
-    for part in [&delivery.topic[..], b"\0", &delivery.payload[..]] {
+    for part in [topic, b"\0", payload] {
         context.update(part);
     }
     let mut digest = [0; 32];
@@ -188,6 +158,7 @@ fn part(
         Decision::Run => Some(Part::Run {
             unit: Arc::new(unit(trigger, event, event_id, reason)),
             start: false,
+            retained: trigger.accept_retained,
         }),
         Decision::Refuse(refusal) => {
             let unit = unit(trigger, event, event_id, reason);
@@ -198,11 +169,12 @@ fn part(
             });
             Some(Part::Refuse {
                 trigger: trigger.name.clone(),
-                refused: Refused {
+                refused: Box::new(Refused {
                     code: refusal.code(),
                     detail: refusal.to_string(),
                     status: falsestart,
-                },
+                }),
+                retained: trigger.accept_retained,
             })
         }
     }
@@ -211,20 +183,25 @@ fn part(
 /// The refusal of a message that could not be read, if any trigger would have looked at it.
 fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
     let topic = std::str::from_utf8(&delivery.topic).ok();
-    let meant = config.triggers.iter().any(|trigger| {
+    let mut meant = config.triggers.iter().filter(|trigger| {
         trigger.absent.is_none()
             && (trigger.accept_retained || !delivery.retained)
             && topic.is_none_or(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
     });
-    let refuse = || Part::Refuse {
+    let refuse = |retained| Part::Refuse {
         trigger: String::new(),
-        refused: Refused {
+        refused: Box::new(Refused {
             code: refusal.code(),
             detail: refusal.to_string(),
             status: None,
-        },
+        }),
+        retained,
     };
-    meant.then(refuse).into_iter().collect()
+    let first = meant.next();
+    first
+        .map(|first| refuse(first.accept_retained || meant.any(|t| t.accept_retained)))
+        .into_iter()
+        .collect()
 }
 
 fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {

@@ -7,8 +7,9 @@ use tracing::{debug, info, warn};
 use crate::engine::admit::Admission;
 use crate::engine::failpoint;
 use crate::engine::pipeline::{Pipeline, Then};
+use crate::engine::reply;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{Committed, Done, Part};
+use crate::store::ledger::{Acceptance, Committed, Done, Part};
 
 impl Pipeline {
     pub(super) fn on_committed(&mut self, committed: Committed<Then>) {
@@ -22,20 +23,23 @@ impl Pipeline {
                     reply,
                     bytes,
                 },
-                Done::Accepted { fresh, queued },
+                Done::Accepted { parts, queued },
             ) => {
                 self.uncommitted_bytes -= bytes;
                 self.redelivery.accepted();
+                self.names.arrived(&admission.key);
                 failpoint::reached("commit.after");
                 if let Some(ack) = ack {
                     self.session.acknowledge(&ack);
                 }
                 failpoint::reached("ack.after");
                 self.outbox.extend(queued);
-                if let Some(reply) = reply {
-                    self.publish(reply);
+                if let Some(reply) = reply
+                    && let Some(answer) = reply::accepted(&admission.parts, &parts)
+                {
+                    self.publish(reply.message(answer));
                 }
-                self.on_accepted(*admission, &fresh);
+                self.on_accepted(*admission, &parts);
             }
             (Then::Start(unit, _), Done::Changed { applied: true, .. }) => {
                 self.dispatch(Arc::unwrap_or_clone(unit), None);
@@ -62,14 +66,18 @@ impl Pipeline {
         }
     }
 
-    fn on_accepted(&mut self, admission: Admission, fresh: &[bool]) {
+    fn on_accepted(&mut self, admission: Admission, became: &[Acceptance]) {
         let (event, topic) = (admission.key.id, admission.topic);
-        for (part, fresh) in admission.parts.into_iter().zip(fresh) {
-            if let Part::Run { unit, start: false } = &part {
+        for (part, became) in admission.parts.into_iter().zip(became) {
+            let fresh = *became == Acceptance::Fresh;
+            if let Part::Run {
+                unit, start: false, ..
+            } = &part
+            {
                 self.queue.came(&unit.trigger);
             }
             match part {
-                Part::Run { unit, start } if !fresh => {
+                Part::Run { unit, start, .. } if !fresh => {
                     self.counts.duplicates += 1;
                     info!(target: SENDERS,
                         TAEL_EVENT = event,
@@ -81,7 +89,7 @@ impl Pipeline {
                         self.queue.remove(&unit.trigger, &unit.id);
                     }
                 }
-                Part::Run { unit, start } => {
+                Part::Run { unit, start, .. } => {
                     self.counts.accepted += 1;
                     debug!(
                         TAEL_EVENT = event,
@@ -94,6 +102,14 @@ impl Pipeline {
                     } else {
                         self.arrive(&unit);
                     }
+                }
+                Part::Refuse { .. } if !fresh => {
+                    self.counts.duplicates += 1;
+                    debug!(
+                        TAEL_EVENT = event,
+                        TAEL_TOPIC = topic,
+                        "refused event came again"
+                    );
                 }
                 Part::Refuse { refused, .. } => {
                     self.counts.refused += 1;

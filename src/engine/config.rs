@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::model::topic::Filter;
 use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
 use crate::os::lock::Lock;
@@ -25,6 +26,8 @@ pub struct Config {
     pub root: String,
     /// This host.
     pub host: String,
+    /// Where answers to requests may go.
+    pub reply_to: Vec<Filter>,
     /// Its triggers, at least one, of different names.
     pub triggers: Triggers,
     /// The largest payload of an event, bytes.

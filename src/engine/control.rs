@@ -2,48 +2,71 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
 use crate::engine::admit::{self, Admission};
 use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::engine::reply::{self, ReplyTo};
 use crate::engine::settle;
 use crate::error::Kind;
-use crate::model::control::{self, Action};
+use crate::model::control::{self, Action, Envelope};
 use crate::model::event::{self, Attributes};
-use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::model::topic;
+use crate::model::message::Delivery;
+use crate::model::status;
 use crate::model::trigger::Trigger;
 use crate::net::session::SessionAck;
+use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::Part;
-
-/// Levels of a topic that is replied on. mosquitto cuts off whoever publishes on one of more than
-/// 200.
-const MAX_REPLY_LEVELS: usize = 100;
+use crate::store::ledger::{EventKey, Part, Refused};
 
 /// Why a request is not carried out: the requester's exit code and a text for people.
 type Refusal = (Kind, String);
 
+/// A request on its way to its answer.
+#[derive(Debug, Clone)]
+struct Request {
+    key: EventKey,
+    reply: Option<ReplyTo>,
+    ack: SessionAck,
+}
+
 impl Pipeline {
     /// Carries out a control message. It is acknowledged when it is done, or on disk.
     pub(super) fn on_control(&mut self, delivery: &Delivery, ack: SessionAck) {
-        if delivery.retained {
-            // A request is for now; one that is replayed at every start is a mistake.
+        if delivery.retained || delivery.payload.is_empty() {
+            // A request is for now; one that is replayed at every start is a mistake, and an empty
+            // message clears it.
             return self.session.acknowledge(&ack);
         }
-        let action = Action::parse(&delivery.payload, self.config.max_payload)
-            .map_err(|cause| (Kind::Data, cause));
+        let (envelope, action) = control::parse(&delivery.payload, self.config.max_payload);
+        let request = Request {
+            reply: ReplyTo::of(&self.config, delivery, &envelope),
+            key: self.request_key(delivery, &envelope),
+            ack,
+        };
+        if envelope.present && delivery.properties.user.is_empty() {
+            self.say_how_to_bridge(delivery);
+        }
+        if let Some(refused) = expired(delivery, &envelope) {
+            return self.refuse(request, refused);
+        }
         let answer = match action {
+            Ok(Action::Raise { .. } | Action::Retry { .. }) if self.knows(&request) => return,
             Ok(Action::Raise {
                 trigger,
                 attributes,
-            }) => match self.raise(delivery, trigger.as_deref(), attributes, &ack) {
+            }) => match self.raise(
+                delivery,
+                trigger.as_deref(),
+                attributes,
+                &envelope,
+                &request,
+            ) {
                 Ok(()) => return,
                 Err(refusal) => Err(refusal),
             },
-            Ok(Action::Retry { unit }) => match self.retry(delivery, unit.as_deref(), &ack) {
+            Ok(Action::Retry { unit }) => match self.retry(unit.as_deref(), &request) {
                 Ok(()) => return,
                 Err(refusal) => Err(refusal),
             },
@@ -51,7 +74,7 @@ impl Pipeline {
             Ok(Action::Pause) => self.pause(true),
             Ok(Action::Resume) => self.pause(false),
             Ok(Action::Status) => self.status(),
-            Err(refusal) => Err(refusal),
+            Err(cause) => Err((Kind::Data, cause)),
         };
         let answer = match answer {
             Ok(fields) => control::accepted(fields),
@@ -60,11 +83,57 @@ impl Pipeline {
                 control::refused(kind, &cause)
             }
         };
-        // First this: a broker that cuts us off for the reply would send the request again.
-        self.session.acknowledge(&ack);
-        if let Some(reply) = reply(delivery, &answer) {
-            self.publish(reply);
+        self.answer(request, answer);
+    }
+
+    fn request_key(&self, delivery: &Delivery, envelope: &Envelope) -> EventKey {
+        let sender = admit::sender_id(delivery).or(envelope.id.as_deref());
+        let id = sender.filter(|id| event::is_id(id));
+        let id = id.map_or_else(new_id, str::to_owned);
+        EventKey {
+            request: true,
+            ..admit::key(delivery, id, sender, self.redelivery.again())
         }
+    }
+
+    /// Acknowledges a request that leaves nothing in the ledger, and answers it.
+    fn answer(&mut self, request: Request, answer: Value) {
+        // First this: a broker that cuts us off for the reply would send the request again.
+        self.session.acknowledge(&request.ack);
+        if let Some(reply) = request.reply {
+            self.publish(reply.message(answer));
+        }
+    }
+
+    /// Whether a request has been carried out before; it is answered again then. What it asked for
+    /// may not be possible any more.
+    fn knows(&mut self, request: &Request) -> bool {
+        let known = match request.key.sender {
+            Some(_) => self.reader.known_request(&request.key),
+            // The ledger tells when it is accepted.
+            None => return false,
+        };
+        let Some(answer) = known.ok().flatten().as_ref().and_then(reply::repeated) else {
+            return false;
+        };
+        self.counts.duplicates += 1;
+        info!(target: SENDERS, TAEL_EVENT = request.key.id, "request came again; not done again");
+        self.answer(request.clone(), answer);
+        true
+    }
+
+    /// Records a request that is not carried out.
+    fn refuse(&mut self, request: Request, refused: Refused) {
+        let admission = Admission {
+            key: request.key,
+            topic: self.topics.control(),
+            parts: vec![Part::Refuse {
+                trigger: String::new(),
+                refused: Box::new(refused),
+                retained: false,
+            }],
+        };
+        self.accept(admission, Some(request.ack), request.reply);
     }
 
     fn chosen(&self, name: Option<&str>) -> Result<&Trigger, Refusal> {
@@ -86,25 +155,22 @@ impl Pipeline {
         delivery: &Delivery,
         trigger: Option<&str>,
         attributes: Attributes,
-        ack: &SessionAck,
+        envelope: &Envelope,
+        request: &Request,
     ) -> Result<(), Refusal> {
         let trigger = self.chosen(trigger)?;
-        let since = self.redelivery.since();
-        let (admission, unit) = admit::raise(&self.config, trigger, delivery, attributes, since);
-        let answer = match unit {
-            Ok(unit) => control::accepted(fields([("unit", json!(unit))])),
-            Err(refusal) => control::refused(Kind::Data, &format!("not raised: {refusal}")),
-        };
-        self.accept(admission, Some(ack.clone()), reply(delivery, &answer));
+        let key = request.key.clone();
+        let topic = String::from_utf8_lossy(&delivery.topic);
+        let mut event = event::with_attributes(delivery, &topic, attributes);
+        event.id = Some(key.id.clone());
+        event.hops = event.hops.max(envelope.hops);
+        let reason = status::REASON_RAISED.to_owned();
+        let admission = admit::admit(&self.config, trigger, &event, key, reason);
+        self.accept(admission, Some(request.ack.clone()), request.reply.clone());
         Ok(())
     }
 
-    fn retry(
-        &mut self,
-        delivery: &Delivery,
-        unit: Option<&str>,
-        ack: &SessionAck,
-    ) -> Result<(), Refusal> {
+    fn retry(&mut self, unit: Option<&str>, request: &Request) -> Result<(), Refusal> {
         let unavailable = |e: crate::error::Error| (e.kind(), e.to_string());
         let record = match unit {
             Some(id) => self.reader.unit(id).map_err(unavailable)?,
@@ -117,22 +183,18 @@ impl Pipeline {
         if !record.state.is_end() {
             return Err((Kind::Data, format!("unit {} has not ended", record.unit.id)));
         }
-        let again = settle::again(&record.unit, record.unit.attempt + 1, 0);
-        let answer = control::accepted(fields([
-            ("unit", json!(again.id)),
-            ("retries", json!(record.unit.id)),
-        ]));
         // The request is the new event; the unit keeps the original one.
-        let id = event::with_attributes(delivery, "", Attributes::new()).id;
+        let again = settle::again(&record.unit, record.unit.attempt + 1, 0);
         let admission = Admission {
-            key: admit::key(delivery, id.as_deref(), self.redelivery.since()),
+            key: request.key.clone(),
             topic: self.topics.control(),
             parts: vec![Part::Run {
                 unit: Arc::new(again),
                 start: false,
+                retained: false,
             }],
         };
-        self.accept(admission, Some(ack.clone()), reply(delivery, &answer));
+        self.accept(admission, Some(request.ack.clone()), request.reply.clone());
         Ok(())
     }
 
@@ -223,21 +285,16 @@ fn fields<const N: usize>(list: [(&str, Value); N]) -> Map<String, Value> {
         .collect()
 }
 
-/// The reply that the requester waits for, if it said where.
-fn reply(request: &Delivery, answer: &Value) -> Option<Message> {
-    let topic = request.properties.response_topic.clone()?;
-    topic::check_name(&topic).ok()?;
-    if topic.matches('/').count() >= MAX_REPLY_LEVELS {
+/// Why a request is too late, if it is. A broker that knows when it expires does not deliver it
+/// then, whatever the hosts' clocks say.
+fn expired(delivery: &Delivery, envelope: &Envelope) -> Option<Refused> {
+    if delivery.properties.message_expiry.is_some() {
         return None;
     }
-    Some(Message {
-        topic,
-        payload: Bytes::from(answer.to_string()),
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        properties: Properties {
-            correlation_data: request.properties.correlation_data.clone(),
-            ..Properties::default()
-        },
+    let late = now_ms() / 1000 - envelope.expires?;
+    (late > 0).then(|| Refused {
+        code: control::EXPIRED,
+        detail: format!("the request expired {late} s ago (or a clock is wrong)"),
+        status: None,
     })
 }

@@ -7,9 +7,11 @@ use tracing::{Level, debug, enabled, error, warn};
 use crate::engine::admit::{self, Admission};
 use crate::engine::failpoint;
 use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::engine::reply::ReplyTo;
 use crate::engine::settle;
 use crate::error::Kind;
-use crate::model::message::{Delivery, Message};
+use crate::model::message::Delivery;
+use crate::model::text::printable_bytes;
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Refuser, Token};
 use crate::net::session::{Event, SessionAck};
@@ -67,17 +69,38 @@ impl Pipeline {
         if self.silence.is_watched() {
             self.listen(delivery);
         }
-        let admission = admit::judge(&self.config, delivery, self.redelivery.since());
-        if admission.parts.is_empty() {
+        if delivery.payload.is_empty() {
+            // It clears a retained message (MQTT 5.0, section 3.3.1.3): nothing has happened.
+            self.counts.ignored += 1;
+            let topic = printable_bytes(&delivery.topic, 1024);
+            debug!(TAEL_TOPIC = topic, "ignored: its payload is empty");
+            return self.session.acknowledge(&ack);
+        }
+        let again = self.redelivery.again();
+        let Some(admission) = admit::judge(&self.config, delivery, again) else {
             self.counts.ignored += 1;
             if enabled!(Level::DEBUG) {
                 let why = admit::objections(&self.config, delivery);
-                debug!(TAEL_TOPIC = admission.topic, "ignored: {why}");
+                let topic = printable_bytes(&delivery.topic, 1024);
+                debug!(TAEL_TOPIC = topic, "ignored: {why}");
             }
-            self.session.acknowledge(&ack);
-        } else {
-            self.accept(admission, Some(ack), None);
+            return self.session.acknowledge(&ack);
+        };
+        self.accept(admission, Some(ack), None);
+    }
+
+    /// Says, once, that a message of Tael has come without what belongs to it.
+    pub(super) fn say_how_to_bridge(&mut self, delivery: &Delivery) {
+        if std::mem::replace(&mut self.bridge_said, true) {
+            return;
         }
+        let topic = printable_bytes(&delivery.topic, 1024);
+        warn!(
+            TAEL_TOPIC = topic,
+            "a message of Tael on '{topic}' came without its MQTT 5 properties: a bridge on its way \
+             speaks MQTT 3.1.1, or its sender is older; a bridge of mosquitto keeps them with \
+             'bridge_protocol_version mqttv50'"
+        );
     }
 
     /// Has the ledger accept an event; it is acknowledged once that is on disk.
@@ -85,12 +108,13 @@ impl Pipeline {
         &mut self,
         mut admission: Admission,
         ack: Option<SessionAck>,
-        reply: Option<Message>,
+        reply: Option<ReplyTo>,
     ) {
+        self.name(&mut admission);
         let (mut words, mut units) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         for (place, part) in admission.parts.iter_mut().enumerate() {
-            if let Part::Run { unit, start } = part {
+            if let Part::Run { unit, start, .. } = part {
                 bytes += unit.payload.len() + unit.exported_bytes();
                 *start = self.queue.claim(&unit.trigger, &unit.id);
                 // If it fails, it is tried again when the event is on disk.

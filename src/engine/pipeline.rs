@@ -19,11 +19,13 @@ use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::last::LastEnd;
 use crate::engine::later::Later;
 use crate::engine::metrics::Metrics;
+use crate::engine::names::Names;
 use crate::engine::outbox::Outbox;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::redelivery::Redelivery;
 use crate::engine::reload::Reload;
+use crate::engine::reply::ReplyTo;
 use crate::engine::runners::Runners;
 use crate::engine::silence::Silence;
 use crate::engine::word::Word;
@@ -38,7 +40,7 @@ use crate::net::session::{Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::identity::Identity;
-use crate::store::ledger::{Done, Ledger, OnDisk, Op, Reader};
+use crate::store::ledger::{Acceptance, Done, Ledger, OnDisk, Op, Reader};
 use crate::store::streams::{RUNNERS, UnitDir};
 
 /// Operations that may wait for the ledger before no more messages are taken, and the bytes of
@@ -63,7 +65,7 @@ pub(super) enum Then {
         /// For the parts that start at once, by their place.
         words: Vec<(usize, Word)>,
         ack: Option<SessionAck>,
-        reply: Option<Message>,
+        reply: Option<ReplyTo>,
         bytes: usize,
     },
     Start(Arc<Unit>, Option<Word>),
@@ -84,9 +86,9 @@ impl OnDisk for Then {
             failpoint::reached("spawn.after");
         };
         match (self, done) {
-            (Self::Accepted { words, .. }, Done::Accepted { fresh, .. }) => {
+            (Self::Accepted { words, .. }, Done::Accepted { parts, .. }) => {
                 for (place, word) in words {
-                    give(word, fresh.get(*place) == Some(&true));
+                    give(word, parts.get(*place) == Some(&Acceptance::Fresh));
                 }
             }
             (Self::Start(_, Some(word)), Done::Changed { applied, .. }) => give(word, *applied),
@@ -119,6 +121,7 @@ pub struct Pipeline {
     pub(super) session: Session,
     pub(super) identity: Identity,
     pub(super) redelivery: Redelivery,
+    pub(super) names: Names,
     pub(super) boot: String,
     pub(super) ledger: Ledger<Then>,
     pub(super) uncommitted: usize,
@@ -141,6 +144,8 @@ pub struct Pipeline {
     begin: Instant,
     /// Whether it was said that others cannot see how we are.
     pub(super) unseen: bool,
+    /// Whether it was said how bridges keep the properties of messages.
+    pub(super) bridge_said: bool,
     pub(super) health: Health,
     pub(super) silence: Silence,
     pub(super) metrics: Option<Metrics>,
@@ -188,6 +193,7 @@ impl Pipeline {
             outbox,
             counts: Counts::default(),
             redelivery,
+            names: Names::default(),
             boot,
             ledger,
             uncommitted: 0,
@@ -203,6 +209,7 @@ impl Pipeline {
             held_until: None,
             begin: Instant::now(),
             unseen: false,
+            bridge_said: false,
             health: Health::new(notify),
             silence,
             metrics,

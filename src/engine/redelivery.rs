@@ -8,7 +8,9 @@
 
 use std::collections::VecDeque;
 
+use crate::engine::connect::SESSION_EXPIRY;
 use crate::net::mqtt::Token;
+use crate::store::ledger::Again;
 
 /// What the broker knows to be acknowledged. Times are milliseconds since the epoch, as far as
 /// the host's clock does not step back: then they stand still.
@@ -85,9 +87,14 @@ impl Redelivery {
         self.since = self.answered;
     }
 
-    /// A message that the broker says it may have sent before, was perhaps accepted since then.
-    pub const fn since(&self) -> i64 {
-        self.since
+    /// When a message that the broker says it may have sent before can have been accepted: since
+    /// the broker last knew, or, if it has forgotten that, as long as it keeps our session.
+    pub fn again(&self) -> Again {
+        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).unwrap_or(i64::MAX);
+        Again {
+            unacknowledged: self.since,
+            kept: self.latest.saturating_sub(expiry),
+        }
     }
 }
 
@@ -109,10 +116,14 @@ mod tests {
         assert_eq!(redelivery.known(), 20);
         redelivery.answered(second);
         assert_eq!(redelivery.known(), 30, "that one was not accepted yet");
-        assert_eq!(redelivery.since(), 5, "on this connection nothing changes");
+        assert_eq!(
+            redelivery.again().unacknowledged,
+            5,
+            "on this connection nothing changes"
+        );
         redelivery.sent(third, 50);
         redelivery.disconnected();
-        assert_eq!(redelivery.since(), 30);
+        assert_eq!(redelivery.again().unacknowledged, 30);
         redelivery.answered(third);
         assert_eq!(redelivery.known(), 30, "it was not answered");
     }

@@ -210,7 +210,7 @@ impl Pipeline {
                 duration::text(trigger.absent.unwrap_or_default())
             );
             info!(TAEL_TOPIC = event.topic, "{reason}");
-            let (admission, _) = admit::made(&self.config, trigger, &event, reason);
+            let admission = admit::made(&self.config, trigger, &event, reason);
             // In one transaction with its event: once for each silence.
             self.submit(op, Then::Nothing);
             self.accept(admission, None, None);

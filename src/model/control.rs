@@ -34,17 +34,88 @@ pub enum Action {
     Status,
 }
 
+/// Key under which a request carries inside its payload what its MQTT 5 properties say too: a
+/// bridge that speaks MQTT 3.1.1 drops those. An answer names its request under the same key.
+pub const ENVELOPE: &str = "tael-request";
+
+/// Name of the refusal of a request that has expired.
+pub const EXPIRED: &str = "expired";
+
+/// What a request says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// Its id; the answer carries it too.
+    pub id: Option<String>,
+    /// Topic of the answer.
+    pub reply_to: Option<String>,
+    /// When it is too late to carry it out, seconds since the epoch.
+    pub expires: Option<i64>,
+    /// How many events lie between it and the first cause.
+    pub hops: u32,
+    /// Whether the payload has one.
+    pub present: bool,
+}
+
+impl Envelope {
+    /// Takes it out of a request's attributes. What is not an object is an attribute like others.
+    fn take(attributes: &mut Attributes) -> Self {
+        let Some(Value::Object(map)) = attributes.get(ENVELOPE) else {
+            return Self::default();
+        };
+        let text = |key: &str, limit: usize| {
+            let text = map.get(key).and_then(Value::as_str);
+            let sane = |text: &&str| {
+                !text.is_empty() && text.len() <= limit && !text.contains(char::is_control)
+            };
+            text.filter(sane).map(str::to_owned)
+        };
+        let envelope = Self {
+            id: text("id", event::MAX_ID_BYTES),
+            reply_to: text("reply_to", usize::from(u16::MAX)),
+            expires: map.get("expires").and_then(Value::as_i64),
+            hops: map
+                .get("hops")
+                .and_then(Value::as_u64)
+                .map_or(0, |hops| u32::try_from(hops).unwrap_or(u32::MAX)),
+            present: true,
+        };
+        attributes.shift_remove(ENVELOPE);
+        envelope
+    }
+
+    fn value(&self) -> Value {
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Option<Value>| {
+            map.extend(value.map(|value| (key.to_owned(), value)));
+        };
+        put("id", self.id.as_ref().map(|id| json!(id)));
+        put("reply_to", self.reply_to.as_ref().map(|topic| json!(topic)));
+        put("expires", self.expires.map(|at| json!(at)));
+        put("hops", (self.hops > 0).then(|| json!(self.hops)));
+        Value::Object(map)
+    }
+}
+
+/// Reads a control message's payload: what it says about itself, and what it asks for.
+///
+/// The second part is an error, a text for the sender, if that cannot be understood.
+pub fn parse(payload: &[u8], max_payload: usize) -> (Envelope, Result<Action, String>) {
+    let mut attributes = match event::attributes(payload, max_payload) {
+        Ok(attributes) => attributes,
+        Err(refusal) => {
+            let cause = format!("the request is refused: {refusal}");
+            return (Envelope::default(), Err(cause));
+        }
+    };
+    let envelope = Envelope::take(&mut attributes);
+    (envelope, Action::take(attributes))
+}
+
 /// The names of all actions, for messages.
 pub const ACTIONS: &str = "raise, retry, cancel, pause, resume or status";
 
 impl Action {
-    /// Reads a control message's payload.
-    ///
-    /// # Errors
-    /// A text for the sender.
-    pub fn parse(payload: &[u8], max_payload: usize) -> Result<Self, String> {
-        let mut attributes = event::attributes(payload, max_payload)
-            .map_err(|refusal| format!("the request is refused: {refusal}"))?;
+    fn take(mut attributes: Attributes) -> Result<Self, String> {
         let mut take = |key: &str| match attributes.shift_remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -85,9 +156,9 @@ impl Action {
         }
     }
 
-    /// The payload that asks for it.
+    /// The payload that asks for it in `envelope`.
     #[must_use]
-    pub fn payload(&self) -> String {
+    pub fn payload(&self, envelope: &Envelope) -> String {
         let mut map = Map::new();
         map.insert("action".into(), json!(self.name()));
         match self {
@@ -104,6 +175,9 @@ impl Action {
                 map.insert("unit".into(), json!(unit));
             }
             Self::Retry { unit: None } | Self::Pause | Self::Resume | Self::Status => {}
+        }
+        if envelope.present {
+            map.insert(ENVELOPE.into(), envelope.value());
         }
         json::to_text(&Value::Object(map))
     }
@@ -149,9 +223,43 @@ mod tests {
             Action::Resume,
             Action::Status,
         ];
+        let full = Envelope {
+            id: Some("I".into()),
+            reply_to: Some("lab/infrastructure/reply".into()),
+            expires: Some(1_700_000_000),
+            hops: 3,
+            present: true,
+        };
         for action in all {
-            assert_eq!(Action::parse(action.payload().as_bytes(), 1000), Ok(action));
+            for envelope in [Envelope::default(), full.clone()] {
+                let payload = action.payload(&envelope);
+                let read = parse(payload.as_bytes(), 1000);
+                assert_eq!(read, (envelope, Ok(action.clone())), "{payload}");
+            }
         }
+    }
+
+    #[test]
+    fn an_envelope_is_believed_only_where_it_is_sane() {
+        let long = "x".repeat(event::MAX_ID_BYTES + 1);
+        let payload = json!({"action": "raise", ENVELOPE: {
+            "id": long, "reply_to": "a\nb", "expires": "soon", "hops": -1,
+        }});
+        let (envelope, action) = parse(payload.to_string().as_bytes(), 1000);
+        let nothing = Envelope {
+            present: true,
+            ..Envelope::default()
+        };
+        assert_eq!(envelope, nothing);
+        assert!(action.is_ok());
+        // An attribute that only has the name is one.
+        let payload = json!({"action": "raise", ENVELOPE: "mine"}).to_string();
+        let (envelope, action) = parse(payload.as_bytes(), 1000);
+        assert_eq!(envelope, Envelope::default());
+        let Ok(Action::Raise { attributes, .. }) = action else {
+            panic!("{action:?}");
+        };
+        assert_eq!(attributes[ENVELOPE], "mine");
     }
 
     #[test]
@@ -164,14 +272,14 @@ mod tests {
             r#"{"action":"dance"}"#,
             r#"{"action":"raise","trigger":1}"#,
         ] {
-            assert!(Action::parse(bad.as_bytes(), 1000).is_err(), "{bad}");
+            assert!(parse(bad.as_bytes(), 1000).1.is_err(), "{bad}");
         }
     }
 
     proptest! {
         #[test]
         fn no_request_makes_it_panic(payload in any::<Vec<u8>>()) {
-            let _ = Action::parse(&payload, 1000);
+            let _ = parse(&payload, 1000);
         }
     }
 }

@@ -57,6 +57,9 @@ pub struct Properties {
     pub response_topic: Option<String>,
     /// Copied from a request into its reply.
     pub correlation_data: Option<Bytes>,
+    /// Seconds after which the broker delivers it to nobody any more (Message Expiry Interval,
+    /// MQTT 5.0, section 3.3.2.3.3); what is left of them when it is delivered.
+    pub message_expiry: Option<u32>,
 }
 
 impl Properties {

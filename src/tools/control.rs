@@ -4,13 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::control::Action;
+use crate::model::control::{Action, Envelope};
 use crate::model::json;
-use crate::model::message::{Message, Properties, Qos};
+use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::net::mqtt::{Refused, Settings};
@@ -75,16 +76,23 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         max_packet: MAX_REPLY,
         ..sender(&options.broker)
     };
-    let request = Message {
+    let deadline = Instant::now().checked_add(options.timeout);
+    let properties = Properties {
+        user: origin(),
+        response_topic: Some(reply_topic.clone()),
+        correlation_data: Some(Bytes::from(host::new_id())),
+        message_expiry: None,
+    };
+    let mut request = Message {
         topic: options.topics.control(),
-        payload: Bytes::from(options.action.payload()),
+        payload: Bytes::from(
+            options
+                .action
+                .payload(&envelope(&properties, options.timeout)),
+        ),
         qos: Qos::AtLeastOnce,
         retain: false,
-        properties: Properties {
-            user: origin(),
-            response_topic: Some(reply_topic.clone()),
-            correlation_data: Some(Bytes::from(host::new_id())),
-        },
+        properties,
     };
     let mut session = Session::new(settings, subscriptions);
     let mut reached = false;
@@ -95,6 +103,8 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 // Sent again after a broken connection, it has the same id and is known.
                 Event::Online => {
                     reached = true;
+                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                    request.properties.message_expiry = left.map(whole_seconds);
                     session.publish(request.clone());
                 }
                 Event::Published(_, Err(Refused(e, _))) => {
@@ -143,6 +153,28 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     };
     session.close().await;
     Ok(answer)
+}
+
+/// What the properties of a request say, for where they get lost. Nobody waits for the answer
+/// after `timeout`.
+fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
+    let user = |name| properties.user(name);
+    let now = Timestamp::now().as_second();
+    Envelope {
+        id: user(property::ID).map(str::to_owned),
+        reply_to: properties.response_topic.clone(),
+        expires: Some(now.saturating_add(whole_seconds(timeout).into())),
+        hops: user(property::HOPS)
+            .and_then(|hops| hops.parse().ok())
+            .unwrap_or(0),
+        present: true,
+    }
+}
+
+/// Seconds, rounded up; at least 1, which is the shortest expiry that a broker counts down.
+fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_millis().div_ceil(1000).max(1);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 fn shown(options: &Options, answer: &Value) -> String {

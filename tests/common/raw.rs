@@ -65,7 +65,8 @@ pub fn publish_with(
     packet(0x30 | flags, &body)
 }
 
-fn user_properties(list: &[(&str, &str)]) -> Vec<u8> {
+/// User properties, encoded.
+pub fn user_properties(list: &[(&str, &str)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (name, value) in list {
         out.push(0x26);

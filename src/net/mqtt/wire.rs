@@ -97,6 +97,7 @@ pub(super) fn received(mut publish: Publish) -> Event {
                 user: properties.user_properties,
                 response_topic: properties.response_topic,
                 correlation_data: properties.correlation_data,
+                message_expiry: properties.message_expiry_interval,
             },
         },
         ack,
@@ -133,6 +134,7 @@ pub(super) fn wire_properties(properties: Properties) -> PublishProperties {
         user_properties: properties.user,
         response_topic: properties.response_topic,
         correlation_data: properties.correlation_data,
+        message_expiry_interval: properties.message_expiry,
         ..PublishProperties::default()
     }
 }

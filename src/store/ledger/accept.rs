@@ -7,21 +7,10 @@ use rusqlite::{Transaction, params};
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
 use crate::store::ledger::Queued;
+use crate::store::ledger::identity::{
+    EventKey, Known, count_as_accepted, known, remember_retained,
+};
 use crate::store::ledger::rows::{insert_unit, post_all};
-
-/// What tells one event from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventKey {
-    /// The sender's id, or one of our own.
-    pub id: String,
-    /// For senders that give none: a digest of topic and payload.
-    pub digest: Option<[u8; 32]>,
-    /// The packet identifier that it came under.
-    pub packet: u16,
-    /// A message of that digest and packet identifier accepted since then (milliseconds since
-    /// the epoch) is the same one: the broker has said that it may have sent it before.
-    pub redelivery_since: Option<i64>,
-}
 
 /// Why an event was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,18 +32,49 @@ pub enum Part {
         unit: Arc<Unit>,
         /// Whether it starts now.
         start: bool,
+        /// Whether its trigger takes retained messages: the ledger then remembers the last
+        /// content of the topic for as long as it is the last.
+        retained: bool,
     },
     /// A refusal; the trigger is empty when the message could not even be read.
     Refuse {
         /// Name of the trigger.
         trigger: String,
         /// Why.
-        refused: Refused,
+        refused: Box<Refused>,
+        /// As for a run.
+        retained: bool,
     },
 }
 
+impl Part {
+    /// Name of the trigger.
+    #[must_use]
+    pub fn trigger(&self) -> &str {
+        match self {
+            Self::Run { unit, .. } => &unit.trigger,
+            Self::Refuse { trigger, .. } => trigger,
+        }
+    }
+
+    const fn retained(&self) -> bool {
+        match self {
+            Self::Run { retained, .. } | Self::Refuse { retained, .. } => *retained,
+        }
+    }
+}
+
+/// What became of one part of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acceptance {
+    /// It is in the ledger now.
+    Fresh,
+    /// It was there before.
+    Known(Known),
+}
+
 /// Accepts an event that came at `at` (milliseconds since the epoch) under this `boot`. Returns
-/// which parts are new, and the statuses of refusals.
+/// what became of each part, and the statuses of refusals.
 pub(super) fn accept(
     tx: &Transaction<'_>,
     key: &EventKey,
@@ -62,61 +82,79 @@ pub(super) fn accept(
     at: i64,
     boot: &str,
     parts: &[Part],
-) -> rusqlite::Result<(Vec<bool>, Vec<Queued>)> {
-    let (mut fresh, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
+) -> rusqlite::Result<(Vec<Acceptance>, Vec<Queued>)> {
+    let (mut became, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
     for part in parts {
-        let (trigger, unit, refused) = match part {
-            Part::Run { unit, .. } => (&unit.trigger, Some(unit), None),
-            Part::Refuse { trigger, refused } => (trigger, None, Some(refused)),
-        };
-        if is_redelivery(tx, key, trigger, at)? {
-            fresh.push(false);
-            continue;
-        }
-        let sql = "INSERT INTO event
-                       (trigger, id, digest, topic, accepted, unit, refusal, detail, packet)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING";
-        let rows = tx.prepare_cached(sql)?.execute(params![
-            trigger,
-            key.id,
-            key.digest.as_ref().map(|digest| &digest[..]),
-            topic,
-            at,
-            unit.map(|unit| &unit.id),
-            refused.map(|refused| refused.code),
-            refused.map(|refused| &refused.detail),
-            key.packet,
-        ])?;
-        fresh.push(rows > 0);
-        if rows == 0 {
-            continue;
-        }
-        match part {
-            Part::Run { unit, start: true } => {
-                insert_unit(tx, unit, State::Running, Some(boot), at)?;
+        let before = known(tx, key, part.trigger(), topic)?;
+        let before = match (before, part) {
+            // A refusal uses nothing up: what may run now has not run yet.
+            (Some(row), Part::Run { .. }) if row.unit.is_none() => {
+                insert(tx, key, topic, at, part, row.seq)?;
+                None
             }
-            Part::Run { unit, start: false } => insert_unit(tx, unit, State::Pending, None, at)?,
+            (None, _) => {
+                insert(tx, key, topic, at, part, None)?;
+                None
+            }
+            (Some(row), _) => {
+                count_as_accepted(tx, key, &row, at)?;
+                Some(row)
+            }
+        };
+        if part.retained() {
+            let unit = match (&before, part) {
+                (Some(row), _) => row.unit.as_deref(),
+                (None, Part::Run { unit, .. }) => Some(&*unit.id),
+                (None, Part::Refuse { .. }) => None,
+            };
+            remember_retained(tx, key, part.trigger(), topic, unit, at)?;
+        }
+        if let Some(row) = before {
+            became.push(Acceptance::Known(row));
+            continue;
+        }
+        became.push(Acceptance::Fresh);
+        match part {
+            Part::Run {
+                unit, start: true, ..
+            } => insert_unit(tx, unit, State::Running, Some(boot), at)?,
+            Part::Run { unit, .. } => insert_unit(tx, unit, State::Pending, None, at)?,
             Part::Refuse { refused, .. } => {
                 queued.extend(post_all(tx, refused.status.as_slice())?);
             }
         }
     }
-    Ok((fresh, queued))
+    Ok((became, queued))
 }
 
-/// Whether the broker has sent the event before. It counts as accepted `at` then: until it is
-/// known to be acknowledged, it may come once more.
-fn is_redelivery(
+/// Writes the row of an event, in place of row `seq` if there is one.
+fn insert(
     tx: &Transaction<'_>,
     key: &EventKey,
-    trigger: &str,
+    topic: &str,
     at: i64,
-) -> rusqlite::Result<bool> {
-    let (Some(digest), Some(since)) = (&key.digest, key.redelivery_since) else {
-        return Ok(false);
+    part: &Part,
+    seq: Option<i64>,
+) -> rusqlite::Result<()> {
+    let (unit, refused) = match part {
+        Part::Run { unit, .. } => (Some(&unit.id), None),
+        Part::Refuse { refused, .. } => (None, Some(refused)),
     };
-    let sql = "UPDATE event SET accepted = ?5
-               WHERE digest = ?1 AND accepted >= ?2 AND trigger = ?3 AND packet = ?4";
-    let known = params![&digest[..], since, trigger, key.packet, at];
-    Ok(tx.prepare_cached(sql)?.execute(known)? > 0)
+    let sql = "INSERT OR REPLACE INTO event
+                   (seq, trigger, id, sender, digest, topic, accepted, packet, unit, refusal, detail)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    tx.prepare_cached(sql)?.execute(params![
+        seq,
+        part.trigger(),
+        key.id,
+        key.sender,
+        &key.digest[..],
+        topic,
+        at,
+        key.packet,
+        unit,
+        refused.map(|refused| refused.code),
+        refused.map(|refused| &refused.detail),
+    ])?;
+    Ok(())
 }

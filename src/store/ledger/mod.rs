@@ -4,6 +4,7 @@
 //! whatever waits as one transaction; readers open the file beside it.
 
 mod accept;
+mod identity;
 mod place;
 mod read;
 mod rows;
@@ -11,7 +12,8 @@ mod schema;
 mod write;
 mod writer;
 
-pub use accept::{EventKey, Part, Refused};
+pub use accept::{Acceptance, Part, Refused};
+pub use identity::{Again, EventKey, Known, Naming};
 pub use read::{Record, Totals};
 pub use write::{Done, Heard, Op};
 pub use writer::{Committed, Fault, Ledger, OnDisk};

@@ -56,7 +56,7 @@ const COLUMNS: &str = "id, trigger, event, topic, reason, hops, traceparent, att
     variables, passthrough, payload, command, state, boot, accepted, started, ended, outcome, note,
     retry_of";
 
-fn wrong(e: rusqlite::Error) -> Error {
+pub(super) fn wrong(e: rusqlite::Error) -> Error {
     let kind = if passes(&e) {
         Kind::TryAgain
     } else {

@@ -80,6 +80,39 @@ const MIGRATIONS: &[&str] = &[
     ) WITHOUT ROWID;",
     "CREATE TABLE link (answered INTEGER NOT NULL);
     INSERT INTO link VALUES (0);",
+    // An event is its sender's id and its digest; an empty digest stands for any.
+    "CREATE TABLE event_of_digest (
+        seq INTEGER PRIMARY KEY,
+        trigger TEXT NOT NULL,
+        id TEXT NOT NULL,
+        sender TEXT,
+        digest BLOB NOT NULL,
+        topic TEXT NOT NULL,
+        accepted INTEGER NOT NULL,
+        packet INTEGER NOT NULL,
+        unit TEXT,
+        refusal TEXT,
+        detail TEXT
+    );
+    INSERT INTO event_of_digest
+            (trigger, id, sender, digest, topic, accepted, packet, unit, refusal, detail)
+        SELECT trigger, id, CASE WHEN digest IS NULL THEN id END, coalesce(digest, x''), topic,
+            accepted, packet, unit, refusal, detail
+        FROM event ORDER BY accepted;
+    DROP TABLE event;
+    ALTER TABLE event_of_digest RENAME TO event;
+    CREATE INDEX event_sender ON event (sender, digest) WHERE sender IS NOT NULL;
+    CREATE INDEX event_digest ON event (digest, accepted) WHERE sender IS NULL;
+    CREATE INDEX event_accepted ON event (accepted, packet);
+    CREATE TABLE retained (
+        trigger TEXT NOT NULL,
+        topic TEXT NOT NULL,
+        sender TEXT,
+        digest BLOB NOT NULL,
+        unit TEXT,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (trigger, topic)
+    ) WITHOUT ROWID;",
 ];
 
 /// The version that this program writes.

@@ -5,7 +5,8 @@ use rusqlite::{Transaction, params};
 use crate::model::message::Message;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
-use crate::store::ledger::accept::{EventKey, Part, accept};
+use crate::store::ledger::accept::{Acceptance, Part, accept};
+use crate::store::ledger::identity::EventKey;
 use crate::store::ledger::rows::{insert_unit, post_all};
 use crate::store::outcome::outcome_text;
 
@@ -116,10 +117,10 @@ pub enum Op {
 /// What came of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
-    /// For each part of an event: whether it is new; and the statuses that wait.
+    /// What became of each part of an event; and the statuses that wait.
     Accepted {
         /// One for each part.
-        fresh: Vec<bool>,
+        parts: Vec<Acceptance>,
         /// Refusals' statuses.
         queued: Vec<Queued>,
     },
@@ -147,8 +148,8 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
             boot,
             parts,
         } => {
-            let (fresh, queued) = accept(tx, key, topic, *at, boot, parts)?;
-            Ok(Done::Accepted { fresh, queued })
+            let (parts, queued) = accept(tx, key, topic, *at, boot, parts)?;
+            Ok(Done::Accepted { parts, queued })
         }
         Op::Start { unit, boot } => {
             let sql = "UPDATE unit SET state = 'running', boot = ?2

@@ -1,0 +1,162 @@
+//! What an event is called: as its sender calls it, unless an event of another content is called
+//! so already. Commands use `TAEL_EVENT` as a name for files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tracing::{debug, warn};
+
+use crate::engine::admit::Admission;
+use crate::engine::pipeline::Pipeline;
+use crate::os::host::new_id;
+use crate::os::logging::SENDERS;
+use crate::store::ledger::{EventKey, Naming, Part};
+
+type Digest = [u8; 32];
+
+/// Names of events that are on their way to the ledger, where nobody can look them up yet. As many
+/// as there are operations that wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// By the sender's id and the digest: the name, and how many of these are on their way.
+    under_way: HashMap<String, HashMap<Digest, (String, usize)>>,
+    /// Whether it was said that a sender gives one id to different events.
+    said: bool,
+}
+
+impl Names {
+    fn naming(&self, sender: &str, digest: &Digest) -> Naming {
+        match self.under_way.get(sender) {
+            None => Naming::Free,
+            Some(known) => match known.get(digest) {
+                Some((name, _)) => Naming::Same(name.clone()),
+                None => Naming::Taken,
+            },
+        }
+    }
+
+    fn leaves(&mut self, key: &EventKey) {
+        if let Some(sender) = &key.sender {
+            let digests = self.under_way.entry(sender.clone()).or_default();
+            let (_, count) = digests.entry(key.digest).or_insert((key.id.clone(), 0));
+            *count += 1;
+        }
+    }
+
+    /// The event of `key` is in the ledger.
+    pub fn arrived(&mut self, key: &EventKey) {
+        let Some(sender) = &key.sender else { return };
+        let Some(digests) = self.under_way.get_mut(sender) else {
+            return;
+        };
+        if let Some((_, count)) = digests.get_mut(&key.digest) {
+            *count -= 1;
+            if *count == 0 {
+                digests.remove(&key.digest);
+            }
+        }
+        if digests.is_empty() {
+            self.under_way.remove(sender);
+        }
+    }
+}
+
+impl Pipeline {
+    /// Gives an event that is to run its name.
+    pub(super) fn name(&mut self, admission: &mut Admission) {
+        let (key, parts) = (&mut admission.key, &mut admission.parts);
+        let Some(sender) = &key.sender else { return };
+        let runs = |part: &Part| matches!(part, Part::Run { unit, .. } if unit.event == key.id);
+        if !parts.iter().any(runs) {
+            return;
+        }
+        let naming = match self.names.naming(sender, &key.digest) {
+            Naming::Same(name) => Naming::Same(name),
+            under_way => match self.reader.naming(sender, &key.digest) {
+                Ok(Naming::Free) => under_way,
+                Ok(naming) => naming,
+                // The name of our own is always right.
+                Err(e) => {
+                    debug!("name an event: {e}");
+                    Naming::Taken
+                }
+            },
+        };
+        let name = match naming {
+            Naming::Free => None,
+            Naming::Same(name) => Some(name),
+            // It is a name of our own already.
+            Naming::Taken if key.id != *sender => None,
+            Naming::Taken => {
+                let name = new_id();
+                let topic = &admission.topic;
+                if std::mem::replace(&mut self.names.said, true) {
+                    debug!(
+                        TAEL_EVENT = name,
+                        TAEL_TOPIC = topic,
+                        "the id '{sender}' came with another content; runs as {name}"
+                    );
+                } else {
+                    warn!(target: SENDERS,
+                        TAEL_EVENT = name,
+                        TAEL_TOPIC = topic,
+                        "the tael-id '{sender}' came again with another content, which runs as \
+                         event {name}: does its sender copy user properties?"
+                    );
+                }
+                Some(name)
+            }
+        };
+        if let Some(name) = name {
+            for part in parts {
+                if let Part::Run { unit, .. } = part
+                    && unit.event == key.id
+                    // Nobody else holds it yet.
+                    && let Some(unit) = Arc::get_mut(unit)
+                {
+                    unit.event.clone_from(&name);
+                }
+            }
+            key.id = name;
+        }
+        self.names.leaves(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(sender: &str, id: &str, digest: u8) -> EventKey {
+        EventKey {
+            id: id.into(),
+            sender: Some(sender.into()),
+            digest: [digest; 32],
+            packet: 0,
+            again: None,
+            replay: false,
+            request: false,
+        }
+    }
+
+    #[test]
+    fn an_id_is_taken_while_another_event_of_it_is_on_its_way() {
+        let mut names = Names::default();
+        let first = key("X", "X", 1);
+        assert_eq!(names.naming("X", &[1; 32]), Naming::Free);
+        names.leaves(&first);
+        names.leaves(&first);
+        assert_eq!(names.naming("X", &[1; 32]), Naming::Same("X".into()));
+        assert_eq!(names.naming("X", &[2; 32]), Naming::Taken);
+        assert_eq!(names.naming("Y", &[2; 32]), Naming::Free);
+        names.leaves(&key("X", "ours", 2));
+        assert_eq!(names.naming("X", &[2; 32]), Naming::Same("ours".into()));
+        names.arrived(&first);
+        assert_eq!(names.naming("X", &[1; 32]), Naming::Same("X".into()));
+        names.arrived(&first);
+        assert_eq!(names.naming("X", &[1; 32]), Naming::Taken);
+        names.arrived(&key("X", "ours", 2));
+        names.arrived(&key("X", "ours", 2));
+        assert!(names.under_way.is_empty());
+    }
+}
