@@ -243,7 +243,7 @@ fn nothing_of_a_sender_is_evaluated() {
     }
     // No command at all: too long, no text, an open quote, a NUL that would begin another call.
     let bad: [&[u8]; 4] = [
-        &[b'x'; 1_000_000],
+        &[b'x'; 100_000],
         b"START \xff",
         b"START 'a",
         b"START a\x002\0touch\0pwned",
@@ -270,6 +270,41 @@ fn nothing_of_a_sender_is_evaluated() {
         .filter(|m| m.payload == "FAILED 65")
         .count();
     assert_eq!(refused, bad.len());
+}
+
+#[test]
+fn terminate_overtakes_what_waits_and_what_has_no_end() {
+    let world = World::new();
+    let functions = r#"
+        startFunction() { echo "start $1" >>"$OUT/calls"; [ "$1" != endless ] || sleep 1000; }
+        stopFunction() { echo stop >>"$OUT/calls"; }
+    "#;
+    let at = |ahead: i64| (jiff::Timestamp::now().as_millisecond() + ahead).to_string();
+    // An instant that is far away, and further than is allowed.
+    let mut node = node_with(&world, "n", functions, &[]);
+    let ears = world.ears(&["lab/n/STATUS"]);
+    assert_eq!(play(&world, "WAITFOR n ALIVE\n").0, 0);
+    world.publish(
+        "lab/n/COMMAND",
+        "START late",
+        &[("tael-at", &at(3_600_000))],
+    );
+    ears.wait("it is refused", |m| m.payload == "FAILED 65");
+    world.publish("lab/n/COMMAND", "START soon", &[("tael-at", &at(500_000))]);
+    world.publish("lab/n/COMMAND", "STOP", &[]);
+    world.publish("lab/n/COMMAND", "TERMINATE", &[]);
+    assert_eq!(node.wait(), 0);
+    // What waited behind it is done.
+    assert_eq!(world.lines("calls"), ["stop"]);
+    // A function without end.
+    let mut node = node_with(&world, "n", functions, &["--grace", "100ms"]);
+    assert_eq!(play(&world, "WAITFOR n ALIVE\n").0, 0);
+    world.publish("lab/n/COMMAND", "START endless", &[]);
+    wait_until("it has started", || world.lines("calls").len() == 2);
+    world.publish("lab/n/COMMAND", "STOP", &[]);
+    world.publish("lab/n/COMMAND", "TERMINATE", &[]);
+    assert_eq!(node.wait(), 0);
+    assert_eq!(world.lines("calls"), ["stop", "start endless"]);
 }
 
 #[test]

@@ -27,7 +27,11 @@ pub struct Node {
     /// Folder that SENDFILE may send from; may be repeated
     #[arg(long, value_name = "DIR", action = clap::ArgAction::Append)]
     allow_dir: Vec<PathBuf>,
-    /// Time between TERM and KILL for what still runs at the end
+    /// How far ahead a command may be that begins AT an instant; others wait for it
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10m")]
+    max_ahead: Duration,
+    /// Time that commands have to come to their end once TERMINATE has come, and then between
+    /// TERM and KILL
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     grace: Duration,
     #[command(flatten)]
@@ -68,6 +72,7 @@ impl Tool for Node {
             name: self.name,
             means,
             allow: self.allow_dir,
+            max_ahead: self.max_ahead,
             grace: self.grace,
         })
     }

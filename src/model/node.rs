@@ -8,6 +8,8 @@ pub const ALIVE: &str = "ALIVE";
 pub const LOST: &str = "LOST";
 /// The last word of a node that was told to end.
 pub const TERMINATED: &str = "TERMINATED";
+/// The command that ends a node.
+pub const TERMINATE: &str = "TERMINATE";
 /// Begins what a node says of a command that failed; its exit code follows.
 pub const FAILED: &str = "FAILED";
 

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Lines of one kind that are logged before the rest is only counted.
-pub const MAX_LINES: u32 = 20;
+/// Warnings of one kind that are logged before the rest is only counted.
+pub const MAX_WARNINGS: u32 = 20;
+
+/// Lines of one kind that tell of what goes right, likewise.
+pub const MAX_NOTES: u32 = 200;
 
 /// Lines of one kind that are logged in a period that follows one with too many.
 const MAX_LINES_LATER: u32 = 1;
@@ -53,13 +56,14 @@ impl<K: Eq + Hash> Limit<K> {
         }
     }
 
-    /// Returns whether a line of `kind` may be logged now. Otherwise it is counted.
-    pub fn allows(&mut self, kind: K, line: &str, now: Instant) -> bool {
+    /// Returns whether a line of `kind` may be logged now, of which `most` are at first. Otherwise
+    /// it is counted.
+    pub fn allows(&mut self, kind: K, most: u32, line: &str, now: Instant) -> bool {
         let period = self.periods.entry(kind).or_insert_with(|| Period {
             start: now,
             length: PERIOD,
             logged: 0,
-            allowed: MAX_LINES,
+            allowed: most,
             held: 0,
             example: String::new(),
         });
@@ -68,7 +72,7 @@ impl<K: Eq + Hash> Limit<K> {
                 start: now,
                 length: PERIOD,
                 logged: 0,
-                allowed: MAX_LINES,
+                allowed: most,
                 held: 0,
                 example: String::new(),
             };
@@ -121,14 +125,14 @@ mod tests {
     /// Logs as often as allowed, `times` in all; returns how often that was.
     fn logged(limit: &mut Limit<u8>, kind: u8, times: u32, now: Instant) -> u32 {
         (0..times)
-            .map(|n| u32::from(limit.allows(kind, &n.to_string(), now)))
+            .map(|n| u32::from(limit.allows(kind, MAX_WARNINGS, &n.to_string(), now)))
             .sum()
     }
 
     #[test]
     fn the_first_are_logged_the_rest_is_counted() {
         let (mut limit, start) = (Limit::new(), Instant::now());
-        assert_eq!(logged(&mut limit, 1, MAX_LINES, start), MAX_LINES);
+        assert_eq!(logged(&mut limit, 1, MAX_WARNINGS, start), MAX_WARNINGS);
         assert_eq!(limit.due(), None);
         assert_eq!(logged(&mut limit, 1, 1000, start), 0);
         // Each kind for itself.
@@ -144,7 +148,10 @@ mod tests {
         assert_eq!(limit.summaries(later, false), [summary]);
         assert_eq!(limit.summaries(later, true), []);
         // After quiet, as at first.
-        assert_eq!(logged(&mut limit, 1, 1000, later + 2 * PERIOD), MAX_LINES);
+        assert_eq!(
+            logged(&mut limit, 1, 1000, later + 2 * PERIOD),
+            MAX_WARNINGS
+        );
     }
 
     #[test]

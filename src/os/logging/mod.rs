@@ -22,7 +22,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::error::{Error, Result};
 use crate::model::text::printable;
-use limit::{Limit, Summary};
+use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
 
 /// The `target` of lines that a sender can cause at will: they have a limit.
@@ -268,7 +268,11 @@ impl<S: Subscriber> Layer<S> for Recorder {
             return record.write();
         }
         let kind = meta.callsite();
-        if counted(|c| c.limit.allows(kind, &record.message, Instant::now())) {
+        let most = match record.level {
+            Level::INFO => MAX_NOTES,
+            _ => MAX_WARNINGS,
+        };
+        if counted(|c| c.limit.allows(kind, most, &record.message, Instant::now())) {
             record.write();
         } else {
             summarize_later();

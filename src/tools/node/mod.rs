@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::engine::outbox::Outbox;
 use crate::error::{Error, Kind, Result};
+use crate::model::event::is_id;
 use crate::model::message::{Delivery, Message, Properties, Qos, property};
 use crate::model::node::{self, Command};
 use crate::model::text::printable;
@@ -64,7 +65,10 @@ pub struct Options {
     pub means: Means,
     /// Folders that files may be sent from.
     pub allow: Vec<PathBuf>,
-    /// Time between TERM and KILL at the end.
+    /// How far ahead a command may be that begins at an instant.
+    pub max_ahead: Duration,
+    /// Time that commands have to come to their end when TERMINATE has come, and time between
+    /// TERM and KILL.
     pub grace: Duration,
 }
 
@@ -79,6 +83,9 @@ const MAX_WAITING: usize = 1024;
 
 /// Maximum size of a packet with a command, bytes.
 const MAX_PACKET: u32 = 256 * 1024;
+
+/// Maximum length of another node's name of its process, bytes. Ours has 31.
+const MAX_INSTANCE: usize = 128;
 
 /// Ids of commands that are remembered, to know one that is sent again.
 const MAX_KNOWN: usize = 1024;
@@ -116,7 +123,11 @@ struct Known(VecDeque<String>);
 impl Known {
     /// Whether the message has an id that was there before.
     fn again(&mut self, delivery: &Delivery) -> bool {
-        let Some(id) = delivery.properties.user(property::ID) else {
+        let Some(id) = delivery
+            .properties
+            .user(property::ID)
+            .filter(|id| is_id(id))
+        else {
             return false;
         };
         if self.0.iter().any(|known| known == id) {
@@ -137,7 +148,8 @@ struct Doubles(Vec<String>);
 impl Doubles {
     /// Warns, once each, of another node that speaks in our name.
     fn look(&mut self, delivery: &Delivery, options: &Options) {
-        let Some(instance) = delivery.properties.user(node::INSTANCE) else {
+        let instance = delivery.properties.user(node::INSTANCE);
+        let Some(instance) = instance.filter(|id| id.len() <= MAX_INSTANCE) else {
             return;
         };
         let speaks = !delivery.retained && delivery.payload != node::LOST.as_bytes();
@@ -195,7 +207,8 @@ async fn node(options: &Options) -> Result<()> {
     let mut known = Known::default();
     let mut doubles = Doubles::default();
     let (quit, quit_rx) = oneshot::channel();
-    let working = tokio::spawn(worker.work(command_rx, quit_rx));
+    let (terminate, deadline) = watch::channel(None);
+    let working = tokio::spawn(worker.work(command_rx, deadline, quit_rx));
     loop {
         outbox.flush(&mut session, |_| {});
         tokio::select! {
@@ -203,7 +216,7 @@ async fn node(options: &Options) -> Result<()> {
             () = stop.requested() => break,
             words = said.recv() => match words {
                 Some(Said::Status(text)) => {
-                    info!("{text}");
+                    info!(target: SENDERS, "{text}");
                     say(&mut outbox, &text);
                 }
                 Some(Said::Done) | None => break,
@@ -235,8 +248,21 @@ async fn node(options: &Options) -> Result<()> {
                     } else if !delivery.retained && !known.again(delivery) {
                         let at = delivery.properties.user(node::AT);
                         let sent = Command::parse(&delivery.payload, at).and_then(|command| {
+                            let ends = command.name == node::TERMINATE;
+                            if ends {
+                                // It overtakes what waits for its instant, or has no end.
+                                terminate.send_if_modified(|until| {
+                                    until.is_none() && {
+                                        *until = Some(Instant::now() + options.grace);
+                                        true
+                                    }
+                                });
+                            }
                             let full = |_| format!("more than {MAX_WAITING} commands wait");
-                            commands.try_send(command).map_err(full)
+                            commands.try_send(command).or_else(|e| match ends {
+                                true => Ok(()),
+                                false => Err(full(e)),
+                            })
                         });
                         if let Err(cause) = sent {
                             warn!(target: SENDERS, "command refused: {cause}");

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::node::{Command, FAILED};
+use crate::model::node::{Command, FAILED, TERMINATE};
 use crate::model::text::printable;
 use crate::net::transfer;
 use crate::os::logging::SENDERS;
@@ -32,9 +32,6 @@ const NOT_FOUND: i32 = 127;
 
 /// Told of a function that has ended its shell.
 const SHELL_ENDED: i32 = 125;
-
-/// So far ahead a command may be that is to begin at an instant.
-const MAX_AHEAD: Duration = Duration::from_secs(3600);
 
 /// Ends what goes on in the background, also with the node.
 const STOP_BACKGROUND: &str = r#"
@@ -59,7 +56,23 @@ pub(super) struct Worker {
     text: String,
     calls: HashMap<String, Call>,
     allow: Vec<PathBuf>,
+    max_ahead: Duration,
     said: mpsc::UnboundedSender<Said>,
+}
+
+/// Until when commands may run that came before TERMINATE, once that has come.
+pub(super) type Deadline = watch::Receiver<Option<Instant>>;
+
+/// Returns when TERMINATE has come, with the time until which commands may run.
+async fn told_to_end(mut deadline: Deadline) -> Instant {
+    loop {
+        if let Some(until) = *deadline.borrow_and_update() {
+            return until;
+        }
+        if deadline.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 impl Worker {
@@ -112,6 +125,7 @@ impl Worker {
             text,
             calls,
             allow: options.allow.clone(),
+            max_ahead: options.max_ahead,
             said,
         };
         let code = worker.start_shell().await?;
@@ -144,35 +158,40 @@ impl Worker {
         let _ = self.said.send(Said::Status(text.into()));
     }
 
-    /// Carries out commands until told to end, by one of them or by `quit`; returns with what
-    /// is still to be ended.
+    /// Carries out commands until told to end, by one of them, by `terminate` or by `quit`;
+    /// returns with what is still to be ended.
     pub async fn work(
         mut self,
         mut commands: mpsc::Receiver<Command>,
+        terminate: Deadline,
         mut quit: oneshot::Receiver<()>,
     ) -> Self {
+        let overdue = async { sleep_until(told_to_end(terminate.clone()).await).await };
+        tokio::pin!(overdue);
         loop {
             let command = tokio::select! {
                 biased;
-                _ = &mut quit => break,
+                _ = &mut quit => return self,
+                () = &mut overdue => break,
                 command = commands.recv() => command,
             };
-            let Some(command) = command else { break };
-            if command.name == "TERMINATE" {
-                self.say("Command TERMINATE received");
-                let _ = self.said.send(Said::Done);
+            let Some(command) = command else { return self };
+            if command.name == TERMINATE {
                 break;
             }
             tokio::select! {
                 biased;
-                _ = &mut quit => break,
-                () = self.carry_out(&command) => {}
+                _ = &mut quit => return self,
+                () = &mut overdue => break,
+                () = self.carry_out(&command, &terminate) => {}
             }
         }
+        self.say(format!("Command {TERMINATE} received"));
+        let _ = self.said.send(Said::Done);
         self
     }
 
-    async fn carry_out(&mut self, command: &Command) {
+    async fn carry_out(&mut self, command: &Command, terminate: &Deadline) {
         self.say(format!(
             "Command {} received",
             printable(&command.name, 200)
@@ -180,11 +199,22 @@ impl Worker {
         if let Some(at) = command.at {
             let left = at.saturating_sub(Timestamp::now().as_millisecond());
             let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
-            if left > MAX_AHEAD {
-                warn!(target: SENDERS, "a command is to begin in {} s: refused", left.as_secs());
+            if left > self.max_ahead {
+                warn!(
+                    target: SENDERS,
+                    "a command is to begin in {} s: refused, --max-ahead allows {} s",
+                    left.as_secs(),
+                    self.max_ahead.as_secs()
+                );
                 return self.say(format!("{FAILED} {}", Kind::Data.exit_code()));
             }
-            sleep(left).await;
+            tokio::select! {
+                biased;
+                _ = told_to_end(terminate.clone()) => {
+                    return self.say(format!("{FAILED} {}", Kind::TryAgain.exit_code()));
+                }
+                () = sleep(left) => {}
+            }
         }
         let done = if command.name == "SENDFILE" {
             self.say("SENDING FILE");

@@ -1,6 +1,6 @@
 //! How each step is done.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use crate::model::topic::PipelineTopics;
 use crate::net::options::BrokerOptions;
 use crate::net::transfer;
 use crate::os::host;
+use crate::os::logging::say;
 use crate::os::process::end_group;
 use crate::tools::control;
 use crate::tools::play::Failure;
@@ -267,13 +268,13 @@ impl Player<'_> {
     pub async fn terminate(&mut self) {
         let nodes = std::mem::take(&mut self.woken);
         if !nodes.is_empty()
-            && let Err(f) = self.send(&nodes, "TERMINATE", None).await
+            && let Err(f) = self.send(&nodes, node::TERMINATE, None).await
         {
-            let _ = writeln!(
-                io::stderr().lock(),
-                "tael: TERMINATE: {}",
+            say(&format!(
+                "{}: {}",
+                node::TERMINATE,
                 printable(&f.cause, 300)
-            );
+            ));
         }
     }
 }
