@@ -40,6 +40,22 @@ impl Kind {
             Self::Config => 78,
         }
     }
+
+    /// The kind whose exit code this is.
+    #[must_use]
+    pub fn from_exit_code(code: u8) -> Option<Self> {
+        let all = [
+            Self::Usage,
+            Self::Data,
+            Self::Unavailable,
+            Self::Bug,
+            Self::CannotCreate,
+            Self::TryAgain,
+            Self::NotAuthorised,
+            Self::Config,
+        ];
+        all.into_iter().find(|kind| kind.exit_code() == code)
+    }
 }
 
 /// An error that a user reads: one line that says verb, object, cause and what to do.

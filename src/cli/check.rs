@@ -33,7 +33,7 @@ pub struct Check {
     /// --critical says
     #[arg(long, conflicts_with = "who")]
     wait: bool,
-    /// How far the beacon's clock may be from ours
+    /// How far the clock of the beacon or pipeline may be from ours
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     max_skew: Duration,
     /// How long the broker may take to answer
@@ -65,7 +65,7 @@ impl Tool for Check {
                     warning: self.warning,
                     critical: self.critical,
                 };
-                (Subject::Pipeline { root, who }, limits)
+                (Subject::Pipeline { who }, limits)
             }
             None => {
                 let topic = self.topic.unwrap_or_else(|| topic::beacon(&root));
@@ -78,7 +78,6 @@ impl Tool for Check {
                 let subject = Subject::Beacon {
                     topic,
                     wait: self.wait,
-                    max_skew: self.max_skew,
                 };
                 (subject, limits)
             }
@@ -94,7 +93,9 @@ impl Tool for Check {
         }
         check::run(&Options {
             broker,
+            root,
             subject,
+            max_skew: self.max_skew,
             limits,
             timeout: self.timeout,
         })

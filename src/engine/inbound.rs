@@ -10,6 +10,7 @@ use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::engine::reply::ReplyTo;
 use crate::engine::settle;
 use crate::error::Kind;
+use crate::model::marker;
 use crate::model::message::Delivery;
 use crate::model::text::printable_bytes;
 use crate::model::topic::Filter;
@@ -61,8 +62,9 @@ impl Pipeline {
 
     fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
         let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
-        if own {
-            // A pipeline does not start itself, whoever speaks in its name.
+        if own || marker::is_marker(&delivery.topic) {
+            // A pipeline does not start itself, whoever speaks in its name; and a question to the
+            // broker is no event.
             self.counts.ignored += 1;
             return self.session.acknowledge(&ack);
         }

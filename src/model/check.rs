@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::model::duration;
 use crate::model::event::Attributes;
 use crate::model::text::printable;
 
@@ -167,6 +168,57 @@ pub fn beat_time(attributes: &Attributes) -> Option<i64> {
     attributes.get("ts").and_then(Value::as_i64)
 }
 
+/// Adds the judgement of a pipeline's last end, a status as it was published, to `report`; `now` is
+/// in seconds since the epoch. Only an end that says that all went well, and when, is OK.
+#[must_use]
+pub fn end(
+    report: Report,
+    last: &Attributes,
+    now: i64,
+    limits: &Limits,
+    max_skew: Duration,
+) -> Report {
+    let status = last.get("status").and_then(Value::as_str);
+    let code = last.get("return_code").and_then(Value::as_i64);
+    let announced = last.get("announce") == Some(&Value::Bool(true));
+    let how = match (status, code) {
+        (Some("finished"), None | Some(0)) if !announced => Level::Ok,
+        (Some("finished" | "failed" | "falsestart"), _) => Level::Warning,
+        _ if announced => Level::Warning,
+        _ => Level::Unknown,
+    };
+    let with = match code {
+        Some(code) if how != Level::Ok => format!(" with {code}"),
+        _ => String::new(),
+    };
+    let text = format!("last run {}{with}", status.unwrap_or("?"));
+    let Some(at) = last.get("ts").and_then(Value::as_i64) else {
+        return report
+            .with(how, text)
+            .with(Level::Unknown, "it does not say when");
+    };
+    let ahead = u64::try_from(at.saturating_sub(now)).unwrap_or(0);
+    let age = Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
+    let report = report.with(
+        how,
+        format!("{text}{} {} ago", comma(&with), duration::text(age)),
+    );
+    let report = match Duration::from_secs(ahead) {
+        ahead if ahead > max_skew => {
+            let text = format!("its clock is {} ahead of ours", duration::text(ahead));
+            report.with(Level::Warning, text)
+        }
+        _ => report,
+    };
+    report
+        .with_level(limits.judge(age))
+        .figure(limits.figure("age", age.as_secs_f64()))
+}
+
+fn comma(code: &str) -> &str {
+    if code.is_empty() { "" } else { "," }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +251,56 @@ mod tests {
             "{}",
             worse.line()
         );
+    }
+
+    #[test]
+    fn only_an_end_that_says_that_all_went_well_is_ok() {
+        let judge = |last: &str| {
+            let last = serde_json::from_str(last).expect("object");
+            let skew = Duration::from_secs(30);
+            let report = end(Report::new("P"), &last, 1000, &Limits::default(), skew);
+            (report.level(), report.line())
+        };
+        for (last, want) in [
+            (
+                r#"{"status":"finished","return_code":0,"ts":990}"#,
+                Level::Ok,
+            ),
+            (r#"{"status":"finished","ts":1030}"#, Level::Ok),
+            (r#"{"status":"finished","ts":1031}"#, Level::Warning),
+            (
+                r#"{"status":"finished","ts":9223372036854775807}"#,
+                Level::Warning,
+            ),
+            (
+                r#"{"status":"finished","ts":-9223372036854775808}"#,
+                Level::Ok,
+            ),
+            (
+                r#"{"status":"finished","return_code":3,"ts":990}"#,
+                Level::Warning,
+            ),
+            (
+                r#"{"status":"finished","announce":true,"ts":990}"#,
+                Level::Warning,
+            ),
+            (
+                r#"{"status":"failed","return_code":1,"ts":990}"#,
+                Level::Warning,
+            ),
+            (r#"{"status":"falsestart","ts":990}"#, Level::Warning),
+            (r#"{"status":"finished"}"#, Level::Unknown),
+            (r#"{"status":"finished","ts":"990"}"#, Level::Unknown),
+            (r#"{"status":"failed"}"#, Level::Unknown),
+            (r#"{"status":"fine","ts":990}"#, Level::Unknown),
+            (r#"{"ts":990}"#, Level::Unknown),
+        ] {
+            assert_eq!(judge(last).0, want, "{last}");
+        }
+        let (_, line) = judge(r#"{"status":"failed","return_code":3,"ts":940}"#);
+        assert_eq!(line, "P WARNING - last run failed with 3, 1m ago | age=60s");
+        let (_, line) = judge(r#"{"status":"finished","ts":940}"#);
+        assert_eq!(line, "P OK - last run finished 1m ago | age=60s");
     }
 
     #[test]

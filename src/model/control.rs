@@ -198,6 +198,15 @@ pub fn refused(kind: Kind, cause: &str) -> Value {
     json!({"ok": false, "error": cause, "code": kind.exit_code()})
 }
 
+/// Returns what kind of refusal `answer` is. One without a code, or with one that no refusal has,
+/// 0 included, is about the request.
+#[must_use]
+pub fn refusal(answer: &Value) -> Kind {
+    let code = answer.get("code").and_then(Value::as_u64);
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    code.and_then(Kind::from_exit_code).unwrap_or(Kind::Data)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +269,24 @@ mod tests {
             panic!("{action:?}");
         };
         assert_eq!(attributes[ENVELOPE], "mine");
+    }
+
+    #[test]
+    fn no_refusal_ends_with_success() {
+        for kind in [Kind::Usage, Kind::Data, Kind::TryAgain, Kind::CannotCreate] {
+            assert_eq!(refusal(&refused(kind, "x")), kind);
+        }
+        for odd in [
+            json!({"ok": false}),
+            json!({"ok": false, "code": 0}),
+            json!({"ok": false, "code": 256}),
+            json!({"ok": false, "code": -1}),
+            json!({"ok": false, "code": 1}),
+            json!({"ok": false, "code": "75"}),
+            json!([]),
+        ] {
+            assert_eq!(refusal(&odd), Kind::Data, "{odd}");
+        }
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! The pipelines of a root, as their retained messages tell, and who starts whom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use crate::model::event::Attributes;
+use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
-use crate::model::topic::{Filter, PipelineTopics};
+use crate::model::topic::Filter;
 
 /// Triggers of a pipeline, and topics of a trigger, that are looked at.
-const MAX_TRIGGERS: usize = 256;
-const MAX_TOPICS: usize = 64;
+pub(super) const MAX_TRIGGERS: usize = 256;
+pub(super) const MAX_TOPICS: usize = 64;
+
+/// Maximum number of lines in a graph.
+pub(super) const MAX_EDGES: usize = 100_000;
 
 /// What a pipeline waits for.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,9 +114,11 @@ impl Network {
     #[must_use]
     pub fn graph(&self, root: &str) -> Graph {
         let mut graph = Graph::default();
+        let mut drawn = Drawn::default();
         for seen in self.pipelines() {
             graph.pipelines.push((seen.who.clone(), seen.state.clone()));
         }
+        let places: HashMap<&str, usize> = self.0.keys().map(String::as_str).zip(0..).collect();
         for (to, seen) in self.pipelines().enumerate() {
             for waits in &seen.triggers {
                 let silent = waits.absent.is_some();
@@ -120,28 +126,40 @@ impl Network {
                     let Ok(filter) = Filter::new(topic.as_str()) else {
                         continue;
                     };
-                    let mut inside = false;
-                    for (from, other) in self.pipelines().enumerate() {
-                        let status = PipelineTopics::new(root, &other.who).status();
-                        // A pipeline does not start itself.
-                        if from != to && filter.matches(&status) {
-                            inside = true;
-                            graph.add(Node::Pipeline(from), to, silent);
+                    match sources(root, &filter, &places) {
+                        Sources::All if drawn.all.insert((to, silent)) => {
+                            for from in (0..places.len()).filter(|from| *from != to) {
+                                graph.add(&mut drawn, Node::Pipeline(from), to, silent);
+                            }
                         }
-                    }
-                    if !inside {
-                        let place = graph.topics.iter().position(|t| t == topic);
-                        let place = place.unwrap_or_else(|| {
-                            graph.topics.push(topic.clone());
-                            graph.topics.len() - 1
-                        });
-                        graph.add(Node::Topic(place), to, silent);
+                        Sources::All => {}
+                        // A pipeline does not start itself.
+                        Sources::One(from) if from != to => {
+                            graph.add(&mut drawn, Node::Pipeline(from), to, silent);
+                        }
+                        Sources::One(_) | Sources::Outside => {
+                            let next = graph.topics.len();
+                            let place = *drawn.topics.entry(topic).or_insert(next);
+                            if place == next {
+                                graph.topics.push(topic.clone());
+                            }
+                            graph.add(&mut drawn, Node::Topic(place), to, silent);
+                        }
                     }
                 }
             }
         }
         graph
     }
+}
+
+/// What a graph has already, to be found without a search.
+#[derive(Default)]
+struct Drawn<'a> {
+    edges: HashSet<(Node, usize, bool)>,
+    topics: HashMap<&'a str, usize>,
+    /// Pipelines that hear all others, and whether by silence.
+    all: HashSet<(usize, bool)>,
 }
 
 fn waits(value: &Value) -> Waits {
@@ -180,7 +198,7 @@ impl Seen {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Node {
     Pipeline(usize),
     Topic(usize),
@@ -194,6 +212,8 @@ pub struct Graph {
     topics: Vec<String>,
     /// From, to, and whether by silence.
     edges: Vec<(Node, usize, bool)>,
+    /// Whether there are more of them.
+    cut: bool,
 }
 
 impl Node {
@@ -209,10 +229,19 @@ impl Node {
 const MAX_LABEL: usize = 500;
 
 impl Graph {
-    fn add(&mut self, from: Node, to: usize, silent: bool) {
-        if !self.edges.contains(&(from, to, silent)) {
+    fn add(&mut self, drawn: &mut Drawn<'_>, from: Node, to: usize, silent: bool) {
+        if self.edges.len() >= MAX_EDGES {
+            self.cut = true;
+        } else if drawn.edges.insert((from, to, silent)) {
             self.edges.push((from, to, silent));
         }
+    }
+
+    /// Returns why something is missing, if it is.
+    #[must_use]
+    pub fn cut(&self) -> Option<String> {
+        let cause = || format!("more than {MAX_EDGES} lines start pipelines: the rest is left out");
+        self.cut.then(cause)
     }
 
     /// As a Mermaid flowchart (mermaid.js.org/syntax/flowchart.html).
@@ -364,6 +393,7 @@ mod tests {
         );
         assert!(hostile.mermaid().contains("#37;#37;#123;init"));
         assert!(!mermaid.contains("p2 --> p2"), "nobody starts himself");
+        assert_eq!(graph.cut(), None);
         let dot = graph.dot();
         for line in [
             "t0 [label=\"lab/\\\"seq\\\"/#\", shape=oval];",

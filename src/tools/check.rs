@@ -4,17 +4,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::check::{Level, Limits, Report, beat_time};
+use crate::model::check::{self, Level, Limits, Report, beat_time};
 use crate::model::duration;
 use crate::model::event::{Attributes, attributes};
 use crate::model::message::Delivery;
 use crate::model::network::Network;
 use crate::model::topic::{self, Filter, PipelineTopics};
 use crate::net::options::BrokerOptions;
-use crate::net::retained;
+use crate::net::retained::{self, Query};
 use crate::tools::{MAX_PAYLOAD, listener};
 
 /// What is judged.
@@ -26,13 +25,9 @@ pub enum Subject {
         topic: String,
         /// Wait for its next beat in place of asking for the last one.
         wait: bool,
-        /// How far its clock may be from ours.
-        max_skew: Duration,
     },
     /// A pipeline.
     Pipeline {
-        /// The root of its topics.
-        root: String,
         /// Its name.
         who: String,
     },
@@ -43,8 +38,12 @@ pub enum Subject {
 pub struct Options {
     /// How to reach the broker.
     pub broker: BrokerOptions,
+    /// The root of Tael's topics.
+    pub root: String,
     /// What is judged.
     pub subject: Subject,
+    /// How far the clock of what is judged may be from ours.
+    pub max_skew: Duration,
     /// Ages of the last beat, or of the last end, that are too old.
     pub limits: Limits,
     /// How long the broker may take to answer.
@@ -58,12 +57,8 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let report = super::runtime(Some(&options.broker))?.block_on(async {
         match &options.subject {
-            Subject::Beacon {
-                topic,
-                wait,
-                max_skew,
-            } => beacon(options, topic, *wait, *max_skew).await,
-            Subject::Pipeline { root, who } => pipeline(options, root, who).await,
+            Subject::Beacon { topic, wait } => beacon(options, topic, *wait).await,
+            Subject::Pipeline { who } => pipeline(options, who).await,
         }
     })?;
     super::print(&report.line())?;
@@ -89,15 +84,15 @@ fn read(delivery: &Delivery) -> Option<Attributes> {
 }
 
 #[allow(clippy::cast_precision_loss)] // a time in seconds is far below 2^53
-async fn beacon(options: &Options, topic: &str, wait: bool, max_skew: Duration) -> Result<Report> {
+async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
     let report = Report::new("BEACON");
-    let settings = listener(&options.broker);
     let found = if wait {
         let patience = options.limits.critical.unwrap_or(options.timeout);
+        let settings = listener(&options.broker);
         retained::next(settings, filter(topic.to_owned())?, patience).await?
     } else {
         let last = filter(topic::last_beat(topic))?;
-        let found = retained::retained(settings, vec![last], options.timeout).await?;
+        let found = found(options, vec![last]).await?;
         found.into_iter().next_back()
     };
     let Some(delivery) = found else {
@@ -123,7 +118,7 @@ async fn beacon(options: &Options, topic: &str, wait: bool, max_skew: Duration) 
         return Ok(report.with(level, text));
     };
     let age = now - sent as f64;
-    let max_skew = max_skew.as_secs_f64();
+    let max_skew = options.max_skew.as_secs_f64();
     // A beat says when to the second; one that just came is as old as its way, and its clock's
     // distance from ours.
     let skew = if wait {
@@ -155,17 +150,18 @@ async fn beacon(options: &Options, topic: &str, wait: bool, max_skew: Duration) 
     Ok(report)
 }
 
-async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
-    let topics = PipelineTopics::new(root, who);
+async fn pipeline(options: &Options, who: &str) -> Result<Report> {
+    let topics = PipelineTopics::new(&options.root, who);
     let filters = vec![filter(topics.presence())?, filter(topics.last())?];
-    let found = retained::retained(listener(&options.broker), filters, options.timeout).await?;
+    let found = found(options, filters).await?;
     let mut network = Network::default();
     for delivery in &found {
         let topic = String::from_utf8_lossy(&delivery.topic);
-        network.add(root, &topic, &read(delivery).unwrap_or_default());
+        network.add(&options.root, &topic, &read(delivery).unwrap_or_default());
     }
     let report = Report::new("PIPELINE");
     let Some(seen) = network.pipeline(who) else {
+        let root = &options.root;
         let text = format!("{who} has never been seen below {root}; is --root right?");
         return Ok(report.with(Level::Critical, text));
     };
@@ -177,29 +173,38 @@ async fn pipeline(options: &Options, root: &str, who: &str) -> Result<Report> {
         _ => Level::Unknown,
     };
     let report = report.with(state, format!("{who} is {} on {}", seen.state, seen.host));
+    let told = found.iter().any(|d| d.topic == topics.last().as_bytes());
     let Some(last) = &seen.last else {
-        let never = match options.limits {
+        let (level, text) = match options.limits {
+            _ if told => (Level::Unknown, "its last end cannot be read"),
             Limits {
                 warning: None,
                 critical: None,
-            } => Level::Ok,
-            _ => Level::Warning,
+            } => (Level::Ok, "no run has ended yet"),
+            _ => (Level::Warning, "no run has ended yet"),
         };
-        return Ok(report.with(never, "no run has ended yet"));
+        return Ok(report.with(level, text));
     };
     let now = Timestamp::now().as_second();
-    let at = last.get("ts").and_then(Value::as_i64).unwrap_or(now);
-    let age = Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
-    let status = last.get("status").and_then(Value::as_str).unwrap_or("?");
-    let unhappy = last.get("announce") == Some(&Value::Bool(true));
-    let code = match last.get("return_code").and_then(Value::as_i64) {
-        Some(code) if unhappy => format!(" with {code},"),
-        _ => String::new(),
+    Ok(check::end(
+        report,
+        last,
+        now,
+        &options.limits,
+        options.max_skew,
+    ))
+}
+
+/// What the broker retains on `filters`.
+async fn found(options: &Options, filters: Vec<Filter>) -> Result<Vec<Delivery>> {
+    let query = Query {
+        filters,
+        root: options.root.clone(),
+        limit: options.timeout,
     };
-    let how = if unhappy { Level::Warning } else { Level::Ok };
-    let text = format!("last run {status}{code} {} ago", duration::text(age));
-    Ok(report
-        .with(how, text)
-        .with_level(options.limits.judge(age))
-        .figure(options.limits.figure("age", age.as_secs_f64())))
+    let found = retained::retained(listener(&options.broker), query).await?;
+    match found.cut {
+        None => Ok(found.messages),
+        Some(cause) => Err(Error::data(cause)),
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::control::{Action, Envelope};
+use crate::model::control::{Action, Envelope, refusal};
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{escaped_json, printable};
@@ -57,10 +57,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let cause = super::text(&answer, "error").unwrap_or("it did not say why");
     let (action, who) = (options.action.name(), &options.who);
     say(&format!("{action} {who}: {}", printable(cause, 500)));
-    let code = answer.get("code").and_then(Value::as_i64);
-    Ok(super::exit_code(
-        code.unwrap_or_else(|| Kind::Data.exit_code().into()),
-    ))
+    Ok(ExitCode::from(refusal(&answer).exit_code()))
 }
 
 pub(super) async fn ask(options: &Options) -> Result<Value> {

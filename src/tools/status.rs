@@ -13,7 +13,7 @@ use crate::model::network::{Network, Seen};
 use crate::model::text::printable;
 use crate::model::topic::{self, Filter};
 use crate::net::options::BrokerOptions;
-use crate::net::retained;
+use crate::net::retained::{self, Query};
 use crate::os::logging::say;
 use crate::tools::{MAX_PAYLOAD, listener};
 
@@ -53,9 +53,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .into_iter()
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Error::new(Kind::Usage, e))?;
-    let asked = retained::retained(listener(&options.broker), filters, options.timeout);
+    let query = Query {
+        filters,
+        root: options.root.clone(),
+        limit: options.timeout,
+    };
+    let asked = retained::retained(listener(&options.broker), query);
     let mut network = Network::default();
-    for delivery in super::runtime(Some(&options.broker))?.block_on(asked)? {
+    let found = super::runtime(Some(&options.broker))?.block_on(asked)?;
+    if let Some(cause) = found.cut {
+        say(&cause);
+    }
+    for delivery in found.messages {
         let topic = String::from_utf8_lossy(&delivery.topic);
         if let Ok(payload) = attributes(&delivery.payload, MAX_PAYLOAD) {
             network.add(&options.root, &topic, &payload);
@@ -66,8 +75,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let list: Vec<Value> = network.pipelines().map(Seen::json).collect();
             super::print_json(&Value::Array(list))?;
         }
-        Form::Mermaid => super::print(network.graph(&options.root).mermaid().trim_end())?,
-        Form::Dot => super::print(network.graph(&options.root).dot().trim_end())?,
+        Form::Mermaid | Form::Dot => {
+            let graph = network.graph(&options.root);
+            if let Some(cause) = graph.cut() {
+                say(&cause);
+            }
+            let text = match options.form {
+                Form::Dot => graph.dot(),
+                _ => graph.mermaid(),
+            };
+            super::print(text.trim_end())?;
+        }
         Form::Table => {
             let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
             if rows.is_empty() {

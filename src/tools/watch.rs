@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::model::event::{Attributes, attribute_text, attributes};
 use crate::model::json;
+use crate::model::marker;
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::Filter;
@@ -91,6 +92,9 @@ pub(super) fn clock() -> String {
 }
 
 fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {
+    if marker::is_marker(&delivery.topic) {
+        return true;
+    }
     let topic = String::from_utf8_lossy(&delivery.topic);
     let payload = String::from_utf8_lossy(&delivery.payload);
     drop.iter()

@@ -448,7 +448,7 @@ pub fn ran_with(command: &mut Command, input: &[u8]) -> (i32, String, String) {
 
 /// Waits for the end of `child`, which is killed if it does not come: what should have been
 /// refused may run for ever.
-fn ended(child: Child) -> (i32, String, String) {
+pub fn ended(child: Child) -> (i32, String, String) {
     let pid = Pid::from_raw(child.id().cast_signed());
     let (end, waiting) = mpsc::channel::<()>();
     thread::spawn(move || {

@@ -92,6 +92,8 @@ pub struct Heard {
     pub payload: Vec<u8>,
     pub user: Vec<(String, String)>,
     pub correlation: Vec<u8>,
+    /// Where the reply goes; empty without a Response Topic.
+    pub reply: String,
     pub retained: bool,
 }
 
@@ -114,12 +116,14 @@ impl Heard {
         let length = take_varint(&mut rest);
         let (mut properties, payload) = rest.split_at(length);
         let (mut user, mut correlation) = (Vec::new(), Vec::new());
+        let mut reply = String::new();
         let text = |bytes| String::from_utf8(bytes).expect("property");
         while !properties.is_empty() {
             match take(&mut properties) {
                 0x01 => drop(take(&mut properties)),
                 0x02 => properties = &properties[4..],
-                0x03 | 0x08 => drop(take_string(&mut properties)),
+                0x03 => drop(take_string(&mut properties)),
+                0x08 => reply = text(take_string(&mut properties)),
                 0x09 => correlation = take_string(&mut properties),
                 0x0b => drop(take_varint(&mut properties)),
                 0x23 => properties = &properties[2..],
@@ -135,6 +139,7 @@ impl Heard {
             payload: payload.to_vec(),
             user,
             correlation,
+            reply,
             retained: kind & 0x01 != 0,
         };
         (heard, id)
@@ -185,6 +190,17 @@ impl Raw {
     pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         Self { stream }
+    }
+
+    /// The same connection, for another thread to send on.
+    pub fn clone_stream(&self) -> Self {
+        let stream = self.stream.try_clone().expect("clone");
+        Self { stream }
+    }
+
+    /// Sends, unless the peer has gone.
+    pub fn try_send(&mut self, packet: &[u8]) -> bool {
+        self.stream.write_all(packet).is_ok()
     }
 
     pub fn send(&mut self, packet: &[u8]) {
