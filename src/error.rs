@@ -15,9 +15,10 @@ pub enum Kind {
     Unavailable,
     /// Tael itself is at fault (70).
     Bug,
-    /// State cannot be created or is held by another process (73).
+    /// State cannot be created, is damaged, or is held by another process (73): a restart ends the
+    /// same.
     CannotCreate,
-    /// Nothing answered in time: try again (75).
+    /// Nothing answered in time, or something that a restart mends: try again (75).
     TryAgain,
     /// Credentials or permissions were refused (77).
     NotAuthorised,

@@ -342,7 +342,8 @@ fn a_state_on_a_network_file_system() {
     client.stop();
 }
 
-/// Does something to the files of a running client, which ends; the next one loses nothing.
+/// Does something to the files of a running client, which ends with the code that has service
+/// managers start it again; the next one loses nothing.
 fn ledger_lost(harm: impl FnOnce(&Path)) {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", RUN];
@@ -353,7 +354,7 @@ fn ledger_lost(harm: impl FnOnce(&Path)) {
     all_told(&world, 1);
     harm(&world.state().join("p"));
     send(&mut raw, 1);
-    assert_eq!(client.wait(), 73, "{}", client.log_text());
+    assert_eq!(client.wait(), 75, "{}", client.log_text());
     // It was not acknowledged, and what would not be found again was not begun.
     let client = world.client("p", &arguments);
     once_each(&world, &client, 2);
@@ -378,6 +379,55 @@ fn a_ledgers_log_that_is_cut_off_under_its_client() {
 #[test]
 fn a_lock_that_is_removed_under_its_client() {
     ledger_lost(|p| fs::remove_file(p.join("lock")).expect("remove"));
+}
+
+#[test]
+fn a_state_folder_that_is_mounted_over_a_running_client() {
+    if !may_be_root("a state folder is mounted late", &["mount"]) {
+        return;
+    }
+    let world = World::new();
+    let state = world.state();
+    let mut client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut raw = Raw::connect(world.broker.port());
+    let mount = Tmpfs::mount(&state, "16m");
+    send(&mut raw, 0);
+    assert_eq!(client.wait(), 75, "{}", client.log_text());
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    send(&mut raw, 1);
+    wait_until("it runs", || world.lines("runs").contains(&"1".into()));
+    client.stop();
+    drop(mount);
+}
+
+#[test]
+fn a_backup_that_copies_and_cuts_the_log_is_no_alarm() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut raw = Raw::connect(world.broker.port());
+    let ledger = world.state().join("p/ledger.db");
+    for n in 0..3 {
+        send(&mut raw, n);
+        once_each(&world, &client, n + 1);
+        all_told(&world, n as u64 + 1);
+        // As `sqlite3` and replication programs do; whoever writes meanwhile is waited for.
+        let other = rusqlite::Connection::open(&ledger).expect("ledger");
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        wait_until("the log is cut off", || {
+            other
+                .query_row(sql, [], |row| row.get::<_, i64>(0))
+                .expect("checkpoint")
+                == 0
+        });
+    }
+    send(&mut raw, 3);
+    once_each(&world, &client, 4);
+    all_told(&world, 4);
+    let log = world.state().join("p/ledger.db-wal");
+    wait_until("the log has its size again", || {
+        fs::metadata(&log).is_ok_and(|meta| meta.len() == 2 << 20)
+    });
+    client.stop();
 }
 
 #[test]

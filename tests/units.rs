@@ -470,7 +470,8 @@ fn two_clients_of_one_name() {
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);
     let mut second = world.command("tael-client");
     second.args(["--who", "p", "-t", SEQ, "-c", "true"]);
-    refuses(&mut second, 73, "one called 'p' runs already");
+    let holder = format!("pid {} on ", client.child.id());
+    refuses(&mut second, 73, &holder);
     let (code, out, stderr) = ran(second.arg("--if-not-running"));
     assert_eq!((code, out.as_str(), stderr.as_str()), (0, "", ""));
     client.stop();

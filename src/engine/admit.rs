@@ -230,7 +230,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         due: 0,
         variables: exported.variables,
         passthrough,
-        payload: event.payload.clone(),
+        payload: Some(event.payload.clone()),
         command: trigger.command.text(),
     }
 }

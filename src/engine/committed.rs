@@ -59,9 +59,7 @@ impl Pipeline {
                 }
             }
             (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),
-            (Then::Nothing, Done::Pruned(units)) => {
-                units.iter().for_each(|unit| self.forget(unit));
-            }
+            (Then::Nothing, Done::Pruned(pruned)) => self.on_pruned(&pruned),
             (then, done) => debug!("unexpected: {then:?} brought {done:?}"),
         }
     }
@@ -113,6 +111,7 @@ impl Pipeline {
                 }
                 Part::Refuse { refused, .. } => {
                     self.counts.refused += 1;
+                    self.one_more_to_keep();
                     warn!(target: SENDERS,
                         TAEL_EVENT = event,
                         TAEL_TOPIC = topic,

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::model::text::printable;
 use crate::model::topic::Filter;
 use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
+use crate::os::host::hostname;
 use crate::os::lock::Lock;
 use crate::store::streams::{RUNNERS, create_private_dir};
 
@@ -65,21 +67,25 @@ pub struct Home {
 }
 
 impl Home {
-    /// Creates and locks the folder of pipeline `who` below `state`; `None` if a client of
-    /// that name runs already.
+    /// Creates and locks the folder of pipeline `who` below `state`; the error within says who
+    /// holds it, if a client of that name runs already.
     ///
     /// # Errors
     /// When it cannot be created (73).
-    pub fn acquire(state: &Path, who: &str) -> Result<Option<Self>> {
+    pub fn acquire(state: &Path, who: &str) -> Result<Result<Self, String>> {
         let path = state.join(who);
         make_folders(&path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
-            if let Some(_lock) = Lock::try_acquire(&path.join("lock"))? {
-                return Ok(Some(Self { path, _lock }));
+            let file = path.join("lock");
+            if let Some(lock) = Lock::try_acquire(&file)? {
+                // It only helps people, and a full disk is no reason not to start.
+                let _ = lock.sign(&format!("pid {} on {}\n", std::process::id(), hostname()));
+                return Ok(Ok(Self { path, _lock: lock }));
             }
             if Instant::now() >= deadline {
-                return Ok(None);
+                let holder = Lock::signature(&file).map(|holder| printable(&holder, 200));
+                return Ok(Err(holder.unwrap_or_else(|| "an unknown process".into())));
             }
             std::thread::sleep(LOCK_LOOK);
         }

@@ -184,7 +184,11 @@ impl Pipeline {
             return Err((Kind::Data, format!("unit {} has not ended", record.unit.id)));
         }
         // The request is the new event; the unit keeps the original one.
-        let again = settle::again(&record.unit, record.unit.attempt + 1, 0);
+        let mut again = settle::again(&record.unit, record.unit.attempt + 1, 0);
+        // The unit may be released until this one is in the ledger.
+        let payload = self.reader.payload(&record.unit.id);
+        let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
+        again.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
         let admission = Admission {
             key: request.key.clone(),
             topic: self.topics.control(),

@@ -117,7 +117,7 @@ impl Pipeline {
         let mut bytes = 0;
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start, .. } = part {
-                bytes += unit.payload.len() + unit.exported_bytes();
+                bytes += unit.payload.as_ref().map_or(0, |p| p.len()) + unit.exported_bytes();
                 *start = self.queue.claim(&unit.trigger, &unit.id);
                 // If it fails, it is tried again when the event is on disk.
                 if *start && let Ok(word) = self.runners.reserve(&unit.id) {

@@ -23,11 +23,11 @@ const MAX_ENV_FILE: u64 = 1024 * 1024;
 /// Names the unit to its command.
 pub const UNIT_VARIABLE: &str = "TAEL_UNIT";
 
-/// What a runner is to do for `unit`.
+/// What a runner is to do for `unit`, whose command reads `stdin` bytes.
 ///
 /// # Errors
 /// When the trigger's file of variables cannot be read.
-pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, String> {
+pub fn job(config: &Config, trigger: &Trigger, unit: &Unit, stdin: usize) -> Result<Job, String> {
     let mut variables = match &trigger.env_file {
         Some(path) => read_env_file(path)?,
         None => Vec::new(),
@@ -65,7 +65,7 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit) -> Result<Job, Strin
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Ok(Job {
         unit: unit.id.clone(),
-        stdin: unit.payload.len(),
+        stdin,
         argv: owned(trigger.command.argv()),
         shell_argv: owned(trigger.command.shell_argv()),
         variables,

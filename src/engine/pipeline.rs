@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::engine::admit::Admission;
+use crate::engine::cleanup::Cleanup;
 use crate::engine::config::{Config, Home};
 use crate::engine::connect;
 use crate::engine::failpoint;
@@ -39,6 +40,7 @@ use crate::net::mqtt::Token;
 use crate::net::session::{Session, SessionAck};
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
+use crate::store::aside::sweep;
 use crate::store::identity::Identity;
 use crate::store::ledger::{Acceptance, Done, Ledger, OnDisk, Op, Reader};
 use crate::store::streams::{RUNNERS, UnitDir};
@@ -136,7 +138,7 @@ pub struct Pipeline {
     /// Whether whatever starts is to end: the client stops with its units.
     pub(super) cancels_all: bool,
     pub(super) online: bool,
-    pub(super) ended: u32,
+    pub(super) cleanup: Cleanup,
     /// Whether runners have just not been able to begin, and until when none tries again.
     pub(super) refusing: bool,
     pub(super) held_until: Option<Instant>,
@@ -172,7 +174,7 @@ impl Pipeline {
         let mut outbox = Outbox::default();
         outbox.extend(reader.outbox()?);
         let redelivery = Redelivery::new(reader.answered()?, reader.last_accepted()?);
-        recovery::sweep(&home.path, &reader)?;
+        sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
         let runners = home.path.join(RUNNERS);
         let mut silence = Silence::default();
@@ -204,7 +206,7 @@ impl Pipeline {
             adopted: mpsc::unbounded_channel(),
             cancels_all: false,
             online: false,
-            ended: 0,
+            cleanup: Cleanup::default(),
             refusing: false,
             held_until: None,
             begin: Instant::now(),
@@ -244,6 +246,7 @@ impl Pipeline {
                 committed = self.ledger.committed() => self.on_committed(committed.map_err(|f| f.0)?),
                 report = self.runners.next() => self.on_report(report),
                 Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
+                Some(removed) = self.cleanup.next() => self.on_removed(removed),
                 event = self.session.next(), if self.takes_more() => {
                     self.on_session(event?);
                 }
@@ -276,6 +279,7 @@ impl Pipeline {
             self.silence.wake(),
             self.metrics.as_ref().and_then(Metrics::wake),
             self.last.wake(),
+            self.cleanup.wake(),
         ];
         times.into_iter().flatten().min()
     }
@@ -293,6 +297,7 @@ impl Pipeline {
         }
         self.check_silence();
         self.tell_last();
+        self.check_cleanup();
     }
 
     /// Whether the broker is there and has our subscriptions.

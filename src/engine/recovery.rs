@@ -8,39 +8,57 @@ use tracing::{error, info, warn};
 
 use crate::engine::job::UNIT_VARIABLE;
 use crate::engine::pipeline::{Live, Pipeline, Then};
-use crate::error::{Error, Result};
-use crate::model::unit::{Outcome, Recovery, Trace, Unit, recover};
+use crate::error::Result;
+use crate::model::unit::{Outcome, Recovery, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
-use crate::os::host::is_id;
 use crate::store::ledger::{Op, Reader, Record};
-use crate::store::streams::{RUNNERS, UnitDir};
+use crate::store::streams::UnitDir;
 
 /// Wait before a run is looked at again that nobody could be had to wait for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A unit that has not ended in the ledger, and what is to be done with it.
 #[derive(Debug)]
-pub struct Left {
-    /// The unit.
-    pub unit: Unit,
-    /// When its start was booked, milliseconds since the epoch.
-    pub started: Option<i64>,
-    /// Whether the ledger has handed it to a runner.
-    pub handed_over: bool,
-    /// What to do.
-    pub recovery: Recovery,
+pub enum Left {
+    /// It waits.
+    Waiting {
+        /// Its id.
+        unit: String,
+        /// Name of its trigger.
+        trigger: String,
+        /// Not to be started before this time, milliseconds since the epoch.
+        due: i64,
+        /// Whether the ledger has handed it to a runner.
+        handed_over: bool,
+    },
+    /// It was begun.
+    Begun {
+        /// The unit, without its payload.
+        unit: Box<Unit>,
+        /// When its start was booked, milliseconds since the epoch.
+        started: Option<i64>,
+        /// What to do.
+        recovery: Recovery,
+    },
 }
 
-/// Looks at every unit that has not ended.
+/// Looks at every unit that has not ended. Of those that wait nothing large is read: there may be
+/// many.
 ///
 /// # Errors
 /// When the ledger or a folder cannot be read.
 pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>> {
-    reader
-        .units(true)?
-        .into_iter()
-        .map(|record| look(pipeline, reader, record, boot))
-        .collect()
+    let (mut left, mut seq) = (Vec::new(), 0);
+    loop {
+        let page = reader.page(seq, true)?;
+        let Some(last) = page.last() else {
+            return Ok(left);
+        };
+        seq = last.seq;
+        for record in page {
+            left.push(look(pipeline, reader, record, boot)?);
+        }
+    }
 }
 
 fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
@@ -56,92 +74,53 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
         }
         other => other,
     };
-    // What only waits is read whole when it starts; anything else may be tried again.
-    let record = match recovery {
-        Recovery::Queue => record,
-        _ => reader.unit(unit)?.unwrap_or(record),
-    };
-    let unit = &record.unit.id;
     match &recovery {
-        Recovery::Queue => {}
+        Recovery::Queue => {
+            return Ok(Left::Waiting {
+                handed_over: record.boot.is_some(),
+                unit: record.unit.id,
+                trigger: record.unit.trigger,
+                due: record.unit.due,
+            });
+        }
         Recovery::Adopt => info!(TAEL_UNIT = unit, "run goes on, adopted"),
         Recovery::Settle(_) => info!(TAEL_UNIT = unit, "run has ended meanwhile"),
         Recovery::Interrupted => warn!(TAEL_UNIT = unit, "run was interrupted"),
     }
-    Ok(Left {
-        handed_over: record.boot.is_some(),
+    // It is told, and perhaps tried again.
+    let record = reader.unit(unit)?.unwrap_or(record);
+    Ok(Left::Begun {
         started: record.started,
-        unit: record.unit,
+        unit: Box::new(record.unit),
         recovery,
     })
-}
-
-/// Removes the folders of units that the ledger does not hold, released ones that could not
-/// be removed; and what killed runners have left.
-///
-/// # Errors
-/// When the ledger or the folders cannot be read.
-pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
-    for id in names(&pipeline.join("units"))? {
-        let dir = UnitDir::new(pipeline, &id);
-        // What is no folder, or has another name than units have, somebody else has put there.
-        if is_id(&id) && dir.path().is_dir() && reader.unit(&id)?.is_none() {
-            discard(&dir)?;
-        }
-    }
-    let runners = pipeline.join(RUNNERS);
-    for name in names(&runners)? {
-        let path = runners.join(name);
-        if path.is_dir() {
-            discard(&UnitDir::at(path))?;
-        } else if let Err(e) = std::fs::remove_file(&path) {
-            warn!("cannot remove {}: {e}", path.display());
-        }
-    }
-    Ok(())
-}
-
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", folder.display()));
-    let entries = std::fs::read_dir(folder).map_err(unreadable)?;
-    entries
-        .map(|entry| {
-            let name = entry.map_err(unreadable)?.file_name();
-            Ok(name.to_string_lossy().into_owned())
-        })
-        .collect()
-}
-
-/// Removes a folder that no runner holds.
-fn discard(dir: &UnitDir) -> Result<()> {
-    if dir.trace()? != Trace::Alive
-        && let Err(e) = dir.remove()
-    {
-        warn!("cannot remove {}: {e}", dir.path().display());
-    }
-    Ok(())
 }
 
 impl Pipeline {
     /// Goes on with a unit that was left.
     pub(super) fn take_up(&mut self, left: Left) {
-        let Left {
-            unit,
-            started,
-            handed_over,
-            recovery,
-        } = left;
-        let said = started.is_some();
-        match recovery {
-            Recovery::Queue => {
+        let (unit, started, recovery) = match left {
+            Left::Waiting {
+                unit,
+                trigger,
+                due,
+                handed_over,
+            } => {
                 if handed_over {
-                    let op = Op::Unstart {
-                        unit: unit.id.clone(),
-                    };
+                    let op = Op::Unstart { unit: unit.clone() };
                     self.submit(op, Then::Nothing);
                 }
-                self.wait(&unit.trigger, &unit.id, unit.due);
+                return self.wait(&trigger, &unit, due);
             }
+            Left::Begun {
+                unit,
+                started,
+                recovery,
+            } => (*unit, started, recovery),
+        };
+        let said = started.is_some();
+        match recovery {
+            Recovery::Queue => self.wait(&unit.trigger, &unit.id, unit.due),
             Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
             Recovery::Interrupted => {
                 let outcome = self.end_orphans(&unit.id, started);

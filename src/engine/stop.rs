@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
-use tracing::info;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{info, warn};
 
 use crate::engine::connect;
 use crate::engine::pipeline::{Pipeline, Then};
@@ -14,6 +14,9 @@ use crate::net::session::Event;
 /// How long the reports that are still to be told may hold up a stop.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long folders that are being removed may hold up a stop.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Pipeline {
     /// Leaves in good order: units stay with their runners, what is to be told is told within
     /// a bounded time.
@@ -23,6 +26,7 @@ impl Pipeline {
         let wait_for_units = self.config.stop_units;
         self.health.notify.stopping();
         self.queue.pause(true);
+        self.cleanup.leave();
         for op in self.silence.unwritten() {
             self.submit(op, Then::Nothing);
         }
@@ -68,6 +72,7 @@ impl Pipeline {
                     }
                     report = self.runners.next() => self.on_report(report),
                     Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
+                    Some(removed) = self.cleanup.next() => self.on_removed(removed),
                     event = self.session.next() => match event? {
                         // Unacknowledged, it comes again to the next client.
                         Event::Received(_) => {}
@@ -90,7 +95,18 @@ impl Pipeline {
             info!("{} statuses wait for the next start", self.outbox.len());
         }
         self.check_metrics(true);
+        // A mark that stays has the next client look for folders that are gone.
+        if self.cleanup.is_removing()
+            && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.cleanup.next()).await
+        {
+            self.on_removed(removed);
+        }
         self.session.close().await;
+        // The last one to leave copies the log.
+        drop(self.reader);
+        if !self.ledger.close().await {
+            warn!("the ledger was not closed in time; the next start looks at all of it");
+        }
         Ok(())
     }
 }

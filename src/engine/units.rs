@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::engine::config::make_folders;
-use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::failpoint;
 use crate::engine::job::job;
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
@@ -27,9 +26,6 @@ const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 /// So often a unit is handed to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
 
-/// Units that end between two prunings.
-const PRUNE_EVERY: u32 = 256;
-
 /// How much of a failed run's output is logged.
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 10;
@@ -40,6 +36,8 @@ pub(super) enum NotReady {
     Job(String),
     /// There is no runner.
     Runner(std::io::Error),
+    /// The ledger does not give what the command reads.
+    Payload(Error),
 }
 
 impl Pipeline {
@@ -79,8 +77,12 @@ impl Pipeline {
             && self.runners.held_until().is_none()
             && let Some((trigger, unit)) = self.queue.next(self.ticks())
         {
-            let record = match self.reader.unit(&unit) {
-                Ok(Some(record)) => record,
+            let found = self.reader.unit(&unit).and_then(|record| {
+                let payload = self.reader.payload(&unit)?;
+                Ok(record.zip(payload))
+            });
+            let (record, payload) = match found {
+                Ok(Some(found)) => found,
                 Ok(None) => {
                     self.queue.remove(&trigger, &unit);
                     continue;
@@ -92,7 +94,10 @@ impl Pipeline {
                     continue;
                 }
             };
-            let record = Arc::new(record.unit);
+            let record = Arc::new(Unit {
+                payload: Some(payload),
+                ..record.unit
+            });
             // If it fails, it is tried again when the start is on disk.
             let word = self.runners.reserve(&unit).ok();
             let op = Op::Start {
@@ -115,30 +120,38 @@ impl Pipeline {
         self.ledger.send();
         for unit in units {
             // What fails now is tried again when it is to begin.
-            match self.job(unit) {
+            let payload = unit.payload.as_deref().unwrap_or_default();
+            match self.job(unit, payload.len()) {
                 Ok(job) => {
-                    let _ = self.runners.make_ready(&unit.id, &job, &unit.payload);
+                    let _ = self.runners.make_ready(&unit.id, &job, payload);
                 }
                 Err(_) => self.runners.let_go(&unit.id),
             }
         }
     }
 
-    fn job(&self, unit: &Unit) -> Result<Job, NotReady> {
+    fn job(&self, unit: &Unit, stdin: usize) -> Result<Job, NotReady> {
         let trigger = self.trigger(&unit.trigger).ok_or_else(|| {
             NotReady::Job(format!("there is no trigger '{}' any more", unit.trigger))
         })?;
-        job(&self.config, trigger, unit).map_err(NotReady::Job)
+        job(&self.config, trigger, unit, stdin).map_err(NotReady::Job)
     }
 
     /// Hands a unit to a runner that may begin it.
     fn hand_over(&mut self, unit: &Unit) -> Result<(), NotReady> {
-        let job = self.job(unit)?;
+        let payload = match &unit.payload {
+            Some(payload) => payload.clone(),
+            None => {
+                let payload = self.reader.payload(&unit.id).map_err(NotReady::Payload)?;
+                payload.ok_or_else(|| NotReady::Job("it was released".into()))?
+            }
+        };
+        let job = self.job(unit, payload.len())?;
         loop {
             let word = self.runners.reserve(&unit.id).map_err(NotReady::Runner)?;
             failpoint::reached("spawn.before");
             word.give(true);
-            match self.runners.make_ready(&unit.id, &job, &unit.payload) {
+            match self.runners.make_ready(&unit.id, &job, &payload) {
                 Ok(()) => break,
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
                 Err(e) => return Err(NotReady::Runner(e)),
@@ -157,6 +170,11 @@ impl Pipeline {
                     self.short_of(&unit.id, &format_args!("start a runner: {e}"));
                     return self.postpone(&unit.trigger, &unit.id);
                 }
+                Err(NotReady::Payload(e)) => {
+                    // If that does not pass, the next start ends the client.
+                    self.short_of(&unit.id, &format_args!("start it: {e}"));
+                    return self.postpone(&unit.trigger, &unit.id);
+                }
                 Err(NotReady::Job(cause)) => {
                     return self.finish(unit, false, &Outcome::not_started(cause));
                 }
@@ -167,7 +185,11 @@ impl Pipeline {
             started: None,
             handovers: handovers.unwrap_or(0) + 1,
             adopted: false,
-            unit,
+            // The runner has the payload now, and the ledger should it be needed again.
+            unit: Unit {
+                payload: None,
+                ..unit
+            },
         };
         let id = live.unit.id.clone();
         self.live.insert(id.clone(), live);
@@ -176,7 +198,7 @@ impl Pipeline {
         }
     }
 
-    /// Removes the folder of a unit that the ledger does not hold.
+    /// Removes the folder of a unit that was not begun.
     pub(super) fn forget(&mut self, unit: &str) {
         if let Err(e) = self.dir(unit).remove() {
             warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
@@ -265,7 +287,7 @@ impl Pipeline {
                 ..live
             }),
             // Released: nobody wants to know any more.
-            Ok(Trace::Fresh) if matches!(self.reader.unit(unit), Ok(None)) => {
+            Ok(Trace::Fresh) if matches!(self.reader.holds(unit), Ok(false)) => {
                 self.queue.remove(&live.unit.trigger, unit);
             }
             // Its folder is gone, but it was begun.
@@ -316,10 +338,7 @@ impl Pipeline {
                 last: Box::new(settle::end_status(&unit, outcome, now_ms()).into()),
             },
         );
-        self.ended += 1;
-        if self.ended.is_multiple_of(PRUNE_EVERY) {
-            self.prune();
-        }
+        self.one_more_to_keep();
     }
 
     fn log_end(&self, unit: &Unit, outcome: &Outcome) {
@@ -386,17 +405,5 @@ impl Pipeline {
                 .saturating_add((due - now_ms()).clamp(0, limit)),
         };
         self.queue.wait(trigger, unit, due);
-    }
-
-    pub(super) fn prune(&mut self) {
-        let keep = i64::try_from(self.config.keep.as_millis()).unwrap_or(i64::MAX);
-        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).unwrap_or(i64::MAX);
-        let op = Op::Prune {
-            before: now_ms().saturating_sub(keep),
-            // The broker may send an event again as long as it keeps our session.
-            events_before: now_ms().saturating_sub(keep.max(expiry)),
-            keep: self.config.keep_units,
-        };
-        self.submit(op, Then::Nothing);
     }
 }

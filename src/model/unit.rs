@@ -229,8 +229,8 @@ pub struct Unit {
     pub variables: Variables,
     /// What is copied into the statuses.
     pub passthrough: Attributes,
-    /// The command's standard input.
-    pub payload: Bytes,
+    /// The command's standard input; `None` while only the ledger holds it.
+    pub payload: Option<Bytes>,
     /// The command, for people.
     pub command: String,
 }

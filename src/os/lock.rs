@@ -1,8 +1,9 @@
 //! Locks held by the kernel: they are gone when their holder is.
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -10,6 +11,9 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 use crate::error::{Error, Result};
+
+/// Maximum length of what a holder says of itself, bytes.
+const MAX_SIGNATURE: u64 = 512;
 
 /// An exclusive `flock(2)`, released when dropped or when the process ends.
 #[derive(Debug)]
@@ -72,6 +76,24 @@ impl Lock {
     pub fn acquire(path: &Path) -> Result<Self> {
         let refused = || Error::cannot_create(format!("lock {}: it is held", path.display()));
         Self::take(path, FlockArg::LockExclusive)?.ok_or_else(refused)
+    }
+
+    /// Writes `holder` into the file, for whoever finds it locked.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn sign(&self, holder: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(holder.as_bytes(), 0)
+    }
+
+    /// What the holder of the lock on `path` has written there, unless that is nothing.
+    #[must_use]
+    pub fn signature(path: &Path) -> Option<String> {
+        let mut text = String::new();
+        let file = File::open(path).ok()?;
+        file.take(MAX_SIGNATURE).read_to_string(&mut text).ok()?;
+        (!text.trim().is_empty()).then(|| text.trim().to_owned())
     }
 
     /// The locked file, open for writing.

@@ -1,5 +1,6 @@
 //! Files: the ledger, and a folder for each unit.
 
+pub mod aside;
 pub mod hold;
 pub mod identity;
 pub mod ledger;

@@ -75,6 +75,12 @@ pub(super) fn noted<'a>(text: &'a str, word: &str, id: &str) -> Option<&'a str> 
 /// ahead, jobs, and what is being removed.
 pub const RUNNERS: &str = "runners";
 
+/// Name of the folder of all units.
+pub const UNITS: &str = "units";
+
+/// Begins the name of a folder that is being removed.
+pub const GONE: &str = "gone-";
+
 /// The folder of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitDir {
@@ -86,7 +92,7 @@ impl UnitDir {
     #[must_use]
     pub fn new(pipeline: &Path, id: &str) -> Self {
         Self {
-            path: pipeline.join("units").join(id),
+            path: pipeline.join(UNITS).join(id),
         }
     }
 
@@ -229,7 +235,7 @@ impl UnitDir {
     /// As the file system; that it is gone already is none.
     pub fn remove(&self) -> io::Result<()> {
         let aside = self.path.parent().and_then(Path::parent).map(|pipeline| {
-            let name = format!("gone-{}", self.id());
+            let name = format!("{GONE}{}", self.id());
             pipeline.join(RUNNERS).join(name)
         });
         let path = match aside {

@@ -25,18 +25,21 @@ pub struct Options {
 /// Runs the client until it is told to stop.
 ///
 /// # Errors
-/// 73 when another client of the name runs or the state cannot be used, 77 and 69 when the
+/// 73 when another client of the name runs or the state cannot be used, 75 when the state is
+/// moved or cut off under it, which a restart mends; 77 and 69 when the
 /// broker turns us away for good, 78 for a state from the future.
 pub fn run(options: Options) -> Result<ExitCode> {
     let who = options.config.who.clone();
-    let Some(home) = Home::acquire(&options.state, &who)? else {
-        if options.if_not_running {
-            return Ok(ExitCode::SUCCESS);
+    let home = match Home::acquire(&options.state, &who)? {
+        Ok(home) => home,
+        Err(_) if options.if_not_running => return Ok(ExitCode::SUCCESS),
+        Err(holder) => {
+            return Err(Error::cannot_create(format!(
+                "start client: one called '{who}' runs already in {}: {holder}; choose another \
+                 --who",
+                options.state.display()
+            )));
         }
-        return Err(Error::cannot_create(format!(
-            "start client: one called '{who}' runs already in {}; choose another --who",
-            options.state.display()
-        )));
     };
     super::runtime(Some(&options.config.broker))?.block_on(async {
         let mut stop = Stop::listen(true)?;

@@ -94,8 +94,13 @@ fn ended_by_reader(error: &io::Error) {
 
 /// Prints a line on stdout.
 fn print(line: &str) -> Result<()> {
+    print_part(&format!("{line}\n"))
+}
+
+/// Prints `text` on stdout.
+fn print_part(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")
+    out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|e| {
             ended_by_reader(&e);

@@ -84,6 +84,7 @@ pub(super) fn accept(
     parts: &[Part],
 ) -> rusqlite::Result<(Vec<Acceptance>, Vec<Queued>)> {
     let (mut became, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
+    let mut payload = None;
     for part in parts {
         let before = known(tx, key, part.trigger(), topic)?;
         let before = match (before, part) {
@@ -117,8 +118,10 @@ pub(super) fn accept(
         match part {
             Part::Run {
                 unit, start: true, ..
-            } => insert_unit(tx, unit, State::Running, Some(boot), at)?,
-            Part::Run { unit, .. } => insert_unit(tx, unit, State::Pending, None, at)?,
+            } => insert_unit(tx, unit, State::Running, Some(boot), at, &mut payload)?,
+            Part::Run { unit, .. } => {
+                insert_unit(tx, unit, State::Pending, None, at, &mut payload)?;
+            }
             Part::Refuse { refused, .. } => {
                 queued.extend(post_all(tx, refused.status.as_slice())?);
             }

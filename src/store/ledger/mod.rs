@@ -6,6 +6,7 @@
 mod accept;
 mod identity;
 mod place;
+mod prune;
 mod read;
 mod rows;
 mod schema;
@@ -14,6 +15,7 @@ mod writer;
 
 pub use accept::{Acceptance, Part, Refused};
 pub use identity::{Again, EventKey, Known, Naming};
+pub use prune::{Pruned, Retention};
 pub use read::{Record, Totals};
 pub use write::{Done, Heard, Op};
 pub use writer::{Committed, Fault, Ledger, OnDisk};
@@ -23,6 +25,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use crate::error::{Error, Result};
+use crate::store::ledger::schema::Depth;
 
 /// A message that waits to be published, and its place in the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +55,7 @@ impl Reader {
     /// When there is none, or it cannot be read or is newer than this program.
     pub fn open(pipeline: &Path) -> Result<Self> {
         let path = file(pipeline);
-        if !schema::check(&path)? {
+        if !schema::check(&path, Depth::Head)? {
             return Err(Error::config(format!(
                 "open ledger {}: it has an older version; its client upgrades it when it starts",
                 path.display()
@@ -74,6 +77,8 @@ impl Reader {
             .map_err(wrong)?;
         let done = write::apply(&transaction, op).map_err(wrong)?;
         transaction.commit().map_err(wrong)?;
+        // Without a client the file alone has to hold that.
+        schema::copy_log_on_close(&self.connection, true).map_err(wrong)?;
         Ok(done)
     }
 }

@@ -1,84 +1,163 @@
-//! Whether the ledger's files are still those that are written to.
+//! Whether the ledger's files are still those that are written to, and hold what was committed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::store::ledger::schema::WAL_SIZE;
+use crate::store::ledger::schema::{WAL_SIZE, log_of};
+
+/// Bytes of the log's header, and of that of each frame (sqlite.org/fileformat2.html, section 4).
+const LOG_HEADER: u64 = 32;
+const FRAME_HEADER: u64 = 24;
 
 /// The files of a ledger, as they were when it was opened. One that is removed or replaced can be
-/// written for ever, and nobody would find what is in it; a log that is cut off loses what it
-/// held. The same goes for the lock that keeps a second client away.
+/// written for ever, and nobody would find what is in it. The same goes for the lock that keeps a
+/// second client away.
 #[derive(Debug)]
 pub struct Place {
-    files: Vec<(PathBuf, Seen)>,
+    files: Vec<(PathBuf, (u64, u64))>,
+    log: Option<Log>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    device: u64,
-    inode: u64,
-    /// Up to [`WAL_SIZE`], below which no file of a ledger becomes shorter.
-    bytes: u64,
+/// The log, which others may copy into the ledger and cut off, as backups do.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    /// The index of the log, which all who use the ledger share.
+    index: File,
 }
 
-fn look(path: &Path) -> io::Result<Seen> {
-    fs::metadata(path).map(|meta| Seen {
-        device: meta.dev(),
-        inode: meta.ino(),
-        bytes: meta.len().min(WAL_SIZE),
-    })
+/// What became of the files.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// All is as it was.
+    Intact,
+    /// Somebody has copied the log into the ledger and cut it off.
+    CopiedLog,
+    /// This file is not there, not the same, or lacks what was committed.
+    Lost(&'a Path),
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 impl Place {
     /// The ledger `path`, which is open, its log if it has one, and the lock beside it.
     pub fn of(path: &Path) -> Self {
-        let mut log = path.as_os_str().to_owned();
-        log.push("-wal");
-        let files = [path.to_owned(), log.into(), path.with_file_name("lock")].into_iter();
-        let files = files.filter_map(|path| Some((path.clone(), look(&path).ok()?)));
+        let log = log_of(path);
+        let files = [path.to_owned(), log.clone(), path.with_file_name("lock")].into_iter();
+        let files = files.filter_map(|path| Some((path.clone(), identity(&path).ok()?)));
+        let mut index = path.as_os_str().to_owned();
+        index.push("-shm");
+        let index = File::open(PathBuf::from(index)).ok();
         Self {
             files: files.collect(),
+            log: index.map(|index| Log { path: log, index }),
         }
     }
 
-    /// The first file that is no longer there, not the same, or cut off.
-    pub fn lost(&self) -> Option<&Path> {
-        let lost = |path: &Path, known: Seen| match look(path) {
-            Ok(now) => {
-                (now.device, now.inode) != (known.device, known.inode) || now.bytes < known.bytes
+    /// What became of the files since then.
+    pub fn look(&self) -> Found<'_> {
+        for (path, known) in &self.files {
+            match identity(path) {
+                Ok(now) if now == *known => {}
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {}
+                _ => return Found::Lost(path),
             }
-            Err(e) => e.kind() == io::ErrorKind::NotFound,
+        }
+        let Some(log) = &self.log else {
+            return Found::Intact;
         };
-        let mut lost = self.files.iter().filter(|(path, known)| lost(path, *known));
-        lost.next().map(|(path, _)| path.as_path())
+        // What cannot be asked for is for SQLite to notice.
+        match (fs::metadata(&log.path), needed(&log.index)) {
+            (Ok(meta), Ok(needed)) if meta.len() < needed => Found::Lost(&log.path),
+            (Ok(meta), _) if meta.len() < WAL_SIZE => Found::CopiedLog,
+            _ => Found::Intact,
+        }
     }
+}
+
+/// The bytes that the log must have at least: up to the last frame that a commit has written, if
+/// not all are in the ledger. Read from the log's index (sqlite.org/walformat.html, section 2).
+fn needed(index: &File) -> io::Result<u64> {
+    let mut header = [0; 100];
+    index.read_exact_at(&mut header, 0)?;
+    let number = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&header[at..at + 4]);
+        u64::from(u32::from_ne_bytes(bytes))
+    };
+    let page = match u16::from_ne_bytes([header[14], header[15]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    let (frames, copied) = (number(16), number(96));
+    Ok(match frames > copied {
+        true => LOG_HEADER + frames * (FRAME_HEADER + page),
+        false => 0,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rusqlite::Connection;
+
+    fn ledger() -> (tempfile::TempDir, PathBuf, Connection) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("ledger.db");
+        let db = Connection::open(&path).expect("open");
+        let text = "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)";
+        db.execute_batch(text).expect("table");
+        fs::write(dir.path().join("lock"), "").expect("lock");
+        // As long as the client makes it.
+        let log = File::options().write(true).open(log_of(&path));
+        log.expect("log").set_len(WAL_SIZE).expect("fill");
+        (dir, path, db)
+    }
 
     #[test]
     fn files_that_are_removed_or_replaced_are_lost() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let [ledger, log, copy] = ["ledger", "ledger-wal", "copy"].map(|n| dir.path().join(n));
-        fs::write(&ledger, "").expect("write");
-        let alone = Place::of(&ledger);
-        fs::write(&log, "log").expect("write");
-        assert_eq!(alone.lost(), None, "it has no log");
-        let both = Place::of(&ledger);
-        assert_eq!(both.lost(), None);
-        fs::write(&log, "longer").expect("write");
-        assert_eq!(both.lost(), None);
-        fs::write(&log, "").expect("write");
-        assert_eq!(both.lost(), Some(log.as_path()));
-        fs::write(&log, "log").expect("write");
-        fs::copy(&log, &copy).expect("copy");
-        fs::rename(&copy, &log).expect("rename");
-        assert_eq!(both.lost(), Some(log.as_path()));
-        fs::remove_file(&ledger).expect("remove");
-        assert_eq!(alone.lost(), Some(ledger.as_path()));
+        let (dir, path, _db) = ledger();
+        let [copy, lock] = ["copy", "lock"].map(|n| dir.path().join(n));
+        let place = Place::of(&path);
+        assert_eq!(place.look(), Found::Intact);
+        fs::copy(&path, &copy).expect("copy");
+        fs::rename(&path, dir.path().join("moved")).expect("move");
+        assert_eq!(place.look(), Found::Lost(&path));
+        fs::rename(&copy, &path).expect("replace");
+        assert_eq!(place.look(), Found::Lost(&path), "it is another file");
+        let place = Place::of(&path);
+        fs::remove_file(&lock).expect("remove");
+        assert_eq!(place.look(), Found::Lost(&lock));
+    }
+
+    #[test]
+    fn a_log_that_is_cut_off_is_lost_unless_the_ledger_holds_all_of_it() {
+        let (_dir, path, db) = ledger();
+        let place = Place::of(&path);
+        let log = File::options()
+            .write(true)
+            .open(log_of(&path))
+            .expect("log");
+        let needed = needed(&place.log.as_ref().expect("log").index).expect("needed");
+        assert!(needed > 4096 && needed < WAL_SIZE, "{needed}");
+        let whole = fs::read(log_of(&path)).expect("read");
+        log.set_len(needed).expect("cut");
+        assert_eq!(place.look(), Found::CopiedLog, "nothing of it is needed");
+        log.set_len(needed - 1).expect("cut");
+        assert_eq!(place.look(), Found::Lost(&log_of(&path)));
+        log.write_all_at(&whole, 0).expect("grow");
+        // As `sqlite3` and backup programs do.
+        let other = Connection::open(&path).expect("open");
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let done: i64 = other.query_row(sql, [], |row| row.get(0)).expect("copy");
+        assert_eq!((done, log.metadata().expect("size").len()), (0, 0));
+        assert_eq!(place.look(), Found::CopiedLog);
+        db.execute("INSERT INTO t VALUES (2)", []).expect("insert");
+        log.set_len(0).expect("cut");
+        assert_eq!(place.look(), Found::Lost(&log_of(&path)));
     }
 }

@@ -12,9 +12,14 @@ use crate::store::ledger::writer::passes;
 use crate::store::ledger::{Queued, Reader};
 use crate::store::outcome::parse_outcome;
 
+/// Maximum number of units that are read at once.
+const PAGE: usize = 256;
+
 /// A unit with what became of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
+    /// Its place in the order in which units came.
+    pub seq: i64,
     /// The unit.
     pub unit: Unit,
     /// Its state.
@@ -52,9 +57,9 @@ pub struct Totals {
     pub outbox: u64,
 }
 
-const COLUMNS: &str = "id, trigger, event, topic, reason, hops, traceparent, attempt, due,
-    variables, passthrough, payload, command, state, boot, accepted, started, ended, outcome, note,
-    retry_of";
+/// The columns of bounded size, in the order of [`record`]; those that are not follow.
+const NARROW: &str = "seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of,
+    due, state, boot, accepted, started, ended, outcome, note, command";
 
 pub(super) fn wrong(e: rusqlite::Error) -> Error {
     let kind = if passes(&e) {
@@ -65,100 +70,158 @@ pub(super) fn wrong(e: rusqlite::Error) -> Error {
     Error::new(kind, format!("read the ledger: {e}"))
 }
 
+/// A row of [`NARROW`], without what the unit needs to run.
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let (variables, passthrough): (String, String) = (row.get(9)?, row.get(10)?);
-    let (state, outcome): (String, Option<String>) = (row.get(13)?, row.get(18)?);
+    let (state, outcome): (String, Option<String>) = (row.get(11)?, row.get(16)?);
     Ok(Record {
+        seq: row.get(0)?,
         unit: Unit {
-            id: row.get(0)?,
-            trigger: row.get(1)?,
-            event: row.get(2)?,
-            topic: row.get(3)?,
-            reason: row.get(4)?,
-            hops: row.get(5)?,
-            traceparent: row.get(6)?,
-            attempt: row.get(7)?,
-            retry_of: row.get(20)?,
-            due: row.get(8)?,
-            variables: serde_json::from_str(&variables).unwrap_or_default(),
-            passthrough: match serde_json::from_str(&passthrough) {
-                Ok(Value::Object(map)) => map,
-                _ => serde_json::Map::new(),
-            },
-            payload: Bytes::from(row.get::<_, Vec<u8>>(11)?),
-            command: row.get(12)?,
+            id: row.get(1)?,
+            trigger: row.get(2)?,
+            event: row.get(3)?,
+            topic: row.get(4)?,
+            reason: row.get(5)?,
+            hops: row.get(6)?,
+            traceparent: row.get(7)?,
+            attempt: row.get(8)?,
+            retry_of: row.get(9)?,
+            due: row.get(10)?,
+            command: row.get(18)?,
+            variables: Vec::new(),
+            passthrough: serde_json::Map::new(),
+            payload: None,
         },
         state: State::from_name(&state).ok_or_else(|| {
             let cause = format!("unknown state '{state}'");
-            rusqlite::Error::FromSqlConversionFailure(13, rusqlite::types::Type::Text, cause.into())
+            rusqlite::Error::FromSqlConversionFailure(11, rusqlite::types::Type::Text, cause.into())
         })?,
-        boot: row.get(14)?,
-        accepted: row.get(15)?,
-        started: row.get(16)?,
-        ended: row.get(17)?,
+        boot: row.get(12)?,
+        accepted: row.get(13)?,
+        started: row.get(14)?,
+        ended: row.get(15)?,
         outcome: outcome.and_then(|text| parse_outcome(text.as_bytes())),
-        note: row.get(19)?,
+        note: row.get(17)?,
     })
 }
 
+/// A row of [`NARROW`] with variables and what is passed through.
+fn whole(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let mut record = record(row)?;
+    let (variables, passthrough): (String, String) = (row.get(19)?, row.get(20)?);
+    record.unit.variables = serde_json::from_str(&variables).unwrap_or_default();
+    if let Ok(Value::Object(map)) = serde_json::from_str(&passthrough) {
+        record.unit.passthrough = map;
+    }
+    Ok(record)
+}
+
 impl Reader {
-    /// The unit `id`.
+    fn one(&self, which: &str, params: impl rusqlite::Params) -> Result<Option<Record>> {
+        let sql = format!("SELECT {NARROW}, variables, passthrough FROM unit WHERE {which}");
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut query| query.query_row(params, whole).optional())
+            .map_err(wrong)
+    }
+
+    /// The unit `id`, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub fn unit(&self, id: &str) -> Result<Option<Record>> {
-        let sql = format!("SELECT {COLUMNS} FROM unit WHERE id = ?1");
-        self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_row(params![id], record).optional())
-            .map_err(wrong)
+        self.one("id = ?1", params![id])
     }
 
-    /// All units, oldest first, without their payloads; only those that have not ended if
-    /// `live`.
+    /// The payload of unit `id`; none if there is no such unit.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn units(&self, live: bool) -> Result<Vec<Record>> {
-        let only = if live {
-            "WHERE state IN ('pending', 'running')"
-        } else {
-            ""
-        };
-        let columns = COLUMNS.replace("payload", "x''");
-        let sql = format!("SELECT {columns} FROM unit {only} ORDER BY seq");
+    pub fn payload(&self, id: &str) -> Result<Option<Bytes>> {
+        let sql = "SELECT bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
+                   WHERE unit.id = ?1";
+        let bytes = |row: &Row<'_>| row.get::<_, Option<Vec<u8>>>(0);
         self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_map([], record)?.collect())
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row(params![id], bytes).optional())
+            .map(|row| row.map(|bytes| Bytes::from(bytes.unwrap_or_default())))
             .map_err(wrong)
     }
 
-    /// The unit that failed last.
+    /// Whether there is a unit `id`.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn holds(&self, id: &str) -> Result<bool> {
+        self.connection
+            .prepare_cached("SELECT 1 FROM unit WHERE id = ?1")
+            .and_then(|mut query| query.exists(params![id]))
+            .map_err(wrong)
+    }
+
+    /// Some units that came after the one at `seq`, oldest first, and none once there are no
+    /// more; only those that have not ended if `live`. They lack variables, payload and what is
+    /// passed through, so that a page has a bounded size. Nothing is held open between two
+    /// pages: a reader that stays would keep the log from being copied.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn page(&self, seq: i64, live: bool) -> Result<Vec<Record>> {
+        // The plus keeps SQLite from collecting all by state to sort them.
+        let only = match live {
+            true => "AND +state IN ('pending', 'running')",
+            false => "",
+        };
+        let sql =
+            format!("SELECT {NARROW} FROM unit WHERE seq > ?1 {only} ORDER BY seq LIMIT {PAGE}");
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut query| query.query_map(params![seq], record)?.collect())
+            .map_err(wrong)
+    }
+
+    /// The unit that failed last, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub fn last_failed(&self) -> Result<Option<Record>> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM unit WHERE state = 'failed' ORDER BY ended DESC, seq DESC"
-        );
-        self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_row([], record).optional())
-            .map_err(wrong)
+        let last = "SELECT seq FROM unit WHERE +state = 'failed' AND ended IS NOT NULL
+                    ORDER BY ended DESC, seq DESC LIMIT 1";
+        self.one(&format!("seq = ({last})"), [])
     }
 
-    /// The unit that ended last, of those that had begun.
+    /// The unit that ended last, of those that had begun, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub fn last_ended(&self) -> Result<Option<Record>> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
-             ORDER BY ended DESC, seq DESC LIMIT 1"
-        );
+        let last = "SELECT seq FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
+                    ORDER BY ended DESC, seq DESC LIMIT 1";
+        self.one(&format!("seq = ({last})"), [])
+    }
+
+    /// Whether the folder of unit `id` is to be removed.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn is_released(&self, id: &str) -> Result<bool> {
         self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_row([], record).optional())
+            .prepare_cached("SELECT 1 FROM released WHERE unit = ?1")
+            .and_then(|mut query| query.exists(params![id]))
+            .map_err(wrong)
+    }
+
+    /// Some units that were released and whose folders may still be there, in the order of their
+    /// release, after the one at `seq`; with the place of each.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn released(&self, seq: i64, limit: usize) -> Result<Vec<(i64, String)>> {
+        let sql = "SELECT seq, unit FROM released WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_map(params![seq, limit], row)?.collect())
             .map_err(wrong)
     }
 
@@ -225,14 +288,28 @@ impl Reader {
                 .map(i64::cast_unsigned)
                 .map_err(wrong)
         };
-        Ok(Totals {
-            pending: count("SELECT count(*) FROM unit WHERE state = 'pending'")?,
-            running: count("SELECT count(*) FROM unit WHERE state = 'running'")?,
-            succeeded: count("SELECT count(*) FROM unit WHERE state = 'succeeded'")?,
-            failed: count("SELECT count(*) FROM unit WHERE state = 'failed'")?,
-            canceled: count("SELECT count(*) FROM unit WHERE state = 'canceled'")?,
+        let mut totals = Totals {
             refused: count("SELECT count(*) FROM event WHERE refusal IS NOT NULL")?,
             outbox: count("SELECT count(*) FROM outbox")?,
-        })
+            ..Totals::default()
+        };
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        let states: Vec<(String, i64)> = self
+            .connection
+            .prepare_cached("SELECT state, count(*) FROM unit GROUP BY state")
+            .and_then(|mut query| query.query_map([], row)?.collect())
+            .map_err(wrong)?;
+        for (state, count) in states {
+            let place = match State::from_name(&state) {
+                Some(State::Pending) => &mut totals.pending,
+                Some(State::Running) => &mut totals.running,
+                Some(State::Succeeded) => &mut totals.succeeded,
+                Some(State::Failed) => &mut totals.failed,
+                Some(State::Canceled) => &mut totals.canceled,
+                None => continue,
+            };
+            *place = count.cast_unsigned();
+        }
+        Ok(totals)
     }
 }

@@ -1,25 +1,38 @@
 //! Rows of the tables of units and messages.
 
 use bytes::Bytes;
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
 
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::unit::{State, Unit};
 use crate::store::ledger::Queued;
 
+/// Adds `unit`. Its payload is stored once: a retry refers to that of the unit that it tries
+/// again, and the units of one event to the one that is in `shared`, or put there now.
 pub(super) fn insert_unit(
     tx: &Transaction<'_>,
     unit: &Unit,
     state: State,
     boot: Option<&str>,
     at: i64,
+    shared: &mut Option<i64>,
 ) -> rusqlite::Result<()> {
+    let sql = "SELECT coalesce(max(seq), 0) + 1 FROM unit";
+    let seq: i64 = tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    let payload = match (*shared, payload_of(tx, unit.retry_of.as_deref())?) {
+        (Some(shared), _) => Some(shared),
+        (None, Some(known)) => known,
+        (None, None) => insert_payload(tx, seq, unit.payload.as_deref().unwrap_or_default())?,
+    };
+    *shared = payload;
     let sql = "INSERT INTO unit
-                   (id, trigger, event, topic, reason, hops, traceparent, attempt, due,
-                    variables, passthrough, payload, command, state, boot, accepted, retry_of)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
+                   (seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of,
+                    due, state, boot, accepted, command, payload, variables, passthrough)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
+                    ?17, ?18)";
     tx.prepare_cached(sql)?.execute(params![
+        seq,
         unit.id,
         unit.trigger,
         unit.event,
@@ -28,17 +41,57 @@ pub(super) fn insert_unit(
         unit.hops,
         unit.traceparent,
         unit.attempt,
+        unit.retry_of,
         unit.due,
-        json!(unit.variables).to_string(),
-        Value::Object(unit.passthrough.clone()).to_string(),
-        &unit.payload[..],
-        unit.command,
         state.name(),
         boot,
         at,
-        unit.retry_of,
+        unit.command,
+        payload,
+        json!(unit.variables).to_string(),
+        Value::Object(unit.passthrough.clone()).to_string(),
     ])?;
     Ok(())
+}
+
+/// What the unit `id`, if there is one, refers to as its payload.
+fn payload_of(tx: &Transaction<'_>, id: Option<&str>) -> rusqlite::Result<Option<Option<i64>>> {
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    let sql = "SELECT payload FROM unit WHERE id = ?1";
+    let mut query = tx.prepare_cached(sql)?;
+    query.query_row(params![id], |row| row.get(0)).optional()
+}
+
+/// Stores a payload under the number of the first unit that has it, unless it is empty.
+fn insert_payload(tx: &Transaction<'_>, seq: i64, bytes: &[u8]) -> rusqlite::Result<Option<i64>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    // A number that is free among the units is so here: whoever refers to a payload came with it
+    // or after it.
+    let sql = "INSERT OR REPLACE INTO payload (id, bytes) VALUES (?1, ?2)";
+    tx.prepare_cached(sql)?.execute(params![seq, bytes])?;
+    Ok(Some(seq))
+}
+
+/// Deletes the unit with this number and marks its folder as released, and deletes the payload
+/// unless another unit shares it. Returns the unit's id.
+pub(super) fn delete_unit(tx: &Transaction<'_>, seq: i64) -> rusqlite::Result<String> {
+    let sql = "DELETE FROM unit WHERE seq = ?1 RETURNING id, payload";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let (id, payload): (String, Option<i64>) =
+        tx.prepare_cached(sql)?.query_row(params![seq], row)?;
+    let sql = "DELETE FROM payload WHERE id = ?1
+               AND NOT EXISTS (SELECT 1 FROM unit WHERE seq = ?1 AND payload = ?1)
+               AND NOT EXISTS (SELECT 1 FROM unit WHERE payload = ?1 AND payload <> seq)";
+    if let Some(payload) = payload {
+        tx.prepare_cached(sql)?.execute(params![payload])?;
+    }
+    let sql = "INSERT OR IGNORE INTO released (unit) VALUES (?1)";
+    tx.prepare_cached(sql)?.execute(params![id])?;
+    Ok(id)
 }
 
 pub(super) fn post_all(

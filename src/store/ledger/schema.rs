@@ -1,7 +1,7 @@
 //! The ledger's tables, and how an older file becomes a newer one.
 
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statfs::statfs;
@@ -113,7 +113,67 @@ const MIGRATIONS: &[&str] = &[
         at INTEGER NOT NULL,
         PRIMARY KEY (trigger, topic)
     ) WITHOUT ROWID;",
+    // Payloads get a table of their own: nobody who looks at units reads past them. What is left
+    // of a unit that is large stands last, so that the columns before it are read without it.
+    "CREATE TABLE payload (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+    INSERT INTO payload SELECT seq, payload FROM unit WHERE length(payload) > 0 ORDER BY seq;
+    CREATE TABLE unit_new (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        trigger TEXT NOT NULL,
+        event TEXT NOT NULL,
+        topic TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        hops INTEGER NOT NULL,
+        traceparent TEXT,
+        attempt INTEGER NOT NULL,
+        retry_of TEXT,
+        due INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        boot TEXT,
+        accepted INTEGER NOT NULL,
+        started INTEGER,
+        ended INTEGER,
+        outcome TEXT,
+        note TEXT,
+        command TEXT NOT NULL,
+        payload INTEGER,
+        variables TEXT NOT NULL,
+        passthrough TEXT NOT NULL
+    );
+    INSERT INTO unit_new
+        SELECT seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of, due,
+            state, boot, accepted, started, ended, outcome, note, command,
+            CASE WHEN length(payload) > 0 THEN seq END, variables, passthrough
+        FROM unit ORDER BY seq;
+    DROP TABLE unit;
+    ALTER TABLE unit_new RENAME TO unit;
+    CREATE INDEX unit_state ON unit (state);
+    CREATE INDEX unit_ended ON unit (ended) WHERE ended IS NOT NULL;
+    CREATE INDEX unit_shares ON unit (payload) WHERE payload <> seq;
+    CREATE INDEX event_refused ON event (accepted) WHERE refusal IS NOT NULL;
+    CREATE TABLE released (seq INTEGER PRIMARY KEY AUTOINCREMENT, unit TEXT NOT NULL UNIQUE);",
 ];
+
+/// Largest ledger that is read from end to end at the start, bytes; and the largest after it was
+/// closed in good order: that takes milliseconds.
+const MAX_CHECKED: u64 = 64 << 20;
+const MAX_CHECKED_CLOSED: u64 = 4 << 20;
+
+/// Largest content of a ledger that is written anew to make it one that can shrink, bytes.
+const MAX_VACUUMED: i64 = 64 << 20;
+
+/// How closely a ledger is looked at before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Only what it is, which takes the same time for all sizes.
+    Head,
+    /// Every page, for somebody who is about to write: unless it is larger than [`MAX_CHECKED`],
+    /// or was closed in good order, which leaves no log, and is larger than
+    /// [`MAX_CHECKED_CLOSED`]. SQLite notices damage whenever it reads a damaged page; to look for
+    /// it before costs seconds for a large ledger, each time that a client starts.
+    Pages,
+}
 
 /// The version that this program writes.
 fn current() -> i32 {
@@ -124,11 +184,31 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
     Error::new(kind, format!("open ledger {}: {cause}", path.display()))
 }
 
+/// The log beside the ledger `path`.
+pub(super) fn log_of(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
+}
+
+/// Whether a look at all pages of the ledger `path` is due.
+fn is_to_be_read_whole(path: &Path) -> bool {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let closed = size(&log_of(path)) == 0;
+    size(path)
+        <= if closed {
+            MAX_CHECKED_CLOSED
+        } else {
+            MAX_CHECKED
+        }
+}
+
 /// Looks at a ledger without touching it, and returns whether it has the current version.
 ///
 /// # Errors
 /// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
-pub fn check(path: &Path) -> Result<bool> {
+pub fn check(path: &Path, depth: Depth) -> Result<bool> {
+    let whole = depth == Depth::Pages && is_to_be_read_whole(path);
     let unusable = |e: rusqlite::Error| match e.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => wrong(
             path,
@@ -166,9 +246,12 @@ pub fn check(path: &Path) -> Result<bool> {
             &"it is not a ledger of Tael",
         ));
     }
-    let sound: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(unusable)?;
+    let sound: String = match whole {
+        true => connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(unusable)?,
+        false => "ok".to_owned(),
+    };
     if sound != "ok" {
         return Err(wrong(
             path,
@@ -200,6 +283,12 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
     // WAL needs shared memory, which network file systems do not have (sqlite.org/wal.html).
     let journal = if on_network(path) { "DELETE" } else { "WAL" };
+    if create && std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+        // A new file can give its free pages back. This has to come first, and would write again
+        // to a file that can.
+        let pragma = "PRAGMA auto_vacuum = INCREMENTAL";
+        connection.execute_batch(pragma).map_err(unusable)?;
+    }
     let pragmas = format!(
         "PRAGMA journal_mode = {journal};
          PRAGMA synchronous = FULL;
@@ -210,7 +299,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     connection.execute_batch(&pragmas).map_err(unusable)?;
     if !create {
         // Whoever only looks copies nothing from the log when it leaves.
-        leave_log(&connection).map_err(unusable)?;
+        copy_log_on_close(&connection, false).map_err(unusable)?;
     }
     if create {
         if journal == "DELETE" {
@@ -220,6 +309,9 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
             );
         }
         migrate(&mut connection).map_err(unusable)?;
+        if let Err(e) = let_shrink(&connection) {
+            warn!("{} does not shrink: {e}", path.display());
+        }
         if journal == "WAL" {
             // Without it commits take longer, and that is all.
             let _ = fill_wal(&mut connection, path);
@@ -228,22 +320,35 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Has the log stay as it is when `connection` is closed. SQLite copies it into the ledger then,
-/// also what is there in place of what somebody has cut off.
-pub(super) fn leave_log(connection: &Connection) -> rusqlite::Result<()> {
+/// Says whether SQLite copies the log into the ledger when `connection` is closed and is the
+/// last one. What is there instead of a log that somebody has cut off must not be copied.
+pub(super) fn copy_log_on_close(connection: &Connection, copy: bool) -> rusqlite::Result<()> {
     let option = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
-    connection.set_db_config(option, true).map(drop)
+    connection.set_db_config(option, !copy).map(drop)
+}
+
+/// Makes a ledger of an earlier version one that can give its free pages back, unless there is
+/// too much in it to be written anew while everybody waits.
+fn let_shrink(connection: &Connection) -> rusqlite::Result<()> {
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let used = pragma("page_count")? - pragma("freelist_count")?;
+    if pragma("auto_vacuum")? == 0 && used * pragma("page_size")? <= MAX_VACUUMED {
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM")?;
+    }
+    Ok(())
 }
 
 /// Gives the log at once the size that it would grow to: to sync a file that grows, a file
 /// system has to sync what it knows of it as well, and of all that was created meanwhile.
-fn fill_wal(connection: &mut Connection, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn fill_wal(
+    connection: &mut Connection,
+    path: &Path,
+) -> Result<(), Box<dyn std::error::Error>> {
     // Nobody else appends to it while we hold the write lock.
     let behavior = rusqlite::TransactionBehavior::Immediate;
     let _transaction = connection.transaction_with_behavior(behavior)?;
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    let file = std::fs::OpenOptions::new().write(true).open(wal)?;
+    let log = log_of(path);
+    let file = std::fs::OpenOptions::new().write(true).open(log)?;
     let used = file.metadata()?.len();
     // Frames of zeroes end the log when it is read: they do not have its salt
     // (sqlite.org/fileformat2.html, section 4.1).
@@ -261,6 +366,9 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == current() {
+        return Ok(());
+    }
     let done = usize::try_from(version).unwrap_or(0);
     for step in MIGRATIONS.iter().skip(done) {
         transaction.execute_batch(step)?;

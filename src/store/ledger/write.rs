@@ -1,13 +1,14 @@
 //! What is written to the ledger, one operation at a time.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::model::message::Message;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
-use crate::store::ledger::rows::{insert_unit, post_all};
+use crate::store::ledger::prune::{Pruned, Retention, prune};
+use crate::store::ledger::rows::{delete_unit, insert_unit, post_all};
 use crate::store::outcome::outcome_text;
 
 /// When a trigger that waits for silence last heard something.
@@ -95,17 +96,11 @@ pub enum Op {
     },
     /// A message waits to be published.
     Post(Message),
-    /// Units that ended before `before` are forgotten, and all but the last `keep`; so are
-    /// events accepted before `events_before` whose units have ended.
-    Prune {
-        /// Milliseconds since the epoch.
-        before: i64,
-        /// Milliseconds since the epoch.
-        events_before: i64,
-        /// Units kept at most.
-        keep: u64,
-    },
-    /// A unit that has ended is forgotten.
+    /// What is older than wanted, or more, is forgotten, a little at a time.
+    Prune(Retention),
+    /// The folders of these released units are gone.
+    Removed(Vec<String>),
+    /// A unit that has ended is forgotten, and its folder marked as released.
     Release {
         /// The unit.
         unit: String,
@@ -131,8 +126,8 @@ pub enum Done {
         /// Its statuses.
         queued: Vec<Queued>,
     },
-    /// The units whose folders can go.
-    Pruned(Vec<String>),
+    /// What a step of pruning has left.
+    Pruned(Pruned),
 }
 
 /// Carries out `op`.
@@ -203,7 +198,7 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
                 return changed(0, vec![]);
             }
             if let Some(retry) = retry {
-                insert_unit(tx, retry, State::Pending, None, *at)?;
+                insert_unit(tx, retry, State::Pending, None, *at, &mut None)?;
             }
             changed(rows, post_all(tx, statuses)?)
         }
@@ -223,18 +218,25 @@ pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
             changed(tx.prepare_cached(sql)?.execute(row)?, vec![])
         }
         Op::Post(message) => changed(1, post_all(tx, std::slice::from_ref(message))?),
-        Op::Prune {
-            before,
-            events_before,
-            keep,
-        } => prune(tx, *before, *events_before, *keep),
+        Op::Prune(retention) => prune(tx, retention).map(Done::Pruned),
+        Op::Removed(units) => {
+            let mut delete = tx.prepare_cached("DELETE FROM released WHERE unit = ?1")?;
+            for unit in units {
+                delete.execute(params![unit])?;
+            }
+            changed(units.len(), vec![])
+        }
         Op::Release { unit, force } => {
-            let sql = "DELETE FROM unit
+            let sql = "SELECT seq FROM unit
                        WHERE id = ?1 AND (?2 OR state NOT IN ('pending', 'running'))";
-            changed(
-                tx.prepare_cached(sql)?.execute(params![unit, force])?,
-                vec![],
-            )
+            let mut query = tx.prepare_cached(sql)?;
+            let seq: Option<i64> = query
+                .query_row(params![unit, force], |row| row.get(0))
+                .optional()?;
+            if let Some(seq) = seq {
+                delete_unit(tx, seq)?;
+            }
+            changed(seq.into_iter().count(), vec![])
         }
     }
 }
@@ -244,27 +246,4 @@ fn changed(rows: usize, queued: Vec<Queued>) -> rusqlite::Result<Done> {
         applied: rows > 0,
         queued,
     })
-}
-
-fn prune(
-    tx: &Transaction<'_>,
-    before: i64,
-    events_before: i64,
-    keep: u64,
-) -> rusqlite::Result<Done> {
-    let sql = "DELETE FROM unit
-               WHERE ended IS NOT NULL AND (ended < ?1 OR seq NOT IN
-                   (SELECT seq FROM unit ORDER BY seq DESC LIMIT ?2))
-               RETURNING id";
-    let gone = tx
-        .prepare_cached(sql)?
-        .query_map(
-            params![before, i64::try_from(keep).unwrap_or(i64::MAX)],
-            |row| row.get(0),
-        )?
-        .collect::<rusqlite::Result<Vec<String>>>()?;
-    let sql = "DELETE FROM event WHERE accepted < ?1 AND NOT EXISTS
-                   (SELECT 1 FROM unit WHERE unit.id = event.unit AND unit.ended IS NULL)";
-    tx.prepare_cached(sql)?.execute(params![events_before])?;
-    Ok(Done::Pruned(gone))
 }

@@ -1,6 +1,6 @@
 //! The thread that writes: everything that waits becomes one transaction.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -10,8 +10,9 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{error, info};
 
-use crate::error::{Error, Result};
-use crate::store::ledger::place::Place;
+use crate::error::{Error, Kind, Result};
+use crate::store::ledger::place::{Found, Place};
+use crate::store::ledger::schema::Depth;
 use crate::store::ledger::write::{Done, Op, apply};
 use crate::store::ledger::{file, schema};
 
@@ -20,6 +21,14 @@ const BATCH: usize = 512;
 
 /// Wait before a commit that failed for want of space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Free pages that stay in the file for what comes next, and the most that one step gives back to
+/// the file system: nobody waits for more than one.
+const SPARE_PAGES: i64 = 256;
+const SHRINK_PAGES: i64 = 256;
+
+/// Maximum time for the last commits and for the log to be copied into the ledger.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The ledger cannot be written any more, and that will not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,11 +68,14 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     pub fn open(pipeline: &Path) -> Result<Self> {
         let path = file(pipeline);
         if path.exists() {
-            schema::check(&path)?;
+            schema::check(&path, Depth::Pages)?;
         }
         let mut writer = Writer {
             connection: schema::connect(&path, true)?,
             place: Place::of(&path),
+            path,
+            refills: true,
+            shrinks: false,
         };
         let (ops, op_rx) = mpsc::channel();
         let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
@@ -72,7 +84,13 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         thread::Builder::new()
             .name("ledger".into())
             .stack_size(256 * 1024)
-            .spawn(move || writer.write(&op_rx, &committed_tx, &counter))
+            .spawn(move || {
+                if writer.write(&op_rx, &committed_tx, &counter) {
+                    writer.close();
+                }
+                // Only now: its end tells that all is done.
+                drop(committed_tx);
+            })
             .map_err(|e| Error::cannot_create(format!("start the ledger's thread: {e}")))?;
         Ok(Self {
             submitted: Vec::new(),
@@ -117,25 +135,50 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     }
 }
 
+impl<T> Ledger<T> {
+    /// Commits what was handed over and copies the log into the ledger, whose file then holds all
+    /// by itself. Nobody learns of these commits. Returns whether that was done in time.
+    pub async fn close(self) -> bool {
+        let Self {
+            submitted,
+            ops,
+            mut committed,
+            ..
+        } = self;
+        let _ = ops.send(submitted);
+        drop(ops);
+        let done = async { while committed.recv().await.is_some() {} };
+        tokio::time::timeout(CLOSE_TIMEOUT, done).await.is_ok()
+    }
+}
+
 /// What the thread works with.
 struct Writer {
     connection: Connection,
+    path: PathBuf,
     place: Place,
+    /// Whether the log is given its size again when somebody has cut it off.
+    refills: bool,
+    /// Whether there may be free pages to give back.
+    shrinks: bool,
 }
 
 impl Writer {
+    /// Writes until nobody hands anything over; `false` after a fault.
     fn write<T: OnDisk>(
         &mut self,
         ops: &mpsc::Receiver<Vec<(Op, T)>>,
         committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
         attempts: &AtomicU64,
-    ) {
-        while let Ok(mut batch) = ops.recv() {
+    ) -> bool {
+        while let Some(mut batch) = self.next(ops) {
             while batch.len() < BATCH
                 && let Ok(next) = ops.try_recv()
             {
                 batch.extend(next);
             }
+            let forgets = |op: &Op| matches!(op, Op::Prune(_) | Op::Release { .. });
+            self.shrinks |= batch.iter().any(|(op, _)| forgets(op));
             // A log that was cut off must not be written to; and what nobody would find is not
             // to be told of.
             let done = self.still_there().and_then(|()| {
@@ -154,24 +197,77 @@ impl Writer {
                 }
                 Err(fault) => {
                     let _ = committed.send(Err(fault));
-                    return;
+                    return false;
                 }
+            }
+        }
+        true
+    }
+
+    /// The next operations; while there are none, free pages go back to the file system.
+    fn next<T>(&mut self, ops: &mpsc::Receiver<Vec<(Op, T)>>) -> Option<Vec<(Op, T)>> {
+        while self.shrinks {
+            match ops.try_recv() {
+                Ok(batch) => return Some(batch),
+                Err(mpsc::TryRecvError::Disconnected) => return None,
+                // If it fails, it is tried again after the next pruning.
+                Err(mpsc::TryRecvError::Empty) => {
+                    self.shrinks = self.still_there().is_ok() && self.shrink().unwrap_or(false);
+                }
+            }
+        }
+        ops.recv().ok()
+    }
+
+    /// Gives some free pages back; whether there are more.
+    fn shrink(&self) -> rusqlite::Result<bool> {
+        let free = || -> rusqlite::Result<i64> {
+            let count = |row: &rusqlite::Row<'_>| row.get(0);
+            self.connection
+                .pragma_query_value(None, "freelist_count", count)
+        };
+        let before = free()?;
+        let surplus = before - SPARE_PAGES;
+        if surplus <= 0 {
+            return Ok(false);
+        }
+        let sql = format!("PRAGMA incremental_vacuum({})", surplus.min(SHRINK_PAGES));
+        let mut vacuum = self.connection.prepare(&sql)?;
+        let mut pages = vacuum.query([])?;
+        // It moves one for each row that is asked for.
+        while pages.next()?.is_some() {}
+        // A ledger of an earlier version may not be able to.
+        Ok(free()? < before)
+    }
+
+    /// Copies the log into the ledger. SQLite removes the log when the last one leaves.
+    fn close(mut self) {
+        if self.still_there().is_ok() {
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let copied = self.connection.query_row(sql, [], |_| Ok(()));
+            if let Err(e) = copied {
+                info!("the ledger's log stays: {e}");
             }
         }
     }
 
     /// Whether what was committed can be found by whoever comes next.
-    fn still_there(&self) -> Result<(), Fault> {
-        let Some(path) = self.place.lost() else {
-            return Ok(());
+    fn still_there(&mut self) -> Result<(), Fault> {
+        let path = match self.place.look() {
+            Found::Intact => return Ok(()),
+            Found::CopiedLog => {
+                // Without its size commits take longer, and that is all.
+                self.refills =
+                    self.refills && schema::fill_wal(&mut self.connection, &self.path).is_ok();
+                return Ok(());
+            }
+            Found::Lost(path) => path,
         };
+        let cause = "was removed, replaced or cut off while the client ran; start it again";
+        let cause = format!("write to the ledger: {} {cause}", path.display());
         // If that fails, so does all that follows.
-        let _ = schema::leave_log(&self.connection);
-        Err(Fault(Error::cannot_create(format!(
-            "write to the ledger: {} was removed, replaced or cut off while the client ran; start \
-             it again",
-            path.display()
-        ))))
+        let _ = schema::copy_log_on_close(&self.connection, false);
+        Err(Fault(Error::new(Kind::TryAgain, cause)))
     }
 }
 
@@ -202,8 +298,8 @@ fn commit_until_done<T>(
                 thread::sleep(RETRY);
             }
             Err(e) => {
-                let e = Error::cannot_create(format!("write to the ledger: {e}"));
-                return Err(Fault(e));
+                let cause = format!("write to the ledger: {e}");
+                return Err(Fault(Error::new(lasting(&e), cause)));
             }
         }
     }
@@ -219,6 +315,14 @@ fn commit<T>(connection: &mut Connection, batch: &[(Op, T)]) -> rusqlite::Result
     Ok(done)
 }
 
+/// What an error that does not pass is: only damage outlives a restart.
+pub(super) fn lasting(error: &rusqlite::Error) -> Kind {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::CannotCreate,
+        _ => Kind::TryAgain,
+    }
+}
+
 /// Whether it may be different in a moment.
 pub(super) fn passes(error: &rusqlite::Error) -> bool {
     matches!(
@@ -230,6 +334,7 @@ pub(super) fn passes(error: &rusqlite::Error) -> bool {
                 | ErrorCode::DatabaseLocked
                 | ErrorCode::ReadOnly
                 | ErrorCode::CannotOpen
+                | ErrorCode::OutOfMemory
         )
     )
 }

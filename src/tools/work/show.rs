@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::json;
-use crate::model::text::printable;
+use crate::model::text::{escaped_json, printable};
 use crate::model::unit::State;
 use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
@@ -71,31 +71,28 @@ fn span(value: &Value) -> String {
     }
 }
 
-pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
-    let mut reports = Vec::new();
-    let mut code = ExitCode::SUCCESS;
-    for (who, pipeline) in pipelines(scope)? {
-        // One that cannot be read does not hide the others.
-        match reports_of(&who, &pipeline) {
-            Ok(list) => reports.extend(list),
-            Err(e) => {
-                say(&e.to_string());
-                code = ExitCode::from(e.exit_code());
-            }
+/// Where a list of reports goes, one at a time: there may be more than memory should hold.
+struct Table {
+    json: bool,
+    rows: usize,
+}
+
+impl Table {
+    fn add(&mut self, report: &Value) -> Result<()> {
+        let first = self.rows == 0;
+        self.rows += 1;
+        if self.json {
+            let start = if first { "[" } else { "," };
+            let report = escaped_json(&json::to_text(report));
+            return crate::tools::print_part(&format!("{start}{report}"));
         }
-    }
-    if json {
-        crate::tools::print_json(&Value::Array(reports))?;
-        return Ok(code);
-    }
-    if !reports.is_empty() {
-        crate::tools::print(&row(
-            "UNIT", "STATE", "PIPELINE", "AGE", "ELAPSED", "EXIT", "COMMAND",
-        ))?;
-    }
-    for r in reports {
-        let text = |key| printable(crate::tools::text(&r, key).unwrap_or("-"), 120);
-        let exit = match r["return_code"].as_i64() {
+        if first {
+            crate::tools::print(&row(
+                "UNIT", "STATE", "PIPELINE", "AGE", "ELAPSED", "EXIT", "COMMAND",
+            ))?;
+        }
+        let text = |key| printable(crate::tools::text(report, key).unwrap_or("-"), 120);
+        let exit = match report["return_code"].as_i64() {
             Some(code) => code.to_string(),
             None => "-".into(),
         };
@@ -103,19 +100,57 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
             &text("unit"),
             &text("state"),
             &text("pipeline"),
-            &span(&r["age"]),
-            &span(&r["elapsed"]),
+            &span(&report["age"]),
+            &span(&report["elapsed"]),
             &exit,
             &text("command"),
-        ))?;
+        ))
     }
-    Ok(code)
+
+    fn end(&self) -> Result<()> {
+        match (self.json, self.rows) {
+            (true, 0) => crate::tools::print("[]"),
+            (true, _) => crate::tools::print("]"),
+            (false, _) => Ok(()),
+        }
+    }
 }
 
-fn reports_of(who: &str, pipeline: &Path) -> Result<Vec<Value>> {
-    let records = Reader::open(pipeline)?.units(false)?;
-    let reports = records.iter().map(|record| report(who, pipeline, record));
-    reports.collect()
+pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
+    let mut table = Table { json, rows: 0 };
+    let mut code = ExitCode::SUCCESS;
+    for (who, pipeline) in pipelines(scope)? {
+        // One that cannot be read does not hide the others.
+        let mut unreadable = |e: Error| {
+            say(&e.to_string());
+            code = ExitCode::from(e.exit_code());
+        };
+        let reader = match Reader::open(&pipeline) {
+            Ok(reader) => reader,
+            Err(e) => {
+                unreadable(e);
+                continue;
+            }
+        };
+        let mut seq = 0;
+        loop {
+            let reports = reader.page(seq, false).and_then(|page| {
+                seq = page.last().map_or(seq, |last| last.seq);
+                let reports = page.iter().map(|record| report(&who, &pipeline, record));
+                reports.collect::<Result<Vec<_>>>()
+            });
+            match reports {
+                Ok(reports) if reports.is_empty() => break,
+                Ok(reports) => reports.iter().try_for_each(|report| table.add(report))?,
+                Err(e) => {
+                    unreadable(e);
+                    break;
+                }
+            }
+        }
+    }
+    table.end()?;
+    Ok(code)
 }
 
 fn row(

@@ -1,0 +1,248 @@
+//! How a pipeline forgets: rows a step at a time, folders in a thread beside the loop.
+//!
+//! A unit is forgotten in two steps. A transaction deletes its row and marks its folder as
+//! released; once the folder is gone the mark goes too. A client that is killed in between finds
+//! the mark, and never has to guess what may be deleted.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::engine::connect::SESSION_EXPIRY;
+use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::store::ledger::{Op, Pruned, Retention};
+use crate::store::streams::UnitDir;
+
+/// Maximum number of folders that are removed at a time.
+const PIECE: usize = 64;
+
+/// Number of units that end, or events that are refused, between two prunings.
+const PRUNE_EVERY: u32 = 256;
+
+/// Number of prunings between two counts of all events.
+const COUNT_EVERY: u32 = 16;
+
+/// Maximum number of events that are remembered, to know one that comes again.
+const MAX_EVENTS: u64 = 1_000_000;
+
+/// Maximum number of refused events that are remembered.
+const MAX_REFUSED: u64 = 10_000;
+
+/// Minimum wait for something that is to expire, and the maximum.
+const MIN_WAIT: Duration = Duration::from_secs(10 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What became of a piece of folders.
+#[derive(Debug)]
+pub(super) struct Removed {
+    /// The place of the last one among those that were released.
+    last: i64,
+    /// The units whose folders are gone.
+    gone: Vec<String>,
+}
+
+/// What is under way.
+#[derive(Debug)]
+pub(super) struct Cleanup {
+    done: (
+        mpsc::UnboundedSender<Removed>,
+        mpsc::UnboundedReceiver<Removed>,
+    ),
+    /// Whether folders are being removed, and rows.
+    removing: bool,
+    pruning: bool,
+    /// Whether there are more rows to forget.
+    more: bool,
+    /// The place of the last released unit that was tried: one whose folder cannot be removed is
+    /// tried again by the next client.
+    tried: i64,
+    /// What has come since the last pruning.
+    since: u32,
+    rounds: u32,
+    due: Option<Instant>,
+    /// Whether it was said that there are too many events, and refused ones.
+    said: [bool; 2],
+    /// Whether no more is begun than what is under way.
+    leaving: bool,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self {
+            done: mpsc::unbounded_channel(),
+            removing: false,
+            pruning: false,
+            more: false,
+            tried: 0,
+            since: 0,
+            rounds: 0,
+            due: None,
+            said: [false; 2],
+            leaving: false,
+        }
+    }
+}
+
+impl Cleanup {
+    /// What became of the folders that are being removed; cancel safe.
+    pub async fn next(&mut self) -> Option<Removed> {
+        self.done.1.recv().await
+    }
+
+    /// When something expires.
+    pub const fn wake(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Finishes what is under way, and begins nothing more.
+    pub const fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    /// Whether folders are being removed.
+    pub const fn is_removing(&self) -> bool {
+        self.removing
+    }
+}
+
+impl Pipeline {
+    /// How long ended units are kept, and events: the broker may send one again for as long as it
+    /// keeps our session. Milliseconds.
+    fn ages(&self) -> (i64, i64) {
+        let ms = |age: Duration| i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let keep = self.config.keep;
+        (ms(keep), ms(keep.max(SESSION_EXPIRY)))
+    }
+
+    /// Forgets what is old or too much, if that is not under way.
+    pub(super) fn prune(&mut self) {
+        if std::mem::replace(&mut self.cleanup.pruning, true) {
+            return;
+        }
+        self.cleanup.since = 0;
+        self.cleanup.due = None;
+        let (units, events) = self.ages();
+        let counts = self.cleanup.rounds.is_multiple_of(COUNT_EVERY);
+        self.cleanup.rounds = self.cleanup.rounds.wrapping_add(1);
+        let retention = Retention {
+            units_since: now_ms().saturating_sub(units),
+            units: self.config.keep_units,
+            events_since: now_ms().saturating_sub(events),
+            events: counts.then_some(MAX_EVENTS),
+            refused: MAX_REFUSED,
+        };
+        self.submit(Op::Prune(retention), Then::Nothing);
+    }
+
+    /// A unit has ended, or an event was refused: one more row that is kept.
+    pub(super) fn one_more_to_keep(&mut self) {
+        self.cleanup.since += 1;
+        let keep = u32::try_from(self.config.keep_units).unwrap_or(u32::MAX);
+        if self.cleanup.since >= PRUNE_EVERY.min(keep.max(1)) {
+            return self.prune();
+        }
+        // Only the first one has to ask: what comes later expires later.
+        if self.cleanup.due.is_none() && !self.cleanup.pruning {
+            self.expire_at(Some(now_ms()), None);
+        }
+    }
+
+    /// Has the next look taken when the oldest unit or event expires.
+    fn expire_at(&mut self, unit: Option<i64>, event: Option<i64>) {
+        let (units, events) = self.ages();
+        let times = [
+            unit.map(|at| at.saturating_add(units)),
+            event.map(|at| at.saturating_add(events)),
+        ];
+        self.cleanup.due = times.into_iter().flatten().min().map(|at| {
+            let wait = u64::try_from(at.saturating_sub(now_ms())).unwrap_or(0);
+            let shortest = MIN_WAIT.min(self.config.keep.max(Duration::from_secs(1)));
+            Instant::now() + Duration::from_millis(wait).clamp(shortest, MAX_WAIT)
+        });
+    }
+
+    /// Looks after what has expired.
+    pub(super) fn check_cleanup(&mut self) {
+        if self.cleanup.due.is_some_and(|due| Instant::now() >= due) {
+            self.prune();
+        }
+    }
+
+    /// A step of pruning is on disk.
+    pub(super) fn on_pruned(&mut self, pruned: &Pruned) {
+        let cleanup = &mut self.cleanup;
+        cleanup.pruning = false;
+        cleanup.more = pruned.more;
+        if pruned.crowded_out > 0 && !std::mem::replace(&mut cleanup.said[0], true) {
+            warn!(
+                "more than {MAX_EVENTS} events within --keep: the oldest are forgotten, and run \
+                 again if they are sent again"
+            );
+        }
+        if pruned.refused_out > 0 && !std::mem::replace(&mut cleanup.said[1], true) {
+            info!("more than {MAX_REFUSED} events were refused: the oldest of them are forgotten");
+        }
+        self.expire_at(pruned.oldest_unit, pruned.oldest_event);
+        self.remove_released();
+    }
+
+    /// Removes some folders of released units; once there are none, goes on with the rows.
+    pub(super) fn remove_released(&mut self) {
+        if self.cleanup.removing {
+            return;
+        }
+        let released = match self.reader.released(self.cleanup.tried, PIECE) {
+            Ok(released) => released,
+            Err(e) => return warn!("cannot look for folders to remove: {e}"),
+        };
+        let Some((last, _)) = released.last() else {
+            if !self.cleanup.leaving && std::mem::take(&mut self.cleanup.more) {
+                self.prune();
+            }
+            return;
+        };
+        let last = *last;
+        let dirs: Vec<(String, UnitDir)> = released
+            .into_iter()
+            .map(|(_, unit)| (unit.clone(), self.dir(&unit)))
+            .collect();
+        let done = self.cleanup.done.0.clone();
+        let thread = std::thread::Builder::new().name("cleanup".into());
+        let removing = thread.stack_size(256 * 1024).spawn(move || {
+            let _ = done.send(remove(dirs, last));
+        });
+        match removing {
+            Ok(_) => self.cleanup.removing = true,
+            // The next pruning tries again.
+            Err(e) => warn!("cannot start a thread to remove folders: {e}"),
+        }
+    }
+
+    /// The folders of a piece are gone.
+    pub(super) fn on_removed(&mut self, removed: Removed) {
+        self.cleanup.removing = false;
+        self.cleanup.tried = removed.last;
+        self.submit(Op::Removed(removed.gone), Then::Nothing);
+        if !self.cleanup.leaving {
+            self.remove_released();
+        }
+    }
+}
+
+/// Removes folders, and says once if one stays.
+fn remove(dirs: Vec<(String, UnitDir)>, last: i64) -> Removed {
+    let mut gone = Vec::with_capacity(dirs.len());
+    let mut said = false;
+    for (unit, dir) in dirs {
+        match dir.remove() {
+            Ok(()) => gone.push(unit),
+            Err(e) if !std::mem::replace(&mut said, true) => {
+                warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
+            }
+            Err(_) => {}
+        }
+    }
+    Removed { last, gone }
+}

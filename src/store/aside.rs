@@ -1,0 +1,161 @@
+//! What is in a pipeline's folder and belongs to nothing that the ledger knows.
+//!
+//! Only what is marked is deleted: a table of the ledger names the units that were released, and
+//! what is being removed has a name that says so. The output of a run may be all that is left of
+//! it when somebody has moved the ledger away, or put an older one back.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use crate::error::{Error, Result};
+use crate::model::unit::Trace;
+use crate::os::host::is_id;
+use crate::store::ledger::Reader;
+use crate::store::streams::{GONE, RUNNERS, UNITS, UnitDir, create_private_dir};
+
+/// Name of the folder, beside that of the units, for those that the ledger does not know.
+const ASIDE: &str = "units-aside";
+
+/// Maximum number of folders that are set aside under one name.
+const NAMESAKES: u32 = 100;
+
+/// Moves the folders of units that the ledger does not know out of the way, and removes what
+/// killed runners have left. Released units are for somebody else.
+///
+/// # Errors
+/// When the ledger or the folders cannot be read.
+pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
+    let mut aside = 0;
+    for id in names(&pipeline.join(UNITS))? {
+        let dir = UnitDir::new(pipeline, &id);
+        // What is no folder, or has another name than units have, somebody else has put there.
+        if is_id(&id) && is_folder(dir.path()) && !reader.holds(&id)? && !reader.is_released(&id)? {
+            aside += usize::from(set_aside(pipeline, &dir)?);
+        }
+    }
+    if aside > 0 {
+        let place = pipeline.join(ASIDE);
+        warn!(
+            "the ledger does not know {aside} of the runs whose folders are here; moved them to \
+             {}: delete them there if nobody needs their output",
+            place.display()
+        );
+    }
+    let runners = pipeline.join(RUNNERS);
+    for name in names(&runners)? {
+        sweep_runner(&runners.join(&name), &name)?;
+    }
+    Ok(())
+}
+
+/// Removes what a runner that was killed has left, and what was being removed.
+fn sweep_runner(path: &Path, name: &str) -> Result<()> {
+    let removed = if name.ends_with(".job") {
+        fs::remove_file(path)
+    } else if is_folder(path)
+        && (name.starts_with(GONE) || name.bytes().all(|b| b.is_ascii_digit()))
+        && UnitDir::at(path.to_owned()).trace()? != Trace::Alive
+    {
+        fs::remove_dir_all(path)
+    } else {
+        Ok(())
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            warn!("cannot remove {}: {e}", path.display());
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", folder.display()));
+    let entries = fs::read_dir(folder).map_err(unreadable)?;
+    entries
+        .map(|entry| {
+            let name = entry.map_err(unreadable)?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// Whether the folder was moved. One that was made ready for a run which never began holds
+/// nothing, and is removed; one that a runner is at work in stays.
+fn set_aside(pipeline: &Path, dir: &UnitDir) -> Result<bool> {
+    if matches!(dir.trace(), Ok(Trace::Alive)) || remove_empty(dir.path()).is_ok() {
+        return Ok(false);
+    }
+    let place = pipeline.join(ASIDE);
+    create_private_dir(&place)?;
+    let moved = free_name(&place, dir.path()).and_then(|free| fs::rename(dir.path(), free));
+    if let Err(e) = &moved {
+        warn!("cannot move {} aside: {e}", dir.path().display());
+    }
+    Ok(moved.is_ok())
+}
+
+fn free_name(place: &Path, dir: &Path) -> io::Result<PathBuf> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let names = (0..NAMESAKES).map(|n| match n {
+        0 => place.join(&*name),
+        n => place.join(format!("{name}.{n}")),
+    });
+    let mut free = names.filter(|path| fs::symlink_metadata(path).is_err());
+    free.next()
+        .ok_or_else(|| io::ErrorKind::AlreadyExists.into())
+}
+
+/// Removes the folder `path` if all files in it are empty.
+fn remove_empty(path: &Path) -> io::Result<()> {
+    let entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+    for entry in &entries {
+        let meta = entry.metadata()?;
+        if !meta.is_file() || meta.len() > 0 {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+    }
+    for entry in &entries {
+        fs::remove_file(entry.path())?;
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_empty_is_removed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let unit = dir.path().join("u");
+        fs::create_dir(&unit).expect("folder");
+        let file = |name: &str, text: &str| fs::write(unit.join(name), text).expect("file");
+        file("stdout", "");
+        file("stderr", "x");
+        assert!(remove_empty(&unit).is_err() && unit.join("stdout").exists());
+        file("stderr", "");
+        fs::create_dir(unit.join("made")).expect("folder");
+        assert!(remove_empty(&unit).is_err() && unit.join("stdout").exists());
+        fs::remove_dir(unit.join("made")).expect("remove");
+        remove_empty(&unit).expect("empty");
+        assert!(!unit.exists());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_gets_a_number() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let unit = Path::new("elsewhere/u");
+        let free = || free_name(dir.path(), unit).expect("free");
+        assert_eq!(free(), dir.path().join("u"));
+        fs::create_dir(dir.path().join("u")).expect("folder");
+        assert_eq!(free(), dir.path().join("u.1"));
+    }
+}

@@ -1,0 +1,278 @@
+//! How the ledger forgets: by age and by number, a bounded step at a time.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use crate::store::ledger::rows::delete_unit;
+
+/// Maximum number of units that one step forgets. Each has a folder to remove.
+const UNITS: i64 = 64;
+
+/// Maximum number of events that one step forgets.
+const EVENTS: i64 = 128;
+
+/// What is to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// Units that ended before this time are forgotten, milliseconds since the epoch.
+    pub units_since: i64,
+    /// Maximum number of ended units; the ones that ended first are forgotten.
+    pub units: u64,
+    /// Events accepted before this time are forgotten, milliseconds since the epoch, unless
+    /// their unit has not ended.
+    pub events_since: i64,
+    /// Maximum number of events; of those whose unit has ended the oldest are forgotten. `None`
+    /// does not look: to count them takes a look at each.
+    pub events: Option<u64>,
+    /// Maximum number of refused events among them.
+    pub refused: u64,
+}
+
+/// What a step has left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Whether there may be more to forget.
+    pub more: bool,
+    /// Number of events forgotten because there were too many.
+    pub crowded_out: u64,
+    /// The same of refused ones.
+    pub refused_out: u64,
+    /// When the unit that is oldest now ended, milliseconds since the epoch.
+    pub oldest_unit: Option<i64>,
+    /// When the event that is oldest now was accepted, milliseconds since the epoch.
+    pub oldest_event: Option<i64>,
+}
+
+/// Forgets a little of what is not to be kept, and marks the folders of its units as released.
+pub(super) fn prune(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<Pruned> {
+    let (units, more) = forget_units(tx, keep)?;
+    let aged = forget_aged(tx, keep.events_since)?;
+    let refused = forget_refused(tx, keep.refused)?;
+    let crowded = match keep.events {
+        Some(events) => forget_crowd(tx, events)?,
+        None => 0,
+    };
+    let oldest = |sql: &str| tx.prepare_cached(sql)?.query_row([], |row| row.get(0));
+    let limit = EVENTS.unsigned_abs();
+    Ok(Pruned {
+        more: more || units >= UNITS || [aged, refused, crowded].iter().any(|n| *n >= limit),
+        crowded_out: crowded,
+        refused_out: refused,
+        oldest_unit: oldest("SELECT min(ended) FROM unit WHERE ended IS NOT NULL")?,
+        oldest_event: oldest("SELECT min(accepted) FROM event")?,
+    })
+}
+
+fn count(tx: &Transaction<'_>, sql: &str) -> rusqlite::Result<i64> {
+    tx.prepare_cached(sql)?.query_row([], |row| row.get(0))
+}
+
+fn surplus(there: i64, keep: u64) -> i64 {
+    there.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX))
+}
+
+/// Returns how many went, and whether more are to go.
+fn forget_units(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<(i64, bool)> {
+    // Both are answered by an index alone.
+    let ended = count(tx, "SELECT count(*) FROM unit WHERE ended IS NOT NULL")?;
+    let surplus = surplus(ended, keep.units);
+    let sql = "SELECT seq, ended FROM unit WHERE ended IS NOT NULL ORDER BY ended LIMIT ?1";
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let oldest: Vec<(i64, i64)> = tx
+        .prepare_cached(sql)?
+        .query_map(params![UNITS], row)?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut gone = 0;
+    for (seq, ended) in oldest {
+        if gone >= surplus && ended >= keep.units_since {
+            break;
+        }
+        delete_unit(tx, seq)?;
+        gone += 1;
+    }
+    Ok((gone, gone < surplus))
+}
+
+/// Whether the unit of an event has not ended: a message that comes again must be known.
+const RUNS_YET: &str = "EXISTS (SELECT 1 FROM unit WHERE unit.id = event.unit
+                                AND unit.ended IS NULL)";
+
+fn forget(tx: &Transaction<'_>, which: &str, bound: impl rusqlite::ToSql) -> rusqlite::Result<u64> {
+    let sql = format!(
+        "DELETE FROM event WHERE seq IN
+             (SELECT seq FROM event WHERE {which} ORDER BY accepted LIMIT {EVENTS})"
+    );
+    let rows = tx.prepare_cached(&sql)?.execute(params![bound])?;
+    Ok(rows as u64)
+}
+
+fn forget_aged(tx: &Transaction<'_>, since: i64) -> rusqlite::Result<u64> {
+    forget(tx, &format!("accepted < ?1 AND NOT {RUNS_YET}"), since)
+}
+
+/// The time of the newest event that is one too many: of those after it there are `keep`.
+fn boundary(tx: &Transaction<'_>, which: &str, keep: u64) -> rusqlite::Result<Option<i64>> {
+    let sql =
+        format!("SELECT accepted FROM event {which} ORDER BY accepted DESC LIMIT 1 OFFSET ?1");
+    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+    let mut query = tx.prepare_cached(&sql)?;
+    query.query_row(params![keep], |row| row.get(0)).optional()
+}
+
+fn forget_refused(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+    match boundary(tx, "WHERE refusal IS NOT NULL", keep)? {
+        Some(at) => forget(tx, "refusal IS NOT NULL AND accepted <= ?1", at),
+        None => Ok(0),
+    }
+}
+
+fn forget_crowd(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+    match boundary(tx, "", keep)? {
+        Some(at) => forget(tx, &format!("accepted <= ?1 AND NOT {RUNS_YET}"), at),
+        None => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ledger::Reader;
+    use crate::store::ledger::schema::connect;
+    use rusqlite::Connection;
+
+    const KEEP: Retention = Retention {
+        units_since: 0,
+        units: u64::MAX,
+        events_since: 0,
+        events: Some(u64::MAX),
+        refused: u64::MAX,
+    };
+
+    fn ledger() -> (tempfile::TempDir, Connection) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let db = connect(&crate::store::ledger::file(dir.path()), true).expect("ledger");
+        (dir, db)
+    }
+
+    /// Units 1 to `count` with a payload each, of which the odd ones are retries of the ones
+    /// before; all but the last have ended at the time of their number. And their events.
+    fn fill(db: &Connection, count: i64) {
+        let sql = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+             INSERT INTO unit SELECT i, 'u' || i, 't', 'e' || i, '', '', 0, NULL, 1, NULL, 0,
+                 iif(i < {count}, 'failed', 'pending'), NULL, i, NULL, iif(i < {count}, i, NULL),
+                 NULL, NULL, '', i - (i % 2 = 0), '[]', '{{}}' FROM n;
+             INSERT INTO payload SELECT seq, zeroblob(10) FROM unit WHERE payload = seq;
+             INSERT INTO event (trigger, id, digest, topic, accepted, packet, unit)
+                 SELECT 't', event, x'', '', accepted, 0, id FROM unit;
+             INSERT INTO event (trigger, id, digest, topic, accepted, packet, refusal)
+                 SELECT '', 'r' || seq, x'', '', seq, 0, 'json' FROM unit;"
+        );
+        db.execute_batch(&sql).expect("fill");
+    }
+
+    /// Prunes until there is no more to do; how many steps that took, and what they have said.
+    fn run(db: &mut Connection, keep: &Retention) -> Vec<Pruned> {
+        let mut steps = Vec::new();
+        loop {
+            let tx = db.transaction().expect("transaction");
+            let step = prune(&tx, keep).expect("prune");
+            tx.commit().expect("commit");
+            steps.push(step);
+            assert!(steps.len() < 100, "it ends");
+            if !steps[steps.len() - 1].more {
+                return steps;
+            }
+        }
+    }
+
+    fn number(db: &Connection, sql: &str) -> i64 {
+        db.query_row(sql, [], |row| row.get(0)).expect(sql)
+    }
+
+    #[test]
+    fn units_go_by_age_and_by_number_in_small_steps() {
+        let (_dir, mut db) = ledger();
+        fill(&db, 301);
+        let by_age = Retention {
+            units_since: 101,
+            ..KEEP
+        };
+        let steps = run(&mut db, &by_age);
+        assert_eq!(steps.len(), 2, "64 and 36");
+        assert_eq!(number(&db, "SELECT min(seq) FROM unit"), 101);
+        assert_eq!(steps[1].oldest_unit, Some(101));
+        let by_number = Retention { units: 50, ..KEEP };
+        assert!(run(&mut db, &by_number).len() > 2);
+        assert_eq!(
+            number(&db, "SELECT count(*) FROM unit"),
+            51,
+            "and the one that waits"
+        );
+        assert_eq!(number(&db, "SELECT count(*) FROM released"), 250);
+        let orphans = "SELECT count(*) FROM payload WHERE id NOT IN (SELECT payload FROM unit)";
+        assert_eq!(number(&db, orphans), 0);
+        let without = "SELECT count(*) FROM unit WHERE payload NOT IN (SELECT id FROM payload)";
+        assert_eq!(number(&db, without), 0);
+    }
+
+    #[test]
+    fn a_payload_stays_for_as_long_as_a_unit_has_it() {
+        let (dir, mut db) = ledger();
+        fill(&db, 3);
+        // Units 1 and 2 share one.
+        let first = Retention {
+            units_since: 2,
+            ..KEEP
+        };
+        run(&mut db, &first);
+        let reader = Reader::open(dir.path()).expect("reader");
+        assert!(!reader.holds("u1").expect("holds") && reader.is_released("u1").expect("is"));
+        let payload = reader.payload("u2").expect("payload").expect("unit");
+        assert_eq!(payload.len(), 10);
+        assert_eq!(reader.payload("u1"), Ok(None));
+    }
+
+    #[test]
+    fn events_go_by_age_and_by_number_but_not_while_their_unit_waits() {
+        let (_dir, mut db) = ledger();
+        fill(&db, 301);
+        let by_age = Retention {
+            events_since: 1000,
+            ..KEEP
+        };
+        let steps = run(&mut db, &by_age);
+        assert!(steps.len() > 2 && steps.iter().all(|step| step.crowded_out == 0));
+        assert_eq!(number(&db, "SELECT count(*) FROM event"), 1);
+        assert_eq!(
+            number(&db, "SELECT accepted FROM event"),
+            301,
+            "its unit waits"
+        );
+
+        let (_dir, mut db) = ledger();
+        fill(&db, 301);
+        let refused = Retention {
+            refused: 20,
+            ..KEEP
+        };
+        let out: u64 = run(&mut db, &refused).iter().map(|s| s.refused_out).sum();
+        assert_eq!(out, 281);
+        assert_eq!(
+            number(
+                &db,
+                "SELECT min(accepted) FROM event WHERE refusal = 'json'"
+            ),
+            282
+        );
+        assert_eq!(
+            number(&db, "SELECT count(*) FROM event WHERE unit IS NOT NULL"),
+            301
+        );
+        let events = Retention {
+            events: Some(100),
+            ..KEEP
+        };
+        run(&mut db, &events);
+        assert_eq!(number(&db, "SELECT count(*) FROM event"), 100);
+    }
+}
