@@ -78,6 +78,27 @@ fn statuses_of_a_good_and_of_bad_ends() {
 }
 
 #[test]
+fn names_to_pass_through_are_upper_cased() {
+    let world = World::new();
+    let cases: [(&str, &[&str], &str); 4] = [
+        ("a", &["--envreq", "date"], "DATE"),
+        ("b", &[], "DATE"),
+        ("c", &["--envprefix", "seq"], "DATE"),
+        ("d", &["--envreq", "DATE", "--envprefix", "seq"], "DATE"),
+    ];
+    for (who, export, key) in cases {
+        let pass = ["-t", SEQ, "-c", "true", "--payload-passthrough", "date"];
+        let client = world.client(who, &[&pass[..], export].concat());
+        let mut raw = ears(&world, &status_topic(who));
+        world.message(SEQ, &[("status", "finished"), ("date", "20260301")]);
+        let started = next(&mut raw);
+        let passed = format!(r#""{key}":"20260301","ts":T}}"#);
+        assert!(started.ends_with(&passed), "{who}: {started}");
+        client.stop();
+    }
+}
+
+#[test]
 fn a_falsestart_has_nulls_and_what_can_be_passed_through() {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", "true", "--envreq", "SAMPLE", "LANE"];

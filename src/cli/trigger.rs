@@ -34,7 +34,7 @@ pub struct TriggerOptions {
     /// Required attributes, exported as KEY
     #[arg(long, num_args = 1.., value_name = "KEY", action = clap::ArgAction::Append)]
     envreq: Vec<String>,
-    /// Environment names that are copied into the statuses
+    /// Environment names that are copied into the statuses; upper-cased
     #[arg(long, num_args = 1.., value_name = "NAME", action = clap::ArgAction::Append)]
     payload_passthrough: Vec<String>,
     /// Runs at one time

@@ -12,6 +12,7 @@ use crate::engine::settle;
 use crate::model::event::{self, Event, Refusal};
 use crate::model::json;
 use crate::model::message::{Delivery, property};
+use crate::model::passthrough;
 use crate::model::status;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Trigger};
@@ -209,13 +210,14 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
     for warning in &exported.warnings {
         warn!(target: SENDERS, TAEL_EVENT = event_id, TAEL_TOPIC = event.topic, "{warning}");
     }
-    let passthrough = trigger
-        .passthrough
-        .iter()
-        .filter_map(|name| {
-            let (_, value) = exported.variables.iter().find(|(n, _)| n == name)?;
-            Some((name.clone(), json::string_of(value.as_bytes()).into()))
-        })
+    let passed = passthrough::select(
+        &trigger.passthrough,
+        trigger.export.prefix(),
+        &exported.variables,
+    );
+    let passthrough = passed
+        .into_iter()
+        .map(|(key, value)| (key, json::string_of(value.as_bytes()).into()))
         .collect::<Map<_, _>>();
     Unit {
         id: new_id(),

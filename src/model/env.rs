@@ -186,6 +186,12 @@ impl Export {
         Ok(Self { prefix, required })
     }
 
+    /// What names of attributes begin with that were not asked for by name.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX)
+    }
+
     /// The required keys that `attributes` lacks.
     #[must_use]
     pub fn missing(&self, attributes: &Attributes) -> Vec<String> {

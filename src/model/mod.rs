@@ -14,6 +14,7 @@ pub mod marker;
 pub mod message;
 pub mod network;
 pub mod node;
+pub mod passthrough;
 pub mod playbook;
 mod sources;
 pub mod status;
