@@ -1,5 +1,5 @@
 //! Requests to a client: where their answers go, and what becomes of those that come over a bridge
-//! without their properties, or too late.
+//! without their properties, or too late. And statuses that come over such a bridge.
 
 mod common;
 
@@ -242,4 +242,69 @@ fn a_request_that_nobody_answered_in_time_is_not_done_later() {
     world.wait_report("late", "/units/succeeded", 1);
     assert_eq!(world.lines("runs"), ["2"]);
     client.stop();
+}
+
+/// A status of another pipeline, as a bridge that speaks MQTT 3.1.1 brings it.
+fn status(raw: &mut Raw, n: u16, properties: &[(&str, &str)]) {
+    let topic = b"far/infrastructure/pipelines/q/status";
+    let payload = format!(r#"{{"status":"finished","return_code":0,"announce":false,"n":"{n}"}}"#);
+    raw.send(&publish(
+        topic,
+        payload.as_bytes(),
+        Some(n),
+        properties,
+        false,
+    ));
+    raw.serve_until_acknowledged(n);
+}
+
+#[test]
+fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
+    let scene = Scene::new();
+    let filter = [
+        "-t",
+        "far/infrastructure/pipelines/+/status",
+        "--loop-rate",
+        "3",
+    ];
+    let (client, mut raw) = scene.start(&filter);
+    (1..=5).for_each(|n| status(&mut raw, n, &[]));
+    // Those that are counted, and other messages, are not held up.
+    status(&mut raw, 6, &[("tael-hops", "1"), ("tael-who", "q")]);
+    let payload = br#"{"status":"finished","n":"7"}"#;
+    raw.send(&publish(b"lab/seq/status", payload, Some(7), &[], false));
+    raw.serve_until_acknowledged(7);
+    scene.have_run(&["10", "20", "30", "61", "70"]);
+    let ledger = scene.dir.path().join("state/p/ledger.db");
+    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    let waiting = "SELECT count(*) FROM unit WHERE state = 'pending' AND due > 0";
+    let waiting = ledger.query_row(waiting, [], |row| row.get(0));
+    assert_eq!(waiting, Ok(2));
+    let log = client.log_text();
+    assert_eq!(log.matches("--loop-rate").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("bridge_protocol_version mqttv50").count(),
+        1,
+        "{log}"
+    );
+    client.kill();
+}
+
+#[test]
+fn what_a_bound_on_loops_holds_up_runs_in_the_end() {
+    let scene = Scene::new();
+    let filter = [
+        "-t",
+        "far/infrastructure/pipelines/+/status",
+        "--loop-rate",
+        "60",
+    ];
+    let (client, mut raw) = scene.start(&filter);
+    let numbers = 1..=62;
+    numbers.clone().for_each(|n| status(&mut raw, n, &[]));
+    let wanted: Vec<String> = numbers.map(|n| format!("{n}0")).collect();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    // The last two have waited for a second each.
+    scene.have_run(&wanted);
+    client.kill();
 }

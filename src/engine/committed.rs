@@ -71,6 +71,7 @@ impl Pipeline {
             if let Part::Run {
                 unit, start: false, ..
             } = &part
+                && unit.due == 0
             {
                 self.queue.came(&unit.trigger);
             }
@@ -97,6 +98,8 @@ impl Pipeline {
                     );
                     if start {
                         self.dispatch(Arc::unwrap_or_clone(unit), None);
+                    } else if unit.due > 0 {
+                        self.wait_in_pace(&unit.trigger, &unit.id, unit.due);
                     } else {
                         self.arrive(&unit);
                     }

@@ -79,7 +79,7 @@ impl Pipeline {
             return self.session.acknowledge(&ack);
         }
         let again = self.redelivery.again();
-        let Some(admission) = admit::judge(&self.config, delivery, again) else {
+        let Some(mut admission) = admit::judge(&self.config, delivery, again) else {
             self.counts.ignored += 1;
             if enabled!(Level::DEBUG) {
                 let why = admit::objections(&self.config, delivery);
@@ -88,6 +88,7 @@ impl Pipeline {
             }
             return self.session.acknowledge(&ack);
         };
+        self.pace(delivery, &mut admission);
         self.accept(admission, Some(ack), None);
     }
 
@@ -118,7 +119,7 @@ impl Pipeline {
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start, .. } = part {
                 bytes += unit.payload.as_ref().map_or(0, |p| p.len()) + unit.exported_bytes();
-                *start = self.queue.claim(&unit.trigger, &unit.id);
+                *start = unit.due == 0 && self.queue.claim(&unit.trigger, &unit.id);
                 // If it fails, it is tried again when the event is on disk.
                 if *start && let Ok(word) = self.runners.reserve(&unit.id) {
                     words.push((place, word));

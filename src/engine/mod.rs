@@ -15,6 +15,7 @@ mod later;
 mod metrics;
 mod names;
 pub mod outbox;
+mod pace;
 pub mod pipeline;
 mod queue;
 mod recovery;

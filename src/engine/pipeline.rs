@@ -22,6 +22,7 @@ use crate::engine::later::Later;
 use crate::engine::metrics::Metrics;
 use crate::engine::names::Names;
 use crate::engine::outbox::Outbox;
+use crate::engine::pace::Pace;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::redelivery::Redelivery;
@@ -148,6 +149,9 @@ pub struct Pipeline {
     pub(super) unseen: bool,
     /// Whether it was said how bridges keep the properties of messages.
     pub(super) bridge_said: bool,
+    pub(super) pace: Pace,
+    /// Whether it was said that statuses wait, in case they are a loop.
+    pub(super) loop_said: bool,
     pub(super) health: Health,
     pub(super) silence: Silence,
     pub(super) metrics: Option<Metrics>,
@@ -212,6 +216,8 @@ impl Pipeline {
             begin: Instant::now(),
             unseen: false,
             bridge_said: false,
+            pace: Pace::default(),
+            loop_said: false,
             health: Health::new(notify),
             silence,
             metrics,

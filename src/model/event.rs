@@ -65,6 +65,8 @@ pub enum Refusal {
     Missing(Vec<String>),
     /// The event has passed through too many pipelines.
     Loop(u32),
+    /// Too many events a minute came without their number of hops.
+    LoopRate(u32),
 }
 
 impl Refusal {
@@ -77,7 +79,7 @@ impl Refusal {
             Self::NotJson(_) => "not-json",
             Self::NotAnObject => "not-an-object",
             Self::Missing(_) => "missing-attributes",
-            Self::Loop(_) => "loop",
+            Self::Loop(_) | Self::LoopRate(_) => "loop",
         }
     }
 }
@@ -94,6 +96,11 @@ impl fmt::Display for Refusal {
             Self::Missing(keys) => {
                 write!(f, "it lacks the required attributes {}", keys.join(", "))
             }
+            Self::LoopRate(rate) => write!(
+                f,
+                "it would have to wait for too long: more than {rate} statuses a minute come \
+                 without tael-hops (--loop-rate): a loop?"
+            ),
             Self::Loop(hops) => write!(
                 f,
                 "it has passed through {hops} pipelines, the limit is {MAX_HOPS}: a loop?"

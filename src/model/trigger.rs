@@ -150,7 +150,12 @@ pub struct Policy {
     pub retry_delay: Duration,
     /// What happens to a run that vanished with its host or its runner.
     pub on_interrupt: OnInterrupt,
+    /// Runs a minute that pipelines' statuses without a number of hops may start; 0 is no limit.
+    pub loop_rate: u32,
 }
+
+/// The loop rate when none is chosen.
+pub const DEFAULT_LOOP_RATE: u32 = 60;
 
 impl Default for Policy {
     fn default() -> Self {
@@ -162,6 +167,7 @@ impl Default for Policy {
             retries: 0,
             retry_delay: Duration::ZERO,
             on_interrupt: OnInterrupt::default(),
+            loop_rate: DEFAULT_LOOP_RATE,
         }
     }
 }

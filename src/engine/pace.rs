@@ -1,0 +1,161 @@
+//! A bound on loops that nobody counts.
+//!
+//! A pipeline's status says in `tael-hops` how many pipelines lie before it, so that a loop ends.
+//! A bridge that speaks MQTT 3.1.1 drops that, and two pipelines that wait for each other's ends
+//! over it start each other for ever. Such statuses start a limited number of runs a minute. The
+//! others wait: they need not be a loop, and nothing is to be lost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use crate::engine::admit::Admission;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::model::event::Refusal;
+use crate::model::message::{Delivery, property};
+use crate::store::ledger::{Part, Refused};
+
+/// The time that `--loop-rate` is about, milliseconds.
+const WINDOW: i64 = 60_000;
+
+/// Maximum wait of an event, milliseconds: as many events wait as are started meanwhile. One that
+/// would wait longer is refused.
+const MAX_DELAY: i64 = 60 * WINDOW;
+
+/// When each trigger may start its next run, if all that it may start at once were started: the
+/// generic cell rate algorithm (ITU-T I.371, annex A.2), on the pipeline's own clock.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    arrivals: HashMap<String, i64>,
+}
+
+impl Pace {
+    /// How long the next run of `trigger` has to wait at `now`, both in milliseconds, when `rate`
+    /// may start in [`WINDOW`]; `None` if that is too long.
+    fn delay(&mut self, trigger: &str, rate: u32, now: i64) -> Option<i64> {
+        let interval = WINDOW / i64::from(rate.max(1));
+        let known = self.arrivals.get(trigger).copied().unwrap_or(now);
+        let arrival = known.max(now);
+        let delay = (arrival - (WINDOW - interval) - now).max(0);
+        if delay > MAX_DELAY {
+            return None;
+        }
+        self.arrivals.insert(trigger.to_owned(), arrival + interval);
+        Some(delay)
+    }
+}
+
+/// Whether a pipeline of whichever root speaks on `topic`.
+fn is_of_a_pipeline(topic: &str) -> bool {
+    let mut levels = topic.rsplit('/').skip(2);
+    levels.next() == Some("pipelines") && levels.next() == Some("infrastructure")
+}
+
+impl Pipeline {
+    /// Has runs wait that a status may start in a loop.
+    pub(super) fn pace(&mut self, delivery: &Delivery, admission: &mut Admission) {
+        let topic = std::str::from_utf8(&delivery.topic);
+        if delivery.properties.user(property::HOPS).is_some() || !topic.is_ok_and(is_of_a_pipeline)
+        {
+            return;
+        }
+        let is_status = delivery.topic.ends_with(b"/status");
+        if is_status && delivery.properties.user(property::WHO).is_none() {
+            self.say_how_to_bridge(delivery);
+        }
+        let now = self.ticks();
+        for part in &mut admission.parts {
+            let Part::Run { unit, retained, .. } = part else {
+                continue;
+            };
+            let trigger = self.config.triggers.named(&unit.trigger);
+            let Some(rate) = trigger.map(|t| t.policy.loop_rate).filter(|rate| *rate > 0) else {
+                continue;
+            };
+            match self.pace.delay(&unit.trigger, rate, now) {
+                Some(0) => continue,
+                Some(delay) => {
+                    // Nobody else holds it yet.
+                    if let Some(unit) = Arc::get_mut(unit) {
+                        unit.due = now_ms() + delay;
+                    }
+                }
+                None => {
+                    let refusal = Refusal::LoopRate(rate);
+                    *part = Part::Refuse {
+                        trigger: unit.trigger.clone(),
+                        refused: Box::new(Refused {
+                            code: refusal.code(),
+                            detail: refusal.to_string(),
+                            status: None,
+                        }),
+                        retained: *retained,
+                    };
+                }
+            }
+            if !std::mem::replace(&mut self.loop_said, true) {
+                warn!(
+                    TAEL_TOPIC = admission.topic,
+                    "more than {rate} statuses a minute came without tael-hops: they wait, in case \
+                     pipelines start one another in a circle (--loop-rate)"
+                );
+            }
+        }
+    }
+
+    /// Lets an event wait that [`Pipeline::pace`] holds back until `due`, milliseconds since the
+    /// epoch.
+    pub(super) fn wait_in_pace(&mut self, trigger: &str, unit: &str, due: i64) {
+        let delay = (due - now_ms()).clamp(0, MAX_DELAY);
+        self.queue.wait(trigger, unit, self.ticks() + delay);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_as_the_rate_go_at_once_and_others_one_by_one() {
+        let mut pace = Pace::default();
+        let mut delays = |now: i64, count: usize| -> Vec<Option<i64>> {
+            (0..count).map(|_| pace.delay("t", 3, now)).collect()
+        };
+        assert_eq!(delays(5, 3), [Some(0); 3]);
+        assert_eq!(delays(5, 2), [Some(20_000), Some(40_000)]);
+        assert_eq!(delays(30_005, 1), [Some(30_000)]);
+        // After a minute without any, all of it is there again.
+        assert_eq!(
+            delays(1_000_000, 4)[..],
+            [Some(0), Some(0), Some(0), Some(20_000)]
+        );
+        assert_eq!(Pace::default().delay("other", 3, 5), Some(0));
+    }
+
+    #[test]
+    fn topics_of_pipelines() {
+        for topic in [
+            "lab/infrastructure/pipelines/p/status",
+            "a/b/infrastructure/pipelines/p/last",
+        ] {
+            assert!(is_of_a_pipeline(topic), "{topic}");
+        }
+        for topic in [
+            "lab/seq/status",
+            "status",
+            "lab/infrastructure/p/status",
+            "",
+        ] {
+            assert!(!is_of_a_pipeline(topic), "{topic}");
+        }
+    }
+
+    #[test]
+    fn what_would_wait_for_too_long_is_refused() {
+        let mut pace = Pace::default();
+        let accepted = (0..1000).filter_map(|_| pace.delay("t", 1, 0)).count();
+        assert_eq!(accepted, 61);
+        assert_eq!(pace.delay("t", 1, 120_000), Some(MAX_DELAY - WINDOW));
+    }
+}
