@@ -16,6 +16,7 @@ use crate::model::{env_file, exec};
 use crate::os::folder;
 use crate::os::logging::SENDERS;
 use crate::os::process::exec_limit;
+use crate::store::output::{TAIL, can_have_holes};
 
 /// Bytes of a file of variables at most.
 const MAX_ENV_FILE: u64 = 1024 * 1024;
@@ -110,6 +111,20 @@ pub fn warn_of_what_is_missing(config: &Config) {
     {
         let path = path.display();
         warn!("collectors read files in .prom only, not {path}");
+    }
+}
+
+/// Warns if `folder` is where the middle of a long output cannot be given back.
+pub fn warn_without_holes(config: &Config, folder: &Path) {
+    // What cannot be probed fails louder elsewhere.
+    if config.max_output > 0 && matches!(can_have_holes(folder), Ok(false)) {
+        warn!(
+            "files in {} cannot have holes: of an output stream beyond --max-output the first {} \
+             bytes are kept, and the last {} when its command ends",
+            folder.display(),
+            config.max_output / 2,
+            TAIL.min(config.max_output - config.max_output / 2)
+        );
     }
 }
 

@@ -16,7 +16,7 @@ use crate::engine::config::{Config, Home};
 use crate::engine::connect;
 use crate::engine::failpoint;
 use crate::engine::health::Health;
-use crate::engine::job::warn_of_what_is_missing;
+use crate::engine::job::{warn_of_what_is_missing, warn_without_holes};
 use crate::engine::last::LastEnd;
 use crate::engine::later::Later;
 use crate::engine::metrics::Metrics;
@@ -170,6 +170,7 @@ impl Pipeline {
     pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
         warn_of_what_is_missing(&config);
         let mut identity = connect::identify(&mut config, &home.path)?;
+        warn_without_holes(&config, &home.path.join(RUNNERS));
         let ledger = Ledger::open(&home.path)?;
         let reader = Reader::open(&home.path)?;
         let boot = crate::os::process::boot_id();

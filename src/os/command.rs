@@ -19,11 +19,12 @@ use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setpgid};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
 use crate::model::unit::End;
 use crate::model::variables::Value;
 use crate::os::descent::end_run;
+use crate::os::process::poll_until;
 
 /// Stack of a process until it has become its command, bytes. What is not used takes no memory.
 const STACK: usize = 256 * 1024;
@@ -282,8 +283,8 @@ pub struct Running {
 pub enum Woken {
     /// The command has ended.
     Ended,
-    /// The other descriptor became readable.
-    Changed,
+    /// One of the other descriptors is readable, or has ended.
+    Readable,
     /// The deadline has passed.
     TimedOut,
 }
@@ -295,30 +296,24 @@ impl Running {
         self.pid.as_raw().cast_unsigned()
     }
 
-    /// Waits for the end of the command, for `other` to become readable, or for `deadline`.
+    /// Waits for the end of the command, for one of `others` to become readable or to end, or for
+    /// `deadline`.
     ///
     /// # Errors
     /// As `poll(2)`.
-    pub fn wait(
+    pub fn wait<'a>(
         &self,
-        other: Option<BorrowedFd<'_>>,
+        others: impl IntoIterator<Item = BorrowedFd<'a>>,
         deadline: Option<Instant>,
     ) -> io::Result<Woken> {
-        loop {
-            let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
-            if let Some(other) = other {
-                fds.push(PollFd::from_borrowed_fd(other, PollFlags::IN));
-            }
-            let timespec = timeout.and_then(|t| Timespec::try_from(t).ok());
-            match poll(&mut fds, timespec.as_ref()) {
-                Ok(0) => return Ok(Woken::TimedOut),
-                Ok(_) if !fds[0].revents().is_empty() => return Ok(Woken::Ended),
-                Ok(_) => return Ok(Woken::Changed),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
+        let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        let others = others.into_iter();
+        fds.extend(others.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
+        Ok(match poll_until(&mut fds, deadline)? {
+            0 => Woken::TimedOut,
+            _ if !fds[0].revents().is_empty() => Woken::Ended,
+            _ => Woken::Readable,
+        })
     }
 
     /// Ends all that descends from the command: TERM, up to `grace` for all of it to go, then

@@ -1,6 +1,7 @@
 //! Processes and their groups: told from others, and ended as a whole.
 
 use std::fs;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -47,14 +48,40 @@ pub enum Sender {
 /// Waits up to `patience`, or for ever, for something from `pipe` (`poll(2)`).
 #[must_use]
 pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
-    let timespec = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
+    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+    match poll_until(&mut fds, deadline) {
+        Ok(0) => Sender::Silent,
+        Ok(_) if fds[0].revents() == PollFlags::IN => Sender::Wrote,
+        _ => Sender::Gone,
+    }
+}
+
+/// Waits until one of `sources` is readable or has ended, but not longer than `until`. Returns how
+/// many are.
+///
+/// # Errors
+/// As `poll(2)`.
+pub fn wait_for_any<'a>(
+    sources: impl Iterator<Item = BorrowedFd<'a>>,
+    until: Instant,
+) -> io::Result<usize> {
+    let fds = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
+    poll_until(&mut fds.collect::<Vec<_>>(), Some(until))
+}
+
+/// Waits until something happens to one of `fds`, for ever without a `deadline`. Returns how many
+/// it has happened to, 0 when the time is up.
+///
+/// # Errors
+/// As `poll(2)`; a signal is none.
+pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<usize> {
     loop {
-        let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
-        match poll(&mut fds, timespec.as_ref()) {
-            Ok(0) => return Sender::Silent,
-            Ok(_) if fds[0].revents() == PollFlags::IN => return Sender::Wrote,
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timespec = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(fds, timespec.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
-            _ => return Sender::Gone,
+            other => return Ok(other?),
         }
     }
 }

@@ -12,7 +12,6 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -178,25 +177,43 @@ impl Hold {
         self.note(&format!("{ENDED} {id} {}\n", outcome_text(outcome)))
     }
 
-    /// The command's three streams, with `payload` to read.
+    /// What a command is to read: `payload`.
     ///
     /// # Errors
-    /// As `memfd_create(2)`, `write(2)` and `dup(2)`.
-    pub fn streams(&self, payload: &[u8]) -> io::Result<[File; 3]> {
+    /// As `memfd_create(2)` and `write(2)`.
+    pub fn stdin(payload: &[u8]) -> io::Result<File> {
         let mut stdin = File::from(memfd_create("stdin", MFdFlags::MFD_CLOEXEC)?);
         stdin.write_all(payload)?;
         stdin.rewind()?;
-        Ok([stdin, self.stdout.try_clone()?, self.stderr.try_clone()?])
+        Ok(stdin)
     }
 
-    /// Gives back the disk space in the middle of an output stream that has more than `limit`
-    /// bytes: half of that is kept of its head, half of its tail. The stream keeps its size,
-    /// so that offsets stay what they were. Returns the bytes dropped from stdout and stderr.
-    ///
-    /// A file system that cannot do this keeps everything, and nothing counts as dropped.
+    /// The file of a stream, to be written at its end.
     #[must_use]
-    pub fn trim_streams(&self, limit: u64) -> [u64; 2] {
-        [&self.stdout, &self.stderr].map(|stream| trim(stream, limit).unwrap_or(0))
+    pub const fn stream(&self, stream: Stream) -> &File {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
+    }
+
+    /// Notes that the file of a stream has a hole between its first `head` and its last `tail`
+    /// bytes.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub(super) fn note_hole(&mut self, stream: Stream, head: u64, tail: u64) -> io::Result<()> {
+        let (word, id) = (stream.hole(), self.dir.id());
+        self.note(&format!("{word} {id} {head} {tail}\n"))
+    }
+
+    /// Notes that bytes are missing from the file of a stream behind its first `head`.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub(super) fn note_cut(&mut self, stream: Stream, head: u64) -> io::Result<()> {
+        let (word, id) = (stream.cut(), self.dir.id());
+        self.note(&format!("{word} {id} {head}\n"))
     }
 
     /// Begins to watch the folder for changes, unless the system grants no more of that
@@ -224,16 +241,6 @@ impl Hold {
         }
         self.dir.is_cancelled()
     }
-}
-
-fn trim(stream: &File, limit: u64) -> io::Result<u64> {
-    let surplus = stream.metadata()?.len().saturating_sub(limit);
-    if surplus > 0 {
-        let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(stream, flags, range(limit / 2), range(surplus))?;
-    }
-    Ok(surplus)
 }
 
 #[cfg(test)]
@@ -325,13 +332,9 @@ pub(super) mod tests {
 
     #[test]
     fn the_payload_is_there_to_read() {
-        let (_state, runners, _) = state();
-        let hold = Hold::ahead(&runners).expect("ahead");
-        let [stdin, ..] = hold.streams(b"\xff payload").expect("streams");
+        let stdin = Hold::stdin(b"\xff payload").expect("stdin");
         assert_eq!(io::read_to_string(stdin).ok(), None, "it is not UTF-8");
-        let [mut stdin, ..] = hold.streams(b"payload").expect("streams");
+        let mut stdin = Hold::stdin(b"payload").expect("stdin");
         assert_eq!(io::read_to_string(&mut stdin).expect("read"), "payload");
-        hold.discard();
-        assert_eq!(count(&runners), 0);
     }
 }

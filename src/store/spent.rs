@@ -18,13 +18,14 @@ pub struct Spent {
 }
 
 impl Spent {
-    /// Lets go of a unit that has ended.
+    /// Lets go of a unit that has ended, but for the files of its streams, stdout and stderr.
     #[must_use]
-    pub fn new(hold: Hold) -> Self {
-        Self {
+    pub fn with_streams(hold: Hold) -> (Self, [File; 2]) {
+        let spent = Self {
             dir: hold.dir,
             record: hold.lock.release(),
-        }
+        };
+        (spent, [hold.stdout, hold.stderr])
     }
 
     /// Has the disk hold the outcome.
@@ -98,7 +99,7 @@ mod tests {
         run(&mut hold);
         hold.end(&Outcome::interrupted(1)).expect("end");
         assert_eq!(count(runners), 0);
-        Spent::new(hold)
+        Spent::with_streams(hold).0
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub(super) const BEGUN: &str = "begun";
 pub(super) const PROCESS: &str = "process";
 pub(super) const ENDED: &str = "ended";
 
+/// Begin the lines about a stream that is not whole: its file has a hole; its file lacks bytes.
+const HOLE: [&str; 2] = ["hole-stdout", "hole-stderr"];
+const CUT: [&str; 2] = ["cut-stdout", "cut-stderr"];
+
 /// One of a command's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -55,6 +59,14 @@ impl Stream {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
         }
+    }
+
+    pub(super) const fn hole(self) -> &'static str {
+        HOLE[self as usize]
+    }
+
+    pub(super) const fn cut(self) -> &'static str {
+        CUT[self as usize]
     }
 }
 

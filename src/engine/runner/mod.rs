@@ -22,14 +22,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::model::variables::Variables;
-use crate::os::command::{Became, Spawn};
+use crate::os::command::{Became, Running, Spawn};
 use crate::os::descent::{adopt_descendants, children_left};
 use crate::os::process::{Sender, boot_id, detach, sender};
 use crate::store::hold::Hold;
 use crate::store::outcome::outcome_text;
+use crate::store::output::Output;
 use crate::store::spent::Spent;
-use crate::store::streams::UnitDir;
-use supervise::supervise;
+use crate::store::streams::{Stream, UnitDir};
+use supervise::{Run, look_after_rest};
 
 /// The first argument that turns one of our binaries into a runner; the second is the folder
 /// for what runners need beside their units.
@@ -97,6 +98,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         boot: boot_id(),
         ahead: None,
         spent: None,
+        rest: None,
         free: None,
         heard: None,
         began: None,
@@ -111,7 +113,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
             Ok(Some((job, payload))) => {
                 desk.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
                 // What outlives its command must not pass for a part of the next unit.
-                if children_left() {
+                if desk.rest.is_some() || children_left() {
                     say("leaving");
                     desk.sync();
                     break;
@@ -122,8 +124,11 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
             Ok(None) | Err(_) => break,
         }
     }
-    if let Some(ahead) = desk.ahead {
+    if let Some(ahead) = desk.ahead.take() {
         ahead.discard();
+    }
+    if let Some((mut output, files)) = desk.rest {
+        look_after_rest(&mut output, &files);
     }
     ExitCode::SUCCESS
 }
@@ -176,6 +181,8 @@ struct Desk<'a> {
     ahead: Option<Hold>,
     /// The folder of the unit that has ended last, until the client's ledger holds its outcome.
     spent: Option<Spent>,
+    /// What is left of the output of that unit, and where it goes, while somebody may write still.
+    rest: Option<(Output, [File; 2])>,
     /// A folder that nobody needs any more.
     free: Option<Spent>,
     /// The word for the unit at hand.
@@ -221,48 +228,53 @@ impl Desk<'_> {
                 return;
             }
         };
-        let became = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
-            Ok(became) => became,
+        let begun = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
+            Ok(begun) => begun,
             // It never can.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => match self.begin(&mut hold) {
-                Ok(()) => Became::Failed(io::Error::other(e)),
-                Err(not) => Became::Nothing(not),
+                Ok(()) => Begun::Failed(io::Error::other(e)),
+                Err(not) => Begun::Nothing(not),
             },
-            Err(e) => Became::Nothing(self.word().err().unwrap_or(Not::Able(e))),
+            Err(e) => Begun::Nothing(self.word().err().unwrap_or(Not::Able(e))),
         };
-        let outcome = match became {
-            Became::Command(running) => {
+        let mut rest = None;
+        let outcome = match begun {
+            Begun::Command(running, mut output) => {
                 let now = || (Timestamp::now().as_millisecond(), Instant::now());
                 let began = self.began.take().unwrap_or_else(now);
                 say(&format!("started {}", began.0));
                 let boot = self.boot.clone();
-                supervise(job, running, &mut hold, began, &boot, || self.make_ahead())
-                    .unwrap_or_else(Outcome::not_started)
+                let run = Run::new(job, running, &mut hold, &mut output, began.1);
+                let outcome = run.supervise(began.0, &boot, || self.make_ahead());
+                rest = output.is_open().then_some(output);
+                outcome.unwrap_or_else(Outcome::not_started)
             }
-            Became::Failed(e) => could_not_execute(job, &hold, &e),
-            Became::Nothing(Not::Cancelled) => Outcome {
+            Begun::Failed(e) => could_not_execute(job, &hold, &e),
+            Begun::Nothing(Not::Cancelled) => Outcome {
                 stopped: Some(Stopped::Canceled),
                 ..Outcome::not_started("cancelled before it began")
             },
-            Became::Nothing(Not::Noted(e)) => {
+            Begun::Nothing(Not::Noted(e)) => {
                 return say(&format!("refused write the unit's record: {e}"));
             }
-            Became::Nothing(Not::Able(e)) => {
+            Begun::Nothing(Not::Able(e)) => {
                 say(&format!("refused start a process: {e}"));
                 self.ahead = hold.withdraw(self.runners);
                 return;
             }
-            Became::Nothing(Not::Wanted) => {
+            Begun::Nothing(Not::Wanted) => {
                 self.ahead = hold.withdraw(self.runners);
                 return;
             }
-            Became::Nothing(Not::Heard) => return,
+            Begun::Nothing(Not::Heard) => return,
         };
         say(&format!("ended {}", outcome_text(&outcome)));
         while hold.end(&outcome).is_err() {
             thread::sleep(RETRY);
         }
-        self.spent = Some(Spent::new(hold));
+        let (spent, files) = Spent::with_streams(hold);
+        self.spent = Some(spent);
+        self.rest = rest.map(|output| (output, files));
     }
 
     /// Waits for the word to begin.
@@ -309,23 +321,37 @@ impl Desk<'_> {
     }
 }
 
+/// What became of a job.
+enum Begun {
+    /// It runs, and writes.
+    Command(Running, Output),
+    /// It is not begun.
+    Nothing(Not),
+    /// The program could not be executed.
+    Failed(io::Error),
+}
+
 fn start(
     job: &Job,
     payload: &[u8],
     hold: &mut Hold,
     mut begin: impl FnMut(&mut Hold) -> Result<(), Not>,
-) -> io::Result<Became<Not>> {
-    let [stdin, stdout, stderr] = hold.streams(payload)?;
+) -> io::Result<Begun> {
+    let (output, [stdout, stderr]) = Output::new(job.max_output)?;
     let spawn = Spawn {
         argv: &job.argv,
         shell_argv: &job.shell_argv,
         cwd: job.cwd.as_deref(),
         variables: &job.variables,
-        stdin,
+        stdin: Hold::stdin(payload)?,
         stdout,
         stderr,
     };
-    spawn.start(|| begin(hold))
+    Ok(match spawn.start(|| begin(hold))? {
+        Became::Command(running) => Begun::Command(running, output),
+        Became::Nothing(not) => Begun::Nothing(not),
+        Became::Failed(e) => Begun::Failed(e),
+    })
 }
 
 /// The outcome that a shell would have made of a program that is missing or cannot be
@@ -337,9 +363,8 @@ fn could_not_execute(job: &Job, hold: &Hold, error: &io::Error) -> Outcome {
         io::ErrorKind::PermissionDenied => Some(CANNOT_EXECUTE),
         _ => None,
     };
-    if code.is_some()
-        && let Ok([_, _, mut stderr]) = hold.streams(b"")
-    {
+    if code.is_some() {
+        let mut stderr = hold.stream(Stream::Stderr);
         let _ = writeln!(stderr, "tael: cannot execute {program}: {error}");
     }
     let outcome = Outcome::not_started(error);

@@ -1,7 +1,7 @@
 //! One command, watched from its start to its end.
 
+use std::fs::File;
 use std::io;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::engine::runner::Job;
@@ -9,134 +9,180 @@ use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::command::{Running, Usage, Woken};
 use crate::os::descent::{children_left, kill_run, reap_orphans};
 use crate::os::proc::start_time;
+use crate::os::process::wait_for_any;
 use crate::store::hold::Hold;
+use crate::store::output::Output;
 
-/// A command that ends within this time needs no more than that somebody waits for it.
+/// For this time a command is only waited for. Most have ended then, and their output, if it is not
+/// more than a pipe holds, is taken at once.
+const BRIEF: Duration = Duration::from_millis(2);
+
+/// A command that ends within this time needs no more than that somebody waits for it and takes
+/// what it writes.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Supervises the command of `job`, which has begun at `began`, by the clock of the host
-/// (milliseconds since the epoch) and by one that only goes on; `boot` names this boot of the
-/// host. Calls `meanwhile` once if the command takes its time.
-///
-/// # Errors
-/// When the system does not tell how the command has ended.
-pub(super) fn supervise(
-    job: &Job,
-    running: Running,
-    hold: &mut Hold,
-    (started, clock): (i64, Instant),
-    boot: &str,
-    meanwhile: impl FnOnce(),
-) -> io::Result<Outcome> {
-    let limit = job
-        .timeout
-        .and_then(|limit| clock.checked_add(Duration::from_millis(limit)));
-    let mut trim = Trim::new(job.max_output);
-    let short = Instant::now() + SHORT;
-    let short = limit.map_or(short, |limit| limit.min(short));
-    let stopped = match running.wait(None, Some(short)) {
-        Ok(Woken::TimedOut) => {
-            meanwhile();
-            watch(&running, limit, &mut trim, hold, boot)
-        }
-        // Without a wake-up it is waited for until it ends.
-        _ => None,
-    };
-    let mut remains = None;
-    if stopped.is_some() {
-        remains = running.terminate(Duration::from_millis(job.grace), thread::sleep);
-    }
-    let (end, usage) = if remains.is_some() && is_running(&running) {
-        // It would be waited for until it likes to end.
-        (End::Interrupted, Usage::default())
-    } else {
-        running.reap()?
-    };
-    // A process that lost its parent while the last look was taken is ours by now.
-    if stopped.is_some() && remains.is_none() && children_left() {
-        remains = kill_run(None, thread::sleep);
-    }
-    trim.check(hold);
-    Ok(Outcome {
-        end,
-        stopped,
-        started,
-        elapsed: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
-        max_rss: usage.max_rss,
-        cpu: usage.cpu,
-        dropped: trim.dropped,
-        remains,
-    })
-}
-
-fn is_running(running: &Running) -> bool {
-    matches!(
-        running.wait(None, Some(Instant::now())),
-        Ok(Woken::TimedOut)
-    )
-}
-
-/// Watches a command that takes its time, until it ends or is to.
-fn watch(
-    running: &Running,
-    limit: Option<Instant>,
-    trim: &mut Trim,
-    hold: &mut Hold,
-    boot: &str,
-) -> Option<Stopped> {
-    hold.watch();
-    // Only needed should we be killed; without it the command would be left alone.
-    if let Some(start) = start_time(running.pid()) {
-        let _ = hold.note_process(running.pid(), start, boot);
-    }
-    loop {
-        if hold.is_cancelled() {
-            return Some(Stopped::Canceled);
-        }
-        let until = limit.map_or(trim.next, |limit| limit.min(trim.next));
-        match running
-            .wait(hold.changes(), Some(until))
-            .unwrap_or(Woken::Ended)
-        {
-            Woken::Ended => return None,
-            Woken::Changed => {}
-            Woken::TimedOut if limit.is_some_and(|limit| Instant::now() >= limit) => {
-                return Some(Stopped::TimedOut);
-            }
-            Woken::TimedOut => {
-                trim.check(hold);
-                reap_orphans(running.pid());
-            }
-        }
-    }
-}
-
-/// Keeps the output streams of a running command within bounds.
-struct Trim {
-    limit: u64,
-    next: Instant,
-    dropped: [u64; 2],
-}
-
-/// How often the size of the streams is looked at. What a command writes between two looks is
-/// on the disk for so long.
+/// How often orphans of a run are reaped, and a folder is looked at that cannot be watched.
 const LOOK: Duration = Duration::from_millis(500);
 
-impl Trim {
-    fn new(limit: u64) -> Self {
+/// How often a process that outlives its command is looked at.
+const LOOK_AT_REST: Duration = Duration::from_secs(5);
+
+/// A command that runs, and what belongs to it.
+pub(super) struct Run<'a> {
+    running: Running,
+    hold: &'a mut Hold,
+    output: &'a mut Output,
+    /// When it began, by a clock that only goes on.
+    clock: Instant,
+    /// When it is to be ended.
+    limit: Option<Instant>,
+    grace: Duration,
+}
+
+impl<'a> Run<'a> {
+    /// The command of `job`, which has begun at `clock` and writes to `output`.
+    pub(super) fn new(
+        job: &Job,
+        running: Running,
+        hold: &'a mut Hold,
+        output: &'a mut Output,
+        clock: Instant,
+    ) -> Self {
+        let limit = job.timeout.map(Duration::from_millis);
         Self {
-            limit,
-            next: Instant::now() + LOOK,
-            dropped: [0, 0],
+            running,
+            hold,
+            output,
+            clock,
+            limit: limit.and_then(|limit| clock.checked_add(limit)),
+            grace: Duration::from_millis(job.grace),
         }
     }
 
-    fn check(&mut self, hold: &Hold) {
-        self.next = Instant::now() + LOOK;
-        if self.limit > 0 {
-            for (dropped, bytes) in self.dropped.iter_mut().zip(hold.trim_streams(self.limit)) {
-                *dropped = (*dropped).max(bytes);
+    /// Watches the command to its end. It has begun at `started` (milliseconds since the epoch);
+    /// `boot` names this boot of the host. Calls `meanwhile` once if it takes its time.
+    ///
+    /// # Errors
+    /// When the system does not tell how the command has ended.
+    pub(super) fn supervise(
+        mut self,
+        started: i64,
+        boot: &str,
+        meanwhile: impl FnOnce(),
+    ) -> io::Result<Outcome> {
+        let mut stopped = None;
+        if !self.is_over_within(BRIEF) && !self.is_over_while_pumped(SHORT) {
+            meanwhile();
+            stopped = self.watch(boot);
+        }
+        let (output, hold) = (self.output, self.hold);
+        let mut remains = None;
+        if stopped.is_some() {
+            let meanwhile = |time| pause(output, hold, time);
+            remains = self.running.terminate(self.grace, meanwhile);
+        }
+        let (end, usage) = if remains.is_some() && !is_over(&self.running) {
+            // It would be waited for until it likes to end.
+            (End::Interrupted, Usage::default())
+        } else {
+            self.running.reap()?
+        };
+        // A process that lost its parent while the last look was taken is ours by now.
+        if stopped.is_some() && remains.is_none() && children_left() {
+            remains = kill_run(None, |time| pause(output, hold, time));
+        }
+        let dropped = output.finish(hold);
+        Ok(Outcome {
+            end,
+            stopped,
+            started,
+            elapsed: u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX),
+            max_rss: usage.max_rss,
+            cpu: usage.cpu,
+            dropped,
+            remains,
+        })
+    }
+
+    /// Whether the command ends within `time`, or its own; its output waits.
+    fn is_over_within(&self, time: Duration) -> bool {
+        let until = self.before_limit(time);
+        // Without a wake-up it is waited for until it ends.
+        !matches!(self.running.wait([], Some(until)), Ok(Woken::TimedOut))
+    }
+
+    fn is_over_while_pumped(&mut self, time: Duration) -> bool {
+        let until = self.before_limit(time);
+        loop {
+            match self.running.wait(self.output.sources(), Some(until)) {
+                Ok(Woken::TimedOut) => return false,
+                Ok(Woken::Readable) if Instant::now() < until => self.output.pump(self.hold),
+                Ok(Woken::Readable) => return false,
+                Ok(Woken::Ended) | Err(_) => return true,
             }
         }
+    }
+
+    fn before_limit(&self, time: Duration) -> Instant {
+        let until = Instant::now() + time;
+        self.limit.map_or(until, |limit| limit.min(until))
+    }
+
+    /// Watches a command that takes its time, until it ends or is to.
+    fn watch(&mut self, boot: &str) -> Option<Stopped> {
+        self.hold.watch();
+        let pid = self.running.pid();
+        // Only needed should we be killed; without it the command would be left alone.
+        if let Some(start) = start_time(pid) {
+            let _ = self.hold.note_process(pid, start, boot);
+        }
+        let mut look = Instant::now() + LOOK;
+        loop {
+            if self.hold.is_cancelled() {
+                return Some(Stopped::Canceled);
+            }
+            if self.limit.is_some_and(|limit| Instant::now() >= limit) {
+                return Some(Stopped::TimedOut);
+            }
+            if Instant::now() >= look {
+                reap_orphans(pid);
+                look = Instant::now() + LOOK;
+            }
+            let until = self.limit.map_or(look, |limit| limit.min(look));
+            let others = self.output.sources().chain(self.hold.changes());
+            match self.running.wait(others, Some(until)) {
+                Ok(Woken::Ended) | Err(_) => return None,
+                Ok(Woken::Readable) => self.output.pump(self.hold),
+                Ok(Woken::TimedOut) => {}
+            }
+        }
+    }
+}
+
+fn is_over(running: &Running) -> bool {
+    !matches!(running.wait([], Some(Instant::now())), Ok(Woken::TimedOut))
+}
+
+/// Lets `time` pass, and takes what is written meanwhile.
+fn pause(output: &mut Output, hold: &mut Hold, time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        wait_for_output(output, until);
+        output.pump(hold);
+    }
+}
+
+fn wait_for_output(output: &Output, until: Instant) {
+    // What fails is a shortage that passes; the pipes are read in any case.
+    let _ = wait_for_any(output.sources(), until);
+}
+
+/// Takes what is written by processes that outlive their command to `files`, until none of them
+/// can write any more. Without a reader their next write would end them.
+pub(super) fn look_after_rest(output: &mut Output, files: &[File; 2]) {
+    while output.is_open() {
+        wait_for_output(output, Instant::now() + LOOK_AT_REST);
+        output.pump_rest(files);
+        let _ = children_left();
     }
 }

@@ -1,5 +1,6 @@
 //! `tael work`: the units of this host's pipelines, with their clients running or not.
 
+mod copy;
 mod show;
 
 use std::fs;

@@ -1,7 +1,6 @@
 //! What is shown of units.
 
-use std::fs;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -18,10 +17,8 @@ use crate::model::unit::State;
 use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
 use crate::store::streams::{Stream, UnitDir};
+use crate::tools::work::copy::Copier;
 use crate::tools::work::{Found, LOOK, Scope, effective, pipelines};
-
-/// Bytes copied at a time.
-const CHUNK: usize = 64 * 1024;
 
 fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
     let (state, outcome) = effective(pipeline, record)?;
@@ -197,7 +194,7 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
     let unit = &found.record.unit.id;
     let cannot = |e: io::Error| Error::cannot_create(format!("read output of unit {unit}: {e}"));
     let mut file = None;
-    let mut at = from;
+    let mut copier = Copier::new(stream, from);
     loop {
         // Before the output is read: what is written after it is there is still read.
         let record = refreshed(found)?;
@@ -210,16 +207,12 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
             };
         }
         if let Some(file) = &mut file {
-            at = copy(
-                file,
-                at,
-                outcome.as_ref().map_or(0, |o| o.dropped[stream as usize]),
-            )
-            .map_err(cannot)?;
+            let dropped = outcome.as_ref().map(|o| o.dropped[stream as usize]);
+            copier.copy(&found.dir(), file, dropped).map_err(cannot)?;
         }
         if state.is_end() {
             let code = outcome.and_then(|o| o.reported().return_code());
-            let silent = stream == Stream::Stdout && at == 0;
+            let silent = stream == Stream::Stdout && copier.at() == 0;
             if silent && code != Some(0) && !found.dir().tail(Stream::Stderr, 1).is_empty() {
                 say(&format!(
                     "unit {unit}: nothing on stdout; --stderr has what it said"
@@ -248,42 +241,4 @@ fn refreshed(found: &Found) -> Result<Record> {
     let unit = &found.record.unit.id;
     let released = || Error::data(format!("find unit '{unit}': it has been released"));
     found.reader.unit(unit)?.ok_or_else(released)
-}
-
-/// Copies a stream from offset `at` to stdout and returns where it ended. Of `dropped` bytes
-/// in the middle only a note on stderr is left.
-fn copy(file: &mut fs::File, mut at: u64, dropped: u64) -> io::Result<u64> {
-    let size = file.metadata()?.len();
-    let gap = (size - dropped.min(size)) / 2;
-    let gap = if dropped > 0 {
-        gap..gap + dropped
-    } else {
-        size..size
-    };
-    let mut out = io::stdout().lock();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        if gap.contains(&at) {
-            out.flush()?;
-            say(&format!("{} bytes were dropped here", gap.end - at));
-            at = gap.end;
-        }
-        let until = if at < gap.start { gap.start } else { u64::MAX };
-        let want = usize::try_from((until - at).min(CHUNK as u64)).unwrap_or(CHUNK);
-        file.seek(SeekFrom::Start(at))?;
-        let n = file.read(&mut buffer[..want])?;
-        if n == 0 {
-            break;
-        }
-        if let Err(e) = out.write_all(&buffer[..n]) {
-            crate::tools::ended_by_reader(&e);
-            return Err(e);
-        }
-        at += n as u64;
-    }
-    if let Err(e) = out.flush() {
-        crate::tools::ended_by_reader(&e);
-        return Err(e);
-    }
-    Ok(at)
 }
