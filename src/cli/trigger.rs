@@ -1,5 +1,6 @@
 //! Triggers, from the command line and from `[[trigger]]` tables.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -130,10 +131,10 @@ pub fn all(options: TriggerOptions, matches: &ArgMatches, layers: &Layers) -> Re
             )));
         }
     }
-    let mut triggers: Vec<Trigger> = Vec::new();
+    let (mut triggers, mut names) = (Vec::new(), HashSet::new());
     for (n, table) in tables.iter().enumerate() {
         let trigger = from_table(layer, table, n + 1)?;
-        if triggers.iter().any(|other| other.name == trigger.name) {
+        if !names.insert(trigger.name.clone()) {
             return Err(layer.wrong(format_args!("two triggers are called '{}'", trigger.name)));
         }
         triggers.push(trigger);

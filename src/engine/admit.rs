@@ -15,7 +15,7 @@ use crate::model::message::{Delivery, property};
 use crate::model::passthrough;
 use crate::model::status;
 use crate::model::text::printable_bytes;
-use crate::model::trigger::{Decision, Trigger};
+use crate::model::trigger::{Decision, Objection, Trigger};
 use crate::model::unit::Unit;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
@@ -39,8 +39,9 @@ pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admis
     let (id, parts): (_, Vec<Part>) = match event::parse(delivery, config.max_payload) {
         Ok(event) => {
             let called = event.id.clone().unwrap_or_else(new_id);
-            let judged = config.triggers.iter().filter_map(|trigger| {
-                let decision = trigger.decide(&event, &config.who);
+            let triggers = config.triggers.waiting_for(&event.topic);
+            let judged = triggers.filter_map(|trigger| {
+                let decision = trigger.decide_on_topic(&event, &config.who);
                 let reason = status::reason_finished(&event.topic);
                 part(config, trigger, &event, &called, decision, reason)
             });
@@ -67,16 +68,23 @@ pub fn objections(config: &Config, delivery: &Delivery) -> String {
         Ok(event) => event,
         Err(refusal) => return refusal.to_string(),
     };
-    let waiting = config.triggers.iter().filter(|t| t.absent.is_none());
-    let objections = waiting.filter_map(|trigger| {
+    let waiting = config.triggers.waiting_for(&event.topic);
+    let objections = waiting.take(MAX_OBJECTIONS).filter_map(|trigger| {
         let objection = trigger.objection(&event, &config.who)?;
         Some(match &config.triggers[..] {
             [_] => objection.to_string(),
             _ => format!("trigger '{}': {objection}", trigger.name),
         })
     });
-    objections.collect::<Vec<_>>().join("; ")
+    let objections: Vec<String> = objections.collect();
+    match &objections[..] {
+        [] => Objection::Topic.to_string(),
+        some => some.join("; "),
+    }
 }
+
+/// Maximum number of triggers that a log line names.
+const MAX_OBJECTIONS: usize = 20;
 
 /// Judges an event of our own making for `trigger`; it has an id.
 #[must_use]
@@ -184,12 +192,9 @@ fn part(
 /// The refusal of a message that could not be read, if any trigger would have looked at it.
 fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
     let topic = std::str::from_utf8(&delivery.topic).ok();
-    let mut meant = config.triggers.iter().filter(|trigger| {
-        trigger.absent.is_none()
-            && (trigger.accept_retained || !delivery.retained)
-            && topic.is_none_or(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
-    });
-    let refuse = |retained| Part::Refuse {
+/// Maximum number of triggers that a log line names.
+const MAX_OBJECTIONS: usize = 20;
+
         trigger: String::new(),
         refused: Box::new(Refused {
             code: refusal.code(),

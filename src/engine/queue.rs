@@ -2,7 +2,7 @@
 //!
 //! Its clock counts milliseconds, begins above 0, and never goes back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::model::trigger::{Overlap, Trigger};
 
@@ -39,6 +39,9 @@ pub struct Displaced {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Queue {
     lanes: HashMap<String, Lane>,
+    /// Names of the lanes in which something waits, or runs: of thousands, few do.
+    waiting: BTreeSet<String>,
+    busy: BTreeSet<String>,
     paused: bool,
     /// Units that have come so far.
     numbers: u64,
@@ -80,6 +83,25 @@ impl Queue {
             })
     }
 
+    /// Notes whether something waits or runs in the lane of `trigger`.
+    fn note(&mut self, trigger: &str) {
+        let lane = self.lanes.get(trigger);
+        let marks = [
+            (
+                &mut self.waiting,
+                lane.is_some_and(|l| !l.waiting.is_empty()),
+            ),
+            (&mut self.busy, lane.is_some_and(|l| !l.running.is_empty())),
+        ];
+        for (names, is_in) in marks {
+            if !is_in {
+                names.remove(trigger);
+            } else if !names.contains(trigger) {
+                names.insert(trigger.to_owned());
+            }
+        }
+    }
+
     fn entry(&mut self, unit: &str, due: i64) -> Entry {
         self.numbers += 1;
         Entry {
@@ -112,6 +134,7 @@ impl Queue {
         } else {
             lane.coming += 1;
         }
+        self.note(trigger);
         free
     }
 
@@ -125,6 +148,7 @@ impl Queue {
     pub fn adopt(&mut self, trigger: &str, unit: &str) {
         let entry = self.entry(unit, 0);
         self.lane(trigger).running.push(entry);
+        self.note(trigger);
     }
 
     /// Gives the job of `unit` back, or its place in the queue.
@@ -132,6 +156,7 @@ impl Queue {
         let lane = self.lane(trigger);
         lane.running.retain(|running| running.unit != unit);
         lane.waiting.retain(|waiting| waiting.unit != unit);
+        self.note(trigger);
     }
 
     /// Takes a job back from `unit`, which could not begin: it waits again, in front of all that
@@ -145,6 +170,7 @@ impl Queue {
         let place = lane.waiting.iter().position(after);
         lane.waiting
             .insert(place.unwrap_or(lane.waiting.len()), entry);
+        self.note(trigger);
     }
 
     /// Lets a new `unit` wait by the trigger's policy.
@@ -174,6 +200,7 @@ impl Queue {
     pub fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
         let entry = self.entry(unit, due);
         self.lane(trigger).waiting.push_back(entry);
+        self.note(trigger);
     }
 
     /// A unit that can start now, with its trigger; its job is taken.
@@ -181,7 +208,8 @@ impl Queue {
         if self.paused {
             return None;
         }
-        self.lanes.iter_mut().find_map(|(trigger, lane)| {
+        let found = self.waiting.iter().find_map(|trigger| {
+            let lane = self.lanes.get_mut(trigger)?;
             if lane.running.len() >= lane.jobs {
                 return None;
             }
@@ -190,13 +218,18 @@ impl Queue {
             let unit = entry.unit.clone();
             lane.running.push(entry);
             Some((trigger.clone(), unit))
-        })
+        });
+        if let Some((trigger, _)) = &found {
+            self.note(trigger);
+        }
+        found
     }
 
     /// When the next unit that only waits for its time comes due.
     pub fn next_due(&self, now: i64) -> Option<i64> {
-        self.lanes
-            .values()
+        self.waiting
+            .iter()
+            .filter_map(|trigger| self.lanes.get(trigger))
             .filter(|lane| !self.paused && lane.running.len() < lane.jobs)
             .flat_map(|lane| &lane.waiting)
             .map(|waiting| waiting.due)
@@ -206,13 +239,16 @@ impl Queue {
 
     /// Ids of the running units.
     pub fn running(&self) -> impl Iterator<Item = &String> {
-        let running = self.lanes.values().flat_map(|lane| &lane.running);
-        running.map(|entry| &entry.unit)
+        let lanes = self.busy.iter().filter_map(|name| self.lanes.get(name));
+        lanes
+            .flat_map(|lane| &lane.running)
+            .map(|entry| &entry.unit)
     }
 
     /// How many units wait.
     pub fn waiting(&self) -> usize {
-        self.lanes.values().map(|lane| lane.waiting.len()).sum()
+        let lanes = self.waiting.iter().filter_map(|name| self.lanes.get(name));
+        lanes.map(|lane| lane.waiting.len()).sum()
     }
 }
 

@@ -3,6 +3,8 @@
 //! Silence is only judged while there is a connection: without one, nobody knows. What was
 //! sent meanwhile comes first then, so a little time is left for it.
 
+use std::collections::{BTreeSet, HashMap};
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::time::{Duration, Instant};
@@ -36,6 +38,8 @@ struct Watch {
     /// Whether the command has run for this silence.
     fired: bool,
     deadline: Option<Instant>,
+    /// As which it stands among [`Silence::deadlines`].
+    queued: Option<Instant>,
 }
 
 /// A trigger that waits for something else waits anew.
@@ -62,6 +66,10 @@ impl Watch {
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     watches: Vec<Watch>,
+    /// Places of the watches by the names of their triggers.
+    names: HashMap<String, usize>,
+    /// Deadlines of those that have not run, with their places.
+    deadlines: BTreeSet<(Instant, usize)>,
     online: bool,
 }
 
@@ -69,13 +77,17 @@ impl Silence {
     /// Takes up what the ledger knows; what it does not know was heard at `now`.
     pub fn take_up(&mut self, triggers: &[Trigger], known: &[Heard], now: i64) {
         let old = std::mem::take(&mut self.watches);
+        let old: HashMap<&str, &Watch> = old.iter().map(|w| (w.key.as_str(), w)).collect();
+        let known: HashMap<&str, &Heard> = known.iter().map(|h| (h.trigger.as_str(), h)).collect();
+        self.names.clear();
+        self.deadlines.clear();
         for trigger in triggers {
             let Some(absent) = trigger.absent else {
                 continue;
             };
             let key = key(trigger);
-            let before = old.iter().find(|watch| watch.key == key);
-            let kept = known.iter().find(|heard| heard.trigger == key);
+            let before = old.get(key.as_str()).copied();
+            let kept = known.get(key.as_str()).copied();
             let (heard, written, fired) = match (before, kept) {
                 (Some(watch), _) => (watch.heard, watch.written, watch.fired),
                 // The clock may have gone back since.
@@ -93,23 +105,44 @@ impl Silence {
                 deadline: before
                     .filter(|b| b.absent == absent)
                     .and_then(|b| b.deadline),
+                queued: None,
             };
             if self.online && watch.deadline.is_none() {
                 watch.listen(now);
             }
+            self.names.insert(watch.trigger.clone(), self.watches.len());
             self.watches.push(watch);
+            self.schedule(self.watches.len() - 1);
+        }
+    }
+
+    /// Puts a watch where its deadline belongs.
+    fn schedule(&mut self, place: usize) {
+        let Some(watch) = self.watches.get_mut(place) else {
+            return;
+        };
+        if let Some(queued) = watch.queued.take() {
+            self.deadlines.remove(&(queued, place));
+        }
+        if let Some(deadline) = watch.deadline
+            && !watch.fired
+        {
+            watch.queued = Some(deadline);
+            self.deadlines.insert((deadline, place));
         }
     }
 
     /// Starts or stops to listen.
     pub fn online(&mut self, online: bool) {
         self.online = online;
-        for watch in &mut self.watches {
+        for place in 0..self.watches.len() {
+            let watch = &mut self.watches[place];
             if online {
                 watch.listen(now_ms());
             } else {
                 watch.deadline = None;
             }
+            self.schedule(place);
         }
     }
 
@@ -119,14 +152,17 @@ impl Silence {
 
     /// Something has come for `trigger`; what is to be written of that.
     fn heard(&mut self, trigger: &str, now: i64) -> Option<Op> {
-        let watch = self.watches.iter_mut().find(|w| w.trigger == trigger)?;
+        let place = *self.names.get(trigger)?;
+        let watch = self.watches.get_mut(place)?;
         let returned = std::mem::take(&mut watch.fired);
         watch.heard = now;
         if self.online {
             watch.deadline = Instant::now().checked_add(watch.absent);
         }
         let old = now - watch.written > millis(watch.absent / WRITE_PART);
-        (returned || old).then(|| watch.write())
+        let written = (returned || old).then(|| watch.write());
+        self.schedule(place);
+        written
     }
 
     /// What the ledger does not know yet, when the client stops.
@@ -137,23 +173,23 @@ impl Silence {
 
     /// When the next silence is long enough.
     pub fn wake(&self) -> Option<Instant> {
-        let waiting = self.watches.iter().filter(|watch| !watch.fired);
-        waiting.filter_map(|watch| watch.deadline).min()
+        self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
     /// Triggers whose silence is long enough, once each: when they last heard something, and
     /// what is to be written with their run.
     fn due(&mut self) -> Vec<(String, i64, Op)> {
         let now = Instant::now();
-        let due = self
-            .watches
-            .iter_mut()
-            .filter(|watch| !watch.fired && watch.deadline.is_some_and(|deadline| deadline <= now));
-        due.map(|watch| {
+        let mut due = Vec::new();
+        while let Some((deadline, place)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            let watch = &mut self.watches[place];
             watch.fired = true;
-            (watch.trigger.clone(), watch.heard, watch.write())
-        })
-        .collect()
+            due.push((watch.trigger.clone(), watch.heard, watch.write()));
+            self.schedule(place);
+        }
+        due
     }
 
     /// When each trigger last heard something, milliseconds since the epoch.
@@ -181,12 +217,15 @@ impl Pipeline {
             return;
         }
         let parsed = event::parse(delivery, self.config.max_payload);
-        let waiting = self.config.triggers.iter().filter(|t| t.absent.is_some());
-        let heard: Vec<String> = waiting
+        let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
+            return;
+        };
+        let heard = self.config.triggers.listening_to(topic);
+        let heard: Vec<String> = heard
             .filter(|trigger| match &parsed {
-                Ok(event) => trigger.means(event, &self.config.who),
+                Ok(event) => trigger.means_on_topic(event, &self.config.who),
                 // Whoever asks for nothing hears anything.
-                Err(_) => trigger.conditions.is_empty() && hears(trigger, delivery),
+                Err(_) => trigger.conditions.is_empty(),
             })
             .map(|trigger| trigger.name.clone())
             .collect();
@@ -216,11 +255,6 @@ impl Pipeline {
             self.accept(admission, None, None);
         }
     }
-}
-
-fn hears(trigger: &Trigger, delivery: &Delivery) -> bool {
-    let topic = std::str::from_utf8(&delivery.topic);
-    topic.is_ok_and(|topic| trigger.filters.iter().any(|f| f.matches(topic)))
 }
 
 /// The event of a silence since `heard`, with an id that says which silence.

@@ -269,6 +269,23 @@ impl Trigger {
         }
     }
 
+    /// The same for an event whose topic is known to match.
+    #[must_use]
+    pub fn decide_on_topic(&self, event: &Event, who: &str) -> Decision {
+        if self.absent.is_none() && self.means_on_topic(event, who) {
+            self.admit(event)
+        } else {
+            Decision::Ignore
+        }
+    }
+
+    /// Whether conditions and origin of `event`, whose topic matches, are those that the trigger
+    /// of pipeline `who` waits for.
+    #[must_use]
+    pub fn means_on_topic(&self, event: &Event, who: &str) -> bool {
+        self.objection_on_topic(event, who).is_none()
+    }
+
     /// Whether topic, conditions and origin of `event` are those that the trigger waits for.
     #[must_use]
     pub fn means(&self, event: &Event, who: &str) -> bool {
@@ -279,10 +296,16 @@ impl Trigger {
     #[must_use]
     pub fn objection(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
         let meant = |filter: &Filter| filter.matches(&event.topic);
-        let fails = |condition: &&Condition| !condition.holds(event);
-        if !self.filters.iter().any(meant) {
+        if self.filters.iter().any(meant) {
+            self.objection_on_topic(event, who)
+        } else {
             Some(Objection::Topic)
-        } else if event.retained && !self.accept_retained {
+        }
+    }
+
+    fn objection_on_topic(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
+        let fails = |condition: &&Condition| !condition.holds(event);
+        if event.retained && !self.accept_retained {
             Some(Objection::Retained)
         } else if event.who.as_deref() == Some(who) {
             Some(Objection::Own)

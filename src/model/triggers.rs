@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 
 use crate::model::filter_index::FilterIndex;
+use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
 
 /// Triggers in the order of the configuration.
@@ -33,6 +34,22 @@ impl Triggers {
         }
         triggers.list = list;
         triggers
+    }
+
+    /// Whether they wait for shared subscriptions, `$share/GROUP/…`.
+    #[must_use]
+    pub fn are_shared(&self) -> bool {
+        let mut filters = self.list.iter().flat_map(|trigger| &trigger.filters);
+        filters.any(Filter::is_shared)
+    }
+
+    /// A shared filter and one that is not shared, if there are both.
+    #[must_use]
+    pub fn mixed(&self) -> Option<(&Filter, &Filter)> {
+        let filters = || self.list.iter().flat_map(|trigger| &trigger.filters);
+        let shared = filters().find(|filter| filter.is_shared())?;
+        let own = filters().find(|filter| !filter.is_shared())?;
+        Some((shared, own))
     }
 
     /// The trigger called `name`.
@@ -68,5 +85,62 @@ impl<'a> IntoIterator for &'a Triggers {
 
     fn into_iter(self) -> Self::IntoIter {
         self.list.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::env::Export;
+    use crate::model::trigger::{Command, Policy};
+    use std::time::Duration;
+
+    fn trigger(name: &str, filters: &[&str], absent: Option<Duration>) -> Trigger {
+        let filters = filters.iter().map(|f| Filter::new(*f).expect("filter"));
+        Trigger {
+            name: name.into(),
+            filters: filters.collect(),
+            conditions: Vec::new(),
+            command: Command::direct("true").expect("command"),
+            export: Export::new(None, Vec::new()).expect("export"),
+            passthrough: Vec::new(),
+            accept_retained: false,
+            cwd: None,
+            env_file: None,
+            absent,
+            policy: Policy::default(),
+        }
+    }
+
+    #[test]
+    fn a_topic_finds_its_triggers_in_the_order_of_the_configuration() {
+        let triggers = Triggers::new(vec![
+            trigger("z", &["lab/+/status", "lab/#"], None),
+            trigger("quiet", &["lab/a/status"], Some(Duration::from_secs(1))),
+            trigger("other", &["other"], None),
+            trigger("a", &["$share/g/lab/a/status"], None),
+        ]);
+        let names = |found: Vec<&Trigger>| -> Vec<String> {
+            found.iter().map(|t| t.name.clone()).collect()
+        };
+        assert_eq!(
+            names(triggers.waiting_for("lab/a/status").collect()),
+            ["z", "a"]
+        );
+        assert_eq!(
+            names(triggers.listening_to("lab/a/status").collect()),
+            ["quiet"]
+        );
+        assert_eq!(names(triggers.waiting_for("nothing").collect()), [""; 0]);
+        assert_eq!(
+            triggers.named("other").map(|t| t.name.as_str()),
+            Some("other")
+        );
+        assert!(triggers.named("none").is_none() && triggers.are_shared());
+        let (shared, own) = triggers.mixed().expect("both");
+        assert_eq!(
+            (shared.as_str(), own.as_str()),
+            ("$share/g/lab/a/status", "lab/+/status")
+        );
     }
 }
