@@ -540,3 +540,36 @@ impl StopWith for Process {
         assert_eq!(self.wait(), 0, "{}", self.log_text());
     }
 }
+
+#[test]
+fn thousands_of_triggers_connect_and_each_gets_its_events() {
+    let world = World::new();
+    let mut text = String::new();
+    for n in 0..3000 {
+        text += &format!(
+            "[[trigger]]\nname = 'trigger {n}'\ntopic = ['lab/{n}/status', 'lab/again/{n}']\n\
+             command = '''{RUN}'''\n"
+        );
+    }
+    let file = world.path("p.toml");
+    fs::write(&file, text).expect("file");
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "p", "--root", "lab", "--config"])
+        .arg(&file);
+    let client = world.online("p", command);
+    for topic in [
+        "lab/0/status",
+        "lab/2999/status",
+        "lab/again/1500",
+        "lab/9999/status",
+    ] {
+        world.publish(topic, event(1), &[]);
+    }
+    world.publish("lab/7/status", event(2), &[]);
+    wait_until("all run", || world.lines("runs").len() >= 4);
+    let mut runs = world.lines("runs");
+    runs.sort();
+    assert_eq!(runs, ["1", "1", "1", "2"]);
+    client.stop();
+}

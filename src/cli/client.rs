@@ -11,7 +11,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::engine::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::topic::{self, DEFAULT_ROOT, Filter};
@@ -115,7 +115,22 @@ impl Client {
                 "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
             )));
         }
-        let triggers = trigger::all(self.trigger, matches, layers)?;
+        let triggers = Triggers::new(trigger::all(self.trigger, matches, layers)?);
+        if let Some((shared, own)) = triggers.mixed() {
+            // A client has one session. That of a worker ends with it, so that others get its
+            // share; other events are to wait for the next start.
+            let kind = match triggers.len() {
+                1 => Kind::Usage,
+                _ => Kind::Config,
+            };
+            return Err(Error::new(
+                kind,
+                format!(
+                    "start client: '{shared}' is shared and '{own}' is not: start a client of \
+                     another --who for one of them"
+                ),
+            ));
+        }
         let root = root(self.root, &triggers)?;
         let reply_to = match self.reply_to {
             none if none.is_empty() => vec![format!("{root}/infrastructure/#")],
@@ -127,7 +142,7 @@ impl Client {
             root,
             who,
             host,
-            triggers: Triggers::new(triggers),
+            triggers,
             max_payload: self.max_payload,
             max_output: self.max_output,
             keep: self.keep,

@@ -191,10 +191,19 @@ fn part(
 
 /// The refusal of a message that could not be read, if any trigger would have looked at it.
 fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
-    let topic = std::str::from_utf8(&delivery.topic).ok();
-/// Maximum number of triggers that a log line names.
-const MAX_OBJECTIONS: usize = 20;
-
+    let (mut meant, mut retained) = (false, false);
+    let look = |trigger: &Trigger| {
+        meant |= trigger.accept_retained || !delivery.retained;
+        retained |= trigger.accept_retained;
+    };
+    match std::str::from_utf8(&delivery.topic) {
+        Ok(topic) => config.triggers.waiting_for(topic).for_each(look),
+        Err(_) => {
+            let waiting = config.triggers.iter().filter(|t| t.absent.is_none());
+            waiting.for_each(look);
+        }
+    }
+    let refuse = || Part::Refuse {
         trigger: String::new(),
         refused: Box::new(Refused {
             code: refusal.code(),
@@ -203,11 +212,7 @@ const MAX_OBJECTIONS: usize = 20;
         }),
         retained,
     };
-    let first = meant.next();
-    first
-        .map(|first| refuse(first.accept_retained || meant.any(|t| t.accept_retained)))
-        .into_iter()
-        .collect()
+    meant.then(refuse).into_iter().collect()
 }
 
 fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {

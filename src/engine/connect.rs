@@ -60,7 +60,11 @@ pub fn session(
 pub fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Settings {
     Settings {
         broker: config.broker.clone(),
-        session_expiry: SESSION_EXPIRY,
+        // A worker that is gone takes no share of what others could do.
+        session_expiry: match config.triggers.are_shared() {
+            true => Duration::ZERO,
+            false => SESSION_EXPIRY,
+        },
         clean_start: false,
         will: Some(presence(config, topics, Presence::Lost, since)),
         max_packet: max_packet(config.max_payload),

@@ -52,9 +52,10 @@ impl Pipeline {
     /// Notes what the broker holds for us now. If that fails, the file names more.
     fn on_held(&mut self, filters: Vec<Filter>) {
         let broker = &self.config.broker;
+        let outlives = !self.config.triggers.are_shared();
         let held = self
             .identity
-            .holds(&broker.client_id, &broker.address(), filters, true);
+            .holds(&broker.client_id, &broker.address(), filters, outlives);
         if let Err(e) = held {
             warn!("{e}; it names more than the broker holds until the next change");
         }

@@ -7,7 +7,7 @@ use crate::engine::config::Config;
 use crate::engine::connect;
 use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::pipeline::{Pipeline, now_ms};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::options::BrokerOptions;
 use crate::os::folder;
 
@@ -71,6 +71,11 @@ impl Pipeline {
             chosen_id: old.chosen_id,
             ..config
         };
+        if old.triggers.are_shared() != config.triggers.are_shared() {
+            return Err(Error::config(
+                "a change to or from shared subscriptions needs a restart",
+            ));
+        }
         warn_of_what_is_missing(&config);
         let subscriptions = connect::subscriptions(&config, &self.topics)?;
         connect::will_hold(&mut self.identity, &config, &subscriptions)?;

@@ -17,6 +17,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long folders that are being removed may hold up a stop.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Maximum time for a worker to take what the broker has for it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Pipeline {
     /// Leaves in good order: units stay with their runners, what is to be told is told within
     /// a bounded time.
@@ -47,12 +50,20 @@ impl Pipeline {
             self.since,
         ));
         let (mut token, mut farewell) = (None, false);
+        // The session of a worker ends with it, and with that what the broker has for it.
+        let mut leaving = self.config.triggers.are_shared() && self.is_online();
+        if leaving {
+            deadline = deadline.max(Instant::now() + LEAVE_TIMEOUT);
+            self.session.leave();
+        }
         loop {
             self.flush_later();
             let units_done = self.live.is_empty() || !wait_for_units;
             // Without a broker there is nobody to tell, and the ledger keeps it.
             let away = !self.is_online();
-            let told = self.uncommitted == 0 && units_done && (away || self.outbox.is_empty());
+            leaving &= !away;
+            let told =
+                self.uncommitted == 0 && units_done && !leaving && (away || self.outbox.is_empty());
             if told && (away || farewell) {
                 break;
             }
@@ -75,7 +86,8 @@ impl Pipeline {
                     Some(removed) = self.cleanup.next() => self.on_removed(removed),
                     event = self.session.next() => match event? {
                         // Unacknowledged, it comes again to the next client.
-                        Event::Received(_) => {}
+                        Event::Received(_) if !leaving => {}
+                        Event::Left => leaving = false,
                         event => {
                             if let Event::Published(published, _) = &event {
                                 farewell |= Some(*published) == token;
@@ -90,6 +102,9 @@ impl Pipeline {
                 Ok(result) => result?,
                 Err(_) => break,
             }
+        }
+        if leaving {
+            warn!("the broker has more for this worker than it could take: that is lost");
         }
         if !self.outbox.is_empty() {
             info!("{} statuses wait for the next start", self.outbox.len());

@@ -265,12 +265,16 @@ impl Session {
     }
 
     /// Takes up other settings. If the broker has to be told, the session says goodbye and
-    /// connects again at once.
+    /// connects again at once, unless it would end with that: then the next connection has them.
     pub fn reconfigure(&mut self, settings: Settings) {
         if settings == self.settings {
             return;
         }
+        let ends = self.settings.session_expiry.is_zero();
         self.settings = settings;
+        if ends {
+            return;
+        }
         if let State::Open { connection, .. } = &self.state {
             if self.subscriber.is_connected() {
                 self.renewing = true;
