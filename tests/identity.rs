@@ -241,3 +241,32 @@ fn an_event_of_an_older_ledger_is_known_by_its_id() {
     assert_eq!(events, ["event-1", "event-2"]);
     client.stop();
 }
+
+#[test]
+fn a_retained_message_that_came_while_the_client_was_away_runs_once() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", RUN, "--retained", "accept"];
+    let client = world.client("late", &arguments);
+    let retain = |payload: &[u8]| {
+        let mut raw = Raw::connect(world.broker.port());
+        let mut packet = publish(SEQ.as_bytes(), payload, Some(1), &[], false);
+        packet[0] |= 1;
+        raw.send(&packet);
+        assert_eq!(raw.receive().0, 0x40, "PUBACK");
+    };
+    retain(br#"{"status":"finished","n":"1"}"#);
+    world.wait_report("late", "/units/succeeded", 1);
+    client.stop();
+    retain(br#"{"status":"finished","n":"2"}"#);
+    // It waits for the client, and is what the topic retains.
+    world.client("late", &arguments).stop();
+    let client = world.client("late", &arguments);
+    world.publish(SEQ, r#"{"status":"finished","n":"3"}"#, &[]);
+    let numbers: Vec<String> = runs(&world, 3).into_iter().map(|(n, _)| n).collect();
+    assert_eq!(numbers, ["1", "2", "3"]);
+    retain(b"");
+    world.publish(SEQ, r#"{"status":"finished","n":"4"}"#, &[]);
+    world.wait_report("late", "/units/succeeded", 4);
+    assert_eq!(world.report("late")["events"]["refused"], 0);
+    client.stop();
+}
