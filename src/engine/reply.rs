@@ -92,11 +92,11 @@ pub(super) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
         (Part::Run { unit, .. }, Acceptance::Fresh) => made(&unit.id, unit.retry_of.as_deref()),
         (_, Acceptance::Known(known)) if known.unit.is_some() => repeated(known)?,
         (Part::Refuse { refused, .. }, _) => {
-            let kind = match refused.code {
-                control::EXPIRED => Kind::TryAgain,
-                _ => Kind::Data,
-            };
-            control::refused(kind, &format!("not raised: {}", refused.detail))
+            let cause = &refused.detail;
+            match refused.code {
+                control::EXPIRED => control::refused(Kind::TryAgain, cause),
+                _ => control::refused(Kind::Data, &format!("not raised: {cause}")),
+            }
         }
         (Part::Run { .. }, Acceptance::Known(_)) => return None,
     })
