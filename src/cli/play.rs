@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
+use crate::model::network_address::Network;
 use crate::model::playbook::Playbook;
 use crate::tools::play::{self, Options};
 
@@ -37,6 +39,16 @@ pub struct Play {
     /// Folder that RECEIVE may put files into; may be repeated [default: the working directory]
     #[arg(long, value_name = "DIR", action = clap::ArgAction::Append)]
     allow_dir: Vec<PathBuf>,
+    /// Largest file that RECEIVE takes, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    max_file: u64,
+    /// Address on which RECEIVE waits for files [default: every address]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<IpAddr>,
+    /// Address or network, such as 192.0.2.0/24, that RECEIVE takes files from; may be repeated
+    /// [default: anybody]
+    #[arg(long, value_name = "ADDRESS", value_parser = Network::parse, action = clap::ArgAction::Append)]
+    from: Vec<Network>,
     /// Write what became of each step: JUnit for a name that ends in .xml, else JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -83,6 +95,9 @@ impl Tool for Play {
             timeout: self.timeout,
             exact: self.exact,
             allow,
+            max_file: self.max_file,
+            listen: self.listen,
+            from: self.from,
             report: self.report,
         })
     }

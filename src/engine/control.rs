@@ -19,6 +19,7 @@ use crate::net::session::SessionAck;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{EventKey, Part, Refused};
+use crate::store::mark;
 
 /// Why a request is not carried out: the requester's exit code and a text for people.
 type Refusal = (Kind, String);
@@ -226,13 +227,9 @@ impl Pipeline {
 
     fn pause(&mut self, paused: bool) -> Result<Map<String, Value>, Refusal> {
         let mark = self.paused_mark();
-        let kept = if paused {
-            std::fs::write(&mark, "")
-        } else {
-            match std::fs::remove_file(&mark) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-                _ => Ok(()),
-            }
+        let kept = match paused {
+            true => mark::set(&mark),
+            false => mark::clear(&mark),
         };
         kept.map_err(|e| (Kind::CannotCreate, format!("cannot remember that: {e}")))?;
         self.queue.pause(paused);

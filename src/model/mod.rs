@@ -13,6 +13,7 @@ pub mod json;
 pub mod marker;
 pub mod message;
 pub mod network;
+pub mod network_address;
 pub mod node;
 pub mod passthrough;
 pub mod playbook;

@@ -5,6 +5,7 @@ pub mod gap;
 pub mod hold;
 pub mod identity;
 pub mod ledger;
+pub mod mark;
 pub mod outcome;
 pub mod output;
 pub mod spent;

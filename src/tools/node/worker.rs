@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::error::{Error, Kind, Result};
 use crate::model::node::{Command, FAILED, TERMINATE};
 use crate::model::text::printable;
-use crate::net::transfer;
+use crate::net::transfer::{self, Sent};
 use crate::os::logging::SENDERS;
 use crate::tools::node::shell::Shell;
 use crate::tools::node::{Means, Options};
@@ -286,7 +286,10 @@ impl Worker {
             Err(cause) => return refused(printable(&cause, 300), Kind::NotAuthorised),
         };
         match transfer::send(file, address.clone(), port, truncate).await {
-            Ok(_) => Ok("SENT FILE".to_owned()),
+            Ok(Sent::Whole) => Ok("SENT FILE".to_owned()),
+            Ok(Sent::NotEmptied(cause)) => {
+                refused(format!("sent, but not emptied: {cause}"), Kind::TryAgain)
+            }
             Err(e) => refused(e.to_string(), Kind::Unavailable),
         }
     }

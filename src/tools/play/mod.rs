@@ -5,11 +5,13 @@ mod player;
 mod report;
 mod steps;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::network_address::Network;
 use crate::model::playbook::Playbook;
 use crate::model::text::printable;
 use crate::net::options::BrokerOptions;
@@ -34,6 +36,12 @@ pub struct Options {
     pub exact: bool,
     /// Folders that files may be put into.
     pub allow: Vec<PathBuf>,
+    /// Largest file that is taken, bytes.
+    pub max_file: u64,
+    /// Address on which files are waited for; every one without.
+    pub listen: Option<IpAddr>,
+    /// Who may send files; anybody if none is named.
+    pub from: Vec<Network>,
     /// Where a report is written.
     pub report: Option<PathBuf>,
 }
@@ -136,10 +144,7 @@ async fn play(options: &Options) -> Result<u8> {
             player.terminate().await;
         }
     }
-    for part in &player.parts {
-        // What has not come to its end; the others have their names.
-        let _ = std::fs::remove_file(part);
-    }
+    player.targets.iter().for_each(|target| target.discard());
     player.session.close().await;
     if let Some(path) = &options.report
         && let Err(e) = report::write(path, &options.name, &outcomes)

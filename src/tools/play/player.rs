@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,6 +18,7 @@ use crate::model::text::{printable, printable_bytes};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::net::mqtt::{Settings, Token};
 use crate::net::session::{Event, Session, Subscriptions};
+use crate::net::transfer::Target;
 use crate::os::signals::Stop;
 use crate::tools::play::heard::Heard;
 use crate::tools::play::report::Outcome;
@@ -42,8 +43,8 @@ pub(super) struct Player<'a> {
     pub woken: Vec<String>,
     pub published: Vec<Token>,
     pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
-    /// Where files are kept while they come.
-    pub parts: Vec<PathBuf>,
+    /// Files that are on their way, or have come.
+    pub targets: Vec<Arc<Target>>,
     pub live: bool,
     /// Topics of nodes, and of pipelines, by name.
     nodes: HashMap<String, String>,
@@ -86,7 +87,7 @@ impl<'a> Player<'a> {
             woken: Vec::new(),
             published: Vec::new(),
             receiving: Vec::new(),
-            parts: Vec::new(),
+            targets: Vec::new(),
             live: io::stdout().is_terminal(),
             nodes: topics,
             pipelines,

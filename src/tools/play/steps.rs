@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use crate::model::playbook::{Action, Step, is_pipeline_state};
 use crate::model::text::printable;
 use crate::model::topic::PipelineTopics;
 use crate::net::options::BrokerOptions;
-use crate::net::transfer;
+use crate::net::transfer::{self, Limits, Target};
 use crate::os::host;
 use crate::os::logging::say;
 use crate::os::process::end_group;
@@ -162,14 +163,18 @@ impl Player<'_> {
     }
 
     fn receive(&mut self, line: usize, port: u16, file: &str) -> Result<(), Failure> {
-        let path = transfer::confined(Path::new(file), &self.options.allow)
+        let target = Target::new(Path::new(file), &self.options.allow)
             .map_err(|cause| Failure::new(Kind::CannotCreate, cause))?;
-        let listener = transfer::listen(port)
+        let listener = transfer::listen(self.options.listen, port)
             .map_err(|e| Failure::new(Kind::CannotCreate, format!("listen on port {port}: {e}")))?;
-        let part = transfer::part_of(&path);
-        self.parts.push(part.clone());
-        let limit = self.options.timeout;
-        let coming = tokio::spawn(transfer::receive(listener, path, part, limit));
+        let target = Arc::new(target);
+        self.targets.push(Arc::clone(&target));
+        let limits = Limits {
+            time: self.options.timeout,
+            bytes: self.options.max_file,
+            from: self.options.from.clone(),
+        };
+        let coming = tokio::spawn(transfer::receive(listener, target, limits));
         self.receiving.push((line, coming, file.to_owned()));
         Ok(())
     }
@@ -188,6 +193,7 @@ impl Player<'_> {
             done.map_err(|e| {
                 let kind = match e.kind() {
                     io::ErrorKind::TimedOut => Kind::TryAgain,
+                    io::ErrorKind::FileTooLarge => Kind::Data,
                     _ => Kind::CannotCreate,
                 };
                 (line, Failure::new(kind, format!("receive {file}: {e}")))
