@@ -24,6 +24,9 @@ pub enum Kind {
     NotAuthorised,
     /// A configuration file is wrong (78).
     Config,
+    /// There is no exit code of a command to pass on (125, as `env(1)` and `timeout(1)` end that
+    /// run a command and fail themselves).
+    NoCode,
 }
 
 impl Kind {
@@ -39,10 +42,11 @@ impl Kind {
             Self::TryAgain => 75,
             Self::NotAuthorised => 77,
             Self::Config => 78,
+            Self::NoCode => 125,
         }
     }
 
-    /// The kind whose exit code this is.
+    /// The kind whose exit code this is, of those that a client may answer with.
     #[must_use]
     pub fn from_exit_code(code: u8) -> Option<Self> {
         let all = [

@@ -84,7 +84,7 @@ fn a_follower_is_told_of_what_is_missing_and_sees_no_zeros() {
     });
     // While it runs, and to its end.
     let (code, out, stderr) = ran(&mut results(&world, &[]));
-    assert_eq!(code, 75, "{stderr}");
+    assert_eq!(code, 125, "{stderr}");
     assert!(stderr.contains("bytes were dropped here"), "{stderr}");
     assert!(out.starts_with("HEADx") && out.ends_with('x') && !out.contains('\0'));
     assert_eq!(out.len(), 65536);

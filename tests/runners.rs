@@ -414,3 +414,55 @@ fn what_comes_while_a_client_stops_with_its_units_is_not_used_up() {
     }
     client.stop();
 }
+
+#[test]
+fn a_program_that_is_being_written_is_waited_for() {
+    let world = World::new();
+    let program = world.path("program");
+    fs::copy("/bin/true", &program).expect("copy");
+    let command = program.to_str().expect("path");
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    let mut raw = Raw::connect(world.broker.port());
+    let open = || {
+        let mut options = fs::File::options();
+        options.append(true).open(&program).expect("open")
+    };
+    let writer = open();
+    send(&mut raw, 1, 0);
+    wait_until("it is about to begin", || {
+        let units = fs::read_dir(world.state().join("p/units")).expect("units");
+        let mut records = units.flatten().map(|unit| unit.path().join("outcome"));
+        records.any(|record| fs::read_to_string(record).is_ok_and(|text| text.contains("begun")))
+    });
+    drop(writer);
+    ears.status("p", "finished");
+    // One that stays so is like one that cannot be executed.
+    let _writer = open();
+    send(&mut raw, 2, 0);
+    let failed = ears.status("p", "failed");
+    assert_eq!(failed.payload["return_code"], 126);
+    assert_eq!(ears.count("p", "finished"), 1);
+    client.stop();
+}
+
+#[test]
+fn a_script_whose_interpreter_is_missing_says_so() {
+    let world = World::new();
+    let script = world.script("windows", "#!/bin/sh\r\necho\r\n");
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    let client = world.client("p", &["-t", SEQ, "-c", script.to_str().expect("path")]);
+    send(&mut Raw::connect(world.broker.port()), 1, 0);
+    let failed = ears.status("p", "failed");
+    assert_eq!(failed.payload["return_code"], 127);
+    let (_, list, _) = common::ran(&mut world.tael(["work", "list", "--json"]));
+    let list: serde_json::Value = serde_json::from_str(&list).expect("json");
+    let unit = list[0]["unit"].as_str().expect("unit");
+    let (code, text, _) = common::ran(&mut world.tael(["work", "results", unit, "--stderr"]));
+    assert_eq!(code, 127);
+    assert!(
+        text.contains("'/bin/sh\\r' is missing") && text.contains("Windows"),
+        "{text}"
+    );
+    client.stop();
+}

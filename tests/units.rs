@@ -166,7 +166,7 @@ fn work_goes_on_without_a_client() {
     });
     refuses(
         world.tael(["work", "results", &waiting]).arg("--stderr"),
-        75,
+        125,
         "has not ended",
     );
     // What waits can be cancelled and released; what is not told cannot be released.
@@ -575,5 +575,27 @@ fn a_retry_does_not_wait_for_a_clock_that_has_stepped_back() {
     // It is due in six hours, by a clock that was right then, and a wait of 10 ms is meant now.
     let client = world.client("p", &arguments("10ms"));
     wait_until("it is tried again", || world.lines("runs").len() == 2);
+    client.stop();
+}
+
+#[test]
+fn a_command_that_says_try_again_is_told_from_one_that_has_not_ended() {
+    let world = World::new();
+    let command = r#"until [ -e "$OUT/go" ]; do sleep 0.02; done; exit 75"#;
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    let ears = world.ears(&["lab/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let unit = only_unit(&world);
+    let mut results = world.tael(["work", "results", &unit]);
+    refuses(&mut results, 125, "has not ended");
+    go(&world);
+    ears.status("p", "failed");
+    assert_eq!(ran(&mut results).0, 75);
+    refuses(
+        &mut world.tael(["work", "results", "nothing"]),
+        125,
+        "there is none",
+    );
     client.stop();
 }

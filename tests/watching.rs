@@ -466,7 +466,7 @@ fn commands_have_the_folder_and_the_variables_that_were_asked_for() {
     let units: Vec<Value> = serde_json::from_str(&list).expect("json");
     let unit = units[1]["unit"].as_str().expect("unit");
     let (code, out, stderr) = ran(&mut world.tael(["work", "results", unit]));
-    assert_eq!((code, out.as_str()), (65, ""));
+    assert_eq!((code, out.as_str()), (125, ""));
     assert!(stderr.contains("line 1: it is not NAME=VALUE"), "{stderr}");
     client.stop();
 }

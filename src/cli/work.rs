@@ -44,7 +44,7 @@ enum Verbs {
         #[arg(long)]
         json: bool,
     },
-    /// Print what a unit wrote, and exit with its code
+    /// Print what a unit wrote, and exit with its code; 125 if it has none (yet)
     Results {
         /// Id of the unit
         unit: String,

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -25,12 +25,10 @@ use crate::model::unit::End;
 use crate::model::variables::Value;
 use crate::os::descent::end_run;
 use crate::os::process::poll_until;
+use crate::os::program::{Program, Strings};
 
 /// Stack of a process until it has become its command, bytes. What is not used takes no memory.
 const STACK: usize = 256 * 1024;
-
-/// Where programs are looked for without `PATH` (`execvp(3)`).
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// What a command starts with.
 #[derive(Debug)]
@@ -78,8 +76,8 @@ impl Spawn<'_> {
     pub fn start<T>(self, mut told: impl FnMut() -> Result<(), T>) -> io::Result<Became<T>> {
         let variables = self.environment();
         let path = variables.get(OsStr::new("PATH")).cloned();
-        let direct = Image::new(self.argv, path.as_deref())?;
-        let shell = Image::new(self.shell_argv, path.as_deref())?;
+        let direct = Program::new(self.argv, path.as_deref())?;
+        let shell = Program::new(self.shell_argv, path.as_deref())?;
         let environment = Strings::new(variables.into_iter().map(|(mut entry, value)| {
             entry.push("=");
             entry.push(value);
@@ -112,6 +110,9 @@ impl Spawn<'_> {
                 // It has left already.
                 let _ = running.reap();
                 match stayed {
+                    Some(Became::Failed(e)) if may => {
+                        Ok(Became::Failed(direct.explain(e, self.cwd)))
+                    }
                     Some(Became::Failed(e)) if !asked => Err(io::Error::other(e)),
                     Some(stayed) => Ok(stayed),
                     None => Err(io::Error::other("it was killed before it began")),
@@ -200,75 +201,6 @@ unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running
     // SAFETY: the kernel has just opened it for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Running { pid, pidfd })
-}
-
-/// Strings as `execve(2)` takes them.
-struct Strings {
-    /// What the pointers point to.
-    _owned: Vec<CString>,
-    /// With a null pointer at the end.
-    pointers: Vec<*const libc::c_char>,
-}
-
-impl Strings {
-    fn new(strings: impl IntoIterator<Item = Vec<u8>>) -> io::Result<Self> {
-        let owned = strings.into_iter().map(CString::new);
-        let owned = owned.collect::<Result<Vec<_>, _>>()?;
-        let pointers = owned.iter().map(|string| string.as_ptr());
-        let pointers = pointers.chain([ptr::null()]).collect();
-        Ok(Self {
-            _owned: owned,
-            pointers,
-        })
-    }
-}
-
-/// A program with its arguments.
-struct Image {
-    /// Where it may be, first come first.
-    paths: Vec<CString>,
-    argv: Strings,
-}
-
-impl Image {
-    fn new(argv: &[String], path: Option<&OsStr>) -> io::Result<Self> {
-        let program = argv.first().map_or("", String::as_str);
-        let paths = if program.contains('/') || program.is_empty() {
-            vec![CString::new(program)?]
-        } else {
-            let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
-            path.split(|byte| *byte == b':')
-                .map(|folder| {
-                    // An empty one is the working directory.
-                    let slash: &[u8] = if folder.is_empty() { b"" } else { b"/" };
-                    Ok(CString::new([folder, slash, program.as_bytes()].concat())?)
-                })
-                .collect::<io::Result<_>>()?
-        };
-        let argv = Strings::new(argv.iter().map(|text| text.clone().into_bytes()))?;
-        Ok(Self { paths, argv })
-    }
-
-    /// Becomes the program, or says why not, as `execvp(3)` does.
-    fn execute(&self, environment: &Strings) -> Errno {
-        let mut error = Errno::ENOENT;
-        for path in &self.paths {
-            let (argv, envp) = (&self.argv.pointers, &environment.pointers);
-            // SAFETY: the path is a C string; both arrays point to C strings that live as long
-            // as they do, and end with a null pointer.
-            unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-            match Errno::last() {
-                Errno::EACCES => error = Errno::EACCES,
-                Errno::ENOENT
-                | Errno::ENOTDIR
-                | Errno::ENODEV
-                | Errno::ESTALE
-                | Errno::ETIMEDOUT => {}
-                other => return other,
-            }
-        }
-        error
-    }
 }
 
 /// A running command and its process group.
@@ -374,25 +306,4 @@ pub struct Usage {
     pub max_rss: u64,
     /// User and system time, microseconds.
     pub cpu: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn paths(program: &str, path: Option<&str>) -> Vec<String> {
-        let image = Image::new(&[program.to_owned()], path.map(OsStr::new)).expect("image");
-        let text = |path: &CString| path.to_str().expect("UTF-8").to_owned();
-        image.paths.iter().map(text).collect()
-    }
-
-    #[test]
-    fn programs_are_looked_for_where_execvp_does() {
-        assert_eq!(paths("x", Some("/a:/b/")), ["/a/x", "/b//x"]);
-        assert_eq!(paths("x", Some(":/b:")), ["x", "/b/x", "x"]);
-        assert_eq!(paths("x", None), ["/bin/x", "/usr/bin/x"]);
-        assert_eq!(paths("./x", Some("/a")), ["./x"]);
-        assert_eq!(paths("", Some("/a")), [""]);
-        assert!(Image::new(&["x\0y".to_owned()], None).is_err());
-    }
 }

@@ -12,4 +12,5 @@ pub mod notify;
 pub mod paths;
 pub mod proc;
 pub mod process;
+pub mod program;
 pub mod signals;

@@ -360,7 +360,7 @@ fn could_not_execute(job: &Job, hold: &Hold, error: &io::Error) -> Outcome {
     let program = job.argv.first().map_or("", String::as_str);
     let code = match error.kind() {
         io::ErrorKind::NotFound => Some(NOT_FOUND),
-        io::ErrorKind::PermissionDenied => Some(CANNOT_EXECUTE),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ExecutableFileBusy => Some(CANNOT_EXECUTE),
         _ => None,
     };
     if code.is_some() {

@@ -92,7 +92,7 @@ struct Found {
 ///
 /// # Errors
 /// 65 when there is no such unit, 73 when the state cannot be used, 75 when a unit has not
-/// ended in time.
+/// ended in time, 77 when a process of it could not be ended; for results always 125.
 pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
     match verb {
         Verb::List { json } => list(scope, *json),
@@ -102,7 +102,10 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             stream,
             follow,
             from,
-        } => results(&find(scope, unit)?, *stream, *follow, *from),
+        } => find(scope, unit)
+            .and_then(|found| results(&found, *stream, *follow, *from))
+            // Any other code may be the command's.
+            .map_err(|e| e.into_kind(Kind::NoCode)),
         Verb::Cancel { unit, timeout } => {
             let mut found = find(scope, unit)?;
             if found.state()?.is_end() {

@@ -223,13 +223,13 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
                 None => {
                     let why = record.note.as_deref().unwrap_or("it did not run");
                     say(&format!("unit {unit}: {}", printable(why, 500)));
-                    ExitCode::from(Kind::Data.exit_code())
+                    ExitCode::from(Kind::NoCode.exit_code())
                 }
             });
         }
         if !follow {
             return Err(Error::new(
-                Kind::TryAgain,
+                Kind::NoCode,
                 format!("unit {unit} has not ended: it is {state}; --follow waits"),
             ));
         }

@@ -1,0 +1,208 @@
+//! A program as `execve(2)` takes it: looked for, executed, and what is wrong with it.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::model::text::printable_bytes;
+
+/// Where programs are looked for without `PATH` (`execvp(3)`).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Maximum time that a program is waited for that somebody is writing to (ETXTBSY), as one does who
+/// installs it; and the time between two tries.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
+const BUSY_CHECK: Duration = Duration::from_millis(20);
+
+/// Maximum number of bytes of the line that names an interpreter (Linux, `BINPRM_BUF_SIZE`).
+const MAX_FIRST_LINE: u64 = 256;
+
+/// Maximum number of characters shown of it.
+const MAX_SHOWN: usize = 120;
+
+/// Strings as `execve(2)` takes them.
+pub(super) struct Strings {
+    /// What the pointers point to.
+    _owned: Vec<CString>,
+    /// With a null pointer at the end.
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl Strings {
+    /// Takes `strings`.
+    ///
+    /// # Errors
+    /// With `InvalidInput` when one holds a NUL.
+    pub(super) fn new(strings: impl IntoIterator<Item = Vec<u8>>) -> io::Result<Self> {
+        let owned = strings.into_iter().map(CString::new);
+        let owned = owned.collect::<Result<Vec<_>, _>>()?;
+        let pointers = owned.iter().map(|string| string.as_ptr());
+        let pointers = pointers.chain([ptr::null()]).collect();
+        Ok(Self {
+            _owned: owned,
+            pointers,
+        })
+    }
+}
+
+/// A program with its arguments.
+pub(super) struct Program {
+    /// Where it may be, first come first.
+    paths: Vec<CString>,
+    argv: Strings,
+}
+
+impl Program {
+    /// The program `argv[0]` with these arguments, looked for in `path` as `execvp(3)` does.
+    ///
+    /// # Errors
+    /// With `InvalidInput` when a string holds a NUL.
+    pub(super) fn new(argv: &[String], path: Option<&OsStr>) -> io::Result<Self> {
+        let program = argv.first().map_or("", String::as_str);
+        let paths = if program.contains('/') || program.is_empty() {
+            vec![CString::new(program)?]
+        } else {
+            let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
+            path.split(|byte| *byte == b':')
+                .map(|folder| {
+                    // An empty one is the working directory.
+                    let slash: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+                    Ok(CString::new([folder, slash, program.as_bytes()].concat())?)
+                })
+                .collect::<io::Result<_>>()?
+        };
+        let argv = Strings::new(argv.iter().map(|text| text.clone().into_bytes()))?;
+        Ok(Self { paths, argv })
+    }
+
+    /// Becomes the program, or says why not, as `execvp(3)` does. One that somebody is writing to is
+    /// waited for, up to [`BUSY_LIMIT`].
+    pub(super) fn execute(&self, environment: &Strings) -> Errno {
+        let mut error = Errno::ENOENT;
+        for path in &self.paths {
+            match self.execute_at(path, environment) {
+                Errno::EACCES => error = Errno::EACCES,
+                Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::ENODEV
+                | Errno::ESTALE
+                | Errno::ETIMEDOUT => {}
+                other => return other,
+            }
+        }
+        error
+    }
+
+    fn execute_at(&self, path: &CString, environment: &Strings) -> Errno {
+        let begun = Instant::now();
+        loop {
+            let (argv, envp) = (&self.argv.pointers, &environment.pointers);
+            // SAFETY: the path is a C string; both arrays point to C strings that live as long
+            // as they do, and end with a null pointer.
+            unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+            match Errno::last() {
+                Errno::ETXTBSY if begun.elapsed() < BUSY_LIMIT => thread::sleep(BUSY_CHECK),
+                other => return other,
+            }
+        }
+    }
+
+    /// Says more of `error`, which [`Program::execute`] has come to in `folder`: the system calls
+    /// a program missing whose interpreter is.
+    pub(super) fn explain(&self, error: io::Error, folder: Option<&Path>) -> io::Error {
+        if error.kind() != io::ErrorKind::NotFound {
+            return error;
+        }
+        let there = self.paths.iter().find_map(|path| {
+            let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+            let path = folder.map_or_else(|| path.to_owned(), |folder| folder.join(path));
+            path.is_file().then_some(path)
+        });
+        let Some(path) = there else {
+            return error;
+        };
+        io::Error::new(error.kind(), missing_interpreter(&path, &error))
+    }
+}
+
+/// Why the file at `path`, which is there, was said to be missing.
+fn missing_interpreter(path: &Path, error: &io::Error) -> String {
+    let mut begin = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FIRST_LINE).read_to_end(&mut begin));
+    if let Err(e) = read {
+        return format!("{error}, or its interpreter is missing: {e}");
+    }
+    let line = begin.split(|b| *b == b'\n').next().unwrap_or_default();
+    let Some(line) = line.strip_prefix(b"#!") else {
+        return "the loader that it needs is missing: it was built for another system".into();
+    };
+    let words = line.trim_ascii().split(|b| b.is_ascii_whitespace());
+    let interpreter = words.into_iter().next().unwrap_or_default();
+    let interpreter = printable_bytes(interpreter, MAX_SHOWN);
+    match line.ends_with(b"\r") {
+        true => format!(
+            "its interpreter '{interpreter}\\r' is missing: the file has Windows line ends, \
+             which sed -i 's/\\r$//' removes"
+        ),
+        false => format!("its interpreter '{interpreter}' is missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(name: &str, path: Option<&str>) -> Vec<String> {
+        let program = Program::new(&[name.to_owned()], path.map(OsStr::new)).expect("program");
+        let text = |path: &CString| path.to_str().expect("UTF-8").to_owned();
+        program.paths.iter().map(text).collect()
+    }
+
+    #[test]
+    fn programs_are_looked_for_where_execvp_does() {
+        assert_eq!(paths("x", Some("/a:/b/")), ["/a/x", "/b//x"]);
+        assert_eq!(paths("x", Some(":/b:")), ["x", "/b/x", "x"]);
+        assert_eq!(paths("x", None), ["/bin/x", "/usr/bin/x"]);
+        assert_eq!(paths("./x", Some("/a")), ["./x"]);
+        assert_eq!(paths("", Some("/a")), [""]);
+        assert!(Program::new(&["x\0y".to_owned()], None).is_err());
+    }
+
+    #[test]
+    fn a_missing_interpreter_is_named() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let explain = |text: &[u8]| {
+            std::fs::write(dir.path().join("x"), text).expect("write");
+            let program = Program::new(&["./x".to_owned()], None).expect("program");
+            let missing = io::Error::from(io::ErrorKind::NotFound);
+            let error = program.explain(missing, Some(dir.path()));
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            error.to_string()
+        };
+        assert_eq!(
+            explain(b"#! /no/such -e\n"),
+            "its interpreter '/no/such' is missing"
+        );
+        let windows = explain(b"#!/bin/bash\r\necho\r\n");
+        assert!(
+            windows.starts_with("its interpreter '/bin/bash\\r' is missing"),
+            "{windows}"
+        );
+        assert!(windows.contains("Windows line ends"));
+        let env = explain(b"#!/usr/bin/env -S python3 -u\r\n");
+        assert!(env.contains("Windows line ends"), "{env}");
+        assert!(explain(b"\x7fELF").contains("loader"));
+        let program = Program::new(&["./y".to_owned()], None).expect("program");
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let text = missing.to_string();
+        assert_eq!(program.explain(missing, Some(dir.path())).to_string(), text);
+    }
+}
