@@ -127,9 +127,9 @@ fn a_raised_run_says_so_and_the_reply_comes_where_it_is_wanted() {
     let world = World::new();
     let client = world.client("hand", &["-t", SEQ, "-c", "true"]);
     let mut statuses = ears(&world, &status_topic("hand"));
-    let mut replies = ears(&world, "my/replies");
+    let mut replies = ears(&world, "lab/infrastructure/replies/mine");
     let control = "lab/infrastructure/pipelines/hand/control";
-    let properties = request_properties("my/replies", b"\x00\xff42");
+    let properties = request_properties("lab/infrastructure/replies/mine", b"\x00\xff42");
     let request = br#"{"action":"raise","sample":"S1"}"#;
     let mut raw = Raw::connect(world.broker.port());
     raw.send(&publish_with(
