@@ -258,6 +258,19 @@ fn status(raw: &mut Raw, n: u16, properties: &[(&str, &str)]) {
     raw.serve_until_acknowledged(n);
 }
 
+/// A message of a program that knows nothing of Tael.
+fn plain(raw: &mut Raw, n: u16) {
+    let payload = format!(r#"{{"status":"finished","n":"{n}"}}"#);
+    raw.send(&publish(
+        b"lab/seq/status",
+        payload.as_bytes(),
+        Some(n),
+        &[],
+        false,
+    ));
+    raw.serve_until_acknowledged(n);
+}
+
 #[test]
 fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
     let scene = Scene::new();
@@ -268,18 +281,17 @@ fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
         "3",
     ];
     let (client, mut raw) = scene.start(&filter);
-    (1..=5).for_each(|n| status(&mut raw, n, &[]));
-    // Those that are counted, and other messages, are not held up.
-    status(&mut raw, 6, &[("tael-hops", "1"), ("tael-who", "q")]);
-    let payload = br#"{"status":"finished","n":"7"}"#;
-    raw.send(&publish(b"lab/seq/status", payload, Some(7), &[], false));
-    raw.serve_until_acknowledged(7);
-    scene.have_run(&["10", "20", "30", "61", "70"]);
+    [1, 2].into_iter().for_each(|n| plain(&mut raw, n));
+    [3, 4, 5].into_iter().for_each(|n| status(&mut raw, n, &[]));
+    plain(&mut raw, 6);
+    // Those that are counted are not held up.
+    status(&mut raw, 7, &[("tael-hops", "1"), ("tael-who", "q")]);
+    scene.have_run(&["10", "20", "30", "71"]);
     let ledger = scene.dir.path().join("state/p/ledger.db");
     let ledger = rusqlite::Connection::open(ledger).expect("ledger");
     let waiting = "SELECT count(*) FROM unit WHERE state = 'pending' AND due > 0";
     let waiting = ledger.query_row(waiting, [], |row| row.get(0));
-    assert_eq!(waiting, Ok(2));
+    assert_eq!(waiting, Ok(3));
     let log = client.log_text();
     assert_eq!(log.matches("--loop-rate").count(), 1, "{log}");
     assert_eq!(
@@ -291,20 +303,19 @@ fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
 }
 
 #[test]
-fn what_a_bound_on_loops_holds_up_runs_in_the_end() {
+fn a_bound_on_loops_is_for_statuses_unless_wanted_otherwise_and_loses_nothing() {
     let scene = Scene::new();
-    let filter = [
-        "-t",
-        "far/infrastructure/pipelines/+/status",
-        "--loop-rate",
-        "60",
-    ];
+    let filter = ["-t", "far/infrastructure/pipelines/+/status"];
     let (client, mut raw) = scene.start(&filter);
-    let numbers = 1..=62;
-    numbers.clone().for_each(|n| status(&mut raw, n, &[]));
-    let wanted: Vec<String> = numbers.map(|n| format!("{n}0")).collect();
-    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-    // The last two have waited for a second each.
-    scene.have_run(&wanted);
+    // A burst of plain messages is one.
+    (101..=170).for_each(|n| plain(&mut raw, n));
+    let mut wanted: Vec<String> = (101..=170).map(|n| format!("{n}0")).collect();
+    scene.have_run(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(!client.log_text().contains("--loop-rate"));
+    // The last two wait for a second each.
+    (1..=62).for_each(|n| status(&mut raw, n, &[]));
+    wanted.extend((1..=62).map(|n| format!("{n}0")));
+    scene.have_run(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(client.log_text().contains("--loop-rate"));
     client.kill();
 }

@@ -15,9 +15,7 @@ use crate::model::duration;
 use crate::model::env::{self, Export};
 use crate::model::status;
 use crate::model::topic::Filter;
-use crate::model::trigger::{
-    Command as Run, DEFAULT_LOOP_RATE, DEFAULT_SHELL, OnInterrupt, Overlap, Policy, Trigger,
-};
+use crate::model::trigger::{Command as Run, DEFAULT_SHELL, OnInterrupt, Overlap, Policy, Trigger};
 
 /// Options of one trigger.
 #[derive(Debug, Clone, Args)]
@@ -61,10 +59,10 @@ pub struct TriggerOptions {
     /// What to do with a run that was lost with its host: fail, or rerun its event too
     #[arg(long, value_parser = OnInterrupt::parse, value_name = "CHOICE", default_value = "fail")]
     on_interrupt: OnInterrupt,
-    /// Runs a minute that statuses without tael-hops may start, as in a loop over an MQTT 3.1.1
-    /// bridge; others wait; 0 is no limit
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_LOOP_RATE, value_parser = clap::value_parser!(u32).range(..=60_000))]
-    loop_rate: u32,
+    /// Runs a minute that messages without tael-hops may start, as in a loop of plain messages;
+    /// others wait; 0 is no limit [default: 60, for statuses of pipelines only]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    loop_rate: Option<u32>,
     /// Whether retained messages count as events: ignore or accept
     #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,

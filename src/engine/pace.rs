@@ -2,8 +2,9 @@
 //!
 //! A pipeline's status says in `tael-hops` how many pipelines lie before it, so that a loop ends.
 //! A bridge that speaks MQTT 3.1.1 drops that, and two pipelines that wait for each other's ends
-//! over it start each other for ever. Such statuses start a limited number of runs a minute. The
-//! others wait: they need not be a loop, and nothing is to be lost.
+//! over it start each other for ever; so do commands that publish plain messages. Such statuses
+//! start a limited number of runs a minute, and other messages do if the operator says so: their
+//! sender may be in a hurry for another reason. The others wait, so that nothing is lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::engine::admit::Admission;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::model::event::Refusal;
 use crate::model::message::{Delivery, property};
+use crate::model::trigger::DEFAULT_LOOP_RATE;
 use crate::store::ledger::{Part, Refused};
 
 /// The time that `--loop-rate` is about, milliseconds.
@@ -53,15 +55,15 @@ fn is_of_a_pipeline(topic: &str) -> bool {
 }
 
 impl Pipeline {
-    /// Has runs wait that a status may start in a loop.
+    /// Has runs wait that a message may start in a loop.
     pub(super) fn pace(&mut self, delivery: &Delivery, admission: &mut Admission) {
         let topic = std::str::from_utf8(&delivery.topic);
-        if delivery.properties.user(property::HOPS).is_some() || !topic.is_ok_and(is_of_a_pipeline)
-        {
+        if delivery.properties.user(property::HOPS).is_some() {
             return;
         }
+        let of_a_pipeline = topic.is_ok_and(is_of_a_pipeline);
         let is_status = delivery.topic.ends_with(b"/status");
-        if is_status && delivery.properties.user(property::WHO).is_none() {
+        if of_a_pipeline && is_status && delivery.properties.user(property::WHO).is_none() {
             self.say_how_to_bridge(delivery);
         }
         let now = self.ticks();
@@ -70,7 +72,9 @@ impl Pipeline {
                 continue;
             };
             let trigger = self.config.triggers.named(&unit.trigger);
-            let Some(rate) = trigger.map(|t| t.policy.loop_rate).filter(|rate| *rate > 0) else {
+            let chosen = trigger.and_then(|trigger| trigger.policy.loop_rate);
+            let rate = chosen.or(of_a_pipeline.then_some(DEFAULT_LOOP_RATE));
+            let Some(rate) = rate.filter(|rate| *rate > 0) else {
                 continue;
             };
             match self.pace.delay(&unit.trigger, rate, now) {
@@ -97,8 +101,8 @@ impl Pipeline {
             if !std::mem::replace(&mut self.loop_said, true) {
                 warn!(
                     TAEL_TOPIC = admission.topic,
-                    "more than {rate} statuses a minute came without tael-hops: they wait, in case \
-                     pipelines start one another in a circle (--loop-rate)"
+                    "more than {rate} messages a minute came without tael-hops: they wait, in case \
+                     they start one another in a circle (--loop-rate)"
                 );
             }
         }

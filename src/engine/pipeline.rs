@@ -150,7 +150,7 @@ pub struct Pipeline {
     /// Whether it was said how bridges keep the properties of messages.
     pub(super) bridge_said: bool,
     pub(super) pace: Pace,
-    /// Whether it was said that statuses wait, in case they are a loop.
+    /// Whether it was said that messages wait, in case they are a loop.
     pub(super) loop_said: bool,
     pub(super) health: Health,
     pub(super) silence: Silence,

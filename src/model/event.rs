@@ -98,7 +98,7 @@ impl fmt::Display for Refusal {
             }
             Self::LoopRate(rate) => write!(
                 f,
-                "it would have to wait for too long: more than {rate} statuses a minute come \
+                "it would have to wait for too long: more than {rate} messages a minute come \
                  without tael-hops (--loop-rate): a loop?"
             ),
             Self::Loop(hops) => write!(

@@ -150,11 +150,12 @@ pub struct Policy {
     pub retry_delay: Duration,
     /// What happens to a run that vanished with its host or its runner.
     pub on_interrupt: OnInterrupt,
-    /// Runs a minute that pipelines' statuses without a number of hops may start; 0 is no limit.
-    pub loop_rate: u32,
+    /// Runs a minute that messages without a number of hops may start; 0 is no limit. Without, it
+    /// is [`DEFAULT_LOOP_RATE`] for messages of pipelines.
+    pub loop_rate: Option<u32>,
 }
 
-/// The loop rate when none is chosen.
+/// Runs a minute that messages of pipelines without a number of hops may start.
 pub const DEFAULT_LOOP_RATE: u32 = 60;
 
 impl Default for Policy {
@@ -167,7 +168,7 @@ impl Default for Policy {
             retries: 0,
             retry_delay: Duration::ZERO,
             on_interrupt: OnInterrupt::default(),
-            loop_rate: DEFAULT_LOOP_RATE,
+            loop_rate: None,
         }
     }
 }
