@@ -24,7 +24,7 @@ const FLOORS: &[(&str, usize)] = &[
 /// Libraries that only one room may know, so that another could take their place.
 const ROOMS: &[(&str, &[&str])] = &[
     ("rumqttc", &["net/mqtt.rs", "net/mqtt/"]),
-    ("mqtt5", &["net/broker.rs"]),
+    ("mqtt5", &["net/broker.rs", "net/broker/"]),
     ("rusqlite", &["store/ledger/"]),
 ];
 

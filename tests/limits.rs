@@ -6,19 +6,11 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use common::raw::{Heard, Raw, Scripted, packet, publish, publish_with, request_properties};
-use common::{Process, bare_command, spawn, wait_until};
+use common::{Process, bare_command, peak_memory, spawn, wait_until};
 
 /// The most memory that a process may ever have held, bytes: a few packets full of the shortest
 /// properties, decoded at a time, and what a debug build needs itself.
 const MAX_MEMORY: usize = 250 * 1024 * 1024;
-
-/// The most memory that `process` has held so far, bytes.
-fn peak(process: &Process) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    kib.expect("VmHWM").trim().parse::<usize>().expect("number") * 1024
-}
 
 /// One of our commands, pointed at a scripted broker.
 fn of(dir: &tempfile::TempDir, broker: &Scripted, name: &str, arguments: &[&str]) -> Command {
@@ -47,7 +39,7 @@ fn survives(process: Process, mut raw: Raw, topic: &str, limit: usize) {
     }
     raw.send(&publish(topic.as_bytes(), b"{}", Some(100), &[], false));
     raw.serve_until_acknowledged(100);
-    let peak = peak(&process);
+    let peak = peak_memory(&process);
     assert!(peak < MAX_MEMORY, "{} MB", peak >> 20);
     drop(process);
 }
@@ -140,6 +132,6 @@ fn replies_that_nobody_takes_do_not_fill_the_memory() {
     }
     raw.send(&publish(b"lab/seq/status", b"{}", Some(9), &[], false));
     raw.serve_until_acknowledged(9);
-    let peak = peak(&client);
+    let peak = peak_memory(&client);
     assert!(peak < 128 << 20, "{} MB", peak >> 20);
 }

@@ -10,10 +10,20 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection;
 use crate::error::{Error, Result};
-use crate::net::broker::Options;
+use crate::net::broker::{MAX_PACKET, Options};
 use crate::net::options::{Secret, TlsFiles};
 use crate::os::logging::Target;
+use crate::os::process;
 use crate::tools::{broker, demo};
+
+/// Descriptors that a broker asks the system for.
+const MAX_DESCRIPTORS: u64 = 16_384;
+
+/// Smallest `--max-packet`, bytes: room for Tael's own messages.
+const MIN_MAX_PACKET: u32 = 64 * 1024;
+
+/// Largest `--max-packet`, bytes (MQTT 5.0, section 2.1.4).
+const MAX_MAX_PACKET: u32 = 268_435_455;
 
 /// Options of `tael broker`.
 #[derive(Debug, Args)]
@@ -36,6 +46,9 @@ pub struct Broker {
     /// Demand client certificates signed by these authorities, PEM
     #[arg(long, value_name = "FILE")]
     cafile: Option<PathBuf>,
+    /// Largest packet that is taken, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_PACKET)]
+    max_packet: u32,
     /// Print the broker's URL once it accepts connections
     #[arg(long)]
     print_url: bool,
@@ -80,6 +93,11 @@ impl Tool for Broker {
                 self.listen
             )));
         }
+        if !(MIN_MAX_PACKET..=MAX_MAX_PACKET).contains(&self.max_packet) {
+            return Err(Error::usage(format!(
+                "--max-packet has {MIN_MAX_PACKET} to {MAX_MAX_PACKET} bytes"
+            )));
+        }
         let options = Options {
             listen: self.listen,
             data: self.data,
@@ -88,6 +106,8 @@ impl Tool for Broker {
                 cafile: self.cafile,
                 identity: Some(identity),
             }),
+            max_packet: self.max_packet,
+            descriptors: process::raise_descriptor_limit(MAX_DESCRIPTORS),
         };
         broker::run(options, self.print_url)
     }

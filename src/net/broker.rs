@@ -1,22 +1,60 @@
-//! A broker for one machine, from the `mqtt5` crate; the only file that names it.
+//! A broker for one machine, from the `mqtt5` crate; with the files beside it the only place that
+//! names it.
+//!
+//! Sessions, messages and the protocol are the crate's. The listener, passwords and the bound on
+//! what is retained are our own.
 
+mod door;
+mod keep;
+mod users;
+
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mqtt5::broker::config::{AuthConfig, StorageBackend, StorageConfig, TlsConfig};
-use mqtt5::broker::{BrokerConfig, BrokerShutdownHandle, MqttBroker, PasswordAuthProvider};
+use mqtt5::broker::client_handler::ClientHandler;
+use mqtt5::broker::config::{AuthConfig, StorageBackend as Backend, StorageConfig};
+use mqtt5::broker::resource_monitor::ResourceMonitor;
+use mqtt5::broker::router::MessageRouter;
+use mqtt5::broker::sys_topics::BrokerStats;
+use mqtt5::broker::tls_acceptor::{TlsAcceptorConfig, TlsStreamWrapper, accept_tls_connection};
+use mqtt5::broker::transport::BrokerTransport;
+use mqtt5::broker::{
+    BrokerConfig, BrokerEventHandler, DynamicStorage, MqttBroker, StorageBackend as _,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::{interval, timeout};
+use tracing::{debug, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::net::options::{Secret, TlsFiles};
+use door::{Door, Seat, Strangers};
+use keep::{Keep, MAX_RETAINED};
+use users::Users;
 
-/// The largest packet that is taken; the crate's own limit is 256 MiB.
-const MAX_PACKET: usize = 16 * 1024 * 1024;
+/// Maximum size of a packet unless said otherwise, bytes: what a client of a pipeline takes. The
+/// crate's own limit is 256 MiB, and properties take up to thirty times their size in its memory.
+pub const MAX_PACKET: u32 = 2 * 1024 * 1024 + 64 * 1024;
 
 /// Messages kept for one absent client.
 const MAX_QUEUED: usize = 100_000;
+
+/// How long the broker keeps the session of an absent client.
+const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Time between two looks for sessions and messages that have expired.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// How long connections may take to end when the broker stops.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A broker to start.
 #[derive(Debug, Clone)]
@@ -29,13 +67,33 @@ pub struct Options {
     pub users: Vec<(String, Secret)>,
     /// TLS with the broker's certificate; with `cafile`, clients need one from it too.
     pub tls: Option<TlsFiles>,
+    /// The largest packet that is taken, bytes.
+    pub max_packet: u32,
+    /// Descriptors that this process may have.
+    pub descriptors: u64,
 }
 
 /// A running broker.
 pub struct Broker {
     address: SocketAddr,
-    shutdown: BrokerShutdownHandle,
-    task: JoinHandle<Result<(), String>>,
+    shutdown: broadcast::Sender<()>,
+    storage: Option<Arc<DynamicStorage>>,
+    task: JoinHandle<()>,
+    /// Closed when no connection is left.
+    connections: mpsc::Receiver<()>,
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+struct Parts {
+    config: Arc<BrokerConfig>,
+    router: Arc<MessageRouter>,
+    users: Arc<Users>,
+    storage: Option<Arc<DynamicStorage>>,
+    stats: Arc<BrokerStats>,
+    monitor: Arc<ResourceMonitor>,
+    shutdown: broadcast::Sender<()>,
+    alive: mpsc::Sender<()>,
 }
 
 impl Broker {
@@ -48,45 +106,52 @@ impl Broker {
         let failed = |kind, e: &dyn std::fmt::Display| {
             Error::new(kind, format!("start broker on {listen}: {e}"))
         };
-        // The crate's own message for a port in use is a page of advice.
-        drop(std::net::TcpListener::bind(listen).map_err(|e| failed(Kind::Unavailable, &e))?);
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|e| failed(Kind::Unavailable, &e))?;
+        let address = listener.local_addr();
+        let address = address.map_err(|e| failed(Kind::Unavailable, &e))?;
         if let Some(data) = &options.data {
             std::fs::create_dir_all(data).map_err(|e| {
                 Error::cannot_create(format!("create broker's store {}: {e}", data.display()))
             })?;
         }
-        let mut broker = MqttBroker::with_config(config(&options)?)
-            .await
-            .map_err(|e| failed(Kind::Config, &e))?;
-        if !options.users.is_empty() {
-            let users = PasswordAuthProvider::new().with_anonymous(false);
-            for (name, password) in &options.users {
-                users
-                    .add_user(name, password.reveal())
-                    .map_err(|e| failed(Kind::Config, &e))?;
-            }
-            broker = broker.with_auth_provider(Arc::new(users));
-        }
-        let address = if options.tls.is_some() {
-            broker.tls_local_addr()
-        } else {
-            broker.local_addr()
-        }
-        .ok_or_else(|| failed(Kind::Unavailable, &"it has no address"))?;
-        let shutdown = broker.shutdown_handle();
-        let mut ready = broker.ready_receiver();
-        let task = tokio::spawn(async move { broker.run().await.map_err(|e| e.to_string()) });
-        if ready.wait_for(|ready| *ready).await.is_err() {
-            let cause = match task.await {
-                Ok(Err(cause)) => cause,
-                _ => "it stopped at once".into(),
-            };
-            return Err(failed(Kind::CannotCreate, &cause));
-        }
+        let secure = match &options.tls {
+            None => None,
+            Some(files) => Some(secure(files).await?),
+        };
+        let strangers = Arc::new(Strangers::for_descriptors(options.descriptors));
+        let users = Users::new(&options.users, Arc::clone(&strangers))?;
+        let keep = Arc::new(Keep::new(options.max_packet as usize));
+        let config =
+            config(&options).with_event_handler(Arc::clone(&keep) as Arc<dyn BrokerEventHandler>);
+        // It is not run: its parts serve the connections that come in at our own door. Its
+        // listener goes with it.
+        let broker = MqttBroker::with_config(config.clone()).await;
+        let broker = broker.map_err(|e| failed(Kind::CannotCreate, &e))?;
+        let (shutdown, _) = broadcast::channel(1);
+        let (alive, connections) = mpsc::channel(1);
+        let parts = Parts {
+            config: Arc::new(config),
+            router: broker.router(),
+            users: Arc::new(users),
+            storage: broker.storage(),
+            stats: broker.stats(),
+            monitor: broker.resource_monitor(),
+            shutdown: shutdown.clone(),
+            alive,
+        };
+        drop(broker);
+        let recovered = parts.recover(&keep).await;
+        recovered.map_err(|e| failed(Kind::CannotCreate, &e))?;
+        let storage = parts.storage.clone();
+        let door = Door::new(listener, strangers);
+        let task = tokio::spawn(serve(parts, door, secure));
         Ok(Self {
             address,
             shutdown,
+            storage,
             task,
+            connections,
         })
     }
 
@@ -99,49 +164,159 @@ impl Broker {
     /// Returns when the broker has failed; cancel safe.
     pub async fn failed(&mut self) -> Error {
         let cause = match (&mut self.task).await {
-            Ok(Ok(())) => "it stopped by itself".to_owned(),
-            Ok(Err(cause)) => cause,
+            Ok(()) => "it stopped by itself".to_owned(),
             Err(e) => e.to_string(),
         };
         Error::new(Kind::Unavailable, format!("run broker: {cause}"))
     }
 
     /// Stops it; this can take 5 s while clients are connected.
-    pub async fn stop(self) {
-        self.shutdown.shutdown();
+    pub async fn stop(mut self) {
+        let _ = self.shutdown.send(());
         let _ = self.task.await;
+        if timeout(FAREWELL, self.connections.recv()).await.is_err() {
+            warn!("clients are still connected: the broker leaves them");
+        }
+        if let Some(storage) = &self.storage
+            && let Err(e) = storage.shutdown().await
+        {
+            warn!("write the broker's store: {e}");
+        }
     }
 }
 
-fn config(options: &Options) -> Result<BrokerConfig> {
-    let storage = match &options.data {
-        Some(dir) => StorageConfig::new()
-            .with_backend(StorageBackend::File)
-            .with_base_dir(dir.clone()),
-        // Without persistence the crate forgets sessions too: memory it is.
-        None => StorageConfig::new().with_backend(StorageBackend::Memory),
-    };
-    let mut config = BrokerConfig::new()
-        .with_max_packet_size(MAX_PACKET)
-        .with_session_expiry(Duration::from_secs(7 * 24 * 3600))
-        .with_sys_topics_enabled(false)
-        .with_auth(AuthConfig::new().with_allow_anonymous(true))
-        .with_storage(storage.with_max_queued_messages_per_client(MAX_QUEUED));
-    match &options.tls {
-        None => config = config.with_bind_address(options.listen),
-        Some(files) => {
-            let Some((cert, key)) = &files.identity else {
-                return Err(Error::usage("a broker with TLS needs --cert and --key"));
-            };
-            let mut tls =
-                TlsConfig::new(cert.clone(), key.clone()).with_bind_address(options.listen);
-            if let Some(cafile) = &files.cafile {
-                tls = tls
-                    .with_ca_file(cafile.clone())
-                    .with_require_client_cert(true);
+/// A TLS handshake under way.
+type Handshake = Pin<Box<dyn Future<Output = mqtt5::Result<TlsStreamWrapper>> + Send>>;
+
+/// Starts a TLS handshake with a client.
+type Secure = Arc<dyn Fn(TcpStream, SocketAddr) -> Handshake + Send + Sync>;
+
+impl Parts {
+    /// Takes up sessions and messages of an earlier run.
+    async fn recover(&self, keep: &Keep) -> mqtt5::Result<()> {
+        let expiry = u32::try_from(SESSION_EXPIRY.as_secs()).unwrap_or(u32::MAX);
+        self.router.recover_sessions(expiry).await?;
+        if let Some(storage) = &self.storage {
+            storage.cleanup_expired().await?;
+        }
+        self.router.initialize().await?;
+        keep.watch(&self.router).await;
+        Ok(())
+    }
+
+    async fn sweep(&self) {
+        if let Some(storage) = &self.storage
+            && let Err(e) = storage.cleanup_expired().await
+        {
+            warn!("clean the broker's store: {e}");
+        }
+        self.router.sweep_sessions().await;
+        self.monitor.cleanup_expired_windows().await;
+    }
+
+    async fn handle(self, transport: BrokerTransport, client: SocketAddr) {
+        let handler = ClientHandler::new(
+            transport,
+            client,
+            self.config,
+            self.router,
+            self.users,
+            self.storage,
+            self.stats,
+            self.monitor,
+            self.shutdown.subscribe(),
+        );
+        if let Err(e) = handler.run().await {
+            debug!("connection of {client}: {e}");
+        }
+        drop(self.alive);
+    }
+
+    async fn secured(
+        self,
+        stream: TcpStream,
+        client: SocketAddr,
+        secure: Option<Secure>,
+        seat: Seat,
+    ) {
+        let mut shutdown = self.shutdown.subscribe();
+        let transport = match secure {
+            None => BrokerTransport::tcp(stream),
+            Some(secure) => {
+                let handshake = timeout(HANDSHAKE, secure(stream, client));
+                tokio::select! {
+                    done = handshake => match done {
+                        Ok(Ok(stream)) => BrokerTransport::tls(stream),
+                        Ok(Err(e)) => return debug!("TLS handshake of {client}: {e}"),
+                        Err(_) => return debug!("TLS handshake of {client}: no end in time"),
+                    },
+                    _ = shutdown.recv() => return,
+                }
             }
-            config = config.with_bind_addresses(Vec::new()).with_tls(tls);
+        };
+        self.handle(transport, client).await;
+        drop(seat);
+    }
+}
+
+/// Serves clients until told to stop.
+async fn serve(parts: Parts, mut door: Door, secure: Option<Secure>) {
+    let mut shutdown = parts.shutdown.subscribe();
+    let mut sweep = interval(SWEEP);
+    loop {
+        tokio::select! {
+            _ = shutdown.recv() => return,
+            _ = sweep.tick() => parts.sweep().await,
+            (stream, client, seat) = door.next() => {
+                tokio::spawn(parts.clone().secured(stream, client, secure.clone(), seat));
+            }
         }
     }
-    Ok(config)
+}
+
+async fn secure(files: &TlsFiles) -> Result<Secure> {
+    let Some((cert, key)) = &files.identity else {
+        return Err(Error::usage("a broker with TLS needs --cert and --key"));
+    };
+    let wrong = |file: &PathBuf, e: &dyn std::fmt::Display| {
+        Error::config(format!("read {}: {e}", file.display()))
+    };
+    let chain = TlsAcceptorConfig::load_cert_chain_from_file(cert).await;
+    let chain = chain.map_err(|e| wrong(cert, &e))?;
+    let secret = TlsAcceptorConfig::load_private_key_from_file(key).await;
+    let mut config = TlsAcceptorConfig::new(chain, secret.map_err(|e| wrong(key, &e))?);
+    if let Some(cafile) = &files.cafile {
+        let authorities = TlsAcceptorConfig::load_cert_chain_from_file(cafile).await;
+        let authorities = authorities.map_err(|e| wrong(cafile, &e))?;
+        config = config
+            .with_client_ca_certs(authorities)
+            .with_require_client_cert(true);
+    }
+    let acceptor = Arc::new(config.build_acceptor().map_err(|e| wrong(cert, &e))?);
+    Ok(Arc::new(move |stream, client| {
+        let acceptor = Arc::clone(&acceptor);
+        Box::pin(async move { accept_tls_connection(&acceptor, stream, client).await })
+    }))
+}
+
+fn config(options: &Options) -> BrokerConfig {
+    let storage = match &options.data {
+        Some(dir) => StorageConfig::new()
+            .with_backend(Backend::File)
+            .with_base_dir(dir.clone()),
+        // Without persistence the crate forgets sessions too: memory it is.
+        None => StorageConfig::new().with_backend(Backend::Memory),
+    };
+    let mut config = BrokerConfig::new()
+        // It has to have a listener, which is never served.
+        .with_bind_address(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .with_max_packet_size(options.max_packet as usize)
+        .with_session_expiry(SESSION_EXPIRY)
+        .with_sys_topics_enabled(false)
+        .with_max_retained_messages(MAX_RETAINED)
+        .with_auth(AuthConfig::new().with_allow_anonymous(true))
+        .with_storage(storage.with_max_queued_messages_per_client(MAX_QUEUED));
+    // Each client could have the broker remember 4 GB of topics.
+    config.topic_alias_maximum = 0;
+    config
 }

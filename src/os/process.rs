@@ -163,6 +163,24 @@ pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
+/// Raises how many descriptors this process may have open to as many as the system lets it, at most
+/// `wanted`, and returns how many that are.
+#[must_use]
+pub fn raise_descriptor_limit(wanted: u64) -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(wanted);
+    let raised = limit.maximum.unwrap_or(wanted).min(wanted);
+    if raised <= current {
+        return current;
+    }
+    let higher = Rlimit {
+        current: Some(raised),
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, higher).map_or(current, |()| raised)
+}
+
 /// Bytes that the system allows for arguments and environment of a program.
 #[must_use]
 pub fn exec_limit() -> usize {

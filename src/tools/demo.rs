@@ -14,10 +14,11 @@ use tokio::time::timeout;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::topic::Filter;
-use crate::net::broker::{Broker, Options as BrokerSettings};
+use crate::net::broker::{Broker, MAX_PACKET, Options as BrokerSettings};
 use crate::net::mqtt::Settings;
 use crate::net::options::{BrokerOptions, KEEP_ALIVE};
 use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::process::descriptor_limit;
 use crate::os::signals::Stop;
 use crate::os::{host, paths};
 use crate::store::streams::create_private_dir;
@@ -104,6 +105,8 @@ async fn show(scratch: &Path) -> Result<()> {
         data: None,
         users: Vec::new(),
         tls: None,
+        max_packet: MAX_PACKET,
+        descriptors: descriptor_limit().unwrap_or(u64::MAX),
     })
     .await?;
     let port = broker.address().port();

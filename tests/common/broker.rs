@@ -109,6 +109,9 @@ impl Broker {
             .args([
                 "broker",
                 "--print-url",
+                // As much as mosquitto takes, and more than any test sends.
+                "--max-packet",
+                "16777216",
                 "--listen",
                 &format!("127.0.0.1:{}", self.port),
             ])

@@ -311,6 +311,14 @@ pub fn bare_command(dir: &tempfile::TempDir, name: &str) -> Command {
     command
 }
 
+/// The most memory that `process` has held so far, bytes.
+pub fn peak_memory(process: &Process) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.expect("VmHWM").trim().parse::<usize>().expect("number") * 1024
+}
+
 /// Starts `command` with its stderr in a file of its own.
 pub fn spawn(dir: &tempfile::TempDir, command: &mut Command) -> Process {
     let log = dir.path().join(format!("log-{}", ulid::Ulid::generate()));

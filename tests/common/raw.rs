@@ -171,16 +171,26 @@ fn take_string(rest: &mut &[u8]) -> Vec<u8> {
     text.to_vec()
 }
 
+/// A CONNECT with clean start; an empty user name is none.
+pub fn connect_packet(user: &str, password: &str) -> Vec<u8> {
+    let id = ulid::Ulid::generate().to_string();
+    let mut body = string(b"MQTT");
+    let flags = if user.is_empty() { 0x02 } else { 0xc2 };
+    body.extend([5, flags, 0, 60, 0]);
+    body.extend(string(id.as_bytes()));
+    if !user.is_empty() {
+        body.extend(string(user.as_bytes()));
+        body.extend(string(password.as_bytes()));
+    }
+    packet(0x10, &body)
+}
+
 impl Raw {
     /// Connects to a broker with a clean start.
     pub fn connect(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
         let mut raw = Self::over(stream);
-        let id = ulid::Ulid::generate().to_string();
-        let mut body = string(b"MQTT");
-        body.extend([5, 0x02, 0, 60, 0]);
-        body.extend(string(id.as_bytes()));
-        raw.send(&packet(0x10, &body));
+        raw.send(&connect_packet("", ""));
         let (kind, body) = raw.receive();
         assert_eq!((kind, body[1]), (0x20, 0), "CONNACK");
         raw
