@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use common::raw::{Connect, Raw, Scripted, packet, publish, publish_with};
 use common::raw::{subscribe_filters, unsubscribe_filters};
-use common::{Process, World, bare_command, refuses, spawn, wait_until};
+use common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
 
 const CONTROL: &str = "lab/infrastructure/pipelines/p/control";
 const SEQ: &str = "lab/seq/status";
@@ -525,6 +525,34 @@ fn a_session_that_the_broker_has_lost_is_said_loudly() {
     let (raw, _) = connect(false);
     assert_eq!(lost(&client), 1, "{}", client.log_text());
     client.stop_with(raw);
+}
+
+#[test]
+fn two_clients_of_one_pipeline_or_identifier_notice_each_other_on_a_host() {
+    let world = World::new();
+    let other_folder = |who: &str| {
+        let mut command = world.command("tael-client");
+        command
+            .env("STATE_DIRECTORY", world.path("other"))
+            .env("TAEL_LOG", "warn")
+            .args(["--who", who, "--root", "lab", "-t", SEQ, "-c", "true"]);
+        command
+    };
+    let wait = format!(r#"{RUN}; until [ -e "$OUT/go" ]; do sleep 0.05; done"#);
+    let arguments = ["-t", SEQ, "-c", &wait, "--id", "one"];
+    let first = world.client("p", &arguments);
+    let holder = format!("process {} of user ", first.child.id());
+    refuses(&mut other_folder("p"), 73, &holder);
+    let (code, out, stderr) = ran(other_folder("p").arg("--if-not-running"));
+    assert_eq!((code, out.as_str(), stderr.as_str()), (0, "", ""));
+    refuses(other_folder("q").args(["--id", "one"]), 73, &holder);
+    // Another identifier is free, and a run that outlives its client keeps nobody out.
+    world.publish(SEQ, event(1), &[]);
+    wait_until("it runs", || world.lines("runs") == ["1"]);
+    world.online("q", other_folder("q")).stop();
+    first.kill();
+    world.online("p", other_folder("p")).stop();
+    fs::write(world.path("go"), "").expect("go");
 }
 
 trait StopWith {

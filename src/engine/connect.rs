@@ -10,9 +10,11 @@ use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::status::{self, Presence};
+use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics, minimal};
 use crate::net::mqtt::Settings;
 use crate::net::session::{Session, Subscriptions};
+use crate::os::host_lock::HostLock;
 use crate::store::identity::Identity;
 use crate::store::ledger;
 
@@ -90,6 +92,21 @@ pub fn identify(config: &mut Config, home: &Path) -> Result<Identity> {
         }
     }
     Ok(identity)
+}
+
+/// Takes the client identifier for this process alone, as far as this host goes: two clients of
+/// one identifier take the session from each other.
+///
+/// # Errors
+/// When another process has it (73).
+pub fn hold_id(config: &Config) -> Result<HostLock> {
+    let broker = &config.broker;
+    HostLock::acquire(&["client", &broker.address(), &broker.client_id]).map_err(|holder| {
+        Error::cannot_create(format!(
+            "start client: {holder} uses client identifier '{}'; choose another --id",
+            printable(&broker.client_id, 80)
+        ))
+    })
 }
 
 /// Notes what the broker is about to hold, before it is asked to.

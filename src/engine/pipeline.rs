@@ -39,6 +39,7 @@ use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::net::mqtt::Token;
 use crate::net::session::{Session, SessionAck};
+use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::aside::sweep;
@@ -123,6 +124,8 @@ pub struct Pipeline {
     pub(super) counts: Counts,
     pub(super) session: Session,
     pub(super) identity: Identity,
+    /// Keeps others on this host from using our client identifier.
+    _id_lock: HostLock,
     pub(super) redelivery: Redelivery,
     pub(super) names: Names,
     pub(super) boot: String,
@@ -170,6 +173,7 @@ impl Pipeline {
     pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
         warn_of_what_is_missing(&config);
         let mut identity = connect::identify(&mut config, &home.path)?;
+        let id_lock = connect::hold_id(&config)?;
         warn_without_holes(&config, &home.path.join(RUNNERS));
         let ledger = Ledger::open(&home.path)?;
         let reader = Reader::open(&home.path)?;
@@ -191,6 +195,7 @@ impl Pipeline {
         let mut pipeline = Self {
             session: connect::session(&config, &topics, since, &mut identity)?,
             identity,
+            _id_lock: id_lock,
             config,
             home,
             topics,

@@ -4,6 +4,7 @@ pub mod command;
 pub mod descent;
 pub mod folder;
 pub mod host;
+pub mod host_lock;
 pub mod inherit;
 pub mod init;
 pub mod lock;

@@ -7,6 +7,7 @@ use crate::engine::config::{Config, Home};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::reload::Reload;
 use crate::error::{Error, Result};
+use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 
@@ -38,6 +39,23 @@ pub fn run(options: Options) -> Result<ExitCode> {
                 "start client: one called '{who}' runs already in {}: {holder}; choose another \
                  --who",
                 options.state.display()
+            )));
+        }
+    };
+    // Another user or state folder may have the same pipeline.
+    let parts = [
+        "pipeline",
+        &options.config.broker.address(),
+        &options.config.root,
+        &who,
+    ];
+    let _lock = match HostLock::acquire(&parts) {
+        Ok(lock) => lock,
+        Err(_) if options.if_not_running => return Ok(ExitCode::SUCCESS),
+        Err(holder) => {
+            return Err(Error::cannot_create(format!(
+                "start client: one called '{who}' runs already, from another state folder: \
+                 {holder}; choose another --who"
             )));
         }
     };

@@ -1,0 +1,147 @@
+//! A lock for the whole host, whichever user and folder its holders have: the name of an abstract
+//! Unix socket (`unix(7)`), which the kernel gives to one process of a network namespace, and
+//! frees with it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use ring::digest::{SHA256, digest};
+use tracing::debug;
+
+/// Maximum time that the lock of a killed process may outlive it: a process that it was about to
+/// start has a copy until it executes its program.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Time between two attempts.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Maximum time to find out who holds a lock: a holder need not take connections.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A lock, released when dropped or when the process ends. Where the kernel grants no such names
+/// at all it holds nothing.
+#[derive(Debug)]
+pub struct HostLock {
+    _socket: Option<UnixListener>,
+}
+
+/// Who holds a lock, as far as the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    process: Option<(i32, u32)>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.process {
+            Some((pid, uid)) => write!(f, "process {pid} of user {uid} on this host"),
+            None => f.write_str("another process on this host"),
+        }
+    }
+}
+
+impl HostLock {
+    /// Takes the lock on what `parts` name together, none of which contains a NUL.
+    ///
+    /// # Errors
+    /// Who holds it.
+    pub fn acquire(parts: &[&str]) -> Result<Self, Holder> {
+        // Names are for everybody to see in /proc/net/unix; client identifiers are not.
+        let hash = digest(&SHA256, parts.join("\0").as_bytes());
+        let hex = hash.as_ref().iter().take(16);
+        let hex: String = hex.map(|byte| format!("{byte:02x}")).collect();
+        let deadline = Instant::now() + PATIENCE;
+        let name = match SocketAddr::from_abstract_name(format!("tael-{hex}")) {
+            Ok(name) => name,
+            Err(e) => return Ok(Self::none(&e)),
+        };
+        loop {
+            match UnixListener::bind_addr(&name) {
+                Ok(socket) => {
+                    return Ok(Self {
+                        _socket: Some(socket),
+                    });
+                }
+                Err(e) if e.kind() != io::ErrorKind::AddrInUse => return Ok(Self::none(&e)),
+                Err(_) if Instant::now() >= deadline => return Err(holder(name)),
+                Err(_) => thread::sleep(LOOK),
+            }
+        }
+    }
+
+    fn none(e: &io::Error) -> Self {
+        debug!("cannot lock a name for this host: {e}");
+        Self { _socket: None }
+    }
+}
+
+/// Asks the kernel who listens at `name`.
+fn holder(name: SocketAddr) -> Holder {
+    let (answer, answers) = mpsc::channel();
+    // It may wait for ever, and ends with the process then.
+    let asker = thread::Builder::new().spawn(move || {
+        let process = UnixStream::connect_addr(&name).and_then(|stream| peer(&stream));
+        let _ = answer.send(process.ok());
+    });
+    let process = match asker {
+        Ok(_) => answers.recv_timeout(ASK_TIMEOUT).ok().flatten(),
+        Err(_) => None,
+    };
+    // A process of another PID namespace has no number here.
+    Holder {
+        process: process.filter(|(pid, _)| *pid > 0),
+    }
+}
+
+/// The process and user at the other end of `stream`.
+fn peer(stream: &UnixStream) -> io::Result<(i32, u32)> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed; the kernel writes
+    // `length` bytes to `peer` at most, which has as many, and the length itself to `length`.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    match done {
+        0 => Ok((peer.pid, peer.uid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holds_a_name_and_is_known() {
+        let own = crate::os::host::new_id();
+        let first = HostLock::acquire(&["test", &own]).expect("free");
+        let holder = HostLock::acquire(&["test", &own]).expect_err("held");
+        let uid = nix::unistd::Uid::effective().as_raw();
+        let pid = std::process::id();
+        assert_eq!(
+            holder.to_string(),
+            format!("process {pid} of user {uid} on this host")
+        );
+        assert!(HostLock::acquire(&["test", &own, "other"]).is_ok());
+        drop(first);
+        assert!(HostLock::acquire(&["test", &own]).is_ok());
+    }
+}
