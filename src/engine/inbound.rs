@@ -40,6 +40,7 @@ impl Pipeline {
             }
             Event::Published(token, result) => self.on_published(token, result),
             Event::Received(received) => {
+                self.redelivery.delivered(received.delivery.packet);
                 if received.delivery.topic == self.topics.control().as_bytes() {
                     self.on_control(&received.delivery, received.ack);
                 } else {
@@ -128,7 +129,7 @@ impl Pipeline {
                 }
             }
         }
-        let at = self.redelivery.came(now_ms());
+        let at = self.redelivery.came(now_ms(), admission.key.packet);
         let op = Op::Accept {
             key: admission.key.clone(),
             topic: admission.topic.clone(),

@@ -24,7 +24,15 @@ pub struct Redelivery {
     answered: i64,
     since: i64,
     latest: i64,
+    /// A bit for each packet identifier: whether the last message under it left nothing in the
+    /// ledger. Empty until there is one.
+    unrecorded: Vec<u64>,
+    /// The same of the message before the one that is looked at now, under its identifier.
+    unrecorded_before: bool,
 }
+
+/// Words of 64 bits for all packet identifiers.
+const PACKET_WORDS: usize = 1024;
 
 impl Redelivery {
     /// After an earlier client, whose broker knew that what came before `since` was acknowledged,
@@ -43,8 +51,35 @@ impl Redelivery {
         self.latest
     }
 
-    /// An event comes at `now`, and is on its way to the ledger, with the time that is returned.
-    pub fn came(&mut self, now: i64) -> i64 {
+    /// A message is delivered under `packet`; it leaves nothing in the ledger unless
+    /// [`Redelivery::came`] follows. At QoS 0 there is no identifier.
+    pub fn delivered(&mut self, packet: u16) {
+        self.unrecorded_before = self.mark(packet, true);
+    }
+
+    /// Sets the bit of `packet`, and returns what it was.
+    fn mark(&mut self, packet: u16, unrecorded: bool) -> bool {
+        if packet == 0 || (self.unrecorded.is_empty() && !unrecorded) {
+            return false;
+        }
+        self.unrecorded.resize(PACKET_WORDS, 0);
+        let bit = 1 << (packet % 64);
+        let Some(word) = self.unrecorded.get_mut(usize::from(packet / 64)) else {
+            return false;
+        };
+        let before = *word & bit != 0;
+        *word = if unrecorded {
+            *word | bit
+        } else {
+            *word & !bit
+        };
+        before
+    }
+
+    /// An event comes at `now` under `packet`, and is on its way to the ledger, with the time that
+    /// is returned.
+    pub fn came(&mut self, now: i64, packet: u16) -> i64 {
+        self.mark(packet, false);
         let at = self.time(now);
         self.waiting.push_back(at);
         at
@@ -87,13 +122,17 @@ impl Redelivery {
         self.since = self.answered;
     }
 
-    /// When a message that the broker says it may have sent before can have been accepted: since
-    /// the broker last knew, or, if it has forgotten that, as long as it keeps our session.
+    /// When the message that is looked at now can have been accepted, if the broker says that it
+    /// may have sent it before: since the broker last knew, or, if it has forgotten that, as long
+    /// as it keeps our session, unless its packet identifier has carried something else since.
     pub fn again(&self) -> Again {
         let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).unwrap_or(i64::MAX);
         Again {
             unacknowledged: self.since,
-            kept: self.latest.saturating_sub(expiry),
+            kept: match self.unrecorded_before {
+                true => i64::MAX,
+                false => self.latest.saturating_sub(expiry),
+            },
         }
     }
 }
@@ -106,10 +145,10 @@ mod tests {
     fn an_answer_covers_what_was_acknowledged_before_its_question() {
         let [first, second, third] = [Token::new(), Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(5, 7);
-        assert_eq!(redelivery.came(10), 10);
+        assert_eq!(redelivery.came(10, 1), 10);
         redelivery.accepted();
         redelivery.sent(first, 20);
-        redelivery.came(30);
+        redelivery.came(30, 2);
         redelivery.sent(second, 40);
         redelivery.accepted();
         redelivery.answered(first);
@@ -132,7 +171,7 @@ mod tests {
     fn only_the_answer_to_that_very_message_counts() {
         let [first, second] = [Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(0, 0);
-        redelivery.came(10);
+        redelivery.came(10, 1);
         redelivery.accepted();
         redelivery.sent(first, 20);
         redelivery.unanswered(first);
@@ -142,10 +181,34 @@ mod tests {
     }
 
     #[test]
+    fn what_an_identifier_has_carried_since_is_told_apart() {
+        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).expect("number");
+        let mut redelivery = Redelivery::new(0, expiry);
+        let mut kept = |packet: u16, recorded: bool| {
+            redelivery.delivered(packet);
+            let kept = redelivery.again().kept;
+            if recorded {
+                redelivery.came(expiry, packet);
+            }
+            kept
+        };
+        for packet in [1, 63, 64, u16::MAX] {
+            assert_eq!(kept(packet, true), 0);
+            assert_eq!(kept(packet, false), 0, "it carried an event");
+            assert_eq!(kept(packet, true), i64::MAX, "it carried something else");
+            assert_eq!(kept(packet, true), 0);
+        }
+        assert_eq!((kept(0, false), kept(0, false)), (0, 0), "QoS 0");
+    }
+
+    #[test]
     fn a_clock_that_steps_back_does_not_make_what_is_new_look_old() {
         let [first, second] = [Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(500, 700);
-        assert_eq!((redelivery.came(600), redelivery.came(800)), (700, 800));
+        assert_eq!(
+            (redelivery.came(600, 1), redelivery.came(800, 2)),
+            (700, 800)
+        );
         redelivery.sent(first, 100);
         redelivery.accepted();
         redelivery.sent(second, 100);
