@@ -10,6 +10,7 @@ use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
 use crate::os::host::hostname;
 use crate::os::lock::Lock;
+use crate::store::private;
 use crate::store::streams::{RUNNERS, create_private_dir};
 
 /// How long the lock of a client that has just been killed may outlive it: a process that it
@@ -71,9 +72,14 @@ impl Home {
     /// holds it, if a client of that name runs already.
     ///
     /// # Errors
-    /// When it cannot be created (73).
+    /// When it cannot be created, or others can change what is in it (73).
     pub fn acquire(state: &Path, who: &str) -> Result<Result<Self, String>> {
         let path = state.join(who);
+        create_private_dir(state)?;
+        private::check_root(state)?;
+        create_private_dir(&path)?;
+        private::check(&path)?;
+        private::check_entries(&path)?;
         make_folders(&path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {

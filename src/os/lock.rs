@@ -117,6 +117,7 @@ impl Lock {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)
             .map_err(|e| refused(&e.to_string()))?;
         loop {

@@ -8,5 +8,6 @@ pub mod ledger;
 pub mod mark;
 pub mod outcome;
 pub mod output;
+pub mod private;
 pub mod spent;
 pub mod streams;
