@@ -379,3 +379,26 @@ fn a_repeated_request_is_answered_with_what_the_first_one_made() {
     raw.serve_until_acknowledged(99);
     scene.have_run(&["2", "3", "2", "1"]);
 }
+
+#[test]
+fn a_request_that_comes_twice_at_once_is_done_once_and_answered_twice() {
+    let scene = Scene::new();
+    let _client = scene.start();
+    let mut raw = scene.online();
+    let raise = br#"{"action":"raise","n":"2"}"#;
+    let control = b"lab/infrastructure/pipelines/p/control";
+    let mut properties = request_properties("lab/infrastructure/reply/me", b"");
+    properties.extend(user_properties(&[("tael-id", "R1")]));
+    // The second comes before the first is on disk.
+    let both = [1, 2].map(|id| publish_with(control, raise, Some(id), &properties, false));
+    raw.send(&both.concat());
+    let [first, second] = [(); 2].map(|()| {
+        let reply = raw.serve_until(|m| m.topic == "lab/infrastructure/reply/me");
+        reply.text()
+    });
+    assert_eq!(first, second);
+    assert!(first.contains(r#""unit":"#), "{first}");
+    raw.send(&publish(SEQ, ONE, Some(3), &[], false));
+    raw.serve_until_acknowledged(3);
+    scene.have_run(&["2", "1"]);
+}
