@@ -555,6 +555,52 @@ fn two_clients_of_one_pipeline_or_identifier_notice_each_other_on_a_host() {
     fs::write(world.path("go"), "").expect("go");
 }
 
+#[test]
+fn a_node_of_a_known_identifier_does_nothing_that_was_sent_to_an_earlier_one() {
+    let world = World::new();
+    let functions = world.path("functions.sh");
+    fs::write(
+        &functions,
+        "startFunction() { echo \"$1\" >>\"$OUT/calls\"; }\n",
+    )
+    .expect("file");
+    let node = |name: &str| {
+        let mut command = world.tael(["node", name, "--root", "lab", "--id", "fixed"]);
+        command.arg("--functions").arg(&functions);
+        let ears = world.ears(&["lab/+/STATUS"]);
+        let node = world.spawn(command);
+        ears.wait("it is alive", |m| m.payload == "ALIVE" && !m.retained);
+        node
+    };
+    let old = node("old");
+    world.publish("lab/old/COMMAND", "START a", &[]);
+    wait_until("it does it", || world.lines("calls") == ["a"]);
+    old.kill();
+    world.publish("lab/old/COMMAND", "START b", &[]);
+    let new = node("new");
+    world.publish("lab/old/COMMAND", "START c", &[]);
+    world.publish("lab/new/COMMAND", "START d", &[]);
+    wait_until("the sentinel is done", || world.lines("calls").len() >= 2);
+    assert_eq!(world.lines("calls"), ["a", "d"]);
+    new.kill();
+}
+
+#[test]
+fn a_message_that_two_filters_match_runs_once() {
+    let world = World::new();
+    let client = world.client("p", &["-t", "lab/seq/+", "lab/+/status", "-c", RUN]);
+    // Equal messages are messages all the same.
+    for n in [1, 1, 1, 2, 1] {
+        world.publish(SEQ, event(n), &[]);
+    }
+    world.publish("lab/seq/end", event(9), &[]);
+    wait_until("the sentinel runs", || {
+        world.lines("runs").last().is_some_and(|run| run == "9")
+    });
+    assert_eq!(world.lines("runs"), ["1", "1", "1", "2", "1", "9"]);
+    client.stop();
+}
+
 trait StopWith {
     fn stop_with(self, raw: Raw);
 }

@@ -370,7 +370,7 @@ impl Session {
         let forgotten = self.expected && !session_present;
         if forgotten && !self.settings.session_expiry.is_zero() {
             warn!(
-                "{} has lost the session of client identifier '{}': events that were sent while \
+                "{} has lost the session of client identifier '{}': messages that were sent while \
                  this client was away are lost; the broker was restarted without its state, the \
                  client was away for too long, or another client has used the identifier",
                 self.settings.broker.address(),
@@ -378,6 +378,8 @@ impl Session {
             );
         }
         self.expected = true;
+        // From now on the session is our own.
+        self.settings.clean_start &= self.settings.session_expiry.is_zero();
         self.subscriber.connected(session_present, identifies);
     }
 

@@ -73,7 +73,8 @@ pub struct Settings {
     pub broker: BrokerOptions,
     /// How long the broker keeps our session after we are gone; zero ends it with us.
     pub session_expiry: Duration,
-    /// Whether the broker drops a session that it still has of us.
+    /// Whether the broker drops a session that it still has of us. A [`crate::net::session`] that
+    /// outlives its connections asks for that once.
     pub clean_start: bool,
     /// What the broker publishes when we vanish.
     pub will: Option<Message>,

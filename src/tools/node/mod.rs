@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::engine::outbox::Outbox;
 use crate::error::{Error, Kind, Result};
@@ -184,13 +184,13 @@ async fn node(options: &Options) -> Result<()> {
     let settings = Settings {
         broker: options.broker.clone(),
         session_expiry: SESSION_EXPIRY,
-        clean_start: false,
+        clean_start: true,
         will: Some(status(options, node::LOST)),
         max_packet: MAX_PACKET,
         receive_maximum: 64,
     };
     let subscriptions = Subscriptions {
-        required: vec![filter, own],
+        required: vec![filter.clone(), own.clone()],
         optional: Vec::new(),
         qos: Qos::AtLeastOnce,
     };
@@ -243,8 +243,10 @@ async fn node(options: &Options) -> Result<()> {
                 Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
                 Event::Received(received) => {
                     let delivery = &received.delivery;
-                    if delivery.topic.ends_with(b"/STATUS") {
+                    if delivery.topic == own.as_str().as_bytes() {
                         doubles.look(delivery, options);
+                    } else if delivery.topic != filter.as_str().as_bytes() {
+                        debug!("not for this node: the session had another name before");
                     } else if !delivery.retained && !known.again(delivery) {
                         let at = delivery.properties.user(node::AT);
                         let sent = Command::parse(&delivery.payload, at).and_then(|command| {

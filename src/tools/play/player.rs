@@ -68,7 +68,7 @@ impl<'a> Player<'a> {
         let settings = Settings {
             broker: options.broker.clone(),
             session_expiry: SESSION_EXPIRY,
-            clean_start: false,
+            clean_start: true,
             will: None,
             max_packet: 1024 * 1024,
             receive_maximum: 64,
