@@ -73,6 +73,23 @@ fn a_lock_of_the_starter_is_free_while_a_run_goes_on() {
 }
 
 #[test]
+fn a_command_of_a_playbook_has_no_lock_of_the_starter() {
+    let world = World::new();
+    let book = world.path("book");
+    fs::write(&book, "RUN test ! -e /proc/self/fd/9\n").expect("book");
+    let inner = world.tael(["play", book.to_str().expect("path")]);
+    let script = r#"exec 9>"$OUT/lock"; exec "$@""#;
+    let mut play = Command::new("/bin/sh");
+    play.args(["-c", script, "sh"]).arg(inner.get_program());
+    play.args(inner.get_args()).env_clear();
+    for (name, value) in inner.get_envs() {
+        play.env(name, value.expect("value"));
+    }
+    let (code, _, stderr) = ran(&mut play);
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
 fn a_password_is_not_handed_on_to_commands() {
     let world = World::with(Setup {
         password: Some("secret".into()),
