@@ -47,7 +47,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 10] = [
+    let parts: [(&str, fn()); 12] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -58,6 +58,8 @@ fn main() {
         ("nodes", nodes),
         ("triggers", triggers),
         ("status", status),
+        ("stock", stock),
+        ("waiting", waiting),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
@@ -186,15 +188,18 @@ struct Mosquitto {
 }
 
 fn mosquitto() -> Mosquitto {
+    mosquitto_with(
+        "max_queued_messages 1000000\nmax_inflight_messages 1000\nset_tcp_nodelay true\n",
+    )
+}
+
+fn mosquitto_with(options: &str) -> Mosquitto {
     let dir = tempfile::tempdir().expect("tempdir");
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = listener.local_addr().expect("address").port();
     drop(listener);
     let config = dir.path().join("mosquitto.conf");
-    let text = format!(
-        "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 1000000\n\
-         max_inflight_messages 1000\nset_tcp_nodelay true\n"
-    );
+    let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\n{options}");
     fs::write(&config, text).expect("config");
     let process = spawn(
         Command::new("mosquitto")
@@ -838,4 +843,104 @@ fn status() {
             median(&mut times)
         );
     }
+}
+
+/// A burst to a client of mosquitto as it is shipped, which keeps 1,000 messages for a client that
+/// is slower than its senders and drops the rest.
+fn stock() {
+    const EVENTS: usize = 2000;
+    const ROUNDS: usize = 5;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let port = socket.local_addr().expect("address").port();
+    let ping = format!("{} ping {port}", this());
+    let mut all = 0;
+    for jobs in [1, 2, 8] {
+        let lost = (0..ROUNDS).map(|_| {
+            let broker = mosquitto_with("");
+            let home = state();
+            let publisher = Publisher::new(broker.port);
+            let _client = client(broker.port, TOPIC, &home, jobs, &ping);
+            wake(&publisher, TOPIC, &socket);
+            (0..EVENTS).for_each(|_| publisher.send(FINISHED));
+            let patience = Some(Duration::from_secs(3));
+            socket.set_read_timeout(patience).expect("timeout");
+            let run = (0..EVENTS).take_while(|_| socket.recv(&mut [0]).is_ok());
+            EVENTS - run.count()
+        });
+        let lost: Vec<usize> = lost.collect();
+        all += lost.iter().sum::<usize>();
+        println!("{EVENTS} events at once at stock limits, {jobs} jobs: {lost:?} lost");
+    }
+    println!("  lost: {all} (target 0)");
+}
+
+/// Starts a client with 10,000 waiting events of 800 KB, and lists them. Takes 8 GB of disk space.
+fn waiting() {
+    const EVENTS: usize = 10_000;
+    let broker = mosquitto();
+    let home = state();
+    let port = broker.port.to_string();
+    let who = TOPIC.replace('/', "-");
+    let folder = home.join(&who);
+    let peak = |pid: u32| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    let tael = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tael"));
+        command.env("STATE_DIRECTORY", &home).args(arguments);
+        command.args(["--log", "none"]).stdout(Stdio::null());
+        command
+    };
+    let status = || {
+        let arguments = [
+            "control",
+            &who,
+            "status",
+            "--root",
+            "bench",
+            "-H",
+            "127.0.0.1",
+            "-p",
+        ];
+        let mut command = tael(&[&arguments[..], &[&port]].concat());
+        command
+            .stderr(Stdio::null())
+            .status()
+            .expect("control")
+            .success()
+    };
+    // It makes the ledger.
+    let first = client(broker.port, TOPIC, &home, 1, "true");
+    while !status() {}
+    drop(first);
+    fs::write(folder.join("paused"), "").expect("paused");
+    let ledger = rusqlite::Connection::open(folder.join("ledger.db")).expect("ledger");
+    let sql = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {EVENTS})
+         INSERT INTO unit (seq, id, trigger, event, topic, reason, hops, attempt, due, state,
+                 accepted, command, payload, variables, passthrough)
+             SELECT i, 'u' || i, 'default', 'e' || i, '', '', 0, 1, 0, 'pending', 1, 'true', i,
+                 '[]', '{{}}' FROM n;
+         INSERT INTO payload SELECT seq, zeroblob(800000) FROM unit;
+         PRAGMA wal_checkpoint(TRUNCATE)"
+    );
+    ledger.execute_batch(&sql).expect("fill");
+    drop(ledger);
+    let start = Instant::now();
+    let client = client(broker.port, TOPIC, &home, 1, "true");
+    while !status() {}
+    let (time, memory) = (start.elapsed(), peak(client.0.id()));
+    println!("start with {EVENTS} waiting events of 800 KB: {time:.1?}, {memory} KiB at most");
+    let start = Instant::now();
+    let mut list = tael(&["work", "list", "--json"]).spawn().expect("list");
+    let mut memory = memory;
+    while list.try_wait().expect("wait").is_none() {
+        memory = memory.max(peak(list.id()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("list of them: {:.1?}", start.elapsed());
+    println!("  memory: {memory} KiB at most (target under 65536)");
 }

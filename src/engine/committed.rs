@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::engine::admit::Admission;
@@ -31,6 +32,7 @@ impl Pipeline {
                 failpoint::reached("commit.after");
                 if let Some(ack) = ack {
                     self.session.acknowledge(&ack);
+                    self.pressure.served(Instant::now());
                 }
                 failpoint::reached("ack.after");
                 self.outbox.extend(queued);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::{Level, debug, enabled, error, warn};
 
 use crate::engine::admit::{self, Admission};
@@ -44,7 +45,9 @@ impl Pipeline {
                 if received.delivery.topic == self.topics.control().as_bytes() {
                     self.on_control(&received.delivery, received.ack);
                 } else {
+                    self.pressure.came(Instant::now());
                     self.on_delivery(&received.delivery, received.ack);
+                    self.pressure.served(Instant::now());
                 }
             }
         }
@@ -118,10 +121,15 @@ impl Pipeline {
         self.name(&mut admission);
         let (mut words, mut units) = (Vec::new(), Vec::new());
         let mut bytes = 0;
+        let holds = self.pressure.holds_until(Instant::now()).is_some();
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start, .. } = part {
                 bytes += unit.payload.as_ref().map_or(0, |p| p.len()) + unit.exported_bytes();
-                *start = unit.due == 0 && self.queue.claim(&unit.trigger, &unit.id);
+                match unit.due {
+                    0 if holds => self.queue.announce(&unit.trigger),
+                    0 => *start = self.queue.claim(&unit.trigger, &unit.id),
+                    _ => {}
+                }
                 // If it fails, it is tried again when the event is on disk.
                 if *start && let Ok(word) = self.runners.reserve(&unit.id) {
                     words.push((place, word));

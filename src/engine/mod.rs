@@ -17,6 +17,7 @@ mod names;
 pub mod outbox;
 mod pace;
 pub mod pipeline;
+mod pressure;
 mod queue;
 mod recovery;
 mod redelivery;

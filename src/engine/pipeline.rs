@@ -23,6 +23,7 @@ use crate::engine::metrics::Metrics;
 use crate::engine::names::Names;
 use crate::engine::outbox::Outbox;
 use crate::engine::pace::Pace;
+use crate::engine::pressure::Pressure;
 use crate::engine::queue::Queue;
 use crate::engine::recovery;
 use crate::engine::redelivery::Redelivery;
@@ -51,6 +52,9 @@ use crate::store::streams::{RUNNERS, UnitDir};
 /// the messages among them.
 const MAX_UNCOMMITTED: usize = 4096;
 const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
+
+/// Maximum number of network events that are dealt with in a row.
+const MAX_TAKEN_IN: usize = 128;
 
 /// Counts since the client started.
 #[derive(Debug, Clone, Copy, Default)]
@@ -120,6 +124,7 @@ pub struct Pipeline {
     pub(super) since: Timestamp,
     pub(super) reader: Reader,
     pub(super) queue: Queue,
+    pub(super) pressure: Pressure,
     pub(super) outbox: Outbox,
     pub(super) counts: Counts,
     pub(super) session: Session,
@@ -202,6 +207,7 @@ impl Pipeline {
             since,
             reader,
             queue,
+            pressure: Pressure::default(),
             outbox,
             counts: Counts::default(),
             redelivery,
@@ -261,6 +267,7 @@ impl Pipeline {
                 Some(removed) = self.cleanup.next() => self.on_removed(removed),
                 event = self.session.next(), if self.takes_more() => {
                     self.on_session(event?);
+                    self.take_in().await?;
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.on_time();
@@ -268,6 +275,22 @@ impl Pipeline {
             }
         }
         self.stop().await
+    }
+
+    /// Takes in what else has come already: one commit takes all of it, and only then is anything
+    /// started.
+    async fn take_in(&mut self) -> Result<()> {
+        for _ in 1..MAX_TAKEN_IN {
+            if !self.takes_more() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                event = self.session.next() => self.on_session(event?),
+                () = std::future::ready(()) => break,
+            }
+        }
+        Ok(())
     }
 
     /// Whether the ledger keeps up with what comes.
@@ -282,6 +305,7 @@ impl Pipeline {
             Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
         });
         let held = self.held_until.or_else(|| self.runners.held_until());
+        let held = held.or_else(|| self.pressure.holds_until(Instant::now()));
         let held = held.filter(|_| self.queue.waiting() > 0);
         let times = [
             due,

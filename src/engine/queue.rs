@@ -138,6 +138,11 @@ impl Queue {
         free
     }
 
+    /// Takes no job for a unit that comes: it is to wait, and [`Queue::came`] is to follow.
+    pub fn announce(&mut self, trigger: &str) {
+        self.lane(trigger).coming += 1;
+    }
+
     /// A unit that got no job from [`Queue::claim`] is in the ledger, or was there before.
     pub fn came(&mut self, trigger: &str) {
         let lane = self.lane(trigger);

@@ -73,6 +73,10 @@ impl Pipeline {
     /// When the ledger cannot be read any more.
     pub(super) fn start_waiting(&mut self) -> Result<(), Error> {
         let mut units = Vec::new();
+        if self.pressure.holds_until(Instant::now()).is_some() {
+            // What comes is taken in first: it is safe then.
+            return Ok(());
+        }
         while self.held_until.is_none_or(|until| Instant::now() >= until)
             && self.runners.held_until().is_none()
             && let Some((trigger, unit)) = self.queue.next(self.ticks())

@@ -1,0 +1,124 @@
+//! Whether messages come so fast that taking them in has to come before starting anything. Pure.
+//!
+//! A broker keeps a bounded number of messages for a client that is slower than its senders, and
+//! drops the rest: mosquitto 1,000, as it is shipped. What a start costs, for us and for the
+//! command that then competes with us, is time in which nothing is acknowledged. An event that
+//! waits in the ledger is safe, and starts a little later.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Nothing is started for this long after we have dealt with a message of a burst, or acknowledged
+/// one: the broker may have waited for that.
+const GAP: Duration = Duration::from_millis(10);
+
+/// A message that comes sooner than this belongs to one burst with the one before.
+const END: Duration = Duration::from_millis(100);
+
+/// Maximum time that we wait for a message of a burst, on average over the last [`BURST`].
+const EACH: Duration = Duration::from_millis(5);
+
+/// Messages in a row that make a burst: as many as mosquitto sends before it waits for an
+/// acknowledgement (`max_inflight_messages`).
+const BURST: u32 = 20;
+
+/// Maximum time for which a burst holds starts up: a flow without end is no burst.
+const MAX_HOLD: Duration = Duration::from_secs(2);
+
+/// The messages that have come lately.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pressure {
+    /// Since when nobody waits for us.
+    idle_since: Option<Instant>,
+    /// How long we have waited for the last [`BURST`] messages, about.
+    waited: Duration,
+    count: u32,
+    /// Since when this is a burst.
+    since: Option<Instant>,
+}
+
+impl Pressure {
+    /// A message comes at `now`.
+    pub fn came(&mut self, now: Instant) {
+        let idle_since = self.idle_since.replace(now);
+        match idle_since.map(|idle_since| now.duration_since(idle_since)) {
+            Some(gap) if gap < END => self.waited = self.waited - self.waited / BURST + gap,
+            // No burst until that has fallen.
+            _ => (self.count, self.waited) = (0, EACH * BURST),
+        }
+        self.count = self.count.saturating_add(1);
+        let burst = self.count >= BURST && self.waited <= EACH * BURST;
+        self.since = burst.then(|| self.since.unwrap_or(now));
+    }
+
+    /// We have dealt with a message, or acknowledged one, at `now`.
+    pub fn served(&mut self, now: Instant) {
+        self.idle_since = self.idle_since.map(|_| now);
+    }
+
+    /// Until when nothing is to be started, unless more messages come: `None` if it may be now.
+    #[must_use]
+    pub fn holds_until(&self, now: Instant) -> Option<Instant> {
+        let until = (self.idle_since? + GAP).min(self.since? + MAX_HOLD);
+        (now < until).then_some(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_holds_starts_until_it_is_over() {
+        let (mut pressure, start) = (Pressure::default(), Instant::now());
+        let ms = |ms| start + Duration::from_millis(ms);
+        for n in 0..19 {
+            pressure.came(ms(n));
+            assert_eq!(pressure.holds_until(ms(n)), None, "that is no burst yet");
+        }
+        pressure.came(ms(19));
+        assert_eq!(pressure.holds_until(ms(19)), Some(ms(29)));
+        assert_eq!(pressure.holds_until(ms(28)), Some(ms(29)));
+        assert_eq!(pressure.holds_until(ms(29)), None);
+        pressure.came(ms(40));
+        assert_eq!(pressure.holds_until(ms(40)), Some(ms(50)), "it goes on");
+        pressure.came(ms(240));
+        assert_eq!(pressure.holds_until(ms(240)), None, "a single one is none");
+    }
+
+    #[test]
+    fn a_broker_that_waits_for_acknowledgements_goes_on_with_its_burst() {
+        let (mut pressure, start) = (Pressure::default(), Instant::now());
+        let ms = |ms| start + Duration::from_millis(ms);
+        for window in 0..3 {
+            // A commit takes longer than the gap.
+            (0..20).for_each(|_| pressure.came(ms(window * 30)));
+            pressure.served(ms(window * 30 + 25));
+        }
+        assert_eq!(pressure.count, 60);
+        assert_eq!(pressure.holds_until(ms(86)), Some(ms(95)));
+    }
+
+    #[test]
+    fn a_steady_flow_is_no_burst() {
+        let (mut pressure, start) = (Pressure::default(), Instant::now());
+        for n in 0..1000 {
+            let now = start + Duration::from_millis(n * 8);
+            pressure.came(now);
+            assert_eq!(pressure.holds_until(now), None);
+        }
+    }
+
+    #[test]
+    fn a_flow_without_end_holds_nothing_up_for_long() {
+        let (mut pressure, start) = (Pressure::default(), Instant::now());
+        let mut held = 0;
+        for n in 0..10_000 {
+            let now = start + Duration::from_millis(n);
+            pressure.came(now);
+            held += u32::from(pressure.holds_until(now).is_some());
+        }
+        assert!((1900..2100).contains(&held), "{held} ms");
+    }
+}
