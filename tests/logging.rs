@@ -97,6 +97,35 @@ fn a_reader_that_comes_back_gets_every_line() {
 }
 
 #[test]
+fn a_watch_whose_lines_nobody_reads_ends_when_it_is_told_to() {
+    let world = World::new();
+    let (reader, stdout) = small_pipe();
+    let mut command = world.tael(["watch", "-t", "lab/#", "--qos", "1"]);
+    command.stdout(stdout);
+    let mut watch = world.spawn(command);
+    wait_until("it listens", || watch.log_text().contains("connected to"));
+    let mut raw = Raw::connect(world.broker.port());
+    let held = || {
+        let mut held: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and FIONREAD writes one `int` to a live local.
+        let asked = unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &raw mut held) };
+        assert_eq!(asked, 0);
+        held
+    };
+    wait_until("another line does not fit", || {
+        send(&mut raw, "finished", 0);
+        held() > 4096 - 60
+    });
+    // It stands still with the next one.
+    (1..20).for_each(|n| send(&mut raw, "finished", n));
+    let told = Instant::now();
+    watch.signal(Signal::SIGTERM);
+    // 0 if it has noticed before it came to the next line.
+    assert!([0, 128 + 15].contains(&watch.wait()));
+    assert!(told.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
 fn junk_without_end_makes_a_short_log() {
     const JUNK: usize = 500;
     let world = World::new();

@@ -167,7 +167,7 @@ impl Pipeline {
             && e.kind() == Kind::TryAgain
         {
             // It stays in the ledger, and goes out again with the next connection.
-            return warn!("a status has to wait: {e}");
+            return warn!(target: SENDERS, "a status has to wait: {e}");
         }
         let Some(Queued { seq, message }) = self.outbox.complete(token) else {
             if let Err(Refused(e, _)) = result
@@ -184,7 +184,7 @@ impl Pipeline {
                     warn!(target: SENDERS, "a status is told without what was to be passed through: {e}");
                     self.submit(Op::Post(smaller), Then::Nothing);
                 }
-                None => error!("status on '{}' is given up: {e}", message.topic),
+                None => error!(target: SENDERS, "status on '{}' is given up: {e}", message.topic),
             }
         }
         failpoint::reached("publish.after");

@@ -1,10 +1,13 @@
 //! Being told to stop, or to read the configuration again.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 fn on(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|e| Error::bug(format!("listen for signals: {e}")))
@@ -16,6 +19,31 @@ fn on(kind: SignalKind) -> Result<Signal> {
 /// When the handler cannot be installed.
 pub fn reload() -> Result<Signal> {
     on(SignalKind::hangup())
+}
+
+/// Ends this process some time `after` it was told to stop, if it is still there: what it prints
+/// may not be taken, and then it stands still. For tools that leave nothing undone.
+///
+/// # Errors
+/// When there is no thread.
+pub fn give_up_after(after: Duration) -> Result<()> {
+    let wait = move || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        // It could not be told that it has to stop either.
+        let Ok(runtime) = runtime else { return };
+        runtime.block_on(async {
+            if let Ok(mut stop) = Stop::listen(false) {
+                stop.requested().await;
+                sleep(after).await;
+                std::process::exit(128 + nix::libc::SIGTERM);
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("give-up".into());
+    thread
+        .spawn(wait)
+        .map(|_| ())
+        .map_err(|e| Error::new(Kind::TryAgain, format!("start a thread: {e}")))
 }
 
 /// Waits for SIGTERM or SIGINT; and for SIGHUP, if that means that the terminal is gone.

@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use jiff::Zoned;
 use serde_json::{Map, Value, json};
@@ -17,11 +18,14 @@ use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::logging::say;
-use crate::os::signals::Stop;
+use crate::os::signals::{self, Stop};
 use crate::tools::listener;
 
 /// Characters of one value on a line.
 const MAX_VALUE: usize = 120;
+
+/// How long our end may take once we are told to stop.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What the command needs.
 #[derive(Debug, Clone)]
@@ -45,6 +49,7 @@ pub struct Options {
 /// # Errors
 /// What will not pass: the broker turns us away.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    signals::give_up_after(FAREWELL)?;
     super::runtime(Some(&options.broker))?.block_on(watch(options))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use tracing::Level;
 
+use crate::model::env::sanitize;
 use crate::model::text::printable;
 use crate::os::logging::queue::{Queue, Sink};
 use crate::os::logging::{MAX_LINE, Record, lost};
@@ -87,7 +88,7 @@ fn entry(header: &[u8], record: &Record) -> Vec<u8> {
     entry.extend_from_slice(header);
     put(&mut entry, "MESSAGE", &record.message);
     for (name, value) in &record.fields {
-        put(&mut entry, &name.to_uppercase(), value);
+        put(&mut entry, &sanitize(name), value);
     }
     entry
 }

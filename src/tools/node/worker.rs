@@ -256,6 +256,7 @@ impl Worker {
             Some(code) => Err(code),
             None => {
                 warn!(
+                    target: SENDERS,
                     "{} has ended the shell; the next command gets a new one",
                     call.function
                 );

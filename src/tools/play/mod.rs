@@ -16,8 +16,12 @@ use crate::model::playbook::Playbook;
 use crate::model::text::printable;
 use crate::net::options::BrokerOptions;
 use crate::os::logging::say;
+use crate::os::signals;
 use player::Player;
 use report::Outcome;
+
+/// How long our end may take once we are told to stop: the nodes are told to end.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// What the command needs.
 #[derive(Debug, Clone)]
@@ -93,6 +97,7 @@ pub fn check(playbook: &Playbook) -> Result<ExitCode> {
 /// # Errors
 /// 69 and 77 when the broker cannot be reached or turns us away.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    signals::give_up_after(FAREWELL)?;
     let runtime = super::runtime(Some(&options.broker))?;
     let code = runtime.block_on(play(options));
     // A file that nobody has sent must not hold us up.
