@@ -1,0 +1,57 @@
+//! What the package carries for the crates that it is built from.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_notices_of_all_that_is_linked_go_into_the_package() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if Command::new("jq").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "needs jq");
+        return eprintln!("not run, needs jq: the notices of crates");
+    }
+    let output = Command::new(package.join("packaging/third-party"))
+        .output()
+        .expect("packaging/third-party");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let (crates, notices) = text.split_once("\n----").expect("notices");
+    for name in [
+        "ring",
+        "rumqttc",
+        "rustls",
+        "libsqlite3-sys",
+        "mqtt5",
+        "serde",
+    ] {
+        assert!(crates.contains(&format!("\n{name} v")), "{name}");
+    }
+    for name in ["tempfile", "proptest", "tael", "clap_derive"] {
+        assert!(
+            !crates.contains(&format!("\n{name} v")),
+            "{name} is not linked"
+        );
+    }
+    // Texts that ask for it by name.
+    for notice in [
+        "Permission is hereby granted",
+        "Redistributions in binary form",
+    ] {
+        assert!(notices.contains(notice), "{notice}");
+    }
+    let manifest = std::fs::read_to_string(package.join("Cargo.toml")).expect("manifest");
+    assert!(manifest.contains(r#""target/assets/THIRD-PARTY""#));
+}
+
+/// `docs/security.md` says that two crates with advisories are not reached, because of this.
+#[test]
+fn tls_is_never_left_to_the_client_library() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/net/mqtt/wire.rs");
+    let text = std::fs::read_to_string(source).expect("wire.rs");
+    assert!(text.contains("TlsConfiguration::Rustls("));
+    assert!(!text.contains("TlsConfiguration::Simple") && !text.contains("Transport::tls("));
+}
