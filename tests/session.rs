@@ -296,6 +296,36 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
 }
 
 #[test]
+fn a_broker_without_subscription_identifiers_gets_none() {
+    let scene = Scene::new();
+    let client = scene.start(&["-t", "lab/+/status", "lab/seq/+", "-c", RUN]);
+    // Subscription Identifiers Available: 0 (MQTT 5.0, section 3.2.2.3.12).
+    let (mut raw, _) = scene.broker.greet(false, &[0x29, 0]);
+    let mut filters = Vec::new();
+    while filters.len() < 3 {
+        let (body, asked) = subscribe(&mut raw);
+        assert_eq!(body[2], 0, "no properties");
+        answer(&mut raw, 0x90, &body, &vec![1; asked.len()]);
+        filters.extend(asked);
+    }
+    online(&mut raw);
+    // Nothing tells two copies from two messages.
+    for n in [1, 2] {
+        raw.send(&publish(
+            SEQ.as_bytes(),
+            event(1).as_bytes(),
+            Some(n),
+            &[],
+            false,
+        ));
+        raw.serve_until_acknowledged(n);
+    }
+    sentinel(&scene, &mut raw, SEQ, 9);
+    assert_eq!(scene.runs(), ["1", "1", "9"]);
+    client.stop_with(raw);
+}
+
+#[test]
 fn a_reload_before_the_answer_to_subscribe_counts() {
     let scene = Scene::new();
     scene.configure("", &["lab/one"]);
