@@ -105,6 +105,7 @@ impl Tool for Broker {
             tls: identity.map(|identity| TlsFiles {
                 cafile: self.cafile,
                 identity: Some(identity),
+                ..TlsFiles::default()
             }),
             max_packet: self.max_packet,
             descriptors: process::raise_descriptor_limit(MAX_DESCRIPTORS),

@@ -17,6 +17,7 @@ use crate::net::options::{
     BrokerOptions, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret, TLS_PORT, TlsFiles,
     parse_url,
 };
+use crate::net::password::Password;
 use crate::os::host;
 use crate::os::logging::Target;
 use crate::os::paths;
@@ -201,6 +202,7 @@ impl Connection {
             tls: tls.then_some(TlsFiles {
                 cafile: self.cafile,
                 identity,
+                ..TlsFiles::default()
             }),
             username: self.username.or_else(|| url.and_then(|url| url.username)),
             password,
@@ -237,45 +239,35 @@ impl Connection {
         self.id.is_some()
     }
 
-    fn password(&self, matches: &ArgMatches) -> Result<Option<Secret>> {
+    fn password(&self, matches: &ArgMatches) -> Result<Option<Password>> {
         if let Some(password) = &self.password {
             warn!("a password on the command line shows in ps: use --password-file");
-            return Ok(Some(Secret::new(password)));
+            return Ok(Some(Password::Text(Secret::new(password))));
         }
-        let from_env = || std::env::var("TAEL_PASSWORD").ok().map(Secret::new);
-        let file = self.password_file.as_deref();
-        match file {
-            Some(path) if rank(matches, "password_file") == 2 => read_password(path).map(Some),
-            Some(path) => match from_env() {
-                Some(password) => Ok(Some(password)),
-                None => read_password(path).map(Some),
-            },
-            None => match (from_env(), paths::credential_password()) {
-                (Some(password), _) => Ok(Some(password)),
-                (None, Some(path)) => read_password(&path).map(Some),
-                (None, None) => Ok(None),
-            },
+        // An empty variable is how a crontab or a unit unsets one.
+        let from_env = std::env::var("TAEL_PASSWORD").ok();
+        let from_env = from_env.filter(|password| !password.is_empty());
+        let text = from_env.map(|password| Password::Text(Secret::new(password)));
+        let file = self.password_file.clone();
+        let credential = || paths::credential_password().map(Password::File);
+        let file = file.map(Password::File);
+        let password = if rank(matches, "password_file") == 2 {
+            file
+        } else {
+            text.or(file).or_else(credential)
+        };
+        if let Some(password @ Password::File(path)) = &password {
+            // A file that cannot be read is told now, not after the first reconnect.
+            password.reveal()?;
+            warn_of_open("password file", path);
         }
+        Ok(password)
     }
 }
 
 /// A client identifier that nobody else has.
 pub fn random_id() -> String {
     format!("tael-{}", host::new_id())
-}
-
-/// Reads a password: the file without its last line break.
-pub fn read_password(path: &Path) -> Result<Secret> {
-    let wrong =
-        |cause: &str| Error::config(format!("read password from {}: {cause}", path.display()));
-    let password = fs::read_to_string(path).map_err(|e| wrong(&e.to_string()))?;
-    let password = password.strip_suffix('\n').unwrap_or(&password);
-    let password = password.strip_suffix('\r').unwrap_or(password);
-    if password.is_empty() {
-        return Err(wrong("the file is empty"));
-    }
-    warn_of_open("password file", path);
-    Ok(Secret::new(password))
 }
 
 /// Warns of a file with secrets that others may read.

@@ -55,7 +55,9 @@ pub fn session(
     will_hold(identity, config, &subscriptions)?;
     let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
     let settings = settings(config, topics, since);
-    Ok(Session::new(settings, subscriptions).resume(held, expected))
+    Ok(Session::new(settings, subscriptions)
+        .resume(held, expected)
+        .lasting())
 }
 
 /// What the broker is told when a pipeline connects.

@@ -22,9 +22,19 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES: u32 = 3;
 /// A broker that cannot be reached for so long deserves a warning, once.
 const WARN_AFTER: Duration = Duration::from_secs(60);
+/// Maximum number of causes that are remembered, to warn of each once.
+const MAX_CAUSES: usize = 32;
+/// Doublings of the first wait after what only somebody's action can mend: it begins at 8 s.
+const PATIENT: u32 = 4;
+
 /// The attempts of one session.
 #[derive(Debug, Default)]
 pub struct Attempts {
+    /// Whether nothing that the other side says ends the session once it was online.
+    lasting: bool,
+    was_online: bool,
+    /// Causes that were warned of.
+    said: Vec<String>,
     failures: u32,
     short_lives: u32,
     /// Since when there is no connection, and whether that has been warned of.
@@ -32,8 +42,36 @@ pub struct Attempts {
 }
 
 impl Attempts {
+    /// Lets nothing that the other side says end the session once it was online.
+    pub const fn last(&mut self) {
+        self.lasting = true;
+    }
+
+    /// Whether that holds, or will hold once it was online.
+    pub const fn is_lasting(&self) -> bool {
+        self.lasting
+    }
+
+    /// Whether the session goes on whatever the other side says.
+    pub const fn goes_on(&self) -> bool {
+        self.lasting && self.was_online
+    }
+
+    /// Warns of `cause`, once.
+    pub fn warn_once(&mut self, cause: String) {
+        if self.said.contains(&cause) {
+            return debug!("{cause}");
+        }
+        warn!("{cause}");
+        if self.said.len() == MAX_CAUSES {
+            self.said.remove(0);
+        }
+        self.said.push(cause);
+    }
+
     /// A connection stands, and what was asked of it is granted.
     pub const fn came_online(&mut self) {
+        self.was_online = true;
         self.failures = 0;
         self.away = None;
     }
@@ -53,6 +91,12 @@ impl Attempts {
         let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
         let mut wait = backoff(self.failures);
         let cause = match failure {
+            Failure::Fatal(e) if self.goes_on() => {
+                self.short_lives = 0;
+                wait = backoff(self.failures.saturating_add(PATIENT));
+                self.warn_once(format!("connect to {address}: {e}; trying on"));
+                e.to_string()
+            }
             Failure::Fatal(e) => {
                 return Err(e.context(format_args!("connect to {address}")));
             }
@@ -61,7 +105,7 @@ impl Attempts {
                 self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
                 "another client has taken over the session".into()
             }
-            Failure::Passing(cause) => {
+            Failure::Passing(cause) | Failure::Packet(cause) | Failure::WillRefused(cause) => {
                 self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
                 cause
             }
@@ -94,5 +138,48 @@ impl Attempts {
         }
         self.failures = self.failures.saturating_add(1);
         Ok((wait, cause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Kind};
+    use crate::net::options::{KEEP_ALIVE, PORT};
+
+    fn broker() -> BrokerOptions {
+        BrokerOptions {
+            host: "h".into(),
+            port: PORT,
+            tls: None,
+            username: None,
+            password: None,
+            client_id: "c".into(),
+            keep_alive: KEEP_ALIVE,
+        }
+    }
+
+    fn refused() -> Failure {
+        Failure::Fatal(Error::new(Kind::NotAuthorised, "banned"))
+    }
+
+    #[test]
+    fn nothing_ends_what_lasts_once_it_was_online() {
+        let mut attempts = Attempts::default();
+        attempts.last();
+        assert!(
+            attempts.ended(refused(), None, &broker()).is_err(),
+            "not yet"
+        );
+        attempts.came_online();
+        for _ in 0..3 {
+            let (wait, cause) = attempts.ended(refused(), None, &broker()).expect("goes on");
+            assert!(wait >= Duration::from_secs(4), "{wait:?}");
+            assert_eq!(cause, "banned");
+        }
+        assert_eq!(attempts.said.len(), 1, "warned of once");
+        let mut command = Attempts::default();
+        command.came_online();
+        assert!(command.ended(refused(), None, &broker()).is_err());
     }
 }

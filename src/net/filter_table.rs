@@ -245,6 +245,19 @@ impl FilterTable {
         refused
     }
 
+    /// Asks once more for the wanted filters that are refused.
+    pub fn ask_again(&mut self) {
+        let wanted = &self.is_wanted;
+        self.states.retain(|filter, state| match *state {
+            State::Refused(held) if wanted.contains(filter) => {
+                *state = State::Held(false);
+                held
+            }
+            _ => true,
+        });
+        self.plan();
+    }
+
     /// Takes the answer to an UNSUBSCRIBE.
     pub fn unsubscribed(&mut self, number: Number) {
         for filter in self.under_way.remove(&number).into_iter().flatten() {

@@ -6,13 +6,16 @@ mod backoff;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod copies;
+mod dial;
 mod filter_table;
 mod leave;
 pub mod mqtt;
 pub mod oneshot;
 pub mod options;
+pub mod password;
 pub mod retained;
 pub mod session;
 mod subscriber;
 pub mod tls;
+mod tls_failure;
 pub mod transfer;

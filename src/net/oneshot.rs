@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::{Message, Qos};
+use crate::model::message::Message;
 use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
 use crate::net::session::unreachable;
 
@@ -39,22 +39,21 @@ pub async fn publish(
         .await;
         let cause = match attempt {
             Ok(Ok(())) => {
-                connection.disconnect();
-                let goodbye = async {
-                    while !matches!(connection.next().await, Event::Closed | Event::Failed(_)) {}
-                };
                 // The message is safe either way.
-                let _ = timeout_at(Instant::now() + GOODBYE, goodbye).await;
+                goodbye(connection).await;
                 return Ok(());
             }
             Ok(Err(Failure::Fatal(e))) if connected => {
+                goodbye(connection).await;
                 return Err(e.context(format_args!("publish to '{}' at {address}", message.topic)));
             }
             Ok(Err(Failure::Fatal(e))) => {
                 return Err(e.context(format_args!("connect to {address}")));
             }
             Ok(Err(Failure::TakenOver)) => "another client uses our identifier".to_owned(),
-            Ok(Err(Failure::Passing(cause))) => cause,
+            Ok(Err(
+                Failure::Passing(cause) | Failure::Packet(cause) | Failure::WillRefused(cause),
+            )) => cause,
             Err(_) => format!("no answer within {} s", limit.as_secs_f32()),
         };
         let next = Instant::now() + RETRY;
@@ -75,30 +74,32 @@ pub async fn publish(
     }
 }
 
+/// Ends the connection in good order, within a bounded time.
+async fn goodbye(mut connection: Connection) {
+    connection.disconnect();
+    let closed =
+        async { while !matches!(connection.next().await, Event::Closed | Event::Failed(_)) {} };
+    let _ = timeout_at(Instant::now() + GOODBYE, closed).await;
+}
+
 async fn attempt(
     connection: &mut Connection,
     message: &Message,
     also: Option<&Message>,
     connected: &mut bool,
 ) -> Result<(), Failure> {
-    let mut highest = Qos::AtMostOnce;
-    let with = |message: &Message, highest: Qos| Message {
-        qos: message.qos.min(highest),
-        ..message.clone()
-    };
     let main = Token::new();
     let mut done = false;
     loop {
         match connection.next().await {
-            Event::Connected { maximum_qos, .. } => {
+            Event::Connected(_) => {
                 *connected = true;
-                highest = maximum_qos;
-                connection.publish(with(message, highest), main);
+                connection.publish(message.clone(), main);
             }
             Event::Published(token, Ok(())) if token == main => match also {
                 Some(also) => {
                     done = true;
-                    connection.publish(with(also, highest), Token::new());
+                    connection.publish(also.clone(), Token::new());
                 }
                 None => return Ok(()),
             },

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::net::password::Password;
+
 /// Port of MQTT over TCP (IANA).
 pub const PORT: u16 = 1883;
 /// Port of MQTT over TLS (IANA).
@@ -44,8 +46,14 @@ impl fmt::Debug for Secret {
 pub struct TlsFiles {
     /// Certificate authorities in PEM; the system's when none are given.
     pub cafile: Option<PathBuf>,
+    /// Folder of such files.
+    pub capath: Option<PathBuf>,
     /// Our certificate chain and key in PEM.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// Protocols to name to the server (ALPN, RFC 7301), best first.
+    pub alpn: Vec<String>,
+    /// Name that the broker's certificate must be for; the host when none is given.
+    pub server_name: Option<String>,
 }
 
 /// Where a broker is and who we are to it.
@@ -60,7 +68,7 @@ pub struct BrokerOptions {
     /// User name.
     pub username: Option<String>,
     /// Password.
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
     /// Client identifier.
     pub client_id: String,
     /// Time between two signs of life.

@@ -8,14 +8,15 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::message::Message;
+use crate::model::message::{Message, Qos};
 use crate::model::topic::Filter;
 use crate::net::acks::Acks;
 use crate::net::attempts::Attempts;
 use crate::net::copies::Copies;
 use crate::net::leave::{FENCE, Leave};
 use crate::net::mqtt::{
-    Ack, Connection, Event as WireEvent, Failure, Received, Refused, Refuser, Settings, Token,
+    Ack, Connection, Event as WireEvent, Failure, Offer, Received, Refused, Refuser, Settings,
+    Token,
 };
 use crate::net::subscriber::Subscriber;
 pub use crate::net::subscriber::Subscriptions;
@@ -85,8 +86,10 @@ pub struct Session {
     acks: Acks<Ack>,
     connections: u64,
     attempts: Attempts,
-    /// The largest packet that the broker takes, bytes.
-    maximum_packet: u32,
+    /// What the broker offers.
+    offer: Offer,
+    /// Whether the broker refuses a will that is retained or has a QoS.
+    plain_will: bool,
     /// Events that wait for the holder, publishes among them that were not even sent.
     ready: VecDeque<Event>,
     /// Why there was none the last time.
@@ -110,7 +113,8 @@ impl Session {
             acks: Acks::default(),
             connections: 0,
             attempts: Attempts::default(),
-            maximum_packet: u32::MAX,
+            offer: Offer::default(),
+            plain_will: false,
             ready: VecDeque::new(),
             cause: None,
         }
@@ -122,6 +126,14 @@ impl Session {
     pub fn resume(mut self, filters: Vec<Filter>, expected: bool) -> Self {
         self.subscriber.know(filters);
         self.expected = expected;
+        self
+    }
+
+    /// The same, for a daemon: once it was online, neither what the other side says nor a file
+    /// that is being replaced ends it. It warns once of each cause, and tries on.
+    #[must_use]
+    pub fn lasting(mut self) -> Self {
+        self.attempts.last();
         self
     }
 
@@ -141,44 +153,46 @@ impl Session {
                     self.connections += 1;
                     self.acks = Acks::default();
                     self.copies = Copies::default();
-                    self.state = State::Open {
-                        connection: Connection::open(&self.settings)?,
-                        online_since: None,
-                    };
-                    continue;
+                    match self.open() {
+                        Ok(connection) => {
+                            self.state = State::Open {
+                                connection,
+                                online_since: None,
+                            };
+                            continue;
+                        }
+                        Err(e) => {
+                            let failure = Failure::Fatal(e);
+                            return self.went_offline(failure).map(|()| Event::Offline);
+                        }
+                    }
                 }
                 State::Open { connection, .. } => connection,
             };
-            let event = match self.subscriber.answer_by() {
+            let (answer_by, again_at) = (self.subscriber.answer_by(), self.subscriber.again_at());
+            let event = match [answer_by, again_at].into_iter().flatten().min() {
                 None => connection.next().await,
                 Some(by) => match timeout_at(by, connection.next()).await {
                     Ok(event) => event,
+                    Err(_) if answer_by != Some(by) => {
+                        self.subscriber.ask_again();
+                        continue;
+                    }
                     Err(_) => WireEvent::Failed(Failure::Passing(
                         "the broker has not answered a subscription in time".into(),
                     )),
                 },
             };
             match event {
-                WireEvent::Connected {
-                    session_present,
-                    maximum_qos,
-                    maximum_packet,
-                    identifies,
-                } => {
-                    if maximum_qos < self.subscriber.qos() {
-                        let address = self.settings.broker.address();
-                        let cause = "the broker offers QoS 0 only: events would be lost";
-                        return Err(Error::new(
-                            Kind::Unavailable,
-                            format!("connect to {address}: {cause}"),
-                        ));
-                    }
-                    self.maximum_packet = maximum_packet;
-                    self.greeted(session_present, identifies);
+                WireEvent::Connected(offer) => {
+                    self.greeted(offer);
                     self.answered();
                 }
                 WireEvent::Subscribed(number, results) => {
-                    self.subscriber.subscribed(number, results)?;
+                    let goes_on = self.attempts.goes_on();
+                    for warning in self.subscriber.subscribed(number, results, goes_on)? {
+                        self.attempts.warn_once(warning);
+                    }
                     self.answered();
                 }
                 WireEvent::Unsubscribed(FENCE) => {
@@ -236,18 +250,21 @@ impl Session {
     /// larger than what the broker takes is refused here: sent, it would cost the connection,
     /// again and again. `None`, and no event, while the session is offline or too many others wait
     /// for the broker.
-    pub fn publish(&mut self, message: Message) -> Option<Token> {
+    pub fn publish(&mut self, mut message: Message) -> Option<Token> {
         let token = Token::new();
+        // Retained, it would cost the connection (MQTT 5.0, section 3.2.2.3.5). Whoever listens
+        // now hears it at least.
+        message.retain &= self.offer.retain;
         match &self.state {
             State::Open {
                 connection,
                 online_since: Some(_),
             } => {
                 let size = Connection::size(&message);
-                if u32::try_from(size).is_ok_and(|size| size <= self.maximum_packet) {
+                if u32::try_from(size).is_ok_and(|size| size <= self.offer.maximum_packet) {
                     connection.publish(message, token).then_some(token)
                 } else {
-                    let limit = self.maximum_packet;
+                    let limit = self.offer.maximum_packet;
                     let cause = format!("it has {size} bytes, the broker takes {limit}");
                     let refused = Refused(Error::data(cause), Refuser::Local);
                     self.ready.push_back(Event::Published(token, Err(refused)));
@@ -365,8 +382,32 @@ impl Session {
         };
     }
 
+    fn open(&self) -> Result<Connection> {
+        let mut settings = self.settings.clone();
+        if let Some(will) = settings.will.as_mut().filter(|_| self.plain_will) {
+            will.retain = false;
+            will.qos = Qos::AtMostOnce;
+        }
+        Connection::open(&settings)
+    }
+
     /// The broker has accepted the connection.
-    fn greeted(&mut self, session_present: bool, identifies: bool) {
+    fn greeted(&mut self, offer: Offer) {
+        let (expiry, id) = (
+            self.settings.session_expiry,
+            &self.settings.broker.client_id,
+        );
+        let list = offer.shortfalls(expiry, self.subscriber.qos(), id);
+        if !list.is_empty() && self.attempts.is_lasting() {
+            let address = self.settings.broker.address();
+            self.attempts.warn_once(format!(
+                "{address} offers less than is needed: {}",
+                list.join("; ")
+            ));
+        }
+        let session_present = offer.session_present;
+        let identifies = offer.subscription_ids;
+        self.offer = offer;
         let forgotten = self.expected && !session_present;
         if forgotten && !self.settings.session_expiry.is_zero() {
             warn!(
@@ -402,6 +443,16 @@ impl Session {
     }
 
     fn went_offline(&mut self, failure: Failure) -> Result<()> {
+        if let Failure::WillRefused(cause) = &failure
+            && self.settings.will.is_some()
+            && !std::mem::replace(&mut self.plain_will, true)
+        {
+            self.attempts.warn_once(format!(
+                "{cause}; sending one that is not retained, at QoS 0"
+            ));
+            self.wait(Duration::ZERO);
+            return Ok(());
+        }
         let lived = match &self.state {
             State::Open {
                 online_since: Some(since),
@@ -419,15 +470,15 @@ impl Session {
 /// The error for a broker that could not be reached before a deadline.
 #[must_use]
 pub fn unreachable(address: &str, cause: &str) -> Error {
-    let hint = if cause.contains("lookup") || cause.contains("resolve") {
-        "is the name right?"
-    } else if cause.contains("tls") {
-        "does that port speak TLS?"
+    let hint = if cause.contains('?') {
+        ""
+    } else if cause.contains("look up") {
+        "; is the name right?"
     } else {
-        "is the broker running?"
+        "; is the broker running?"
     };
     Error::new(
         Kind::Unavailable,
-        format!("connect to {address}: {cause}; {hint}"),
+        format!("connect to {address}: {cause}{hint}"),
     )
 }

@@ -14,6 +14,9 @@ use crate::net::mqtt::{Connection, Number, Subscribe};
 /// Maximum time for the broker to answer a SUBSCRIBE or UNSUBSCRIBE.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Delay before the broker is asked again for a filter that it must grant and has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
+
 /// What a session subscribes to.
 #[derive(Debug, Clone)]
 pub struct Subscriptions {
@@ -44,6 +47,8 @@ pub struct Subscriber {
     change: Option<Result<()>>,
     /// When the broker has to have answered at the latest.
     answer_by: Option<Instant>,
+    /// When to ask again for what is refused.
+    again_at: Option<Instant>,
     /// Whether the broker tells which subscription brings a message.
     identifies: bool,
 }
@@ -57,6 +62,7 @@ impl Subscriber {
             told: None,
             change: None,
             answer_by: None,
+            again_at: None,
             identifies: false,
         }
     }
@@ -86,6 +92,7 @@ impl Subscriber {
     /// next connection makes it.
     pub fn disconnected(&mut self) -> Option<Result<()>> {
         self.answer_by = None;
+        self.again_at = None;
         self.filters.disconnected();
         self.change.take()
     }
@@ -143,28 +150,57 @@ impl Subscriber {
         }
     }
 
-    /// Takes the answer to a SUBSCRIBE.
+    /// When to ask again for what is refused, if anything is.
+    pub const fn again_at(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    /// Asks once more for what is refused.
+    pub fn ask_again(&mut self) {
+        self.again_at = None;
+        self.filters.ask_again();
+    }
+
+    /// Takes the answer to a SUBSCRIBE. In a session that `goes_on`, the broker is asked again
+    /// later for a filter that it must grant and refuses. Returns what to warn of, once each.
     ///
     /// # Errors
-    /// When the broker refuses a filter that it must grant, unless that is part of a change.
-    pub fn subscribed(&mut self, number: Number, results: Vec<Result<()>>) -> Result<()> {
-        let refused = self.filters.subscribed(number, results);
+    /// When the broker refuses a filter that it must grant, unless that is part of a change or the
+    /// session goes on.
+    pub fn subscribed(
+        &mut self,
+        number: Number,
+        results: Vec<Result<Qos>>,
+        goes_on: bool,
+    ) -> Result<Vec<String>> {
+        let lower = |qos: &Qos| *qos < self.wanted.qos;
+        let mut warnings = Vec::new();
+        if results.iter().flatten().any(lower) {
+            warnings
+                .push("the broker grants a lower QoS than asked: messages may be lost".to_owned());
+        }
+        let results = results.into_iter().map(|result| result.map(drop));
+        let refused = self.filters.subscribed(number, results.collect());
         self.progressed();
         for (filter, e) in refused {
             let e = e.context(format_args!("subscribe to '{filter}'"));
             // A wide filter may stand for several; it may fail only if all of them may.
             let needed = |required: &Filter| filter.covers(required);
             if !self.wanted.required.iter().any(needed) {
-                warn!("{e}; going on without");
+                warnings.push(format!("{e}; going on without"));
                 continue;
             }
+            if goes_on {
+                self.again_at = Some(Instant::now() + ASK_AGAIN);
+            }
             match &mut self.change {
+                None if goes_on => warnings.push(format!("{e}; asking again until it is granted")),
                 None => return Err(e),
                 Some(result @ Ok(())) => *result = Err(e),
                 Some(Err(_)) => warn!("{e}"),
             }
         }
-        Ok(())
+        Ok(warnings)
     }
 
     /// Takes the answer to an UNSUBSCRIBE.

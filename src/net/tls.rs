@@ -1,14 +1,22 @@
 //! TLS towards a broker: rustls with ring, certificates from PEM files or the system.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::net::options::TlsFiles;
+
+/// Maximum number of files that are read in a folder of certificate authorities.
+const MAX_CAPATH_FILES: usize = 4096;
 
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
     let wrong =
@@ -22,11 +30,30 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>>
     Ok(list)
 }
 
-/// The configuration of our side of the connection.
-///
-/// # Errors
-/// When a file is missing or wrong, or certificate and key do not belong together (78).
-pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).map_err(|e| {
+        let shown = path.display();
+        let cause = match e {
+            pem::Error::NoItemsFound if is_encrypted(path) => format!(
+                "it is encrypted, and a service has nobody who types the passphrase: write one \
+                 without by openssl pkey -in {shown} -out FILE"
+            ),
+            pem::Error::NoItemsFound => "it holds no private key in PEM".into(),
+            e => e.to_string(),
+        };
+        Error::config(format!("read our private key from {shown}: {cause}"))
+    })
+}
+
+/// Whether a PEM file holds a key that a passphrase protects (RFC 5958; RFC 1421 for the older
+/// form).
+fn is_encrypted(path: &Path) -> bool {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
+}
+
+/// The authorities that are trusted: those of the files that are named, otherwise the system's.
+fn roots(files: &TlsFiles) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     if let Some(cafile) = &files.cafile {
         for certificate in certificates(cafile, "certificate authorities")? {
@@ -37,35 +64,84 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
                 ))
             })?;
         }
-    } else {
-        // A system's store may hold odd certificates; one bad apple must not stop us.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err(Error::config(
-                "find the system's certificate authorities: none are installed; use --cafile",
-            ));
+    }
+    if let Some(capath) = &files.capath {
+        let wrong = |cause: String| {
+            Error::config(format!(
+                "read certificate authorities from the folder {}: {cause}",
+                capath.display()
+            ))
+        };
+        let entries = fs::read_dir(capath).map_err(|e| wrong(e.to_string()))?;
+        let before = roots.len();
+        for entry in entries.take(MAX_CAPATH_FILES).flatten() {
+            // Such folders hold other files too: links by hash, a README, keys.
+            let list = CertificateDer::pem_file_iter(entry.path());
+            roots.add_parsable_certificates(list.into_iter().flatten().flatten());
+        }
+        if roots.len() == before {
+            return Err(wrong("no file in it holds a certificate in PEM".into()));
         }
     }
+    if roots.is_empty() {
+        // A system's store may hold odd certificates; one bad apple must not stop us.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if roots.is_empty() {
+        return Err(Error::config(
+            "find the system's certificate authorities: none are installed; use --cafile",
+        ));
+    }
+    Ok(roots)
+}
+
+/// The configuration of our side of the connection.
+///
+/// # Errors
+/// When a file is missing or wrong, or certificate and key do not belong together (78).
+pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::bug(format!("set up TLS: {e}")))?
-        .with_root_certificates(roots);
-    let config = match &files.identity {
+        .with_root_certificates(roots(files)?);
+    let mut config = match &files.identity {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
+        Some((cert, secret)) => {
             let chain = certificates(cert, "our certificate")?;
-            let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| {
-                Error::config(format!("read our private key from {}: {e}", key.display()))
-            })?;
-            builder.with_client_auth_cert(chain, secret).map_err(|e| {
-                Error::config(format!(
-                    "use certificate {} with key {}: {e}",
-                    cert.display(),
-                    key.display()
-                ))
-            })?
+            builder
+                .with_client_auth_cert(chain, key(secret)?)
+                .map_err(|e| {
+                    Error::config(format!(
+                        "use certificate {} with key {}: {e}",
+                        cert.display(),
+                        secret.display()
+                    ))
+                })?
         }
     };
+    config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into()).collect();
     Ok(Arc::new(config))
+}
+
+/// The name that the broker's certificate must be for: `host`, without a scope or a final dot.
+///
+/// # Errors
+/// A text for the user.
+pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    let host = host.split('%').next().unwrap_or(host);
+    let name = ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned());
+    name.map_err(|_| format!("'{host}' is no name that a certificate can be for"))
+}
+
+/// Speaks TLS over `tcp`, with a broker that proves to be `name`.
+///
+/// # Errors
+/// What went wrong; within it, if TLS did, a [`rustls::Error`].
+pub async fn connect(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    tcp: TcpStream,
+) -> io::Result<TlsStream<TcpStream>> {
+    TlsConnector::from(config).connect(name, tcp).await
 }

@@ -39,7 +39,7 @@ pub struct Options {
 /// # Errors
 /// As [`oneshot::publish`] for one beat; for a daemon only what will not pass.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let runtime = super::runtime(Some(&options.broker))?;
+    let runtime = super::runtime()?;
     match options.once {
         Some(limit) => {
             let settings = sender(&options.broker);
@@ -78,7 +78,7 @@ async fn beats(options: &Options) -> Result<()> {
         optional: Vec::new(),
         qos: Qos::AtMostOnce,
     };
-    let mut session = Session::new(sender(&options.broker), nothing);
+    let mut session = Session::new(sender(&options.broker), nothing).lasting();
     let qos = options.qos.min(Qos::AtLeastOnce);
     let mut next = Instant::now();
     // A beat says "now": one that could not be sent is not made up for later.

@@ -19,7 +19,7 @@ pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
     let tls = options.tls.is_some();
     // Sessions hold what others have sent.
     host::make_files_private();
-    super::runtime(None)?.block_on(async {
+    super::runtime()?.block_on(async {
         let mut stop = Stop::listen(false)?;
         let mut broker = Broker::start(options).await?;
         let scheme = if tls { "mqtts" } else { "mqtt" };

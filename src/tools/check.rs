@@ -55,7 +55,7 @@ pub struct Options {
 /// # Errors
 /// When the broker cannot be asked.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let report = super::runtime(Some(&options.broker))?.block_on(async {
+    let report = super::runtime()?.block_on(async {
         match &options.subject {
             Subject::Beacon { topic, wait } => beacon(options, topic, *wait).await,
             Subject::Pipeline { who } => pipeline(options, who).await,

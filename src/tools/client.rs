@@ -59,7 +59,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
             )));
         }
     };
-    super::runtime(Some(&options.config.broker))?.block_on(async {
+    super::runtime()?.block_on(async {
         let mut stop = Stop::listen(true)?;
         let reload = Reload {
             requests: signals::reload()?,

@@ -46,7 +46,7 @@ pub struct Options {
 /// # Errors
 /// 75 when nobody answers in time, 69 when no broker does; the answer's own code otherwise.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let answer = super::runtime(Some(&options.broker))?.block_on(ask(options))?;
+    let answer = super::runtime()?.block_on(ask(options))?;
     if answer.get("ok") == Some(&Value::Bool(true)) {
         super::print(&shown(options, &answer))?;
         return Ok(ExitCode::SUCCESS);

@@ -83,7 +83,7 @@ pub fn run() -> Result<ExitCode> {
     let state = paths::state_dir().unwrap_or_else(|_| std::env::temp_dir());
     let scratch = Scratch(state.join(format!("demo-{}", host::new_id())));
     create_private_dir(&scratch.0)?;
-    super::runtime(None)?.block_on(async {
+    super::runtime()?.block_on(async {
         let mut stop = Stop::listen(false)?;
         let shown = tokio::select! {
             () = stop.requested() => return Ok(ExitCode::from(128 + 2)),

@@ -56,12 +56,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         },
     };
     let settings = sender(&options.broker);
-    super::runtime(Some(&options.broker))?.block_on(oneshot::publish(
-        &settings,
-        &message,
-        None,
-        options.timeout,
-    ))?;
+    super::runtime()?.block_on(oneshot::publish(&settings, &message, None, options.timeout))?;
     Ok(ExitCode::SUCCESS)
 }
 

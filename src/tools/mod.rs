@@ -16,14 +16,12 @@ pub mod watch;
 pub mod work;
 
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::json;
 use crate::model::text::escaped_json;
 use crate::net::mqtt::Settings;
@@ -34,37 +32,20 @@ use crate::os::process::descriptor_limit;
 /// Descriptors that a command has at least.
 const MIN_DESCRIPTORS: u64 = 32;
 
-/// How long a thread of the runtime waits for work.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// A single-threaded runtime: everything here waits far more than it works. For one that connects
-/// to `broker`, if to any.
-fn runtime(broker: Option<&BrokerOptions>) -> Result<Runtime> {
+/// A single-threaded runtime: everything here waits far more than it works. Names are looked up
+/// in threads of their own, which it does not wait for at its end.
+fn runtime() -> Result<Runtime> {
     // With fewer the runtime's parts fail one by one, and not all of them in good order.
     if let Some(limit) = descriptor_limit().filter(|limit| *limit < MIN_DESCRIPTORS) {
         return Err(Error::cannot_create(format!(
             "start: {limit} open files are allowed, {MIN_DESCRIPTORS} are needed: ulimit -n"
         )));
     }
-    let runtime = Builder::new_current_thread()
+    Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .thread_keep_alive(FOR_EVER)
         .build()
-        .map_err(|e| Error::bug(format!("start the runtime: {e}")))?;
-    if broker.is_none_or(|broker| broker.host.parse::<IpAddr>().is_ok()) {
-        return Ok(runtime);
-    }
-    // Names are looked up in a thread, and the runtime panics when it needs one and has none: so
-    // it gets one while there are some, and keeps it.
-    let spare = std::thread::Builder::new().spawn(|| {});
-    let spared = spare.map(|thread| thread.join().is_ok());
-    if let Err(e) = spared {
-        let cause = format!("start a thread: {e}; are too many processes running?");
-        return Err(Error::new(Kind::TryAgain, cause));
-    }
-    runtime.spawn_blocking(|| {});
-    Ok(runtime)
+        .map_err(|e| Error::bug(format!("start the runtime: {e}")))
 }
 
 /// Maximum size of a packet that is looked at, bytes. A packet full of short properties takes

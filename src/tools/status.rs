@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let asked = retained::retained(listener(&options.broker), query);
     let mut network = Network::default();
-    let found = super::runtime(Some(&options.broker))?.block_on(asked)?;
+    let found = super::runtime()?.block_on(asked)?;
     if let Some(cause) = found.cut {
         say(&cause);
     }

@@ -50,7 +50,7 @@ pub struct Options {
 /// What will not pass: the broker turns us away.
 pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
-    super::runtime(Some(&options.broker))?.block_on(watch(options))?;
+    super::runtime()?.block_on(watch(options))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -62,6 +62,9 @@ async fn watch(options: &Options) -> Result<()> {
         qos: options.qos.min(Qos::AtLeastOnce),
     };
     let mut session = Session::new(listener(&options.broker), subscriptions);
+    if options.count.is_none() {
+        session = session.lasting();
+    }
     let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let mut left = options.count.unwrap_or(u64::MAX);
     // Whoever sits there wants to know at once.

@@ -11,7 +11,8 @@ pub struct Raw {
     stream: TcpStream,
 }
 
-fn string(bytes: &[u8]) -> Vec<u8> {
+/// A string as MQTT has it, its length first.
+pub fn string(bytes: &[u8]) -> Vec<u8> {
     let mut out = u16::try_from(bytes.len())
         .expect("length")
         .to_be_bytes()
@@ -470,6 +471,17 @@ impl Scripted {
     /// Waits for a client, and says whether its session is there.
     #[track_caller]
     pub fn greet(&self, session_present: bool, properties: &[u8]) -> (Raw, Connect) {
+        self.answer(u8::from(session_present), 0, properties)
+    }
+
+    /// Waits for a client and answers its CONNECT with this reason code and these properties.
+    #[track_caller]
+    pub fn answer_with(&self, code: u8, properties: &[u8]) -> (Raw, Connect) {
+        self.answer(0, code, properties)
+    }
+
+    #[track_caller]
+    fn answer(&self, flags: u8, code: u8, properties: &[u8]) -> (Raw, Connect) {
         let mut stream = None;
         wait_until("a client connects", || {
             stream = self.listener.accept().ok();
@@ -481,8 +493,10 @@ impl Scripted {
         let (kind, body) = raw.receive();
         assert_eq!(kind, 0x10, "CONNECT");
         let length = u8::try_from(properties.len()).expect("short");
-        let flags = u8::from(session_present);
-        raw.send(&packet(0x20, &[&[flags, 0, length], properties].concat()));
+        raw.send(&packet(
+            0x20,
+            &[&[flags, code, length], properties].concat(),
+        ));
         (raw, Connect::parse(&body))
     }
 }

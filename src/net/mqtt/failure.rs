@@ -1,97 +1,194 @@
 //! Why a connection ended: for now, or for good.
 
-use rumqttc::v5::mqttbytes::Error as WireError;
-use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
-use rumqttc::v5::{ConnectionError, StateError};
+use std::io;
 
 use crate::error::{Error, Kind};
+use crate::model::text::printable;
 use crate::net::mqtt::Failure;
+use crate::net::mqtt::answer::Reason;
+use crate::net::tls_failure;
 
-/// Tells passing failures from lasting ones.
-pub(super) fn failure(error: &ConnectionError) -> Failure {
-    match error {
-        ConnectionError::ConnectionRefused(code) => turned_away(*code),
-        ConnectionError::MqttState(state) => broken(state),
-        ConnectionError::Tls(rumqttc::v5::TlsError::Io(e)) | ConnectionError::Io(e) => io(e),
-        ConnectionError::Tls(e) => {
-            Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}")))
-        }
-        ConnectionError::Timeout(_) => Failure::Passing("no answer in time".into()),
-        ConnectionError::NotConnAck(_) => {
-            Failure::Passing("what answers there does not speak MQTT 5".into())
-        }
-        other => Failure::Passing(other.to_string()),
-    }
-}
+/// Characters of what a stranger says instead of MQTT.
+const MAX_GREETING: usize = 60;
 
-fn turned_away(code: ConnectReturnCode) -> Failure {
-    use ConnectReturnCode as Code;
-    let fatal = |kind, cause: &str| Failure::Fatal(Error::new(kind, cause));
-    match code {
-        Code::BadUserNamePassword => fatal(Kind::NotAuthorised, "bad user name or password"),
-        Code::NotAuthorized => fatal(
+/// The broker has turned us away (MQTT 5.0, section 3.2.2.2; 3.1.1, section 3.2.2.3).
+pub(super) fn turned_away(reason: &Reason, reference: Option<&str>) -> Failure {
+    let fatal = |kind, cause: &str| {
+        let text = reason
+            .text
+            .as_ref()
+            .map_or_else(String::new, |text| format!(": '{text}'"));
+        Failure::Fatal(Error::new(kind, format!("{cause}{text}")))
+    };
+    match reason.code {
+        // The codes of MQTT 3.1.1 end at 5.
+        0x01 | 0x84 => fatal(
+            Kind::Unavailable,
+            "the broker does not speak MQTT 5 (an MQTT 3.1.1 broker?): use one that does, such \
+             as mosquitto from 1.6 on",
+        ),
+        0x03 | 0x88 | 0x89 | 0x97 | 0x9f => Failure::Passing(format!("the broker says: {reason}")),
+        0x02 | 0x85 => fatal(
+            Kind::Unavailable,
+            "the broker does not accept the client identifier: choose another one by --id",
+        ),
+        0x04 | 0x86 => fatal(Kind::NotAuthorised, "bad user name or password"),
+        0x05 | 0x87 => fatal(
             Kind::NotAuthorised,
             "not authorised: user name, password or certificate are not accepted",
         ),
-        Code::Banned => fatal(Kind::NotAuthorised, "banned"),
-        Code::BadAuthenticationMethod => {
-            fatal(Kind::NotAuthorised, "authentication method not supported")
+        0x8a => fatal(Kind::NotAuthorised, "banned"),
+        0x8c => fatal(Kind::NotAuthorised, "authentication method not supported"),
+        0x9a | 0x9b => Failure::WillRefused(format!("the broker refuses the will: {reason}")),
+        0x9c | 0x9d => {
+            let server = reference.map_or_else(String::new, |server| {
+                format!("; it names '{server}': give that by --broker")
+            });
+            fatal(
+                Kind::Unavailable,
+                &format!("the broker sends us elsewhere{server}"),
+            )
         }
-        Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => {
-            fatal(Kind::Unavailable, "the broker does not speak MQTT 5")
-        }
-        Code::ServiceUnavailable
-        | Code::ServerUnavailable
-        | Code::ServerBusy
-        | Code::QuotaExceeded
-        | Code::ConnectionRateExceeded => Failure::Passing(format!("the broker says {code:?}")),
-        other => fatal(Kind::Unavailable, &format!("the broker refuses: {other:?}")),
+        _ => fatal(Kind::Unavailable, &format!("the broker refuses: {reason}")),
     }
 }
 
-fn broken(state: &StateError) -> Failure {
-    match state {
-        StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::SessionTakenOver,
-            ..
-        } => Failure::TakenOver,
-        StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::NotAuthorized,
-            ..
-        } => Failure::Fatal(Error::new(
+/// The broker has said goodbye (MQTT 5.0, section 3.14.2.1).
+pub(super) fn disconnected(reason: &Reason, reference: Option<&str>) -> Failure {
+    match reason.code {
+        0x8e => Failure::TakenOver,
+        0x87 => Failure::Fatal(Error::new(
             Kind::NotAuthorised,
-            "the broker has disconnected us: not authorised",
+            format!("the broker has disconnected us: {reason}"),
         )),
-        StateError::ServerDisconnect { reason_code, .. } => {
-            Failure::Passing(format!("the broker has disconnected us: {reason_code:?}"))
+        // What we have sent is at fault: malformed packet, protocol error, topic name invalid,
+        // packet too large, payload format invalid, retain and QoS not supported.
+        0x81 | 0x82 | 0x90 | 0x95 | 0x99 | 0x9a | 0x9b => {
+            Failure::Packet(format!("the broker has disconnected us: {reason}"))
         }
-        StateError::OutgoingPacketTooLarge { pkt_size, max }
-        | StateError::Deserialization(WireError::OutgoingPacketTooLarge { pkt_size, max }) => {
-            Failure::Fatal(Error::data(format!(
-                "the message has {pkt_size} bytes, the broker takes {max}"
-            )))
+        _ => {
+            let server = reference.map_or_else(String::new, |s| format!("; it names '{s}'"));
+            Failure::Passing(format!("the broker has disconnected us: {reason}{server}"))
         }
-        StateError::Io(e) | StateError::Deserialization(WireError::Io(e)) => io(e),
-        StateError::ConnectionAborted => {
-            Failure::Passing("the broker has closed the connection".into())
-        }
-        StateError::AwaitPingResp => {
-            Failure::Passing("the broker has not answered within the keep-alive".into())
-        }
-        other => Failure::Passing(other.to_string()),
     }
 }
 
-fn io(error: &std::io::Error) -> Failure {
+/// Reading or writing has failed; `host` is whom we talk to.
+pub(super) fn io(error: &io::Error, host: &str) -> Failure {
     let tls = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        Some(rustls::Error::AlertReceived(alert)) => Failure::Fatal(Error::new(
-            Kind::NotAuthorised,
-            format!("the broker does not accept our TLS certificate or settings: {alert:?}"),
-        )),
-        Some(e) => Failure::Fatal(Error::new(Kind::Unavailable, format!("TLS failed: {e}"))),
+    match tls.map(|e| (tls_failure::explain(e, host), e)) {
+        Some((Some(explained), _)) => Failure::Fatal(explained),
+        Some((None, e)) => Failure::Passing(format!("TLS failed: {e}")),
         None => Failure::Passing(error.to_string()),
+    }
+}
+
+/// Recognises from the first bytes of an answer to CONNECT what answers there, if that is
+/// certainly no MQTT.
+pub(super) fn stranger(bytes: &[u8]) -> Option<Failure> {
+    let fatal = |cause: String| Some(Failure::Fatal(Error::new(Kind::Unavailable, cause)));
+    match bytes {
+        // A TLS record: alert or handshake, version 3.x (RFC 8446, section 5.1).
+        [0x15 | 0x16, 0x03, ..] => fatal(
+            "the port speaks TLS: use mqtts://, or --cafile with the broker's authority".into(),
+        ),
+        [b'H', b'T', b'T', b'P', b'/', ..] => fatal(
+            "the port speaks HTTP, perhaps MQTT over WebSocket: use the broker's port for plain \
+             MQTT, usually 1883, or for TLS, usually 8883"
+                .into(),
+        ),
+        [b'S', b'S', b'H', b'-', ..] => {
+            fatal("an SSH server answers there: is the port right?".into())
+        }
+        [b'A', b'M', b'Q', b'P', ..] => {
+            fatal("an AMQP server answers there: is the port right?".into())
+        }
+        // CONNACK begins so. Everything else that a server greets with is text.
+        [0x20, ..] => None,
+        [first, second, ..] if is_text(*first) && is_text(*second) => fatal(format!(
+            "what answers there does not speak MQTT: '{}'; is the port right?",
+            printable(
+                String::from_utf8_lossy(bytes)
+                    .lines()
+                    .next()
+                    .unwrap_or_default(),
+                MAX_GREETING
+            )
+        )),
+        _ => None,
+    }
+}
+
+const fn is_text(byte: u8) -> bool {
+    byte.is_ascii_graphic() || matches!(byte, b' ' | b'\r' | b'\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(code: u8) -> Reason {
+        Reason { code, text: None }
+    }
+
+    #[test]
+    fn strangers_are_called_by_their_names() {
+        for (bytes, word) in [
+            (&b"\x15\x03\x03\x00\x02\x02\x46"[..], "TLS"),
+            (b"HTTP/1.1 400 Bad Request\r\n", "WebSocket"),
+            (b"SSH-2.0-OpenSSH_9.2p1\r\n", "SSH"),
+            (b"AMQP\x00\x00\x09\x01", "AMQP"),
+            (b"220 mail.example ESMTP\r\n", "'220 mail.example ESMTP'"),
+        ] {
+            let Some(Failure::Fatal(e)) = stranger(bytes) else {
+                panic!("{bytes:?} is no MQTT");
+            };
+            assert!(e.to_string().contains(word), "{e}");
+        }
+        // CONNACK, a DISCONNECT, and what is not yet enough.
+        for bytes in [&[0x20, 3, 0, 0, 0][..], &[0xe0, 0], b"S", b""] {
+            assert_eq!(stranger(bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        for code in [0x03, 0x88, 0x89, 0x97, 0x9f] {
+            assert!(
+                matches!(turned_away(&reason(code), None), Failure::Passing(_)),
+                "{code:x}"
+            );
+        }
+        for code in [
+            0x01, 0x02, 0x04, 0x05, 0x80, 0x84, 0x86, 0x87, 0x8a, 0x9d, 0xee,
+        ] {
+            assert!(
+                matches!(turned_away(&reason(code), None), Failure::Fatal(_)),
+                "{code:x}"
+            );
+        }
+        for code in [0x80, 0x89, 0x8b, 0x97, 0x98, 0xee] {
+            assert!(
+                matches!(disconnected(&reason(code), None), Failure::Passing(_)),
+                "{code:x}"
+            );
+        }
+        assert_eq!(disconnected(&reason(0x8e), None), Failure::TakenOver);
+    }
+
+    #[test]
+    fn the_brokers_own_words_are_shown() {
+        let reason = Reason {
+            code: 0x87,
+            text: Some("no such tenant".into()),
+        };
+        for failure in [turned_away(&reason, None), disconnected(&reason, None)] {
+            let Failure::Fatal(e) = failure else {
+                panic!("not authorised");
+            };
+            assert!(e.to_string().contains("'no such tenant'"), "{e}");
+        }
     }
 }

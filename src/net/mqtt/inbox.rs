@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::net::mqtt::Event;
@@ -40,19 +41,39 @@ pub(super) fn inbox() -> (Sender, Receiver) {
 }
 
 impl Sender {
+    /// Puts `event` in if there is room; otherwise gives it back.
+    pub fn try_send(&self, event: Event) -> Option<Event> {
+        let room = match bytes(&event) {
+            0 => None,
+            bytes => match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+                Ok(room) => Some(room),
+                Err(_) => return Some(event),
+            },
+        };
+        match self.events.try_send((event, room)) {
+            Ok(()) => None,
+            // The one that waits learns that nobody reads any more.
+            Err(TrySendError::Full((event, _)) | TrySendError::Closed((event, _))) => Some(event),
+        }
+    }
+
     /// Waits until there is room for `event`; `false` if nobody reads any more.
     pub async fn send(&self, event: Event) -> bool {
-        let bytes = match &event {
-            Event::Received(received) => received.delivery.memory(),
-            _ => 0,
-        };
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_BYTES);
-        let room = match bytes {
+        let room = match bytes(&event) {
             0 => None,
-            _ => Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
+            bytes => Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
         };
         self.events.send((event, room)).await.is_ok()
     }
+}
+
+/// The bytes that `event` counts for.
+fn bytes(event: &Event) -> u32 {
+    let bytes = match event {
+        Event::Received(received) => received.delivery.memory(),
+        _ => 0,
+    };
+    u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_BYTES)
 }
 
 impl Receiver {

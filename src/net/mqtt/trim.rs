@@ -4,11 +4,8 @@
 //! seven of a short one more than a hundred. Its topic and payload are slices that keep the whole
 //! packet, and the buffer it was read into, alive.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
-use rumqttc::v5::Event as LoopEvent;
-use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 use tracing::debug;
 
 use crate::model::message::property;
@@ -25,15 +22,6 @@ const MAX_FOREIGN_BYTES: usize = 16 * 1024;
 
 /// Maximum size of a slice that is copied in any case, bytes.
 const SMALL: usize = 4 * 1024;
-
-/// Trims the packets that the library has decoded ahead of its reader.
-pub(super) fn trim_waiting(events: &mut VecDeque<LoopEvent>) {
-    for event in events {
-        if let LoopEvent::Incoming(Packet::Publish(publish)) = event {
-            trim(publish);
-        }
-    }
-}
 
 /// Drops what nobody reads of `publish`, and copies what is much smaller than its packet.
 pub(super) fn trim(publish: &mut Publish) {

@@ -1,92 +1,87 @@
 //! Our words in the library's, and back.
 
-use std::time::Duration;
-
-use rumqttc::v5::MqttOptions;
+use bytes::{Bytes, BytesMut};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, Filter, LastWill, PubAckReason, PubRecReason, Publish, PublishProperties,
-    RetainForwardRule, SubscribeProperties, SubscribeReasonCode,
+    Connect, ConnectProperties, Filter as WireFilter, LastWill, Login, Packet, Publish,
+    PublishProperties, RetainForwardRule, Subscribe as WireSubscribe, SubscribeProperties,
 };
-use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
+use crate::model::topic::Filter;
+use crate::net::mqtt::answer::Reason;
 use crate::net::mqtt::trim::trim;
-use crate::net::mqtt::{Ack, Event, Failure, Received, Refused, Refuser, Settings, Subscribe};
+use crate::net::mqtt::{Ack, Failure, Received, Refused, Refuser, Settings, Subscribe};
 use crate::net::options::MIN_KEEP_ALIVE;
-use crate::net::tls;
+use crate::net::password::Password;
 
-/// A connection, TLS included, must stand within this time.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum number of subscription identifiers that are read of a message.
+const MAX_IDENTIFIERS: usize = 64;
 
-/// Publishes in flight at one time.
-const OUTGOING_INFLIGHT: u16 = 64;
-
-pub(super) fn options(settings: &Settings) -> Result<MqttOptions> {
-    let broker = &settings.broker;
-    // The library joins host and port with a colon.
-    let host = match (broker.host.contains(':'), &broker.tls) {
-        (true, None) => format!("[{}]", broker.host),
-        _ => broker.host.clone(),
-    };
-    let mut options = MqttOptions::new(&broker.client_id, host, broker.port);
-    if let Some(files) = &broker.tls {
-        let config = tls::client_config(files)?;
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
-    }
-    if broker.username.is_some() || broker.password.is_some() {
-        options.set_credentials(
-            broker.username.as_deref().unwrap_or_default(),
-            broker
-                .password
-                .as_ref()
-                .map_or("", |secret| secret.reveal()),
-        );
-    }
-    if let Some(will) = &settings.will {
-        options.set_last_will(LastWill::new(
-            &will.topic,
-            will.payload.to_vec(),
-            wire_qos(will.qos),
-            will.retain,
-            None,
-        ));
-    }
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    let mut properties = ConnectProperties::new();
-    properties.session_expiry_interval =
-        Some(u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX));
-    properties.max_packet_size = Some(settings.max_packet);
-    properties.receive_maximum = Some(settings.receive_maximum);
-    options
-        .set_network_options(network)
-        .set_connect_properties(properties)
-        .set_clean_start(settings.clean_start)
-        .set_keep_alive(broker.keep_alive.max(MIN_KEEP_ALIVE))
-        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
-        .set_manual_acks(true)
-        .set_outgoing_inflight_upper_limit(OUTGOING_INFLIGHT);
-    Ok(options)
+/// Appends a packet to what is to be sent.
+///
+/// # Errors
+/// When the library cannot encode it.
+pub(super) fn put(packet: &Packet, output: &mut BytesMut) -> Result<()> {
+    let wrong = |e| Error::bug(format!("encode an MQTT packet: {e}"));
+    packet.write(output, None).map(drop).map_err(wrong)
 }
 
-/// The event that a PUBLISH is: a message, or the end of a connection whose other side breaks
-/// the protocol.
-pub(super) fn received(mut publish: Publish) -> Event {
+/// The CONNECT that `settings` ask for.
+///
+/// # Errors
+/// When the password cannot be read (78).
+pub(super) fn connect(settings: &Settings) -> Result<Packet> {
+    let broker = &settings.broker;
+    let mut properties = ConnectProperties::new();
+    let expiry = u32::try_from(settings.session_expiry.as_secs());
+    properties.session_expiry_interval = Some(expiry.unwrap_or(u32::MAX));
+    properties.max_packet_size = Some(settings.max_packet);
+    properties.receive_maximum = Some(settings.receive_maximum);
+    let keep_alive = broker.keep_alive.max(MIN_KEEP_ALIVE).as_secs();
+    let connect = Connect {
+        keep_alive: u16::try_from(keep_alive).unwrap_or(u16::MAX),
+        client_id: broker.client_id.clone(),
+        clean_start: settings.clean_start,
+        properties: Some(properties),
+    };
+    let will = settings.will.as_ref().map(|will| LastWill {
+        topic: Bytes::from(will.topic.clone()),
+        message: will.payload.clone(),
+        qos: wire_qos(will.qos),
+        retain: will.retain,
+        properties: None,
+    });
+    let password = broker.password.as_ref().map(Password::reveal).transpose()?;
+    let login = (broker.username.is_some() || password.is_some()).then(|| Login {
+        username: broker.username.clone().unwrap_or_default(),
+        password: password.map_or_else(String::new, |secret| secret.reveal().to_owned()),
+    });
+    Ok(Packet::Connect(connect, will, login))
+}
+
+/// The message that a PUBLISH is, trimmed to what is read of it.
+///
+/// # Errors
+/// When it breaks the protocol.
+pub(super) fn received(mut publish: Publish) -> Result<Received, Failure> {
     let properties = publish.properties.as_ref();
     if properties.is_some_and(|properties| properties.topic_alias.is_some()) {
-        // The library remembers each, up to 4 GB (MQTT 5.0, section 3.3.2.3.4).
+        // Remembered, they could be 4 GB (MQTT 5.0, section 3.3.2.3.4).
         let cause = "the broker uses topic aliases, which the client does not offer";
-        return Event::Failed(Failure::Passing(cause.into()));
+        return Err(Failure::Passing(cause.into()));
     }
+    let identifiers = properties.map(|properties| properties.subscription_identifiers.iter());
+    let identifiers = identifiers.into_iter().flatten().take(MAX_IDENTIFIERS);
+    let subscriptions = identifiers.copied().collect();
     trim(&mut publish);
     let ack = Ack {
         packet: publish.pkid,
         qos: publish.qos,
     };
     let properties = publish.properties.unwrap_or_default();
-    Event::Received(Received {
+    Ok(Received {
         delivery: Delivery {
             topic: publish.topic,
             payload: publish.payload,
@@ -101,24 +96,27 @@ pub(super) fn received(mut publish: Publish) -> Event {
             },
         },
         ack,
-        subscriptions: properties.subscription_identifiers,
+        subscriptions,
     })
 }
 
-pub(super) fn subscribe(subscribe: &Subscribe) -> (Vec<Filter>, SubscribeProperties) {
-    let retain_forward_rule = match subscribe.retained {
+pub(super) fn subscribe(id: u16, filters: &[&Filter], like: &Subscribe, qos: Qos) -> Packet {
+    let retain_forward_rule = match like.retained {
         true => RetainForwardRule::OnEverySubscribe,
         false => RetainForwardRule::OnNewSubscribe,
     };
-    let filters = subscribe.filters.iter().map(|filter| Filter {
+    let filters = filters.iter().map(|filter| WireFilter {
         retain_forward_rule: retain_forward_rule.clone(),
-        ..Filter::new(filter.as_str(), wire_qos(subscribe.qos))
+        ..WireFilter::new(filter.as_str(), wire_qos(qos))
     });
-    let properties = SubscribeProperties {
-        id: subscribe.identifier.map(|n| n as usize),
-        user_properties: Vec::new(),
-    };
-    (filters.collect(), properties)
+    Packet::Subscribe(WireSubscribe {
+        pkid: id,
+        filters: filters.collect(),
+        properties: like.identifier.map(|n| SubscribeProperties {
+            id: Some(n as usize),
+            user_properties: Vec::new(),
+        }),
+    })
 }
 
 pub(super) fn wire_qos(qos: Qos) -> QoS {
@@ -144,37 +142,33 @@ pub(super) fn refused(kind: Kind, cause: &str) -> Refused {
     Refused(error, Refuser::Broker)
 }
 
-pub(super) fn puback(reason: PubAckReason) -> Result<(), Refused> {
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-        PubAckReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
-        PubAckReason::QuotaExceeded
-        | PubAckReason::UnspecifiedError
-        | PubAckReason::ImplementationSpecificError => {
-            Err(refused(Kind::TryAgain, &format!("{reason:?}")))
-        }
-        other => Err(refused(Kind::Data, &format!("{other:?}"))),
+/// What an acknowledgement means for the publish that it answers. A code that MQTT 5 does not
+/// name is a refusal of that message like one that it does (MQTT 5.0, section 2.4).
+pub(super) fn published(reason: &Reason) -> Result<(), Refused> {
+    if !reason.is_failure() {
+        return Ok(());
     }
-}
-
-pub(super) fn pubrec(reason: PubRecReason) -> Result<(), Refused> {
-    match reason {
-        PubRecReason::Success | PubRecReason::NoMatchingSubscribers => Ok(()),
-        PubRecReason::NotAuthorized => Err(refused(Kind::NotAuthorised, "not authorised")),
-        PubRecReason::QuotaExceeded => Err(refused(Kind::TryAgain, "quota exceeded")),
-        other => Err(refused(Kind::Data, &format!("{other:?}"))),
-    }
-}
-
-pub(super) fn subscribed(code: &SubscribeReasonCode) -> Result<()> {
-    let (kind, cause) = match code {
-        SubscribeReasonCode::Success(_) => return Ok(()),
-        SubscribeReasonCode::NotAuthorized => (Kind::NotAuthorised, "not authorised".to_owned()),
-        SubscribeReasonCode::Failure => (Kind::NotAuthorised, "refused".to_owned()),
-        SubscribeReasonCode::QuotaExceeded => (Kind::TryAgain, "quota exceeded".to_owned()),
-        other => (Kind::Unavailable, format!("{other:?}")),
+    let kind = match reason.code {
+        0x87 => Kind::NotAuthorised,
+        // Unspecified and implementation specific errors, server busy, receive maximum exceeded,
+        // message rate too high, quota exceeded: these pass.
+        0x80 | 0x83 | 0x88 | 0x89 | 0x93 | 0x96 | 0x97 => Kind::TryAgain,
+        _ => Kind::Data,
     };
-    Err(Error::new(kind, cause))
+    Err(refused(kind, &reason.to_string()))
+}
+
+/// What a broker's answer to a filter means: the QoS that it grants.
+pub(super) fn subscribed(reason: &Reason) -> Result<Qos> {
+    if let Some(qos) = Qos::from_number(reason.code) {
+        return Ok(qos);
+    }
+    let kind = match reason.code {
+        0x80 | 0x87 => Kind::NotAuthorised,
+        0x97 => Kind::TryAgain,
+        _ => Kind::Unavailable,
+    };
+    Err(Error::new(kind, reason.to_string()))
 }
 
 /// The bytes that `message` takes as a packet.

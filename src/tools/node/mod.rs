@@ -95,7 +95,7 @@ const MAX_KNOWN: usize = 1024;
 /// # Errors
 /// When the functions cannot be read, or the broker turns us away for good.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    super::runtime(Some(&options.broker))?.block_on(node(options))?;
+    super::runtime()?.block_on(node(options))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -194,7 +194,7 @@ async fn node(options: &Options) -> Result<()> {
         optional: Vec::new(),
         qos: Qos::AtLeastOnce,
     };
-    let mut session = Session::new(settings, subscriptions);
+    let mut session = Session::new(settings, subscriptions).lasting();
     let mut outbox = Outbox::default();
     let mut seq = 0;
     let mut say = |outbox: &mut Outbox, text: &str| {

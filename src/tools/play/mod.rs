@@ -98,7 +98,7 @@ pub fn check(playbook: &Playbook) -> Result<ExitCode> {
 /// 69 and 77 when the broker cannot be reached or turns us away.
 pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
-    let runtime = super::runtime(Some(&options.broker))?;
+    let runtime = super::runtime()?;
     let code = runtime.block_on(play(options));
     // A file that nobody has sent must not hold us up.
     runtime.shutdown_background();

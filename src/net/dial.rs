@@ -1,0 +1,213 @@
+//! A TCP connection to a name or an address: looked up in a thread that holds nothing up, and
+//! raced over all addresses (RFC 8305), so that one which swallows packets costs 250 ms.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// Delay before the next address is tried beside those under way (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Maximum number of addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+/// Maximum number of look-ups under way; the system's resolver cannot be cancelled.
+const MAX_LOOKUPS: usize = 4;
+
+/// Maximum number of failures that an error tells of.
+const MAX_CAUSES: usize = 3;
+
+static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+
+/// A look-up under way.
+struct Lookup;
+
+impl Lookup {
+    fn begin() -> io::Result<Self> {
+        let lookup = Self;
+        if LOOKUPS.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
+            let cause = format!("{MAX_LOOKUPS} look-ups of names hang; does the resolver answer?");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, cause));
+        }
+        Ok(lookup)
+    }
+}
+
+impl Drop for Lookup {
+    fn drop(&mut self) {
+        LOOKUPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns the addresses of `host`, which is a name or an address, with a scope if need be.
+///
+/// The system's resolver blocks, for half a minute if its servers are away. It runs in a thread
+/// that nobody joins: neither a deadline nor the end of the process waits for it.
+///
+/// # Errors
+/// What the resolver says, or that no thread can be started.
+pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (found, wanted) = oneshot::channel();
+    let name = host.to_owned();
+    let lookup = Lookup::begin()?;
+    let thread = std::thread::Builder::new()
+        .name("lookup".into())
+        .spawn(move || {
+            let list = (name.as_str(), port).to_socket_addrs();
+            drop(lookup);
+            // Its asker may have given up.
+            let _ = found.send(list.map(|list| list.take(MAX_ADDRESSES).collect::<Vec<_>>()));
+        });
+    if let Err(e) = thread {
+        let cause = format!("start a thread: {e}; are too many processes running?");
+        return Err(io::Error::new(e.kind(), cause));
+    }
+    let list = wanted.await.unwrap_or_else(|_| Ok(Vec::new()));
+    list.map_err(|e| io::Error::new(e.kind(), format!("look up '{host}': {e}")))
+}
+
+/// Orders addresses so that the two families take turns, beginning with the resolver's first
+/// (RFC 8305, section 4).
+fn interleaved(list: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first = list.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut one, mut other): (Vec<_>, Vec<_>) = list
+        .into_iter()
+        .partition(|address| address.is_ipv6() == first);
+    let mut order = Vec::with_capacity(one.len() + other.len());
+    one.reverse();
+    other.reverse();
+    while let Some(address) = one.pop() {
+        order.push(address);
+        order.extend(other.pop());
+    }
+    order.extend(other.into_iter().rev());
+    order
+}
+
+/// Connects to the first of `addresses` that answers.
+///
+/// # Errors
+/// What each address said, when none is left.
+pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = interleaved(addresses).into_iter();
+    let mut racing = JoinSet::new();
+    let mut causes: Vec<(SocketAddr, io::Error)> = Vec::new();
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            Some(done) = racing.join_next() => match done {
+                Ok((_, Ok(stream))) => {
+                    let stream: TcpStream = stream;
+                    // Small packets that wait for an acknowledgement wait for 40 ms.
+                    stream.set_nodelay(true)?;
+                    return Ok(stream);
+                }
+                Ok((address, Err(e))) => {
+                    causes.push((address, e));
+                    next = Instant::now();
+                }
+                Err(e) => return Err(io::Error::other(e)),
+            },
+            () = sleep_until(next), if waiting.len() > 0 => {
+                if let Some(address) = waiting.next() {
+                    racing.spawn(async move { (address, TcpStream::connect(address).await) });
+                }
+                next = Instant::now() + STAGGER;
+            }
+            else => return Err(failed(causes)),
+        }
+    }
+}
+
+fn failed(mut causes: Vec<(SocketAddr, io::Error)>) -> io::Error {
+    if causes.len() == 1
+        && let Some((_, e)) = causes.pop()
+    {
+        return e;
+    }
+    let Some((_, first)) = causes.first() else {
+        return io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    };
+    let kind = first.kind();
+    let more = match causes.len().saturating_sub(MAX_CAUSES) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let causes = causes.iter().take(MAX_CAUSES);
+    let list: Vec<String> = causes
+        .map(|(address, e)| format!("{}: {e}", address.ip()))
+        .collect();
+    io::Error::new(kind, format!("{}{more}", list.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let list = ["[::1]:1", "[::2]:1", "1.1.1.1:1", "[::3]:1", "2.2.2.2:1"].map(address);
+        let order = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"].map(address);
+        assert_eq!(interleaved(list.to_vec()), order);
+        let list = ["1.1.1.1:1", "[::1]:1", "[::2]:1", "[::3]:1"].map(address);
+        assert_eq!(interleaved(list.to_vec()), list);
+        assert_eq!(interleaved(Vec::new()), []);
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("runtime").block_on(future)
+    }
+
+    #[test]
+    fn an_address_that_swallows_packets_holds_nobody_up() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let there = listener.local_addr().expect("address");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("runtime").block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+            socket.bind(address("127.0.0.1:0")).expect("bind");
+            let full = socket.listen(0).expect("listen");
+            let dead = full.local_addr().expect("address");
+            // It fills the queue: the next SYN gets no answer.
+            let _first = TcpStream::connect(dead).await.expect("connect");
+            let stream = connect(vec![dead, dead, there]).await.expect("connect");
+            assert_eq!(stream.peer_addr().expect("peer"), there);
+        });
+    }
+
+    #[test]
+    fn all_that_fail_are_told_of() {
+        let refuse = |ip: &str| {
+            let listener = TcpListener::bind((ip, 0)).expect("listen");
+            listener.local_addr().expect("address")
+        };
+        let list = ["127.0.0.1", "127.0.0.2"].map(refuse).to_vec();
+        let error = wait(connect(list)).expect_err("refused").to_string();
+        assert!(
+            error.contains("127.0.0.1: ") && error.contains("127.0.0.2: "),
+            "{error}"
+        );
+        let none = wait(connect(Vec::new())).expect_err("no address");
+        assert!(none.to_string().contains("no address"));
+    }
+}
