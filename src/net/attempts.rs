@@ -5,9 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::model::message::Qos;
 use crate::net::backoff::backoff;
-use crate::net::mqtt::Failure;
+use crate::net::mqtt::{Failure, Offer, Settings};
 use crate::net::options::BrokerOptions;
 
 /// The wait when somebody else uses our client identifier, and the first one when that only looks
@@ -47,11 +48,6 @@ impl Attempts {
         self.lasting = true;
     }
 
-    /// Whether that holds, or will hold once it was online.
-    pub const fn is_lasting(&self) -> bool {
-        self.lasting
-    }
-
     /// Whether the session goes on whatever the other side says.
     pub const fn goes_on(&self) -> bool {
         self.lasting && self.was_online
@@ -67,6 +63,29 @@ impl Attempts {
             self.said.remove(0);
         }
         self.said.push(cause);
+    }
+
+    /// Warns, once, of what `offer` lacks for a session of `settings` with deliveries at `qos`.
+    pub fn compare(&mut self, offer: &Offer, settings: &Settings, qos: Qos) {
+        let broker = &settings.broker;
+        let list = offer.shortfalls(settings.session_expiry, qos, &broker.client_id);
+        // A command that is over in a moment does without.
+        if !list.is_empty() && self.lasting {
+            let list = list.join("; ");
+            let address = broker.address();
+            self.warn_once(format!("{address} offers less than is needed: {list}"));
+        }
+    }
+
+    /// Warns of a broker that no longer has the session it should have.
+    pub fn warn_of_lost_session(broker: &BrokerOptions) {
+        warn!(
+            "{} has lost the session of client identifier '{}': messages that were sent while this \
+             client was away are lost; the broker was restarted without its state, the client was \
+             away for too long, or another client has used the identifier",
+            broker.address(),
+            broker.client_id
+        );
     }
 
     /// A connection stands, and what was asked of it is granted.
@@ -141,10 +160,25 @@ impl Attempts {
     }
 }
 
+/// The error for a broker that could not be reached before a deadline.
+#[must_use]
+pub fn unreachable(address: &str, cause: &str) -> Error {
+    let hint = if cause.contains('?') {
+        ""
+    } else if cause.contains("look up") {
+        "; is the name right?"
+    } else {
+        "; is the broker running?"
+    };
+    Error::new(
+        Kind::Unavailable,
+        format!("connect to {address}: {cause}{hint}"),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Error, Kind};
     use crate::net::options::{KEEP_ALIVE, PORT};
 
     fn broker() -> BrokerOptions {

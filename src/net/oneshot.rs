@@ -30,7 +30,7 @@ pub async fn publish(
     let deadline = Instant::now() + limit;
     let address = settings.broker.address();
     loop {
-        let mut connection = Connection::open(settings)?;
+        let mut connection = Connection::open(settings, false)?;
         let mut connected = false;
         let attempt = timeout_at(
             deadline,

@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::error::{Error, Kind, Result};
-use crate::model::message::{Message, Qos};
+use crate::error::{Error, Result};
+use crate::model::message::Message;
 use crate::model::topic::Filter;
 use crate::net::acks::Acks;
 use crate::net::attempts::Attempts;
+pub use crate::net::attempts::unreachable;
 use crate::net::copies::Copies;
 use crate::net::leave::{FENCE, Leave};
 use crate::net::mqtt::{
@@ -153,7 +154,7 @@ impl Session {
                     self.connections += 1;
                     self.acks = Acks::default();
                     self.copies = Copies::default();
-                    match self.open() {
+                    match Connection::open(&self.settings, self.plain_will) {
                         Ok(connection) => {
                             self.state = State::Open {
                                 connection,
@@ -161,10 +162,7 @@ impl Session {
                             };
                             continue;
                         }
-                        Err(e) => {
-                            let failure = Failure::Fatal(e);
-                            return self.went_offline(failure).map(|()| Event::Offline);
-                        }
+                        Err(e) => return self.went_offline(Failure::Fatal(e)),
                     }
                 }
                 State::Open { connection, .. } => connection,
@@ -236,10 +234,10 @@ impl Session {
                 }
                 WireEvent::Closed => {
                     let failure = Failure::Passing("the connection was closed".into());
-                    return self.went_offline(failure).map(|()| Event::Offline);
+                    return self.went_offline(failure);
                 }
                 WireEvent::Failed(failure) => {
-                    return self.went_offline(failure).map(|()| Event::Offline);
+                    return self.went_offline(failure);
                 }
             }
         }
@@ -382,41 +380,16 @@ impl Session {
         };
     }
 
-    fn open(&self) -> Result<Connection> {
-        let mut settings = self.settings.clone();
-        if let Some(will) = settings.will.as_mut().filter(|_| self.plain_will) {
-            will.retain = false;
-            will.qos = Qos::AtMostOnce;
-        }
-        Connection::open(&settings)
-    }
-
     /// The broker has accepted the connection.
     fn greeted(&mut self, offer: Offer) {
-        let (expiry, id) = (
-            self.settings.session_expiry,
-            &self.settings.broker.client_id,
-        );
-        let list = offer.shortfalls(expiry, self.subscriber.qos(), id);
-        if !list.is_empty() && self.attempts.is_lasting() {
-            let address = self.settings.broker.address();
-            self.attempts.warn_once(format!(
-                "{address} offers less than is needed: {}",
-                list.join("; ")
-            ));
-        }
+        let qos = self.subscriber.qos();
+        self.attempts.compare(&offer, &self.settings, qos);
         let session_present = offer.session_present;
         let identifies = offer.subscription_ids;
         self.offer = offer;
         let forgotten = self.expected && !session_present;
         if forgotten && !self.settings.session_expiry.is_zero() {
-            warn!(
-                "{} has lost the session of client identifier '{}': messages that were sent while \
-                 this client was away are lost; the broker was restarted without its state, the \
-                 client was away for too long, or another client has used the identifier",
-                self.settings.broker.address(),
-                self.settings.broker.client_id
-            );
+            Attempts::warn_of_lost_session(&self.settings.broker);
         }
         self.expected = true;
         // From now on the session is our own.
@@ -442,7 +415,7 @@ impl Session {
         self.ready.extend(held.map(Event::Holds));
     }
 
-    fn went_offline(&mut self, failure: Failure) -> Result<()> {
+    fn went_offline(&mut self, failure: Failure) -> Result<Event> {
         if let Failure::WillRefused(cause) = &failure
             && self.settings.will.is_some()
             && !std::mem::replace(&mut self.plain_will, true)
@@ -451,7 +424,7 @@ impl Session {
                 "{cause}; sending one that is not retained, at QoS 0"
             ));
             self.wait(Duration::ZERO);
-            return Ok(());
+            return Ok(Event::Offline);
         }
         let lived = match &self.state {
             State::Open {
@@ -463,22 +436,6 @@ impl Session {
         let (wait, cause) = self.attempts.ended(failure, lived, &self.settings.broker)?;
         self.cause = Some(cause);
         self.wait(wait);
-        Ok(())
+        Ok(Event::Offline)
     }
-}
-
-/// The error for a broker that could not be reached before a deadline.
-#[must_use]
-pub fn unreachable(address: &str, cause: &str) -> Error {
-    let hint = if cause.contains('?') {
-        ""
-    } else if cause.contains("look up") {
-        "; is the name right?"
-    } else {
-        "; is the broker running?"
-    };
-    Error::new(
-        Kind::Unavailable,
-        format!("connect to {address}: {cause}{hint}"),
-    )
 }

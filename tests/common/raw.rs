@@ -321,6 +321,18 @@ impl Raw {
         }
     }
 
+    /// Answers as a broker does until the peer has subscribed to something.
+    #[track_caller]
+    pub fn serve_subscribe(&mut self) {
+        loop {
+            let (kind, body) = self.receive();
+            self.serve(kind, &body);
+            if kind >> 4 == 8 {
+                return;
+            }
+        }
+    }
+
     fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
         match kind >> 4 {
             // One reason code for each filter: what follows the filter is its options.
@@ -440,7 +452,12 @@ pub struct Scripted {
 
 impl Scripted {
     pub fn listen() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
+        Self::on(0)
+    }
+
+    /// Listens on `port`.
+    pub fn on(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen");
         listener.set_nonblocking(true).expect("nonblocking");
         Self { listener }
     }
@@ -482,6 +499,18 @@ impl Scripted {
 
     #[track_caller]
     fn answer(&self, flags: u8, code: u8, properties: &[u8]) -> (Raw, Connect) {
+        let (mut raw, body) = self.hear_connect();
+        let length = u8::try_from(properties.len()).expect("short");
+        raw.send(&packet(
+            0x20,
+            &[&[flags, code, length], properties].concat(),
+        ));
+        (raw, Connect::parse(&body))
+    }
+
+    /// Waits for a client, and returns its CONNECT unanswered.
+    #[track_caller]
+    pub fn hear_connect(&self) -> (Raw, Vec<u8>) {
         let mut stream = None;
         wait_until("a client connects", || {
             stream = self.listener.accept().ok();
@@ -492,11 +521,6 @@ impl Scripted {
         let mut raw = Raw::over(stream);
         let (kind, body) = raw.receive();
         assert_eq!(kind, 0x10, "CONNECT");
-        let length = u8::try_from(properties.len()).expect("short");
-        raw.send(&packet(
-            0x20,
-            &[&[flags, code, length], properties].concat(),
-        ));
-        (raw, Connect::parse(&body))
+        (raw, body)
     }
 }

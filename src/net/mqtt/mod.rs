@@ -177,11 +177,12 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Starts to connect; the outcome is the first event.
+    /// Starts to connect; the outcome is the first event. A will that is `plain` is neither
+    /// retained nor at a QoS above 0.
     ///
     /// # Errors
     /// When the TLS files are wrong, or the password cannot be read (78).
-    pub fn open(settings: &Settings) -> Result<Self> {
+    pub fn open(settings: &Settings, plain: bool) -> Result<Self> {
         let broker = &settings.broker;
         let encrypted = |files| {
             let config = tls::client_config(files)?;
@@ -193,7 +194,7 @@ impl Connection {
             host: broker.host.clone(),
             port: broker.port,
             tls: broker.tls.as_ref().map(encrypted).transpose()?,
-            connect: wire::connect(settings)?,
+            connect: wire::connect(settings, plain)?,
             keep_alive: broker.keep_alive.max(MIN_KEEP_ALIVE),
             max_packet: settings.max_packet,
         };

@@ -28,11 +28,11 @@ pub(super) fn put(packet: &Packet, output: &mut BytesMut) -> Result<()> {
     packet.write(output, None).map(drop).map_err(wrong)
 }
 
-/// The CONNECT that `settings` ask for.
+/// The CONNECT that `settings` ask for, with a `plain` will if need be.
 ///
 /// # Errors
 /// When the password cannot be read (78).
-pub(super) fn connect(settings: &Settings) -> Result<Packet> {
+pub(super) fn connect(settings: &Settings, plain: bool) -> Result<Packet> {
     let broker = &settings.broker;
     let mut properties = ConnectProperties::new();
     let expiry = u32::try_from(settings.session_expiry.as_secs());
@@ -49,8 +49,12 @@ pub(super) fn connect(settings: &Settings) -> Result<Packet> {
     let will = settings.will.as_ref().map(|will| LastWill {
         topic: Bytes::from(will.topic.clone()),
         message: will.payload.clone(),
-        qos: wire_qos(will.qos),
-        retain: will.retain,
+        qos: if plain {
+            QoS::AtMostOnce
+        } else {
+            wire_qos(will.qos)
+        },
+        retain: will.retain && !plain,
         properties: None,
     });
     let password = broker.password.as_ref().map(Password::reveal).transpose()?;
