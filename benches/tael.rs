@@ -579,11 +579,18 @@ fn idle() {
     );
     wake(&publisher, TOPIC, &socket);
     let pid = client.0.id();
-    let children =
-        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
-    let all: Vec<String> = std::iter::once(pid.to_string())
-        .chain(children.split_whitespace().map(str::to_owned))
-        .collect();
+    // Not every kernel lists children (CONFIG_PROC_CHILDREN).
+    let parent = |stat: &str| {
+        let (_, rest) = stat.rsplit_once(") ")?;
+        rest.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    let children = processes.filter(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        parent(&stat) == Some(pid)
+    });
+    let children = children.filter_map(|child| child.file_name().into_string().ok());
+    let all: Vec<String> = std::iter::once(pid.to_string()).chain(children).collect();
     let number = |pid: &str, file: &str, key: &str| -> u64 {
         let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let line = text

@@ -25,6 +25,10 @@ use crate::store::streams::Stream;
 /// Number of bytes that are taken from a pipe at once, which is what it holds (`pipe(7)`).
 const CHUNK: usize = 64 * 1024;
 
+/// Number of bytes taken at once from a command that has not written as many yet: most write a few
+/// lines, and need no memory of their own for that.
+const SMALL: usize = 4 * 1024;
+
 /// Maximum number of chunks taken from one pipe in a row: other things happen in between. A pipe
 /// that somebody has made as large as the system allows (1 MiB) is empty after that.
 const ROUNDS: usize = 16;
@@ -118,14 +122,23 @@ impl Source {
 
     /// Reads what is there, a chunk at a time.
     fn drain(&mut self, buffer: &mut Vec<u8>, mut put: impl FnMut(&[u8])) {
+        let mut small = [0; SMALL];
         for _ in 0..ROUNDS {
             let Some(pipe) = &mut self.0 else {
                 return;
             };
-            buffer.resize(CHUNK, 0);
-            match pipe.read(buffer) {
+            let chunk: &mut [u8] = match buffer.is_empty() {
+                true => &mut small,
+                false => buffer,
+            };
+            match pipe.read(chunk) {
                 Ok(0) => self.0 = None,
-                Ok(n) => put(&buffer[..n]),
+                Ok(n) => {
+                    put(&chunk[..n]);
+                    if n == SMALL {
+                        buffer.resize(CHUNK, 0);
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.0 = None,
