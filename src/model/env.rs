@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::model::event::{Attributes, attribute_value};
 use crate::model::exec;
+use crate::model::json;
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
@@ -267,7 +268,7 @@ impl List {
         if self.left_out <= MAX_WARNINGS {
             self.out.warnings.push(format!(
                 "attribute '{}' is left out of the environment: {cause}",
-                printable(key, 80)
+                printable(&json::lossy(key), 80)
             ));
         }
     }

@@ -195,7 +195,7 @@ pub fn attributes(payload: &[u8], max_payload: usize) -> Result<Attributes, Refu
 #[must_use]
 pub fn attribute_text(value: &Value) -> String {
     match value {
-        Value::String(text) => String::from_utf8_lossy(&json::bytes_of(text)).into_owned(),
+        Value::String(text) => json::lossy(text),
         Value::Null => String::new(),
         other => json::to_text(other),
     }

@@ -140,7 +140,11 @@ pub(super) fn line(delivery: &Delivery, colour: bool, clock: &str) -> String {
         .iter()
         .map(|(key, value)| {
             let text = attribute_text(value);
-            format!("{}={}", printable(key, 60), printable(&text, MAX_VALUE))
+            format!(
+                "{}={}",
+                printable(&json::lossy(key), 60),
+                printable(&text, MAX_VALUE)
+            )
         })
         .collect();
     if !rest.is_empty() {

@@ -68,6 +68,12 @@ pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
+/// A string that was [`parse`]d, for people: bytes that are not UTF-8 become U+FFFD.
+#[must_use]
+pub fn lossy(text: &str) -> String {
+    String::from_utf8_lossy(&bytes_of(text)).into_owned()
+}
+
 /// The string for `bytes`, so that [`bytes_of`] gives them back.
 #[must_use]
 pub fn string_of(bytes: &[u8]) -> String {
@@ -113,6 +119,7 @@ mod tests {
         let name = parsed(r#""a\udcfcb""#);
         assert_eq!(&*bytes_of(name.as_str().expect("string")), b"a\xfcb");
         assert_eq!(to_text(&name), r#""a\udcfcb""#);
+        assert_eq!(lossy(name.as_str().expect("string")), "a\u{fffd}b");
         // Nested, and in a key.
         let nested = parsed(r#"{"k\udcff":["\udc80"]}"#);
         assert_eq!(to_text(&nested), r#"{"k\udcff":["\udc80"]}"#);

@@ -83,7 +83,9 @@ impl<'a> Parser<'a> {
         const NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
         self.skip_space();
         let first = self.peek().ok_or(ENDS)?;
-        if let Some(number) = NUMBERS.into_iter().find(|word| self.takes(word)) {
+        if matches!(first, b'N' | b'I' | b'-')
+            && let Some(number) = NUMBERS.into_iter().find(|word| self.takes(word))
+        {
             return Ok(Value::String(number.to_owned()));
         }
         match first {
