@@ -421,3 +421,57 @@ fn the_file_shrinks_when_large_events_are_forgotten() {
     wait_until("the file shrinks", || size() < 4_000_000);
     client.stop();
 }
+
+#[test]
+fn events_that_find_no_room_stay_with_the_broker_and_none_is_lost() {
+    let world = World::new();
+    let run = r#"echo "$ATTR_N" >>"$OUT/runs"; until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
+    let start = || {
+        let mut command = world.command("tael-client");
+        command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", run]);
+        command.env("TAEL_TEST_MAX_WAITING", "10");
+        command
+    };
+    let client = world.online("p", start());
+    let mut raw = Raw::connect(world.broker.port());
+    let mut send = |n: usize| {
+        let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
+        raw.publish(
+            SEQ,
+            payload.as_bytes(),
+            &[("tael-id", &format!("event-{n}"))],
+        );
+    };
+    (0..40).for_each(&mut send);
+    // One runs, some are on their way when there is room for the last time.
+    wait_until("it is full", || {
+        client.log_text().contains("no more events are accepted")
+    });
+    let report = world.report("p");
+    let accepted = report["events"]["accepted"].as_u64().expect("accepted");
+    assert!((10..40).contains(&accepted), "{report}");
+    // Requests are still answered, unless they make it worse.
+    let (code, _, stderr) = world.control(&["p", "raise"]);
+    assert_eq!(code, 75, "{stderr}");
+    client.kill();
+    // The next one finds it full as well, and the broker has the rest.
+    let client = world.online("p", start());
+    send(40);
+    wait_until("it is full", || {
+        client.log_text().contains("no more events are accepted")
+    });
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("all have run", || world.lines("runs").len() >= 41);
+    send(41);
+    wait_until("the last one runs", || {
+        world.lines("runs").contains(&"41".into())
+    });
+    let mut runs: Vec<usize> = world
+        .lines("runs")
+        .iter()
+        .map(|n| n.parse().expect("number"))
+        .collect();
+    runs.sort_unstable();
+    assert_eq!(runs, (0..42).collect::<Vec<_>>());
+    client.stop();
+}

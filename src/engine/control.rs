@@ -151,6 +151,14 @@ impl Pipeline {
         }
     }
 
+    /// Whether one more unit may wait.
+    fn check_room(&mut self) -> Result<(), Refusal> {
+        match self.has_room() {
+            true => Ok(()),
+            false => Err((Kind::TryAgain, "too many units wait".to_owned())),
+        }
+    }
+
     fn raise(
         &mut self,
         delivery: &Delivery,
@@ -159,6 +167,7 @@ impl Pipeline {
         envelope: &Envelope,
         request: &Request,
     ) -> Result<(), Refusal> {
+        self.check_room()?;
         let trigger = self.chosen(trigger)?;
         let key = request.key.clone();
         let topic = String::from_utf8_lossy(&delivery.topic);
@@ -172,6 +181,7 @@ impl Pipeline {
     }
 
     fn retry(&mut self, unit: Option<&str>, request: &Request) -> Result<(), Refusal> {
+        self.check_room()?;
         let unavailable = |e: crate::error::Error| (e.kind(), e.to_string());
         let record = match unit {
             Some(id) => self.reader.unit(id).map_err(unavailable)?,

@@ -38,6 +38,7 @@ impl Pipeline {
                 self.outbox.reset();
                 self.silence.online(false);
                 self.redelivery.disconnected();
+                self.backlog.disconnected();
             }
             Event::Published(token, result) => self.on_published(token, result),
             Event::Received(received) => {
@@ -45,9 +46,7 @@ impl Pipeline {
                 if received.delivery.topic == self.topics.control().as_bytes() {
                     self.on_control(&received.delivery, received.ack);
                 } else {
-                    self.pressure.came(Instant::now());
-                    self.on_delivery(&received.delivery, received.ack);
-                    self.pressure.served(Instant::now());
+                    self.on_message(received);
                 }
             }
         }
@@ -65,7 +64,7 @@ impl Pipeline {
         }
     }
 
-    fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
+    pub(super) fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
         let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
         if own || marker::is_marker(&delivery.topic) {
             // A pipeline does not start itself, whoever speaks in its name; and a question to the
@@ -124,7 +123,9 @@ impl Pipeline {
         let holds = self.pressure.holds_until(Instant::now()).is_some();
         for (place, part) in admission.parts.iter_mut().enumerate() {
             if let Part::Run { unit, start, .. } = part {
-                bytes += unit.payload.as_ref().map_or(0, |p| p.len()) + unit.exported_bytes();
+                let payload = unit.payload.as_ref().map_or(0, |p| p.len());
+                bytes += payload + unit.exported_bytes();
+                self.backlog.came(payload);
                 match unit.due {
                     0 if holds => self.queue.announce(&unit.trigger),
                     0 => *start = self.queue.claim(&unit.trigger, &unit.id),

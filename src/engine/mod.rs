@@ -1,6 +1,7 @@
 //! How one event becomes one run and one report.
 
 pub mod admit;
+mod backlog;
 mod cleanup;
 mod committed;
 pub mod config;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::engine::admit::Admission;
+use crate::engine::backlog::Backlog;
 use crate::engine::cleanup::Cleanup;
 use crate::engine::config::{Config, Home};
 use crate::engine::connect;
@@ -148,6 +149,7 @@ pub struct Pipeline {
     pub(super) cancels_all: bool,
     pub(super) online: bool,
     pub(super) cleanup: Cleanup,
+    pub(super) backlog: Backlog,
     /// Whether runners have just not been able to begin, and until when none tries again.
     pub(super) refusing: bool,
     pub(super) held_until: Option<Instant>,
@@ -223,6 +225,7 @@ impl Pipeline {
             cancels_all: false,
             online: false,
             cleanup: Cleanup::default(),
+            backlog: Backlog::default(),
             refusing: false,
             held_until: None,
             begin: Instant::now(),
@@ -249,6 +252,7 @@ impl Pipeline {
     pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
         self.runners.keep_warm();
         loop {
+            self.take_held();
             self.start_waiting()?;
             if !self.outbox.is_empty() {
                 failpoint::reached("publish.before");
@@ -294,8 +298,13 @@ impl Pipeline {
     }
 
     /// Whether the ledger keeps up with what comes.
-    const fn takes_more(&self) -> bool {
+    pub(super) const fn keeps_up(&self) -> bool {
         self.uncommitted < MAX_UNCOMMITTED && self.uncommitted_bytes < MAX_UNCOMMITTED_BYTES
+    }
+
+    /// Whether what comes can be taken.
+    fn takes_more(&self) -> bool {
+        self.keeps_up() && self.backlog.takes_more()
     }
 
     /// When something is to be done though nothing happens.
@@ -316,6 +325,7 @@ impl Pipeline {
             self.metrics.as_ref().and_then(Metrics::wake),
             self.last.wake(),
             self.cleanup.wake(),
+            self.backlog.wake(),
         ];
         times.into_iter().flatten().min()
     }

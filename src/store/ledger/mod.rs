@@ -5,6 +5,7 @@
 
 mod accept;
 mod identity;
+mod network;
 mod place;
 mod prune;
 mod read;

@@ -147,6 +147,22 @@ impl Reader {
             .map_err(wrong)
     }
 
+    /// The bytes of the payloads of units that wait. Payloads that several units share count once
+    /// for each.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn waiting_bytes(&self) -> Result<u64> {
+        // The length of a blob is in its row's header.
+        let sql = "SELECT coalesce(sum(length(bytes)), 0) FROM unit
+                   JOIN payload ON payload.id = unit.payload WHERE state = 'pending'";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row([], |row| row.get::<_, i64>(0)))
+            .map(i64::cast_unsigned)
+            .map_err(wrong)
+    }
+
     /// Whether there is a unit `id`.
     ///
     /// # Errors

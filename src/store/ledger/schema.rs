@@ -4,12 +4,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::statfs::statfs;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
+use crate::store::ledger::network::on_network;
 
 /// Marks the file as ours (`Tael` in ASCII; SQLite's `application_id`).
 const APPLICATION_ID: i32 = 0x5461_656c;
@@ -175,6 +175,16 @@ pub enum Depth {
     Pages,
 }
 
+/// What differs between builds of SQLite and could change what the ledger does. The flags in
+/// `.cargo/config.toml`, which `cargo install` does not read, only make it smaller and faster.
+const OPTIONS: &[(DbConfig, bool)] = &[
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false),
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+    // The file may have been put there by somebody.
+    (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+];
+
 /// The version that this program writes.
 fn current() -> i32 {
     i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
@@ -281,6 +291,9 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     }
     let mut connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
+    for (option, on) in OPTIONS {
+        connection.set_db_config(*option, *on).map_err(unusable)?;
+    }
     // WAL needs shared memory, which network file systems do not have (sqlite.org/wal.html).
     let journal = if on_network(path) { "DELETE" } else { "WAL" };
     if create && std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
@@ -378,26 +391,37 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// Whether `path` is on a file system shared over a network (magic numbers: `statfs(2)`).
-fn on_network(path: &Path) -> bool {
-    const NFS: i64 = 0x6969;
-    const SMB: i64 = 0x517b;
-    const SMB2: i64 = 0xfe53_4d42;
-    const CIFS: i64 = 0xff53_4d42;
-    const AFS: i64 = 0x5346_414f;
-    const CODA: i64 = 0x7375_7245;
-    const CEPH: i64 = 0x00c3_6400;
-    const LUSTRE: i64 = 0x0bd0_0bd0;
-    const GPFS: i64 = 0x4750_4653;
-    const V9FS: i64 = 0x0102_1997;
-    #[cfg(debug_assertions)]
-    if std::env::var_os("TAEL_TEST_NETWORK_FS").is_some() {
-        return true;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_build_of_sqlite_decides_what_the_ledger_does() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("ledger.db");
+        for create in [true, false] {
+            let connection = connect(&path, create).expect("connect");
+            let pragma = |name: &str| -> String {
+                let text = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+                let value = connection.pragma_query_value(None, name, text);
+                match value.expect(name) {
+                    rusqlite::types::Value::Integer(number) => number.to_string(),
+                    rusqlite::types::Value::Text(text) => text,
+                    other => format!("{other:?}"),
+                }
+            };
+            let expected = [
+                ("foreign_keys", "0"),
+                ("trusted_schema", "0"),
+                ("journal_mode", "wal"),
+                ("synchronous", "2"),
+                ("auto_vacuum", "2"),
+                ("page_size", "4096"),
+                ("cache_size", "-256"),
+            ];
+            for (name, value) in expected {
+                assert_eq!(pragma(name), value, "{name}");
+            }
+        }
     }
-    let folder = path.parent().unwrap_or(path);
-    statfs(folder).is_ok_and(|fs| {
-        #[allow(clippy::unnecessary_cast)] // its width differs between targets
-        let kind = fs.filesystem_type().0 as i64;
-        [NFS, SMB, SMB2, CIFS, AFS, CODA, CEPH, LUSTRE, GPFS, V9FS].contains(&kind)
-    })
 }

@@ -1,0 +1,29 @@
+//! Where a ledger lies: on a disk of this host, or elsewhere.
+
+use std::path::Path;
+
+use nix::sys::statfs::statfs;
+
+/// Whether `path` is on a file system shared over a network (magic numbers: `statfs(2)`).
+pub(super) fn on_network(path: &Path) -> bool {
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const SMB2: i64 = 0xfe53_4d42;
+    const CIFS: i64 = 0xff53_4d42;
+    const AFS: i64 = 0x5346_414f;
+    const CODA: i64 = 0x7375_7245;
+    const CEPH: i64 = 0x00c3_6400;
+    const LUSTRE: i64 = 0x0bd0_0bd0;
+    const GPFS: i64 = 0x4750_4653;
+    const V9FS: i64 = 0x0102_1997;
+    #[cfg(debug_assertions)]
+    if std::env::var_os("TAEL_TEST_NETWORK_FS").is_some() {
+        return true;
+    }
+    let folder = path.parent().unwrap_or(path);
+    statfs(folder).is_ok_and(|fs| {
+        #[allow(clippy::unnecessary_cast)] // its width differs between targets
+        let kind = fs.filesystem_type().0 as i64;
+        [NFS, SMB, SMB2, CIFS, AFS, CODA, CEPH, LUSTRE, GPFS, V9FS].contains(&kind)
+    })
+}
