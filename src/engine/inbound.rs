@@ -35,7 +35,7 @@ impl Pipeline {
             Event::Left => {}
             Event::Offline => {
                 self.online = false;
-                self.outbox.reset();
+                self.outbox_lost();
                 self.silence.online(false);
                 self.redelivery.disconnected();
                 self.backlog.disconnected();
@@ -160,6 +160,7 @@ impl Pipeline {
     }
 
     fn on_published(&mut self, token: Token, result: Result<(), Refused>) {
+        self.outbox.answered();
         match &result {
             Err(Refused(_, Refuser::Local)) => self.redelivery.unanswered(token),
             Ok(()) | Err(Refused(_, Refuser::Broker)) => self.redelivery.answered(token),
@@ -167,8 +168,7 @@ impl Pipeline {
         if let Err(Refused(e, _)) = &result
             && e.kind() == Kind::TryAgain
         {
-            // It stays in the ledger, and goes out again with the next connection.
-            return warn!(target: SENDERS, "a status has to wait: {e}");
+            return self.retry_status(token, e);
         }
         let Some(Queued { seq, message }) = self.outbox.complete(token) else {
             if let Err(Refused(e, _)) = result

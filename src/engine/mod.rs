@@ -28,6 +28,7 @@ pub mod runner;
 mod runners;
 mod settle;
 mod silence;
+mod statuses;
 mod stop;
 mod units;
 mod word;

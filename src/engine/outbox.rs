@@ -1,67 +1,328 @@
-//! Messages that the ledger holds until the broker has acknowledged them.
+//! Messages that the ledger holds until the broker has acknowledged them, as many as fit into
+//! memory; the ledger keeps the others until there is room.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::model::message::Message;
 use crate::net::mqtt::Token;
 use crate::net::session::Session;
 use crate::store::ledger::Queued;
 
-/// Messages under way at one time.
+/// Maximum number of messages under way at one time.
 const WINDOW: usize = 32;
+
+/// Maximum number of messages in memory, and of messages that are read from the ledger at a time.
+pub const MAX_ROWS: usize = 1024;
+
+/// Maximum memory that they hold, bytes; one that is larger is there alone.
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Maximum number of messages that wait, in memory and in the ledger; the oldest go.
+pub const MAX_WAITING: usize = 100_000;
+
+/// Delay before a message is tried again that the broker could not take: the first, and the
+/// longest; it doubles.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Maximum number of doublings of that delay.
+const MAX_DOUBLINGS: u32 = 5;
+
+/// Maximum number of times that a broker may refuse a message for now; about 8 hours.
+const MAX_TRIES: u32 = 1000;
+
+/// Maximum number of connections that one message may cost, when the broker says that a packet of
+/// ours was at fault.
+const MAX_COSTS: u32 = 2;
+
+/// Maximum number of connections that end without a word while one message is alone under way.
+const MAX_SILENT_COSTS: u32 = 8;
+
+/// Number of connections in a row that end with messages under way and none acknowledged, after
+/// which messages go out one at a time.
+const FRUITLESS: u32 = 3;
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The broker said that a packet of ours was at fault.
+    Packet,
+    /// For another reason, or without a word.
+    Link,
+}
 
 #[derive(Debug)]
 struct Row {
     queued: Queued,
     /// Of its publish, while that is under way on this connection.
     token: Option<Token>,
+    /// When it may be tried again.
+    not_before: Option<Instant>,
+    tries: u32,
+    costs: u32,
+    silent_costs: u32,
 }
 
 /// The outbox in memory, in the order of the ledger's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     rows: VecDeque<Row>,
+    bytes: usize,
+    /// Sequence number of the last message that was in memory.
+    last: u64,
+    /// Messages behind it that only the ledger has; `None` without a ledger.
+    behind: Option<u64>,
+    /// Messages that may be under way now.
+    window: usize,
+    /// Connections in a row that ended with messages under way and none acknowledged.
+    fruitless: u32,
+    /// Whether another publish has to be answered on this connection before ours go out.
+    waits_for_other: bool,
+    /// When the next may go out, after one that the broker could not take.
+    paused_until: Option<Instant>,
+    dropped: u64,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            rows: VecDeque::new(),
+            bytes: 0,
+            last: 0,
+            behind: None,
+            window: WINDOW,
+            fruitless: 0,
+            waits_for_other: false,
+            paused_until: None,
+            dropped: 0,
+        }
+    }
 }
 
 impl Outbox {
-    /// Adds messages at the end.
+    /// An outbox with a ledger behind it that holds `waiting` messages, of which none is in memory.
+    pub fn of_ledger(waiting: u64) -> Self {
+        Self {
+            behind: Some(waiting),
+            ..Self::default()
+        }
+    }
+
+    /// Adds messages that were just written to the ledger, in its order. What finds no room stays
+    /// there.
     pub fn extend(&mut self, queued: impl IntoIterator<Item = Queued>) {
-        let row = |queued| Row {
+        for queued in queued {
+            // What was read from the ledger meanwhile is here.
+            if self.behind.is_some() && queued.seq <= self.last {
+                continue;
+            }
+            let full = self.is_full();
+            match &mut self.behind {
+                Some(behind) if *behind > 0 || full => *behind += 1,
+                _ => self.push(queued),
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows.len() >= MAX_ROWS || self.bytes >= MAX_BYTES
+    }
+
+    fn push(&mut self, queued: Queued) {
+        self.last = queued.seq;
+        self.bytes += queued.message.memory();
+        self.rows.push_back(Row {
             queued,
             token: None,
-        };
-        self.rows.extend(queued.into_iter().map(row));
+            not_before: None,
+            tries: 0,
+            costs: 0,
+            silent_costs: 0,
+        });
+    }
+
+    /// The sequence number after which messages are to be read from the ledger, if there is room
+    /// for some.
+    pub fn wants(&self) -> Option<u64> {
+        let room = self.rows.len() <= MAX_ROWS / 2 && self.bytes <= MAX_BYTES / 2;
+        (room && self.behind.is_some_and(|behind| behind > 0)).then_some(self.last)
+    }
+
+    /// Adds messages that the ledger holds behind [`Outbox::wants`]; it has `left` more.
+    pub fn load(&mut self, queued: Vec<Queued>, left: u64) {
+        for queued in queued {
+            self.push(queued);
+        }
+        self.behind = Some(left);
     }
 
     /// Publishes what may go out now, and tells `sent` of each.
     pub fn flush(&mut self, session: &mut Session, mut sent: impl FnMut(Token)) {
-        let window = self.rows.iter_mut().take(WINDOW);
-        for row in window.filter(|row| row.token.is_none()) {
-            row.token = session.publish(row.queued.message.clone());
+        self.flush_by(
+            |message| session.publish(message.clone()),
+            |_, token| sent(token),
+        );
+    }
+
+    fn flush_by(
+        &mut self,
+        mut publish: impl FnMut(&Message) -> Option<Token>,
+        mut sent: impl FnMut(u64, Token),
+    ) {
+        let now = Instant::now();
+        self.paused_until = self.paused_until.filter(|until| *until > now);
+        if self.waits_for_other || self.paused_until.is_some() {
+            return;
+        }
+        let mut room = self.window.saturating_sub(self.under_way());
+        for row in &mut self.rows {
+            if room == 0 {
+                return;
+            }
+            row.not_before = row.not_before.filter(|at| *at > now);
+            if row.token.is_some() || row.not_before.is_some() {
+                continue;
+            }
+            row.token = publish(&row.queued.message);
             let Some(token) = row.token else { return };
-            sent(token);
+            sent(row.queued.seq, token);
+            room -= 1;
         }
     }
 
-    /// Forgets that anything was sent: the connection is gone.
-    pub fn reset(&mut self) {
+    fn under_way(&self) -> usize {
+        self.rows.iter().filter(|row| row.token.is_some()).count()
+    }
+
+    /// When [`Outbox::flush`] can do something that it could not before, though nothing happens.
+    pub fn wake(&self) -> Option<Instant> {
+        let rows = self.rows.iter().filter_map(|row| row.not_before).min();
+        match (self.paused_until, rows) {
+            (Some(paused), Some(row)) => Some(paused.max(row)),
+            (paused, row) => paused.or(row),
+        }
+    }
+
+    /// The broker has answered a publish on this connection, whose ever it was.
+    pub const fn answered(&mut self) {
+        self.waits_for_other = false;
+    }
+
+    /// Forgets that anything was sent: the connection is gone, by `loss`. Returns a message that
+    /// has cost too many connections; it is not sent again.
+    pub fn lost(&mut self, loss: Loss) -> Option<Queued> {
+        let mut suspects = self.rows.iter_mut().filter(|row| row.token.is_some());
+        let only = match (suspects.next(), suspects.next()) {
+            (Some(only), None) => Some(only),
+            (first, _) => {
+                if first.is_some() {
+                    self.fruitless = self.fruitless.saturating_add(1);
+                }
+                None
+            }
+        };
+        let mut guilty = None;
+        if let Some(row) = only {
+            self.fruitless = self.fruitless.saturating_add(1);
+            match loss {
+                Loss::Packet => row.costs += 1,
+                Loss::Link => row.silent_costs += 1,
+            }
+            if row.costs >= MAX_COSTS || row.silent_costs >= MAX_SILENT_COSTS {
+                guilty = Some(row.queued.seq);
+            }
+        }
+        if loss == Loss::Packet || self.fruitless >= FRUITLESS {
+            self.window = 1;
+        }
+        // One that goes out alone must not be blamed for what goes out beside it.
+        self.waits_for_other = self.window == 1 && self.behind.is_some();
+        self.paused_until = None;
         for row in &mut self.rows {
             row.token = None;
         }
+        let place = self
+            .rows
+            .iter()
+            .position(|row| Some(row.queued.seq) == guilty)?;
+        self.remove(place)
+    }
+
+    fn remove(&mut self, place: usize) -> Option<Queued> {
+        let row = self.rows.remove(place)?;
+        self.bytes = self.bytes.saturating_sub(row.queued.message.memory());
+        Some(row.queued)
+    }
+
+    fn place(&self, token: Token) -> Option<usize> {
+        self.rows.iter().position(|row| row.token == Some(token))
     }
 
     /// Takes out the message that the broker has dealt with.
     pub fn complete(&mut self, token: Token) -> Option<Queued> {
-        let place = self.rows.iter().position(|row| row.token == Some(token))?;
-        self.rows.remove(place).map(|row| row.queued)
+        let place = self.place(token)?;
+        self.fruitless = 0;
+        self.window = (self.window * 2).min(WINDOW);
+        for row in &mut self.rows {
+            row.silent_costs = 0;
+        }
+        self.remove(place)
+    }
+
+    /// The broker could not take a message for now: it goes out again later. Returns it if that was
+    /// so for too long; it is not sent again. `None` too if the publish is not one of ours.
+    pub fn retry(&mut self, token: Token) -> Option<Queued> {
+        let place = self.place(token)?;
+        let now = Instant::now();
+        self.window = 1;
+        self.paused_until = Some(now + RETRY);
+        let row = self.rows.get_mut(place)?;
+        row.token = None;
+        let delay = RETRY.saturating_mul(1 << row.tries.min(MAX_DOUBLINGS));
+        row.not_before = Some(now + delay.min(MAX_RETRY));
+        row.tries += 1;
+        if row.tries < MAX_TRIES {
+            return None;
+        }
+        self.remove(place)
+    }
+
+    /// Takes out the oldest message, if too many wait and it is not under way.
+    pub fn overflow(&mut self) -> Option<Queued> {
+        let too_many = match self.behind {
+            Some(_) => self.len() > MAX_WAITING,
+            None => self.is_full(),
+        };
+        let oldest = self.rows.iter().position(|row| row.token.is_none())?;
+        let queued = too_many.then(|| self.remove(oldest)).flatten();
+        self.dropped += u64::from(queued.is_some());
+        queued
+    }
+
+    /// How many messages were dropped because too many waited.
+    pub const fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// How many messages wait.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        let behind = usize::try_from(self.behind.unwrap_or_default());
+        self.rows.len().saturating_add(behind.unwrap_or(usize::MAX))
     }
 
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.len() == 0
     }
 }
+
+/// A message as an error names it.
+pub fn shown(message: &Message) -> String {
+    format!("'{}' ({} bytes)", message.topic, message.payload.len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -157,6 +157,8 @@ pub struct Pipeline {
     begin: Instant,
     /// Whether it was said that others cannot see how we are.
     pub(super) unseen: bool,
+    /// Whether it was said that the broker cannot take statuses for now.
+    pub(super) refusing_statuses: bool,
     /// Whether it was said how bridges keep the properties of messages.
     pub(super) bridge_said: bool,
     pub(super) pace: Pace,
@@ -187,8 +189,8 @@ impl Pipeline {
         let boot = crate::os::process::boot_id();
         let topics = PipelineTopics::new(&config.root, &config.who);
         let since = Timestamp::now();
-        let mut outbox = Outbox::default();
-        outbox.extend(reader.outbox()?);
+        // The first flush reads them.
+        let outbox = Outbox::of_ledger(reader.totals()?.outbox);
         let redelivery = Redelivery::new(reader.answered()?, reader.last_accepted()?);
         sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;
@@ -230,6 +232,7 @@ impl Pipeline {
             held_until: None,
             begin: Instant::now(),
             unseen: false,
+            refusing_statuses: false,
             bridge_said: false,
             pace: Pace::default(),
             loop_said: false,
@@ -257,7 +260,7 @@ impl Pipeline {
             if !self.outbox.is_empty() {
                 failpoint::reached("publish.before");
             }
-            self.flush_outbox();
+            self.flush_outbox()?;
             self.check_health();
             self.check_metrics(false);
             let wake = self.wake();
@@ -324,6 +327,7 @@ impl Pipeline {
             self.silence.wake(),
             self.metrics.as_ref().and_then(Metrics::wake),
             self.last.wake(),
+            self.outbox.wake().filter(|_| self.online),
             self.cleanup.wake(),
             self.backlog.wake(),
         ];
@@ -367,13 +371,6 @@ impl Pipeline {
         let token = self.session.publish(message)?;
         self.redelivery.sent(token, now_ms());
         Some(token)
-    }
-
-    /// Publishes what may go out now.
-    pub(super) fn flush_outbox(&mut self) {
-        let redelivery = &mut self.redelivery;
-        let sent = |token| redelivery.sent(token, now_ms());
-        self.outbox.flush(&mut self.session, sent);
     }
 
     /// Submits what waits for other changes.

@@ -67,7 +67,7 @@ impl Pipeline {
             if told && (away || farewell) {
                 break;
             }
-            self.flush_outbox();
+            self.flush_outbox()?;
             self.last.flush();
             self.tell_last();
             if told && let Some(message) = presence.take() {

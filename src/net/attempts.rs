@@ -36,6 +36,8 @@ pub struct Attempts {
     was_online: bool,
     /// Causes that were warned of.
     said: Vec<String>,
+    /// Whether a packet of ours ended the last connection.
+    packet_at_fault: bool,
     failures: u32,
     short_lives: u32,
     /// Since when there is no connection, and whether that has been warned of.
@@ -51,6 +53,11 @@ impl Attempts {
     /// Whether the session goes on whatever the other side says.
     pub const fn goes_on(&self) -> bool {
         self.lasting && self.was_online
+    }
+
+    /// Whether the broker said that a packet of ours was at fault for the end of the last connection.
+    pub const fn is_packet_at_fault(&self) -> bool {
+        self.packet_at_fault
     }
 
     /// Warns of `cause`, once.
@@ -107,6 +114,7 @@ impl Attempts {
         broker: &BrokerOptions,
     ) -> Result<(Duration, String)> {
         let address = broker.address();
+        self.packet_at_fault = matches!(failure, Failure::Packet(_));
         let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
         let mut wait = backoff(self.failures);
         let cause = match failure {

@@ -312,6 +312,12 @@ impl Session {
         self.cause.as_deref()
     }
 
+    /// Whether the broker said that a packet of ours was at fault for the end of the last connection.
+    #[must_use]
+    pub const fn is_packet_at_fault(&self) -> bool {
+        self.attempts.is_packet_at_fault()
+    }
+
     /// Whether there is a connection whose task has not been heard of for too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {

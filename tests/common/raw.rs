@@ -333,7 +333,8 @@ impl Raw {
         }
     }
 
-    fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
+    /// Answers one packet as a broker does; returns the message, if it is one.
+    pub fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
         match kind >> 4 {
             // One reason code for each filter: what follows the filter is its options.
             8 => {

@@ -259,16 +259,38 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Messages that wait to be published, in order.
+    /// Messages that wait to be published, in order: those behind sequence number `after`, at most
+    /// `rows`, and no more once they hold `bytes`. With them, how many there are behind these.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn outbox(&self) -> Result<Vec<Queued>> {
-        let sql = "SELECT seq, topic, payload, qos, retain, properties FROM outbox ORDER BY seq";
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut query| query.query_map([], read_message)?.collect())
-            .map_err(wrong)
+    pub fn outbox(&self, after: u64, rows: usize, bytes: usize) -> Result<(Vec<Queued>, u64)> {
+        let sql = "SELECT seq, topic, payload, qos, retain, properties FROM outbox
+                   WHERE seq > ?1 ORDER BY seq";
+        let read = || {
+            let mut query = self.connection.prepare_cached(sql)?;
+            let mut found = query.query([after.cast_signed()])?;
+            let (mut list, mut held) = (Vec::new(), 0);
+            while list.len() < rows
+                && held < bytes
+                && let Some(row) = found.next()?
+            {
+                let queued: Queued = read_message(row)?;
+                held += queued.message.memory();
+                list.push(queued);
+            }
+            let last = list.last().map_or(after, |queued| queued.seq);
+            Ok((list, self.behind(last)?))
+        };
+        read().map_err(wrong)
+    }
+
+    /// How many messages of the outbox are behind sequence number `seq`.
+    fn behind(&self, seq: u64) -> rusqlite::Result<u64> {
+        let sql = "SELECT count(*) FROM outbox WHERE seq > ?1";
+        let mut query = self.connection.prepare_cached(sql)?;
+        let count: i64 = query.query_row([seq.cast_signed()], |row| row.get(0))?;
+        Ok(count.cast_unsigned())
     }
 
     /// What came before is known to the broker as acknowledged, milliseconds since the epoch.

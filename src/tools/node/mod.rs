@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::engine::outbox::Outbox;
+use crate::engine::outbox::{Loss, Outbox, shown};
 use crate::error::{Error, Kind, Result};
 use crate::model::event::is_id;
 use crate::model::message::{Delivery, Message, Properties, Qos, property};
 use crate::model::node::{self, Command};
 use crate::model::text::printable;
 use crate::model::topic::Filter;
-use crate::net::mqtt::Settings;
+use crate::net::mqtt::{Refused, Settings, Token};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
@@ -166,6 +166,35 @@ impl Doubles {
     }
 }
 
+/// Takes the broker's answer to a status.
+fn published(outbox: &mut Outbox, token: Token, result: Result<(), Refused>) {
+    let given_up = match result {
+        Ok(()) => {
+            outbox.complete(token);
+            None
+        }
+        Err(Refused(e, _)) if e.kind() == Kind::TryAgain => {
+            outbox.retry(token).map(|status| (status, e))
+        }
+        Err(Refused(e, _)) => outbox.complete(token).map(|status| (status, e)),
+    };
+    if let Some((status, e)) = given_up {
+        warn!("status {} is given up: {e}", shown(&status.message));
+    }
+}
+
+/// What was under way goes out again, but for a status that ends every connection.
+fn connection_lost(outbox: &mut Outbox, session: &Session) {
+    let loss = match session.is_packet_at_fault() {
+        true => Loss::Packet,
+        false => Loss::Link,
+    };
+    if let Some(guilty) = outbox.lost(loss) {
+        let status = shown(&guilty.message);
+        warn!("status {status} is given up: it ends every connection that it is sent on");
+    }
+}
+
 async fn node(options: &Options) -> Result<()> {
     let mut stop = Stop::listen(false)?;
     let notify = Notify::from_environment();
@@ -201,6 +230,9 @@ async fn node(options: &Options) -> Result<()> {
         seq += 1;
         let message = status(options, text);
         outbox.extend([Queued { seq, message }]);
+        if outbox.overflow().is_some() && outbox.dropped() == 1 {
+            warn!("too many statuses wait for the broker: the oldest are dropped");
+        }
     };
     say(&mut outbox, node::ALIVE);
     let mut lost = false;
@@ -211,9 +243,11 @@ async fn node(options: &Options) -> Result<()> {
     let working = tokio::spawn(worker.work(command_rx, deadline, quit_rx));
     loop {
         outbox.flush(&mut session, |_| {});
+        let again = outbox.wake();
         tokio::select! {
             biased;
             () = stop.requested() => break,
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             words = said.recv() => match words {
                 Some(Said::Status(text)) => {
                     info!(target: SENDERS, "{text}");
@@ -232,14 +266,9 @@ async fn node(options: &Options) -> Result<()> {
                 }
                 Event::Offline => {
                     lost = true;
-                    outbox.reset();
+                    connection_lost(&mut outbox, &session);
                 }
-                Event::Published(seq, result) => {
-                    if let Err(refused) = result {
-                        warn!("status refused: {}", refused.0);
-                    }
-                    outbox.complete(seq);
-                }
+                Event::Published(token, result) => published(&mut outbox, token, result),
                 Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
                 Event::Received(received) => {
                     let delivery = &received.delivery;
@@ -292,10 +321,10 @@ async fn node(options: &Options) -> Result<()> {
         while !outbox.is_empty() {
             outbox.flush(&mut session, |_| {});
             match session.next().await? {
-                Event::Published(seq, _) => {
-                    outbox.complete(seq);
+                Event::Published(token, _) => {
+                    outbox.complete(token);
                 }
-                Event::Offline => outbox.reset(),
+                Event::Offline => connection_lost(&mut outbox, &session),
                 _ => {}
             }
         }

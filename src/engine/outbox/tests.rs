@@ -1,0 +1,157 @@
+//! What the outbox does with what the broker says.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::model::message::{Properties, Qos};
+
+fn queued(seq: u64, bytes: usize) -> Queued {
+    Queued {
+        seq,
+        message: Message {
+            topic: "t".into(),
+            payload: Bytes::from(vec![b' '; bytes]),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: Properties::default(),
+        },
+    }
+}
+
+/// An outbox with messages 1 to `count`, and a connection on which they are sent.
+fn outbox(count: u64) -> Outbox {
+    let mut outbox = Outbox::of_ledger(0);
+    outbox.extend((1..=count).map(|seq| queued(seq, 10)));
+    outbox
+}
+
+/// Sends what may go out, as a session does that takes everything.
+fn send(outbox: &mut Outbox) -> Vec<(u64, Token)> {
+    let mut went = Vec::new();
+    outbox.answered();
+    outbox.flush_by(|_| Some(Token::new()), |seq, token| went.push((seq, token)));
+    went
+}
+
+fn seqs(went: &[(u64, Token)]) -> Vec<u64> {
+    went.iter().map(|(seq, _)| *seq).collect()
+}
+
+#[test]
+fn one_that_costs_the_connection_twice_is_set_aside_and_the_others_go() {
+    let mut outbox = outbox(5);
+    assert_eq!(seqs(&send(&mut outbox)), [1, 2, 3, 4, 5]);
+    assert_eq!(outbox.lost(Loss::Packet), None, "nobody knows which one");
+    // The first two pass, the third is the one.
+    for seq in [1, 2] {
+        let went = send(&mut outbox);
+        assert_eq!(went[0].0, seq);
+        outbox.lost(Loss::Link);
+        let went = send(&mut outbox);
+        assert_eq!(seqs(&went), [seq], "one at a time");
+        assert!(outbox.complete(went[0].1).is_some());
+        outbox.window = 1;
+    }
+    assert_eq!(seqs(&send(&mut outbox)), [3]);
+    assert_eq!(outbox.lost(Loss::Packet), None);
+    assert_eq!(seqs(&send(&mut outbox)), [3]);
+    let guilty = outbox.lost(Loss::Packet).expect("set aside");
+    assert_eq!((guilty.seq, outbox.len()), (3, 2));
+    let went = send(&mut outbox);
+    assert_eq!(seqs(&went), [4]);
+    assert!(outbox.complete(went[0].1).is_some());
+    assert_eq!(seqs(&send(&mut outbox)), [5]);
+}
+
+#[test]
+fn links_that_break_cost_nobody_anything_for_long() {
+    let mut outbox = outbox(2);
+    for _ in 0..100 {
+        send(&mut outbox);
+        assert_eq!(outbox.lost(Loss::Link), None, "two were under way");
+        if outbox.window == 1 {
+            break;
+        }
+    }
+    assert_eq!(outbox.window, 1);
+    // Alone, and no word: after a while it is set aside, so that the others get through.
+    let guilty = (1..=MAX_SILENT_COSTS).find_map(|_| {
+        send(&mut outbox);
+        outbox.lost(Loss::Link)
+    });
+    assert_eq!(guilty.map(|queued| queued.seq), Some(1));
+}
+
+#[test]
+fn what_goes_out_beside_one_is_not_its_fault() {
+    let mut outbox = outbox(2);
+    send(&mut outbox);
+    outbox.lost(Loss::Packet);
+    let mut went = 0;
+    outbox.flush_by(|_| Some(Token::new()), |_, _| went += 1);
+    assert_eq!(went, 0, "the presence is not answered yet");
+    assert_eq!(seqs(&send(&mut outbox)), [1]);
+}
+
+#[test]
+fn one_that_is_refused_for_now_waits_and_the_others_overtake_it() {
+    let mut outbox = outbox(3);
+    let went = send(&mut outbox);
+    assert_eq!(outbox.retry(went[0].1), None);
+    assert_eq!(outbox.len(), 3);
+    assert!(send(&mut outbox).is_empty(), "paused");
+    let wake = outbox.wake().expect("a time");
+    assert!(wake > Instant::now());
+    assert!(outbox.complete(went[1].1).is_some());
+    assert!(outbox.complete(went[2].1).is_some());
+    assert_eq!(outbox.len(), 1);
+    // It is not tried for ever.
+    let refused = (1..MAX_TRIES).find_map(|_| {
+        outbox.paused_until = None;
+        outbox.rows[0].not_before = None;
+        let went = send(&mut outbox);
+        outbox.retry(went[0].1)
+    });
+    assert_eq!(refused.map(|queued| queued.seq), Some(1));
+}
+
+#[test]
+fn what_finds_no_room_stays_in_the_ledger() {
+    let mut outbox = outbox(MAX_ROWS as u64 + 10);
+    assert_eq!((outbox.rows.len(), outbox.len()), (MAX_ROWS, MAX_ROWS + 10));
+    assert_eq!(outbox.wants(), None, "there is no room");
+    while outbox.rows.len() > MAX_ROWS / 2 {
+        let went = send(&mut outbox);
+        for (_, token) in went {
+            outbox.complete(token);
+        }
+    }
+    let after = outbox.wants().expect("room");
+    assert_eq!(after, MAX_ROWS as u64);
+    let list = (after + 1..=after + 10)
+        .map(|seq| queued(seq, 10))
+        .collect();
+    outbox.load(list, 0);
+    assert_eq!(outbox.wants(), None);
+    // The last of these was on its way here when the ledger was read.
+    outbox.extend([queued(after + 10, 10), queued(after + 11, 10)]);
+    assert_eq!(outbox.rows.back().expect("row").queued.seq, after + 11);
+    let seqs: Vec<u64> = outbox.rows.iter().map(|row| row.queued.seq).collect();
+    assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
+    // Bytes count too.
+    let mut large = Outbox::of_ledger(0);
+    large.extend((1..=4).map(|seq| queued(seq, MAX_BYTES / 2)));
+    assert_eq!((large.rows.len(), large.len()), (2, 4));
+}
+
+#[test]
+fn the_oldest_go_when_too_many_wait() {
+    let mut outbox = outbox(3);
+    assert_eq!(outbox.overflow(), None);
+    outbox.behind = Some(MAX_WAITING as u64 - 1);
+    let gone: Vec<u64> = std::iter::from_fn(|| outbox.overflow())
+        .map(|queued| queued.seq)
+        .collect();
+    assert_eq!(gone, [1, 2]);
+    assert_eq!(outbox.dropped(), 2);
+}
