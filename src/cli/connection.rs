@@ -15,9 +15,10 @@ use crate::model::topic::{self, DEFAULT_ROOT};
 use crate::model::{duration, text};
 use crate::net::options::{
     BrokerOptions, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret, TLS_PORT, TlsFiles,
-    parse_url,
+    parse_url, plain_host,
 };
 use crate::net::password::Password;
+use crate::net::tls;
 use crate::os::host;
 use crate::os::logging::Target;
 use crate::os::paths;
@@ -32,6 +33,9 @@ const SHARED: &[&str] = &[
     "password-file",
     "password",
     "cafile",
+    "capath",
+    "tls-alpn",
+    "tls-server-name",
     "cert",
     "key",
     "id",
@@ -119,6 +123,15 @@ pub struct Connection {
     /// Certificate authorities to trust, PEM; turns TLS on
     #[arg(long, value_name = "FILE")]
     cafile: Option<PathBuf>,
+    /// Folder of certificate authorities to trust, PEM; turns TLS on
+    #[arg(long, value_name = "FOLDER")]
+    capath: Option<PathBuf>,
+    /// Protocol to name to the broker's TLS (ALPN), for example mqtt; turns TLS on
+    #[arg(long, value_name = "PROTOCOL")]
+    tls_alpn: Option<String>,
+    /// Name that the broker's certificate must be for [default: the host]; turns TLS on
+    #[arg(long, value_name = "NAME")]
+    tls_server_name: Option<String>,
     /// Our certificate, PEM; turns TLS on
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
@@ -181,8 +194,14 @@ impl Connection {
             (None, None) => None,
             _ => return Err(Error::usage("--cert and --key go together: one is missing")),
         };
-        let tls =
-            self.cafile.is_some() || identity.is_some() || url.as_ref().is_some_and(|url| url.tls);
+        let files = TlsFiles {
+            cafile: self.cafile,
+            capath: self.capath,
+            identity,
+            alpn: alpn(self.tls_alpn.as_deref())?,
+            server_name: self.tls_server_name,
+        };
+        let tls = files != TlsFiles::default() || url.as_ref().is_some_and(|url| url.tls);
         let port = match &url {
             Some(url) if rank(matches, "port") <= rank(matches, "broker") => url.port,
             _ => self.port,
@@ -197,13 +216,11 @@ impl Connection {
             ));
         }
         let options = BrokerOptions {
-            host: url.as_ref().map_or(self.host, |url| url.host.clone()),
+            host: url
+                .as_ref()
+                .map_or_else(|| plain_host(&self.host), |url| url.host.clone()),
             port: port.unwrap_or(if tls { TLS_PORT } else { PORT }),
-            tls: tls.then_some(TlsFiles {
-                cafile: self.cafile,
-                identity,
-                ..TlsFiles::default()
-            }),
+            tls: tls.then_some(files),
             username: self.username.or_else(|| url.and_then(|url| url.username)),
             password,
             client_id: id,
@@ -229,7 +246,9 @@ impl Connection {
         }
         if let Some(files) = &options.tls {
             // Wrong files are told now, not after the first reconnect.
-            crate::net::tls::client_config(files)?;
+            tls::client_config(files)?;
+            let name = files.server_name.as_deref().unwrap_or(&options.host);
+            tls::server_name(name).map_err(Error::usage)?;
         }
         Ok(options)
     }
@@ -262,6 +281,19 @@ impl Connection {
             warn_of_open("password file", path);
         }
         Ok(password)
+    }
+}
+
+/// The protocols that `--tls-alpn` names, separated by commas (RFC 7301: 1 to 255 bytes each).
+fn alpn(text: Option<&str>) -> Result<Vec<String>> {
+    let names: Vec<String> = text
+        .map(|text| text.split(',').map(str::to_owned).collect())
+        .unwrap_or_default();
+    match names.iter().find(|name| !(1..=255).contains(&name.len())) {
+        Some(_) => Err(Error::usage(
+            "--tls-alpn takes names of 1 to 255 bytes, separated by commas",
+        )),
+        None => Ok(names),
     }
 }
 

@@ -100,7 +100,41 @@ pub struct BrokerUrl {
     pub port: Option<u16>,
 }
 
-/// Parses `mqtt[s]://[user@]host[:port]`.
+/// Decodes `%XX` (RFC 3986, section 2.1).
+fn percent_decoded(text: &str) -> Result<String, String> {
+    let wrong = || format!("'{text}' in the broker URL is not percent-encoded text");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, tail) = rest.split_at_checked(2).ok_or_else(wrong)?;
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        rest = tail;
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// Removes the brackets of an address of version 6, and the escape of its scope (RFC 6874).
+#[must_use]
+pub fn plain_host(host: &str) -> String {
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    match inner {
+        Some(inner) => inner.replacen("%25", "%", 1),
+        None => host.to_owned(),
+    }
+}
+
+/// Parses `mqtt[s]://[user@]host[:port]`; the user may be percent-encoded.
 ///
 /// # Errors
 /// A text for the user, which never repeats a password.
@@ -111,6 +145,12 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
     let tls = match scheme.to_ascii_lowercase().as_str() {
         "mqtt" => false,
         "mqtts" => true,
+        "ws" | "wss" => {
+            return Err(format!(
+                "MQTT over WebSocket ({scheme}://) is not spoken here: give the broker's port for \
+                 plain MQTT by mqtt://, or for TLS by mqtts://"
+            ));
+        }
         _ => {
             return Err(format!(
                 "broker scheme '{scheme}' is unknown: mqtt or mqtts"
@@ -130,8 +170,8 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(v6) => match v6.split_once(']') {
             Some((host, "")) => (host, None),
-            Some((host, port)) => (host, port.strip_prefix(':')),
-            None => (v6, None),
+            Some((host, port)) if port.starts_with(':') => (host, port.get(1..)),
+            _ => return Err(format!("'{url}' is no broker URL: its brackets do not fit")),
         },
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -152,8 +192,11 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
         .transpose()?;
     Ok(BrokerUrl {
         tls,
-        username: username.map(str::to_owned),
-        host: host.to_owned(),
+        username: username.map(percent_decoded).transpose()?,
+        host: match authority.starts_with('[') {
+            true => plain_host(&format!("[{host}]")),
+            false => host.to_owned(),
+        },
         port,
     })
 }
@@ -182,8 +225,31 @@ mod tests {
             parse_url("mqtt://[::1]:1884"),
             url(false, None, "::1", Some(1884))
         );
+        assert_eq!(
+            parse_url("mqtt://ann%40lab%2fx@h"),
+            url(false, Some("ann@lab/x"), "h", None)
+        );
+        for scope in [
+            "mqtts://[fe80::1%eth0]:8883",
+            "mqtts://[fe80::1%25eth0]:8883",
+        ] {
+            assert_eq!(
+                parse_url(scope),
+                url(true, None, "fe80::1%eth0", Some(8883))
+            );
+        }
+        assert!(
+            parse_url("ws://h:8080/mqtt")
+                .expect_err("no")
+                .contains("WebSocket")
+        );
         for bad in [
             "h",
+            "mqtt://a%4@h",
+            "mqtt://a%+1@h",
+            "mqtt://a%ff@h",
+            "mqtt://[::1",
+            "mqtt://[::1]x",
             "http://h",
             "mqtt://",
             "mqtt://@h",
@@ -198,6 +264,20 @@ mod tests {
         }
         let secret = parse_url("mqtt://ann:hunter2@h").expect_err("password");
         assert!(!secret.contains("hunter2"));
+    }
+
+    #[test]
+    fn hosts_without_brackets() {
+        for (given, plain) in [
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[fe80::1%25eth0]", "fe80::1%eth0"),
+            ("fe80::1%eth0", "fe80::1%eth0"),
+            ("[h", "[h"),
+            ("h", "h"),
+        ] {
+            assert_eq!(plain_host(given), plain);
+        }
     }
 
     #[test]
