@@ -195,6 +195,25 @@ fn a_retained_message_runs_once_for_each_content() {
 }
 
 #[test]
+fn a_retained_message_that_says_again_what_an_earlier_one_said_is_news() {
+    let scene = Scene::new();
+    let (client, mut raw) = scene.start();
+    say(&mut raw, "lab/a", 1, true, &[]);
+    say(&mut raw, "lab/a", 2, false, &[]);
+    say(&mut raw, "lab/a", 2, true, &[]);
+    client.kill();
+    drop(raw);
+    // The broker has kept nothing for the client, and the topic is back at what it said before.
+    for n in [3, 4] {
+        let (client, mut raw) = scene.start();
+        say(&mut raw, "lab/a", 1, true, &[]);
+        say(&mut raw, "lab/b", n, true, &[]);
+        client.kill();
+    }
+    scene.have_run(&["1", "2", "1", "3", "4"]);
+}
+
+#[test]
 fn an_empty_message_that_clears_a_retained_one_is_no_event() {
     let scene = Scene::new();
     let (client, mut raw) = scene.start();

@@ -209,6 +209,8 @@ fn a_request_that_has_expired_is_not_carried_out() {
     );
     let cause = refused["error"].as_str().expect("cause");
     assert!(cause.contains("the request expired 36"), "{cause}");
+    let never = request("m", 0).replace(r#""expires":0"#, r#""expires":-9223372036854775808"#);
+    assert_eq!(ask(&mut raw, &never, &[])["code"], 75);
     let pause = request("p", now - 3600).replace("raise", "pause");
     assert_eq!(ask(&mut raw, &pause, &[])["code"], 75);
     // One that the broker knows the age of is not judged by a clock: 60 s are left of it.

@@ -421,6 +421,67 @@ fn a_filter_that_is_refused_after_two_reloads_is_the_one_that_is_named() {
 }
 
 #[test]
+fn a_reload_asks_again_for_what_was_refused() {
+    let scene = Scene::new();
+    scene.configure("", &["lab/one"]);
+    let client = scene.start_with_file();
+    let (mut raw, _) = scene.broker.greet(false, &[]);
+    grant(&mut raw);
+    online(&mut raw);
+    scene.configure("", &["lab/one", "lab/two"]);
+    // Then the operator has the broker allow it, and says so to the client.
+    for code in [0x87, 1] {
+        client.signal(Signal::SIGHUP);
+        let body = loop {
+            let (kind, body) = next(&mut raw);
+            if kind == 0x82 {
+                break body;
+            }
+            acknowledge(&mut raw, &body);
+        };
+        assert_eq!(subscribe_filters(&body), ["lab/two"]);
+        answer(&mut raw, 0x90, &body, &[code]);
+        if code != 1 {
+            wait_until("it says so", || client.log_text().contains("'lab/two'"));
+        }
+    }
+    sentinel(&scene, &mut raw, "lab/two", 1);
+    client.stop_with(raw);
+}
+
+#[test]
+fn copies_that_a_broken_connection_brings_again_do_not_run() {
+    let scene = Scene::new();
+    let client = scene.start(&["-t", "lab/+/status", "lab/seq/+", "-c", RUN]);
+    let send = |raw: &mut Raw, again: bool| {
+        for subscription in [1, 2] {
+            let packet = u16::from(subscription);
+            let (text, id) = (event(1), [0x0b, subscription]);
+            let topic = SEQ.as_bytes();
+            raw.send(&publish_with(
+                topic,
+                text.as_bytes(),
+                Some(packet),
+                &id,
+                again,
+            ));
+        }
+        raw.serve_until_acknowledged(2);
+    };
+    let (mut raw, _) = scene.broker.greet(false, &[]);
+    online(&mut raw);
+    send(&mut raw, false);
+    // The acknowledgements of both are lost with the connection.
+    drop(raw);
+    let (mut raw, _) = scene.broker.greet(true, &[]);
+    online(&mut raw);
+    send(&mut raw, true);
+    sentinel(&scene, &mut raw, SEQ, 9);
+    assert_eq!(scene.runs(), ["1", "9"]);
+    client.stop_with(raw);
+}
+
+#[test]
 fn a_reload_tells_the_broker_how_large_a_packet_may_be() {
     let scene = Scene::new();
     scene.configure("max-payload = 1000", &["lab/one"]);

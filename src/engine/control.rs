@@ -302,7 +302,7 @@ fn expired(delivery: &Delivery, envelope: &Envelope) -> Option<Refused> {
     if delivery.properties.message_expiry.is_some() {
         return None;
     }
-    let late = now_ms() / 1000 - envelope.expires?;
+    let late = (now_ms() / 1000).saturating_sub(envelope.expires?);
     (late > 0).then(|| Refused {
         code: control::EXPIRED,
         detail: format!("the request expired {late} s ago (or a clock is wrong)"),

@@ -44,9 +44,8 @@ impl Copies {
 
 /// Whether both are one message, as far as a subscriber sees it.
 fn is_equal(one: &Delivery, other: &Delivery) -> bool {
-    // One that was sent before comes again under its own packet identifier.
-    !one.duplicate
-        && !other.duplicate
+    // Copies that were sent before come again together.
+    one.duplicate == other.duplicate
         && one.retained == other.retained
         && one.topic == other.topic
         && one.properties == other.properties
@@ -89,16 +88,19 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_or_again_is_no_copy() {
+    fn what_comes_later_is_no_copy_and_copies_come_again_together() {
         let now = Instant::now();
         let mut copies = Copies::default();
         assert!(!copies.is_copy(&message("x", 1), &[1], now));
         let late = now + COPY_TIME + Duration::from_secs(1);
         assert!(!copies.is_copy(&message("x", 2), &[2], late));
+        // One that was sent before is no copy of one that was not; two of them are copies.
         let mut again = message("x", 3);
         again.duplicate = true;
         assert!(!copies.is_copy(&again, &[3], late));
         again.packet = 4;
+        assert!(copies.is_copy(&again, &[4], late));
+        again.packet = 5;
         assert!(!copies.is_copy(&again, &[4], late));
     }
 }

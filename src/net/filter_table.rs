@@ -101,8 +101,16 @@ impl FilterTable {
         self.plan();
     }
 
-    /// Changes what is wanted. Returns whether the broker has to be asked for any of it.
+    /// Changes what is wanted. Returns whether the broker has to be asked for any of it. What it
+    /// has refused is asked for again: its rules may be others by now.
     pub fn want(&mut self, filters: &[Filter]) -> bool {
+        self.states.retain(|_, state| match *state {
+            State::Refused(held) => {
+                *state = State::Held(false);
+                held
+            }
+            _ => true,
+        });
         self.wanted = topic::minimal(filters);
         self.is_wanted = self.wanted.iter().cloned().collect();
         self.overlapping = topic::overlapping(&self.wanted);

@@ -155,25 +155,26 @@ fn by_packet(
 }
 
 /// A retained message says the same for as long as it is retained, whatever it was sent as before.
+/// What the topic has said last decides; of one that is not remembered any content that has come.
 fn by_content(
     connection: &Connection,
     key: &EventKey,
     trigger: &str,
     topic: &str,
 ) -> rusqlite::Result<Option<Known>> {
+    let sql = "SELECT NULL, unit, NULL, digest = ?3 AND sender IS ?4 FROM retained
+               WHERE trigger = ?1 AND topic = ?2";
+    let mut query = connection.prepare_cached(sql)?;
+    let row = params![trigger, topic, &key.digest[..], key.sender];
+    let said = |row: &Row<'_>| Ok((known_row(row)?, row.get(3)?));
+    if let Some((known, same)) = query.query_row(row, said).optional()? {
+        return Ok(Some(known).filter(|_| same));
+    }
     let sql = "SELECT seq, unit, detail FROM event
                WHERE ?1 IS NULL AND sender IS NULL AND digest = ?2 AND trigger = ?3
                ORDER BY unit IS NULL LIMIT 1";
     let mut query = connection.prepare_cached(sql)?;
     let row = params![key.sender, &key.digest[..], trigger];
-    let found = query.query_row(row, known_row).optional()?;
-    if found.is_some() {
-        return Ok(found);
-    }
-    let sql = "SELECT NULL, unit, NULL FROM retained
-               WHERE trigger = ?1 AND topic = ?2 AND digest = ?3 AND sender IS ?4";
-    let mut query = connection.prepare_cached(sql)?;
-    let row = params![trigger, topic, &key.digest[..], key.sender];
     query.query_row(row, known_row).optional()
 }
 
