@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::raw::Raw;
-use common::{Process, World, ran, refuses, wait_until};
+use common::{Process, World, has_program, ran, refuses, wait_until};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -224,22 +224,9 @@ fn run_backup_block(world: &World, name: &str) {
     assert_eq!(code, 0, "{name}: {stderr}");
 }
 
-/// Whether the test can run; in CI it must.
-fn has_sqlite() -> bool {
-    let found = std::process::Command::new("sqlite3")
-        .arg("-version")
-        .output();
-    let there = found.is_ok_and(|out| out.status.success());
-    assert!(there || std::env::var_os("CI").is_none(), "needs sqlite3");
-    if !there {
-        eprintln!("not run, needs sqlite3: a backup");
-    }
-    there
-}
-
 #[test]
 fn a_backup_is_made_and_restored_as_the_docs_say() {
-    if !has_sqlite() {
+    if !has_program("sqlite3", "a backup") {
         return;
     }
     let world = World::new();

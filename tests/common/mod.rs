@@ -433,6 +433,20 @@ pub fn children_of(pid: u32) -> Vec<i32> {
     children.collect()
 }
 
+/// Whether the test of `what` can run, which needs `program`; in CI it must.
+pub fn has_program(program: &str, what: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    assert!(
+        there || std::env::var_os("CI").is_none(),
+        "{what}: needs {program}"
+    );
+    if !there {
+        eprintln!("not run, needs {program}: {what}");
+    }
+    there
+}
+
 /// What a finished command printed on stdout and stderr, and its exit code.
 #[track_caller]
 pub fn ran(command: &mut Command) -> (i32, String, String) {
