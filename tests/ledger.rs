@@ -462,3 +462,32 @@ fn events_that_find_no_room_stay_with_the_broker_and_none_is_lost() {
     assert_eq!(runs, (0..42).collect::<Vec<_>>());
     client.stop();
 }
+
+#[test]
+fn a_long_outbox_is_published_in_order_and_once() {
+    const STATUSES: usize = 1500;
+    let world = World::new();
+    runs(&world, "true", 1);
+    let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
+    let sql = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {STATUSES})
+         INSERT INTO outbox (topic, payload, qos, retain, properties)
+             SELECT 'lab/old', CAST('{{\"n\":' || i || '}}' AS BLOB), 1, 0, '[]' FROM n"
+    );
+    db.execute_batch(&sql).expect("fill");
+    drop(db);
+    let ears = world.ears(&["lab/old", "lab/infrastructure/pipelines/p/status"]);
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    // Told after all that was there before.
+    world.message(SEQ, FINISHED);
+    ears.status("p", "finished");
+    let told: Vec<u64> = ears
+        .all()
+        .iter()
+        .filter(|m| m.topic == "lab/old")
+        .map(|m| m.payload["n"].as_u64().expect("n"))
+        .collect();
+    assert_eq!(told.len(), STATUSES);
+    assert!(told.is_sorted(), "in order");
+    client.stop();
+}

@@ -30,6 +30,9 @@ const MAX_EVENTS: u64 = 1_000_000;
 /// Maximum number of refused events that are remembered.
 const MAX_REFUSED: u64 = 10_000;
 
+/// Maximum number of topics whose retained message is remembered, to know it when it comes again.
+const MAX_RETAINED: u64 = 100_000;
+
 /// Minimum wait for something that is to expire, and the maximum.
 const MIN_WAIT: Duration = Duration::from_secs(10 * 60);
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -62,8 +65,8 @@ pub(super) struct Cleanup {
     since: u32,
     rounds: u32,
     due: Option<Instant>,
-    /// Whether it was said that there are too many events, and refused ones.
-    said: [bool; 2],
+    /// Whether it was said that there are too many events, refused ones, and retained messages.
+    said: [bool; 3],
     /// Whether no more is begun than what is under way.
     leaving: bool,
 }
@@ -79,7 +82,7 @@ impl Default for Cleanup {
             since: 0,
             rounds: 0,
             due: None,
-            said: [false; 2],
+            said: [false; 3],
             leaving: false,
         }
     }
@@ -132,6 +135,7 @@ impl Pipeline {
             events_since: now_ms().saturating_sub(events),
             events: counts.then_some(MAX_EVENTS),
             refused: MAX_REFUSED,
+            retained: MAX_RETAINED,
         };
         self.submit(Op::Prune(retention), Then::Nothing);
     }
@@ -183,6 +187,12 @@ impl Pipeline {
         }
         if pruned.refused_out > 0 && !std::mem::replace(&mut cleanup.said[1], true) {
             info!("more than {MAX_REFUSED} events were refused: the oldest of them are forgotten");
+        }
+        if pruned.retained_out > 0 && !std::mem::replace(&mut cleanup.said[2], true) {
+            warn!(
+                "more than {MAX_RETAINED} topics have retained messages that are accepted: the \
+                 oldest are forgotten, and run again at the next start"
+            );
         }
         self.expire_at(pruned.oldest_unit, pruned.oldest_event);
         self.remove_released();

@@ -23,6 +23,8 @@ pub struct Retention {
     /// Maximum number of events; of those whose unit has ended the oldest are forgotten. `None`
     /// does not look: to count them takes a look at each.
     pub events: Option<u64>,
+    /// Maximum number of topics whose retained message is remembered; looked at with the events.
+    pub retained: u64,
     /// Maximum number of refused events among them.
     pub refused: u64,
 }
@@ -34,7 +36,9 @@ pub struct Pruned {
     pub more: bool,
     /// Number of events forgotten because there were too many.
     pub crowded_out: u64,
-    /// The same of refused ones.
+    /// Number of retained messages forgotten because there were too many.
+    pub retained_out: u64,
+    /// The same of refused events.
     pub refused_out: u64,
     /// When the unit that is oldest now ended, milliseconds since the epoch.
     pub oldest_unit: Option<i64>,
@@ -47,16 +51,24 @@ pub(super) fn prune(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<
     let (units, more) = forget_units(tx, keep)?;
     let aged = forget_aged(tx, keep.events_since)?;
     let refused = forget_refused(tx, keep.refused)?;
-    let crowded = match keep.events {
-        Some(events) => forget_crowd(tx, events)?,
-        None => 0,
+    let (crowded, retained) = match keep.events {
+        Some(events) => (
+            forget_crowd(tx, events)?,
+            forget_retained(tx, keep.retained)?,
+        ),
+        None => (0, 0),
     };
     let oldest = |sql: &str| tx.prepare_cached(sql)?.query_row([], |row| row.get(0));
     let limit = EVENTS.unsigned_abs();
     Ok(Pruned {
-        more: more || units >= UNITS || [aged, refused, crowded].iter().any(|n| *n >= limit),
+        more: more
+            || units >= UNITS
+            || [aged, refused, crowded, retained]
+                .iter()
+                .any(|n| *n >= limit),
         crowded_out: crowded,
         refused_out: refused,
+        retained_out: retained,
         oldest_unit: oldest("SELECT min(ended) FROM unit WHERE ended IS NOT NULL")?,
         oldest_event: oldest("SELECT min(accepted) FROM event")?,
     })
@@ -132,6 +144,19 @@ fn forget_crowd(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
     }
 }
 
+fn forget_retained(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+    let surplus = surplus(count(tx, "SELECT count(*) FROM retained")?, keep);
+    if surplus <= 0 {
+        return Ok(0);
+    }
+    let sql = "DELETE FROM retained WHERE (trigger, topic) IN
+                   (SELECT trigger, topic FROM retained ORDER BY at LIMIT ?1)";
+    let rows = tx
+        .prepare_cached(sql)?
+        .execute(params![surplus.min(EVENTS)])?;
+    Ok(rows as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +170,7 @@ mod tests {
         events_since: 0,
         events: Some(u64::MAX),
         refused: u64::MAX,
+        retained: u64::MAX,
     };
 
     fn ledger() -> (tempfile::TempDir, Connection) {
@@ -230,6 +256,23 @@ mod tests {
         let payload = reader.payload("u2").expect("payload").expect("unit");
         assert_eq!(payload.len(), 10);
         assert_eq!(reader.payload("u1"), Ok(None));
+    }
+
+    #[test]
+    fn retained_messages_go_by_number() {
+        let (_dir, mut db) = ledger();
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
+                   INSERT INTO retained (trigger, topic, digest, at) SELECT 't', i, x'', i FROM n";
+        db.execute_batch(sql).expect("fill");
+        let keep = Retention {
+            retained: 10,
+            ..KEEP
+        };
+        let out: u64 = run(&mut db, &keep).iter().map(|s| s.retained_out).sum();
+        assert_eq!(
+            (out, number(&db, "SELECT min(at) FROM retained")),
+            (290, 291)
+        );
     }
 
     #[test]
