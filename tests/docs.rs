@@ -1,0 +1,20 @@
+//! README.md and docs/ are true: every fenced block is run, or compared with what really happens.
+//!
+//! A block says by its info string how it is tested; [`page::KINDS`] lists them all, and a block of
+//! no kind fails. The host `mqtt.lab.example` stands for the test's broker, and
+//! `/usr/local/bin/` for the folder of the binaries.
+
+mod common;
+
+#[path = "docs/broker.rs"]
+mod broker;
+#[path = "docs/commands.rs"]
+mod commands;
+#[path = "docs/page.rs"]
+mod page;
+#[path = "docs/pages.rs"]
+mod pages;
+#[path = "docs/tour.rs"]
+mod tour;
+#[path = "docs/wire.rs"]
+mod wire;
