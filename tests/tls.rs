@@ -54,7 +54,7 @@ fn shell(dir: &Path, script: &str) {
 /// The blocks of docs/tls.md that are for a shell.
 fn chapter() -> Vec<String> {
     let text = include_str!("../docs/tls.md");
-    let blocks = text.split("```sh\n").skip(1);
+    let blocks = text.split("```sh certificates\n").skip(1);
     blocks
         .map(|block| block.split("```").next().expect("block").to_owned())
         .collect()

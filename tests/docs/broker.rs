@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use crate::common::broker::is_mosquitto;
-use crate::common::{Process, World, bare_command, ran, wait_until};
-use crate::page::{here, one, sh};
+use crate::common::{Certificates, Process, World, bare_command, ran, wait_until};
+use crate::page::{BROKER, here, one, sh};
 
 /// A port that nobody listens on.
 fn free_port() -> u16 {
@@ -123,6 +123,42 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     assert!(out.contains(r#""paused":false"#), "{out}");
     assert!(out.contains(r#""accepted":2"#), "{out}");
     client.stop();
+    mosquitto.stop();
+}
+
+#[test]
+fn mosquitto_speaks_tls_as_the_page_says() {
+    if !is_mosquitto() {
+        return;
+    }
+    let world = World::new();
+    let certificates = Certificates::make(world.dir.path());
+    let port = free_port();
+    let mut text = one("conf tls").text.replace(
+        "/etc/mosquitto/",
+        &format!("{}/", certificates.dir.display()),
+    );
+    text = text.replace("listener 8883", &format!("listener {port} 127.0.0.1"));
+    text += "allow_anonymous true\n";
+    if nix::unistd::Uid::effective().is_root() {
+        text += "user root\n";
+    }
+    let file = world.path("mosquitto.conf");
+    fs::write(&file, text).expect("file");
+    let mut mosquitto = Command::new("mosquitto");
+    mosquitto.arg("-c").arg(file);
+    let mosquitto = world.spawn(mosquitto);
+    let line = one("sh tls").text;
+    let line = line.replace(BROKER, &format!("localhost:{port}"));
+    let message = |line: &str| {
+        let mut command = sh(&world, line);
+        command.env_remove("TAEL_HOST").env_remove("TAEL_PORT");
+        ran(command.current_dir(&certificates.dir)).0
+    };
+    wait_until("mosquitto takes the message", || message(&line) == 0);
+    let nobody = line.replace("--cert client.pem --key client.key", "");
+    assert_ne!(nobody, line);
+    assert_ne!(message(&nobody), 0);
     mosquitto.stop();
 }
 

@@ -148,6 +148,7 @@ fn options_commands_and_variables_exist() {
         "--bins",
         "--locked",
         "--path",
+        "--prefix",
         "--no-build",
         "--now",
         "--user",

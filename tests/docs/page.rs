@@ -34,6 +34,9 @@ pub const KINDS: &[&str] = &[
     // do what the page says, where the suite runs against it.
     "conf mosquitto",
     "acl mosquitto",
+    // The same with TLS, and a message over it.
+    "conf tls",
+    "sh tls",
     // A client's session and its retained messages are gone afterwards.
     "sh leave",
     // What `tael demo` prints, but for times, ids and names.
@@ -49,6 +52,7 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh running", "docs/backup.md", "tests/ledger.rs"),
     ("sh stopped", "docs/backup.md", "tests/ledger.rs"),
     ("sh restore", "docs/backup.md", "tests/ledger.rs"),
+    ("sh certificates", "docs/tls.md", "tests/tls.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";
