@@ -1,6 +1,9 @@
 //! Errors, and the one match that turns them into exit codes.
 
 use std::fmt;
+use std::io;
+
+use nix::libc;
 
 /// What went wrong, as far as the exit code is concerned.
 ///
@@ -107,6 +110,35 @@ impl Error {
         Self::new(Kind::CannotCreate, message)
     }
 
+    /// State that cannot be used because of `cause`: try again (75) if that is a shortage or a
+    /// disturbance, which may have passed by then; otherwise a restart ends the same (73).
+    pub fn state(cause: &io::Error, message: impl Into<String>) -> Self {
+        let passes = matches!(
+            cause.raw_os_error(),
+            Some(
+                libc::ENOSPC
+                    | libc::EDQUOT
+                    | libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOMEM
+                    | libc::EAGAIN
+                    | libc::EIO
+                    // The disk is mounted for reading only, is away, or is not mounted yet.
+                    | libc::EROFS
+                    | libc::ESTALE
+                    | libc::ENOTCONN
+                    | libc::ETIMEDOUT
+                    | libc::ENODEV
+                    | libc::EHOSTDOWN
+            )
+        );
+        let kind = match passes {
+            true => Kind::TryAgain,
+            false => Kind::CannotCreate,
+        };
+        Self::new(kind, message)
+    }
+
     /// The class of the error.
     #[must_use]
     pub const fn kind(&self) -> Kind {
@@ -153,6 +185,21 @@ impl std::error::Error for Error {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_passes_is_to_be_tried_again() {
+        for (errno, code) in [
+            (libc::ENOSPC, 75),
+            (libc::EDQUOT, 75),
+            (libc::EROFS, 75),
+            (libc::EACCES, 73),
+            (libc::ENOTDIR, 73),
+        ] {
+            let error = Error::state(&io::Error::from_raw_os_error(errno), "");
+            assert_eq!(error.exit_code(), code, "{errno}");
+        }
+        assert_eq!(Error::state(&io::Error::other(""), "").exit_code(), 73);
+    }
 
     #[test]
     fn an_error_is_one_line() {

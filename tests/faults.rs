@@ -293,6 +293,23 @@ fn a_disk_that_is_full_for_a_while() {
     once_each(&world, &client, 20);
     all_told(&world, 20);
     client.stop();
+
+    // One that starts while it is full is to be started again, whatever is there of its state.
+    let _ = ran(Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k"])
+        .arg(format!("of={}", filler.display())));
+    for who in ["p", "new", "newer"] {
+        let mut command = world.command("tael-client");
+        command.args(["--who", who, "--root", "lab", "-t", SEQ, "-c", RUN]);
+        let output = command.output().expect("client");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{who}: {stderr}");
+    }
+    fs::remove_file(&filler).expect("remove");
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    send(&mut raw, 20);
+    once_each(&world, &client, 21);
+    client.stop();
 }
 
 #[test]

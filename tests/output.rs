@@ -176,3 +176,19 @@ fn a_file_that_becomes_shorter_is_noticed() {
     assert_eq!(world.lines("shown"), ["a long line", "more"]);
     client.stop();
 }
+
+#[test]
+fn what_outlives_a_command_does_not_fill_the_disk() {
+    let world = World::new();
+    let command = r#"(head -c 4000000 /dev/zero; touch "$OUT/written") & echo begun"#;
+    let client = world.client("p", &["-t", SEQ, "--max-output", "100000", "-c", command]);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "finished");
+    // It waits for nobody to read, only once: more than a pipe holds has been taken.
+    wait_until("all is written", || world.path("written").exists());
+    let meta = fs::metadata(file(&world, "stdout")).expect("meta");
+    // What came before the end of the command has the same bound.
+    assert!(meta.blocks() * 512 < 400_000, "{}", meta.blocks() * 512);
+    client.stop();
+}

@@ -111,7 +111,7 @@ impl Lock {
 
     fn take(path: &Path, how: FlockArg) -> Result<Option<Self>> {
         let refused =
-            |cause: &str| Error::cannot_create(format!("lock {}: {cause}", path.display()));
+            |cause: &io::Error| Error::state(cause, format!("lock {}: {cause}", path.display()));
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -119,13 +119,13 @@ impl Lock {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)
-            .map_err(|e| refused(&e.to_string()))?;
+            .map_err(|e| refused(&e))?;
         loop {
             file = match Flock::lock(file, how) {
                 Ok(file) => return Ok(Some(Self { file })),
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((file, Errno::EINTR)) => file,
-                Err((_, e)) => return Err(refused(e.desc())),
+                Err((_, e)) => return Err(refused(&e.into())),
             };
         }
     }

@@ -77,7 +77,7 @@ fn is_folder(path: &Path) -> bool {
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {
-    let unreadable = |e| Error::cannot_create(format!("read {}: {e}", folder.display()));
+    let unreadable = |e| Error::state(&e, format!("read {}: {e}", folder.display()));
     let entries = fs::read_dir(folder).map_err(unreadable)?;
     entries
         .map(|entry| {

@@ -170,7 +170,7 @@ impl Identity {
     /// Writes the file unless it holds this already.
     ///
     /// # Errors
-    /// When the file cannot be written (73).
+    /// When the file cannot be written (73), or not now (75).
     pub fn save(&self) -> Result<()> {
         let sessions: Vec<Value> = self.held.iter().map(Held::json).collect();
         let value = json!({"version": VERSION, "id": self.id, "sessions": sessions});
@@ -179,7 +179,8 @@ impl Identity {
             return Ok(());
         }
         replace(&self.path, text.as_bytes()).map_err(|e| {
-            Error::cannot_create(format!("write session file {}: {e}", self.path.display()))
+            let message = format!("write session file {}: {e}", self.path.display());
+            Error::state(&e, message)
         })
     }
 }

@@ -50,6 +50,7 @@ pub struct Output {
     sources: [Source; 2],
     sinks: [Sink; 2],
     buffer: Vec<u8>,
+    limit: u64,
 }
 
 impl Output {
@@ -65,6 +66,7 @@ impl Output {
             sources: [stdout, stderr],
             sinks: [Stream::Stdout, Stream::Stderr].map(|stream| Sink::new(stream, limit)),
             buffer: Vec::new(),
+            limit,
         };
         Ok((output, [to_stdout, to_stderr]))
     }
@@ -96,13 +98,20 @@ impl Output {
         [stdout.finish(hold), stderr.finish(hold)]
     }
 
-    /// Takes what is written by a process that outlives its command to `files`, stdout and stderr.
-    /// It has no bound but the disk's: nobody waits for its end.
-    pub fn pump_rest(&mut self, files: &[File; 2]) {
-        for (source, mut file) in self.sources.iter_mut().zip(files) {
-            // Without room it is lost: nobody is there any more who could be told.
+    /// Takes what is written by a process that outlives its command to `files`, stdout and stderr:
+    /// of each as many bytes as are kept of a command's, `taken` so far. What comes later is
+    /// dropped; nobody knows whether it ever ends.
+    pub fn pump_rest(&mut self, files: &[File; 2], taken: &mut [u64; 2]) {
+        let limit = match self.limit {
+            0 => u64::MAX,
+            limit => limit,
+        };
+        for ((source, file), taken) in self.sources.iter_mut().zip(files).zip(taken) {
             source.drain(&mut self.buffer, |bytes| {
-                let _ = file.write_all(bytes);
+                let room = usize::try_from(limit - *taken).unwrap_or(usize::MAX);
+                // Without space it is lost: nobody is there any more who could be told.
+                let written = write_most(file, &bytes[..bytes.len().min(room)]);
+                *taken += written as u64;
             });
         }
     }

@@ -23,7 +23,7 @@ fn refused(path: &Path, cause: &str) -> Error {
 }
 
 fn look(path: &Path, found: std::io::Result<Metadata>) -> Result<Metadata> {
-    found.map_err(|e| refused(path, &e.to_string()))
+    found.map_err(|e| Error::state(&e, refused(path, &e.to_string()).to_string()))
 }
 
 fn belongs(owner: u32) -> String {

@@ -25,13 +25,13 @@ use crate::store::outcome::parse_outcome;
 /// Creates `path` and its parents with mode 0700.
 ///
 /// # Errors
-/// When it cannot be created (73).
+/// When it cannot be created (73), or not now (75).
 pub fn create_private_dir(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|e| Error::cannot_create(format!("create folder {}: {e}", path.display())))
+        .map_err(|e| Error::state(&e, format!("create folder {}: {e}", path.display())))
 }
 
 /// Begin the lines of a record, before the unit's id: the command may have started; its process;
@@ -190,27 +190,28 @@ impl UnitDir {
     /// When it cannot be read or understood.
     pub fn trace(&self) -> Result<Trace> {
         let path = self.record();
-        let wrong = |cause: &dyn std::fmt::Display| {
-            Error::cannot_create(format!("read {}: {cause}", path.display()))
-        };
+        let failed = |e: &io::Error| Error::state(e, format!("read {}: {e}", path.display()));
         // It may be removed while we look.
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Trace::Fresh),
-            Err(e) => return Err(wrong(&e)),
+            Err(e) => return Err(failed(&e)),
         };
         // The lock is let go after the outcome is written: ask in that order.
-        let looking = file.try_clone().map_err(|e| wrong(&e))?;
+        let looking = file.try_clone().map_err(|e| failed(&e))?;
         if Lock::is_held(looking)? {
             return Ok(Trace::Alive);
         }
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| wrong(&e))?;
+        file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
         let (text, id) = (String::from_utf8_lossy(&bytes), self.id());
         match noted(&text, ENDED, &id) {
             Some(outcome) => parse_outcome(outcome.as_bytes())
                 .map(Trace::Ended)
-                .ok_or_else(|| wrong(&"it holds no outcome of ours")),
+                .ok_or_else(|| {
+                    let cause = "it holds no outcome of ours";
+                    Error::cannot_create(format!("read {}: {cause}", path.display()))
+                }),
             None if noted(&text, BEGUN, &id).is_some() => Ok(Trace::Gone),
             None => Ok(Trace::Fresh),
         }

@@ -180,9 +180,10 @@ fn wait_for_output(output: &Output, until: Instant) {
 /// Takes what is written by processes that outlive their command to `files`, until none of them
 /// can write any more. Without a reader their next write would end them.
 pub(super) fn look_after_rest(output: &mut Output, files: &[File; 2]) {
+    let mut taken = [0; 2];
     while output.is_open() {
         wait_for_output(output, Instant::now() + LOOK_AT_REST);
-        output.pump_rest(files);
+        output.pump_rest(files, &mut taken);
         let _ = children_left();
     }
 }

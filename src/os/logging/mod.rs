@@ -20,7 +20,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
@@ -90,7 +90,9 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
         Target::Auto => !terminal && journal::open(who).is_ok(),
         Target::Journald => {
             journal::open(who).map_err(|e| {
-                Error::cannot_create(format!("log to journald: {e}; try --log stderr"))
+                // It may be about to be started, or again.
+                let message = format!("log to journald: {e}; try --log stderr");
+                Error::new(Kind::TryAgain, message)
             })?;
             true
         }

@@ -194,6 +194,21 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
     Error::new(kind, format!("open ledger {}: {cause}", path.display()))
 }
 
+/// A shortage or a disturbance may have passed when the client is started again.
+fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
+    let kind = match cause.sqlite_error_code() {
+        Some(
+            ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::OutOfMemory,
+        ) => Kind::TryAgain,
+        _ => Kind::CannotCreate,
+    };
+    wrong(path, kind, cause)
+}
+
 /// The log beside the ledger `path`.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();
@@ -225,7 +240,7 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
             Kind::CannotCreate,
             &format_args!("{e}: move it away to start afresh"),
         ),
-        _ => wrong(path, Kind::CannotCreate, &e),
+        _ => failed(path, &e),
     };
     let connection = Connection::open_with_flags(
         path,
@@ -277,7 +292,7 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
 /// # Errors
 /// When it cannot be opened or upgraded.
 pub fn connect(path: &Path, create: bool) -> Result<Connection> {
-    let unusable = |e: rusqlite::Error| wrong(path, Kind::CannotCreate, &e);
+    let unusable = |e: rusqlite::Error| failed(path, &e);
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if create {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
@@ -287,7 +302,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
             .create(true)
             .mode(0o600)
             .open(path);
-        private.map_err(|e| wrong(path, Kind::CannotCreate, &e))?;
+        private.map_err(|e| Error::state(&e, format!("open ledger {}: {e}", path.display())))?;
     }
     let mut connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;

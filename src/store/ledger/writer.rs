@@ -91,7 +91,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
                 // Only now: its end tells that all is done.
                 drop(committed_tx);
             })
-            .map_err(|e| Error::cannot_create(format!("start the ledger's thread: {e}")))?;
+            .map_err(|e| Error::state(&e, format!("start the ledger's thread: {e}")))?;
         Ok(Self {
             submitted: Vec::new(),
             ops,
