@@ -259,12 +259,14 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
     let _second = scene.start(&["-t", "lab/seq/#", "-c", RUN]);
     let (mut raw, _) = scene.broker.greet(true, &[]);
     let (body, filters) = subscribe(&mut raw);
-    assert_eq!(filters, ["lab/seq/#", CONTROL].map(str::to_owned));
+    assert_eq!(filters, ["lab/seq/#"]);
+    let (control, filters) = subscribe(&mut raw);
+    assert_eq!(filters, [CONTROL]);
     // Before the SUBSCRIBE the file names all that the broker may come to hold.
     assert_eq!(scene.recorded().len(), 3, "{:?}", scene.recorded());
     // Its property: a subscription identifier.
-    assert_eq!(body[2..4], [2, 0x0b], "no subscription identifier");
-    let new = body[4];
+    let new = &body[3..3 + usize::from(body[2])];
+    assert_eq!(new.first(), Some(&0x0b), "no subscription identifier");
     // Queued under the old filter before: a message, and an equal one. Then one that matches
     // both filters, in one order and in the other.
     let mut packets = 0;
@@ -281,8 +283,9 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
     };
     send(&mut raw, 1, &[]);
     send(&mut raw, 1, &[]);
-    answer(&mut raw, 0x90, &body, &[1, 1]);
-    for (n, subscriptions) in [(2, [&[][..], &[0x0b, new]]), (3, [&[0x0b, new], &[]])] {
+    answer(&mut raw, 0x90, &body, &[1]);
+    answer(&mut raw, 0x90, &control, &[1]);
+    for (n, subscriptions) in [(2, [&[][..], new]), (3, [new, &[]])] {
         for subscription in subscriptions {
             send(&mut raw, n, subscription);
         }
@@ -323,6 +326,32 @@ fn a_broker_without_subscription_identifiers_gets_none() {
     sentinel(&scene, &mut raw, SEQ, 9);
     assert_eq!(scene.runs(), ["1", "1", "9"]);
     client.stop_with(raw);
+}
+
+#[test]
+fn equal_messages_before_and_after_a_change_of_topics_both_run() {
+    let world = World::new();
+    let start = |topics: [&str; 2]| world.client("p", &["-t", topics[0], topics[1], "-c", RUN]);
+    let (new, both) = ([SEQ, "lab/new"], ["lab/seq/+", "lab/+/status"]);
+    start([SEQ, "lab/old"]).stop();
+    let mut count = 0;
+    // A topic is replaced that matches other messages, or these; and nothing changes.
+    for topics in [new, new, both, both, new] {
+        world.publish(SEQ, event(1), &[]);
+        let client = start(topics);
+        count += 1;
+        wait_until("what was queued runs", || {
+            world.lines("runs").len() == count
+        });
+        world.publish(SEQ, event(1), &[]);
+        world.publish(SEQ, event(9), &[]);
+        wait_until("the sentinel runs", || {
+            world.lines("runs").last().is_some_and(|run| run == "9")
+        });
+        count += 2;
+        assert_eq!(world.lines("runs").len(), count, "{topics:?}");
+        client.stop();
+    }
 }
 
 #[test]

@@ -52,8 +52,9 @@ pub fn session(
     identity: &mut Identity,
 ) -> Result<Session> {
     let subscriptions = subscriptions(config, topics)?;
-    will_hold(identity, config, &subscriptions)?;
+    // Before those are noted that come now: the broker does not hold them yet.
     let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
+    will_hold(identity, config, &subscriptions)?;
     let settings = settings(config, topics, since);
     Ok(Session::new(settings, subscriptions)
         .resume(held, expected)

@@ -24,7 +24,16 @@ impl Copies {
     /// Returns whether `delivery`, which `subscriptions` bring at `now`, is a copy of the message
     /// before it: equal, and brought by none of the same subscriptions. Equal messages that were
     /// published one after the other come by the same ones.
-    pub fn is_copy(&mut self, delivery: &Delivery, subscriptions: &[usize], now: Instant) -> bool {
+    ///
+    /// A filter may have had no identifier when the one before was published. So one that came
+    /// without is a copy only of one by a `fresh` filter, which the broker did not hold then.
+    pub fn is_copy(
+        &mut self,
+        delivery: &Delivery,
+        subscriptions: &[usize],
+        fresh: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> bool {
         let own = match subscriptions {
             [] => &[NONE],
             some => some,
@@ -32,6 +41,7 @@ impl Copies {
         if let Some((last, seen, at)) = &mut self.last
             && now.duration_since(*at) <= COPY_TIME
             && !own.iter().any(|id| seen.contains(id))
+            && are_different(own.iter().chain(&*seen), fresh)
             && is_equal(last, delivery)
         {
             seen.extend(own);
@@ -40,6 +50,14 @@ impl Copies {
         self.last = Some((delivery.clone(), own.to_vec(), now));
         false
     }
+}
+
+/// Whether subscriptions, all different, must be to different filters.
+fn are_different<'a>(
+    mut all: impl Iterator<Item = &'a usize> + Clone,
+    fresh: impl Fn(usize) -> bool,
+) -> bool {
+    !all.clone().any(|id| *id == NONE) || all.all(|id| *id == NONE || fresh(*id))
 }
 
 /// Whether both are one message, as far as a subscriber sees it.
@@ -73,7 +91,7 @@ mod tests {
         let now = Instant::now();
         let mut copies = Copies::default();
         let mut runs = |payload, packet, subscriptions: &[usize]| {
-            !copies.is_copy(&message(payload, packet), subscriptions, now)
+            !copies.is_copy(&message(payload, packet), subscriptions, |id| id < 9, now)
         };
         // Two equal messages for three subscriptions, one of them without identifier.
         for packet in [1, 4] {
@@ -83,6 +101,8 @@ mod tests {
         }
         // One message for two subscriptions at once.
         assert!(runs("y", 7, &[7, 8]) && runs("y", 8, &[7, 8]));
+        // An earlier one of the same filter, which had no identifier then.
+        assert!(runs("z", 9, &[]) && runs("z", 10, &[9]) && runs("z", 11, &[]));
         // Another one came in between.
         assert!(runs("x", 9, &[7]) && runs("y", 10, &[7]) && runs("x", 11, &[8]));
     }
@@ -91,16 +111,16 @@ mod tests {
     fn what_comes_later_is_no_copy_and_copies_come_again_together() {
         let now = Instant::now();
         let mut copies = Copies::default();
-        assert!(!copies.is_copy(&message("x", 1), &[1], now));
+        assert!(!copies.is_copy(&message("x", 1), &[1], |_| false, now));
         let late = now + COPY_TIME + Duration::from_secs(1);
-        assert!(!copies.is_copy(&message("x", 2), &[2], late));
+        assert!(!copies.is_copy(&message("x", 2), &[2], |_| false, late));
         // One that was sent before is no copy of one that was not; two of them are copies.
         let mut again = message("x", 3);
         again.duplicate = true;
-        assert!(!copies.is_copy(&again, &[3], late));
+        assert!(!copies.is_copy(&again, &[3], |_| false, late));
         again.packet = 4;
-        assert!(copies.is_copy(&again, &[4], late));
+        assert!(copies.is_copy(&again, &[4], |_| false, late));
         again.packet = 5;
-        assert!(!copies.is_copy(&again, &[4], late));
+        assert!(!copies.is_copy(&again, &[4], |_| false, late));
     }
 }

@@ -14,10 +14,8 @@ pub const MAX_FILTERS: usize = 8;
 /// has few packet identifiers, and publishes take some.
 const MAX_UNDER_WAY: usize = 16;
 
-/// Number of the first request; the last ones are the largest subscription identifiers (MQTT
-/// 5.0, section 3.8.2.1.2).
+/// Number of the first request.
 const FIRST: Number = 1;
-const LAST: Number = 268_435_455;
 
 /// What the broker does with a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +43,10 @@ pub enum Ask {
         filters: Vec<Filter>,
         /// Whether this process has had all of them granted before.
         again: bool,
-        /// Whether messages should tell that this subscription brings them.
+        /// Whether messages should tell that this subscription, to one filter, brings them.
         identify: bool,
+        /// Whether the broker did not hold the filter, and still holds some to be given up.
+        fresh: bool,
     },
     /// Unsubscribe from this.
     Unsubscribe {
@@ -113,7 +113,14 @@ impl FilterTable {
         });
         self.wanted = topic::minimal(filters);
         self.is_wanted = self.wanted.iter().cloned().collect();
+        let before = std::mem::take(&mut self.overlapping);
         self.overlapping = topic::overlapping(&self.wanted);
+        // They need an identifier now.
+        for filter in self.overlapping.difference(&before) {
+            if let Some(state @ State::Granted) = self.states.get_mut(filter) {
+                *state = State::Held(true);
+            }
+        }
         self.plan();
         !self.is_answered()
     }
@@ -190,14 +197,15 @@ impl FilterTable {
 
     fn subscribe(&mut self, first: Filter) -> Ask {
         let again = self.was_granted(&first);
+        let fresh = self.is_fresh(&first);
         // Copies of one message can be told apart when each subscription has its own identifier.
-        let alone = self.overlapping.contains(&first);
-        let identify = alone || !self.to_unsubscribe.is_empty();
+        let identify = fresh || self.overlapping.contains(&first);
         let mut filters = vec![first];
-        while !alone
+        while !identify
             && filters.len() < MAX_FILTERS
             && let Some(next) = self.to_subscribe.front()
             && !self.overlapping.contains(next)
+            && !self.is_fresh(next)
             && self.was_granted(next) == again
         {
             filters.extend(self.to_subscribe.pop_front());
@@ -212,7 +220,12 @@ impl FilterTable {
             filters,
             again,
             identify,
+            fresh,
         }
+    }
+
+    fn is_fresh(&self, filter: &Filter) -> bool {
+        !self.to_unsubscribe.is_empty() && !self.states.contains_key(filter)
     }
 
     fn was_granted(&self, filter: &Filter) -> bool {
@@ -221,7 +234,7 @@ impl FilterTable {
 
     fn number(&mut self, filters: Vec<Filter>) -> Number {
         let number = self.next;
-        self.next = if number == LAST { FIRST } else { number + 1 };
+        self.next = number.checked_add(1).unwrap_or(FIRST);
         self.under_way.insert(number, filters);
         number
     }
@@ -311,138 +324,4 @@ impl FilterTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filters(list: &[&str]) -> Vec<Filter> {
-        let filters = list.iter().map(|f| Filter::new(*f).expect("filter"));
-        filters.collect()
-    }
-
-    fn texts(filters: &[Filter]) -> Vec<&str> {
-        filters.iter().map(Filter::as_str).collect()
-    }
-
-    /// Answers everything that is asked for, and returns that: `+` for SUBSCRIBE.
-    fn settle(table: &mut FilterTable) -> Vec<String> {
-        let mut asked = Vec::new();
-        while let Some(ask) = table.next() {
-            match ask {
-                Ask::Subscribe {
-                    number, filters, ..
-                } => {
-                    asked.push(format!("+{}", texts(&filters).join(" ")));
-                    table.subscribed(number, filters.iter().map(|_| Ok(())).collect());
-                }
-                Ask::Unsubscribe { number, filter } => {
-                    asked.push(format!("-{filter}"));
-                    table.unsubscribed(number);
-                }
-            }
-        }
-        assert!(table.is_settled() && table.is_answered());
-        asked
-    }
-
-    #[test]
-    fn what_is_not_wanted_goes_after_what_is() {
-        let mut table = FilterTable::new(&filters(&["a", "b"]));
-        table.know(filters(&["a", "old/1", "old/2"]));
-        assert_eq!(table.next(), None, "there is no connection");
-        table.connected(true);
-        let Some(Ask::Subscribe {
-            number,
-            filters: asked,
-            identify: true,
-            again: false,
-        }) = table.next()
-        else {
-            panic!("not subscribed")
-        };
-        assert_eq!(texts(&asked), ["a", "b"]);
-        assert_eq!(table.next(), None, "not before the answer");
-        assert_eq!(texts(&table.held()), ["a", "b", "old/1", "old/2"]);
-        let none = table.subscribed(number, vec![Ok(()), Ok(())]);
-        assert!(none.is_empty() && table.is_answered() && !table.is_settled());
-        assert_eq!(settle(&mut table), ["-old/1", "-old/2"]);
-        assert_eq!(texts(&table.held()), ["a", "b"]);
-        // The broker may be another one with an older state.
-        table.disconnected();
-        table.connected(true);
-        assert_eq!(settle(&mut table), ["+a b"]);
-        table.connected(false);
-        assert!(table.held().is_empty());
-        assert_eq!(settle(&mut table), ["+a b"]);
-    }
-
-    #[test]
-    fn changes_before_the_answers_come_out_right() {
-        let mut table = FilterTable::new(&filters(&["a"]));
-        table.connected(false);
-        let Some(Ask::Subscribe { number: first, .. }) = table.next() else {
-            panic!("not subscribed")
-        };
-        assert!(table.want(&filters(&["b"])));
-        let Some(Ask::Subscribe { number: second, .. }) = table.next() else {
-            panic!("not subscribed")
-        };
-        assert!(table.want(&filters(&["c", "a"])));
-        // The answers come in the other order; what is refused is named.
-        let refused = table.subscribed(second, vec![Err(Error::data("no"))]);
-        assert_eq!(refused[0].0.as_str(), "b");
-        table.subscribed(first, vec![Ok(())]);
-        assert_eq!(table.subscribed(first, vec![Ok(())]), []);
-        assert_eq!(settle(&mut table), ["+c", "-b"]);
-        assert_eq!(texts(&table.held()), ["a", "c"]);
-        // One that is wanted again while the broker is to drop it is subscribed to anew.
-        assert!(!table.want(&filters(&["c"])));
-        let Some(Ask::Unsubscribe { number, .. }) = table.next() else {
-            panic!("not unsubscribed")
-        };
-        assert!(table.want(&filters(&["a", "c"])));
-        assert_eq!(table.next(), None);
-        table.unsubscribed(number);
-        assert_eq!(settle(&mut table), ["+a"]);
-    }
-
-    #[test]
-    fn requests_are_small_and_few_at_a_time() {
-        let names: Vec<String> = (0..1000).map(|n| format!("t/{n}")).collect();
-        let all: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut table = FilterTable::new(&filters(&all));
-        table.connected(false);
-        let mut numbers = Vec::new();
-        while let Some(Ask::Subscribe {
-            number,
-            filters,
-            identify: false,
-            ..
-        }) = table.next()
-        {
-            assert_eq!(filters.len(), MAX_FILTERS);
-            numbers.push(number);
-        }
-        assert_eq!(numbers.len(), MAX_UNDER_WAY);
-        for number in numbers {
-            assert!(table.subscribed(number, Vec::new()).len() == MAX_FILTERS);
-        }
-        assert_eq!(settle(&mut table).len(), 1000 / MAX_FILTERS - MAX_UNDER_WAY);
-        assert_eq!(table.held().len(), 1000 - MAX_UNDER_WAY * MAX_FILTERS);
-    }
-
-    #[test]
-    fn filters_with_topics_in_common_are_told_apart() {
-        let mut table = FilterTable::new(&filters(&["a/+", "+/b", "c"]));
-        table.connected(false);
-        let mut alone = Vec::new();
-        while let Some(ask) = table.next() {
-            if let Ask::Subscribe {
-                filters, identify, ..
-            } = ask
-            {
-                alone.push((filters.len(), identify));
-            }
-        }
-        assert_eq!(alone, [(1, true), (1, true), (1, false)]);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ pub mod broker;
 mod copies;
 mod dial;
 mod filter_table;
+mod identifiers;
 mod leave;
 pub mod mqtt;
 pub mod oneshot;

@@ -200,6 +200,8 @@ impl Session {
                     }
                 }
                 WireEvent::Unsubscribed(number) => {
+                    // What comes now is no copy of what came for a filter that is given up.
+                    self.copies = Copies::default();
                     self.subscriber.unsubscribed(number);
                     self.answered();
                 }
@@ -214,10 +216,9 @@ impl Session {
                         connection: self.connections,
                         ack,
                     };
-                    if self
-                        .copies
-                        .is_copy(&delivery, &subscriptions, Instant::now())
-                    {
+                    let fresh = |id| self.subscriber.is_fresh(id);
+                    let now = Instant::now();
+                    if self.copies.is_copy(&delivery, &subscriptions, fresh, now) {
                         debug!("a subscription brings a copy of the message before; not taken");
                         self.acknowledge(&ack);
                         continue;

@@ -1,5 +1,6 @@
 //! The subscriptions of a session: asks the broker for them, and judges its answers.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,6 +10,7 @@ use crate::error::Result;
 use crate::model::message::Qos;
 use crate::model::topic::Filter;
 use crate::net::filter_table::{Ask, FilterTable};
+use crate::net::identifiers::identifier;
 use crate::net::mqtt::{Connection, Number, Subscribe};
 
 /// Maximum time for the broker to answer a SUBSCRIBE or UNSUBSCRIBE.
@@ -51,6 +53,8 @@ pub struct Subscriber {
     again_at: Option<Instant>,
     /// Whether the broker tells which subscription brings a message.
     identifies: bool,
+    /// Identifiers of filters that the broker did not hold, while it holds some to be given up.
+    fresh: HashSet<u32>,
 }
 
 impl Subscriber {
@@ -64,6 +68,7 @@ impl Subscriber {
             answer_by: None,
             again_at: None,
             identifies: false,
+            fresh: HashSet::new(),
         }
     }
 
@@ -85,6 +90,7 @@ impl Subscriber {
     /// Begins a connection. `identifies` says whether the broker takes subscription identifiers.
     pub fn connected(&mut self, session_present: bool, identifies: bool) {
         self.identifies = identifies;
+        self.fresh.clear();
         self.filters.connected(session_present);
     }
 
@@ -105,6 +111,13 @@ impl Subscriber {
     /// Whether the broker holds what is wanted and nothing else.
     pub fn is_settled(&self) -> bool {
         self.filters.is_settled()
+    }
+
+    /// Whether the subscription of this `identifier` is one that the broker did not hold before, and
+    /// it may still hold others without identifier that are to be given up.
+    pub fn is_fresh(&self, identifier: usize) -> bool {
+        let identifier = u32::try_from(identifier);
+        !self.is_settled() && identifier.is_ok_and(|id| self.fresh.contains(&id))
     }
 
     /// Wants nothing any more. Returns a filter that was wanted.
@@ -138,13 +151,19 @@ impl Subscriber {
                     filters,
                     again,
                     identify,
-                } => connection.subscribe(Subscribe {
-                    number,
-                    filters,
-                    qos: self.wanted.qos,
-                    identifier: (identify && self.identifies).then_some(number),
-                    retained: !again,
-                }),
+                    fresh,
+                } => {
+                    let alone = filters.first().filter(|_| identify && self.identifies);
+                    let identifier = alone.map(identifier);
+                    self.fresh.extend(identifier.filter(|_| fresh));
+                    connection.subscribe(Subscribe {
+                        number,
+                        filters,
+                        qos: self.wanted.qos,
+                        identifier,
+                        retained: !again,
+                    });
+                }
                 Ask::Unsubscribe { number, filter } => connection.unsubscribe(filter, number),
             }
         }
