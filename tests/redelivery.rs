@@ -175,6 +175,26 @@ fn a_broker_that_was_restored_from_an_older_save_makes_nothing_run_twice() {
 }
 
 #[test]
+fn an_equal_message_to_a_client_that_was_gone_runs_though_the_broker_numbers_anew() {
+    let scene = Scene::new();
+    let mut client = scene.start();
+    let mut raw = scene.online();
+    settle_one(&scene, &mut raw);
+    for n in 2..=3 {
+        // It is sent to a client that is killed, and again to the next one.
+        client.kill();
+        drop(raw);
+        client = scene.start();
+        raw = scene.online();
+        raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+        raw.serve_until_acknowledged(1);
+        raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+        wait_until("the client has read the answer", || scene.untold() == 0);
+        scene.have_run(&vec!["1"; n]);
+    }
+}
+
+#[test]
 fn a_message_that_is_sent_three_times_runs_once() {
     let scene = Scene::new();
     let _client = scene.start();

@@ -34,15 +34,17 @@ impl Pipeline {
             Event::Holds(filters) => self.on_held(filters),
             Event::Left => {}
             Event::Offline => {
-                self.online = false;
+                let cut = std::mem::take(&mut self.online) && self.session.was_cut();
                 self.outbox_lost();
                 self.silence.online(false);
-                self.redelivery.disconnected();
+                self.redelivery.disconnected(cut.then(now_ms));
                 self.backlog.disconnected();
             }
             Event::Published(token, result) => self.on_published(token, result),
             Event::Received(received) => {
-                self.redelivery.delivered(received.delivery.packet);
+                let delivery = &received.delivery;
+                let packet = delivery.packet;
+                self.redelivery.delivered(packet, delivery.duplicate);
                 if received.delivery.topic == self.topics.control().as_bytes() {
                     self.on_control(&received.delivery, received.ack);
                 } else {

@@ -5,10 +5,14 @@
 //! message that it has answered, it knows: one connection keeps the order. What it sends again
 //! comes first over the next connection, before it answers anything there (MQTT 5.0, section
 //! 4.4), and counts as accepted then.
+//!
+//! A broker that died and was restored from an older save has forgotten some of that. It numbers
+//! its messages on, so that one under the identifier of an earlier one is that one. Others number
+//! anew with each connection, and a message that such a broker has sent to a client that was gone
+//! looks the same: only after a connection that was cut under us can the broker have died.
 
 use std::collections::VecDeque;
 
-use crate::engine::connect::SESSION_EXPIRY;
 use crate::net::mqtt::Token;
 use crate::store::ledger::Again;
 
@@ -24,12 +28,22 @@ pub struct Redelivery {
     answered: i64,
     since: i64,
     latest: i64,
+    /// Since when a broker may have forgotten what it knew, that has cut the last connection.
+    forgotten: Option<i64>,
+    /// The identifier of the last message that was sent for the first time, and whether the broker
+    /// has begun again at 1.
+    number: u16,
+    numbers_anew: bool,
     /// A bit for each packet identifier: whether the last message under it left nothing in the
     /// ledger. Empty until there is one.
     unrecorded: Vec<u64>,
     /// The same of the message before the one that is looked at now, under its identifier.
     unrecorded_before: bool,
 }
+
+/// Maximum age of the save that a broker is restored from, milliseconds: twice the interval that
+/// docs/broker.md has mosquitto save its state in.
+const SAVE_AGE: i64 = 120_000;
 
 /// Words of 64 bits for all packet identifiers.
 const PACKET_WORDS: usize = 1024;
@@ -51,9 +65,15 @@ impl Redelivery {
         self.latest
     }
 
-    /// A message is delivered under `packet`; it leaves nothing in the ledger unless
-    /// [`Redelivery::came`] follows. At QoS 0 there is no identifier.
-    pub fn delivered(&mut self, packet: u16) {
+    /// A message is delivered under `packet`, `again` if the broker says so; it leaves nothing in the
+    /// ledger unless [`Redelivery::came`] follows. At QoS 0 there is no identifier.
+    pub fn delivered(&mut self, packet: u16, again: bool) {
+        if packet != 0 && !again {
+            // After the largest identifier comes the smallest, and a save goes back by some.
+            let before = self.number.wrapping_sub(packet);
+            self.numbers_anew |= packet == 1 && before < u16::MAX / 2;
+            self.number = packet;
+        }
         self.unrecorded_before = self.mark(packet, true);
     }
 
@@ -116,23 +136,25 @@ impl Redelivery {
         self.answered
     }
 
-    /// The connection is gone.
-    pub fn disconnected(&mut self) {
+    /// The connection is gone, or could not be had; `cut` says when the other side has cut it.
+    pub fn disconnected(&mut self, cut: Option<i64>) {
         self.sent.clear();
         self.since = self.answered;
+        if let Some(cut) = cut {
+            self.forgotten = Some(cut.saturating_sub(SAVE_AGE));
+        }
     }
 
     /// When the message that is looked at now can have been accepted, if the broker says that it
-    /// may have sent it before: since the broker last knew, or, if it has forgotten that, as long
-    /// as it keeps our session, unless its packet identifier has carried something else since.
+    /// may have sent it before: since the broker last knew, or, if it has forgotten that, since its
+    /// last save, unless its packet identifier has carried something else since.
     pub fn again(&self) -> Again {
-        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).unwrap_or(i64::MAX);
+        let forgotten = self.forgotten.filter(|_| !self.numbers_anew);
         Again {
             unacknowledged: self.since,
-            kept: match self.unrecorded_before {
-                true => i64::MAX,
-                false => self.latest.saturating_sub(expiry),
-            },
+            kept: forgotten
+                .filter(|_| !self.unrecorded_before)
+                .unwrap_or(i64::MAX),
         }
     }
 }
@@ -161,7 +183,7 @@ mod tests {
             "on this connection nothing changes"
         );
         redelivery.sent(third, 50);
-        redelivery.disconnected();
+        redelivery.disconnected(None);
         assert_eq!(redelivery.again().unacknowledged, 30);
         redelivery.answered(third);
         assert_eq!(redelivery.known(), 30, "it was not answered");
@@ -182,13 +204,17 @@ mod tests {
 
     #[test]
     fn what_an_identifier_has_carried_since_is_told_apart() {
-        let expiry = i64::try_from(SESSION_EXPIRY.as_millis()).expect("number");
-        let mut redelivery = Redelivery::new(0, expiry);
+        let mut redelivery = Redelivery::new(0, 0);
+        redelivery.delivered(1, true);
+        assert_eq!(redelivery.again().kept, i64::MAX, "nothing was cut");
+        redelivery.came(SAVE_AGE, 1);
+        redelivery.disconnected(Some(SAVE_AGE));
+        redelivery.disconnected(None);
         let mut kept = |packet: u16, recorded: bool| {
-            redelivery.delivered(packet);
+            redelivery.delivered(packet, true);
             let kept = redelivery.again().kept;
             if recorded {
-                redelivery.came(expiry, packet);
+                redelivery.came(SAVE_AGE, packet);
             }
             kept
         };
@@ -199,6 +225,14 @@ mod tests {
             assert_eq!(kept(packet, true), 0);
         }
         assert_eq!((kept(0, false), kept(0, false)), (0, 0), "QoS 0");
+        // It numbers on, also from the largest to the smallest, and from its save.
+        for packet in [7, 20, 5, u16::MAX / 3, u16::MAX / 3 * 2, u16::MAX - 1, 1, 2] {
+            redelivery.delivered(packet, false);
+            assert!(!redelivery.numbers_anew, "{packet}");
+        }
+        redelivery.delivered(1, false);
+        redelivery.delivered(300, true);
+        assert_eq!(redelivery.again().kept, i64::MAX, "it does not number on");
     }
 
     #[test]

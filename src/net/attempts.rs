@@ -38,6 +38,8 @@ pub struct Attempts {
     said: Vec<String>,
     /// Whether a packet of ours ended the last connection.
     packet_at_fault: bool,
+    /// Whether the other side has cut the last connection that stood.
+    was_cut: bool,
     failures: u32,
     short_lives: u32,
     /// Since when there is no connection, and whether that has been warned of.
@@ -58,6 +60,11 @@ impl Attempts {
     /// Whether the broker said that a packet of ours was at fault for the end of the last connection.
     pub const fn is_packet_at_fault(&self) -> bool {
         self.packet_at_fault
+    }
+
+    /// Whether the other side has cut the last connection that stood, without a word.
+    pub const fn was_cut(&self) -> bool {
+        self.was_cut
     }
 
     /// Warns of `cause`, once.
@@ -115,6 +122,9 @@ impl Attempts {
     ) -> Result<(Duration, String)> {
         let address = broker.address();
         self.packet_at_fault = matches!(failure, Failure::Packet(_));
+        if lived.is_some() {
+            self.was_cut = matches!(failure, Failure::Cut(_));
+        }
         let stillborn = lived.is_some_and(|lived| lived < SHORT_LIFE);
         let mut wait = backoff(self.failures);
         let cause = match failure {
@@ -132,7 +142,10 @@ impl Attempts {
                 self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
                 "another client has taken over the session".into()
             }
-            Failure::Passing(cause) | Failure::Packet(cause) | Failure::WillRefused(cause) => {
+            Failure::Passing(cause)
+            | Failure::Cut(cause)
+            | Failure::Packet(cause)
+            | Failure::WillRefused(cause) => {
                 self.short_lives = if stillborn { self.short_lives + 1 } else { 0 };
                 cause
             }

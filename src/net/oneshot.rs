@@ -52,7 +52,10 @@ pub async fn publish(
             }
             Ok(Err(Failure::TakenOver)) => "another client uses our identifier".to_owned(),
             Ok(Err(
-                Failure::Passing(cause) | Failure::Packet(cause) | Failure::WillRefused(cause),
+                Failure::Passing(cause)
+                | Failure::Cut(cause)
+                | Failure::Packet(cause)
+                | Failure::WillRefused(cause),
             )) => cause,
             Err(_) => format!("no answer within {} s", limit.as_secs_f32()),
         };

@@ -319,6 +319,12 @@ impl Session {
         self.attempts.is_packet_at_fault()
     }
 
+    /// Whether the other side has cut the last connection that stood, without a word.
+    #[must_use]
+    pub const fn was_cut(&self) -> bool {
+        self.attempts.was_cut()
+    }
+
     /// Whether there is a connection whose task has not been heard of for too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
@@ -355,11 +361,6 @@ impl Session {
                 debug!("the broker did not take our goodbye in time");
             }
         }
-    }
-
-    fn came_online(&mut self) {
-        self.attempts.came_online();
-        info!("connected to {}", self.settings.broker.address());
     }
 
     /// Asks the broker for what it is not asked for yet.
@@ -413,7 +414,8 @@ impl Session {
             && self.subscriber.is_answered()
         {
             *since = Some(Instant::now());
-            self.came_online();
+            self.attempts.came_online();
+            info!("connected to {}", self.settings.broker.address());
             self.ready.push_back(Event::Online);
         }
         let changed = self.subscriber.changed();

@@ -183,7 +183,7 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
 /// A server that closes the connection at the first byte of TLS most often speaks none.
 fn silent(failure: Failure) -> Failure {
     match failure {
-        Failure::Passing(cause) if cause.contains("eof") => Failure::Passing(
+        Failure::Passing(cause) | Failure::Cut(cause) if cause.contains("eof") => Failure::Passing(
             "the connection was closed within the TLS handshake; does that port speak TLS?".into(),
         ),
         other => other,
@@ -275,7 +275,7 @@ impl Link {
                     match count {
                         Ok(0) => {
                             let cause = "the broker has closed the connection";
-                            return Some(Event::Failed(Failure::Passing(cause.into())));
+                            return Some(Event::Failed(Failure::Cut(cause.into())));
                         }
                         other => other.map(drop),
                     }

@@ -81,7 +81,12 @@ pub(super) fn io(error: &io::Error, host: &str) -> Failure {
     match tls.map(|e| (tls_failure::explain(e, host), e)) {
         Some((Some(explained), _)) => Failure::Fatal(explained),
         Some((None, e)) => Failure::Passing(format!("TLS failed: {e}")),
-        None => Failure::Passing(error.to_string()),
+        None => match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => Failure::Cut(error.to_string()),
+            _ => Failure::Passing(error.to_string()),
+        },
     }
 }
 

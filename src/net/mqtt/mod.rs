@@ -106,6 +106,8 @@ pub enum Event {
 pub enum Failure {
     /// It may work again later.
     Passing(String),
+    /// The same; the other side has ended the connection, in the middle of it.
+    Cut(String),
     /// Another client has connected with our identifier.
     TakenOver,
     /// A packet that we have sent was too much for the broker.
