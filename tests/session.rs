@@ -500,11 +500,25 @@ fn copies_that_a_broken_connection_brings_again_do_not_run() {
     let (mut raw, _) = scene.broker.greet(false, &[]);
     online(&mut raw);
     send(&mut raw, false);
-    // The acknowledgements of both are lost with the connection.
-    drop(raw);
-    let (mut raw, _) = scene.broker.greet(true, &[]);
-    online(&mut raw);
-    send(&mut raw, true);
+    // The acknowledgements of both are lost with the connection, and then only that of the copy.
+    for both in [true, false] {
+        drop(raw);
+        (raw, _) = scene.broker.greet(true, &[]);
+        online(&mut raw);
+        if both {
+            send(&mut raw, true);
+        } else {
+            let id = [0x0b, 2];
+            raw.send(&publish_with(
+                SEQ.as_bytes(),
+                event(1).as_bytes(),
+                Some(2),
+                &id,
+                true,
+            ));
+            raw.serve_until_acknowledged(2);
+        }
+    }
     sentinel(&scene, &mut raw, SEQ, 9);
     assert_eq!(scene.runs(), ["1", "9"]);
     client.stop_with(raw);

@@ -2,6 +2,8 @@
 //! matches its topic (MQTT 5.0, section 3.3.4). It sends the copies one after the other, and each
 //! carries the identifier of its subscription.
 
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +13,10 @@ use crate::model::message::Delivery;
 /// Maximum time between two copies: the broker may wait for acknowledgements in between.
 const COPY_TIME: Duration = Duration::from_secs(5);
 
+/// Maximum number of copies that are known when the broker sends them again: more than it has
+/// under way.
+const MAX_KNOWN: usize = 256;
+
 /// Stands for a subscription without identifier.
 const NONE: usize = 0;
 
@@ -18,9 +24,27 @@ const NONE: usize = 0;
 #[derive(Debug, Default)]
 pub struct Copies {
     last: Option<(Delivery, Vec<usize>, Instant)>,
+    /// Packet identifiers of the copies that came last, and hashes of what they said.
+    known: VecDeque<(u16, u64)>,
+    hash: RandomState,
 }
 
 impl Copies {
+    /// Begins a connection at `now`: the copy of the message before may still be to come, if the
+    /// broker has kept the session.
+    pub fn connected(&mut self, session_present: bool, now: Instant) {
+        if session_present {
+            self.last.iter_mut().for_each(|(_, _, at)| *at = now);
+        } else {
+            *self = Self::default();
+        }
+    }
+
+    /// A filter is given up: what comes from now on is no copy of what came for it.
+    pub fn given_up(&mut self) {
+        self.last = None;
+    }
+
     /// Returns whether `delivery`, which `subscriptions` bring at `now`, is a copy of the message
     /// before it: equal, and brought by none of the same subscriptions. Equal messages that were
     /// published one after the other come by the same ones.
@@ -34,6 +58,13 @@ impl Copies {
         fresh: impl Fn(usize) -> bool,
         now: Instant,
     ) -> bool {
+        // Most messages have no copies: nothing is hashed then.
+        let hash = || self.hash.hash_one((&delivery.topic, &delivery.payload));
+        let known = self.known.iter().find(|(id, _)| *id == delivery.packet);
+        if known.is_some_and(|(_, known)| delivery.duplicate && *known == hash()) {
+            return true;
+        }
+        self.known.retain(|(packet, _)| *packet != delivery.packet);
         let own = match subscriptions {
             [] => &[NONE],
             some => some,
@@ -45,6 +76,12 @@ impl Copies {
             && is_equal(last, delivery)
         {
             seen.extend(own);
+            if delivery.packet != 0 {
+                self.known.push_back((delivery.packet, hash()));
+                if self.known.len() > MAX_KNOWN {
+                    self.known.pop_front();
+                }
+            }
             return true;
         }
         self.last = Some((delivery.clone(), own.to_vec(), now));
@@ -60,11 +97,10 @@ fn are_different<'a>(
     !all.clone().any(|id| *id == NONE) || all.all(|id| *id == NONE || fresh(*id))
 }
 
-/// Whether both are one message, as far as a subscriber sees it.
+/// Whether both are one message, as far as a subscriber sees it. One copy may have been sent before
+/// when the other was not.
 fn is_equal(one: &Delivery, other: &Delivery) -> bool {
-    // Copies that were sent before come again together.
-    one.duplicate == other.duplicate
-        && one.retained == other.retained
+    one.retained == other.retained
         && one.topic == other.topic
         && one.properties == other.properties
         && one.payload == other.payload
@@ -108,19 +144,31 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_is_no_copy_and_copies_come_again_together() {
+    fn what_comes_later_is_no_copy() {
         let now = Instant::now();
         let mut copies = Copies::default();
         assert!(!copies.is_copy(&message("x", 1), &[1], |_| false, now));
         let late = now + COPY_TIME + Duration::from_secs(1);
         assert!(!copies.is_copy(&message("x", 2), &[2], |_| false, late));
-        // One that was sent before is no copy of one that was not; two of them are copies.
-        let mut again = message("x", 3);
-        again.duplicate = true;
-        assert!(!copies.is_copy(&again, &[3], |_| false, late));
-        again.packet = 4;
-        assert!(copies.is_copy(&again, &[4], |_| false, late));
-        again.packet = 5;
-        assert!(!copies.is_copy(&again, &[4], |_| false, late));
+    }
+
+    #[test]
+    fn copies_are_known_when_they_come_again() {
+        let now = Instant::now();
+        let mut copies = Copies::default();
+        let is_copy = |copies: &mut Copies, packet, again, subscription| {
+            let mut message = message("x", packet);
+            message.duplicate = again;
+            copies.is_copy(&message, &[subscription], |_| false, now)
+        };
+        assert!(!is_copy(&mut copies, 1, false, 1) && is_copy(&mut copies, 2, false, 2));
+        assert!(!is_copy(&mut copies, 3, false, 1));
+        // Only the first is acknowledged when the connection breaks, and the last is to come.
+        copies.connected(true, now);
+        assert!(is_copy(&mut copies, 2, true, 2));
+        assert!(!is_copy(&mut copies, 3, true, 1) && is_copy(&mut copies, 4, false, 2));
+        assert!(!is_copy(&mut copies, 2, false, 1) && !is_copy(&mut copies, 2, true, 1));
+        copies.connected(false, now);
+        assert!(!is_copy(&mut copies, 4, true, 2));
     }
 }

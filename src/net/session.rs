@@ -153,7 +153,6 @@ impl Session {
                     sleep_until(*until).await;
                     self.connections += 1;
                     self.acks = Acks::default();
-                    self.copies = Copies::default();
                     match Connection::open(&self.settings, self.plain_will) {
                         Ok(connection) => {
                             self.state = State::Open {
@@ -200,8 +199,7 @@ impl Session {
                     }
                 }
                 WireEvent::Unsubscribed(number) => {
-                    // What comes now is no copy of what came for a filter that is given up.
-                    self.copies = Copies::default();
+                    self.copies.given_up();
                     self.subscriber.unsubscribed(number);
                     self.answered();
                 }
@@ -393,6 +391,7 @@ impl Session {
         let qos = self.subscriber.qos();
         self.attempts.compare(&offer, &self.settings, qos);
         let session_present = offer.session_present;
+        self.copies.connected(session_present, Instant::now());
         let identifies = offer.subscription_ids;
         self.offer = offer;
         let forgotten = self.expected && !session_present;
