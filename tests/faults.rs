@@ -313,6 +313,38 @@ fn a_disk_that_is_full_for_a_while() {
 }
 
 #[test]
+fn a_ledger_that_meets_a_limit_of_file_sizes() {
+    let world = World::new();
+    let tael = world.command("tael-client");
+    let mut command = Command::new("sh");
+    let variables = tael.get_envs();
+    command
+        .env_clear()
+        .envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    command.args(["-c", r#"ulimit -S -f 800; exec "$@""#, "sh"]);
+    command
+        .arg(tael.get_program())
+        .args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
+    // The first line of all comes from the ledger's thread then.
+    command.env("TAEL_LOG", "warn");
+    let mut client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..100).for_each(|n| send(&mut raw, n));
+    wait_until("the client says so", || {
+        client.log_text().contains("cannot write to the ledger")
+    });
+    assert!(
+        client.child.try_wait().expect("wait").is_none(),
+        "{}",
+        client.log_text()
+    );
+    let pid = client.child.id().to_string();
+    run("prlimit", &["--fsize=unlimited", "--pid", &pid]);
+    once_each(&world, &client, 100);
+    client.stop();
+}
+
+#[test]
 fn a_disk_that_fails_to_sync_for_a_while() {
     if !may_be_root("fsync fails", &["strace"]) {
         return;

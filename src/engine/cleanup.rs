@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention};
 use crate::store::streams::UnitDir;
 
@@ -220,7 +221,7 @@ impl Pipeline {
             .collect();
         let done = self.cleanup.done.0.clone();
         let thread = std::thread::Builder::new().name("cleanup".into());
-        let removing = thread.stack_size(256 * 1024).spawn(move || {
+        let removing = thread.stack_size(STACK).spawn(move || {
             let _ = done.send(remove(dirs, last));
         });
         match removing {

@@ -11,6 +11,7 @@ use crate::engine::pipeline::{Live, Pipeline, Then};
 use crate::error::Result;
 use crate::model::unit::{Outcome, Recovery, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
+use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Reader, Record};
 use crate::store::streams::UnitDir;
 
@@ -146,7 +147,7 @@ impl Pipeline {
         self.live.insert(unit.clone(), live);
         // One thread for each run that was going on when the client started.
         let waiter = std::thread::Builder::new().name("adopted".into());
-        let waiting = waiter.stack_size(64 * 1024).spawn(move || {
+        let waiting = waiter.stack_size(STACK).spawn(move || {
             if let Err(e) = dir.wait_unlocked() {
                 warn!("{e}");
             }

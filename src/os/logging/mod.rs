@@ -25,6 +25,8 @@ use crate::model::text::printable;
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
 
+pub use queue::STACK;
+
 /// The `target` of lines that a sender can cause at will: they have a limit.
 pub const SENDERS: &str = "tael::senders";
 

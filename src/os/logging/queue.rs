@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 /// Maximum size of all lines that wait, bytes. More are dropped and counted.
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
 
-/// Stack of a writer's thread, bytes.
-const STACK: usize = 64 * 1024;
+/// Stack of a thread that may log, bytes: the first line of a process reads the time zone, which
+/// takes up to 300 KiB of it. What is not used takes no memory.
+pub const STACK: usize = 1024 * 1024;
 
 /// Where the lines of a queue go.
 #[derive(Debug, Clone, Copy)]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{error, info};
 
 use crate::error::{Error, Kind, Result};
+use crate::os::logging::STACK;
 use crate::store::ledger::place::{Found, Place};
 use crate::store::ledger::schema::Depth;
 use crate::store::ledger::write::{Done, Op, apply};
@@ -83,7 +84,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         let counter = Arc::clone(&attempts);
         thread::Builder::new()
             .name("ledger".into())
-            .stack_size(256 * 1024)
+            .stack_size(STACK)
             .spawn(move || {
                 if writer.write(&op_rx, &committed_tx, &counter) {
                     writer.close();
