@@ -321,3 +321,43 @@ fn a_bound_on_loops_is_for_statuses_unless_wanted_otherwise_and_loses_nothing() 
     assert!(client.log_text().contains("--loop-rate"));
     client.kill();
 }
+
+#[test]
+fn what_waits_in_case_of_a_loop_waits_on_after_a_restart() {
+    let scene = Scene::new();
+    let start = || {
+        let mut command = bare_command(&scene.dir, "tael-client");
+        command
+            .args(["--who", "p", "--root", "lab", "-t", "lab/seq/status", "-c"])
+            .arg(r#"sleep "${ATTR_S:-0}"; echo "$ATTR_N" >>"$OUT/runs""#)
+            .args(["--loop-rate", "1", "--jobs", "2", "-H", "127.0.0.1"])
+            .args(["-p", &scene.broker.port().to_string()]);
+        let client = spawn(&scene.dir, &mut command);
+        let mut raw = scene.broker.accept();
+        raw.serve_until(|m| m.topic.ends_with("/presence"));
+        (client, raw)
+    };
+    let say = |raw: &mut Raw, payload: &str, packet, hops: &[(&str, &str)]| {
+        let payload = payload.as_bytes();
+        raw.send(&publish(
+            b"lab/seq/status",
+            payload,
+            Some(packet),
+            hops,
+            false,
+        ));
+        raw.serve_until_acknowledged(packet);
+    };
+    let (client, mut raw) = start();
+    say(&mut raw, r#"{"status":"finished","n":1}"#, 1, &[]);
+    say(&mut raw, r#"{"status":"finished","n":2}"#, 2, &[]);
+    scene.have_run(&["1"]);
+    client.kill();
+    drop(raw);
+    let (client, mut raw) = start();
+    // The second one has most of a minute left.
+    let sentinel = r#"{"status":"finished","n":3,"s":2}"#;
+    say(&mut raw, sentinel, 3, &[("tael-hops", "1")]);
+    scene.have_run(&["1", "3"]);
+    client.kill();
+}

@@ -29,6 +29,8 @@ pub enum Left {
         trigger: String,
         /// Not to be started before this time, milliseconds since the epoch.
         due: i64,
+        /// Whether it is no retry: its trigger starts few runs a minute.
+        paced: bool,
         /// Whether the ledger has handed it to a runner.
         handed_over: bool,
     },
@@ -79,6 +81,7 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
         Recovery::Queue => {
             return Ok(Left::Waiting {
                 handed_over: record.boot.is_some(),
+                paced: record.unit.retry_of.is_none(),
                 unit: record.unit.id,
                 trigger: record.unit.trigger,
                 due: record.unit.due,
@@ -105,13 +108,17 @@ impl Pipeline {
                 unit,
                 trigger,
                 due,
+                paced,
                 handed_over,
             } => {
                 if handed_over {
                     let op = Op::Unstart { unit: unit.clone() };
                     self.submit(op, Then::Nothing);
                 }
-                return self.wait(&trigger, &unit, due);
+                return match due {
+                    1.. if paced => self.wait_in_pace(&trigger, &unit, due),
+                    due => self.wait(&trigger, &unit, due),
+                };
             }
             Left::Begun {
                 unit,

@@ -23,6 +23,13 @@ use crate::net::mqtt::{Event, Failure, Number, Refused, Refuser, Request, Subscr
 /// Maximum number of publishes of ours that wait for the broker's answer.
 const MAX_INFLIGHT: u16 = 64;
 
+/// Maximum number of messages that the broker sends unacknowledged: it has no more identifiers
+/// (MQTT 5.0, section 2.2.1). Some brokers take Receive Maximum for a hint.
+const MAX_UNACKNOWLEDGED: usize = 65_535;
+
+/// Bytes to be sent above which a broker that asks for more answers is left: it reads none.
+const MAX_ANSWERS: usize = 1024 * 1024;
+
 /// A publish that waits for its answer.
 struct Flight {
     token: Token,
@@ -53,6 +60,8 @@ pub(super) struct Protocol {
     unwritten: Vec<Token>,
     asked: Vec<Asked>,
     last_id: u16,
+    /// Messages of the broker's that are not acknowledged.
+    unacknowledged: usize,
 }
 
 impl Protocol {
@@ -69,6 +78,7 @@ impl Protocol {
             unwritten: Vec::new(),
             asked: Vec::new(),
             last_id: 0,
+            unacknowledged: 0,
         }
     }
 
@@ -76,17 +86,15 @@ impl Protocol {
     pub fn request(&mut self, request: Request) -> Result<()> {
         match request {
             Request::Publish(message, token) => self.publish(message, token),
-            Request::Acknowledge(ack) => match ack.qos {
-                QoS::AtMostOnce => Ok(()),
-                QoS::AtLeastOnce => put(
-                    &Packet::PubAck(PubAck::new(ack.packet, None)),
-                    &mut self.output,
-                ),
-                QoS::ExactlyOnce => put(
-                    &Packet::PubRec(PubRec::new(ack.packet, None)),
-                    &mut self.output,
-                ),
-            },
+            Request::Acknowledge(ack) => {
+                let packet = match ack.qos {
+                    QoS::AtMostOnce => return Ok(()),
+                    QoS::AtLeastOnce => Packet::PubAck(PubAck::new(ack.packet, None)),
+                    QoS::ExactlyOnce => Packet::PubRec(PubRec::new(ack.packet, None)),
+                };
+                self.unacknowledged = self.unacknowledged.saturating_sub(1);
+                put(&packet, &mut self.output)
+            }
             Request::Subscribe(subscribe) => self.subscribe(&subscribe),
             Request::Unsubscribe(filter, number) => self.unsubscribe(&filter, number),
             Request::Disconnect => {
@@ -230,11 +238,21 @@ impl Protocol {
             let mut packet = packet;
             return match Packet::read(&mut packet, None) {
                 Ok(Packet::Publish(publish)) => {
+                    self.unacknowledged += usize::from(publish.qos != QoS::AtMostOnce);
+                    if self.unacknowledged > MAX_UNACKNOWLEDGED {
+                        let cause = "the broker sends messages without end that it lets nobody \
+                                     acknowledge";
+                        return Err(Failure::Passing(cause.into()));
+                    }
                     self.events.push_back(Event::Received(received(publish)?));
                     Ok(())
                 }
                 _ => Err(malformed()),
             };
+        }
+        if self.output.len() > MAX_ANSWERS && matches!(kind >> 4, 5 | 6) {
+            let cause = "the broker asks for answers without end and reads none";
+            return Err(Failure::Passing(cause.into()));
         }
         let body = packet.get(header..).unwrap_or_default();
         match answer::read(kind, body)

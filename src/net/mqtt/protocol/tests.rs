@@ -165,3 +165,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_broker_that_takes_no_answers_is_left() {
+    for kind in [0x50, 0x62] {
+        let mut protocol = Protocol::new(Offer::default(), Waiting::default());
+        let flood = std::iter::repeat_with(|| protocol.packet(packet(&[kind, 2, 0, 1]), 2));
+        let sent = flood.take(MAX_ANSWERS).take_while(Result::is_ok).count();
+        assert!(sent < MAX_ANSWERS / 2, "{sent}");
+    }
+    let mut protocol = Protocol::new(Offer::default(), Waiting::default());
+    let event = packet(&[0x32, 6, 0, 1, b't', 0, 1, 0]);
+    for _ in 0..MAX_UNACKNOWLEDGED {
+        protocol.packet(event.clone(), 2).expect("goes on");
+    }
+    let Some(Event::Received(received)) = protocol.events.pop_back() else {
+        panic!("not told")
+    };
+    let acknowledge = Request::Acknowledge(received.ack);
+    protocol.request(acknowledge).expect("acknowledge");
+    protocol.packet(event.clone(), 2).expect("goes on");
+    assert!(protocol.packet(event, 2).is_err());
+}
