@@ -8,11 +8,16 @@ use tracing::{debug, warn};
 
 use crate::engine::admit::Admission;
 use crate::engine::pipeline::Pipeline;
+use crate::error::Result;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{EventKey, Naming, Part};
+use crate::store::ledger::{EventKey, Naming, Part, Reader};
 
 type Digest = [u8; 32];
+
+/// Ids that begin as ULIDs of the years 2004 to 2039 do. New ones sort after old ones, mostly, and
+/// need not be looked up.
+const AS_ULIDS: [&str; 2] = ["01", "02"];
 
 /// Names of events that are on their way to the ledger, where nobody can look them up yet. As many
 /// as there are operations that wait for it.
@@ -20,11 +25,35 @@ type Digest = [u8; 32];
 pub(super) struct Names {
     /// By the sender's id and the digest: the name, and how many of these are on their way.
     under_way: HashMap<String, HashMap<Digest, (String, usize)>>,
+    /// No event has an id in [`AS_ULIDS`] that sorts after this one.
+    latest: String,
     /// Whether it was said that a sender gives one id to different events.
     said: bool,
 }
 
 impl Names {
+    /// Reads what ids the ledger holds.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn read(reader: &Reader) -> Result<Self> {
+        let [from, to] = AS_ULIDS;
+        Ok(Self {
+            latest: reader.latest_sender(from, to)?.unwrap_or_default(),
+            ..Self::default()
+        })
+    }
+
+    /// Notes that an event has the id `sender`. Returns whether no earlier event can have it.
+    fn is_new(&mut self, sender: &str) -> bool {
+        let [from, to] = AS_ULIDS;
+        let is_new = sender >= from && sender < to && *sender > *self.latest;
+        if is_new {
+            sender.clone_into(&mut self.latest);
+        }
+        is_new
+    }
+
     fn naming(&self, sender: &str, digest: &Digest) -> Naming {
         match self.under_way.get(sender) {
             None => Naming::Free,
@@ -66,12 +95,14 @@ impl Pipeline {
     pub(super) fn name(&mut self, admission: &mut Admission) {
         let (key, parts) = (&mut admission.key, &mut admission.parts);
         let Some(sender) = &key.sender else { return };
+        let is_new = self.names.is_new(sender);
         let runs = |part: &Part| matches!(part, Part::Run { unit, .. } if unit.event == key.id);
         if !parts.iter().any(runs) {
             return;
         }
         let naming = match self.names.naming(sender, &key.digest) {
             Naming::Same(name) => Naming::Same(name),
+            under_way if is_new => under_way,
             under_way => match self.reader.naming(sender, &key.digest) {
                 Ok(Naming::Free) => under_way,
                 Ok(naming) => naming,
@@ -137,6 +168,20 @@ mod tests {
             replay: false,
             request: false,
         }
+    }
+
+    #[test]
+    fn only_ids_that_sort_after_all_others_are_new() {
+        let mut names = Names::default();
+        assert!(names.is_new("01B") && !names.is_new("01B"));
+        assert!(names.is_new("01D") && !names.is_new("01C"));
+        assert!(!names.is_new("1") && !names.is_new("00") && !names.is_new("x"));
+        assert!(names.is_new("01DA"), "others do not count");
+        let earlier = Names {
+            latest: "01M".into(),
+            ..Names::default()
+        };
+        assert!(!{ earlier }.is_new("01L"));
     }
 
     #[test]

@@ -199,6 +199,7 @@ impl Pipeline {
         silence.take_up(&config.triggers, &reader.heard()?, now_ms());
         let metrics = config.metrics.clone().map(Metrics::new);
         let last = LastEnd::read(&reader)?;
+        let names = Names::read(&reader)?;
         let mut queue = Queue::new(&config.triggers);
         queue.pause(home.path.join("paused").exists());
         let mut pipeline = Self {
@@ -215,7 +216,7 @@ impl Pipeline {
             outbox,
             counts: Counts::default(),
             redelivery,
-            names: Names::default(),
+            names,
             boot,
             ledger,
             uncommitted: 0,

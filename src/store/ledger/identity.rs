@@ -236,6 +236,18 @@ impl Reader {
         known(&self.connection, key, "", "").map_err(wrong)
     }
 
+    /// The last id, in the order of bytes, that a sender gave an event, of those at least `from` and
+    /// before `to`.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn latest_sender(&self, from: &str, to: &str) -> Result<Option<String>> {
+        let sql = "SELECT max(sender) FROM event WHERE sender >= ?1 AND sender < ?2";
+        self.connection
+            .query_row(sql, [from, to], |row| row.get(0))
+            .map_err(wrong)
+    }
+
     /// Whether the id that a sender gave an event can name it here.
     ///
     /// # Errors
