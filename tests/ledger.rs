@@ -491,3 +491,27 @@ fn a_long_outbox_is_published_in_order_and_once() {
     assert!(told.is_sorted(), "in order");
     client.stop();
 }
+
+#[test]
+fn a_full_client_that_is_paused_resumes_at_a_reload() {
+    let world = World::new();
+    let mut command = world.command("tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c"]);
+    command.arg(r#"echo "$ATTR_N" >>"$OUT/runs""#);
+    command.env("TAEL_TEST_MAX_WAITING", "100");
+    let client = world.online("p", command);
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    let mut raw = Raw::connect(world.broker.port());
+    for n in 1..=300 {
+        let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
+        raw.publish(SEQ, payload.as_bytes(), &[]);
+    }
+    wait_until("it is full", || {
+        client.log_text().contains("remove 'paused'")
+    });
+    let mark = world.state().join("p/paused");
+    fs::remove_file(mark).expect("mark");
+    client.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("all have run", || world.lines("runs").len() >= 300);
+    client.stop();
+}

@@ -121,8 +121,15 @@ impl Pipeline {
         match (before, look) {
             (None, Some(_)) => warn!(
                 "{} units wait, with payloads of {} bytes: no more events are accepted until some \
-                 have begun; the broker keeps them, within its own limits",
-                backlog.units, backlog.bytes
+                 have begun; the broker keeps them, within its own limits{}",
+                backlog.units,
+                backlog.bytes,
+                match self.queue.is_paused() {
+                    true =>
+                        ", and requests behind them: to resume, remove 'paused' from the state \
+                             folder, and reload",
+                    false => "",
+                }
             ),
             (Some(_), None) => info!("events are accepted again"),
             _ => {}

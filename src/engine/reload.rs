@@ -32,12 +32,28 @@ impl Pipeline {
         self.health.notify.reloading();
         // The configuration may have been named relative to it.
         let _ = folder::find();
+        self.look_for_pause();
         let reloaded = read().and_then(|config| self.take_over(config));
         if let Err(e) = &reloaded {
             error!("reload: {e}; going on as before");
         }
         if !matches!(reloaded, Ok(true)) {
             self.health.notify.ready();
+        }
+    }
+
+    /// Pauses or resumes as the mark in the state folder says: a request to resume comes behind all
+    /// events that the broker keeps, and never if there is no room for these.
+    fn look_for_pause(&mut self) {
+        let Ok(paused) = self.paused_mark().try_exists() else {
+            return;
+        };
+        if paused != self.queue.is_paused() {
+            self.queue.pause(paused);
+            info!("{}", if paused { "paused" } else { "resumed" });
+            if self.is_online() {
+                self.tell_presence();
+            }
         }
     }
 
