@@ -130,10 +130,11 @@ impl Pipeline {
         let (units, events) = self.ages();
         let counts = self.cleanup.rounds.is_multiple_of(COUNT_EVERY);
         self.cleanup.rounds = self.cleanup.rounds.wrapping_add(1);
+        let now = aging_clock(now_ms(), self.since.as_millisecond(), self.ticks());
         let retention = Retention {
-            units_since: now_ms().saturating_sub(units),
+            units_since: now.saturating_sub(units),
             units: self.config.keep_units,
-            events_since: now_ms().saturating_sub(events),
+            events_since: now.saturating_sub(events),
             events: counts.then_some(MAX_EVENTS),
             refused: MAX_REFUSED,
             retained: MAX_RETAINED,
@@ -242,6 +243,14 @@ impl Pipeline {
     }
 }
 
+/// The time by which runs are old, for a client that has started at `start` by the host's clock,
+/// `elapsed` ago. The clock `says` something else when it was set meanwhile, as on a host that knows
+/// the time only once it has a network: that makes nothing old that has just ended. All are
+/// milliseconds, and times since the epoch.
+fn aging_clock(says: i64, start: i64, elapsed: i64) -> i64 {
+    says.min(start.saturating_add(elapsed))
+}
+
 /// Removes folders, and says once if one stays.
 fn remove(dirs: Vec<(String, UnitDir)>, last: i64) -> Removed {
     let mut gone = Vec::with_capacity(dirs.len());
@@ -256,4 +265,17 @@ fn remove(dirs: Vec<(String, UnitDir)>, last: i64) -> Removed {
         }
     }
     Removed { last, gone }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_makes_nothing_old() {
+        let year = 365 * 24 * 3_600_000;
+        assert_eq!(aging_clock(1_060, 1_000, 60), 1_060);
+        assert_eq!(aging_clock(1_000 + year, 1_000, 60), 1_060, "forward");
+        assert_eq!(aging_clock(1_060, 1_000 + year, 60), 1_060, "back");
+    }
 }
