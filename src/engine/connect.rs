@@ -101,14 +101,15 @@ pub fn identify(config: &mut Config, home: &Path) -> Result<Identity> {
 /// one identifier take the session from each other.
 ///
 /// # Errors
-/// When another process has it (73).
+/// When another process has it (73), or another user's (75).
 pub fn hold_id(config: &Config) -> Result<HostLock> {
     let broker = &config.broker;
     HostLock::acquire(&["client", &broker.address(), &broker.client_id]).map_err(|holder| {
-        Error::cannot_create(format!(
-            "start client: {holder} uses client identifier '{}'; choose another --id",
-            printable(&broker.client_id, 80)
-        ))
+        let id = printable(&broker.client_id, 80);
+        Error::new(
+            holder.kind(),
+            format!("start client: {holder} uses client identifier '{id}'; choose another --id"),
+        )
     })
 }
 

@@ -15,6 +15,8 @@ use nix::libc;
 use ring::digest::{SHA256, digest};
 use tracing::debug;
 
+use crate::error::Kind;
+
 /// Maximum time that the lock of a killed process may outlive it: a process that it was about to
 /// start has a copy until it executes its program.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -36,6 +38,20 @@ pub struct HostLock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
     process: Option<(i32, u32)>,
+}
+
+impl Holder {
+    /// What it means to whoever needs the lock: somebody of our own, or root, does the same already
+    /// (73). Anybody can take a name, so that what another user holds must not keep us away for
+    /// good: try again (75).
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        let own = nix::unistd::Uid::effective().as_raw();
+        match self.process {
+            Some((_, uid)) if uid == own || uid == 0 => Kind::CannotCreate,
+            _ => Kind::TryAgain,
+        }
+    }
 }
 
 impl fmt::Display for Holder {
@@ -140,6 +156,10 @@ mod tests {
             holder.to_string(),
             format!("process {pid} of user {uid} on this host")
         );
+        assert_eq!(holder.kind(), Kind::CannotCreate);
+        for process in [None, Some((pid.cast_signed(), uid + 1))] {
+            assert_eq!(Holder { process }.kind(), Kind::TryAgain);
+        }
         assert!(HostLock::acquire(&["test", &own, "other"]).is_ok());
         drop(first);
         assert!(HostLock::acquire(&["test", &own]).is_ok());

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::engine::config::{Config, Home};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::reload::Reload;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
@@ -27,7 +27,7 @@ pub struct Options {
 ///
 /// # Errors
 /// 73 when another client of the name runs or the state cannot be used, 75 when the state is
-/// moved or cut off under it, which a restart mends; 77 and 69 when the
+/// moved or cut off under it, which a restart mends, or another user has the name; 77 and 69 when the
 /// broker turns us away for good, 78 for a state from the future.
 pub fn run(options: Options) -> Result<ExitCode> {
     let who = options.config.who.clone();
@@ -51,12 +51,17 @@ pub fn run(options: Options) -> Result<ExitCode> {
     ];
     let _lock = match HostLock::acquire(&parts) {
         Ok(lock) => lock,
-        Err(_) if options.if_not_running => return Ok(ExitCode::SUCCESS),
+        Err(holder) if options.if_not_running && holder.kind() == Kind::CannotCreate => {
+            return Ok(ExitCode::SUCCESS);
+        }
         Err(holder) => {
-            return Err(Error::cannot_create(format!(
-                "start client: one called '{who}' runs already, from another state folder: \
-                 {holder}; choose another --who"
-            )));
+            return Err(Error::new(
+                holder.kind(),
+                format!(
+                    "start client: one called '{who}' runs already, from another state folder: \
+                     {holder}; choose another --who"
+                ),
+            ));
         }
     };
     super::runtime()?.block_on(async {
