@@ -70,7 +70,8 @@ pub async fn receive(
 }
 
 fn accept(listener: &TcpListener, from: &[Network], deadline: Instant) -> io::Result<TcpStream> {
-    loop {
+    // Those who may not send must not hold it up, however many they are.
+    while Instant::now() < deadline {
         match listener.accept() {
             Ok((stream, peer)) if may_send(peer, from) => {
                 stream.set_nonblocking(false)?;
@@ -83,15 +84,13 @@ fn accept(listener: &TcpListener, from: &[Network], deadline: Instant) -> io::Re
             // A connection that was reset before it was taken (`accept(2)`).
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-            Err(_) if Instant::now() < deadline => thread::sleep(LOOK),
-            Err(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "nobody has sent it",
-                ));
-            }
+            Err(_) => thread::sleep(LOOK),
         }
     }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "nobody has sent it",
+    ))
 }
 
 fn may_send(peer: SocketAddr, from: &[Network]) -> bool {
@@ -136,4 +135,23 @@ fn keep(mut stream: &TcpStream, target: &Target, limit: u64, deadline: Instant) 
         target.keep()?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_that_may_not_send_does_not_extend_the_time() {
+        let listener = listen(Some(IpAddr::from([127, 0, 0, 1])), 0).expect("listen");
+        let address = listener.local_addr().expect("address");
+        let strangers: Vec<TcpStream> = (0..3)
+            .map(|_| TcpStream::connect(address).expect("connect"))
+            .collect();
+        let from = [Network::parse("10.0.0.0/8").expect("network")];
+        let refused = accept(&listener, &from, Instant::now()).expect_err("the time is up");
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        assert!(listener.accept().is_ok(), "nobody was looked at after that");
+        drop(strangers);
+    }
 }
