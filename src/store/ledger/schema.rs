@@ -20,6 +20,10 @@ const WAL_PAGES: u64 = 500;
 /// Bytes of the log when it is at rest; room for [`WAL_PAGES`] of 4 KiB with their headers.
 pub(super) const WAL_SIZE: u64 = 2 << 20;
 
+/// Maximum number of statements that stay prepared: more than there are. With 16, the default of the
+/// library, statements of each event were prepared anew.
+const STATEMENTS: usize = 64;
+
 /// How long another process may hold the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -248,6 +252,7 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
     )
     .map_err(unusable)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let version = pragma("user_version").map_err(unusable)?;
     if version > current() {
