@@ -171,12 +171,26 @@ fn plain_text_where_tls_was_wanted_is_told() {
 
 #[test]
 fn one_that_closes_without_a_word_is_asked_about() {
+    closes_without_a_word(&[], true, "without an answer to CONNECT");
+}
+
+#[test]
+fn one_that_resets_the_connection_is_asked_about() {
+    closes_without_a_word(&[], false, "without an answer to CONNECT");
+    let tls = [("TAEL_TLS_SERVER_NAME", "localhost")];
+    closes_without_a_word(&tls, true, "does that port speak TLS?");
+    closes_without_a_word(&tls, false, "does that port speak TLS?");
+}
+
+/// A server closes each connection; `reads` what came before, as otherwise the connection is reset.
+fn closes_without_a_word(environment: &[(&str, &str)], reads: bool, want: &str) {
     let dir = tempfile::tempdir().expect("tempdir");
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
     let port = listener.local_addr().expect("address").port();
     listener.set_nonblocking(true).expect("nonblocking");
     let mut command = message(&dir, port);
     command.env("TAEL_MESSAGE_TIMEOUT", "1s");
+    command.envs(environment.iter().copied());
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -187,13 +201,19 @@ fn one_that_closes_without_a_word_is_asked_about() {
                 };
                 // What is closed with something unread is reset.
                 stream.set_nonblocking(false).expect("blocking");
-                let _ = stream.read(&mut [0; 4096]);
+                if reads {
+                    let _ = stream.read(&mut [0; 4096]);
+                } else {
+                    // One byte is not all of it.
+                    let _ = stream.read(&mut [0; 1]);
+                }
             }
         });
         let (code, _, stderr) = ran(&mut command);
         over.store(true, Ordering::Relaxed);
         // It may pass: it was tried again until the time was over.
         assert_eq!(code, 69, "{stderr}");
-        assert!(stderr.contains("without an answer to CONNECT"), "{stderr}");
+        assert!(stderr.contains(want), "{stderr}");
+        assert!(!stderr.contains("is the broker running"), "{stderr}");
     });
 }

@@ -168,26 +168,33 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
             Ok(1..) => {}
             // If CONNECT could not be sent, that says more.
             closed => {
-                sent?;
-                closed?;
-                return Err(Failure::Passing(
-                    "the connection was closed without an answer to CONNECT; does that port speak \
-                     MQTT 5 without TLS, and may this client connect?"
-                        .into(),
-                ));
+                return Err(match sent.err().or(closed.err()) {
+                    None | Some(Failure::Cut(_)) => unanswered(plan.tls.is_some()),
+                    Some(other) => other,
+                });
             }
         }
     }
 }
 
-/// A server that closes the connection at the first byte of TLS most often speaks none.
+/// A server that closes or resets the connection in the TLS handshake most often speaks no TLS.
 fn silent(failure: Failure) -> Failure {
     match failure {
-        Failure::Passing(cause) | Failure::Cut(cause) if cause.contains("eof") => Failure::Passing(
+        Failure::Cut(_) => Failure::Passing(
             "the connection was closed within the TLS handshake; does that port speak TLS?".into(),
         ),
         other => other,
     }
+}
+
+/// A server that closes or resets the connection at CONNECT: a TLS server may reset it before its
+/// alert is read.
+fn unanswered(tls: bool) -> Failure {
+    let without = if tls { "" } else { " without TLS" };
+    Failure::Passing(format!(
+        "the connection was closed without an answer to CONNECT; does that port speak MQTT 5{without}, \
+         and may this client connect?"
+    ))
 }
 
 /// A connection that stands.
