@@ -101,8 +101,15 @@ pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut waiting = interleaved(addresses).into_iter();
     let mut racing = JoinSet::new();
     let mut causes: Vec<(SocketAddr, io::Error)> = Vec::new();
-    let mut next = Instant::now();
+    // The first attempt is due at once. A timer that is due rounds up to a millisecond.
+    let (mut due, mut next) = (true, Instant::now());
     loop {
+        if std::mem::take(&mut due)
+            && let Some(address) = waiting.next()
+        {
+            racing.spawn(async move { (address, TcpStream::connect(address).await) });
+            next = Instant::now() + STAGGER;
+        }
         tokio::select! {
             biased;
             Some(done) = racing.join_next() => match done {
@@ -114,16 +121,11 @@ pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
                 }
                 Ok((address, Err(e))) => {
                     causes.push((address, e));
-                    next = Instant::now();
+                    due = true;
                 }
                 Err(e) => return Err(io::Error::other(e)),
             },
-            () = sleep_until(next), if waiting.len() > 0 => {
-                if let Some(address) = waiting.next() {
-                    racing.spawn(async move { (address, TcpStream::connect(address).await) });
-                }
-                next = Instant::now() + STAGGER;
-            }
+            () = sleep_until(next), if waiting.len() > 0 => due = true,
             else => return Err(failed(causes)),
         }
     }
