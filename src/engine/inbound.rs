@@ -69,7 +69,7 @@ impl Pipeline {
     pub(super) fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
         let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
         if own || marker::is_marker(&delivery.topic) {
-            // A pipeline does not start itself, whoever speaks in its name; and a question to the
+            // A pipeline does not start itself, under any sender; and a question to the
             // broker is no event.
             self.counts.ignored += 1;
             return self.session.acknowledge(&ack);

@@ -57,7 +57,7 @@ impl Pressure {
         self.idle_since = self.idle_since.map(|_| now);
     }
 
-    /// Until when nothing is to be started, unless more messages come: `None` if it may be now.
+    /// Until when nothing starts, unless more messages come; `None` if a start may be now.
     #[must_use]
     pub fn holds_until(&self, now: Instant) -> Option<Instant> {
         let until = (self.idle_since? + GAP).min(self.since? + MAX_HOLD);

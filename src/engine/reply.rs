@@ -13,7 +13,7 @@ use crate::model::topic;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Known, Part};
 
-/// Maximum number of levels of a topic that is replied on. mosquitto cuts off whoever publishes on
+/// Maximum number of levels of a topic that is replied on. mosquitto cuts off a client that publishes on
 /// one of more than 200.
 const MAX_REPLY_LEVELS: usize = 100;
 

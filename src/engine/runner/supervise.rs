@@ -34,7 +34,7 @@ pub(super) struct Run<'a> {
     output: &'a mut Output,
     /// When it began, by a clock that only goes on.
     clock: Instant,
-    /// When it is to be ended.
+    /// Deadline of the run.
     limit: Option<Instant>,
     grace: Duration,
 }
