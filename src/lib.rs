@@ -7,13 +7,14 @@
 //! - [`model`]: pure: what events, triggers, units and statuses are
 //! - [`os`]: processes, locks, signals, folders, logs
 //! - [`net`] and [`store`], which do not know each other: MQTT; the ledger and unit folders
+//! - [`runner`]: the process that supervises one unit
 //! - [`engine`]: how one event becomes one run and one report
 //! - [`tools`]: one file per command
 //! - [`cli`]: command lines, configuration, dispatch
 //!
 //! One event: [`net::session`] delivers, [`model::event`] parses, [`model::trigger`]
 //! decides, [`engine::admit`] accepts, the session acknowledges, [`engine::queue`] says
-//! when, [`engine::runner`] runs, [`engine::settle`] reports, the session publishes.
+//! when, [`runner`] runs, [`engine::settle`] reports, the session publishes.
 
 pub mod cli;
 pub mod engine;
@@ -21,5 +22,6 @@ pub mod error;
 pub mod model;
 pub mod net;
 pub mod os;
+pub mod runner;
 pub mod store;
 pub mod tools;

@@ -1,7 +1,7 @@
 //! The house: floors, rooms for the big libraries, and habits that a compiler does not hold.
 //!
-//! The floors, from the ground: `error`, `model`, `os`, `net` and `store`, `engine`, `tools`,
-//! `cli`, the binaries. A file uses lower floors and its own; `net` and `store` stand side by
+//! The floors, from the ground: `error`, `model`, `os`, `net` and `store`, `runner`, `engine`,
+//! `tools`, `cli`, the binaries. A file uses lower floors and its own; `net` and `store` stand side by
 //! side and do not know each other. `os` lies below them, because the ledger and the unit
 //! folders live by the kernel's locks.
 
@@ -16,9 +16,10 @@ const FLOORS: &[(&str, usize)] = &[
     ("os", 2),
     ("net", 3),
     ("store", 3),
-    ("engine", 4),
-    ("tools", 5),
-    ("cli", 6),
+    ("runner", 4),
+    ("engine", 5),
+    ("tools", 6),
+    ("cli", 7),
 ];
 
 /// Libraries that only one room may know, so that another could take their place.
@@ -228,6 +229,26 @@ fn nothing_panics_outside_tests() {
         }
     }
     none(&complaints, "errors are returned");
+}
+
+#[test]
+fn test_hooks_live_in_one_file() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        if source.path == "os/hooks.rs" {
+            continue;
+        }
+        for (n, line) in source.without_tests() {
+            let hooks = ["debug_assertions", "TAEL_TEST", "TAEL_FAILPOINT"];
+            if hooks.iter().any(|hook| line.contains(hook)) {
+                complaints.push(format!("{}:{n}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    none(
+        &complaints,
+        "os/hooks.rs says what keeps hooks out of release builds",
+    );
 }
 
 #[test]

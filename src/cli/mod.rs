@@ -26,13 +26,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::engine::runner;
 use crate::error::{Error, Kind, Result};
 use crate::os::folder;
 use crate::os::inherit::{keep_descriptors, unblock_signals};
 use crate::os::init::reap_as_first_process;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
+use crate::runner;
 use config::{Layer, Layers};
 
 /// One command: its options, and what it does with them.

@@ -11,7 +11,7 @@ use crate::cli::config::Layers;
 use crate::error::{Error, Result};
 use crate::model::{duration, topic};
 use crate::os::paths;
-use crate::store::streams::Stream;
+use crate::store::unit_dir::Stream;
 use crate::tools::work::{self, Scope, Verb};
 
 /// Options of `tael work`.

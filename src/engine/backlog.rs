@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::engine::pipeline::Pipeline;
 use crate::net::session::SessionReceived;
+use crate::os::hooks;
 use crate::os::logging::SENDERS;
 
 /// Maximum number of units that wait before no more events are accepted.
@@ -55,14 +56,7 @@ impl Default for Backlog {
 }
 
 fn max_units() -> usize {
-    #[cfg(debug_assertions)]
-    if let Some(limit) = std::env::var("TAEL_TEST_MAX_WAITING")
-        .ok()
-        .and_then(|text| text.parse().ok())
-    {
-        return limit;
-    }
-    MAX_UNITS
+    hooks::max_waiting().unwrap_or(MAX_UNITS)
 }
 
 impl Backlog {

@@ -14,7 +14,7 @@ use crate::engine::connect::SESSION_EXPIRY;
 use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention};
-use crate::store::streams::UnitDir;
+use crate::store::unit_dir::UnitDir;
 
 /// Maximum number of folders that are removed at a time.
 const PIECE: usize = 64;

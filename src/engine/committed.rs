@@ -6,9 +6,9 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::engine::admit::Admission;
-use crate::engine::failpoint;
 use crate::engine::pipeline::{Pipeline, Then};
 use crate::engine::reply;
+use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Committed, Done, Part};
 
@@ -29,12 +29,12 @@ impl Pipeline {
                 self.uncommitted_bytes -= bytes;
                 self.redelivery.accepted();
                 self.names.arrived(&admission.key);
-                failpoint::reached("commit.after");
+                hooks::failpoint("commit.after");
                 if let Some(ack) = ack {
                     self.session.acknowledge(&ack);
                     self.pressure.served(Instant::now());
                 }
-                failpoint::reached("ack.after");
+                hooks::failpoint("ack.after");
                 self.outbox.extend(queued);
                 if let Some(reply) = reply
                     && let Some(answer) = reply::accepted(&admission.parts, &parts)
@@ -51,7 +51,7 @@ impl Pipeline {
                 self.queue.remove(&unit.trigger, &unit.id);
             }
             (Then::Settled { retry, last }, Done::Changed { applied, queued }) => {
-                failpoint::reached("settle.after");
+                hooks::failpoint("settle.after");
                 self.outbox.extend(queued);
                 if applied {
                     self.last.set(*last);

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 use tracing::{Level, debug, enabled, error, warn};
 
 use crate::engine::admit::{self, Admission};
-use crate::engine::failpoint;
 use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::engine::reply::ReplyTo;
 use crate::engine::settle;
@@ -17,6 +16,7 @@ use crate::model::text::printable_bytes;
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Refuser, Token};
 use crate::net::session::{Event, SessionAck};
+use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Op, Part, Queued};
 
@@ -148,7 +148,7 @@ impl Pipeline {
             boot: self.boot.clone(),
             parts: admission.parts.clone(),
         };
-        failpoint::reached("commit.before");
+        hooks::failpoint("commit.before");
         let then = Then::Accepted {
             admission: Box::new(admission),
             words,
@@ -190,7 +190,7 @@ impl Pipeline {
                 None => error!(target: SENDERS, "status on '{}' is given up: {e}", message.topic),
             }
         }
-        failpoint::reached("publish.after");
+        hooks::failpoint("publish.after");
         self.later.sent(seq, self.redelivery.known());
     }
 }

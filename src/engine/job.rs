@@ -8,7 +8,6 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::engine::config::Config;
-use crate::engine::runner::Job;
 use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::model::variables::Variables;
@@ -16,7 +15,8 @@ use crate::model::{env_file, exec};
 use crate::os::folder;
 use crate::os::logging::SENDERS;
 use crate::os::process::exec_limit;
-use crate::store::output::{TAIL, can_have_holes};
+use crate::runner::Job;
+use crate::store::unit_dir::output::{TAIL, can_have_holes};
 
 /// Bytes of a file of variables at most.
 const MAX_ENV_FILE: u64 = 1024 * 1024;

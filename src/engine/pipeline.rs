@@ -15,7 +15,6 @@ use crate::engine::backlog::Backlog;
 use crate::engine::cleanup::Cleanup;
 use crate::engine::config::{Config, Home};
 use crate::engine::connect;
-use crate::engine::failpoint;
 use crate::engine::health::Health;
 use crate::engine::job::{warn_of_what_is_missing, warn_without_holes};
 use crate::engine::last::LastEnd;
@@ -41,13 +40,14 @@ use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
 use crate::net::mqtt::Token;
 use crate::net::session::{Session, SessionAck};
+use crate::os::hooks;
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::aside::sweep;
 use crate::store::identity::Identity;
 use crate::store::ledger::{Acceptance, Done, Ledger, OnDisk, Op, Reader};
-use crate::store::streams::{RUNNERS, UnitDir};
+use crate::store::unit_dir::{RUNNERS, UnitDir};
 
 /// Operations that may wait for the ledger before no more messages are taken, and the bytes of
 /// the messages among them.
@@ -90,9 +90,9 @@ impl OnDisk for Then {
     /// Has runners begin, which saves the way through the loop.
     fn on_disk(&self, done: &Done) {
         let give = |word: &Word, begin| {
-            failpoint::reached("spawn.before");
+            hooks::failpoint("spawn.before");
             word.give(begin);
-            failpoint::reached("spawn.after");
+            hooks::failpoint("spawn.after");
         };
         match (self, done) {
             (Self::Accepted { words, .. }, Done::Accepted { parts, .. }) => {
@@ -259,7 +259,7 @@ impl Pipeline {
             self.take_held();
             self.start_waiting()?;
             if !self.outbox.is_empty() {
-                failpoint::reached("publish.before");
+                hooks::failpoint("publish.before");
             }
             self.flush_outbox()?;
             self.check_health();

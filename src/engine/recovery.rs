@@ -13,7 +13,7 @@ use crate::model::unit::{Outcome, Recovery, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Reader, Record};
-use crate::store::streams::UnitDir;
+use crate::store::unit_dir::UnitDir;
 
 /// Wait before a run is looked at again that nobody could be had to wait for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

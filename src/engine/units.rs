@@ -7,18 +7,18 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::engine::config::make_folders;
-use crate::engine::failpoint;
 use crate::engine::job::job;
 use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
-use crate::engine::runner::Job;
 use crate::engine::runners::Report;
 use crate::engine::settle;
 use crate::error::{Error, Kind};
 use crate::model::text::printable_bytes;
 use crate::model::trigger::Policy;
 use crate::model::unit::{End, Outcome, State, Stopped, Trace, Unit};
+use crate::os::hooks;
+use crate::runner::Job;
 use crate::store::ledger::Op;
-use crate::store::streams::Stream;
+use crate::store::unit_dir::Stream;
 
 /// Wait before a unit is started again that found no process, descriptor or space.
 const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
@@ -153,7 +153,7 @@ impl Pipeline {
         let job = self.job(unit, payload.len())?;
         loop {
             let word = self.runners.reserve(&unit.id).map_err(NotReady::Runner)?;
-            failpoint::reached("spawn.before");
+            hooks::failpoint("spawn.before");
             word.give(true);
             match self.runners.make_ready(&unit.id, &job, &payload) {
                 Ok(()) => break,
@@ -244,7 +244,7 @@ impl Pipeline {
                 let Some(live) = self.live.get_mut(&unit) else {
                     return;
                 };
-                failpoint::reached("started.before");
+                hooks::failpoint("started.before");
                 self.refusing = false;
                 (live.said, live.started) = (true, Some(at));
                 let op = settle::started(&self.config, &live.unit, at);
@@ -257,7 +257,7 @@ impl Pipeline {
                 self.later.started(op);
             }
             Report::Ended(unit, outcome) => {
-                failpoint::reached("outcome.before");
+                hooks::failpoint("outcome.before");
                 let Some(live) = self.live.remove(&unit) else {
                     return;
                 };
@@ -334,7 +334,7 @@ impl Pipeline {
             None => Policy::default(),
         };
         let (op, retry) = settle::ended(&self.config, &policy, &unit, outcome, !said);
-        failpoint::reached("settle.before");
+        hooks::failpoint("settle.before");
         self.submit(
             op,
             Then::Settled {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::runner::{BEGIN, DROP};
+use crate::runner::{BEGIN, DROP};
 
 /// Tells a runner whether it is to begin the unit that it makes ready.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ pub mod message;
 pub mod network;
 pub mod network_address;
 pub mod node;
+pub mod outcome;
 pub mod passthrough;
 pub mod playbook;
 mod sources;

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod descent;
 pub mod folder;
+pub mod hooks;
 pub mod host;
 pub mod host_lock;
 pub mod inherit;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::model::exec;
-use crate::os::proc;
+use crate::os::{hooks, proc};
 
 /// How often the members of a dying group are counted. Nothing tells when the last is gone.
 const GROUP_CHECK: Duration = Duration::from_millis(20);
@@ -135,8 +135,7 @@ fn on_signals(signals: &[Signal]) {
 /// Identifies this boot of the host (`random(4)`); empty where the kernel does not tell.
 #[must_use]
 pub fn boot_id() -> String {
-    #[cfg(debug_assertions)]
-    if let Ok(pretended) = std::env::var("TAEL_TEST_BOOT_ID") {
+    if let Some(pretended) = hooks::boot_id() {
         return pretended;
     }
     fs::read_to_string("/proc/sys/kernel/random/boot_id")

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::engine::job::UNIT_VARIABLE;
-use crate::engine::runner::ARGUMENT;
 use crate::engine::word::Word;
 use crate::os::inherit::keep_variables;
+use crate::runner::ARGUMENT;
 
 /// Where programs are found when nobody has said so.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";

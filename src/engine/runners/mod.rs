@@ -14,11 +14,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::runner::{FILE, Job};
 use crate::engine::word::Word;
+use crate::model::outcome::parse_outcome;
 use crate::model::unit::Outcome;
-use crate::store::outcome::parse_outcome;
-use crate::store::streams::UnitDir;
+use crate::runner::{FILE, Job};
+use crate::store::unit_dir::UnitDir;
 use handle::{Handle, Line, Work};
 
 /// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
@@ -316,7 +316,7 @@ impl Runners {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::outcome::outcome_text;
+    use crate::model::outcome::outcome_text;
     use std::process::{Child, Command, Stdio};
 
     /// A client with one runner, which is to make a unit ready; a bystander takes its place.

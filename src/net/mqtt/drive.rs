@@ -22,9 +22,10 @@ use crate::net::mqtt::offer::Offer;
 use crate::net::mqtt::protocol::Protocol;
 use crate::net::mqtt::waiting::Waiting;
 use crate::net::mqtt::wire::put;
-use crate::net::mqtt::{CONNECT_TIMEOUT, Event, Failure, Progress, Request, inbox, stall};
+use crate::net::mqtt::{CONNECT_TIMEOUT, Event, Failure, Progress, Request, inbox};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
+use crate::os::hooks;
 
 /// Maximum time that the broker may take to close the connection after a goodbye.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -297,7 +298,9 @@ impl Link {
                     self.protocol.ping().map_err(io::Error::other)
                 }
             };
-            stall::while_wanted().await;
+            while let Some(time) = hooks::stall() {
+                tokio::time::sleep(time).await;
+            }
             if let Err(e) = done {
                 if let Some(sending) = sending
                     && !sending.await

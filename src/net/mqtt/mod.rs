@@ -14,7 +14,6 @@ mod inbox;
 mod offer;
 mod progress;
 mod protocol;
-mod stall;
 mod trim;
 mod waiting;
 mod wire;

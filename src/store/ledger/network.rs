@@ -4,6 +4,8 @@ use std::path::Path;
 
 use nix::sys::statfs::statfs;
 
+use crate::os::hooks;
+
 /// Whether `path` is on a file system shared over a network (magic numbers: `statfs(2)`).
 pub(super) fn on_network(path: &Path) -> bool {
     const NFS: i64 = 0x6969;
@@ -16,8 +18,7 @@ pub(super) fn on_network(path: &Path) -> bool {
     const LUSTRE: i64 = 0x0bd0_0bd0;
     const GPFS: i64 = 0x4750_4653;
     const V9FS: i64 = 0x0102_1997;
-    #[cfg(debug_assertions)]
-    if std::env::var_os("TAEL_TEST_NETWORK_FS").is_some() {
+    if hooks::network_fs() {
         return true;
     }
     let folder = path.parent().unwrap_or(path);

@@ -5,12 +5,12 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::outcome::parse_outcome;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::rows::read_message;
 use crate::store::ledger::write::Heard;
 use crate::store::ledger::writer::passes;
 use crate::store::ledger::{Queued, Reader};
-use crate::store::outcome::parse_outcome;
 
 /// Maximum number of units that are read at once.
 const PAGE: usize = 256;

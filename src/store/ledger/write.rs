@@ -3,13 +3,13 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::model::message::Message;
+use crate::model::outcome::outcome_text;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
 use crate::store::ledger::prune::{Pruned, Retention, prune};
 use crate::store::ledger::rows::{delete_unit, insert_unit, post_all};
-use crate::store::outcome::outcome_text;
 
 /// When a trigger that waits for silence last heard something.
 #[derive(Debug, Clone, PartialEq, Eq)]

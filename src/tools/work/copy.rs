@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use crate::os::logging::say;
-use crate::store::gap::Gap;
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::unit_dir::gap::Gap;
+use crate::store::unit_dir::{Stream, UnitDir};
 
 /// Number of bytes copied at a time.
 const CHUNK: usize = 64 * 1024;

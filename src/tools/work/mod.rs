@@ -18,7 +18,7 @@ use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::unit_dir::{Stream, UnitDir};
 use show::{list, results, status};
 
 /// How often a unit that is waited for is looked at.

@@ -16,7 +16,7 @@ use crate::model::text::{escaped_json, printable};
 use crate::model::unit::State;
 use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::unit_dir::{Stream, UnitDir};
 use crate::tools::work::copy::Copier;
 use crate::tools::work::{Found, LOOK, Scope, effective, pipelines};
 

@@ -19,8 +19,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::unistd::pipe2;
 
-use crate::store::hold::Hold;
-use crate::store::streams::Stream;
+use crate::os::hooks;
+use crate::store::unit_dir::Stream;
+use crate::store::unit_dir::hold::Hold;
 
 /// Number of bytes that are taken from a pipe at once, which is what it holds (`pipe(7)`).
 const CHUNK: usize = 64 * 1024;
@@ -292,8 +293,7 @@ fn write_most(mut file: &File, bytes: &[u8]) -> usize {
 
 /// Makes the range a hole in `file`, which keeps its size.
 fn punch(file: &File, start: u64, end: u64) -> io::Result<()> {
-    #[cfg(debug_assertions)]
-    if std::env::var_os("TAEL_TEST_NO_HOLES").is_some() {
+    if hooks::no_holes() {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -325,7 +325,7 @@ pub fn can_have_holes(folder: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::hold::tests::state;
+    use crate::store::unit_dir::hold::tests::state;
     use std::os::unix::fs::MetadataExt;
 
     /// Writes what `write` writes as a command would, with a limit, and returns what is kept,

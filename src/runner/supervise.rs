@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::engine::runner::Job;
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::os::command::{Running, Usage, Woken};
 use crate::os::descent::{children_left, kill_run, reap_orphans};
 use crate::os::proc::start_time;
 use crate::os::process::wait_for_any;
-use crate::store::hold::Hold;
-use crate::store::output::Output;
+use crate::runner::Job;
+use crate::store::unit_dir::hold::Hold;
+use crate::store::unit_dir::output::Output;
 
 /// For this time a command is only waited for. Most have ended then, and their output, if it is not
 /// more than a pipe holds, is taken at once.

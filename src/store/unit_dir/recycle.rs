@@ -7,17 +7,17 @@ use std::path::Path;
 use nix::unistd::geteuid;
 
 use crate::os::lock::is_open_elsewhere;
-use crate::store::hold::{Hold, MODE, own_folder};
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::unit_dir::hold::{Hold, MODE, own_folder};
+use crate::store::unit_dir::{Stream, UnitDir};
 
 /// The folder of a unit that has ended.
 #[derive(Debug)]
-pub struct Spent {
+pub struct RecycledDir {
     dir: UnitDir,
     record: Option<File>,
 }
 
-impl Spent {
+impl RecycledDir {
     /// Lets go of a unit that has ended, but for the files of its streams, stdout and stderr.
     #[must_use]
     pub fn with_streams(hold: Hold) -> (Self, [File; 2]) {
@@ -88,18 +88,18 @@ fn again(dir: &UnitDir) -> Option<Hold> {
 mod tests {
     use super::*;
     use crate::model::unit::{Outcome, Trace};
-    use crate::store::hold::tests::{count, state};
+    use crate::store::unit_dir::hold::tests::{count, state};
     use std::io::Write;
     use std::os::unix::fs::FileExt;
 
     /// The folder of a unit that has ended as `run` says.
-    fn spent(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut Hold)) -> Spent {
+    fn spent(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut Hold)) -> RecycledDir {
         let mut hold = Hold::take(None, unit.clone()).expect("take").expect("new");
         hold.begin().expect("begun");
         run(&mut hold);
         hold.end(&Outcome::interrupted(1)).expect("end");
         assert_eq!(count(runners), 0);
-        Spent::with_streams(hold).0
+        RecycledDir::with_streams(hold).0
     }
 
     #[test]

@@ -20,16 +20,16 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::model::outcome::outcome_text;
 use crate::model::unit::{End, Outcome, Stopped};
 use crate::model::variables::Variables;
 use crate::os::command::{Became, Running, Spawn};
 use crate::os::descent::{adopt_descendants, children_left};
 use crate::os::process::{Sender, boot_id, detach, sender};
-use crate::store::hold::Hold;
-use crate::store::outcome::outcome_text;
-use crate::store::output::Output;
-use crate::store::spent::Spent;
-use crate::store::streams::{Stream, UnitDir};
+use crate::store::unit_dir::hold::Hold;
+use crate::store::unit_dir::output::Output;
+use crate::store::unit_dir::recycle::RecycledDir;
+use crate::store::unit_dir::{Stream, UnitDir};
 use supervise::{Run, look_after_rest};
 
 /// The first argument that turns one of our binaries into a runner; the second is the folder
@@ -92,30 +92,30 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
     let Some(pipeline) = runners.parent() else {
         return bug;
     };
-    let mut desk = Desk {
+    let mut state = RunnerState {
         jobs: BufReader::with_capacity(4096, File::from(pipe)),
         runners: &runners,
         boot: boot_id(),
         ahead: None,
-        spent: None,
+        ended: None,
         rest: None,
         free: None,
         heard: None,
         began: None,
     };
     loop {
-        desk.make_ahead();
-        if desk.wait() == Sender::Gone {
+        state.make_ahead();
+        if state.wait() == Sender::Gone {
             // Nobody would take up what we began now; the next client will.
             break;
         }
-        match read(&mut desk.jobs, &runners) {
+        match read(&mut state.jobs, &runners) {
             Ok(Some((job, payload))) => {
-                desk.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
+                state.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
                 // What outlives its command must not pass for a part of the next unit.
-                if desk.rest.is_some() || children_left() {
+                if state.rest.is_some() || children_left() {
                     say("leaving");
-                    desk.sync();
+                    state.sync();
                     break;
                 }
                 say("idle");
@@ -124,10 +124,10 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
             Ok(None) | Err(_) => break,
         }
     }
-    if let Some(ahead) = desk.ahead.take() {
+    if let Some(ahead) = state.ahead.take() {
         ahead.discard();
     }
-    if let Some((mut output, files)) = desk.rest {
+    if let Some((mut output, files)) = state.rest {
         look_after_rest(&mut output, &files);
     }
     ExitCode::SUCCESS
@@ -173,28 +173,28 @@ enum Not {
 }
 
 /// Where a runner works.
-struct Desk<'a> {
+struct RunnerState<'a> {
     jobs: BufReader<File>,
     runners: &'a Path,
     boot: String,
     /// The folder of the unit to come.
     ahead: Option<Hold>,
     /// The folder of the unit that has ended last, until the client's ledger holds its outcome.
-    spent: Option<Spent>,
+    ended: Option<RecycledDir>,
     /// What is left of the output of that unit, and where it goes, while somebody may write still.
     rest: Option<(Output, [File; 2])>,
     /// A folder that nobody needs any more.
-    free: Option<Spent>,
+    free: Option<RecycledDir>,
     /// The word for the unit at hand.
     heard: Option<u8>,
     /// When the command began, by the clock of the host and by one that only goes on.
     began: Option<(i64, Instant)>,
 }
 
-impl Desk<'_> {
+impl RunnerState<'_> {
     /// Waits for a job, and syncs the last outcome unless one comes first.
     fn wait(&mut self) -> Sender {
-        let patience = self.spent.is_some().then_some(SYNC_DELAY);
+        let patience = self.ended.is_some().then_some(SYNC_DELAY);
         let mut sender_is = sender(io::stdin().as_fd(), patience);
         if sender_is != Sender::Wrote {
             self.sync();
@@ -207,8 +207,8 @@ impl Desk<'_> {
 
     /// Has the disk hold the last outcome.
     fn sync(&self) {
-        if let Some(spent) = &self.spent {
-            spent.sync();
+        if let Some(ended) = &self.ended {
+            ended.sync();
         }
     }
 
@@ -272,8 +272,8 @@ impl Desk<'_> {
         while hold.end(&outcome).is_err() {
             thread::sleep(RETRY);
         }
-        let (spent, files) = Spent::with_streams(hold);
-        self.spent = Some(spent);
+        let (ended, files) = RecycledDir::with_streams(hold);
+        self.ended = Some(ended);
         self.rest = rest.map(|output| (output, files));
     }
 
@@ -292,7 +292,7 @@ impl Desk<'_> {
         // The ledger commits in order, and was told of the end before of this unit. Nothing is
         // dropped here: the process that is to be the command would close files of its own only.
         if self.free.is_none() {
-            self.free = self.spent.take();
+            self.free = self.ended.take();
         }
         match (word, client) {
             ([BEGIN], Sender::Gone) => Err(Not::Heard),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::store::streams::{Stream, UnitDir, noted};
+use crate::store::unit_dir::{Stream, UnitDir, noted};
 
 /// The bytes of a stream that its file does not hold. A stream has one gap at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,11 @@
 //! how it ended. What is in a folder therefore names the unit that it belongs to: a power
 //! failure may bring back what was there before.
 
+pub mod gap;
+pub mod hold;
+pub mod output;
+pub mod recycle;
+
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -18,9 +23,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::model::outcome::parse_outcome;
 use crate::model::unit::Trace;
 use crate::os::lock::Lock;
-use crate::store::outcome::parse_outcome;
 
 /// Creates `path` and its parents with mode 0700.
 ///

@@ -15,10 +15,10 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::model::outcome::outcome_text;
 use crate::model::unit::Outcome;
 use crate::os::lock::Lock;
-use crate::store::outcome::outcome_text;
-use crate::store::streams::{BEGUN, ENDED, PROCESS, Stream, UnitDir, noted};
+use crate::store::unit_dir::{BEGUN, ENDED, PROCESS, Stream, UnitDir, noted};
 
 /// The mode of what is in a folder.
 pub(super) const MODE: u32 = 0o600;
