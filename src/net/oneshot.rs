@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::message::Message;
 use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
 use crate::net::session::unreachable;
@@ -57,7 +58,7 @@ pub async fn publish(
                 | Failure::Packet(cause)
                 | Failure::WillRefused(cause),
             )) => cause,
-            Err(_) => format!("no answer within {} s", limit.as_secs_f32()),
+            Err(_) => format!("no answer within {}", duration::text(limit)),
         };
         let next = Instant::now() + RETRY;
         if next < deadline {

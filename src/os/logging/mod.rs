@@ -22,6 +22,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
+use crate::model::{duration, moment};
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
 
@@ -246,12 +247,10 @@ fn line(record: &Record, terminal: bool) -> String {
     if !record.fields.is_empty() {
         text.push(')');
     }
-    let form = if terminal {
-        "%H:%M:%S"
-    } else {
-        "%Y-%m-%d %H:%M:%S"
+    let now = match terminal {
+        true => moment::clock(&Zoned::now()),
+        false => moment::text(&Zoned::now()),
     };
-    let now = Zoned::now().strftime(form).to_string();
     format!("{now} {level}{}\n", printable(&text, MAX_LINE))
 }
 
@@ -348,8 +347,8 @@ fn summarize(at_the_end: bool) {
         example,
     } in summaries
     {
-        let seconds = within.as_secs().max(1);
-        let text = format!("and {count} more like it in {seconds} s, the last one: {example}");
+        let within = duration::rough(within.max(Duration::from_secs(1)));
+        let text = format!("and {count} more like it in {within}, the last one: {example}");
         Record::new(Level::WARN, text).write();
     }
 }
