@@ -109,7 +109,7 @@ pub enum Overlap {
     Queue,
     /// It is dropped.
     Skip,
-    /// The oldest run is cancelled for it, and whatever waits is dropped.
+    /// The oldest run is canceled for it, and whatever waits is dropped.
     Replace,
     /// It waits, alone: one that waits already is dropped for it.
     Coalesce,
@@ -140,9 +140,9 @@ pub struct Policy {
     pub jobs: usize,
     /// What happens to one event too many.
     pub overlap: Overlap,
-    /// A run is cancelled after this time.
+    /// A run is canceled after this time.
     pub timeout: Option<Duration>,
-    /// Time between TERM and KILL when a run is cancelled.
+    /// Time between TERM and KILL when a run is canceled.
     pub grace: Duration,
     /// Further tries of a run that failed.
     pub retries: u32,
