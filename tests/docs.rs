@@ -4,6 +4,7 @@
 //! no kind fails. The host `mqtt.lab.example` stands for the test's broker, and
 //! `/usr/local/bin/` for the folder of the binaries.
 
+#[allow(dead_code)] // tests/it uses all of it
 mod common;
 
 #[path = "docs/broker.rs"]

@@ -5,6 +5,9 @@
 //! side and do not know each other. `os` lies below them, because the ledger and the unit
 //! folders live by the kernel's locks.
 
+#[path = "house/promises.rs"]
+mod promises;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +59,8 @@ fn package() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources() -> Vec<Source> {
+/// The Rust files below `folder` of the package, in order.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).expect("folder") {
             let path = entry.expect("entry").path();
@@ -67,10 +71,15 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    let src = package().join("src");
     let mut found = Vec::new();
-    walk(&src, &mut found);
+    walk(&package().join(folder), &mut found);
     found.sort();
+    found
+}
+
+fn sources() -> Vec<Source> {
+    let src = package().join("src");
+    let found = rust_files("src");
     assert!(found.len() > 40, "the sources are elsewhere: {found:?}");
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("source");

@@ -1,15 +1,15 @@
-//! Conditions on the attributes of an event.
+//! What must hold of an event's attributes.
 
 use std::fmt;
 
 use crate::model::event::{Event, attribute_text};
 
-/// `KEY=VALUE`: the attribute KEY, as text, equals VALUE.
+/// `KEY=VALUE`: the attribute KEY, as text, must be VALUE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     /// Name of the attribute.
     pub key: String,
-    /// Required text.
+    /// Its wanted text.
     pub value: String,
 }
 
@@ -20,7 +20,7 @@ impl Condition {
     /// A text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            // `==` is a habit from shells and programs; no value starts with `=`.
+            // As in a shell or a program; nobody's value begins so.
             Some((key, value)) if value.starts_with('=') => Err(format!(
                 "condition '{text}' compares with '{value}': write {key}{value}"
             )),
@@ -32,7 +32,7 @@ impl Condition {
         }
     }
 
-    /// Returns whether it holds for `event`.
+    /// Whether it holds of `event`.
     #[must_use]
     pub fn holds(&self, event: &Event) -> bool {
         event

@@ -1,4 +1,4 @@
-//! Requests to a running client, and its answers.
+//! Requests to a running pipeline, and its replies.
 
 use serde_json::{Map, Value, json};
 
@@ -6,17 +6,17 @@ use crate::error::Kind;
 use crate::model::event::{self, Attributes};
 use crate::model::json;
 
-/// What a request asks for.
+/// What a control message asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Run the command now, with these attributes.
     Raise {
-        /// Name of the trigger, if the client has several.
+        /// Which trigger, when the client has several.
         trigger: Option<String>,
         /// The attributes of the event.
         attributes: Attributes,
     },
-    /// Run the event of an ended unit again; by default the last failed one.
+    /// Run a unit's event once more; the last failed one if none is named.
     Retry {
         /// Id of the unit.
         unit: Option<String>,
@@ -26,39 +26,38 @@ pub enum Action {
         /// Id of the unit.
         unit: String,
     },
-    /// Start nothing until `resume`; events are accepted and wait.
+    /// Start nothing until told to resume; events are accepted and wait.
     Pause,
-    /// Allow starts again.
+    /// Start what waits.
     Resume,
-    /// Report what runs and waits.
+    /// Say what is running and waiting.
     Status,
 }
 
-/// Key of the data that a request repeats inside its payload, for bridges that speak MQTT 3.1.1 and
-/// drop its MQTT 5 properties. An answer names its request under the same key.
+/// Key under which a request carries inside its payload what its MQTT 5 properties say too: a
+/// bridge that speaks MQTT 3.1.1 drops those. An answer names its request under the same key.
 pub const ENVELOPE: &str = "tael-request";
 
-/// Name of the refusal of an expired request.
+/// Name of the refusal of a request that has expired.
 pub const EXPIRED: &str = "expired";
 
-/// Data of a request itself.
+/// What a request says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
-    /// Id of the request; the answer repeats it.
+    /// Its id; the answer carries it too.
     pub id: Option<String>,
     /// Topic of the answer.
     pub reply_to: Option<String>,
-    /// When the request expires, seconds since 1970.
+    /// When it is too late to carry it out, seconds since the epoch.
     pub expires: Option<i64>,
-    /// Number of events between the request and its first cause.
+    /// How many events lie between it and the first cause.
     pub hops: u32,
-    /// Whether the payload has this data.
+    /// Whether the payload has one.
     pub present: bool,
 }
 
 impl Envelope {
-    /// Removes the data from the attributes of a request. A value that is not an object stays an
-    /// attribute.
+    /// Takes it out of a request's attributes. What is not an object is an attribute like others.
     fn take(attributes: &mut Attributes) -> Self {
         let Some(Value::Object(map)) = attributes.get(ENVELOPE) else {
             return Self::default();
@@ -97,9 +96,9 @@ impl Envelope {
     }
 }
 
-/// Reads the payload of a request: its own data, and the action.
+/// Reads a control message's payload: what it says about itself, and what it asks for.
 ///
-/// An action that cannot be understood is an error, a text for the sender.
+/// The second part is an error, a text for the sender, if that cannot be understood.
 pub fn parse(payload: &[u8], max_payload: usize) -> (Envelope, Result<Action, String>) {
     let mut attributes = match event::attributes(payload, max_payload) {
         Ok(attributes) => attributes,
@@ -112,7 +111,7 @@ pub fn parse(payload: &[u8], max_payload: usize) -> (Envelope, Result<Action, St
     (envelope, Action::take(attributes))
 }
 
-/// Names of all actions, for messages.
+/// The names of all actions, for messages.
 pub const ACTIONS: &str = "raise, retry, cancel, pause, resume or status";
 
 impl Action {
@@ -144,7 +143,7 @@ impl Action {
         }
     }
 
-    /// Returns the name on the wire.
+    /// Its name on the wire.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -157,7 +156,7 @@ impl Action {
         }
     }
 
-    /// Returns the payload of the request with its `envelope`.
+    /// The payload that asks for it in `envelope`.
     #[must_use]
     pub fn payload(&self, envelope: &Envelope) -> String {
         let mut map = Map::new();
@@ -184,7 +183,7 @@ impl Action {
     }
 }
 
-/// Returns an answer that accepts, with `fields`.
+/// A reply that says yes, with `fields` to go with it.
 #[must_use]
 pub fn accepted(fields: Map<String, Value>) -> Value {
     let mut map = Map::new();
@@ -193,14 +192,14 @@ pub fn accepted(fields: Map<String, Value>) -> Value {
     Value::Object(map)
 }
 
-/// Returns an answer that refuses, with a cause and the exit code for the requester.
+/// A reply that says no, why, and with which exit code the requester should end.
 #[must_use]
 pub fn refused(kind: Kind, cause: &str) -> Value {
     json!({"ok": false, "error": cause, "code": kind.exit_code()})
 }
 
-/// Returns the kind of a refusal. Without a code that a refusal can have (0 is none), the request
-/// is at fault.
+/// Returns what kind of refusal `answer` is. One without a code, or with one that no refusal has,
+/// 0 included, is about the request.
 #[must_use]
 pub fn refusal(answer: &Value) -> Kind {
     let code = answer.get("code").and_then(Value::as_u64);
@@ -262,7 +261,7 @@ mod tests {
         };
         assert_eq!(envelope, nothing);
         assert!(action.is_ok());
-        // A key of that name that holds something else is an attribute.
+        // An attribute that only has the name is one.
         let payload = json!({"action": "raise", ENVELOPE: "mine"}).to_string();
         let (envelope, action) = parse(payload.as_bytes(), 1000);
         assert_eq!(envelope, Envelope::default());

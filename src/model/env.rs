@@ -1,4 +1,4 @@
-//! The environment of a command: attributes under safe names.
+//! What a command finds in its environment: attributes under names that are safe.
 
 use std::collections::HashSet;
 
@@ -8,25 +8,26 @@ use crate::model::json;
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
-/// Maximum size of `NAME=value`, bytes, including the closing NUL.
+/// The longest `NAME=value` in bytes, its closing NUL included.
 ///
 /// Source: Linux, `MAX_ARG_STRLEN` (32 pages of 4 KiB), `execve(2)`.
 pub const MAX_VALUE_BYTES: usize = 128 * 1024;
 
-/// Maximum size of all exported attributes together, bytes, including a pointer to each. The system
-/// may allow a run less ([`exec`]).
+/// The most bytes that all exported attributes may take together, with a pointer to each. What
+/// the system allows a run may be less ([`exec`]).
 pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
 
-/// Maximum number of warnings about attributes that are left out; the last one counts the rest.
+/// So many attributes that are left out are named; how many more, the last one says.
 pub const MAX_WARNINGS: usize = 10;
 
-/// Prefix of attributes, if neither a prefix nor required attributes are given.
+/// The prefix of attributes when neither a prefix nor required attributes are given.
 pub const DEFAULT_PREFIX: &str = "ATTR";
 
-/// Names that steer a loader, a shell or an interpreter; `*` at the end stands for every ending.
+/// Names that steer a loader, a shell or an interpreter; one that ends with `*` stands for
+/// all that begin so.
 ///
-/// Source: the variables that sudo removes (sudo 1.9, `plugins/sudoers/env.c`), and those that
-/// glibc, bash and the tools of pipelines read.
+/// Source: the table of variables that sudo removes (sudo 1.9, `plugins/sudoers/env.c`),
+/// with what glibc, bash and the tools of pipelines read besides.
 const STEERING: &[&str] = &[
     "BASH*",
     "CDPATH",
@@ -105,7 +106,7 @@ const STEERING: &[&str] = &[
     "_RLD*",
 ];
 
-/// Returns whether a bare `name` would steer the loader, shell or interpreter of a command.
+/// Whether a bare `name` would steer the command's loader, shell or interpreter.
 #[must_use]
 pub fn is_steering(name: &str) -> bool {
     STEERING.iter().any(|known| match known.strip_suffix('*') {
@@ -114,7 +115,7 @@ pub fn is_steering(name: &str) -> bool {
     })
 }
 
-/// Returns a key as part of an environment name: in upper case, with `_` for other characters.
+/// An attribute's key as part of an environment name: upper case, `_` for the rest.
 #[must_use]
 pub fn sanitize(key: &str) -> String {
     key.chars()
@@ -125,27 +126,27 @@ pub fn sanitize(key: &str) -> String {
         .collect()
 }
 
-/// The attributes that a trigger exports, and their names.
+/// Which attributes a trigger exports, and under which names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Export {
     prefix: Option<String>,
     required: Vec<String>,
 }
 
-/// Result of [`Export::apply`].
+/// What [`Export::apply`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exported {
-    /// Names and values for the environment of the command.
+    /// Names and values for the command's environment.
     pub variables: Variables,
-    /// Attributes that were left out, and why.
+    /// What was left out, and why.
     pub warnings: Vec<String>,
 }
 
 impl Export {
-    /// Checks the choice of the operator: `prefix` for every attribute, `required` keys by name.
+    /// Checks the operator's choice: `prefix` for every attribute, `required` keys by name.
     ///
     /// # Errors
-    /// A text for the user if a name could steer the command, or is not a valid name.
+    /// A text for the user when a name could steer the command or is no name.
     pub fn new(prefix: Option<String>, required: Vec<String>) -> Result<Self, String> {
         if let Some(prefix) = &prefix {
             let mut bytes = prefix.bytes();
@@ -186,13 +187,13 @@ impl Export {
         Ok(Self { prefix, required })
     }
 
-    /// Returns the prefix of attributes that the operator has not listed.
+    /// What names of attributes begin with that were not asked for by name.
     #[must_use]
     pub fn prefix(&self) -> &str {
         self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX)
     }
 
-    /// Returns the required keys that `attributes` lacks.
+    /// The required keys that `attributes` lacks.
     #[must_use]
     pub fn missing(&self, attributes: &Attributes) -> Vec<String> {
         self.required
@@ -202,7 +203,7 @@ impl Export {
             .collect()
     }
 
-    /// Returns the environment for `attributes`.
+    /// The environment for `attributes`.
     #[must_use]
     pub fn apply(&self, attributes: &Attributes) -> Exported {
         let mut list = List::default();
@@ -224,8 +225,8 @@ impl Export {
     }
 }
 
-/// Returns the attribute that the operator means by `wanted`: that key, otherwise the first key of
-/// the same environment name.
+/// The attribute that the operator means by `wanted`: that key, else the first whose
+/// environment name is the same.
 fn find<'a>(
     attributes: &'a Attributes,
     wanted: &str,
@@ -236,7 +237,7 @@ fn find<'a>(
     })
 }
 
-/// An environment under construction.
+/// An environment that is being made.
 #[derive(Default)]
 struct List {
     out: Exported,

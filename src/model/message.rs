@@ -1,4 +1,4 @@
-//! An MQTT application message as it is published and delivered, independent of any client library.
+//! An MQTT application message as it goes out and as it comes in, free of any client library.
 
 use bytes::Bytes;
 
@@ -12,12 +12,12 @@ pub mod property {
     pub const WHO: &str = "tael-who";
     /// Host that sent the message.
     pub const HOST: &str = "tael-host";
-    /// Number of events between this one and the first cause.
+    /// How many events lie between this one and the first cause.
     pub const HOPS: &str = "tael-hops";
     /// W3C trace context, passed on untouched.
     pub const TRACEPARENT: &str = "traceparent";
 
-    /// Returns whether Tael reads, or may read in future, a property of this name.
+    /// Returns whether Tael reads, or may come to read, a property of this name.
     #[must_use]
     pub fn is_known(name: &str) -> bool {
         name.starts_with("tael-") || name == TRACEPARENT
@@ -36,7 +36,7 @@ pub enum Qos {
 }
 
 impl Qos {
-    /// Returns the QoS of its number on the wire, 0 to 2.
+    /// The QoS for its number on the wire, 0 to 2.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -53,17 +53,17 @@ impl Qos {
 pub struct Properties {
     /// User properties, in order.
     pub user: Vec<(String, String)>,
-    /// Topic for the reply.
+    /// Where a reply is wanted.
     pub response_topic: Option<String>,
-    /// Data to copy from a request into its reply.
+    /// Copied from a request into its reply.
     pub correlation_data: Option<Bytes>,
-    /// Seconds after which the broker no longer delivers the message (Message Expiry Interval, MQTT
-    /// 5.0, section 3.3.2.3.3). A delivered message has the rest of them.
+    /// Seconds after which the broker delivers it to nobody any more (Message Expiry Interval,
+    /// MQTT 5.0, section 3.3.2.3.3); what is left of them when it is delivered.
     pub message_expiry: Option<u32>,
 }
 
 impl Properties {
-    /// Returns the first user property called `name`.
+    /// The first user property called `name`.
     #[must_use]
     pub fn user(&self, name: &str) -> Option<&str> {
         self.user
@@ -97,24 +97,25 @@ pub struct Message {
     pub payload: Bytes,
     /// Quality of service.
     pub qos: Qos,
-    /// Whether the broker retains it for later subscribers.
+    /// Whether the broker keeps it for later subscribers.
     pub retain: bool,
     /// Properties.
     pub properties: Properties,
 }
 
-/// A message as the broker delivered it, unchecked.
+/// A message as the broker delivered it; nothing in it has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// Topic name as it came; it may not be UTF-8.
+    /// The topic name as it came: it need not be UTF-8.
     pub topic: Bytes,
     /// Application payload.
     pub payload: Bytes,
-    /// Whether it was sent because it was retained at our subscription.
+    /// Sent because it was retained when we subscribed, not because it is new.
     pub retained: bool,
-    /// Whether the broker may have sent it before (DUP flag).
+    /// The broker says that it may have sent this before.
     pub duplicate: bool,
-    /// Packet identifier; a redelivery keeps it (MQTT 5.0, section 4.4). 0 at QoS 0.
+    /// Packet identifier; a message that is sent again keeps it (MQTT 5.0, section 4.4). 0 at
+    /// QoS 0.
     pub packet: u16,
     /// Properties.
     pub properties: Properties,

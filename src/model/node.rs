@@ -1,35 +1,35 @@
-//! Commands to a node, and its statuses: plain text, as in MQTT-Orchestrate.
+//! What a node is told, and what it says: plain text, as MQTT-Orchestrate has it.
 
 use crate::model::text::printable;
 
-/// Status of a node that is there.
+/// What a node says of itself.
 pub const ALIVE: &str = "ALIVE";
-/// Status that the broker publishes for a node that has vanished.
+/// What the broker says for a node that has vanished.
 pub const LOST: &str = "LOST";
-/// Last status of a node that was told to end.
+/// The last word of a node that was told to end.
 pub const TERMINATED: &str = "TERMINATED";
 /// The command that ends a node.
 pub const TERMINATE: &str = "TERMINATE";
-/// First word of the status of a command that failed; its exit code follows.
+/// Begins what a node says of a command that failed; its exit code follows.
 pub const FAILED: &str = "FAILED";
 
-/// User property of a command: when it begins, milliseconds since 1970.
+/// User property of a command: when it is to begin, milliseconds since the epoch.
 pub const AT: &str = "tael-at";
 
-/// User property of a status: the process that published it.
+/// User property of a status: which process says it.
 pub const INSTANCE: &str = "tael-instance";
 
-/// Maximum size of a command, bytes.
+/// The longest command, bytes.
 pub const MAX_COMMAND: usize = 64 * 1024;
 
-/// A command and its words.
+/// A command with its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The first word.
     pub name: String,
-    /// The other words.
+    /// The others.
     pub words: Vec<String>,
-    /// When it begins, milliseconds since 1970.
+    /// When it is to begin, milliseconds since the epoch.
     pub at: Option<i64>,
 }
 
@@ -62,19 +62,19 @@ impl Command {
     }
 }
 
-/// Returns the topic on which node `name` below `root` receives commands.
+/// Where node `name` below `root` takes commands.
 #[must_use]
 pub fn command_topic(root: &str, name: &str) -> String {
     format!("{root}/{name}/COMMAND")
 }
 
-/// Returns the topic of its statuses, which are retained.
+/// Where it says what it does; retained.
 #[must_use]
 pub fn status_topic(root: &str, name: &str) -> String {
     format!("{root}/{name}/STATUS")
 }
 
-/// Returns the exit code in the status of a command that failed.
+/// The exit code in a status that says that a command failed.
 #[must_use]
 pub fn failure(status: &str) -> Option<i32> {
     let rest = status.strip_prefix(FAILED)?;

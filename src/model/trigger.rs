@@ -1,4 +1,4 @@
-//! Triggers: which events start which command.
+//! When an event starts a command.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,14 +9,14 @@ use crate::model::env::Export;
 use crate::model::event::{Event, MAX_HOPS, Refusal};
 use crate::model::topic::Filter;
 
-/// The command of a trigger.
+/// How a command is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// `SHELL -c LINE`
     Shell {
         /// Path of the shell.
         shell: String,
-        /// Line for the shell.
+        /// The line it runs.
         line: String,
     },
     /// Program and arguments, without a shell.
@@ -36,10 +36,10 @@ impl Command {
         }
     }
 
-    /// Returns program and arguments to execute; never empty.
+    /// Program and arguments, ready to execute; never empty.
     ///
-    /// A line for the standard shell without shell syntax is executed directly, as make does. The
-    /// result is the same, at half the cost.
+    /// A line for the standard shell that has no shell syntax in it is executed directly, as
+    /// make does: the outcome is the same at half the cost.
     #[must_use]
     pub fn argv(&self) -> Vec<&str> {
         match self {
@@ -50,7 +50,7 @@ impl Command {
         }
     }
 
-    /// Returns program and arguments, with the shell if there is one.
+    /// Program and arguments, through the shell if there is one.
     #[must_use]
     pub fn shell_argv(&self) -> Vec<&str> {
         match self {
@@ -59,15 +59,15 @@ impl Command {
         }
     }
 
-    /// Returns the program, if its path is absolute.
+    /// The program that is executed, if it is named by an absolute path.
     #[must_use]
     pub fn program(&self) -> Option<PathBuf> {
         let program = PathBuf::from(self.argv().into_iter().next()?);
-        // The line of a shell names one too, but parsing it is the job of the shell.
+        // The line of a shell has one too, which is not for us to read.
         program.is_absolute().then_some(program)
     }
 
-    /// Returns the command as the operator wrote it.
+    /// The command as the operator wrote it.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
@@ -77,11 +77,11 @@ impl Command {
     }
 }
 
-/// Default shell.
+/// The shell when none is chosen.
 pub const DEFAULT_SHELL: &str = "/bin/sh";
 
-/// Words that a shell executes itself: POSIX.1-2017 special built-ins, reserved words, and
-/// built-ins without a program of the same meaning. The list extends that of make.
+/// Words that a shell executes itself: POSIX.1-2017 special built-ins, reserved words and
+/// built-ins without a program of the same meaning; the list is make's, grown.
 const BUILTINS: &[&str] = &[
     ".", ":", "alias", "bg", "break", "case", "cd", "command", "continue", "do", "done", "echo",
     "elif", "else", "esac", "eval", "exec", "exit", "export", "false", "fc", "fg", "fi", "for",
@@ -91,7 +91,7 @@ const BUILTINS: &[&str] = &[
     "select", "[",
 ];
 
-/// Returns whether a shell would only split `line` at blanks and execute it.
+/// Whether a shell would do nothing with `line` but split it at blanks and execute it.
 fn is_plain(line: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b" \t_-+./,:@%".contains(&b);
     line.bytes().all(plain)
@@ -101,7 +101,7 @@ fn is_plain(line: &str) -> bool {
             .is_some_and(|first| !BUILTINS.contains(&first))
 }
 
-/// Policy for an event while all jobs of its trigger are busy.
+/// What happens to an event while all jobs of its trigger are busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlap {
     /// It waits its turn.
@@ -109,14 +109,14 @@ pub enum Overlap {
     Queue,
     /// It is dropped.
     Skip,
-    /// It replaces the oldest run, which is canceled; waiting events are dropped.
+    /// The oldest run is cancelled for it, and whatever waits is dropped.
     Replace,
-    /// It replaces the event that waits.
+    /// It waits, alone: one that waits already is dropped for it.
     Coalesce,
 }
 
 impl Overlap {
-    /// Parses the value of the option.
+    /// Parses the option's value.
     ///
     /// # Errors
     /// A text for the user.
@@ -133,29 +133,29 @@ impl Overlap {
     }
 }
 
-/// How the runs of a trigger are started and ended.
+/// How many runs at once, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Maximum number of concurrent runs, at least 1.
+    /// Runs of the trigger at one time, at least 1.
     pub jobs: usize,
-    /// Policy for an event while all jobs are busy.
+    /// What happens to one event too many.
     pub overlap: Overlap,
-    /// Maximum time of a run; then it is canceled.
+    /// A run is cancelled after this time.
     pub timeout: Option<Duration>,
-    /// Time between TERM and KILL when a run is canceled.
+    /// Time between TERM and KILL when a run is cancelled.
     pub grace: Duration,
-    /// Number of times to retry a failed run.
+    /// Further tries of a run that failed.
     pub retries: u32,
-    /// Delay before each retry.
+    /// Wait before each of them.
     pub retry_delay: Duration,
-    /// Policy for a run that vanished with its host or its runner.
+    /// What happens to a run that vanished with its host or its runner.
     pub on_interrupt: OnInterrupt,
-    /// Maximum number of runs a minute that messages without a number of hops start; 0 for no
-    /// limit. `None` means [`DEFAULT_LOOP_RATE`] for messages of pipelines.
+    /// Runs a minute that messages without a number of hops may start; 0 is no limit. Without, it
+    /// is [`DEFAULT_LOOP_RATE`] for messages of pipelines.
     pub loop_rate: Option<u32>,
 }
 
-/// Default number of runs a minute that messages of pipelines without a number of hops start.
+/// Runs a minute that messages of pipelines without a number of hops may start.
 pub const DEFAULT_LOOP_RATE: u32 = 60;
 
 impl Default for Policy {
@@ -173,18 +173,18 @@ impl Default for Policy {
     }
 }
 
-/// Policy for a run that vanished, so that its end is unknown.
+/// What happens to a run that vanished, and nobody saw how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnInterrupt {
-    /// The run has failed.
+    /// It has failed.
     #[default]
     Fail,
-    /// The run has failed, and its event runs again.
+    /// It has failed, and its event runs once more.
     Rerun,
 }
 
 impl OnInterrupt {
-    /// Parses the value of the option.
+    /// Parses the option's value.
     ///
     /// # Errors
     /// A text for the user.
@@ -200,51 +200,51 @@ impl OnInterrupt {
 /// Topic filters, conditions, a command and a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trigger {
-    /// Name for people; unique in its client.
+    /// What people call it; unique in its client.
     pub name: String,
-    /// Filters for its events; at least one.
+    /// Where its events come from; at least one.
     pub filters: Vec<Filter>,
-    /// Conditions, all of which must hold.
+    /// All must hold.
     pub conditions: Vec<Condition>,
-    /// Command to run.
+    /// What is run.
     pub command: Command,
-    /// Attributes that the command finds in its environment.
+    /// What the command finds in its environment.
     pub export: Export,
-    /// Names of variables that the statuses repeat.
+    /// Names from that environment that are copied into the statuses.
     pub passthrough: Vec<String>,
     /// Whether retained messages count as events.
     pub accept_retained: bool,
-    /// Working directory of the command; by default that of the client.
+    /// Where it runs; the client's own working directory without.
     pub cwd: Option<PathBuf>,
-    /// File of variables, read at the start of each run.
+    /// A file of variables, read when a run starts.
     pub env_file: Option<PathBuf>,
-    /// Silence after which it runs, instead of running for each event.
+    /// Runs when nothing comes for so long, in place of when something does.
     pub absent: Option<Duration>,
-    /// Policy for its runs.
+    /// How it is run.
     pub policy: Policy,
 }
 
-/// Decision about an event.
+/// What a trigger makes of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Run the command.
     Run,
-    /// It is not for this trigger.
+    /// Nothing to do with it.
     Ignore,
-    /// It should run and cannot.
+    /// It should have run and cannot.
     Refuse(Refusal),
 }
 
-/// Why an event does not fit a trigger.
+/// Why a trigger does not wait for an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objection<'a> {
     /// No filter matches its topic.
     Topic,
     /// It is a retained message.
     Retained,
-    /// The pipeline itself has published it.
+    /// The pipeline has sent it itself.
     Own,
-    /// This condition does not hold.
+    /// This does not hold.
     Condition(&'a Condition),
 }
 
@@ -270,7 +270,7 @@ impl Trigger {
         }
     }
 
-    /// Decides the same for an event whose topic matches.
+    /// The same for an event whose topic is known to match.
     #[must_use]
     pub fn decide_on_topic(&self, event: &Event, who: &str) -> Decision {
         if self.absent.is_none() && self.means_on_topic(event, who) {
@@ -280,20 +280,20 @@ impl Trigger {
         }
     }
 
-    /// Returns whether conditions and origin of `event`, whose topic matches, fit the trigger of
-    /// pipeline `who`.
+    /// Whether conditions and origin of `event`, whose topic matches, are those that the trigger
+    /// of pipeline `who` waits for.
     #[must_use]
     pub fn means_on_topic(&self, event: &Event, who: &str) -> bool {
         self.objection_on_topic(event, who).is_none()
     }
 
-    /// Returns whether topic, conditions and origin of `event` fit the trigger.
+    /// Whether topic, conditions and origin of `event` are those that the trigger waits for.
     #[must_use]
     pub fn means(&self, event: &Event, who: &str) -> bool {
         self.objection(event, who).is_none()
     }
 
-    /// Returns why `event` does not fit the trigger of pipeline `who`, if it does not.
+    /// What about `event` is not as the trigger of pipeline `who` waits for it.
     #[must_use]
     pub fn objection(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
         let meant = |filter: &Filter| filter.matches(&event.topic);
@@ -316,8 +316,8 @@ impl Trigger {
         }
     }
 
-    /// Decides about an event whose topic and conditions need no check, such as one that an
-    /// operator has raised.
+    /// What becomes of an event whose topic and conditions are not in question, as when it
+    /// is raised by hand.
     #[must_use]
     pub fn admit(&self, event: &Event) -> Decision {
         if event.hops > MAX_HOPS {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
 use crate::model::message::Message;
 use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
 use crate::net::session::unreachable;
@@ -30,6 +29,7 @@ pub async fn publish(
 ) -> Result<()> {
     let deadline = Instant::now() + limit;
     let address = settings.broker.address();
+    let mut earlier = None;
     loop {
         let mut connection = Connection::open(settings, false)?;
         let mut connected = false;
@@ -58,10 +58,14 @@ pub async fn publish(
                 | Failure::Packet(cause)
                 | Failure::WillRefused(cause),
             )) => cause,
-            Err(_) => format!("no answer within {}", duration::text(limit)),
+            // The deadline cuts the last attempt short: an earlier one knows more.
+            Err(_) => earlier
+                .take()
+                .unwrap_or_else(|| format!("no answer within {} s", limit.as_secs_f32())),
         };
         let next = Instant::now() + RETRY;
         if next < deadline {
+            earlier = Some(cause);
             sleep_until(next).await;
         } else if connected {
             return Err(Error::new(

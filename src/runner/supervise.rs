@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
         }
         let mut look = Instant::now() + LOOK;
         loop {
-            if self.hold.is_canceled() {
+            if self.hold.is_cancelled() {
                 return Some(Stopped::Canceled);
             }
             if self.limit.is_some_and(|limit| Instant::now() >= limit) {

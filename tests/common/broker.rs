@@ -1,7 +1,7 @@
 //! Brokers: the embedded one, or mosquitto.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,6 +39,25 @@ pub fn is_mosquitto() -> bool {
     }
 }
 
+/// Adds the name of this test to the file that `TAEL_TEST_BROKER_USED` names: `.ci/run` runs those
+/// tests a second time, against mosquitto. The test harness calls a test's thread by its name.
+fn note_use() {
+    let Some(path) = std::env::var_os("TAEL_TEST_BROKER_USED") else {
+        return;
+    };
+    let thread = std::thread::current();
+    let name = thread.name().filter(|name| *name != "main");
+    let name = name.expect("a broker starts in a test's own thread, with RUST_TEST_THREADS > 1");
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .expect("TAEL_TEST_BROKER_USED");
+    // One write a line, so that lines of other tests do not mix with it.
+    file.write_all(format!("{name}\n").as_bytes())
+        .expect("TAEL_TEST_BROKER_USED");
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
     listener.local_addr().expect("address").port()
@@ -53,6 +72,7 @@ impl Broker {
             port: 0,
             child: None,
         };
+        note_use();
         fs::create_dir_all(&broker.dir).expect("broker dir");
         // mosquitto cannot pick a port itself; another process may take ours meanwhile.
         for _ in 0..20 {

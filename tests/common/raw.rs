@@ -402,7 +402,6 @@ pub struct Connect {
     pub session_expiry: u32,
     pub max_packet: u32,
     pub client_id: String,
-    pub will: Vec<u8>,
 }
 
 impl Connect {
@@ -429,19 +428,11 @@ impl Connect {
             properties = &properties[4..];
         }
         let client_id = String::from_utf8(take_string(&mut rest)).expect("identifier");
-        let mut will = Vec::new();
-        if flags & 0x04 != 0 {
-            let length = take_varint(&mut rest);
-            rest = &rest[length..];
-            take_string(&mut rest);
-            will = take_string(&mut rest);
-        }
         Self {
             clean_start: flags & 0x02 != 0,
             session_expiry,
             max_packet,
             client_id,
-            will,
         }
     }
 }

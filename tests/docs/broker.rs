@@ -191,14 +191,11 @@ fn a_client_leaves_nothing_at_a_broker_it_has_left() {
 
 #[test]
 fn the_playbook_plays_on_its_nodes() {
-    use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     // What the functions run is not installed everywhere.
     let bin = world.path("bin");
     fs::create_dir(&bin).expect("bin");
-    let stand_in = bin.join("iperf3");
-    fs::write(&stand_in, "#!/bin/sh\nexec sleep 600\n").expect("iperf3");
-    fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).expect("mode");
+    world.script("bin/iperf3", "#!/bin/sh\nexec sleep 600\n");
     let path = format!("{}:/usr/bin:/bin", bin.display());
     fs::write(world.path("router.sh"), one("sh functions").text).expect("functions");
     fs::write(world.path("node.toml"), one("toml node").text).expect("node");

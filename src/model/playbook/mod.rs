@@ -1,5 +1,5 @@
-//! Playbooks: steps for several nodes, one on each line, in the language of MQTT-Orchestrate with a
-//! few additions.
+//! Playbooks: what several nodes are to do, in step. One line a step, in the language of
+//! MQTT-Orchestrate and some words more.
 
 mod parse;
 
@@ -9,34 +9,34 @@ use std::time::Duration;
 
 use crate::model::duration;
 
-/// The action of a step.
+/// Something to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Send a command to nodes.
+    /// A command for nodes.
     Send {
         /// Their names, at least one.
         nodes: Vec<String>,
         /// The command and its words.
         message: String,
-        /// Delay until the instant at which all begin.
+        /// Have them all begin so long from now, at one instant.
         at: Option<Duration>,
     },
-    /// Wait for a status of nodes or of a pipeline.
+    /// Wait until nodes, or a pipeline, say something.
     WaitFor {
         /// Their names, at least one.
         nodes: Vec<String>,
-        /// Status to wait for.
+        /// What is waited for.
         status: String,
-        /// Maximum time to wait.
+        /// How long at most.
         timeout: Option<Duration>,
     },
     /// Wait.
     Wait(Duration),
-    /// Receive one file over TCP, while the next steps go on.
+    /// Take one file from the network, while the next steps go on.
     Receive {
         /// TCP port.
         port: u16,
-        /// Path to write it to.
+        /// Where it is put.
         file: String,
     },
     /// Raise a pipeline.
@@ -46,16 +46,16 @@ pub enum Action {
         /// Attributes.
         attributes: Vec<(String, String)>,
     },
-    /// Run a command of the shell on this host.
+    /// Run a command of the shell here.
     Run(String),
 }
 
-/// An action and its line.
+/// An action and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// Number of the line, from 1.
+    /// Its line, from 1.
     pub line: usize,
-    /// The action.
+    /// What is to be done.
     pub action: Action,
 }
 
@@ -64,20 +64,20 @@ pub struct Step {
 pub struct Playbook {
     /// The steps, in order.
     pub steps: Vec<Step>,
-    /// Steps to run when a step fails.
+    /// What is done when a step fails.
     pub on_failure: Vec<Step>,
-    /// Lines that were ignored with `lenient`: number and text.
+    /// Lines that were left out, being lenient: number and text.
     pub ignored: Vec<(usize, String)>,
 }
 
-/// A mistake in a playbook, and its place.
+/// What is wrong with a playbook, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// Number of the line, from 1.
+    /// The line, from 1.
     pub line: usize,
-    /// Number of the character in it, from 1.
+    /// The character in it, from 1.
     pub column: usize,
-    /// The mistake.
+    /// What.
     pub cause: String,
 }
 
@@ -91,11 +91,11 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Statuses of pipelines that a WAITFOR may name; statuses of nodes are in capitals.
+/// States that a pipeline's status has; nodes shout.
 pub const PIPELINE_STATES: &[&str] = &["started", "finished", "failed", "falsestart"];
 
 impl Playbook {
-    /// Returns all nodes that the playbook names.
+    /// All nodes that are named.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<String> {
         self.names(|action| match action {
@@ -105,7 +105,7 @@ impl Playbook {
         })
     }
 
-    /// Returns all pipelines that it waits for.
+    /// All pipelines that are waited for.
     #[must_use]
     pub fn pipelines(&self) -> BTreeSet<String> {
         self.names(|action| match action {
@@ -121,7 +121,7 @@ impl Playbook {
     }
 }
 
-/// Returns whether a WAITFOR of `status` is about a pipeline.
+/// Whether a WAITFOR of `status` is about a pipeline.
 #[must_use]
 pub fn is_pipeline_state(status: &str) -> bool {
     PIPELINE_STATES.contains(&status)

@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
 use crate::model::event::attributes;
 use crate::model::message::{Delivery, Qos};
 use crate::model::node;
@@ -172,7 +171,7 @@ impl<'a> Player<'a> {
     pub fn show(&self, line: usize, step: &str, took: Duration, failure: Option<&str>) {
         let step = printable(step, 200);
         let end = match failure {
-            None => duration::rough(took),
+            None => format!("{:.1} s", took.as_secs_f64()),
             Some(cause) => format!("failed: {}", printable(cause, 300)),
         };
         let clear = if self.live { "\r\x1b[K" } else { "" };
@@ -182,9 +181,9 @@ impl<'a> Player<'a> {
 
     pub fn draw(&self, text: &str, begun: Instant) {
         if self.live {
-            let elapsed = duration::text(Duration::from_secs(begun.elapsed().as_secs()));
+            let seconds = begun.elapsed().as_secs();
             let mut out = io::stdout().lock();
-            let _ = write!(out, "\r\x1b[K{} … {elapsed}", printable(text, 60));
+            let _ = write!(out, "\r\x1b[K{} … {seconds} s", printable(text, 60));
             let _ = out.flush();
         }
     }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
@@ -239,8 +238,8 @@ impl Found {
         while !done(self)? {
             if Instant::now() >= deadline {
                 let unit = &self.record.unit.id;
-                let limit = duration::text(limit);
-                let cause = format!("unit {unit}: {what} within {limit}");
+                let seconds = limit.as_secs_f32();
+                let cause = format!("unit {unit}: {what} within {seconds} s");
                 return Err(Error::new(Kind::TryAgain, cause));
             }
             thread::sleep(LOOK);
@@ -287,20 +286,20 @@ impl Found {
         let dropped = self.reader.apply(&Op::Drop {
             unit: self.record.unit.id.clone(),
             at: Timestamp::now().as_millisecond(),
-            note: "canceled by tael work".into(),
+            note: "cancelled by tael work".into(),
         })?;
         Ok(matches!(dropped, Done::Changed { applied: true, .. }))
     }
 
     fn release(&mut self, force: bool, limit: Duration) -> Result<()> {
         let unit = self.record.unit.id.clone();
-        let canceled = if self.state()?.is_end() {
+        let cancelled = if self.state()?.is_end() {
             Ok(())
         } else {
             self.cancel(limit)
         };
         if !force {
-            canceled?;
+            cancelled?;
             // Its end is to be told first, and only its client can do that.
             let client = Lock::try_acquire(&self.pipeline.join("lock"))?.is_none();
             let limit = if client { BOOKING } else { Duration::ZERO };

@@ -1,0 +1,350 @@
+//! Wrong options and wrong surroundings: one clear line, and the exit code that says whose
+//! fault it is.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+use std::thread;
+
+use crate::common::raw::Scripted;
+use crate::common::{self, World, bare_command, ran, ran_with, refuses};
+use tempfile::{TempDir, tempdir};
+
+const SEQ: &str = "lab/seq/status";
+
+/// One of our binaries, for what needs no broker.
+fn tool(dir: &TempDir, name: &str, arguments: &[&str]) -> Command {
+    let mut command = bare_command(dir, name);
+    command
+        .env("TAEL_LOG_TARGET", "stderr")
+        .env("TAEL_LOG", "warn")
+        .args(arguments);
+    command
+}
+
+fn client(dir: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = tool(dir, "tael-client", &["--who", "x", "-t", SEQ, "-c", "true"]);
+    command.args(arguments);
+    command
+}
+
+fn message(dir: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = tool(dir, "tael-message", &["-t", SEQ]);
+    command.args(arguments);
+    command
+}
+
+#[test]
+fn options_that_are_wrong_in_themselves() {
+    let dir = tempdir().expect("tempdir");
+    let steering = [
+        "LD_PRELOAD",
+        "ld-preload",
+        "PATH",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "SHELLOPTS",
+        "TAEL_WHO",
+    ];
+    for name in steering {
+        refuses(
+            &mut client(&dir, &["--envreq", "SAMPLE", name]),
+            64,
+            "steers a loader or a shell",
+        );
+    }
+    let cases: [(&[&str], &str); 20] = [
+        (&["--envprefix", "LD"], "prefix 'LD'"),
+        (&["--envprefix", "1A"], "'1A' cannot begin"),
+        (&["-t", "lab/#/status"], "# stands alone"),
+        (&["-t", "lab/a+"], "+ stands alone"),
+        (&["-t", ""], "filter is empty"),
+        (&["-k", "2"], "keep-alive of 2 s"),
+        (&["-k", "20h"], "keep-alive of 72000 s"),
+        (&["-q", "0"], "QoS 0"),
+        (&["-q", "3"], "'3' is no QoS"),
+        (&["--when", "finished"], "not KEY=VALUE"),
+        (&["--when", "status==x"], "write status=x"),
+        (&["--jobs", "0"], "0 jobs"),
+        (&["--jobs", "two"], "no whole number"),
+        (&["--overlap", "maybe"], "'maybe'"),
+        (&["--timeout", "soon"], "'soon' is no duration"),
+        (&["--retained", "perhaps"], "'perhaps'"),
+        (&["--payload-passthrough", "ts"], "'ts'"),
+        (&["--no-shell", "--shell", "sh"], "cannot be used with"),
+        (&["--root", "lab/+"], "root"),
+        (&["--jbos", "2"], "--jobs"),
+    ];
+    for (arguments, text) in cases {
+        refuses(&mut client(&dir, arguments), 64, text);
+    }
+    for who in ["a/b", "..", "#", "a\nb", ""] {
+        let arguments = ["-t", SEQ, "-c", "true", "--who", who];
+        refuses(&mut tool(&dir, "tael-client", &arguments), 64, "name");
+    }
+    for topic in ["lab/+/status", "lab/#", ""] {
+        refuses(&mut tool(&dir, "tael-message", &["-t", topic]), 64, "topic");
+    }
+    refuses(&mut message(&dir, &["-k", "4s"]), 64, "keep-alive");
+    refuses(&mut message(&dir, &["--log", "syslog"]), 64, "'syslog'");
+    refuses(message(&dir, &[]).env("TAEL_LOG", "loud"), 64, "'loud'");
+    refuses(&mut message(&dir, &["--cert", "x"]), 64, "--cert and --key");
+    refuses(
+        &mut tool(&dir, "tael", &["watch", "-t", "a#"]),
+        64,
+        "# stands alone",
+    );
+    refuses(&mut tool(&dir, "tael", &["dance"]), 64, "dance");
+    refuses(&mut tool(&dir, "tael", &["mesage"]), 64, "mean message?");
+    refuses(
+        &mut tool(&dir, "tael-beacon", &["--interval", "1ms"]),
+        64,
+        "too short",
+    );
+    let pairs: [&[&str]; 4] = [
+        &["--attr", "status=finished"],
+        &["--attr", "status=finished", "--retain"],
+        &["--attr", "status=finished", "--attr", "sample=S1"],
+        &["--attr", "status", "finished", "sample=S1"],
+    ];
+    for pair in pairs {
+        refuses(
+            &mut message(&dir, pair),
+            64,
+            "are two words: --attr sample S1",
+        );
+    }
+    refuses(&mut message(&dir, &["--attr", "", "x"]), 64, "needs a name");
+    let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
+    refuses(raise.args(["--attr", "a=b", "c"]), 64, "are two words");
+    let mut few = Command::new("prlimit");
+    few.args(["--nofile=8", "--"])
+        .arg(common::binary("tael-client"));
+    for (name, value) in client(&dir, &[]).get_envs() {
+        few.env(name, value.unwrap_or_default());
+    }
+    few.args(["--who", "x", "-t", SEQ, "-c", "true"]);
+    refuses(&mut few, 73, "ulimit -n");
+    let escape = message(&dir, &["--timeout", "\x1b[31m"])
+        .output()
+        .expect("run");
+    assert!(!escape.stderr.contains(&0x1b), "{escape:?}");
+    let mut bytes = message(&dir, &["--attr", "a"]);
+    refuses(bytes.arg(std::ffi::OsStr::from_bytes(b"\xff")), 64, "UTF-8");
+}
+
+#[test]
+fn options_that_are_missing() {
+    let dir = tempdir().expect("tempdir");
+    let cases: [(&str, &[&str], &str); 6] = [
+        ("tael-client", &["-t", SEQ, "-c", "true"], "--who"),
+        ("tael-client", &["--who", "x", "-c", "true"], "-t"),
+        ("tael-client", &["--who", "x", "-t", SEQ], "-c"),
+        ("tael-client", &["--who", "x"], "[[trigger]]"),
+        ("tael-message", &["--attr", "a", "b"], "-t"),
+        ("tael-message", &["-t", SEQ, "--attr", "a"], "--attr"),
+    ];
+    for (name, arguments, text) in cases {
+        refuses(&mut tool(&dir, name, arguments), 64, text);
+    }
+}
+
+#[test]
+fn broker_urls() {
+    let dir = tempdir().expect("tempdir");
+    for url in [
+        "broker.example",
+        "http://broker.example",
+        "mqtt://",
+        "mqtt://@host",
+        "mqtt://host:0",
+        "mqtt://host:99999",
+        "mqtt://host/path",
+        "mqtt://ho st",
+    ] {
+        refuses(&mut message(&dir, &["--broker", url]), 64, "broker");
+    }
+    let mut secret = message(&dir, &["--broker", "mqtt://ann:hunter2@host"]);
+    let (code, _, stderr) = ran(&mut secret);
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains("password") && !stderr.contains("hunter2"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn configuration_files() {
+    let dir = tempdir().expect("tempdir");
+    let file = dir.path().join("tael.toml");
+    let path = file.to_str().expect("path");
+    let folder = dir.path().to_str().expect("path");
+    refuses(
+        &mut message(&dir, &["--config", "/nowhere/tael.toml"]),
+        78,
+        "/nowhere/tael.toml",
+    );
+    refuses(&mut message(&dir, &["--config", folder]), 78, folder);
+    refuses(message(&dir, &[]).env("TAEL_CONFIG", folder), 78, folder);
+    let trigger = "[[trigger]]\ntopic = 'a'\ncommand = 'b'\n";
+    let twice = format!("{trigger}name = 'n'\n{trigger}name = 'n'\n");
+    let cases: [(&str, &str); 15] = [
+        ("host = 'a'\n\nport 1883\n", "line 3"),
+        ("hots = 'a'\n", "unknown key 'hots'"),
+        ("password = 'secret'\n", "unknown key 'password'"),
+        ("[client]\njbos = 2\n", "unknown key 'jbos'"),
+        ("[client]\njobs = true\n", "'jobs' cannot be true"),
+        ("[client]\njobs = 'many'\n", "'many'"),
+        ("keepalive = 'soon'\n", "'soon'"),
+        ("[client]\nno-shell = 'yes'\n", "'no-shell' cannot be"),
+        (&format!("{trigger}jbos = 2\n"), "unknown key 'jbos'"),
+        (&format!("{trigger}jobs = 'many'\n"), "'many'"),
+        (
+            &format!("{trigger}retained = true\n"),
+            "'retained' cannot be true",
+        ),
+        (
+            "[[trigger]]\ntopic = 'a#'\ncommand = 'b'\n",
+            "# stands alone",
+        ),
+        (
+            "[[trigger]]\ntopic = 'a'\n",
+            "trigger 1: there is no command",
+        ),
+        (&format!("{trigger}envreq = ['LD_PRELOAD']\n"), "LD_PRELOAD"),
+        (&twice, "two triggers are called 'n'"),
+    ];
+    for (text, cause) in cases {
+        fs::write(&file, text).expect("write");
+        let mut command = tool(&dir, "tael-client", &["--who", "x", "--config", path]);
+        refuses(&mut command, 78, cause);
+        assert!(ran(&mut command).2.contains(path), "{cause}");
+    }
+}
+
+#[test]
+fn payloads_that_are_no_object() {
+    let dir = tempdir().expect("tempdir");
+    for bad in ["finished", "[]", "1", r#"{"a":}"#, ""] {
+        refuses(&mut message(&dir, &["-m", bad]), 65, "payload");
+    }
+    for bad in [&b"finished"[..], b"[1]", b"{\"a\":\"\xff\"}", b"{} {}"] {
+        for arguments in [&[][..], &["-m", "-"]] {
+            let (code, stdout, stderr) = ran_with(&mut message(&dir, arguments), bad);
+            assert_eq!(
+                (code, &*stdout, stderr.lines().count()),
+                (65, "", 1),
+                "{stderr}"
+            );
+        }
+    }
+}
+
+#[test]
+fn passwords() {
+    let world = World::new();
+    // It works, and says once that others see it.
+    let mut shown = world.command("tael-message");
+    shown
+        .env("TAEL_LOG_TARGET", "stderr")
+        .args(["-t", SEQ, "-u", "ann", "-P", "hunter2"]);
+    let (code, stdout, stderr) = ran(&mut shown);
+    assert_eq!(
+        (code, &*stdout, stderr.lines().count()),
+        (0, "", 1),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("shows in ps") && !stderr.contains("hunter2"),
+        "{stderr}"
+    );
+    let empty = world.path("empty");
+    fs::write(&empty, "\n").expect("write");
+    for (file, cause) in [
+        ("/nowhere", "/nowhere"),
+        (empty.to_str().expect("path"), "empty"),
+    ] {
+        refuses(
+            &mut message(&world.dir, &["--password-file", file]),
+            78,
+            cause,
+        );
+    }
+}
+
+#[test]
+fn a_second_client_of_one_name() {
+    let world = World::new();
+    let first = world.client("only", &["-t", SEQ, "-c", "true"]);
+    let second = || {
+        let mut command = world.command("tael-client");
+        command.args(["--who", "only", "-t", SEQ, "-c", "true"]);
+        command
+    };
+    refuses(&mut second(), 73, "'only' runs already");
+    let quiet = ran(second().arg("--if-not-running"));
+    assert_eq!(quiet, (0, String::new(), String::new()));
+    first.kill();
+    // A lock of the dead keeps nobody out.
+    let mut third = second();
+    third.args(["--if-not-running", "--root", "lab"]);
+    world.online("only", third).stop();
+}
+
+#[test]
+fn no_place_for_state() {
+    let dir = tempdir().expect("tempdir");
+    let mut homeless = client(&dir, &[]);
+    for name in ["STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"] {
+        homeless.env_remove(name);
+    }
+    refuses(&mut homeless, 73, "STATE_DIRECTORY");
+    let file = dir.path().join("file");
+    fs::write(&file, "").expect("write");
+    refuses(
+        client(&dir, &[]).env("STATE_DIRECTORY", &file),
+        73,
+        "create folder",
+    );
+}
+
+#[test]
+fn no_broker_and_brokers_that_do_not_answer() {
+    let dir = tempdir().expect("tempdir");
+    let to = |port: u16, name: &str, arguments: &[&str]| {
+        let port = port.to_string();
+        let mut command = tool(&dir, name, arguments);
+        command
+            .args(["-H", "127.0.0.1", "-p", &port, "--timeout", "1s"])
+            .env("TAEL_LOG_TARGET", "none");
+        command
+    };
+    let all = |port: u16, code: i32, text: &str| {
+        refuses(&mut to(port, "tael-message", &["-t", SEQ]), code, text);
+        refuses(&mut to(port, "tael-beacon", &["--once"]), code, text);
+        refuses(
+            &mut to(port, "tael", &["control", "x", "status"]),
+            code,
+            text,
+        );
+    };
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    // The system takes the connection, and nobody ever says a word: no broker there.
+    all(port, 69, &format!("127.0.0.1:{port}"));
+    drop(listener);
+    all(port, 69, &format!("127.0.0.1:{port}"));
+    // One that is there and confirms nothing: the message may have arrived.
+    for (name, arguments) in [
+        ("tael-message", &["-t", SEQ][..]),
+        ("tael-beacon", &["--once"]),
+    ] {
+        let broker = Scripted::listen();
+        let mut command = to(broker.port(), name, arguments);
+        let deaf = thread::spawn(move || broker.accept());
+        refuses(&mut command, 75, "may or may not have arrived");
+        drop(deaf.join().expect("client"));
+    }
+}

@@ -1,0 +1,172 @@
+//! Options from flags, the environment and files; triggers and their conditions.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{self, World, ran, refuses};
+
+const SEQ: &str = "lab/seq/status";
+
+#[test]
+fn several_triggers_of_one_file() {
+    let world = World::new();
+    let config = r#"
+        [client]
+        who = "many"
+        root = "lab"
+        [[trigger]]
+        name = "align"
+        topic = ["lab/seq/status", "lab/more/status"]
+        command = 'echo "align $SAMPLE" >>"$OUT/runs"'
+        envreq = ["SAMPLE"]
+        payload-passthrough = ["SAMPLE"]
+        [[trigger]]
+        topic = "lab/+/status"
+        command = 'echo "all $A_SAMPLE" >>"$OUT/runs"'
+        when = []
+        envprefix = "A"
+        retained = "accept"
+        [[trigger]]
+        topic = "lab/third/status"
+        command = "touch '$OUT/$HOME'"
+        no-shell = true
+    "#;
+    fs::write(world.path("tael.toml"), config).expect("config");
+    let mut command = world.command("tael-client");
+    command.arg("--config").arg(world.path("tael.toml"));
+    let client = world.online("many", command);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message("lab/other/status", &[("sample", "1")]);
+    world.wait_report("many", "/units/succeeded", 1);
+    world.message(
+        "lab/more/status",
+        &[("status", "finished"), ("sample", "2")],
+    );
+    world.wait_report("many", "/units/succeeded", 3);
+    let mut runs = world.lines("runs");
+    runs[1..].sort();
+    assert_eq!(runs, ["all 1", "align 2", "all 2"]);
+    assert!(ears.any(|m| m.status() == "finished" && m.payload["SAMPLE"] == "2"));
+    // One event is accepted for one trigger and refused for another.
+    world.message(SEQ, &[("status", "finished")]);
+    ears.status("many", "falsestart");
+    world.wait_report("many", "/units/succeeded", 4);
+    // By hand, one has to say which.
+    let (code, _, stderr) = world.control(&["many", "raise"]);
+    assert_eq!(code, 64, "{stderr}");
+    assert!(stderr.contains("align, 2, 3"), "{stderr}");
+    let raise = [
+        "many",
+        "raise",
+        "--trigger",
+        "align",
+        "--attr",
+        "sample",
+        "5",
+    ];
+    assert_eq!(world.control(&raise).0, 0);
+    world.wait_report("many", "/units/succeeded", 5);
+    assert_eq!(world.lines("runs").last().expect("run"), "align 5");
+    assert_eq!(world.control(&["many", "raise", "--trigger", "none"]).0, 65);
+    // A trigger that cannot find its file fails alone.
+    world.message("lab/third/status", &[("status", "finished")]);
+    let failed = ears.status("many", "failed");
+    assert_eq!(failed.payload["return_code"], 1);
+    client.stop();
+}
+
+#[test]
+fn flags_win_over_the_environment_and_both_over_files() {
+    let world = World::new();
+    let ears = world.ears(&["from/#"]);
+    let port = world.broker.port();
+    let write = |path: &Path, text: String| {
+        fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        fs::write(path, text).expect("config");
+    };
+    let users = world.path("xdg/tael/tael.toml");
+    write(
+        &users,
+        format!("host = '127.0.0.1'\nport = {port}\n[message]\ntopic = 'from/user'\n"),
+    );
+    let named = world.path("named.toml");
+    write(
+        &named,
+        format!(
+            "host = '127.0.0.1'\nport = {port}\n[message]\ntopic = 'from/named'\n[client]\njobs = 1\n"
+        ),
+    );
+    let message = || {
+        let mut command = common::bare_command(&world.dir, "tael-message");
+        command.env("XDG_CONFIG_HOME", world.path("xdg"));
+        command
+    };
+    let with = |config: bool, env: bool, flag: bool| {
+        let mut command = message();
+        if config {
+            command.arg("--config").arg(&named);
+        }
+        if env {
+            command.env("TAEL_MESSAGE_TOPIC", "from/env");
+        }
+        if flag {
+            command.args(["-t", "from/flag"]);
+        }
+        assert_eq!(ran(&mut command), (0, String::new(), String::new()));
+    };
+    with(false, false, false);
+    with(true, false, false);
+    with(true, true, false);
+    with(true, true, true);
+    ears.wait_all("all four", |all| (all.len() == 4).then_some(()));
+    let topics: Vec<String> = ears.all().into_iter().map(|m| m.topic).collect();
+    assert_eq!(topics, ["from/user", "from/named", "from/env", "from/flag"]);
+    // The same for what all commands share.
+    let nowhere = ["--timeout", "0.2s"];
+    refuses(
+        message().env("TAEL_PORT", "1").args(nowhere),
+        69,
+        "127.0.0.1:1",
+    );
+    refuses(
+        message()
+            .env("TAEL_BROKER", "mqtt://127.0.0.1:2")
+            .args(nowhere),
+        69,
+        "127.0.0.1:2",
+    );
+    let mut flag = message();
+    flag.env("TAEL_PORT", "1").args(["-p", &port.to_string()]);
+    assert_eq!(ran(&mut flag).0, 0);
+    let mut host = message();
+    host.env("TAEL_BROKER", "mqtt://nowhere.invalid")
+        .args(["-H", "127.0.0.1"]);
+    assert_eq!(ran(&mut host).0, 0);
+}
+
+#[test]
+fn conditions_must_all_hold_and_none_lets_everything_pass() {
+    let world = World::new();
+    let note = |file: &str| format!(r#"echo "$ATTR_N" >>"$OUT/{file}""#);
+    let both = ["--when", "status=failed", "--when", "n=2"];
+    let strict = world.client(
+        "both",
+        &[&["-t", SEQ, "-c", &note("both")][..], &both].concat(),
+    );
+    let any = world.client("any", &["-t", SEQ, "-c", &note("any"), "--when", ""]);
+    for (status, n) in [
+        ("failed", "1"),
+        ("finished", "2"),
+        ("failed", "2"),
+        ("failed", "3"),
+    ] {
+        world.message(SEQ, &[("status", status), ("n", n)]);
+    }
+    world.wait_report("any", "/units/succeeded", 4);
+    world.wait_report("both", "/events/ignored", 3);
+    world.wait_report("both", "/units/succeeded", 1);
+    assert_eq!(world.lines("both"), ["2"]);
+    assert_eq!(world.lines("any"), ["1", "2", "2", "3"]);
+    strict.stop();
+    any.stop();
+}

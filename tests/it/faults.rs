@@ -1,0 +1,513 @@
+//! The world around a client breaks: the broker, the link, the disk. Nothing is lost, nothing
+//! runs twice.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::raw::Raw;
+use crate::common::{self, Process, Setup, World, children_of, ran, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SEQ: &str = "lab/seq/status";
+const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
+
+fn send(raw: &mut Raw, n: usize) {
+    let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
+    raw.publish(
+        SEQ,
+        payload.as_bytes(),
+        &[("tael-id", &format!("event-{n}"))],
+    );
+}
+
+/// Waits until each of `events` has run, and checks that none has twice.
+#[track_caller]
+fn once_each(world: &World, client: &Process, events: usize) {
+    wait_until("all have run", || {
+        let runs: HashSet<String> = world.lines("runs").into_iter().collect();
+        runs.len() >= events
+    });
+    assert_eq!(
+        world.lines("runs").len(),
+        events,
+        "none has run twice:\n{}",
+        client.log_text()
+    );
+}
+
+/// Waits until the ledger of pipeline `p` has booked `count` successes and told them all.
+#[track_caller]
+fn all_told(world: &World, count: u64) {
+    wait_until("all is booked and told", || {
+        let (code, out, _) =
+            ran(&mut world.tael(["control", "p", "status", "--root", "lab", "--json"]));
+        let status: Value = serde_json::from_str(&out).unwrap_or_default();
+        code == 0 && status["units"]["succeeded"] == count && status["outbox"] == 0
+    });
+}
+
+#[test]
+fn a_broker_that_is_killed_under_load() {
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let client = world.client("p", &["-t", SEQ, "-c", RUN, "--jobs", "2", "-k", "5s"]);
+    const EVENTS: usize = 60;
+    for round in 1..=3 {
+        let mut raw = Raw::connect(world.broker.port());
+        // A broker may forget what it has acknowledged when it is killed, so that a careful
+        // sender sends again; the ids tell what is new.
+        (0..round * EVENTS / 3).for_each(|n| send(&mut raw, n));
+        world.broker.kill();
+        world.broker.restart();
+    }
+    let mut raw = Raw::connect(world.broker.port());
+    (0..EVENTS).for_each(|n| send(&mut raw, n));
+    once_each(&world, &client, EVENTS);
+    all_told(&world, EVENTS as u64);
+    client.stop();
+}
+
+#[test]
+fn a_broker_that_hangs_for_longer_than_the_keep_alive() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", RUN, "-k", "5s"]);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    once_each(&world, &client, 1);
+    world.broker.signal(Signal::SIGSTOP);
+    wait_until("the client notices", || {
+        client.log_text().contains("lost 127.0.0.1")
+    });
+    world.broker.signal(Signal::SIGCONT);
+    (1..4).for_each(|n| send(&mut raw, n));
+    once_each(&world, &client, 4);
+    all_told(&world, 4);
+    client.stop();
+}
+
+/// Whether the tests that need root can run. In CI they must.
+fn may_be_root(what: &str, programs: &[&str]) -> bool {
+    let there = |p: &&str| {
+        Command::new("which")
+            .arg(p)
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    let able = nix::unistd::Uid::effective().is_root() && programs.iter().all(there);
+    assert!(
+        able || std::env::var_os("CI").is_none(),
+        "{what}: needs root and {programs:?}"
+    );
+    if !able {
+        eprintln!("not run, needs root and {programs:?}: {what}");
+    }
+    able
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let (code, _, stderr) = ran(Command::new(program).args(arguments));
+    assert_eq!(code, 0, "{program} {arguments:?}: {stderr}");
+}
+
+/// A network namespace with one end of a link; it goes with the test.
+struct Namespace {
+    name: String,
+    link: String,
+}
+
+impl Namespace {
+    fn new() -> Self {
+        let pid = std::process::id();
+        let ns = Self {
+            name: format!("tael-{pid}"),
+            link: format!("tael{pid}"),
+        };
+        let inner = format!("{}i", ns.link);
+        run("ip", &["netns", "add", &ns.name]);
+        run(
+            "ip",
+            &[
+                "link", "add", &ns.link, "type", "veth", "peer", "name", &inner, "netns", &ns.name,
+            ],
+        );
+        run("ip", &["addr", "add", "10.217.83.1/30", "dev", &ns.link]);
+        run("ip", &["link", "set", &ns.link, "up"]);
+        run(
+            "ip",
+            &[
+                "-n",
+                &ns.name,
+                "addr",
+                "add",
+                "10.217.83.2/30",
+                "dev",
+                &inner,
+            ],
+        );
+        run("ip", &["-n", &ns.name, "link", "set", &inner, "up"]);
+        ns
+    }
+
+    fn link(&self, state: &str) {
+        run("ip", &["link", "set", &self.link, state]);
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["link", "del", &self.link])
+            .status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
+    }
+}
+
+/// A relay between the namespace's link and the broker on loopback, so that the broker need
+/// not listen to others.
+fn relay(port: u16) -> u16 {
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    let listener = TcpListener::bind(("10.217.83.1", 0)).expect("bind");
+    let address = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else {
+                continue;
+            };
+            let pairs = [
+                (
+                    client.try_clone().expect("clone"),
+                    server.try_clone().expect("clone"),
+                ),
+                (server, client),
+            ];
+            for (mut from, mut to) in pairs {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    address.port()
+}
+
+#[test]
+fn a_link_that_is_cut_and_comes_back() {
+    if !may_be_root("a link is cut", &["ip"]) {
+        return;
+    }
+    let world = World::new();
+    let namespace = Namespace::new();
+    let port = relay(world.broker.port());
+    let mut command = Command::new("ip");
+    command
+        .args(["netns", "exec", &namespace.name])
+        .arg(common::binary("tael-client"));
+    for (name, value) in world.command("tael-client").get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command
+        .env("TAEL_HOST", "10.217.83.1")
+        .env("TAEL_PORT", port.to_string());
+    command.args([
+        "--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN, "-k", "5s",
+    ]);
+    let client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    once_each(&world, &client, 1);
+    namespace.link("down");
+    // Sent into the dead link, and after the client has noticed.
+    send(&mut raw, 1);
+    wait_until("the client notices", || {
+        client.log_text().contains("lost 10.217.83.1")
+    });
+    send(&mut raw, 2);
+    namespace.link("up");
+    once_each(&world, &client, 3);
+    all_told(&world, 3);
+    client.stop();
+}
+
+/// A small file system of its own for a client's state.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(path: &'a Path, size: &str) -> Self {
+        fs::create_dir_all(path).expect("mount point");
+        let options = format!("size={size},mode=0700");
+        run(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &options,
+                "tael-test",
+                path.to_str().expect("path"),
+            ],
+        );
+        Self(path)
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_while() {
+    if !may_be_root("a disk is full", &["mount"]) {
+        return;
+    }
+    let world = World::new();
+    let state = world.state();
+    let _tmpfs = Tmpfs::mount(&state, "4m");
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    once_each(&world, &client, 1);
+    all_told(&world, 1);
+    // Fills it to the last page.
+    let filler = state.join("filler");
+    let _ = ran(Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k"])
+        .arg(format!("of={}", filler.display())));
+    (1..20).for_each(|n| send(&mut raw, n));
+    wait_until("the client says so", || {
+        let log = client.log_text();
+        log.contains("cannot write to the ledger") || log.contains("units wait until that passes")
+    });
+    fs::remove_file(&filler).expect("remove");
+    once_each(&world, &client, 20);
+    all_told(&world, 20);
+    client.stop();
+
+    // One that starts while it is full is to be started again, whatever is there of its state.
+    let _ = ran(Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k"])
+        .arg(format!("of={}", filler.display())));
+    for who in ["p", "new", "newer"] {
+        let mut command = world.command("tael-client");
+        command.args(["--who", who, "--root", "lab", "-t", SEQ, "-c", RUN]);
+        let output = command.output().expect("client");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{who}: {stderr}");
+    }
+    fs::remove_file(&filler).expect("remove");
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    send(&mut raw, 20);
+    once_each(&world, &client, 21);
+    client.stop();
+}
+
+#[test]
+fn a_ledger_that_meets_a_limit_of_file_sizes() {
+    let world = World::new();
+    let tael = world.command("tael-client");
+    let mut command = Command::new("sh");
+    let variables = tael.get_envs();
+    command
+        .env_clear()
+        .envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    command.args(["-c", r#"ulimit -S -f 800; exec "$@""#, "sh"]);
+    command
+        .arg(tael.get_program())
+        .args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
+    // The first line of all comes from the ledger's thread then.
+    command.env("TAEL_LOG", "warn");
+    let mut client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..100).for_each(|n| send(&mut raw, n));
+    wait_until("the client says so", || {
+        client.log_text().contains("cannot write to the ledger")
+    });
+    assert!(
+        client.child.try_wait().expect("wait").is_none(),
+        "{}",
+        client.log_text()
+    );
+    let pid = client.child.id().to_string();
+    run("prlimit", &["--fsize=unlimited", "--pid", &pid]);
+    once_each(&world, &client, 100);
+    client.stop();
+}
+
+#[test]
+fn a_disk_that_fails_to_sync_for_a_while() {
+    if !may_be_root("fsync fails", &["strace"]) {
+        return;
+    }
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
+    strace.args(["-e", "inject=fsync,fdatasync:error=EIO:when=1..6"]);
+    strace.args(["-p", &client.child.id().to_string()]);
+    let strace = world.spawn(strace);
+    wait_until("strace is there", || strace.log_text().contains("attached"));
+    let mut raw = Raw::connect(world.broker.port());
+    (0..5).for_each(|n| send(&mut raw, n));
+    wait_until("the client says so", || {
+        client.log_text().contains("cannot write to the ledger")
+    });
+    once_each(&world, &client, 5);
+    all_told(&world, 5);
+    assert!(
+        client
+            .log_text()
+            .contains("the ledger can be written again")
+    );
+    drop(strace);
+    client.stop();
+}
+
+#[test]
+fn a_state_on_a_network_file_system() {
+    let world = World::new();
+    let mut command = world.command("tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
+    command.env("TAEL_TEST_NETWORK_FS", "1");
+    let client = world.online("p", command);
+    let mut raw = Raw::connect(world.broker.port());
+    (0..5).for_each(|n| send(&mut raw, n));
+    once_each(&world, &client, 5);
+    all_told(&world, 5);
+    let told = client.log_text().matches("without WAL").count();
+    assert_eq!(told, 1, "said once");
+    let wal = world.state().join("p/ledger.db-wal");
+    assert!(!wal.exists(), "there is no shared memory for one");
+    client.stop();
+}
+
+/// Does something to the files of a running client, which ends with the code that has service
+/// managers start it again; the next one loses nothing.
+fn ledger_lost(harm: impl FnOnce(&Path)) {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", RUN];
+    let mut client = world.client("p", &arguments);
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    once_each(&world, &client, 1);
+    all_told(&world, 1);
+    harm(&world.state().join("p"));
+    send(&mut raw, 1);
+    assert_eq!(client.wait(), 75, "{}", client.log_text());
+    // It was not acknowledged, and what would not be found again was not begun.
+    let client = world.client("p", &arguments);
+    once_each(&world, &client, 2);
+    client.stop();
+}
+
+#[test]
+fn a_ledger_that_is_removed_under_its_client() {
+    ledger_lost(|p| fs::remove_file(p.join("ledger.db")).expect("remove"));
+}
+
+#[test]
+fn a_ledgers_log_that_is_cut_off_under_its_client() {
+    ledger_lost(|p| {
+        let log = fs::File::options()
+            .write(true)
+            .open(p.join("ledger.db-wal"));
+        log.expect("log").set_len(0).expect("cut");
+    });
+}
+
+#[test]
+fn a_lock_that_is_removed_under_its_client() {
+    ledger_lost(|p| fs::remove_file(p.join("lock")).expect("remove"));
+}
+
+#[test]
+fn a_state_folder_that_is_mounted_over_a_running_client() {
+    if !may_be_root("a state folder is mounted late", &["mount"]) {
+        return;
+    }
+    let world = World::new();
+    let state = world.state();
+    let mut client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut raw = Raw::connect(world.broker.port());
+    let mount = Tmpfs::mount(&state, "16m");
+    send(&mut raw, 0);
+    assert_eq!(client.wait(), 75, "{}", client.log_text());
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    send(&mut raw, 1);
+    wait_until("it runs", || world.lines("runs").contains(&"1".into()));
+    client.stop();
+    drop(mount);
+}
+
+#[test]
+fn a_backup_that_copies_and_cuts_the_log_is_no_alarm() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let mut raw = Raw::connect(world.broker.port());
+    let ledger = world.state().join("p/ledger.db");
+    for n in 0..3 {
+        send(&mut raw, n);
+        once_each(&world, &client, n + 1);
+        all_told(&world, n as u64 + 1);
+        // As `sqlite3` and replication programs do; whoever writes meanwhile is waited for.
+        let other = rusqlite::Connection::open(&ledger).expect("ledger");
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        wait_until("the log is cut off", || {
+            other
+                .query_row(sql, [], |row| row.get::<_, i64>(0))
+                .expect("checkpoint")
+                == 0
+        });
+    }
+    send(&mut raw, 3);
+    once_each(&world, &client, 4);
+    all_told(&world, 4);
+    let log = world.state().join("p/ledger.db-wal");
+    wait_until("the log has its size again", || {
+        fs::metadata(&log).is_ok_and(|meta| meta.len() == 2 << 20)
+    });
+    client.stop();
+}
+
+#[test]
+fn a_process_that_is_killed_before_it_becomes_its_command() {
+    if !may_be_root("a commit is slow", &["strace"]) {
+        return;
+    }
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let pid = client.child.id();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
+    strace.args(["-e", "inject=fsync,fdatasync:delay_enter=1000000"]);
+    strace.args(["-p", &pid.to_string()]);
+    let strace = world.spawn(strace);
+    wait_until("strace is there", || strace.log_text().contains("attached"));
+    let mut raw = Raw::connect(world.broker.port());
+    send(&mut raw, 0);
+    let mut waiting = None;
+    wait_until("it is made ready", || {
+        let runners = children_of(pid).into_iter();
+        waiting = runners
+            .flat_map(|runner| children_of(runner.cast_unsigned()))
+            .next();
+        waiting.is_some()
+    });
+    let waiting = nix::unistd::Pid::from_raw(waiting.expect("process"));
+    nix::sys::signal::kill(waiting, Signal::SIGKILL).expect("kill");
+    drop(strace);
+    once_each(&world, &client, 1);
+    all_told(&world, 1);
+    send(&mut raw, 1);
+    once_each(&world, &client, 2);
+    assert!(client.log_text().contains("it was killed before it began"));
+    client.stop();
+}

@@ -1,0 +1,517 @@
+//! The ledger and the folders of runs: what is kept, what goes, what a restart and a restored
+//! copy find.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::raw::Raw;
+use crate::common::{Process, World, has_program, ran, refuses, wait_until};
+use rusqlite::Connection;
+use serde_json::Value;
+
+const SEQ: &str = "lab/seq/status";
+const FINISHED: &[(&str, &str)] = &[("status", "finished")];
+
+fn units(world: &World) -> Vec<Value> {
+    let (code, out, stderr) = ran(&mut world.tael(["work", "list", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    serde_json::from_str(&out).expect("json")
+}
+
+fn home(world: &World) -> PathBuf {
+    world.state().join("p")
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Waits until the only client of the world has booked `count` ends.
+fn booked(world: &World, count: usize) {
+    wait_until("all are booked", || {
+        let ended = |unit: &&Value| unit["ended"].is_number();
+        units(world).iter().filter(ended).count() == count
+    });
+}
+
+/// Starts a client which runs `command` for each of `count` messages, and stops it afterwards.
+fn runs(world: &World, command: &str, count: usize) {
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    let before = units(world).len();
+    (0..count).for_each(|_| world.message(SEQ, FINISHED));
+    booked(world, before + count);
+    client.stop();
+}
+
+/// A ledger as an earlier version has left it.
+fn old_ledger(world: &World, text: &str) -> Connection {
+    fs::create_dir_all(home(world).join("units")).expect("home");
+    let old = Connection::open(home(world).join("ledger.db")).expect("ledger");
+    old.execute_batch(text).expect("fixture");
+    old
+}
+
+#[test]
+fn a_ledger_of_the_fifth_version_becomes_a_new_one() {
+    let world = World::new();
+    drop(old_ledger(
+        &world,
+        include_str!("../fixtures/ledger-v5.sql"),
+    ));
+    let ears = world.ears(&["lab/#"]);
+    let run = r#"echo "$TAEL_ATTEMPT $SAMPLE $(cat)" >>"$OUT/runs""#;
+    let client = world.client("p", &["-t", SEQ, "-c", run]);
+    ears.wait("the old status", |m| m.topic == "lab/old");
+    booked(&world, 4);
+    assert_eq!(world.lines("runs"), ["2 S1 failed payload", "1 S4 "]);
+    let states: Vec<String> = units(&world)
+        .iter()
+        .map(|unit| unit["state"].as_str().expect("state").to_owned())
+        .collect();
+    // The second was begun under another boot.
+    assert_eq!(states, ["failed", "failed", "succeeded", "succeeded"]);
+    assert_eq!(units(&world)[0]["note"], "a note");
+    assert_eq!(units(&world)[2]["retry_of"], units(&world)[0]["unit"]);
+    // What has ended can still be tried again with what it read.
+    let first = units(&world)[1]["unit"].as_str().expect("id").to_owned();
+    let (code, _, stderr) = world.control(&["p", "retry", &first]);
+    assert_eq!(code, 0, "{stderr}");
+    wait_until("it has run", || {
+        world
+            .lines("runs")
+            .last()
+            .is_some_and(|line| line == "2 S2 running payload")
+    });
+    client.stop();
+}
+
+#[test]
+fn a_ledger_that_is_moved_away_takes_no_output_with_it() {
+    let world = World::new();
+    runs(&world, "echo result", 2);
+    let ids: Vec<String> = names(&home(&world).join("units"));
+    assert_eq!(ids.len(), 2);
+    fs::rename(home(&world).join("ledger.db"), world.path("away")).expect("move");
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let aside = home(&world).join("units-aside");
+    assert!(
+        client.log_text().contains("does not know 2 of the runs"),
+        "{}",
+        client.log_text()
+    );
+    for id in &ids {
+        let text = fs::read_to_string(aside.join(id).join("stdout"));
+        assert_eq!(text.expect("output"), "result\n");
+    }
+    client.stop();
+    // Once more: nothing is there that could be moved.
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    assert!(!client.log_text().contains("does not know"));
+    assert_eq!(names(&aside).len(), 2);
+    client.stop();
+}
+
+#[test]
+fn an_older_backup_that_is_put_back_deletes_nothing() {
+    let world = World::new();
+    runs(&world, "echo first", 1);
+    let ledger = home(&world).join("ledger.db");
+    // A clean stop leaves one file that holds all.
+    assert!(!home(&world).join("ledger.db-wal").exists());
+    fs::copy(&ledger, world.path("backup")).expect("backup");
+    let known = names(&home(&world).join("units"));
+    runs(&world, "echo second", 1);
+    fs::copy(world.path("backup"), &ledger).expect("restore");
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    assert_eq!(units(&world).len(), 1);
+    assert_eq!(names(&home(&world).join("units")), known);
+    let aside = home(&world).join("units-aside");
+    let later = names(&aside);
+    assert_eq!(later.len(), 1);
+    let text = fs::read_to_string(aside.join(&later[0]).join("stdout"));
+    assert_eq!(text.expect("output"), "second\n");
+    client.stop();
+}
+
+#[test]
+fn a_run_that_goes_on_is_not_set_aside() {
+    let world = World::new();
+    let run = r#"echo >"$OUT/begun"; until [ -e "$OUT/go" ]; do sleep 0.02; done; echo end"#;
+    let client = world.client("p", &["-t", SEQ, "-c", run]);
+    world.message(SEQ, FINISHED);
+    let folder = home(&world).join("units");
+    wait_until("it has begun", || world.path("begun").exists());
+    client.stop();
+    fs::remove_file(home(&world).join("ledger.db")).expect("remove");
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let running = names(&folder);
+    assert_eq!(running.len(), 1);
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("it ends", || {
+        let text = fs::read_to_string(folder.join(&running[0]).join("stdout"));
+        text.is_ok_and(|text| text == "end\n")
+    });
+    client.stop();
+}
+
+#[test]
+fn what_was_released_goes_after_a_kill_and_what_is_beside_it_stays() {
+    let world = World::new();
+    runs(&world, "echo result", 3);
+    let ids = names(&home(&world).join("units"));
+    // As a client leaves it that was killed after it had forgotten a unit.
+    let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
+    db.execute("DELETE FROM unit WHERE id = ?1", [&ids[0]])
+        .expect("delete");
+    db.execute("INSERT INTO released (unit) VALUES (?1)", [&ids[0]])
+        .expect("mark");
+    drop(db);
+    let runners = home(&world).join("runners");
+    fs::create_dir(runners.join("mine")).expect("folder");
+    fs::create_dir(runners.join("gone-01KA0000000000000000000001")).expect("folder");
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let folder = home(&world).join("units");
+    wait_until("it is removed", || names(&folder).len() == 2);
+    assert!(!names(&folder).contains(&ids[0]));
+    assert!(!home(&world).join("units-aside").exists());
+    assert!(runners.join("mine").exists());
+    client.stop();
+    assert!(!names(&runners).iter().any(|name| name.starts_with("gone-")));
+    let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
+    let marks = db.query_row("SELECT count(*) FROM released", [], |row| {
+        row.get::<_, i64>(0)
+    });
+    assert_eq!(marks.expect("count"), 0, "the mark goes with the folder");
+}
+
+#[test]
+fn ended_runs_are_forgotten_while_the_client_goes_on() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", "echo x", "--keep", "1s"];
+    let client = world.client("p", &arguments);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "finished");
+    wait_until("it is forgotten", || units(&world).is_empty());
+    wait_until("its folder goes", || {
+        names(&home(&world).join("units")).is_empty()
+    });
+    client.stop();
+}
+
+/// The blocks of docs/backup.md that are marked `name`.
+fn backup_block(name: &str) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/backup.md");
+    let text = fs::read_to_string(page).expect("docs/backup.md");
+    let begin = format!("```sh {name}\n");
+    let blocks = text.split(&begin).skip(1);
+    let blocks = blocks.map(|rest| rest.split("```").next().expect("block"));
+    let script: String = blocks.collect();
+    assert!(!script.is_empty(), "no block {name}");
+    script
+}
+
+fn run_backup_block(world: &World, name: &str) {
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-euc", &backup_block(name)]);
+    shell
+        .env("STATE", world.state())
+        .env("BACKUP", world.path("backup"));
+    let (code, _, stderr) = ran(&mut shell);
+    assert_eq!(code, 0, "{name}: {stderr}");
+}
+
+#[test]
+fn a_backup_is_made_and_restored_as_the_docs_say() {
+    if !has_program("sqlite3", "a backup") {
+        return;
+    }
+    let world = World::new();
+    fs::create_dir(world.path("backup")).expect("folder");
+    let run = r#"echo "$ATTR_N" >>"$OUT/runs"; echo "$ATTR_N""#;
+    let start = || {
+        let mut command = world.command("tael-client");
+        command.args(["--who", "align", "--root", "lab", "-t", SEQ, "-c", run]);
+        command
+    };
+    let send = |n: &str| world.message(SEQ, &[("status", "finished"), ("n", n)]);
+    let client = world.online("align", start());
+    send("1");
+    booked(&world, 1);
+    run_backup_block(&world, "running");
+    for copy in ["ledger.db", "small.db"] {
+        let copy = Connection::open(world.path("backup").join(copy)).expect("copy");
+        let ended = "SELECT count(*) FROM unit WHERE state = 'succeeded'";
+        let count = copy.query_row(ended, [], |row| row.get::<_, i64>(0));
+        assert_eq!(count.expect("count"), 1);
+    }
+    send("2");
+    booked(&world, 2);
+    client.stop();
+    run_backup_block(&world, "stopped");
+    let client = world.online("align", start());
+    send("3");
+    booked(&world, 3);
+    client.stop();
+    run_backup_block(&world, "restore");
+    let client = world.spawn(start());
+    wait_until("it is there", || world.control(&["align", "status"]).0 == 0);
+    world.wait_report("align", "/paused", true);
+    assert_eq!(units(&world).len(), 2);
+    assert_eq!(names(&world.state().join("align/units-aside")).len(), 1);
+    let (code, _, stderr) = world.control(&["align", "resume"]);
+    assert_eq!(code, 0, "{stderr}");
+    send("4");
+    booked(&world, 3);
+    assert_eq!(
+        world.lines("runs"),
+        ["1", "2", "3", "4"],
+        "none has run again"
+    );
+    client.stop();
+}
+
+#[test]
+fn damage_that_nobody_has_looked_for_is_noticed_when_it_is_read() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", "cat >/dev/null"];
+    let client = world.client("p", &arguments);
+    let mut raw = Raw::connect(world.broker.port());
+    let filler = "x".repeat(800_000);
+    for n in 0..8 {
+        let payload = format!(r#"{{"status":"finished","filler":"{filler}"}}"#);
+        raw.publish(
+            SEQ,
+            payload.as_bytes(),
+            &[("tael-id", &format!("event-{n}"))],
+        );
+    }
+    booked(&world, 8);
+    client.stop();
+    // Too large to be looked at whole after a clean stop.
+    let ledger = home(&world).join("ledger.db");
+    let mut bytes = fs::read(&ledger).expect("ledger");
+    assert!(bytes.len() > 5 << 20);
+    bytes[4096..].fill(0xa5);
+    fs::write(&ledger, &bytes).expect("damage");
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "p", "--root", "lab"])
+        .args(arguments);
+    refuses(&mut command, 73, "malformed");
+    let now = fs::read(&ledger).expect("ledger");
+    assert!(now == bytes, "it is as it was");
+}
+
+/// Kilobytes of the most memory that a process has had.
+fn peak(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.child.id()));
+    let status = status.expect("status");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .expect("VmHWM");
+    line.split_whitespace()
+        .nth(1)
+        .expect("number")
+        .parse()
+        .expect("number")
+}
+
+/// Waits until `count` events wait. A request comes after them, and may take its time.
+fn waiting(world: &World, count: usize) {
+    wait_until("all wait", || {
+        let (_, out, _) = world.control(&["p", "status", "--json"]);
+        let status: Value = serde_json::from_str(&out).unwrap_or_default();
+        status["waiting"] == count
+    });
+}
+
+/// Events of 800 KB that wait.
+const LARGE: usize = 200;
+
+#[test]
+fn large_events_that_wait_take_disk_space_and_no_memory() {
+    let world = World::new();
+    let run = r#"wc -c >>"$OUT/runs"; until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
+    let arguments = ["-t", SEQ, "-c", run, "--log", "none"];
+    let client = world.client("p", &arguments);
+    let mut raw = Raw::connect(world.broker.port());
+    let filler = "x".repeat(800_000);
+    for n in 0..LARGE {
+        let payload = format!(r#"{{"status":"finished","n":{n},"filler":"{filler}"}}"#);
+        raw.publish(
+            SEQ,
+            payload.as_bytes(),
+            &[("tael-id", &format!("event-{n}"))],
+        );
+    }
+    waiting(&world, LARGE - 1);
+    client.kill();
+    // What a process starts with counts as well.
+    let limit = 64 * 1024;
+    let client = world.client("p", &arguments);
+    waiting(&world, LARGE - 1);
+    assert!(peak(&client) < limit, "{} KB at the start", peak(&client));
+    let command = world.tael(["work", "list", "--json"]);
+    let mut gauge = std::process::Command::new("/bin/sh");
+    gauge.args(["-c", r#"ulimit -v 200000; exec "$@""#, "sh"]);
+    gauge.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        gauge.env(name, value.unwrap_or_default());
+    }
+    let (code, out, stderr) = ran(&mut gauge);
+    assert_eq!(code, 0, "{stderr}");
+    let listed: Vec<Value> = serde_json::from_str(&out).expect("json");
+    assert_eq!(listed.len(), LARGE);
+    let (code, _, stderr) = world.control(&["p", "status"]);
+    assert_eq!(code, 0, "{stderr}");
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("all have run", || world.lines("runs").len() == LARGE);
+    assert!(
+        world
+            .lines("runs")
+            .iter()
+            .all(|line| line.parse::<usize>().is_ok_and(|n| n > 800_000))
+    );
+    assert!(peak(&client) < limit, "{} KB while they run", peak(&client));
+    client.stop();
+}
+
+#[test]
+fn the_file_shrinks_when_large_events_are_forgotten() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "cat >/dev/null"]);
+    let mut raw = Raw::connect(world.broker.port());
+    let filler = "x".repeat(800_000);
+    for n in 0..20 {
+        let payload = format!(r#"{{"status":"finished","filler":"{filler}"}}"#);
+        raw.publish(
+            SEQ,
+            payload.as_bytes(),
+            &[("tael-id", &format!("event-{n}"))],
+        );
+    }
+    booked(&world, 20);
+    client.stop();
+    let size = || {
+        fs::metadata(home(&world).join("ledger.db"))
+            .expect("ledger")
+            .len()
+    };
+    assert!(size() > 15_000_000, "{}", size());
+    let client = world.client("p", &["-t", SEQ, "-c", "true", "--keep-units", "1"]);
+    wait_until("they are forgotten", || units(&world).len() == 1);
+    wait_until("the file shrinks", || size() < 4_000_000);
+    client.stop();
+}
+
+#[test]
+fn events_that_find_no_room_stay_with_the_broker_and_none_is_lost() {
+    let world = World::new();
+    let run = r#"echo "$ATTR_N" >>"$OUT/runs"; until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
+    let start = || {
+        let mut command = world.command("tael-client");
+        command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", run]);
+        command.env("TAEL_TEST_MAX_WAITING", "10");
+        command
+    };
+    let client = world.online("p", start());
+    let mut raw = Raw::connect(world.broker.port());
+    let mut send = |n: usize| {
+        let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
+        raw.publish(
+            SEQ,
+            payload.as_bytes(),
+            &[("tael-id", &format!("event-{n}"))],
+        );
+    };
+    (0..40).for_each(&mut send);
+    // One runs, some are on their way when there is room for the last time.
+    wait_until("it is full", || {
+        client.log_text().contains("no more events are accepted")
+    });
+    let report = world.report("p");
+    let accepted = report["events"]["accepted"].as_u64().expect("accepted");
+    assert!((10..40).contains(&accepted), "{report}");
+    // Requests are still answered, unless they make it worse.
+    let (code, _, stderr) = world.control(&["p", "raise"]);
+    assert_eq!(code, 75, "{stderr}");
+    client.kill();
+    // The next one finds it full as well, and the broker has the rest.
+    let client = world.online("p", start());
+    send(40);
+    wait_until("it is full", || {
+        client.log_text().contains("no more events are accepted")
+    });
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("all have run", || world.lines("runs").len() >= 41);
+    send(41);
+    wait_until("the last one runs", || {
+        world.lines("runs").contains(&"41".into())
+    });
+    let mut runs: Vec<usize> = world
+        .lines("runs")
+        .iter()
+        .map(|n| n.parse().expect("number"))
+        .collect();
+    runs.sort_unstable();
+    assert_eq!(runs, (0..42).collect::<Vec<_>>());
+    client.stop();
+}
+
+#[test]
+fn a_long_outbox_is_published_in_order_and_once() {
+    const STATUSES: usize = 1500;
+    let world = World::new();
+    runs(&world, "true", 1);
+    let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
+    let sql = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {STATUSES})
+         INSERT INTO outbox (topic, payload, qos, retain, properties)
+             SELECT 'lab/old', CAST('{{\"n\":' || i || '}}' AS BLOB), 1, 0, '[]' FROM n"
+    );
+    db.execute_batch(&sql).expect("fill");
+    drop(db);
+    let ears = world.ears(&["lab/old", "lab/infrastructure/pipelines/p/status"]);
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    // Told after all that was there before.
+    world.message(SEQ, FINISHED);
+    ears.status("p", "finished");
+    let told: Vec<u64> = ears
+        .all()
+        .iter()
+        .filter(|m| m.topic == "lab/old")
+        .map(|m| m.payload["n"].as_u64().expect("n"))
+        .collect();
+    assert_eq!(told.len(), STATUSES);
+    assert!(told.is_sorted(), "in order");
+    client.stop();
+}
+
+#[test]
+fn a_full_client_that_is_paused_resumes_at_a_reload() {
+    let world = World::new();
+    let mut command = world.command("tael-client");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c"]);
+    command.arg(r#"echo "$ATTR_N" >>"$OUT/runs""#);
+    command.env("TAEL_TEST_MAX_WAITING", "100");
+    let client = world.online("p", command);
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    let mut raw = Raw::connect(world.broker.port());
+    for n in 1..=300 {
+        let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
+        raw.publish(SEQ, payload.as_bytes(), &[]);
+    }
+    wait_until("it is full", || {
+        client.log_text().contains("remove 'paused'")
+    });
+    let mark = world.state().join("p/paused");
+    fs::remove_file(mark).expect("mark");
+    client.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("all have run", || world.lines("runs").len() >= 300);
+    client.stop();
+}

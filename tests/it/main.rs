@@ -1,0 +1,48 @@
+//! Everything that is shown from outside: our commands, run against real and scripted brokers.
+//!
+//! One binary, so that it links once and its tests share all threads. They also share a process:
+//! none of them may change its environment, folder, limits or signals.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod answers;
+mod bad_input;
+mod bad_options;
+mod burst;
+mod chain;
+mod client;
+mod config;
+mod control;
+mod crash;
+mod descent;
+mod embedded;
+mod export;
+mod faults;
+mod foreign_state;
+mod hostile_text;
+mod identity;
+mod lasting;
+mod ledger;
+mod limits;
+mod logging;
+mod offers;
+mod outbox;
+mod output;
+mod package;
+mod playbooks;
+mod redelivery;
+mod requests;
+mod retained;
+mod runners;
+mod session;
+mod settings;
+mod shared;
+mod starter;
+mod systemd;
+mod tls;
+mod tools;
+mod transfers;
+mod units;
+mod watching;
+mod wire;

@@ -1,0 +1,192 @@
+//! What commands write: kept in order, within bounds, and shown without what is not there.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::JoinHandle;
+
+use crate::common::{self, World, ran, wait_until};
+use serde_json::Value;
+
+const SEQ: &str = "lab/seq/status";
+const FINISHED: &[(&str, &str)] = &[("status", "finished")];
+
+fn only_unit(world: &World) -> String {
+    let (code, out, stderr) = ran(&mut world.tael(["work", "list", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    let units: Value = serde_json::from_str(&out).expect("json");
+    units[0]["unit"].as_str().expect("id").to_owned()
+}
+
+/// The file of a stream of the only unit.
+fn file(world: &World, stream: &str) -> PathBuf {
+    let folder = world.state().join("p/units").join(only_unit(world));
+    folder.join(stream)
+}
+
+fn results(world: &World, options: &[&str]) -> Command {
+    let mut results = world.tael(["work", "results", &only_unit(world)]);
+    results.args(options);
+    results
+}
+
+fn follow(world: &World) -> JoinHandle<(i32, String, String)> {
+    let mut results = results(world, &["--follow"]);
+    std::thread::spawn(move || ran(&mut results))
+}
+
+fn go(world: &World) {
+    fs::write(world.path("go"), "").expect("go");
+}
+
+#[test]
+fn what_a_command_opens_anew_is_written_behind_what_it_wrote() {
+    let world = World::new();
+    let command = r#"
+        echo one; echo first >&2
+        until [ -e "$OUT/go" ]; do sleep 0.02; done
+        echo two >/dev/stdout
+        echo second >/dev/stderr
+        echo third | tee /dev/stderr >/dev/null
+        echo fourth >/proc/self/fd/2
+        echo three"#;
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let follower = follow(&world);
+    go(&world);
+    let (code, out, stderr) = follower.join().expect("follower");
+    assert_eq!((code, out.as_str()), (0, "one\ntwo\nthree\n"), "{stderr}");
+    let (_, stderr, _) = ran(&mut results(&world, &["--stderr"]));
+    assert_eq!(stderr, "first\nsecond\nthird\nfourth\n");
+    client.stop();
+}
+
+/// Writes more than is kept, and ends when it is told.
+const LONG: &str = r#"printf HEAD; head -c 3000000 /dev/zero | tr '\0' x
+    until [ -e "$OUT/go" ]; do sleep 0.02; done; printf TAIL"#;
+
+#[test]
+fn a_follower_is_told_of_what_is_missing_and_sees_no_zeros() {
+    let world = World::new();
+    let ears = world.ears(&["lab/#"]);
+    let options = ["-t", SEQ, "-c", LONG, "--max-output", "65536"];
+    let client = world.client("p", &options);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let stdout = file(&world, "stdout");
+    wait_until("all is written", || {
+        fs::metadata(&stdout).is_ok_and(|meta| meta.len() == 3_000_004)
+    });
+    // While it runs, and to its end.
+    let (code, out, stderr) = ran(&mut results(&world, &[]));
+    assert_eq!(code, 125, "{stderr}");
+    assert!(stderr.contains("bytes were dropped here"), "{stderr}");
+    assert!(out.starts_with("HEADx") && out.ends_with('x') && !out.contains('\0'));
+    assert_eq!(out.len(), 65536);
+    let follower = follow(&world);
+    go(&world);
+    let (code, out, stderr) = follower.join().expect("follower");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("bytes were dropped here"), "{stderr}");
+    assert!(out.starts_with("HEADx") && out.ends_with("xTAIL") && !out.contains('\0'));
+    client.stop();
+}
+
+#[test]
+fn where_files_have_no_holes_the_end_is_kept_and_the_disk_is_bounded() {
+    let world = World::new();
+    let ears = world.ears(&["lab/#"]);
+    let mut command = world.command("tael-client");
+    command.env("TAEL_TEST_NO_HOLES", "1");
+    command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", LONG]);
+    command.args(["--max-output", "65536"]);
+    let client = world.online("p", command);
+    assert!(client.log_text().contains("cannot have holes"));
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let stdout = file(&world, "stdout");
+    wait_until("it was cut", || {
+        fs::metadata(&stdout).is_ok_and(|meta| meta.len() == 32768)
+    });
+    go(&world);
+    ears.status("p", "finished");
+    let (code, out, stderr) = ran(&mut results(&world, &[]));
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stderr.contains("2934472 bytes were dropped here"),
+        "{stderr}"
+    );
+    assert!(out.starts_with("HEADx") && out.ends_with("xTAIL"));
+    assert_eq!(out.len(), 65536);
+    assert_eq!(fs::metadata(&stdout).expect("meta").len(), 65536);
+    client.stop();
+}
+
+#[test]
+fn a_flood_is_bounded_while_it_lasts_and_ends_at_its_time() {
+    let world = World::new();
+    let ears = world.ears(&["lab/#"]);
+    // Its end is written while it is being ended.
+    let command = "trap 'head -c 300000 /dev/zero; echo END; exit 1' TERM; yes & wait";
+    let options = ["--timeout", "1s", "--max-output", "100000"];
+    let client = world.client("p", &[&["-t", SEQ, "-c", command], &options[..]].concat());
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let stdout = file(&world, "stdout");
+    let mut most = 0;
+    while ears.count("p", "failed") == 0 {
+        let meta = fs::metadata(&stdout).expect("meta");
+        most = most.max(meta.blocks() * 512);
+        std::thread::yield_now();
+    }
+    assert!(most < 2_000_000, "{most} bytes on disk");
+    let (_, out, stderr) = ran(&mut results(&world, &[]));
+    assert_eq!(out.len(), 100_000, "{stderr}");
+    assert!(out.starts_with("y\ny\n") && out.ends_with("END\n"));
+    client.stop();
+}
+
+#[test]
+fn a_file_that_becomes_shorter_is_noticed() {
+    let world = World::new();
+    let ears = world.ears(&["lab/#"]);
+    let command = r#"echo a long line; until [ -e "$OUT/go" ]; do sleep 0.02; done; echo more"#;
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "started");
+    let stdout = file(&world, "stdout");
+    wait_until("it is written", || {
+        fs::metadata(&stdout).is_ok_and(|meta| meta.len() > 0)
+    });
+    let mut follower = results(&world, &["--follow"]);
+    let shown = File::create(world.path("shown")).expect("file");
+    let mut follower = common::spawn(&world.dir, follower.stdout(shown));
+    wait_until("it is shown", || world.lines("shown").len() == 1);
+    File::create(&stdout).expect("cut");
+    wait_until("it is noticed", || {
+        follower.log_text().contains("has become shorter")
+    });
+    go(&world);
+    assert_eq!(follower.wait(), 0);
+    assert_eq!(world.lines("shown"), ["a long line", "more"]);
+    client.stop();
+}
+
+#[test]
+fn what_outlives_a_command_does_not_fill_the_disk() {
+    let world = World::new();
+    let command = r#"(head -c 4000000 /dev/zero; touch "$OUT/written") & echo begun"#;
+    let client = world.client("p", &["-t", SEQ, "--max-output", "100000", "-c", command]);
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    world.message(SEQ, FINISHED);
+    ears.status("p", "finished");
+    // It waits for nobody to read, only once: more than a pipe holds has been taken.
+    wait_until("all is written", || world.path("written").exists());
+    let meta = fs::metadata(file(&world, "stdout")).expect("meta");
+    // What came before the end of the command has the same bound.
+    assert!(meta.blocks() * 512 < 400_000, "{}", meta.blocks() * 512);
+    client.stop();
+}

@@ -1,0 +1,167 @@
+//! Shared subscriptions: a worker takes its share while it is there, and nothing of it gets lost
+//! when it leaves.
+
+use std::fs;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::common::raw::{Raw, Scripted, packet, publish, unsubscribe_filters};
+use crate::common::{World, bare_command, refuses, spawn, wait_until};
+
+const SHARED: &str = "$share/g/lab/seq/status";
+const SEQ: &str = "lab/seq/status";
+const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
+
+fn event(n: u32) -> String {
+    format!(r#"{{"status":"finished","n":{n}}}"#)
+}
+
+#[test]
+fn a_worker_that_is_stopped_takes_no_share() {
+    let world = World::new();
+    let worker = |who: &str| world.client(who, &["-t", SHARED, "-c", RUN]);
+    let (a, b) = (worker("a"), worker("b"));
+    a.stop();
+    for n in 1..=20 {
+        world.publish(SEQ, event(n), &[]);
+    }
+    wait_until("the other worker runs all", || {
+        world.lines("runs").len() >= 20
+    });
+    let mut runs = world.lines("runs");
+    runs.sort_by_key(|run| run.parse::<u32>().expect("number"));
+    assert_eq!(runs, (1..=20).map(|n| n.to_string()).collect::<Vec<_>>());
+    // Back again, it gets nothing of what was done without it.
+    let a = worker("a");
+    let (code, _, stderr) = world.control(&["a", "raise", "--attr", "n", "end"]);
+    assert_eq!(code, 0, "{stderr}");
+    wait_until("the sentinel runs", || {
+        world.lines("runs").last().is_some_and(|run| run == "end")
+    });
+    assert_eq!(world.lines("runs").len(), 21);
+    a.stop();
+    b.stop();
+}
+
+fn command(dir: &tempfile::TempDir, broker: &Scripted, topic: &str) -> Command {
+    let mut command = bare_command(dir, "tael-client");
+    command
+        .args(["--who", "p", "--root", "lab", "-t", topic, "-c", RUN])
+        .args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    command
+}
+
+/// The next packet of the peer's, its pings answered.
+fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
+    loop {
+        let (kind, body) = raw.receive();
+        if kind >> 4 != 12 {
+            return (kind, body);
+        }
+        raw.send(&packet(0xd0, &[]));
+    }
+}
+
+/// Waits for an UNSUBSCRIBE and returns its body, past acknowledgements, which go to `acks`.
+#[track_caller]
+fn unsubscribe(raw: &mut Raw, acks: &mut Vec<u16>) -> Vec<u8> {
+    loop {
+        let (kind, body) = next(raw);
+        match kind {
+            0x40 => acks.push(u16::from_be_bytes([body[0], body[1]])),
+            0xa2 => return body,
+            other => panic!("packet {other:#x} in place of an UNSUBSCRIBE"),
+        }
+    }
+}
+
+fn unsubscribed(raw: &mut Raw, request: &[u8]) {
+    raw.send(&packet(0xb0, &[request[0], request[1], 0, 0]));
+}
+
+#[test]
+fn a_worker_takes_what_the_broker_still_has_for_it() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let worker = spawn(&dir, &mut command(&dir, &broker, SHARED));
+    let (mut raw, connect) = broker.greet(false, &[]);
+    assert_eq!(connect.session_expiry, 0);
+    assert!(!connect.clean_start, "an earlier session is taken up");
+    raw.serve_until(|m| m.text().contains(r#""online""#));
+    worker.signal(Signal::SIGTERM);
+    let mut acks = Vec::new();
+    let mut given_up = Vec::new();
+    let send = |raw: &mut Raw, n: u16| {
+        let text = event(n.into());
+        raw.send(&publish(
+            SEQ.as_bytes(),
+            text.as_bytes(),
+            Some(n),
+            &[],
+            false,
+        ));
+    };
+    // One comes before the answers.
+    let first = unsubscribe(&mut raw, &mut acks);
+    send(&mut raw, 1);
+    let second = unsubscribe(&mut raw, &mut acks);
+    for request in [&first, &second] {
+        given_up.extend(unsubscribe_filters(request));
+        unsubscribed(&mut raw, request);
+    }
+    assert!(given_up.contains(&SHARED.to_owned()), "{given_up:?}");
+    // More come after them, which had no room before: it asks until nothing does.
+    for n in [2, 3] {
+        let request = unsubscribe(&mut raw, &mut acks);
+        assert!(acks.contains(&(n - 1)), "{acks:?} before it asks for more");
+        send(&mut raw, n);
+        unsubscribed(&mut raw, &request);
+    }
+    let request = unsubscribe(&mut raw, &mut acks);
+    assert_eq!(acks, [1, 2, 3]);
+    unsubscribed(&mut raw, &request);
+    raw.serve_until(|m| m.text().contains(r#""offline""#));
+    assert_eq!(next(&mut raw).0, 0xe0, "DISCONNECT");
+    drop(raw);
+    let mut worker = worker;
+    assert_eq!(worker.wait(), 0, "{}", worker.log_text());
+    // They wait for its next start.
+    let _worker = spawn(&dir, &mut command(&dir, &broker, SHARED));
+    let (mut raw, _) = broker.greet(false, &[]);
+    raw.serve_until(|m| m.text().contains(r#""online""#));
+    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
+    wait_until("all run", || runs().lines().count() >= 3);
+    assert_eq!(runs(), "1\n2\n3\n");
+}
+
+#[test]
+fn a_client_is_a_worker_or_none() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let mut mixed = command(&dir, &broker, SHARED);
+    mixed.args(["-t", "lab/other"]).env("TAEL_LOG", "warn");
+    refuses(&mut mixed, 64, "is shared and 'lab/other' is not");
+    let file = dir.path().join("p.toml");
+    let table = |topic: &str| format!("[[trigger]]\ntopic = '{topic}'\ncommand = 'true'\n");
+    fs::write(&file, table(SHARED) + &table("lab/other")).expect("file");
+    let mut mixed = bare_command(&dir, "tael-client");
+    mixed.args(["--who", "p", "--config"]).arg(&file);
+    mixed.env("TAEL_LOG", "warn");
+    refuses(&mut mixed, 78, "is shared and 'lab/other' is not");
+    // Nor does it become the other one by a reload.
+    fs::write(&file, table(SHARED)).expect("file");
+    let mut worker = bare_command(&dir, "tael-client");
+    worker
+        .args(["--who", "p", "--root", "lab", "--config"])
+        .arg(&file);
+    worker.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+    let worker = spawn(&dir, &mut worker);
+    let (mut raw, _) = broker.greet(false, &[]);
+    raw.serve_until(|m| m.text().contains(r#""online""#));
+    fs::write(&file, table("lab/other")).expect("file");
+    worker.signal(Signal::SIGHUP);
+    wait_until("it says so", || {
+        worker.log_text().contains("needs a restart")
+    });
+}

@@ -1,0 +1,255 @@
+//! Watch, broker and demo.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use crate::common::{self, Process, World, bare_command, ran, refuses, wait_until};
+use serde_json::Value;
+
+/// `tael watch` with its output at hand, once it listens.
+fn watch(world: &World, arguments: &[&str]) -> (Process, BufReader<std::process::ChildStdout>) {
+    let mut command = world.tael(["watch", "-t", "lab/#", "-q", "1"]);
+    command.args(arguments).stdout(Stdio::piped());
+    let mut process = world.spawn(command);
+    wait_until("it listens", || process.log_text().contains("connected to"));
+    let stdout = process.child.stdout.take().expect("stdout");
+    (process, BufReader::new(stdout))
+}
+
+fn line(lines: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("line");
+    assert_eq!(line.pop(), Some('\n'));
+    line
+}
+
+#[test]
+fn watch_prints_one_readable_line_a_message() {
+    let world = World::new();
+    let (mut process, mut lines) =
+        watch(&world, &["--drop", "test", "--drop", "secret", "-n", "4"]);
+    let trace = [("tael-who", "align"), ("tael-host", "node1")];
+    world.publish("lab/test/beacon", r#"{"status":"finished"}"#, &[]);
+    world.publish("lab/a", r#"{"status":"secret"}"#, &[]);
+    world.publish(
+        "lab/a/status",
+        r#"{"status":"finished","return_code":0,"announce":false,"S":"1 2"}"#,
+        &trace,
+    );
+    world.publish(
+        "lab/a/status",
+        r#"{"status":"failed","return_code":3,"announce":true}"#,
+        &trace,
+    );
+    world.publish("lab/b", "no \x1b[2J\x07JSON\r\n\u{202e}", &[]);
+    world.publish(
+        "lab/c",
+        r#"{"user":"ann\u001b]0;x\u0007","k\u001b[1m":"v\n\u009b31m"}"#,
+        &[],
+    );
+    let want = [
+        "lab/a/status  finished  align@node1  return_code=0 S=1 2",
+        "lab/a/status  ! failed  align@node1  return_code=3",
+        r"lab/b  no \u{1b}[2J\u{7}JSON\r\n\u{202e}",
+        r"lab/c  -  ann\u{1b}]0;x\u{7}  k\u{1b}[1m=v\n\u{9b}31m",
+    ];
+    for want in want {
+        let line = line(&mut lines);
+        let (clock, rest) = line.split_once("  ").expect("clock");
+        assert_eq!(rest, want);
+        let digits = clock
+            .split(':')
+            .map(|part| part.parse::<u8>().expect("digits"));
+        assert_eq!(digits.count(), 3, "{clock}");
+    }
+    assert_eq!(process.wait(), 0);
+}
+
+#[test]
+fn watch_prints_json_for_programs() {
+    let world = World::new();
+    let (process, mut lines) = watch(&world, &["--json"]);
+    world.publish("lab/a", r#"{"n":1.50}"#, &[("tael-id", "E1")]);
+    world.publish("lab/b", b"\x00\xff", &[]);
+    let object: Value = serde_json::from_str(&line(&mut lines)).expect("JSON");
+    assert_eq!(object["topic"], "lab/a");
+    assert_eq!(object["retained"], false);
+    assert_eq!(object["payload"].to_string(), r#"{"n":1.50}"#);
+    assert_eq!(object["properties"]["tael-id"], "E1");
+    let time = object["time"].as_str().expect("time");
+    assert!(time.parse::<jiff::Timestamp>().is_ok(), "{time}");
+    let object: Value = serde_json::from_str(&line(&mut lines)).expect("JSON");
+    assert_eq!(object["payload"], "\0\u{fffd}");
+    process.stop();
+}
+
+#[test]
+fn watch_ends_quietly_when_nobody_reads() {
+    let world = World::new();
+    let (mut process, lines) = watch(&world, &[]);
+    drop(lines);
+    world.publish("lab/a", "{}", &[]);
+    // As a program that SIGPIPE ends, which is what shells expect of a pipeline's left side.
+    assert_eq!(process.wait(), 141);
+    let log = process.log_text();
+    assert!(
+        log.lines().all(|line| line.contains("connected to")),
+        "{log}"
+    );
+}
+
+#[test]
+fn the_broker_is_careful_about_where_it_listens() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = |arguments: &[&str]| {
+        let mut command = bare_command(&dir, "tael");
+        command.args(["broker", "--log", "none"]).args(arguments);
+        command
+    };
+    for open in ["0.0.0.0:0", "[::]:0"] {
+        refuses(&mut broker(&["--listen", open]), 64, "open to others");
+    }
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("listen");
+    let address = taken.local_addr().expect("address").to_string();
+    refuses(
+        &mut broker(&["--listen", &address]),
+        69,
+        &format!("start broker on {address}"),
+    );
+    refuses(&mut broker(&["--listen", "nowhere"]), 64, "nowhere");
+    refuses(&mut broker(&["--users", "/nowhere"]), 78, "/nowhere");
+    let users = dir.path().join("users");
+    fs::write(&users, "ann:secret\nbob\n").expect("users");
+    let (code, _, stderr) = ran(&mut broker(&["--users", users.to_str().expect("path")]));
+    assert_eq!(code, 78);
+    assert!(
+        stderr.contains("line 2") && !stderr.contains("secret"),
+        "{stderr}"
+    );
+    let file = users.to_str().expect("path");
+    refuses(
+        &mut broker(&["--listen", "127.0.0.1:0", "--data", file]),
+        73,
+        file,
+    );
+    refuses(&mut broker(&["--cafile", file]), 64, "--cafile needs");
+}
+
+/// Processes that were started below `dir`, by what their environment says.
+#[test]
+fn what_a_broker_keeps_is_its_users_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (users, data) = (dir.path().join("users"), dir.path().join("data"));
+    fs::write(&users, "ann:secret\n").expect("users");
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o644)).expect("mode");
+    let mut command = bare_command(&dir, "tael");
+    command.args(["broker", "--listen", "127.0.0.1:0", "--print-url"]);
+    command.arg("--data").arg(&data).arg("--users").arg(&users);
+    let mut broker = common::spawn(&dir, command.stdout(Stdio::piped()));
+    let url = line(&mut BufReader::new(
+        broker.child.stdout.take().expect("stdout"),
+    ));
+    assert!(
+        broker
+            .log_text()
+            .contains("is open to everybody: chmod 600 it")
+    );
+    let mut message = bare_command(&dir, "tael-message");
+    message.args(["--broker", &url, "-u", "ann", "-t", "lab/a", "--retain"]);
+    let (code, _, stderr) = ran(message.env("TAEL_PASSWORD", "secret"));
+    assert_eq!(code, 0, "{stderr}");
+    broker.stop();
+    let mut files = 0;
+    let mut folders = vec![data];
+    while let Some(folder) = folders.pop() {
+        let mode = |path: &std::path::Path| fs::metadata(path).expect("mode").permissions().mode();
+        assert_eq!(mode(&folder) & 0o777, 0o700, "{folder:?}");
+        for entry in fs::read_dir(&folder).expect("folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                assert_eq!(mode(&path) & 0o777, 0o600, "{path:?}");
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 0, "it has kept something");
+}
+
+fn processes_of(dir: &str) -> Vec<String> {
+    let all = fs::read_dir("/proc").expect("proc").flatten();
+    let ours = all.filter(|entry| {
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(dir)
+    });
+    ours.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn demo(dir: &tempfile::TempDir) -> Child {
+    let mut command = bare_command(dir, "tael");
+    // What a user has set for the real broker is none of the tour's business.
+    command
+        .arg("demo")
+        .env("TAEL_HOST", "nowhere.invalid")
+        .env("TAEL_CLIENT_WHO", "x");
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("demo")
+}
+
+#[test]
+fn the_demo_shows_the_chain_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().to_str().expect("path").to_owned();
+    let output = demo(&dir).wait_with_output().expect("demo");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        text.lines()
+            .all(|line| line.len() < 200 && !line.contains('\x1b')),
+        "{text}"
+    );
+    assert!((5..=40).contains(&text.lines().count()), "{text}");
+    let mut rest = text.as_str();
+    for part in [
+        "demo/test/beacon/status  finished",
+        "sample=S1",
+        "pipelines/align/status  started",
+        "pipelines/align/status  finished",
+        "pipelines/report/status  started",
+        "pipelines/report/status  finished",
+        "done",
+    ] {
+        rest = rest
+            .split_once(part)
+            .unwrap_or_else(|| panic!("{part} after the others in:\n{text}"))
+            .1;
+    }
+    wait_until("nothing of it runs", || processes_of(&path).is_empty());
+    let left: Vec<_> = fs::read_dir(dir.path().join("state"))
+        .expect("state")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Nor when it is stopped halfway.
+    let mut half = demo(&dir);
+    let stdout = half.stdout.take().expect("stdout");
+    let mut lines = BufReader::new(stdout).lines();
+    assert!(lines.next().is_some());
+    let pid = nix::unistd::Pid::from_raw(half.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("signal");
+    assert_eq!(half.wait().expect("demo").code(), Some(130));
+    wait_until("nothing of it runs", || processes_of(&path).is_empty());
+    let left: Vec<_> = fs::read_dir(dir.path().join("state"))
+        .expect("state")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
