@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Writes down what conda, mamba or environment modules set, for clients that cron or systemd
-# starts: these know nothing of the set-up of a login. Once, and again after a change:
+# Prints the variables that conda, mamba or environment modules set, for clients that cron or systemd
+# starts: these do not read your login set-up. Run it once, and again after a change:
 #
 #   conda.sh conda activate align >~/.config/tael/align.env
 #   conda.sh module load samtools/1.19 >~/.config/tael/align.env
 #
-# and then, in the crontab:
+# Then, in the crontab:
 #
 #   @reboot tael-client --env-file /home/ann/.config/tael/align.env --who align …
 #
-# What is printed are lines of NAME="VALUE": those variables that the command set or changed.
+# It prints a line of NAME="VALUE" for each variable that the command has set or changed.
 set -euo pipefail
 
 (($#)) || {
@@ -17,10 +17,10 @@ set -euo pipefail
     exit 64
 }
 
-# A fresh login shell, so that nothing of this one's set-up is taken for the command's doing.
+# A fresh login shell. Otherwise variables of this shell would look like those of the command.
 readonly FRESH=(env -i "HOME=$HOME" "USER=$(id -un)" "TERM=dumb" bash --login -c)
 
-# conda is a shell function that is at home in interactive shells only.
+# conda is a shell function, which exists in interactive shells only.
 # shellcheck disable=SC2016 # these expand in the shell that runs them
 readonly ACTIVATED='
     for conda in "${CONDA_EXE:-conda}" ~/{mini,ana}conda3/bin/conda ~/miniforge3/bin/conda; do
@@ -36,7 +36,7 @@ while IFS='=' read -r -d '' name value; do old[$name]=$value; done <"$before"
 
 "${FRESH[@]}" "$ACTIVATED" bash "$@" | while IFS='=' read -r -d '' name value; do
     case $name in
-    # The shell's own, and functions.
+    # Variables of the shell itself, and functions.
     _ | SHLVL | PWD | OLDPWD | BASH_FUNC_*) continue ;;
     esac
     [[ ${old[$name]-} != "$value" || ! -v old[$name] ]] || continue

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::libc;
 
-/// What went wrong, as far as the exit code is concerned.
+/// Kind of an error, which decides the exit code.
 ///
 /// The codes are those of `sysexits.h` (BSD).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,26 +14,25 @@ pub enum Kind {
     Usage,
     /// Input data is wrong (65).
     Data,
-    /// The broker cannot be reached or turned us away (69).
+    /// The broker cannot be reached, or has refused us (69).
     Unavailable,
-    /// Tael itself is at fault (70).
+    /// Tael itself has a bug (70).
     Bug,
-    /// State cannot be created, is damaged, or is held by another process (73): a restart ends the
-    /// same.
+    /// State cannot be created, is damaged, or is held by another process (73). A restart does not
+    /// help.
     CannotCreate,
-    /// Nothing answered in time, or something that a restart mends: try again (75).
+    /// No answer came in time, or a restart helps: try again (75).
     TryAgain,
     /// Credentials or permissions were refused (77).
     NotAuthorised,
     /// A configuration file is wrong (78).
     Config,
-    /// There is no exit code of a command to pass on (125, as `env(1)` and `timeout(1)` end that
-    /// run a command and fail themselves).
+    /// There is no exit code of a command to pass on (125, like `env(1)` and `timeout(1)`).
     NoCode,
 }
 
 impl Kind {
-    /// The process exit code.
+    /// Returns the exit code of the process.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -49,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// The kind whose exit code this is, of those that a client may answer with.
+    /// Returns the kind of an exit code that an answer of a client may have.
     #[must_use]
     pub fn from_exit_code(code: u8) -> Option<Self> {
         let all = [
@@ -66,7 +65,7 @@ impl Kind {
     }
 }
 
-/// An error that a user reads: one line that says verb, object, cause and what to do.
+/// An error for the user, on one line: verb, object, cause, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: Kind,
@@ -77,7 +76,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of `kind` with its one-line message.
+    /// Returns an error of `kind` with its one-line message.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -85,33 +84,33 @@ impl Error {
         }
     }
 
-    /// A wrong command line.
+    /// Returns an error about the command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
 
-    /// Wrong input data.
+    /// Returns an error about input data.
     pub fn data(message: impl Into<String>) -> Self {
         Self::new(Kind::Data, message)
     }
 
-    /// A wrong configuration file.
+    /// Returns an error about a configuration file.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(Kind::Config, message)
     }
 
-    /// A fault of Tael's own.
+    /// Returns an error about a bug in Tael.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(Kind::Bug, message)
     }
 
-    /// State that cannot be created or written.
+    /// Returns an error about state that cannot be created or written.
     pub fn cannot_create(message: impl Into<String>) -> Self {
         Self::new(Kind::CannotCreate, message)
     }
 
-    /// State that cannot be used because of `cause`: try again (75) if that is a shortage or a
-    /// disturbance, which may have passed by then; otherwise a restart ends the same (73).
+    /// Returns an error about state that cannot be used because of `cause`. A shortage or
+    /// disturbance may be over at the next try (75). For others a restart does not help (73).
     pub fn state(cause: &io::Error, message: impl Into<String>) -> Self {
         let passes = matches!(
             cause.raw_os_error(),
@@ -123,7 +122,7 @@ impl Error {
                     | libc::ENOMEM
                     | libc::EAGAIN
                     | libc::EIO
-                    // The disk is mounted for reading only, is away, or is not mounted yet.
+                    // The disk is read-only, away, or not mounted yet.
                     | libc::EROFS
                     | libc::ESTALE
                     | libc::ENOTCONN
@@ -139,25 +138,25 @@ impl Error {
         Self::new(kind, message)
     }
 
-    /// The class of the error.
+    /// Returns the kind of the error.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The process exit code.
+    /// Returns the exit code of the process.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         self.kind.exit_code()
     }
 
-    /// The same message under another class, for a value that came from another place.
+    /// Returns the error with another kind, for a value that came from another place.
     #[must_use]
     pub fn into_kind(self, kind: Kind) -> Self {
         Self { kind, ..self }
     }
 
-    /// The message with `context` in front.
+    /// Returns the error with `context` before its message.
     #[must_use]
     pub fn context(self, context: impl fmt::Display) -> Self {
         Self {
@@ -169,7 +168,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An operating system or a peer may have put a line break into the cause.
+        // A cause from the operating system or a peer may have line breaks.
         for (n, line) in self.message.lines().enumerate() {
             if n > 0 {
                 f.write_str(" ")?;

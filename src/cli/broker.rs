@@ -9,6 +9,7 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection;
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::net::broker::{MAX_PACKET, Options};
 use crate::net::options::{Secret, TlsFiles};
@@ -16,7 +17,7 @@ use crate::os::logging::Target;
 use crate::os::process;
 use crate::tools::{broker, demo};
 
-/// Descriptors that a broker asks the system for.
+/// Number of descriptors that a broker requests from the system.
 const MAX_DESCRIPTORS: u64 = 16_384;
 
 /// Smallest `--max-packet`, bytes: room for Tael's own messages.
@@ -28,34 +29,34 @@ const MAX_MAX_PACKET: u32 = 268_435_455;
 /// Options of `tael broker`.
 #[derive(Debug, Args)]
 pub struct Broker {
-    /// Address to listen on; port 0 picks a free one
+    /// Address to listen on; port 0 selects a free one
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, default_value = "127.0.0.1:1883")]
     listen: SocketAddr,
-    /// Folder for sessions and messages; without it they are gone with the broker
+    /// Folder for sessions and messages [default: memory, lost when the broker ends]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// File of USER:PASSWORD lines; without it anybody may connect
+    /// File of USER:PASSWORD lines [default: every client may connect]
     #[arg(long, value_name = "FILE")]
     users: Option<PathBuf>,
-    /// The broker's certificate, PEM; turns TLS on
+    /// Certificate of the broker, PEM; turns TLS on
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
-    /// The key of the certificate, PEM
+    /// Key of the certificate, PEM
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Demand client certificates signed by these authorities, PEM
+    /// Authorities that must have signed the certificates of clients, PEM
     #[arg(long, value_name = "FILE")]
     cafile: Option<PathBuf>,
-    /// Largest packet that is taken, in bytes
+    /// Maximum size of a packet, bytes
     #[arg(long, value_name = "BYTES", default_value_t = MAX_PACKET)]
     max_packet: u32,
-    /// Print the broker's URL once it accepts connections
+    /// Print the URL of the broker when it accepts connections
     #[arg(long)]
     print_url: bool,
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where log lines go: auto, journald, stderr or none; levels by TAEL_LOG
+    /// Target of log lines: auto, journald, stderr or none; TAEL_LOG sets the level
     #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
     log: Target,
 }
@@ -63,6 +64,15 @@ pub struct Broker {
 impl Tool for Broker {
     const NAME: &'static str = "broker";
     const ABOUT: &'static str = "Run an MQTT broker for this machine";
+
+    const HELP: Page = Page {
+        first: &[],
+        groups: &[],
+        examples: &[
+            "tael broker",
+            "tael broker --data ~/broker --listen 127.0.0.1:1884",
+        ],
+    };
 
     const DAEMON: bool = true;
 
@@ -144,7 +154,7 @@ pub struct Demo {}
 
 impl Tool for Demo {
     const NAME: &'static str = "demo";
-    const ABOUT: &'static str = "See the main job happen, on a broker of its own, in two seconds";
+    const ABOUT: &'static str = "Show two chained pipelines on a broker of their own";
 
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         demo::run()

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::check::Limits;
 use crate::model::{duration, topic};
@@ -19,24 +20,24 @@ pub struct Check {
     /// Topic of the beacon to check [default: ROOT/test/beacon/status]
     #[arg(short, long, conflicts_with = "who")]
     topic: Option<String>,
-    /// Name of the pipeline to check, in place of a beacon
+    /// Name of the pipeline to check, instead of a beacon
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// Age of the last beat, or of the last end of a pipeline, that is a warning [default: 6m
-    /// for a beacon]
+    /// Age of the last beat, or of the last end of a run, that is a warning [default: 6m for a
+    /// beacon]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     warning: Option<Duration>,
     /// Age that is critical [default: 11m for a beacon]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     critical: Option<Duration>,
-    /// Wait for the next beat on the topic itself, as for other people's beacons, for as long as
-    /// --critical says
+    /// Wait for the next beat on the topic itself, until --critical is over; for beacons of other
+    /// programs
     #[arg(long, conflicts_with = "who")]
     wait: bool,
-    /// How far the clock of the beacon or pipeline may be from ours
+    /// Maximum difference between the clock of the beacon or pipeline and ours
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     max_skew: Duration,
-    /// How long the broker may take to answer
+    /// Maximum time to wait for the broker
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
@@ -51,7 +52,28 @@ const BEACON_CRITICAL: Duration = Duration::from_secs(11 * 60);
 
 impl Tool for Check {
     const NAME: &'static str = "check";
-    const ABOUT: &'static str = "Judge a beacon or a pipeline for a monitoring system";
+    const ABOUT: &'static str = "Check that a beacon or pipeline is fresh (monitoring plugin)";
+
+    const HELP: Page = Page {
+        first: &[
+            "topic",
+            "who",
+            "warning",
+            "critical",
+            "wait",
+            "max-skew",
+            "timeout",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael check --who align --root lab",
+            "tael check -t lab/test/beacon/status --warning 6m --critical 11m",
+        ],
+    };
 
     const ON_BUG: i32 = 3;
 

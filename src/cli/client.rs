@@ -9,6 +9,8 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
+use crate::cli::mistakes::Mistakes;
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -28,32 +30,34 @@ pub struct Client {
     /// Name of this pipeline
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// Exit quietly when a client of this name runs already
+    /// Report all mistakes in the configuration, and exit; starts and changes nothing
+    #[arg(long)]
+    check: bool,
+    /// Exit with 0, in silence, when a client of this name runs already
     #[arg(long)]
     if_not_running: bool,
-    /// Cancel runs when the client is stopped, instead of leaving them to finish
+    /// Cancel the runs when the client is stopped [default: they keep running]
     #[arg(long)]
     stop_units: bool,
-    /// Largest payload of an event, bytes
+    /// Maximum size of a payload, bytes
     #[arg(long, value_name = "BYTES", default_value = "1048576")]
     max_payload: usize,
-    /// Bytes kept of each output stream of a run, half head, half tail; 0 keeps all
+    /// Bytes to keep of each output stream of a run, half head, half tail; 0 keeps all
     #[arg(long, value_name = "BYTES", default_value = "16777216")]
     max_output: u64,
-    /// How long ended runs are remembered; their events, for a week at least
+    /// Time to remember ended runs; their events are remembered for a week at least
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30d")]
     keep: Duration,
-    /// How many runs are remembered at most
+    /// Maximum number of ended runs to remember
     #[arg(long, value_name = "N", default_value = "10000")]
     keep_units: u64,
-    /// Topics that answers to control requests may go to; may be repeated
-    /// [default: ROOT/infrastructure/#]
+    /// Topics that answers to requests may go to; repeatable [default: ROOT/infrastructure/#]
     #[arg(long, value_name = "FILTER", action = clap::ArgAction::Append)]
     reply_to: Vec<String>,
-    /// File for the figures of a Prometheus textfile collector, NAME.prom
+    /// File for the textfile collector of Prometheus, NAME.prom
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
-    /// Quality of service of deliveries; 2 counts as 1, which loses nothing either
+    /// Quality of service of deliveries; 2 counts as 1, which loses nothing
     #[arg(short, long, value_parser = connection::qos, default_value = "1")]
     qos: Qos,
     #[command(flatten)]
@@ -68,62 +72,143 @@ pub fn main() -> ExitCode {
     super::single::<Client>()
 }
 
-/// The largest payload that may be asked for: four of them must fit an MQTT packet.
+/// Largest `--max-payload`, bytes: four of them must fit into an MQTT packet.
 const MAX_MAX_PAYLOAD: usize = 64 * 1024 * 1024;
 
 impl Tool for Client {
     const NAME: &'static str = "client";
-    const ABOUT: &'static str = "Run a command for every event, once, and say how it ended";
+    const ABOUT: &'static str = "Run a command for every event, once, and publish how it ended";
+
+    const HELP: Page = Page {
+        first: &[
+            "topic", "when", "envreq", "command", "jobs", "timeout", "who", "broker",
+        ],
+        groups: &[
+            (
+                "Trigger",
+                &[
+                    "topic",
+                    "when",
+                    "envreq",
+                    "envprefix",
+                    "retained",
+                    "absent",
+                    "loop-rate",
+                ],
+            ),
+            (
+                "Command",
+                &[
+                    "command",
+                    "shell",
+                    "no-shell",
+                    "cwd",
+                    "env-file",
+                    "payload-passthrough",
+                ],
+            ),
+            (
+                "Policy",
+                &[
+                    "jobs",
+                    "overlap",
+                    "timeout",
+                    "grace",
+                    "retries",
+                    "retry-delay",
+                    "on-interrupt",
+                ],
+            ),
+            (
+                "State",
+                &[
+                    "who",
+                    "check",
+                    "if-not-running",
+                    "stop-units",
+                    "max-payload",
+                    "max-output",
+                    "keep",
+                    "keep-units",
+                    "metrics",
+                ],
+            ),
+            ("Broker", &["reply-to", "qos"]),
+        ],
+        examples: &[
+            "tael client -t lab/seq/status -c /opt/lab/align.sh --who align --envreq SAMPLE",
+            "tael client -t lab/test/beacon/status --absent 11m -c /opt/lab/tell.sh --who guard",
+            "tael client --config /etc/tael/align.toml --who align --check",
+        ],
+    };
 
     const DAEMON: bool = true;
 
+    const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
+        Some(|client, matches, layers, mistakes| {
+            if let Some(config) = client.config(matches, layers, mistakes) {
+                client::warn(&config);
+            }
+        });
+
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let if_not_running = self.if_not_running;
-        let config = self.config(matches, layers)?;
+        let mut mistakes = Mistakes::default();
+        let config = self.config(matches, layers, &mut mistakes);
         client::run(Options {
-            config,
+            config: mistakes.or_first(config)?,
             state: paths::state_dir()?,
             if_not_running,
             reread: Box::new(|| {
                 let (client, matches, layers) = super::again::<Self>()?;
-                client.config(&matches, &layers)
+                let mut mistakes = Mistakes::default();
+                let config = client.config(&matches, &layers, &mut mistakes);
+                mistakes.or_first(config)
             }),
         })
     }
 }
 
 impl Client {
-    fn config(self, matches: &ArgMatches, layers: &Layers) -> Result<Config> {
+    /// Returns the pipeline that the options describe, unless a mistake leaves none; notes every
+    /// mistake.
+    fn config(
+        self,
+        matches: &ArgMatches,
+        layers: &Layers,
+        mistakes: &mut Mistakes,
+    ) -> Option<Config> {
         let who = self.who.unwrap_or_default();
         if who.is_empty() {
-            return Err(Error::usage(
+            mistakes.note(Error::usage(
                 "start client: name the pipeline with --who, or who below [client]",
             ));
+        } else if let Err(e) = topic::check_who(&who) {
+            mistakes.note(Error::usage(format!("start client: {e}")));
         }
-        topic::check_who(&who).map_err(|e| Error::usage(format!("start client: {e}")))?;
         let host = host::hostname();
         let chosen_id = self.connection.has_id();
-        // What versions used that kept no identifier in the state folder.
-        let broker = self
-            .connection
-            .resolve(matches, format!("tael-{who}-{host}"))?;
+        // The identifier of versions that kept none in the state folder.
+        let id = format!("tael-{who}-{host}");
+        let broker = self.connection.resolve_all(matches, id, mistakes);
         if self.qos == Qos::AtMostOnce {
-            return Err(Error::usage("QoS 0 loses events: a client takes 1"));
+            mistakes.note(Error::usage("QoS 0 loses events: a client takes 1"));
         }
         if !(1..=MAX_MAX_PAYLOAD).contains(&self.max_payload) {
-            return Err(Error::usage(format!(
+            mistakes.note(Error::usage(format!(
                 "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
             )));
         }
-        let triggers = Triggers::new(trigger::all(self.trigger, matches, layers)?);
+        let triggers = trigger::all(self.trigger, matches, layers, mistakes);
+        let triggers = Triggers::new(triggers.unwrap_or_default());
         if let Some((shared, own)) = triggers.mixed() {
-            // A client has one session. That of a worker ends with it, so that others get its
-            // share; other events are to wait for the next start.
+            // A client has one session. The session of a worker ends with it, so that others get
+            // its share. Other sessions last until the next start.
             let kind = match triggers.len() {
                 1 => Kind::Usage,
                 _ => Kind::Config,
             };
-            return Err(Error::new(
+            mistakes.note(Error::new(
                 kind,
                 format!(
                     "start client: '{shared}' is shared and '{own}' is not: start a client of \
@@ -131,15 +216,17 @@ impl Client {
                 ),
             ));
         }
-        let root = root(self.root, &triggers)?;
-        let reply_to = match self.reply_to {
-            none if none.is_empty() => vec![format!("{root}/infrastructure/#")],
-            given => given,
-        };
+        let root = mistakes.keep(root(self.root, &triggers));
+        let mut reply_to = self.reply_to;
+        if reply_to.is_empty() {
+            reply_to.extend(root.iter().map(|root| format!("{root}/infrastructure/#")));
+        }
         let filter = |text| Filter::new(text).map_err(|e| Error::usage(format!("--reply-to: {e}")));
-        Ok(Config {
-            reply_to: reply_to.into_iter().map(filter).collect::<Result<_>>()?,
-            root,
+        let reply_to = reply_to.into_iter().map(filter);
+        let reply_to = reply_to.filter_map(|filter| mistakes.keep(filter));
+        Some(Config {
+            reply_to: reply_to.collect(),
+            root: root?,
             who,
             host,
             triggers,
@@ -149,13 +236,13 @@ impl Client {
             keep_units: self.keep_units,
             stop_units: self.stop_units,
             metrics: self.metrics,
-            broker,
+            broker: broker?,
             chosen_id,
         })
     }
 }
 
-/// The root, which defaults to the first level of the first topic.
+/// Returns the root; by default the first level of the first topic.
 fn root(given: Root, triggers: &[Trigger]) -> Result<String> {
     let first = triggers
         .first()

@@ -14,9 +14,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
+use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
 use crate::os::paths;
 
@@ -28,85 +31,131 @@ pub struct Layer {
     table: Table,
 }
 
-/// All files that count, the strongest first.
+/// All files that apply, the strongest first.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     layers: Vec<Layer>,
 }
 
-/// Tables that belong to commands, and the triggers'.
+/// Tables of options of one command.
 const TABLES: &[&str] = &[
     "client", "message", "beacon", "control", "play", "node", "status", "check", "watch", "work",
     "broker", "demo",
 ];
+/// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";
-/// A node's commands.
+/// Tables of commands of a node.
 const COMMAND: &str = "command";
 
 /// Options that no file may hold.
-const NOT_IN_FILES: &[&str] = &["help", "version", "config", "password"];
+const NOT_IN_FILES: &[&str] = &["help", "version", "config", "password", "check"];
+
+/// A value of a file, and the option that it is for.
+type Entry<'a> = (&'a Layer, &'a str, &'a Value);
 
 impl Layers {
-    /// Reads the file named by `--config` or `TAEL_CONFIG`, else the user's, and the host's.
+    /// Reads the file that `--config` or `TAEL_CONFIG` names (default: the file of the user), and
+    /// the file of the host.
     ///
     /// # Errors
-    /// When a file that is there, or was asked for, cannot be read (78).
+    /// When a file that exists, or that was named, cannot be read (78).
     pub fn load(arguments: &[OsString]) -> Result<Self> {
-        let mut layers = Vec::new();
-        match named(arguments) {
-            Some(path) => layers.push(read(&path)?.ok_or_else(|| {
-                Error::config(format!("read {}: there is no such file", path.display()))
-            })?),
-            None => {
-                if let Some(path) = paths::user_config() {
-                    layers.extend(read(&path)?);
-                }
-            }
-        }
-        layers.extend(read(Path::new(paths::SYSTEM_CONFIG))?);
-        Ok(Self { layers })
+        let mut mistakes = Mistakes::default();
+        let layers = Self::load_all(arguments, &mut mistakes);
+        mistakes.or_first(Some(layers))
     }
 
-    /// Gives `command` the files' values as defaults.
+    /// Reads the same files; notes those that cannot be read.
+    pub fn load_all(arguments: &[OsString], mistakes: &mut Mistakes) -> Self {
+        let first = match named(arguments) {
+            Some(path) => read(&path).and_then(|layer| match layer {
+                None => Err(Error::config(format!(
+                    "read {}: there is no such file",
+                    path.display()
+                ))),
+                layer => Ok(layer),
+            }),
+            None => paths::user_config().map_or(Ok(None), |path| read(&path)),
+        };
+        let files = [first, read(Path::new(paths::SYSTEM_CONFIG))];
+        let layers = files.map(|file| mistakes.keep(file).flatten());
+        Self {
+            layers: layers.into_iter().flatten().collect(),
+        }
+    }
+
+    /// Gives `command` the values of the files as defaults.
     ///
     /// # Errors
-    /// When a file has a key that `command` does not know, or a value it cannot have (78).
+    /// When a file has a key that `command` does not know, or a value of a wrong type (78).
     pub fn apply(&self, mut command: Command) -> Result<Command> {
-        let tool = command.get_name().to_owned();
-        // The weakest first, so that the stronger overwrite it.
-        for layer in self.layers.iter().rev() {
-            for (key, value) in &layer.table {
-                match value {
-                    Value::Table(table) if *key == tool => {
-                        for (key, value) in table {
-                            command = layer.set(command, key, value)?;
-                        }
-                    }
-                    Value::Table(_) if TABLES.contains(&key.as_str()) => {}
-                    Value::Array(_) if key == TRIGGER => {}
-                    Value::Table(_) if key == COMMAND => {}
-                    Value::Table(_) if key == TRIGGER => {
-                        return Err(
-                            layer.wrong("a trigger is written [[trigger]], with two brackets")
-                        );
-                    }
-                    value => {
-                        if super::connection::is_shared(key) {
-                            // Not every command has every shared option.
-                            if command.get_arguments().any(|arg| is_named(arg, key)) {
-                                command = layer.set(command, key, value)?;
-                            }
-                        } else {
-                            return Err(layer.unknown(key));
-                        }
-                    }
-                }
-            }
+        for entry in self.entries(&command) {
+            let (layer, key, value) = entry?;
+            command = layer.set(command, key, value)?;
         }
         Ok(command)
     }
 
-    /// The file that a wrong `value` of option `key` came from, if it did.
+    /// Does the same; notes every key and every value that is wrong, and leaves it out.
+    pub fn apply_all(&self, command: Command, mistakes: &mut Mistakes) -> Command {
+        let mut whole = command.clone();
+        // Parsed without a command line and an environment, only the value of the file can be wrong.
+        let bare = command
+            .clone()
+            .no_binary_name(true)
+            .mut_args(|arg| arg.env(Resettable::Reset));
+        for entry in self.entries(&command) {
+            let checked = entry.and_then(|(layer, key, value)| {
+                let alone = layer.set(bare.clone(), key, value)?;
+                match alone.try_get_matches_from([""; 0]) {
+                    Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
+                        Err(layer.wrong(super::usage_line(&e)))
+                    }
+                    _ => Ok((layer, key, value)),
+                }
+            });
+            if let Some((layer, key, value)) = mistakes.keep(checked) {
+                match layer.set(whole.clone(), key, value) {
+                    Ok(with) => whole = with,
+                    Err(e) => mistakes.note(e),
+                }
+            }
+        }
+        whole
+    }
+
+    /// Returns the values for `command`, the weakest file first, so that stronger ones replace
+    /// them.
+    fn entries(&self, command: &Command) -> Vec<Result<Entry<'_>>> {
+        let tool = command.get_name();
+        let mut entries = Vec::new();
+        for layer in self.layers.iter().rev() {
+            for (key, value) in &layer.table {
+                match value {
+                    Value::Table(table) if *key == tool => {
+                        let own = table.iter();
+                        entries.extend(own.map(|(key, value)| Ok((layer, key.as_str(), value))));
+                    }
+                    Value::Table(_) if TABLES.contains(&key.as_str()) => {}
+                    Value::Array(_) if key == TRIGGER => {}
+                    Value::Table(_) if key == COMMAND => {}
+                    Value::Table(_) if key == TRIGGER => entries.push(Err(
+                        layer.wrong("a trigger is written [[trigger]], with two brackets")
+                    )),
+                    value if super::connection::is_shared(key) => {
+                        // Not every command has every shared option.
+                        if command.get_arguments().any(|arg| is_named(arg, key)) {
+                            entries.push(Ok((layer, key.as_str(), value)));
+                        }
+                    }
+                    _ => entries.push(Err(layer.unknown(key))),
+                }
+            }
+        }
+        entries
+    }
+
+    /// Returns the file that a wrong `value` of option `key` came from, if a file has it.
     pub fn source_of(&self, tool: &str, key: &str, value: &str) -> Option<&Layer> {
         let has = |table: &Table| {
             let found = table.get(key).and_then(texts);
@@ -118,7 +167,7 @@ impl Layers {
         })
     }
 
-    /// The strongest file that has `key` in the table of `tool`.
+    /// Returns the strongest file that has `key` in the table of `tool`.
     pub fn with_key(&self, tool: &str, key: &str) -> Option<&Layer> {
         self.layers
             .iter()
@@ -128,7 +177,7 @@ impl Layers {
             })
     }
 
-    /// The `[command.NAME]` tables of the strongest file that has any.
+    /// Returns the `[command.NAME]` tables of the strongest file that has any.
     pub fn commands(&self) -> Option<(&Layer, &Table)> {
         self.layers
             .iter()
@@ -138,7 +187,7 @@ impl Layers {
             })
     }
 
-    /// The `[[trigger]]` tables of the strongest file that has any.
+    /// Returns the `[[trigger]]` tables of the strongest file that has any.
     pub fn triggers(&self) -> Option<(&Layer, &[Value])> {
         self.layers
             .iter()
@@ -150,15 +199,15 @@ impl Layers {
 }
 
 impl Layer {
-    /// An error about this file.
+    /// Returns an error about this file.
     pub fn wrong(&self, cause: impl std::fmt::Display) -> Error {
         Error::config(format!("use {}: {cause}", self.path.display()))
     }
 
     fn unknown(&self, key: &str) -> Error {
         self.wrong(format_args!(
-            "unknown key '{key}': it is no option that all commands share; those of one \
-             command go below [client], [message], …, a client's triggers into [[trigger]]"
+            "unknown key '{key}': no option that all commands share is called so; options of one \
+             command go below [client], [message], …, triggers of a client into [[trigger]]"
         ))
     }
 
@@ -181,7 +230,7 @@ impl Layer {
     }
 }
 
-/// The file that the user names.
+/// Returns the file that the user names.
 fn named(arguments: &[OsString]) -> Option<PathBuf> {
     let mut rest = arguments.iter().skip(1);
     while let Some(argument) = rest.next() {
@@ -227,7 +276,7 @@ fn read(path: &Path) -> Result<Option<Layer>> {
     }))
 }
 
-/// A TOML value as the texts of an option.
+/// Returns a TOML value as the texts of an option.
 pub fn texts(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(text) => Some(vec![text.clone()]),

@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command};
 use tracing::warn;
 
+use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
 use crate::model::message::Qos;
 use crate::model::topic::{self, DEFAULT_ROOT};
@@ -23,8 +24,8 @@ use crate::os::host;
 use crate::os::logging::Target;
 use crate::os::paths;
 
-/// Options that all commands share, by their long names; they are `TAEL_<NAME>` in the
-/// environment, where one command's are `TAEL_<COMMAND>_<NAME>`.
+/// Options that all commands share, by their long names. They are `TAEL_<NAME>` in the environment;
+/// options of one command are `TAEL_<COMMAND>_<NAME>`.
 const SHARED: &[&str] = &[
     "host",
     "port",
@@ -47,9 +48,9 @@ const SHARED: &[&str] = &[
     "log",
 ];
 
-/// Whether `key` names a shared option.
+/// Returns whether a file may hold `key` as a shared option.
 pub fn is_shared(key: &str) -> bool {
-    // One identifier for several commands would have them take each other's session over.
+    // Commands with one identifier would take the session from each other.
     SHARED.contains(&key) && !["config", "password", "id"].contains(&key)
 }
 
@@ -60,10 +61,12 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
             return arg;
         };
         let name = match long {
-            // `--log` has a variable of its own: TAEL_LOG is the level.
+            // TAEL_LOG is the level.
             "log" => "TAEL_LOG_TARGET".to_owned(),
-            // Read apart, so that it is known whether it shows in ps.
+            // Read separately, to know whether it shows in ps.
             "password" | "help" | "version" => return arg,
+            // It asks for another job, this once.
+            "check" => return arg,
             // Pairs of values do not fit into a variable.
             "attr" => return arg,
             long if SHARED.contains(&long) => format!("TAEL_{long}"),
@@ -79,8 +82,8 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
     })
 }
 
-/// Warns of variables that look like options of `tool` and are none: in a crontab the
-/// environment is the configuration.
+/// Warns of variables that look like options of `tool` and are not: in a crontab the environment is
+/// the configuration.
 pub fn warn_of_variables(tool: &str, command: fn() -> Command) {
     let prefix = format!("TAEL_{}_", tool.to_uppercase());
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
@@ -93,12 +96,12 @@ pub fn warn_of_variables(tool: &str, command: fn() -> Command) {
         let known = |arg: &clap::Arg| arg.get_env().is_some_and(|env| env == name.as_str());
         if !command.get_arguments().any(known) {
             let name = text::printable(&name, 80);
-            warn!("{name} is in the environment, and no option of tael {tool} is called so");
+            warn!("{name} is in the environment, but tael {tool} has no such option");
         }
     }
 }
 
-/// The broker and who we are to it.
+/// Options that name the broker, and us to the broker.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Connection {
@@ -108,7 +111,7 @@ pub struct Connection {
     /// Port of the broker [default: 1883; 8883 with TLS]
     #[arg(short, long)]
     port: Option<u16>,
-    /// The broker as mqtt[s]://[user@]host[:port]
+    /// URL of the broker: mqtt[s]://[user@]host[:port]
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
     /// User name at the broker
@@ -117,42 +120,42 @@ pub struct Connection {
     /// File that holds the password
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// Password; shows in ps, so better a file or TAEL_PASSWORD
+    /// Password; other users see it in ps: prefer --password-file or TAEL_PASSWORD
     #[arg(short = 'P', long, value_name = "PASSWORD")]
     password: Option<String>,
-    /// Certificate authorities to trust, PEM; turns TLS on
+    /// File of certificate authorities to trust, PEM; turns TLS on
     #[arg(long, value_name = "FILE")]
     cafile: Option<PathBuf>,
     /// Folder of certificate authorities to trust, PEM; turns TLS on
     #[arg(long, value_name = "FOLDER")]
     capath: Option<PathBuf>,
-    /// Protocol to name to the broker's TLS (ALPN), for example mqtt; turns TLS on
+    /// Protocols to offer in the TLS handshake (ALPN), such as mqtt; turns TLS on
     #[arg(long, value_name = "PROTOCOL")]
     tls_alpn: Option<String>,
-    /// Name that the broker's certificate must be for [default: the host]; turns TLS on
+    /// Name in the certificate of the broker [default: the host]; turns TLS on
     #[arg(long, value_name = "NAME")]
     tls_server_name: Option<String>,
-    /// Our certificate, PEM; turns TLS on
+    /// Our certificate for the broker, PEM; turns TLS on
     #[arg(long, value_name = "FILE")]
     cert: Option<PathBuf>,
-    /// The key of our certificate, PEM
+    /// Key of our certificate, PEM
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Client identifier [default: one that fits]
+    /// MQTT client identifier [default: one of its own]
     #[arg(short, long)]
     id: Option<String>,
-    /// Keep-alive, 5 s to 65535 s
+    /// Keep-alive interval, 5s to 65535s
     #[arg(short, long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
     keepalive: Duration,
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where log lines go: auto, journald, stderr or none; levels by TAEL_LOG
+    /// Target of log lines: auto, journald, stderr or none; TAEL_LOG sets the level
     #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
     log: Target,
 }
 
-/// How strongly an option was asked for: by a flag, by the environment, or by a file.
+/// Returns how strong the source of an option is: a flag, the environment, or a file.
 fn rank(matches: &ArgMatches, id: &str) -> u8 {
     match matches.value_source(id) {
         Some(ValueSource::CommandLine) => 2,
@@ -162,43 +165,60 @@ fn rank(matches: &ArgMatches, id: &str) -> u8 {
 }
 
 impl Connection {
-    /// Checks the options; `default_id` is the client identifier when none
-    /// is given.
+    /// Checks the options; `default_id` is the client identifier if none is given.
     ///
     /// # Errors
-    /// 64 for options that are wrong, 78 for a password that cannot be had.
+    /// The first mistake: 64 for wrong options, 78 for a password or certificate that cannot be
+    /// read.
     pub fn resolve(self, matches: &ArgMatches, default_id: String) -> Result<BrokerOptions> {
+        let mut mistakes = Mistakes::default();
+        let options = self.resolve_all(matches, default_id, &mut mistakes);
+        mistakes.or_first(options)
+    }
+
+    /// Checks the options, and notes every mistake.
+    pub fn resolve_all(
+        self,
+        matches: &ArgMatches,
+        default_id: String,
+        mistakes: &mut Mistakes,
+    ) -> Option<BrokerOptions> {
         if !(MIN_KEEP_ALIVE..=MAX_KEEP_ALIVE).contains(&self.keepalive) {
-            return Err(Error::usage(format!(
-                "keep-alive of {} s is out of range: {} s to {} s",
-                self.keepalive.as_secs_f32(),
+            mistakes.note(Error::usage(format!(
+                "a keep-alive of {} is out of range: {}s to {}s",
+                duration::text(self.keepalive),
                 MIN_KEEP_ALIVE.as_secs(),
                 MAX_KEEP_ALIVE.as_secs()
             )));
         }
         let flags = ["host", "port"].map(|id| rank(matches, id) == 2);
         if rank(matches, "broker") == 2 && flags.contains(&true) {
-            return Err(Error::usage(
+            mistakes.note(Error::usage(
                 "--broker goes without --host and --port: it names both",
             ));
         }
         let url = match &self.broker {
             // A flag is stronger than a URL from the environment or a file.
             Some(_) if rank(matches, "host") > rank(matches, "broker") => None,
-            Some(url) => Some(parse_url(url).map_err(Error::usage)?),
+            Some(url) => mistakes.keep(parse_url(url).map_err(Error::usage)),
             None => None,
         };
-        let password = self.password(matches)?;
+        let password = mistakes.keep(self.password(matches)).flatten();
         let identity = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => return Err(Error::usage("--cert and --key go together: one is missing")),
+            _ => {
+                mistakes.note(Error::usage("--cert and --key go together: one is missing"));
+                None
+            }
         };
         let files = TlsFiles {
             cafile: self.cafile,
             capath: self.capath,
             identity,
-            alpn: alpn(self.tls_alpn.as_deref())?,
+            alpn: mistakes
+                .keep(alpn(self.tls_alpn.as_deref()))
+                .unwrap_or_default(),
             server_name: self.tls_server_name,
         };
         let tls = files != TlsFiles::default() || url.as_ref().is_some_and(|url| url.tls);
@@ -207,11 +227,11 @@ impl Connection {
             _ => self.port,
         };
         if port == Some(0) {
-            return Err(Error::usage("port 0 is no port: 1 to 65535"));
+            mistakes.note(Error::usage("port 0 is no port: 1 to 65535"));
         }
         let id = self.id.unwrap_or(default_id);
         if id.is_empty() || id.len() > 1024 || id.contains(char::is_control) {
-            return Err(Error::usage(
+            mistakes.note(Error::usage(
                 "the client identifier has 1 to 1024 bytes and no control characters",
             ));
         }
@@ -226,44 +246,27 @@ impl Connection {
             client_id: id,
             keep_alive: self.keepalive,
         };
-        let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/';
-        if options.host.is_empty() || options.host.contains(odd) {
-            let hint = match options.host.contains("://") {
-                true => "; a URL goes with --broker",
-                false => "",
-            };
-            return Err(Error::usage(format!(
-                "'{}' is no host{hint}",
-                text::printable(&options.host, 80)
-            )));
-        }
-        // An address of version 6 has several.
-        if options.host.matches(':').count() == 1 {
-            return Err(Error::usage(format!(
-                "'{}' is no host: the port goes with -p",
-                text::printable(&options.host, 80)
-            )));
-        }
+        mistakes.keep(check_host(&options.host));
         if let Some(files) = &options.tls {
-            // Wrong files are told now, not after the first reconnect.
-            tls::client_config(files)?;
+            // Wrong files are reported now, not after the first reconnect.
+            mistakes.keep(tls::client_config(files));
             let name = files.server_name.as_deref().unwrap_or(&options.host);
-            tls::server_name(name).map_err(Error::usage)?;
+            mistakes.keep(tls::server_name(name).map_err(Error::usage));
         }
-        Ok(options)
+        Some(options)
     }
 
-    /// Whether the client identifier is given.
+    /// Returns whether the operator has chosen the client identifier.
     pub const fn has_id(&self) -> bool {
         self.id.is_some()
     }
 
     fn password(&self, matches: &ArgMatches) -> Result<Option<Password>> {
         if let Some(password) = &self.password {
-            warn!("a password on the command line shows in ps: use --password-file");
+            warn!("other users see a password on the command line in ps: use --password-file");
             return Ok(Some(Password::Text(Secret::new(password))));
         }
-        // An empty variable is how a crontab or a unit unsets one.
+        // Crontabs and units unset a variable by making it empty.
         let from_env = std::env::var("TAEL_PASSWORD").ok();
         let from_env = from_env.filter(|password| !password.is_empty());
         let text = from_env.map(|password| Password::Text(Secret::new(password)));
@@ -276,7 +279,7 @@ impl Connection {
             text.or(file).or_else(credential)
         };
         if let Some(password @ Password::File(path)) = &password {
-            // A file that cannot be read is told now, not after the first reconnect.
+            // A file that cannot be read is reported now, not after the first reconnect.
             password.reveal()?;
             warn_of_open("password file", path);
         }
@@ -284,7 +287,21 @@ impl Connection {
     }
 }
 
-/// The protocols that `--tls-alpn` names, separated by commas (RFC 7301: 1 to 255 bytes each).
+/// Checks that `host` is the name or address of a host, and nothing more.
+fn check_host(host: &str) -> Result<()> {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/';
+    // An address of version 6 has several colons.
+    let hint = match host {
+        _ if host.contains("://") => "; a URL goes with --broker",
+        _ if host.is_empty() || host.contains(odd) => "",
+        _ if host.matches(':').count() == 1 => ": the port goes with -p",
+        _ => return Ok(()),
+    };
+    let host = text::printable(host, 80);
+    Err(Error::usage(format!("'{host}' is no host{hint}")))
+}
+
+/// Returns the protocols that `--tls-alpn` names, separated by commas (RFC 7301: 1 to 255 bytes each).
 fn alpn(text: Option<&str>) -> Result<Vec<String>> {
     let names: Vec<String> = text
         .map(|text| text.split(',').map(str::to_owned).collect())
@@ -297,7 +314,7 @@ fn alpn(text: Option<&str>) -> Result<Vec<String>> {
     }
 }
 
-/// A client identifier that nobody else has.
+/// Returns a client identifier that no other client has.
 pub fn random_id() -> String {
     format!("tael-{}", host::new_id())
 }
@@ -307,23 +324,23 @@ pub fn warn_of_open(what: &str, path: &Path) {
     let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o007 != 0) {
         warn!(
-            "{what} {} is open to everybody: chmod 600 it",
+            "every user can read {what} {}: chmod 600 it",
             path.display()
         );
     }
 }
 
-/// The first topic level that everything lives under.
+/// The first levels of Tael's own topics.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Root {
-    /// Root of Tael's topics; --mqtt-env is the same
+    /// First levels of Tael's own topics
     #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
     pub root: Option<String>,
 }
 
 impl Root {
-    /// The root, checked; `tael` if there is none.
+    /// Checks the root, and returns it; `tael` by default.
     pub fn resolve(self) -> Result<String> {
         let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());
         topic::check_root(&root).map_err(Error::usage)?;

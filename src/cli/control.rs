@@ -9,6 +9,7 @@ use crate::cli::Tool;
 use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
@@ -20,17 +21,17 @@ use crate::tools::control::{self, Options};
 pub struct Control {
     /// Name of the pipeline
     who: String,
-    /// What to ask for: raise, retry, cancel, pause, resume or status
+    /// Action: raise, retry, cancel, pause, resume or status
     action: String,
-    /// The unit to retry or cancel
+    /// Id of the run to retry or cancel
     unit: Option<String>,
-    /// An attribute of the raised event; may be repeated
+    /// One attribute of the raised event; repeatable
     #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
     attr: Vec<String>,
-    /// Which trigger to raise, if the client has several
+    /// Trigger to raise, if the client has several
     #[arg(long, value_name = "NAME")]
     trigger: Option<String>,
-    /// How long to wait for the answer
+    /// Maximum time to wait for the answer
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Print the answer as JSON
@@ -44,7 +45,26 @@ pub struct Control {
 
 impl Tool for Control {
     const NAME: &'static str = "control";
-    const ABOUT: &'static str = "Ask a running pipeline for something and wait for its answer";
+    const ABOUT: &'static str = "Ask a running client to do something, and wait for its answer";
+
+    const HELP: Page = Page {
+        first: &[
+            "attr",
+            "trigger",
+            "timeout",
+            "json",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael control align status --root lab",
+            "tael control align raise --root lab --attr sample S1",
+            "tael control align cancel 01JBV7Y3ZK8Q5W2N4T6R9M1XCD --root lab",
+        ],
+    };
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;

@@ -10,13 +10,14 @@ use crate::cli::Tool;
 use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection};
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::event::{self, Attributes};
 use crate::model::message::Qos;
 use crate::model::{duration, topic};
 use crate::tools::message::{self, Options};
 
-/// The largest payload that is sent, bytes.
+/// Maximum size of a payload, bytes.
 const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
 
 /// Options of `tael message`.
@@ -25,19 +26,19 @@ pub struct Message {
     /// Topic to publish to
     #[arg(short, long)]
     topic: Option<String>,
-    /// An attribute of the message; may be repeated
+    /// One attribute; repeatable
     #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
     attr: Vec<String>,
-    /// A JSON object to send; - reads it from standard input
+    /// A whole JSON object; - reads it from standard input
     #[arg(short = 'm', long, value_name = "JSON", allow_hyphen_values = true)]
     payload: Option<String>,
-    /// Have the broker keep the message for later subscribers
+    /// Ask the broker to retain the message for later subscribers
     #[arg(short, long)]
     retain: bool,
-    /// Quality of service; lowered to what the broker takes
+    /// Quality of service; lowered to the maximum of the broker
     #[arg(short, long, value_parser = connection::qos, default_value = "2")]
     qos: Qos,
-    /// How long the broker may take to confirm
+    /// Maximum time until the broker has acknowledged the message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
@@ -54,7 +55,26 @@ pub fn main() -> ExitCode {
 
 impl Tool for Message {
     const NAME: &'static str = "message";
-    const ABOUT: &'static str = "Say that something has happened: publish attributes as JSON";
+    const ABOUT: &'static str = "Publish a message: attributes as JSON";
+
+    const HELP: Page = Page {
+        first: &[
+            "topic",
+            "attr",
+            "payload",
+            "retain",
+            "timeout",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael message -t lab/seq/status --attr status finished --attr sample S1",
+            "echo '{\"status\":\"finished\"}' | tael message -t lab/seq/status -m -",
+        ],
+    };
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;

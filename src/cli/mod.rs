@@ -9,7 +9,9 @@ pub mod client;
 mod config;
 mod connection;
 mod control;
+mod help;
 pub mod message;
+mod mistakes;
 mod node;
 mod pages;
 mod play;
@@ -34,6 +36,8 @@ use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use crate::runner;
 use config::{Layer, Layers};
+use help::Page;
+use mistakes::Mistakes;
 
 /// One command: its options, and what it does with them.
 trait Tool: Args + FromArgMatches {
@@ -42,16 +46,23 @@ trait Tool: Args + FromArgMatches {
     /// What it is for, in a line.
     const ABOUT: &'static str;
 
+    /// Its help page.
+    const HELP: Page = Page::PLAIN;
+
     /// Its exit code when we are at fault.
     const ON_BUG: i32 = Kind::Bug.exit_code() as i32;
 
-    /// Whether it works for long, and has something to tell meanwhile.
+    /// Whether it runs until it is stopped, and logs meanwhile.
     const DAEMON: bool = false;
+
+    /// Notes all mistakes in the options: what `--check` does, for tools that have it. It changes
+    /// nothing and connects to nothing.
+    const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> = None;
 
     /// Checks the options and does the work.
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode>;
 
-    /// What an error means for whoever called, if not what it means everywhere.
+    /// Turns an error into what it means to the caller of this tool.
     fn failed(error: Error) -> Result<ExitCode> {
         Err(error)
     }
@@ -62,6 +73,7 @@ struct Entry {
     name: &'static str,
     command: fn() -> Command,
     run: fn(&ArgMatches, &Layers) -> Result<ExitCode>,
+    check: Option<fn(Vec<OsString>) -> Result<ExitCode>>,
     failed: fn(Error) -> Result<ExitCode>,
     on_bug: i32,
 }
@@ -71,6 +83,11 @@ const fn entry<T: Tool>() -> Entry {
         name: T::NAME,
         command: command::<T>,
         run: run::<T>,
+        check: if T::CHECK.is_some() {
+            Some(check::<T>)
+        } else {
+            None
+        },
         failed: T::failed,
         on_bug: T::ON_BUG,
     }
@@ -97,28 +114,63 @@ const ENTRIES: &[Entry] = &[
 ];
 
 fn command<T: Tool>() -> Command {
-    let mut command = T::augment_args(Command::new(T::NAME))
+    let command = T::augment_args(Command::new(T::NAME))
         .about(T::ABOUT)
         .version(env!("CARGO_PKG_VERSION"));
-    if command.get_arguments().any(|arg| arg.get_long().is_some()) {
-        command = command.after_help(
-            "Every option may also come from the environment or from tael.toml; flags win over \
-             the environment, and both over the file.",
-        );
-    }
-    connection::with_environment(command, T::NAME)
+    let command = connection::with_environment(command, T::NAME);
+    help::dress(command, T::NAME, T::HELP)
 }
 
 fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
     let tool = T::from_arg_matches(matches).map_err(|e| Error::usage(usage_line(&e)))?;
+    begin_log::<T>(matches)?;
+    connection::warn_of_variables(T::NAME, command::<T>);
+    tool.run(matches, layers)
+}
+
+/// Starts the log as the options say.
+fn begin_log<T: Tool>(matches: &ArgMatches) -> Result<()> {
     if let Ok(Some(target)) = matches.try_get_one::<Target>("log") {
         let level = std::env::var("TAEL_LOG").ok();
         let who = matches.try_get_one::<String>("who").ok().flatten();
         let who = who.filter(|_| T::DAEMON).map(String::as_str);
         logging::init(*target, level.as_deref(), T::DAEMON, who)?;
     }
-    connection::warn_of_variables(T::NAME, command::<T>);
-    tool.run(matches, layers)
+    Ok(())
+}
+
+/// Whether `arguments` ask to check the configuration only.
+fn wants_check(arguments: &[OsString]) -> bool {
+    let mut options = arguments.iter().take_while(|argument| *argument != "--");
+    options.any(|argument| argument == "--check")
+}
+
+/// Reports every mistake that a start of `T` with these `arguments` would meet.
+fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
+    let mut mistakes = Mistakes::default();
+    let layers = Layers::load_all(&arguments, &mut mistakes);
+    let command = layers.apply_all(command::<T>(), &mut mistakes);
+    match parse(command, without_name::<T>(arguments), T::NAME, &layers) {
+        Ok(matches) => {
+            let tool = T::from_arg_matches(&matches).map_err(|e| Error::usage(usage_line(&e)))?;
+            begin_log::<T>(&matches)?;
+            connection::warn_of_variables(T::NAME, self::command::<T>);
+            if let Some(check) = T::CHECK {
+                check(tool, &matches, &layers, &mut mistakes);
+            }
+        }
+        Err(Ok(end)) => return Ok(end),
+        Err(Err(mistake)) => mistakes.note(mistake),
+    }
+    Ok(mistakes.report())
+}
+
+/// Returns the command line of `tael T …` as that of `tael-T …`.
+fn without_name<T: Tool>(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_some_and(|first| first == T::NAME) {
+        arguments.remove(1);
+    }
+    arguments
 }
 
 fn root() -> Command {
@@ -168,6 +220,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run_entry(wanted: &Entry, arguments: Vec<OsString>) -> Result<ExitCode> {
+    if let Some(check) = wanted.check.filter(|_| wants_check(&arguments)) {
+        return check(arguments);
+    }
     let layers = Layers::load(&arguments)?;
     let mut root = root();
     for entry in ENTRIES {
@@ -189,6 +244,9 @@ fn run_entry(wanted: &Entry, arguments: Vec<OsString>) -> Result<ExitCode> {
 /// A binary that is one tool.
 fn single<T: Tool>() -> ExitCode {
     start(|arguments| {
+        if T::CHECK.is_some() && wants_check(&arguments) {
+            return check::<T>(arguments);
+        }
         let layers = Layers::load(&arguments)?;
         let command = layers.apply(command::<T>())?;
         let command = command.name(format!("tael-{}", T::NAME));
@@ -199,15 +257,12 @@ fn single<T: Tool>() -> ExitCode {
     })
 }
 
-/// The options of `T` as the command line gives them now that files may have changed.
+/// Reads the options of `T` again, from the command line and from files that may have changed.
 fn again<T: Tool>() -> Result<(T, ArgMatches, Layers)> {
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     let layers = Layers::load(&arguments)?;
-    // `tael client …` and `tael-client …` are the same from here on.
-    if arguments.get(1).is_some_and(|first| first == T::NAME) {
-        arguments.remove(1);
-    }
     let command = layers.apply(command::<T>())?;
+    let arguments = without_name::<T>(arguments);
     let matches = parse(command, arguments, T::NAME, &layers).map_err(|end| {
         end.err()
             .unwrap_or_else(|| Error::bug("read options again"))

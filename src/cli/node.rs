@@ -10,6 +10,8 @@ use toml::Value;
 use crate::cli::Tool;
 use crate::cli::config::{Layer, Layers};
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
+use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
 use crate::model::{duration, topic};
 use crate::tools::node::{self, Line, Means, Options};
@@ -20,18 +22,20 @@ pub struct Node {
     /// Name of the node
     #[arg(value_name = "NAME")]
     name: String,
+    /// Report all mistakes in the configuration, and exit; starts nothing
+    #[arg(long)]
+    check: bool,
     /// File of bash functions: startFunction, stopFunction, initFunction [default: the
     /// [command.NAME] tables of a configuration file]
     #[arg(long, value_name = "FILE")]
     functions: Option<PathBuf>,
-    /// Folder that SENDFILE may send from; may be repeated
+    /// Folder that SENDFILE may send from; repeatable
     #[arg(long, value_name = "DIR", action = clap::ArgAction::Append)]
     allow_dir: Vec<PathBuf>,
-    /// How far ahead a command may be that begins AT an instant; others wait for it
+    /// Maximum time until the instant of a command with AT; other commands wait for it
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10m")]
     max_ahead: Duration,
-    /// Time that commands have to come to their end once TERMINATE has come, and then between
-    /// TERM and KILL
+    /// Time for commands to end after TERMINATE, and again between TERM and KILL
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     grace: Duration,
     #[command(flatten)]
@@ -42,35 +46,75 @@ pub struct Node {
 
 impl Tool for Node {
     const NAME: &'static str = "node";
-    const ABOUT: &'static str = "Do what a playbook says, one command after another";
+    const ABOUT: &'static str = "Run a playbook node on this host";
+
+    const HELP: Page = Page {
+        first: &[
+            "functions",
+            "allow-dir",
+            "check",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &["tael node router --root testlab --functions router.sh"],
+    };
     const DAEMON: bool = true;
 
+    const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
+        Some(|node, matches, layers, mistakes| {
+            node.options(matches, layers, mistakes);
+        });
+
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
-        let broker = self.connection.resolve(matches, connection::random_id())?;
-        topic::check_who(&self.name)
-            .map_err(|e| Error::usage(format!("start node: {}", e.replace("pipeline", "node"))))?;
+        let mut mistakes = Mistakes::default();
+        let options = self.options(matches, layers, &mut mistakes);
+        node::run(&mistakes.or_first(options)?)
+    }
+}
+
+impl Node {
+    /// Returns the node that the options describe, unless a mistake leaves none; notes every
+    /// mistake.
+    fn options(
+        self,
+        matches: &ArgMatches,
+        layers: &Layers,
+        mistakes: &mut Mistakes,
+    ) -> Option<Options> {
+        let id = connection::random_id();
+        let broker = self.connection.resolve_all(matches, id, mistakes);
+        if let Err(e) = topic::check_who(&self.name) {
+            let e = e.replace("pipeline", "node");
+            mistakes.note(Error::usage(format!("start node: {e}")));
+        }
         let means = match (self.functions, layers.commands()) {
             (Some(file), _) => {
                 let absolute = std::path::absolute(&file)
                     .ok()
                     .filter(|path| path.is_file());
-                Means::Functions(absolute.ok_or_else(|| {
+                if absolute.is_none() {
                     let file = file.display();
-                    Error::config(format!("read {file}: there is no such file"))
-                })?)
+                    mistakes.note(Error::config(format!("read {file}: there is no such file")));
+                }
+                absolute.map(Means::Functions)
             }
-            (None, Some((layer, table))) => Means::Lines(lines(layer, table)?),
+            (None, Some((layer, table))) => Some(Means::Lines(lines(layer, table, mistakes))),
             (None, None) => {
-                return Err(Error::usage(
+                mistakes.note(Error::usage(
                     "start node: give --functions FILE, or [command.NAME] tables in a --config file",
                 ));
+                None
             }
         };
-        node::run(&Options {
-            broker,
-            root: self.root.resolve()?,
+        let root = mistakes.keep(self.root.resolve());
+        Some(Options {
+            broker: broker?,
+            root: root?,
             name: self.name,
-            means,
+            means: means?,
             allow: self.allow_dir,
             max_ahead: self.max_ahead,
             grace: self.grace,
@@ -78,16 +122,18 @@ impl Tool for Node {
     }
 }
 
-/// The `[command.NAME]` tables of a file.
-fn lines(layer: &Layer, table: &toml::Table) -> Result<Vec<Line>> {
+/// Returns the `[command.NAME]` tables of a file; notes what is wrong with them.
+fn lines(layer: &Layer, table: &toml::Table, mistakes: &mut Mistakes) -> Vec<Line> {
     let mut lines = Vec::new();
     for (name, value) in table {
-        let wrong = |cause: String| layer.wrong(format_args!("command {name}: {cause}"));
+        let mut wrong =
+            |cause: String| mistakes.note(layer.wrong(format_args!("command {name}: {cause}")));
         let Value::Table(table) = value else {
-            return Err(wrong("it is not a table".into()));
+            wrong("it is not a table".into());
+            continue;
         };
         if ["SENDFILE", "TERMINATE"].contains(&name.as_str()) {
-            return Err(wrong("every node has that one itself".into()));
+            wrong("every node has a command of that name: choose another".into());
         }
         let mut line = Line {
             name: name.clone(),
@@ -105,18 +151,18 @@ fn lines(layer: &Layer, table: &toml::Table) -> Result<Vec<Line>> {
                 ("status", Value::String(text)) => line.status.clone_from(text),
                 ("background", Value::Boolean(on)) => line.background = *on,
                 ("run" | "status" | "background", _) => {
-                    return Err(wrong(format!("'{key}' cannot be {value}")));
+                    wrong(format!("'{key}' cannot be {value}"));
                 }
-                _ => {
-                    let known = "run, background and status";
-                    return Err(wrong(format!("unknown key '{key}': it has {known}")));
-                }
+                _ => wrong(format!(
+                    "unknown key '{key}': it has run, background and status"
+                )),
             }
         }
-        if line.run.trim().is_empty() {
-            return Err(wrong("there is nothing to run".into()));
+        let empty = |run: &Value| run.as_str().is_some_and(|text| text.trim().is_empty());
+        if table.get("run").is_none_or(empty) {
+            wrong("there is nothing to run".into());
         }
         lines.push(line);
     }
-    Ok(lines)
+    lines
 }

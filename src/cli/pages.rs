@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// Options of `tael man`.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// Folder to write the pages into; it is made if need be
+    /// Folder for the pages; it is created if missing
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
@@ -66,15 +66,13 @@ fn shell(text: &str) -> Result<Shell, String> {
         "bash" => Ok(Shell::Bash),
         "zsh" => Ok(Shell::Zsh),
         "fish" => Ok(Shell::Fish),
-        _ => Err(format!(
-            "'{text}' is no shell that is known: bash, zsh or fish"
-        )),
+        _ => Err(format!("unknown shell '{text}': bash, zsh or fish")),
     }
 }
 
 impl Tool for Completions {
     const NAME: &'static str = "completions";
-    const ABOUT: &'static str = "Print what a shell needs to complete the options";
+    const ABOUT: &'static str = "Print completions for bash, zsh or fish";
 
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let mut commands: Vec<Command> = vec![whole()];

@@ -12,6 +12,7 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::network_address::Network;
@@ -21,35 +22,35 @@ use crate::tools::play::{self, Options};
 /// Options of `tael play`.
 #[derive(Debug, Args)]
 pub struct Play {
-    /// The playbook
+    /// File of the playbook
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Look for mistakes, and do nothing
+    /// Report mistakes in the playbook, and exit; sends nothing
     #[arg(long)]
     check: bool,
-    /// How long a WAITFOR lasts that does not say so, and a file may be on its way
+    /// Maximum time of a WAITFOR without TIMEOUT, and of a transfer
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10m")]
     timeout: Duration,
-    /// What is waited for must be all that a node says, not a part of it
+    /// Compare the whole status of a node with that of WAITFOR, not a part of it
     #[arg(long)]
     exact: bool,
-    /// Leave out lines of unknown keywords
+    /// Ignore lines of unknown keywords
     #[arg(long)]
     lenient: bool,
-    /// Folder that RECEIVE may put files into; may be repeated [default: the working directory]
+    /// Folder that RECEIVE may write files to; repeatable [default: the working directory]
     #[arg(long, value_name = "DIR", action = clap::ArgAction::Append)]
     allow_dir: Vec<PathBuf>,
-    /// Largest file that RECEIVE takes, bytes
+    /// Maximum size of a file for RECEIVE, bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
     max_file: u64,
     /// Address on which RECEIVE waits for files [default: every address]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<IpAddr>,
-    /// Address or network, such as 192.0.2.0/24, that RECEIVE takes files from; may be repeated
-    /// [default: anybody]
+    /// Address or network, such as 192.0.2.0/24, that RECEIVE takes files from; repeatable
+    /// [default: every address]
     #[arg(long, value_name = "ADDRESS", value_parser = Network::parse, action = clap::ArgAction::Append)]
     from: Vec<Network>,
-    /// Write what became of each step: JUnit for a name that ends in .xml, else JSON
+    /// File for a report of all steps: JUnit for a name that ends in .xml, otherwise JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -58,12 +59,30 @@ pub struct Play {
     connection: Connection,
 }
 
-/// Bytes of a playbook at most.
+/// Maximum size of a playbook, bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 impl Tool for Play {
     const NAME: &'static str = "play";
-    const ABOUT: &'static str = "Have several nodes do a playbook, in step";
+    const ABOUT: &'static str = "Run a playbook over several nodes, step by step";
+
+    const HELP: Page = Page {
+        first: &[
+            "check",
+            "timeout",
+            "exact",
+            "report",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael play playbook --root testlab --check",
+            "tael play playbook --root testlab --report run.xml",
+        ],
+    };
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
 use crate::error::Result;
 use crate::model::duration;
 use crate::tools::status::{self, Form, Options};
@@ -15,13 +16,13 @@ use crate::tools::status::{self, Form, Options};
 /// Options of `tael status`.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// A JSON list, one object a pipeline
+    /// Print a JSON array, one object a pipeline
     #[arg(long, conflicts_with = "graph")]
     json: bool,
-    /// Who starts whom: mermaid or dot
+    /// Draw which pipeline starts which: mermaid or dot
     #[arg(long, value_parser = graph, value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
     graph: Option<Form>,
-    /// How long the broker may take to answer
+    /// Maximum time to wait for the broker
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
@@ -40,7 +41,24 @@ fn graph(text: &str) -> Result<Form, String> {
 
 impl Tool for Status {
     const NAME: &'static str = "status";
-    const ABOUT: &'static str = "Show every pipeline of a root, and who starts whom";
+    const ABOUT: &'static str = "List every pipeline of a root, and how its last run ended";
+
+    const HELP: Page = Page {
+        first: &[
+            "json",
+            "graph",
+            "timeout",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael status --root lab",
+            "tael status --root lab --graph dot | dot -Tsvg >lab.svg",
+        ],
+    };
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;

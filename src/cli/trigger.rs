@@ -9,7 +9,8 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use toml::Value;
 
 use crate::cli::config::{Layer, Layers, texts};
-use crate::error::{Error, Kind, Result};
+use crate::cli::mistakes::Mistakes;
+use crate::error::Error;
 use crate::model::condition::Condition;
 use crate::model::duration;
 use crate::model::env::{self, Export};
@@ -20,13 +21,13 @@ use crate::model::trigger::{Command as Run, DEFAULT_SHELL, OnInterrupt, Overlap,
 /// Options of one trigger.
 #[derive(Debug, Clone, Args)]
 pub struct TriggerOptions {
-    /// Topic filters to listen to; may be repeated
+    /// MQTT topic filter to subscribe to; repeatable
     #[arg(short, long, num_args = 1.., value_name = "FILTER", action = clap::ArgAction::Append)]
     topic: Vec<String>,
-    /// Command to run
+    /// Command to run for each event
     #[arg(short, long, value_name = "CMD", allow_hyphen_values = true)]
     command: Option<String>,
-    /// Condition on an attribute, repeatable, all must hold; '' for none
+    /// Condition on an attribute; repeatable, all must hold; '' for none
     #[arg(long, value_name = "KEY=VALUE", default_value = "status=finished", action = clap::ArgAction::Append)]
     when: Vec<String>,
     /// Export every attribute as P_KEY
@@ -35,55 +36,55 @@ pub struct TriggerOptions {
     /// Required attributes, exported as KEY
     #[arg(long, num_args = 1.., value_name = "KEY", action = clap::ArgAction::Append)]
     envreq: Vec<String>,
-    /// Environment names that are copied into the statuses; upper-cased
+    /// Variables to copy into the statuses, for the next pipeline
     #[arg(long, num_args = 1.., value_name = "NAME", action = clap::ArgAction::Append)]
     payload_passthrough: Vec<String>,
-    /// Runs at one time
+    /// Maximum number of concurrent runs
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: usize,
-    /// What happens to an event while all jobs are busy: queue, skip, replace or coalesce
+    /// Policy for an event while all jobs are busy: queue, skip, replace or coalesce
     #[arg(long, value_parser = Overlap::parse, value_name = "POLICY", default_value = "queue")]
     overlap: Overlap,
-    /// Cancel a run after this time
+    /// Maximum time of a run; then it is ended [default: no limit]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     timeout: Option<Duration>,
-    /// Time between TERM and KILL when a run is cancelled
+    /// Time between TERM and KILL when a run is ended
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     grace: Duration,
-    /// Further tries of a run that failed
+    /// Number of times to retry a failed run
     #[arg(long, value_name = "N", default_value = "0")]
     retries: u32,
-    /// Wait before each of them
+    /// Delay before each retry
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     retry_delay: Duration,
-    /// What to do with a run that was lost with its host: fail, or rerun its event too
+    /// Policy for a run that a crash of the host has ended: fail, or rerun its event
     #[arg(long, value_parser = OnInterrupt::parse, value_name = "CHOICE", default_value = "fail")]
     on_interrupt: OnInterrupt,
-    /// Runs a minute that messages without tael-hops may start, as in a loop of plain messages;
-    /// others wait; 0 is no limit [default: 60, for statuses of pipelines only]
+    /// Maximum number of runs a minute that messages without tael-hops start; others wait; 0 for no
+    /// limit [default: 60 for statuses of pipelines, no limit for other messages]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     loop_rate: Option<u32>,
-    /// Whether retained messages count as events: ignore or accept
+    /// Policy for retained messages: ignore or accept
     #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,
-    /// Run the command when nothing has come for this time, in place of when something does
+    /// Run the command when no message has come for this time, instead of for each message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     absent: Option<Duration>,
-    /// Folder that the command runs in [default: the client's]
+    /// Working directory of the command [default: that of the client]
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// File of NAME=VALUE lines for the command's environment, read at each run
+    /// File of NAME=VALUE lines for the environment of the command; read at each run
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
     /// Shell that runs the command
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SHELL, conflicts_with = "no_shell")]
     shell: String,
-    /// Split the command into words and execute it without a shell
+    /// Split the command into words, and execute it without a shell
     #[arg(long)]
     no_shell: bool,
 }
 
-/// The most runs of a trigger at one time.
+/// Maximum number of concurrent runs of a trigger.
 const MAX_JOBS: usize = 1024;
 
 fn retained(text: &str) -> Result<bool, String> {
@@ -94,11 +95,14 @@ fn retained(text: &str) -> Result<bool, String> {
     }
 }
 
-/// The triggers of the command line, or else those of the files.
-///
-/// # Errors
-/// 64 for the command line, 78 for a file.
-pub fn all(options: TriggerOptions, matches: &ArgMatches, layers: &Layers) -> Result<Vec<Trigger>> {
+/// Returns the triggers of the command line, or those of the files if it has none; notes what is
+/// wrong: 64 for the command line, 78 for a file.
+pub fn all(
+    options: TriggerOptions,
+    matches: &ArgMatches,
+    layers: &Layers,
+    mistakes: &mut Mistakes,
+) -> Option<Vec<Trigger>> {
     let tables = layers.triggers().filter(|(_, list)| !list.is_empty());
     let by_hand = |id: &str| {
         let source = matches.value_source(id);
@@ -106,161 +110,197 @@ pub fn all(options: TriggerOptions, matches: &ArgMatches, layers: &Layers) -> Re
     };
     let Some((layer, tables)) = tables.filter(|_| !by_hand("topic") && !by_hand("command")) else {
         if options.topic.is_empty() && options.command.is_none() {
-            return Err(Error::usage(
+            mistakes.note(Error::usage(
                 "start client: give -t FILTER and -c CMD, or [[trigger]] tables in a --config file",
             ));
+            return None;
         }
         let name = "default".to_owned();
-        return Ok(vec![trigger(options, name).map_err(Error::usage)?]);
+        let noted = &mut |cause| mistakes.note(Error::usage(cause));
+        return trigger(options, name, noted).map(|trigger| vec![trigger]);
     };
-    // They would change nothing, and nobody would be told.
+    // They would change nothing, in silence.
     let command = TriggerOptions::augment_args(Command::new("trigger"));
     for arg in command.get_arguments() {
         let name = arg.get_long().unwrap_or_default();
         if by_hand(arg.get_id().as_str()) {
-            return Err(Error::usage(format!(
+            mistakes.note(Error::usage(format!(
                 "start client: --{name} is about one trigger: put it into the [[trigger]] tables, \
                  or give -t and -c too"
             )));
         }
         if let Some(layer) = layers.with_key("client", name) {
-            return Err(layer.wrong(format_args!(
+            mistakes.note(layer.wrong(format_args!(
                 "'{name}' below [client] is about one trigger: put it into the [[trigger]] tables"
             )));
         }
     }
     let (mut triggers, mut names) = (Vec::new(), HashSet::new());
     for (n, table) in tables.iter().enumerate() {
-        let trigger = from_table(layer, table, n + 1)?;
+        let Some(trigger) = from_table(layer, table, n + 1, mistakes) else {
+            continue;
+        };
         if !names.insert(trigger.name.clone()) {
-            return Err(layer.wrong(format_args!("two triggers are called '{}'", trigger.name)));
+            mistakes.note(layer.wrong(format_args!("two triggers are called '{}'", trigger.name)));
         }
         triggers.push(trigger);
     }
-    Ok(triggers)
+    Some(triggers)
 }
 
-/// A `[[trigger]]` table, read as if its keys were options.
-fn from_table(layer: &Layer, table: &Value, number: usize) -> Result<Trigger> {
-    let wrong = |cause: String| layer.wrong(format_args!("trigger {number}: {cause}"));
+/// Reads a `[[trigger]]` table as if its keys were options; notes what is wrong.
+fn from_table(
+    layer: &Layer,
+    table: &Value,
+    number: usize,
+    mistakes: &mut Mistakes,
+) -> Option<Trigger> {
+    let noted = &mut |cause: String| {
+        mistakes.note(layer.wrong(format_args!("trigger {number}: {cause}")));
+    };
     let Value::Table(table) = table else {
-        return Err(wrong("it is not a table".into()));
+        noted("it is not a table".into());
+        return None;
     };
     let command = TriggerOptions::augment_args(Command::new("trigger").no_binary_name(true));
+    let parse = |arguments: &[String]| {
+        let matches = command.clone().try_get_matches_from(arguments);
+        matches.and_then(|matches| TriggerOptions::from_arg_matches(&matches))
+    };
     let (mut name, mut arguments) = (number.to_string(), Vec::new());
+    let mut whole = true;
     for (key, value) in table {
-        let values = texts(value).ok_or_else(|| wrong(format!("'{key}' cannot be {value}")))?;
-        if key == "name" {
-            name = values.concat();
-            continue;
-        }
-        let Some(arg) = command
-            .get_arguments()
-            .find(|arg| arg.get_long() == Some(key))
-        else {
-            let known: Vec<&str> = command
-                .get_arguments()
-                .filter_map(|a| a.get_long())
-                .collect();
-            let known = known.join(", ");
-            return Err(wrong(format!("unknown key '{key}': it has name, {known}")));
-        };
-        let flag = matches!(arg.get_action(), clap::ArgAction::SetTrue);
-        match (flag, value) {
-            (true, Value::Boolean(on)) => arguments.extend(on.then(|| format!("--{key}"))),
-            (true, _) | (false, Value::Boolean(_)) => {
-                return Err(wrong(format!("'{key}' cannot be {value}")));
+        match key_arguments(&command, key, value) {
+            Ok(values) if key == "name" => name = values.concat(),
+            Ok(values) => arguments.push(values),
+            Err(cause) => {
+                noted(cause);
+                whole = false;
             }
-            // An empty list of conditions is no condition.
-            (false, Value::Array(list)) if list.is_empty() && key == "when" => {
-                arguments.push("--when=".into());
-            }
-            (false, _) => arguments.extend(values.iter().map(|v| format!("--{key}={v}"))),
         }
     }
-    let options = command
-        .try_get_matches_from(arguments)
-        .and_then(|matches| TriggerOptions::from_arg_matches(&matches))
-        .map_err(|e| wrong(super::usage_line(&e)))?;
     if name.is_empty() || name.len() > 128 || name.contains(char::is_control) {
-        return Err(wrong(
-            "its name has 1 to 128 bytes, no control characters".into(),
-        ));
+        noted("its name has 1 to 128 bytes, no control characters".into());
+        whole = false;
     }
-    trigger(options, name)
-        .map_err(wrong)
-        .map_err(|e| e.into_kind(Kind::Config))
+    match parse(&arguments.concat()) {
+        Ok(options) if whole => trigger(options, name, noted),
+        Ok(_) => None,
+        Err(first) => {
+            // The parser stops at the first mistake.
+            let alone = arguments.iter().filter_map(|one| parse(one).err());
+            let alone: Vec<String> = alone.map(|e| super::usage_line(&e)).collect();
+            match alone.is_empty() {
+                true => noted(super::usage_line(&first)),
+                false => alone.into_iter().for_each(noted),
+            }
+            None
+        }
+    }
 }
 
-fn trigger(options: TriggerOptions, name: String) -> Result<Trigger, String> {
+/// Returns a key of a `[[trigger]]` table as command line arguments of `command`; the texts
+/// themselves for its name.
+fn key_arguments(command: &Command, key: &str, value: &Value) -> Result<Vec<String>, String> {
+    let values = texts(value).ok_or_else(|| format!("'{key}' cannot be {value}"))?;
+    if key == "name" {
+        return Ok(values);
+    }
+    let named = |arg: &&clap::Arg| arg.get_long() == Some(key);
+    let Some(arg) = command.get_arguments().find(named) else {
+        let known = command.get_arguments().filter_map(|arg| arg.get_long());
+        let known = known.collect::<Vec<_>>().join(", ");
+        return Err(format!("unknown key '{key}': it has name, {known}"));
+    };
+    let flag = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+    match (flag, value) {
+        (true, Value::Boolean(on)) => Ok(on.then(|| format!("--{key}")).into_iter().collect()),
+        (true, _) | (false, Value::Boolean(_)) => Err(format!("'{key}' cannot be {value}")),
+        // An empty list of conditions is no condition.
+        (false, Value::Array(list)) if list.is_empty() && key == "when" => {
+            Ok(vec!["--when=".into()])
+        }
+        (false, _) => Ok(values.iter().map(|v| format!("--{key}={v}")).collect()),
+    }
+}
+
+/// Makes a trigger of its options; notes everything that is wrong with them.
+fn trigger(
+    options: TriggerOptions,
+    name: String,
+    noted: &mut impl FnMut(String),
+) -> Option<Trigger> {
+    let mut right = true;
+    let mut wrong = |cause: String| {
+        right = false;
+        noted(cause);
+    };
     let line = options.command.unwrap_or_default();
+    let mut command = None;
     if line.trim().is_empty() {
-        return Err(
-            "there is no command: give one with -c, or as 'command' in a [[trigger]]".into(),
-        );
-    }
-    if line.contains('\0') {
-        return Err("the command contains a NUL character".into());
-    }
-    if options.topic.is_empty() {
-        return Err("there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into());
-    }
-    let filters = options.topic.into_iter().map(Filter::new);
-    let conditions = options.when.iter().filter(|text| !text.is_empty());
-    let command = if options.no_shell {
-        Run::direct(&line)?
+        wrong("there is no command: give one with -c, or as 'command' in a [[trigger]]".into());
+    } else if line.contains('\0') {
+        wrong("the command contains a NUL character".into());
+    } else if options.no_shell {
+        command = Run::direct(&line).map_err(&mut wrong).ok();
     } else if options.shell.is_empty() {
-        return Err("the shell has no name".into());
+        wrong("the shell has no name".into());
     } else {
-        Run::Shell {
+        command = Some(Run::Shell {
             shell: options.shell,
             line,
-        }
-    };
-    if !(1..=MAX_JOBS).contains(&options.jobs) {
-        return Err(format!(
-            "{} jobs are out of range: 1 to {MAX_JOBS}",
-            options.jobs
-        ));
+        });
     }
-    let export = Export::new(options.envprefix, options.envreq)?;
+    if options.topic.is_empty() {
+        wrong("there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into());
+    }
+    let mut filters = Vec::new();
+    for text in options.topic {
+        filters.extend(Filter::new(text).map_err(&mut wrong));
+    }
+    let mut conditions = Vec::new();
+    for text in options.when.iter().filter(|text| !text.is_empty()) {
+        conditions.extend(Condition::parse(text).map_err(&mut wrong));
+    }
+    if !(1..=MAX_JOBS).contains(&options.jobs) {
+        let jobs = options.jobs;
+        wrong(format!("{jobs} jobs are out of range: 1 to {MAX_JOBS}"));
+    }
+    let export = Export::new(options.envprefix, options.envreq).map_err(&mut wrong);
     for name in &options.payload_passthrough {
+        let odd = |b: u8| !b.is_ascii_alphanumeric() && b != b'_';
         if status::RESERVED.contains(&name.as_str()) {
-            return Err(format!(
-                "'{name}' is a status's own key: it cannot be passed through"
+            wrong(format!(
+                "'{name}' is a key of every status: it cannot be passed through"
             ));
-        }
-        if *name != env::sanitize(name)
-            && name
-                .bytes()
-                .any(|b| !b.is_ascii_alphanumeric() && b != b'_')
-        {
-            return Err(format!("'{name}' is no environment name"));
+        } else if *name != env::sanitize(name) && name.bytes().any(odd) {
+            wrong(format!("'{name}' is no environment name"));
         }
     }
     if options.absent.is_some_and(|absent| absent.is_zero()) {
-        return Err("a silence of no time is none: --absent 11m".into());
+        wrong("--absent needs a time, such as 11m".into());
     }
     // A client may be started anywhere.
-    let absolute = |path: Option<PathBuf>| match path {
-        Some(path) if path.to_str().is_none() => Err(format!("'{}' is not UTF-8", path.display())),
-        Some(path) => std::path::absolute(&path)
-            .map(Some)
-            .map_err(|e| format!("cannot find '{}': {e}", path.display())),
-        None => Ok(None),
+    let mut absolute = |path: Option<PathBuf>| {
+        let path = path?;
+        if path.to_str().is_none() {
+            wrong(format!("'{}' is not UTF-8", path.display()));
+        }
+        let found = std::path::absolute(&path);
+        let found = found.map_err(|e| format!("cannot find '{}': {e}", path.display()));
+        found.map_err(&mut wrong).ok()
     };
-    Ok(Trigger {
+    let (cwd, env_file) = (absolute(options.cwd), absolute(options.env_file));
+    Some(Trigger {
         name,
-        filters: filters.collect::<Result<_, _>>()?,
-        conditions: conditions
-            .map(|c| Condition::parse(c))
-            .collect::<Result<_, _>>()?,
-        command,
-        export,
+        filters,
+        conditions,
+        command: command?,
+        export: export.ok()?,
         passthrough: options.payload_passthrough,
         accept_retained: options.retained,
-        cwd: absolute(options.cwd)?,
-        env_file: absolute(options.env_file)?,
+        cwd,
+        env_file,
         absent: options.absent,
         policy: Policy {
             jobs: options.jobs,
@@ -273,4 +313,5 @@ fn trigger(options: TriggerOptions, name: String) -> Result<Trigger, String> {
             loop_rate: options.loop_rate,
         },
     })
+    .filter(|_| right)
 }

@@ -7,6 +7,7 @@ use clap::{ArgMatches, Args};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::message::Qos;
 use crate::model::topic::{Filter, check_root};
@@ -15,16 +16,16 @@ use crate::tools::watch::{self, Options};
 /// Options of `tael watch`.
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// Topic filters to listen to [default: ROOT/# with --root, else #]
+    /// MQTT topic filter to subscribe to; repeatable [default: ROOT/# with --root, otherwise #]
     #[arg(short, long, num_args = 1.., value_name = "FILTER", action = clap::ArgAction::Append)]
     topic: Vec<String>,
-    /// Hide messages whose topic or payload contains TEXT; may be repeated
+    /// Hide messages whose topic or payload contains TEXT; repeatable
     #[arg(long, value_name = "TEXT", action = clap::ArgAction::Append)]
     drop: Vec<String>,
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long)]
     json: bool,
-    /// Exit after so many lines
+    /// Exit after N lines
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
     /// Quality of service of deliveries, 1 at most
@@ -38,7 +39,25 @@ pub struct Watch {
 
 impl Tool for Watch {
     const NAME: &'static str = "watch";
-    const ABOUT: &'static str = "Show the network live, one line a message";
+    const ABOUT: &'static str = "Show the messages of the network live";
+
+    const HELP: Page = Page {
+        first: &[
+            "topic",
+            "drop",
+            "json",
+            "count",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael watch -t 'lab/#'",
+            "tael watch --root lab --json --count 10",
+        ],
+    };
 
     const DAEMON: bool = true;
 

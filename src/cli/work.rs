@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args, Subcommand};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
+use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::{duration, topic};
 use crate::os::paths;
@@ -20,7 +21,7 @@ use crate::tools::work::{self, Scope, Verb};
 pub struct Work {
     #[command(subcommand)]
     verb: Verbs,
-    /// Look at this pipeline only
+    /// Name of the pipeline [default: all of this host]
     #[arg(long, value_name = "NAME", global = true)]
     who: Option<String>,
     /// Configuration file
@@ -30,55 +31,55 @@ pub struct Work {
 
 #[derive(Debug, Subcommand)]
 enum Verbs {
-    /// List units, oldest first
+    /// List runs, oldest first
     List {
-        /// One JSON array
+        /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Show all that is known of a unit
+    /// Show everything known about a run
     Status {
-        /// Id of the unit
+        /// Id of the run
         unit: String,
-        /// One JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Print what a unit wrote, and exit with its code; 125 if it has none (yet)
+    /// Print the output of a run, and exit with its code, or with 125 if it has none yet
     Results {
-        /// Id of the unit
+        /// Id of the run
         unit: String,
-        /// Its standard error instead of its standard output
+        /// Print standard error instead of standard output
         #[arg(long)]
         stderr: bool,
-        /// Go on until the unit ends
+        /// Follow the output until the run ends
         #[arg(short, long)]
         follow: bool,
-        /// Begin at this byte
+        /// Start at this byte
         #[arg(long, value_name = "OFFSET", default_value = "0")]
         from: u64,
     },
-    /// End a unit: TERM, grace, KILL to all that descends from its command
+    /// End a run: TERM, grace, KILL to every process that descends from its command
     Cancel {
-        /// Id of the unit
+        /// Id of the run
         unit: String,
-        /// How long to wait for its end
+        /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
         timeout: Duration,
     },
-    /// End a unit if need be, and delete all that is kept of it
+    /// End a run if it still runs, and delete everything that is kept of it
     Release {
-        /// Id of the unit
+        /// Id of the run
         unit: String,
-        /// How long to wait for its end
+        /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
         timeout: Duration,
     },
-    /// The same, whatever goes wrong
+    /// Do the same, and go on after errors
     ForceRelease {
-        /// Id of the unit
+        /// Id of the run
         unit: String,
-        /// How long to wait for its end
+        /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
         timeout: Duration,
     },
@@ -86,7 +87,17 @@ enum Verbs {
 
 impl Tool for Work {
     const NAME: &'static str = "work";
-    const ABOUT: &'static str = "List, read, cancel and release the units of this host";
+    const ABOUT: &'static str = "Show and end the runs of this host";
+
+    const HELP: Page = Page {
+        first: &[],
+        groups: &[],
+        examples: &[
+            "tael work list --who align",
+            "tael work results 01JBV7Y3ZK8Q5W2N4T6R9M1XCD --follow",
+            "tael work cancel 01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
+        ],
+    };
 
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         if let Some(who) = &self.who {

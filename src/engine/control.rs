@@ -229,7 +229,7 @@ impl Pipeline {
             self.signal(unit);
         } else {
             self.queue.remove(&record.unit.trigger, unit);
-            let op = settle::dropped(unit, "cancelled by control message");
+            let op = settle::dropped(unit, "canceled by control message");
             self.submit(op, Then::Nothing);
         }
         Ok(fields([("unit", json!(unit))]))

@@ -9,7 +9,7 @@ mod connect;
 mod control;
 mod health;
 mod inbound;
-mod job;
+pub mod job;
 mod last;
 mod later;
 mod metrics;

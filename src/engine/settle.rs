@@ -97,7 +97,7 @@ pub fn ended(
         statuses.push(message(config, unit, payload));
     }
     // Of such a unit nobody has heard, nor needs to.
-    if !outcome.was_cancelled_before_it_began() {
+    if !outcome.was_canceled_before_it_began() {
         statuses.push(message(
             config,
             unit,

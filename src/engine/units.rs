@@ -53,7 +53,7 @@ impl Pipeline {
             self.submit(op, Then::Nothing);
         }
         if let Some(running) = displaced.cancel {
-            info!(TAEL_UNIT = running, "cancelled for a newer event");
+            info!(TAEL_UNIT = running, "canceled for a newer event");
             self.signal(&running);
         }
     }
@@ -261,7 +261,7 @@ impl Pipeline {
                 let Some(live) = self.live.remove(&unit) else {
                     return;
                 };
-                if self.cancels_all && outcome.was_cancelled_before_it_began() {
+                if self.cancels_all && outcome.was_canceled_before_it_began() {
                     // We are leaving, and that is no reason for its event not to run.
                     self.forget(&unit);
                     self.requeue(&live.unit.trigger, &unit);
@@ -369,7 +369,7 @@ impl Pipeline {
                 TAEL_UNIT = unit.id,
                 TAEL_EVENT = unit.event,
                 TAEL_TOPIC = topic,
-                "cancelled after {seconds:.3} s"
+                "canceled after {seconds:.3} s"
             );
             return;
         }

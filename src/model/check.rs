@@ -1,4 +1,4 @@
-//! Judgements for a monitoring system, in the form of its plugins: one line, figures after a
+//! Checks for a monitoring system, in the form of its plugins: one line, performance data after a
 //! bar, and an exit code (Monitoring Plugins Development Guidelines, sections 2 and 3).
 
 use std::time::Duration;
@@ -9,16 +9,16 @@ use crate::model::duration;
 use crate::model::event::Attributes;
 use crate::model::text::printable;
 
-/// How it is; the number is the exit code.
+/// Result of a check; the number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
+    /// All is well.
     Ok = 0,
-    /// Worth a look.
+    /// Needs attention.
     Warning = 1,
     /// Broken.
     Critical = 2,
-    /// Nobody can tell.
+    /// Cannot be determined.
     Unknown = 3,
 }
 
@@ -32,7 +32,7 @@ impl Level {
         }
     }
 
-    /// Which of two counts: what is broken is said before what nobody can tell.
+    /// Returns the more important of two results: a failure comes before the unknown.
     fn worse(self, other: Self) -> Self {
         let weight = |level| match level {
             Self::Critical => 4,
@@ -46,17 +46,17 @@ impl Level {
     }
 }
 
-/// Ages that are too old.
+/// Maximum ages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Worth a look when older.
+    /// Older is a warning.
     pub warning: Option<Duration>,
-    /// Broken when older.
+    /// Older is critical.
     pub critical: Option<Duration>,
 }
 
 impl Limits {
-    /// Judges an age.
+    /// Returns the result for an age.
     #[must_use]
     pub fn judge(&self, age: Duration) -> Level {
         let over = |limit: Option<Duration>| limit.is_some_and(|limit| age > limit);
@@ -69,7 +69,7 @@ impl Limits {
         }
     }
 
-    /// `LABEL=VALUEs;WARNING;CRITICAL`
+    /// Returns `LABEL=VALUEs;WARNING;CRITICAL`.
     #[must_use]
     pub fn figure(&self, label: &str, seconds: f64) -> String {
         let limit =
@@ -86,7 +86,7 @@ fn number(seconds: f64) -> String {
     format!("{}", rounded + 0.0)
 }
 
-/// A judgement.
+/// The outcome of a check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     subject: &'static str,
@@ -96,7 +96,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing is said yet of `subject`, which is a word in capitals.
+    /// Returns an empty report about `subject`, a word in capitals.
     #[must_use]
     pub const fn new(subject: &'static str) -> Self {
         Self {
@@ -107,37 +107,37 @@ impl Report {
         }
     }
 
-    /// Adds what was found, and how that is.
+    /// Adds a finding and its result.
     #[must_use]
     pub fn with(mut self, level: Level, text: impl AsRef<str>) -> Self {
         self.level = self.level.worse(level);
-        // The bar separates figures; a sender must not add some.
+        // The bar begins the performance data; a sender must not add any.
         self.texts
             .push(printable(text.as_ref(), 200).replace('|', "/"));
         self
     }
 
-    /// Judges what was said already by something else too.
+    /// Adds the result of another aspect of the last finding.
     #[must_use]
     pub fn with_level(mut self, level: Level) -> Self {
         self.level = self.level.worse(level);
         self
     }
 
-    /// Adds a figure.
+    /// Adds performance data.
     #[must_use]
     pub fn figure(mut self, figure: String) -> Self {
         self.figures.push(figure);
         self
     }
 
-    /// How it is.
+    /// Returns the result.
     #[must_use]
     pub const fn level(&self) -> Level {
         self.level
     }
 
-    /// `SUBJECT LEVEL - text, text | figures`
+    /// Returns the line `SUBJECT LEVEL - text, text | figures`.
     #[must_use]
     pub fn line(&self) -> String {
         let mut line = format!(
@@ -154,8 +154,8 @@ impl Report {
     }
 }
 
-/// When a beat says that it was sent, seconds since the epoch: the `date` and `time` (UTC) of
-/// a beacon, else the `ts` of any other message.
+/// Returns when a beat was sent, seconds since 1970: from `date` and `time` (UTC) of a beacon,
+/// otherwise from `ts`.
 #[must_use]
 pub fn beat_time(attributes: &Attributes) -> Option<i64> {
     let text = |key: &str| attributes.get(key).and_then(Value::as_str);
@@ -168,8 +168,8 @@ pub fn beat_time(attributes: &Attributes) -> Option<i64> {
     attributes.get("ts").and_then(Value::as_i64)
 }
 
-/// Adds the judgement of a pipeline's last end, a status as it was published, to `report`; `now` is
-/// in seconds since the epoch. Only an end that says that all went well, and when, is OK.
+/// Adds the check of the last end of a pipeline, a status as it was published; `now` is in seconds
+/// since 1970. Only an end that reports success and has a time is OK.
 #[must_use]
 pub fn end(
     report: Report,

@@ -1,15 +1,15 @@
-//! What must hold of an event's attributes.
+//! Conditions on the attributes of an event.
 
 use std::fmt;
 
 use crate::model::event::{Event, attribute_text};
 
-/// `KEY=VALUE`: the attribute KEY, as text, must be VALUE.
+/// `KEY=VALUE`: the attribute KEY, as text, equals VALUE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     /// Name of the attribute.
     pub key: String,
-    /// Its wanted text.
+    /// Required text.
     pub value: String,
 }
 
@@ -20,7 +20,7 @@ impl Condition {
     /// A text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            // As in a shell or a program; nobody's value begins so.
+            // `==` is a habit from shells and programs; no value starts with `=`.
             Some((key, value)) if value.starts_with('=') => Err(format!(
                 "condition '{text}' compares with '{value}': write {key}{value}"
             )),
@@ -32,7 +32,7 @@ impl Condition {
         }
     }
 
-    /// Whether it holds of `event`.
+    /// Returns whether it holds for `event`.
     #[must_use]
     pub fn holds(&self, event: &Event) -> bool {
         event

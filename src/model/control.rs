@@ -1,4 +1,4 @@
-//! Requests to a running pipeline, and its replies.
+//! Requests to a running client, and its answers.
 
 use serde_json::{Map, Value, json};
 
@@ -6,17 +6,17 @@ use crate::error::Kind;
 use crate::model::event::{self, Attributes};
 use crate::model::json;
 
-/// What a control message asks for.
+/// What a request asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Run the command now, with these attributes.
     Raise {
-        /// Which trigger, when the client has several.
+        /// Name of the trigger, if the client has several.
         trigger: Option<String>,
         /// The attributes of the event.
         attributes: Attributes,
     },
-    /// Run a unit's event once more; the last failed one if none is named.
+    /// Run the event of an ended unit again; by default the last failed one.
     Retry {
         /// Id of the unit.
         unit: Option<String>,
@@ -26,38 +26,39 @@ pub enum Action {
         /// Id of the unit.
         unit: String,
     },
-    /// Start nothing until told to resume; events are accepted and wait.
+    /// Start nothing until `resume`; events are accepted and wait.
     Pause,
-    /// Start what waits.
+    /// Allow starts again.
     Resume,
-    /// Say what is running and waiting.
+    /// Report what runs and waits.
     Status,
 }
 
-/// Key under which a request carries inside its payload what its MQTT 5 properties say too: a
-/// bridge that speaks MQTT 3.1.1 drops those. An answer names its request under the same key.
+/// Key of the data that a request repeats inside its payload, for bridges that speak MQTT 3.1.1 and
+/// drop its MQTT 5 properties. An answer names its request under the same key.
 pub const ENVELOPE: &str = "tael-request";
 
-/// Name of the refusal of a request that has expired.
+/// Name of the refusal of an expired request.
 pub const EXPIRED: &str = "expired";
 
-/// What a request says about itself.
+/// Data of a request itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
-    /// Its id; the answer carries it too.
+    /// Id of the request; the answer repeats it.
     pub id: Option<String>,
     /// Topic of the answer.
     pub reply_to: Option<String>,
-    /// When it is too late to carry it out, seconds since the epoch.
+    /// When the request expires, seconds since 1970.
     pub expires: Option<i64>,
-    /// How many events lie between it and the first cause.
+    /// Number of events between the request and its first cause.
     pub hops: u32,
-    /// Whether the payload has one.
+    /// Whether the payload has this data.
     pub present: bool,
 }
 
 impl Envelope {
-    /// Takes it out of a request's attributes. What is not an object is an attribute like others.
+    /// Removes the data from the attributes of a request. A value that is not an object stays an
+    /// attribute.
     fn take(attributes: &mut Attributes) -> Self {
         let Some(Value::Object(map)) = attributes.get(ENVELOPE) else {
             return Self::default();
@@ -96,9 +97,9 @@ impl Envelope {
     }
 }
 
-/// Reads a control message's payload: what it says about itself, and what it asks for.
+/// Reads the payload of a request: its own data, and the action.
 ///
-/// The second part is an error, a text for the sender, if that cannot be understood.
+/// An action that cannot be understood is an error, a text for the sender.
 pub fn parse(payload: &[u8], max_payload: usize) -> (Envelope, Result<Action, String>) {
     let mut attributes = match event::attributes(payload, max_payload) {
         Ok(attributes) => attributes,
@@ -111,7 +112,7 @@ pub fn parse(payload: &[u8], max_payload: usize) -> (Envelope, Result<Action, St
     (envelope, Action::take(attributes))
 }
 
-/// The names of all actions, for messages.
+/// Names of all actions, for messages.
 pub const ACTIONS: &str = "raise, retry, cancel, pause, resume or status";
 
 impl Action {
@@ -143,7 +144,7 @@ impl Action {
         }
     }
 
-    /// Its name on the wire.
+    /// Returns the name on the wire.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -156,7 +157,7 @@ impl Action {
         }
     }
 
-    /// The payload that asks for it in `envelope`.
+    /// Returns the payload of the request with its `envelope`.
     #[must_use]
     pub fn payload(&self, envelope: &Envelope) -> String {
         let mut map = Map::new();
@@ -183,7 +184,7 @@ impl Action {
     }
 }
 
-/// A reply that says yes, with `fields` to go with it.
+/// Returns an answer that accepts, with `fields`.
 #[must_use]
 pub fn accepted(fields: Map<String, Value>) -> Value {
     let mut map = Map::new();
@@ -192,14 +193,14 @@ pub fn accepted(fields: Map<String, Value>) -> Value {
     Value::Object(map)
 }
 
-/// A reply that says no, why, and with which exit code the requester should end.
+/// Returns an answer that refuses, with a cause and the exit code for the requester.
 #[must_use]
 pub fn refused(kind: Kind, cause: &str) -> Value {
     json!({"ok": false, "error": cause, "code": kind.exit_code()})
 }
 
-/// Returns what kind of refusal `answer` is. One without a code, or with one that no refusal has,
-/// 0 included, is about the request.
+/// Returns the kind of a refusal. Without a code that a refusal can have (0 is none), the request
+/// is at fault.
 #[must_use]
 pub fn refusal(answer: &Value) -> Kind {
     let code = answer.get("code").and_then(Value::as_u64);
@@ -261,7 +262,7 @@ mod tests {
         };
         assert_eq!(envelope, nothing);
         assert!(action.is_ok());
-        // An attribute that only has the name is one.
+        // A key of that name that holds something else is an attribute.
         let payload = json!({"action": "raise", ENVELOPE: "mine"}).to_string();
         let (envelope, action) = parse(payload.as_bytes(), 1000);
         assert_eq!(envelope, Envelope::default());

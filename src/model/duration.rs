@@ -1,17 +1,17 @@
-//! Durations as users write them (`10s`, `5m`, `1h30m`, `90`) and as Python prints them.
+//! Durations as people write and read them (`10s`, `5m`, `1h 30m`, `90`), and as Python prints them.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-/// The longest duration, 100 years: any clock can add it to its time.
+/// Maximum duration, 100 years: every clock can add it to its time.
 const MAX: Duration = Duration::from_secs(36_525 * 86_400);
 
-/// Parses a duration of at least zero: a number of seconds (`90`, `0.5`) or amounts with
-/// units (`10s`, `5m`, `1h 30m`, `2d`), a day being 24 hours.
+/// Parses a duration of zero or more: a number of seconds (`90`, `0.5`), or amounts with units
+/// (`10s`, `5m`, `1h 30m`, `2d`). A day has 24 hours.
 ///
 /// # Errors
-/// A text for the user that says what was expected.
+/// A text for the user, with the expected forms.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let wrong = || format!("'{text}' is no duration: write 10s, 5m, 1h30m or 2d");
@@ -45,32 +45,48 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .and_then(bounded)
 }
 
-/// A duration as [`parse`] reads it, down to milliseconds: `11m`, `1h 30m`, `2d`.
+/// Returns a span as people read it and as [`parse`] takes it, to the millisecond: `407ms`, `1.5s`,
+/// `12s`, `11m`, `1h 30m`, `2d`.
 #[must_use]
-pub fn text(duration: Duration) -> String {
-    let mut rest = duration.as_millis();
+pub fn text(span: Duration) -> String {
+    let mut rest = span.as_millis();
     let mut words = Vec::new();
-    for (unit, size) in [
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1000),
-        ("ms", 1),
-    ] {
+    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)] {
         if rest >= size {
             words.push(format!("{}{unit}", rest / size));
             rest %= size;
         }
     }
-    if words.is_empty() {
-        return "0s".to_owned();
+    let (seconds, millis) = (rest / 1000, rest % 1000);
+    if millis > 0 && seconds == 0 {
+        words.push(format!("{millis}ms"));
+    } else if millis > 0 {
+        let fraction = format!("{millis:03}");
+        words.push(format!("{seconds}.{}s", fraction.trim_end_matches('0')));
+    } else if seconds > 0 || words.is_empty() {
+        words.push(format!("{seconds}s"));
     }
     words.join(" ")
 }
 
-/// A duration as Python's `str(timedelta)` prints it: `0:00:01.234567`, `1 day, 2:03:04`.
+/// Returns a span as [`text`] does, rounded down for tables: from a second to a tenth of one, from a
+/// minute to the second.
+#[must_use]
+pub fn rough(span: Duration) -> String {
+    match span.as_secs() {
+        0 => text(span),
+        1..60 => {
+            let tenths = span.subsec_millis() / 100 * 100;
+            text(Duration::from_secs(span.as_secs()) + Duration::from_millis(tenths.into()))
+        }
+        seconds => text(Duration::from_secs(seconds)),
+    }
+}
+
+/// Returns a span as statuses carry it, as `str(timedelta)` of Python prints it: `0:00:01.234567`,
+/// `1 day, 2:03:04`.
 ///
-/// Source: Python 3, `datetime.timedelta.__str__`; microseconds are left out when zero.
+/// Source: Python 3, `datetime.timedelta.__str__`; it leaves out zero microseconds.
 #[must_use]
 pub fn python(duration: Duration) -> String {
     let (seconds, micros) = (duration.as_secs(), duration.subsec_micros());
@@ -90,6 +106,26 @@ pub fn python(duration: Duration) -> String {
         out += &format!(".{micros:06}");
     }
     out
+}
+
+/// Returns the span that [`python`] has printed, without its fraction of a second.
+#[must_use]
+pub fn from_python(text: &str) -> Option<Duration> {
+    let (days, rest) = match text.split_once(", ") {
+        Some((days, rest)) => (days.split(' ').next()?.parse::<u64>().ok()?, rest),
+        None => (0, text),
+    };
+    let whole = rest.split('.').next()?;
+    let mut seconds = days.checked_mul(24)?;
+    let mut parts = 0;
+    for (n, part) in whole.split(':').enumerate() {
+        let part: u64 = part.parse().ok()?;
+        // Days count as hours; minutes and seconds follow.
+        let base = if n == 0 { 1 } else { 60 };
+        seconds = seconds.checked_mul(base)?.checked_add(part)?;
+        parts += 1;
+    }
+    (parts == 3).then_some(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
@@ -132,10 +168,37 @@ mod tests {
         );
     }
 
+    #[test]
+    fn spans_as_people_read_them() {
+        let millis = Duration::from_millis;
+        for (span, exact, short) in [
+            (millis(0), "0s", "0s"),
+            (millis(7), "7ms", "7ms"),
+            (millis(407), "407ms", "407ms"),
+            (millis(1_234), "1.234s", "1.2s"),
+            (millis(12_000), "12s", "12s"),
+            (millis(59_999), "59.999s", "59.9s"),
+            (millis(660_000), "11m", "11m"),
+            (millis(90_061_500), "1d 1h 1m 1.5s", "1d 1h 1m 1s"),
+        ] {
+            assert_eq!(text(span), exact);
+            assert_eq!(rough(span), short);
+        }
+    }
+
     proptest! {
         #[test]
         fn parsing_never_panics(text in ".{0,40}") {
             let _ = parse(&text);
+            let _ = from_python(&text);
+        }
+
+        #[test]
+        fn what_is_printed_can_be_read(millis in 0_u64..10_000_000_000) {
+            let span = Duration::from_millis(millis);
+            prop_assert_eq!(parse(&text(span)), Ok(span));
+            let whole = Duration::from_secs(span.as_secs());
+            prop_assert_eq!(from_python(&python(span)), Some(whole));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a command finds in its environment: attributes under names that are safe.
+//! The environment of a command: attributes under safe names.
 
 use std::collections::HashSet;
 
@@ -8,26 +8,25 @@ use crate::model::json;
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
-/// The longest `NAME=value` in bytes, its closing NUL included.
+/// Maximum size of `NAME=value`, bytes, including the closing NUL.
 ///
 /// Source: Linux, `MAX_ARG_STRLEN` (32 pages of 4 KiB), `execve(2)`.
 pub const MAX_VALUE_BYTES: usize = 128 * 1024;
 
-/// The most bytes that all exported attributes may take together, with a pointer to each. What
-/// the system allows a run may be less ([`exec`]).
+/// Maximum size of all exported attributes together, bytes, including a pointer to each. The system
+/// may allow a run less ([`exec`]).
 pub const MAX_TOTAL_BYTES: usize = 1024 * 1024;
 
-/// So many attributes that are left out are named; how many more, the last one says.
+/// Maximum number of warnings about attributes that are left out; the last one counts the rest.
 pub const MAX_WARNINGS: usize = 10;
 
-/// The prefix of attributes when neither a prefix nor required attributes are given.
+/// Prefix of attributes, if neither a prefix nor required attributes are given.
 pub const DEFAULT_PREFIX: &str = "ATTR";
 
-/// Names that steer a loader, a shell or an interpreter; one that ends with `*` stands for
-/// all that begin so.
+/// Names that steer a loader, a shell or an interpreter; `*` at the end stands for every ending.
 ///
-/// Source: the table of variables that sudo removes (sudo 1.9, `plugins/sudoers/env.c`),
-/// with what glibc, bash and the tools of pipelines read besides.
+/// Source: the variables that sudo removes (sudo 1.9, `plugins/sudoers/env.c`), and those that
+/// glibc, bash and the tools of pipelines read.
 const STEERING: &[&str] = &[
     "BASH*",
     "CDPATH",
@@ -106,7 +105,7 @@ const STEERING: &[&str] = &[
     "_RLD*",
 ];
 
-/// Whether a bare `name` would steer the command's loader, shell or interpreter.
+/// Returns whether a bare `name` would steer the loader, shell or interpreter of a command.
 #[must_use]
 pub fn is_steering(name: &str) -> bool {
     STEERING.iter().any(|known| match known.strip_suffix('*') {
@@ -115,7 +114,7 @@ pub fn is_steering(name: &str) -> bool {
     })
 }
 
-/// An attribute's key as part of an environment name: upper case, `_` for the rest.
+/// Returns a key as part of an environment name: in upper case, with `_` for other characters.
 #[must_use]
 pub fn sanitize(key: &str) -> String {
     key.chars()
@@ -126,27 +125,27 @@ pub fn sanitize(key: &str) -> String {
         .collect()
 }
 
-/// Which attributes a trigger exports, and under which names.
+/// The attributes that a trigger exports, and their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Export {
     prefix: Option<String>,
     required: Vec<String>,
 }
 
-/// What [`Export::apply`] found.
+/// Result of [`Export::apply`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exported {
-    /// Names and values for the command's environment.
+    /// Names and values for the environment of the command.
     pub variables: Variables,
-    /// What was left out, and why.
+    /// Attributes that were left out, and why.
     pub warnings: Vec<String>,
 }
 
 impl Export {
-    /// Checks the operator's choice: `prefix` for every attribute, `required` keys by name.
+    /// Checks the choice of the operator: `prefix` for every attribute, `required` keys by name.
     ///
     /// # Errors
-    /// A text for the user when a name could steer the command or is no name.
+    /// A text for the user if a name could steer the command, or is not a valid name.
     pub fn new(prefix: Option<String>, required: Vec<String>) -> Result<Self, String> {
         if let Some(prefix) = &prefix {
             let mut bytes = prefix.bytes();
@@ -187,13 +186,13 @@ impl Export {
         Ok(Self { prefix, required })
     }
 
-    /// What names of attributes begin with that were not asked for by name.
+    /// Returns the prefix of attributes that the operator has not listed.
     #[must_use]
     pub fn prefix(&self) -> &str {
         self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX)
     }
 
-    /// The required keys that `attributes` lacks.
+    /// Returns the required keys that `attributes` lacks.
     #[must_use]
     pub fn missing(&self, attributes: &Attributes) -> Vec<String> {
         self.required
@@ -203,7 +202,7 @@ impl Export {
             .collect()
     }
 
-    /// The environment for `attributes`.
+    /// Returns the environment for `attributes`.
     #[must_use]
     pub fn apply(&self, attributes: &Attributes) -> Exported {
         let mut list = List::default();
@@ -225,8 +224,8 @@ impl Export {
     }
 }
 
-/// The attribute that the operator means by `wanted`: that key, else the first whose
-/// environment name is the same.
+/// Returns the attribute that the operator means by `wanted`: that key, otherwise the first key of
+/// the same environment name.
 fn find<'a>(
     attributes: &'a Attributes,
     wanted: &str,
@@ -237,7 +236,7 @@ fn find<'a>(
     })
 }
 
-/// An environment that is being made.
+/// An environment under construction.
 #[derive(Default)]
 struct List {
     out: Exported,

@@ -1,18 +1,18 @@
-//! Files of variables: `NAME=VALUE` lines as `EnvironmentFile=` of `systemd.exec(5)` has them,
-//! or what `env -0` prints.
+//! Files of variables: lines of `NAME=VALUE` as for `EnvironmentFile=` of `systemd.exec(5)`, or the
+//! output of `env -0`.
 
 use crate::model::text::printable_bytes;
 use crate::model::variables::{Value, Variables};
 
-/// Maximum number of characters shown of what is not a name.
+/// Maximum number of characters to show of a wrong name.
 const MAX_NAME_SHOWN: usize = 80;
 
-/// Parses a file of variables. Names are ASCII; values are bytes, in any encoding.
+/// Parses a file of variables. Names are ASCII; values are bytes in any encoding.
 ///
-/// Lines that are empty or begin with `#` or `;` say nothing; `export ` before a name is left
-/// out; a value may stand in single quotes, or in double ones, where a backslash takes the
-/// next character as it is. Nothing is expanded. In a file with NUL characters these end the
-/// entries, and names that no shell could use, such as exported functions, are left out.
+/// Empty lines and lines that begin with `#` or `;` are ignored, and so is `export ` before a name.
+/// A value may stand in single quotes, or in double quotes, where a backslash escapes the next
+/// character. Nothing is expanded. In a file with NUL characters these end the entries, and names
+/// that no shell could use are ignored, such as exported functions.
 ///
 /// # Errors
 /// A text for the user that names the line.
@@ -43,13 +43,13 @@ pub fn parse(text: &[u8]) -> Result<Variables, String> {
     Ok(variables)
 }
 
-/// Name and value of an entry.
+/// Splits an entry into name and value.
 fn split(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = entry.iter().position(|b| *b == b'=')?;
     Some((&entry[..at], &entry[at + 1..]))
 }
 
-/// `name`, if a shell could use it.
+/// Returns `name` if a shell could use it.
 fn name_of(name: &[u8]) -> Option<String> {
     let letter = |b: &u8| b.is_ascii_alphabetic() || *b == b'_';
     let is_name =

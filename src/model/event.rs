@@ -1,4 +1,4 @@
-//! From a delivered message to an event, or to the reason why it is none.
+//! Makes an event of a delivered message, or refuses it with a reason.
 
 use std::fmt;
 
@@ -9,43 +9,43 @@ use crate::model::json;
 use crate::model::message::{Delivery, property};
 use crate::model::variables;
 
-/// An event that has passed through more pipelines than this is refused: a loop.
+/// Maximum number of pipelines that an event may pass; more is a loop.
 pub const MAX_HOPS: u32 = 32;
 
-/// The longest `tael-id` that is believed, in bytes; a ULID has 26.
+/// Maximum length of a `tael-id`, bytes; a ULID has 26.
 pub const MAX_ID_BYTES: usize = 64;
 
-/// The longest `tael-who` or `tael-cause` that is passed on, in bytes.
+/// Maximum length of a `tael-who` or `tael-cause` that is passed on, bytes.
 const MAX_PROPERTY_BYTES: usize = 256;
 
-/// The length of a `traceparent`, bytes.
+/// Length of a `traceparent`, bytes.
 const TRACEPARENT_BYTES: usize = 55;
 
 /// The attributes of an event: its JSON object.
 pub type Attributes = Map<String, Value>;
 
-/// One message that is well formed: a topic and a JSON object, with where it came from.
+/// A well-formed message: a topic, a JSON object, and where it came from.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Event {
-    /// The topic it was published to.
+    /// Topic of the message.
     pub topic: String,
     /// The JSON object of the payload.
     pub attributes: Attributes,
     /// The payload, byte for byte.
     pub payload: Bytes,
-    /// The sender's id of it, if it gave one.
+    /// Id that the sender gave it, if any.
     pub id: Option<String>,
     /// The pipeline that sent it.
     pub who: Option<String>,
-    /// Pipelines passed so far.
+    /// Number of pipelines that it has passed.
     pub hops: u32,
     /// W3C trace context to pass on.
     pub traceparent: Option<String>,
-    /// A retained message replayed by the broker, not news.
+    /// Whether the broker had retained it, so that it may be old.
     pub retained: bool,
 }
 
-/// Why a message is no event, or an event no run.
+/// Why a message is not an event, or an event starts no run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The topic is not UTF-8.
@@ -65,12 +65,12 @@ pub enum Refusal {
     Missing(Vec<String>),
     /// The event has passed through too many pipelines.
     Loop(u32),
-    /// Too many events a minute came without their number of hops.
+    /// Too many events came within a minute without their number of hops.
     LoopRate(u32),
 }
 
 impl Refusal {
-    /// A short name for counters and records.
+    /// Returns a short name for counters and records.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -109,26 +109,26 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Reads a delivered message as an event; [`json`] says what is read.
+/// Reads a delivered message as an event; [`json`] describes the accepted JSON.
 ///
 /// # Errors
-/// Why the message is none.
+/// Why the message is not an event.
 pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> {
     let topic = std::str::from_utf8(&delivery.topic).map_err(|_| Refusal::TopicNotUtf8)?;
     let attributes = attributes(&delivery.payload, max_payload)?;
     Ok(with_attributes(delivery, topic, attributes))
 }
 
-/// Whether `id` may name an event: commands find it in `TAEL_EVENT`, and scripts use it in file
-/// names.
+/// Returns whether `id` may name an event. Commands find it in `TAEL_EVENT`, and scripts use it in
+/// file names.
 #[must_use]
 pub fn is_id(id: &str) -> bool {
     let may = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
     (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(may)
 }
 
-/// Whether `text` is a `traceparent` as W3C Trace Context has it (section 3.2): version, trace
-/// id, parent id and flags in small hexadecimal digits.
+/// Returns whether `text` is a `traceparent` of W3C Trace Context (section 3.2): version, trace id,
+/// parent id and flags in lower-case hexadecimal digits.
 fn is_traceparent(text: &str) -> bool {
     let digits = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &str| part.bytes().all(|b| b == b'0');
@@ -144,9 +144,8 @@ fn is_traceparent(text: &str) -> bool {
     }
 }
 
-/// An event of a delivered message whose attributes are known already. An id that is none
-/// ([`is_id`]) and a wrong `traceparent` are left out; other properties are believed only when
-/// they are short and free of control characters.
+/// Makes an event of a delivered message and its attributes. A wrong id ([`is_id`]) and a wrong
+/// `traceparent` are left out. Other properties must be short and free of control characters.
 #[must_use]
 pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes) -> Event {
     let text = |name, limit: usize| {
@@ -175,7 +174,7 @@ pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes)
 /// Reads a payload as a JSON object.
 ///
 /// # Errors
-/// Why it is none.
+/// Why it is not one.
 pub fn attributes(payload: &[u8], max_payload: usize) -> Result<Attributes, Refusal> {
     if payload.len() > max_payload {
         return Err(Refusal::TooLarge {
@@ -190,8 +189,8 @@ pub fn attributes(payload: &[u8], max_payload: usize) -> Result<Attributes, Refu
     }
 }
 
-/// An attribute as text: strings as they are, `null` as nothing, the rest as compact JSON. Bytes
-/// that are not UTF-8 become U+FFFD.
+/// Returns an attribute as text: strings as they are, `null` as an empty text, everything else as
+/// compact JSON. Bytes that are not UTF-8 become U+FFFD.
 #[must_use]
 pub fn attribute_text(value: &Value) -> String {
     match value {
@@ -201,7 +200,8 @@ pub fn attribute_text(value: &Value) -> String {
     }
 }
 
-/// An attribute as a command gets it: as [`attribute_text`], with all bytes of a string.
+/// Returns an attribute as a command gets it: like [`attribute_text`], but with all bytes of a
+/// string.
 #[must_use]
 pub fn attribute_value(value: &Value) -> variables::Value {
     match value {

@@ -1,46 +1,46 @@
-//! How much a command's arguments and environment may take together.
+//! Size limits for the arguments and environment of a command.
 //!
 //! Source: Linux, `execve(2)`, "Limits on size of arguments and environment", and
-//! `bprm_stack_limits` in `fs/exec.c`: a quarter of the limit to the stack, at least 128 KiB and
-//! at most 6 MiB, for all strings and for a pointer to each.
+//! `bprm_stack_limits` in `fs/exec.c`: a quarter of the stack limit, at least 128 KiB and at most 6
+//! MiB, for all strings and a pointer to each.
 
 use crate::model::variables::Variables;
 
-/// The least that the system allows, bytes, whatever the limit to the stack is.
+/// Minimum that the system allows under every stack limit, bytes.
 const LEAST: u64 = 128 * 1024;
 
-/// The most that the system allows, bytes.
+/// Maximum that the system allows, bytes.
 const MOST: u64 = 6 * 1024 * 1024;
 
-/// A pointer to a string, bytes.
+/// Size of a pointer to a string, bytes.
 const POINTER: usize = size_of::<usize>();
 
-/// Kept free for what the system adds, bytes: the program's path, and those of interpreters in
-/// the first lines of scripts.
+/// Room for what the system adds, bytes: the path of the program, and of interpreters in the first
+/// lines of scripts.
 const RESERVE: usize = 16 * 1024;
 
-/// What the system allows under a limit to the stack of `stack` bytes, `None` without a limit.
+/// Returns what the system allows under a stack limit of `stack` bytes (`None`: no limit).
 #[must_use]
 pub fn allowed(stack: Option<u64>) -> usize {
     let allowed = (stack.unwrap_or(u64::MAX) / 4).clamp(LEAST, MOST);
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// What a string of `length` bytes takes, its NUL and its pointer included.
+/// Returns the size of a string of `length` bytes with its NUL and its pointer.
 #[must_use]
 pub const fn string(length: usize) -> usize {
     length + 1 + POINTER
 }
 
-/// What a variable takes.
+/// Returns the size of a variable.
 #[must_use]
 pub const fn variable(name: usize, value: usize) -> usize {
     string(name + 1 + value)
 }
 
-/// Leaves out of `variables` what does not fit when everything else takes `fixed` of `allowed`
-/// bytes. Half of what is left stays free: the command has commands of its own, with longer
-/// arguments. Returns how many are left out; the first ones stay.
+/// Removes from `variables` what does not fit, if everything else takes `fixed` of `allowed` bytes.
+/// Half of the rest stays free, because the command runs commands of its own with longer arguments.
+/// Returns how many were removed; the first ones stay.
 pub fn fit(variables: &mut Variables, fixed: usize, allowed: usize) -> usize {
     let mut room = allowed.saturating_sub(fixed).saturating_sub(RESERVE) / 2;
     let before = variables.len();

@@ -1,13 +1,13 @@
-//! An index of topic filters (MQTT 5.0, section 4.7): finds the filters that match a topic, cover
-//! a filter or overlap with it. The cost depends on the levels of the topic and on how many
-//! filters share them, and not on how many filters there are.
+//! An index of topic filters (MQTT 5.0, section 4.7). It finds the filters that match a topic,
+//! cover a filter or overlap with it. The cost depends on the levels of the topic and on the number
+//! of filters that share them, not on the number of all filters.
 
 use std::collections::HashMap;
 
-/// Where a level leads, and the values of the filters that end there.
+/// One level: the levels below it, and the values of the filters that end here.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    /// Places of the next nodes, by level; wildcards among them.
+    /// Places of the nodes below, by level; wildcards are among them.
     next: HashMap<Box<str>, usize>,
     values: Vec<usize>,
 }
@@ -15,8 +15,8 @@ struct Node {
 /// Values by topic filter.
 #[derive(Debug, Clone)]
 pub struct FilterIndex {
-    /// The root first. A list, because a filter may have thousands of levels: to drop a tree
-    /// takes stack for each.
+    /// All nodes, the root first. They are in a list, because a filter may have thousands of
+    /// levels, and dropping a tree takes stack for each.
     nodes: Vec<Node>,
 }
 
@@ -28,14 +28,14 @@ impl Default for FilterIndex {
     }
 }
 
-/// How the levels of what is looked for are taken.
+/// How to read the levels of the text that is looked up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// A topic: a level is a name.
+    /// A topic: each level is a name.
     Topic,
-    /// A filter whose topics are all to be matched.
+    /// A filter: find what matches all of its topics.
     Cover,
-    /// A filter of which some topic is to be matched.
+    /// A filter: find what matches some of its topics.
     Overlap,
 }
 
@@ -57,7 +57,7 @@ impl FilterIndex {
         self.nodes[at].values.push(value);
     }
 
-    /// Values of the filters that match `topic`, each once, smallest first.
+    /// Returns the values of the filters that match `topic`, each once, in ascending order.
     #[must_use]
     pub fn matching(&self, topic: &str) -> Vec<usize> {
         let mut found = Vec::new();
@@ -70,13 +70,14 @@ impl FilterIndex {
         found
     }
 
-    /// Whether a filter with another value than `own` matches all topics that `filter` matches.
+    /// Returns whether a filter with another value than `own` matches all topics that `filter`
+    /// matches.
     #[must_use]
     pub fn is_covered(&self, filter: &str, own: usize) -> bool {
         self.finds(filter, own, Look::Cover)
     }
 
-    /// Whether a filter with another value than `own` matches a topic that `filter` matches.
+    /// Returns whether a filter with another value than `own` matches a topic that `filter` matches.
     #[must_use]
     pub fn is_overlapped(&self, filter: &str, own: usize) -> bool {
         self.finds(filter, own, Look::Overlap)
@@ -91,11 +92,11 @@ impl FilterIndex {
         other
     }
 
-    /// Calls `found` with the values of each filter that is looked for, until it returns `false`.
+    /// Calls `found` with the values of each filter that is found, until it returns `false`.
     fn visit(&self, text: &str, look: Look, mut found: impl FnMut(&[usize]) -> bool) {
-        // A filter that starts with a wildcard does not see $-topics (section 4.7.2).
+        // A filter that starts with a wildcard does not match $-topics (section 4.7.2).
         let (hidden, wild) = (text.starts_with('$'), text.starts_with(['+', '#']));
-        // Nodes to look at, and what is left of the text there; `None` after its last level.
+        // Nodes to visit, and the rest of the text there; `None` after its last level.
         let mut open: Vec<(usize, Option<&str>)> = vec![(0, Some(text))];
         while let Some((at, rest)) = open.pop() {
             let node = &self.nodes[at];
@@ -117,9 +118,9 @@ impl FilterIndex {
                 None => (rest, None),
             };
             match (look, level) {
-                // Only "#" covers it, which was looked at.
+                // Only "#" covers it, and that was handled above.
                 (Look::Cover, "#") => continue,
-                // Whatever begins as this filter does matches some of its topics.
+                // Every filter that begins like this one matches some of its topics.
                 (Look::Overlap, "#") => {
                     if !self.visit_below(at, first && wild, &mut found) {
                         return;
@@ -203,8 +204,8 @@ mod tests {
         index
     }
 
-    /// The rules of section 4.7 by recursion on the levels; `+` and `#` in the second one are
-    /// those of a filter.
+    /// The rules of section 4.7, by recursion on the levels; `+` and `#` in the second list are
+    /// wildcards.
     fn matches(filter: &[&str], other: &[&str], look: Look) -> bool {
         match (filter, other) {
             ([], []) | (["#"], _) => true,

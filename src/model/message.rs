@@ -1,4 +1,4 @@
-//! An MQTT application message as it goes out and as it comes in, free of any client library.
+//! An MQTT application message as it is published and delivered, independent of any client library.
 
 use bytes::Bytes;
 
@@ -12,12 +12,12 @@ pub mod property {
     pub const WHO: &str = "tael-who";
     /// Host that sent the message.
     pub const HOST: &str = "tael-host";
-    /// How many events lie between this one and the first cause.
+    /// Number of events between this one and the first cause.
     pub const HOPS: &str = "tael-hops";
     /// W3C trace context, passed on untouched.
     pub const TRACEPARENT: &str = "traceparent";
 
-    /// Returns whether Tael reads, or may come to read, a property of this name.
+    /// Returns whether Tael reads, or may read in future, a property of this name.
     #[must_use]
     pub fn is_known(name: &str) -> bool {
         name.starts_with("tael-") || name == TRACEPARENT
@@ -36,7 +36,7 @@ pub enum Qos {
 }
 
 impl Qos {
-    /// The QoS for its number on the wire, 0 to 2.
+    /// Returns the QoS of its number on the wire, 0 to 2.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -53,17 +53,17 @@ impl Qos {
 pub struct Properties {
     /// User properties, in order.
     pub user: Vec<(String, String)>,
-    /// Where a reply is wanted.
+    /// Topic for the reply.
     pub response_topic: Option<String>,
-    /// Copied from a request into its reply.
+    /// Data to copy from a request into its reply.
     pub correlation_data: Option<Bytes>,
-    /// Seconds after which the broker delivers it to nobody any more (Message Expiry Interval,
-    /// MQTT 5.0, section 3.3.2.3.3); what is left of them when it is delivered.
+    /// Seconds after which the broker no longer delivers the message (Message Expiry Interval, MQTT
+    /// 5.0, section 3.3.2.3.3). A delivered message has the rest of them.
     pub message_expiry: Option<u32>,
 }
 
 impl Properties {
-    /// The first user property called `name`.
+    /// Returns the first user property called `name`.
     #[must_use]
     pub fn user(&self, name: &str) -> Option<&str> {
         self.user
@@ -97,25 +97,24 @@ pub struct Message {
     pub payload: Bytes,
     /// Quality of service.
     pub qos: Qos,
-    /// Whether the broker keeps it for later subscribers.
+    /// Whether the broker retains it for later subscribers.
     pub retain: bool,
     /// Properties.
     pub properties: Properties,
 }
 
-/// A message as the broker delivered it; nothing in it has been checked.
+/// A message as the broker delivered it, unchecked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// The topic name as it came: it need not be UTF-8.
+    /// Topic name as it came; it may not be UTF-8.
     pub topic: Bytes,
     /// Application payload.
     pub payload: Bytes,
-    /// Sent because it was retained when we subscribed, not because it is new.
+    /// Whether it was sent because it was retained at our subscription.
     pub retained: bool,
-    /// The broker says that it may have sent this before.
+    /// Whether the broker may have sent it before (DUP flag).
     pub duplicate: bool,
-    /// Packet identifier; a message that is sent again keeps it (MQTT 5.0, section 4.4). 0 at
-    /// QoS 0.
+    /// Packet identifier; a redelivery keeps it (MQTT 5.0, section 4.4). 0 at QoS 0.
     pub packet: u16,
     /// Properties.
     pub properties: Properties,

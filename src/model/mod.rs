@@ -12,6 +12,7 @@ pub mod filter_index;
 pub mod json;
 pub mod marker;
 pub mod message;
+pub mod moment;
 pub mod network;
 pub mod network_address;
 pub mod node;

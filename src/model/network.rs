@@ -1,4 +1,4 @@
-//! The pipelines of a root, as their retained messages tell, and who starts whom.
+//! The pipelines of a root, from their retained messages, and which starts which.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
 use crate::model::topic::Filter;
 
-/// Triggers of a pipeline, and topics of a trigger, that are looked at.
+/// Maximum number of triggers of a pipeline, and of topics of a trigger, that are read.
 pub(super) const MAX_TRIGGERS: usize = 256;
 pub(super) const MAX_TOPICS: usize = 64;
 
@@ -24,7 +24,7 @@ pub struct Waits {
     pub name: String,
     /// Topic filters.
     pub topics: Vec<String>,
-    /// The silence that starts it, seconds; none if events do.
+    /// Seconds of silence that start it; `None` if events do.
     pub absent: Option<f64>,
 }
 
@@ -39,13 +39,13 @@ pub struct Seen {
     pub state: String,
     /// Version of its client.
     pub version: String,
-    /// When its client was started, seconds since the epoch.
+    /// When its client was started, seconds since 1970.
     pub since: Option<i64>,
-    /// Its triggers, as far as it lists them.
+    /// Its triggers, as far as its presence lists them.
     pub triggers: Vec<Waits>,
-    /// How many it has.
+    /// Number of its triggers.
     pub trigger_count: u64,
-    /// The status of its last end.
+    /// Status of its last end.
     pub last: Option<Attributes>,
 }
 
@@ -54,7 +54,7 @@ pub struct Seen {
 pub struct Network(BTreeMap<String, Seen>);
 
 impl Network {
-    /// Adds a retained message; what is none of a pipeline's is left out.
+    /// Adds a retained message; ignores those that are not about a pipeline.
     pub fn add(&mut self, root: &str, topic: &str, payload: &Attributes) {
         let prefix = format!("{root}/infrastructure/pipelines/");
         let Some((who, name)) = topic
@@ -99,18 +99,18 @@ impl Network {
         }
     }
 
-    /// All pipelines, by name.
+    /// Returns all pipelines, by name.
     pub fn pipelines(&self) -> impl Iterator<Item = &Seen> {
         self.0.values()
     }
 
-    /// One pipeline.
+    /// Returns one pipeline.
     #[must_use]
     pub fn pipeline(&self, who: &str) -> Option<&Seen> {
         self.0.get(who)
     }
 
-    /// Who starts whom, and by which topics from outside.
+    /// Returns which pipeline starts which, and which topics from outside start them.
     #[must_use]
     pub fn graph(&self, root: &str) -> Graph {
         let mut graph = Graph::default();
@@ -153,12 +153,12 @@ impl Network {
     }
 }
 
-/// What a graph has already, to be found without a search.
+/// The edges of a graph so far, to find one without a search.
 #[derive(Default)]
 struct Drawn<'a> {
     edges: HashSet<(Node, usize, bool)>,
     topics: HashMap<&'a str, usize>,
-    /// Pipelines that hear all others, and whether by silence.
+    /// Pipelines that all others start, and whether by silence.
     all: HashSet<(usize, bool)>,
 }
 
@@ -177,7 +177,7 @@ fn waits(value: &Value) -> Waits {
 }
 
 impl Seen {
-    /// All that is known, for programs.
+    /// Returns everything known about it, for programs.
     #[must_use]
     pub fn json(&self) -> Value {
         let triggers: Vec<Value> = self
@@ -204,7 +204,7 @@ enum Node {
     Topic(usize),
 }
 
-/// Pipelines, topics from outside, and what starts what.
+/// Pipelines, topics from outside, and the edges between them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     /// Names and states.
@@ -212,7 +212,7 @@ pub struct Graph {
     topics: Vec<String>,
     /// From, to, and whether by silence.
     edges: Vec<(Node, usize, bool)>,
-    /// Whether there are more of them.
+    /// Whether edges are missing because there are too many.
     cut: bool,
 }
 
@@ -237,22 +237,22 @@ impl Graph {
         }
     }
 
-    /// Returns why something is missing, if it is.
+    /// Returns why a part is missing, if one is.
     #[must_use]
     pub fn cut(&self) -> Option<String> {
         let cause = || format!("more than {MAX_EDGES} lines start pipelines: the rest is left out");
         self.cut.then(cause)
     }
 
-    /// As a Mermaid flowchart (mermaid.js.org/syntax/flowchart.html).
+    /// Returns it as a Mermaid flowchart (mermaid.js.org/syntax/flowchart.html).
     #[must_use]
     pub fn mermaid(&self) -> String {
         let quoted = |text: &str| {
             let mut out = String::new();
             for c in printable(text, MAX_LABEL).chars() {
                 match c {
-                    // Entities, as Mermaid writes them. It looks for `%%{init: …}%%` in the whole
-                    // text, quoted or not.
+                    // Entities of Mermaid. It looks for `%%{init: …}%%` in the whole text, quoted
+                    // or not.
                     '"' | '#' | '&' | '<' | '>' | '`' | '%' | '{' | '}' | '\\' => {
                         let _ = write!(out, "#{};", u32::from(c));
                     }
@@ -279,7 +279,7 @@ impl Graph {
         out
     }
 
-    /// In the language of Graphviz (graphviz.org/doc/info/lang.html).
+    /// Returns it in the language of Graphviz (graphviz.org/doc/info/lang.html).
     #[must_use]
     pub fn dot(&self) -> String {
         let quoted = |text: &str| {

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-/// An address, or all that begin alike: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`.
+/// An address, or all addresses of a prefix: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
-    /// How many of the first bits count.
+    /// Length of the prefix, bits.
     bits: u32,
 }
 
@@ -18,7 +18,7 @@ fn number(address: IpAddr) -> (u128, u32) {
 }
 
 impl Network {
-    /// Parses an address, or an address and a number of bits.
+    /// Parses an address, or an address and the length of a prefix.
     ///
     /// # Errors
     /// A text for the user.
@@ -37,7 +37,8 @@ impl Network {
         Ok(Self { address, bits })
     }
 
-    /// Whether `address` is in it. An IPv4 address is the same one when it comes over IPv6.
+    /// Returns whether it contains `address`. An IPv4 address that comes over IPv6 counts as
+    /// itself.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let ((ours, width), (theirs, other)) = (number(self.address), number(address));

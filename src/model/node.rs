@@ -1,35 +1,35 @@
-//! What a node is told, and what it says: plain text, as MQTT-Orchestrate has it.
+//! Commands to a node, and its statuses: plain text, as in MQTT-Orchestrate.
 
 use crate::model::text::printable;
 
-/// What a node says of itself.
+/// Status of a node that is there.
 pub const ALIVE: &str = "ALIVE";
-/// What the broker says for a node that has vanished.
+/// Status that the broker publishes for a node that has vanished.
 pub const LOST: &str = "LOST";
-/// The last word of a node that was told to end.
+/// Last status of a node that was told to end.
 pub const TERMINATED: &str = "TERMINATED";
 /// The command that ends a node.
 pub const TERMINATE: &str = "TERMINATE";
-/// Begins what a node says of a command that failed; its exit code follows.
+/// First word of the status of a command that failed; its exit code follows.
 pub const FAILED: &str = "FAILED";
 
-/// User property of a command: when it is to begin, milliseconds since the epoch.
+/// User property of a command: when it begins, milliseconds since 1970.
 pub const AT: &str = "tael-at";
 
-/// User property of a status: which process says it.
+/// User property of a status: the process that published it.
 pub const INSTANCE: &str = "tael-instance";
 
-/// The longest command, bytes.
+/// Maximum size of a command, bytes.
 pub const MAX_COMMAND: usize = 64 * 1024;
 
-/// A command with its words.
+/// A command and its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The first word.
     pub name: String,
-    /// The others.
+    /// The other words.
     pub words: Vec<String>,
-    /// When it is to begin, milliseconds since the epoch.
+    /// When it begins, milliseconds since 1970.
     pub at: Option<i64>,
 }
 
@@ -62,19 +62,19 @@ impl Command {
     }
 }
 
-/// Where node `name` below `root` takes commands.
+/// Returns the topic on which node `name` below `root` receives commands.
 #[must_use]
 pub fn command_topic(root: &str, name: &str) -> String {
     format!("{root}/{name}/COMMAND")
 }
 
-/// Where it says what it does; retained.
+/// Returns the topic of its statuses, which are retained.
 #[must_use]
 pub fn status_topic(root: &str, name: &str) -> String {
     format!("{root}/{name}/STATUS")
 }
 
-/// The exit code in a status that says that a command failed.
+/// Returns the exit code in the status of a command that failed.
 #[must_use]
 pub fn failure(status: &str) -> Option<i32> {
     let rest = status.strip_prefix(FAILED)?;

@@ -1,13 +1,13 @@
-//! What of a command's environment goes into the statuses of its run.
+//! Variables of a command that its statuses repeat.
 
 use crate::model::variables::Value;
 
-/// The variables that the operator means by `names`, with the keys that they have in a status.
+/// Returns the variables that the operator means by `names`, and their keys in a status.
 ///
-/// A name is upper-cased as Tael's first client did: `date` means `DATE`. An exported variable
-/// that differs only in case keeps its own name as the key; otherwise `NAME` is the attribute that
-/// is exported as `PREFIX_NAME`. Names that mean nothing are left out, and so are later ones that
-/// mean the same.
+/// A name is upper-cased, as in the earlier client of Tael: `date` means `DATE`. An exported
+/// variable whose name differs only in case keeps its own name as the key. Otherwise `NAME` is the
+/// attribute that is exported as `PREFIX_NAME`. Unknown names are left out, and so are repeated
+/// ones.
 pub fn select<'a>(
     names: &[String],
     prefix: &str,

@@ -1,10 +1,10 @@
-//! Which pipelines a topic filter hears, found without a search through all of them.
+//! Finds the pipelines whose statuses a topic filter matches, without a search through all of them.
 
 use std::collections::HashMap;
 
 use crate::model::topic::{Filter, PipelineTopics};
 
-/// Which pipelines a filter hears.
+/// The pipelines that a filter matches.
 pub(super) enum Sources {
     /// All of them.
     All,
@@ -15,10 +15,10 @@ pub(super) enum Sources {
 }
 
 /// Returns which of the pipelines in `places` have statuses that `filter` matches. Their topics
-/// differ in one level, which a filter names, leaves open, or misses: no search through all.
+/// differ in one level only. The filter names that level, leaves it open, or does not match it.
 pub(super) fn sources(root: &str, filter: &Filter, places: &HashMap<&str, usize>) -> Sources {
     let hears = |who: &str| filter.matches(&PipelineTopics::new(root, who).status());
-    // No pipeline can have this name (`check_who`), so that only a wildcard matches it.
+    // No pipeline can have this name (`check_who`), so only a wildcard matches it.
     if places.len() > 1 && hears(" ") {
         return Sources::All;
     }

@@ -1,4 +1,4 @@
-//! The payloads that Tael sends. Keys and their order are what Tael's first clients sent.
+//! Payloads that Tael publishes. Keys and their order are those of its earlier clients.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::model::event::Attributes;
 use crate::model::trigger::Trigger;
 use crate::model::unit::End;
 
-/// Keys that a status sets itself; no passthrough may take them.
+/// Keys that every status sets itself; passthrough cannot use them.
 pub const RESERVED: &[&str] = &[
     "status",
     "announce",
@@ -20,13 +20,13 @@ pub const RESERVED: &[&str] = &[
     "ts",
 ];
 
-/// The reason given for a run that an event started.
+/// Returns the reason of a run that an event has started.
 #[must_use]
 pub fn reason_finished(topic: &str) -> String {
     format!("{topic} finished")
 }
 
-/// The reason given for a run that was raised by hand.
+/// Reason of a run that an operator has raised.
 pub const REASON_RAISED: &str = "manually raised by control message";
 
 fn object<const N: usize>(
@@ -45,7 +45,7 @@ fn object<const N: usize>(
     map
 }
 
-/// A run has started.
+/// Returns the status of a run that has started.
 #[must_use]
 pub fn started(reason: &str, passthrough: &Attributes, now: Timestamp) -> Map<String, Value> {
     object(
@@ -59,7 +59,7 @@ pub fn started(reason: &str, passthrough: &Attributes, now: Timestamp) -> Map<St
     )
 }
 
-/// A run has ended after `elapsed`, or could not be started.
+/// Returns the status of a run that has ended after `elapsed`, or could not start.
 #[must_use]
 pub fn ended(
     end: &End,
@@ -89,7 +89,7 @@ pub fn ended(
     map
 }
 
-/// A run that should have started could not.
+/// Returns the status of a run that could not start.
 #[must_use]
 pub fn falsestart(passthrough: &Attributes, now: Timestamp) -> Map<String, Value> {
     object(
@@ -104,16 +104,16 @@ pub fn falsestart(passthrough: &Attributes, now: Timestamp) -> Map<String, Value
     )
 }
 
-/// What a pipeline's retained presence says about it.
+/// State of a pipeline in its retained presence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It takes events.
+    /// It accepts events and starts runs.
     Online,
-    /// It takes events and starts nothing.
+    /// It accepts events and starts nothing.
     Paused,
     /// It was stopped.
     Offline,
-    /// Its connection broke; the broker says so in its stead.
+    /// Its connection broke; the broker publishes this.
     Lost,
 }
 
@@ -121,7 +121,7 @@ pub enum Presence {
 const MAX_LISTED: usize = 100;
 const MAX_LISTED_BYTES: usize = 16 * 1024;
 
-/// Triggers as a presence lists them, as many as fit.
+/// Returns the triggers for a presence, as many as fit.
 fn listed(triggers: &[Trigger]) -> Vec<Value> {
     let texts = |list: &mut dyn Iterator<Item = String>| list.collect::<Vec<_>>();
     let mut room = MAX_LISTED_BYTES;
@@ -144,8 +144,8 @@ fn listed(triggers: &[Trigger]) -> Vec<Value> {
     list
 }
 
-/// The presence of a pipeline that has been up since `since`. A broker publishes `lost` in our
-/// stead and gets it with CONNECT, where it has 65,535 bytes at most (MQTT 5.0, section 3.1.3.4):
+/// Returns the presence of a pipeline whose client has run since `since`. The broker publishes
+/// `lost`, and gets it with CONNECT, where it may have 65,535 bytes (MQTT 5.0, section 3.1.3.4). So
 /// it names no triggers.
 #[must_use]
 pub fn presence(
@@ -176,7 +176,8 @@ pub fn presence(
     presence
 }
 
-/// The beacon's payload, in UTC: `{"date":"YYYYMMDD","status":"finished","time":"HHMMSS"}`.
+/// Returns the payload of a beacon, in UTC:
+/// `{"date":"YYYYMMDD","status":"finished","time":"HHMMSS"}`.
 #[must_use]
 pub fn beacon(now: Timestamp) -> String {
     let utc = now.to_zoned(jiff::tz::TimeZone::UTC);
@@ -187,7 +188,8 @@ pub fn beacon(now: Timestamp) -> String {
     )
 }
 
-/// A user's message: `user` first unless `attributes` replace it, `ts` last and always ours.
+/// Returns the message of a user: `user` first, unless `attributes` replace it, and our own `ts`
+/// last.
 #[must_use]
 pub fn message(user: &str, attributes: Attributes, now: Timestamp) -> Map<String, Value> {
     let mut map = Map::new();

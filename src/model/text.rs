@@ -1,11 +1,11 @@
-//! Text from strangers, made fit for a terminal, a log line or a graph. Every output uses this.
+//! Makes text from senders safe for terminals, log lines and graphs. Every output uses it.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
-/// Characters that are not shown as themselves, besides control characters (category Cc) and
-/// noncharacters: those of categories Cf (format), Zl and Zp (line and paragraph separators).
-/// They reorder what a reader sees, hide in it or end a line (Unicode TR 36).
+/// Characters that are shown as escapes, besides control characters (category Cc) and
+/// noncharacters: categories Cf (format), Zl and Zp (line and paragraph separators). They reorder
+/// or hide text, or end a line (Unicode TR 36).
 ///
 /// Source: `DerivedGeneralCategory.txt` of Unicode 17.0. The last range is the whole block of tags
 /// and of the variation selectors beside them, which carry hidden text as well.
@@ -31,18 +31,19 @@ const HIDDEN: &[RangeInclusive<char>] = &[
     '\u{e0000}'..='\u{e0fff}',
 ];
 
-/// Whether `c` is shown as an escape. There are no surrogates (category Cs) in Rust's text.
+/// Returns whether `c` is shown as an escape. Text of Rust has no surrogates (category Cs).
 fn is_hidden(c: char) -> bool {
     let number = u32::from(c);
     // The last two of every plane, and a block (Unicode, section 23.7).
     let is_noncharacter = number & 0xfffe == 0xfffe || ('\u{fdd0}'..='\u{fdef}').contains(&c);
-    // Most characters are neither.
+    // Most characters are none of these.
     number >= 0x7f && (is_noncharacter || c.is_control() || HIDDEN.iter().any(|r| r.contains(&c)))
         || number < 0x20
 }
 
-/// `text` on one line: what a terminal would not just show becomes an escape, so that a sender
-/// cannot move the cursor, forge a log line, reorder or hide text; cut after `limit` characters.
+/// Returns `text` on one line of at most `limit` characters. Characters that a terminal would
+/// interpret become escapes, so that a sender cannot move the cursor, forge a log line, or reorder
+/// or hide text.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
     let mut out = String::with_capacity(text.len().min(limit));
@@ -64,7 +65,7 @@ pub fn printable(text: &str, limit: usize) -> String {
     out
 }
 
-/// JSON text with the same characters as escapes of JSON's, which mean the same.
+/// Returns JSON text in which the same characters are escapes of JSON.
 #[must_use]
 pub fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
@@ -80,7 +81,7 @@ pub fn escaped_json(json: &str) -> String {
     out
 }
 
-/// Bytes as [`printable`] text; what is not UTF-8 shows as the replacement character.
+/// Returns bytes as [`printable`] text; bytes that are not UTF-8 become the replacement character.
 #[must_use]
 pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
     printable(&String::from_utf8_lossy(bytes), limit)

@@ -5,13 +5,13 @@ use std::fmt;
 
 use crate::model::filter_index::FilterIndex;
 
-/// The longest topic name or filter, in bytes (MQTT 5.0, section 1.5.4).
+/// Maximum length of a topic name or filter, bytes (MQTT 5.0, section 1.5.4).
 pub const MAX_BYTES: usize = 65_535;
 
-/// The longest pipeline name, in bytes: it is a topic level and a folder name.
+/// Maximum length of a pipeline name, bytes: it is a topic level and a folder name.
 pub const MAX_WHO_BYTES: usize = 128;
 
-/// Where a pipeline or tool looks when no root is given.
+/// Default root of pipelines and tools.
 pub const DEFAULT_ROOT: &str = "tael";
 
 fn check_utf8_string(text: &str, what: &str) -> Result<(), String> {
@@ -27,10 +27,10 @@ fn check_utf8_string(text: &str, what: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a topic name to publish to.
+/// Checks a topic name for publishing.
 ///
 /// # Errors
-/// A text for the user that says what is wrong.
+/// A text for the user, with the cause.
 pub fn check_name(topic: &str) -> Result<(), String> {
     check_utf8_string(topic, "the topic")?;
     if topic.contains(['+', '#']) {
@@ -44,7 +44,7 @@ pub fn check_name(topic: &str) -> Result<(), String> {
 /// Checks the name of a pipeline: one topic level that is also a plain folder name.
 ///
 /// # Errors
-/// A text for the user that says what is wrong.
+/// A text for the user, with the cause.
 pub fn check_who(who: &str) -> Result<(), String> {
     if who.is_empty() || who.len() > MAX_WHO_BYTES {
         return Err(format!(
@@ -64,7 +64,7 @@ pub fn check_who(who: &str) -> Result<(), String> {
 /// Checks a root: a topic prefix of one or more levels.
 ///
 /// # Errors
-/// A text for the user that says what is wrong.
+/// A text for the user, with the cause.
 pub fn check_root(root: &str) -> Result<(), String> {
     check_name(root).map_err(|cause| format!("the root cannot be used: {cause}"))?;
     if root.starts_with('$') || root.ends_with('/') {
@@ -83,7 +83,7 @@ impl Filter {
     /// Checks `text` against the rules of MQTT 5.0, sections 4.7.1 and 4.8.2.
     ///
     /// # Errors
-    /// A text for the user that says what is wrong.
+    /// A text for the user, with the cause.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let text = text.into();
         check_utf8_string(&text, "the topic filter")?;
@@ -118,19 +118,19 @@ impl Filter {
         Ok(Self(text))
     }
 
-    /// The filter as it is sent in a SUBSCRIBE.
+    /// Returns the filter as a SUBSCRIBE contains it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is a shared subscription, `$share/GROUP/…`.
+    /// Returns whether it is a shared subscription, `$share/GROUP/…`.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.0.starts_with("$share/")
     }
 
-    /// The filter without its `$share/GROUP/`.
+    /// Returns the filter without its `$share/GROUP/`.
     #[must_use]
     pub fn unshared(&self) -> &str {
         self.0
@@ -139,11 +139,11 @@ impl Filter {
             .map_or(&self.0, |(_, filter)| filter)
     }
 
-    /// Whether messages on `topic` are delivered for this filter.
+    /// Returns whether this filter matches `topic`.
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {
         let filter = self.unshared();
-        // A filter that starts with a wildcard does not see $-topics (section 4.7.2).
+        // A filter that starts with a wildcard does not match $-topics (section 4.7.2).
         if topic.starts_with('$') && filter.starts_with(['+', '#']) {
             return false;
         }
@@ -158,8 +158,8 @@ impl Filter {
         }
     }
 
-    /// Whether every topic that `other` matches is matched by this filter too, so that a
-    /// subscription to both would only bring messages twice.
+    /// Returns whether this filter matches every topic that `other` matches. A subscription to both
+    /// would only bring messages twice.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         if self.is_shared() || other.is_shared() {
@@ -179,7 +179,7 @@ impl Filter {
         }
     }
 
-    /// The first level, if it is a plain name: the root of a client that names none.
+    /// Returns the first level, if it is a plain name: the default root of a client.
     #[must_use]
     pub fn first_level(&self) -> Option<&str> {
         let first = self.unshared().split('/').next().unwrap_or_default();
@@ -194,7 +194,7 @@ impl fmt::Display for Filter {
     }
 }
 
-/// `filters` without those that another one covers.
+/// Returns `filters` without those that another one covers.
 #[must_use]
 pub fn minimal(filters: &[Filter]) -> Vec<Filter> {
     let mut seen = HashSet::new();
@@ -207,8 +207,8 @@ pub fn minimal(filters: &[Filter]) -> Vec<Filter> {
     kept.map(|(_, filter)| filter.clone()).collect()
 }
 
-/// Those of `filters`, all different, that match a topic which another one matches too: the
-/// broker may deliver its messages once for each.
+/// Returns those of `filters`, all different, that match a topic which another one matches too. The
+/// broker may deliver such a message once for each filter.
 #[must_use]
 pub fn overlapping(filters: &[Filter]) -> HashSet<Filter> {
     let index = index(filters.iter());
@@ -218,7 +218,7 @@ pub fn overlapping(filters: &[Filter]) -> HashSet<Filter> {
     overlapping.map(|(_, filter)| filter.clone()).collect()
 }
 
-/// The places of `filters` by what they match; a shared subscription stands by itself.
+/// Indexes `filters` by what they match; shared subscriptions stay separate.
 fn index<'a>(filters: impl Iterator<Item = &'a Filter>) -> FilterIndex {
     let mut index = FilterIndex::default();
     for (place, filter) in filters.enumerate() {
@@ -236,7 +236,7 @@ pub struct PipelineTopics {
 }
 
 impl PipelineTopics {
-    /// The topics of pipeline `who` under `root`, both checked.
+    /// Returns the topics of pipeline `who` under `root`; both were checked.
     #[must_use]
     pub fn new(root: &str, who: &str) -> Self {
         Self {
@@ -244,51 +244,51 @@ impl PipelineTopics {
         }
     }
 
-    /// Whether `topic` is one of the pipeline's own.
+    /// Returns whether `topic` is one of the pipeline.
     #[must_use]
     pub fn own(&self, topic: &str) -> bool {
         let rest = topic.strip_prefix(&self.prefix);
         rest.is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// Where the pipeline says what becomes of its runs.
+    /// Returns the topic on which the pipeline publishes the statuses of its runs.
     #[must_use]
     pub fn status(&self) -> String {
         format!("{}/status", self.prefix)
     }
 
-    /// Where the pipeline takes control requests.
+    /// Returns the topic on which the pipeline receives requests.
     #[must_use]
     pub fn control(&self) -> String {
         format!("{}/control", self.prefix)
     }
 
-    /// Where the pipeline's presence is retained.
+    /// Returns the topic of its retained presence.
     #[must_use]
     pub fn presence(&self) -> String {
         format!("{}/presence", self.prefix)
     }
 
-    /// Where the status of the last end is retained.
+    /// Returns the topic of its retained last end.
     #[must_use]
     pub fn last(&self) -> String {
         format!("{}/last", self.prefix)
     }
 
-    /// Where the requester `id` waits for the reply to a control request.
+    /// Returns the topic on which the requester `id` waits for the answer.
     #[must_use]
     pub fn reply(&self, id: &str) -> String {
         format!("{}/reply/{id}", self.prefix)
     }
 }
 
-/// Filters for the retained presence and last end of every pipeline under `root`.
+/// Returns filters for the presence and the last end of every pipeline under `root`.
 #[must_use]
 pub fn all_pipelines(root: &str) -> [String; 2] {
     ["presence", "last"].map(|name| format!("{root}/infrastructure/pipelines/+/{name}"))
 }
 
-/// Where the last beat sent to `topic` is retained: beside it.
+/// Returns the topic of the retained last beat: beside `topic` itself.
 #[must_use]
 pub fn last_beat(topic: &str) -> String {
     let parent = topic.rsplit_once('/').map_or("", |(parent, _)| parent);
@@ -296,7 +296,7 @@ pub fn last_beat(topic: &str) -> String {
     format!("{parent}{slash}last")
 }
 
-/// The topic of the beacon under `root`.
+/// Returns the topic of the beacon under `root`.
 #[must_use]
 pub fn beacon(root: &str) -> String {
     format!("{root}/test/beacon/status")
@@ -389,7 +389,7 @@ mod tests {
         assert!(check_root("lab/").is_err() && check_root("lab/berlin").is_ok());
     }
 
-    /// The matching rules of section 4.7 once more, by recursion on the levels.
+    /// The matching rules of section 4.7 again, by recursion on the levels.
     fn by_the_book(filter: &[&str], topic: &[&str]) -> bool {
         match (filter, topic) {
             ([], []) | (["#"], _) => true,

@@ -1,4 +1,4 @@
-//! When an event starts a command.
+//! Triggers: which events start which command.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,14 +9,14 @@ use crate::model::env::Export;
 use crate::model::event::{Event, MAX_HOPS, Refusal};
 use crate::model::topic::Filter;
 
-/// How a command is started.
+/// The command of a trigger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// `SHELL -c LINE`
     Shell {
         /// Path of the shell.
         shell: String,
-        /// The line it runs.
+        /// Line for the shell.
         line: String,
     },
     /// Program and arguments, without a shell.
@@ -36,10 +36,10 @@ impl Command {
         }
     }
 
-    /// Program and arguments, ready to execute; never empty.
+    /// Returns program and arguments to execute; never empty.
     ///
-    /// A line for the standard shell that has no shell syntax in it is executed directly, as
-    /// make does: the outcome is the same at half the cost.
+    /// A line for the standard shell without shell syntax is executed directly, as make does. The
+    /// result is the same, at half the cost.
     #[must_use]
     pub fn argv(&self) -> Vec<&str> {
         match self {
@@ -50,7 +50,7 @@ impl Command {
         }
     }
 
-    /// Program and arguments, through the shell if there is one.
+    /// Returns program and arguments, with the shell if there is one.
     #[must_use]
     pub fn shell_argv(&self) -> Vec<&str> {
         match self {
@@ -59,15 +59,15 @@ impl Command {
         }
     }
 
-    /// The program that is executed, if it is named by an absolute path.
+    /// Returns the program, if its path is absolute.
     #[must_use]
     pub fn program(&self) -> Option<PathBuf> {
         let program = PathBuf::from(self.argv().into_iter().next()?);
-        // The line of a shell has one too, which is not for us to read.
+        // The line of a shell names one too, but parsing it is the job of the shell.
         program.is_absolute().then_some(program)
     }
 
-    /// The command as the operator wrote it.
+    /// Returns the command as the operator wrote it.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
@@ -77,11 +77,11 @@ impl Command {
     }
 }
 
-/// The shell when none is chosen.
+/// Default shell.
 pub const DEFAULT_SHELL: &str = "/bin/sh";
 
-/// Words that a shell executes itself: POSIX.1-2017 special built-ins, reserved words and
-/// built-ins without a program of the same meaning; the list is make's, grown.
+/// Words that a shell executes itself: POSIX.1-2017 special built-ins, reserved words, and
+/// built-ins without a program of the same meaning. The list extends that of make.
 const BUILTINS: &[&str] = &[
     ".", ":", "alias", "bg", "break", "case", "cd", "command", "continue", "do", "done", "echo",
     "elif", "else", "esac", "eval", "exec", "exit", "export", "false", "fc", "fg", "fi", "for",
@@ -91,7 +91,7 @@ const BUILTINS: &[&str] = &[
     "select", "[",
 ];
 
-/// Whether a shell would do nothing with `line` but split it at blanks and execute it.
+/// Returns whether a shell would only split `line` at blanks and execute it.
 fn is_plain(line: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b" \t_-+./,:@%".contains(&b);
     line.bytes().all(plain)
@@ -101,7 +101,7 @@ fn is_plain(line: &str) -> bool {
             .is_some_and(|first| !BUILTINS.contains(&first))
 }
 
-/// What happens to an event while all jobs of its trigger are busy.
+/// Policy for an event while all jobs of its trigger are busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlap {
     /// It waits its turn.
@@ -109,14 +109,14 @@ pub enum Overlap {
     Queue,
     /// It is dropped.
     Skip,
-    /// The oldest run is cancelled for it, and whatever waits is dropped.
+    /// It replaces the oldest run, which is canceled; waiting events are dropped.
     Replace,
-    /// It waits, alone: one that waits already is dropped for it.
+    /// It replaces the event that waits.
     Coalesce,
 }
 
 impl Overlap {
-    /// Parses the option's value.
+    /// Parses the value of the option.
     ///
     /// # Errors
     /// A text for the user.
@@ -133,29 +133,29 @@ impl Overlap {
     }
 }
 
-/// How many runs at once, and for how long.
+/// How the runs of a trigger are started and ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Runs of the trigger at one time, at least 1.
+    /// Maximum number of concurrent runs, at least 1.
     pub jobs: usize,
-    /// What happens to one event too many.
+    /// Policy for an event while all jobs are busy.
     pub overlap: Overlap,
-    /// A run is cancelled after this time.
+    /// Maximum time of a run; then it is canceled.
     pub timeout: Option<Duration>,
-    /// Time between TERM and KILL when a run is cancelled.
+    /// Time between TERM and KILL when a run is canceled.
     pub grace: Duration,
-    /// Further tries of a run that failed.
+    /// Number of times to retry a failed run.
     pub retries: u32,
-    /// Wait before each of them.
+    /// Delay before each retry.
     pub retry_delay: Duration,
-    /// What happens to a run that vanished with its host or its runner.
+    /// Policy for a run that vanished with its host or its runner.
     pub on_interrupt: OnInterrupt,
-    /// Runs a minute that messages without a number of hops may start; 0 is no limit. Without, it
-    /// is [`DEFAULT_LOOP_RATE`] for messages of pipelines.
+    /// Maximum number of runs a minute that messages without a number of hops start; 0 for no
+    /// limit. `None` means [`DEFAULT_LOOP_RATE`] for messages of pipelines.
     pub loop_rate: Option<u32>,
 }
 
-/// Runs a minute that messages of pipelines without a number of hops may start.
+/// Default number of runs a minute that messages of pipelines without a number of hops start.
 pub const DEFAULT_LOOP_RATE: u32 = 60;
 
 impl Default for Policy {
@@ -173,18 +173,18 @@ impl Default for Policy {
     }
 }
 
-/// What happens to a run that vanished, and nobody saw how it ended.
+/// Policy for a run that vanished, so that its end is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnInterrupt {
-    /// It has failed.
+    /// The run has failed.
     #[default]
     Fail,
-    /// It has failed, and its event runs once more.
+    /// The run has failed, and its event runs again.
     Rerun,
 }
 
 impl OnInterrupt {
-    /// Parses the option's value.
+    /// Parses the value of the option.
     ///
     /// # Errors
     /// A text for the user.
@@ -200,51 +200,51 @@ impl OnInterrupt {
 /// Topic filters, conditions, a command and a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trigger {
-    /// What people call it; unique in its client.
+    /// Name for people; unique in its client.
     pub name: String,
-    /// Where its events come from; at least one.
+    /// Filters for its events; at least one.
     pub filters: Vec<Filter>,
-    /// All must hold.
+    /// Conditions, all of which must hold.
     pub conditions: Vec<Condition>,
-    /// What is run.
+    /// Command to run.
     pub command: Command,
-    /// What the command finds in its environment.
+    /// Attributes that the command finds in its environment.
     pub export: Export,
-    /// Names from that environment that are copied into the statuses.
+    /// Names of variables that the statuses repeat.
     pub passthrough: Vec<String>,
     /// Whether retained messages count as events.
     pub accept_retained: bool,
-    /// Where it runs; the client's own working directory without.
+    /// Working directory of the command; by default that of the client.
     pub cwd: Option<PathBuf>,
-    /// A file of variables, read when a run starts.
+    /// File of variables, read at the start of each run.
     pub env_file: Option<PathBuf>,
-    /// Runs when nothing comes for so long, in place of when something does.
+    /// Silence after which it runs, instead of running for each event.
     pub absent: Option<Duration>,
-    /// How it is run.
+    /// Policy for its runs.
     pub policy: Policy,
 }
 
-/// What a trigger makes of an event.
+/// Decision about an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Run the command.
     Run,
-    /// Nothing to do with it.
+    /// It is not for this trigger.
     Ignore,
-    /// It should have run and cannot.
+    /// It should run and cannot.
     Refuse(Refusal),
 }
 
-/// Why a trigger does not wait for an event.
+/// Why an event does not fit a trigger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objection<'a> {
     /// No filter matches its topic.
     Topic,
     /// It is a retained message.
     Retained,
-    /// The pipeline has sent it itself.
+    /// The pipeline itself has published it.
     Own,
-    /// This does not hold.
+    /// This condition does not hold.
     Condition(&'a Condition),
 }
 
@@ -270,7 +270,7 @@ impl Trigger {
         }
     }
 
-    /// The same for an event whose topic is known to match.
+    /// Decides the same for an event whose topic matches.
     #[must_use]
     pub fn decide_on_topic(&self, event: &Event, who: &str) -> Decision {
         if self.absent.is_none() && self.means_on_topic(event, who) {
@@ -280,20 +280,20 @@ impl Trigger {
         }
     }
 
-    /// Whether conditions and origin of `event`, whose topic matches, are those that the trigger
-    /// of pipeline `who` waits for.
+    /// Returns whether conditions and origin of `event`, whose topic matches, fit the trigger of
+    /// pipeline `who`.
     #[must_use]
     pub fn means_on_topic(&self, event: &Event, who: &str) -> bool {
         self.objection_on_topic(event, who).is_none()
     }
 
-    /// Whether topic, conditions and origin of `event` are those that the trigger waits for.
+    /// Returns whether topic, conditions and origin of `event` fit the trigger.
     #[must_use]
     pub fn means(&self, event: &Event, who: &str) -> bool {
         self.objection(event, who).is_none()
     }
 
-    /// What about `event` is not as the trigger of pipeline `who` waits for it.
+    /// Returns why `event` does not fit the trigger of pipeline `who`, if it does not.
     #[must_use]
     pub fn objection(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
         let meant = |filter: &Filter| filter.matches(&event.topic);
@@ -316,8 +316,8 @@ impl Trigger {
         }
     }
 
-    /// What becomes of an event whose topic and conditions are not in question, as when it
-    /// is raised by hand.
+    /// Decides about an event whose topic and conditions need no check, such as one that an
+    /// operator has raised.
     #[must_use]
     pub fn admit(&self, event: &Event) -> Decision {
         if event.hops > MAX_HOPS {

@@ -12,13 +12,13 @@ use crate::model::trigger::Trigger;
 pub struct Triggers {
     list: Vec<Trigger>,
     names: HashMap<String, usize>,
-    /// Those that wait for events, and those that wait for silence.
+    /// Places of those that wait for events, and of those that wait for silence.
     events: FilterIndex,
     silences: FilterIndex,
 }
 
 impl Triggers {
-    /// The triggers of a configuration; their names differ.
+    /// Indexes the triggers of a configuration, which have different names.
     #[must_use]
     pub fn new(list: Vec<Trigger>) -> Self {
         let mut triggers = Self::default();
@@ -36,14 +36,14 @@ impl Triggers {
         triggers
     }
 
-    /// Whether they wait for shared subscriptions, `$share/GROUP/…`.
+    /// Returns whether they use shared subscriptions, `$share/GROUP/…`.
     #[must_use]
     pub fn are_shared(&self) -> bool {
         let mut filters = self.list.iter().flat_map(|trigger| &trigger.filters);
         filters.any(Filter::is_shared)
     }
 
-    /// A shared filter and one that is not shared, if there are both.
+    /// Returns a shared filter and another one, if there are both.
     #[must_use]
     pub fn mixed(&self) -> Option<(&Filter, &Filter)> {
         let filters = || self.list.iter().flat_map(|trigger| &trigger.filters);
@@ -52,19 +52,19 @@ impl Triggers {
         Some((shared, own))
     }
 
-    /// The trigger called `name`.
+    /// Returns the trigger called `name`.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Trigger> {
         self.names.get(name).and_then(|place| self.list.get(*place))
     }
 
-    /// Triggers that a message on `topic` may start, in order.
+    /// Returns the triggers that a message on `topic` may start, in order.
     pub fn waiting_for(&self, topic: &str) -> impl Iterator<Item = &Trigger> {
         let found = self.events.matching(topic).into_iter();
         found.filter_map(|place| self.list.get(place))
     }
 
-    /// Triggers that a message on `topic` may tell that there is no silence, in order.
+    /// Returns the triggers whose silence a message on `topic` may end, in order.
     pub fn listening_to(&self, topic: &str) -> impl Iterator<Item = &Trigger> {
         let found = self.silences.matching(topic).into_iter();
         found.filter_map(|place| self.list.get(place))

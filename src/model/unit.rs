@@ -187,7 +187,7 @@ impl Outcome {
 
     /// Whether somebody has asked for its end, and nothing was begun.
     #[must_use]
-    pub fn was_cancelled_before_it_began(&self) -> bool {
+    pub fn was_canceled_before_it_began(&self) -> bool {
         matches!(self.end, End::NotStarted(_)) && self.stopped == Some(Stopped::Canceled)
     }
 

@@ -1,4 +1,4 @@
-//! Values of environment variables: bytes without a NUL, mostly UTF-8, never certainly.
+//! Values of environment variables: bytes without a NUL, mostly UTF-8.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -8,45 +8,45 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Key of the JSON object that carries a value which is not UTF-8.
+/// Key of the JSON object that carries a value that is not UTF-8.
 const BYTES: &str = "bytes";
 
-/// Names and values for a command's environment.
+/// Names and values for the environment of a command.
 pub type Variables = Vec<(String, Value)>;
 
 /// The value of one variable, as a command gets it.
 ///
-/// In JSON it is a string. A value that is not UTF-8, which JSON cannot hold, is the object
+/// In JSON it is a string. JSON cannot hold a value that is not UTF-8. It is the object
 /// `{"bytes":"<hexadecimal digits>"}` instead.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Value(OsString);
 
 impl Value {
-    /// The value as the system takes it.
+    /// Returns the value for the system.
     #[must_use]
     pub fn as_os_str(&self) -> &OsStr {
         &self.0
     }
 
-    /// The value's bytes.
+    /// Returns its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// Number of bytes.
+    /// Returns the number of its bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The value as text; bytes that are not UTF-8 become U+FFFD.
+    /// Returns it as text; bytes that are not UTF-8 become U+FFFD.
     #[must_use]
     pub fn to_text(&self) -> String {
         self.0.to_string_lossy().into_owned()
@@ -155,7 +155,7 @@ mod tests {
         let json = |value: Value| serde_json::to_string(&value).expect("json");
         assert_eq!(json("ü \"x\"\n".into()), r#""ü \"x\"\n""#);
         assert_eq!(json(b"a\xfcb".to_vec().into()), r#"{"bytes":"61fc62"}"#);
-        // What an earlier version has written is read.
+        // Values of an earlier version can be read.
         let old: Variables = serde_json::from_str(r#"[["A","1"],["B",""]]"#).expect("read");
         assert!(old[0].1 == "1" && old[1].1.is_empty());
     }

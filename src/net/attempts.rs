@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::message::Qos;
 use crate::net::backoff::backoff;
 use crate::net::mqtt::{Failure, Offer, Settings};
@@ -157,23 +158,26 @@ impl Attempts {
                 .min(BACKOFF_TAKEN);
             warn!(
                 "lost {address} soon after connecting, again: {cause}; does another client use \
-                 the identifier '{}'? next try in {} s",
+                 the identifier '{}'? next try in {}",
                 broker.client_id,
-                wait.as_secs()
+                duration::rough(wait)
             );
         } else if lived.is_some() {
             info!("lost {address}: {cause}; reconnecting");
         } else if self.failures == 0 {
             info!("cannot reach {address} yet: {cause}; trying on");
         } else {
-            debug!("cannot reach {address}: {cause}; next try in {wait:?}");
+            debug!(
+                "cannot reach {address}: {cause}; next try in {}",
+                duration::rough(wait)
+            );
         }
         let (since, warned) = self.away.get_or_insert((Instant::now(), false));
         if !*warned && since.elapsed() >= WARN_AFTER {
             *warned = true;
             warn!(
-                "cannot reach {address} for {} s: {cause}; trying on",
-                WARN_AFTER.as_secs()
+                "cannot reach {address} for {}: {cause}; trying on",
+                duration::text(WARN_AFTER)
             );
         }
         self.failures = self.failures.saturating_add(1);

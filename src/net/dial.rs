@@ -17,7 +17,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Maximum number of addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// Maximum number of look-ups under way; the system's resolver cannot be cancelled.
+/// Maximum number of look-ups under way; the system's resolver cannot be canceled.
 const MAX_LOOKUPS: usize = 4;
 
 /// Maximum number of failures that an error tells of.

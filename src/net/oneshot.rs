@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::message::Message;
 use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
 use crate::net::session::unreachable;
@@ -61,7 +62,7 @@ pub async fn publish(
             // The deadline cuts the last attempt short: an earlier one knows more.
             Err(_) => earlier
                 .take()
-                .unwrap_or_else(|| format!("no answer within {} s", limit.as_secs_f32())),
+                .unwrap_or_else(|| format!("no answer within {}", duration::text(limit))),
         };
         let next = Instant::now() + RETRY;
         if next < deadline {

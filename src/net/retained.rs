@@ -7,9 +7,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::marker;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic::Filter;
+use crate::model::{duration, marker};
 use crate::net::mqtt::Settings;
 use crate::net::session::{Event, Session, Subscriptions, unreachable};
 use crate::os::host;
@@ -132,7 +132,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
         }
     }
     if !online {
-        let late = format!("no answer within {} s", query.limit.as_secs_f32());
+        let late = format!("no answer within {}", duration::text(query.limit));
         return Err(unreachable(&address, session.cause().unwrap_or(&late)));
     }
     if !marked && found.retained.cut.is_none() {
@@ -174,6 +174,6 @@ pub async fn next(settings: Settings, filter: Filter, limit: Duration) -> Result
         return Ok(None);
     }
     // Without a connection nobody knows.
-    let late = format!("no answer within {} s", limit.as_secs_f32());
+    let late = format!("no answer within {}", duration::text(limit));
     Err(unreachable(&address, session.cause().unwrap_or(&late)))
 }

@@ -1,4 +1,4 @@
-//! A command in a process group of its own: made ready, started, watched, and reaped.
+//! Commands, each in a process group of its own: prepared, started, watched and reaped.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -27,20 +27,20 @@ use crate::os::descent::end_run;
 use crate::os::process::poll_until;
 use crate::os::program::{Program, Strings};
 
-/// Stack of a process until it has become its command, bytes. What is not used takes no memory.
+/// Stack of a process until it has become its command, bytes. Unused pages take no memory.
 const STACK: usize = 256 * 1024;
 
-/// What a command starts with.
+/// A command to start.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// Program and arguments, at least one.
     pub argv: &'a [String],
-    /// What to execute when the system finds no interpreter for `argv`: a script without an
-    /// interpreter line is for a shell to run (POSIX `execvp`).
+    /// What to execute if the system finds no interpreter for `argv`: a shell runs scripts without
+    /// an interpreter line (POSIX `execvp`).
     pub shell_argv: &'a [String],
-    /// Where it runs; our own working directory without.
+    /// Working directory; by default our own.
     pub cwd: Option<&'a Path>,
-    /// Variables besides the inherited ones.
+    /// Variables in addition to the inherited ones.
     pub variables: &'a [(String, Value)],
     /// Standard input.
     pub stdin: File,
@@ -50,29 +50,28 @@ pub struct Spawn<'a> {
     pub stderr: File,
 }
 
-/// What became of a process that was to be a command.
+/// Result of a process that was prepared for a command.
 #[derive(Debug)]
 pub enum Became<T> {
-    /// The command.
+    /// It runs the command.
     Command(Running),
-    /// Nothing: it was told not to, for this reason.
+    /// It was told not to start, for this reason.
     Nothing(T),
-    /// Nothing: the program could not be executed (`chdir(2)`, `execve(2)`).
+    /// The program could not be executed (`chdir(2)`, `execve(2)`).
     Failed(io::Error),
 }
 
 impl Spawn<'_> {
-    /// Has a new process, the leader of its own group, get ready for the command. It calls
-    /// `told`, which may wait, and becomes the command unless that gives a reason not to.
-    /// Returns when that is decided; until then this process stands still, and takes the
-    /// other one with it if it dies.
+    /// Prepares a new process for the command, as the leader of its own group. The new process
+    /// calls `told`, which may wait, and becomes the command, unless `told` returns a reason not
+    /// to. Returns after that. Until then this process stands still, and the new one dies with it.
     ///
-    /// `told` runs in the other process, but in the memory of this one. It must not panic, and
-    /// this must be the only thread.
+    /// `told` runs in the new process, but in the memory of this one. It must not panic, and this
+    /// must be the only thread.
     ///
     /// # Errors
-    /// When there is no process, or it was killed or failed before it asked: as `clone(2)`. With
-    /// `InvalidInput` when a string holds a NUL.
+    /// As `clone(2)`: there is no process, or it was killed or failed before it called `told`.
+    /// `InvalidInput` if a string contains a NUL.
     pub fn start<T>(self, mut told: impl FnMut() -> Result<(), T>) -> io::Result<Became<T>> {
         let variables = self.environment();
         let path = variables.get(OsStr::new("PATH")).cloned();
@@ -107,7 +106,7 @@ impl Spawn<'_> {
         match stayed {
             None if may => Ok(Became::Command(running)),
             stayed => {
-                // It has left already.
+                // It has ended already.
                 let _ = running.reap();
                 match stayed {
                     Some(Became::Failed(e)) if may => {
@@ -121,14 +120,14 @@ impl Spawn<'_> {
         }
     }
 
-    /// Inherited variables and our own; of two of a name the last counts.
+    /// Returns the inherited variables and those of the command, which win.
     fn environment(&self) -> BTreeMap<OsString, OsString> {
         let own = self.variables.iter();
         let own = own.map(|(name, value)| (name.into(), value.as_os_str().to_owned()));
         env::vars_os().chain(own).collect()
     }
 
-    /// All that is between a new process and its command.
+    /// Prepares the new process, and executes the command.
     fn settle_in<T>(
         &self,
         parent: Pid,
@@ -143,29 +142,30 @@ impl Spawn<'_> {
         dup2_stdin(&self.stdin).map_err(failed)?;
         dup2_stdout(&self.stdout).map_err(failed)?;
         dup2_stderr(&self.stderr).map_err(failed)?;
-        // SAFETY: no handler is set. Rust's runtime has it ignored, which a command would inherit.
+        // SAFETY: no handler is set. Rust's runtime ignores SIGPIPE, and a command would inherit
+        // that.
         unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(failed)?;
         told().map_err(Became::Nothing)?;
         if let Some(cwd) = self.cwd {
             env::set_current_dir(cwd).map_err(|e| {
-                // A folder that is missing must not pass for a program that is.
+                // Otherwise a missing folder would look like a missing program.
                 let cause = format!("cannot work in {}: {e}", cwd.display());
                 Became::Failed(io::Error::other(cause))
             })?;
         }
-        // A command outlives whoever watches it, until its end is seen to.
+        // A command outlives its supervisor, until its end has been handled.
         set_pdeathsig(None).map_err(failed)
     }
 }
 
-/// Has a new process go `way`, in our memory and on `stack`, and end if it comes back. Returns
-/// when it has done that, or executes another program.
+/// Starts a new process that runs `way` in our memory and on `stack`, and ends if `way` returns.
+/// Returns when it has ended or executes another program.
 ///
 /// # Errors
-/// As `clone(2)`; there is no process then.
+/// As `clone(2)`; then there is no process.
 ///
 /// # Safety
-/// There must be no other thread in this process, and `way` must not unwind.
+/// This process must have no other thread, and `way` must not unwind.
 unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running> {
     extern "C" fn go<F: FnMut()>(way: *mut libc::c_void) -> libc::c_int {
         // SAFETY: it is the `way` below, borrowed for as long as this runs, by nobody else.
@@ -174,7 +174,7 @@ unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running
     }
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let mut pidfd: libc::c_int = -1;
-    // It grows down, from a multiple of 16.
+    // The stack grows down, from a multiple of 16.
     let top = stack.as_mut_ptr_range().end;
     let top = top.wrapping_sub(top.addr() % 16).cast();
     // SAFETY: the two processes share their memory, and CLONE_VFORK has this one, which has no
@@ -193,7 +193,7 @@ unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running
     };
     let pid = Pid::from_raw(Errno::result(pid)?);
     if pidfd < 0 {
-        // It could not be watched, and must not go on unseen.
+        // Nobody could watch it, so it must not run.
         let _ = kill(pid, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
         return Err(io::Error::other("the kernel is older than Linux 5.3"));
@@ -222,7 +222,7 @@ pub enum Woken {
 }
 
 impl Running {
-    /// Process id, and the id of the process group.
+    /// Returns the process id, which is also the id of the process group.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw().cast_unsigned()
@@ -248,18 +248,18 @@ impl Running {
         })
     }
 
-    /// Ends all that descends from the command: TERM, up to `grace` for all of it to go, then
-    /// KILL. `pause` is called while time passes, and is to take as long as it is told. Returns
-    /// what could not be ended, for people. This process is to be a child subreaper.
+    /// Ends every process that descends from the command: TERM, up to `grace` for all to end, then
+    /// KILL. Calls `pause` to wait; it must take the given time. Returns what could not be ended,
+    /// for people. This process must be a child subreaper.
     ///
-    /// The command is not reaped before its group is gone, so that its process id, which
-    /// names the group, cannot be given to strangers meanwhile.
+    /// The command is reaped after its group is gone. Otherwise its process id, which names the
+    /// group, could be given to another process meanwhile.
     #[must_use]
     pub fn terminate(&self, grace: Duration, pause: impl FnMut(Duration)) -> Option<String> {
         end_run(self.pid(), grace, pause)
     }
 
-    /// Reaps the command, which has ended, and says how, and what it used.
+    /// Reaps the command, which has ended. Returns how it ended, and what it used.
     ///
     /// # Errors
     /// As `wait4(2)`.
@@ -299,7 +299,7 @@ impl Running {
     }
 }
 
-/// What a command and its waited-for children used (`getrusage(2)`).
+/// Resources that a command and its reaped children used (`getrusage(2)`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Largest resident set, KiB.

@@ -1,9 +1,9 @@
-//! The processes of a run: all that descends from its command, wherever it has gone.
+//! The processes of a run: every process that descends from its command.
 //!
-//! A process may leave the group and the session of its command (`timeout(1)`, `setsid(1)`, a
-//! shell with job control), and its parent may end before it. As a child subreaper
-//! (`PR_SET_CHILD_SUBREAPER(2const)`) a supervisor stays the ancestor of all of them. Where the
-//! supervisor is gone, a variable in their environment names their run.
+//! A process may leave the group and the session of its command (`timeout(1)`, `setsid(1)`, a shell
+//! with job control), and its parent may end before it. A supervisor is a child subreaper
+//! (`PR_SET_CHILD_SUBREAPER(2const)`), and so stays the ancestor of all of them. After the end of
+//! the supervisor, a variable in their environment names their run.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,31 +17,30 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::os::proc::{Process, all, start_time, with_descendants};
 
-/// Wait between two looks at processes that are being ended. Nothing tells when the last is gone.
+/// Interval between two checks of processes that are being ended. There is no notification of the
+/// last one.
 const CHECK: Duration = Duration::from_millis(20);
 
-/// Number of times that the wait between two looks is at least as long as a look, so that many
-/// processes on a host do not keep a core busy.
+/// The interval between two checks is at least this many times the duration of a check. Otherwise a
+/// host with many processes would keep a core busy.
 const REST: u32 = 4;
 
-/// Maximum time for processes to disappear after KILL. One that waits for a device may take
-/// longer, or for ever.
+/// Maximum time for processes to disappear after KILL. One that waits for a device may take longer.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// The same for processes whose supervisor is gone: their client does nothing else meanwhile.
+/// The same for processes without a supervisor: their client does nothing else during that time.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
 
-/// Maximum number of processes that are named when they could not be ended.
+/// Maximum number of processes to name that could not be ended.
 const MAX_NAMED: usize = 3;
 
-/// Makes this process the new parent of every descendant that loses its own.
+/// Makes this process the new parent of every descendant whose parent ends.
 pub fn adopt_descendants() {
-    // Without it (before Linux 3.4) they go to init, and are found by their group only.
+    // Without it (before Linux 3.4) they become children of init, and only their group finds them.
     let _ = prctl::set_child_subreaper(true);
 }
 
-/// Reaps children that have ended, all but `command`. One that is no child of ours by birth
-/// has nobody else who does.
+/// Reaps children that have ended, except `command`: orphans of the run have no other parent.
 pub fn reap_orphans(command: u32) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(status) = waitid(Id::All, flags) {
@@ -54,7 +53,7 @@ pub fn reap_orphans(command: u32) {
     }
 }
 
-/// Reaps all children that have ended, and tells whether any are left.
+/// Reaps all children that have ended. Returns whether any are left.
 #[must_use]
 pub fn children_left() -> bool {
     loop {
@@ -66,11 +65,11 @@ pub fn children_left() -> bool {
     }
 }
 
-/// Ends all that descends from this process, a child subreaper: TERM, up to `grace` for all of
-/// it to go, then KILL. `command` is a child that was not reaped, and the leader of a process
-/// group. `pause` is called while time passes, and is to take as long as it is told.
+/// Ends every process that descends from this one, a child subreaper: TERM, up to `grace` for all
+/// to end, then KILL. `command` is a child that was not reaped, and the leader of a process group.
+/// Calls `pause` to wait; it must take the given time.
 ///
-/// Returns what could not be ended, for people; `None` when all is gone.
+/// Returns what could not be ended, for people; `None` if all are gone.
 #[must_use]
 pub fn end_run(command: u32, grace: Duration, mut pause: impl FnMut(Duration)) -> Option<String> {
     let group = Pid::from_raw(command.cast_signed());
@@ -88,7 +87,7 @@ pub fn end_run(command: u32, grace: Duration, mut pause: impl FnMut(Duration)) -
         let begun = Instant::now();
         let gone = match living(Some(command)) {
             Some(list) => list.is_empty(),
-            // Zombies count too without /proc, which only makes for a longer wait.
+            // Without /proc zombies count too, which only makes the wait longer.
             None => signal::killpg(group, None).is_err(),
         };
         if gone {
@@ -102,7 +101,7 @@ pub fn end_run(command: u32, grace: Duration, mut pause: impl FnMut(Duration)) -
     }
 }
 
-/// Kills all that descends from this process, a child subreaper, and the process group of
+/// Kills every process that descends from this one, a child subreaper, and the process group of
 /// `command`, if that was not reaped. Returns what could not be ended, for people.
 #[must_use]
 pub fn kill_run(command: Option<u32>, pause: impl FnMut(Duration)) -> Option<String> {
@@ -116,9 +115,9 @@ pub fn kill_run(command: Option<u32>, pause: impl FnMut(Duration)) -> Option<Str
     kill_all(look, KILL_LIMIT, pause).1
 }
 
-/// Kills what is left of a run whose supervisor is gone: what has `variable`, a `NAME=VALUE`, in
-/// its environment; the process `noted`, an id with a start time, and its group; and all that
-/// descends from these. Returns how many processes were killed, and what could not be ended.
+/// Kills the rest of a run that has lost its supervisor: processes with `variable`, a `NAME=VALUE`,
+/// in their environment; the process `noted`, an id with a start time, and its group; and their
+/// descendants. Returns how many processes were killed, and what could not be ended.
 #[must_use]
 pub fn kill_orphans(variable: &str, noted: Option<(u32, u64)>) -> (usize, Option<String>) {
     let look = || {
@@ -134,7 +133,7 @@ pub fn kill_orphans(variable: &str, noted: Option<(u32, u64)>) -> (usize, Option
     kill_all(look, ORPHAN_LIMIT, thread::sleep)
 }
 
-/// Whether a process has `variable`, a `NAME=VALUE`, in its environment.
+/// Returns whether a process has `variable`, a `NAME=VALUE`, in its environment.
 #[must_use]
 pub fn is_in_use(variable: &str) -> bool {
     let list = all().unwrap_or_default();
@@ -168,7 +167,7 @@ fn kill_all(
     }
 }
 
-/// What could not be ended, for people.
+/// Describes what could not be ended, for people.
 fn describe(sent: &[(Process, Result<(), Errno>)]) -> String {
     let texts = sent.iter().take(MAX_NAMED).map(|(process, sent)| {
         let cause = match sent {
@@ -188,7 +187,7 @@ fn describe(sent: &[(Process, Result<(), Errno>)]) -> String {
     text
 }
 
-/// The user of process `pid`, by name if there is one.
+/// Returns the user of process `pid`, by name if there is one.
 fn owner(pid: u32) -> String {
     use std::os::unix::fs::MetadataExt;
     let uid = std::fs::metadata(format!("/proc/{pid}")).map(|meta| meta.uid());
@@ -201,8 +200,7 @@ fn owner(pid: u32) -> String {
     }
 }
 
-/// The descendants of this process that have not ended. Reaps those that have, if that is for
-/// us to do; `command` is not.
+/// Returns the descendants of this process that have not ended. Reaps the others, except `command`.
 fn living(command: Option<u32>) -> Option<Vec<Process>> {
     let own = std::process::id();
     let list = all()?;

@@ -1,4 +1,4 @@
-//! The folder that this process was started in, which may be removed and made again.
+//! The folder in which this process was started. It may be removed and created again.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,22 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static START: OnceLock<PathBuf> = OnceLock::new();
 
-/// Whether the folder was removed and made again.
+/// Whether the folder was removed and created again.
 static REPLACED: AtomicBool = AtomicBool::new(false);
 
-/// Notes where this process was started.
+/// Remembers the folder in which this process was started.
 pub fn remember() {
     if let Ok(path) = env::current_dir() {
         let _ = START.set(path);
     }
 }
 
-/// Goes to the folder of the start's name if the one that we are in is gone; stays there as long
-/// as there is none. Returns its path once that has happened: who was started before is still in
-/// the one that is gone.
+/// Changes to the folder of the same path if the present one is gone; otherwise stays. Returns its
+/// path after that: earlier children are still in the removed one.
 pub fn find() -> Option<&'static Path> {
     let start = START.get()?;
-    // Without a name it is gone: `getcwd(3)` says ENOENT.
+    // It is gone if it has no path: `getcwd(3)` fails with ENOENT.
     if env::current_dir().is_err() && env::set_current_dir(start).is_ok() {
         REPLACED.store(true, Ordering::Relaxed);
     }

@@ -1,26 +1,26 @@
-//! Who and where we are.
+//! Names of this host and user, and new ids.
 
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, User};
 
-/// A new id: unique everywhere, sorted by time (a ULID).
+/// Returns a new id, unique everywhere and sorted by time (a ULID).
 #[must_use]
 pub fn new_id() -> String {
     ulid::Ulid::generate().to_string()
 }
 
-/// Whether `name` is an id as [`new_id`] makes them.
+/// Returns whether `name` has the form of an id from [`new_id`].
 #[must_use]
 pub fn is_id(name: &str) -> bool {
     ulid::Ulid::from_string(name).is_ok()
 }
 
-/// Has all files that this process makes from now on be its user's alone (`umask(2)`).
+/// Makes new files of this process private to its user (`umask(2)`).
 pub fn make_files_private() {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
-/// This host's name; `localhost` if it has none that is UTF-8.
+/// Returns the name of this host; `localhost` if it has none that is UTF-8.
 #[must_use]
 pub fn hostname() -> String {
     nix::unistd::gethostname()
@@ -30,7 +30,7 @@ pub fn hostname() -> String {
         .unwrap_or_else(|| "localhost".into())
 }
 
-/// The login name of the effective user; its number if it has none.
+/// Returns the login name of the effective user; the number if there is none.
 #[must_use]
 pub fn username() -> String {
     let uid = Uid::effective();

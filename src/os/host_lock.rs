@@ -1,6 +1,6 @@
-//! A lock for the whole host, whichever user and folder its holders have: the name of an abstract
-//! Unix socket (`unix(7)`), which the kernel gives to one process of a network namespace, and
-//! frees with it.
+//! A lock for the whole host, for all users and folders: the name of an abstract Unix socket
+//! (`unix(7)`). The kernel gives it to one process of a network namespace, and frees it with that
+//! process.
 
 use std::fmt;
 use std::io;
@@ -17,33 +17,33 @@ use tracing::debug;
 
 use crate::error::Kind;
 
-/// Maximum time that the lock of a killed process may outlive it: a process that it was about to
+/// Maximum time that the lock of a killed process may outlive it. A process that it was about to
 /// start has a copy until it executes its program.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Time between two attempts.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Maximum time to find out who holds a lock: a holder need not take connections.
+/// Maximum time to find the holder of a lock, who may not accept connections.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A lock, released when dropped or when the process ends. Where the kernel grants no such names
-/// at all it holds nothing.
+/// A lock, released when it is dropped or the process ends. Where the kernel grants no such names
+/// it holds nothing.
 #[derive(Debug)]
 pub struct HostLock {
     _socket: Option<UnixListener>,
 }
 
-/// Who holds a lock, as far as the kernel tells.
+/// The holder of a lock, as far as the kernel knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
     process: Option<(i32, u32)>,
 }
 
 impl Holder {
-    /// What it means to whoever needs the lock: somebody of our own, or root, does the same already
-    /// (73). Anybody can take a name, so that what another user holds must not keep us away for
-    /// good: try again (75).
+    /// Returns the kind of error for a process that needs the lock. If the same user, or root,
+    /// holds it, a restart does not help (73). Any other user can take a name, and must not keep us
+    /// away for good: try again (75).
     #[must_use]
     pub fn kind(&self) -> Kind {
         let own = nix::unistd::Uid::effective().as_raw();
@@ -64,12 +64,12 @@ impl fmt::Display for Holder {
 }
 
 impl HostLock {
-    /// Takes the lock on what `parts` name together, none of which contains a NUL.
+    /// Takes the lock on the name that `parts` make, none of which contains a NUL.
     ///
     /// # Errors
-    /// Who holds it.
+    /// The holder.
     pub fn acquire(parts: &[&str]) -> Result<Self, Holder> {
-        // Names are for everybody to see in /proc/net/unix; client identifiers are not.
+        // Every user sees such names in /proc/net/unix, but must not see client identifiers.
         let hash = digest(&SHA256, parts.join("\0").as_bytes());
         let hex = hash.as_ref().iter().take(16);
         let hex: String = hex.map(|byte| format!("{byte:02x}")).collect();
@@ -98,10 +98,10 @@ impl HostLock {
     }
 }
 
-/// Asks the kernel who listens at `name`.
+/// Asks the kernel which process listens at `name`.
 fn holder(name: SocketAddr) -> Holder {
     let (answer, answers) = mpsc::channel();
-    // It may wait for ever, and ends with the process then.
+    // It may wait without end, and then ends with the process.
     let asker = thread::Builder::new().spawn(move || {
         let process = UnixStream::connect_addr(&name).and_then(|stream| peer(&stream));
         let _ = answer.send(process.ok());
@@ -116,7 +116,7 @@ fn holder(name: SocketAddr) -> Holder {
     }
 }
 
-/// The process and user at the other end of `stream`.
+/// Returns the process and user at the other end of `stream`.
 fn peer(stream: &UnixStream) -> io::Result<(i32, u32)> {
     let mut peer = libc::ucred {
         pid: 0,

@@ -1,4 +1,4 @@
-//! What passes from whoever started us to us, and from us to what we start.
+//! What we inherit from the program that started us, and pass on to programs that we start.
 
 use std::fs;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -11,8 +11,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::os::notify;
 
-/// Variables that concern us alone: our password, and what a service manager says of sockets
-/// (`sd_listen_fds(3)`), which go no further than to us.
+/// Variables for this process only: our password, and sockets of a service manager
+/// (`sd_listen_fds(3)`).
 const OUR_OWN: &[&str] = &[
     "TAEL_PASSWORD",
     "LISTEN_FDS",
@@ -21,11 +21,11 @@ const OUR_OWN: &[&str] = &[
     "LISTEN_PIDFDID",
 ];
 
-/// The first descriptor that is no standard stream.
+/// First descriptor after the standard streams.
 const FIRST: RawFd = 3;
 
-/// Keeps every descriptor above the standard streams from what we start: a lock (`flock(1)`) or a
-/// pipe of whoever started us would stay in use for as long as a run goes on. We have it still.
+/// Keeps descriptors above the standard streams from programs that we start. Otherwise a lock
+/// (`flock(1)`) or pipe of our starter would stay in use during a run. We keep them open ourselves.
 pub fn keep_descriptors() {
     // SAFETY: it changes a flag of descriptors, and touches no memory.
     let marked = unsafe {
@@ -39,7 +39,7 @@ pub fn keep_descriptors() {
     if Errno::result(marked).is_ok() {
         return;
     }
-    // Before Linux 5.11, or where a container does not allow it.
+    // Before Linux 5.11, or in a container that does not allow it.
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten();
     let numbers = entries
         .flatten()
@@ -52,14 +52,13 @@ pub fn keep_descriptors() {
     }
 }
 
-/// Makes this process hear all signals: whoever started us may have blocked some, which is
-/// inherited, and then only SIGKILL would end us.
+/// Unblocks all signals. Our starter may have blocked some, and then only SIGKILL would end us.
 pub fn unblock_signals() {
     // It fails for wrong arguments only.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
-/// Takes from `command` the variables that concern us alone.
+/// Removes from `command` the variables for this process only.
 pub fn keep_variables(command: &mut Command) {
     for name in notify::VARIABLES.iter().chain(OUR_OWN) {
         command.env_remove(name);

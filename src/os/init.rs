@@ -1,5 +1,5 @@
-//! The first process of a container, which has to reap whatever loses its parent there
-//! (`pid_namespaces(7)`): otherwise each orphan keeps a process id until none is left.
+//! The first process of a container. It must reap every process that loses its parent there
+//! (`pid_namespaces(7)`). Otherwise each orphan keeps a process id until none is left.
 
 use std::io;
 use std::process::{self, ExitCode};
@@ -13,19 +13,19 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::os::logging::say;
 
-/// The code of a process that cannot do its work for want of a resource (`sysexits.h`).
+/// Exit code of a process that lacks a resource (`sysexits.h`).
 const TRY_AGAIN: u8 = 75;
 
-/// If this is the first process of its process id namespace: goes on in a child, and stays as what
-/// reaps all that ends, passes signals on, and ends as the child does. Returns the exit code in
-/// the first process once that has happened; `None` in every other process, at once.
+/// In the first process of a process id namespace: continues in a child, reaps every process that
+/// ends, passes signals on, and ends like the child. Returns the exit code in the first process
+/// after that, and `None` at once in every other process.
 ///
 /// There must be no other thread yet.
 pub fn reap_as_first_process() -> Option<ExitCode> {
     if process::id() != 1 {
         return None;
     }
-    // A signal that comes before the child is there waits.
+    // A signal that comes before the child exists waits.
     let all = SigSet::all();
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None);
     // SAFETY: there is no other thread, whose locks the child could find held.
@@ -47,8 +47,7 @@ pub fn reap_as_first_process() -> Option<ExitCode> {
     }
 }
 
-/// Passes signals on to `child` and reaps until it ends; returns its exit code, 128+signal for a
-/// death by signal.
+/// Passes signals on to `child`, and reaps until it ends. Returns its exit code, or 128 + signal.
 fn look_after(child: Pid, signals: &SigSet) -> io::Result<u8> {
     let signals = SignalFd::new(signals)?;
     loop {
@@ -59,7 +58,7 @@ fn look_after(child: Pid, signals: &SigSet) -> io::Result<u8> {
             continue;
         };
         let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-        // A terminal has sent it to the child as well.
+        // The terminal has sent it to the child too.
         let from_terminal = info.ssi_code == libc::SI_KERNEL;
         match Signal::try_from(number) {
             Ok(Signal::SIGCHLD) | Err(_) => {}
@@ -71,7 +70,7 @@ fn look_after(child: Pid, signals: &SigSet) -> io::Result<u8> {
     }
 }
 
-/// Reaps all that has ended; the exit code if `child` was among it.
+/// Reaps every child that has ended. Returns the exit code of `child` if it was among them.
 fn reap(child: Pid) -> Option<u8> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -83,7 +82,7 @@ fn reap(child: Pid) -> Option<u8> {
             }
             Ok(WaitStatus::StillAlive) => return None,
             Ok(_) | Err(Errno::EINTR) => {}
-            // The child is gone, and somebody else has reaped it.
+            // The child is gone, and another process has reaped it.
             Err(_) => return Some(u8::MAX),
         }
     }

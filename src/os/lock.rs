@@ -1,4 +1,4 @@
-//! Locks held by the kernel: they are gone when their holder is.
+//! Locks of the kernel, which end with their holder.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use nix::libc;
 
 use crate::error::{Error, Result};
 
-/// Maximum length of what a holder says of itself, bytes.
+/// Maximum length of the signature of a holder, bytes.
 const MAX_SIGNATURE: u64 = 512;
 
 /// An exclusive `flock(2)`, released when dropped or when the process ends.
@@ -22,7 +22,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Waits until nobody holds the lock on `path` (for ever, if need be).
+    /// Waits without a limit until no process holds the lock on `path`.
     ///
     /// # Errors
     /// When the file cannot be opened or waited for.
@@ -40,10 +40,11 @@ impl Lock {
         }
     }
 
-    /// Whether somebody holds the lock of `file`. Those who only ask do not hold each other up.
+    /// Returns whether a process holds the lock on `file`. Processes that only ask do not block
+    /// each other.
     ///
     /// # Errors
-    /// When that cannot be told.
+    /// When that cannot be determined.
     pub fn is_held(file: File) -> Result<bool> {
         let mut file = file;
         loop {
@@ -78,7 +79,7 @@ impl Lock {
         Self::take(path, FlockArg::LockExclusive)?.ok_or_else(refused)
     }
 
-    /// Writes `holder` into the file, for whoever finds it locked.
+    /// Writes `holder` into the file, for processes that find it locked.
     ///
     /// # Errors
     /// As the file system.
@@ -87,7 +88,7 @@ impl Lock {
         self.file.write_all_at(holder.as_bytes(), 0)
     }
 
-    /// What the holder of the lock on `path` has written there, unless that is nothing.
+    /// Returns what the holder of the lock on `path` has written, if anything.
     #[must_use]
     pub fn signature(path: &Path) -> Option<String> {
         let mut text = String::new();
@@ -96,14 +97,13 @@ impl Lock {
         (!text.trim().is_empty()).then(|| text.trim().to_owned())
     }
 
-    /// The locked file, open for writing.
+    /// Returns the locked file, open for writing.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Lets go of the lock and keeps the file; `None` if the kernel would not, and has closed
-    /// it for that.
+    /// Releases the lock and keeps the file; `None` if the kernel refuses, and has closed the file.
     #[must_use]
     pub fn release(self) -> Option<File> {
         self.file.unlock().ok()
@@ -131,10 +131,10 @@ impl Lock {
     }
 }
 
-/// Whether anybody else has `file` open, which is open for writing here; also where that cannot
-/// be told, as on network file systems. The kernel grants a lease to none but an only one
-/// (`fcntl(2)`, `F_SETLEASE`). Whoever opens the file meanwhile waits a moment, and has the
-/// kernel send us SIGIO, which must not end this process.
+/// Returns whether another process has `file` open, which is open for writing here; also `true`
+/// where that cannot be determined, as on network file systems. The kernel grants a lease only if
+/// no other process has it open (`fcntl(2)`, `F_SETLEASE`). A process that opens it meanwhile waits
+/// a moment. The kernel then sends us SIGIO, which must not end this process.
 #[must_use]
 pub fn is_open_elsewhere(file: &File) -> bool {
     let lease = |kind: libc::c_int| {

@@ -1,4 +1,4 @@
-//! Telling the service manager how we are, in the protocol of `sd_notify(3)`.
+//! Notifications to the service manager, in the protocol of `sd_notify(3)`.
 
 use std::env;
 use std::os::linux::net::SocketAddrExt;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
-/// Variables that are between the service manager and us, and not for our commands.
+/// Variables of the service manager for us, which commands do not get.
 pub const VARIABLES: &[&str] = &["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// The service manager, if one listens.
@@ -20,7 +20,7 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// What the environment says: `NOTIFY_SOCKET`, and `WATCHDOG_USEC` with `WATCHDOG_PID`
+    /// Reads the environment: `NOTIFY_SOCKET`, and `WATCHDOG_USEC` with `WATCHDOG_PID`
     /// (`sd_watchdog_enabled(3)`).
     #[must_use]
     pub fn from_environment() -> Self {
@@ -31,7 +31,7 @@ impl Notify {
                 _ => return None,
             };
             let socket = UnixDatagram::unbound().ok()?;
-            // A manager that does not read must not hold up our work.
+            // A manager that does not read must not block us.
             socket.set_nonblocking(true).ok()?;
             Some((socket, address.ok()?))
         });
@@ -45,13 +45,13 @@ impl Notify {
         Self { manager, watchdog }
     }
 
-    /// Whether anybody listens.
+    /// Returns whether a service manager listens.
     #[must_use]
     pub const fn is_heard(&self) -> bool {
         self.manager.is_some()
     }
 
-    /// The time within which the manager wants a sign of life, if it does.
+    /// Returns the time within which the manager expects a sign of life, if it does.
     #[must_use]
     pub const fn watchdog(&self) -> Option<Duration> {
         self.watchdog
@@ -65,12 +65,12 @@ impl Notify {
         }
     }
 
-    /// The service does its work; also the end of a reload.
+    /// Reports that the service works; also ends a reload.
     pub fn ready(&self) {
         self.say("READY=1");
     }
 
-    /// The service reads its configuration again.
+    /// Reports that the service reads its configuration again.
     pub fn reloading(&self) {
         let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
             return;
@@ -79,17 +79,17 @@ impl Notify {
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"));
     }
 
-    /// The service is about to end.
+    /// Reports that the service is stopping.
     pub fn stopping(&self) {
         self.say("STOPPING=1");
     }
 
-    /// A line for people.
+    /// Reports a status line for people.
     pub fn status(&self, line: &str) {
         self.say(&format!("STATUS={}", line.replace('\n', " ")));
     }
 
-    /// A sign of life.
+    /// Reports a sign of life.
     pub fn alive(&self) {
         self.say("WATCHDOG=1");
     }

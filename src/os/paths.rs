@@ -1,20 +1,20 @@
-//! Where state and configuration live.
+//! Paths of state and configuration.
 
 use std::env;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// An environment variable that holds an absolute path (the XDG specification has relative
-/// ones ignored).
+/// Returns an environment variable that holds an absolute path. The XDG specification ignores
+/// relative ones.
 fn absolute(name: &str) -> Option<PathBuf> {
     env::var_os(name)
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
 }
 
-/// The state folder: `$STATE_DIRECTORY` (`systemd.exec(5)`; the first, if several), else
-/// `$XDG_STATE_HOME/tael`, else `~/.local/state/tael`.
+/// Returns the state folder: the first of `$STATE_DIRECTORY` (`systemd.exec(5)`), otherwise
+/// `$XDG_STATE_HOME/tael`, otherwise `~/.local/state/tael`.
 ///
 /// # Errors
 /// When the environment names none of them.
@@ -32,7 +32,7 @@ pub fn state_dir() -> Result<PathBuf> {
         })
 }
 
-/// The user's configuration file, `$XDG_CONFIG_HOME/tael/tael.toml`.
+/// Returns the configuration file of the user, `$XDG_CONFIG_HOME/tael/tael.toml`.
 #[must_use]
 pub fn user_config() -> Option<PathBuf> {
     absolute("XDG_CONFIG_HOME")
@@ -40,10 +40,10 @@ pub fn user_config() -> Option<PathBuf> {
         .map(|dir| dir.join("tael/tael.toml"))
 }
 
-/// The host's configuration file.
+/// Configuration file of the host.
 pub const SYSTEM_CONFIG: &str = "/etc/tael/tael.toml";
 
-/// The password that systemd passes as a credential (`LoadCredential=tael-password:…`).
+/// Returns the password that systemd passes as a credential (`LoadCredential=tael-password:…`).
 #[must_use]
 pub fn credential_password() -> Option<PathBuf> {
     absolute("CREDENTIALS_DIRECTORY")

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// One process at the moment it was looked at.
+/// One process, at the moment of the look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Its id.
@@ -11,14 +11,14 @@ pub struct Process {
     pub parent: u32,
     /// The id of its process group.
     pub group: u32,
-    /// When it was started, clock ticks since boot. Together with the id this names one process.
+    /// When it was started, clock ticks since boot. Together with the id it identifies one process.
     pub start: u64,
-    /// Whether it has ended, and only waits to be reaped.
+    /// Whether it has ended, and waits to be reaped.
     pub ended: bool,
 }
 
 impl Process {
-    /// The process with this id; `None` if there is none, or none that we may see.
+    /// Reads the process of this id; `None` if there is none, or none that we may see.
     #[must_use]
     pub fn read(pid: u32) -> Option<Self> {
         let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
@@ -26,7 +26,7 @@ impl Process {
     }
 
     fn parse(pid: u32, stat: &str) -> Option<Self> {
-        // The name in parentheses may hold anything, parentheses too.
+        // The name in parentheses may contain parentheses too.
         let (_, rest) = stat.rsplit_once(") ")?;
         // State is field 3, the parent 4, the group 5, and the start 22.
         let mut fields = rest.split(' ');
@@ -39,8 +39,8 @@ impl Process {
         })
     }
 
-    /// Whether `variable`, a `NAME=VALUE`, is in the environment that the process was started
-    /// with. That of another user's process cannot be read.
+    /// Returns whether the process was started with `variable`, a `NAME=VALUE`, in its environment.
+    /// Environments of other users cannot be read.
     #[must_use]
     pub fn has(&self, variable: &str) -> bool {
         let environment = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
@@ -49,7 +49,7 @@ impl Process {
     }
 }
 
-/// All processes that we may see; `None` where `/proc` is missing.
+/// Returns all processes that we may see; `None` where `/proc` is missing.
 #[must_use]
 pub fn all() -> Option<Vec<Process>> {
     let entries = fs::read_dir("/proc").ok()?.flatten();
@@ -61,15 +61,15 @@ pub fn all() -> Option<Vec<Process>> {
         .then_some(list)
 }
 
-/// When process `pid` was started, clock ticks since boot; `None` if there is none. With it a
-/// process id names one process, not a later one of that number.
+/// Returns when process `pid` was started, clock ticks since boot; `None` if there is none.
+/// Together with it, an id cannot mean a later process.
 #[must_use]
 pub fn start_time(pid: u32) -> Option<u64> {
     Process::read(pid).map(|process| process.start)
 }
 
-/// Those of `list` that descend from a process for which `is_root` holds, these included, but
-/// neither `except` nor what descends from it alone.
+/// Returns the processes of `list` for which `is_root` holds, and their descendants, without
+/// `except` and what descends from it only.
 #[must_use]
 pub fn with_descendants(
     list: &[Process],

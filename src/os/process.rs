@@ -1,4 +1,4 @@
-//! Processes and their groups: told from others, and ended as a whole.
+//! Processes and process groups: identified, and ended as a whole.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::model::exec;
 use crate::os::{hooks, proc};
 
-/// How often the members of a dying group are counted. Nothing tells when the last is gone.
+/// Interval between two checks of a group that is ending. There is no notification of the last
+/// member.
 const GROUP_CHECK: Duration = Duration::from_millis(20);
 
 /// Ends process group `id`, whose leader is a child that was not reaped: TERM, up to `grace` for
-/// all of it to go, then KILL.
+/// all members to end, then KILL.
 pub fn end_group(id: u32, grace: Duration) {
     let group = Pid::from_raw(id.cast_signed());
     let deadline = Instant::now() + grace;
@@ -34,18 +35,18 @@ pub fn end_group(id: u32, grace: Duration) {
     }
 }
 
-/// What whoever writes to a pipe does.
+/// State of the process that writes to a pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
     /// It has written something.
     Wrote,
-    /// It is gone, even if something of it is still to be read.
+    /// It is gone; some of its output may still be unread.
     Gone,
     /// It is there, and has written nothing.
     Silent,
 }
 
-/// Waits up to `patience`, or for ever, for something from `pipe` (`poll(2)`).
+/// Waits up to `patience`, by default without a limit, for something from `pipe` (`poll(2)`).
 #[must_use]
 pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
     let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
@@ -57,8 +58,7 @@ pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
     }
 }
 
-/// Waits until one of `sources` is readable or has ended, but not longer than `until`. Returns how
-/// many are.
+/// Waits until one of `sources` is readable or has ended, or until `until`. Returns how many are.
 ///
 /// # Errors
 /// As `poll(2)`.
@@ -70,11 +70,11 @@ pub fn wait_for_any<'a>(
     poll_until(&mut fds.collect::<Vec<_>>(), Some(until))
 }
 
-/// Waits until something happens to one of `fds`, for ever without a `deadline`. Returns how many
-/// it has happened to, 0 when the time is up.
+/// Waits until something happens to one of `fds`, without a limit if there is no `deadline`.
+/// Returns to how many it has happened; 0 at the deadline.
 ///
 /// # Errors
-/// As `poll(2)`; a signal is none.
+/// As `poll(2)`, signals excepted.
 pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<usize> {
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -86,26 +86,26 @@ pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Resu
     }
 }
 
-/// Signals that do nothing to a runner.
+/// Signals that a runner ignores.
 const HEARD: &[Signal] = &[
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,
     Signal::SIGQUIT,
     Signal::SIGXFSZ,
-    // Somebody opens a file that we look at (`is_open_elsewhere`).
+    // Another process opens a file that we look at (`is_open_elsewhere`).
     Signal::SIGIO,
 ];
 
-/// Makes this process the leader of a session of its own, deaf to the signals that end its
-/// parent's. A command that it starts is not: `execve(2)` sets handlers back to the default.
+/// Makes this process the leader of a session of its own, and ignores the signals that end its
+/// parent. Commands do not ignore them: `execve(2)` resets handlers.
 pub fn detach() {
-    // For those who list processes; it was started as `exe`.
+    // For lists of processes; it was started as `exe`.
     let _ = nix::sys::prctl::set_name(c"tael-runner");
     // Fails only for a process group leader, which has no terminal to lose then either.
     let _ = nix::unistd::setsid();
     on_signals(HEARD);
-    // What whoever started us has ignored, a command would ignore as well.
+    // A command would also ignore what our starter has ignored.
     let ours = [libc::SIGPIPE].into_iter();
     let ours: Vec<_> = ours
         .chain(HEARD.iter().map(|s| *s as libc::c_int))
@@ -117,7 +117,7 @@ pub fn detach() {
     }
 }
 
-/// Has `signals` do nothing to this process.
+/// Installs a handler that does nothing for `signals`.
 fn on_signals(signals: &[Signal]) {
     extern "C" fn nothing(_: libc::c_int) {}
     let deaf = SigAction::new(
@@ -132,7 +132,7 @@ fn on_signals(signals: &[Signal]) {
     }
 }
 
-/// Identifies this boot of the host (`random(4)`); empty where the kernel does not tell.
+/// Returns the id of this boot of the host (`random(4)`); empty if the kernel has none.
 #[must_use]
 pub fn boot_id() -> String {
     if let Some(pretended) = hooks::boot_id() {
@@ -143,27 +143,27 @@ pub fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// Has a write beyond `RLIMIT_FSIZE` fail, where it would end the process (`setrlimit(2)`).
-/// A command that is started is not concerned: `execve(2)` sets handlers back.
+/// Makes a write beyond `RLIMIT_FSIZE` fail instead of ending the process (`setrlimit(2)`).
+/// Commands are not affected: `execve(2)` resets handlers.
 pub fn survive_file_size_limit() {
     on_signals(&[Signal::SIGXFSZ]);
 }
 
-/// Has the kernel keep how our children end until we ask: whoever started us may have ignored
-/// SIGCHLD, which is inherited, and then nobody could ask (`wait(2)`).
+/// Makes the kernel keep the exit codes of our children until we ask. Our starter may have ignored
+/// SIGCHLD, and we would inherit that and get none (`wait(2)`).
 pub fn hear_of_children() {
     // SAFETY: no handler is set. It fails only for signals that cannot be caught.
     let _ = unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
-/// How many descriptors this process may have open (`getrlimit(2)`); none if there is no limit.
+/// Returns the maximum number of open descriptors (`getrlimit(2)`); `None` without a limit.
 #[must_use]
 pub fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
-/// Raises how many descriptors this process may have open to as many as the system lets it, at most
-/// `wanted`, and returns how many that are.
+/// Raises the maximum number of open descriptors to what the system allows, at most `wanted`.
+/// Returns the new maximum.
 #[must_use]
 pub fn raise_descriptor_limit(wanted: u64) -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -180,19 +180,19 @@ pub fn raise_descriptor_limit(wanted: u64) -> u64 {
     setrlimit(Resource::Nofile, higher).map_or(current, |()| raised)
 }
 
-/// Bytes that the system allows for arguments and environment of a program.
+/// Returns the size that the system allows for arguments and environment of a program, bytes.
 #[must_use]
 pub fn exec_limit() -> usize {
     exec::allowed(rustix::process::getrlimit(rustix::process::Resource::Stack).current)
 }
 
-/// Whether process group `id` has a member that is not a zombie.
+/// Returns whether process group `id` has a member that is not a zombie.
 fn group_is_alive(id: u32) -> bool {
     match proc::all() {
         Some(list) => list
             .iter()
             .any(|process| process.group == id && !process.ended),
-        // Zombies count too then, which only makes for a longer wait.
+        // Then zombies count too, which only makes the wait longer.
         None => signal::killpg(Pid::from_raw(id.cast_signed()), None).is_ok(),
     }
 }

@@ -1,4 +1,4 @@
-//! A program as `execve(2)` takes it: looked for, executed, and what is wrong with it.
+//! Programs for `execve(2)`: found, executed, and explained when they cannot run.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -14,25 +14,25 @@ use nix::libc;
 
 use crate::model::text::printable_bytes;
 
-/// Where programs are looked for without `PATH` (`execvp(3)`).
+/// Folders of programs without `PATH` (`execvp(3)`).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Maximum time that a program is waited for that somebody is writing to (ETXTBSY), as one does who
-/// installs it; and the time between two tries.
+/// Maximum time to wait for a program that another process is writing (ETXTBSY), such as an
+/// installer; and the interval between two attempts.
 const BUSY_LIMIT: Duration = Duration::from_secs(1);
 const BUSY_CHECK: Duration = Duration::from_millis(20);
 
-/// Maximum number of bytes of the line that names an interpreter (Linux, `BINPRM_BUF_SIZE`).
+/// Maximum length of the line that names an interpreter, bytes (Linux, `BINPRM_BUF_SIZE`).
 const MAX_FIRST_LINE: u64 = 256;
 
-/// Maximum number of characters shown of it.
+/// Maximum number of its characters to show.
 const MAX_SHOWN: usize = 120;
 
-/// Strings as `execve(2)` takes them.
+/// Strings for `execve(2)`.
 pub(super) struct Strings {
-    /// What the pointers point to.
+    /// The strings to which the pointers point.
     _owned: Vec<CString>,
-    /// With a null pointer at the end.
+    /// Pointers, with a null pointer at the end.
     pointers: Vec<*const libc::c_char>,
 }
 
@@ -40,7 +40,7 @@ impl Strings {
     /// Takes `strings`.
     ///
     /// # Errors
-    /// With `InvalidInput` when one holds a NUL.
+    /// `InvalidInput` if one contains a NUL.
     pub(super) fn new(strings: impl IntoIterator<Item = Vec<u8>>) -> io::Result<Self> {
         let owned = strings.into_iter().map(CString::new);
         let owned = owned.collect::<Result<Vec<_>, _>>()?;
@@ -55,16 +55,16 @@ impl Strings {
 
 /// A program with its arguments.
 pub(super) struct Program {
-    /// Where it may be, first come first.
+    /// Paths to try, in order.
     paths: Vec<CString>,
     argv: Strings,
 }
 
 impl Program {
-    /// The program `argv[0]` with these arguments, looked for in `path` as `execvp(3)` does.
+    /// Returns the program `argv[0]` with these arguments, searched in `path` as `execvp(3)` does.
     ///
     /// # Errors
-    /// With `InvalidInput` when a string holds a NUL.
+    /// `InvalidInput` if a string contains a NUL.
     pub(super) fn new(argv: &[String], path: Option<&OsStr>) -> io::Result<Self> {
         let program = argv.first().map_or("", String::as_str);
         let paths = if program.contains('/') || program.is_empty() {
@@ -83,8 +83,8 @@ impl Program {
         Ok(Self { paths, argv })
     }
 
-    /// Becomes the program, or says why not, as `execvp(3)` does. One that somebody is writing to is
-    /// waited for, up to [`BUSY_LIMIT`].
+    /// Becomes the program, or returns why not, as `execvp(3)` does. Waits up to [`BUSY_LIMIT`] for
+    /// a program that another process is writing.
     pub(super) fn execute(&self, environment: &Strings) -> Errno {
         let mut error = Errno::ENOENT;
         for path in &self.paths {
@@ -115,8 +115,8 @@ impl Program {
         }
     }
 
-    /// Says more of `error`, which [`Program::execute`] has come to in `folder`: the system calls
-    /// a program missing whose interpreter is.
+    /// Explains the `error` of [`Program::execute`] in `folder`: the system reports a missing
+    /// program when its interpreter is missing.
     pub(super) fn explain(&self, error: io::Error, folder: Option<&Path>) -> io::Error {
         if error.kind() != io::ErrorKind::NotFound {
             return error;
@@ -133,7 +133,7 @@ impl Program {
     }
 }
 
-/// Why the file at `path`, which is there, was said to be missing.
+/// Explains why the existing file at `path` was reported missing.
 fn missing_interpreter(path: &Path, error: &io::Error) -> String {
     let mut begin = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FIRST_LINE).read_to_end(&mut begin));

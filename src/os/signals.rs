@@ -1,4 +1,4 @@
-//! Being told to stop, or to read the configuration again.
+//! Signals to stop, or to read the configuration again.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -13,7 +13,7 @@ fn on(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|e| Error::bug(format!("listen for signals: {e}")))
 }
 
-/// SIGHUP, as daemons understand it.
+/// Listens for SIGHUP as a request to reload.
 ///
 /// # Errors
 /// When the handler cannot be installed.
@@ -21,15 +21,15 @@ pub fn reload() -> Result<Signal> {
     on(SignalKind::hangup())
 }
 
-/// Ends this process some time `after` it was told to stop, if it is still there: what it prints
-/// may not be taken, and then it stands still. For tools that leave nothing undone.
+/// Ends this process `after` a signal to stop, if it still runs: it may hang because its output is
+/// not read. For tools that leave nothing unfinished.
 ///
 /// # Errors
 /// When there is no thread.
 pub fn give_up_after(after: Duration) -> Result<()> {
     let wait = move || {
         let runtime = Builder::new_current_thread().enable_all().build();
-        // It could not be told that it has to stop either.
+        // Without a runtime the process cannot receive the signal either.
         let Ok(runtime) = runtime else { return };
         runtime.block_on(async {
             if let Ok(mut stop) = Stop::listen(false) {
@@ -46,7 +46,7 @@ pub fn give_up_after(after: Duration) -> Result<()> {
         .map_err(|e| Error::new(Kind::TryAgain, format!("start a thread: {e}")))
 }
 
-/// Waits for SIGTERM or SIGINT; and for SIGHUP, if that means that the terminal is gone.
+/// Waits for SIGTERM or SIGINT, and for SIGHUP if that means that the terminal is gone.
 #[derive(Debug)]
 pub struct Stop {
     term: Signal,
@@ -55,8 +55,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Starts to listen; must be called within a runtime. A daemon that reloads has SIGHUP
-    /// mean that, unless it hangs on a terminal.
+    /// Starts to listen, within a runtime. For a daemon that reloads, SIGHUP means that, unless it
+    /// runs on a terminal.
     ///
     /// # Errors
     /// When the handlers cannot be installed.
@@ -69,7 +69,7 @@ impl Stop {
         })
     }
 
-    /// Returns when one of them has come; may be dropped and called again.
+    /// Returns when one of them has come. May be dropped and called again.
     pub async fn requested(&mut self) {
         let hup = async {
             match &mut self.hup {

@@ -164,8 +164,8 @@ enum Not {
     Wanted,
     /// The client is gone, and the next one will take the unit up.
     Heard,
-    /// Somebody has cancelled it.
-    Cancelled,
+    /// Somebody has canceled it.
+    Canceled,
     /// Its record cannot be written.
     Noted(io::Error),
     /// There is no process for it, or it was killed.
@@ -250,9 +250,9 @@ impl RunnerState<'_> {
                 outcome.unwrap_or_else(Outcome::not_started)
             }
             Begun::Failed(e) => could_not_execute(job, &hold, &e),
-            Begun::Nothing(Not::Cancelled) => Outcome {
+            Begun::Nothing(Not::Canceled) => Outcome {
                 stopped: Some(Stopped::Canceled),
-                ..Outcome::not_started("cancelled before it began")
+                ..Outcome::not_started("canceled before it began")
             },
             Begun::Nothing(Not::Noted(e)) => {
                 return say(&format!("refused write the unit's record: {e}"));
@@ -304,8 +304,8 @@ impl RunnerState<'_> {
     /// Waits for the word to begin, and notes that.
     fn begin(&mut self, hold: &mut Hold) -> Result<(), Not> {
         self.word()?;
-        if hold.dir().is_cancelled() {
-            return Err(Not::Cancelled);
+        if hold.dir().is_canceled() {
+            return Err(Not::Canceled);
         }
         hold.begin().map_err(Not::Noted)?;
         self.began = Some((Timestamp::now().as_millisecond(), Instant::now()));

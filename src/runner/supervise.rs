@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
         }
         let mut look = Instant::now() + LOOK;
         loop {
-            if self.hold.is_cancelled() {
+            if self.hold.is_canceled() {
                 return Some(Stopped::Canceled);
             }
             if self.limit.is_some_and(|limit| Instant::now() >= limit) {

@@ -137,7 +137,10 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
         .with(level, format!("{topic} beat {ago} ago"))
         .figure(options.limits.figure("age", age.max(0.0).floor()));
     if let Some(skew) = skew.filter(|skew| skew.abs() > max_skew + 1.0) {
-        let text = format!("its clock is {:.0} s from ours", skew.abs());
+        let text = format!(
+            "its clock differs from ours by {}",
+            duration::text(Duration::try_from_secs_f64(skew.abs().round()).unwrap_or_default())
+        );
         report = report.with(Level::Warning, text);
     }
     if let Some(skew) = skew {

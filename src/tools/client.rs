@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::engine::config::{Config, Home};
+use crate::engine::job::warn_of_what_is_missing;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::reload::Reload;
 use crate::error::{Error, Kind, Result};
@@ -21,6 +22,11 @@ pub struct Options {
     pub if_not_running: bool,
     /// Reads the configuration again.
     pub reread: Box<dyn Fn() -> Result<Config>>,
+}
+
+/// Warns of what the configuration names and the host does not have.
+pub fn warn(config: &Config) {
+    warn_of_what_is_missing(config);
 }
 
 /// Runs the client until it is told to stop.

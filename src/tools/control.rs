@@ -10,10 +10,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::control::{Action, Envelope, refusal};
-use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
+use crate::model::{duration, json};
 use crate::net::mqtt::{Refused, Settings};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions, unreachable};
@@ -128,14 +128,14 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         }
     };
     let answer = timeout(options.timeout, answered).await;
-    let seconds = options.timeout.as_secs_f32();
+    let limit = duration::text(options.timeout);
     let answer = match answer {
         Ok(answer) => answer?,
         Err(_) if reached => {
             return Err(Error::new(
                 Kind::TryAgain,
                 format!(
-                    "{} {}: no answer on {} within {seconds} s; is --root right, and does that \
+                    "{} {}: no answer on {} within {limit}; is --root right, and does that \
                      client run?",
                     options.action.name(),
                     options.who,
@@ -144,7 +144,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
             ));
         }
         Err(_) => {
-            let cause = format!("no answer within {seconds} s");
+            let cause = format!("no answer within {limit}");
             return Err(unreachable(&options.broker.address(), &cause));
         }
     };
@@ -183,7 +183,7 @@ fn shown(options: &Options, answer: &Value) -> String {
     match &options.action {
         Action::Raise { .. } => format!("{who}: raised as unit {}", unit()),
         Action::Retry { .. } => format!("{who}: tried again as unit {}", unit()),
-        Action::Cancel { .. } => format!("{who}: cancelling unit {}", unit()),
+        Action::Cancel { .. } => format!("{who}: canceling unit {}", unit()),
         Action::Pause => format!("{who}: paused"),
         Action::Resume => format!("{who}: resumed"),
         Action::Status => status_line(who, answer),
@@ -201,10 +201,10 @@ fn status_line(who: &str, answer: &Value) -> String {
         _ => "",
     };
     format!(
-        "{who}: on {} for {} s{paused}, {running} running, {} waiting, {} succeeded, {} failed, \
+        "{who}: on {} for {}{paused}, {running} running, {} waiting, {} succeeded, {} failed, \
          {} canceled; events: {} accepted, {} duplicate, {} refused, {} ignored; {} statuses to send",
         printable(super::text(answer, "host").unwrap_or("?"), 80),
-        number("/uptime"),
+        duration::text(Duration::from_secs(number("/uptime"))),
         number("/waiting"),
         number("/units/succeeded"),
         number("/units/failed"),

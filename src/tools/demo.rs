@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::topic::Filter;
 use crate::net::broker::{Broker, MAX_PACKET, Options as BrokerSettings};
@@ -93,7 +94,7 @@ pub fn run() -> Result<ExitCode> {
             Ok(shown) => shown.map(|()| ExitCode::SUCCESS),
             Err(_) => Err(Error::new(
                 Kind::TryAgain,
-                format!("demo: it did not come to its end in {} s", LIMIT.as_secs()),
+                format!("demo: not finished within {}", duration::text(LIMIT)),
             )),
         }
     })

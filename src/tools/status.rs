@@ -132,9 +132,9 @@ fn row(seen: &Seen) -> [String; 7] {
         let code = field("return_code").and_then(Value::as_i64);
         let code = code.map_or(String::new(), |code| format!(" ({code})"));
         let elapsed = field("time_elapsed").and_then(Value::as_str);
+        let elapsed = elapsed.and_then(duration::from_python);
         let elapsed = elapsed.map_or(String::new(), |elapsed| {
-            // Nobody reads microseconds in a table.
-            format!(" in {}", elapsed.split('.').next().unwrap_or(elapsed))
+            format!(" in {}", duration::text(elapsed))
         });
         format!("{status}{code}{elapsed}")
     });

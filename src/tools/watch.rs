@@ -10,11 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::model::event::{Attributes, attribute_text, attributes};
-use crate::model::json;
-use crate::model::marker;
 use crate::model::message::{Delivery, Qos, property};
 use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::Filter;
+use crate::model::{json, marker, moment};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::logging::say;
@@ -96,7 +95,7 @@ async fn watch(options: &Options) -> Result<()> {
 }
 
 pub(super) fn clock() -> String {
-    Zoned::now().strftime("%H:%M:%S").to_string()
+    moment::clock(&Zoned::now())
 }
 
 fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {

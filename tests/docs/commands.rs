@@ -167,6 +167,48 @@ fn options_commands_and_variables_exist() {
     }
 }
 
+/// Lines of a terminal that a first help page must fit into, the prompt included.
+const SCREEN: usize = 25;
+
+#[test]
+fn help_fits_a_screen_and_its_examples_work() {
+    let help = |arguments: &[&str]| ran(Command::new(binary("tael")).args(arguments)).1;
+    let overview = help(&["-h"]);
+    let listed = overview.split_once("Commands:\n").expect("commands").1;
+    let commands = listed
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help");
+    let mut count = 0;
+    for command in commands {
+        let first = help(&[command, "-h"]);
+        assert!(first.lines().count() < SCREEN, "{first}");
+        let whole = help(&[command, "--help"]);
+        let examples = whole.split_once("Examples:\n").map_or("", |(_, rest)| rest);
+        for line in examples.lines().take_while(|line| line.starts_with("  ")) {
+            let own = line
+                .split(" | ")
+                .find(|part| part.trim().starts_with("tael "));
+            let own = own.and_then(|part| part.split(" >").next()).expect(line);
+            let words = shell_words::split(own).expect("words");
+            // Help comes only after options that exist.
+            let (code, out, error) = ran(Command::new(binary("tael"))
+                .args(&words[1..])
+                .arg("--help")
+                .env("TAEL_CONFIG", ""));
+            assert_eq!(code, 0, "{line}: {error}");
+            assert!(out.contains("Usage"), "{line}");
+            count += 1;
+        }
+    }
+    assert!(count > 15, "{count} examples");
+    for group in ["Trigger:", "Command:", "Policy:", "State:", "Broker:"] {
+        let shown = |flag| help(&["client", flag]).lines().any(|line| line == group);
+        assert!(shown("-h") && shown("--help"), "{group}");
+    }
+}
+
 #[test]
 fn exit_codes_are_all_explained() {
     let codes = |name: &str, section: &str| -> BTreeSet<u8> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, World, ran, refuses};
+use crate::common::{World, bare_command, ran, refuses};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -97,7 +97,7 @@ fn flags_win_over_the_environment_and_both_over_files() {
         ),
     );
     let message = || {
-        let mut command = common::bare_command(&world.dir, "tael-message");
+        let mut command = bare_command(&world.dir, "tael-message");
         command.env("XDG_CONFIG_HOME", world.path("xdg"));
         command
     };
@@ -169,4 +169,107 @@ fn conditions_must_all_hold_and_none_lets_everything_pass() {
     assert_eq!(world.lines("any"), ["1", "2", "2", "3"]);
     strict.stop();
     any.stop();
+}
+
+#[test]
+fn a_check_reports_every_mistake_and_touches_nothing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("align.toml");
+    let path = file.to_str().expect("path");
+    let check = |name: &str, words: &[&str]| {
+        let mut command = bare_command(&dir, name);
+        command.env("TAEL_LOG_TARGET", "stderr").args(words);
+        // Nobody listens there.
+        ran(command.args(["--check", "-p", "1"]))
+    };
+    let right = "root = 'lab'\n[client]\nwho = 'align'\n\
+                 [[trigger]]\ntopic = 'lab/a'\ncommand = 'true'\n\
+                 [[trigger]]\ntopic = 'lab/b'\ncommand = 'true'\n";
+    fs::write(&file, right).expect("file");
+    let silent = (0, String::new(), String::new());
+    assert_eq!(check("tael-client", &["--config", path]), silent);
+    assert_eq!(check("tael", &["client", "--config", path]), silent);
+    // Each mistake is a line that names the file.
+    let mistakes = [
+        ("keepalive = 'soon'\nhots = 'a'\n", ["'soon'", "'hots'"]),
+        (
+            "[client]\njbos = 2\nmax-output = 'all'\n",
+            ["'jbos'", "'all'"],
+        ),
+        (
+            "[[trigger]]\ntopic = 'a#'\ncommand = ''\n",
+            ["trigger 1: there is no command", "# stands"],
+        ),
+        (
+            "[[trigger]]\ncommand = 'b'\njobs = 'x'\nretries = 'y'\nodd = 1\n",
+            ["'x'", "'y'"],
+        ),
+        (
+            "[[trigger]]\ntopic = 'a'\ncommand = 'b'\nwhen = ['no']\nenvreq = ['PATH']\n",
+            ["'no'", "PATH"],
+        ),
+    ];
+    for (text, causes) in mistakes {
+        fs::write(&file, text).expect("file");
+        let (code, out, said) = check("tael-client", &["--who", "align", "--config", path]);
+        assert_eq!((code, out), (78, String::new()), "{said}");
+        for cause in causes {
+            let line = said.lines().find(|line| line.contains(cause));
+            assert!(
+                line.is_some_and(|line| line.contains(path)),
+                "{cause}: {said}"
+            );
+        }
+    }
+    // The command line comes after them.
+    let words = [
+        "--config",
+        "/nowhere/align.toml",
+        "--keepalive",
+        "1s",
+        "--qos",
+        "0",
+    ];
+    let (code, _, said) = check("tael-client", &words);
+    assert_eq!(code, 78, "{said}");
+    for cause in [
+        "/nowhere/align.toml",
+        "--who",
+        "keep-alive of 1s",
+        "QoS 0",
+        "-t FILTER",
+    ] {
+        assert!(said.contains(cause), "{cause}: {said}");
+    }
+    let (code, _, said) = check(
+        "tael-client",
+        &["--who", "a", "-t", "a", "-c", "b", "-q", "0"],
+    );
+    assert_eq!(code, 64, "{said}");
+    // What is missing on this host is no mistake.
+    let words = ["--who", "a", "-t", "a", "-c", "b", "--cwd", "/nowhere"];
+    let (code, _, said) = check("tael-client", &words);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("/nowhere"), "{said}");
+    // Beacons and nodes have it too.
+    assert_eq!(check("tael-beacon", &["--root", "lab"]), silent);
+    let (code, _, said) = check("tael-beacon", &["--interval", "1ms", "--keepalive", "1s"]);
+    assert_eq!(code, 64, "{said}");
+    assert!(
+        said.contains("interval") && said.contains("keep-alive"),
+        "{said}"
+    );
+    fs::write(&file, "[command.START]\nrun = 'true'\n").expect("file");
+    assert_eq!(check("tael", &["node", "n", "--config", path]), silent);
+    fs::write(&file, "[command.A]\nruns = 'true'\n[command.B]\nrun = 1\n").expect("file");
+    let (code, _, said) = check("tael", &["node", "n", "--config", path]);
+    assert_eq!(code, 78, "{said}");
+    assert!(
+        said.contains("'runs'") && said.contains("command B"),
+        "{said}"
+    );
+    // No state, no lock.
+    fs::remove_file(&file).expect("file");
+    let left = fs::read_dir(dir.path()).expect("folder").count();
+    assert_eq!(left, 0);
 }

@@ -171,7 +171,7 @@ fn cancel_ends_what_runs_and_drops_what_waits() {
     let (code, stdout, _) = world.control(&["stop", "cancel", &running]);
     assert_eq!(
         (code, stdout),
-        (0, format!("stop: cancelling unit {running}\n"))
+        (0, format!("stop: canceling unit {running}\n"))
     );
     assert_eq!(ears.status("stop", "failed").payload["return_code"], 143);
     world.wait_report("stop", "/units/canceled", 1);
@@ -232,7 +232,7 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
     refuses(
         &mut control(&["nobody", "status", "--timeout", "2s"]),
         75,
-        "pipelines/nobody/control within 2 s",
+        "pipelines/nobody/control within 2s",
     );
     for (arguments, text) in [
         (&["x", "dance"][..], "'dance'"),

@@ -140,7 +140,7 @@ fn a_retry_does_not_run_beside_what_a_timeout_has_ended() {
 fn what_outlives_a_command_that_ends_by_itself_is_no_part_of_the_next_run() {
     let world = World::new();
     let (mark, live) = live(false);
-    // The first one leaves something behind, the second one is cancelled.
+    // The first one leaves something behind, the second one is canceled.
     let command = format!(
         r#"if mkdir "$OUT/first"; then {live} & exit 0; fi; setsid -w env SECOND=1 sleep 600"#
     );

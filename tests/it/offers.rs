@@ -35,7 +35,7 @@ fn a_broker_that_offers_less_is_told_of_once_and_used() {
         1,
         "{log}"
     );
-    assert!(log.contains("for 60 s, not for 604800 s"), "{log}");
+    assert!(log.contains("for 1m, not for 7d"), "{log}");
     assert!(log.contains("no retained messages"), "{log}");
 }
 

@@ -360,7 +360,7 @@ fn a_command_that_removes_its_own_folder_does_not_run_twice() {
 }
 
 #[test]
-fn a_unit_that_waits_for_a_runner_can_be_cancelled() {
+fn a_unit_that_waits_for_a_runner_can_be_canceled() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
     let pid = client.child.id();

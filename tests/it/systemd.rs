@@ -170,6 +170,8 @@ fn runs_outlive_a_restart_of_their_unit() {
     for unit in ["tael-client@.service", "user/tael-client@.service"] {
         let text = read(&format!("systemd/{unit}"));
         assert_eq!(values(&text, "KillMode"), ["process"], "{unit}");
+        // By default the end of one run for want of memory would be the end of all.
+        assert_eq!(values(&text, "OOMPolicy"), ["continue"], "{unit}");
         assert_eq!(values(&text, "Type"), ["notify"], "{unit}");
         // systemd empties these when a service is restarted.
         assert_eq!(values(&text, "PrivateTmp"), [""; 0], "{unit}");
@@ -209,6 +211,23 @@ fn the_units_bring_the_example_online() {
         );
         world.wait_report("align", "/units/succeeded", 1);
         client.stop();
+    }
+}
+
+#[test]
+fn a_reload_checks_the_file_before_it_signals() {
+    for unit in ["tael-client@.service", "user/tael-client@.service"] {
+        let text = read(&format!("systemd/{unit}"));
+        let start = &values(&text, "ExecStart")[0];
+        let [check, signal] = &values(&text, "ExecReload")[..] else {
+            panic!("two ExecReload: {unit}");
+        };
+        // systemd runs the second only when the first has ended with 0.
+        assert_eq!(check.replace(" --check", ""), *start, "{unit}");
+        assert!(signal.contains("kill -HUP ${MAINPID}"), "{unit}");
+        // A code that a restart does not change ends the service; all others restart it.
+        let prevented = values(&text, "RestartPreventExitStatus");
+        assert_eq!(prevented, ["64 73 77 78"], "{unit}");
     }
 }
 

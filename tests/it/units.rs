@@ -1,4 +1,4 @@
-//! Runs outlive their client, are adopted, cancelled, released, lost and found.
+//! Runs outlive their client, are adopted, canceled, released, lost and found.
 
 use std::fs;
 use std::path::PathBuf;
@@ -167,7 +167,7 @@ fn work_goes_on_without_a_client() {
         125,
         "has not ended",
     );
-    // What waits can be cancelled and released; what is not told cannot be released.
+    // What waits can be canceled and released; what is not told cannot be released.
     assert_eq!(ran(&mut world.tael(["work", "cancel", &waiting])).0, 0);
     assert_eq!(state(&world, &waiting), "canceled");
     assert_eq!(ran(&mut world.tael(["work", "release", &waiting])).0, 0);

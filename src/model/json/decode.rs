@@ -1,15 +1,15 @@
-//! From the bytes of a payload to text.
+//! Decodes the bytes of a payload into text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The text of `bytes` in the encoding that its byte order mark names, UTF-8 without one. The
-/// mark is left out. A lone surrogate of UTF-16 becomes the escape that JSON has for it.
+/// Returns the text of `bytes` in the encoding that its byte order mark names, by default UTF-8.
+/// The mark is removed. A lone surrogate of UTF-16 becomes an escape of JSON.
 ///
 /// # Errors
 /// A text for the user.
 pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
-    // The mark of UTF-16, little endian, begins that of UTF-32; JSON has no NUL character.
+    // The mark of UTF-32, little endian, begins like that of UTF-16; JSON has no NUL character.
     match bytes {
         [0xff, 0xfe, 0, 0, rest @ ..] => utf32(rest, u32::from_le_bytes),
         [0, 0, 0xfe, 0xff, rest @ ..] => utf32(rest, u32::from_be_bytes),

@@ -1,14 +1,14 @@
-//! JSON as programs write it: RFC 8259, and what Python and PowerShell write besides.
+//! JSON as programs write it: RFC 8259, and what Python and PowerShell write in addition.
 //!
-//! `NaN`, `Infinity` and `-Infinity` are read as strings. A byte order mark is skipped, and says
-//! whether the text is UTF-8, UTF-16 or UTF-32.
+//! `NaN`, `Infinity` and `-Infinity` are read as strings. A byte order mark is skipped, and selects
+//! UTF-8, UTF-16 or UTF-32.
 //!
 //! Python carries a file name that is not UTF-8 as `"a\udcfcb"`: a lone low surrogate U+DC80 to
-//! U+DCFF is the byte 80 to FF (PEP 383). Rust's strings hold no surrogates, so that such a byte
-//! is a private-use character here, U+10FF80 to U+10FFFF: a *held byte*. A character of that
-//! range that stands in the JSON itself becomes four held bytes, those of its UTF-8. So
-//! [`bytes_of`] gives every string's bytes as its sender meant them, and [`to_text`] writes the
-//! surrogate again. Other lone surrogates become U+FFFD.
+//! U+DCFF is the byte 80 to FF (PEP 383). Strings of Rust hold no surrogates. Here such a byte is a
+//! private-use character, U+10FF80 to U+10FFFF: a *held byte*. A character of that range in the
+//! JSON itself becomes four held bytes, those of its UTF-8. So [`bytes_of`] returns the bytes that
+//! the sender meant, and [`to_text`] writes the surrogate again. Other lone surrogates become
+//! U+FFFD.
 
 mod decode;
 mod parse;
@@ -20,13 +20,13 @@ use serde_json::Value;
 
 pub use parse::parse;
 
-/// The held byte 0 would be this character; those below 80 are never held.
+/// The character of a held byte 0; bytes below 80 are never held.
 const HELD: u32 = 0x10_ff00;
 
-/// The first byte that is held.
+/// First byte that is held.
 const FIRST_HELD: u32 = 0x80;
 
-/// The byte that `c` holds.
+/// Returns the byte that `c` holds.
 fn held(c: char) -> Option<u8> {
     let byte = u32::from(c).checked_sub(HELD)?;
     u8::try_from(byte).ok().filter(|b| !b.is_ascii())
@@ -47,12 +47,12 @@ fn push(text: &mut String, c: char) {
     }
 }
 
-/// Whether `text` holds bytes.
+/// Returns whether `text` holds bytes.
 fn has_held(text: &str) -> bool {
     text.contains(|c| held(c).is_some())
 }
 
-/// The bytes of a string that was [`parse`]d.
+/// Returns the bytes of a string from [`parse`].
 #[must_use]
 pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
     if !has_held(text) {
@@ -68,13 +68,13 @@ pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// A string that was [`parse`]d, for people: bytes that are not UTF-8 become U+FFFD.
+/// Returns a string from [`parse`] for people: bytes that are not UTF-8 become U+FFFD.
 #[must_use]
 pub fn lossy(text: &str) -> String {
     String::from_utf8_lossy(&bytes_of(text)).into_owned()
 }
 
-/// The string for `bytes`, so that [`bytes_of`] gives them back.
+/// Returns the string for `bytes`, of which [`bytes_of`] returns them again.
 #[must_use]
 pub fn string_of(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -85,15 +85,15 @@ pub fn string_of(bytes: &[u8]) -> String {
     text
 }
 
-/// `value`, which was [`parse`]d or made of strings without held bytes, as compact JSON. A byte
-/// that is not UTF-8 is the surrogate that stands for it in Python.
+/// Returns `value` as compact JSON; it is from [`parse`], or made of strings without held bytes. A
+/// byte that is not UTF-8 becomes the surrogate that Python uses for it.
 #[must_use]
 pub fn to_text(value: &Value) -> String {
     let text = value.to_string();
     if !has_held(&text) {
         return text;
     }
-    // Held bytes stand in strings only, and none of those that are UTF-8 needs an escape.
+    // Only strings contain held bytes, and none that are UTF-8 needs an escape.
     let mut out = String::with_capacity(text.len());
     for chunk in bytes_of(&text).utf8_chunks() {
         out.push_str(chunk.valid());
@@ -123,7 +123,7 @@ mod tests {
         // Nested, and in a key.
         let nested = parsed(r#"{"k\udcff":["\udc80"]}"#);
         assert_eq!(to_text(&nested), r#"{"k\udcff":["\udc80"]}"#);
-        // Bytes that are UTF-8 together are text.
+        // Bytes that form UTF-8 together are text.
         let umlaut = parsed(r#""\udcc3\udca4""#);
         assert_eq!(&*bytes_of(umlaut.as_str().expect("string")), "ä".as_bytes());
         assert_eq!(to_text(&umlaut), r#""ä""#);

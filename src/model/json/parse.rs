@@ -1,16 +1,16 @@
-//! From text to a value.
+//! Parses text into a value.
 
 use serde_json::{Map, Number, Value};
 
 use crate::model::json::{decode::decode, hold, push};
 
-/// Maximum depth of arrays and objects within each other, that of `serde_json`.
+/// Maximum depth of nested arrays and objects, that of `serde_json`.
 const MAX_DEPTH: u32 = 127;
 
-/// Parses a JSON text. The last of several members with the same key counts.
+/// Parses a JSON text. Of several members with one key the last one counts.
 ///
 /// # Errors
-/// A text for the user: what is wrong, and where.
+/// A text for the user, with the cause and its place.
 pub fn parse(bytes: &[u8]) -> Result<Value, String> {
     let text = decode(bytes)?;
     let mut parser = Parser { text: &text, at: 0 };
@@ -25,7 +25,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, String> {
 
 struct Parser<'a> {
     text: &'a str,
-    /// Byte that is read next.
+    /// Next byte to read.
     at: usize,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Parser<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// Takes `word`, if it comes next.
+    /// Consumes `word` if it comes next.
     fn takes(&mut self, word: &str) -> bool {
         let found = self.rest().starts_with(word);
         if found {
@@ -51,7 +51,7 @@ impl<'a> Parser<'a> {
         found
     }
 
-    /// Skips the bytes that `skipped` holds for.
+    /// Skips the bytes for which `skipped` holds.
     fn skip(&mut self, skipped: impl Fn(u8) -> bool) -> usize {
         let rest = &self.text.as_bytes()[self.at..];
         let count = rest.iter().take_while(|b| skipped(**b)).count();
@@ -72,14 +72,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A value, in which there are `depth` more levels at most.
+    /// Parses a value of at most `depth` more levels.
     fn value(&mut self, depth: u32) -> Parsed<Value> {
         const WORDS: [(&str, Value); 3] = [
             ("null", Value::Null),
             ("true", Value::Bool(true)),
             ("false", Value::Bool(false)),
         ];
-        // As Python, PowerShell and JavaScript call them.
+        // Names of Python, PowerShell and JavaScript.
         const NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
         self.skip_space();
         let first = self.peek().ok_or(ENDS)?;
@@ -106,7 +106,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether a list goes on after its `first` item or another one.
+    /// Returns whether a list has another item, after its `first` one or a later one.
     fn goes_on(&mut self, first: bool, end: u8) -> Parsed<bool> {
         self.skip_space();
         match self.peek().ok_or(ENDS)? {
@@ -148,7 +148,7 @@ impl<'a> Parser<'a> {
         Ok(Value::Object(map))
     }
 
-    /// A number, which keeps its digits.
+    /// Parses a number, and keeps its digits.
     fn number(&mut self) -> Parsed<Value> {
         const WRONG: &str = "a digit is expected";
         let start = self.at;
@@ -178,13 +178,13 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A string, at its first quote.
+    /// Parses a string, from its first quote.
     fn string(&mut self) -> Parsed<String> {
         self.at += 1;
         let mut text = String::new();
         loop {
             let start = self.at;
-            // Held bytes have the first byte F4 in UTF-8, as few other characters do.
+            // In UTF-8, held bytes begin with the byte F4, and few other characters do.
             self.skip(|b| !matches!(b, b'"' | b'\\' | 0..b' ' | 0xf4));
             text.push_str(&self.text[start..self.at]);
             match self.peek().ok_or(ENDS)? {
@@ -206,7 +206,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// An escape, after its backslash.
+    /// Parses an escape, after its backslash.
     fn escape(&mut self, text: &mut String) -> Parsed<()> {
         let byte = self.peek().ok_or(ENDS)?;
         self.at += 1;
@@ -232,7 +232,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Adds the character that begins with a UTF-16 `unit`.
+    /// Adds the character that begins with the UTF-16 code `unit`.
     fn unicode(&mut self, text: &mut String, unit: u16) -> Parsed<()> {
         match unit {
             0xd800..=0xdbff if self.rest().starts_with("\\u") => {
@@ -256,7 +256,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Four hexadecimal digits.
+    /// Parses four hexadecimal digits.
     fn unit(&mut self) -> Parsed<u16> {
         let start = self.at;
         let rest = &self.text.as_bytes()[start..];
@@ -352,12 +352,12 @@ mod tests {
         assert_eq!(error, "it is nested too deep at line 1, column 128");
     }
 
-    /// What `serde_json` reads, as a text has it that uses none of its private keys.
+    /// Returns what `serde_json` reads, for texts without its private keys.
     fn serde(text: &str) -> Option<Value> {
         serde_json::from_str(text).ok()
     }
 
-    /// JSON, or nearly so.
+    /// JSON, or almost.
     fn almost_json() -> impl Strategy<Value = String> {
         let token = prop_oneof![
             r#"[\[\]{},: \n]"#,

@@ -1,5 +1,5 @@
-//! Playbooks: what several nodes are to do, in step. One line a step, in the language of
-//! MQTT-Orchestrate and some words more.
+//! Playbooks: steps for several nodes, one on each line, in the language of MQTT-Orchestrate with a
+//! few additions.
 
 mod parse;
 
@@ -9,34 +9,34 @@ use std::time::Duration;
 
 use crate::model::duration;
 
-/// Something to be done.
+/// The action of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// A command for nodes.
+    /// Send a command to nodes.
     Send {
         /// Their names, at least one.
         nodes: Vec<String>,
         /// The command and its words.
         message: String,
-        /// Have them all begin so long from now, at one instant.
+        /// Delay until the instant at which all begin.
         at: Option<Duration>,
     },
-    /// Wait until nodes, or a pipeline, say something.
+    /// Wait for a status of nodes or of a pipeline.
     WaitFor {
         /// Their names, at least one.
         nodes: Vec<String>,
-        /// What is waited for.
+        /// Status to wait for.
         status: String,
-        /// How long at most.
+        /// Maximum time to wait.
         timeout: Option<Duration>,
     },
     /// Wait.
     Wait(Duration),
-    /// Take one file from the network, while the next steps go on.
+    /// Receive one file over TCP, while the next steps go on.
     Receive {
         /// TCP port.
         port: u16,
-        /// Where it is put.
+        /// Path to write it to.
         file: String,
     },
     /// Raise a pipeline.
@@ -46,16 +46,16 @@ pub enum Action {
         /// Attributes.
         attributes: Vec<(String, String)>,
     },
-    /// Run a command of the shell here.
+    /// Run a command of the shell on this host.
     Run(String),
 }
 
-/// An action and where it stands.
+/// An action and its line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// Its line, from 1.
+    /// Number of the line, from 1.
     pub line: usize,
-    /// What is to be done.
+    /// The action.
     pub action: Action,
 }
 
@@ -64,20 +64,20 @@ pub struct Step {
 pub struct Playbook {
     /// The steps, in order.
     pub steps: Vec<Step>,
-    /// What is done when a step fails.
+    /// Steps to run when a step fails.
     pub on_failure: Vec<Step>,
-    /// Lines that were left out, being lenient: number and text.
+    /// Lines that were ignored with `lenient`: number and text.
     pub ignored: Vec<(usize, String)>,
 }
 
-/// What is wrong with a playbook, and where.
+/// A mistake in a playbook, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// The line, from 1.
+    /// Number of the line, from 1.
     pub line: usize,
-    /// The character in it, from 1.
+    /// Number of the character in it, from 1.
     pub column: usize,
-    /// What.
+    /// The mistake.
     pub cause: String,
 }
 
@@ -91,11 +91,11 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// States that a pipeline's status has; nodes shout.
+/// Statuses of pipelines that a WAITFOR may name; statuses of nodes are in capitals.
 pub const PIPELINE_STATES: &[&str] = &["started", "finished", "failed", "falsestart"];
 
 impl Playbook {
-    /// All nodes that are named.
+    /// Returns all nodes that the playbook names.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<String> {
         self.names(|action| match action {
@@ -105,7 +105,7 @@ impl Playbook {
         })
     }
 
-    /// All pipelines that are waited for.
+    /// Returns all pipelines that it waits for.
     #[must_use]
     pub fn pipelines(&self) -> BTreeSet<String> {
         self.names(|action| match action {
@@ -121,7 +121,7 @@ impl Playbook {
     }
 }
 
-/// Whether a WAITFOR of `status` is about a pipeline.
+/// Returns whether a WAITFOR of `status` is about a pipeline.
 #[must_use]
 pub fn is_pipeline_state(status: &str) -> bool {
     PIPELINE_STATES.contains(&status)

@@ -1,4 +1,4 @@
-//! From the text of a playbook to its steps.
+//! Parses the text of a playbook into steps.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use crate::model::duration;
 use crate::model::playbook::{Action, Playbook, Step, Wrong};
 use crate::model::topic::check_name;
 
-/// Characters of a line at most.
+/// Maximum length of a line, characters.
 const MAX_LINE: usize = 64 * 1024;
 
-/// The first keyword of a line that the text is cut from, and what is left of it.
+/// The words of a line: one is cut off, the rest is left.
 struct Words<'a> {
     whole: &'a str,
     rest: &'a str,
@@ -40,11 +40,11 @@ impl<'a> Words<'a> {
 }
 
 impl Playbook {
-    /// Parses the whole text; a last line without newline counts. With `lenient`, lines of
-    /// unknown keywords are left out.
+    /// Parses the whole text; a last line without newline counts. With `lenient`, lines of unknown
+    /// keywords are ignored.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first mistake.
     pub fn parse(text: &str, lenient: bool) -> Result<Self, Wrong> {
         let mut playbook = Self::default();
         let mut variables = HashMap::new();
@@ -67,7 +67,7 @@ impl Playbook {
                 let column = line.chars().position(|other| other == c).unwrap_or(0) + 1;
                 return Err(wrong(column, "a control character".into()));
             }
-            // What was not SET is the shell's there.
+            // There, the shell expands names that were not SET.
             let after = line.trim_start();
             let after = after.strip_prefix("ON FAILURE ").unwrap_or(after);
             let shell = after.trim_start().starts_with("RUN ");
@@ -138,8 +138,8 @@ fn is_variable(name: &str) -> bool {
     name.bytes().next().is_some_and(letter) && name.bytes().all(|b| letter(b) || b.is_ascii_digit())
 }
 
-/// Replaces `$NAME` and `${NAME}` by what SET has said; `$$` is a dollar. A dollar before
-/// anything else stands for itself; so does, for a `shell`, a name that was not SET.
+/// Replaces `$NAME` and `${NAME}` by the value of SET, and `$$` by a dollar. Other dollars stay. In
+/// a line for a `shell`, names that were not SET stay too.
 fn expand(
     line: &str,
     variables: &HashMap<String, String>,

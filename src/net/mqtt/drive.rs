@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::model::duration;
 use crate::net::dial;
 use crate::net::mqtt::answer::{self, Answer, frame};
 use crate::net::mqtt::failure::{io as io_failure, stranger, turned_away};
@@ -106,9 +107,9 @@ async fn step<T>(
     match timeout_at(deadline, step).await {
         Ok(done) => done.map_err(|e| io_failure(&e, host)),
         Err(_) => {
-            let limit = CONNECT_TIMEOUT.as_secs();
+            let limit = duration::text(CONNECT_TIMEOUT);
             Err(Failure::Passing(format!(
-                "{what}: no answer within {limit} s"
+                "{what}: no answer within {limit}"
             )))
         }
     }

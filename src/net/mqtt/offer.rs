@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::topic::Filter;
 
@@ -66,10 +67,10 @@ impl Offer {
         let mut list = Vec::new();
         if let Some(kept) = self.session_expiry.filter(|kept| *kept < session_expiry) {
             list.push(format!(
-                "it keeps the session for {} s, not for {} s: messages are lost when this client \
-                 is away for longer",
-                kept.as_secs(),
-                session_expiry.as_secs()
+                "it keeps the session for {}, not for {}: messages are lost when this client is away \
+                 for longer",
+                duration::text(kept),
+                duration::text(session_expiry)
             ));
         }
         if let Some(id) = self.assigned_id.as_ref().filter(|id| *id != client_id) {
@@ -134,7 +135,7 @@ mod tests {
             ..Offer::default()
         };
         let list = offer.shortfalls(WEEK, Qos::AtLeastOnce, "c");
-        for (clause, word) in list.iter().zip(["60 s", "'other'", "QoS 0", "retained"]) {
+        for (clause, word) in list.iter().zip(["1m", "'other'", "QoS 0", "retained"]) {
             assert!(clause.contains(word), "{clause}");
         }
         assert_eq!(list.len(), 4);

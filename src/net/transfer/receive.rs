@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_linger;
 use tracing::warn;
 
+use crate::model::duration;
 use crate::model::network_address::Network;
 use crate::net::transfer::{LOOK, PATIENCE, Target, apart};
 use crate::os::logging::SENDERS;
@@ -124,7 +125,7 @@ fn keep(mut stream: &TcpStream, target: &Target, limit: u64, deadline: Instant) 
             // Somebody else may be waiting behind a connection that brings nothing.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && bytes == 0 => return Ok(0),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let cause = format!("its sender has stood still for {} s", wait.as_secs());
+                let cause = format!("its sender has sent nothing for {}", duration::rough(wait));
                 return Err(io::Error::new(io::ErrorKind::TimedOut, cause));
             }
             Err(e) => return Err(e),

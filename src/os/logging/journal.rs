@@ -1,7 +1,7 @@
 //! Entries for `systemd-journald`.
 //!
-//! Source: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. An entry is one datagram; ours are
-//! bounded well below the size that would need a file descriptor.
+//! Source: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. An entry is one datagram. Ours are far
+//! smaller than those that need a file descriptor.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -15,10 +15,10 @@ use crate::model::text::printable;
 use crate::os::logging::queue::{Queue, Sink};
 use crate::os::logging::{MAX_LINE, Record, lost};
 
-/// Where journald listens (`systemd-journald.service(8)`).
+/// Socket of journald (`systemd-journald.service(8)`).
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Entries on their way to journald.
+/// Entries that wait for journald.
 pub static JOURNAL: Queue = Queue::new(Sink {
     write: send,
     never_blocks: || false,
@@ -32,12 +32,12 @@ pub static JOURNAL: Queue = Queue::new(Sink {
 /// Fields of every entry.
 static HEADER: OnceLock<Vec<u8>> = OnceLock::new();
 
-/// Starts to write entries, all with the field `TAEL_WHO` for a pipeline called `who`.
+/// Starts to write entries, with the field `TAEL_WHO` for a pipeline called `who`.
 ///
 /// # Errors
 /// When journald does not listen.
 pub fn open(who: Option<&str>) -> io::Result<()> {
-    // It may hang: a connection tells that it listens without a datagram that might block.
+    // It may hang. A connection shows that it listens, and sends no datagram that might block.
     UnixDatagram::unbound()?.connect(SOCKET)?;
     let mut header = Vec::new();
     let program = std::env::args_os().next().unwrap_or_default();
@@ -66,13 +66,13 @@ fn send(entry: &[u8]) -> io::Result<()> {
             SENDER.get_or_init(|| socket)
         }
     };
-    // By its address each time: journald may have been restarted.
+    // By its path each time: journald may have been restarted.
     sender.send_to(entry, SOCKET).map(|_| ())
 }
 
 fn entry(header: &[u8], record: &Record) -> Vec<u8> {
     let mut entry = Vec::with_capacity(512);
-    // As `syslog(3)` numbers them.
+    // Numbers of `syslog(3)`.
     let priority = match record.level {
         Level::ERROR => "3",
         Level::WARN => "4",
@@ -93,7 +93,7 @@ fn entry(header: &[u8], record: &Record) -> Vec<u8> {
     entry
 }
 
-/// Adds a field. Its length comes before it, so that no value ends it early.
+/// Adds a field, after its length, so that no value can end it early.
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
     let value = printable(value, MAX_LINE);
     entry.extend_from_slice(name.as_bytes());

@@ -1,19 +1,19 @@
-//! A limit to the lines that senders cause: the first ones are logged, the rest is counted.
+//! Limits the lines that senders cause: the first ones are logged, the others counted.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Warnings of one kind that are logged before the rest is only counted.
+/// Maximum number of warnings of one kind in a period; further ones are counted.
 pub const MAX_WARNINGS: u32 = 20;
 
-/// Lines of one kind that tell of what goes right, likewise.
+/// The same for other lines.
 pub const MAX_NOTES: u32 = 200;
 
-/// Lines of one kind that are logged in a period that follows one with too many.
+/// Maximum number of lines of one kind in a period after one with too many.
 const MAX_LINES_LATER: u32 = 1;
 
-/// Length of a period; it doubles while each has too many lines.
+/// Length of a period; it doubles after each period with too many lines.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
 /// Maximum length of a period.
@@ -27,37 +27,37 @@ struct Period {
     logged: u32,
     allowed: u32,
     held: u64,
-    /// The last line that was not logged.
+    /// The last line that was counted.
     example: String,
 }
 
-/// What is said of lines that were not logged.
+/// Summary of the lines that were counted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// How many they were.
+    /// Number of lines.
     pub count: u64,
-    /// Within which time.
+    /// Time in which they came.
     pub within: Duration,
     /// The last of them.
     pub example: String,
 }
 
-/// Counts lines by their kind, which is bounded by the code that logs.
+/// Counts lines by kind. The code that logs bounds the number of kinds.
 #[derive(Debug)]
 pub struct Limit<K> {
     periods: HashMap<K, Period>,
 }
 
 impl<K: Eq + Hash> Limit<K> {
-    /// Nothing was logged yet.
+    /// Returns a limit that has counted nothing.
     pub fn new() -> Self {
         Self {
             periods: HashMap::new(),
         }
     }
 
-    /// Returns whether a line of `kind` may be logged now, of which `most` are at first. Otherwise
-    /// it is counted.
+    /// Returns whether a line of `kind` may be logged now, with at most `most` in a period.
+    /// Otherwise it is counted.
     pub fn allows(&mut self, kind: K, most: u32, line: &str, now: Instant) -> bool {
         let period = self.periods.entry(kind).or_insert_with(|| Period {
             start: now,
@@ -86,13 +86,13 @@ impl<K: Eq + Hash> Limit<K> {
         false
     }
 
-    /// When the next summary is due.
+    /// Returns when the next summary is due.
     pub fn due(&self) -> Option<Instant> {
         let open = self.periods.values().filter(|period| period.held > 0);
         open.map(|period| period.start + period.length).min()
     }
 
-    /// Takes the summaries that are due `now`, or all at the end.
+    /// Takes the summaries that are due `now`, or all of them at the end.
     pub fn summaries(&mut self, now: Instant, at_the_end: bool) -> Vec<Summary> {
         let mut summaries = Vec::new();
         for period in self.periods.values_mut().filter(|period| period.held > 0) {
@@ -122,7 +122,7 @@ impl<K: Eq + Hash> Limit<K> {
 mod tests {
     use super::*;
 
-    /// Logs as often as allowed, `times` in all; returns how often that was.
+    /// Logs `times` lines, as far as that is allowed. Returns how many were logged.
     fn logged(limit: &mut Limit<u8>, kind: u8, times: u32, now: Instant) -> u32 {
         (0..times)
             .map(|n| u32::from(limit.allows(kind, MAX_WARNINGS, &n.to_string(), now)))
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(logged(&mut limit, 1, MAX_WARNINGS, start), MAX_WARNINGS);
         assert_eq!(limit.due(), None);
         assert_eq!(logged(&mut limit, 1, 1000, start), 0);
-        // Each kind for itself.
+        // Kinds are counted separately.
         assert_eq!(logged(&mut limit, 2, 5, start), 5);
         assert_eq!(limit.due(), Some(start + PERIOD));
         assert_eq!(limit.summaries(start, false), []);
@@ -147,7 +147,7 @@ mod tests {
         };
         assert_eq!(limit.summaries(later, false), [summary]);
         assert_eq!(limit.summaries(later, true), []);
-        // After quiet, as at first.
+        // A quiet period resets the limit.
         assert_eq!(
             logged(&mut limit, 1, 1000, later + 2 * PERIOD),
             MAX_WARNINGS

@@ -1,4 +1,5 @@
-//! Log lines: journald for a daemon, short lines on stderr for people. Neither can stop us.
+//! Log lines: journald for daemons, short lines on stderr for people. Neither can block the
+//! process.
 
 mod journal;
 mod limit;
@@ -22,25 +23,25 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
+use crate::model::{duration, moment};
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
 
 pub use queue::STACK;
 
-/// The `target` of lines that a sender can cause at will: they have a limit.
+/// The `target` of lines that senders can cause; they are limited.
 pub const SENDERS: &str = "tael::senders";
 
-/// Maximum length of one line and of each of its fields, characters. Senders choose much of
-/// what is logged.
+/// Maximum length of a line and of each of its fields, characters. They contain text of senders.
 const MAX_LINE: usize = 2000;
 
-/// Maximum time that we wait at our end for the last lines to be taken.
+/// Maximum time to write the last lines at the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Where log lines go.
+/// Target of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Target {
-    /// stderr on a terminal; else journald if it listens; else warnings to stderr.
+    /// stderr on a terminal, otherwise journald if it listens, otherwise warnings to stderr.
     #[default]
     Auto,
     /// `systemd-journald`, in its native protocol.
@@ -52,7 +53,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Parses the option's value.
+    /// Parses the value of the option.
     ///
     /// # Errors
     /// A text for the user.
@@ -69,12 +70,11 @@ impl Target {
     }
 }
 
-/// Starts logging for this process; `level` overrides the target's own: info for a `daemon`
-/// that somebody watches, else warn on stderr. `who` is the pipeline that all entries in the
-/// journal belong to.
+/// Starts the log of this process. `level` overrides the default: info for a `daemon` on a terminal
+/// or in the journal, otherwise warnings. `who` is the pipeline of all entries in the journal.
 ///
 /// # Errors
-/// When journald was asked for and does not listen, or the level is unknown.
+/// When journald is required and does not listen, or the level is unknown.
 pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>) -> Result<()> {
     let level = level
         .map(|text| {
@@ -92,7 +92,7 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
         Target::Auto => !terminal && journal::open(who).is_ok(),
         Target::Journald => {
             journal::open(who).map_err(|e| {
-                // It may be about to be started, or again.
+                // It may be starting, or restarting.
                 let message = format!("log to journald: {e}; try --log stderr");
                 Error::new(Kind::TryAgain, message)
             })?;
@@ -112,21 +112,21 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
         .map_err(|e| Error::bug(format!("start logging: {e}")))
 }
 
-/// Says `text` to people on one line of stderr, whatever is logged and where.
+/// Prints `text` on one line of stderr, independently of the log.
 pub fn say(text: &str) {
     STDERR.push(format!("tael: {}\n", printable(text, MAX_LINE)).into_bytes());
-    // What is printed next comes after it.
+    // Later output must come after it.
     STDERR.flush(LAST_WORDS);
 }
 
-/// Writes what is still waiting, within a bounded time: this process ends.
+/// Writes the lines that wait, within a bounded time, before the process ends.
 pub fn finish() {
     summarize(true);
     STDERR.flush(LAST_WORDS);
     journal::JOURNAL.flush(LAST_WORDS);
 }
 
-/// Lets through what Tael itself says, up to a level; libraries only when they warn at debug.
+/// Passes lines of Tael up to a level, and warnings of libraries at debug.
 struct OurOwn(LevelFilter);
 
 impl<S> tracing_subscriber::layer::Filter<S> for OurOwn {
@@ -141,7 +141,7 @@ impl<S> tracing_subscriber::layer::Filter<S> for OurOwn {
     }
 }
 
-/// What log lines look like.
+/// Form of log lines.
 #[derive(Debug, Clone, Copy)]
 enum Form {
     /// `12:34:56 warning: message (name=value)` on stderr.
@@ -150,10 +150,10 @@ enum Form {
     Journal,
 }
 
-/// How this process logs, once it does.
+/// How this process logs, after [`init`].
 static FORM: OnceLock<Form> = OnceLock::new();
 
-/// Lines on their way to stderr.
+/// Lines that wait for stderr.
 static STDERR: Queue = Queue::new(Sink {
     write: write_stderr,
     never_blocks: is_on_disk,
@@ -161,18 +161,19 @@ static STDERR: Queue = Queue::new(Sink {
     lost: |count| line(&Record::new(Level::WARN, lost(count)), false).into_bytes(),
 });
 
-/// Whether stderr is a file on a disk, where everything of ours would stand still with it.
+/// Returns whether stderr is a file on a disk. If that disk hangs, everything else of ours hangs
+/// too.
 fn is_on_disk() -> bool {
     let kind = |mode| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;
     fstat(io::stderr()).is_ok_and(|stat| kind(stat.st_mode) == SFlag::S_IFREG)
 }
 
-/// What is said when log lines were dropped.
+/// Returns the line about lost log lines.
 fn lost(count: u64) -> String {
     format!("{count} log lines were lost: they were not taken in time")
 }
 
-/// Whether stderr takes a line, after `wait` at most or for ever.
+/// Returns whether stderr accepts a line, after `wait` at most, or without a limit.
 fn is_ready(wait: Option<Duration>) -> bool {
     let stderr = io::stderr();
     let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
@@ -180,13 +181,13 @@ fn is_ready(wait: Option<Duration>) -> bool {
     poll(&mut polled, wait.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
-/// Writes to stderr without the lock of the standard library's, which others may wait for.
+/// Writes to stderr without the lock of the standard library, for which others may wait.
 fn write_stderr(mut line: &[u8]) -> io::Result<()> {
     while !line.is_empty() {
         match nix::unistd::write(io::stderr().as_fd(), line) {
             Ok(written) => line = &line[written..],
             Err(nix::Error::EINTR) => {}
-            // Another process has made it non-blocking for all that share it.
+            // Another process that shares it has made it non-blocking.
             Err(nix::Error::EAGAIN) => {
                 is_ready(None);
             }
@@ -196,7 +197,7 @@ fn write_stderr(mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// A log line in its parts.
+/// A log line in parts.
 #[derive(Debug)]
 struct Record {
     level: Level,
@@ -208,7 +209,7 @@ struct Record {
 }
 
 impl Record {
-    /// A line of the log's own.
+    /// Returns a line of the log itself.
     const fn new(level: Level, message: String) -> Self {
         Self {
             level,
@@ -229,7 +230,7 @@ impl Record {
     }
 }
 
-/// A record as one line for people, who watch a `terminal` now and read a file some day.
+/// Formats a record as a line: with the time of day for a `terminal`, otherwise with the date too.
 fn line(record: &Record, terminal: bool) -> String {
     let level = match record.level {
         Level::ERROR => "error: ",
@@ -246,12 +247,10 @@ fn line(record: &Record, terminal: bool) -> String {
     if !record.fields.is_empty() {
         text.push(')');
     }
-    let form = if terminal {
-        "%H:%M:%S"
-    } else {
-        "%Y-%m-%d %H:%M:%S"
+    let now = match terminal {
+        true => moment::clock(&Zoned::now()),
+        false => moment::text(&Zoned::now()),
     };
-    let now = Zoned::now().strftime(form).to_string();
     format!("{now} {level}{}\n", printable(&text, MAX_LINE))
 }
 
@@ -298,7 +297,7 @@ impl Visit for Record {
     }
 }
 
-/// Lines that senders have caused, and whether a thread waits to sum them up.
+/// Counted lines of senders, and whether a thread waits to summarize them.
 static LIMIT: Mutex<Option<Counted>> = Mutex::new(None);
 
 struct Counted {
@@ -314,13 +313,13 @@ fn counted<T>(work: impl FnOnce(&mut Counted) -> T) -> T {
     }))
 }
 
-/// Starts a thread that says how many lines were held back. It ends when there is nothing more
-/// to say, so that an idle process has none.
+/// Starts a thread that logs the summaries. It ends when there are none, so that an idle process
+/// has no such thread.
 fn summarize_later() {
     counted(|counted| {
         if !counted.has_thread {
             let thread = thread::Builder::new().name("log-summary".into());
-            // Without a thread, they are summed up at our end.
+            // Without a thread, the summary comes at the end of the process.
             counted.has_thread = thread.spawn(summarize_in_time).is_ok();
         }
     });
@@ -339,7 +338,7 @@ fn summarize_in_time() {
     }
 }
 
-/// Says how many lines were held back, where it is time for that or `at_the_end`.
+/// Logs the summaries that are due, or all of them `at_the_end`.
 fn summarize(at_the_end: bool) {
     let summaries = counted(|counted| counted.limit.summaries(Instant::now(), at_the_end));
     for Summary {
@@ -348,8 +347,8 @@ fn summarize(at_the_end: bool) {
         example,
     } in summaries
     {
-        let seconds = within.as_secs().max(1);
-        let text = format!("and {count} more like it in {seconds} s, the last one: {example}");
+        let within = duration::rough(within.max(Duration::from_secs(1)));
+        let text = format!("and {count} more like it in {within}, the last one: {example}");
         Record::new(Level::WARN, text).write();
     }
 }

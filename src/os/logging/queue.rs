@@ -1,5 +1,5 @@
-//! Lines on their way to something that may not take them: a stopped terminal, a pipe nobody
-//! reads, a hung journald. The process goes on; lines that find no room are dropped and counted.
+//! Lines for a target that may hang: a stopped terminal, a pipe without a reader, a hung journald.
+//! The process goes on. Lines without room are dropped and counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,19 +7,19 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Maximum size of all lines that wait, bytes. More are dropped and counted.
+/// Maximum size of all lines that wait, bytes; further ones are dropped and counted.
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
 
-/// Stack of a thread that may log, bytes: the first line of a process reads the time zone, which
-/// takes up to 300 KiB of it. What is not used takes no memory.
+/// Stack of a thread that may log, bytes. The first line of a process reads the time zone, which
+/// takes up to 300 KiB. Unused pages take no memory.
 pub const STACK: usize = 1024 * 1024;
 
-/// Where the lines of a queue go.
+/// Target of the lines of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Sink {
-    /// Writes one line; may block for ever.
+    /// Writes one line; may block.
     pub write: fn(&[u8]) -> io::Result<()>,
-    /// Returns whether it writes without blocking at any time, as to a file on a disk.
+    /// Returns whether writing never blocks, as for a file on a disk.
     pub never_blocks: fn() -> bool,
     /// Returns whether it can write one line now without blocking.
     pub is_ready: fn() -> bool,
@@ -40,7 +40,7 @@ struct State {
     lines: VecDeque<Vec<u8>>,
     /// Bytes of `lines` and of the line that is being written.
     bytes: usize,
-    /// Lines that were dropped since the last one that says so.
+    /// Number of lines that were dropped since that was last logged.
     lost: u64,
     is_writing: bool,
     has_thread: bool,
@@ -58,7 +58,7 @@ impl State {
 }
 
 impl Queue {
-    /// An empty queue. Its thread starts with the first line that may block.
+    /// Returns an empty queue. Its thread starts with the first line that may block.
     pub const fn new(sink: Sink) -> Self {
         Self {
             sink,
@@ -77,11 +77,11 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a line; never blocks. The line is dropped and counted when the queue is full.
+    /// Adds a line; never blocks. If the queue is full, the line is dropped and counted.
     pub fn push(&'static self, line: Vec<u8>) {
         let mut state = self.lock();
         if state.is_idle() && (self.sink.never_blocks)() {
-            // Nothing reports a full disk to a log that is on it.
+            // A log on a full disk cannot report that.
             let _ = (self.sink.write)(&line);
             return;
         }
@@ -98,7 +98,7 @@ impl Queue {
             state.has_thread = thread.spawn(|| self.work()).is_ok();
         }
         if !state.has_thread {
-            // No thread can be had; the line may say so.
+            // Without a thread, lines are written here while that does not block.
             while (self.sink.is_ready)()
                 && let Some(line) = state.lines.pop_front()
             {
@@ -189,7 +189,7 @@ mod tests {
         assert!(!QUEUE.flush(Duration::from_millis(20)));
         WRITTEN.lock().expect("lock").1 = false;
         GO.notify_all();
-        // The line that tells of the lost ones may be added after the queue was empty once.
+        // The line about the lost ones may come after the queue was empty once.
         while WRITTEN.lock().expect("lock").0.len() <= LINES {
             QUEUE.flush(Duration::from_secs(60));
         }

@@ -49,7 +49,7 @@ pub struct Totals {
     pub succeeded: u64,
     /// Units that ended otherwise.
     pub failed: u64,
-    /// Units that were cancelled.
+    /// Units that were canceled.
     pub canceled: u64,
     /// Events that were refused.
     pub refused: u64,

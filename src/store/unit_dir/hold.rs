@@ -63,7 +63,7 @@ impl Hold {
 
     pub(super) fn open(dir: &UnitDir) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(dir.path()) {
-            // Somebody has cancelled the unit before it began, or a runner has died there.
+            // Somebody has canceled the unit before it began, or a runner has died there.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
@@ -235,11 +235,11 @@ impl Hold {
 
     /// Whether somebody has asked for the end of the unit.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
+    pub fn is_canceled(&self) -> bool {
         if let Some(changes) = &self.changes {
             while changes.read_events().is_ok_and(|events| !events.is_empty()) {}
         }
-        self.dir.is_cancelled()
+        self.dir.is_canceled()
     }
 }
 
@@ -274,9 +274,9 @@ pub(super) mod tests {
         hold.begin().expect("begun");
         assert_eq!(unit.trace(), Ok(Trace::Alive));
         hold.note_process(7, 8, "boot").expect("process");
-        assert!(!hold.is_cancelled());
+        assert!(!hold.is_canceled());
         unit.cancel().expect("cancel");
-        assert!(hold.is_cancelled());
+        assert!(hold.is_canceled());
         drop(hold);
         assert_eq!(unit.trace(), Ok(Trace::Gone));
         assert_eq!(unit.read_process("boot"), Some((7, 8)));
@@ -303,12 +303,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_unit_that_was_cancelled_ahead_keeps_that() {
+    fn a_unit_that_was_canceled_ahead_keeps_that() {
         let (_state, runners, unit) = state();
         unit.cancel().expect("cancel");
         let ahead = Hold::ahead(&runners).expect("ahead");
         let hold = Hold::take(Some(ahead), unit).expect("take").expect("fresh");
-        assert!(hold.is_cancelled());
+        assert!(hold.is_canceled());
     }
 
     #[test]
@@ -321,10 +321,10 @@ pub(super) mod tests {
         let other = |id| UnitDir::new(state.path(), id);
         let hold = take(ahead, other("u2"));
         hold.dir().cancel().expect("cancel");
-        assert!(hold.is_cancelled());
+        assert!(hold.is_canceled());
         let hold = take(hold.withdraw(&runners), other("u3"));
-        assert!(!hold.is_cancelled(), "the mark is not for the next");
-        assert!(other("u2").is_cancelled(), "but for who takes it up again");
+        assert!(!hold.is_canceled(), "the mark is not for the next");
+        assert!(other("u2").is_canceled(), "but for who takes it up again");
         other("u2").remove().expect("remove");
         hold.discard();
         assert_eq!(count(&runners) + count(&state.path().join("units")), 0);

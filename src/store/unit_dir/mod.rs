@@ -172,7 +172,7 @@ impl UnitDir {
 
     /// Whether somebody has asked for the end of the unit.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
+    pub fn is_canceled(&self) -> bool {
         self.cancel_mark().exists()
     }
 

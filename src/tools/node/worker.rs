@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::node::{Command, FAILED, TERMINATE};
 use crate::model::text::printable;
 use crate::net::transfer::{self, Sent};
@@ -202,9 +203,9 @@ impl Worker {
             if left > self.max_ahead {
                 warn!(
                     target: SENDERS,
-                    "a command is to begin in {} s: refused, --max-ahead allows {} s",
-                    left.as_secs(),
-                    self.max_ahead.as_secs()
+                    "refused a command that begins in {}: --max-ahead allows {}",
+                    duration::rough(left),
+                    duration::text(self.max_ahead)
                 );
                 return self.say(format!("{FAILED} {}", Kind::Data.exit_code()));
             }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::event::attributes;
 use crate::model::message::{Delivery, Qos};
 use crate::model::node;
@@ -171,7 +172,7 @@ impl<'a> Player<'a> {
     pub fn show(&self, line: usize, step: &str, took: Duration, failure: Option<&str>) {
         let step = printable(step, 200);
         let end = match failure {
-            None => format!("{:.1} s", took.as_secs_f64()),
+            None => duration::rough(took),
             Some(cause) => format!("failed: {}", printable(cause, 300)),
         };
         let clear = if self.live { "\r\x1b[K" } else { "" };
@@ -181,9 +182,9 @@ impl<'a> Player<'a> {
 
     pub fn draw(&self, text: &str, begun: Instant) {
         if self.live {
-            let seconds = begun.elapsed().as_secs();
+            let elapsed = duration::text(Duration::from_secs(begun.elapsed().as_secs()));
             let mut out = io::stdout().lock();
-            let _ = write!(out, "\r\x1b[K{} … {seconds} s", printable(text, 60));
+            let _ = write!(out, "\r\x1b[K{} … {elapsed}", printable(text, 60));
             let _ = out.flush();
         }
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
@@ -238,8 +239,8 @@ impl Found {
         while !done(self)? {
             if Instant::now() >= deadline {
                 let unit = &self.record.unit.id;
-                let seconds = limit.as_secs_f32();
-                let cause = format!("unit {unit}: {what} within {seconds} s");
+                let limit = duration::text(limit);
+                let cause = format!("unit {unit}: {what} within {limit}");
                 return Err(Error::new(Kind::TryAgain, cause));
             }
             thread::sleep(LOOK);
@@ -286,20 +287,20 @@ impl Found {
         let dropped = self.reader.apply(&Op::Drop {
             unit: self.record.unit.id.clone(),
             at: Timestamp::now().as_millisecond(),
-            note: "cancelled by tael work".into(),
+            note: "canceled by tael work".into(),
         })?;
         Ok(matches!(dropped, Done::Changed { applied: true, .. }))
     }
 
     fn release(&mut self, force: bool, limit: Duration) -> Result<()> {
         let unit = self.record.unit.id.clone();
-        let cancelled = if self.state()?.is_end() {
+        let canceled = if self.state()?.is_end() {
             Ok(())
         } else {
             self.cancel(limit)
         };
         if !force {
-            cancelled?;
+            canceled?;
             // Its end is to be told first, and only its client can do that.
             let client = Lock::try_acquire(&self.pipeline.join("lock"))?.is_none();
             let limit = if client { BOOKING } else { Duration::ZERO };

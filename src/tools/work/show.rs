@@ -7,13 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
-use crate::model::json;
 use crate::model::text::{escaped_json, printable};
 use crate::model::unit::State;
+use crate::model::{duration, json, moment};
 use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
 use crate::store::unit_dir::{Stream, UnitDir};
@@ -59,12 +59,12 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
     }))
 }
 
-/// Seconds as people read them: to the second, or finer below a minute.
+/// Returns seconds as people read them.
 fn span(value: &Value) -> String {
-    match value.as_f64() {
-        None => "-".into(),
-        Some(s) if s < 60.0 => format!("{s:.1}s"),
-        Some(s) => duration::python(Duration::from_secs_f64(s.floor())),
+    let seconds = value.as_f64().map(Duration::try_from_secs_f64);
+    match seconds {
+        Some(Ok(span)) => duration::rough(span),
+        _ => "-".into(),
     }
 }
 
@@ -159,7 +159,7 @@ fn row(
     exit: &str,
     cmd: &str,
 ) -> String {
-    format!("{unit:<26}  {state:<9}  {who:<16}  {age:>9}  {elapsed:>9}  {exit:>4}  {cmd}")
+    format!("{unit:<26}  {state:<9}  {who:<16}  {age:>14}  {elapsed:>14}  {exit:>4}  {cmd}")
 }
 
 pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
@@ -174,7 +174,7 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
             Value::String(text) => printable(text, 500),
             _ if ["age", "elapsed", "cpu"].contains(&key.as_str()) => span(value),
             _ if ["accepted", "started", "ended"].contains(&key.as_str()) => {
-                moment(value.as_f64().unwrap_or(0.0))
+                at(value.as_f64().unwrap_or(0.0))
             }
             other => printable(&json::to_text(other), 500),
         };
@@ -183,10 +183,12 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn moment(seconds: f64) -> String {
+/// Returns seconds since 1970 as people read them, in the time zone of this host.
+fn at(seconds: f64) -> String {
     #[allow(clippy::cast_possible_truncation)] // milliseconds since the epoch
     let at = Timestamp::from_millisecond((seconds * 1000.0) as i64);
-    at.map(|at| at.to_string()).unwrap_or_default()
+    at.map(|at| moment::text(&at.to_zoned(TimeZone::system())))
+        .unwrap_or_default()
 }
 
 /// Prints what the unit wrote and returns its own exit code.
