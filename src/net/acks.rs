@@ -1,9 +1,9 @@
-//! Acknowledgements in the order in which their messages came, as MQTT 5.0, section 4.6, has it:
-//! messages are safe in another order, when one has to wait for a disk and the next one not.
+//! Acknowledgements in the order of their messages (MQTT 5.0, section 4.6). Messages become safe in
+//! another order, when one waits for a disk and the next does not.
 
 use std::collections::VecDeque;
 
-/// The acknowledgements of one connection that are still to be sent, oldest first.
+/// The acknowledgements of one connection that are not sent yet, oldest first.
 #[derive(Debug)]
 pub struct Acks<T> {
     waiting: VecDeque<(T, bool)>,
@@ -18,17 +18,18 @@ impl<T> Default for Acks<T> {
 }
 
 impl<T: PartialEq> Acks<T> {
-    /// A message has come that `ack` is the acknowledgement of.
+    /// Notes the message of the acknowledgement `ack`.
     pub fn came(&mut self, ack: T) {
         self.waiting.push_back((ack, false));
     }
 
-    /// Whether all have been sent.
+    /// Returns whether all have been sent.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// The message of `ack` is safe; which acknowledgements can go now, in this order.
+    /// Notes that the message of `ack` is safe. Returns the acknowledgements to send now, in this
+    /// order.
     pub fn safe(&mut self, ack: &T) -> Vec<T> {
         let mut unsafe_yet = self.waiting.iter_mut().filter(|(_, safe)| !safe);
         if let Some((_, safe)) = unsafe_yet.find(|(waiting, _)| waiting == ack) {

@@ -1,4 +1,4 @@
-//! Attempts to reach a broker: how long to wait for the next one, and what to say.
+//! Attempts to reach a broker: the wait before the next one, and the log lines.
 
 use std::time::Duration;
 
@@ -12,63 +12,63 @@ use crate::net::backoff::backoff;
 use crate::net::mqtt::{Failure, Offer, Settings};
 use crate::net::options::BrokerOptions;
 
-/// The wait when somebody else uses our client identifier, and the first one when that only looks
-/// so; it doubles.
+/// Wait when another client uses our client identifier. The second value is the first wait when
+/// that is only likely; it doubles.
 const BACKOFF_TAKEN: Duration = Duration::from_secs(60);
 const BACKOFF_TAKEN_PERHAPS: Duration = Duration::from_secs(10);
-/// So often it doubles at most; the wait has its own limit before.
+/// Maximum number of doublings; the wait itself is limited earlier.
 const MAX_DOUBLINGS: u32 = 16;
-/// A connection that lived shorter than this counts as stillborn.
+/// A connection that ends sooner than this is short.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// So many stillborn connections in a row look like two clients of one identifier.
+/// Number of short connections in a row that look like two clients of one identifier.
 const SHORT_LIVES: u32 = 3;
-/// A broker that cannot be reached for so long deserves a warning, once.
+/// Time without a broker after which one warning is logged.
 const WARN_AFTER: Duration = Duration::from_secs(60);
-/// Maximum number of causes that are remembered, to warn of each once.
+/// Maximum number of remembered causes, to warn of each once.
 const MAX_CAUSES: usize = 32;
-/// Doublings of the first wait after what only somebody's action can mend: it begins at 8 s.
+/// Doublings of the first wait after a failure that only a person can correct: it begins at 8 s.
 const PATIENT: u32 = 4;
 
 /// The attempts of one session.
 #[derive(Debug, Default)]
 pub struct Attempts {
-    /// Whether nothing that the other side says ends the session once it was online.
+    /// Whether the broker cannot end the session after its first connection.
     lasting: bool,
     was_online: bool,
-    /// Causes that were warned of.
+    /// Causes that were logged.
     said: Vec<String>,
     /// Whether a packet of ours ended the last connection.
     packet_at_fault: bool,
-    /// Whether the other side has cut the last connection that stood.
+    /// Whether the other side has cut the last connection after it was online.
     was_cut: bool,
     failures: u32,
     short_lives: u32,
-    /// Since when there is no connection, and whether that has been warned of.
+    /// Start of the time without a connection, and whether that was logged.
     away: Option<(Instant, bool)>,
 }
 
 impl Attempts {
-    /// Lets nothing that the other side says end the session once it was online.
+    /// Makes the session go on after its first connection, whatever the broker answers.
     pub const fn last(&mut self) {
         self.lasting = true;
     }
 
-    /// Whether the session goes on whatever the other side says.
+    /// Returns whether the session goes on after every answer of the broker.
     pub const fn goes_on(&self) -> bool {
         self.lasting && self.was_online
     }
 
-    /// Whether the broker said that a packet of ours was at fault for the end of the last connection.
+    /// Returns whether the broker ended the last connection because of a packet of ours.
     pub const fn is_packet_at_fault(&self) -> bool {
         self.packet_at_fault
     }
 
-    /// Whether the other side has cut the last connection that stood, without a word.
+    /// Returns whether the other side has dropped the last connection without a DISCONNECT.
     pub const fn was_cut(&self) -> bool {
         self.was_cut
     }
 
-    /// Warns of `cause`, once.
+    /// Logs the warning `cause`, once.
     pub fn warn_once(&mut self, cause: String) {
         if self.said.contains(&cause) {
             return debug!("{cause}");
@@ -84,7 +84,7 @@ impl Attempts {
     pub fn compare(&mut self, offer: &Offer, settings: &Settings, qos: Qos) {
         let broker = &settings.broker;
         let list = offer.shortfalls(settings.session_expiry, qos, &broker.client_id);
-        // A command that is over in a moment does without.
+        // A short-lived command does not need it.
         if !list.is_empty() && self.lasting {
             let list = list.join("; ");
             let address = broker.address();
@@ -92,7 +92,7 @@ impl Attempts {
         }
     }
 
-    /// Warns of a broker that no longer has the session it should have.
+    /// Warns of a broker that has lost the session.
     pub fn warn_of_lost_session(broker: &BrokerOptions) {
         warn!(
             "{} has lost the session of client identifier '{}': messages that were sent while this \
@@ -103,18 +103,18 @@ impl Attempts {
         );
     }
 
-    /// A connection stands, and what was asked of it is granted.
+    /// Notes that the connection is online, with all required subscriptions.
     pub const fn came_online(&mut self) {
         self.was_online = true;
         self.failures = 0;
         self.away = None;
     }
 
-    /// A connection to `broker` has ended that was online for as long as it `lived`. Returns the
+    /// Notes that a connection to `broker` has ended, after it was online for `lived`. Returns the
     /// wait before the next one, and the cause.
     ///
     /// # Errors
-    /// When it is of no use to try again.
+    /// When another attempt would fail too.
     pub fn ended(
         &mut self,
         failure: Failure,
@@ -139,7 +139,7 @@ impl Attempts {
                 return Err(e.context(format_args!("connect to {address}")));
             }
             Failure::TakenOver => {
-                // There is no doubt about it: the longest wait.
+                // This is certain, so the wait is the longest.
                 self.short_lives = SHORT_LIVES + MAX_DOUBLINGS;
                 "another client has taken over the session".into()
             }
@@ -185,7 +185,7 @@ impl Attempts {
     }
 }
 
-/// The error for a broker that could not be reached before a deadline.
+/// Returns the error for a broker that could not be reached in time.
 #[must_use]
 pub fn unreachable(address: &str, cause: &str) -> Error {
     let hint = if cause.contains('?') {

@@ -1,14 +1,14 @@
-//! How long to wait before the next try.
+//! Waits between attempts.
 
 use std::time::Duration;
 
 /// First wait after a failure; it doubles up to [`MAX`].
 const FIRST: Duration = Duration::from_millis(500);
-/// The longest wait between two attempts.
+/// Maximum wait between two attempts.
 const MAX: Duration = Duration::from_secs(30);
 
-/// A wait that doubles with each failure, between half and all of it, so that a restarted
-/// broker is not met by everybody at once.
+/// Returns a wait that doubles with each failure, at random between half and all of it. Otherwise
+/// all clients would reach a restarted broker at once.
 pub fn backoff(failures: u32) -> Duration {
     let full = FIRST.saturating_mul(1 << failures.min(16)).min(MAX);
     full.mul_f64(0.5 + fastrand::f64() / 2.0)

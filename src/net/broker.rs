@@ -1,8 +1,7 @@
-//! A broker for one machine, from the `mqtt5` crate; with the files beside it the only place that
-//! names it.
+//! A broker for one machine, from the crate `mqtt5`. Only this file and its folder name that crate.
 //!
-//! Sessions, messages and the protocol are the crate's. The listener, passwords and the bound on
-//! what is retained are our own.
+//! Sessions, messages and the protocol come from the crate. The listener, the passwords and the
+//! bound on retained messages are our own.
 
 mod door;
 mod keep;
@@ -37,39 +36,39 @@ use door::{Door, Seat, Strangers};
 use keep::{Keep, MAX_RETAINED};
 use users::Users;
 
-/// Maximum size of a packet unless said otherwise, bytes: what a client of a pipeline takes. The
-/// crate's own limit is 256 MiB, and properties take up to thirty times their size in its memory.
+/// Default maximum size of a packet, bytes: that of a client. The crate's own default is 256 MiB,
+/// and properties take up to thirty times their size in its memory.
 pub const MAX_PACKET: u32 = 2 * 1024 * 1024 + 64 * 1024;
 
-/// Messages kept for one absent client.
+/// Maximum number of messages kept for one absent client.
 const MAX_QUEUED: usize = 100_000;
 
-/// How long the broker keeps the session of an absent client.
+/// Time that the broker keeps the session of an absent client.
 const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How long a TLS handshake may take.
+/// Maximum time of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Time between two looks for sessions and messages that have expired.
+/// Interval between two checks for expired sessions and messages.
 const SWEEP: Duration = Duration::from_secs(600);
 
-/// How long connections may take to end when the broker stops.
+/// Maximum time for connections to end when the broker stops.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A broker to start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where it listens; port 0 picks a free one.
+    /// Address to listen on; port 0 selects a free one.
     pub listen: SocketAddr,
-    /// Where sessions and messages are kept; in memory when there is none.
+    /// Folder for sessions and messages; by default they are in memory.
     pub data: Option<PathBuf>,
-    /// Who may connect; anybody when empty.
+    /// Users that may connect; if empty, every client may.
     pub users: Vec<(String, Secret)>,
-    /// TLS with the broker's certificate; with `cafile`, clients need one from it too.
+    /// TLS with the certificate of the broker; with `cafile`, clients need one from it too.
     pub tls: Option<TlsFiles>,
-    /// The largest packet that is taken, bytes.
+    /// Maximum size of a packet, bytes.
     pub max_packet: u32,
-    /// Descriptors that this process may have.
+    /// Number of descriptors that this process may open.
     pub descriptors: u64,
 }
 
@@ -83,7 +82,7 @@ pub struct Broker {
     connections: mpsc::Receiver<()>,
 }
 
-/// What every connection needs.
+/// What every connection shares.
 #[derive(Clone)]
 struct Parts {
     config: Arc<BrokerConfig>,
@@ -97,7 +96,7 @@ struct Parts {
 }
 
 impl Broker {
-    /// Starts a broker and returns once it accepts connections.
+    /// Starts a broker, and returns when it accepts connections.
     ///
     /// # Errors
     /// When it cannot listen (69), its store cannot be used (73) or its settings are wrong.
@@ -124,8 +123,8 @@ impl Broker {
         let keep = Arc::new(Keep::new(options.max_packet as usize));
         let config =
             config(&options).with_event_handler(Arc::clone(&keep) as Arc<dyn BrokerEventHandler>);
-        // It is not run: its parts serve the connections that come in at our own door. Its
-        // listener goes with it.
+        // It never runs. Its parts serve the connections from our own listener, and its listener
+        // ends with it.
         let broker = MqttBroker::with_config(config.clone()).await;
         let broker = broker.map_err(|e| failed(Kind::CannotCreate, &e))?;
         let (shutdown, _) = broadcast::channel(1);
@@ -155,13 +154,13 @@ impl Broker {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns when the broker has failed; cancel safe.
+    /// Returns when the broker has failed. Cancel safe.
     pub async fn failed(&mut self) -> Error {
         let cause = match (&mut self.task).await {
             Ok(()) => "it stopped by itself".to_owned(),
@@ -170,7 +169,7 @@ impl Broker {
         Error::new(Kind::Unavailable, format!("run broker: {cause}"))
     }
 
-    /// Stops it; this can take 5 s while clients are connected.
+    /// Stops it. This can take 5 s while clients are connected.
     pub async fn stop(mut self) {
         let _ = self.shutdown.send(());
         let _ = self.task.await;
@@ -192,7 +191,7 @@ type Handshake = Pin<Box<dyn Future<Output = mqtt5::Result<TlsStreamWrapper>> + 
 type Secure = Arc<dyn Fn(TcpStream, SocketAddr) -> Handshake + Send + Sync>;
 
 impl Parts {
-    /// Takes up sessions and messages of an earlier run.
+    /// Restores sessions and messages of an earlier run.
     async fn recover(&self, keep: &Keep) -> mqtt5::Result<()> {
         let expiry = u32::try_from(SESSION_EXPIRY.as_secs()).unwrap_or(u32::MAX);
         self.router.recover_sessions(expiry).await?;
@@ -259,7 +258,7 @@ impl Parts {
     }
 }
 
-/// Serves clients until told to stop.
+/// Serves clients until it is stopped.
 async fn serve(parts: Parts, mut door: Door, secure: Option<Secure>) {
     let mut shutdown = parts.shutdown.subscribe();
     let mut sweep = interval(SWEEP);
@@ -304,11 +303,11 @@ fn config(options: &Options) -> BrokerConfig {
         Some(dir) => StorageConfig::new()
             .with_backend(Backend::File)
             .with_base_dir(dir.clone()),
-        // Without persistence the crate forgets sessions too: memory it is.
+        // Without persistence the crate would not keep sessions either, so memory is used.
         None => StorageConfig::new().with_backend(Backend::Memory),
     };
     let mut config = BrokerConfig::new()
-        // It has to have a listener, which is never served.
+        // The crate requires a listener, which is never served.
         .with_bind_address(SocketAddr::from(([127, 0, 0, 1], 0)))
         .with_max_packet_size(options.max_packet as usize)
         .with_session_expiry(SESSION_EXPIRY)
@@ -316,7 +315,7 @@ fn config(options: &Options) -> BrokerConfig {
         .with_max_retained_messages(MAX_RETAINED)
         .with_auth(AuthConfig::new().with_allow_anonymous(true))
         .with_storage(storage.with_max_queued_messages_per_client(MAX_QUEUED));
-    // Each client could have the broker remember 4 GB of topics.
+    // Otherwise each client could make the broker remember 4 GB of topics.
     config.topic_alias_maximum = 0;
     config
 }

@@ -1,6 +1,6 @@
-//! Copies of one message. A broker may deliver a message once for each subscription that
-//! matches its topic (MQTT 5.0, section 3.3.4). It sends the copies one after the other, and each
-//! carries the identifier of its subscription.
+//! Copies of one message. A broker may deliver a message once for each subscription that matches
+//! its topic (MQTT 5.0, section 3.3.4). It sends the copies one after the other, each with the
+//! identifier of its subscription.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -10,28 +10,28 @@ use tokio::time::Instant;
 
 use crate::model::message::Delivery;
 
-/// Maximum time between two copies: the broker may wait for acknowledgements in between.
+/// Maximum time between two copies; the broker may wait for acknowledgements in between.
 const COPY_TIME: Duration = Duration::from_secs(5);
 
-/// Maximum number of copies that are known when the broker sends them again: more than it has
-/// under way.
+/// Maximum number of copies to recognise when the broker sends them again: more than it has in
+/// flight.
 const MAX_KNOWN: usize = 256;
 
 /// Stands for a subscription without identifier.
 const NONE: usize = 0;
 
-/// The message that came last, and by which subscriptions.
+/// The last message, and the subscriptions that brought it.
 #[derive(Debug, Default)]
 pub struct Copies {
     last: Option<(Delivery, Vec<usize>, Instant)>,
-    /// Packet identifiers of the copies that came last, and hashes of what they said.
+    /// Packet identifiers and content hashes of the last copies.
     known: VecDeque<(u16, u64)>,
     hash: RandomState,
 }
 
 impl Copies {
-    /// Begins a connection at `now`: the copy of the message before may still be to come, if the
-    /// broker has kept the session.
+    /// Begins a connection at `now`. If the broker has kept the session, a copy of the last message
+    /// may still come.
     pub fn connected(&mut self, session_present: bool, now: Instant) {
         if session_present {
             self.last.iter_mut().for_each(|(_, _, at)| *at = now);
@@ -40,17 +40,18 @@ impl Copies {
         }
     }
 
-    /// A filter is given up: what comes from now on is no copy of what came for it.
+    /// Notes that a filter is given up: later messages are not copies of its messages.
     pub fn given_up(&mut self) {
         self.last = None;
     }
 
-    /// Returns whether `delivery`, which `subscriptions` bring at `now`, is a copy of the message
-    /// before it: equal, and brought by none of the same subscriptions. Equal messages that were
-    /// published one after the other come by the same ones.
+    /// Returns whether `delivery`, which came at `now` for `subscriptions`, is a copy of the last
+    /// message: equal, and for none of the same subscriptions. Equal messages that were published
+    /// one after the other come for the same ones.
     ///
-    /// A filter may have had no identifier when the one before was published. So one that came
-    /// without is a copy only of one by a `fresh` filter, which the broker did not hold then.
+    /// A filter may have had no identifier when the last message was published. So a message
+    /// without identifier is a copy only of a message for a `fresh` filter, which the broker did
+    /// not hold then.
     pub fn is_copy(
         &mut self,
         delivery: &Delivery,
@@ -58,7 +59,7 @@ impl Copies {
         fresh: impl Fn(usize) -> bool,
         now: Instant,
     ) -> bool {
-        // Most messages have no copies: nothing is hashed then.
+        // Most messages have no copies, and then nothing is hashed.
         let hash = || self.hash.hash_one((&delivery.topic, &delivery.payload));
         let known = self.known.iter().find(|(id, _)| *id == delivery.packet);
         if known.is_some_and(|(_, known)| delivery.duplicate && *known == hash()) {
@@ -89,7 +90,7 @@ impl Copies {
     }
 }
 
-/// Whether subscriptions, all different, must be to different filters.
+/// Returns whether subscriptions, all different, must be to different filters.
 fn are_different<'a>(
     mut all: impl Iterator<Item = &'a usize> + Clone,
     fresh: impl Fn(usize) -> bool,
@@ -97,8 +98,8 @@ fn are_different<'a>(
     !all.clone().any(|id| *id == NONE) || all.all(|id| *id == NONE || fresh(*id))
 }
 
-/// Whether both are one message, as far as a subscriber sees it. One copy may have been sent before
-/// when the other was not.
+/// Returns whether both are one message for a subscriber. One copy may have been sent before, and
+/// the other not.
 fn is_equal(one: &Delivery, other: &Delivery) -> bool {
     one.retained == other.retained
         && one.topic == other.topic
@@ -163,7 +164,7 @@ mod tests {
         };
         assert!(!is_copy(&mut copies, 1, false, 1) && is_copy(&mut copies, 2, false, 2));
         assert!(!is_copy(&mut copies, 3, false, 1));
-        // Only the first is acknowledged when the connection breaks, and the last is to come.
+        // Only the first is acknowledged when the connection breaks, and the last still comes.
         copies.connected(true, now);
         assert!(is_copy(&mut copies, 2, true, 2));
         assert!(!is_copy(&mut copies, 3, true, 1) && is_copy(&mut copies, 4, false, 2));

@@ -1,5 +1,5 @@
-//! A TCP connection to a name or an address: looked up in a thread that holds nothing up, and
-//! raced over all addresses (RFC 8305), so that one which swallows packets costs 250 ms.
+//! TCP connections to a name or an address. A thread looks the name up, so that nothing waits for
+//! it. All addresses are raced (RFC 8305), so that one that drops packets costs 250 ms only.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -11,21 +11,21 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-/// Delay before the next address is tried beside those under way (RFC 8305, section 5).
+/// Delay before the next address is tried too (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Maximum number of addresses of a name that are tried.
+/// Maximum number of addresses of a name to try.
 const MAX_ADDRESSES: usize = 16;
 
-/// Maximum number of look-ups under way; the system's resolver cannot be canceled.
+/// Maximum number of concurrent look-ups; the resolver of the system cannot be stopped.
 const MAX_LOOKUPS: usize = 4;
 
-/// Maximum number of failures that an error tells of.
+/// Maximum number of failures in an error.
 const MAX_CAUSES: usize = 3;
 
 static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
-/// A look-up under way.
+/// A look-up that is running.
 struct Lookup;
 
 impl Lookup {
@@ -45,13 +45,13 @@ impl Drop for Lookup {
     }
 }
 
-/// Returns the addresses of `host`, which is a name or an address, with a scope if need be.
+/// Returns the addresses of `host`, a name or an address, with its scope if it has one.
 ///
-/// The system's resolver blocks, for half a minute if its servers are away. It runs in a thread
-/// that nobody joins: neither a deadline nor the end of the process waits for it.
+/// The resolver of the system blocks for half a minute if its servers are away. It runs in a thread
+/// that is never joined: neither a deadline nor the end of the process waits for it.
 ///
 /// # Errors
-/// What the resolver says, or that no thread can be started.
+/// The failure of the resolver, or of the start of a thread.
 pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -64,7 +64,7 @@ pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         .spawn(move || {
             let list = (name.as_str(), port).to_socket_addrs();
             drop(lookup);
-            // Its asker may have given up.
+            // The caller may have given up.
             let _ = found.send(list.map(|list| list.take(MAX_ADDRESSES).collect::<Vec<_>>()));
         });
     if let Err(e) = thread {
@@ -75,7 +75,7 @@ pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     list.map_err(|e| io::Error::new(e.kind(), format!("look up '{host}': {e}")))
 }
 
-/// Orders addresses so that the two families take turns, beginning with the resolver's first
+/// Orders addresses so that the two families alternate, beginning with the first of the resolver
 /// (RFC 8305, section 4).
 fn interleaved(list: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first = list.first().is_some_and(SocketAddr::is_ipv6);
@@ -96,7 +96,7 @@ fn interleaved(list: Vec<SocketAddr>) -> Vec<SocketAddr> {
 /// Connects to the first of `addresses` that answers.
 ///
 /// # Errors
-/// What each address said, when none is left.
+/// The failure of each address, if none answers.
 pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut waiting = interleaved(addresses).into_iter();
     let mut racing = JoinSet::new();
@@ -115,7 +115,7 @@ pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             Some(done) = racing.join_next() => match done {
                 Ok((_, Ok(stream))) => {
                     let stream: TcpStream = stream;
-                    // Small packets that wait for an acknowledgement wait for 40 ms.
+                    // Otherwise small packets wait 40 ms for an acknowledgement.
                     stream.set_nodelay(true)?;
                     return Ok(stream);
                 }

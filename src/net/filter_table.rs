@@ -1,5 +1,6 @@
-//! What a session is subscribed to: what its holder wants, what the broker has granted, and
-//! what the broker may still hold from before. Decides which SUBSCRIBE or UNSUBSCRIBE is next.
+//! The subscriptions of a session: filters that its holder wants, filters that the broker has
+//! granted, and filters that the broker may still hold from before. Decides the next SUBSCRIBE or
+//! UNSUBSCRIBE.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -7,50 +8,50 @@ use crate::error::{Error, Kind, Result};
 use crate::model::topic::{self, Filter};
 use crate::net::mqtt::Number;
 
-/// Maximum number of filters in one SUBSCRIBE: AWS IoT closes the connection beyond.
+/// Maximum number of filters in one SUBSCRIBE; AWS IoT closes the connection for more.
 pub const MAX_FILTERS: usize = 8;
 
-/// Maximum number of SUBSCRIBE and UNSUBSCRIBE packets that wait for their answers. The library
-/// has few packet identifiers, and publishes take some.
+/// Maximum number of SUBSCRIBE and UNSUBSCRIBE packets that wait for their answers. The library has
+/// few packet identifiers, and publishes need some.
 const MAX_UNDER_WAY: usize = 16;
 
 /// Number of the first request.
 const FIRST: Number = 1;
 
-/// What the broker does with a filter.
+/// State of a filter at the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It may hold the filter: an earlier connection has subscribed to it. The field says
-    /// whether this process has seen that granted.
+    /// The broker may hold it: an earlier connection has subscribed. The field is whether this
+    /// process has seen that granted.
     Held(bool),
-    /// A SUBSCRIBE is under way. The field says whether it may hold the filter already.
+    /// A SUBSCRIBE is in flight. The field is whether the broker may hold the filter already.
     Subscribing(bool),
     Granted,
-    /// It has refused the filter on this connection. The field is as before.
+    /// The broker has refused it on this connection. The field is as before.
     Refused(bool),
-    /// An UNSUBSCRIBE is under way.
+    /// An UNSUBSCRIBE is in flight.
     Unsubscribing,
 }
 
 /// A request to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
-    /// Subscribe to these.
+    /// Subscribe to filters.
     Subscribe {
-        /// Names the answer.
+        /// Number of the answer.
         number: Number,
         /// At most [`MAX_FILTERS`].
         filters: Vec<Filter>,
-        /// Whether this process has had all of them granted before.
+        /// Whether all of them were granted to this process before.
         again: bool,
-        /// Whether messages should tell that this subscription, to one filter, brings them.
+        /// Whether messages must carry an identifier of this subscription, to one filter.
         identify: bool,
-        /// Whether the broker did not hold the filter, and still holds some to be given up.
+        /// Whether the broker did not hold the filter, while it still holds some that are given up.
         fresh: bool,
     },
-    /// Unsubscribe from this.
+    /// Unsubscribe from a filter.
     Unsubscribe {
-        /// Names the answer.
+        /// Number of the answer.
         number: Number,
         /// The filter.
         filter: Filter,
@@ -60,10 +61,10 @@ pub enum Ask {
 /// The filters of a session.
 #[derive(Debug)]
 pub struct FilterTable {
-    /// No filter that another one covers.
+    /// Wanted filters, without those that another one covers.
     wanted: Vec<Filter>,
     is_wanted: HashSet<Filter>,
-    /// Those of the wanted that match topics of others too.
+    /// Wanted filters that match topics of others too.
     overlapping: HashSet<Filter>,
     states: BTreeMap<Filter, State>,
     to_subscribe: VecDeque<Filter>,
@@ -75,7 +76,7 @@ pub struct FilterTable {
 }
 
 impl FilterTable {
-    /// A table of a session that wants `filters`.
+    /// Returns the table of a session that wants `filters`.
     pub fn new(filters: &[Filter]) -> Self {
         let mut table = Self {
             wanted: Vec::new(),
@@ -101,8 +102,8 @@ impl FilterTable {
         self.plan();
     }
 
-    /// Changes what is wanted. Returns whether the broker has to be asked for any of it. What it
-    /// has refused is asked for again: its rules may be others by now.
+    /// Changes the wanted filters. Returns whether the broker has to answer. Refused filters are
+    /// requested again, because its rules may have changed.
     pub fn want(&mut self, filters: &[Filter]) -> bool {
         self.states.retain(|_, state| match *state {
             State::Refused(held) => {
@@ -115,7 +116,7 @@ impl FilterTable {
         self.is_wanted = self.wanted.iter().cloned().collect();
         let before = std::mem::take(&mut self.overlapping);
         self.overlapping = topic::overlapping(&self.wanted);
-        // They need an identifier now.
+        // These need an identifier now.
         for filter in self.overlapping.difference(&before) {
             if let Some(state @ State::Granted) = self.states.get_mut(filter) {
                 *state = State::Held(true);
@@ -131,8 +132,8 @@ impl FilterTable {
         if !session_present {
             self.states.clear();
         }
-        // What a broker has granted may be gone when it was restored from an older state, so
-        // that every connection subscribes anew.
+        // A broker that was restored from an older state may have lost what it granted. So every
+        // connection subscribes again.
         for state in self.states.values_mut() {
             if *state == State::Granted {
                 *state = State::Held(true);
@@ -142,7 +143,7 @@ impl FilterTable {
         self.plan();
     }
 
-    /// Ends a connection: its requests get no answers.
+    /// Ends a connection; its requests get no answers.
     pub fn disconnected(&mut self) {
         self.connected = false;
         self.under_way.clear();
@@ -160,7 +161,7 @@ impl FilterTable {
         self.plan();
     }
 
-    /// Whether a connection stands.
+    /// Returns whether there is a connection.
     pub const fn is_connected(&self) -> bool {
         self.connected
     }
@@ -176,9 +177,9 @@ impl FilterTable {
         self.to_unsubscribe = gone.map(|(filter, _)| filter.clone()).collect();
     }
 
-    /// The next request; `None` while there is nothing to ask for, or too much is under way.
-    /// Filters are given up after all that are wanted have been answered, so that nothing is
-    /// missed that two of them match.
+    /// Returns the next request; `None` if there is none, or too many are in flight. Unwanted
+    /// filters are given up after all wanted ones are answered, so that no message is missed that
+    /// two of them match.
     pub fn next(&mut self) -> Option<Ask> {
         if !self.connected || self.under_way.len() >= MAX_UNDER_WAY {
             return None;
@@ -198,7 +199,7 @@ impl FilterTable {
     fn subscribe(&mut self, first: Filter) -> Ask {
         let again = self.was_granted(&first);
         let fresh = self.is_fresh(&first);
-        // Copies of one message can be told apart when each subscription has its own identifier.
+        // Copies of one message can be recognised if each subscription has its own identifier.
         let identify = fresh || self.overlapping.contains(&first);
         let mut filters = vec![first];
         while !identify
@@ -239,7 +240,7 @@ impl FilterTable {
         number
     }
 
-    /// Takes the answer to a SUBSCRIBE. Returns the filters that are refused, and why.
+    /// Takes the answer to a SUBSCRIBE. Returns the refused filters, with their causes.
     pub fn subscribed(&mut self, number: Number, results: Vec<Result<()>>) -> Vec<(Filter, Error)> {
         let Some(filters) = self.under_way.remove(&number) else {
             return Vec::new();
@@ -266,7 +267,7 @@ impl FilterTable {
         refused
     }
 
-    /// Asks once more for the wanted filters that are refused.
+    /// Requests the wanted filters again that were refused.
     pub fn ask_again(&mut self) {
         let wanted = &self.is_wanted;
         self.states.retain(|filter, state| match *state {
@@ -289,7 +290,7 @@ impl FilterTable {
         }
     }
 
-    /// Whether the broker has answered for everything that is wanted.
+    /// Returns whether the broker has answered for all wanted filters.
     pub fn is_answered(&self) -> bool {
         self.to_subscribe.is_empty()
             && self.subscribing == 0
@@ -300,7 +301,7 @@ impl FilterTable {
                 .any(|f| self.is_wanted.contains(f))
     }
 
-    /// Whether the broker holds what is wanted and nothing else.
+    /// Returns whether the broker holds the wanted filters and no others.
     pub fn is_settled(&self) -> bool {
         self.connected
             && self.to_subscribe.is_empty()
@@ -308,12 +309,12 @@ impl FilterTable {
             && self.under_way.is_empty()
     }
 
-    /// Whether a request waits for its answer.
+    /// Returns whether a request waits for its answer.
     pub fn is_waiting(&self) -> bool {
         !self.under_way.is_empty()
     }
 
-    /// The filters that the broker may hold, in order.
+    /// Returns the filters that the broker may hold, in order.
     pub fn held(&self) -> Vec<Filter> {
         let held = self
             .states

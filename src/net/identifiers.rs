@@ -1,13 +1,13 @@
-//! Subscription identifiers: the same filter has the same one over all connections and processes.
-//! A broker may deliver long afterwards what it queued under an earlier connection, and a message
-//! of then is no copy of an equal one of now.
+//! Subscription identifiers. A filter has the same one in all connections and processes. A broker
+//! may deliver much later what it queued in an earlier connection, and such a message is not a copy
+//! of an equal one of today.
 
 use crate::model::topic::Filter;
 
-/// The largest identifier (MQTT 5.0, section 3.8.2.1.2).
+/// Largest identifier (MQTT 5.0, section 3.8.2.1.2).
 pub const LAST: u32 = 268_435_455;
 
-/// The identifier of a subscription to `filter`: a hash of it (FNV-1a), from 1 to [`LAST`].
+/// Returns the identifier of a subscription to `filter`: a hash of it (FNV-1a), from 1 to [`LAST`].
 #[must_use]
 pub fn identifier(filter: &Filter) -> u32 {
     let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
@@ -28,7 +28,7 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), filters.len());
-        // Brokers keep it: a later version must compute the same.
+        // Brokers store it, so later versions must compute the same.
         assert_eq!(of("a"), 0xe40c_292c % LAST + 1);
     }
 }

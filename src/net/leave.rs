@@ -1,14 +1,14 @@
-//! An orderly leave from a session that ends with its connection: what the broker has for us and
-//! did not get acknowledged would be lost with it.
+//! Leaves a session that ends with its connection in good order. Otherwise messages that the broker
+//! still has for us, or that are not acknowledged, would be lost.
 
 use crate::model::topic::Filter;
 use crate::net::mqtt::Number;
 
-/// Number of the UNSUBSCRIBE that asks whether more is to come; subscriptions begin at 1.
+/// Number of the UNSUBSCRIBE that asks whether more messages come; subscriptions begin at 1.
 pub const FENCE: Number = 0;
 
-/// Finds out when the broker has nothing more for us. It answers in order: when nothing came
-/// between an UNSUBSCRIBE, sent with everything acknowledged, and its answer, nothing is left.
+/// Finds out when the broker has no more messages for us. It answers in order. If no message came
+/// between an UNSUBSCRIBE, sent with everything acknowledged, and its answer, none is left.
 #[derive(Debug)]
 pub struct Leave {
     filter: Filter,
@@ -17,7 +17,7 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// Begins to leave; `filter` is one that we were subscribed to.
+    /// Begins to leave; `filter` is one of our subscriptions.
     pub const fn new(filter: Filter) -> Self {
         Self {
             filter,
@@ -26,13 +26,13 @@ impl Leave {
         }
     }
 
-    /// A message has come.
+    /// Notes that a message has come.
     pub const fn came(&mut self) {
         self.quiet = false;
     }
 
-    /// Everything that came is acknowledged: returns the filter to unsubscribe from under number
-    /// [`FENCE`], unless the answer to that is awaited.
+    /// Notes that everything is acknowledged. Returns the filter to unsubscribe from under number
+    /// [`FENCE`], unless that answer is pending.
     pub fn ask(&mut self) -> Option<Filter> {
         if std::mem::replace(&mut self.asked, true) {
             return None;
@@ -41,7 +41,7 @@ impl Leave {
         Some(self.filter.clone())
     }
 
-    /// The broker has answered; returns whether it has nothing more.
+    /// Notes the answer. Returns whether the broker has no more messages.
     pub const fn answered(&mut self) -> bool {
         self.asked = false;
         self.quiet

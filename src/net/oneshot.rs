@@ -1,4 +1,4 @@
-//! Connect, publish one message, be sure that the broker has it, leave.
+//! Publishes one message: connects, waits until the broker has it, and leaves.
 
 use std::time::Duration;
 
@@ -13,15 +13,16 @@ use crate::net::session::unreachable;
 /// Wait between two attempts to connect within the deadline.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// How long a goodbye may take after the message is safe.
+/// Maximum time of a goodbye after the message is safe.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Publishes `message`, and then `also` if the broker will have it, within `limit`, at the
-/// highest QoS that the broker takes up to the one wished for. A broker that cannot be reached is tried again until then.
+/// Publishes `message`, and then `also` if the broker accepts it, within `limit`. Uses the highest
+/// QoS that the broker offers, up to the one of the message. A broker that cannot be reached is
+/// tried again until then.
 ///
 /// # Errors
-/// 69 when no broker could be reached, 75 when it did not confirm in time, 77 when it does
-/// not authorise us, 65 when it will not have the message.
+/// 69 when no broker could be reached, 75 when it did not acknowledge in time, 77 when it does not
+/// authorise us, 65 when it refuses the message.
 pub async fn publish(
     settings: &Settings,
     message: &Message,
@@ -41,7 +42,7 @@ pub async fn publish(
         .await;
         let cause = match attempt {
             Ok(Ok(())) => {
-                // The message is safe either way.
+                // The message is safe in any case.
                 goodbye(connection).await;
                 return Ok(());
             }

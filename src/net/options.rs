@@ -1,4 +1,4 @@
-//! How to reach a broker.
+//! Options that name a broker, and us to it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use crate::net::password::Password;
 pub const PORT: u16 = 1883;
 /// Port of MQTT over TLS (IANA).
 pub const TLS_PORT: u16 = 8883;
-/// The keep-alive when none is given.
+/// Default keep-alive.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// The shortest keep-alive that is taken: `rumqttc` panics below 5 s.
+/// Minimum keep-alive: `rumqttc` panics below 5 s.
 pub const MIN_KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// The longest keep-alive: it is 16 bits of seconds on the wire.
+/// Maximum keep-alive: 16 bits of seconds on the wire.
 pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(65_535);
 
-/// A text that does not show itself.
+/// A text that never prints itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -28,7 +28,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text itself.
+    /// Returns the text.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -41,22 +41,22 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// TLS towards a broker.
+/// Files and names for TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate authorities in PEM; the system's when none are given.
+    /// File of certificate authorities, PEM; by default those of the system.
     pub cafile: Option<PathBuf>,
     /// Folder of such files.
     pub capath: Option<PathBuf>,
     /// Our certificate chain and key in PEM.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Protocols to name to the server (ALPN, RFC 7301), best first.
+    /// Protocols to offer to the server (ALPN, RFC 7301), best first.
     pub alpn: Vec<String>,
-    /// Name that the broker's certificate must be for; the host when none is given.
+    /// Name that the certificate of the broker must have; by default the host.
     pub server_name: Option<String>,
 }
 
-/// Where a broker is and who we are to it.
+/// A broker, and our credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerOptions {
     /// Name or address.
@@ -71,12 +71,12 @@ pub struct BrokerOptions {
     pub password: Option<Password>,
     /// Client identifier.
     pub client_id: String,
-    /// Time between two signs of life.
+    /// Keep-alive interval.
     pub keep_alive: Duration,
 }
 
 impl BrokerOptions {
-    /// The broker as people name it.
+    /// Returns the address of the broker, for people.
     #[must_use]
     pub fn address(&self) -> String {
         if self.host.contains(':') {
@@ -87,7 +87,7 @@ impl BrokerOptions {
     }
 }
 
-/// What a `--broker` URL says.
+/// The parts of a `--broker` URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     /// Whether the scheme is `mqtts`.

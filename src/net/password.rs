@@ -1,4 +1,4 @@
-//! The password at a broker: a text, or a file that is read again at every connection, so that it
+//! The password for a broker: a text, or a file that is read again at every connection, so that it
 //! can be changed while a daemon runs.
 
 use std::fs;
@@ -10,20 +10,20 @@ use crate::net::options::Secret;
 /// Maximum size of a password, bytes (MQTT 5.0, section 1.5.6).
 const MAX_BYTES: usize = 65_535;
 
-/// Byte order mark in UTF-8, as some editors write it.
+/// Byte order mark in UTF-8, which some editors write.
 const BOM: char = '\u{feff}';
 
-/// Where a password comes from.
+/// Source of a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Password {
     /// The password itself.
     Text(Secret),
-    /// The file that holds it.
+    /// File that contains it.
     File(PathBuf),
 }
 
 impl Password {
-    /// Returns the password as it is now.
+    /// Returns the present password.
     ///
     /// # Errors
     /// When the file cannot be read or is empty (78).
@@ -35,7 +35,7 @@ impl Password {
     }
 }
 
-/// Reads a password: the file without a byte order mark and without its last line break.
+/// Reads a password from a file, without a byte order mark and the last line break.
 fn read(path: &Path) -> Result<Secret> {
     let wrong =
         |cause: &str| Error::config(format!("read password from {}: {cause}", path.display()));

@@ -1,4 +1,4 @@
-//! What a broker retains: asked for once.
+//! Reads the retained messages of a broker, once.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use crate::net::mqtt::Settings;
 use crate::net::session::{Event, Session, Subscriptions, unreachable};
 use crate::os::host;
 
-/// Silence after which all has come that will, if no marker comes: some brokers send retained
-/// messages a little after the answer to a subscription, and one that takes no marker of ours
-/// says nothing at all. Also how long a first message may follow a marker.
+/// Silence after which all retained messages have come, if no marker comes. Some brokers send
+/// retained messages a little after the answer to a subscription, and one that refuses our marker
+/// gives no other sign. Also the maximum time between a marker and a first message after it.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Maximum number of retained messages taken: two for each of ten thousand pipelines.
+/// Maximum number of retained messages to take: two for each of ten thousand pipelines.
 const MAX_MESSAGES: usize = 20_000;
 
-/// Maximum memory of the retained messages taken, bytes.
+/// Maximum memory of the retained messages, bytes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// What was asked for.
+/// A request for retained messages.
 #[derive(Debug)]
 pub struct Query {
     /// Filters, at least one.
     pub filters: Vec<Filter>,
-    /// Root below which the marker is published that tells the end of the retained messages.
+    /// Root for the topic of the marker, which shows the end of the retained messages.
     pub root: String,
-    /// How long the broker may take to answer.
+    /// Maximum time for the broker to answer.
     pub limit: Duration,
 }
 
@@ -41,11 +41,11 @@ pub struct Query {
 pub struct Retained {
     /// The messages, in the order in which they came.
     pub messages: Vec<Delivery>,
-    /// Why there may be more, if there may.
+    /// Why messages may be missing, if they may.
     pub cut: Option<String>,
 }
 
-/// Messages as they come, up to the limits.
+/// Messages so far, up to the limits.
 #[derive(Debug, Default)]
 struct Found {
     retained: Retained,
@@ -53,7 +53,7 @@ struct Found {
 }
 
 impl Found {
-    /// Adds a message; `false` when there is no room for it.
+    /// Adds a message; `false` if there is no room.
     fn add(&mut self, delivery: Delivery) -> bool {
         self.bytes += delivery.memory();
         let messages = &mut self.retained.messages;
@@ -70,7 +70,7 @@ impl Found {
     }
 }
 
-/// All retained messages that match the filters of `query`.
+/// Returns all retained messages that match the filters of `query`.
 ///
 /// # Errors
 /// 69 when no broker could be reached within the limit, 77 when it does not authorise us.
@@ -81,7 +81,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
     let subscriptions = Subscriptions {
         required: query.filters,
         optional: vec![own],
-        // At a higher one the broker would wait for acknowledgements in between.
+        // At a higher QoS the broker would wait for acknowledgements in between.
         qos: Qos::AtMostOnce,
     };
     let mut session = Session::new(settings, subscriptions);
@@ -89,7 +89,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
     let mut online = false;
     let mut marked = false;
     let deadline = Instant::now() + query.limit;
-    // Nothing found is no answer until the marker says so.
+    // Without a message there is no result before the marker.
     let mut quiet = deadline;
     loop {
         tokio::select! {
@@ -111,7 +111,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
                         if !found.retained.messages.is_empty() {
                             break;
                         }
-                        // Some brokers look for retained messages beside their other work.
+                        // Some brokers look for retained messages in the background.
                         quiet = Instant::now() + QUIET;
                     } else if delivery.retained {
                         if !found.add(delivery) {
@@ -122,7 +122,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
                 }
                 Event::Offline => {
                     online = false;
-                    // The next connection is sent all of it again.
+                    // The broker sends all of them again on the next connection.
                     found = Found::default();
                     quiet = deadline;
                 }
@@ -138,12 +138,12 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
     if !marked && found.retained.cut.is_none() {
         debug!("no marker came back on '{marker}': the broker may not allow it");
     }
-    // What is found does not depend on a goodbye.
+    // The result does not depend on a goodbye.
     let _ = timeout(QUIET, session.close()).await;
     Ok(found.retained)
 }
-/// The next message that matches `filter` and is not a retained one, within `limit`; none if
-/// nothing has come though there was a connection.
+/// Returns the next message that matches `filter` and is not retained, within `limit`; `None` if
+/// there was a connection and none came.
 ///
 /// # Errors
 /// As [`retained`].
@@ -173,7 +173,7 @@ pub async fn next(settings: Settings, filter: Filter, limit: Duration) -> Result
     if online {
         return Ok(None);
     }
-    // Without a connection nobody knows.
+    // Without a connection there is no result.
     let late = format!("no answer within {}", duration::text(limit));
     Err(unreachable(&address, session.cause().unwrap_or(&late)))
 }

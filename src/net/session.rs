@@ -1,5 +1,5 @@
-//! A session with a broker that outlives its connections: it connects for ever, subscribes,
-//! and tells a passing failure from one that will not pass.
+//! A session with a broker that outlives its connections. It connects without end, subscribes, and
+//! distinguishes passing failures from final ones.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,26 +22,26 @@ use crate::net::mqtt::{
 use crate::net::subscriber::Subscriber;
 pub use crate::net::subscriber::Subscriptions;
 
-/// How long a goodbye may take.
+/// Maximum time of a goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a session tells its holder.
+/// An event of a session.
 #[derive(Debug)]
 pub enum Event {
-    /// Connected and subscribed: messages come, publishes go out.
+    /// Connected and subscribed: messages come, and publishes go out.
     Online,
-    /// The connection is gone; publishes without a result must be sent again.
+    /// The connection is gone. Publishes without a result must be sent again.
     Offline,
     /// A message has come.
     Received(SessionReceived),
     /// A publish is complete.
     Published(Token, Result<(), Refused>),
-    /// What [`Session::subscribe`] asked for is in force, was refused, or waits for the next
+    /// A change by [`Session::subscribe`] is in force, was refused, or waits for the next
     /// connection.
     Subscribed(Result<()>),
     /// The broker now holds these filters for the session, and no others.
     Holds(Vec<Filter>),
-    /// After [`Session::leave`]: the broker has nothing more for us.
+    /// After [`Session::leave`]: the broker has no more messages for us.
     Left,
 }
 
@@ -50,11 +50,11 @@ pub enum Event {
 pub struct SessionReceived {
     /// The message.
     pub delivery: crate::model::message::Delivery,
-    /// To be given back once the message is safe.
+    /// Its acknowledgement, for when the message is safe.
     pub ack: SessionAck,
 }
 
-/// An acknowledgement that is void once its connection is gone.
+/// An acknowledgement, which is void after its connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionAck {
     connection: u64,
@@ -79,7 +79,7 @@ pub struct Session {
     subscriber: Subscriber,
     /// Whether the broker should still have our session.
     expected: bool,
-    /// Whether the connection is being closed to connect anew with other settings.
+    /// Whether the connection is being closed to connect again with other settings.
     renewing: bool,
     leave: Option<Leave>,
     copies: Copies,
@@ -91,14 +91,14 @@ pub struct Session {
     offer: Offer,
     /// Whether the broker refuses a will that is retained or has a QoS.
     plain_will: bool,
-    /// Events that wait for the holder, publishes among them that were not even sent.
+    /// Events that wait for the holder, such as publishes that could not be sent.
     ready: VecDeque<Event>,
-    /// Why there was none the last time.
+    /// Why the last connection failed.
     cause: Option<String>,
 }
 
 impl Session {
-    /// A session that starts to connect when [`Session::next`] is first called.
+    /// Returns a session that starts to connect at the first call of [`Session::next`].
     #[must_use]
     pub fn new(settings: Settings, subscriptions: Subscriptions) -> Self {
         Self {
@@ -121,8 +121,8 @@ impl Session {
         }
     }
 
-    /// The same, after an earlier process: the broker may hold `filters` for the identifier, and
-    /// it should have the session if that is `expected`.
+    /// Continues the session of an earlier process: the broker may hold `filters` for the
+    /// identifier, and should have the session if it is `expected`.
     #[must_use]
     pub fn resume(mut self, filters: Vec<Filter>, expected: bool) -> Self {
         self.subscriber.know(filters);
@@ -130,18 +130,19 @@ impl Session {
         self
     }
 
-    /// The same, for a daemon: once it was online, neither what the other side says nor a file
-    /// that is being replaced ends it. It warns once of each cause, and tries on.
+    /// Makes this the session of a daemon. After its first connection, neither an answer of the
+    /// broker nor a file that is being replaced ends it. It warns once of each cause, and tries
+    /// again.
     #[must_use]
     pub fn lasting(mut self) -> Self {
         self.attempts.last();
         self
     }
 
-    /// The next event; cancel safe.
+    /// Returns the next event. Cancel safe.
     ///
     /// # Errors
-    /// Only failures that will not pass.
+    /// Final failures only.
     pub async fn next(&mut self) -> Result<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -242,15 +243,14 @@ impl Session {
         }
     }
 
-    /// Publishes `message` if the session is online, and returns the token of this publish:
-    /// [`Event::Published`] brings it back, or [`Event::Offline`] comes first. A message that is
-    /// larger than what the broker takes is refused here: sent, it would cost the connection,
-    /// again and again. `None`, and no event, while the session is offline or too many others wait
-    /// for the broker.
+    /// Publishes `message` if the session is online, and returns its token. [`Event::Published`]
+    /// brings the token back, or [`Event::Offline`] comes first. A message that is too large for
+    /// the broker is refused here. Otherwise it would end the connection, again and again. `None`,
+    /// and no event, while the session is offline or too many others wait for the broker.
     pub fn publish(&mut self, mut message: Message) -> Option<Token> {
         let token = Token::new();
-        // Retained, it would cost the connection (MQTT 5.0, section 3.2.2.3.5). Whoever listens
-        // now hears it at least.
+        // Retained, it would end the connection (MQTT 5.0, section 3.2.2.3.5). Present subscribers
+        // get it at least.
         message.retain &= self.offer.retain;
         match &self.state {
             State::Open {
@@ -272,14 +272,14 @@ impl Session {
         }
     }
 
-    /// Subscribes to other filters than before, in the same session; `true` if an
-    /// [`Event::Subscribed`] will tell how that went.
+    /// Changes the subscriptions in the same session. Returns whether an [`Event::Subscribed`] will
+    /// report the result.
     pub fn subscribe(&mut self, subscriptions: Subscriptions) -> bool {
         self.subscriber.change(subscriptions)
     }
 
-    /// Takes up other settings. If the broker has to be told, the session says goodbye and
-    /// connects again at once, unless it would end with that: then the next connection has them.
+    /// Changes the settings. If the broker needs them, the session says goodbye and connects again
+    /// at once. If the session would end with the goodbye, the next connection uses them.
     pub fn reconfigure(&mut self, settings: Settings) {
         if settings == self.settings {
             return;
@@ -299,38 +299,38 @@ impl Session {
         }
     }
 
-    /// Gives up all subscriptions. Messages that the broker has for us still come, and are to be
-    /// acknowledged; [`Event::Left`] says that there are no more, if the connection lasts.
+    /// Gives up all subscriptions. Messages that the broker still has come and must be
+    /// acknowledged. [`Event::Left`] reports their end, if the connection lasts.
     pub fn leave(&mut self) {
         self.leave = self.subscriber.give_up().map(Leave::new);
     }
 
-    /// Why the last connection failed or ended.
+    /// Returns why the last connection failed or ended.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// Whether the broker said that a packet of ours was at fault for the end of the last connection.
+    /// Returns whether the broker ended the last connection because of a packet of ours.
     #[must_use]
     pub const fn is_packet_at_fault(&self) -> bool {
         self.attempts.is_packet_at_fault()
     }
 
-    /// Whether the other side has cut the last connection that stood, without a word.
+    /// Returns whether the other side has dropped the last connection without a DISCONNECT.
     #[must_use]
     pub const fn was_cut(&self) -> bool {
         self.attempts.was_cut()
     }
 
-    /// Whether there is a connection whose task has not been heard of for too long.
+    /// Returns whether there is a connection whose task makes no progress.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         matches!(&self.state, State::Open { connection, .. } if connection.is_stalled())
     }
 
-    /// Acknowledges a message as soon as all that came before it are, unless its connection is
-    /// gone: then the broker sends it again.
+    /// Acknowledges a message after all earlier ones. After the end of its connection it does
+    /// nothing: the broker sends the message again.
     pub fn acknowledge(&mut self, ack: &SessionAck) {
         if let State::Open { connection, .. } = &self.state
             && ack.connection == self.connections
@@ -341,7 +341,7 @@ impl Session {
         }
     }
 
-    /// Says goodbye within a bounded time. What is still under way may be lost.
+    /// Says goodbye within a bounded time. Publishes in flight may be lost.
     pub async fn close(self) {
         if let State::Open {
             mut connection,
@@ -361,7 +361,7 @@ impl Session {
         }
     }
 
-    /// Asks the broker for what it is not asked for yet.
+    /// Sends requests to the broker that it has not got yet.
     fn ask(&mut self) {
         let State::Open { connection, .. } = &self.state else {
             return;
@@ -386,7 +386,7 @@ impl Session {
         };
     }
 
-    /// The broker has accepted the connection.
+    /// Handles the acceptance of the connection.
     fn greeted(&mut self, offer: Offer) {
         let qos = self.subscriber.qos();
         self.attempts.compare(&offer, &self.settings, qos);
@@ -404,7 +404,7 @@ impl Session {
         self.subscriber.connected(session_present, identifies);
     }
 
-    /// The broker has answered something: says what is in force now.
+    /// Handles an answer: reports what is in force now.
     fn answered(&mut self) {
         if let State::Open {
             online_since: since @ None,

@@ -1,4 +1,4 @@
-//! The subscriptions of a session: asks the broker for them, and judges its answers.
+//! The subscriptions of a session: sends requests to the broker, and evaluates its answers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before the broker is asked again for a filter that it must grant and has refused.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
 
-/// What a session subscribes to.
+/// The subscriptions of a session.
 #[derive(Debug, Clone)]
 pub struct Subscriptions {
     /// Filters that the broker must grant.
@@ -31,34 +31,34 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// All filters.
+    /// Returns all filters.
     #[must_use]
     pub fn all(&self) -> Vec<Filter> {
         [&self.required[..], &self.optional[..]].concat()
     }
 }
 
-/// Keeps the broker's subscriptions in line with what is wanted.
+/// Keeps the subscriptions at the broker equal to the wanted ones.
 #[derive(Debug)]
 pub struct Subscriber {
     wanted: Subscriptions,
     filters: FilterTable,
-    /// The filters that were last said to be in force.
+    /// The filters that were last reported to be in force.
     told: Option<Vec<Filter>>,
-    /// A change that the broker has not answered in full, and what went wrong with it.
+    /// A change that the broker has not answered completely, and its failure.
     change: Option<Result<()>>,
-    /// When the broker has to have answered at the latest.
+    /// Deadline for the answer of the broker.
     answer_by: Option<Instant>,
-    /// When to ask again for what is refused.
+    /// When to request refused filters again.
     again_at: Option<Instant>,
-    /// Whether the broker tells which subscription brings a message.
+    /// Whether messages carry the identifier of their subscription.
     identifies: bool,
-    /// Identifiers of filters that the broker did not hold, while it holds some to be given up.
+    /// Identifiers of filters that the broker did not hold, while it holds some that are given up.
     fresh: HashSet<u32>,
 }
 
 impl Subscriber {
-    /// Subscriptions of a session that is about to connect.
+    /// Returns the subscriptions of a session before its first connection.
     pub fn new(wanted: Subscriptions) -> Self {
         Self {
             filters: FilterTable::new(&wanted.all()),
@@ -77,25 +77,25 @@ impl Subscriber {
         self.filters.know(filters);
     }
 
-    /// Highest QoS of deliveries.
+    /// Returns the highest QoS of deliveries.
     pub const fn qos(&self) -> Qos {
         self.wanted.qos
     }
 
-    /// When the broker has to have answered at the latest, if it is asked for something.
+    /// Returns the deadline for the answer of the broker, if a request is pending.
     pub const fn answer_by(&self) -> Option<Instant> {
         self.answer_by
     }
 
-    /// Begins a connection. `identifies` says whether the broker takes subscription identifiers.
+    /// Begins a connection; `identifies` is whether the broker supports subscription identifiers.
     pub fn connected(&mut self, session_present: bool, identifies: bool) {
         self.identifies = identifies;
         self.fresh.clear();
         self.filters.connected(session_present);
     }
 
-    /// Ends a connection. Returns how a change went that the broker has not answered in full; the
-    /// next connection makes it.
+    /// Ends a connection. Returns the result of a change that the broker has not answered
+    /// completely. The next connection makes it.
     pub fn disconnected(&mut self) -> Option<Result<()>> {
         self.answer_by = None;
         self.again_at = None;
@@ -103,24 +103,24 @@ impl Subscriber {
         self.change.take()
     }
 
-    /// Whether a connection stands.
+    /// Returns whether there is a connection.
     pub const fn is_connected(&self) -> bool {
         self.filters.is_connected()
     }
 
-    /// Whether the broker holds what is wanted and nothing else.
+    /// Returns whether the broker holds the wanted filters and no others.
     pub fn is_settled(&self) -> bool {
         self.filters.is_settled()
     }
 
-    /// Whether the subscription of this `identifier` is one that the broker did not hold before, and
-    /// it may still hold others without identifier that are to be given up.
+    /// Returns whether `identifier` is that of a filter that the broker did not hold before, while
+    /// it may still hold others without identifier that are given up.
     pub fn is_fresh(&self, identifier: usize) -> bool {
         let identifier = u32::try_from(identifier);
         !self.is_settled() && identifier.is_ok_and(|id| self.fresh.contains(&id))
     }
 
-    /// Wants nothing any more. Returns a filter that was wanted.
+    /// Gives up all filters. Returns one of them.
     pub fn give_up(&mut self) -> Option<Filter> {
         let one = self.wanted.all().into_iter().next();
         self.wanted.required.clear();
@@ -129,8 +129,7 @@ impl Subscriber {
         one
     }
 
-    /// Wants other subscriptions from now on; returns whether [`Subscriber::changed`] will tell
-    /// how that went.
+    /// Changes the subscriptions. Returns whether [`Subscriber::changed`] will report the result.
     pub fn change(&mut self, wanted: Subscriptions) -> bool {
         let asks = self.filters.want(&wanted.all());
         self.wanted = wanted;
@@ -169,23 +168,23 @@ impl Subscriber {
         }
     }
 
-    /// When to ask again for what is refused, if anything is.
+    /// Returns when to request refused filters again, if any.
     pub const fn again_at(&self) -> Option<Instant> {
         self.again_at
     }
 
-    /// Asks once more for what is refused.
+    /// Requests refused filters again.
     pub fn ask_again(&mut self) {
         self.again_at = None;
         self.filters.ask_again();
     }
 
-    /// Takes the answer to a SUBSCRIBE. In a session that `goes_on`, the broker is asked again
-    /// later for a filter that it must grant and refuses. Returns what to warn of, once each.
+    /// Takes the answer to a SUBSCRIBE. In a session that `goes_on`, a required filter that is
+    /// refused is requested again later. Returns warnings, to log once each.
     ///
     /// # Errors
-    /// When the broker refuses a filter that it must grant, unless that is part of a change or the
-    /// session goes on.
+    /// When the broker refuses a required filter, unless that is part of a change or the session
+    /// goes on.
     pub fn subscribed(
         &mut self,
         number: Number,
@@ -203,7 +202,7 @@ impl Subscriber {
         self.progressed();
         for (filter, e) in refused {
             let e = e.context(format_args!("subscribe to '{filter}'"));
-            // A wide filter may stand for several; it may fail only if all of them may.
+            // A wide filter may stand for several. It may fail only if all of them may.
             let needed = |required: &Filter| filter.covers(required);
             if !self.wanted.required.iter().any(needed) {
                 warnings.push(format!("{e}; going on without"));
@@ -233,12 +232,12 @@ impl Subscriber {
         self.answer_by = waits.then(|| Instant::now() + ANSWER_TIMEOUT);
     }
 
-    /// Whether the broker has answered for everything that is wanted.
+    /// Returns whether the broker has answered for all wanted filters.
     pub fn is_answered(&self) -> bool {
         self.filters.is_connected() && self.filters.is_answered()
     }
 
-    /// How a change went, once, when the broker has answered it in full.
+    /// Returns the result of a change, once, when the broker has answered it completely.
     pub fn changed(&mut self) -> Option<Result<()>> {
         if self.is_answered() {
             self.change.take()
@@ -247,8 +246,8 @@ impl Subscriber {
         }
     }
 
-    /// The filters that the broker now holds, if it holds what is wanted and they were not said
-    /// before.
+    /// Returns the filters that the broker now holds, if they are the wanted ones and were not
+    /// reported before.
     pub fn settled(&mut self) -> Option<Vec<Filter>> {
         if !self.filters.is_settled() {
             return None;

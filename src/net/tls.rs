@@ -1,4 +1,4 @@
-//! TLS towards a broker: rustls with ring, certificates from PEM files or the system.
+//! TLS to a broker: rustls with ring, and certificates from PEM files or the system.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use crate::error::{Error, Result};
 use crate::net::options::TlsFiles;
 
-/// Maximum number of files that are read in a folder of certificate authorities.
+/// Maximum number of files to read in a folder of certificate authorities.
 const MAX_CAPATH_FILES: usize = 4096;
 
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
@@ -45,14 +45,14 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     })
 }
 
-/// Whether a PEM file holds a key that a passphrase protects (RFC 5958; RFC 1421 for the older
-/// form).
+/// Returns whether a PEM file holds a key that a passphrase protects (RFC 5958; RFC 1421 for the
+/// older form).
 fn is_encrypted(path: &Path) -> bool {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
 }
 
-/// The authorities that are trusted: those of the files that are named, otherwise the system's.
+/// Returns the trusted authorities: those of the given files, by default those of the system.
 fn roots(files: &TlsFiles) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     if let Some(cafile) = &files.cafile {
@@ -84,7 +84,7 @@ fn roots(files: &TlsFiles) -> Result<RootCertStore> {
         }
     }
     if roots.is_empty() {
-        // A system's store may hold odd certificates; one bad apple must not stop us.
+        // The store of a system may hold unusable certificates, which are skipped.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     if roots.is_empty() {
@@ -95,10 +95,10 @@ fn roots(files: &TlsFiles) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// The configuration of our side of the connection.
+/// Returns the configuration of our side of the connection.
 ///
 /// # Errors
-/// When a file is missing or wrong, or certificate and key do not belong together (78).
+/// When a file is missing or wrong, or certificate and key do not fit (78).
 pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -124,7 +124,8 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The name that the broker's certificate must be for: `host`, without a scope or a final dot.
+/// Returns the name that the certificate of the broker must have: `host`, without a scope or a
+/// final dot.
 ///
 /// # Errors
 /// A text for the user.
@@ -134,10 +135,10 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
     name.map_err(|_| format!("'{host}' is no name that a certificate can be for"))
 }
 
-/// Speaks TLS over `tcp`, with a broker that proves to be `name`.
+/// Starts TLS over `tcp`, with a broker that must prove to be `name`.
 ///
 /// # Errors
-/// What went wrong; within it, if TLS did, a [`rustls::Error`].
+/// The failure; it contains a [`rustls::Error`] if TLS failed.
 pub async fn connect(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,

@@ -1,17 +1,17 @@
-//! Why TLS failed, and the way out.
+//! Explains failures of TLS: the cause, and what to do.
 
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 
 use crate::error::{Error, Kind};
 use crate::model::text::printable;
 
-/// Names of a certificate that are shown.
+/// Maximum number of names of a certificate to show.
 const MAX_NAMES: usize = 5;
 
-/// Characters of a name or a cause that is shown.
+/// Maximum number of characters to show of a name or a cause.
 const MAX_TEXT: usize = 200;
 
-/// Tells why TLS with `host` failed: an error with cause and way out; `None` if it may pass by
+/// Explains why TLS with `host` failed: an error with cause and remedy, or `None` if it may pass by
 /// itself.
 #[must_use]
 pub fn explain(error: &TlsError, host: &str) -> Option<Error> {
@@ -41,7 +41,7 @@ pub fn explain(error: &TlsError, host: &str) -> Option<Error> {
     }
 }
 
-/// What is wrong with a certificate, after "the broker's certificate".
+/// Describes what is wrong with a certificate, after "the broker's certificate".
 fn certificate(error: &CertificateError, host: &str) -> String {
     use CertificateError as E;
     let day = |time: &rustls::pki_types::UnixTime| {
@@ -112,13 +112,13 @@ fn certificate(error: &CertificateError, host: &str) -> String {
     }
 }
 
-/// A name as the crate below shows it, `DnsName("h")`, without its wrapping.
+/// Returns a name in the form of the crate below, `DnsName("h")`, without its wrapping.
 fn plain(name: &str) -> String {
     let inner = name.split('"').nth(1).unwrap_or(name);
     format!("'{}'", printable(inner, MAX_TEXT))
 }
 
-/// What the broker's alert means for us (RFC 8446, section 6.2).
+/// Explains an alert of the broker (RFC 8446, section 6.2).
 fn alerted(alert: AlertDescription) -> Option<Error> {
     use AlertDescription as A;
     let ours = |cause: &str| Some(Error::new(Kind::NotAuthorised, cause));
@@ -138,7 +138,7 @@ fn alerted(alert: AlertDescription) -> Option<Error> {
              broker trusts, and for clients?",
         ),
         A::AccessDenied => ours("the broker does not let our certificate in"),
-        // From a broker of TLS 1.2 it means as often that a client certificate is missing.
+        // From a broker with TLS 1.2 it often means that a client certificate is missing.
         A::HandshakeFailure => theirs(
             "the broker found nothing in common: it asks for a client certificate (--cert, \
              --key), or its key is not supported, for example P-521: use RSA, P-256, P-384 or \

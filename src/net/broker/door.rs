@@ -1,4 +1,4 @@
-//! Who gets in at the embedded broker's listener.
+//! The listener of the embedded broker, and who may connect.
 //!
 //! The library accepts as fast as it can, spins when descriptors have run out, and waits for one
 //! TLS handshake before it accepts the next client.
@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
-/// Wait after an accept that failed: descriptors or memory have run out.
+/// Wait after a failed accept: descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Time between two warnings of one kind.
+/// Interval between two warnings of one kind.
 const WARNING_PAUSE: Duration = Duration::from_secs(60);
 
-/// Descriptors kept for the store, the log and the runtime.
+/// Descriptors reserved for the store, the log and the runtime.
 const RESERVED: u64 = 32;
 
 /// Maximum number of connections.
 const MAX_CONNECTIONS: usize = 10_000;
 
-/// Connections whose client has not shown who it is yet, and all connections.
+/// Counts connections whose client has not authenticated yet, and all connections.
 #[derive(Debug)]
 pub(super) struct Strangers {
     max: usize,
@@ -52,7 +52,7 @@ impl Counts {
     }
 }
 
-/// A connection that counts until it is dropped.
+/// A connection, counted until it is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     strangers: Arc<Strangers>,
@@ -68,8 +68,8 @@ impl Drop for Seat {
 }
 
 impl Strangers {
-    /// At most `max` strangers among `max_all` connections. One address has three quarters of the
-    /// strangers at most.
+    /// Allows `max` connections that have not authenticated, and `max_all` in all. One address has
+    /// three quarters of the former at most.
     pub fn new(max: usize, max_all: usize) -> Self {
         Self {
             max,
@@ -78,7 +78,7 @@ impl Strangers {
         }
     }
 
-    /// As many as `descriptors` allow, so that these never run out.
+    /// Allows as many as `descriptors` permit, so that these never run out.
     pub fn for_descriptors(descriptors: u64) -> Self {
         let room = usize::try_from(descriptors.saturating_sub(RESERVED)).unwrap_or(usize::MAX);
         let all = room.clamp(2, MAX_CONNECTIONS);
@@ -89,7 +89,7 @@ impl Strangers {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a seat to a new connection; or why there is none.
+    /// Counts a new connection. The error is why there is no room for it.
     pub fn seat(self: &Arc<Self>, client: SocketAddr) -> Result<Seat, &'static str> {
         let mut counts = self.counts();
         let of_address = counts.addresses.get(&client.ip()).copied().unwrap_or(0);
@@ -109,7 +109,7 @@ impl Strangers {
         })
     }
 
-    /// The client at this address has shown who it is.
+    /// Notes that the client at this address has authenticated.
     pub fn known(&self, client: SocketAddr) {
         self.counts().forget(client);
     }
@@ -132,13 +132,13 @@ impl Door {
         }
     }
 
-    /// The next client that gets in; cancel safe.
+    /// Returns the next client that may connect. Cancel safe.
     pub async fn next(&mut self) -> (TcpStream, SocketAddr, Seat) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, client)) => match self.strangers.seat(client) {
                     Ok(seat) => {
-                        // Without it, small answers wait for others.
+                        // Otherwise small answers wait for others.
                         let _ = stream.set_nodelay(true);
                         return (stream, client, seat);
                     }

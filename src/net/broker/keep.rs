@@ -1,7 +1,7 @@
-//! What the embedded broker retains, bounded by bytes.
+//! Bounds the retained messages of the embedded broker, in bytes.
 //!
-//! The library bounds the number of retained messages and the size of their payloads. User
-//! properties take up to thirty times their size in its memory.
+//! The library bounds their number and the size of their payloads. User properties take up to
+//! thirty times their size in its memory.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,7 +28,7 @@ const MAX_ALL: usize = 128 * 1024 * 1024;
 /// Overhead of one user property in memory, bytes.
 const PROPERTY: usize = 128;
 
-/// Keeps count of what is retained, and has the router drop what is too much.
+/// Counts the retained messages, and makes the router drop those beyond the bounds.
 pub(super) struct Keep {
     router: OnceLock<Arc<MessageRouter>>,
     max_message: usize,
@@ -39,12 +39,12 @@ pub(super) struct Keep {
 struct Kept {
     sizes: HashMap<Arc<str>, usize>,
     sum: usize,
-    /// How many were dropped.
+    /// Number of messages that were dropped.
     dropped: u64,
 }
 
 impl Kept {
-    /// Counts `size` bytes for `topic`, 0 for none; `false` if there is no room for them.
+    /// Counts `size` bytes for `topic`, 0 for none; `false` if there is no room.
     fn set(&mut self, topic: &Arc<str>, size: usize, max: usize) -> bool {
         let before = self.sizes.remove(topic).unwrap_or(0);
         self.sum -= before;
@@ -58,7 +58,7 @@ impl Kept {
 }
 
 impl Keep {
-    /// For a broker that takes packets of at most `max_packet` bytes.
+    /// Returns the bounds for packets of at most `max_packet` bytes.
     pub fn new(max_packet: usize) -> Self {
         Self {
             router: OnceLock::new(),
@@ -67,7 +67,7 @@ impl Keep {
         }
     }
 
-    /// Counts what `router` has from an earlier run, and drops what is too much of it.
+    /// Counts the messages of an earlier run in `router`, and drops those beyond the bounds.
     pub async fn watch(&self, router: &Arc<MessageRouter>) {
         let _ = self.router.set(Arc::clone(router));
         for message in router.get_retained_messages("#").await {
@@ -85,7 +85,7 @@ impl Keep {
             kept.dropped += 1;
             kept.dropped
         };
-        // The first, and then ever fewer.
+        // Logs the first, and then ever fewer.
         if dropped.is_power_of_two() {
             warn!(
                 "the message on '{}' is not retained: it takes {size} bytes; one may take \

@@ -1,9 +1,9 @@
-//! Who may connect to the embedded broker.
+//! Users of the embedded broker.
 //!
-//! The library hashes passwords with Argon2, 25 ms each on the only thread: forty guessers kept
-//! everybody else out. Passwords are in clear text in the users file and in this process anyway, so
-//! that a slow hash protects nothing here: they are compared in constant time instead, and a wrong
-//! answer comes late.
+//! The library hashes passwords with Argon2, 25 ms each, on the only thread: forty guessers would
+//! keep all others out. Passwords are in clear text in the users file and in this process, so a
+//! slow hash protects nothing here. They are compared in constant time instead, and wrong ones are
+//! answered late.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,29 +23,29 @@ use crate::error::{Error, Result};
 use crate::net::broker::door::Strangers;
 use crate::net::options::Secret;
 
-/// Delay before a wrong password is answered.
+/// Delay before the answer to a wrong password.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Time between two such answers to one address: ten guesses a second, over any number of
+/// Interval between two such answers to one address: ten guesses a second, over any number of
 /// connections.
 const SPACING: Duration = Duration::from_millis(100);
 
-/// Maximum delay before a wrong password is answered: the library allows ten seconds for all of a
+/// Maximum delay before the answer to a wrong password. The library allows ten seconds for a whole
 /// CONNECT.
 const MAX_DELAY: Duration = Duration::from_secs(8);
 
-/// Maximum number of addresses remembered; what is forgotten is answered after [`DELAY`] again.
+/// Maximum number of remembered addresses; forgotten ones begin again with [`DELAY`].
 const MAX_ADDRESSES: usize = 4096;
 
-/// Time between two warnings about wrong passwords.
+/// Interval between two warnings about wrong passwords.
 const WARNING_PAUSE: Duration = Duration::from_secs(60);
 
-/// The users, and what strangers have tried.
+/// The users, and the wrong passwords of clients.
 pub(super) struct Users {
     key: hmac::Key,
     /// Authenticated passwords by name.
     users: HashMap<String, hmac::Tag>,
-    /// Compared with for a name that is unknown, so that this takes as long.
+    /// Compared for unknown names, so that these take as long.
     nobody: hmac::Tag,
     failures: Mutex<Failures>,
     strangers: Arc<Strangers>,
@@ -55,13 +55,13 @@ pub(super) struct Users {
 struct Failures {
     /// When the last answer to an address is due.
     due: HashMap<IpAddr, Instant>,
-    /// How many there were since the last warning, and when that was.
+    /// Number of wrong passwords since the last warning, and its time.
     count: u64,
     warned: Option<Instant>,
 }
 
 impl Users {
-    /// Takes the users; anyone may connect if there are none.
+    /// Takes the users; without any, every client may connect.
     ///
     /// # Errors
     /// When the system has no random numbers (70).
@@ -92,7 +92,7 @@ impl Users {
         same.is_ok() && known.is_some()
     }
 
-    /// Returns when a wrong password of `address` is answered.
+    /// Returns when to answer a wrong password of `address`.
     fn failed(&self, address: IpAddr, now: Instant) -> Instant {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.due.len() >= MAX_ADDRESSES {
@@ -115,7 +115,7 @@ impl Users {
     }
 }
 
-/// A password that no user has: a users file has no line breaks in one.
+/// A password that no user has: those of a users file contain no line break.
 fn key_for_nobody() -> String {
     format!("\n{}", crate::os::host::new_id())
 }

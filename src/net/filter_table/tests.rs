@@ -9,7 +9,7 @@ fn texts(filters: &[Filter]) -> Vec<&str> {
     filters.iter().map(Filter::as_str).collect()
 }
 
-/// Answers everything that is asked for, and returns that: `+` for SUBSCRIBE.
+/// Answers all requests, and returns them: `+` for SUBSCRIBE.
 fn settle(table: &mut FilterTable) -> Vec<String> {
     let mut asked = Vec::new();
     while let Some(ask) = table.next() {
@@ -67,7 +67,7 @@ fn what_is_not_wanted_goes_after_what_is() {
     assert!(none.is_empty() && table.is_answered() && !table.is_settled());
     assert_eq!(settle(&mut table), ["-old/1", "-old/2"]);
     assert_eq!(texts(&table.held()), ["a", "b"]);
-    // The broker may be another one with an older state.
+    // The broker may be another one, with an older state.
     table.disconnected();
     table.connected(true);
     assert_eq!(settle(&mut table), ["+a b"]);
@@ -88,14 +88,14 @@ fn changes_before_the_answers_come_out_right() {
         panic!("not subscribed")
     };
     assert!(table.want(&filters(&["c", "a"])));
-    // The answers come in the other order; what is refused is named.
+    // The answers come in the other order; the refused filter is named.
     let refused = table.subscribed(second, vec![Err(Error::data("no"))]);
     assert_eq!(refused[0].0.as_str(), "b");
     table.subscribed(first, vec![Ok(())]);
     assert_eq!(table.subscribed(first, vec![Ok(())]), []);
     assert_eq!(settle(&mut table), ["+c", "-b"]);
     assert_eq!(texts(&table.held()), ["a", "c"]);
-    // One that is wanted again while the broker is to drop it is subscribed to anew.
+    // A filter that is wanted again while it is given up is requested again.
     assert!(!table.want(&filters(&["c"])));
     let Some(Ask::Unsubscribe { number, .. }) = table.next() else {
         panic!("not unsubscribed")
@@ -145,7 +145,7 @@ fn filters_with_topics_in_common_are_told_apart() {
         }
     }
     assert_eq!(alone, [(1, true), (1, true), (1, false)]);
-    // One that comes to overlap gets an identifier.
+    // A filter that comes to overlap gets an identifier.
     let mut table = FilterTable::new(&filters(&["a/+"]));
     table.connected(false);
     assert_eq!(settle(&mut table), ["+a/+"]);

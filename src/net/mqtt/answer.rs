@@ -1,7 +1,7 @@
-//! What a broker answers: CONNACK, PUBACK and their kin, DISCONNECT.
+//! Answers of a broker: CONNACK, PUBACK and similar packets, DISCONNECT.
 //!
-//! Read here and not by the library, which takes a reason code that it does not know for a broken
-//! connection, drops the Reason String, and forgets why it was turned away.
+//! They are read here and not by the library. The library takes an unknown reason code for a broken
+//! connection, drops the Reason String, and forgets why we were refused.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::model::message::Qos;
 use crate::model::text::printable;
 use crate::net::mqtt::offer::Offer;
 
-/// Characters of a Reason String that are shown.
+/// Maximum number of characters to show of a Reason String.
 const MAX_TEXT: usize = 200;
 
-/// Why a broker did what it did: a reason code (MQTT 5.0, section 2.4) and its text, if it sent one.
+/// Reason of an answer: its code (MQTT 5.0, section 2.4) and its text, if it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reason {
     /// The code; 0x80 and more are failures.
@@ -22,7 +22,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// Whether it tells of a failure.
+    /// Returns whether it is a failure.
     pub const fn is_failure(&self) -> bool {
         self.code >= 0x80
     }
@@ -38,7 +38,7 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// The meaning of a reason code, whichever packet carries it (MQTT 5.0, section 2.4).
+/// Returns the meaning of a reason code, for every packet (MQTT 5.0, section 2.4).
 const fn name(code: u8) -> &'static str {
     match code {
         0x00 => "success",
@@ -84,41 +84,41 @@ const fn name(code: u8) -> &'static str {
     }
 }
 
-/// A packet from the broker that is no PUBLISH.
+/// A packet from the broker other than PUBLISH.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Accepted, or turned away with this reason; and what the broker offers.
+    /// The broker has accepted or refused us, with this reason and this offer.
     Connack(Reason, Offer),
     /// A QoS 1 publish is complete.
     Puback(u16, Reason),
     /// A QoS 2 publish is half complete, or refused.
     Pubrec(u16, Reason),
-    /// The broker's own QoS 2 publish is to be completed.
+    /// The broker completes a QoS 2 publish of its own.
     Pubrel(u16),
     /// A QoS 2 publish is complete.
     Pubcomp(u16, Reason),
     /// One reason for each filter of the SUBSCRIBE with this packet identifier.
     Suback(u16, Vec<Reason>),
-    /// The subscriptions of the UNSUBSCRIBE with this packet identifier are given up.
+    /// The UNSUBSCRIBE with this packet identifier is done.
     Unsuback(u16),
     /// The answer to a ping.
     Pong,
-    /// The broker ends the connection; and the server that it points at.
+    /// The broker ends the connection, and may name another server.
     Disconnect(Reason, Option<String>),
 }
 
-/// The packet is not what the standard says.
+/// A packet that violates the standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
 /// Maximum number of bytes of a fixed header (MQTT 5.0, section 2.1).
 const MAX_HEADER: usize = 5;
 
-/// The lengths of the fixed header and of the whole packet at the front of `input`, if that much
-/// of it is there.
+/// Returns the lengths of the fixed header and of the whole packet at the start of `input`, if they
+/// are complete.
 ///
 /// # Errors
-/// When no length is that long.
+/// When the length is impossible.
 pub fn frame(input: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     let (mut length, mut shift) = (0, 0);
     for (place, byte) in input.iter().enumerate().skip(1).take(MAX_HEADER - 1) {
@@ -134,11 +134,11 @@ pub fn frame(input: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     Ok(None)
 }
 
-/// Reads the packet whose first byte is `kind` and whose body is `body`; `None` for a packet that
-/// only a client may send, or that we never asked for.
+/// Reads the packet of the first byte `kind` and the body `body`; `None` for a packet that only a
+/// client may send, or that we never requested.
 ///
 /// # Errors
-/// When the body does not hold what it must.
+/// When the body is incomplete or wrong.
 pub fn read(kind: u8, body: &[u8]) -> Result<Option<Answer>, Malformed> {
     let mut body = Body(body);
     let packet = |body: &mut Body<'_>| body.two();
@@ -229,7 +229,7 @@ fn offered(offer: &mut Offer, id: u8, value: &Value<'_>) {
     }
 }
 
-/// A property's value.
+/// Value of a property.
 enum Value<'a> {
     Number(u32),
     Bytes(&'a [u8]),
@@ -251,7 +251,7 @@ impl Value<'_> {
     }
 }
 
-/// What is still to be read of a packet.
+/// The unread rest of a packet.
 struct Body<'a>(&'a [u8]);
 
 impl<'a> Body<'a> {
@@ -291,9 +291,9 @@ impl<'a> Body<'a> {
         self.take(length.into())
     }
 
-    /// Reads all properties (MQTT 5.0, section 2.2.2.2) and tells `each` of them.
+    /// Reads all properties (MQTT 5.0, section 2.2.2.2), and passes them to `each`.
     fn properties(&mut self, mut each: impl FnMut(u8, Value<'a>)) -> Result<(), Malformed> {
-        // CONNACK of MQTT 3.1.1 has none, and short acknowledgements leave them out.
+        // CONNACK of MQTT 3.1.1 has none, and short acknowledgements omit them.
         if self.0.is_empty() {
             return Ok(());
         }
@@ -320,7 +320,7 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// A reason code with its text and the server that it points at; success if nothing is left.
+    /// Reads a reason code with its text and the server that it names; success if nothing is left.
     fn reason(&mut self) -> Result<(Reason, Option<String>), Malformed> {
         let (mut reason, mut reference) = (Reason::default(), None);
         if self.0.is_empty() {
@@ -410,7 +410,7 @@ mod tests {
         };
         let wanted = Answer::Connack(reason(0, Some("r")), offer);
         assert_eq!(read(0x20, &body), Ok(Some(wanted)));
-        // That of MQTT 3.1.1 ends after the code.
+        // A CONNACK of MQTT 3.1.1 ends after the code.
         let old = Answer::Connack(reason(1, None), Offer::default());
         assert_eq!(read(0x20, &[0, 1]), Ok(Some(old)));
     }

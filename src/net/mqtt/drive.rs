@@ -1,5 +1,5 @@
-//! Drives one connection: reaches the broker, then moves bytes between the socket, the protocol
-//! and the holder, until one of them ends it.
+//! Drives one connection: reaches the broker, then moves bytes between the socket, the protocol and
+//! the holder, until one of them ends it.
 
 use std::future::Future;
 use std::io;
@@ -28,37 +28,37 @@ use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
 use crate::os::hooks;
 
-/// Maximum time that the broker may take to close the connection after a goodbye.
+/// Maximum time for the broker to close the connection after a goodbye.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Maximum time that is spent on what the broker may have said before it closed the connection.
+/// Maximum time to read what the broker has sent before it closed the connection.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// Bytes to be sent above which no more requests are taken.
+/// Bytes in the output above which no further requests are taken.
 const MAX_OUTPUT: usize = 256 * 1024;
 
-/// Bytes that are read at one time, at least.
+/// Minimum number of bytes to read at once.
 const READ: usize = 4096;
 
-/// Maximum number of bytes that are reserved at one time for a packet that is not there yet.
+/// Maximum number of bytes to reserve at once for an incomplete packet.
 const MAX_RESERVE: usize = 1024 * 1024;
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 type Stream = Box<dyn Wire>;
 
-/// What to connect to, and how.
+/// The broker and the settings of a connection.
 pub(super) struct Plan {
     pub host: String,
     pub port: u16,
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub connect: Packet,
     pub keep_alive: Duration,
-    /// The largest packet that the broker may send, bytes.
+    /// Maximum size of a packet from the broker, bytes.
     pub max_packet: u32,
 }
 
-/// Connects, and serves the connection until it ends; the last event says why it did.
+/// Connects, and serves the connection until it ends. The last event is the cause.
 pub(super) async fn drive(
     plan: Plan,
     mut requests: mpsc::UnboundedReceiver<Request>,
@@ -82,7 +82,7 @@ pub(super) async fn drive(
             };
             match link.serve(&mut requests, &events, &progress).await {
                 Some(last) => last,
-                // Its holder has gone.
+                // The holder is gone.
                 None => return,
             }
         }
@@ -91,13 +91,14 @@ pub(super) async fn drive(
     events.send(last).await;
 }
 
-/// A broker may want to hear of us more often; to ask more often than it wants does no harm.
+/// Returns the keep-alive interval. A broker may ask for a shorter one; a shorter one than it asks
+/// for does no harm.
 fn keep_alive(plan: &Plan, offer: &Offer) -> Duration {
     let theirs = offer.keep_alive.filter(|theirs| !theirs.is_zero());
     theirs.map_or(plan.keep_alive, |theirs| theirs.min(plan.keep_alive))
 }
 
-/// Runs one step on the way to a connection, until `deadline`.
+/// Runs one step of connecting, until `deadline`.
 async fn step<T>(
     deadline: Instant,
     what: &str,
@@ -115,7 +116,7 @@ async fn step<T>(
     }
 }
 
-/// Reaches the broker and is accepted.
+/// Connects to the broker, which accepts us.
 async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
     let by = Instant::now() + CONNECT_TIMEOUT;
     let host = plan.host.as_str();
@@ -168,7 +169,7 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
         input.reserve(READ);
         match step(by, waiting, host, stream.read_buf(&mut input)).await {
             Ok(1..) => {}
-            // If CONNECT could not be sent, that says more.
+            // If CONNECT could not be sent, that failure says more.
             closed => {
                 return Err(match sent.err().or(closed.err()) {
                     None | Some(Failure::Cut(_)) => unanswered(plan.tls.is_some()),
@@ -179,7 +180,8 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
     }
 }
 
-/// A server that closes or resets the connection in the TLS handshake most often speaks no TLS.
+/// Explains a server that closes or resets the connection in the TLS handshake: most often it
+/// speaks no TLS.
 fn silent(failure: Failure) -> Failure {
     match failure {
         Failure::Cut(_) => Failure::Passing(
@@ -189,8 +191,8 @@ fn silent(failure: Failure) -> Failure {
     }
 }
 
-/// A server that closes or resets the connection at CONNECT: a TLS server may reset it before its
-/// alert is read.
+/// Explains a server that closes or resets the connection at CONNECT. A TLS server may reset it
+/// before we have read its alert.
 fn unanswered(tls: bool) -> Failure {
     let without = if tls { "" } else { " without TLS" };
     Failure::Passing(format!(
@@ -199,7 +201,7 @@ fn unanswered(tls: bool) -> Failure {
     ))
 }
 
-/// A connection that stands.
+/// A connection to a broker.
 struct Link {
     plan: Plan,
     reader: ReadHalf<Stream>,
@@ -210,7 +212,7 @@ struct Link {
 }
 
 impl Link {
-    /// Serves the connection; returns the last event, or none when its holder has gone.
+    /// Serves the connection. Returns the last event; `None` if the holder is gone.
     async fn serve(
         &mut self,
         requests: &mut mpsc::UnboundedReceiver<Request>,
@@ -218,11 +220,11 @@ impl Link {
         progress: &Progress,
     ) -> Option<Event> {
         type Sending<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
-        // An event that its holder has no room for yet. Until it has, nothing more is read.
+        // An event for which the holder has no room yet. Nothing is read until it has.
         let mut sending: Option<Sending<'_>> = None;
         let mut flushed = true;
         let mut ping_at = Instant::now() + self.keep_alive;
-        // Whether a ping is unanswered, and whether it might be because we did not read.
+        // Whether a ping is unanswered, and whether the reason may be that we did not read.
         let (mut silent, mut paused) = (false, false);
         loop {
             let mut failure = None;
@@ -313,7 +315,7 @@ impl Link {
         }
     }
 
-    /// Takes the next packet out of the input, if it is there as a whole.
+    /// Handles the next packet of the input, if it is complete.
     fn take_packet(&mut self) -> Result<bool, Failure> {
         let malformed = |_| Failure::Passing("the broker sent what is no MQTT packet".into());
         let missing = match frame(&self.input).map_err(malformed)? {
@@ -337,8 +339,8 @@ impl Link {
         Ok(false)
     }
 
-    /// Ends our half, and waits for the broker to end its own: a socket that is closed with
-    /// something unread is reset, and our goodbye may go with it.
+    /// Ends our side, and waits for the broker to end its own. A socket that is closed with unread
+    /// data is reset, and our goodbye may be lost with it.
     async fn drain(&mut self) {
         let drained = async {
             let _ = self.writer.shutdown().await;
@@ -353,7 +355,7 @@ impl Link {
         let _ = timeout(DRAIN, drained).await;
     }
 
-    /// Reads what the broker said before the connection failed by `error`: it knows better why.
+    /// Reads what the broker sent before the connection failed with `error`: its reason is better.
     async fn last_words(&mut self, error: &io::Error, events: &inbox::Sender) -> Option<Event> {
         let by = Instant::now() + LAST_WORDS;
         loop {
@@ -376,8 +378,7 @@ impl Link {
     }
 }
 
-/// Writes some of `output`; what was written before is flushed once there is no more, and then the
-/// result is none. Cancel safe.
+/// Writes a part of `output`. When all is written, flushes, and returns `None`. Cancel safe.
 async fn push(writer: &mut WriteHalf<Stream>, output: &[u8]) -> io::Result<Option<usize>> {
     if output.is_empty() {
         return writer.flush().await.map(|()| None);

@@ -1,4 +1,4 @@
-//! Why a connection ended: for now, or for good.
+//! Causes of the end of a connection, passing and final.
 
 use std::io;
 
@@ -8,10 +8,10 @@ use crate::net::mqtt::Failure;
 use crate::net::mqtt::answer::Reason;
 use crate::net::tls_failure;
 
-/// Characters of what a stranger says instead of MQTT.
+/// Maximum number of characters to show of a server that does not speak MQTT.
 const MAX_GREETING: usize = 60;
 
-/// The broker has turned us away (MQTT 5.0, section 3.2.2.2; 3.1.1, section 3.2.2.3).
+/// The broker has refused us (MQTT 5.0, section 3.2.2.2; 3.1.1, section 3.2.2.3).
 pub(super) fn turned_away(reason: &Reason, reference: Option<&str>) -> Failure {
     let fatal = |kind, cause: &str| {
         let text = reason
@@ -53,7 +53,7 @@ pub(super) fn turned_away(reason: &Reason, reference: Option<&str>) -> Failure {
     }
 }
 
-/// The broker has said goodbye (MQTT 5.0, section 3.14.2.1).
+/// The broker has sent DISCONNECT (MQTT 5.0, section 3.14.2.1).
 pub(super) fn disconnected(reason: &Reason, reference: Option<&str>) -> Failure {
     match reason.code {
         0x8e => Failure::TakenOver,
@@ -61,8 +61,8 @@ pub(super) fn disconnected(reason: &Reason, reference: Option<&str>) -> Failure 
             Kind::NotAuthorised,
             format!("the broker has disconnected us: {reason}"),
         )),
-        // What we have sent is at fault: malformed packet, protocol error, topic name invalid,
-        // packet too large, payload format invalid, retain and QoS not supported.
+        // A packet of ours was wrong: malformed packet, protocol error, topic name invalid, packet
+        // too large, payload format invalid, retain and QoS not supported.
         0x81 | 0x82 | 0x90 | 0x95 | 0x99 | 0x9a | 0x9b => {
             Failure::Packet(format!("the broker has disconnected us: {reason}"))
         }
@@ -73,7 +73,7 @@ pub(super) fn disconnected(reason: &Reason, reference: Option<&str>) -> Failure 
     }
 }
 
-/// Reading or writing has failed; `host` is whom we talk to.
+/// Reading or writing has failed; `host` is the other side.
 pub(super) fn io(error: &io::Error, host: &str) -> Failure {
     let tls = error
         .get_ref()
@@ -90,8 +90,7 @@ pub(super) fn io(error: &io::Error, host: &str) -> Failure {
     }
 }
 
-/// Recognises from the first bytes of an answer to CONNECT what answers there, if that is
-/// certainly no MQTT.
+/// Recognises what answers CONNECT by its first bytes, if that is certainly not MQTT.
 pub(super) fn stranger(bytes: &[u8]) -> Option<Failure> {
     let fatal = |cause: String| Some(Failure::Fatal(Error::new(Kind::Unavailable, cause)));
     match bytes {
@@ -110,7 +109,7 @@ pub(super) fn stranger(bytes: &[u8]) -> Option<Failure> {
         [b'A', b'M', b'Q', b'P', ..] => {
             fatal("an AMQP server answers there: is the port right?".into())
         }
-        // CONNACK begins so. Everything else that a server greets with is text.
+        // The first byte of CONNACK. Other servers greet with text.
         [0x20, ..] => None,
         [first, second, ..] if is_text(*first) && is_text(*second) => fatal(format!(
             "what answers there does not speak MQTT: '{}'; is the port right?",
@@ -152,7 +151,7 @@ mod tests {
             };
             assert!(e.to_string().contains(word), "{e}");
         }
-        // CONNACK, a DISCONNECT, and what is not yet enough.
+        // CONNACK, DISCONNECT, and incomplete answers.
         for bytes in [&[0x20, 3, 0, 0, 0][..], &[0xe0, 0], b"S", b""] {
             assert_eq!(stranger(bytes), None, "{bytes:?}");
         }

@@ -1,5 +1,5 @@
-//! Events that wait for their reader, bounded by their number and by the bytes of messages:
-//! some brokers take Receive Maximum for a hint.
+//! Events that wait for their reader, bounded by their number and by the bytes of their messages.
+//! Some brokers treat Receive Maximum as a hint.
 
 use std::sync::Arc;
 
@@ -8,28 +8,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::net::mqtt::Event;
 
-/// Events that wait before the network is no longer read.
+/// Maximum number of events that wait. Beyond it the network is not read.
 const MAX_EVENTS: usize = 256;
 
-/// Bytes of memory that messages among them hold; one that is larger waits alone.
+/// Maximum memory of their messages, bytes; a larger one waits alone.
 const MAX_BYTES: u32 = 16 * 1024 * 1024;
 
 type Waiting = (Event, Option<OwnedSemaphorePermit>);
 
-/// Where the network task puts events.
+/// The end for the network task.
 #[derive(Debug)]
 pub(super) struct Sender {
     events: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
 }
 
-/// Where its holder takes them.
+/// The end for the holder.
 #[derive(Debug)]
 pub(super) struct Receiver {
     events: mpsc::Receiver<Waiting>,
 }
 
-/// An inbox with nothing in it.
+/// Returns an empty inbox.
 pub(super) fn inbox() -> (Sender, Receiver) {
     let (sender, events) = mpsc::channel(MAX_EVENTS);
     let room = Arc::new(Semaphore::new(MAX_BYTES as usize));
@@ -41,7 +41,7 @@ pub(super) fn inbox() -> (Sender, Receiver) {
 }
 
 impl Sender {
-    /// Puts `event` in if there is room; otherwise gives it back.
+    /// Adds `event` if there is room; otherwise returns it.
     pub fn try_send(&self, event: Event) -> Option<Event> {
         let room = match bytes(&event) {
             0 => None,
@@ -52,12 +52,12 @@ impl Sender {
         };
         match self.events.try_send((event, room)) {
             Ok(()) => None,
-            // The one that waits learns that nobody reads any more.
+            // The caller learns from waiting that nobody reads any more.
             Err(TrySendError::Full((event, _)) | TrySendError::Closed((event, _))) => Some(event),
         }
     }
 
-    /// Waits until there is room for `event`; `false` if nobody reads any more.
+    /// Waits for room, and adds `event`; `false` if its reader is gone.
     pub async fn send(&self, event: Event) -> bool {
         let room = match bytes(&event) {
             0 => None,
@@ -67,7 +67,7 @@ impl Sender {
     }
 }
 
-/// The bytes that `event` counts for.
+/// Returns the bytes to count for `event`.
 fn bytes(event: &Event) -> u32 {
     let bytes = match event {
         Event::Received(received) => received.delivery.memory(),
@@ -77,7 +77,7 @@ fn bytes(event: &Event) -> u32 {
 }
 
 impl Receiver {
-    /// The next event; cancel safe. `None` when there will be none.
+    /// Returns the next event; `None` after the last one. Cancel safe.
     pub async fn recv(&mut self) -> Option<Event> {
         self.events.recv().await.map(|(event, _)| event)
     }

@@ -1,11 +1,9 @@
-//! One MQTT 5 connection. The only folder that knows the client library, and of that only its
-//! packets: the library's event loop drops the connection at reason codes that it does not know,
-//! forgets why a broker turned us away, and resolves, connects and names a TLS server in its own
-//! way.
+//! One MQTT 5 connection. Only this folder names the client library, and it uses only the packets
+//! of that library. The event loop of the library drops the connection at unknown reason codes,
+//! forgets why a broker refused us, and resolves, connects and names a TLS server in its own way.
 //!
-//! A connection is driven by a task of its own and is never used again after an error. Its holder
-//! never waits for that task; the task may wait for its holder. Thus neither can block the other
-//! for ever.
+//! A task drives each connection, which is never used again after an error. The holder never waits
+//! for that task. The task may wait for its holder. So neither can block the other without end.
 
 mod answer;
 mod drive;
@@ -37,34 +35,35 @@ use waiting::Waiting;
 /// Maximum time until a connection stands: name, TCP, TLS and CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Names one publish. No two publishes of this process have the same one, so that an answer is
-/// never taken for the answer to another publish.
+/// Identifies one publish. No two publishes of this process have the same token, so an answer is
+/// never taken for that to another publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(u64);
 
 impl Token {
-    /// Returns a token that nothing else has.
+    /// Returns a new token.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// What a connection is to be.
+/// Settings of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Broker and credentials.
     pub broker: BrokerOptions,
-    /// How long the broker keeps our session after we are gone; zero ends it with us.
+    /// Time that the broker keeps our session without a connection; zero ends it with the
+    /// connection.
     pub session_expiry: Duration,
-    /// Whether the broker drops a session that it still has of us. A [`crate::net::session`] that
-    /// outlives its connections asks for that once.
+    /// Whether the broker must drop an existing session. A [`crate::net::session`] that outlives
+    /// its connections asks for that once.
     pub clean_start: bool,
-    /// What the broker publishes when we vanish.
+    /// Message that the broker publishes when the connection breaks.
     pub will: Option<Message>,
-    /// The largest packet that the broker may send, in bytes.
+    /// Maximum size of a packet from the broker, bytes.
     pub max_packet: u32,
-    /// Unacknowledged deliveries that the broker may have under way.
+    /// Maximum number of unacknowledged deliveries from the broker.
     pub receive_maximum: u16,
 }
 
@@ -77,16 +76,16 @@ pub struct Refused(pub Error, pub Refuser);
 pub enum Refuser {
     /// The broker, in its answer.
     Broker,
-    /// This process: the message was not sent. It says nothing about the broker.
+    /// This process: the message was not sent. That says nothing about the broker.
     Local,
 }
 
-/// What happens on a connection, in order.
+/// An event of a connection; events come in order.
 #[derive(Debug)]
 pub enum Event {
-    /// The broker has accepted us, and offers this.
+    /// The broker has accepted us, with this offer.
     Connected(Offer),
-    /// The QoS that is granted for each filter of that SUBSCRIBE, in order.
+    /// The QoS granted for each filter of that SUBSCRIBE, in order.
     Subscribed(Number, Vec<Result<Qos>>),
     /// That UNSUBSCRIBE is answered.
     Unsubscribed(Number),
@@ -94,59 +93,59 @@ pub enum Event {
     Received(Received),
     /// A publish is complete.
     Published(Token, Result<(), Refused>),
-    /// We have said goodbye, and that was sent.
+    /// Our goodbye was sent.
     Closed,
     /// The connection is gone.
     Failed(Failure),
 }
 
-/// Why a connection is gone.
+/// Cause of the end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// It may work again later.
+    /// It may work later.
     Passing(String),
-    /// The same; the other side has ended the connection, in the middle of it.
+    /// The same: the other side has dropped the connection.
     Cut(String),
     /// Another client has connected with our identifier.
     TakenOver,
-    /// A packet that we have sent was too much for the broker.
+    /// The broker did not accept a packet of ours.
     Packet(String),
-    /// The broker does not take the will as it is: retained, or at its QoS.
+    /// The broker refuses the will as it is: retained, or its QoS.
     WillRefused(String),
-    /// It will not work before somebody changes something.
+    /// It will not work until a person changes something.
     Fatal(Error),
 }
 
-/// Names one SUBSCRIBE or UNSUBSCRIBE among those of a connection.
+/// Identifies one SUBSCRIBE or UNSUBSCRIBE of a connection.
 pub type Number = u32;
 
 /// A SUBSCRIBE.
 #[derive(Debug, Clone)]
 pub struct Subscribe {
-    /// Names its answer.
+    /// Number of its answer.
     pub number: Number,
     /// At least one.
     pub filters: Vec<Filter>,
     /// Highest QoS of deliveries.
     pub qos: Qos,
-    /// What messages are to carry that come for these filters, from 1.
+    /// Identifier that messages for these filters carry, from 1.
     pub identifier: Option<Number>,
-    /// Whether retained messages come even if the broker has the subscription already.
+    /// Whether retained messages come even if the subscription exists already.
     pub retained: bool,
 }
 
-/// A message and what is needed to acknowledge it.
+/// A message, and its acknowledgement.
 #[derive(Debug)]
 pub struct Received {
     /// The message.
     pub delivery: Delivery,
-    /// Its acknowledgement, to be sent once it is safe.
+    /// Its acknowledgement, for when the message is safe.
     pub ack: Ack,
     /// Identifiers of the subscriptions that brought it.
     pub subscriptions: Vec<usize>,
 }
 
-/// The acknowledgement of one message, good on the connection that delivered it.
+/// The acknowledgement of one message, valid on the connection that delivered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ack {
     packet: u16,
@@ -161,7 +160,7 @@ enum Request {
     Disconnect,
 }
 
-/// A connection; dropped, it is cut without goodbye.
+/// A connection. When dropped, it ends without a DISCONNECT.
 #[derive(Debug)]
 pub struct Connection {
     requests: mpsc::UnboundedSender<Request>,
@@ -178,8 +177,8 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Starts to connect; the outcome is the first event. A will that is `plain` is neither
-    /// retained nor at a QoS above 0.
+    /// Starts to connect; the first event is the result. A will that is `plain` is neither retained
+    /// nor at a QoS above 0.
     ///
     /// # Errors
     /// When the TLS files are wrong, or the password cannot be read (78).
@@ -220,13 +219,13 @@ impl Connection {
         })
     }
 
-    /// Whether the task that reads the network has not been heard of for two keep-alives.
+    /// Returns whether the task that reads the network has made no progress for two keep-alives.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.progress.is_missing()
     }
 
-    /// The next event; cancel safe. After `Closed` or `Failed` there is none.
+    /// Returns the next event; none follows `Closed` or `Failed`. Cancel safe.
     pub async fn next(&mut self) -> Event {
         self.events
             .recv()
@@ -237,14 +236,14 @@ impl Connection {
     // A request after the end of the connection is dropped: its sender learns of the end
     // from `next`, and starts over.
 
-    /// The bytes that `message` takes on the wire.
+    /// Returns the bytes of `message` on the wire.
     #[must_use]
     pub fn size(message: &Message) -> usize {
         wire::size(message)
     }
 
-    /// Publishes `message`; [`Event::Published`] brings `token` back. `false`, and nothing more,
-    /// if too many others wait for a broker that does not answer.
+    /// Publishes `message`; [`Event::Published`] brings `token` back. `false`, and no event, if too
+    /// many others wait for a broker that does not answer.
     pub fn publish(&self, message: Message, token: Token) -> bool {
         let room = self.waiting.enter(message.memory());
         if room {

@@ -1,5 +1,5 @@
-//! What a broker offers in its CONNACK (MQTT 5.0, section 3.2.2.3), and what of it falls short of
-//! what Tael promises.
+//! The offer of a broker in its CONNACK (MQTT 5.0, section 3.2.2.3), and what it lacks for the
+//! promises of Tael.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::topic::Filter;
 
-/// What a broker offers; the defaults are those of the standard.
+/// Offer of a broker; the defaults are those of the standard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // each is a property of its own on the wire
 pub struct Offer {
-    /// It still had our session.
+    /// Whether it still had our session.
     pub session_present: bool,
-    /// How long it keeps the session, if not for as long as we asked.
+    /// Time that it keeps the session, if it differs from our request.
     pub session_expiry: Option<Duration>,
-    /// Publishes of ours, unacknowledged, that it takes at one time.
+    /// Maximum number of unacknowledged publishes that it accepts.
     pub receive_maximum: u16,
-    /// The highest QoS it takes.
+    /// Highest QoS that it accepts.
     pub maximum_qos: Qos,
-    /// Whether it keeps retained messages.
+    /// Whether it retains messages.
     pub retain: bool,
-    /// The largest packet it takes, bytes.
+    /// Maximum size of a packet that it accepts, bytes.
     pub maximum_packet: u32,
-    /// The client identifier that it gave us.
+    /// Client identifier that it gave us.
     pub assigned_id: Option<String>,
-    /// Topic aliases that it would take; we send none.
+    /// Maximum number of topic aliases that it accepts; we use none.
     pub alias_maximum: u16,
-    /// Whether a filter may hold wildcards.
+    /// Whether filters may have wildcards.
     pub wildcards: bool,
-    /// Whether a subscription may carry an identifier; ours carry none.
+    /// Whether subscriptions may have identifiers.
     pub subscription_ids: bool,
-    /// Whether a filter may be shared.
+    /// Whether filters may be shared.
     pub shared: bool,
-    /// The keep-alive that it wants instead of ours; zero for none.
+    /// Keep-alive that it requires instead of ours; zero for none.
     pub keep_alive: Option<Duration>,
-    /// Another server that it points at.
+    /// Another server that it names.
     pub server_reference: Option<String>,
 }
 
@@ -60,8 +60,8 @@ impl Default for Offer {
 }
 
 impl Offer {
-    /// Returns what falls short, one clause each, of a session that is to last for
-    /// `session_expiry` and delivers at `qos` under the identifier `client_id`.
+    /// Returns the shortfalls, one clause each, for a session of `session_expiry` with deliveries
+    /// at `qos` under the identifier `client_id`.
     #[must_use]
     pub fn shortfalls(&self, session_expiry: Duration, qos: Qos, client_id: &str) -> Vec<String> {
         let mut list = Vec::new();
@@ -91,7 +91,7 @@ impl Offer {
         list
     }
 
-    /// Returns why the broker would end the connection over `filter`, if it would.
+    /// Returns why the broker would end the connection because of `filter`, if it would.
     #[must_use]
     pub fn objection(&self, filter: &Filter) -> Option<&'static str> {
         let shared = filter.as_str().starts_with("$share/");
@@ -139,7 +139,7 @@ mod tests {
             assert!(clause.contains(word), "{clause}");
         }
         assert_eq!(list.len(), 4);
-        // One that wants no more than it gets loses nothing by it.
+        // A client that needs no more than the offer loses nothing.
         let list = offer.shortfalls(Duration::ZERO, Qos::AtMostOnce, "other");
         assert_eq!(list.len(), 1);
     }

@@ -1,14 +1,14 @@
-//! Whether the task that reads the network gets on.
+//! Whether the task that reads the network makes progress.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// When the task that reads the network was last heard of; not while it waits for its holder.
+/// Last progress of the task that reads the network; `None` while it waits for its holder.
 #[derive(Debug, Clone)]
 pub(super) struct Progress(Arc<Mutex<(Option<Instant>, Duration)>>);
 
 impl Progress {
-    /// Nothing is to be heard for `silence` at most.
+    /// Allows `silence` without progress.
     pub fn new(silence: Duration) -> Self {
         Self(Arc::new(Mutex::new((Some(Instant::now()), silence))))
     }

@@ -1,5 +1,5 @@
-//! The client's half of MQTT 5 once the broker has accepted us: packets in, requests in; packets
-//! out, events out. It touches no socket.
+//! The client side of MQTT 5 after the broker has accepted us: packets and requests in, packets and
+//! events out. It touches no socket.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -20,14 +20,14 @@ use crate::net::mqtt::waiting::Waiting;
 use crate::net::mqtt::wire::{self, published, put, received, wire_properties, wire_qos};
 use crate::net::mqtt::{Event, Failure, Number, Refused, Refuser, Request, Subscribe, Token};
 
-/// Maximum number of publishes of ours that wait for the broker's answer.
+/// Maximum number of our publishes that wait for the answer of the broker.
 const MAX_INFLIGHT: u16 = 64;
 
-/// Maximum number of messages that the broker sends unacknowledged: it has no more identifiers
-/// (MQTT 5.0, section 2.2.1). Some brokers take Receive Maximum for a hint.
+/// Maximum number of unacknowledged messages from the broker: it has no more identifiers (MQTT 5.0,
+/// section 2.2.1). Some brokers treat Receive Maximum as a hint.
 const MAX_UNACKNOWLEDGED: usize = 65_535;
 
-/// Bytes to be sent above which a broker that asks for more answers is left: it reads none.
+/// Bytes of output above which a broker that causes further answers is dropped: it reads none.
 const MAX_ANSWERS: usize = 1024 * 1024;
 
 /// A publish that waits for its answer.
@@ -36,36 +36,36 @@ struct Flight {
     qos: Qos,
 }
 
-/// A SUBSCRIBE or UNSUBSCRIBE that waits for its answer, and what is known of each filter.
+/// A SUBSCRIBE or UNSUBSCRIBE that waits for its answer, and the early result of each filter.
 struct Asked {
     id: u16,
     number: Number,
     results: Vec<Option<Result<Qos>>>,
 }
 
-/// One connection's state.
+/// State of one connection.
 pub(super) struct Protocol {
-    /// What is to be sent.
+    /// Bytes to send.
     pub output: BytesMut,
-    /// What is to be told.
+    /// Events to report.
     pub events: VecDeque<Event>,
     /// Whether we have said goodbye.
     pub closing: bool,
     offer: Offer,
     inflight: HashMap<u16, Flight>,
     waiting: VecDeque<(Message, Token)>,
-    /// Counts those, and what its holder has asked for.
+    /// Counts them, and the requests of the holder.
     count: Waiting,
     /// Publishes at QoS 0 that are not written yet.
     unwritten: Vec<Token>,
     asked: Vec<Asked>,
     last_id: u16,
-    /// Messages of the broker's that are not acknowledged.
+    /// Number of messages from the broker that are not acknowledged.
     unacknowledged: usize,
 }
 
 impl Protocol {
-    /// A connection that the broker has accepted with `offer`.
+    /// Returns the state of a connection that the broker has accepted with `offer`.
     pub fn new(offer: Offer, count: Waiting) -> Self {
         Self {
             output: BytesMut::new(),
@@ -82,7 +82,7 @@ impl Protocol {
         }
     }
 
-    /// Does what its holder asks for.
+    /// Performs a request of the holder.
     pub fn request(&mut self, request: Request) -> Result<()> {
         match request {
             Request::Publish(message, token) => self.publish(message, token),
@@ -132,7 +132,7 @@ impl Protocol {
             properties: Some(wire_properties(message.properties)),
         };
         let (id, size) = (publish.pkid, publish.size());
-        // Either would cost the connection (MQTT 5.0, sections 3.2.2.3.5 and 3.2.2.3.6).
+        // Either would end the connection (MQTT 5.0, sections 3.2.2.3.5 and 3.2.2.3.6).
         let objection = if publish.retain && !self.offer.retain {
             Some("the broker keeps no retained messages".to_owned())
         } else if u32::try_from(size).is_ok_and(|size| size <= self.offer.maximum_packet) {
@@ -215,7 +215,7 @@ impl Protocol {
         self.events.push_back(event);
     }
 
-    /// A packet identifier that no publish has (MQTT 5.0, section 2.2.1).
+    /// Returns a packet identifier that is not in use (MQTT 5.0, section 2.2.1).
     fn id(&mut self) -> u16 {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
@@ -225,10 +225,10 @@ impl Protocol {
         }
     }
 
-    /// Takes a whole packet, whose fixed header has `header` bytes.
+    /// Handles a whole packet, whose fixed header has `header` bytes.
     ///
     /// # Errors
-    /// Why the connection is of no use any more.
+    /// Why the connection must end.
     pub fn packet(&mut self, packet: BytesMut, header: usize) -> Result<(), Failure> {
         let kind = packet.first().copied().unwrap_or_default();
         let malformed =
@@ -268,8 +268,8 @@ impl Protocol {
                 put(&Packet::PubRel(PubRel::new(id, None)), &mut self.output).map_err(bug)
             }
             Answer::Pubcomp(id, reason) => self.complete(id, Qos::ExactlyOnce, published(&reason)),
-            // Answered whether we know it or not: a broker that has kept our session would send it
-            // for ever (MQTT 5.0, section 4.3.3).
+            // Unknown identifiers are answered too. Otherwise a broker that has kept our session
+            // would send it without end (MQTT 5.0, section 4.3.3).
             Answer::Pubrel(id) => {
                 put(&Packet::PubComp(PubComp::new(id, None)), &mut self.output).map_err(bug)
             }
@@ -289,7 +289,7 @@ impl Protocol {
         }
     }
 
-    /// The broker has answered publish `id`; one that we do not know of changes nothing.
+    /// Handles the answer to publish `id`; an unknown one changes nothing.
     fn complete(&mut self, id: u16, qos: Qos, result: Result<(), Refused>) -> Result<(), Failure> {
         if self
             .inflight
@@ -313,17 +313,17 @@ impl Protocol {
         Ok(())
     }
 
-    /// Asks the broker for a sign of life.
+    /// Sends a ping to the broker.
     pub fn ping(&mut self) -> Result<()> {
         put(&Packet::PingReq(PingReq), &mut self.output)
     }
 
-    /// `count` bytes of the output are on their way.
+    /// Notes that `count` bytes of the output were written.
     pub fn wrote(&mut self, count: usize) {
         self.output.advance(count);
     }
 
-    /// All of the output has left us.
+    /// Notes that the whole output was sent.
     pub fn flushed(&mut self) {
         let done = self.unwritten.drain(..);
         self.events

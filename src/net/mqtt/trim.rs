@@ -1,7 +1,7 @@
-//! Memory that one message may hold: its packet is trimmed to the parts that Tael reads.
+//! Bounds the memory of a message: its packet is trimmed to the parts that Tael reads.
 //!
-//! The library decodes a packet as a whole: five bytes of an empty user property become 48 bytes,
-//! seven of a short one more than a hundred. Its topic and payload are slices that keep the whole
+//! The library decodes the whole packet. Five bytes of an empty user property become 48 bytes, and
+//! seven of a short one more than a hundred. Topic and payload are slices that keep the whole
 //! packet, and the buffer it was read into, alive.
 
 use bytes::Bytes;
@@ -10,20 +10,20 @@ use tracing::debug;
 
 use crate::model::message::property;
 
-/// Maximum number of user properties kept of one message that Tael knows, and of others.
+/// Maximum number of known user properties to keep of a message, and of others.
 const MAX_PROPERTIES: usize = 64;
 
-/// Maximum number of subscription identifiers kept of one message.
+/// Maximum number of subscription identifiers to keep of a message.
 const MAX_IDENTIFIERS: usize = 64;
 
-/// Maximum size of the user properties kept that Tael does not know, bytes of all names and values
-/// of one message: `tael watch --json` shows them.
+/// Maximum size of unknown user properties to keep of a message, bytes of all names and values:
+/// `tael watch --json` shows them.
 const MAX_FOREIGN_BYTES: usize = 16 * 1024;
 
-/// Maximum size of a slice that is copied in any case, bytes.
+/// Maximum size of a slice that is always copied, bytes.
 const SMALL: usize = 4 * 1024;
 
-/// Drops what nobody reads of `publish`, and copies what is much smaller than its packet.
+/// Drops unread parts of `publish`, and copies parts that are much smaller than its packet.
 pub(super) fn trim(publish: &mut Publish) {
     let packet = publish.size();
     if let Some(properties) = &mut publish.properties {
@@ -41,7 +41,7 @@ fn trim_properties(properties: &mut PublishProperties, topic: &Bytes) {
     properties.content_type = None;
     let all = std::mem::take(&mut properties.user_properties);
     let came = all.len();
-    // Vec's `into_iter().collect()` would keep the old allocation.
+    // `into_iter().collect()` of Vec would keep the old allocation.
     let mut kept: Vec<(String, String)> = Vec::new();
     let (mut known, mut foreign, mut bytes) = (0, 0, 0);
     for (name, value) in all {
@@ -69,7 +69,8 @@ fn trim_properties(properties: &mut PublishProperties, topic: &Bytes) {
     properties.user_properties = kept;
 }
 
-/// `part` of a packet of `packet` bytes, copied if it would keep much more than itself alive.
+/// Returns `part` of a packet of `packet` bytes; copied, if it would keep much more than itself
+/// alive.
 fn own(part: &Bytes, packet: usize) -> Bytes {
     if part.len() <= SMALL || part.len() * 2 < packet {
         Bytes::copy_from_slice(part)

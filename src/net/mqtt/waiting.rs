@@ -1,4 +1,4 @@
-//! Publishes that wait for the library to take them: as many as the broker is slow.
+//! Publishes that wait because the broker is slow.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,10 +7,10 @@ use tracing::warn;
 /// Maximum number of publishes that wait.
 const MAX_NUMBER: usize = 1024;
 
-/// Maximum memory that they hold, bytes; one that is larger waits alone.
+/// Maximum memory of them, bytes; a larger one waits alone.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// Counts the publishes of one connection that wait.
+/// Counts the waiting publishes of one connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Waiting(Arc<Mutex<Counts>>);
 
@@ -18,7 +18,7 @@ pub(super) struct Waiting(Arc<Mutex<Counts>>);
 struct Counts {
     number: usize,
     bytes: usize,
-    /// Whether it was said that there is no room, since there was plenty.
+    /// Whether a lack of room was logged since there was plenty.
     said: bool,
 }
 
@@ -41,7 +41,7 @@ impl Waiting {
         fits
     }
 
-    /// Counts a publish of `bytes` no more: the library has it.
+    /// Stops counting a publish of `bytes`, which was handed over.
     pub fn leave(&self, bytes: usize) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.number = counts.number.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! Our words in the library's, and back.
+//! Converts our types to those of the library, and back.
 
 use bytes::{Bytes, BytesMut};
 use rumqttc::v5::mqttbytes::QoS;
@@ -16,10 +16,10 @@ use crate::net::mqtt::{Ack, Failure, Received, Refused, Refuser, Settings, Subsc
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::password::Password;
 
-/// Maximum number of subscription identifiers that are read of a message.
+/// Maximum number of subscription identifiers to read of a message.
 const MAX_IDENTIFIERS: usize = 64;
 
-/// Appends a packet to what is to be sent.
+/// Appends a packet to the output.
 ///
 /// # Errors
 /// When the library cannot encode it.
@@ -28,7 +28,7 @@ pub(super) fn put(packet: &Packet, output: &mut BytesMut) -> Result<()> {
     packet.write(output, None).map(drop).map_err(wrong)
 }
 
-/// The CONNECT that `settings` ask for, with a `plain` will if need be.
+/// Returns the CONNECT for `settings`, with a `plain` will on request.
 ///
 /// # Errors
 /// When the password cannot be read (78).
@@ -65,14 +65,14 @@ pub(super) fn connect(settings: &Settings, plain: bool) -> Result<Packet> {
     Ok(Packet::Connect(connect, will, login))
 }
 
-/// The message that a PUBLISH is, trimmed to what is read of it.
+/// Converts a PUBLISH into a message, trimmed to the parts that Tael reads.
 ///
 /// # Errors
-/// When it breaks the protocol.
+/// When it violates the protocol.
 pub(super) fn received(mut publish: Publish) -> Result<Received, Failure> {
     let properties = publish.properties.as_ref();
     if properties.is_some_and(|properties| properties.topic_alias.is_some()) {
-        // Remembered, they could be 4 GB (MQTT 5.0, section 3.3.2.3.4).
+        // Remembered aliases could take 4 GB (MQTT 5.0, section 3.3.2.3.4).
         let cause = "the broker uses topic aliases, which the client does not offer";
         return Err(Failure::Passing(cause.into()));
     }
@@ -146,8 +146,8 @@ pub(super) fn refused(kind: Kind, cause: &str) -> Refused {
     Refused(error, Refuser::Broker)
 }
 
-/// What an acknowledgement means for the publish that it answers. A code that MQTT 5 does not
-/// name is a refusal of that message like one that it does (MQTT 5.0, section 2.4).
+/// Converts an acknowledgement into the result of its publish. A code that MQTT 5 does not name
+/// refuses that message like one that it names (MQTT 5.0, section 2.4).
 pub(super) fn published(reason: &Reason) -> Result<(), Refused> {
     if !reason.is_failure() {
         return Ok(());
@@ -162,7 +162,7 @@ pub(super) fn published(reason: &Reason) -> Result<(), Refused> {
     Err(refused(kind, &reason.to_string()))
 }
 
-/// What a broker's answer to a filter means: the QoS that it grants.
+/// Converts the answer to a filter into the granted QoS.
 pub(super) fn subscribed(reason: &Reason) -> Result<Qos> {
     if let Some(qos) = Qos::from_number(reason.code) {
         return Ok(qos);
@@ -175,7 +175,7 @@ pub(super) fn subscribed(reason: &Reason) -> Result<Qos> {
     Err(Error::new(kind, reason.to_string()))
 }
 
-/// The bytes that `message` takes as a packet.
+/// Returns the size of `message` as a packet, bytes.
 pub(super) fn size(message: &Message) -> usize {
     let mut publish = Publish::new(
         &message.topic,

@@ -1,5 +1,5 @@
-//! Files and folders below those that were named: what counts is where an open one is, not where
-//! its name leads before or after.
+//! Files and folders below allowed folders. The place of an open file decides, not where its name
+//! leads before or after.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
@@ -16,12 +16,12 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 const ELSEWHERE: &str = "it is in no folder of --allow-dir";
 
-/// The name of an open file, which opens the same one.
+/// Returns a path that opens the same file again.
 fn by_descriptor(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Whether the open `file` is below one of `folders`.
+/// Returns whether the open `file` is below one of `folders`.
 fn is_inside(file: &File, folders: &[PathBuf]) -> io::Result<bool> {
     let real = fs::read_link(by_descriptor(file))?;
     let inside = |folder: &PathBuf| folder.canonicalize().is_ok_and(|f| real.starts_with(f));
@@ -29,8 +29,8 @@ fn is_inside(file: &File, folders: &[PathBuf]) -> io::Result<bool> {
 }
 
 /// Opens the file at `path` for reading, and for emptying if `truncate`, if it is a plain file
-/// below one of `folders`. Nothing is opened in earnest before that is known: to open a device
-/// may act on it, and to open a FIFO wakes or blocks who is at its other end.
+/// below one of `folders`. Before that is known it is not opened for access: opening a device may
+/// act on it, and opening a FIFO wakes or blocks the process at its other end.
 ///
 /// # Errors
 /// A text for the user.
@@ -52,8 +52,8 @@ pub fn open_confined(path: &Path, folders: &[PathBuf], truncate: bool) -> Result
     options.open(by_descriptor(&found)).map_err(|e| wrong(&e))
 }
 
-/// Where a file is to be put: a name in an open folder. A folder that is moved, or replaced by a
-/// link, meanwhile leads nowhere else.
+/// Place for a file: a name in an open folder. If the folder is moved meanwhile, or replaced by a
+/// link, the file does not go elsewhere.
 #[derive(Debug)]
 pub struct Target {
     folder: File,
@@ -62,7 +62,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// The file called `path`, if its folder is one of `folders` or below.
+    /// Returns the place for `path`, if its folder is one of `folders` or below.
     ///
     /// # Errors
     /// A text for the user.
@@ -87,7 +87,7 @@ impl Target {
         })
     }
 
-    /// Creates the file under another name, which it has while it comes.
+    /// Creates the file under a temporary name, for the time of the transfer.
     pub(super) fn create(&self) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o666);
@@ -95,16 +95,16 @@ impl Target {
         Ok(File::from(file))
     }
 
-    /// Gives the file its name. It has that after a power cut, too.
+    /// Gives the file its name, which it keeps after a power failure.
     pub(super) fn keep(&self) -> io::Result<()> {
         let (part, name): (&OsStr, &OsStr) = (&self.part, &self.name);
         renameat(&self.folder, part, &self.folder, name)?;
         self.folder.sync_all()
     }
 
-    /// Removes what has not come to its end.
+    /// Removes an incomplete file.
     pub fn discard(&self) {
-        // It mostly has its name already, or was never created.
+        // Mostly it has its name already, or was never created.
         let _ = unlinkat(
             &self.folder,
             self.part.as_os_str(),
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
-    /// Folders `in`, with a file and a link to `out`, and `out`, with a secret.
+    /// Returns folders `in`, with a file and a link to `out`, and `out`, with a secret.
     fn folders() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().expect("tempdir");
         let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
@@ -160,7 +160,7 @@ mod tests {
         let (_dir, inside, outside) = folders();
         let fifo = outside.join("fifo");
         nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).expect("fifo");
-        // To write without waiting needs a reader: none may have been there.
+        // Writing without waiting needs a reader, and there may have been none.
         let mut writing = File::options();
         writing.write(true).custom_flags(libc::O_NONBLOCK);
         let stop = std::sync::atomic::AtomicBool::new(false);

@@ -1,4 +1,4 @@
-//! A lease: as long as it is held, nobody else has the file open (`fcntl(2)`, "Leases").
+//! A lease: while it is held, no other process has the file open (`fcntl(2)`, "Leases").
 
 use std::fs::{self, File};
 use std::io;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
 
-/// Chooses the signal that tells of who waits for the file. `libc` lacks it for some systems.
+/// Selects the signal for a process that waits for the file. `libc` lacks it for some systems.
 ///
 /// Source: Linux, `include/uapi/asm-generic/fcntl.h`.
 const F_SETSIG: c_int = 10;
 
-/// How long others wait for the end of a lease, seconds.
+/// Time that other processes wait for the end of a lease, seconds.
 const BREAK_TIME: &str = "/proc/sys/fs/lease-break-time";
 
 /// Subtracted from that time.
@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Lease<'a> {
     file: &'a File,
-    /// Until then nobody is let in, whoever waits.
+    /// Until then no other process gets the file.
     until: Instant,
 }
 
@@ -34,14 +34,14 @@ fn fcntl(file: &File, command: c_int, argument: c_int) -> io::Result<c_int> {
 }
 
 impl<'a> Lease<'a> {
-    /// Takes the lease on `file`. Processes that open the file then wait, at most as long as
-    /// `lease-break-time` says (45 s).
+    /// Takes the lease on `file`. Processes that open the file then wait for `lease-break-time` (45
+    /// s) at most.
     ///
     /// # Errors
     /// `WouldBlock` when another process has it open; otherwise the file system has no leases, or
-    /// the file is somebody else's.
+    /// the file belongs to another user.
     pub fn take(file: &'a File) -> io::Result<Self> {
-        // The signal that comes by default, SIGIO, would end this process; this one is ignored.
+        // The default signal, SIGIO, would end this process; this one is ignored.
         fcntl(file, F_SETSIG, libc::SIGURG)?;
         let time = fs::read_to_string(BREAK_TIME).unwrap_or_default();
         let time = Duration::from_secs(time.trim().parse().unwrap_or(0));
@@ -50,12 +50,12 @@ impl<'a> Lease<'a> {
         Ok(Self { file, until })
     }
 
-    /// Whether nobody waits for its end.
+    /// Returns whether no process waits for its end.
     fn is_undisturbed(&self) -> bool {
         fcntl(self.file, libc::F_GETLEASE, 0).is_ok_and(|kind| kind == libc::F_WRLCK)
     }
 
-    /// Whether nobody else can have the file open, now and for some seconds.
+    /// Returns whether no other process can have the file open, now and for some seconds.
     pub fn is_held(&self) -> bool {
         self.is_undisturbed() || Instant::now() < self.until
     }
@@ -63,7 +63,7 @@ impl<'a> Lease<'a> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        // It ends with the file at the latest.
+        // At the latest it ends with the file.
         let _ = fcntl(self.file, libc::F_SETLEASE, libc::F_UNLCK);
     }
 }
@@ -84,7 +84,7 @@ mod tests {
         drop(other);
         let lease = Lease::take(&file).expect("lease");
         assert!(lease.is_held() && lease.is_undisturbed());
-        // Whoever comes then waits, which the lease knows.
+        // Processes that open it now wait, and the lease knows.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(open);
             while lease.is_undisturbed() {

@@ -1,5 +1,5 @@
-//! One file over one plain TCP connection, as `ncat` sends and takes it; confined to folders
-//! that were named for that.
+//! Sends and receives one file over one plain TCP connection, as `ncat` does, within allowed
+//! folders.
 
 mod confine;
 mod lease;
@@ -16,10 +16,10 @@ pub use confine::{Target, open_confined};
 pub use receive::{Limits, listen, receive};
 pub use send::{Sent, send};
 
-/// How long a connection may take to come about, and how long it may stand still.
+/// Maximum time for a connection, and maximum time without a byte.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often is looked whether the other side has everything.
+/// Interval between two checks whether the other side has everything.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Runs `work` on a thread of its own.
@@ -30,7 +30,7 @@ async fn apart<T: Send + 'static>(
     thread::Builder::new()
         .name("transfer".into())
         .spawn(move || {
-            // Whoever waited may have gone.
+            // The caller may be gone.
             let _ = tx.send(work());
         })?;
     rx.await

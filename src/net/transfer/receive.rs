@@ -1,4 +1,4 @@
-//! Takes a file, from those who may send one, within limits.
+//! Receives a file from allowed senders, within limits.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -14,14 +14,14 @@ use crate::model::network_address::Network;
 use crate::net::transfer::{LOOK, PATIENCE, Target, apart};
 use crate::os::logging::SENDERS;
 
-/// What may be taken, and from where.
+/// Limits of a file, and its allowed senders.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// How long it may take for all of it to come.
+    /// Maximum time for the whole file.
     pub time: Duration,
     /// Maximum size of a file, bytes.
     pub bytes: u64,
-    /// Who may send; anybody if none is named.
+    /// Allowed senders; if empty, all.
     pub from: Vec<Network>,
 }
 
@@ -38,13 +38,13 @@ pub fn listen(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Takes one file within `limits` and puts it at `target` when its sender has closed the
-/// connection in order. Whether that had sent all of it, only the sender knows. A connection that
-/// brings nothing is none. Ours is closed when the file is on the disk, and reset if it is not
-/// kept.
+/// Receives one file within `limits`, and stores it at `target` when its sender has closed the
+/// connection in order. Only the sender knows whether that was all. Connections without a byte do
+/// not count. Our side closes when the file is on the disk, and resets the connection if the file
+/// is not kept.
 ///
 /// # Errors
-/// As the file system and the network; what was too large, or not there in time.
+/// As the file system and the network; a file that is too large, or late.
 pub async fn receive(
     listener: TcpListener,
     target: Arc<Target>,
@@ -60,7 +60,7 @@ pub async fn receive(
                 Ok(bytes) => return Ok(bytes),
                 Err(e) => {
                     target.discard();
-                    // Otherwise the sender would take the end for a good one.
+                    // Otherwise the sender would take the end for a success.
                     let _ = set_socket_linger(&stream, Some(Duration::ZERO));
                     return Err(e);
                 }
@@ -71,7 +71,7 @@ pub async fn receive(
 }
 
 fn accept(listener: &TcpListener, from: &[Network], deadline: Instant) -> io::Result<TcpStream> {
-    // Those who may not send must not hold it up, however many they are.
+    // Senders that are not allowed must not delay it, however many they are.
     while Instant::now() < deadline {
         match listener.accept() {
             Ok((stream, peer)) if may_send(peer, from) => {
@@ -82,7 +82,7 @@ fn accept(listener: &TcpListener, from: &[Network], deadline: Instant) -> io::Re
                 let address = peer.ip();
                 warn!(target: SENDERS, "connection from {address} refused: --from does not name it");
             }
-            // A connection that was reset before it was taken (`accept(2)`).
+            // A connection that was reset before it was accepted (`accept(2)`).
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
             Err(_) => thread::sleep(LOOK),
@@ -122,7 +122,7 @@ fn keep(mut stream: &TcpStream, target: &Target, limit: u64, deadline: Instant) 
                 file.write_all(&buffer[..n])?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // Somebody else may be waiting behind a connection that brings nothing.
+            // Another sender may wait behind a connection that brings nothing.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && bytes == 0 => return Ok(0),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let cause = format!("its sender has sent nothing for {}", duration::rough(wait));

@@ -1,4 +1,4 @@
-//! Sends a file, and empties it only when nothing can be lost.
+//! Sends a file, and empties it only if nothing can be lost.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,30 +12,30 @@ use nix::libc;
 use crate::net::transfer::lease::Lease;
 use crate::net::transfer::{LOOK, PATIENCE, apart};
 
-/// How long the other side may take to close the connection. Tael's does when the file is on its
-/// disk; other programs may not close it at all.
+/// Maximum time for the other side to close the connection. Tael closes when the file is on its
+/// disk. Other programs may not close at all.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// The same for a file that is to be emptied, which needs the answer.
+/// The same for a file that will be emptied, which needs the answer.
 const CLOSE_BEFORE_EMPTYING: Duration = Duration::from_secs(300);
 
-/// How long another process may have a file open that is to be emptied.
+/// Maximum time for other processes to close a file that will be emptied.
 const RELEASE: Duration = Duration::from_secs(5);
 
-/// What became of a file that was sent.
+/// Result of sending a file.
 #[derive(Debug)]
 pub enum Sent {
-    /// All of it was taken, and it was emptied if that was wanted.
+    /// The other side has all of it; it was emptied if that was requested.
     Whole,
-    /// All of it was taken, but to empty it might lose something, for this reason.
+    /// The other side has all of it, but emptying it could lose something, for this reason.
     NotEmptied(String),
 }
 
-/// Sends what is in `file` to `address` and `port`. Returns when the other side has closed the
-/// connection, or its system has all of it and a while has passed.
+/// Sends the content of `file` to `address` and `port`. Returns when the other side has closed the
+/// connection, or when its system has all of it and some time has passed.
 ///
-/// With `truncate` the file is then emptied, if the other side has closed, and no other process
-/// could have written what was not sent: none has the file open, and none can open it meanwhile.
+/// With `truncate` the file is then emptied, if the other side has closed and no other process
+/// could have appended something: none has the file open, and none can open it meanwhile.
 ///
 /// # Errors
 /// As the file system and the network.
@@ -43,7 +43,7 @@ pub async fn send(file: File, address: String, port: u16, truncate: bool) -> io:
     apart(move || {
         let mut stream = connect(&address, port)?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        // What is written from now on is for the next time, or else this might not end.
+        // Later data is for the next time; otherwise this might not end.
         let size = file.metadata()?.len();
         let sent = io::copy(&mut (&file).take(size), &mut stream)?;
         if !truncate {
@@ -67,7 +67,7 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(error)
 }
 
-/// Empties `file`, of which `sent` bytes were sent, once all of it was taken.
+/// Empties `file`, of which `sent` bytes were sent, after the other side has them.
 fn empty(file: &File, stream: &mut TcpStream, mut sent: u64) -> io::Result<Sent> {
     let lease = loop {
         let lease = match lease(file) {
@@ -81,7 +81,7 @@ fn empty(file: &File, stream: &mut TcpStream, mut sent: u64) -> io::Result<Sent>
                 return Ok(Sent::NotEmptied(why));
             }
         };
-        // Now nobody else can write to it.
+        // Now no other process can write to it.
         let size = file.metadata()?.len();
         if size == sent {
             break lease;
@@ -90,7 +90,7 @@ fn empty(file: &File, stream: &mut TcpStream, mut sent: u64) -> io::Result<Sent>
             close(stream, CLOSE)?;
             return Ok(Sent::NotEmptied("another process has changed it".into()));
         }
-        // It may be long; others need not wait for that.
+        // This may take long, and others need not wait for it.
         drop(lease);
         sent += io::copy(&mut file.take(size - sent), stream)?;
     };
@@ -106,7 +106,7 @@ fn empty(file: &File, stream: &mut TcpStream, mut sent: u64) -> io::Result<Sent>
     Ok(Sent::Whole)
 }
 
-/// Takes a lease, if others leave the file in time.
+/// Takes a lease, if other processes close the file in time.
 fn lease(file: &File) -> io::Result<Lease<'_>> {
     let deadline = Instant::now() + RELEASE;
     loop {
@@ -119,8 +119,8 @@ fn lease(file: &File) -> io::Result<Lease<'_>> {
     }
 }
 
-/// Says that this was all; waits until the other side's system has it, and then up to `limit`
-/// until the other side closes, too. Returns whether it has.
+/// Ends our side. Waits until the system of the other side has everything, and then up to `limit`
+/// until the other side closes. Returns whether it has.
 fn close(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
     stream.shutdown(Shutdown::Write)?;
     accepted(stream)?;
@@ -134,7 +134,7 @@ fn close(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
         let mut stream = stream;
         match stream.read(&mut [0; 1024]) {
             Ok(0) => return Ok(true),
-            // It has nothing to say.
+            // It has nothing to send.
             Ok(_) => {}
             Err(e) => match e.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
@@ -144,7 +144,7 @@ fn close(stream: &TcpStream, limit: Duration) -> io::Result<bool> {
     }
 }
 
-/// Waits until the other side's system has acknowledged everything (`SIOCOUTQ`, `tcp(7)`).
+/// Waits until the system of the other side has acknowledged everything (`SIOCOUTQ`, `tcp(7)`).
 fn accepted(stream: &TcpStream) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,4 +1,4 @@
-//! What the protocol does with packets and requests.
+//! Packets and requests, and how the protocol handles them.
 
 use super::*;
 use crate::model::message::Properties;
@@ -19,7 +19,7 @@ fn packet(bytes: &[u8]) -> BytesMut {
     BytesMut::from(bytes)
 }
 
-/// What has been told since the last call, of publishes.
+/// Returns the results of publishes since the last call.
 fn told(protocol: &mut Protocol) -> Vec<(u64, Option<Kind>)> {
     let events = protocol.events.drain(..);
     let publish = |event| match event {
@@ -47,7 +47,7 @@ fn codes_that_are_unknown_refuse_that_publish_only() {
         protocol.packet(packet(answer), 2).expect("goes on");
         assert_eq!(told(&mut protocol), [want]);
     }
-    // A second answer, and one to nothing.
+    // A second answer, and an answer to nothing.
     for answer in [
         &[0x40, 2, 0, 4][..],
         &[0x70, 2, 0, 9],
@@ -73,7 +73,7 @@ fn both_ways_of_exactly_once() {
         .packet(packet(&[0x70, 2, 0, 1]), 2)
         .expect("PUBCOMP");
     assert_eq!(told(&mut protocol), [(7, None)]);
-    // The broker completes what an earlier process had received.
+    // The broker completes a publish that an earlier process had received.
     protocol.output.clear();
     protocol
         .packet(packet(&[0x62, 2, 0, 9]), 2)
@@ -125,7 +125,7 @@ fn what_would_cost_the_connection_is_refused_here() {
         [(1, Some(Kind::Data)), (2, Some(Kind::Data))]
     );
     assert!(protocol.output.is_empty());
-    // At QoS 0 it is complete once it is written.
+    // At QoS 0 it is complete when it is written.
     let publish = Request::Publish(message(Qos::ExactlyOnce, false), Token(3));
     protocol.request(publish).expect("publish");
     assert_eq!(protocol.output[0], 0x30);
