@@ -12,9 +12,8 @@
 //! - [`tools`]: one file per command
 //! - [`cli`]: command lines, configuration, dispatch
 //!
-//! One event: [`net::session`] delivers, [`model::event`] parses, [`model::trigger`]
-//! decides, [`engine::admit`] accepts, the session acknowledges, [`engine::queue`] says
-//! when, [`runner`] runs, [`engine::settle`] reports, the session publishes.
+//! One event: [`net::session`] delivers, [`model::event`] parses, `engine/intake` judges, the ledger
+//! commits, the session acknowledges, `engine/work` starts and ends the run, `engine/report` publishes.
 
 pub mod cli;
 pub mod engine;

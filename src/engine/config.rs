@@ -55,7 +55,7 @@ pub struct Config {
 ///
 /// # Errors
 /// When one cannot be created (73).
-pub(super) fn make_folders(pipeline: &Path) -> Result<()> {
+pub(crate) fn make_folders(pipeline: &Path) -> Result<()> {
     create_private_dir(&pipeline.join("units"))?;
     create_private_dir(&pipeline.join(RUNNERS))
 }
@@ -63,7 +63,7 @@ pub(super) fn make_folders(pipeline: &Path) -> Result<()> {
 /// A pipeline's folder, held by this process alone.
 #[derive(Debug)]
 pub struct Home {
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     _lock: Lock,
 }
 

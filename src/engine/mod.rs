@@ -1,32 +1,15 @@
 //! How one event becomes one run and one report.
+//!
+//! Rooms: `commit` (what waits for the ledger), `work` (units), `report` (statuses and replies),
+//! `intake` (events), `control` (requests, reload, stop), `observe` (figures for people and
+//! programs), and `client`, the loop.
 
-pub mod admit;
-mod backlog;
-mod cleanup;
-mod committed;
+pub mod client;
+mod commit;
 pub mod config;
 mod connect;
-mod control;
-mod health;
-mod inbound;
-pub mod job;
-mod last;
-mod later;
-mod metrics;
-mod names;
-pub mod outbox;
-mod pace;
-pub mod pipeline;
-mod pressure;
-mod queue;
-mod recovery;
-mod redelivery;
-pub mod reload;
-mod reply;
-mod runners;
-mod settle;
-mod silence;
-mod statuses;
-mod stop;
-mod units;
-mod word;
+pub mod control;
+mod intake;
+mod observe;
+pub mod report;
+pub mod work;

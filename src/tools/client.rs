@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::engine::client::Pipeline;
 use crate::engine::config::{Config, Home};
-use crate::engine::job::warn_of_what_is_missing;
-use crate::engine::pipeline::Pipeline;
-use crate::engine::reload::Reload;
+use crate::engine::control::reload::Reload;
+use crate::engine::work::job::warn_of_what_is_missing;
 use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;

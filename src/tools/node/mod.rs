@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::engine::outbox::{Loss, Outbox, shown};
+use crate::engine::report::outbox::{Loss, Outbox, shown};
 use crate::error::{Error, Kind, Result};
 use crate::model::event::is_id;
 use crate::model::message::{Delivery, Message, Properties, Qos, property};

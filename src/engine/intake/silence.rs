@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Duration, Instant};
 use tracing::info;
 
-use crate::engine::admit;
-use crate::engine::pipeline::{Pipeline, Then, now_ms};
+use crate::engine::client::{Pipeline, Then, now_ms};
+use crate::engine::intake::judge;
 use crate::model::duration;
 use crate::model::event::{self, Event};
 use crate::model::message::Delivery;
@@ -64,7 +64,7 @@ impl Watch {
 
 /// The silences of all triggers that wait for one.
 #[derive(Debug, Default)]
-pub(super) struct Silence {
+pub(crate) struct Silence {
     watches: Vec<Watch>,
     /// Places of the watches by the names of their triggers.
     names: HashMap<String, usize>,
@@ -211,7 +211,7 @@ impl Watch {
 
 impl Pipeline {
     /// Notes whom a message tells that its topic is not silent.
-    pub(super) fn listen(&mut self, delivery: &Delivery) {
+    pub(crate) fn listen(&mut self, delivery: &Delivery) {
         if delivery.retained {
             // Nobody knows how old it is.
             return;
@@ -237,7 +237,7 @@ impl Pipeline {
     }
 
     /// Runs the commands of silences that are long enough.
-    pub(super) fn check_silence(&mut self) {
+    pub(crate) fn check_silence(&mut self) {
         for (name, heard, op) in self.silence.due() {
             let Some(trigger) = self.trigger(&name) else {
                 continue;
@@ -249,7 +249,7 @@ impl Pipeline {
                 duration::text(trigger.absent.unwrap_or_default())
             );
             info!(TAEL_TOPIC = event.topic, "{reason}");
-            let admission = admit::made(&self.config, trigger, &event, reason);
+            let admission = judge::made(&self.config, trigger, &event, reason);
             // In one transaction with its event: once for each silence.
             self.submit(op, Then::Nothing);
             self.accept(admission, None, None);

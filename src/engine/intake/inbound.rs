@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{Level, debug, enabled, error, warn};
 
-use crate::engine::admit::{self, Admission};
-use crate::engine::pipeline::{Pipeline, Then, now_ms};
-use crate::engine::reply::ReplyTo;
-use crate::engine::settle;
+use crate::engine::client::{Pipeline, Then, now_ms};
+use crate::engine::intake::judge::{self, Admission};
+use crate::engine::report::reply::ReplyTo;
+use crate::engine::report::settle;
 use crate::error::Kind;
 use crate::model::marker;
 use crate::model::message::Delivery;
@@ -21,7 +21,7 @@ use crate::os::logging::SENDERS;
 use crate::store::ledger::{Op, Part, Queued};
 
 impl Pipeline {
-    pub(super) fn on_session(&mut self, event: Event) {
+    pub(crate) fn on_session(&mut self, event: Event) {
         match event {
             Event::Online => {
                 self.online = true;
@@ -66,7 +66,7 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
+    pub(crate) fn on_delivery(&mut self, delivery: &Delivery, ack: SessionAck) {
         let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| self.topics.own(t));
         if own || marker::is_marker(&delivery.topic) {
             // A pipeline does not start itself, under any sender; and a question to the
@@ -85,10 +85,10 @@ impl Pipeline {
             return self.session.acknowledge(&ack);
         }
         let again = self.redelivery.again();
-        let Some(mut admission) = admit::judge(&self.config, delivery, again) else {
+        let Some(mut admission) = judge::judge(&self.config, delivery, again) else {
             self.counts.ignored += 1;
             if enabled!(Level::DEBUG) {
-                let why = admit::objections(&self.config, delivery);
+                let why = judge::objections(&self.config, delivery);
                 let topic = printable_bytes(&delivery.topic, 1024);
                 debug!(TAEL_TOPIC = topic, "ignored: {why}");
             }
@@ -99,7 +99,7 @@ impl Pipeline {
     }
 
     /// Says, once, that a message of Tael has come without what belongs to it.
-    pub(super) fn say_how_to_bridge(&mut self, delivery: &Delivery) {
+    pub(crate) fn say_how_to_bridge(&mut self, delivery: &Delivery) {
         if std::mem::replace(&mut self.bridge_said, true) {
             return;
         }
@@ -113,7 +113,7 @@ impl Pipeline {
     }
 
     /// Has the ledger accept an event; it is acknowledged once that is on disk.
-    pub(super) fn accept(
+    pub(crate) fn accept(
         &mut self,
         mut admission: Admission,
         ack: Option<SessionAck>,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::word::Word;
+use crate::engine::commit::permit::Word;
 use crate::model::outcome::parse_outcome;
 use crate::model::unit::Outcome;
 use crate::runner::{FILE, Job};

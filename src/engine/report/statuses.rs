@@ -2,8 +2,8 @@
 
 use tracing::{debug, error, warn};
 
-use crate::engine::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, shown};
-use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::client::{Pipeline, now_ms};
+use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, shown};
 use crate::error::{Error, Result};
 use crate::net::mqtt::Token;
 use crate::store::ledger::Queued;
@@ -16,7 +16,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub(super) fn flush_outbox(&mut self) -> Result<()> {
+    pub(crate) fn flush_outbox(&mut self) -> Result<()> {
         if let Some(after) = self.outbox.wants() {
             let (list, left) = self.reader.outbox(after, MAX_ROWS, MAX_BYTES)?;
             self.outbox.load(list, left);
@@ -39,7 +39,7 @@ impl Pipeline {
 
     /// The connection is gone: what was under way goes out again, but for what has ended too many
     /// connections.
-    pub(super) fn outbox_lost(&mut self) {
+    pub(crate) fn outbox_lost(&mut self) {
         let loss = match self.session.is_packet_at_fault() {
             true => Loss::Packet,
             false => Loss::Link,
@@ -52,7 +52,7 @@ impl Pipeline {
     }
 
     /// The broker cannot take a publish for now.
-    pub(super) fn retry_status(&mut self, token: Token, cause: &Error) {
+    pub(crate) fn retry_status(&mut self, token: Token, cause: &Error) {
         match self.outbox.retry(token) {
             None => debug!("a status has to wait: {cause}"),
             Some(guilty) => {

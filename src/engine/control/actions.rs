@@ -5,10 +5,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use crate::engine::admit::{self, Admission};
-use crate::engine::pipeline::{Pipeline, Then, now_ms};
-use crate::engine::reply::{self, ReplyTo};
-use crate::engine::settle;
+use crate::engine::client::{Pipeline, Then, now_ms};
+use crate::engine::intake::judge::{self, Admission};
+use crate::engine::report::reply::{self, ReplyTo};
+use crate::engine::report::settle;
 use crate::error::Kind;
 use crate::model::control::{self, Action, Envelope};
 use crate::model::event::{self, Attributes};
@@ -34,7 +34,7 @@ struct Request {
 
 impl Pipeline {
     /// Carries out a control message. It is acknowledged when it is done, or on disk.
-    pub(super) fn on_control(&mut self, delivery: &Delivery, ack: SessionAck) {
+    pub(crate) fn on_control(&mut self, delivery: &Delivery, ack: SessionAck) {
         if delivery.retained || delivery.payload.is_empty() {
             // A request is for now; one that is replayed at every start is a mistake, and an empty
             // message clears it.
@@ -88,12 +88,12 @@ impl Pipeline {
     }
 
     fn request_key(&self, delivery: &Delivery, envelope: &Envelope) -> EventKey {
-        let sender = admit::sender_id(delivery).or(envelope.id.as_deref());
+        let sender = judge::sender_id(delivery).or(envelope.id.as_deref());
         let id = sender.filter(|id| event::is_id(id));
         let id = id.map_or_else(new_id, str::to_owned);
         EventKey {
             request: true,
-            ..admit::key(delivery, id, sender, self.redelivery.again())
+            ..judge::key(delivery, id, sender, self.redelivery.again())
         }
     }
 
@@ -175,7 +175,7 @@ impl Pipeline {
         event.id = Some(key.id.clone());
         event.hops = event.hops.max(envelope.hops);
         let reason = status::REASON_RAISED.to_owned();
-        let admission = admit::admit(&self.config, trigger, &event, key, reason);
+        let admission = judge::admit(&self.config, trigger, &event, key, reason);
         self.accept(admission, Some(request.ack.clone()), request.reply.clone());
         Ok(())
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
-use crate::engine::pipeline::{Counts, Pipeline};
+use crate::engine::client::{Counts, Pipeline};
 use crate::model::unit::{Outcome, State};
 
 /// Time between two writes at least.
@@ -28,7 +28,7 @@ struct Ends {
 
 /// The file, and what goes into it besides what the pipeline knows anyway.
 #[derive(Debug)]
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     path: PathBuf,
     ends: Ends,
     written: String,
@@ -101,7 +101,7 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 
 impl Pipeline {
     /// Writes the metrics if they have changed; `last` says that there is no later.
-    pub(super) fn check_metrics(&mut self, last: bool) {
+    pub(crate) fn check_metrics(&mut self, last: bool) {
         if self.metrics.is_none() {
             return;
         }

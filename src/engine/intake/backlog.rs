@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::engine::pipeline::Pipeline;
+use crate::engine::client::Pipeline;
 use crate::net::session::SessionReceived;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// What waits, and the messages that may not.
 #[derive(Debug)]
-pub(super) struct Backlog {
+pub(crate) struct Backlog {
     max_units: usize,
     /// Upper bounds: as they were when they were last counted, with all that came since.
     units: usize,
@@ -97,7 +97,7 @@ impl Backlog {
 
 impl Pipeline {
     /// Whether another event may wait.
-    pub(super) fn has_room(&mut self) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
         let backlog = &self.backlog;
         let below = backlog.units < backlog.max_units && backlog.bytes < MAX_BYTES;
         match backlog.look {
@@ -132,7 +132,7 @@ impl Pipeline {
     }
 
     /// Deals with a message that may start something, at once or when there is room.
-    pub(super) fn on_message(&mut self, received: SessionReceived) {
+    pub(crate) fn on_message(&mut self, received: SessionReceived) {
         if self.backlog.held.is_empty() && self.has_room() {
             return self.deal_with(&received);
         }
@@ -146,7 +146,7 @@ impl Pipeline {
     }
 
     /// Takes the messages that were held, if there is room.
-    pub(super) fn take_held(&mut self) {
+    pub(crate) fn take_held(&mut self) {
         while !self.backlog.held.is_empty() && self.keeps_up() && self.has_room() {
             if let Some(received) = self.backlog.next() {
                 self.deal_with(&received);

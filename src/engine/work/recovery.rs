@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::engine::job::UNIT_VARIABLE;
-use crate::engine::pipeline::{Live, Pipeline, Then};
+use crate::engine::client::{Live, Pipeline, Then};
+use crate::engine::work::job::UNIT_VARIABLE;
 use crate::error::Result;
 use crate::model::unit::{Outcome, Recovery, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
@@ -102,7 +102,7 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
 
 impl Pipeline {
     /// Goes on with a unit that was left.
-    pub(super) fn take_up(&mut self, left: Left) {
+    pub(crate) fn take_up(&mut self, left: Left) {
         let (unit, started, recovery) = match left {
             Left::Waiting {
                 unit,
@@ -148,7 +148,7 @@ impl Pipeline {
     }
 
     /// Waits for a run whose runner another client has started.
-    pub(super) fn adopt(&mut self, live: Live) {
+    pub(crate) fn adopt(&mut self, live: Live) {
         let unit = live.unit.id.clone();
         let (dir, adopted, id) = (self.dir(&unit), self.adopted.0.clone(), unit.clone());
         self.live.insert(unit.clone(), live);
@@ -174,7 +174,7 @@ impl Pipeline {
     }
 
     /// Books a run that has lost its runner, and ends what is left of it.
-    pub(super) fn interrupted(&mut self, live: Live) {
+    pub(crate) fn interrupted(&mut self, live: Live) {
         let outcome = self.end_orphans(&live.unit.id, live.started);
         self.finish(live.unit, live.said, &outcome);
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
+use crate::engine::client::{Pipeline, Then};
 use crate::engine::connect;
-use crate::engine::pipeline::{Pipeline, Then};
 use crate::error::{Error, Result};
 use crate::model::status::Presence;
 use crate::net::session::Event;
@@ -23,7 +23,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 impl Pipeline {
     /// Leaves in good order: units stay with their runners, what is to be told is told within
     /// a bounded time.
-    pub(super) async fn stop(mut self) -> Result<()> {
+    pub(crate) async fn stop(mut self) -> Result<()> {
         info!("stopping; {} units go on", self.live.len());
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let wait_for_units = self.config.stop_units;

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::engine::admit::Admission;
-use crate::engine::pipeline::{Pipeline, Then};
-use crate::engine::reply;
+use crate::engine::client::{Pipeline, Then};
+use crate::engine::intake::judge::Admission;
+use crate::engine::report::reply;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Committed, Done, Part};
 
 impl Pipeline {
-    pub(super) fn on_committed(&mut self, committed: Committed<Then>) {
+    pub(crate) fn on_committed(&mut self, committed: Committed<Then>) {
         self.uncommitted -= 1;
         match (committed.then, committed.done) {
             (

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
-use crate::engine::pipeline::Pipeline;
-use crate::engine::settle;
+use crate::engine::client::Pipeline;
+use crate::engine::report::settle;
 use crate::error::Result;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The status of the last end, and when the broker is to have it.
 #[derive(Debug)]
-pub(super) struct LastEnd {
+pub(crate) struct LastEnd {
     status: Option<Value>,
     due: Option<Instant>,
     free: Instant,
@@ -60,7 +60,7 @@ impl LastEnd {
 
 impl Pipeline {
     /// Tells the last end, if it is time to.
-    pub(super) fn tell_last(&mut self) {
+    pub(crate) fn tell_last(&mut self) {
         let now = Instant::now();
         if self.last.due.is_none_or(|due| due > now) {
             return;

@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::engine::client::{Pipeline, Then, now_ms};
 use crate::engine::connect::SESSION_EXPIRY;
-use crate::engine::pipeline::{Pipeline, Then, now_ms};
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention};
 use crate::store::unit_dir::UnitDir;
@@ -40,7 +40,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What became of a piece of folders.
 #[derive(Debug)]
-pub(super) struct Removed {
+pub(crate) struct Removed {
     /// The place of the last one among those that were released.
     last: i64,
     /// The units whose folders are gone.
@@ -49,7 +49,7 @@ pub(super) struct Removed {
 
 /// What is under way.
 #[derive(Debug)]
-pub(super) struct Cleanup {
+pub(crate) struct Cleanup {
     done: (
         mpsc::UnboundedSender<Removed>,
         mpsc::UnboundedReceiver<Removed>,
@@ -121,7 +121,7 @@ impl Pipeline {
     }
 
     /// Forgets what is old or too much, if that is not under way.
-    pub(super) fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         if std::mem::replace(&mut self.cleanup.pruning, true) {
             return;
         }
@@ -143,7 +143,7 @@ impl Pipeline {
     }
 
     /// A unit has ended, or an event was refused: one more row that is kept.
-    pub(super) fn one_more_to_keep(&mut self) {
+    pub(crate) fn one_more_to_keep(&mut self) {
         self.cleanup.since += 1;
         let keep = u32::try_from(self.config.keep_units).unwrap_or(u32::MAX);
         if self.cleanup.since >= PRUNE_EVERY.min(keep.max(1)) {
@@ -170,14 +170,14 @@ impl Pipeline {
     }
 
     /// Looks after what has expired.
-    pub(super) fn check_cleanup(&mut self) {
+    pub(crate) fn check_cleanup(&mut self) {
         if self.cleanup.due.is_some_and(|due| Instant::now() >= due) {
             self.prune();
         }
     }
 
     /// A step of pruning is on disk.
-    pub(super) fn on_pruned(&mut self, pruned: &Pruned) {
+    pub(crate) fn on_pruned(&mut self, pruned: &Pruned) {
         let cleanup = &mut self.cleanup;
         cleanup.pruning = false;
         cleanup.more = pruned.more;
@@ -201,7 +201,7 @@ impl Pipeline {
     }
 
     /// Removes some folders of released units; once there are none, goes on with the rows.
-    pub(super) fn remove_released(&mut self) {
+    pub(crate) fn remove_released(&mut self) {
         if self.cleanup.removing {
             return;
         }
@@ -233,7 +233,7 @@ impl Pipeline {
     }
 
     /// The folders of a piece are gone.
-    pub(super) fn on_removed(&mut self, removed: Removed) {
+    pub(crate) fn on_removed(&mut self, removed: Removed) {
         self.cleanup.removing = false;
         self.cleanup.tried = removed.last;
         self.submit(Op::Removed(removed.gone), Then::Nothing);

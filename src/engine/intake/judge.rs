@@ -8,7 +8,7 @@ use serde_json::Map;
 use tracing::warn;
 
 use crate::engine::config::Config;
-use crate::engine::settle;
+use crate::engine::report::settle;
 use crate::model::event::{self, Event, Refusal};
 use crate::model::json;
 use crate::model::message::{Delivery, property};

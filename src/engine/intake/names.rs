@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use crate::engine::admit::Admission;
-use crate::engine::pipeline::Pipeline;
+use crate::engine::client::Pipeline;
+use crate::engine::intake::judge::Admission;
 use crate::error::Result;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
@@ -22,7 +22,7 @@ const AS_ULIDS: [&str; 2] = ["01", "02"];
 /// Names of events that are on their way to the ledger, where nobody can look them up yet. As many
 /// as there are operations that wait for it.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(crate) struct Names {
     /// By the sender's id and the digest: the name, and how many of these are on their way.
     under_way: HashMap<String, HashMap<Digest, (String, usize)>>,
     /// No event has an id in [`AS_ULIDS`] that sorts after this one.
@@ -92,7 +92,7 @@ impl Names {
 
 impl Pipeline {
     /// Gives an event that is to run its name.
-    pub(super) fn name(&mut self, admission: &mut Admission) {
+    pub(crate) fn name(&mut self, admission: &mut Admission) {
         let (key, parts) = (&mut admission.key, &mut admission.parts);
         let Some(sender) = &key.sender else { return };
         let is_new = self.names.is_new(sender);

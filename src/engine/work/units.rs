@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::engine::client::{Live, Pipeline, Then, now_ms};
 use crate::engine::config::make_folders;
-use crate::engine::job::job;
-use crate::engine::pipeline::{Live, Pipeline, Then, now_ms};
-use crate::engine::runners::Report;
-use crate::engine::settle;
+use crate::engine::report::settle;
+use crate::engine::work::job::job;
+use crate::engine::work::pool::Report;
 use crate::error::{Error, Kind};
 use crate::model::text::printable_bytes;
 use crate::model::trigger::Policy;
@@ -31,7 +31,7 @@ const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 10;
 
 /// Why no runner could make a unit ready.
-pub(super) enum NotReady {
+pub(crate) enum NotReady {
     /// There is nothing to run.
     Job(String),
     /// There is no runner.
@@ -42,7 +42,7 @@ pub(super) enum NotReady {
 
 impl Pipeline {
     /// A new unit that has to wait.
-    pub(super) fn arrive(&mut self, unit: &Unit) {
+    pub(crate) fn arrive(&mut self, unit: &Unit) {
         let displaced = self.queue.arrive(&unit.trigger, &unit.id);
         for dropped in displaced.dropped {
             info!(
@@ -59,7 +59,7 @@ impl Pipeline {
     }
 
     /// Asks the runner of `unit` to end it.
-    pub(super) fn signal(&self, unit: &str) {
+    pub(crate) fn signal(&self, unit: &str) {
         if let Err(e) = self.dir(unit).cancel() {
             warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
         }
@@ -71,7 +71,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the ledger cannot be read any more.
-    pub(super) fn start_waiting(&mut self) -> Result<(), Error> {
+    pub(crate) fn start_waiting(&mut self) -> Result<(), Error> {
         let mut units = Vec::new();
         if self.pressure.holds_until(Instant::now()).is_some() {
             // What comes is taken in first: it is safe then.
@@ -117,7 +117,7 @@ impl Pipeline {
 
     /// Has the ledger accept what was submitted, and meanwhile the runners that were taken for
     /// `units` make all ready for them.
-    pub(super) fn make_ready(&mut self, units: &[Arc<Unit>]) {
+    pub(crate) fn make_ready(&mut self, units: &[Arc<Unit>]) {
         if units.is_empty() {
             return;
         }
@@ -166,7 +166,7 @@ impl Pipeline {
     }
 
     /// Has a unit begin, which the ledger says is running.
-    pub(super) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
+    pub(crate) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
         if !self.runners.told(&unit.id) {
             match self.hand_over(&unit) {
                 Ok(()) => {}
@@ -203,7 +203,7 @@ impl Pipeline {
     }
 
     /// Removes the folder of a unit that was not begun.
-    pub(super) fn forget(&mut self, unit: &str) {
+    pub(crate) fn forget(&mut self, unit: &str) {
         if let Err(e) = self.dir(unit).remove() {
             warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
         }
@@ -221,7 +221,7 @@ impl Pipeline {
     }
 
     /// Lets a unit that could not be started wait a little, and all others with it.
-    pub(super) fn postpone(&mut self, trigger: &str, unit: &str) {
+    pub(crate) fn postpone(&mut self, trigger: &str, unit: &str) {
         self.held_until = Some(Instant::now() + SHORTAGE_RETRY);
         // What is missing may be they.
         let _ = make_folders(&self.home.path);
@@ -238,7 +238,7 @@ impl Pipeline {
 
     // --- What runners report ---
 
-    pub(super) fn on_report(&mut self, report: Report) {
+    pub(crate) fn on_report(&mut self, report: Report) {
         match report {
             Report::Started(unit, at) => {
                 let Some(live) = self.live.get_mut(&unit) else {
@@ -280,7 +280,7 @@ impl Pipeline {
     }
 
     /// A runner has let go of a unit, and its folder knows why.
-    pub(super) fn on_unknown(&mut self, unit: &str) {
+    pub(crate) fn on_unknown(&mut self, unit: &str) {
         let Some(live) = self.live.remove(unit) else {
             return;
         };
@@ -322,7 +322,7 @@ impl Pipeline {
     }
 
     /// Books the end of a unit and gives its job back.
-    pub(super) fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
+    pub(crate) fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
         self.queue.remove(&unit.trigger, &unit.id);
         self.log_end(&unit, outcome);
         if let Some(metrics) = &mut self.metrics {
@@ -398,7 +398,7 @@ impl Pipeline {
 
     /// Has a retry wait until `due` (milliseconds since the epoch), but not for longer than it was
     /// to wait from the start: the host's clock may have stepped back since.
-    pub(super) fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
+    pub(crate) fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
         let delay = self.trigger(trigger).map(|t| t.policy.retry_delay);
         let limit = delay.unwrap_or_default().max(settle::RERUN_DELAY);
         let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);

@@ -11,8 +11,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::engine::job::UNIT_VARIABLE;
-use crate::engine::word::Word;
+use crate::engine::commit::permit::Word;
+use crate::engine::work::job::UNIT_VARIABLE;
 use crate::os::inherit::keep_variables;
 use crate::runner::ARGUMENT;
 

@@ -19,7 +19,7 @@ const MAX_REPLY_LEVELS: usize = 100;
 
 /// Where the answer to a request goes, and what says which request it answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ReplyTo {
+pub(crate) struct ReplyTo {
     topic: String,
     correlation: Option<Bytes>,
     /// The request's own id, if it carries one inside the payload.
@@ -87,7 +87,7 @@ fn allowed(config: &Config, topic: &str) -> Result<(), String> {
 }
 
 /// The answer to a request for a run, once that is committed.
-pub(super) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
+pub(crate) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
     Some(match (parts.first()?, became.first()?) {
         (Part::Run { unit, .. }, Acceptance::Fresh) => made(&unit.id, unit.retry_of.as_deref()),
         (_, Acceptance::Known(known)) if known.unit.is_some() => repeated(known)?,
@@ -103,7 +103,7 @@ pub(super) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
 }
 
 /// The answer to a request that was carried out before; `None` if it was refused then.
-pub(super) fn repeated(known: &Known) -> Option<Value> {
+pub(crate) fn repeated(known: &Known) -> Option<Value> {
     Some(made(known.unit.as_ref()?, known.retry_of.as_deref()))
 }
 

@@ -3,10 +3,10 @@
 use tokio::signal::unix::Signal;
 use tracing::{error, info, warn};
 
+use crate::engine::client::{Pipeline, now_ms};
 use crate::engine::config::Config;
 use crate::engine::connect;
-use crate::engine::job::warn_of_what_is_missing;
-use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::work::job::warn_of_what_is_missing;
 use crate::error::{Error, Result};
 use crate::net::options::BrokerOptions;
 use crate::os::folder;
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Reload {
 impl Pipeline {
     /// Takes up a new configuration, without losing the session; what is wrong with it changes
     /// nothing.
-    pub(super) fn reload(&mut self, read: impl Fn() -> Result<Config>) {
+    pub(crate) fn reload(&mut self, read: impl Fn() -> Result<Config>) {
         self.health.notify.reloading();
         // The configuration may have been named relative to it.
         let _ = folder::find();
@@ -111,7 +111,7 @@ impl Pipeline {
     }
 
     /// The broker has answered the subscriptions of a reload.
-    pub(super) fn on_subscribed(&mut self, result: Result<()>) {
+    pub(crate) fn on_subscribed(&mut self, result: Result<()>) {
         if let Err(e) = result {
             error!("reload: {e}; events of that filter do not come");
         }

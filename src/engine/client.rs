@@ -10,28 +10,28 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::admit::Admission;
-use crate::engine::backlog::Backlog;
-use crate::engine::cleanup::Cleanup;
+use crate::engine::commit::batch::Later;
+use crate::engine::commit::permit::Word;
 use crate::engine::config::{Config, Home};
 use crate::engine::connect;
-use crate::engine::health::Health;
-use crate::engine::job::{warn_of_what_is_missing, warn_without_holes};
-use crate::engine::last::LastEnd;
-use crate::engine::later::Later;
-use crate::engine::metrics::Metrics;
-use crate::engine::names::Names;
-use crate::engine::outbox::Outbox;
-use crate::engine::pace::Pace;
-use crate::engine::pressure::Pressure;
-use crate::engine::queue::Queue;
-use crate::engine::recovery;
-use crate::engine::redelivery::Redelivery;
-use crate::engine::reload::Reload;
-use crate::engine::reply::ReplyTo;
-use crate::engine::runners::Runners;
-use crate::engine::silence::Silence;
-use crate::engine::word::Word;
+use crate::engine::control::reload::Reload;
+use crate::engine::intake::backlog::Backlog;
+use crate::engine::intake::judge::Admission;
+use crate::engine::intake::names::Names;
+use crate::engine::intake::pace::Pace;
+use crate::engine::intake::pressure::Pressure;
+use crate::engine::intake::redelivery::Redelivery;
+use crate::engine::intake::silence::Silence;
+use crate::engine::observe::health::Health;
+use crate::engine::observe::metrics::Metrics;
+use crate::engine::report::last::LastEnd;
+use crate::engine::report::outbox::Outbox;
+use crate::engine::report::reply::ReplyTo;
+use crate::engine::work::cleanup::Cleanup;
+use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
+use crate::engine::work::lanes::Queue;
+use crate::engine::work::pool::Runners;
+use crate::engine::work::recovery;
 use crate::error::Result;
 use crate::model::message::Message;
 use crate::model::status::Presence;
@@ -59,7 +59,7 @@ const MAX_TAKEN_IN: usize = 128;
 
 /// Counts since the client started.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     pub accepted: u64,
     pub duplicates: u64,
     pub refused: u64,
@@ -68,7 +68,7 @@ pub(super) struct Counts {
 
 /// What is to happen once an operation is on disk.
 #[derive(Debug)]
-pub(super) enum Then {
+pub(crate) enum Then {
     Accepted {
         admission: Box<Admission>,
         /// For the parts that start at once, by their place.
@@ -107,7 +107,7 @@ impl OnDisk for Then {
 }
 
 /// A unit that a runner has.
-pub(super) struct Live {
+pub(crate) struct Live {
     pub unit: Unit,
     /// Whether its start has been told.
     pub said: bool,
@@ -119,58 +119,58 @@ pub(super) struct Live {
 
 /// A pipeline at work.
 pub struct Pipeline {
-    pub(super) config: Config,
-    pub(super) home: Home,
-    pub(super) topics: PipelineTopics,
-    pub(super) since: Timestamp,
-    pub(super) reader: Reader,
-    pub(super) queue: Queue,
-    pub(super) pressure: Pressure,
-    pub(super) outbox: Outbox,
-    pub(super) counts: Counts,
-    pub(super) session: Session,
-    pub(super) identity: Identity,
+    pub(crate) config: Config,
+    pub(crate) home: Home,
+    pub(crate) topics: PipelineTopics,
+    pub(crate) since: Timestamp,
+    pub(crate) reader: Reader,
+    pub(crate) queue: Queue,
+    pub(crate) pressure: Pressure,
+    pub(crate) outbox: Outbox,
+    pub(crate) counts: Counts,
+    pub(crate) session: Session,
+    pub(crate) identity: Identity,
     /// Keeps others on this host from using our client identifier.
     _id_lock: HostLock,
-    pub(super) redelivery: Redelivery,
-    pub(super) names: Names,
-    pub(super) boot: String,
-    pub(super) ledger: Ledger<Then>,
-    pub(super) uncommitted: usize,
-    pub(super) uncommitted_bytes: usize,
-    pub(super) later: Later,
-    pub(super) runners: Runners,
-    pub(super) live: HashMap<String, Live>,
-    pub(super) adopted: (
+    pub(crate) redelivery: Redelivery,
+    pub(crate) names: Names,
+    pub(crate) boot: String,
+    pub(crate) ledger: Ledger<Then>,
+    pub(crate) uncommitted: usize,
+    pub(crate) uncommitted_bytes: usize,
+    pub(crate) later: Later,
+    pub(crate) runners: Runners,
+    pub(crate) live: HashMap<String, Live>,
+    pub(crate) adopted: (
         mpsc::UnboundedSender<String>,
         mpsc::UnboundedReceiver<String>,
     ),
     /// Whether whatever starts is to end: the client stops with its units.
-    pub(super) cancels_all: bool,
-    pub(super) online: bool,
-    pub(super) cleanup: Cleanup,
-    pub(super) backlog: Backlog,
+    pub(crate) cancels_all: bool,
+    pub(crate) online: bool,
+    pub(crate) cleanup: Cleanup,
+    pub(crate) backlog: Backlog,
     /// Whether runners have just not been able to begin, and until when none tries again.
-    pub(super) refusing: bool,
-    pub(super) held_until: Option<Instant>,
+    pub(crate) refusing: bool,
+    pub(crate) held_until: Option<Instant>,
     /// Where our own clock begins.
     begin: Instant,
     /// Whether it was said that others cannot see how we are.
-    pub(super) unseen: bool,
+    pub(crate) unseen: bool,
     /// Whether it was said that the broker cannot take statuses for now.
-    pub(super) refusing_statuses: bool,
+    pub(crate) refusing_statuses: bool,
     /// Whether it was said how bridges keep the properties of messages.
-    pub(super) bridge_said: bool,
-    pub(super) pace: Pace,
+    pub(crate) bridge_said: bool,
+    pub(crate) pace: Pace,
     /// Whether it was said that messages wait, in case they are a loop.
-    pub(super) loop_said: bool,
-    pub(super) health: Health,
-    pub(super) silence: Silence,
-    pub(super) metrics: Option<Metrics>,
-    pub(super) last: LastEnd,
+    pub(crate) loop_said: bool,
+    pub(crate) health: Health,
+    pub(crate) silence: Silence,
+    pub(crate) metrics: Option<Metrics>,
+    pub(crate) last: LastEnd,
 }
 
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
@@ -302,7 +302,7 @@ impl Pipeline {
     }
 
     /// Whether the ledger keeps up with what comes.
-    pub(super) const fn keeps_up(&self) -> bool {
+    pub(crate) const fn keeps_up(&self) -> bool {
         self.uncommitted < MAX_UNCOMMITTED && self.uncommitted_bytes < MAX_UNCOMMITTED_BYTES
     }
 
@@ -336,7 +336,7 @@ impl Pipeline {
     }
 
     /// Milliseconds by a clock that never goes back, above 0.
-    pub(super) fn ticks(&self) -> i64 {
+    pub(crate) fn ticks(&self) -> i64 {
         let elapsed = self.begin.elapsed().as_millis();
         i64::try_from(elapsed).unwrap_or(i64::MAX - 1) + 1
     }
@@ -352,12 +352,12 @@ impl Pipeline {
     }
 
     /// Whether the broker is there and has our subscriptions.
-    pub(super) const fn is_online(&self) -> bool {
+    pub(crate) const fn is_online(&self) -> bool {
         self.online
     }
 
     /// Tells that we are here.
-    pub(super) fn tell_presence(&mut self) {
+    pub(crate) fn tell_presence(&mut self) {
         let state = match self.queue.is_paused() {
             true => Presence::Paused,
             false => Presence::Online,
@@ -368,36 +368,36 @@ impl Pipeline {
 
     /// Publishes a message that no ledger holds, if there is a connection. The broker's answer
     /// to it tells what the broker knows, as the answer to a status does.
-    pub(super) fn publish(&mut self, message: Message) -> Option<Token> {
+    pub(crate) fn publish(&mut self, message: Message) -> Option<Token> {
         let token = self.session.publish(message)?;
         self.redelivery.sent(token, now_ms());
         Some(token)
     }
 
     /// Submits what waits for other changes.
-    pub(super) fn flush_later(&mut self) {
+    pub(crate) fn flush_later(&mut self) {
         for op in self.later.take() {
             self.uncommitted += 1;
             self.ledger.submit(op, Then::Nothing);
         }
     }
 
-    pub(super) fn submit(&mut self, op: Op, then: Then) {
+    pub(crate) fn submit(&mut self, op: Op, then: Then) {
         // One transaction takes both.
         self.flush_later();
         self.uncommitted += 1;
         self.ledger.submit(op, then);
     }
 
-    pub(super) fn trigger(&self, name: &str) -> Option<&Trigger> {
+    pub(crate) fn trigger(&self, name: &str) -> Option<&Trigger> {
         self.config.triggers.named(name)
     }
 
-    pub(super) fn dir(&self, unit: &str) -> UnitDir {
+    pub(crate) fn dir(&self, unit: &str) -> UnitDir {
         UnitDir::new(&self.home.path, unit)
     }
 
-    pub(super) fn paused_mark(&self) -> PathBuf {
+    pub(crate) fn paused_mark(&self) -> PathBuf {
         self.home.path.join("paused")
     }
 }

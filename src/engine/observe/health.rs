@@ -3,7 +3,7 @@
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
-use crate::engine::pipeline::Pipeline;
+use crate::engine::client::Pipeline;
 use crate::os::notify::Notify;
 
 /// Time between two lines of status at least.
@@ -11,7 +11,7 @@ const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the service manager knows of a pipeline.
 #[derive(Debug)]
-pub(super) struct Health {
+pub(crate) struct Health {
     pub notify: Notify,
     ready: bool,
     said: String,
@@ -75,7 +75,7 @@ impl Health {
 
 impl Pipeline {
     /// Tells the service manager, if there is one, what has changed, and that we are alive.
-    pub(super) fn check_health(&mut self) {
+    pub(crate) fn check_health(&mut self) {
         if !self.health.notify.is_heard() {
             return;
         }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::engine::admit::Admission;
-use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::client::{Pipeline, now_ms};
+use crate::engine::intake::judge::Admission;
 use crate::model::event::Refusal;
 use crate::model::message::{Delivery, property};
 use crate::model::trigger::DEFAULT_LOOP_RATE;
@@ -28,7 +28,7 @@ const MAX_DELAY: i64 = 60 * WINDOW;
 /// When each trigger may start its next run, if all that it may start at once were started: the
 /// generic cell rate algorithm (ITU-T I.371, annex A.2), on the pipeline's own clock.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     arrivals: HashMap<String, i64>,
 }
 
@@ -56,7 +56,7 @@ fn is_of_a_pipeline(topic: &str) -> bool {
 
 impl Pipeline {
     /// Has runs wait that a message may start in a loop.
-    pub(super) fn pace(&mut self, delivery: &Delivery, admission: &mut Admission) {
+    pub(crate) fn pace(&mut self, delivery: &Delivery, admission: &mut Admission) {
         let topic = std::str::from_utf8(&delivery.topic);
         if delivery.properties.user(property::HOPS).is_some() {
             return;
@@ -110,7 +110,7 @@ impl Pipeline {
 
     /// Lets an event wait that [`Pipeline::pace`] holds back until `due`, milliseconds since the
     /// epoch.
-    pub(super) fn wait_in_pace(&mut self, trigger: &str, unit: &str, due: i64) {
+    pub(crate) fn wait_in_pace(&mut self, trigger: &str, unit: &str, due: i64) {
         let delay = (due - now_ms()).clamp(0, MAX_DELAY);
         self.queue.wait(trigger, unit, self.ticks() + delay);
     }
