@@ -12,7 +12,7 @@ use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::{duration, topic};
 use crate::os::paths;
-use crate::store::unit_dir::Stream;
+use crate::store::unit_dir::stream::Stream;
 use crate::tools::work::{self, Scope, Verb};
 
 /// Options of `tael work`.

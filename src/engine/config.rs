@@ -10,8 +10,8 @@ use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
 use crate::os::host::hostname;
 use crate::os::lock::Lock;
-use crate::store::private;
-use crate::store::unit_dir::{RUNNERS, create_private_dir};
+use crate::store::private::{self, create_private_dir};
+use crate::store::unit_dir::RUNNERS;
 
 /// How long the lock of a client that has just been killed may outlive it: a process that it
 /// was about to start has a copy until it executes its program.

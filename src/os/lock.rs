@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -129,21 +128,4 @@ impl Lock {
             };
         }
     }
-}
-
-/// Returns whether another process has `file` open, which is open for writing here; also `true`
-/// where that cannot be determined, as on network file systems. The kernel grants a lease only if
-/// no other process has it open (`fcntl(2)`, `F_SETLEASE`). A process that opens it meanwhile waits
-/// a moment. The kernel then sends us SIGIO, which must not end this process.
-#[must_use]
-pub fn is_open_elsewhere(file: &File) -> bool {
-    let lease = |kind: libc::c_int| {
-        // SAFETY: the descriptor is open for as long as `file` is borrowed; the call takes a
-        // number, and no memory.
-        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }
-    };
-    if lease(libc::F_WRLCK) != 0 {
-        return true;
-    }
-    lease(libc::F_UNLCK) != 0
 }

@@ -93,8 +93,6 @@ const HEARD: &[Signal] = &[
     Signal::SIGHUP,
     Signal::SIGQUIT,
     Signal::SIGXFSZ,
-    // Another process opens a file that we look at (`is_open_elsewhere`).
-    Signal::SIGIO,
 ];
 
 /// Makes this process the leader of a session of its own, and ignores the signals that end its

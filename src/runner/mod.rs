@@ -1,17 +1,26 @@
 //! The process that supervises one unit at a time, and outlives its client.
 //!
-//! It reads jobs from its standard input, a line of JSON and the payload each, and makes all
-//! ready for them while the ledger accepts them; then it reads one byte more, [`BEGIN`] or
-//! [`DROP`]. It answers on its standard output: `started MS`, `ended OUTCOME`, `idle`; or
-//! `begun` and `refused CAUSE` for a unit that it does not run; and `leaving` instead of `idle`
-//! when something of the unit goes on. When nobody writes or listens
-//! any more it finishes its unit, writes the outcome, and leaves. No runtime, no threads.
+//! It reads a job from its standard input: a line of JSON, then the payload. It prepares the unit
+//! while the ledger accepts it. Then it reads one more byte, [`BEGIN`] or [`DROP`]. It answers on
+//! its standard output:
+//!
+//! ```text
+//! started MS         the command has started, at this time (milliseconds since the epoch)
+//! ended OUTCOME      it has ended
+//! refused CAUSE      the unit was not begun, and can be tried again
+//! begun              another runner has begun the unit
+//! idle               ready for the next job
+//! leaving            a process outlives the command: the runner takes no other job
+//! ```
+//!
+//! When its client is gone it finishes its unit, writes the outcome, and leaves. It has no async
+//! runtime and no threads.
 
 mod supervise;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -26,33 +35,34 @@ use crate::model::variables::Variables;
 use crate::os::command::{Became, Running, Spawn};
 use crate::os::descent::{adopt_descendants, children_left};
 use crate::os::process::{Sender, boot_id, detach, sender};
-use crate::store::unit_dir::hold::Hold;
-use crate::store::unit_dir::output::Output;
-use crate::store::unit_dir::recycle::RecycledDir;
-use crate::store::unit_dir::{Stream, UnitDir};
-use supervise::{Run, look_after_rest};
+use crate::store::unit_dir::UnitDir;
+use crate::store::unit_dir::locked::LockedDir;
+use crate::store::unit_dir::output::{Output, Rest};
+use crate::store::unit_dir::recycle::EndedDir;
+use crate::store::unit_dir::stream::Stream;
+use supervise::{Run, drain_rest};
 
-/// The first argument that turns one of our binaries into a runner; the second is the folder
-/// for what runners need beside their units.
+/// First argument that turns one of our binaries into a runner. The second is the folder for what
+/// runners need beside their units.
 pub const ARGUMENT: &str = "--tael-runner";
 
-/// Begins a line that names the file, beside us, of a job that is too long for a pipe.
+/// Prefix of a line that names the file, in that folder, of a job that is too long for a pipe.
 pub const FILE: &str = "@";
 
-/// The unit may begin: the ledger has accepted it.
+/// Tells a runner to begin the unit: the ledger has accepted it.
 pub const BEGIN: u8 = b'!';
 
-/// The unit is not to run.
+/// Tells a runner to drop the unit.
 pub const DROP: u8 = b'-';
 
-/// Wait before an outcome that found no space is written again.
+/// Delay before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long an outcome that the client has been told may wait to be synced. While events come
-/// fast the client's ledger has it on disk before.
+/// Maximum time until an outcome that the client was told is synced. While events come fast, the
+/// client's ledger has it on disk before that.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
-/// The exit code of a shell for a program that cannot be executed, and one that is missing
+/// Exit codes of a shell for a program that cannot be executed, and for one that is missing
 /// (POSIX.1-2017, Shell Command Language, section 2.8.2).
 const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
@@ -62,13 +72,13 @@ const NOT_FOUND: i32 = 127;
 pub struct Job {
     /// The unit.
     pub unit: String,
-    /// Bytes of the command's standard input, which follow the line.
+    /// Number of bytes of the command's standard input, which follow the line.
     pub stdin: usize,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// What to execute when the system finds no interpreter for `argv`: a shell does.
+    /// Program and arguments if the system finds no interpreter for `argv`: a shell runs it.
     pub shell_argv: Vec<String>,
-    /// Where the command runs; the runner's own working directory without.
+    /// Working directory of the command (default: the runner's).
     pub cwd: Option<PathBuf>,
     /// Variables besides the inherited ones.
     pub variables: Variables,
@@ -76,25 +86,37 @@ pub struct Job {
     pub timeout: Option<u64>,
     /// Time between TERM and KILL, milliseconds.
     pub grace: u64,
-    /// Bytes kept of each output stream.
+    /// Maximum number of bytes kept of each output stream; 0 keeps all.
     pub max_output: u64,
 }
 
-/// Works off jobs until nobody sends any more.
+/// Runs as a runner: takes jobs from standard input until the client is gone.
 #[must_use]
 pub fn main(runners: Option<PathBuf>) -> ExitCode {
     detach();
     adopt_descendants();
     let bug = ExitCode::from(crate::error::Kind::Bug.exit_code());
-    let (Some(runners), Ok(pipe)) = (runners, io::stdin().as_fd().try_clone_to_owned()) else {
+    let (Some(runners), Ok(requests)) = (runners, io::stdin().as_fd().try_clone_to_owned()) else {
         return bug;
     };
-    let Some(pipeline) = runners.parent() else {
-        return bug;
-    };
-    let mut state = RunnerState {
-        jobs: BufReader::with_capacity(4096, File::from(pipe)),
-        runners: &runners,
+    match runners.parent() {
+        Some(pipeline) => serve(requests, io::stdout(), &runners, pipeline),
+        None => return bug,
+    }
+    ExitCode::SUCCESS
+}
+
+/// Takes jobs from `requests` until nobody writes there any more, or a process outlives its
+/// command; reports on `reports`. `runners` is the folder for what runners need beside their
+/// units, in the folder of the `pipeline`.
+///
+/// The calling process is to have no other thread and no other children, and to be a child
+/// subreaper.
+fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path) {
+    let mut runner = Runner {
+        requests: BufReader::with_capacity(4096, File::from(requests)),
+        reports,
+        runners,
         boot: boot_id(),
         ahead: None,
         ended: None,
@@ -104,39 +126,38 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
         began: None,
     };
     loop {
-        state.make_ahead();
-        if state.wait() == Sender::Gone {
-            // Nobody would take up what we began now; the next client will.
+        runner.make_ahead();
+        if runner.wait() == Sender::Gone {
+            // The next client takes up what we would begin now.
             break;
         }
-        match read(&mut state.jobs, &runners) {
+        match read(&mut runner.requests, runners) {
             Ok(Some((job, payload))) => {
-                state.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
+                runner.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
                 // What outlives its command must not pass for a part of the next unit.
-                if state.rest.is_some() || children_left() {
-                    say("leaving");
-                    state.sync();
+                if runner.rest.is_some() || children_left() {
+                    runner.say("leaving");
+                    runner.sync();
                     break;
                 }
-                say("idle");
+                runner.say("idle");
             }
-            // What cannot be read is the next one's to try.
+            // The next runner tries what cannot be read.
             Ok(None) | Err(_) => break,
         }
     }
-    if let Some(ahead) = state.ahead.take() {
+    if let Some(ahead) = runner.ahead.take() {
         ahead.discard();
     }
-    if let Some((mut output, files)) = state.rest {
-        look_after_rest(&mut output, &files);
+    if let Some(mut rest) = runner.rest {
+        drain_rest(&mut rest);
     }
-    ExitCode::SUCCESS
 }
 
 /// Reads a job with its payload; none at the end.
-fn read(jobs: &mut impl BufRead, runners: &Path) -> io::Result<Option<(Job, Vec<u8>)>> {
+fn read(requests: &mut impl BufRead, runners: &Path) -> io::Result<Option<(Job, Vec<u8>)>> {
     let mut line = String::new();
-    if jobs.read_line(&mut line)? == 0 {
+    if requests.read_line(&mut line)? == 0 {
         return Ok(None);
     }
     if let Some(name) = line.trim_end().strip_prefix(FILE) {
@@ -147,167 +168,171 @@ fn read(jobs: &mut impl BufRead, runners: &Path) -> io::Result<Option<(Job, Vec<
     }
     let job: Job = serde_json::from_str(&line)?;
     let mut payload = vec![0; job.stdin];
-    jobs.read_exact(&mut payload)?;
+    requests.read_exact(&mut payload)?;
     Ok(Some((job, payload)))
 }
 
-/// Tells the client, if there still is one.
-fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-}
-
-/// Why a unit that was made ready is not begun.
+/// Why a unit that was prepared is not begun.
 #[derive(Debug)]
-enum Not {
-    /// It is not to run.
-    Wanted,
-    /// The client is gone, and the next one will take the unit up.
-    Heard,
-    /// Somebody has canceled it.
+enum NotBegun {
+    /// The client has dropped it.
+    Dropped,
+    /// The client is gone, and the next one takes the unit up.
+    ClientGone,
+    /// It was canceled.
     Canceled,
     /// Its record cannot be written.
-    Noted(io::Error),
+    Record(io::Error),
     /// There is no process for it, or it was killed.
-    Able(io::Error),
+    Process(io::Error),
 }
 
-/// Where a runner works.
-struct RunnerState<'a> {
-    jobs: BufReader<File>,
+/// A runner and what it has at hand.
+struct Runner<'a, W> {
+    requests: BufReader<File>,
+    reports: W,
     runners: &'a Path,
     boot: String,
-    /// The folder of the unit to come.
-    ahead: Option<Hold>,
-    /// The folder of the unit that has ended last, until the client's ledger holds its outcome.
-    ended: Option<RecycledDir>,
-    /// What is left of the output of that unit, and where it goes, while somebody may write still.
-    rest: Option<(Output, [File; 2])>,
-    /// A folder that nobody needs any more.
-    free: Option<RecycledDir>,
-    /// The word for the unit at hand.
+    /// The folder of the next unit.
+    ahead: Option<LockedDir>,
+    /// The folder of the last unit, until the client's ledger holds its outcome.
+    ended: Option<EndedDir>,
+    /// The output of processes that outlive the command of that unit.
+    rest: Option<Rest>,
+    /// A folder whose outcome the ledger holds.
+    free: Option<EndedDir>,
+    /// What the client has said about the current unit: [`BEGIN`] or [`DROP`].
     heard: Option<u8>,
-    /// When the command began, by the clock of the host and by one that only goes on.
+    /// When the command began, by the clock of the host and by a monotonic one.
     began: Option<(i64, Instant)>,
 }
 
-impl RunnerState<'_> {
-    /// Waits for a job, and syncs the last outcome unless one comes first.
-    fn wait(&mut self) -> Sender {
-        let patience = self.ended.is_some().then_some(SYNC_DELAY);
-        let mut sender_is = sender(io::stdin().as_fd(), patience);
-        if sender_is != Sender::Wrote {
-            self.sync();
-        }
-        if sender_is == Sender::Silent {
-            sender_is = sender(io::stdin().as_fd(), None);
-        }
-        sender_is
+impl<W: Write> Runner<'_, W> {
+    /// Tells the client, if there still is one.
+    fn say(&mut self, line: &str) {
+        let _ = writeln!(self.reports, "{line}").and_then(|()| self.reports.flush());
     }
 
-    /// Has the disk hold the last outcome.
+    /// Waits for a job, and syncs the last outcome unless one comes first.
+    fn wait(&mut self) -> Sender {
+        let client = |patience| sender(self.requests.get_ref().as_fd(), patience);
+        let mut client_is = client(self.ended.is_some().then_some(SYNC_DELAY));
+        if client_is != Sender::Wrote {
+            self.sync();
+        }
+        if client_is == Sender::Silent {
+            client_is = client(None);
+        }
+        client_is
+    }
+
+    /// Writes the last outcome to disk.
     fn sync(&self) {
         if let Some(ended) = &self.ended {
             ended.sync();
         }
     }
 
-    /// Makes a unit ready, and runs it when it is to begin.
+    /// Prepares a unit, and runs it when the client says so.
     fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) {
         self.heard = None;
-        let mut hold = match Hold::take(self.ahead.take(), unit) {
-            Ok(Some(hold)) => hold,
+        let mut dir = match LockedDir::take(self.ahead.take(), unit) {
+            Ok(Some(dir)) => dir,
             other => {
                 match other {
-                    Err(e) => say(&format!("refused create the unit's folder: {e}")),
-                    // Somebody has begun it before us: theirs is the outcome.
-                    Ok(_) => say("begun"),
+                    Err(e) => self.say(&format!("refused create the unit's folder: {e}")),
+                    // Another runner has begun it, and tells the outcome.
+                    Ok(_) => self.say("begun"),
                 }
-                // One that is gone is noticed before the next job.
-                let _ = self.word();
+                // A client that is gone is noticed before the next job.
+                let _ = self.hear();
                 return;
             }
         };
-        let begun = match start(job, payload, &mut hold, |hold| self.begin(hold)) {
+        let begun = match start(job, payload, &mut dir, |dir| self.begin(dir)) {
             Ok(begun) => begun,
             // It never can.
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => match self.begin(&mut hold) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => match self.begin(&mut dir) {
                 Ok(()) => Begun::Failed(io::Error::other(e)),
                 Err(not) => Begun::Nothing(not),
             },
-            Err(e) => Begun::Nothing(self.word().err().unwrap_or(Not::Able(e))),
+            Err(e) => Begun::Nothing(self.hear().err().unwrap_or(NotBegun::Process(e))),
         };
         let mut rest = None;
         let outcome = match begun {
             Begun::Command(running, mut output) => {
                 let now = || (Timestamp::now().as_millisecond(), Instant::now());
-                let began = self.began.take().unwrap_or_else(now);
-                say(&format!("started {}", began.0));
+                let (began, clock) = self.began.take().unwrap_or_else(now);
+                self.say(&format!("started {began}"));
                 let boot = self.boot.clone();
-                let run = Run::new(job, running, &mut hold, &mut output, began.1);
-                let outcome = run.supervise(began.0, &boot, || self.make_ahead());
-                rest = output.is_open().then_some(output);
+                let run = Run::new(job, running, &mut dir, &mut output, clock);
+                let outcome = run.supervise(began, &boot, || self.make_ahead());
+                rest = Some(output);
                 outcome.unwrap_or_else(Outcome::not_started)
             }
-            Begun::Failed(e) => could_not_execute(job, &hold, &e),
-            Begun::Nothing(Not::Canceled) => Outcome {
+            Begun::Failed(e) => could_not_execute(job, &mut dir, &e),
+            Begun::Nothing(NotBegun::Canceled) => Outcome {
                 stopped: Some(Stopped::Canceled),
                 ..Outcome::not_started("canceled before it began")
             },
-            Begun::Nothing(Not::Noted(e)) => {
-                return say(&format!("refused write the unit's record: {e}"));
+            Begun::Nothing(NotBegun::Record(e)) => {
+                return self.say(&format!("refused write the unit's record: {e}"));
             }
-            Begun::Nothing(Not::Able(e)) => {
-                say(&format!("refused start a process: {e}"));
-                self.ahead = hold.withdraw(self.runners);
+            Begun::Nothing(NotBegun::Process(e)) => {
+                self.say(&format!("refused start a process: {e}"));
+                self.ahead = dir.withdraw(self.runners);
                 return;
             }
-            Begun::Nothing(Not::Wanted) => {
-                self.ahead = hold.withdraw(self.runners);
+            Begun::Nothing(NotBegun::Dropped) => {
+                self.ahead = dir.withdraw(self.runners);
                 return;
             }
-            Begun::Nothing(Not::Heard) => return,
+            Begun::Nothing(NotBegun::ClientGone) => return,
         };
-        say(&format!("ended {}", outcome_text(&outcome)));
-        while hold.end(&outcome).is_err() {
+        self.say(&format!("ended {}", outcome_text(&outcome)));
+        while dir.end(&outcome).is_err() {
             thread::sleep(RETRY);
         }
-        let (ended, files) = RecycledDir::with_streams(hold);
+        let (ended, rest) = EndedDir::new(dir, rest);
         self.ended = Some(ended);
-        self.rest = rest.map(|output| (output, files));
+        self.rest = rest;
     }
 
-    /// Waits for the word to begin.
-    fn word(&mut self) -> Result<(), Not> {
+    /// Waits until the client says whether the unit begins.
+    fn hear(&mut self) -> Result<(), NotBegun> {
         let mut word = [0];
         match self.heard {
-            // By a process that was killed then.
+            // A process that was killed then has heard it.
             Some(heard) => word = [heard],
-            None => self.jobs.read_exact(&mut word).map_err(|_| Not::Heard)?,
+            None => {
+                let heard = self.requests.read_exact(&mut word);
+                heard.map_err(|_| NotBegun::ClientGone)?;
+            }
         }
-        self.heard = Some(word[0]);
-        // Standard input may be the command's by now. The lock is held: who finds it free knows
-        // that the unit was not begun.
-        let client = sender(self.jobs.get_ref().as_fd(), Some(Duration::ZERO));
-        // The ledger commits in order, and was told of the end before of this unit. Nothing is
-        // dropped here: the process that is to be the command would close files of its own only.
+        let [heard] = word;
+        self.heard = Some(heard);
+        // Standard input can be the command's by now. The lock is held: a client that finds it free
+        // knows that the unit was not begun.
+        let client = sender(self.requests.get_ref().as_fd(), Some(Duration::ZERO));
+        // The ledger commits in order, and was told of the last end before this unit. Nothing is
+        // dropped here: the process that becomes the command would close its own files only.
         if self.free.is_none() {
             self.free = self.ended.take();
         }
-        match (word, client) {
-            ([BEGIN], Sender::Gone) => Err(Not::Heard),
-            ([BEGIN], _) => Ok(()),
-            _ => Err(Not::Wanted),
+        match (heard, client) {
+            (BEGIN, Sender::Gone) => Err(NotBegun::ClientGone),
+            (BEGIN, _) => Ok(()),
+            _ => Err(NotBegun::Dropped),
         }
     }
 
-    /// Waits for the word to begin, and notes that.
-    fn begin(&mut self, hold: &mut Hold) -> Result<(), Not> {
-        self.word()?;
-        if hold.dir().is_canceled() {
-            return Err(Not::Canceled);
+    /// Waits until the client says that the unit begins, and notes that.
+    fn begin(&mut self, dir: &mut LockedDir) -> Result<(), NotBegun> {
+        self.hear()?;
+        if dir.dir().is_canceled() {
+            return Err(NotBegun::Canceled);
         }
-        hold.begin().map_err(Not::Noted)?;
+        dir.begin().map_err(NotBegun::Record)?;
         self.began = Some((Timestamp::now().as_millisecond(), Instant::now()));
         Ok(())
     }
@@ -315,8 +340,8 @@ impl RunnerState<'_> {
     /// Makes the folder of the next unit, if there is none yet.
     fn make_ahead(&mut self) {
         if self.ahead.is_none() {
-            let reused = self.free.take().and_then(|free| free.reuse(self.runners));
-            self.ahead = reused.or_else(|| Hold::ahead(self.runners).ok());
+            let recycled = self.free.take().and_then(|free| free.recycle(self.runners));
+            self.ahead = recycled.or_else(|| LockedDir::ahead(self.runners).ok());
         }
     }
 }
@@ -326,7 +351,7 @@ enum Begun {
     /// It runs, and writes.
     Command(Running, Output),
     /// It is not begun.
-    Nothing(Not),
+    Nothing(NotBegun),
     /// The program could not be executed.
     Failed(io::Error),
 }
@@ -334,8 +359,8 @@ enum Begun {
 fn start(
     job: &Job,
     payload: &[u8],
-    hold: &mut Hold,
-    mut begin: impl FnMut(&mut Hold) -> Result<(), Not>,
+    dir: &mut LockedDir,
+    mut begin: impl FnMut(&mut LockedDir) -> Result<(), NotBegun>,
 ) -> io::Result<Begun> {
     let (output, [stdout, stderr]) = Output::new(job.max_output)?;
     let spawn = Spawn {
@@ -343,28 +368,29 @@ fn start(
         shell_argv: &job.shell_argv,
         cwd: job.cwd.as_deref(),
         variables: &job.variables,
-        stdin: Hold::stdin(payload)?,
+        stdin: LockedDir::stdin(payload)?,
         stdout,
         stderr,
     };
-    Ok(match spawn.start(|| begin(hold))? {
+    Ok(match spawn.start(|| begin(dir))? {
         Became::Command(running) => Begun::Command(running, output),
         Became::Nothing(not) => Begun::Nothing(not),
         Became::Failed(e) => Begun::Failed(e),
     })
 }
 
-/// The outcome that a shell would have made of a program that is missing or cannot be
-/// executed; anything else was no fault of the command's.
-fn could_not_execute(job: &Job, hold: &Hold, error: &io::Error) -> Outcome {
+/// Returns the outcome that a shell gives a program that is missing or cannot be executed. Any
+/// other error is not the command's fault.
+fn could_not_execute(job: &Job, dir: &mut LockedDir, error: &io::Error) -> Outcome {
     let program = job.argv.first().map_or("", String::as_str);
     let code = match error.kind() {
         io::ErrorKind::NotFound => Some(NOT_FOUND),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ExecutableFileBusy => Some(CANNOT_EXECUTE),
         _ => None,
     };
-    if code.is_some() {
-        let mut stderr = hold.stream(Stream::Stderr);
+    if code.is_some()
+        && let Ok(mut stderr) = dir.stream(Stream::Stderr)
+    {
         let _ = writeln!(stderr, "tael: cannot execute {program}: {error}");
     }
     let outcome = Outcome::not_started(error);

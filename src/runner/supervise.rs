@@ -1,6 +1,5 @@
 //! One command, watched from its start to its end.
 
-use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -10,8 +9,8 @@ use crate::os::descent::{children_left, kill_run, reap_orphans};
 use crate::os::proc::start_time;
 use crate::os::process::wait_for_any;
 use crate::runner::Job;
-use crate::store::unit_dir::hold::Hold;
-use crate::store::unit_dir::output::Output;
+use crate::store::unit_dir::locked::LockedDir;
+use crate::store::unit_dir::output::{Output, Rest};
 
 /// For this time a command is only waited for. Most have ended then, and their output, if it is not
 /// more than a pipe holds, is taken at once.
@@ -30,7 +29,7 @@ const LOOK_AT_REST: Duration = Duration::from_secs(5);
 /// A command that runs, and what belongs to it.
 pub(super) struct Run<'a> {
     running: Running,
-    hold: &'a mut Hold,
+    dir: &'a mut LockedDir,
     output: &'a mut Output,
     /// When it began, by a clock that only goes on.
     clock: Instant,
@@ -44,14 +43,14 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         job: &Job,
         running: Running,
-        hold: &'a mut Hold,
+        dir: &'a mut LockedDir,
         output: &'a mut Output,
         clock: Instant,
     ) -> Self {
         let limit = job.timeout.map(Duration::from_millis);
         Self {
             running,
-            hold,
+            dir,
             output,
             clock,
             limit: limit.and_then(|limit| clock.checked_add(limit)),
@@ -75,10 +74,10 @@ impl<'a> Run<'a> {
             meanwhile();
             stopped = self.watch(boot);
         }
-        let (output, hold) = (self.output, self.hold);
+        let (output, dir) = (self.output, self.dir);
         let mut remains = None;
         if stopped.is_some() {
-            let meanwhile = |time| pause(output, hold, time);
+            let meanwhile = |time| pause(output, dir, time);
             remains = self.running.terminate(self.grace, meanwhile);
         }
         let (end, usage) = if remains.is_some() && !is_over(&self.running) {
@@ -89,9 +88,9 @@ impl<'a> Run<'a> {
         };
         // A process that lost its parent while the last look was taken is ours by now.
         if stopped.is_some() && remains.is_none() && children_left() {
-            remains = kill_run(None, |time| pause(output, hold, time));
+            remains = kill_run(None, |time| pause(output, dir, time));
         }
-        let dropped = output.finish(hold);
+        let dropped = output.finish(dir);
         Ok(Outcome {
             end,
             stopped,
@@ -116,7 +115,7 @@ impl<'a> Run<'a> {
         loop {
             match self.running.wait(self.output.sources(), Some(until)) {
                 Ok(Woken::TimedOut) => return false,
-                Ok(Woken::Readable) if Instant::now() < until => self.output.pump(self.hold),
+                Ok(Woken::Readable) if Instant::now() < until => self.output.pump(self.dir),
                 Ok(Woken::Readable) => return false,
                 Ok(Woken::Ended) | Err(_) => return true,
             }
@@ -130,15 +129,15 @@ impl<'a> Run<'a> {
 
     /// Watches a command that takes its time, until it ends or is to.
     fn watch(&mut self, boot: &str) -> Option<Stopped> {
-        self.hold.watch();
+        self.dir.watch();
         let pid = self.running.pid();
         // Only needed should we be killed; without it the command would be left alone.
         if let Some(start) = start_time(pid) {
-            let _ = self.hold.note_process(pid, start, boot);
+            let _ = self.dir.note_process(pid, start, boot);
         }
         let mut look = Instant::now() + LOOK;
         loop {
-            if self.hold.is_canceled() {
+            if self.dir.is_canceled() {
                 return Some(Stopped::Canceled);
             }
             if self.limit.is_some_and(|limit| Instant::now() >= limit) {
@@ -149,10 +148,10 @@ impl<'a> Run<'a> {
                 look = Instant::now() + LOOK;
             }
             let until = self.limit.map_or(look, |limit| limit.min(look));
-            let others = self.output.sources().chain(self.hold.changes());
+            let others = self.output.sources().chain(self.dir.changes());
             match self.running.wait(others, Some(until)) {
                 Ok(Woken::Ended) | Err(_) => return None,
-                Ok(Woken::Readable) => self.output.pump(self.hold),
+                Ok(Woken::Readable) => self.output.pump(self.dir),
                 Ok(Woken::TimedOut) => {}
             }
         }
@@ -164,26 +163,22 @@ fn is_over(running: &Running) -> bool {
 }
 
 /// Lets `time` pass, and takes what is written meanwhile.
-fn pause(output: &mut Output, hold: &mut Hold, time: Duration) {
+fn pause(output: &mut Output, dir: &mut LockedDir, time: Duration) {
     let until = Instant::now() + time;
     while Instant::now() < until {
-        wait_for_output(output, until);
-        output.pump(hold);
+        // A failure is a shortage that passes; the pipes are read in any case.
+        let _ = wait_for_any(output.sources(), until);
+        output.pump(dir);
     }
 }
 
-fn wait_for_output(output: &Output, until: Instant) {
-    // What fails is a shortage that passes; the pipes are read in any case.
-    let _ = wait_for_any(output.sources(), until);
-}
-
-/// Takes what is written by processes that outlive their command to `files`, until none of them
-/// can write any more. Without a reader their next write would end them.
-pub(super) fn look_after_rest(output: &mut Output, files: &[File; 2]) {
-    let mut taken = [0; 2];
-    while output.is_open() {
-        wait_for_output(output, Instant::now() + LOOK_AT_REST);
-        output.pump_rest(files, &mut taken);
+/// Takes what processes write that outlive their command, until none of them can write any more.
+/// Without a reader their next write would end them.
+pub(super) fn drain_rest(rest: &mut Rest) {
+    while rest.is_open() {
+        // A failure is a shortage that passes; the pipes are read in any case.
+        let _ = wait_for_any(rest.sources(), Instant::now() + LOOK_AT_REST);
+        rest.pump();
         let _ = children_left();
     }
 }

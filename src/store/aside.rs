@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::model::unit::Trace;
 use crate::os::host::is_id;
 use crate::store::ledger::Reader;
-use crate::store::unit_dir::{GONE, RUNNERS, UNITS, UnitDir, create_private_dir};
+use crate::store::private::create_private_dir;
+use crate::store::unit_dir::{GONE, RUNNERS, UNITS, UnitDir};
 
 /// Name of the folder, beside that of the units, for those that the ledger does not know.
 const ASIDE: &str = "units-aside";

@@ -1,8 +1,8 @@
 //! Folders that nobody else may write to. Whoever can put a link there decides what we write to,
 //! and whoever owns a folder can swap what is in it.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder, Metadata};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use nix::unistd::geteuid;
@@ -17,6 +17,18 @@ const ALL_WRITE: u32 = 0o002;
 
 /// Only owners may rename and remove what is in the folder.
 const STICKY: u32 = 0o1000;
+
+/// Creates `path` and its parents with mode 0700.
+///
+/// # Errors
+/// When it cannot be created (73), or not now (75).
+pub fn create_private_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::state(&e, format!("create folder {}: {e}", path.display())))
+}
 
 fn refused(path: &Path, cause: &str) -> Error {
     Error::cannot_create(format!("use state folder {}: {cause}", path.display()))

@@ -22,7 +22,7 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::process::descriptor_limit;
 use crate::os::signals::Stop;
 use crate::os::{host, paths};
-use crate::store::unit_dir::create_private_dir;
+use crate::store::private::create_private_dir;
 use crate::tools::message::sender;
 use crate::tools::watch;
 

@@ -16,7 +16,8 @@ use crate::os::folder;
 use crate::os::logging::SENDERS;
 use crate::os::process::exec_limit;
 use crate::runner::Job;
-use crate::store::unit_dir::output::{TAIL, can_have_holes};
+use crate::store::unit_dir::holes::can_have_holes;
+use crate::store::unit_dir::output::TAIL;
 
 /// Bytes of a file of variables at most.
 const MAX_ENV_FILE: u64 = 1024 * 1024;

@@ -183,7 +183,7 @@ impl Pipeline {
     /// may run again. Returns the outcome of the run.
     fn end_orphans(&self, unit: &str, started: Option<i64>) -> Outcome {
         // The process may have been killed before it could be noted, or have ended since.
-        let noted = self.dir(unit).read_process(&self.boot);
+        let noted = self.dir(unit).notes().process(&self.boot);
         let (killed, remains) = kill_orphans(&format!("{UNIT_VARIABLE}={unit}"), noted);
         if killed > 0 {
             warn!(

@@ -18,7 +18,8 @@ use crate::model::unit::{End, Outcome, State, Stopped, Trace, Unit};
 use crate::os::hooks;
 use crate::runner::Job;
 use crate::store::ledger::Op;
-use crate::store::unit_dir::Stream;
+use crate::store::unit_dir::reader::{Ended, tail};
+use crate::store::unit_dir::stream::Stream;
 
 /// Wait before a unit is started again that found no process, descriptor or space.
 const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
@@ -381,7 +382,8 @@ impl Pipeline {
             outcome.end
         );
         if matches!(outcome.end, End::Exited(_) | End::Signaled(_)) {
-            let tail = self.dir(&unit.id).tail(Stream::Stderr, TAIL_BYTES);
+            let ended = Ended::with(Some(outcome), Stream::Stderr);
+            let tail = tail(&self.dir(&unit.id), Stream::Stderr, TAIL_BYTES, ended);
             let lines: Vec<&[u8]> = tail
                 .split(|b| *b == b'\n')
                 .filter(|l| !l.is_empty())

@@ -1,101 +1,44 @@
 //! The folder of a unit: its streams, and the record of its run.
 //!
 //! ```text
-//! units/<id>/stdout        what the command wrote
+//! units/<id>/stdout        what the command wrote, if it wrote anything
 //! units/<id>/stderr
-//! units/<id>/outcome       what its runner has noted, at last how it ended; locked by it till then
-//! units/<id>/cancel-<id>   there once somebody has asked for the end
+//! units/<id>/outcome       the record of the run, locked by its runner until the run has ended
+//! units/<id>/cancel-<id>   created by whoever cancels the unit
 //! ```
 //!
-//! The folder of a run that has left nothing behind serves another unit once the ledger knows
-//! how it ended. What is in a folder therefore names the unit that it belongs to: a power
-//! failure may bring back what was there before.
+//! The folder of a run that left nothing behind serves another unit, once the ledger knows how the
+//! run ended. Everything in a folder therefore names its unit: a power failure can bring back what
+//! was there before.
 
-pub mod gap;
-pub mod hold;
+pub mod holes;
+pub mod journal;
+pub mod locked;
 pub mod output;
+pub mod reader;
 pub mod recycle;
+pub mod stream;
 
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::model::outcome::parse_outcome;
 use crate::model::unit::Trace;
 use crate::os::lock::Lock;
+use crate::store::unit_dir::journal::Notes;
+use crate::store::unit_dir::stream::{MODE, Stream};
 
-/// Creates `path` and its parents with mode 0700.
-///
-/// # Errors
-/// When it cannot be created (73), or not now (75).
-pub fn create_private_dir(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| Error::state(&e, format!("create folder {}: {e}", path.display())))
-}
-
-/// Begin the lines of a record, before the unit's id: the command may have started; its process;
-/// how it ended.
-pub(super) const BEGUN: &str = "begun";
-pub(super) const PROCESS: &str = "process";
-pub(super) const ENDED: &str = "ended";
-
-/// Begin the lines about a stream that is not whole: its file has a hole; its file lacks bytes.
-const HOLE: [&str; 2] = ["hole-stdout", "hole-stderr"];
-const CUT: [&str; 2] = ["cut-stdout", "cut-stderr"];
-
-/// One of a command's output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-impl Stream {
-    pub(super) const fn file(self) -> &'static str {
-        match self {
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
-        }
-    }
-
-    pub(super) const fn hole(self) -> &'static str {
-        HOLE[self as usize]
-    }
-
-    pub(super) const fn cut(self) -> &'static str {
-        CUT[self as usize]
-    }
-}
-
-/// What the record `text` has noted of unit `id` after `word`. What a power failure has left of
-/// a line is none.
-pub(super) fn noted<'a>(text: &'a str, word: &str, id: &str) -> Option<&'a str> {
-    let whole = text.split_inclusive('\n');
-    let whole = whole.filter_map(|line| line.strip_suffix('\n'));
-    let mut rests = whole.filter_map(|line| {
-        let rest = line.strip_prefix(word)?.strip_prefix(' ')?;
-        let rest = rest.strip_prefix(id)?;
-        rest.is_empty().then_some("").or(rest.strip_prefix(' '))
-    });
-    rests.next()
-}
-
-/// Name of the folder, beside that of the units, for what belongs to no unit: what runners make
-/// ahead, jobs, and what is being removed.
+/// Name of the folder, beside that of the units, for what belongs to no unit: folders that runners
+/// make ahead, long jobs, and folders that are being removed.
 pub const RUNNERS: &str = "runners";
 
 /// Name of the folder of all units.
 pub const UNITS: &str = "units";
 
-/// Begins the name of a folder that is being removed.
+/// Prefix of a folder that is being removed.
 pub const GONE: &str = "gone-";
 
 /// The folder of one unit.
@@ -105,7 +48,7 @@ pub struct UnitDir {
 }
 
 impl UnitDir {
-    /// The folder of unit `id` below the pipeline's folder.
+    /// Returns the folder of unit `id` below the pipeline's folder.
     #[must_use]
     pub fn new(pipeline: &Path, id: &str) -> Self {
         Self {
@@ -113,7 +56,7 @@ impl UnitDir {
         }
     }
 
-    /// A unit's folder by its own path.
+    /// Returns a unit's folder by its own path.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
         Self { path }
@@ -130,11 +73,22 @@ impl UnitDir {
         self.path.file_name().unwrap_or_default().to_string_lossy()
     }
 
-    /// The record of the run: nothing of the unit until it begins, then a line for each step of
-    /// it. Its lock is held while a runner works on the unit.
+    /// Path of the record. A runner holds its lock while it works on the unit.
     #[must_use]
     pub fn record(&self) -> PathBuf {
         self.path.join("outcome")
+    }
+
+    /// Path of the file of a stream.
+    #[must_use]
+    pub fn stream(&self, stream: Stream) -> PathBuf {
+        self.path.join(stream.file())
+    }
+
+    /// Reads the record; it is empty if it cannot be read.
+    #[must_use]
+    pub fn notes(&self) -> Notes {
+        Notes::read(&self.record(), &self.id())
     }
 
     /// Waits until no runner works on the unit.
@@ -145,18 +99,8 @@ impl UnitDir {
         Lock::wait(&self.record())
     }
 
-    /// The process that the record names, if that was begun under this `boot`: its id and when
-    /// it was started.
-    #[must_use]
-    pub fn read_process(&self, boot: &str) -> Option<(u32, u64)> {
-        let text = fs::read_to_string(self.record()).ok()?;
-        let mut words = noted(&text, PROCESS, &self.id())?.splitn(3, ' ');
-        let (pid, start) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        (words.next()? == boot).then_some((pid, start))
-    }
-
-    /// Asks for the end of the unit: a runner that works on it ends it, one that takes it up
-    /// later does not begin.
+    /// Cancels the unit: a runner that works on it ends it, and a runner that takes it up later
+    /// does not begin.
     ///
     /// # Errors
     /// As the file system.
@@ -166,11 +110,11 @@ impl UnitDir {
             _ => {}
         }
         let mut options = OpenOptions::new();
-        options.write(true).create(true).mode(0o600);
+        options.write(true).create(true).mode(MODE);
         options.open(self.cancel_mark()).map(drop)
     }
 
-    /// Whether somebody has asked for the end of the unit.
+    /// Whether the unit was canceled.
     #[must_use]
     pub fn is_canceled(&self) -> bool {
         self.cancel_mark().exists()
@@ -184,73 +128,53 @@ impl UnitDir {
         format!("cancel-{}", self.id())
     }
 
-    /// Whether the end of `unit` was asked for while this was its folder.
+    /// Whether `unit` was canceled while this was its folder.
     pub(super) fn is_marked_for(&self, unit: &Self) -> bool {
         self.path.join(unit.mark()).exists()
     }
 
-    /// What the folder says about a run.
+    /// Returns what the folder says about the run.
     ///
     /// # Errors
-    /// When it cannot be read or understood.
+    /// When the record cannot be read or understood.
     pub fn trace(&self) -> Result<Trace> {
         let path = self.record();
         let failed = |e: &io::Error| Error::state(e, format!("read {}: {e}", path.display()));
-        // It may be removed while we look.
         let mut file = match File::open(&path) {
             Ok(file) => file,
+            // Somebody may remove it meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Trace::Fresh),
             Err(e) => return Err(failed(&e)),
         };
-        // The lock is let go after the outcome is written: ask in that order.
+        // A runner writes the outcome and then lets go of the lock: look in the other order.
         let looking = file.try_clone().map_err(|e| failed(&e))?;
         if Lock::is_held(looking)? {
             return Ok(Trace::Alive);
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-        let (text, id) = (String::from_utf8_lossy(&bytes), self.id());
-        match noted(&text, ENDED, &id) {
-            Some(outcome) => parse_outcome(outcome.as_bytes())
-                .map(Trace::Ended)
-                .ok_or_else(|| {
-                    let cause = "it holds no outcome of ours";
-                    Error::cannot_create(format!("read {}: {cause}", path.display()))
-                }),
-            None if noted(&text, BEGUN, &id).is_some() => Ok(Trace::Gone),
+        let notes = Notes::new(&bytes, &self.id());
+        match notes.outcome() {
+            Some(Some(outcome)) => Ok(Trace::Ended(outcome)),
+            Some(None) => {
+                let cause = "it holds no outcome that this version can read";
+                Err(Error::cannot_create(format!(
+                    "read {}: {cause}",
+                    path.display()
+                )))
+            }
+            None if notes.is_begun() => Ok(Trace::Gone),
             None => Ok(Trace::Fresh),
         }
     }
 
-    /// Opens a stream for reading.
+    /// Deletes the folder and everything in it; does nothing if it is gone already.
+    ///
+    /// The folder gets another name first. Otherwise a runner could take it for another unit, and
+    /// lose what it has taken.
     ///
     /// # Errors
     /// As the file system.
-    pub fn read_stream(&self, stream: Stream) -> io::Result<File> {
-        File::open(self.path.join(stream.file()))
-    }
-
-    /// The last `bytes` of a stream; nothing if it cannot be read.
-    #[must_use]
-    pub fn tail(&self, stream: Stream, bytes: u64) -> Vec<u8> {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut file = self.read_stream(stream)?;
-            let start = file.metadata()?.len().saturating_sub(bytes);
-            file.seek(SeekFrom::Start(start))?;
-            let mut tail = Vec::new();
-            file.take(bytes).read_to_end(&mut tail)?;
-            Ok(tail)
-        };
-        read().unwrap_or_default()
-    }
-
-    /// Deletes the folder with all that is in it.
-    ///
-    /// It gets another name first: a runner may take it for another unit at any moment, and what
-    /// it has taken must not be deleted under it.
-    ///
-    /// # Errors
-    /// As the file system; that it is gone already is none.
     pub fn remove(&self) -> io::Result<()> {
         let aside = self.path.parent().and_then(Path::parent).map(|pipeline| {
             let name = format!("{GONE}{}", self.id());
@@ -258,7 +182,7 @@ impl UnitDir {
         });
         let path = match aside {
             Some(aside) if fs::rename(&self.path, &aside).is_ok() => aside,
-            // Somebody else was faster.
+            // Another process was faster.
             _ if fs::symlink_metadata(&self.path).is_err() => return Ok(()),
             _ => self.path.clone(),
         };

@@ -1,48 +1,45 @@
-//! What a command writes, on its way from a pipe into the files of its unit.
+//! The output of a command, on its way from pipes into the files of its unit.
 //!
-//! A command does not get the files themselves: what opens `/dev/stderr` or `/proc/self/fd/2`
-//! anew (`> /dev/stderr`, `tee /dev/stderr`) opens the same file once more, at its beginning and
-//! mostly to cut it off. A pipe that is opened once more stays the same pipe, and what is written
-//! to it comes after what was written before. Nothing else keeps it so: append-only files need
-//! privileges, a sealed file or Landlock makes the second opening fail, and a socket cannot be
-//! opened at all. Measured side by side, runs that write nothing, a line or 20 MB take as long
-//! with pipes as with files. What is on the disk is bounded at every moment besides, and not only
-//! at every look.
+//! A command writes to pipes, not to the files. A command that opens `/dev/stderr` or
+//! `/proc/self/fd/2` again (`> /dev/stderr`, `tee /dev/stderr`) opens the same file again, at its
+//! beginning, and mostly truncates it. A pipe that is opened again is the same pipe, and output
+//! stays in order. Nothing else does that: append-only files need privileges, a sealed file or
+//! Landlock makes the second open fail, and a socket cannot be opened at all. The pipes also bound
+//! the disk at every moment. They cost a run little: creating files is what takes time, so that a
+//! file is created with its first byte only.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-use crate::os::hooks;
-use crate::store::unit_dir::Stream;
-use crate::store::unit_dir::hold::Hold;
+use crate::store::unit_dir::UnitDir;
+use crate::store::unit_dir::holes::punch;
+use crate::store::unit_dir::locked::LockedDir;
+use crate::store::unit_dir::stream::{Stream, StreamFiles};
 
-/// Number of bytes that are taken from a pipe at once, which is what it holds (`pipe(7)`).
+/// Number of bytes taken from a pipe at once: the capacity of a pipe (`pipe(7)`).
 const CHUNK: usize = 64 * 1024;
 
-/// Number of bytes taken at once from a command that has not written as many yet: most write a few
-/// lines, and need no memory of their own for that.
+/// Number of bytes taken at once until a command has written as many. Most commands write a few
+/// lines, and need no buffer on the heap.
 const SMALL: usize = 4 * 1024;
 
-/// Maximum number of chunks taken from one pipe in a row: other things happen in between. A pipe
-/// that somebody has made as large as the system allows (1 MiB) is empty after that.
+/// Maximum number of chunks taken from one pipe in a row, so that other events get their turn. It
+/// empties a pipe of the maximum capacity (1 MiB).
 const ROUNDS: usize = 16;
 
 /// Number of bytes by which a file outgrows its limit before its middle is given back.
 const SLACK: u64 = 256 * 1024;
 
-/// Multiple of the blocks of file systems. A hole gives back whole blocks only, so that the next
-/// one begins at least one earlier than the last one has ended.
+/// Alignment of holes, a multiple of the block size of file systems. A hole gives back whole
+/// blocks only, so that the next hole starts in the last block of the one before.
 const BLOCK: u64 = 64 * 1024;
 
-/// Maximum number of bytes at the end of a stream that are kept where a file cannot have holes,
-/// or cannot be written any more. They are held in memory until the command ends.
+/// Maximum number of bytes kept of the end of a stream whose file cannot have holes, or cannot
+/// grow. They are held in memory until the command ends.
 pub const TAIL: u64 = 256 * 1024;
 
 /// The output of one command.
@@ -55,8 +52,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Makes the pipes of a command of whose streams at most `limit` bytes each are kept, all with
-    /// 0; and returns what the command is to write to, stdout and stderr.
+    /// Makes the pipes of a command. At most `limit` bytes are kept of each stream, everything with
+    /// 0. Also returns what the command writes to, stdout and stderr.
     ///
     /// # Errors
     /// As `pipe(2)`.
@@ -72,60 +69,104 @@ impl Output {
         Ok((output, [to_stdout, to_stderr]))
     }
 
-    /// What becomes readable when something was written; nothing once nobody can write any more.
+    /// Returns what becomes readable when something was written; nothing once no process can write.
     pub fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let pipes = self.sources.iter().filter_map(|source| source.0.as_ref());
         pipes.map(AsFd::as_fd)
     }
 
-    /// Whether somebody may write still.
+    /// Whether a process can still write.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.sources().next().is_some()
     }
 
-    /// Takes what was written into the files of `hold`.
-    pub fn pump(&mut self, hold: &mut Hold) {
+    /// Takes what was written into the files of `dir`.
+    pub fn pump(&mut self, dir: &mut LockedDir) {
         for (source, sink) in self.sources.iter_mut().zip(&mut self.sinks) {
-            source.drain(&mut self.buffer, |bytes| sink.put(hold, bytes));
+            source.drain(&mut self.buffer, |bytes| sink.put(dir, bytes));
         }
     }
 
     /// Takes the rest when the command has ended, and brings the files into their last form.
-    /// Returns the bytes dropped from stdout and stderr.
-    pub fn finish(&mut self, hold: &mut Hold) -> [u64; 2] {
-        self.pump(hold);
+    /// Returns the number of bytes dropped from stdout and stderr.
+    pub fn finish(&mut self, dir: &mut LockedDir) -> [u64; 2] {
+        self.pump(dir);
         let [stdout, stderr] = &mut self.sinks;
-        [stdout.finish(hold), stderr.finish(hold)]
+        [stdout.finish(dir), stderr.finish(dir)]
     }
 
-    /// Takes what is written by a process that outlives its command to `files`, stdout and stderr:
-    /// of each as many bytes as are kept of a command's, `taken` so far. What comes later is
-    /// dropped; nobody knows whether it ever ends.
-    pub fn pump_rest(&mut self, files: &[File; 2], taken: &mut [u64; 2]) {
-        let limit = match self.limit {
+    /// Stops writing the file of stdout, as without space.
+    #[cfg(test)]
+    pub(super) fn cut_stdout(&mut self, dir: &mut LockedDir) {
+        let [stdout, _] = &mut self.sinks;
+        stdout.cut(dir);
+    }
+}
+
+/// The output of the processes that outlive a command.
+#[derive(Debug)]
+pub struct Rest {
+    output: Output,
+    dir: UnitDir,
+    files: StreamFiles,
+    /// Bytes kept of each stream so far.
+    taken: [u64; 2],
+}
+
+impl Rest {
+    /// The rest of `output`, for the `files` of `dir`.
+    pub(super) const fn new(output: Output, dir: UnitDir, files: StreamFiles) -> Self {
+        Self {
+            output,
+            dir,
+            files,
+            taken: [0; 2],
+        }
+    }
+
+    /// Returns what becomes readable when something was written; nothing once no process can write.
+    pub fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.output.sources()
+    }
+
+    /// Whether a process can still write.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.output.is_open()
+    }
+
+    /// Takes what was written. As many bytes of each stream are kept as of the command's output;
+    /// later ones are dropped, since these processes may never end.
+    pub fn pump(&mut self) {
+        let limit = match self.output.limit {
             0 => u64::MAX,
             limit => limit,
         };
-        for ((source, file), taken) in self.sources.iter_mut().zip(files).zip(taken) {
-            source.drain(&mut self.buffer, |bytes| {
+        let sources = self.output.sources.iter_mut().zip(&mut self.taken);
+        for ((source, taken), stream) in sources.zip([Stream::Stdout, Stream::Stderr]) {
+            source.drain(&mut self.output.buffer, |bytes| {
                 let room = usize::try_from(limit - *taken).unwrap_or(usize::MAX);
-                // Without space it is lost: nobody is there any more who could be told.
-                let written = write_most(file, &bytes[..bytes.len().min(room)]);
-                *taken += written as u64;
+                let kept = bytes.get(..room).unwrap_or(bytes);
+                if kept.is_empty() {
+                    return;
+                }
+                // Without space, or without the folder, it is lost: the outcome is told already.
+                let file = self.files.open(self.dir.path(), stream);
+                *taken += file.map_or(0, |file| write_most(file, kept)) as u64;
             });
         }
     }
 }
 
-/// The end of a pipe that a command writes to; none once nobody can write any more.
+/// The end of a pipe that a command writes to; none once no process can write.
 #[derive(Debug)]
 struct Source(Option<File>);
 
 impl Source {
     fn new() -> io::Result<(Self, File)> {
         let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
-        // This end only: few programs know what to do with an output that is not ready.
+        // This end only: few programs can deal with an output that is not ready.
         fcntl(&from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok((Self(Some(from.into())), to.into()))
     }
@@ -144,7 +185,7 @@ impl Source {
             match pipe.read(chunk) {
                 Ok(0) => self.0 = None,
                 Ok(n) => {
-                    put(&chunk[..n]);
+                    put(chunk.get(..n).unwrap_or_default());
                     if n == SMALL {
                         buffer.resize(CHUNK, 0);
                     }
@@ -162,7 +203,7 @@ impl Source {
 enum Form {
     /// Whole, or with a hole in its middle that ends here.
     Whole(Option<u64>),
-    /// As many bytes of its beginning; its end waits here.
+    /// This many bytes of its beginning; its end is held here.
     Cut(u64, Vec<u8>),
 }
 
@@ -170,7 +211,7 @@ enum Form {
 #[derive(Debug)]
 struct Sink {
     stream: Stream,
-    /// Bytes that are kept of its beginning and of its end; `None` for all.
+    /// Bytes kept of its beginning and of its end; `None` for all.
     kept: Option<(u64, u64)>,
     /// Bytes that have come.
     seen: u64,
@@ -187,16 +228,18 @@ impl Sink {
         }
     }
 
-    fn put(&mut self, hold: &mut Hold, bytes: &[u8]) {
+    fn put(&mut self, dir: &mut LockedDir, bytes: &[u8]) {
         if let Form::Whole(_) = self.form {
-            let written = write_most(hold.stream(self.stream), bytes);
+            let written = self.write(dir, bytes);
             self.seen += written as u64;
-            if written == bytes.len() {
-                self.trim(hold, SLACK);
-                return;
+            match bytes.get(written..) {
+                Some(rest) if !rest.is_empty() => {
+                    self.cut(dir);
+                    self.put(dir, rest);
+                }
+                _ => self.trim(dir, SLACK),
             }
-            self.cut(hold);
-            return self.put(hold, &bytes[written..]);
+            return;
         }
         self.seen += bytes.len() as u64;
         let limit = self.tail_limit();
@@ -208,8 +251,14 @@ impl Sink {
         }
     }
 
+    /// Writes as much of `bytes` as possible.
+    fn write(&self, dir: &mut LockedDir, bytes: &[u8]) -> usize {
+        let file = dir.stream(self.stream);
+        file.map_or(0, |file| write_most(file, bytes))
+    }
+
     /// Gives back the middle of a file that is larger than its limit by more than `slack` bytes.
-    fn trim(&mut self, hold: &mut Hold, slack: u64) {
+    fn trim(&mut self, dir: &mut LockedDir, slack: u64) {
         let (Some((head, tail)), Form::Whole(hole)) = (self.kept, &mut self.form) else {
             return;
         };
@@ -218,19 +267,20 @@ impl Sink {
             return;
         }
         if hole.is_none() {
-            // Who reads it has to know before. Without space for that it is known at the end.
-            let _ = hold.note_hole(self.stream, head, tail);
+            // Readers have to know before. Without space for that they know at the end.
+            let _ = dir.note_hole(self.stream, head, tail);
         }
         let start = hole.map_or(head, |hole| (hole / BLOCK * BLOCK).max(head));
-        match punch(hold.stream(self.stream), start, end) {
+        let punched = dir.stream(self.stream);
+        match punched.and_then(|file| punch(file, start, end)) {
             Ok(()) => *hole = Some(end),
-            Err(_) => self.cut(hold),
+            Err(_) => self.cut(dir),
         }
     }
 
-    /// Gives up to write on: the file keeps the beginning of the stream. One that has grown
-    /// because it cannot have holes becomes shorter.
-    fn cut(&mut self, hold: &mut Hold) {
+    /// Stops writing: the file keeps the beginning of the stream. A file that has grown because it
+    /// cannot have holes becomes shorter.
+    fn cut(&mut self, dir: &mut LockedDir) {
         let Form::Whole(hole) = self.form else {
             return;
         };
@@ -245,109 +295,88 @@ impl Sink {
             .max(hole.unwrap_or(head))
             .max(head);
         let mut tail = Vec::new();
-        if let Ok(mut file) = hold.dir().read_stream(self.stream) {
+        if let Ok(mut file) = File::open(dir.dir().stream(self.stream)) {
             let read = file.seek(SeekFrom::Start(from));
             let _ = read.and_then(|_| file.take(limit).read_to_end(&mut tail));
         }
-        let _ = hold.note_cut(self.stream, head);
-        let _ = hold.stream(self.stream).set_len(head);
+        let _ = dir.note_cut(self.stream, head);
+        if self.seen > head
+            && let Ok(file) = dir.stream(self.stream)
+        {
+            let _ = file.set_len(head);
+        }
         self.form = Form::Cut(head, tail);
     }
 
-    /// Maximum number of bytes of the end that are kept in memory.
+    /// Maximum number of bytes of the end that are held in memory.
     fn tail_limit(&self) -> usize {
         let tail = self.kept.map_or(TAIL, |(_, tail)| tail.min(TAIL));
         usize::try_from(tail).unwrap_or(usize::MAX)
     }
 
-    /// Brings the file into its last form; returns the bytes that are missing from it.
-    fn finish(&mut self, hold: &mut Hold) -> u64 {
-        self.trim(hold, 0);
+    /// Brings the file into its last form. Returns the number of bytes that are missing from it.
+    fn finish(&mut self, dir: &mut LockedDir) -> u64 {
+        self.trim(dir, 0);
         let limit = self.tail_limit();
-        match &mut self.form {
+        if let Form::Cut(_, tail) = &mut self.form {
+            tail.drain(..tail.len().saturating_sub(limit));
+        }
+        match &self.form {
             Form::Whole(hole) => {
                 let head = self.kept.map_or(0, |(head, _)| head);
                 hole.map_or(0, |hole| hole - head)
             }
             Form::Cut(head, tail) => {
-                tail.drain(..tail.len().saturating_sub(limit));
-                let written = write_most(hold.stream(self.stream), tail);
+                let written = self.write(dir, tail);
                 self.seen - *head - written as u64
             }
         }
     }
 }
 
-/// Writes as much of `bytes` as is possible.
+/// Writes as much of `bytes` as possible, and returns how many bytes that are.
 fn write_most(mut file: &File, bytes: &[u8]) -> usize {
-    let mut written = 0;
-    while written < bytes.len() {
-        match file.write(&bytes[written..]) {
-            Ok(n) if n > 0 => written += n,
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(n) if n > 0 => rest = rest.get(n..).unwrap_or_default(),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             _ => break,
         }
     }
-    written
-}
-
-/// Makes the range a hole in `file`, which keeps its size.
-fn punch(file: &File, start: u64, end: u64) -> io::Result<()> {
-    if hooks::no_holes() {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    let range = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    loop {
-        match fallocate(file, flags, range(start), range(end - start)) {
-            Err(Errno::EINTR) => {}
-            other => return Ok(other?),
-        }
-    }
-}
-
-/// Whether files in `folder` can have holes, by a file that is made and removed there.
-///
-/// # Errors
-/// As the file system.
-pub fn can_have_holes(folder: &Path) -> io::Result<bool> {
-    let path = folder.join(format!("probe-{}", std::process::id()));
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let probed = options.open(&path).and_then(|mut file| {
-        file.write_all(&[1; 8192])?;
-        Ok(punch(&file, 0, 4096).is_ok())
-    });
-    let _ = fs::remove_file(path);
-    probed
+    bytes.len() - rest.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::unit_dir::hold::tests::state;
+    use crate::store::unit_dir::locked::tests::state;
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
 
     /// Writes what `write` writes as a command would, with a limit, and returns what is kept,
     /// what was dropped, and the blocks of the file.
     fn through(limit: u64, parts: &[&[u8]]) -> (Vec<u8>, u64, u64) {
         let (_state, _, unit) = state();
-        let mut hold = Hold::take(None, unit.clone()).expect("take").expect("new");
+        let mut dir = LockedDir::take(None, unit.clone())
+            .expect("take")
+            .expect("new");
         let (mut output, [mut stdout, _stderr]) = Output::new(limit).expect("pipes");
         for part in parts {
             for piece in part.chunks(CHUNK) {
                 stdout.write_all(piece).expect("write");
-                output.pump(&mut hold);
+                output.pump(&mut dir);
             }
         }
-        let [dropped, _] = output.finish(&mut hold);
+        let [dropped, _] = output.finish(&mut dir);
         assert!(output.is_open());
         drop(stdout);
-        output.pump(&mut hold);
+        output.pump(&mut dir);
         assert_eq!(output.sources().count(), 1, "stderr");
-        let meta = hold.stream(Stream::Stdout).metadata().expect("meta");
-        let kept = fs::read(unit.path().join("stdout")).expect("read");
-        (kept, dropped, meta.blocks() * 512)
+        let path = unit.stream(Stream::Stdout);
+        let kept = fs::read(&path).unwrap_or_default();
+        let blocks = fs::metadata(path).map_or(0, |meta| meta.blocks());
+        (kept, dropped, blocks * 512)
     }
 
     #[test]
@@ -374,13 +403,15 @@ mod tests {
     #[test]
     fn a_full_disk_costs_the_middle_only() {
         let (_state, _, unit) = state();
-        let mut hold = Hold::take(None, unit.clone()).expect("take").expect("new");
+        let mut dir = LockedDir::take(None, unit.clone())
+            .expect("take")
+            .expect("new");
         let mut sink = Sink::new(Stream::Stdout, 0);
-        sink.put(&mut hold, b"head");
-        sink.cut(&mut hold);
-        (0..20).for_each(|_| sink.put(&mut hold, &[b'x'; 100_000]));
-        sink.put(&mut hold, b"tail");
-        let dropped = sink.finish(&mut hold);
+        sink.put(&mut dir, b"head");
+        sink.cut(&mut dir);
+        (0..20).for_each(|_| sink.put(&mut dir, &[b'x'; 100_000]));
+        sink.put(&mut dir, b"tail");
+        let dropped = sink.finish(&mut dir);
         let kept = fs::read(unit.path().join("stdout")).expect("read");
         assert_eq!(kept.len() as u64, 4 + TAIL);
         assert_eq!(dropped, 4 + 2_000_000 + 4 - kept.len() as u64);

@@ -1,6 +1,5 @@
 //! `tael work`: the units of this host's pipelines, with their clients running or not.
 
-mod copy;
 mod show;
 
 use std::fs;
@@ -19,7 +18,8 @@ use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
-use crate::store::unit_dir::{Stream, UnitDir};
+use crate::store::unit_dir::UnitDir;
+use crate::store::unit_dir::stream::Stream;
 use show::{list, results, status};
 
 /// How often a unit that is waited for is looked at.

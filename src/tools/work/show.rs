@@ -1,6 +1,6 @@
 //! What is shown of units.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -16,8 +16,9 @@ use crate::model::unit::State;
 use crate::model::{duration, json, moment};
 use crate::os::logging::say;
 use crate::store::ledger::{Reader, Record};
-use crate::store::unit_dir::{Stream, UnitDir};
-use crate::tools::work::copy::Copier;
+use crate::store::unit_dir::UnitDir;
+use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output, tail};
+use crate::store::unit_dir::stream::Stream;
 use crate::tools::work::{Found, LOOK, Scope, effective, pipelines};
 
 fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
@@ -195,27 +196,21 @@ fn at(seconds: f64) -> String {
 pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) -> Result<ExitCode> {
     let unit = &found.record.unit.id;
     let cannot = |e: io::Error| Error::cannot_create(format!("read output of unit {unit}: {e}"));
-    let mut file = None;
-    let mut copier = Copier::new(stream, from);
+    let mut reader = output(&found.dir(), stream, from);
     loop {
         // Before the output is read: what is written after it is there is still read.
         let record = refreshed(found)?;
         let (state, outcome) = effective(&found.pipeline, &record)?;
-        if file.is_none() {
-            file = match found.dir().read_stream(stream) {
-                Ok(file) => Some(file),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(cannot(e)),
-            };
-        }
-        if let Some(file) = &mut file {
-            let dropped = outcome.as_ref().map(|o| o.dropped[stream as usize]);
-            copier.copy(&found.dir(), file, dropped).map_err(cannot)?;
-        }
+        let ended = |stream| match state.is_end() {
+            true => Ended::with(outcome.as_ref(), stream),
+            false => Ended::No,
+        };
+        copy(&mut reader, ended(stream)).map_err(cannot)?;
         if state.is_end() {
-            let code = outcome.and_then(|o| o.reported().return_code());
-            let silent = stream == Stream::Stdout && copier.at() == 0;
-            if silent && code != Some(0) && !found.dir().tail(Stream::Stderr, 1).is_empty() {
+            let code = outcome.as_ref().and_then(|o| o.reported().return_code());
+            let silent = stream == Stream::Stdout && reader.offset() == 0;
+            let stderr = || tail(&found.dir(), Stream::Stderr, 1, ended(Stream::Stderr));
+            if silent && code != Some(0) && !stderr().is_empty() {
                 say(&format!(
                     "unit {unit}: nothing on stdout; --stderr has what it said"
                 ));
@@ -237,6 +232,30 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
         }
         thread::sleep(LOOK);
     }
+}
+
+/// Copies what there is to stdout. Of missing bytes only a note on stderr is left.
+fn copy(reader: &mut OutputReader, ended: Ended) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut copied = || {
+        loop {
+            let note = match reader.next(ended)? {
+                Chunk::Bytes(bytes) => {
+                    out.write_all(&bytes)?;
+                    continue;
+                }
+                Chunk::Gap(Some(bytes)) => format!("{bytes} bytes were dropped here"),
+                Chunk::Gap(None) => "the rest was dropped here".into(),
+                Chunk::Truncated => {
+                    "the output has become shorter: somebody has cut it off; from its start".into()
+                }
+                Chunk::Pending | Chunk::End => return out.flush(),
+            };
+            out.flush()?;
+            say(&note);
+        }
+    };
+    copied().inspect_err(crate::tools::ended_by_reader)
 }
 
 fn refreshed(found: &Found) -> Result<Record> {
