@@ -47,11 +47,12 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 12] = [
+    let parts: [(&str, fn()); 13] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
         ("burst", burst),
+        ("accept", accept),
         ("ignore", ignore),
         ("idle", idle),
         ("message", message),
@@ -488,6 +489,59 @@ fn burst() {
         rates[1] / rates[0],
         rates[2] / rates[0]
     );
+}
+
+/// What an event costs until it is acknowledged, without its run: the pipeline is paused.
+fn accept() {
+    const EVENTS: i64 = 20_000;
+    let broker = mosquitto();
+    let home = state();
+    let folder = home.join(TOPIC.replace('/', "-"));
+    fs::create_dir(&folder).expect("folder");
+    fs::write(folder.join("paused"), "").expect("paused");
+    let publisher = Publisher::new(broker.port);
+    let client = client(broker.port, TOPIC, &home, 1, "true");
+    let accepted = || -> i64 {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let ledger = rusqlite::Connection::open_with_flags(folder.join("ledger.db"), flags).ok();
+        let sql = "SELECT count(*) FROM unit";
+        let count = ledger.map(|ledger| ledger.query_row(sql, [], |row| row.get(0)).unwrap_or(0));
+        count.unwrap_or(0)
+    };
+    while accepted() == 0 {
+        publisher.send(FINISHED);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let (before, count) = (cpu_of_threads(client.0.id()), accepted());
+    let start = Instant::now();
+    (0..EVENTS).for_each(|_| publisher.send(FINISHED));
+    while accepted() < count + EVENTS {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let rate = EVENTS as f64 / start.elapsed().as_secs_f64();
+    std::thread::sleep(Duration::from_millis(100));
+    let after = cpu_of_threads(client.0.id());
+    println!("{EVENTS} events accepted and not run: {rate:.0} a second");
+    for (name, time) in after {
+        let since = before.iter().find(|(n, _)| *n == name);
+        let micros = (time - since.map_or(0.0, |(_, time)| *time)) * 1e6 / EVENTS as f64;
+        println!("  processor time of thread {name}: {micros:.1} µs an event");
+    }
+}
+
+/// User and system time of each thread of a process, seconds, by its name.
+fn cpu_of_threads(pid: u32) -> Vec<(String, f64)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks");
+    let threads = tasks.map(|task| {
+        let path = task.expect("task").path();
+        let name = fs::read_to_string(path.join("comm")).expect("comm");
+        // Nanoseconds on the processor (Documentation/scheduler/sched-stats.rst).
+        let stat = fs::read_to_string(path.join("schedstat")).expect("schedstat");
+        let nanos: f64 = stat.split(' ').next().expect("time").parse().expect("time");
+        (name.trim().to_owned(), nanos / 1e9)
+    });
+    threads.collect()
 }
 
 fn ignore() {

@@ -51,7 +51,7 @@ use crate::store::unit_dir::{RUNNERS, UnitDir};
 
 /// Operations that may wait for the ledger before no more messages are taken, and the bytes of
 /// the messages among them.
-const MAX_UNCOMMITTED: usize = 4096;
+const MAX_UNCOMMITTED: usize = connect::RECEIVE_MAXIMUM as usize;
 const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
 
 /// Maximum number of network events that are dealt with in a row.
@@ -269,7 +269,12 @@ impl Pipeline {
                 biased;
                 () = stop.requested() => break,
                 Some(()) = reload.requests.recv() => self.reload(&reload.read),
-                committed = self.ledger.committed() => self.on_committed(committed.map_err(|f| f.0)?),
+                committed = self.ledger.committed() => {
+                    self.on_committed(committed.map_err(|f| f.0)?);
+                    while let Some(committed) = self.ledger.try_committed() {
+                        self.on_committed(committed.map_err(|f| f.0)?);
+                    }
+                }
                 report = self.runners.next() => self.on_report(report),
                 Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
                 Some(removed) = self.cleanup.next() => self.on_removed(removed),

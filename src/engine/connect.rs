@@ -21,8 +21,11 @@ use crate::store::ledger;
 /// How long the broker keeps what is sent while we are away.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Deliveries that the broker may have under way, unacknowledged.
-const RECEIVE_MAXIMUM: u16 = 64;
+/// Maximum number of deliveries that the broker may have in flight, unacknowledged (MQTT 5.0,
+/// section 3.1.2.11.3): as many as may wait for the ledger. A broker drops messages when more wait
+/// for a client than its own limits allow (mosquitto: `max_queued_messages`, 1,000), and those
+/// in flight do not count there. What they take in memory is bounded by bytes.
+pub const RECEIVE_MAXIMUM: u16 = 4096;
 
 /// The retained message that says how the pipeline is.
 pub fn presence(

@@ -13,9 +13,9 @@ use crate::model::message::Delivery;
 /// Maximum time between two copies; the broker may wait for acknowledgements in between.
 const COPY_TIME: Duration = Duration::from_secs(5);
 
-/// Maximum number of copies to recognise when the broker sends them again: more than it has in
-/// flight.
-const MAX_KNOWN: usize = 256;
+/// Maximum number of copies to recognise when the broker sends them again: as many as it may
+/// have in flight.
+const MAX_KNOWN: usize = 4096;
 
 /// Stands for a subscription without identifier.
 const NONE: usize = 0;

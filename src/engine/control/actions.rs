@@ -93,6 +93,7 @@ impl Pipeline {
         let id = id.map_or_else(new_id, str::to_owned);
         EventKey {
             request: true,
+            is_new: false,
             ..judge::key(delivery, id, sender, self.redelivery.again())
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::engine::client::Pipeline;
+use crate::engine::connect::RECEIVE_MAXIMUM;
 use crate::net::session::SessionReceived;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
@@ -22,7 +23,7 @@ const MAX_BYTES: u64 = 4 << 30;
 
 /// Maximum number of messages that are held, and the bytes in memory: more than Receive Maximum
 /// for a broker that takes it for a hint. Beyond, the connection is not read.
-const MAX_HELD: usize = 256;
+const MAX_HELD: usize = 2 * RECEIVE_MAXIMUM as usize;
 const MAX_HELD_BYTES: usize = 64 << 20;
 
 /// Time between two looks whether there is room again.

@@ -97,6 +97,7 @@ pub fn made(config: &Config, trigger: &Trigger, event: &Event, reason: String) -
         again: None,
         replay: false,
         request: false,
+        is_new: false,
     };
     admit(config, trigger, event, key, reason)
 }
@@ -140,6 +141,7 @@ pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) 
         again: delivery.duplicate.then_some(again),
         replay: delivery.retained,
         request: false,
+        is_new: false,
     }
 }
 

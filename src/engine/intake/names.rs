@@ -96,6 +96,7 @@ impl Pipeline {
         let (key, parts) = (&mut admission.key, &mut admission.parts);
         let Some(sender) = &key.sender else { return };
         let is_new = self.names.is_new(sender);
+        key.is_new = is_new;
         let runs = |part: &Part| matches!(part, Part::Run { unit, .. } if unit.event == key.id);
         if !parts.iter().any(runs) {
             return;
@@ -167,6 +168,7 @@ mod tests {
             again: None,
             replay: false,
             request: false,
+            is_new: false,
         }
     }
 

@@ -16,12 +16,15 @@ const GAP: Duration = Duration::from_millis(10);
 /// A message that comes sooner than this belongs to one burst with the one before.
 const END: Duration = Duration::from_millis(100);
 
-/// Maximum time that we wait for a message of a burst, on average over the last [`BURST`].
+/// Maximum time that we wait for a message of a burst, on average over the last [`AVERAGED`].
 const EACH: Duration = Duration::from_millis(5);
 
-/// Messages in a row that make a burst: as many as mosquitto sends before it waits for an
-/// acknowledgement (`max_inflight_messages`).
-const BURST: u32 = 20;
+/// Number of messages in a row that make a burst. Each start before it is known to be one costs
+/// milliseconds in which nothing is taken in.
+const BURST: u32 = 4;
+
+/// Number of messages over which gaps are averaged, about: one gap does not end a burst.
+const AVERAGED: u32 = 20;
 
 /// Maximum time for which a burst holds starts up: a flow without end is no burst.
 const MAX_HOLD: Duration = Duration::from_secs(2);
@@ -31,7 +34,7 @@ const MAX_HOLD: Duration = Duration::from_secs(2);
 pub struct Pressure {
     /// Since when nobody waits for us.
     idle_since: Option<Instant>,
-    /// How long we have waited for the last [`BURST`] messages, about.
+    /// How long we have waited for the last [`AVERAGED`] messages, about.
     waited: Duration,
     count: u32,
     /// Since when this is a burst.
@@ -43,12 +46,12 @@ impl Pressure {
     pub fn came(&mut self, now: Instant) {
         let idle_since = self.idle_since.replace(now);
         match idle_since.map(|idle_since| now.duration_since(idle_since)) {
-            Some(gap) if gap < END => self.waited = self.waited - self.waited / BURST + gap,
+            Some(gap) if gap < END => self.waited = self.waited - self.waited / AVERAGED + gap,
             // No burst until that has fallen.
-            _ => (self.count, self.waited) = (0, EACH * BURST),
+            _ => (self.count, self.waited) = (0, EACH * AVERAGED),
         }
         self.count = self.count.saturating_add(1);
-        let burst = self.count >= BURST && self.waited <= EACH * BURST;
+        let burst = self.count >= BURST && self.waited <= EACH * AVERAGED;
         self.since = burst.then(|| self.since.unwrap_or(now));
     }
 
@@ -73,16 +76,16 @@ mod tests {
     fn a_burst_holds_starts_until_it_is_over() {
         let (mut pressure, start) = (Pressure::default(), Instant::now());
         let ms = |ms| start + Duration::from_millis(ms);
-        for n in 0..19 {
+        for n in 0..3 {
             pressure.came(ms(n));
             assert_eq!(pressure.holds_until(ms(n)), None, "that is no burst yet");
         }
-        pressure.came(ms(19));
-        assert_eq!(pressure.holds_until(ms(19)), Some(ms(29)));
-        assert_eq!(pressure.holds_until(ms(28)), Some(ms(29)));
-        assert_eq!(pressure.holds_until(ms(29)), None);
-        pressure.came(ms(40));
-        assert_eq!(pressure.holds_until(ms(40)), Some(ms(50)), "it goes on");
+        pressure.came(ms(3));
+        assert_eq!(pressure.holds_until(ms(3)), Some(ms(13)));
+        assert_eq!(pressure.holds_until(ms(12)), Some(ms(13)));
+        assert_eq!(pressure.holds_until(ms(13)), None);
+        pressure.came(ms(15));
+        assert_eq!(pressure.holds_until(ms(15)), Some(ms(25)), "it goes on");
         pressure.came(ms(240));
         assert_eq!(pressure.holds_until(ms(240)), None, "a single one is none");
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Transaction, params};
+use rusqlite::{Connection, params};
 
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
@@ -76,7 +76,7 @@ pub enum Acceptance {
 /// Accepts an event that came at `at` (milliseconds since the epoch) under this `boot`. Returns
 /// what became of each part, and the statuses of refusals.
 pub(super) fn accept(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     key: &EventKey,
     topic: &str,
     at: i64,
@@ -132,7 +132,7 @@ pub(super) fn accept(
 
 /// Writes the row of an event, in place of row `seq` if there is one.
 fn insert(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     key: &EventKey,
     topic: &str,
     at: i64,

@@ -9,7 +9,7 @@
 
 use std::sync::Once;
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use tracing::warn;
 
 use crate::error::Result;
@@ -37,6 +37,8 @@ pub struct EventKey {
     pub replay: bool,
     /// Whether it is a request: then it is one event, whichever trigger it is about.
     pub request: bool,
+    /// Whether no earlier event can have the sender's id, so that none is looked for.
+    pub is_new: bool,
 }
 
 /// Since when a message that may have been sent before can have been accepted, milliseconds since
@@ -91,6 +93,7 @@ pub(super) fn known(
     topic: &str,
 ) -> rusqlite::Result<Option<Known>> {
     let found = match (&key.sender, key.again) {
+        (Some(_), _) if key.is_new => None,
         (Some(sender), _) => by_sender(connection, key, sender, trigger)?,
         (None, Some(again)) => by_packet(connection, key, again, trigger)?,
         (None, None) => None,
@@ -115,19 +118,30 @@ pub(super) fn known(
     Ok(found)
 }
 
-/// Rows of before digests were kept have an empty one: there the id alone counts.
+/// Finds an event by its sender's id and its digest. Rows from before digests were kept have an
+/// empty one: there the id alone counts.
 fn by_sender(
     connection: &Connection,
     key: &EventKey,
     sender: &str,
     trigger: &str,
 ) -> rusqlite::Result<Option<Known>> {
+    // An IN list, or ORDER BY, would cost more than the look itself: a table of its own each time.
     let sql = "SELECT seq, unit, detail FROM event
-               WHERE sender = ?1 AND digest IN (?2, x'') AND (?3 OR trigger = ?4)
-               ORDER BY unit IS NULL LIMIT 1";
+               WHERE sender = ?1 AND digest = ?2 AND (?3 OR trigger = ?4)";
     let mut query = connection.prepare_cached(sql)?;
-    let row = params![sender, &key.digest[..], key.request, trigger];
-    query.query_row(row, known_row).optional()
+    let mut found: Option<Known> = None;
+    for digest in [&key.digest[..], &[]] {
+        let row = params![sender, digest, key.request, trigger];
+        for known in query.query_map(row, known_row)? {
+            let known = known?;
+            if known.unit.is_some() {
+                return Ok(Some(known));
+            }
+            found.get_or_insert(known);
+        }
+    }
+    Ok(found)
 }
 
 fn by_packet(
@@ -181,7 +195,7 @@ fn by_content(
 /// Counts a message that came again as accepted `at`: until the broker is known to have its
 /// acknowledgement, it may come once more.
 pub(super) fn count_as_accepted(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     key: &EventKey,
     known: &Known,
     at: i64,
@@ -195,7 +209,7 @@ pub(super) fn count_as_accepted(
 
 /// Remembers what a topic has last said to `trigger`, for when the broker replays it.
 pub(super) fn remember_retained(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     key: &EventKey,
     trigger: &str,
     topic: &str,

@@ -60,20 +60,24 @@ impl Place {
 
     /// What became of the files since then.
     pub fn look(&self) -> Found<'_> {
+        let mut log_size = None;
         for (path, known) in &self.files {
-            match identity(path) {
-                Ok(now) if now == *known => {}
+            // What cannot be asked for is for SQLite to notice.
+            match fs::metadata(path) {
+                Ok(meta) if (meta.dev(), meta.ino()) == *known => {
+                    let log = self.log.as_ref().filter(|log| log.path == *path);
+                    log_size = log.map(|_| meta.len()).or(log_size);
+                }
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {}
                 _ => return Found::Lost(path),
             }
         }
-        let Some(log) = &self.log else {
+        let (Some(log), Some(size)) = (&self.log, log_size) else {
             return Found::Intact;
         };
-        // What cannot be asked for is for SQLite to notice.
-        match (fs::metadata(&log.path), needed(&log.index)) {
-            (Ok(meta), Ok(needed)) if meta.len() < needed => Found::Lost(&log.path),
-            (Ok(meta), _) if meta.len() < WAL_SIZE => Found::CopiedLog,
+        match needed(&log.index) {
+            Ok(needed) if size < needed => Found::Lost(&log.path),
+            _ if size < WAL_SIZE => Found::CopiedLog,
             _ => Found::Intact,
         }
     }

@@ -1,6 +1,6 @@
 //! How the ledger forgets: by age and by number, a bounded step at a time.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::ledger::rows::delete_unit;
 
@@ -47,7 +47,7 @@ pub struct Pruned {
 }
 
 /// Forgets a little of what is not to be kept, and marks the folders of its units as released.
-pub(super) fn prune(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<Pruned> {
+pub(super) fn prune(tx: &Connection, keep: &Retention) -> rusqlite::Result<Pruned> {
     let (units, more) = forget_units(tx, keep)?;
     let aged = forget_aged(tx, keep.events_since)?;
     let refused = forget_refused(tx, keep.refused)?;
@@ -74,7 +74,7 @@ pub(super) fn prune(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<
     })
 }
 
-fn count(tx: &Transaction<'_>, sql: &str) -> rusqlite::Result<i64> {
+fn count(tx: &Connection, sql: &str) -> rusqlite::Result<i64> {
     tx.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
@@ -83,7 +83,7 @@ fn surplus(there: i64, keep: u64) -> i64 {
 }
 
 /// Returns how many went, and whether more are to go.
-fn forget_units(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<(i64, bool)> {
+fn forget_units(tx: &Connection, keep: &Retention) -> rusqlite::Result<(i64, bool)> {
     // Both are answered by an index alone.
     let ended = count(tx, "SELECT count(*) FROM unit WHERE ended IS NOT NULL")?;
     let surplus = surplus(ended, keep.units);
@@ -108,7 +108,7 @@ fn forget_units(tx: &Transaction<'_>, keep: &Retention) -> rusqlite::Result<(i64
 const RUNS_YET: &str = "EXISTS (SELECT 1 FROM unit WHERE unit.id = event.unit
                                 AND unit.ended IS NULL)";
 
-fn forget(tx: &Transaction<'_>, which: &str, bound: impl rusqlite::ToSql) -> rusqlite::Result<u64> {
+fn forget(tx: &Connection, which: &str, bound: impl rusqlite::ToSql) -> rusqlite::Result<u64> {
     let sql = format!(
         "DELETE FROM event WHERE seq IN
              (SELECT seq FROM event WHERE {which} ORDER BY accepted LIMIT {EVENTS})"
@@ -117,12 +117,12 @@ fn forget(tx: &Transaction<'_>, which: &str, bound: impl rusqlite::ToSql) -> rus
     Ok(rows as u64)
 }
 
-fn forget_aged(tx: &Transaction<'_>, since: i64) -> rusqlite::Result<u64> {
+fn forget_aged(tx: &Connection, since: i64) -> rusqlite::Result<u64> {
     forget(tx, &format!("accepted < ?1 AND NOT {RUNS_YET}"), since)
 }
 
 /// The time of the newest event that is one too many: of those after it there are `keep`.
-fn boundary(tx: &Transaction<'_>, which: &str, keep: u64) -> rusqlite::Result<Option<i64>> {
+fn boundary(tx: &Connection, which: &str, keep: u64) -> rusqlite::Result<Option<i64>> {
     let sql =
         format!("SELECT accepted FROM event {which} ORDER BY accepted DESC LIMIT 1 OFFSET ?1");
     let keep = i64::try_from(keep).unwrap_or(i64::MAX);
@@ -130,21 +130,21 @@ fn boundary(tx: &Transaction<'_>, which: &str, keep: u64) -> rusqlite::Result<Op
     query.query_row(params![keep], |row| row.get(0)).optional()
 }
 
-fn forget_refused(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+fn forget_refused(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
     match boundary(tx, "WHERE refusal IS NOT NULL", keep)? {
         Some(at) => forget(tx, "refusal IS NOT NULL AND accepted <= ?1", at),
         None => Ok(0),
     }
 }
 
-fn forget_crowd(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+fn forget_crowd(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
     match boundary(tx, "", keep)? {
         Some(at) => forget(tx, &format!("accepted <= ?1 AND NOT {RUNS_YET}"), at),
         None => Ok(0),
     }
 }
 
-fn forget_retained(tx: &Transaction<'_>, keep: u64) -> rusqlite::Result<u64> {
+fn forget_retained(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
     let surplus = surplus(count(tx, "SELECT count(*) FROM retained")?, keep);
     if surplus <= 0 {
         return Ok(0);

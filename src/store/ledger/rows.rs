@@ -1,7 +1,7 @@
 //! Rows of the tables of units and messages.
 
 use bytes::Bytes;
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Value, json};
 
 use crate::model::message::{Message, Properties, Qos};
@@ -11,7 +11,7 @@ use crate::store::ledger::Queued;
 /// Adds `unit`. Its payload is stored once: a retry refers to that of the unit that it tries
 /// again, and the units of one event to the one that is in `shared`, or put there now.
 pub(super) fn insert_unit(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     unit: &Unit,
     state: State,
     boot: Option<&str>,
@@ -55,7 +55,7 @@ pub(super) fn insert_unit(
 }
 
 /// What the unit `id`, if there is one, refers to as its payload.
-fn payload_of(tx: &Transaction<'_>, id: Option<&str>) -> rusqlite::Result<Option<Option<i64>>> {
+fn payload_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Option<i64>>> {
     let Some(id) = id else {
         return Ok(None);
     };
@@ -65,7 +65,7 @@ fn payload_of(tx: &Transaction<'_>, id: Option<&str>) -> rusqlite::Result<Option
 }
 
 /// Stores a payload under the number of the first unit that has it, unless it is empty.
-fn insert_payload(tx: &Transaction<'_>, seq: i64, bytes: &[u8]) -> rusqlite::Result<Option<i64>> {
+fn insert_payload(tx: &Connection, seq: i64, bytes: &[u8]) -> rusqlite::Result<Option<i64>> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -78,7 +78,7 @@ fn insert_payload(tx: &Transaction<'_>, seq: i64, bytes: &[u8]) -> rusqlite::Res
 
 /// Deletes the unit with this number and marks its folder as released, and deletes the payload
 /// unless another unit shares it. Returns the unit's id.
-pub(super) fn delete_unit(tx: &Transaction<'_>, seq: i64) -> rusqlite::Result<String> {
+pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String> {
     let sql = "DELETE FROM unit WHERE seq = ?1 RETURNING id, payload";
     let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
     let (id, payload): (String, Option<i64>) =
@@ -94,10 +94,7 @@ pub(super) fn delete_unit(tx: &Transaction<'_>, seq: i64) -> rusqlite::Result<St
     Ok(id)
 }
 
-pub(super) fn post_all(
-    tx: &Transaction<'_>,
-    messages: &[Message],
-) -> rusqlite::Result<Vec<Queued>> {
+pub(super) fn post_all(tx: &Connection, messages: &[Message]) -> rusqlite::Result<Vec<Queued>> {
     let sql = "INSERT INTO outbox (topic, payload, qos, retain, properties)
                VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut insert = tx.prepare_cached(sql)?;

@@ -22,7 +22,7 @@ pub(super) const WAL_SIZE: u64 = 2 << 20;
 
 /// Maximum number of statements that stay prepared: more than there are. With 16, the default of the
 /// library, statements of each event were prepared anew.
-const STATEMENTS: usize = 64;
+pub(super) const STATEMENTS: usize = 64;
 
 /// How long another process may hold the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -252,7 +252,6 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
     )
     .map_err(unusable)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let version = pragma("user_version").map_err(unusable)?;
     if version > current() {
@@ -330,6 +329,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
          PRAGMA journal_size_limit = {WAL_SIZE};"
     );
     connection.execute_batch(&pragmas).map_err(unusable)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     if !create {
         // Whoever only looks copies nothing from the log when it leaves.
         copy_log_on_close(&connection, false).map_err(unusable)?;

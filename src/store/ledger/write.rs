@@ -1,6 +1,6 @@
 //! What is written to the ledger, one operation at a time.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::message::Message;
 use crate::model::outcome::outcome_text;
@@ -134,7 +134,7 @@ pub enum Done {
 ///
 /// # Errors
 /// As SQLite.
-pub fn apply(tx: &Transaction<'_>, op: &Op) -> rusqlite::Result<Done> {
+pub fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<Done> {
     match op {
         Op::Accept {
             key,
