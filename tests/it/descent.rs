@@ -193,26 +193,6 @@ fn a_run_that_has_lost_its_supervisor_ends_whole() {
 }
 
 #[test]
-fn orphans_of_a_run_are_reaped_while_it_goes_on() {
-    let world = World::new();
-    let command = r#"
-        for n in $(seq 50); do (sleep 0.01 &); done
-        echo $PPID >"$OUT/runner.part"; mv "$OUT/runner.part" "$OUT/runner"
-        until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
-    let ears = world.ears(&["lab/#"]);
-    let client = world.client("p", &["-t", SEQ, "-c", command]);
-    world.message(SEQ, FINISHED);
-    wait_until("it has orphans", || !world.lines("runner").is_empty());
-    let runner: u32 = world.lines("runner")[0].parse().expect("pid");
-    wait_until("only the command is left", || {
-        children_of(runner).len() == 1
-    });
-    fs::write(world.path("go"), "").expect("go");
-    ears.status("p", "finished");
-    client.stop();
-}
-
-#[test]
 fn a_process_that_may_not_be_killed_is_named() {
     // As root without CAP_KILL, which may not signal another user's processes either.
     if !nix::unistd::geteuid().is_root() {

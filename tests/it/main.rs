@@ -34,6 +34,7 @@ mod playbooks;
 mod redelivery;
 mod requests;
 mod retained;
+mod runner_protocol;
 mod runners;
 mod session;
 mod settings;
