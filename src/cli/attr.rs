@@ -1,4 +1,4 @@
-//! Attributes given one by one: `--attr KEY VALUE`.
+//! Attributes of the command line: `--attr KEY VALUE`.
 
 use serde_json::Value;
 
@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::model::event::Attributes;
 use crate::model::text::printable;
 
-/// What to do about a pair that is written as one word.
+/// Hint for a pair that is written as one word.
 pub const HINT: &str = "the name and its value are two words: --attr sample S1";
 
-/// Adds the pairs in `list` to `attributes`, but for names that are taken by what `reserved` says.
+/// Adds the pairs in `list` to `attributes`. `reserved` has names that are not allowed, and why.
 ///
 /// # Errors
-/// When a name is reserved, or is a whole `KEY=VALUE`, which would have taken the next word of the
-/// command line for its value.
+/// When a name is reserved, or is a whole `KEY=VALUE`: its value would be the next word of the command
+/// line.
 pub fn add(
     attributes: &mut Attributes,
     list: Vec<String>,

@@ -46,7 +46,8 @@ pub struct Check {
     connection: Connection,
 }
 
-/// A beacon beats every five minutes; one that was missed is a warning, two are not.
+/// Default limits for a beacon that beats every five minutes: one missed beat is a warning, two are
+/// critical.
 const BEACON_WARNING: Duration = Duration::from_secs(6 * 60);
 const BEACON_CRITICAL: Duration = Duration::from_secs(11 * 60);
 

@@ -26,7 +26,7 @@ use crate::os::paths;
 /// One file.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Where it was read.
+    /// Its path.
     pub path: PathBuf,
     table: Table,
 }

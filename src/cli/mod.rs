@@ -39,17 +39,17 @@ use config::{Layer, Layers};
 use help::Page;
 use mistakes::Mistakes;
 
-/// One command: its options, and what it does with them.
+/// One command: its options, and its work.
 trait Tool: Args + FromArgMatches {
     /// Its name below `tael`.
     const NAME: &'static str;
-    /// What it is for, in a line.
+    /// Its purpose, in a line.
     const ABOUT: &'static str;
 
     /// Its help page.
     const HELP: Page = Page::PLAIN;
 
-    /// Its exit code when we are at fault.
+    /// Its exit code for a bug of ours.
     const ON_BUG: i32 = Kind::Bug.exit_code() as i32;
 
     /// Whether it runs until it is stopped, and logs meanwhile.
@@ -68,7 +68,7 @@ trait Tool: Args + FromArgMatches {
     }
 }
 
-/// A tool among others.
+/// A tool, for the list of all.
 struct Entry {
     name: &'static str,
     command: fn() -> Command,
@@ -241,7 +241,7 @@ fn run_entry(wanted: &Entry, arguments: Vec<OsString>) -> Result<ExitCode> {
     }
 }
 
-/// A binary that is one tool.
+/// Runs a binary that is one tool.
 fn single<T: Tool>() -> ExitCode {
     start(|arguments| {
         if T::CHECK.is_some() && wants_check(&arguments) {
@@ -274,7 +274,7 @@ fn again<T: Tool>() -> Result<(T, ArgMatches, Layers)> {
 /// The exit code of this process for a bug.
 static ON_BUG: AtomicI32 = AtomicI32::new(Kind::Bug.exit_code() as i32);
 
-/// What every process of ours does first and last.
+/// Does what every process of ours does first and last, and `work` in between.
 fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -314,7 +314,7 @@ fn parse(
     tool: &str,
     layers: &Layers,
 ) -> Result<ArgMatches, Result<ExitCode>> {
-    // Elsewhere -h names a host: a script that means that must not end well in silence.
+    // In other tools -h names a host. A script that means that must not succeed in silence.
     let help = arguments.iter().position(|argument| argument == "-h");
     let host = help.and_then(|place| arguments.get(place + 1)).cloned();
     command
@@ -325,7 +325,7 @@ fn parse(
                 host.unwrap_or_default().to_string_lossy()
             ))),
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                // Help into a closed pipe is nobody's loss.
+                // Help into a closed pipe needs no error.
                 let _ = e.print();
                 Ok(ExitCode::SUCCESS)
             }
@@ -340,7 +340,7 @@ fn parse(
         })
 }
 
-/// The file that the wrong value of an option came from, if it was a file.
+/// Returns the file that a wrong value came from, if it came from one.
 fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -351,7 +351,7 @@ fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<
     layers.source_of(tool, key, context(ContextKind::InvalidValue)?)
 }
 
-/// An error of the parser's as one line.
+/// Returns an error of the parser as one line.
 fn usage_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
@@ -378,11 +378,11 @@ fn usage_line(error: &clap::Error) -> String {
             format!("; {}", attr::HINT)
         }
         (None, ErrorKind::UnknownArgument) if !argument.starts_with('-') => {
-            "; what has blanks in it needs quotes; see --help".to_owned()
+            "; a value with blanks needs quotes; see --help".to_owned()
         }
         (None, _) => "; see --help".to_owned(),
     };
-    // The words of the standard library's parser are for programmers.
+    // The standard library words its errors for programmers.
     let text = words
         .join(" ")
         .replace("invalid digit found in string", "it is no whole number")

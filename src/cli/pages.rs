@@ -32,7 +32,7 @@ impl Tool for Man {
         let whole = whole();
         let mut pages = vec![whole.clone()];
         for command in whole.get_subcommands() {
-            // A page of its own each, named as the binaries are.
+            // Each has a page of its own, with the name of the binary.
             let name = format!("tael-{}", command.get_name());
             pages.push(command.clone().name(name.clone()).bin_name(name));
         }

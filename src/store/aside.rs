@@ -1,8 +1,9 @@
-//! What is in a pipeline's folder and belongs to nothing that the ledger knows.
+//! Folders in a state folder that belong to no unit of the ledger.
 //!
-//! Only what is marked is deleted: a table of the ledger names the units that were released, and
-//! what is being removed has a name that says so. The output of a run may be all that is left of
-//! it when somebody has moved the ledger away, or put an older one back.
+//! Only marked folders are deleted: a table of the ledger names the units that were released, and
+//! the name of a folder shows that it is being removed. All other folders are moved. The ledger may
+//! have been moved away or replaced by an older one, and then the folder of a run holds its only
+//! output.
 
 use std::fs;
 use std::io;
@@ -17,14 +18,14 @@ use crate::store::ledger::Reader;
 use crate::store::private::create_private_dir;
 use crate::store::unit_dir::{GONE, RUNNERS, UNITS, UnitDir};
 
-/// Name of the folder, beside that of the units, for those that the ledger does not know.
+/// Name of the folder for units that the ledger does not know, beside that of the units.
 const ASIDE: &str = "units-aside";
 
-/// Maximum number of folders that are set aside under one name.
+/// Maximum number of folders that are moved under one name.
 const NAMESAKES: u32 = 100;
 
-/// Moves the folders of units that the ledger does not know out of the way, and removes what
-/// killed runners have left. Released units are for somebody else.
+/// Moves the folders of unknown units aside, and removes what killed runners have left. Released
+/// units are handled elsewhere.
 ///
 /// # Errors
 /// When the ledger or the folders cannot be read.
@@ -32,7 +33,7 @@ pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
     let mut aside = 0;
     for id in names(&pipeline.join(UNITS))? {
         let dir = UnitDir::new(pipeline, &id);
-        // What is no folder, or has another name than units have, somebody else has put there.
+        // Everything else was put there by another program.
         if is_id(&id) && is_folder(dir.path()) && !reader.holds(&id)? && !reader.is_released(&id)? {
             aside += usize::from(set_aside(pipeline, &dir)?);
         }
@@ -52,7 +53,7 @@ pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a runner that was killed has left, and what was being removed.
+/// Removes what a killed runner has left, and what was being removed.
 fn sweep_runner(path: &Path, name: &str) -> Result<()> {
     let removed = if name.ends_with(".job") {
         fs::remove_file(path)
@@ -88,8 +89,8 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Whether the folder was moved. One that was made ready for a run which never began holds
-/// nothing, and is removed; one that a runner is at work in stays.
+/// Moves the folder aside; returns whether it did. An empty folder of a run that never began is
+/// removed. A folder in use by a runner stays.
 fn set_aside(pipeline: &Path, dir: &UnitDir) -> Result<bool> {
     if matches!(dir.trace(), Ok(Trace::Alive)) || remove_empty(dir.path()).is_ok() {
         return Ok(false);

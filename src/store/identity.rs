@@ -1,7 +1,8 @@
-//! Who a pipeline is to its brokers: the file `session` in its state folder.
+//! The identity of a pipeline at its brokers: the file `session` in its state folder.
 //!
-//! It holds the client identifier and the topic filters that a broker may hold for it. It is no
-//! part of the ledger: a ledger that is moved away or restored does not change who we are.
+//! It holds the client identifier, and the topic filters that a broker may hold for it. It is
+//! separate from the ledger, so that a ledger that is moved away or restored does not change the
+//! identity.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,27 +15,27 @@ use crate::error::{Error, Result};
 use crate::model::topic::Filter;
 use crate::os::host;
 
-/// Name of the file, and of the one that becomes it.
+/// Name of the file, and of its next version while it is written.
 const NAME: &str = "session";
 const NEW: &str = "session.new";
 
 /// Version of the format.
 const VERSION: u64 = 1;
 
-/// Maximum number of brokers that are remembered; beyond, the one used longest ago is forgotten.
+/// Maximum number of remembered brokers; beyond it the least recently used is forgotten.
 const MAX_BROKERS: usize = 8;
 
 /// Maximum size of the file, in bytes.
 const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Maximum length of a client identifier that we make, in bytes. A broker must take 23 letters
-/// and digits and may take more (MQTT 5.0, section 3.1.3.1); all known ones take 64 bytes.
+/// Maximum length of a client identifier that we make, bytes. A broker must accept 23 letters and
+/// digits, and may accept more (MQTT 5.0, section 3.1.3.1); all known ones accept 64 bytes.
 const MAX_ID: usize = 64;
 
-/// Random characters in it: 80 bits.
+/// Number of random characters in it: 80 bits.
 const RANDOM: usize = 16;
 
-/// What a broker may hold for one client identifier.
+/// Filters that a broker may hold for one client identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Held {
     id: String,
@@ -51,9 +52,9 @@ pub struct Identity {
     path: PathBuf,
     /// Whether there was no file.
     is_new: bool,
-    /// Our own identifier, once there is one.
+    /// Our own identifier; `None` before [`Identity::own_id`].
     id: Option<String>,
-    /// The broker that was used last comes last.
+    /// The broker that was used last is last.
     held: Vec<Held>,
 }
 
@@ -96,18 +97,18 @@ impl Identity {
         })
     }
 
-    /// Our own client identifier. Without a file it becomes `earlier`, which a version that
-    /// wrote none has used here, or a random one with the name `who` in it. It is written with
-    /// the filters.
+    /// Returns our client identifier. Without a file it is `earlier`, which a version without a
+    /// file has used here, or a random one that contains the name `who`. It is written with the
+    /// filters.
     pub fn own_id(&mut self, earlier: Option<&str>, who: &str) -> &str {
         let earlier = earlier.filter(|_| self.is_new);
         self.id
             .get_or_insert_with(|| earlier.map_or_else(|| random_id(who), str::to_owned))
     }
 
-    /// The filters that a broker may hold for client `id`, and whether the one at `broker`
-    /// should have its session. Every broker's filters count: one broker can have several
-    /// addresses.
+    /// Returns the filters that a broker may hold for client `id`, and whether the one at `broker`
+    /// should have its session. The filters of all brokers count, because one broker can have
+    /// several addresses.
     #[must_use]
     pub fn held(&self, id: &str, broker: &str) -> (Vec<Filter>, bool) {
         let ours = self.held.iter().filter(|held| held.id == id);
@@ -118,7 +119,7 @@ impl Identity {
         (filters, here.is_some_and(|held| held.session))
     }
 
-    /// Notes that the broker at `broker` is about to get `filters` for client `id` as well.
+    /// Notes that the broker at `broker` will get `filters` for client `id` too.
     ///
     /// # Errors
     /// When the file cannot be written (73).
@@ -137,8 +138,8 @@ impl Identity {
         self.put(held)
     }
 
-    /// Notes that the broker at `broker` holds exactly `filters` for client `id`, and whether in
-    /// a `session` that outlives its connection.
+    /// Notes that the broker at `broker` holds exactly `filters` for client `id`, and whether in a
+    /// `session` that outlives its connection.
     ///
     /// # Errors
     /// When the file cannot be written (73).
@@ -167,7 +168,7 @@ impl Identity {
         self.save()
     }
 
-    /// Writes the file unless it holds this already.
+    /// Writes the file, unless it has this content already.
     ///
     /// # Errors
     /// When the file cannot be written (73), or not now (75).
@@ -229,7 +230,7 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-/// Replaces the file at `path` in one step that a power failure does not undo.
+/// Replaces the file at `path` in one step that survives a power failure.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_file_name(NEW);
     let mut options = OpenOptions::new();
@@ -244,8 +245,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A client identifier that no other client has, with `who` in it for people who read the
-/// broker's log.
+/// Returns a client identifier that no other client has, with `who` in it for people who read the
+/// log of the broker.
 fn random_id(who: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let room = MAX_ID - "tael--".len() - RANDOM;
@@ -286,7 +287,7 @@ mod tests {
             .holds(&id, "b:1", filters(&["b"]), true)
             .expect("write");
         assert_eq!(open().held(&id, "b:1"), (filters(&["b"]), true));
-        // Under another address it may be the same broker, but has no session to lose.
+        // Another address may be the same broker, but then it has no session to lose.
         assert_eq!(open().held(&id, "b:2"), (filters(&["b"]), false));
         assert_eq!(open().held("other", "b:1"), (Vec::new(), false));
         let mode = fs::metadata(home.path().join(NAME))

@@ -1,10 +1,10 @@
-//! Marks: empty files that say yes by being there, and say it after a power cut, too.
+//! Marks: empty files whose existence is the information, also after a power failure.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-/// Brings what was done in the folder of `mark` to the disk.
+/// Syncs the folder of `mark`.
 fn sync_folder(mark: &Path) -> io::Result<()> {
     match mark.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -12,7 +12,7 @@ fn sync_folder(mark: &Path) -> io::Result<()> {
     }
 }
 
-/// Sets `mark`. It is on the disk when this returns.
+/// Sets `mark`, and syncs it to the disk.
 ///
 /// # Errors
 /// As the file system.
@@ -23,7 +23,7 @@ pub fn set(mark: &Path) -> io::Result<()> {
     sync_folder(mark)
 }
 
-/// Removes `mark`, if it is there. That is on the disk when this returns.
+/// Removes `mark` if it exists, and syncs that to the disk.
 ///
 /// # Errors
 /// As the file system.

@@ -1,5 +1,5 @@
-//! Folders that nobody else may write to. Whoever can put a link there decides what we write to,
-//! and whoever owns a folder can swap what is in it.
+//! Folders to which no other user may write. A user who can put a link there decides where we
+//! write, and the owner of a folder can replace its content.
 
 use std::fs::{self, DirBuilder, Metadata};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 /// Write permission of the group and of others (`inode(7)`).
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Write permission of everybody.
+/// Write permission of all users.
 const ALL_WRITE: u32 = 0o002;
 
-/// Only owners may rename and remove what is in the folder.
+/// Only the owners of files may rename and remove them.
 const STICKY: u32 = 0o1000;
 
 /// Creates `path` and its parents with mode 0700.
@@ -43,8 +43,8 @@ fn belongs(owner: u32) -> String {
     format!("it belongs to user {owner}, and this is user {ours}; start the client as its owner")
 }
 
-/// Checks the folder in which pipelines have theirs: it is ours or root's, and not everybody may
-/// replace what is in it. It may be a link.
+/// Checks the folder that contains the state folders. It must belong to us or root, and only owners
+/// may replace its entries. It may be a link.
 ///
 /// # Errors
 /// Why it is not safe (73).
@@ -59,7 +59,8 @@ pub fn check_root(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks a folder of ours: it is one, not a link, it is ours, and nobody else may write to it.
+/// Checks a folder of ours: it must not be a link, must belong to us, and no other user may write
+/// to it.
 ///
 /// # Errors
 /// Why it is not safe (73).
@@ -77,7 +78,7 @@ pub fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks what is in a folder of ours: no links, and nothing of other users but root.
+/// Checks the entries of a folder of ours: no links, and none of other users except root.
 ///
 /// # Errors
 /// What is not safe (73).
@@ -88,7 +89,7 @@ pub fn check_entries(path: &Path) -> Result<()> {
         let inside = entry.path();
         let meta = match entry.metadata() {
             Ok(meta) => meta,
-            // SQLite removes files of its own at any time.
+            // SQLite removes its own files at any time.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(refused(&inside, &e.to_string())),
         };
@@ -143,7 +144,7 @@ mod tests {
         symlink("/etc/passwd", ours.join("lock")).expect("link");
         refuses(check_entries(&ours), "is a link");
         fs::remove_file(ours.join("lock")).expect("removed");
-        // Only root can give away.
+        // Only root can change owners.
         if geteuid().is_root() {
             chown(ours.join("file"), Some(65534), None).expect("chown");
             refuses(check_entries(&ours), "belongs to user 65534");

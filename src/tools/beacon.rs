@@ -1,4 +1,4 @@
-//! `tael beacon`: a sign of life that people and monitors can see.
+//! `tael beacon`: publishes a heartbeat.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,25 +19,25 @@ use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::tools::message::{origin, sender};
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
     /// A checked topic name.
     pub topic: String,
-    /// Quality of service; a daemon sends at 1 at most.
+    /// Quality of service; a daemon uses 1 at most.
     pub qos: Qos,
-    /// Send one beat and leave, within this time; for ever without.
+    /// Maximum time to publish one beat and exit; `None` to beat at the interval.
     pub once: Option<Duration>,
     /// Time between two beats.
     pub interval: Duration,
 }
 
-/// Sends one beat, or one at every interval until told to stop.
+/// Publishes one beat, or one at every interval until it is stopped.
 ///
 /// # Errors
-/// As [`oneshot::publish`] for one beat; for a daemon only what will not pass.
+/// As [`oneshot::publish`] for one beat; for a daemon final failures only.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let runtime = super::runtime()?;
     match options.once {
@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One beat: for those who listen, and retained for those who look later.
+/// Returns the two messages of a beat: one for subscribers now, one retained for later.
 fn beats_of(options: &Options, qos: Qos) -> [Message; 2] {
     let payload = Bytes::from(status::beacon(Timestamp::now()));
     let beat = |topic: String, retain| Message {
@@ -81,7 +81,7 @@ async fn beats(options: &Options) -> Result<()> {
     let mut session = Session::new(sender(&options.broker), nothing).lasting();
     let qos = options.qos.min(Qos::AtLeastOnce);
     let mut next = Instant::now();
-    // A beat says "now": one that could not be sent is not made up for later.
+    // A beat is about now, so a missed one is not published later.
     let mut online = false;
     let mut beat_token = None;
     loop {

@@ -1,4 +1,4 @@
-//! `tael broker`: a broker for one machine.
+//! `tael broker`: runs a broker for one machine.
 
 use std::process::ExitCode;
 
@@ -10,14 +10,14 @@ use crate::os::host;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 
-/// Runs a broker until told to stop; `announce` prints its address on stdout once it accepts
+/// Runs a broker until it is stopped. `announce` prints its address on stdout when it accepts
 /// connections.
 ///
 /// # Errors
 /// As [`Broker::start`].
 pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
     let tls = options.tls.is_some();
-    // Sessions hold what others have sent.
+    // Sessions contain messages of others.
     host::make_files_private();
     super::runtime()?.block_on(async {
         let mut stop = Stop::listen(false)?;

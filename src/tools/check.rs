@@ -1,4 +1,4 @@
-//! `tael check`: a beacon or a pipeline, judged for a monitoring system.
+//! `tael check`: checks a beacon or a pipeline for a monitoring system.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
 use crate::tools::{MAX_PAYLOAD, listener};
 
-/// What is judged.
+/// What to check.
 #[derive(Debug, Clone)]
 pub enum Subject {
-    /// A beacon that sends to this topic.
+    /// A beacon that publishes on this topic.
     Beacon {
         /// The topic.
         topic: String,
-        /// Wait for its next beat in place of asking for the last one.
+        /// Wait for its next beat instead of reading the last one.
         wait: bool,
     },
     /// A pipeline.
@@ -33,27 +33,27 @@ pub enum Subject {
     },
 }
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
     /// The root of Tael's topics.
     pub root: String,
-    /// What is judged.
+    /// What to check.
     pub subject: Subject,
-    /// How far the clock of what is judged may be from ours.
+    /// Maximum difference between its clock and ours.
     pub max_skew: Duration,
-    /// Ages of the last beat, or of the last end, that are too old.
+    /// Maximum ages of the last beat, or of the last end.
     pub limits: Limits,
-    /// How long the broker may take to answer.
+    /// Maximum time for the broker to answer.
     pub timeout: Duration,
 }
 
 /// Prints one line, and returns its exit code.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When the broker does not answer.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let report = super::runtime()?.block_on(async {
         match &options.subject {
@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::from(report.level() as u8))
 }
 
-/// Says in the same form why nothing could be judged.
+/// Prints in the same form why nothing could be checked.
 ///
 /// # Errors
 /// When stdout cannot be written.
@@ -107,7 +107,7 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
     };
     let now = Timestamp::now().as_millisecond() as f64 / 1000.0;
     let Some(sent) = read(&delivery).and_then(|beat| beat_time(&beat)) else {
-        // Somebody else's beat, which does not say when.
+        // A beat of another program, without a time.
         let (level, text) = match wait {
             true => (Level::Ok, format!("{topic} beats")),
             false => (
@@ -119,8 +119,8 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
     };
     let age = now - sent as f64;
     let max_skew = options.max_skew.as_secs_f64();
-    // A beat says when to the second; one that just came is as old as its way, and its clock's
-    // distance from ours.
+    // A beat has its time to the second. The age of one that has just come is its travel time, and
+    // the difference of the clocks.
     let skew = if wait {
         Some(age)
     } else {
@@ -170,7 +170,7 @@ async fn pipeline(options: &Options, who: &str) -> Result<Report> {
     };
     let state = match seen.state.as_str() {
         "online" => Level::Ok,
-        // Somebody has stopped it, or has it start nothing.
+        // It was stopped, or starts nothing.
         "offline" | "paused" => Level::Warning,
         "lost" => Level::Critical,
         _ => Level::Unknown,
@@ -198,7 +198,7 @@ async fn pipeline(options: &Options, who: &str) -> Result<Report> {
     ))
 }
 
-/// What the broker retains on `filters`.
+/// Returns the retained messages for `filters`.
 async fn found(options: &Options, filters: Vec<Filter>) -> Result<Vec<Delivery>> {
     let query = Query {
         filters,

@@ -1,4 +1,4 @@
-//! `tael client`: events in, runs, reports out.
+//! `tael client`: takes events, runs commands, publishes statuses.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,29 +12,29 @@ use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 
-/// What the command needs.
+/// Options of the command.
 pub struct Options {
     /// The pipeline.
     pub config: Config,
     /// The state folder.
     pub state: PathBuf,
-    /// Whether it is fine that a client of that name runs already.
+    /// Whether a running client of that name is a success.
     pub if_not_running: bool,
     /// Reads the configuration again.
     pub reread: Box<dyn Fn() -> Result<Config>>,
 }
 
-/// Warns of what the configuration names and the host does not have.
+/// Warns of files and folders that the configuration names and the host does not have.
 pub fn warn(config: &Config) {
     warn_of_what_is_missing(config);
 }
 
-/// Runs the client until it is told to stop.
+/// Runs the client until it is stopped.
 ///
 /// # Errors
-/// 73 when another client of the name runs or the state cannot be used, 75 when the state is
-/// moved or cut off under it, which a restart mends, or another user has the name; 77 and 69 when the
-/// broker turns us away for good, 78 for a state from the future.
+/// 73 when another client of the name runs or the state cannot be used; 75 when the state was moved
+/// or cut off, or another user has the name; 77 and 69 when the broker refuses the client; 78 for
+/// state of a newer version.
 pub fn run(options: Options) -> Result<ExitCode> {
     let who = options.config.who.clone();
     let home = match Home::acquire(&options.state, &who)? {

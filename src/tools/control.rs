@@ -1,4 +1,4 @@
-//! `tael control`: ask a running pipeline for something, and wait for its answer.
+//! `tael control`: asks a running client to do something, and waits for its answer.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,30 +21,30 @@ use crate::os::host;
 use crate::os::logging::say;
 use crate::tools::message::{origin, sender};
 
-/// The largest reply, bytes.
+/// Maximum size of an answer, bytes.
 const MAX_REPLY: u32 = 1024 * 1024;
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
-    /// The pipeline's topics.
+    /// Topics of the pipeline.
     pub topics: PipelineTopics,
-    /// The pipeline's name.
+    /// Name of the pipeline.
     pub who: String,
-    /// What to ask for.
+    /// Action of the request.
     pub action: Action,
-    /// How long to wait for the answer.
+    /// Maximum time to wait for the answer.
     pub timeout: Duration,
-    /// Print the answer as it came.
+    /// Whether to print the answer as JSON.
     pub json: bool,
 }
 
-/// Asks and prints the answer.
+/// Sends the request, and prints the answer.
 ///
 /// # Errors
-/// 75 when nobody answers in time, 69 when no broker does; the answer's own code otherwise.
+/// 75 when no client answers in time, 69 when no broker does; otherwise the code of the answer.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let answer = super::runtime()?.block_on(ask(options))?;
     if answer.get("ok") == Some(&Value::Bool(true)) {
@@ -65,7 +65,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     let wrong = |e| Error::usage(format!("control {}: {e}", options.who));
     let subscriptions = Subscriptions {
         required: vec![Filter::new(&reply_topic).map_err(wrong)?],
-        // Whoever was stopped does not answer.
+        // A stopped client does not answer.
         optional: vec![Filter::new(options.topics.presence()).map_err(wrong)?],
         qos: Qos::AtLeastOnce,
     };
@@ -97,7 +97,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     let answered = async {
         loop {
             match session.next().await? {
-                // Sent again after a broken connection, it has the same id and is known.
+                // After a broken connection it is sent again, and its id is known.
                 Event::Online => {
                     reached = true;
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -152,8 +152,8 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     Ok(answer)
 }
 
-/// What the properties of a request say, for where they get lost. Nobody waits for the answer
-/// after `timeout`.
+/// Returns the properties of a request for its payload, for bridges that drop them. After `timeout`
+/// nobody waits for the answer.
 fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
     let user = |name| properties.user(name);
     let now = Timestamp::now().as_second();
@@ -168,7 +168,7 @@ fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
     }
 }
 
-/// Seconds, rounded up; at least 1, which is the shortest expiry that a broker counts down.
+/// Returns the seconds, rounded up. 1 is the shortest expiry that a broker counts.
 fn whole_seconds(duration: Duration) -> u32 {
     let seconds = duration.as_millis().div_ceil(1000).max(1);
     u32::try_from(seconds).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! `tael demo`: the main job, seen happening in two seconds.
+//! `tael demo`: shows two chained pipelines in two seconds.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,14 +26,14 @@ use crate::store::private::create_private_dir;
 use crate::tools::message::sender;
 use crate::tools::watch;
 
-/// All of it takes two seconds; a machine that needs longer than this is in trouble.
+/// Maximum time of the demo, which takes two seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A child that does not outlive us.
+/// A child that ends with us.
 struct Ours(Option<Child>);
 
 impl Ours {
-    /// Waits for its end. The broker runs on this very thread, which must not block.
+    /// Waits for its end. The broker runs on this thread, which must not block.
     async fn ended(mut self) -> Result<()> {
         let Some(mut child) = self.0.take() else {
             return Ok(());
@@ -48,7 +48,7 @@ impl Ours {
         }
     }
 
-    /// Asks it to stop, and waits for that.
+    /// Stops it, and waits for its end.
     async fn stopped(self) -> Result<()> {
         if let Some(child) = &self.0 {
             // It may have ended already.
@@ -67,7 +67,7 @@ impl Drop for Ours {
     }
 }
 
-/// A folder that goes when we do.
+/// A folder that is removed with us.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -76,10 +76,10 @@ impl Drop for Scratch {
     }
 }
 
-/// Shows it.
+/// Shows the demo.
 ///
 /// # Errors
-/// When a part of it does not come to pass.
+/// When a part of it fails.
 pub fn run() -> Result<ExitCode> {
     let state = paths::state_dir().unwrap_or_else(|_| std::env::temp_dir());
     let scratch = Scratch(state.join(format!("demo-{}", host::new_id())));
@@ -199,7 +199,7 @@ fn listen(port: u16) -> Session {
 
 fn start(scratch: &Path, port: u16, arguments: &[&str]) -> Result<Ours> {
     let mut command = Command::new("/proc/self/exe");
-    // Nothing of the user's own set-up may steer the tour.
+    // The configuration of the user must not change the demo.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TAEL_") {
             command.env_remove(name);
@@ -232,7 +232,7 @@ fn attribute(delivery: &Delivery, key: &str) -> Option<String> {
 }
 
 fn show_message(delivery: &Delivery) -> Result<()> {
-    // Kept for those who look later; here everybody looks.
+    // The retained copy shows nothing new here.
     if delivery.topic.ends_with(b"/last") {
         return Ok(());
     }

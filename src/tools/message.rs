@@ -1,4 +1,4 @@
-//! `tael message`: tell the network that something has happened.
+//! `tael message`: publishes a message.
 
 use std::env;
 use std::process::ExitCode;
@@ -18,27 +18,27 @@ use crate::net::oneshot;
 use crate::net::options::BrokerOptions;
 use crate::os::host;
 
-/// The largest packet that the broker may send to a sender that subscribes to nothing.
+/// Maximum size of a packet from the broker, for a client without subscriptions, bytes.
 pub(super) const MAX_INCOMING: u32 = 64 * 1024;
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
     /// A checked topic name.
     pub topic: String,
-    /// What to say.
+    /// Attributes of the message.
     pub attributes: Attributes,
-    /// The quality of service wished for.
+    /// Requested quality of service.
     pub qos: Qos,
-    /// Whether the broker keeps the message.
+    /// Whether the broker retains the message.
     pub retain: bool,
-    /// How long all of it may take.
+    /// Maximum time for everything.
     pub timeout: Duration,
 }
 
-/// Publishes the message and returns when the broker has it.
+/// Publishes the message, and returns when the broker has it.
 ///
 /// # Errors
 /// As [`oneshot::publish`].
@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A connection that only sends, and leaves nothing behind.
+/// Returns the settings of a connection that only publishes, and leaves no session.
 pub(super) fn sender(broker: &BrokerOptions) -> Settings {
     Settings {
         broker: broker.clone(),
@@ -72,8 +72,8 @@ pub(super) fn sender(broker: &BrokerOptions) -> Settings {
     }
 }
 
-/// Where the message comes from. Within a client's command that is the pipeline and the event
-/// that it answers, so that loops can be told from chains.
+/// Returns the origin of a message. Inside a command of a client it is the pipeline and its event,
+/// so that loops can be detected.
 pub(super) fn origin() -> Vec<(String, String)> {
     let from_env = |name: &str| {
         env::var(name)

@@ -1,4 +1,4 @@
-//! The commands, one file each: what they do once their options are known.
+//! The commands, one file each: their work, with options that were checked.
 
 pub mod beacon;
 #[cfg(feature = "embedded-broker")]
@@ -29,13 +29,13 @@ use crate::net::options::BrokerOptions;
 use crate::os::logging::finish;
 use crate::os::process::descriptor_limit;
 
-/// Descriptors that a command has at least.
+/// Minimum number of descriptors of a command.
 const MIN_DESCRIPTORS: u64 = 32;
 
-/// A single-threaded runtime: everything here waits far more than it works. Names are looked up
-/// in threads of their own, which it does not wait for at its end.
+/// Returns a runtime with a single thread, because commands mostly wait. Names are looked up in
+/// threads of their own, for which the runtime does not wait at its end.
 fn runtime() -> Result<Runtime> {
-    // With fewer the runtime's parts fail one by one, and not all of them in good order.
+    // With fewer, parts of the runtime fail one by one, some of them without an error.
     if let Some(limit) = descriptor_limit().filter(|limit| *limit < MIN_DESCRIPTORS) {
         return Err(Error::cannot_create(format!(
             "start: {limit} open files are allowed, {MIN_DESCRIPTORS} are needed: ulimit -n"
@@ -48,15 +48,14 @@ fn runtime() -> Result<Runtime> {
         .map_err(|e| Error::bug(format!("start the runtime: {e}")))
 }
 
-/// Maximum size of a packet that is looked at, bytes. A packet full of short properties takes
-/// sixteen times its size in memory. A broker does not send what is larger (MQTT 5.0, section
-/// 3.1.2.11.4).
+/// Maximum size of a packet that is read, bytes. A packet full of short properties takes sixteen
+/// times its size in memory. A broker does not send larger ones (MQTT 5.0, section 3.1.2.11.4).
 const MAX_PACKET: u32 = 2 * 1024 * 1024;
 
-/// The largest payload that is looked at, bytes.
+/// Maximum size of a payload that is read, bytes.
 const MAX_PAYLOAD: usize = MAX_PACKET as usize;
 
-/// A connection of somebody who listens.
+/// Returns the settings of a connection that subscribes.
 fn listener(broker: &BrokerOptions) -> Settings {
     Settings {
         max_packet: MAX_PACKET,
@@ -65,7 +64,7 @@ fn listener(broker: &BrokerOptions) -> Settings {
     }
 }
 
-/// Ends us quietly if the reader of our stdout has gone away, as `head` does.
+/// Ends the process quietly if the reader of stdout is gone, as with `head`.
 fn ended_by_reader(error: &io::Error) {
     if error.kind() == io::ErrorKind::BrokenPipe {
         finish();
@@ -94,12 +93,12 @@ fn print_json(value: &Value) -> Result<()> {
     print(&escaped_json(&json::to_text(value)))
 }
 
-/// An exit code from elsewhere, cut to what a process can have.
+/// Returns an exit code from elsewhere, within the range of a process.
 fn exit_code(code: i64) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-/// A JSON object's field as text.
+/// Returns a field of a JSON object as text.
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
     value.get(key).and_then(Value::as_str)
 }

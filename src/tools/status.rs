@@ -1,4 +1,4 @@
-//! `tael status`: every pipeline of a root, and who starts whom.
+//! `tael status`: lists every pipeline of a root, and which starts which.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,36 +17,36 @@ use crate::net::retained::{self, Query};
 use crate::os::logging::say;
 use crate::tools::{MAX_PAYLOAD, listener};
 
-/// How it is shown.
+/// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// A table.
     Table,
-    /// A JSON list.
+    /// A JSON array.
     Json,
-    /// Who starts whom, as a Mermaid flowchart.
+    /// Which pipeline starts which, as a Mermaid flowchart.
     Mermaid,
     /// The same for Graphviz.
     Dot,
 }
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
     /// The root of the pipelines.
     pub root: String,
-    /// How it is shown.
+    /// Form of the output.
     pub form: Form,
-    /// How long the broker may take to answer.
+    /// Maximum time for the broker to answer.
     pub timeout: Duration,
 }
 
-/// Prints what the broker retains of the pipelines.
+/// Prints the pipelines in the retained messages of the broker.
 ///
 /// # Errors
-/// When the broker cannot be asked.
+/// When the broker does not answer.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let filters = topic::all_pipelines(&options.root)
         .map(Filter::new)

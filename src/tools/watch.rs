@@ -1,4 +1,4 @@
-//! `tael watch`: the network, live, one line a message.
+//! `tael watch`: shows messages live, one a line.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -20,33 +20,33 @@ use crate::os::logging::say;
 use crate::os::signals::{self, Stop};
 use crate::tools::listener;
 
-/// Characters of one value on a line.
+/// Maximum length of one value on a line, characters.
 const MAX_VALUE: usize = 120;
 
-/// How long our end may take once we are told to stop.
+/// Maximum time of our end after a signal.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
-    /// What to listen to.
+    /// Filters to subscribe to.
     pub filters: Vec<Filter>,
     /// Highest QoS of deliveries, 1 at most.
     pub qos: Qos,
-    /// Messages whose topic or payload contains one of these are not shown.
+    /// Texts; messages whose topic or payload contains one are not shown.
     pub drop: Vec<String>,
-    /// One JSON object a line.
+    /// Whether to print one JSON object a line.
     pub json: bool,
-    /// End after so many lines.
+    /// Number of lines after which it ends.
     pub count: Option<u64>,
 }
 
-/// Prints messages until told to stop.
+/// Prints messages until it is stopped.
 ///
 /// # Errors
-/// What will not pass: the broker turns us away.
+/// When the broker refuses us.
 pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
     super::runtime()?.block_on(watch(options))?;
@@ -66,7 +66,7 @@ async fn watch(options: &Options) -> Result<()> {
     }
     let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let mut left = options.count.unwrap_or(u64::MAX);
-    // Whoever sits there wants to know at once.
+    // A person at a terminal should know at once.
     let mut tell = io::stderr().is_terminal();
     while left > 0 {
         let event = tokio::select! {
@@ -108,8 +108,8 @@ fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {
         .any(|text| topic.contains(text.as_str()) || payload.contains(text.as_str()))
 }
 
-/// `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before what is to be announced. What the
-/// broker has retained is no news, and marked.
+/// Returns `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before announced statuses. Retained
+/// messages are marked, because they may be old.
 pub(super) fn line(delivery: &Delivery, colour: bool, clock: &str) -> String {
     let mut topic = printable_bytes(&delivery.topic, 200);
     if delivery.retained {

@@ -1,4 +1,4 @@
-//! `tael node`: does what a playbook says, one command after another.
+//! `tael node`: runs the commands of a playbook, one after another.
 
 mod shell;
 mod worker;
@@ -30,70 +30,69 @@ use crate::os::signals::Stop;
 use crate::store::ledger::Queued;
 use worker::{Said, Worker};
 
-/// How a node does what it is told.
+/// How a node runs commands.
 #[derive(Debug, Clone)]
 pub enum Means {
-    /// Functions of a shell, in this file.
+    /// Shell functions in this file.
     Functions(PathBuf),
-    /// A line for the shell for each command.
+    /// One line for the shell for each command.
     Lines(Vec<Line>),
 }
 
-/// What a command runs.
+/// Definition of a command.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// The command.
+    /// Name of the command.
     pub name: String,
-    /// The line; the command's words are its `$1`, `$2`, ….
+    /// The line; the words of the command are its `$1`, `$2`, ….
     pub run: String,
-    /// Whether it goes on while the next command comes.
+    /// Whether it continues in the background.
     pub background: bool,
-    /// What is said when it is done.
+    /// Status to publish when it is done.
     pub status: String,
 }
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker; its identifier is one of this process alone.
+    /// Broker and credentials; the client identifier is unique to this process.
     pub broker: BrokerOptions,
-    /// The root of the nodes' topics.
+    /// Root of the topics of nodes.
     pub root: String,
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// How it does what it is told.
+    /// How it runs commands.
     pub means: Means,
-    /// Folders that files may be sent from.
+    /// Folders from which files may be sent.
     pub allow: Vec<PathBuf>,
-    /// How far ahead a command may be that begins at an instant.
+    /// Maximum time until the instant of a command.
     pub max_ahead: Duration,
-    /// Time that commands have to come to their end when TERMINATE has come, and time between
-    /// TERM and KILL.
+    /// Time for commands to end after TERMINATE, and time between TERM and KILL.
     pub grace: Duration,
 }
 
-/// How long the broker keeps commands while the connection is away.
+/// Time that the broker keeps commands without a connection.
 const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
 
-/// How long the last words may hold up the end.
+/// Maximum time for the last statuses.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Commands that wait. A playbook sends a few at a time.
+/// Maximum number of commands that wait. A playbook sends a few at once.
 const MAX_WAITING: usize = 1024;
 
 /// Maximum size of a packet with a command, bytes.
 const MAX_PACKET: u32 = 256 * 1024;
 
-/// Maximum length of another node's name of its process, bytes. Ours has 31.
+/// Maximum length of the process name of another node, bytes. Ours has 31.
 const MAX_INSTANCE: usize = 128;
 
-/// Ids of commands that are remembered, to know one that is sent again.
+/// Maximum number of remembered ids of commands, to recognise one that is sent again.
 const MAX_KNOWN: usize = 1024;
 
-/// Does what it is told until it is told to end.
+/// Runs commands until it is told to end.
 ///
 /// # Errors
-/// When the functions cannot be read, or the broker turns us away for good.
+/// When the functions cannot be read, or the broker refuses the node.
 pub fn run(options: &Options) -> Result<ExitCode> {
     super::runtime()?.block_on(node(options))?;
     Ok(ExitCode::SUCCESS)
@@ -108,7 +107,7 @@ fn status(options: &Options, text: &str) -> Message {
         properties: Properties {
             user: vec![
                 (property::HOST.to_owned(), host::hostname()),
-                // One connection, one process.
+                // One connection is one process.
                 (node::INSTANCE.to_owned(), options.broker.client_id.clone()),
             ],
             ..Properties::default()
@@ -116,12 +115,12 @@ fn status(options: &Options, text: &str) -> Message {
     }
 }
 
-/// Commands that the broker has sent, each once.
+/// Recognises commands that the broker sends again.
 #[derive(Default)]
 struct Known(VecDeque<String>);
 
 impl Known {
-    /// Whether the message has an id that was there before.
+    /// Returns whether the message has an id that came before.
     fn again(&mut self, delivery: &Delivery) -> bool {
         let Some(id) = delivery
             .properties
@@ -141,12 +140,12 @@ impl Known {
     }
 }
 
-/// Other nodes that use our name.
+/// Other nodes of our name.
 #[derive(Default)]
 struct Doubles(Vec<String>);
 
 impl Doubles {
-    /// Warns, once each, of another node that speaks in our name.
+    /// Warns, once each, of another node that publishes under our name.
     fn look(&mut self, delivery: &Delivery, options: &Options) {
         let instance = delivery.properties.user(node::INSTANCE);
         let Some(instance) = instance.filter(|id| id.len() <= MAX_INSTANCE) else {
@@ -166,7 +165,7 @@ impl Doubles {
     }
 }
 
-/// Takes the broker's answer to a status.
+/// Handles the answer of the broker to a status.
 fn published(outbox: &mut Outbox, token: Token, result: Result<(), Refused>) {
     let given_up = match result {
         Ok(()) => {
@@ -183,7 +182,7 @@ fn published(outbox: &mut Outbox, token: Token, result: Result<(), Refused>) {
     }
 }
 
-/// What was under way goes out again, but for a status that ends every connection.
+/// Publishes statuses in flight again, except one that ends every connection.
 fn connection_lost(outbox: &mut Outbox, session: &Session) {
     let loss = match session.is_packet_at_fault() {
         true => Loss::Packet,
@@ -202,12 +201,12 @@ async fn node(options: &Options) -> Result<()> {
     let (said_tx, mut said) = mpsc::unbounded_channel();
     let worker = tokio::select! {
         worker = Worker::start(options, said_tx) => worker?,
-        // It may wait for ever.
+        // It may wait without a limit.
         () = stop.requested() => return Ok(()),
     };
     let filter = Filter::new(node::command_topic(&options.root, &options.name))
         .map_err(|e| Error::new(Kind::Usage, e))?;
-    // To hear of another node of the name.
+    // Shows another node of the same name.
     let own = Filter::new(node::status_topic(&options.root, &options.name))
         .map_err(|e| Error::new(Kind::Usage, e))?;
     let settings = Settings {
@@ -260,7 +259,7 @@ async fn node(options: &Options) -> Result<()> {
                     notify.ready();
                     info!("node '{}' takes commands", options.name);
                     if std::mem::take(&mut lost) && outbox.is_empty() {
-                        // The broker has said that we are gone.
+                        // The broker has published that we are gone.
                         say(&mut outbox, node::ALIVE);
                     }
                 }
@@ -281,7 +280,7 @@ async fn node(options: &Options) -> Result<()> {
                         let sent = Command::parse(&delivery.payload, at).and_then(|command| {
                             let ends = command.name == node::TERMINATE;
                             if ends {
-                                // It overtakes what waits for its instant, or has no end.
+                                // It overtakes commands that wait for their instant or have no end.
                                 terminate.send_if_modified(|until| {
                                     until.is_none() && {
                                         *until = Some(Instant::now() + options.grace);
@@ -307,7 +306,7 @@ async fn node(options: &Options) -> Result<()> {
         }
     }
     notify.stopping();
-    // Told to end or not: what runs ends with us.
+    // Running commands end with us in any case.
     drop(quit);
     if let Ok(worker) = working.await {
         worker.end(options.grace);

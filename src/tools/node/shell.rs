@@ -1,5 +1,5 @@
-//! A shell that has read a node's functions and lives as long as the node: what one call leaves
-//! in a variable, the next one finds.
+//! A shell that has read the functions of a node and runs as long as the node. A variable of one
+//! call stays for the next.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,8 +16,8 @@ use tokio::time::sleep;
 use crate::os::inherit::keep_variables;
 use crate::os::process::end_group;
 
-/// Calls functions by words that it reads, NUL between them, and says how each ended. Nothing
-/// of a word is evaluated. What a function starts in the background has neither of the pipes.
+/// Calls functions with words that it reads, separated by NUL, and reports how each ended. Nothing
+/// in a word is evaluated. Background processes of functions do not have the pipes.
 const DRIVER: &str = r#"
 exec 3<&0 4>&1 </dev/null 1>&2
 [ -z "$1" ] || . "$1" || exit 1
@@ -41,7 +41,7 @@ trap '' TERM
 kill -TERM 0
 "#;
 
-/// How often is looked whether the shell is still there, while it is waited for.
+/// Interval between two checks whether the shell still runs, while a call is pending.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The shell.
@@ -64,8 +64,7 @@ impl Drop for Shell {
 
 impl Shell {
     /// Starts a shell that reads the file `functions`, if that is not empty, and then the
-    /// definitions in `text`; [`Shell::reply`] tells how `initFunction` ended,
-    /// if there is one.
+    /// definitions in `text`. [`Shell::reply`] returns how `initFunction` ended, if there is one.
     ///
     /// # Errors
     /// When there is no bash.
@@ -92,13 +91,13 @@ impl Shell {
         })
     }
 
-    /// Calls `function` with `words`; [`Shell::reply`] tells how it ended.
+    /// Calls `function` with `words`; [`Shell::reply`] returns how it ended.
     ///
     /// # Errors
     /// When the shell is gone.
     pub fn call(&mut self, function: &str, words: &[String]) -> io::Result<()> {
         if words.iter().any(|word| word.contains('\0')) {
-            // It would end the word, and begin a call of the sender's own.
+            // It would end the word, and start a call that the sender chooses.
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut text = format!("{}\0{function}\0", words.len() + 1);
@@ -109,7 +108,7 @@ impl Shell {
         self.calls.write_all(text.as_bytes())
     }
 
-    /// The exit code of what was called; none when the shell has ended over it.
+    /// Returns the exit code of the call; `None` if it has ended the shell.
     pub async fn reply(&mut self) -> Option<i32> {
         loop {
             tokio::select! {
@@ -117,7 +116,7 @@ impl Shell {
                 line = self.replies.next_line() => {
                     return line.ok()??.strip_prefix("done ")?.parse().ok();
                 }
-                // What it has left in the background may hold its end of the pipe.
+                // Its background processes may hold the pipe open.
                 () = sleep(LOOK) => if !matches!(self.child.try_wait(), Ok(None)) {
                     return None;
                 },
@@ -125,7 +124,7 @@ impl Shell {
         }
     }
 
-    /// Ends the shell with all that it has started and that has stayed in its process group.
+    /// Ends the shell, and everything it has started that is still in its process group.
     pub fn end(mut self, grace: Duration) {
         end_group(self.child.id(), grace);
         let _ = self.child.wait();

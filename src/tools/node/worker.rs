@@ -1,4 +1,4 @@
-//! Carries out a node's commands, one after another.
+//! Runs the commands of a node, one after another.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::os::logging::SENDERS;
 use crate::tools::node::shell::Shell;
 use crate::tools::node::{Means, Options};
 
-/// What a worker tells.
+/// A message of a worker.
 #[derive(Debug)]
 pub(super) enum Said {
     /// A status to publish.
@@ -27,14 +27,14 @@ pub(super) enum Said {
     Done,
 }
 
-/// Told of a command that is not known, as by a shell (POSIX.1-2017, Shell Command Language,
-/// section 2.8.2).
+/// Exit code of an unknown command, as in a shell (POSIX.1-2017, Shell Command Language, section
+/// 2.8.2).
 const NOT_FOUND: i32 = 127;
 
-/// Told of a function that has ended its shell.
+/// Exit code of a function that has ended its shell.
 const SHELL_ENDED: i32 = 125;
 
-/// Ends what goes on in the background, also with the node.
+/// Ends background processes, also at the end of the node.
 const STOP_BACKGROUND: &str = r#"
 tael_stop() {
     [ -z "${BACKGROUND[*]}" ] || kill -- "${BACKGROUND[@]/#/-}" 2>/dev/null
@@ -43,7 +43,7 @@ tael_stop() {
 trap 'tael_stop; exit 0' TERM
 "#;
 
-/// What a command calls, and what is said when that is done.
+/// What a command calls, and the status after it.
 #[derive(Debug, Clone)]
 struct Call {
     function: String,
@@ -61,7 +61,7 @@ pub(super) struct Worker {
     said: mpsc::UnboundedSender<Said>,
 }
 
-/// Until when commands may run that came before TERMINATE, once that has come.
+/// Until when earlier commands may run after TERMINATE; `None` before that.
 pub(super) type Deadline = watch::Receiver<Option<Instant>>;
 
 /// Returns when TERMINATE has come, with the time until which commands may run.
@@ -102,9 +102,9 @@ impl Worker {
                 let mut calls = HashMap::new();
                 for (n, line) in lines.iter().enumerate() {
                     let function = format!("tael_command_{n}");
-                    // The operator's own text; what a sender writes is in its arguments.
+                    // This is text of the operator; text of a sender is in the arguments.
                     let body = match line.background {
-                        // A process group of its own, so that all of it can be ended.
+                        // It has a process group of its own, so that all of it can be ended.
                         true => {
                             format!("set -m; {{ {}\n}} & BACKGROUND+=(\"$!\"); set +m", line.run)
                         }
@@ -155,12 +155,12 @@ impl Worker {
     }
 
     fn say(&self, text: impl Into<String>) {
-        // Nobody listens any more when the node is on its way out.
+        // The node may be ending, and not listen any more.
         let _ = self.said.send(Said::Status(text.into()));
     }
 
-    /// Carries out commands until told to end, by one of them, by `terminate` or by `quit`;
-    /// returns with what is still to be ended.
+    /// Runs commands until it is told to end: by a command, by `terminate` or by `quit`. Returns
+    /// itself, to be ended.
     pub async fn work(
         mut self,
         mut commands: mpsc::Receiver<Command>,
@@ -296,7 +296,7 @@ impl Worker {
         }
     }
 
-    /// Ends the shell with what it has started.
+    /// Ends the shell, and what it has started.
     pub fn end(self, grace: Duration) {
         if let Some(shell) = self.shell {
             shell.end(grace);

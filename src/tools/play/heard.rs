@@ -1,27 +1,26 @@
-//! What nodes and pipelines have said, and whether that is what is waited for. Pure.
+//! Statuses of nodes and pipelines, and whether they fulfil a wait. Pure.
 
 use std::collections::HashMap;
 
 use crate::model::node::{ALIVE, LOST, TERMINATED, failure};
 use crate::model::playbook::is_pipeline_state;
 
-/// What is known of one of them.
+/// Statuses of one of them.
 #[derive(Debug, Clone, Default)]
 struct Voice {
-    /// What it has said since it was last told something.
+    /// Statuses since its last command.
     since: Vec<String>,
-    /// The exit code of the last failure since then.
+    /// Exit code of the last failure since then.
     failed: Option<i32>,
-    /// Whether it is gone.
+    /// Whether it is lost.
     lost: bool,
-    /// Whether it was there when it last said anything: no broker has said since that it is
-    /// gone.
+    /// Whether it was there at its last status, and the broker has not published its loss since.
     present: bool,
-    /// Its last word ever, for people.
+    /// Its very last status, for people.
     last: Option<String>,
 }
 
-/// How a wait stands.
+/// State of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Held,
@@ -32,7 +31,7 @@ pub(super) enum Verdict {
     NotYet,
 }
 
-/// All voices.
+/// Statuses of all of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Heard(HashMap<String, Voice>);
 
@@ -41,17 +40,17 @@ impl Heard {
         self.0.entry(name.to_owned()).or_default()
     }
 
-    /// It is told something: what it said before counts no more.
+    /// Notes a command: earlier statuses no longer count.
     pub fn told(&mut self, name: &str) {
         let voice = self.voice(name);
         voice.since.clear();
         voice.failed = None;
     }
 
-    /// A node has said `status`; a retained one is from before we listened.
+    /// Notes the `status` of a node. A retained one is older than our subscription.
     pub fn node(&mut self, name: &str, status: &str, retained: bool) {
         let voice = self.voice(name);
-        // After a broken connection, what is retained may be news.
+        // After a broken connection, a retained one may be new.
         let news = voice.last.as_deref().is_some_and(|last| last != status);
         voice.last = Some(status.to_owned());
         voice.lost = status == LOST;
@@ -64,7 +63,7 @@ impl Heard {
         }
     }
 
-    /// A pipeline has told a status, with an exit code if that is an end.
+    /// Notes the status of a pipeline, with an exit code if it is an end.
     pub fn pipeline(&mut self, name: &str, status: &str, code: Option<i32>) {
         let voice = self.voice(name);
         voice.last = Some(status.to_owned());
@@ -74,8 +73,8 @@ impl Heard {
         }
     }
 
-    /// How a wait for `status` of `name` stands; with `exact`, it is not enough that what was
-    /// said contains it.
+    /// Returns the state of a wait for `status` of `name`. With `exact` the whole status must be
+    /// equal; otherwise it must contain it.
     pub fn judge(&self, name: &str, status: &str, exact: bool) -> Verdict {
         let Some(voice) = self.0.get(name) else {
             return Verdict::NotYet;
@@ -97,7 +96,7 @@ impl Heard {
         }
     }
 
-    /// `NAME last said …`, for people.
+    /// Returns `NAME last said …`, for people.
     pub fn last(&self, name: &str) -> String {
         let voice = self.0.get(name);
         match voice.and_then(|v| v.last.as_deref()) {
@@ -106,7 +105,8 @@ impl Heard {
         }
     }
 
-    /// What a wait for `status` of pipeline `name` has waited for is not waited for again.
+    /// Notes that a wait for `status` of pipeline `name` is fulfilled. The next wait needs a new
+    /// one.
     pub fn took(&mut self, name: &str, status: &str) {
         let voice = self.voice(name);
         if let Some(place) = voice.since.iter().position(|said| said == status) {

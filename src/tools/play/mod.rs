@@ -1,4 +1,4 @@
-//! `tael play`: has several nodes do a playbook, in step.
+//! `tael play`: runs a playbook over several nodes, step by step.
 
 mod heard;
 mod player;
@@ -20,37 +20,37 @@ use crate::os::signals;
 use player::Player;
 use report::Outcome;
 
-/// How long our end may take once we are told to stop: the nodes are told to end.
+/// Maximum time of our end after a signal; the nodes are told to end.
 const FAREWELL: Duration = Duration::from_secs(30);
 
-/// What the command needs.
+/// Options of the command.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How to reach the broker; its identifier is one of this process alone.
+    /// Broker and credentials; the client identifier is unique to this process.
     pub broker: BrokerOptions,
-    /// The root of the nodes' topics, and of the pipelines'.
+    /// Root of the topics of nodes and pipelines.
     pub root: String,
-    /// What people call the playbook.
+    /// Name of the playbook, for people.
     pub name: String,
     /// The playbook.
     pub playbook: Playbook,
-    /// How long a wait lasts that does not say so, and a file may be on its way.
+    /// Maximum time of a wait without TIMEOUT, and of a transfer.
     pub timeout: Duration,
-    /// Whether what is waited for must be all that is said.
+    /// Whether a wait compares whole statuses.
     pub exact: bool,
-    /// Folders that files may be put into.
+    /// Folders into which files may be written.
     pub allow: Vec<PathBuf>,
-    /// Largest file that is taken, bytes.
+    /// Maximum size of a file, bytes.
     pub max_file: u64,
-    /// Address on which files are waited for; every one without.
+    /// Address on which files are received; by default every address.
     pub listen: Option<IpAddr>,
-    /// Who may send files; anybody if none is named.
+    /// Allowed senders of files; if empty, all.
     pub from: Vec<Network>,
-    /// Where a report is written.
+    /// File for the report.
     pub report: Option<PathBuf>,
 }
 
-/// Why a step does not hold, and the exit code that this means.
+/// Why a step failed, and the exit code for that.
 #[derive(Debug)]
 struct Failure {
     code: u8,
@@ -81,7 +81,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Shows what a playbook would do.
+/// Shows the ignored lines of a playbook.
 ///
 /// # Errors
 /// When stdout cannot be written.
@@ -92,22 +92,22 @@ pub fn check(playbook: &Playbook) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Plays, and returns 0 if every step held.
+/// Runs the playbook, and returns 0 if every step succeeded.
 ///
 /// # Errors
-/// 69 and 77 when the broker cannot be reached or turns us away.
+/// 69 and 77 when the broker cannot be reached or refuses us.
 pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
     let runtime = super::runtime()?;
     let code = runtime.block_on(play(options));
-    // A file that nobody has sent must not hold us up.
+    // A file that nobody has sent must not delay the end.
     runtime.shutdown_background();
     code.map(ExitCode::from)
 }
 
 async fn play(options: &Options) -> Result<u8> {
     let mut player = Player::new(options)?;
-    // That it cannot be written is better known before anything is done.
+    // A report that cannot be written is better known before the first step.
     if let Some(path) = &options.report {
         report::write(path, &options.name, &[])?;
     }
@@ -142,7 +142,7 @@ async fn play(options: &Options) -> Result<u8> {
     }
     if let Some(code) = failure {
         for step in &options.playbook.on_failure {
-            // All of it is tried: it cleans up.
+            // All of them are tried, because they clean up.
             outcomes.push(player.take(step).await.0);
         }
         if code == INTERRUPTED {
@@ -162,5 +162,5 @@ async fn play(options: &Options) -> Result<u8> {
     Ok(failure.unwrap_or(0))
 }
 
-/// Ended by Ctrl-C, as a shell tells it: 128 and SIGINT.
+/// Exit code after Ctrl-C, as in a shell: 128 and SIGINT.
 const INTERRUPTED: u8 = 130;

@@ -1,4 +1,4 @@
-//! Who plays: the connection, what is heard over it, and what is shown.
+//! The player of a playbook: its connection, the statuses it has received, and its output.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
@@ -25,13 +25,13 @@ use crate::tools::play::heard::Heard;
 use crate::tools::play::report::Outcome;
 use crate::tools::play::{Failure, Options};
 
-/// How long the broker keeps statuses while the connection is away.
+/// Time that the broker keeps statuses without a connection.
 const SESSION_EXPIRY: Duration = Duration::from_secs(300);
 
-/// How long the broker may take to confirm a command.
+/// Maximum time for the broker to acknowledge a command.
 pub(super) const CONFIRM: Duration = Duration::from_secs(10);
 
-/// How often the live line is drawn.
+/// Interval between two updates of the live line.
 pub(super) const DRAW: Duration = Duration::from_millis(500);
 
 pub(super) struct Player<'a> {
@@ -40,11 +40,11 @@ pub(super) struct Player<'a> {
     pub online: bool,
     pub stop: Stop,
     pub heard: Heard,
-    /// Nodes that were told anything.
+    /// Nodes that got a command.
     pub woken: Vec<String>,
     pub published: Vec<Token>,
     pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
-    /// Files that are on their way, or have come.
+    /// Files that are being received, or were.
     pub targets: Vec<Arc<Target>>,
     pub live: bool,
     /// Topics of nodes, and of pipelines, by name.
@@ -152,7 +152,7 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Does a step, shows how that went, and returns it.
+    /// Runs a step, shows its result, and returns it.
     pub async fn take(&mut self, step: &Step) -> (Outcome, Result<(), Failure>) {
         let begun = Instant::now();
         let text = step.action.to_string();
@@ -176,7 +176,7 @@ impl<'a> Player<'a> {
             Some(cause) => format!("failed: {}", printable(cause, 300)),
         };
         let clear = if self.live { "\r\x1b[K" } else { "" };
-        // A reader that has gone away does not stop the nodes.
+        // A missing reader must not stop the nodes.
         let _ = writeln!(io::stdout().lock(), "{clear}line {line}: {step}: {end}");
     }
 

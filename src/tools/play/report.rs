@@ -1,4 +1,4 @@
-//! What became of each step, for people and for programs.
+//! Results of all steps, for people and for programs.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,17 +13,17 @@ use crate::model::text::{escaped_json, printable};
 /// Maximum length of a text in a report, characters.
 const MAX_TEXT: usize = 2000;
 
-/// What became of one step.
+/// Result of one step.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outcome {
     pub line: usize,
     pub step: String,
     pub took: Duration,
-    /// Why it does not hold, if it does not.
+    /// Why it failed, if it did.
     pub failure: Option<String>,
 }
 
-/// Writes a report: JUnit's XML for a name that ends so, else JSON.
+/// Writes a report: JUnit XML for a name that ends in .xml, otherwise JSON.
 pub(super) fn write(path: &Path, playbook: &str, outcomes: &[Outcome]) -> Result<()> {
     let xml = path
         .extension()
@@ -57,7 +57,7 @@ fn json(playbook: &str, outcomes: &[Outcome]) -> Value {
     })
 }
 
-/// The form that test tools agree on (its schema: github.com/testmoapp/junitxml).
+/// Returns the form that test tools agree on (its schema: github.com/testmoapp/junitxml).
 fn junit(playbook: &str, outcomes: &[Outcome]) -> String {
     let failures = outcomes.iter().filter(|o| o.failure.is_some()).count();
     let total: Duration = outcomes.iter().map(|o| o.took).sum();
@@ -70,7 +70,7 @@ fn junit(playbook: &str, outcomes: &[Outcome]) -> String {
     );
     for o in outcomes {
         let (name, seconds) = (escaped(&o.step), o.took.as_secs_f64());
-        // Nothing can go wrong in writing to a string.
+        // Writing to a string cannot fail.
         let _ = write!(
             out,
             "  <testcase name=\"line {}: {name}\" time=\"{seconds:.3}\"",
@@ -86,7 +86,7 @@ fn junit(playbook: &str, outcomes: &[Outcome]) -> String {
 
 fn escaped(text: &str) -> String {
     let mut out = String::new();
-    // What XML cannot hold (XML 1.0, section 2.2) is never printable.
+    // [`printable`] escapes all characters that XML cannot hold (XML 1.0, section 2.2).
     for c in printable(text, MAX_TEXT).chars() {
         match c {
             '<' => out.push_str("&lt;"),

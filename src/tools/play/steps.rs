@@ -1,4 +1,4 @@
-//! How each step is done.
+//! The steps of a playbook, and how each is run.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -95,7 +95,7 @@ impl Player<'_> {
         let deadline = Instant::now() + CONFIRM;
         loop {
             for (message, token) in &mut waiting {
-                // After a broken connection it goes out again, under the same id.
+                // After a broken connection it is sent again, under the same id.
                 if token.is_none() || !self.online {
                     *token = self.session.publish(message.clone());
                 }
@@ -179,7 +179,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Waits for all files that are on their way.
+    /// Waits for all files that are being received.
     pub async fn received(&mut self) -> Result<(), (usize, Failure)> {
         for (line, mut coming, file) in std::mem::take(&mut self.receiving) {
             let done = loop {
@@ -244,7 +244,7 @@ impl Player<'_> {
         let group = child.id();
         let (tx, mut ended) = oneshot::channel();
         std::thread::spawn(move || {
-            // Whoever waited may have gone.
+            // The caller may be gone.
             let _ = tx.send(child.wait());
         });
         let status = loop {
@@ -270,7 +270,7 @@ impl Player<'_> {
         })
     }
 
-    /// Has all nodes end that were told anything: whoever interrupts wants rest.
+    /// Sends TERMINATE to all nodes that got a command.
     pub async fn terminate(&mut self) {
         let nodes = std::mem::take(&mut self.woken);
         if !nodes.is_empty()

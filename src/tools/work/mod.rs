@@ -1,4 +1,4 @@
-//! `tael work`: the units of this host's pipelines, with their clients running or not.
+//! `tael work`: shows and ends the units of this host, with or without a running client.
 
 mod show;
 
@@ -22,66 +22,66 @@ use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::stream::Stream;
 use show::{list, results, status};
 
-/// How often a unit that is waited for is looked at.
+/// Interval between two looks at a unit that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long a client may take to book an end.
+/// Maximum time for a client to book an end.
 const BOOKING: Duration = Duration::from_secs(10);
 
-/// Which pipelines are meant.
+/// The pipelines to look at.
 #[derive(Debug, Clone)]
 pub struct Scope {
     /// The state folder.
     pub state: PathBuf,
-    /// One pipeline only.
+    /// One pipeline; by default all.
     pub who: Option<String>,
 }
 
-/// What is wanted of the units.
+/// What to do.
 #[derive(Debug, Clone)]
 pub enum Verb {
-    /// All of them, a line each.
+    /// List all units, a line each.
     List {
         /// As one JSON array.
         json: bool,
     },
-    /// All that is known of one.
+    /// Show everything known about a unit.
     Status {
         /// Its id.
         unit: String,
         /// As a JSON object.
         json: bool,
     },
-    /// What it wrote.
+    /// Print the output of a unit.
     Results {
         /// Its id.
         unit: String,
         /// Which stream.
         stream: Stream,
-        /// Go on until the unit ends.
+        /// Whether to follow until the unit ends.
         follow: bool,
-        /// Where to begin, bytes.
+        /// First byte to print.
         from: u64,
     },
-    /// End it.
+    /// End a unit.
     Cancel {
         /// Its id.
         unit: String,
-        /// How long to wait for that.
+        /// Maximum time to wait for its end.
         timeout: Duration,
     },
-    /// End it if need be, and forget it.
+    /// End a unit if it still runs, and delete it.
     Release {
         /// Its id.
         unit: String,
-        /// Whatever goes wrong.
+        /// Whether to go on after errors.
         force: bool,
-        /// How long to wait for its end.
+        /// Maximum time to wait for its end.
         timeout: Duration,
     },
 }
 
-/// A unit where it lives.
+/// A unit, and the pipeline it belongs to.
 struct Found {
     who: String,
     pipeline: PathBuf,
@@ -89,11 +89,11 @@ struct Found {
     record: Record,
 }
 
-/// Does what is wanted.
+/// Does what `verb` says.
 ///
 /// # Errors
-/// 65 when there is no such unit, 73 when the state cannot be used, 75 when a unit has not
-/// ended in time, 77 when a process of it could not be ended; for results always 125.
+/// 65 when there is no such unit, 73 when the state cannot be used, 75 when a unit has not ended in
+/// time, 77 when a process of it could not be ended; for results always 125.
 pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
     match verb {
         Verb::List { json } => list(scope, *json),
@@ -105,7 +105,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             from,
         } => find(scope, unit)
             .and_then(|found| results(&found, *stream, *follow, *from))
-            // Any other code may be the command's.
+            // Every other code may be that of the command.
             .map_err(|e| e.into_kind(Kind::NoCode)),
         Verb::Cancel { unit, timeout } => {
             let mut found = find(scope, unit)?;
@@ -134,7 +134,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
     }
 }
 
-/// The folders of all pipelines that are meant, by name.
+/// Returns the folders of the pipelines to look at, by name.
 fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
     if let Some(who) = &scope.who {
         let path = scope.state.join(who);
@@ -168,7 +168,7 @@ fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
 }
 
 fn find(scope: &Scope, unit: &str) -> Result<Found> {
-    // It may be in any but those.
+    // It may be in one that cannot be read.
     let mut unreadable = None;
     for (who, pipeline) in pipelines(scope)? {
         let found = Reader::open(&pipeline).and_then(|reader| Ok((reader.unit(unit)?, reader)));
@@ -193,8 +193,8 @@ fn find(scope: &Scope, unit: &str) -> Result<Found> {
     }))
 }
 
-/// The state and the outcome of a unit as far as anybody can know them now: the ledger's, or
-/// what its folder says while no client has booked that.
+/// Returns the present state and outcome of a unit: from the ledger, or from its folder while no
+/// client has booked its end.
 fn effective(pipeline: &Path, record: &Record) -> Result<(State, Option<Outcome>)> {
     if record.state.is_end() {
         return Ok((record.state, record.outcome.clone()));
@@ -215,7 +215,7 @@ impl Found {
         UnitDir::new(&self.pipeline, &self.record.unit.id)
     }
 
-    /// Reads the unit's record again; it may have been released meanwhile.
+    /// Reads the record of the unit again; it may have been released meanwhile.
     fn refresh(&mut self) -> Result<()> {
         let id = &self.record.unit.id;
         self.record = self
@@ -249,7 +249,7 @@ impl Found {
         Ok(())
     }
 
-    /// Ends the unit and waits until it has ended.
+    /// Ends the unit, and waits until it has ended.
     fn cancel(&mut self, limit: Duration) -> Result<()> {
         let unit = self.record.unit.id.clone();
         let cannot = |e| Error::cannot_create(format!("cancel unit {unit}: {e}"));
@@ -257,8 +257,8 @@ impl Found {
         self.refresh()?;
         self.wait(limit, "it has not ended", |found| {
             if found.record.state == State::Pending {
-                // Its client, if one runs, asks the ledger before it starts the unit. It may have
-                // been about to begin, and wait again.
+                // Its client, if one runs, asks the ledger before it starts the unit. The unit may
+                // have been about to begin, and wait again.
                 asked = false;
                 return found.drop_waiting();
             }
@@ -270,7 +270,7 @@ impl Found {
         })
     }
 
-    /// Says what of the run, which has ended, could not be ended with it.
+    /// Reports what of an ended run could not be ended with it.
     fn ended_whole(&mut self) -> Result<()> {
         self.refresh()?;
         let (_, outcome) = effective(&self.pipeline, &self.record)?;
@@ -282,7 +282,7 @@ impl Found {
         })
     }
 
-    /// Whether the unit was still waiting, and will not run now.
+    /// Drops the unit if it still waits. Returns whether it did.
     fn drop_waiting(&mut self) -> Result<bool> {
         let dropped = self.reader.apply(&Op::Drop {
             unit: self.record.unit.id.clone(),
@@ -301,7 +301,7 @@ impl Found {
         };
         if !force {
             canceled?;
-            // Its end is to be told first, and only its client can do that.
+            // Its end must be published first, and only its client can do that.
             let client = Lock::try_acquire(&self.pipeline.join("lock"))?.is_none();
             let limit = if client { BOOKING } else { Duration::ZERO };
             self.refresh()?;
