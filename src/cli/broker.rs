@@ -126,7 +126,7 @@ impl Tool for Broker {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
-        .map_err(|_| format!("'{text}' is no address with a port, such as 127.0.0.1:1883"))
+        .map_err(|_| format!("'{text}' is not an address with a port, such as 127.0.0.1:1883"))
 }
 
 fn users(text: &str) -> Result<Vec<(String, Secret)>, String> {
@@ -143,7 +143,7 @@ fn users(text: &str) -> Result<Vec<(String, Secret)>, String> {
         }
     }
     if users.is_empty() {
-        return Err("it names nobody".into());
+        return Err("it contains no user".into());
     }
     Ok(users)
 }

@@ -227,7 +227,7 @@ impl Connection {
             _ => self.port,
         };
         if port == Some(0) {
-            mistakes.note(Error::usage("port 0 is no port: 1 to 65535"));
+            mistakes.note(Error::usage("port 0 is not a port: 1 to 65535"));
         }
         let id = self.id.unwrap_or(default_id);
         if id.is_empty() || id.len() > 1024 || id.contains(char::is_control) {
@@ -298,7 +298,7 @@ fn check_host(host: &str) -> Result<()> {
         _ => return Ok(()),
     };
     let host = text::printable(host, 80);
-    Err(Error::usage(format!("'{host}' is no host{hint}")))
+    Err(Error::usage(format!("'{host}' is not a host{hint}")))
 }
 
 /// Returns the protocols that `--tls-alpn` names, separated by commas (RFC 7301: 1 to 255 bytes each).
@@ -353,7 +353,7 @@ pub fn qos(text: &str) -> Result<Qos, String> {
     text.parse()
         .ok()
         .and_then(Qos::from_number)
-        .ok_or_else(|| format!("'{text}' is no QoS: 0, 1 or 2"))
+        .ok_or_else(|| format!("'{text}' is not a QoS: 0, 1 or 2"))
 }
 
 const _: () = assert!(KEEP_ALIVE.as_secs() == 60, "the default in the help");

@@ -385,7 +385,7 @@ fn usage_line(error: &clap::Error) -> String {
     // The standard library words its errors for programmers.
     let text = words
         .join(" ")
-        .replace("invalid digit found in string", "it is no whole number")
+        .replace("invalid digit found in string", "it is not a whole number")
         .replace("number too large to fit in target type", "it is too large")
         .replace("cannot parse integer from empty string", "it is empty");
     format!("{text}{hint}")

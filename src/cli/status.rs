@@ -35,7 +35,7 @@ fn graph(text: &str) -> Result<Form, String> {
     match text {
         "mermaid" => Ok(Form::Mermaid),
         "dot" => Ok(Form::Dot),
-        _ => Err(format!("'{text}' is no form of a graph: mermaid or dot")),
+        _ => Err(format!("'{text}' is not a form of a graph: mermaid or dot")),
     }
 }
 

@@ -91,7 +91,7 @@ fn retained(text: &str) -> Result<bool, String> {
     match text {
         "ignore" => Ok(false),
         "accept" => Ok(true),
-        _ => Err(format!("'{text}' is no choice: ignore or accept")),
+        _ => Err(format!("'{text}' is not a choice: ignore or accept")),
     }
 }
 
@@ -274,7 +274,7 @@ fn trigger(
                 "'{name}' is a key of every status: it cannot be passed through"
             ));
         } else if *name != env::sanitize(name) && name.bytes().any(odd) {
-            wrong(format!("'{name}' is no environment name"));
+            wrong(format!("'{name}' is not an environment name"));
         }
     }
     if options.absent.is_some_and(|absent| absent.is_zero()) {

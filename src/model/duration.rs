@@ -14,7 +14,7 @@ const MAX: Duration = Duration::from_secs(36_525 * 86_400);
 /// A text for the user, with the expected forms.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    let wrong = || format!("'{text}' is no duration: write 10s, 5m, 1h30m or 2d");
+    let wrong = || format!("'{text}' is not a duration: write 10s, 5m, 1h30m or 2d");
     let bounded = |duration: Duration| {
         if duration > MAX {
             return Err(format!(

@@ -35,7 +35,7 @@ pub fn parse(text: &[u8]) -> Result<Variables, String> {
         let name = name.strip_prefix(b"export ").unwrap_or(name).trim_ascii();
         let name = name_of(name).ok_or_else(|| {
             let name = printable_bytes(name, MAX_NAME_SHOWN);
-            wrong(&format!("'{name}' is no name of a variable"))
+            wrong(&format!("'{name}' is not the name of a variable"))
         })?;
         let value = unquote(value.trim_ascii()).ok_or_else(|| wrong("a quote is not closed"))?;
         variables.push((name, value));

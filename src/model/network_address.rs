@@ -23,7 +23,7 @@ impl Network {
     /// # Errors
     /// A text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no address, and no network such as 192.0.2.0/24");
+        let wrong = || format!("'{text}' is neither an address nor a network such as 192.0.2.0/24");
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),

@@ -97,7 +97,7 @@ impl Filter {
                 }
                 _ => {
                     return Err(format!(
-                        "'{text}' is no shared subscription: write $share/GROUP/FILTER"
+                        "'{text}' is not a shared subscription: write $share/GROUP/FILTER"
                     ));
                 }
             },

@@ -127,7 +127,7 @@ impl Overlap {
             "replace" => Ok(Self::Replace),
             "coalesce" => Ok(Self::Coalesce),
             _ => Err(format!(
-                "'{text}' is no overlap policy: queue, skip, replace or coalesce"
+                "'{text}' is not an overlap policy: queue, skip, replace or coalesce"
             )),
         }
     }
@@ -192,7 +192,7 @@ impl OnInterrupt {
         match text {
             "fail" => Ok(Self::Fail),
             "rerun" => Ok(Self::Rerun),
-            _ => Err(format!("'{text}' is no choice: fail or rerun")),
+            _ => Err(format!("'{text}' is not a choice: fail or rerun")),
         }
     }
 }

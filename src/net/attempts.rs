@@ -88,7 +88,7 @@ impl Attempts {
         if !list.is_empty() && self.lasting {
             let list = list.join("; ");
             let address = broker.address();
-            self.warn_once(format!("{address} offers less than is needed: {list}"));
+            self.warn_once(format!("{address} offers less than needed: {list}"));
         }
     }
 

@@ -147,7 +147,7 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
         "mqtts" => true,
         "ws" | "wss" => {
             return Err(format!(
-                "MQTT over WebSocket ({scheme}://) is not spoken here: give the broker's port for \
+                "MQTT over WebSocket ({scheme}://) is not supported: give the port of the broker for \
                  plain MQTT by mqtt://, or for TLS by mqtts://"
             ));
         }
@@ -171,7 +171,7 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
         Some(v6) => match v6.split_once(']') {
             Some((host, "")) => (host, None),
             Some((host, port)) if port.starts_with(':') => (host, port.get(1..)),
-            _ => return Err(format!("'{url}' is no broker URL: its brackets do not fit")),
+            _ => return Err(format!("'{url}' is not a broker URL: its brackets do not fit")),
         },
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -181,13 +181,13 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
     let bad_host = |c: char| "/?#[]@ ".contains(c) || c.is_control();
     if host.is_empty() || host.contains(bad_host) || username == Some("") {
         return Err(format!(
-            "'{url}' is no broker URL: write mqtt[s]://[USER@]HOST[:PORT]"
+            "'{url}' is not a broker URL: write mqtt[s]://[USER@]HOST[:PORT]"
         ));
     }
     let port = port
         .map(|port| match port.parse::<u16>() {
             Ok(port) if port > 0 => Ok(port),
-            _ => Err(format!("'{port}' in the broker URL is no port")),
+            _ => Err(format!("'{port}' in the broker URL is not a port")),
         })
         .transpose()?;
     Ok(BrokerUrl {

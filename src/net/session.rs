@@ -356,7 +356,7 @@ impl Session {
                 ) {}
             };
             if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-                debug!("the broker did not take our goodbye in time");
+                debug!("the broker did not accept our goodbye in time");
             }
         }
     }

@@ -35,7 +35,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         let shown = path.display();
         let cause = match e {
             pem::Error::NoItemsFound if is_encrypted(path) => format!(
-                "it is encrypted, and a service has nobody who types the passphrase: write one \
+                "it is encrypted, and a service cannot ask for the passphrase: write one \
                  without by openssl pkey -in {shown} -out FILE"
             ),
             pem::Error::NoItemsFound => "it holds no private key in PEM".into(),
@@ -132,7 +132,7 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
 pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
     let host = host.split('%').next().unwrap_or(host);
     let name = ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned());
-    name.map_err(|_| format!("'{host}' is no name that a certificate can be for"))
+    name.map_err(|_| format!("'{host}' is not a name that a certificate can have"))
 }
 
 /// Starts TLS over `tcp`, with a broker that must prove to be `name`.

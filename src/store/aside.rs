@@ -42,7 +42,7 @@ pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
         let place = pipeline.join(ASIDE);
         warn!(
             "the ledger does not know {aside} of the runs whose folders are here; moved them to \
-             {}: delete them there if nobody needs their output",
+             {}: delete them there when their output is not needed any more",
             place.display()
         );
     }

@@ -54,7 +54,7 @@ pub fn check_root(path: &Path) -> Result<()> {
         return Err(refused(path, &belongs(meta.uid())));
     }
     if meta.mode() & ALL_WRITE != 0 && meta.mode() & STICKY == 0 {
-        return Err(refused(path, "everybody may write to it: chmod o-w"));
+        return Err(refused(path, "every user may write to it: chmod o-w"));
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ pub fn check(path: &Path) -> Result<()> {
         return Err(refused(path, &belongs(meta.uid())));
     }
     if meta.mode() & OTHERS_WRITE != 0 {
-        return Err(refused(path, "others may write to it: chmod go-w"));
+        return Err(refused(path, "other users may write to it: chmod go-w"));
     }
     Ok(())
 }

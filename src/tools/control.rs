@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.json {
         super::print_json(&answer)?;
     }
-    let cause = super::text(&answer, "error").unwrap_or("it did not say why");
+    let cause = super::text(&answer, "error").unwrap_or("without a reason");
     let (action, who) = (options.action.name(), &options.who);
     say(&format!("{action} {who}: {}", printable(cause, 500)));
     Ok(ExitCode::from(refusal(&answer).exit_code()))

@@ -44,7 +44,7 @@ impl Ours {
             Ok(Ok(status)) => Err(Error::bug(format!(
                 "demo: a part of it ended with {status}"
             ))),
-            _ => Err(Error::bug("demo: a part of it cannot be waited for")),
+            _ => Err(Error::bug("demo: cannot wait for a part of it")),
         }
     }
 
@@ -113,7 +113,7 @@ async fn show(scratch: &Path) -> Result<()> {
     let port = broker.address().port();
     say(
         "broker",
-        &format!("one of our own listens on 127.0.0.1:{port}"),
+        &format!("its own broker listens on 127.0.0.1:{port}"),
     )?;
     let mut network = listen(port);
     while !matches!(network.next().await?, Event::Online) {}
@@ -168,7 +168,7 @@ async fn show(scratch: &Path) -> Result<()> {
     }
     say(
         "done",
-        "each pipeline ran once, and said so. Next: the README's cron line.",
+        "each pipeline ran once and published it. Next: the cron line of the README.",
     )?;
     align.stopped().await?;
     report.stopped().await?;

@@ -31,7 +31,7 @@ fn a_broker_that_offers_less_is_told_of_once_and_used() {
     }
     let log = client.log_text();
     assert_eq!(
-        log.matches("offers less than is needed").count(),
+        log.matches("offers less than needed").count(),
         1,
         "{log}"
     );

@@ -128,7 +128,7 @@ fn unknown(keyword: &str) -> String {
         return format!("'{keyword}' is written {upper}");
     }
     format!(
-        "'{keyword}' is no keyword: {}, ON FAILURE",
+        "'{keyword}' is not a keyword: {}, ON FAILURE",
         known.join(", ")
     )
 }
@@ -193,7 +193,7 @@ fn names(word: Option<&str>) -> Result<Vec<String>, String> {
             } else {
                 ""
             };
-            return Err(format!("'{name}' is no name{hint}"));
+            return Err(format!("'{name}' is not a name{hint}"));
         }
         check_name(name)?;
     }

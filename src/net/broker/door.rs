@@ -96,9 +96,9 @@ impl Strangers {
         if counts.all >= self.max_all {
             return Err("too many connections");
         } else if counts.strangers.len() >= self.max {
-            return Err("too many clients that have not shown who they are");
+            return Err("too many clients that have not authenticated");
         } else if of_address >= (self.max * 3 / 4).max(1) {
-            return Err("too many clients of one address that have not shown who they are");
+            return Err("too many clients of one address that have not authenticated");
         }
         counts.all += 1;
         counts.strangers.insert(client, ());

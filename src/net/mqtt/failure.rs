@@ -99,7 +99,7 @@ pub(super) fn stranger(bytes: &[u8]) -> Option<Failure> {
             "the port speaks TLS: use mqtts://, or --cafile with the broker's authority".into(),
         ),
         [b'H', b'T', b'T', b'P', b'/', ..] => fatal(
-            "the port speaks HTTP, perhaps MQTT over WebSocket: use the broker's port for plain \
+            "the port speaks HTTP (MQTT over WebSocket?): use the broker's port for plain \
              MQTT, usually 1883, or for TLS, usually 8883"
                 .into(),
         ),

@@ -232,7 +232,7 @@ impl Protocol {
     pub fn packet(&mut self, packet: BytesMut, header: usize) -> Result<(), Failure> {
         let kind = packet.first().copied().unwrap_or_default();
         let malformed =
-            || Failure::Passing(format!("the broker sent what is no MQTT 5: 0x{kind:02x}"));
+            || Failure::Passing(format!("the broker sent something that is not MQTT 5: 0x{kind:02x}"));
         let bug = |e: Error| Failure::Passing(e.to_string());
         if kind >> 4 == 3 {
             let mut packet = packet;

@@ -43,7 +43,7 @@ pub fn open_confined(path: &Path, folders: &[PathBuf], truncate: bool) -> Result
         return Err(wrong(&ELSEWHERE));
     }
     if !found.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Err(wrong(&"it is no plain file"));
+        return Err(wrong(&"it is not a plain file"));
     }
     let mut options = File::options();
     options.read(true).write(truncate);

@@ -64,7 +64,7 @@ impl Target {
             "stderr" => Ok(Self::Stderr),
             "none" => Ok(Self::None),
             _ => Err(format!(
-                "'{text}' is no log target: auto, journald, stderr or none"
+                "'{text}' is not a log target: auto, journald, stderr or none"
             )),
         }
     }
@@ -80,7 +80,7 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
         .map(|text| {
             text.parse::<LevelFilter>().map_err(|_| {
                 Error::usage(format!(
-                    "'{text}' is no log level: error, warn, info, debug or off"
+                    "'{text}' is not a log level: error, warn, info, debug or off"
                 ))
             })
         })

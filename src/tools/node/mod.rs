@@ -157,7 +157,7 @@ impl Doubles {
             self.0.push(instance.to_owned());
             let host = delivery.properties.user(property::HOST).unwrap_or("?");
             warn!(target: SENDERS,
-                "another node is called '{}', on {}: both do every command",
+                "another node is called '{}', on {}: both run every command",
                 options.name,
                 printable(host, 80)
             );
@@ -257,7 +257,7 @@ async fn node(options: &Options) -> Result<()> {
             event = session.next() => match event? {
                 Event::Online => {
                     notify.ready();
-                    info!("node '{}' takes commands", options.name);
+                    info!("node '{}' accepts commands", options.name);
                     if std::mem::take(&mut lost) && outbox.is_empty() {
                         // The broker has published that we are gone.
                         say(&mut outbox, node::ALIVE);
@@ -330,7 +330,7 @@ async fn node(options: &Options) -> Result<()> {
         Ok::<(), Error>(())
     };
     if timeout_at(deadline, told).await.is_err() {
-        warn!("the broker did not take our last words in time");
+        warn!("the broker did not acknowledge the last statuses in time");
     }
     session.close().await;
     Ok(())

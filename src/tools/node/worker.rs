@@ -224,7 +224,7 @@ impl Worker {
             match self.calls.get(&command.name).cloned() {
                 Some(call) => self.call(&call, &command.words).await,
                 None => {
-                    warn!(target: SENDERS, "'{}' is no command of ours", printable(&command.name, 80));
+                    warn!(target: SENDERS, "'{}' is not a command of this node", printable(&command.name, 80));
                     Err(NOT_FOUND)
                 }
             }
@@ -258,7 +258,7 @@ impl Worker {
             None => {
                 warn!(
                     target: SENDERS,
-                    "{} has ended the shell; the next command gets a new one",
+                    "{} has ended the shell; the next command starts a new one",
                     call.function
                 );
                 if let Some(shell) = self.shell.take() {
@@ -280,7 +280,7 @@ impl Worker {
             _ => return refused("SENDFILE has FILE ADDRESS PORT".into(), Kind::Data),
         };
         let Ok(port) = port.parse() else {
-            return refused(format!("'{}' is no port", printable(port, 20)), Kind::Data);
+            return refused(format!("'{}' is not a port", printable(port, 20)), Kind::Data);
         };
         let truncate = how == "TRUNCATE";
         let file = match transfer::open_confined(Path::new(file), &self.allow, truncate) {

@@ -229,7 +229,7 @@ impl Player<'_> {
         if answer.get("ok") == Some(&Value::Bool(true)) {
             return Ok(());
         }
-        let cause = crate::tools::text(&answer, "error").unwrap_or("it did not say why");
+        let cause = crate::tools::text(&answer, "error").unwrap_or("without a reason");
         Err(Failure::new(Kind::Data, format!("{who} refuses: {cause}")))
     }
 
