@@ -173,7 +173,10 @@ impl Export {
         for key in &required {
             let name = sanitize(key);
             if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-                return Err(format!("'{}' is not an environment name", printable(key, 80)));
+                return Err(format!(
+                    "'{}' is not an environment name",
+                    printable(key, 80)
+                ));
             }
             if is_steering(&name) {
                 return Err(format!(

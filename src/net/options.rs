@@ -171,7 +171,11 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
         Some(v6) => match v6.split_once(']') {
             Some((host, "")) => (host, None),
             Some((host, port)) if port.starts_with(':') => (host, port.get(1..)),
-            _ => return Err(format!("'{url}' is not a broker URL: its brackets do not fit")),
+            _ => {
+                return Err(format!(
+                    "'{url}' is not a broker URL: its brackets do not fit"
+                ));
+            }
         },
         None => match authority.split_once(':') {
             Some((host, port)) => (host, Some(port)),

@@ -30,11 +30,7 @@ fn a_broker_that_offers_less_is_told_of_once_and_used() {
         assert!(!presence.retained, "it would cost the connection");
     }
     let log = client.log_text();
-    assert_eq!(
-        log.matches("offers less than needed").count(),
-        1,
-        "{log}"
-    );
+    assert_eq!(log.matches("offers less than needed").count(), 1, "{log}");
     assert!(log.contains("for 1m, not for 7d"), "{log}");
     assert!(log.contains("no retained messages"), "{log}");
 }

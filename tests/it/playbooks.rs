@@ -482,7 +482,11 @@ fn a_playbook_is_read_whole_before_anything_is_sent() {
     let world = World::new();
     let ears = world.ears(&["lab/n/COMMAND"]);
     let mut command = play_command(&world, "SEND n START\n\nWAIT soon\n");
-    refuses(&mut command, 65, "line 3, column 6: 'soon' is not a duration");
+    refuses(
+        &mut command,
+        65,
+        "line 3, column 6: 'soon' is not a duration",
+    );
     // A check needs no broker.
     let mut command = play_command(&world, "SEND n START\nWAIT 1");
     let (code, out, stderr) = ran(command.args(["--check", "-p", "1"]));

@@ -317,7 +317,8 @@ impl Link {
 
     /// Handles the next packet of the input, if it is complete.
     fn take_packet(&mut self) -> Result<bool, Failure> {
-        let malformed = |_| Failure::Passing("the broker sent something that is not an MQTT packet".into());
+        let malformed =
+            |_| Failure::Passing("the broker sent something that is not an MQTT packet".into());
         let missing = match frame(&self.input).map_err(malformed)? {
             None => READ,
             Some((header, whole)) => {

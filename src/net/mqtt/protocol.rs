@@ -231,8 +231,11 @@ impl Protocol {
     /// Why the connection must end.
     pub fn packet(&mut self, packet: BytesMut, header: usize) -> Result<(), Failure> {
         let kind = packet.first().copied().unwrap_or_default();
-        let malformed =
-            || Failure::Passing(format!("the broker sent something that is not MQTT 5: 0x{kind:02x}"));
+        let malformed = || {
+            Failure::Passing(format!(
+                "the broker sent something that is not MQTT 5: 0x{kind:02x}"
+            ))
+        };
         let bug = |e: Error| Failure::Passing(e.to_string());
         if kind >> 4 == 3 {
             let mut packet = packet;

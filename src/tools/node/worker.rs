@@ -280,7 +280,10 @@ impl Worker {
             _ => return refused("SENDFILE has FILE ADDRESS PORT".into(), Kind::Data),
         };
         let Ok(port) = port.parse() else {
-            return refused(format!("'{}' is not a port", printable(port, 20)), Kind::Data);
+            return refused(
+                format!("'{}' is not a port", printable(port, 20)),
+                Kind::Data,
+            );
         };
         let truncate = how == "TRUNCATE";
         let file = match transfer::open_confined(Path::new(file), &self.allow, truncate) {
