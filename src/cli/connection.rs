@@ -334,7 +334,7 @@ pub fn warn_of_open(what: &str, path: &Path) {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Root {
-    /// First levels of Tael's own topics
+    /// First levels of Tael's own topics; also --mqtt-env
     #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
     pub root: Option<String>,
 }

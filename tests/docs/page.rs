@@ -49,10 +49,10 @@ pub const KINDS: &[&str] = &[
 
 /// Kinds whose blocks another test runs: kind, page, test.
 pub const ELSEWHERE: &[(&str, &str, &str)] = &[
-    ("sh running", "docs/backup.md", "tests/ledger.rs"),
-    ("sh stopped", "docs/backup.md", "tests/ledger.rs"),
-    ("sh restore", "docs/backup.md", "tests/ledger.rs"),
-    ("sh certificates", "docs/tls.md", "tests/tls.rs"),
+    ("sh running", "docs/backup.md", "tests/it/ledger.rs"),
+    ("sh stopped", "docs/backup.md", "tests/it/ledger.rs"),
+    ("sh restore", "docs/backup.md", "tests/it/ledger.rs"),
+    ("sh certificates", "docs/tls.md", "tests/it/tls.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";
