@@ -19,3 +19,5 @@ mod pages;
 mod tour;
 #[path = "docs/wire.rs"]
 mod wire;
+#[path = "docs/words.rs"]
+mod words;

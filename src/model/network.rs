@@ -392,7 +392,7 @@ mod tests {
             hostile.mermaid()
         );
         assert!(hostile.mermaid().contains("#37;#37;#123;init"));
-        assert!(!mermaid.contains("p2 --> p2"), "nobody starts himself");
+        assert!(!mermaid.contains("p2 --> p2"), "no pipeline starts itself");
         assert_eq!(graph.cut(), None);
         let dot = graph.dot();
         for line in [

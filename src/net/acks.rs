@@ -51,7 +51,7 @@ mod tests {
         let none: [u16; 0] = [];
         (1..=4).for_each(|n| acks.came(n));
         assert_eq!(acks.safe(&2), none);
-        assert_eq!(acks.safe(&9), none, "nobody has sent that");
+        assert_eq!(acks.safe(&9), none, "that never came");
         assert_eq!(acks.safe(&1), [1, 2]);
         assert_eq!(acks.safe(&1), none, "it has gone");
         assert_eq!(acks.safe(&4), none);

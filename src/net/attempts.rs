@@ -48,7 +48,7 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Makes the session go on after its first connection, whatever the broker answers.
+    /// Makes the session go on after its first connection, for every answer of the broker.
     pub const fn last(&mut self) {
         self.lasting = true;
     }

@@ -168,7 +168,7 @@ impl Spawn<'_> {
 /// This process must have no other thread, and `way` must not unwind.
 unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running> {
     extern "C" fn go<F: FnMut()>(way: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: it is the `way` below, borrowed for as long as this runs, by nobody else.
+        // SAFETY: it is the `way` below, borrowed for as long as this runs, and nothing else uses it.
         unsafe { (*way.cast::<F>())() };
         0
     }
@@ -193,7 +193,7 @@ unsafe fn vfork<F: FnMut()>(way: &mut F, stack: &mut [u8]) -> io::Result<Running
     };
     let pid = Pid::from_raw(Errno::result(pid)?);
     if pidfd < 0 {
-        // Nobody could watch it, so it must not run.
+        // It could not be supervised, so it must not run.
         let _ = kill(pid, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
         return Err(io::Error::other("the kernel is older than Linux 5.3"));

@@ -52,7 +52,7 @@ impl Sender {
         };
         match self.events.try_send((event, room)) {
             Ok(()) => None,
-            // The caller learns from waiting that nobody reads any more.
+            // The caller learns from waiting that the reader is gone.
             Err(TrySendError::Full((event, _)) | TrySendError::Closed((event, _))) => Some(event),
         }
     }

@@ -243,8 +243,8 @@ impl Protocol {
                 Ok(Packet::Publish(publish)) => {
                     self.unacknowledged += usize::from(publish.qos != QoS::AtMostOnce);
                     if self.unacknowledged > MAX_UNACKNOWLEDGED {
-                        let cause = "the broker sends messages without end that it lets nobody \
-                                     acknowledge";
+                        let cause = "the broker sends messages without end and ignores their \
+                                     acknowledgements";
                         return Err(Failure::Passing(cause.into()));
                     }
                     self.events.push_back(Event::Received(received(publish)?));

@@ -90,7 +90,7 @@ fn accept(listener: &TcpListener, from: &[Network], deadline: Instant) -> io::Re
     }
     Err(io::Error::new(
         io::ErrorKind::TimedOut,
-        "nobody has sent it",
+        "no sender came in time",
     ))
 }
 
@@ -152,7 +152,10 @@ mod tests {
         let from = [Network::parse("10.0.0.0/8").expect("network")];
         let refused = accept(&listener, &from, Instant::now()).expect_err("the time is up");
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
-        assert!(listener.accept().is_ok(), "nobody was looked at after that");
+        assert!(
+            listener.accept().is_ok(),
+            "no connection was accepted after that"
+        );
         drop(strangers);
     }
 }

@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
     let runtime = super::runtime()?;
     let code = runtime.block_on(play(options));
-    // A file that nobody has sent must not delay the end.
+    // A file that never came must not delay the end.
     runtime.shutdown_background();
     code.map(ExitCode::from)
 }
