@@ -7,7 +7,7 @@ use std::process::Command;
 use tael::error::Kind;
 
 use crate::common::{World, bare_command, binary, ran};
-use crate::page::{here, of_kind, page, pages, root, sh, word_after};
+use crate::page::{here, of_kind, one, page, pages, root, sh, word_after};
 
 #[test]
 fn crontab_lines_bring_a_client_online() {
@@ -50,6 +50,16 @@ fn a_second_client_of_the_name_leaves_quietly() {
         (0, String::new(), String::new())
     );
     client.stop();
+}
+
+#[test]
+fn a_client_of_crons_stops_as_the_page_says() {
+    let world = World::new();
+    let line = "exec tael-client -t lab/seq/status -c true --who align";
+    let mut client = world.online("align", sh(&world, line));
+    let (code, out, error) = ran(&mut sh(&world, &one("sh stop").text));
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(client.wait(), 0);
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub const KINDS: &[&str] = &[
     // The same with TLS, and a message over it.
     "conf tls",
     "sh tls",
+    // A client of the name runs before, and has ended in good order afterwards.
+    "sh stop",
     // A client's session and its retained messages are gone afterwards.
     "sh leave",
     // What `tael demo` prints, but for times, ids and names.

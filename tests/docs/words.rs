@@ -61,6 +61,14 @@ const TEXTS: &[&str] = &[
     "packaging/deb",
 ];
 
+/// Rooms that are written anew at present.
+const LATER: &[&str] = &[
+    "src/engine/",
+    "src/runner/",
+    "src/store/",
+    "src/model/unit.rs",
+];
+
 /// A piece of text, with its place.
 struct Piece {
     place: String,
@@ -188,10 +196,7 @@ fn words_are_the_ones_of_the_field() {
     }
     for path in files(&root().join("src")) {
         let (name, code) = read(&path);
-        if ["src/engine/", "src/runner/", "src/store/", "src/model/unit.rs"]
-            .iter()
-            .any(|room| name.starts_with(room))
-        {
+        if LATER.iter().any(|room| name.starts_with(room)) {
             continue;
         }
         pieces.extend(prose(&name, &code));
