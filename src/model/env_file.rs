@@ -100,7 +100,7 @@ mod tests {
     fn errors_name_the_line() {
         for (text, want) in [
             ("A=1\nnothing", "line 2: it is not NAME=VALUE"),
-            ("1A=1", "line 1: '1A' is no name"),
+            ("1A=1", "line 1: '1A' is not the name"),
             ("A='x", "line 1: a quote"),
             ("A=\"x\"y", "line 1: a quote"),
         ] {

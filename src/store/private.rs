@@ -133,11 +133,11 @@ mod tests {
         check(&ours).expect("ours");
         for wrong in [0o777, 0o775, 0o1777] {
             mode(&ours, wrong);
-            refuses(check(&ours), "others may write");
+            refuses(check(&ours), "other users may write");
         }
         check_root(&ours).expect("sticky");
         mode(&ours, 0o777);
-        refuses(check_root(&ours), "everybody may write");
+        refuses(check_root(&ours), "every user may write");
         mode(&ours, 0o700);
         fs::write(ours.join("file"), "").expect("file");
         check_entries(&ours).expect("ours");

@@ -206,12 +206,12 @@ mod tests {
     #[test]
     fn errors_say_where() {
         for (text, line, column, cause) in [
-            ("WAIT 1\nSEEND a b", 2, 1, "no keyword"),
+            ("WAIT 1\nSEEND a b", 2, 1, "not a keyword"),
             ("send a b", 1, 1, "is written SEND"),
             ("SEND", 1, 5, "a name is missing"),
             ("SEND a", 1, 7, "a message is missing"),
-            ("SEND a/b START", 1, 10, "is no name"),
-            ("SEND a,,b START", 1, 11, "is no name"),
+            ("SEND a/b START", 1, 10, "is not a name"),
+            ("SEND a,,b START", 1, 11, "is not a name"),
             ("SEND a+ START", 1, 9, ""),
             ("WAITFOR a", 1, 10, "a status is missing"),
             ("  WAIT soon", 1, 8, "no duration"),
