@@ -184,7 +184,7 @@ impl Broker {
     }
 }
 
-/// A TLS handshake under way.
+/// A TLS handshake that is running.
 type Handshake = Pin<Box<dyn Future<Output = mqtt5::Result<TlsStreamWrapper>> + Send>>;
 
 /// Starts a TLS handshake with a client.

@@ -214,7 +214,7 @@ mod tests {
             ("SEND a,,b START", 1, 11, "is not a name"),
             ("SEND a+ START", 1, 9, ""),
             ("WAITFOR a", 1, 10, "a status is missing"),
-            ("  WAIT soon", 1, 8, "no duration"),
+            ("  WAIT soon", 1, 8, "not a duration"),
             ("RECEIVE x y", 1, 11, "a port"),
             ("RECEIVE 70000 y", 1, 15, "a port"),
             ("RECEIVE 6000", 1, 13, "a file"),

@@ -186,7 +186,7 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
 
 /// Returns seconds since 1970 as people read them, in the time zone of this host.
 fn at(seconds: f64) -> String {
-    #[allow(clippy::cast_possible_truncation)] // milliseconds since the epoch
+    #[allow(clippy::cast_possible_truncation)] // milliseconds since 1970
     let at = Timestamp::from_millisecond((seconds * 1000.0) as i64);
     at.map(|at| moment::text(&at.to_zoned(TimeZone::system())))
         .unwrap_or_default()
