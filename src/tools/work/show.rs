@@ -247,7 +247,8 @@ fn copy(reader: &mut OutputReader, ended: Ended) -> io::Result<()> {
                 Chunk::Gap(Some(bytes)) => format!("{bytes} bytes were dropped here"),
                 Chunk::Gap(None) => "the rest was dropped here".into(),
                 Chunk::Truncated => {
-                    "the output has become shorter: somebody has cut it off; from its start".into()
+                    "the output has become shorter: another program has cut it off; from its start"
+                        .into()
                 }
                 Chunk::Pending | Chunk::End => return out.flush(),
             };
