@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::model::unit::{End, Outcome, Stopped};
 
-/// An outcome as its file holds it.
+/// Returns an outcome as its file contains it.
 #[must_use]
 pub fn outcome_text(outcome: &Outcome) -> String {
     let end = match &outcome.end {
@@ -31,7 +31,7 @@ pub fn outcome_text(outcome: &Outcome) -> String {
     .to_string()
 }
 
-/// Reads what [`outcome_text`] wrote.
+/// Reads the text of [`outcome_text`].
 #[must_use]
 pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
@@ -64,7 +64,7 @@ pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
         max_rss: number("max_rss_kib")?,
         cpu: number("cpu_us")?,
         dropped: [number("dropped_stdout")?, number("dropped_stderr")?],
-        // Earlier versions do not say.
+        // Earlier versions did not write it.
         remains: match value.get("remains") {
             None | Some(Value::Null) => None,
             Some(text) => Some(text.as_str()?.to_owned()),

@@ -5,7 +5,7 @@
 //! its standard output:
 //!
 //! ```text
-//! started MS         the command has started, at this time (milliseconds since the epoch)
+//! started MS         the command has started, at this time (milliseconds since 1970)
 //! ended OUTCOME      it has ended
 //! refused CAUSE      the unit was not begun, and can be tried again
 //! begun              another runner has begun the unit
@@ -42,8 +42,8 @@ use crate::store::unit_dir::recycle::EndedDir;
 use crate::store::unit_dir::stream::Stream;
 use supervise::{Run, drain_rest};
 
-/// First argument that turns one of our binaries into a runner. The second is the folder for what
-/// runners need beside their units.
+/// First argument that turns one of our binaries into a runner. The second is the folder for other
+/// files of runners.
 pub const ARGUMENT: &str = "--tael-runner";
 
 /// Prefix of a line that names the file, in that folder, of a job that is too long for a pipe.
@@ -58,8 +58,8 @@ pub const DROP: u8 = b'-';
 /// Delay before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Maximum time until an outcome that the client was told is synced. While events come fast, the
-/// client's ledger has it on disk before that.
+/// Maximum time until an outcome that the client has received is synced. While events come fast,
+/// the ledger of the client has it on disk before that.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
 /// Exit codes of a shell for a program that cannot be executed, and for one that is missing
@@ -106,11 +106,11 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Takes jobs from `requests` until nobody writes there any more, or a process outlives its
-/// command; reports on `reports`. `runners` is the folder for what runners need beside their
-/// units, in the folder of the `pipeline`.
+/// Takes jobs from `requests` until the client is gone, or a process outlives its command; reports
+/// on `reports`. `runners` is the folder for other files of runners, in the folder of the
+/// `pipeline`.
 ///
-/// The calling process is to have no other thread and no other children, and to be a child
+/// The calling process must have no other thread and no other children, and must be a child
 /// subreaper.
 fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path) {
     let mut runner = Runner {
@@ -134,7 +134,7 @@ fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path
         match read(&mut runner.requests, runners) {
             Ok(Some((job, payload))) => {
                 runner.work(&job, UnitDir::new(pipeline, &job.unit), &payload);
-                // What outlives its command must not pass for a part of the next unit.
+                // A process that outlives its command must not become part of the next unit.
                 if runner.rest.is_some() || children_left() {
                     runner.say("leaving");
                     runner.sync();
@@ -154,7 +154,7 @@ fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path
     }
 }
 
-/// Reads a job with its payload; none at the end.
+/// Reads a job with its payload; `None` at the end.
 fn read(requests: &mut impl BufRead, runners: &Path) -> io::Result<Option<(Job, Vec<u8>)>> {
     let mut line = String::new();
     if requests.read_line(&mut line)? == 0 {
@@ -187,7 +187,7 @@ enum NotBegun {
     Process(io::Error),
 }
 
-/// A runner and what it has at hand.
+/// A runner, and its folders and descriptors.
 struct Runner<'a, W> {
     requests: BufReader<File>,
     reports: W,
@@ -201,7 +201,7 @@ struct Runner<'a, W> {
     rest: Option<Rest>,
     /// A folder whose outcome the ledger holds.
     free: Option<EndedDir>,
-    /// What the client has said about the current unit: [`BEGIN`] or [`DROP`].
+    /// Byte of the client for the current unit: [`BEGIN`] or [`DROP`].
     heard: Option<u8>,
     /// When the command began, by the clock of the host and by a monotonic one.
     began: Option<(i64, Instant)>,
@@ -302,7 +302,7 @@ impl<W: Write> Runner<'_, W> {
     fn hear(&mut self) -> Result<(), NotBegun> {
         let mut word = [0];
         match self.heard {
-            // A process that was killed then has heard it.
+            // A process that was killed then has read it.
             Some(heard) => word = [heard],
             None => {
                 let heard = self.requests.read_exact(&mut word);
@@ -314,8 +314,8 @@ impl<W: Write> Runner<'_, W> {
         // Standard input can be the command's by now. The lock is held: a client that finds it free
         // knows that the unit was not begun.
         let client = sender(self.requests.get_ref().as_fd(), Some(Duration::ZERO));
-        // The ledger commits in order, and was told of the last end before this unit. Nothing is
-        // dropped here: the process that becomes the command would close its own files only.
+        // The ledger commits in order, and got the last end before this unit. Nothing is dropped
+        // here: the process that becomes the command would close its own files only.
         if self.free.is_none() {
             self.free = self.ended.take();
         }
@@ -346,7 +346,7 @@ impl<W: Write> Runner<'_, W> {
     }
 }
 
-/// What became of a job.
+/// Result of a job.
 enum Begun {
     /// It runs, and writes.
     Command(Running, Output),

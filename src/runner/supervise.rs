@@ -1,4 +1,4 @@
-//! One command, watched from its start to its end.
+//! Supervises one command from its start to its end.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,26 +12,26 @@ use crate::runner::Job;
 use crate::store::unit_dir::locked::LockedDir;
 use crate::store::unit_dir::output::{Output, Rest};
 
-/// For this time a command is only waited for. Most have ended then, and their output, if it is not
-/// more than a pipe holds, is taken at once.
+/// Time during which the runner only waits for the command. Most commands have ended then, and
+/// their output, if it fits into a pipe, is read at once.
 const BRIEF: Duration = Duration::from_millis(2);
 
-/// A command that ends within this time needs no more than that somebody waits for it and takes
-/// what it writes.
+/// A command that ends within this time needs no supervision except waiting and reading its output.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// How often orphans of a run are reaped, and a folder is looked at that cannot be watched.
+/// Interval between two reaps of orphans, and between two checks of a folder that cannot be
+/// watched.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How often a process that outlives its command is looked at.
+/// Interval between two checks of a process that outlives its command.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);
 
-/// A command that runs, and what belongs to it.
+/// A running command, and what belongs to it.
 pub(super) struct Run<'a> {
     running: Running,
     dir: &'a mut LockedDir,
     output: &'a mut Output,
-    /// When it began, by a clock that only goes on.
+    /// When it began, on a monotonic clock.
     clock: Instant,
     /// Deadline of the run.
     limit: Option<Instant>,
@@ -39,7 +39,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The command of `job`, which has begun at `clock` and writes to `output`.
+    /// Returns the run of `job`, whose command has begun at `clock` and writes to `output`.
     pub(super) fn new(
         job: &Job,
         running: Running,
@@ -58,11 +58,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Watches the command to its end. It has begun at `started` (milliseconds since the epoch);
-    /// `boot` names this boot of the host. Calls `meanwhile` once if it takes its time.
+    /// Supervises the command until its end. It has begun at `started` (milliseconds since 1970);
+    /// `boot` identifies this boot of the host. Calls `meanwhile` once if the command takes longer.
     ///
     /// # Errors
-    /// When the system does not tell how the command has ended.
+    /// When the system does not report how the command has ended.
     pub(super) fn supervise(
         mut self,
         started: i64,
@@ -81,12 +81,12 @@ impl<'a> Run<'a> {
             remains = self.running.terminate(self.grace, meanwhile);
         }
         let (end, usage) = if remains.is_some() && !is_over(&self.running) {
-            // It would be waited for until it likes to end.
+            // Waiting for it could take without a limit.
             (End::Interrupted, Usage::default())
         } else {
             self.running.reap()?
         };
-        // A process that lost its parent while the last look was taken is ours by now.
+        // A process that lost its parent during the last check has become ours.
         if stopped.is_some() && remains.is_none() && children_left() {
             remains = kill_run(None, |time| pause(output, dir, time));
         }
@@ -103,10 +103,10 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Whether the command ends within `time`, or its own; its output waits.
+    /// Returns whether the command ends within `time`, or within its own limit. Its output waits.
     fn is_over_within(&self, time: Duration) -> bool {
         let until = self.before_limit(time);
-        // Without a wake-up it is waited for until it ends.
+        // Without a wake-up the wait lasts until it ends.
         !matches!(self.running.wait([], Some(until)), Ok(Woken::TimedOut))
     }
 
@@ -127,11 +127,11 @@ impl<'a> Run<'a> {
         self.limit.map_or(until, |limit| limit.min(until))
     }
 
-    /// Watches a command that takes its time, until it ends or is to.
+    /// Supervises a command that takes longer, until it ends or must be ended.
     fn watch(&mut self, boot: &str) -> Option<Stopped> {
         self.dir.watch();
         let pid = self.running.pid();
-        // Only needed should we be killed; without it the command would be left alone.
+        // It is needed only if we are killed. Without it the command would then be left alone.
         if let Some(start) = start_time(pid) {
             let _ = self.dir.note_process(pid, start, boot);
         }
@@ -162,7 +162,7 @@ fn is_over(running: &Running) -> bool {
     !matches!(running.wait([], Some(Instant::now())), Ok(Woken::TimedOut))
 }
 
-/// Lets `time` pass, and takes what is written meanwhile.
+/// Waits for `time`, and reads the output meanwhile.
 fn pause(output: &mut Output, dir: &mut LockedDir, time: Duration) {
     let until = Instant::now() + time;
     while Instant::now() < until {
@@ -172,7 +172,7 @@ fn pause(output: &mut Output, dir: &mut LockedDir, time: Duration) {
     }
 }
 
-/// Takes what processes write that outlive their command, until none of them can write any more.
+/// Reads the output of processes that outlive their command, until none of them can write any more.
 /// Without a reader their next write would end them.
 pub(super) fn drain_rest(rest: &mut Rest) {
     while rest.is_open() {

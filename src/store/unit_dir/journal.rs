@@ -176,7 +176,7 @@ impl Journal {
         self.lock.file()
     }
 
-    /// Lets go of the lock and keeps the file, unless the kernel has closed it.
+    /// Releases the lock and keeps the file, unless the kernel has closed it.
     pub(super) fn release(self) -> Option<File> {
         self.lock.release()
     }

@@ -132,8 +132,8 @@ impl LockedDir {
         self.journal.file()
     }
 
-    /// Lets go of the folder: its path, its record unless the kernel has closed that, and the
-    /// files of its streams.
+    /// Releases the folder: its path, its record unless the kernel has closed it, and the files of
+    /// its streams.
     pub(super) fn release(self) -> (UnitDir, Option<File>, StreamFiles) {
         (self.dir, self.journal.release(), self.streams)
     }

@@ -4,7 +4,7 @@
 //! units/<id>/stdout        what the command wrote, if it wrote anything
 //! units/<id>/stderr
 //! units/<id>/outcome       the record of the run, locked by its runner until the run has ended
-//! units/<id>/cancel-<id>   created by whoever cancels the unit
+//! units/<id>/cancel-<id>   created to cancel the unit
 //! ```
 //!
 //! The folder of a run that left nothing behind serves another unit, once the ledger knows how the
@@ -142,11 +142,11 @@ impl UnitDir {
         let failed = |e: &io::Error| Error::state(e, format!("read {}: {e}", path.display()));
         let mut file = match File::open(&path) {
             Ok(file) => file,
-            // Somebody may remove it meanwhile.
+            // Another process may remove it meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Trace::Fresh),
             Err(e) => return Err(failed(&e)),
         };
-        // A runner writes the outcome and then lets go of the lock: look in the other order.
+        // A runner writes the outcome and then releases the lock. Look in the other order.
         let looking = file.try_clone().map_err(|e| failed(&e))?;
         if Lock::is_held(looking)? {
             return Ok(Trace::Alive);

@@ -53,7 +53,7 @@ pub struct Output {
 
 impl Output {
     /// Makes the pipes of a command. At most `limit` bytes are kept of each stream, everything with
-    /// 0. Also returns what the command writes to, stdout and stderr.
+    /// 0. Also returns the ends for the command, stdout and stderr.
     ///
     /// # Errors
     /// As `pipe(2)`.
@@ -81,7 +81,7 @@ impl Output {
         self.sources().next().is_some()
     }
 
-    /// Takes what was written into the files of `dir`.
+    /// Moves the bytes in the pipes into the files of `dir`.
     pub fn pump(&mut self, dir: &mut LockedDir) {
         for (source, sink) in self.sources.iter_mut().zip(&mut self.sinks) {
             source.drain(&mut self.buffer, |bytes| sink.put(dir, bytes));
@@ -136,8 +136,8 @@ impl Rest {
         self.output.is_open()
     }
 
-    /// Takes what was written. As many bytes of each stream are kept as of the command's output;
-    /// later ones are dropped, since these processes may never end.
+    /// Moves the bytes in the pipes into the files. As many bytes of each stream are kept as of the
+    /// command's output. Later ones are dropped, since these processes may never end.
     pub fn pump(&mut self) {
         let limit = match self.output.limit {
             0 => u64::MAX,
@@ -151,7 +151,8 @@ impl Rest {
                 if kept.is_empty() {
                     return;
                 }
-                // Without space, or without the folder, it is lost: the outcome is told already.
+                // Without space, or without the folder, it is lost: the outcome was reported
+                // already.
                 let file = self.files.open(self.dir.path(), stream);
                 *taken += file.map_or(0, |file| write_most(file, kept)) as u64;
             });
@@ -213,7 +214,7 @@ struct Sink {
     stream: Stream,
     /// Bytes kept of its beginning and of its end; `None` for all.
     kept: Option<(u64, u64)>,
-    /// Bytes that have come.
+    /// Number of bytes so far.
     seen: u64,
     form: Form,
 }
@@ -354,8 +355,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 
-    /// Writes what `write` writes as a command would, with a limit, and returns what is kept,
-    /// what was dropped, and the blocks of the file.
+    /// Writes `parts` as a command would, with a limit. Returns what is kept, what was dropped, and
+    /// the blocks of the file.
     fn through(limit: u64, parts: &[&[u8]]) -> (Vec<u8>, u64, u64) {
         let (_state, _, unit) = state();
         let mut dir = LockedDir::take(None, unit.clone())

@@ -23,12 +23,13 @@ const CHUNK: usize = 64 * 1024;
 pub enum Ended {
     /// It has not: there may be more.
     No,
-    /// It has, and this many bytes of the stream are missing; `None` if nobody has counted.
+    /// It has, and this many bytes of the stream are missing; `None` if they were not counted.
     Yes(Option<u64>),
 }
 
 impl Ended {
-    /// What `outcome` says of `stream`. A run can end without one: it was canceled before it began.
+    /// Returns what `outcome` reports of `stream`. A run can end without an outcome: it was
+    /// canceled before it began.
     #[must_use]
     pub fn with(outcome: Option<&Outcome>, stream: Stream) -> Self {
         Self::Yes(outcome.and_then(|outcome| {
@@ -37,7 +38,7 @@ impl Ended {
                 Stream::Stdout => stdout,
                 Stream::Stderr => stderr,
             };
-            // Nobody has counted for a runner that was killed.
+            // The bytes of a killed runner were not counted.
             (dropped > 0 || outcome.end != End::Interrupted).then_some(dropped)
         }))
     }
@@ -50,15 +51,15 @@ impl Ended {
     }
 }
 
-/// What is at an offset of a stream.
+/// Content at an offset of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chunk {
     /// These bytes.
     Bytes(Bytes),
-    /// This many bytes that are gone; `None`: all from here to the end of the stream.
+    /// This many bytes that are missing; `None`: all bytes from here to the end of the stream.
     Gap(Option<u64>),
-    /// Something else than before: the file has become shorter, because somebody has truncated it.
-    /// The reader begins again at offset 0.
+    /// The file has become shorter, because another program has truncated it. The reader begins
+    /// again at offset 0.
     Truncated,
     /// Nothing yet.
     Pending,
@@ -108,7 +109,7 @@ pub fn tail(unit: &UnitDir, stream: Stream, bytes: u64, ended: Ended) -> Vec<u8>
 pub struct OutputReader {
     dir: UnitDir,
     stream: Stream,
-    /// Its file; none as long as the command has written nothing.
+    /// Its file; `None` until the command has written something.
     file: Option<File>,
     /// Offset of the next chunk.
     at: u64,
@@ -126,8 +127,8 @@ impl OutputReader {
         self.at
     }
 
-    /// Returns what is at the offset, and moves on behind it. The caller finds out whether the run
-    /// has `ended` before the call: what the command wrote until then is read.
+    /// Returns the content at the offset, and moves on behind it. The caller determines whether the
+    /// run has `ended` before the call: what the command wrote until then is read.
     ///
     /// # Errors
     /// As the file system.
@@ -280,7 +281,7 @@ fn gap(notes: &Notes, stream: Stream, size: u64, dropped: Option<u64>) -> Option
             is_hole: true,
         });
     }
-    // Earlier versions have noted nothing: as much was kept of both ends.
+    // Earlier versions noted nothing: they kept as much of both ends.
     let bytes = dropped?;
     Some(Gap {
         at: size.saturating_sub(bytes) / 2,

@@ -21,7 +21,7 @@ pub struct EndedDir {
 }
 
 impl EndedDir {
-    /// Lets go of the folder `locked` of a unit that has ended. Also returns the rest of its
+    /// Releases the folder `locked` of a unit that has ended. Also returns the rest of its
     /// `output`, if processes that outlive the command can still write.
     #[must_use]
     pub fn new(locked: LockedDir, output: Option<Output>) -> (Self, Option<Rest>) {
@@ -40,7 +40,7 @@ impl EndedDir {
     /// Writes the outcome to disk.
     pub fn sync(&self) {
         if let Some(record) = &self.record {
-            // The outcome is there, and nobody could be told that it may not stay.
+            // The outcome is written, and there is no one to report to that it may not last.
             let _ = record.sync_data();
         }
     }
@@ -90,7 +90,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::FileExt;
 
-    /// The folder of a unit that has ended as `run` says.
+    /// Returns the folder of a unit that has ended as `run` describes.
     fn ended(runners: &Path, unit: &UnitDir, run: impl FnOnce(&mut LockedDir)) -> EndedDir {
         let mut locked = take(None, unit);
         locked.begin().expect("begun");

@@ -1,4 +1,4 @@
-//! What is shown of units.
+//! Output of `tael work`: lists, status and results of units.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -69,7 +69,7 @@ fn span(value: &Value) -> String {
     }
 }
 
-/// Where a list of reports goes, one at a time: there may be more than memory should hold.
+/// Output of a list, one report at a time: memory may not hold all of them.
 struct Table {
     json: bool,
     rows: usize,
@@ -118,7 +118,7 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
     let mut table = Table { json, rows: 0 };
     let mut code = ExitCode::SUCCESS;
     for (who, pipeline) in pipelines(scope)? {
-        // One that cannot be read does not hide the others.
+        // A pipeline that cannot be read does not hide the others.
         let mut unreadable = |e: Error| {
             say(&e.to_string());
             code = ExitCode::from(e.exit_code());
@@ -192,13 +192,13 @@ fn at(seconds: f64) -> String {
         .unwrap_or_default()
 }
 
-/// Prints what the unit wrote and returns its own exit code.
+/// Prints the output of a unit, and returns the exit code of its command.
 pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) -> Result<ExitCode> {
     let unit = &found.record.unit.id;
     let cannot = |e: io::Error| Error::cannot_create(format!("read output of unit {unit}: {e}"));
     let mut reader = output(&found.dir(), stream, from);
     loop {
-        // Before the output is read: what is written after it is there is still read.
+        // First the state, then the output: what was written before the end is read.
         let record = refreshed(found)?;
         let (state, outcome) = effective(&found.pipeline, &record)?;
         let ended = |stream| match state.is_end() {
@@ -234,7 +234,7 @@ pub(super) fn results(found: &Found, stream: Stream, follow: bool, from: u64) ->
     }
 }
 
-/// Copies what there is to stdout. Of missing bytes only a note on stderr is left.
+/// Copies the output so far to stdout. Missing bytes become a note on stderr.
 fn copy(reader: &mut OutputReader, ended: Ended) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let mut copied = || {
