@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::thread;
 
 use crate::common::raw::{Raw, Scripted, packet};
 use crate::common::{Process, Setup, World, bare_command, spawn, wait_until};
@@ -42,20 +43,27 @@ fn came_online(raw: &mut Raw, arguments: &[&str]) {
 
 #[test]
 fn a_broker_that_refuses_for_a_while_ends_no_daemon() {
-    for (arguments, code) in DAEMONS.into_iter().zip([0x87, 0x86, 0x8a, 0x80]) {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let broker = Scripted::listen();
-        let process = daemon(&dir, broker.port(), arguments);
-        came_online(&mut broker.accept(), arguments);
-        drop(broker.answer_with(code, &[]));
-        came_online(&mut broker.accept(), arguments);
-        let log = process.log_text();
-        assert_eq!(log.matches("trying on").count(), 1, "{log}");
-        // SIGTERM ends it in good order, as before.
-        process.signal(Signal::SIGTERM);
-        let mut process = process;
-        assert_eq!(process.wait(), 0, "{}", process.log_text());
-    }
+    // Each waits for a while after a refusal: all of them at once.
+    thread::scope(|scope| {
+        for (arguments, code) in DAEMONS.into_iter().zip([0x87, 0x86, 0x8a, 0x80]) {
+            scope.spawn(move || outlives_a_refusal(arguments, code));
+        }
+    });
+}
+
+fn outlives_a_refusal(arguments: &[&str], code: u8) {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let process = daemon(&dir, broker.port(), arguments);
+    came_online(&mut broker.accept(), arguments);
+    drop(broker.answer_with(code, &[]));
+    came_online(&mut broker.accept(), arguments);
+    let log = process.log_text();
+    assert_eq!(log.matches("trying on").count(), 1, "{log}");
+    // SIGTERM ends it in good order, as before.
+    process.signal(Signal::SIGTERM);
+    let mut process = process;
+    assert_eq!(process.wait(), 0, "{}", process.log_text());
 }
 
 #[test]
