@@ -45,8 +45,8 @@ pub fn parse(text: &[u8]) -> Result<Variables, String> {
 
 /// Splits an entry into name and value.
 fn split(entry: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = entry.iter().position(|b| *b == b'=')?;
-    Some((&entry[..at], &entry[at + 1..]))
+    let mut parts = entry.splitn(2, |b| *b == b'=');
+    Some((parts.next()?, parts.next()?))
 }
 
 /// Returns `name` if a shell could use it.

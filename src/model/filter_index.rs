@@ -44,17 +44,30 @@ impl FilterIndex {
     pub fn insert(&mut self, filter: &str, value: usize) {
         let mut at = 0;
         for level in filter.split('/') {
-            at = match self.nodes[at].next.get(level) {
+            at = match self.node(at).next.get(level) {
                 Some(next) => *next,
                 None => {
+                    let new = self.nodes.len();
                     self.nodes.push(Node::default());
-                    let new = self.nodes.len() - 1;
-                    self.nodes[at].next.insert(level.into(), new);
+                    self.node_mut(at).next.insert(level.into(), new);
                     new
                 }
             };
         }
-        self.nodes[at].values.push(value);
+        self.node_mut(at).values.push(value);
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "0 and the places in `next` are those of nodes, and no node is ever removed"
+    )]
+    fn node(&self, place: usize) -> &Node {
+        &self.nodes[place]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "as for `node`")]
+    fn node_mut(&mut self, place: usize) -> &mut Node {
+        &mut self.nodes[place]
     }
 
     /// Returns the values of the filters that match `topic`, each once, in ascending order.
@@ -99,11 +112,11 @@ impl FilterIndex {
         // Nodes to visit, and the rest of the text there; `None` after its last level.
         let mut open: Vec<(usize, Option<&str>)> = vec![(0, Some(text))];
         while let Some((at, rest)) = open.pop() {
-            let node = &self.nodes[at];
+            let node = self.node(at);
             let first = at == 0;
             if let Some(all) = node.next.get("#")
                 && !(first && hidden)
-                && !found(&self.nodes[*all].values)
+                && !found(&self.node(*all).values)
             {
                 return;
             }
@@ -156,19 +169,21 @@ impl FilterIndex {
         without_hidden: bool,
         found: &mut impl FnMut(&[usize]) -> bool,
     ) -> bool {
-        if !found(&self.nodes[at].values) {
+        let node = self.node(at);
+        if !found(&node.values) {
             return false;
         }
-        let next = self.nodes[at].next.iter();
+        let next = node.next.iter();
         let mut open: Vec<usize> = next
             .filter(|(name, _)| !(without_hidden && name.starts_with('$')))
             .map(|(_, next)| *next)
             .collect();
         while let Some(at) = open.pop() {
-            if !found(&self.nodes[at].values) {
+            let node = self.node(at);
+            if !found(&node.values) {
                 return false;
             }
-            open.extend(self.nodes[at].next.values());
+            open.extend(node.next.values());
         }
         true
     }

@@ -132,8 +132,8 @@ fn listed(triggers: &[Trigger]) -> Vec<Value> {
             "topics": texts(&mut trigger.filters.iter().map(ToString::to_string)),
             "when": texts(&mut trigger.conditions.iter().map(ToString::to_string)),
         });
-        if let Some(absent) = trigger.absent {
-            map["absent"] = json!(absent.as_secs_f64());
+        if let (Some(absent), Some(map)) = (trigger.absent, map.as_object_mut()) {
+            map.insert("absent".to_owned(), json!(absent.as_secs_f64()));
         }
         match room.checked_sub(map.to_string().len() + 1) {
             Some(left) => room = left,
@@ -166,12 +166,15 @@ pub fn presence(
         "version": env!("CARGO_PKG_VERSION"),
         "since": since.as_second(),
     });
+    let Some(map) = presence.as_object_mut() else {
+        return presence;
+    };
     if state != Presence::Lost {
-        presence["trigger_count"] = json!(triggers.len());
-        presence["triggers"] = json!(listed(triggers));
+        map.insert("trigger_count".to_owned(), json!(triggers.len()));
+        map.insert("triggers".to_owned(), json!(listed(triggers)));
     }
     if state == Presence::Paused {
-        presence["paused"] = json!(true);
+        map.insert("paused".to_owned(), json!(true));
     }
     presence
 }

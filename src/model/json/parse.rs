@@ -53,7 +53,7 @@ impl<'a> Parser<'a> {
 
     /// Skips the bytes for which `skipped` holds.
     fn skip(&mut self, skipped: impl Fn(u8) -> bool) -> usize {
-        let rest = &self.text.as_bytes()[self.at..];
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
         let count = rest.iter().take_while(|b| skipped(**b)).count();
         self.at += count;
         count
@@ -258,19 +258,16 @@ impl<'a> Parser<'a> {
 
     /// Parses four hexadecimal digits.
     fn unit(&mut self) -> Parsed<u16> {
-        let start = self.at;
-        let rest = &self.text.as_bytes()[start..];
-        let count = rest.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-        if count < 4 {
-            let ends = count == rest.len();
-            return Err(if ends {
-                ENDS
-            } else {
-                "a hexadecimal digit is expected"
-            });
+        let hexadecimal = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+        let rest = self.rest();
+        match rest.get(..4) {
+            Some(digits) if hexadecimal(digits) => {
+                self.at += 4;
+                u16::from_str_radix(digits, 16).map_err(|_| ENDS)
+            }
+            _ if hexadecimal(rest) => Err(ENDS),
+            _ => Err("a hexadecimal digit is expected"),
         }
-        self.at += 4;
-        u16::from_str_radix(&self.text[start..self.at], 16).map_err(|_| ENDS)
     }
 }
 
