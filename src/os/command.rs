@@ -241,10 +241,12 @@ impl Running {
         let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
         let others = others.into_iter();
         fds.extend(others.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
-        Ok(match poll_until(&mut fds, deadline)? {
-            0 => Woken::TimedOut,
-            _ if !fds[0].revents().is_empty() => Woken::Ended,
-            _ => Woken::Readable,
+        let ready = poll_until(&mut fds, deadline)?;
+        let ended = fds.first().is_some_and(|own| !own.revents().is_empty());
+        Ok(match (ready, ended) {
+            (0, _) => Woken::TimedOut,
+            (_, true) => Woken::Ended,
+            (_, false) => Woken::Readable,
         })
     }
 

@@ -78,7 +78,8 @@ impl Identity {
             Ok(text) => {
                 let value: Value =
                     serde_json::from_str(&text).map_err(|e| wrong(&e.to_string()))?;
-                if value["version"].as_u64().is_some_and(|v| v > VERSION) {
+                let version = value.get("version").and_then(Value::as_u64);
+                if version.is_some_and(|version| version > VERSION) {
                     return Err(Error::config(format!(
                         "read session file {}: a newer Tael has written it; start that one",
                         path.display()

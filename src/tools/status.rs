@@ -105,14 +105,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 ];
                 rows.insert(0, head.map(str::to_owned));
             }
-            let widths: Vec<usize> = (0..7)
-                .map(|n| {
-                    rows.iter()
-                        .map(|row| row[n].chars().count())
-                        .max()
-                        .unwrap_or(0)
-                })
-                .collect();
+            let mut widths = [0; 7];
+            for row in &rows {
+                for (cell, width) in row.iter().zip(&mut widths) {
+                    *width = cell.chars().count().max(*width);
+                }
+            }
             for row in &rows {
                 let cells = row.iter().zip(&widths);
                 let line: Vec<String> = cells

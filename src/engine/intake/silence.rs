@@ -135,13 +135,14 @@ impl Silence {
     /// Starts or stops to listen.
     pub fn online(&mut self, online: bool) {
         self.online = online;
-        for place in 0..self.watches.len() {
-            let watch = &mut self.watches[place];
+        for watch in &mut self.watches {
             if online {
                 watch.listen(now_ms());
             } else {
                 watch.deadline = None;
             }
+        }
+        for place in 0..self.watches.len() {
             self.schedule(place);
         }
     }
@@ -183,8 +184,8 @@ impl Silence {
         let mut due = Vec::new();
         while let Some((deadline, place)) = self.deadlines.first().copied()
             && deadline <= now
+            && let Some(watch) = self.watches.get_mut(place)
         {
-            let watch = &mut self.watches[place];
             watch.fired = true;
             due.push((watch.trigger.clone(), watch.heard, watch.write()));
             self.schedule(place);

@@ -388,7 +388,8 @@ impl Pipeline {
                 .split(|b| *b == b'\n')
                 .filter(|l| !l.is_empty())
                 .collect();
-            for line in &lines[lines.len().saturating_sub(TAIL_LINES)..] {
+            let skipped = lines.len().saturating_sub(TAIL_LINES);
+            for line in lines.iter().skip(skipped) {
                 warn!(
                     TAEL_UNIT = unit.id,
                     "stderr: {}",

@@ -119,7 +119,7 @@ fn keep(mut stream: &TcpStream, target: &Target, limit: u64, deadline: Instant) 
                     let cause = format!("it has more than {limit} bytes, see --max-file");
                     return Err(io::Error::new(io::ErrorKind::FileTooLarge, cause));
                 }
-                file.write_all(&buffer[..n])?;
+                file.write_all(buffer.get(..n).ok_or(io::ErrorKind::InvalidData)?)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // Another sender may wait behind a connection that brings nothing.

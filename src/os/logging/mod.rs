@@ -185,7 +185,7 @@ fn is_ready(wait: Option<Duration>) -> bool {
 fn write_stderr(mut line: &[u8]) -> io::Result<()> {
     while !line.is_empty() {
         match nix::unistd::write(io::stderr().as_fd(), line) {
-            Ok(written) => line = &line[written..],
+            Ok(written) => line = line.get(written..).unwrap_or_default(),
             Err(nix::Error::EINTR) => {}
             // Another process that shares it has made it non-blocking.
             Err(nix::Error::EAGAIN) => {

@@ -89,9 +89,8 @@ fn needed(index: &File) -> io::Result<u64> {
     let mut header = [0; 100];
     index.read_exact_at(&mut header, 0)?;
     let number = |at: usize| {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&header[at..at + 4]);
-        u64::from(u32::from_ne_bytes(bytes))
+        let bytes = header.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u64::from(u32::from_ne_bytes(*bytes)))
     };
     let page = match u16::from_ne_bytes([header[14], header[15]]) {
         1 => 65_536,

@@ -141,7 +141,8 @@ impl Runners {
             Some(place) => place,
             None => self.start()?,
         };
-        let handle = &mut self.handles[place];
+        let handle = self.handles.get_mut(place);
+        let handle = handle.ok_or(io::ErrorKind::NotFound)?;
         let word = Word::new(handle.requests.as_fd().try_clone_to_owned()?);
         handle.work = Work::Ready(unit.to_owned(), word.clone(), Vec::new());
         Ok(word)
