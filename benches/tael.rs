@@ -3,6 +3,14 @@
 //!
 //! `cargo bench` needs mosquitto, its clients and jq; `cargo bench -- NAME` runs one part.
 
+// A measurement that fails panics.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
