@@ -44,6 +44,7 @@ mod retained;
 mod runner_protocol;
 mod runners;
 mod session;
+mod session_protocol;
 mod settings;
 mod shared;
 mod starter;

@@ -84,7 +84,7 @@ impl Scene {
 }
 
 /// The next packet of the peer's that is none of its acknowledgements and pings.
-fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
+pub fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
     loop {
         let (kind, body) = raw.receive();
         match kind >> 4 {
@@ -97,7 +97,7 @@ fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
 
 /// Waits for a SUBSCRIBE and returns its body and filters.
 #[track_caller]
-fn subscribe(raw: &mut Raw) -> (Vec<u8>, Vec<String>) {
+pub fn subscribe(raw: &mut Raw) -> (Vec<u8>, Vec<String>) {
     let (kind, body) = next(raw);
     assert_eq!(kind, 0x82, "SUBSCRIBE");
     let filters = subscribe_filters(&body);
@@ -105,14 +105,14 @@ fn subscribe(raw: &mut Raw) -> (Vec<u8>, Vec<String>) {
 }
 
 /// Answers a request with `codes`.
-fn answer(raw: &mut Raw, kind: u8, request: &[u8], codes: &[u8]) {
+pub fn answer(raw: &mut Raw, kind: u8, request: &[u8], codes: &[u8]) {
     let body = [&request[..2], &[0], codes].concat();
     raw.send(&packet(kind, &body));
 }
 
 /// Grants all filters of the next SUBSCRIBE, and returns them.
 #[track_caller]
-fn grant(raw: &mut Raw) -> Vec<String> {
+pub fn grant(raw: &mut Raw) -> Vec<String> {
     let (body, filters) = subscribe(raw);
     answer(raw, 0x90, &body, &vec![1; filters.len()]);
     filters
@@ -120,7 +120,7 @@ fn grant(raw: &mut Raw) -> Vec<String> {
 
 /// Answers the next UNSUBSCRIBE, past publishes, and returns its filters.
 #[track_caller]
-fn unsubscribe(raw: &mut Raw) -> Vec<String> {
+pub fn unsubscribe(raw: &mut Raw) -> Vec<String> {
     loop {
         let (kind, body) = next(raw);
         if kind == 0xa2 {
@@ -297,36 +297,6 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
 }
 
 #[test]
-fn a_broker_without_subscription_identifiers_gets_none() {
-    let scene = Scene::new();
-    let client = scene.start(&["-t", "lab/+/status", "lab/seq/+", "-c", RUN]);
-    // Subscription Identifiers Available: 0 (MQTT 5.0, section 3.2.2.3.12).
-    let (mut raw, _) = scene.broker.greet(false, &[0x29, 0]);
-    let mut filters = Vec::new();
-    while filters.len() < 3 {
-        let (body, asked) = subscribe(&mut raw);
-        assert_eq!(body[2], 0, "no properties");
-        answer(&mut raw, 0x90, &body, &vec![1; asked.len()]);
-        filters.extend(asked);
-    }
-    online(&mut raw);
-    // Nothing tells two copies from two messages.
-    for n in [1, 2] {
-        raw.send(&publish(
-            SEQ.as_bytes(),
-            event(1).as_bytes(),
-            Some(n),
-            &[],
-            false,
-        ));
-        raw.serve_until_acknowledged(n);
-    }
-    sentinel(&scene, &mut raw, SEQ, 9);
-    assert_eq!(scene.runs(), ["1", "1", "9"]);
-    client.stop_with(raw);
-}
-
-#[test]
 fn equal_messages_before_and_after_a_change_of_topics_both_run() {
     let world = World::new();
     let start = |topics: [&str; 2]| world.client("p", &["-t", topics[0], topics[1], "-c", RUN]);
@@ -415,68 +385,6 @@ fn a_reload_while_there_is_no_connection_counts() {
 }
 
 #[test]
-fn a_filter_that_is_refused_after_two_reloads_is_the_one_that_is_named() {
-    let scene = Scene::new();
-    scene.configure("", &["lab/one"]);
-    let client = scene.start_with_file();
-    let (mut raw, _) = scene.broker.greet(false, &[]);
-    grant(&mut raw);
-    online(&mut raw);
-    let mut asked = Vec::new();
-    for topics in [
-        &["lab/one", "lab/two"][..],
-        &["lab/one", "lab/two", "lab/three"],
-    ] {
-        scene.configure("", topics);
-        client.signal(Signal::SIGHUP);
-        loop {
-            let (kind, body) = next(&mut raw);
-            if kind == 0x82 {
-                asked.push(body);
-                break;
-            }
-            acknowledge(&mut raw, &body);
-        }
-    }
-    answer(&mut raw, 0x90, &asked[0], &[0x87]);
-    answer(&mut raw, 0x90, &asked[1], &[1]);
-    sentinel(&scene, &mut raw, "lab/three", 1);
-    wait_until("it says so", || client.log_text().contains("'lab/two'"));
-    let log = client.log_text();
-    assert!(!log.contains("subscribe to 'lab/three'"), "{log}");
-    client.stop_with(raw);
-}
-
-#[test]
-fn a_reload_asks_again_for_what_was_refused() {
-    let scene = Scene::new();
-    scene.configure("", &["lab/one"]);
-    let client = scene.start_with_file();
-    let (mut raw, _) = scene.broker.greet(false, &[]);
-    grant(&mut raw);
-    online(&mut raw);
-    scene.configure("", &["lab/one", "lab/two"]);
-    // Then the operator has the broker allow it, and says so to the client.
-    for code in [0x87, 1] {
-        client.signal(Signal::SIGHUP);
-        let body = loop {
-            let (kind, body) = next(&mut raw);
-            if kind == 0x82 {
-                break body;
-            }
-            acknowledge(&mut raw, &body);
-        };
-        assert_eq!(subscribe_filters(&body), ["lab/two"]);
-        answer(&mut raw, 0x90, &body, &[code]);
-        if code != 1 {
-            wait_until("it says so", || client.log_text().contains("'lab/two'"));
-        }
-    }
-    sentinel(&scene, &mut raw, "lab/two", 1);
-    client.stop_with(raw);
-}
-
-#[test]
 fn copies_that_a_broken_connection_brings_again_do_not_run() {
     let scene = Scene::new();
     let client = scene.start(&["-t", "lab/+/status", "lab/seq/+", "-c", RUN]);
@@ -558,25 +466,6 @@ fn a_reload_tells_the_broker_how_large_a_packet_may_be() {
     raw.send(&publish(b"lab/one", large.as_bytes(), Some(1), &[], false));
     raw.serve_until_acknowledged(1);
     wait_until("it runs", || scene.runs() == ["1"]);
-    client.stop_with(raw);
-}
-
-#[test]
-fn a_subscribe_holds_few_filters() {
-    let scene = Scene::new();
-    let topics: Vec<String> = (0..30).map(|n| format!("lab/{n}")).collect();
-    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-    scene.configure("", &topics);
-    let client = scene.start_with_file();
-    let (mut raw, _) = scene.broker.greet(false, &[]);
-    let mut asked = Vec::new();
-    while asked.len() < 31 {
-        let filters = grant(&mut raw);
-        assert!(filters.len() <= 8, "{filters:?}");
-        asked.extend(filters);
-    }
-    online(&mut raw);
-    sentinel(&scene, &mut raw, "lab/29", 1);
     client.stop_with(raw);
 }
 
