@@ -55,12 +55,14 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 13] = [
+    let parts: [(&str, fn()); 15] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
         ("burst", burst),
         ("accept", accept),
+        ("drain", drain),
+        ("start", start),
         ("ignore", ignore),
         ("idle", idle),
         ("message", message),
@@ -331,23 +333,19 @@ fn this() -> String {
 }
 
 fn client(port: u16, topic: &str, state: &Path, jobs: usize, command: &str) -> Guard {
-    spawn(
-        Command::new(ours("client"))
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin")
-            .env("STATE_DIRECTORY", state)
-            .args([
-                "--who",
-                &topic.replace('/', "-"),
-                "-H",
-                "127.0.0.1",
-                "-p",
-                &port.to_string(),
-                "--log",
-                "none",
-            ])
-            .args(["-t", topic, "--jobs", &jobs.to_string(), "-c", command]),
-    )
+    spawn(&mut client_command(port, topic, state, jobs, command))
+}
+
+fn client_command(port: u16, topic: &str, state: &Path, jobs: usize, command: &str) -> Command {
+    let mut client = Command::new(ours("client"));
+    client
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("STATE_DIRECTORY", state)
+        .args(["--who", &topic.replace('/', "-"), "--log", "none"])
+        .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+        .args(["-t", topic, "--jobs", &jobs.to_string(), "-c", command]);
+    client
 }
 
 /// Folders for what clients keep, removed at the very end: on a file system without a journal
@@ -948,68 +946,166 @@ fn waiting() {
     const EVENTS: usize = 10_000;
     let broker = mosquitto();
     let home = state();
-    let port = broker.port.to_string();
-    let who = TOPIC.replace('/', "-");
-    let folder = home.join(&who);
     let peak = |pid: u32| -> u64 {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with("VmHWM:"));
         let number = line.and_then(|line| line.split_whitespace().nth(1));
         number.and_then(|number| number.parse().ok()).unwrap_or(0)
     };
-    let tael = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tael"));
-        command.env("STATE_DIRECTORY", &home).args(arguments);
-        command.args(["--log", "none"]).stdout(Stdio::null());
-        command
+    fill(&broker, &home, EVENTS, "pending", 800_000);
+    fs::write(folder(&home).join("paused"), "").expect("paused");
+    let (client, time) = until_ready(&broker, &home);
+    let memory = peak(client.0.id());
+    println!(
+        "start with {EVENTS} waiting events of 800 KB: {:.0} ms, {memory} KiB at most",
+        time * 1000.0
+    );
+    let start = Instant::now();
+    let mut list = Command::new(env!("CARGO_BIN_EXE_tael"));
+    list.env("STATE_DIRECTORY", &home).args(["work", "list", "--json"]);
+    let mut list = list.stdout(Stdio::null()).spawn().expect("list");
+    let mut most = memory;
+    let status = loop {
+        if let Some(status) = list.try_wait().expect("wait") {
+            break status;
+        }
+        most = most.max(peak(list.id()));
+        std::thread::sleep(Duration::from_millis(1));
     };
-    let status = || {
-        let arguments = [
-            "control",
-            &who,
-            "status",
-            "--root",
-            "bench",
-            "-H",
-            "127.0.0.1",
-            "-p",
-        ];
-        let mut command = tael(&[&arguments[..], &[&port]].concat());
-        command
-            .stderr(Stdio::null())
-            .status()
-            .expect("control")
-            .success()
+    assert!(status.success(), "tael work list: {status}");
+    println!("list of them: {:.1?}", start.elapsed());
+    println!("  memory: {most} KiB at most (target under 65536)");
+}
+
+/// The folder of the client that [`client`] starts for [`TOPIC`].
+fn folder(home: &Path) -> PathBuf {
+    home.join(TOPIC.replace('/', "-"))
+}
+
+/// Has a client make its ledger in `home`, and fills that with units in a state, with a payload
+/// of so many bytes each.
+fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize) {
+    drop(until_ready(broker, home));
+    let ledger = rusqlite::Connection::open(folder(home).join("ledger.db")).expect("ledger");
+    // A unit to copy, of whatever the ledger holds for one today.
+    let publisher = Publisher::new(broker.port);
+    let (client, _) = until_ready(broker, home);
+    publisher.send(FINISHED);
+    let ended = || -> i64 {
+        let sql = "SELECT count(*) FROM unit WHERE ended IS NOT NULL";
+        ledger.query_row(sql, [], |row| row.get(0)).expect("count")
     };
-    // It makes the ledger.
-    let first = client(broker.port, TOPIC, &home, 1, "true");
-    while !status() {}
-    drop(first);
-    fs::write(folder.join("paused"), "").expect("paused");
-    let ledger = rusqlite::Connection::open(folder.join("ledger.db")).expect("ledger");
+    while ended() == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(client);
+    let columns: Vec<String> = ledger
+        .prepare("SELECT name FROM pragma_table_info('unit')")
+        .expect("columns")
+        .query_map([], |row| row.get(0))
+        .expect("columns")
+        .collect::<Result<_, _>>()
+        .expect("columns");
+    let value = |name: &String| match name.as_str() {
+        "seq" => "n.i".to_owned(),
+        "id" => "printf('01BENCH%019d', n.i)".to_owned(),
+        "payload" => "n.i".to_owned(),
+        "state" => format!("'{state}'"),
+        "started" | "ended" | "outcome" if state == "pending" => "NULL".to_owned(),
+        other => format!("unit.{other}"),
+    };
+    let values: Vec<String> = columns.iter().map(value).collect();
     let sql = format!(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {EVENTS})
-         INSERT INTO unit (seq, id, trigger, event, topic, reason, hops, attempt, due, state,
-                 accepted, command, payload, variables, passthrough)
-             SELECT i, 'u' || i, 'default', 'e' || i, '', '', 0, 1, 0, 'pending', 1, 'true', i,
-                 '[]', '{{}}' FROM n;
-         INSERT INTO payload SELECT seq, zeroblob(800000) FROM unit;
-         PRAGMA wal_checkpoint(TRUNCATE)"
+        "WITH RECURSIVE n(i) AS (SELECT 1001 UNION ALL SELECT i + 1 FROM n WHERE i < 1000 + {count})
+         INSERT INTO unit ({}) SELECT {} FROM n, (SELECT * FROM unit LIMIT 1) AS unit;
+         INSERT INTO payload SELECT seq, zeroblob({bytes}) FROM unit WHERE seq > 1000;
+         PRAGMA wal_checkpoint(TRUNCATE)",
+        columns.join(", "),
+        values.join(", ")
     );
     ledger.execute_batch(&sql).expect("fill");
-    drop(ledger);
+}
+
+/// Starts a client for [`TOPIC`], and returns it with the seconds until it was subscribed.
+fn until_ready(broker: &Mosquitto, home: &Path) -> (Guard, f64) {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bind");
     let start = Instant::now();
-    let client = client(broker.port, TOPIC, &home, 1, "true");
-    while !status() {}
-    let (time, memory) = (start.elapsed(), peak(client.0.id()));
-    println!("start with {EVENTS} waiting events of 800 KB: {time:.1?}, {memory} KiB at most");
-    let start = Instant::now();
-    let mut list = tael(&["work", "list", "--json"]).spawn().expect("list");
-    let mut memory = memory;
-    while list.try_wait().expect("wait").is_none() {
-        memory = memory.max(peak(list.id()));
-        std::thread::sleep(Duration::from_millis(1));
+    let client = spawn(client_command(broker.port, TOPIC, home, 2, "true").env("NOTIFY_SOCKET", &path));
+    let mut message = [0; 4096];
+    loop {
+        let size = socket.recv(&mut message).expect("sd_notify");
+        if message[..size].windows(7).any(|word| word == b"READY=1") {
+            return (client, start.elapsed().as_secs_f64());
+        }
     }
-    println!("list of them: {:.1?}", start.elapsed());
-    println!("  memory: {memory} KiB at most (target under 65536)");
+}
+
+/// How long a client takes to be subscribed that finds 10,000 ended units, next to `mosquitto_sub`.
+fn start() {
+    const UNITS: usize = 10_000;
+    let broker = mosquitto();
+    let home = state();
+    fill(&broker, &home, UNITS, "succeeded", 100);
+    let publisher = Publisher::new(broker.port);
+    let retained = publisher.client.publish("bench/retained", QoS::AtLeastOnce, true, "x");
+    publisher.runtime.block_on(retained).expect("publish");
+    let port = broker.port.to_string();
+    let sub = || {
+        let start = Instant::now();
+        let mut sub = Command::new("mosquitto_sub");
+        sub.args(["-p", &port, "-t", "bench/retained", "-C", "1", "-q", "1"]);
+        assert!(sub.stdout(Stdio::null()).status().expect("sub").success());
+        start.elapsed().as_secs_f64()
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        let (client, time) = until_ready(&broker, &home);
+        ours.push(time);
+        drop(client);
+        theirs.push(sub());
+    }
+    let (ours, theirs) = (median(&mut ours) * 1000.0, median(&mut theirs) * 1000.0);
+    println!("start to subscribed, {UNITS} ended units: {ours:.1} ms; mosquitto_sub: {theirs:.1} ms");
+    println!("  ratio to mosquitto_sub: {:.2} (target 1)", ours / theirs);
+}
+
+/// How fast events run that wait when the client starts.
+fn drain() {
+    const EVENTS: i64 = 2000;
+    for jobs in [2, 8] {
+        let broker = mosquitto();
+        let home = state();
+        let folder = folder(&home);
+        fs::create_dir(&folder).expect("folder");
+        fs::write(folder.join("paused"), "").expect("paused");
+        let publisher = Publisher::new(broker.port);
+        let waiting = client(broker.port, TOPIC, &home, jobs, "true");
+        let count = |which: &str| -> i64 {
+            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let ledger = rusqlite::Connection::open_with_flags(folder.join("ledger.db"), flags).ok();
+            let sql = format!("SELECT count(*) FROM unit {which}");
+            let count = ledger.map(|ledger| ledger.query_row(&sql, [], |row| row.get(0)).unwrap_or(0));
+            count.unwrap_or(0)
+        };
+        while count("") == 0 {
+            publisher.send(FINISHED);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        (0..EVENTS).for_each(|_| publisher.send(FINISHED));
+        while count("") < EVENTS {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(waiting);
+        fs::remove_file(folder.join("paused")).expect("resume");
+        let all = count("");
+        let start = Instant::now();
+        let _client = client(broker.port, TOPIC, &home, jobs, "true");
+        while count("WHERE ended IS NOT NULL") < all {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let rate = all as f64 / start.elapsed().as_secs_f64();
+        println!("{all} events that wait at the start, {jobs} jobs: {rate:.0} a second");
+    }
 }
