@@ -962,7 +962,8 @@ fn waiting() {
     );
     let start = Instant::now();
     let mut list = Command::new(env!("CARGO_BIN_EXE_tael"));
-    list.env("STATE_DIRECTORY", &home).args(["work", "list", "--json"]);
+    list.env("STATE_DIRECTORY", &home)
+        .args(["work", "list", "--json"]);
     let mut list = list.stdout(Stdio::null()).spawn().expect("list");
     let mut most = memory;
     let status = loop {
@@ -1032,7 +1033,8 @@ fn until_ready(broker: &Mosquitto, home: &Path) -> (Guard, f64) {
     let path = dir.path().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bind");
     let start = Instant::now();
-    let client = spawn(client_command(broker.port, TOPIC, home, 2, "true").env("NOTIFY_SOCKET", &path));
+    let client =
+        spawn(client_command(broker.port, TOPIC, home, 2, "true").env("NOTIFY_SOCKET", &path));
     let mut message = [0; 4096];
     loop {
         let size = socket.recv(&mut message).expect("sd_notify");
@@ -1049,7 +1051,9 @@ fn start() {
     let home = state();
     fill(&broker, &home, UNITS, "succeeded", 100);
     let publisher = Publisher::new(broker.port);
-    let retained = publisher.client.publish("bench/retained", QoS::AtLeastOnce, true, "x");
+    let retained = publisher
+        .client
+        .publish("bench/retained", QoS::AtLeastOnce, true, "x");
     publisher.runtime.block_on(retained).expect("publish");
     let port = broker.port.to_string();
     let sub = || {
@@ -1067,7 +1071,9 @@ fn start() {
         theirs.push(sub());
     }
     let (ours, theirs) = (median(&mut ours) * 1000.0, median(&mut theirs) * 1000.0);
-    println!("start to subscribed, {UNITS} ended units: {ours:.1} ms; mosquitto_sub: {theirs:.1} ms");
+    println!(
+        "start to subscribed, {UNITS} ended units: {ours:.1} ms; mosquitto_sub: {theirs:.1} ms"
+    );
     println!("  ratio to mosquitto_sub: {:.2} (target 1)", ours / theirs);
 }
 
@@ -1084,9 +1090,11 @@ fn drain() {
         let waiting = client(broker.port, TOPIC, &home, jobs, "true");
         let count = |which: &str| -> i64 {
             let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-            let ledger = rusqlite::Connection::open_with_flags(folder.join("ledger.db"), flags).ok();
+            let ledger =
+                rusqlite::Connection::open_with_flags(folder.join("ledger.db"), flags).ok();
             let sql = format!("SELECT count(*) FROM unit {which}");
-            let count = ledger.map(|ledger| ledger.query_row(&sql, [], |row| row.get(0)).unwrap_or(0));
+            let count =
+                ledger.map(|ledger| ledger.query_row(&sql, [], |row| row.get(0)).unwrap_or(0));
             count.unwrap_or(0)
         };
         while count("") == 0 {

@@ -4,25 +4,31 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 /// Characters that are shown as escapes, besides control characters (category Cc) and
-/// noncharacters: categories Cf (format), Zl and Zp (line and paragraph separators). They reorder
-/// or hide text, or end a line (Unicode TR 36).
+/// noncharacters: categories Cf (format), Zl and Zp (line and paragraph separators), and what has
+/// no glyph of its own (property `Default_Ignorable_Code_Point`). They reorder or hide text, or end
+/// a line (Unicode TR 36).
 ///
-/// Source: `DerivedGeneralCategory.txt` of Unicode 17.0. The last range is the whole block of tags
-/// and of the variation selectors beside them, which carry hidden text as well.
+/// Sources: `DerivedGeneralCategory.txt` and `DerivedCoreProperties.txt` of Unicode 17.0.
 const HIDDEN: &[RangeInclusive<char>] = &[
     '\u{ad}'..='\u{ad}',
+    '\u{34f}'..='\u{34f}',
     '\u{600}'..='\u{605}',
     '\u{61c}'..='\u{61c}',
     '\u{6dd}'..='\u{6dd}',
     '\u{70f}'..='\u{70f}',
     '\u{890}'..='\u{891}',
     '\u{8e2}'..='\u{8e2}',
-    '\u{180e}'..='\u{180e}',
+    '\u{115f}'..='\u{1160}',
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
     '\u{200b}'..='\u{200f}',
     '\u{2028}'..='\u{202e}',
     '\u{2060}'..='\u{206f}',
+    '\u{3164}'..='\u{3164}',
+    '\u{fe00}'..='\u{fe0f}',
     '\u{feff}'..='\u{feff}',
-    '\u{fff9}'..='\u{fffb}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{fff0}'..='\u{fffb}',
     '\u{110bd}'..='\u{110bd}',
     '\u{110cd}'..='\u{110cd}',
     '\u{13430}'..='\u{1343f}',
@@ -111,7 +117,10 @@ mod tests {
             '\u{7f}',
             '\u{85}',
             '\u{ad}',
+            '\u{34f}',
             '\u{61c}',
+            '\u{115f}',
+            '\u{1160}',
             '\u{200b}',
             '\u{200d}',
             '\u{200e}',
@@ -119,7 +128,10 @@ mod tests {
             '\u{2029}',
             '\u{2066}',
             '\u{fdd0}',
+            '\u{3164}',
+            '\u{fe0f}',
             '\u{feff}',
+            '\u{ffa0}',
             '\u{fffe}',
             '\u{ffff}',
             '\u{1ffff}',

@@ -401,6 +401,7 @@ pub struct Connect {
     /// Seconds.
     pub session_expiry: u32,
     pub max_packet: u32,
+    pub receive_maximum: u16,
     pub client_id: String,
 }
 
@@ -415,11 +416,15 @@ impl Connect {
         let (mut properties, tail) = rest.split_at(length);
         rest = tail;
         let (mut session_expiry, mut max_packet) = (0, u32::MAX);
+        let mut receive_maximum = u16::MAX;
         while !properties.is_empty() {
             match take(&mut properties) {
                 0x11 => session_expiry = number(properties),
                 0x27 => max_packet = number(properties),
-                0x21 | 0x22 => {
+                kind @ (0x21 | 0x22) => {
+                    if kind == 0x21 {
+                        receive_maximum = u16::from_be_bytes([properties[0], properties[1]]);
+                    }
                     properties = &properties[2..];
                     continue;
                 }
@@ -432,6 +437,7 @@ impl Connect {
             clean_start: flags & 0x02 != 0,
             session_expiry,
             max_packet,
+            receive_maximum,
             client_id,
         }
     }
