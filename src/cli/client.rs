@@ -1,10 +1,11 @@
 //! The command line of `tael client`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgMatches, Args};
+use clap::builder::Resettable;
+use clap::{ArgMatches, Args, FromArgMatches};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
@@ -70,6 +71,29 @@ pub struct Client {
 #[must_use]
 pub fn main() -> ExitCode {
     super::single::<Client>()
+}
+
+/// Returns the mistakes in the options and triggers of a configuration file called `path` that holds
+/// `text`, a line each. Reads no file, no flag and no environment; files and hosts that it names are
+/// not looked for.
+#[must_use]
+pub fn mistakes_in(path: &Path, text: &str) -> Vec<String> {
+    let mut mistakes = Mistakes::default();
+    let Some(layers) = mistakes.keep(Layers::of_text(path, text)) else {
+        return mistakes.lines();
+    };
+    let bare = super::command::<Client>()
+        .no_binary_name(true)
+        .mut_args(|arg| arg.env(Resettable::Reset));
+    let command = layers.apply_all(bare, &mut mistakes);
+    let matches = command.try_get_matches_from([""; 0]);
+    let matches = matches.map_err(|e| Error::usage(super::usage_line(&e)));
+    if let Some(matches) = mistakes.keep(matches)
+        && let Ok(client) = Client::from_arg_matches(&matches)
+    {
+        let _ = trigger::all(client.trigger, &matches, &layers, &mut mistakes);
+    }
+    mistakes.lines()
 }
 
 /// Largest `--max-payload`, bytes: four of them must fit into an MQTT packet.

@@ -84,6 +84,17 @@ impl Layers {
         }
     }
 
+    /// Takes `text` as that of the only file, `path`.
+    ///
+    /// # Errors
+    /// When it is not TOML (78).
+    pub fn of_text(path: &Path, text: &str) -> Result<Self> {
+        let layer = Layer::parse(path, text)?;
+        Ok(Self {
+            layers: vec![layer],
+        })
+    }
+
     /// Gives `command` the values of the files as defaults.
     ///
     /// # Errors
@@ -199,6 +210,23 @@ impl Layers {
 }
 
 impl Layer {
+    fn parse(path: &Path, text: &str) -> Result<Self> {
+        let table = text.parse::<Table>().map_err(|e| {
+            let line = e.span().map_or(1, |span| {
+                text.get(..span.start)
+                    .unwrap_or_default()
+                    .matches('\n')
+                    .count()
+                    + 1
+            });
+            unreadable(path, &format!("line {line}: {}", e.message()))
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            table,
+        })
+    }
+
     /// Returns an error about this file.
     pub fn wrong(&self, cause: impl std::fmt::Display) -> Error {
         Error::config(format!("use {}: {cause}", self.path.display()))
@@ -251,29 +279,16 @@ fn named(arguments: &[OsString]) -> Option<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Option<Layer>> {
-    let wrong = |cause: &str| {
-        let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
-        Error::config(format!("read {}: {cause}", path.display()))
-    };
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(wrong(&e.to_string())),
-    };
-    let table = text.parse::<Table>().map_err(|e| {
-        let line = e.span().map_or(1, |span| {
-            text.get(..span.start)
-                .unwrap_or_default()
-                .matches('\n')
-                .count()
-                + 1
-        });
-        wrong(&format!("line {line}: {}", e.message()))
-    })?;
-    Ok(Some(Layer {
-        path: path.to_owned(),
-        table,
-    }))
+    match fs::read_to_string(path) {
+        Ok(text) => Layer::parse(path, &text).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unreadable(path, &e.to_string())),
+    }
+}
+
+fn unreadable(path: &Path, cause: &str) -> Error {
+    let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::config(format!("read {}: {cause}", path.display()))
 }
 
 /// Returns a TOML value as the texts of an option.

@@ -23,6 +23,11 @@ impl Mistakes {
         result.map_err(|e| self.note(e)).ok()
     }
 
+    /// Returns a line for each mistake.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+
     /// Returns `value` if there are no mistakes.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod embedded;
 mod export;
 mod faults;
 mod foreign_state;
+mod fuzz;
 mod hostile_text;
 mod identity;
 mod lasting;

@@ -1,0 +1,112 @@
+//! The targets of `fuzz/`, fed with their seeds, changed seeds and arbitrary bytes. `.ci/fuzz` looks
+//! longer, where the toolchain has a fuzzer.
+
+#[path = "fuzz/targets.rs"]
+mod targets;
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestRunner};
+
+/// Number of inputs of a target beside its seeds.
+const INPUTS: u32 = 2000;
+
+/// Maximum size of an input of arbitrary bytes.
+const MAX_BYTES: usize = 300;
+
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fuzz");
+    let entries = fs::read_dir(folder.join(target)).expect("seeds");
+    let seeds = entries.map(|entry| fs::read(entry.expect("entry").path()).expect("seed"));
+    seeds.collect()
+}
+
+/// A seed with some bytes replaced, a piece taken out and a piece of another seed put in.
+fn changed(seeds: &[Vec<u8>]) -> impl Strategy<Value = Vec<u8>> + use<> {
+    let byte = (any::<Index>(), any::<u8>());
+    let bytes = prop::collection::vec(byte, 0..4);
+    let piece = (select(seeds.to_vec()), any::<[Index; 2]>());
+    let out = any::<[Index; 2]>();
+    (select(seeds.to_vec()), bytes, out, piece).prop_map(|(mut seed, bytes, out, (from, piece))| {
+        for (place, byte) in bytes {
+            if !seed.is_empty() {
+                let place = place.index(seed.len());
+                seed[place] = byte;
+            }
+        }
+        seed.splice(between(&out, &seed), from[between(&piece, &from)].to_vec());
+        seed
+    })
+}
+
+/// A range of `bytes`.
+fn between(ends: &[Index; 2], bytes: &[u8]) -> std::ops::Range<usize> {
+    let [a, b] = ends.each_ref().map(|end| end.index(bytes.len() + 1));
+    a.min(b)..a.max(b)
+}
+
+fn feed(name: &str, target: fn(&[u8])) {
+    let seeds = seeds(name);
+    seeds.iter().for_each(|seed| target(seed));
+    let any_bytes = prop::collection::vec(any::<u8>(), 0..MAX_BYTES);
+    let inputs = prop_oneof![4 => changed(&seeds), 1 => any_bytes];
+    let config = Config {
+        failure_persistence: None,
+        ..Config::with_cases(INPUTS)
+    };
+    let fed = TestRunner::new(config).run(&inputs, |input| {
+        target(&input);
+        Ok(())
+    });
+    if let Err(failure) = fed {
+        panic!("{name}: {failure}");
+    }
+}
+
+/// A test for each target.
+macro_rules! targets {
+    ($($test:ident: $target:ident),+ $(,)?) => {$(
+        #[test]
+        fn $test() {
+            feed(stringify!($target), targets::$target);
+        }
+    )+};
+}
+
+targets! {
+    no_payload_breaks_the_parser_of_events: event,
+    no_text_breaks_the_parser_of_filters: topic,
+    no_text_breaks_the_parser_of_playbooks: playbook,
+    no_text_breaks_the_parser_of_configurations: config,
+    no_payload_breaks_the_parser_of_requests: control,
+    no_file_breaks_the_parser_of_variables: env_file,
+}
+
+/// Otherwise the targets would only see what is refused.
+#[test]
+fn the_seeds_are_understood() {
+    let seed = |path: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fuzz");
+        fs::read(folder.join(path)).expect("seed")
+    };
+    let text = |path: &str| String::from_utf8(seed(path)).expect("UTF-8");
+    for path in ["config/example", "config/triggers"] {
+        let mistakes = tael::cli::client::mistakes_in(Path::new(path), &text(path));
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+    }
+    let wrong = tael::cli::client::mistakes_in(Path::new("x"), &text("config/wrong"));
+    assert!(wrong.len() > 3, "{wrong:?}");
+    tael::model::playbook::Playbook::parse(&text("playbook/sample"), false).expect("sample");
+    tael::model::playbook::Playbook::parse(&text("playbook/all"), true).expect("all");
+    for path in ["raise", "retry", "cancel", "pause", "status"] {
+        let (_, action) = tael::model::control::parse(&seed(&format!("control/{path}")), 1000);
+        assert_eq!(action.expect("action").name(), path);
+    }
+    tael::model::env_file::parse(&seed("env_file/lines")).expect("lines");
+    let event = seed("event/python");
+    let payload = event.splitn(2, |b| *b == b'\n').nth(1).expect("payload");
+    tael::model::event::attributes(payload, 1000).expect("event");
+}

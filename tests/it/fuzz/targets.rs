@@ -1,0 +1,147 @@
+//! The parsers that read what strangers and operators write. Each function takes arbitrary bytes,
+//! and panics when a promise about them does not hold. `fuzz/` feeds them from libFuzzer, and
+//! `tests/it/fuzz.rs` on every run of the tests.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use tael::cli::client::mistakes_in;
+use tael::model::filter_index::FilterIndex;
+use tael::model::message::{Delivery, Properties};
+use tael::model::playbook::Playbook;
+use tael::model::topic::{self, Filter};
+use tael::model::{control, env_file, event, json};
+
+/// Maximum size of a payload, bytes; smaller than the inputs, so that it is exceeded too.
+const MAX_PAYLOAD: usize = 4096;
+
+/// Splits `data` at its first line feed.
+fn halves(data: &[u8]) -> (&[u8], &[u8]) {
+    let mut parts = data.splitn(2, |b| *b == b'\n');
+    (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    )
+}
+
+/// A topic in the first line, a payload in the rest.
+pub fn event(data: &[u8]) {
+    let (topic, payload) = halves(data);
+    let delivery = Delivery {
+        topic: Bytes::copy_from_slice(topic),
+        payload: Bytes::copy_from_slice(payload),
+        retained: false,
+        duplicate: false,
+        packet: 1,
+        properties: Properties::default(),
+    };
+    let parsed = match event::parse(&delivery, MAX_PAYLOAD) {
+        Ok(parsed) => parsed,
+        Err(refusal) => {
+            assert!(!refusal.to_string().is_empty() && !refusal.code().is_empty());
+            return;
+        }
+    };
+    assert!(payload.len() <= MAX_PAYLOAD);
+    for (name, value) in &parsed.attributes {
+        let text = json::to_text(value);
+        let again = json::parse(text.as_bytes());
+        assert_eq!(again.as_ref(), Ok(value), "{name}: {text}");
+        // What a command gets.
+        let _ = event::attribute_text(value);
+        let _ = event::attribute_value(value);
+    }
+}
+
+/// Two filters and a topic, each on a line.
+pub fn topic(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut lines = text.splitn(3, '\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let (first, second, name) = (line(), line(), line());
+    let _ = (topic::check_who(first), topic::check_root(second));
+    let filters: Vec<Filter> = [first, second]
+        .into_iter()
+        .filter_map(|text| Filter::new(text).ok())
+        .collect();
+    if topic::check_name(name).is_err() {
+        return;
+    }
+    let mut index = FilterIndex::default();
+    for (place, filter) in filters.iter().enumerate() {
+        index.insert(filter.unshared(), place);
+    }
+    let all = filters.iter().enumerate();
+    let matching = all.filter(|(_, filter)| filter.matches(name));
+    let matching: Vec<usize> = matching.map(|(place, _)| place).collect();
+    assert_eq!(index.matching(name), matching, "{filters:?} {name:?}");
+    if let [wide, narrow] = &filters[..] {
+        let implied = !wide.covers(narrow) || !narrow.matches(name) || wide.matches(name);
+        assert!(implied, "'{wide}' covers '{narrow}', without '{name}'");
+    }
+    let kept = topic::minimal(&filters);
+    for filter in &filters {
+        let covered = kept.iter().any(|kept| kept.covers(filter));
+        assert!(covered, "'{filter}' is lost");
+    }
+}
+
+/// The text of a playbook.
+pub fn playbook(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let lines = text.lines().count();
+    match Playbook::parse(&text, false) {
+        Ok(strict) => {
+            let steps = strict.steps.iter().chain(&strict.on_failure);
+            assert!(
+                steps
+                    .into_iter()
+                    .all(|step| (1..=lines).contains(&step.line))
+            );
+            assert_eq!(Playbook::parse(&text, true).as_ref(), Ok(&strict));
+            let _ = (strict.nodes(), strict.pipelines());
+        }
+        Err(wrong) => {
+            assert!(
+                (1..=lines).contains(&wrong.line) && wrong.column > 0,
+                "{wrong}"
+            );
+            let _ = Playbook::parse(&text, true);
+        }
+    }
+}
+
+/// The text of a client's configuration file.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let path = Path::new("tael.toml");
+    let mistakes = mistakes_in(path, &text);
+    assert!(mistakes.iter().all(|mistake| !mistake.is_empty()));
+    assert_eq!(mistakes_in(path, &text), mistakes);
+}
+
+/// The payload of a request.
+pub fn control(data: &[u8]) {
+    let (envelope, action) = control::parse(data, MAX_PAYLOAD);
+    let Ok(action) = action else { return };
+    let payload = action.payload(&envelope);
+    let (again, same) = control::parse(payload.as_bytes(), usize::MAX);
+    assert_eq!((again, same), (envelope, Ok(action)), "{payload}");
+}
+
+/// A file of variables.
+pub fn env_file(data: &[u8]) {
+    let Ok(variables) = env_file::parse(data) else {
+        return;
+    };
+    let mut printed = Vec::new();
+    for (name, value) in &variables {
+        assert!(!name.is_empty() && !name.contains(['=', '\0']), "{name:?}");
+        assert!(!value.as_bytes().contains(&0), "{name}: {value:?}");
+        printed.extend([name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
+    }
+    // As `env -0` of its command prints them.
+    assert_eq!(env_file::parse(&printed), Ok(variables));
+}
