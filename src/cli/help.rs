@@ -32,6 +32,11 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
         };
         let hidden = !page.first.is_empty() && !page.first.contains(&long);
         let group = page.groups.iter().find(|(_, names)| names.contains(&long));
+        // Manual pages show no short help of an option that hides it.
+        let arg = match arg.get_help().cloned() {
+            Some(help) => arg.long_help(help),
+            None => arg,
+        };
         let arg = arg.hide_short_help(hidden).hide_env(short);
         match group {
             Some((heading, _)) => arg.help_heading(*heading),
@@ -66,13 +71,13 @@ fn own_flags(command: Command) -> Command {
         .long("help")
         .action(ArgAction::Help)
         .hide_short_help(true)
-        .help("Print the most important options (-h), or all of them (--help)");
+        .long_help("Print the most important options (-h), or all of them (--help)");
     let version = Arg::new("version")
         .short('V')
         .long("version")
         .action(ArgAction::Version)
         .hide_short_help(true)
-        .help("Print version");
+        .long_help("Print version");
     command
         .disable_help_flag(true)
         .disable_version_flag(true)
