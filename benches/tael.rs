@@ -15,18 +15,21 @@ use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use tael::model::command::Command as Run;
 use tael::model::condition::Condition;
 use tael::model::env::Export;
 use tael::model::event;
 use tael::model::message::{Delivery, Message, Properties, Qos};
+use tael::model::policy::Policy;
+use tael::model::spec::Spec;
 use tael::model::topic::Filter;
-use tael::model::trigger::{Command as Run, Decision, Policy, Trigger};
+use tael::model::trigger::{Decision, Trigger};
 use tael::store::ledger::{Done, Ledger, OnDisk, Op};
 use tokio::runtime::Builder;
 
@@ -99,14 +102,12 @@ fn trigger() -> Trigger {
         name: "bench".into(),
         filters: vec![Filter::new("bench/+/status").expect("filter")],
         conditions: vec![Condition::parse("status=finished").expect("condition")],
-        command: Run::direct("true").expect("command"),
         export: Export::new(None, vec!["sample".into()]).expect("export"),
         passthrough: Vec::new(),
         accept_retained: false,
-        cwd: None,
-        env_file: None,
         absent: None,
         policy: Policy::default(),
+        spec: Arc::new(Spec::new("bench", Run::direct("true").expect("command"))),
     }
 }
 
@@ -138,7 +139,7 @@ impl OnDisk for Nothing {
 }
 
 fn ledger() {
-    let mut ledger: Ledger<Nothing> = Ledger::open(&state()).expect("ledger");
+    let (mut ledger, _reader): (Ledger<Nothing>, _) = Ledger::open(&state()).expect("ledger");
     let post = || {
         Op::Post(Message {
             topic: TOPIC.into(),
@@ -1011,6 +1012,8 @@ fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize
         "seq" => "n.i".to_owned(),
         "id" => "printf('01BENCH%019d', n.i)".to_owned(),
         "payload" => "n.i".to_owned(),
+        // A payload that is small lies here.
+        "body" => "NULL".to_owned(),
         "state" => format!("'{state}'"),
         "started" | "ended" | "outcome" if state == "pending" => "NULL".to_owned(),
         other => format!("unit.{other}"),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::Resettable;
@@ -224,7 +225,11 @@ impl Client {
             )));
         }
         let triggers = trigger::all(self.trigger, matches, layers, mistakes);
-        let triggers = Triggers::new(triggers.unwrap_or_default());
+        let mut triggers = triggers.unwrap_or_default();
+        for trigger in &mut triggers {
+            Arc::make_mut(&mut trigger.spec).limits.max_output = self.max_output;
+        }
+        let triggers = Triggers::new(triggers);
         if let Some((shared, own)) = triggers.mixed() {
             // A client has one session. The session of a worker ends with it, so that others get
             // its share. Other sessions last until the next start.

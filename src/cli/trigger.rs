@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -11,12 +12,15 @@ use toml::Value;
 use crate::cli::config::{Layer, Layers, texts};
 use crate::cli::mistakes::Mistakes;
 use crate::error::Error;
+use crate::model::command::{Command as Run, DEFAULT_SHELL};
 use crate::model::condition::Condition;
 use crate::model::duration;
 use crate::model::env::{self, Export};
+use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
+use crate::model::spec::{Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
-use crate::model::trigger::{Command as Run, DEFAULT_SHELL, OnInterrupt, Overlap, Policy, Trigger};
+use crate::model::trigger::Trigger;
 
 /// Options of one trigger.
 #[derive(Debug, Clone, Args)]
@@ -291,27 +295,36 @@ fn trigger(
         found.map_err(&mut wrong).ok()
     };
     let (cwd, env_file) = (absolute(options.cwd), absolute(options.env_file));
+    let spec = Spec {
+        lane: name.clone(),
+        command: command?,
+        cwd,
+        env_file,
+        limits: Limits {
+            timeout: options.timeout.filter(|limit| !limit.is_zero()),
+            grace: options.grace,
+            ..Limits::default()
+        },
+        retries: Retries {
+            limit: options.retries,
+            delay: options.retry_delay,
+            on_interrupt: options.on_interrupt,
+        },
+    };
     Some(Trigger {
         name,
         filters,
         conditions,
-        command: command?,
         export: export.ok()?,
         passthrough: options.payload_passthrough,
         accept_retained: options.retained,
-        cwd,
-        env_file,
         absent: options.absent,
         policy: Policy {
             jobs: options.jobs,
             overlap: options.overlap,
-            timeout: options.timeout.filter(|limit| !limit.is_zero()),
-            grace: options.grace,
-            retries: options.retries,
-            retry_delay: options.retry_delay,
-            on_interrupt: options.on_interrupt,
             loop_rate: options.loop_rate,
         },
+        spec: Arc::new(spec),
     })
     .filter(|_| right)
 }

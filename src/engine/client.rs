@@ -100,7 +100,9 @@ impl OnDisk for Then {
                     give(word, parts.get(*place) == Some(&Acceptance::Fresh));
                 }
             }
-            (Self::Start(_, Some(word)), Done::Changed { applied, .. }) => give(word, *applied),
+            (Self::Start(_, Some(word)), done) => {
+                give(word, matches!(done, Done::Changed { applied: true, .. }));
+            }
             _ => {}
         }
     }
@@ -184,13 +186,12 @@ impl Pipeline {
         let mut identity = connect::identify(&mut config, &home.path)?;
         let id_lock = connect::hold_id(&config)?;
         warn_without_holes(&config, &home.path.join(RUNNERS));
-        let ledger = Ledger::open(&home.path)?;
-        let reader = Reader::open(&home.path)?;
+        let (ledger, reader) = Ledger::open(&home.path)?;
         let boot = crate::os::process::boot_id();
         let topics = PipelineTopics::new(&config.root, &config.who);
         let since = Timestamp::now();
         // The first flush reads them.
-        let outbox = Outbox::of_ledger(reader.totals()?.outbox);
+        let outbox = Outbox::of_ledger(reader.waiting_messages()?);
         let redelivery = Redelivery::new(reader.answered()?, reader.last_accepted()?);
         sweep(&home.path, &reader)?;
         let left = recovery::survey(&home.path, &reader, &boot)?;

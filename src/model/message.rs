@@ -1,6 +1,7 @@
 //! An MQTT application message as it is published and delivered, independent of any client library.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Names of the MQTT 5 user properties that carry Tael's metadata.
 pub mod property {
@@ -44,6 +45,25 @@ impl Qos {
             1 => Some(Self::AtLeastOnce),
             2 => Some(Self::ExactlyOnce),
             _ => None,
+        }
+    }
+}
+
+/// What carries a message of ours to where it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// The pipeline's MQTT broker.
+    #[default]
+    Broker,
+}
+
+impl Route {
+    /// Its name in the ledger.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "broker",
         }
     }
 }

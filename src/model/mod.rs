@@ -1,6 +1,7 @@
 //! The pure model: what an event, a trigger, a unit and a status are. Nothing here does I/O.
 
 pub mod check;
+pub mod command;
 pub mod condition;
 pub mod control;
 pub mod duration;
@@ -19,7 +20,10 @@ pub mod node;
 pub mod outcome;
 pub mod passthrough;
 pub mod playbook;
+pub mod policy;
 mod sources;
+pub mod spec;
+pub mod state;
 pub mod status;
 pub mod text;
 pub mod topic;

@@ -1,8 +1,133 @@
-//! How a run ended, as a line of JSON: in the unit's folder, in the ledger, from the runner.
+//! How a run ended; and the line of JSON that says so in the unit's folder, in the ledger, and from
+//! the runner to the client.
+
+use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::model::unit::{End, Outcome, Stopped};
+use crate::model::state::State;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The command exited with this code.
+    Exited(i32),
+    /// The command was killed by this signal.
+    Signaled(i32),
+    /// The command could not be started at all.
+    NotStarted(String),
+    /// The run vanished, with its host or its runner, and nobody saw how it ended.
+    Interrupted,
+}
+
+impl End {
+    /// The code a shell would show: the exit code, or 128 plus the signal. A run that
+    /// vanished counts as killed (137), one that never was has none.
+    ///
+    /// Source: POSIX.1-2017, Shell Command Language, section 2.8.2; bash's choice of 128.
+    #[must_use]
+    pub const fn return_code(&self) -> Option<i32> {
+        match self {
+            Self::Exited(code) => Some(*code),
+            Self::Signaled(signal) => Some(128 + *signal),
+            Self::Interrupted => Some(128 + 9),
+            Self::NotStarted(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with {code}"),
+            Self::Signaled(signal) => write!(f, "killed by signal {signal}"),
+            Self::NotStarted(cause) => write!(f, "not started: {cause}"),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+/// Why a runner ended a command before it ended itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Somebody asked for it.
+    Canceled,
+    /// Its time was up.
+    TimedOut,
+}
+
+/// What a runner reports of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// How the command ended.
+    pub end: End,
+    /// Whether the runner had to end it.
+    pub stopped: Option<Stopped>,
+    /// When the command was started, milliseconds since the epoch.
+    pub started: i64,
+    /// How long it ran, microseconds on the monotonic clock.
+    pub elapsed: u64,
+    /// Largest resident set of the command's processes, KiB (`getrusage(2)`).
+    pub max_rss: u64,
+    /// CPU time of the command's processes, user and system, microseconds.
+    pub cpu: u64,
+    /// Bytes dropped from the middle of stdout and stderr.
+    pub dropped: [u64; 2],
+    /// What of the run could not be ended, for people; it may be running still.
+    pub remains: Option<String>,
+}
+
+impl Outcome {
+    /// The outcome of a unit whose command could not be started.
+    pub fn not_started(cause: impl fmt::Display) -> Self {
+        Self::without_run(End::NotStarted(cause.to_string()), 0)
+    }
+
+    /// The outcome of a run that vanished; `started` is 0 if that is not known.
+    #[must_use]
+    pub const fn interrupted(started: i64) -> Self {
+        Self::without_run(End::Interrupted, started)
+    }
+
+    const fn without_run(end: End, started: i64) -> Self {
+        Self {
+            end,
+            stopped: None,
+            started,
+            elapsed: 0,
+            max_rss: 0,
+            cpu: 0,
+            dropped: [0, 0],
+            remains: None,
+        }
+    }
+
+    /// The state of a unit with this outcome.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        match (self.stopped, &self.end) {
+            (Some(Stopped::Canceled), _) => State::Canceled,
+            (None, End::Exited(0)) => State::Succeeded,
+            _ => State::Failed,
+        }
+    }
+
+    /// Whether somebody has asked for its end, and nothing was begun.
+    #[must_use]
+    pub fn was_canceled_before_it_began(&self) -> bool {
+        matches!(self.end, End::NotStarted(_)) && self.stopped == Some(Stopped::Canceled)
+    }
+
+    /// The end that others are told: a command that was stopped and still ended with 0 has
+    /// not done its job, and counts as ended by the TERM.
+    #[must_use]
+    pub fn reported(&self) -> End {
+        match (&self.end, self.stopped) {
+            (End::Exited(0), Some(_)) => End::Signaled(15),
+            (end, _) => end.clone(),
+        }
+    }
+}
 
 /// Returns an outcome as its file contains it.
 #[must_use]
@@ -121,5 +246,33 @@ mod tests {
             let part = &text.as_bytes()[..(text.len() as f64 * cut) as usize];
             prop_assert_eq!(parse_outcome(part), None);
         }
+    }
+
+    #[test]
+    fn outcomes_have_states_and_codes() {
+        let outcome = |end, stopped| Outcome {
+            end,
+            stopped,
+            ..Outcome::interrupted(0)
+        };
+        let state = |end, stopped| outcome(end, stopped).state();
+        assert_eq!(state(End::Exited(0), None), State::Succeeded);
+        assert_eq!(state(End::Exited(1), None), State::Failed);
+        assert_eq!(
+            state(End::Signaled(15), Some(Stopped::Canceled)),
+            State::Canceled
+        );
+        assert_eq!(
+            state(End::Signaled(15), Some(Stopped::TimedOut)),
+            State::Failed
+        );
+        let calm = outcome(End::Exited(0), Some(Stopped::TimedOut));
+        assert_eq!(
+            (calm.state(), calm.reported()),
+            (State::Failed, End::Signaled(15))
+        );
+        assert_eq!(End::Signaled(9).return_code(), Some(137));
+        assert_eq!(End::Interrupted.return_code(), Some(137));
+        assert_eq!(End::NotStarted(String::new()).return_code(), None);
     }
 }

@@ -206,9 +206,12 @@ pub fn message(user: &str, attributes: Attributes, now: Timestamp) -> Map<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::command::Command;
     use crate::model::env::Export;
+    use crate::model::policy::Policy;
+    use crate::model::spec::Spec;
     use crate::model::topic::Filter;
-    use crate::model::trigger::{Command, Policy};
+    use std::sync::Arc;
 
     fn text(map: Map<String, Value>) -> String {
         Value::Object(map).to_string()
@@ -259,14 +262,12 @@ mod tests {
             name: "t".into(),
             filters: vec![Filter::new(filter).expect("filter")],
             conditions: Vec::new(),
-            command: Command::direct("true").expect("command"),
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
             accept_retained: false,
-            cwd: None,
-            env_file: None,
             absent: None,
             policy: Policy::default(),
+            spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),
         };
         for (filter, listed) in [("lab/a".to_owned(), MAX_LISTED), ("x".repeat(1000), 15)] {
             let triggers = vec![trigger(filter); 10_000];

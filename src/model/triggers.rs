@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::model::filter_index::FilterIndex;
+use crate::model::spec::Spec;
 use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
 
@@ -58,6 +60,13 @@ impl Triggers {
         self.names.get(name).and_then(|place| self.list.get(*place))
     }
 
+    /// Returns the spec by which a unit that carries `own` runs: that of its trigger, as the
+    /// configuration is now. If the trigger is gone, it is its own.
+    #[must_use]
+    pub fn spec_for<'a>(&'a self, own: &'a Arc<Spec>) -> &'a Arc<Spec> {
+        self.named(&own.lane).map_or(own, |trigger| &trigger.spec)
+    }
+
     /// Returns the triggers that a message on `topic` may start, in order.
     pub fn waiting_for(&self, topic: &str) -> impl Iterator<Item = &Trigger> {
         let found = self.events.matching(topic).into_iter();
@@ -91,8 +100,9 @@ impl<'a> IntoIterator for &'a Triggers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::command::Command;
     use crate::model::env::Export;
-    use crate::model::trigger::{Command, Policy};
+    use crate::model::policy::Policy;
     use std::time::Duration;
 
     fn trigger(name: &str, filters: &[&str], absent: Option<Duration>) -> Trigger {
@@ -101,14 +111,12 @@ mod tests {
             name: name.into(),
             filters: filters.collect(),
             conditions: Vec::new(),
-            command: Command::direct("true").expect("command"),
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
             accept_retained: false,
-            cwd: None,
-            env_file: None,
             absent,
             policy: Policy::default(),
+            spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),
         }
     }
 
@@ -142,5 +150,18 @@ mod tests {
             (shared.as_str(), own.as_str()),
             ("$share/g/lab/a/status", "lab/+/status")
         );
+    }
+
+    #[test]
+    fn a_unit_follows_its_trigger_until_that_is_gone() {
+        let known = |line: &str| Arc::new(Spec::new("a", Command::Direct(vec![line.into()])));
+        let (old, new) = (known("old"), known("new"));
+        let with = |spec: &Arc<Spec>| Trigger {
+            spec: Arc::clone(spec),
+            ..trigger("a", &["lab/a"], None)
+        };
+        assert_eq!(Triggers::new(vec![with(&new)]).spec_for(&old), &new);
+        let others = Triggers::new(vec![trigger("b", &["lab/a"], None)]);
+        assert_eq!(others.spec_for(&old), &old);
     }
 }

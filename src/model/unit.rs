@@ -1,214 +1,25 @@
-//! A unit of work: one durable run of a command, its states and how it ends.
+//! A unit of work: one durable run of a command.
 
-use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::model::event::Attributes;
-use crate::model::variables::Variables;
+use crate::model::message::Route;
+use crate::model::spec::Spec;
+use crate::model::variables::{Value, Variables};
 
-/// Where a unit is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Accepted, waiting its turn.
-    Pending,
-    /// Handed to a runner.
-    Running,
-    /// Ended with code 0.
-    Succeeded,
-    /// Ended otherwise, or lost.
-    Failed,
-    /// Ended because somebody asked for it.
-    Canceled,
-}
-
-impl State {
-    /// Its name in records and listings.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-        }
-    }
-
-    /// The state of that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [
-            Self::Pending,
-            Self::Running,
-            Self::Succeeded,
-            Self::Failed,
-            Self::Canceled,
-        ]
-        .into_iter()
-        .find(|state| state.name() == name)
-    }
-
-    /// Whether the unit has ended.
-    #[must_use]
-    pub const fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Canceled)
-    }
-
-    /// Whether a unit may go from this state to `next`: the whole table.
-    #[must_use]
-    pub const fn may_become(self, next: Self) -> bool {
-        match (self, next) {
-            // Started; dropped before its start.
-            (Self::Pending, Self::Running | Self::Canceled)
-            // Never begun after all, found so by a later client.
-            | (Self::Running, Self::Pending)
-            // Ended.
-            | (Self::Running, Self::Succeeded | Self::Failed | Self::Canceled)
-            // Could not be started.
-            | (Self::Pending, Self::Failed) => true,
-            (Self::Pending, Self::Pending | Self::Succeeded)
-            | (Self::Running, Self::Running)
-            | (Self::Succeeded | Self::Failed | Self::Canceled, _) => false,
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The command exited with this code.
-    Exited(i32),
-    /// The command was killed by this signal.
-    Signaled(i32),
-    /// The command could not be started at all.
-    NotStarted(String),
-    /// The run vanished, with its host or its runner, and nobody saw how it ended.
-    Interrupted,
-}
-
-impl End {
-    /// The code a shell would show: the exit code, or 128 plus the signal. A run that
-    /// vanished counts as killed (137), one that never was has none.
-    ///
-    /// Source: POSIX.1-2017, Shell Command Language, section 2.8.2; bash's choice of 128.
-    #[must_use]
-    pub const fn return_code(&self) -> Option<i32> {
-        match self {
-            Self::Exited(code) => Some(*code),
-            Self::Signaled(signal) => Some(128 + *signal),
-            Self::Interrupted => Some(128 + 9),
-            Self::NotStarted(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => write!(f, "exited with {code}"),
-            Self::Signaled(signal) => write!(f, "killed by signal {signal}"),
-            Self::NotStarted(cause) => write!(f, "not started: {cause}"),
-            Self::Interrupted => f.write_str("interrupted"),
-        }
-    }
-}
-
-/// Why a runner ended a command before it ended itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
-    /// Somebody asked for it.
-    Canceled,
-    /// Its time was up.
-    TimedOut,
-}
-
-/// What a runner reports of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// How the command ended.
-    pub end: End,
-    /// Whether the runner had to end it.
-    pub stopped: Option<Stopped>,
-    /// When the command was started, milliseconds since the epoch.
-    pub started: i64,
-    /// How long it ran, microseconds on the monotonic clock.
-    pub elapsed: u64,
-    /// Largest resident set of the command's processes, KiB (`getrusage(2)`).
-    pub max_rss: u64,
-    /// CPU time of the command's processes, user and system, microseconds.
-    pub cpu: u64,
-    /// Bytes dropped from the middle of stdout and stderr.
-    pub dropped: [u64; 2],
-    /// What of the run could not be ended, for people; it may be running still.
-    pub remains: Option<String>,
-}
-
-impl Outcome {
-    /// The outcome of a unit whose command could not be started.
-    pub fn not_started(cause: impl fmt::Display) -> Self {
-        Self::without_run(End::NotStarted(cause.to_string()), 0)
-    }
-
-    /// The outcome of a run that vanished; `started` is 0 if that is not known.
-    #[must_use]
-    pub const fn interrupted(started: i64) -> Self {
-        Self::without_run(End::Interrupted, started)
-    }
-
-    const fn without_run(end: End, started: i64) -> Self {
-        Self {
-            end,
-            stopped: None,
-            started,
-            elapsed: 0,
-            max_rss: 0,
-            cpu: 0,
-            dropped: [0, 0],
-            remains: None,
-        }
-    }
-
-    /// The state of a unit with this outcome.
-    #[must_use]
-    pub const fn state(&self) -> State {
-        match (self.stopped, &self.end) {
-            (Some(Stopped::Canceled), _) => State::Canceled,
-            (None, End::Exited(0)) => State::Succeeded,
-            _ => State::Failed,
-        }
-    }
-
-    /// Whether somebody has asked for its end, and nothing was begun.
-    #[must_use]
-    pub fn was_canceled_before_it_began(&self) -> bool {
-        matches!(self.end, End::NotStarted(_)) && self.stopped == Some(Stopped::Canceled)
-    }
-
-    /// The end that others are told: a command that was stopped and still ended with 0 has
-    /// not done its job, and counts as ended by the TERM.
-    #[must_use]
-    pub fn reported(&self) -> End {
-        match (&self.end, self.stopped) {
-            (End::Exited(0), Some(_)) => End::Signaled(15),
-            (end, _) => end.clone(),
-        }
-    }
-}
+pub use crate::model::outcome::{End, Outcome, Stopped};
+pub use crate::model::state::State;
 
 /// What a unit needs to start, and what its statuses repeat.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unit {
     /// Its id, a ULID.
     pub id: String,
-    /// Name of the trigger that it belongs to.
-    pub trigger: String,
+    /// What it runs, and the lane that it waits in.
+    pub spec: Arc<Spec>,
     /// Id of the event that it answers.
     pub event: String,
     /// Topic of the event.
@@ -231,11 +42,33 @@ pub struct Unit {
     pub passthrough: Attributes,
     /// The command's standard input; `None` while only the ledger holds it.
     pub payload: Option<Bytes>,
-    /// The command, for people.
-    pub command: String,
+    /// Where the requester waits for answers, if a request made the unit and says so.
+    pub reply: Option<ReplyAddress>,
+}
+
+/// Where the answer to a request goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyAddress {
+    /// What carries the answer.
+    pub route: Route,
+    /// The topic of the answer.
+    pub topic: String,
+    /// Bytes that the answer repeats, so that the requester knows its request (MQTT 5.0, section
+    /// 3.3.2.3.6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<Value>,
+    /// The request's own id, if it carries one inside the payload; the answer repeats it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }
 
 impl Unit {
+    /// The queue that it waits in.
+    #[must_use]
+    pub fn lane(&self) -> &str {
+        &self.spec.lane
+    }
+
     /// Bytes of what is exported to the command.
     #[must_use]
     pub fn exported_bytes(&self) -> usize {
@@ -293,29 +126,6 @@ pub fn recover(state: State, trace: Trace, same_boot: bool, told: bool) -> Recov
 mod tests {
     use super::*;
 
-    const ALL: [State; 5] = [
-        State::Pending,
-        State::Running,
-        State::Succeeded,
-        State::Failed,
-        State::Canceled,
-    ];
-
-    #[test]
-    fn ends_are_final_and_names_round_trip() {
-        for state in ALL {
-            assert_eq!(State::from_name(state.name()), Some(state));
-            for next in ALL {
-                assert!(
-                    !(state.is_end() && state.may_become(next)),
-                    "{state} {next}"
-                );
-            }
-        }
-        assert_eq!(State::from_name("lost"), None);
-        assert!(!State::Pending.may_become(State::Succeeded));
-    }
-
     #[test]
     fn a_restarted_client_runs_nothing_twice() {
         let outcome = Outcome {
@@ -344,30 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_have_states_and_codes() {
-        let outcome = |end, stopped| Outcome {
-            end,
-            stopped,
-            ..Outcome::interrupted(0)
+    fn the_ledger_reads_the_address_of_an_answer() {
+        let address = ReplyAddress {
+            route: Route::Broker,
+            topic: "lab/infrastructure/reply".into(),
+            correlation: Some(vec![0xff, 0].into()),
+            request: None,
         };
-        let state = |end, stopped| outcome(end, stopped).state();
-        assert_eq!(state(End::Exited(0), None), State::Succeeded);
-        assert_eq!(state(End::Exited(1), None), State::Failed);
+        let text = serde_json::to_string(&address).expect("write");
+        let known = r#"{"route":"broker","topic":"lab/infrastructure/reply","correlation":{"bytes":"ff00"}}"#;
+        assert_eq!(text, known);
         assert_eq!(
-            state(End::Signaled(15), Some(Stopped::Canceled)),
-            State::Canceled
+            serde_json::from_str::<ReplyAddress>(&text).expect("read"),
+            address
         );
-        assert_eq!(
-            state(End::Signaled(15), Some(Stopped::TimedOut)),
-            State::Failed
-        );
-        let calm = outcome(End::Exited(0), Some(Stopped::TimedOut));
-        assert_eq!(
-            (calm.state(), calm.reported()),
-            (State::Failed, End::Signaled(15))
-        );
-        assert_eq!(End::Signaled(9).return_code(), Some(137));
-        assert_eq!(End::Interrupted.return_code(), Some(137));
-        assert_eq!(End::NotStarted(String::new()).return_code(), None);
     }
 }

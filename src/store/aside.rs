@@ -31,10 +31,13 @@ const NAMESAKES: u32 = 100;
 /// When the ledger or the folders cannot be read.
 pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
     let mut aside = 0;
-    for id in names(&pipeline.join(UNITS))? {
-        let dir = UnitDir::new(pipeline, &id);
-        // Everything else was put there by another program.
-        if is_id(&id) && is_folder(dir.path()) && !reader.holds(&id)? && !reader.is_released(&id)? {
+    let mut ids = names(&pipeline.join(UNITS))?;
+    // Everything else was put there by another program.
+    ids.retain(|id| is_id(id));
+    ids.sort_unstable();
+    for id in reader.unknown(&ids)? {
+        let dir = UnitDir::new(pipeline, id);
+        if is_folder(dir.path()) && !reader.is_released(id)? {
             aside += usize::from(set_aside(pipeline, &dir)?);
         }
     }

@@ -46,9 +46,9 @@ impl Pipeline {
             (Then::Start(unit, _), Done::Changed { applied: true, .. }) => {
                 self.dispatch(Arc::unwrap_or_clone(unit), None);
             }
-            (Then::Start(unit, _), Done::Changed { .. }) => {
+            (Then::Start(unit, _), Done::Changed { .. } | Done::Illegal { .. }) => {
                 self.runners.dropped(&unit.id);
-                self.queue.remove(&unit.trigger, &unit.id);
+                self.queue.remove(unit.lane(), &unit.id);
             }
             (Then::Settled { retry, last }, Done::Changed { applied, queued }) => {
                 hooks::failpoint("settle.after");
@@ -57,7 +57,7 @@ impl Pipeline {
                     self.last.set(*last);
                 }
                 if let (Some(retry), true) = (retry, applied) {
-                    self.wait(&retry.trigger, &retry.id, retry.due);
+                    self.wait(&retry.spec, &retry.id, retry.due);
                 }
             }
             (Then::Nothing, Done::Changed { queued, .. }) => self.outbox.extend(queued),
@@ -75,7 +75,7 @@ impl Pipeline {
             } = &part
                 && unit.due == 0
             {
-                self.queue.came(&unit.trigger);
+                self.queue.came(unit.lane());
             }
             match part {
                 Part::Run { unit, start, .. } if !fresh => {
@@ -87,7 +87,7 @@ impl Pipeline {
                     );
                     if start {
                         self.runners.dropped(&unit.id);
-                        self.queue.remove(&unit.trigger, &unit.id);
+                        self.queue.remove(unit.lane(), &unit.id);
                     }
                 }
                 Part::Run { unit, start, .. } => {
@@ -101,7 +101,7 @@ impl Pipeline {
                     if start {
                         self.dispatch(Arc::unwrap_or_clone(unit), None);
                     } else if unit.due > 0 {
-                        self.wait_in_pace(&unit.trigger, &unit.id, unit.due);
+                        self.wait_in_pace(unit.lane(), &unit.id, unit.due);
                     } else {
                         self.arrive(&unit);
                     }

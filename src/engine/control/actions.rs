@@ -176,7 +176,9 @@ impl Pipeline {
         event.id = Some(key.id.clone());
         event.hops = event.hops.max(envelope.hops);
         let reason = status::REASON_RAISED.to_owned();
-        let admission = judge::admit(&self.config, trigger, &event, key, reason);
+        let mut admission = judge::admit(&self.config, trigger, &event, key, reason);
+        let reply = request.reply.as_ref().map(ReplyTo::address);
+        admission.answer_to(reply.as_ref());
         self.accept(admission, Some(request.ack.clone()), request.reply.clone());
         Ok(())
     }
@@ -201,6 +203,7 @@ impl Pipeline {
         let payload = self.reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
         again.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
+        again.reply = request.reply.as_ref().map(ReplyTo::address);
         let admission = Admission {
             key: request.key.clone(),
             topic: self.topics.control(),
@@ -229,7 +232,7 @@ impl Pipeline {
         if self.queue.running().any(|running| running == unit) {
             self.signal(unit);
         } else {
-            self.queue.remove(&record.unit.trigger, unit);
+            self.queue.remove(record.unit.lane(), unit);
             let op = settle::dropped(unit, "canceled by control message");
             self.submit(op, Then::Nothing);
         }

@@ -35,7 +35,12 @@ impl Pipeline {
         }
         self.cancels_all = wait_for_units;
         if wait_for_units {
-            let grace = self.config.triggers.iter().map(|t| t.policy.grace).max();
+            let grace = self
+                .config
+                .triggers
+                .iter()
+                .map(|t| t.spec.limits.grace)
+                .max();
             deadline += grace.unwrap_or_default();
             for unit in self.live.keys() {
                 self.signal(unit);

@@ -129,8 +129,8 @@ impl Pipeline {
                 bytes += payload + unit.exported_bytes();
                 self.backlog.came(payload);
                 match unit.due {
-                    0 if holds => self.queue.announce(&unit.trigger),
-                    0 => *start = self.queue.claim(&unit.trigger, &unit.id),
+                    0 if holds => self.queue.announce(unit.lane()),
+                    0 => *start = self.queue.claim(unit.lane(), &unit.id),
                     _ => {}
                 }
                 // If it fails, it is tried again when the event is on disk.

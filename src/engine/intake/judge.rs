@@ -16,7 +16,7 @@ use crate::model::passthrough;
 use crate::model::status;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Objection, Trigger};
-use crate::model::unit::Unit;
+use crate::model::unit::{ReplyAddress, Unit};
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Again, EventKey, Part, Refused};
@@ -30,6 +30,20 @@ pub struct Admission {
     pub topic: String,
     /// One for each trigger that is meant, at least one.
     pub parts: Vec<Part>,
+}
+
+impl Admission {
+    /// Has the units carry the address that the requester of the event wants answers at.
+    pub fn answer_to(&mut self, reply: Option<&ReplyAddress>) {
+        for part in &mut self.parts {
+            if let Part::Run { unit, .. } = part
+                // Nobody else holds it yet.
+                && let Some(unit) = Arc::get_mut(unit)
+            {
+                unit.reply = reply.cloned();
+            }
+        }
+    }
 }
 
 /// Judges a message from a subscribed topic; `None` if no trigger means it. `again` tells when a
@@ -233,7 +247,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         .collect::<Map<_, _>>();
     Unit {
         id: new_id(),
-        trigger: trigger.name.clone(),
+        spec: Arc::clone(&trigger.spec),
         event: event_id.to_owned(),
         topic: event.topic.clone(),
         reason,
@@ -245,6 +259,6 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         variables: exported.variables,
         passthrough,
         payload: Some(event.payload.clone()),
-        command: trigger.command.text(),
+        reply: None,
     }
 }

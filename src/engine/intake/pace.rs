@@ -15,7 +15,7 @@ use crate::engine::client::{Pipeline, now_ms};
 use crate::engine::intake::judge::Admission;
 use crate::model::event::Refusal;
 use crate::model::message::{Delivery, property};
-use crate::model::trigger::DEFAULT_LOOP_RATE;
+use crate::model::policy::DEFAULT_LOOP_RATE;
 use crate::store::ledger::{Part, Refused};
 
 /// The time that `--loop-rate` is about, milliseconds.
@@ -71,13 +71,13 @@ impl Pipeline {
             let Part::Run { unit, retained, .. } = part else {
                 continue;
             };
-            let trigger = self.config.triggers.named(&unit.trigger);
+            let trigger = self.config.triggers.named(unit.lane());
             let chosen = trigger.and_then(|trigger| trigger.policy.loop_rate);
             let rate = chosen.or(of_a_pipeline.then_some(DEFAULT_LOOP_RATE));
             let Some(rate) = rate.filter(|rate| *rate > 0) else {
                 continue;
             };
-            match self.pace.delay(&unit.trigger, rate, now) {
+            match self.pace.delay(unit.lane(), rate, now) {
                 Some(0) => continue,
                 Some(delay) => {
                     // Nobody else holds it yet.
@@ -88,7 +88,7 @@ impl Pipeline {
                 None => {
                     let refusal = Refusal::LoopRate(rate);
                     *part = Part::Refuse {
-                        trigger: unit.trigger.clone(),
+                        trigger: unit.lane().to_owned(),
                         refused: Box::new(Refused {
                             code: refusal.code(),
                             detail: refusal.to_string(),

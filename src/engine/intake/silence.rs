@@ -281,22 +281,23 @@ fn silent(trigger: &Trigger, heard: i64) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::command::Command;
     use crate::model::env::Export;
-    use crate::model::trigger::{Command, Policy};
+    use crate::model::policy::Policy;
+    use crate::model::spec::Spec;
+    use std::sync::Arc;
 
     fn silence(heard: i64, fired: bool) -> Silence {
         let trigger = Trigger {
             name: "t".into(),
             filters: Vec::new(),
             conditions: Vec::new(),
-            command: Command::Direct(vec!["true".into()]),
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
             accept_retained: false,
-            cwd: None,
-            env_file: None,
             absent: Some(Duration::from_secs(60)),
             policy: Policy::default(),
+            spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),
         };
         let known = Heard {
             trigger: key(&trigger),

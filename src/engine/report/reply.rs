@@ -7,9 +7,10 @@ use tracing::warn;
 use crate::engine::config::Config;
 use crate::error::Kind;
 use crate::model::control::{self, ENVELOPE, Envelope};
-use crate::model::message::{Delivery, Message, Properties, Qos};
+use crate::model::message::{Delivery, Message, Properties, Qos, Route};
 use crate::model::text::printable;
 use crate::model::topic;
+use crate::model::unit::ReplyAddress;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Known, Part};
 
@@ -42,6 +43,17 @@ impl ReplyTo {
             correlation: properties.correlation_data.clone(),
             request: envelope.id.clone(),
         })
+    }
+
+    /// The address for the record of a unit.
+    pub fn address(&self) -> ReplyAddress {
+        let correlation = self.correlation.as_ref();
+        ReplyAddress {
+            route: Route::Broker,
+            topic: self.topic.clone(),
+            correlation: correlation.map(|bytes| bytes.to_vec().into()),
+            request: self.request.clone(),
+        }
     }
 
     /// The message that says `answer`.

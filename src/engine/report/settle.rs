@@ -9,19 +9,12 @@ use serde_json::{Map, Value};
 use crate::engine::config::Config;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::policy::Retries;
 use crate::model::status;
 use crate::model::topic::PipelineTopics;
-use crate::model::trigger::{OnInterrupt, Policy};
-use crate::model::unit::{End, Outcome, State, Stopped, Unit};
+use crate::model::unit::{End, Outcome, Stopped, Unit};
 use crate::os::host::new_id;
 use crate::store::ledger::Op;
-
-/// So often an event runs again because its run vanished: one that takes its runner down with
-/// it would do so for ever.
-const MAX_RERUNS: u32 = 3;
-
-/// Wait before each of them.
-pub const RERUN_DELAY: Duration = Duration::from_secs(1);
 
 /// A status of `unit` as a message, with an id of its own and the event as its cause.
 pub fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
@@ -85,7 +78,7 @@ pub fn end_status(unit: &Unit, outcome: &Outcome, at: i64) -> Map<String, Value>
 /// Books the end of a unit. `unsaid` says that its start has not been told yet.
 pub fn ended(
     config: &Config,
-    policy: &Policy,
+    retries: &Retries,
     unit: &Unit,
     outcome: &Outcome,
     unsaid: bool,
@@ -104,7 +97,11 @@ pub fn ended(
             end_status(unit, outcome, now.as_millisecond()),
         ));
     }
-    let retry = retry(policy, unit, outcome, now);
+    let retry = retries.after(unit.attempt, outcome).map(|delay| {
+        let delay = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        let due = now.as_millisecond().saturating_add(delay);
+        again(unit, unit.attempt + 1, due)
+    });
     let note = match (&outcome.end, outcome.stopped) {
         (End::NotStarted(cause), _) => Some(format!("not started: {cause}")),
         (End::Interrupted, _) => Some("interrupted".to_owned()),
@@ -143,24 +140,6 @@ pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
         retry_of: Some(unit.id.clone()),
         ..unit.clone()
     }
-}
-
-fn retry(policy: &Policy, unit: &Unit, outcome: &Outcome, now: Timestamp) -> Option<Unit> {
-    // It would run beside what is left of this one.
-    if outcome.state() != State::Failed || outcome.remains.is_some() {
-        return None;
-    }
-    let rerun = outcome.end == End::Interrupted && policy.on_interrupt == OnInterrupt::Rerun;
-    let delay = if rerun && unit.attempt <= policy.retries.saturating_add(MAX_RERUNS) {
-        RERUN_DELAY
-    } else if unit.attempt <= policy.retries {
-        policy.retry_delay
-    } else {
-        return None;
-    };
-    let delay = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-    let due = now.as_millisecond().saturating_add(delay);
-    Some(again(unit, unit.attempt + 1, due))
 }
 
 fn timestamp(millis: i64) -> Timestamp {

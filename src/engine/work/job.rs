@@ -8,7 +8,8 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::engine::config::Config;
-use crate::model::trigger::Trigger;
+use crate::model::command::Command;
+use crate::model::spec::Spec;
 use crate::model::unit::Unit;
 use crate::model::variables::Variables;
 use crate::model::{env_file, exec};
@@ -25,12 +26,20 @@ const MAX_ENV_FILE: u64 = 1024 * 1024;
 /// Names the unit to its command.
 pub const UNIT_VARIABLE: &str = "TAEL_UNIT";
 
-/// What a runner is to do for `unit`, whose command reads `stdin` bytes.
+/// Returns what a runner does for `unit`, whose command reads `stdin` bytes, by `spec`.
 ///
 /// # Errors
-/// When the trigger's file of variables cannot be read.
-pub fn job(config: &Config, trigger: &Trigger, unit: &Unit, stdin: usize) -> Result<Job, String> {
-    let mut variables = match &trigger.env_file {
+/// When the file of variables cannot be read, or an earlier version has not recorded how the command
+/// is run.
+pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Job, String> {
+    if let Command::Recorded(_) = &spec.command {
+        return Err(format!(
+            "there is no trigger '{}' any more, and the ledger of an earlier version does not say \
+             how its command is run",
+            spec.lane
+        ));
+    }
+    let mut variables = match &spec.env_file {
         Some(path) => read_env_file(path)?,
         None => Vec::new(),
     };
@@ -51,7 +60,11 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit, stdin: usize) -> Res
         variables.push(("TRACEPARENT".into(), traceparent.clone().into()));
     }
     let mut attributes = unit.variables.clone();
-    let left_out = exec::fit(&mut attributes, size(trigger, &variables), exec_limit());
+    let left_out = exec::fit(
+        &mut attributes,
+        size(&spec.command, &variables),
+        exec_limit(),
+    );
     if left_out > 0 {
         warn!(
             target: SENDERS,
@@ -68,19 +81,18 @@ pub fn job(config: &Config, trigger: &Trigger, unit: &Unit, stdin: usize) -> Res
     Ok(Job {
         unit: unit.id.clone(),
         stdin,
-        argv: owned(trigger.command.argv()),
-        shell_argv: owned(trigger.command.shell_argv()),
+        argv: owned(spec.command.argv()),
+        shell_argv: owned(spec.command.shell_argv()),
         variables,
-        timeout: trigger.policy.timeout.map(millis),
-        grace: millis(trigger.policy.grace),
-        max_output: config.max_output,
-        cwd: trigger.cwd.clone().or(start_folder),
+        timeout: spec.limits.timeout.map(millis),
+        grace: millis(spec.limits.grace),
+        max_output: spec.limits.max_output,
+        cwd: spec.cwd.clone().or(start_folder),
     })
 }
 
-/// What the arguments of `trigger`'s command and its environment take without attributes.
-fn size(trigger: &Trigger, variables: &Variables) -> usize {
-    let command = &trigger.command;
+/// Returns what the arguments of `command` and its environment take without attributes.
+fn size(command: &Command, variables: &Variables) -> usize {
     let argv = command.argv().into_iter().chain(command.shell_argv());
     let argv: usize = argv.map(|word| exec::string(word.len())).sum();
     let inherited =
@@ -95,13 +107,14 @@ fn size(trigger: &Trigger, variables: &Variables) -> usize {
 pub fn warn_of_what_is_missing(config: &Config) {
     for trigger in &config.triggers {
         let name = &trigger.name;
-        let program = trigger.command.program();
-        let needed = [&trigger.cwd, &trigger.env_file, &program];
+        let spec = &trigger.spec;
+        let program = spec.command.program();
+        let needed = [&spec.cwd, &spec.env_file, &program];
         for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
             warn!("trigger '{name}': there is no {} yet", path.display());
         }
         // It is read again at each run.
-        if let Some(path) = trigger.env_file.as_deref().filter(|path| path.exists())
+        if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists())
             && let Err(e) = read_env_file(path)
         {
             warn!("trigger '{name}': {e}; until that is mended its runs cannot start");

@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::model::trigger::{Overlap, Trigger};
+use crate::model::policy::{Arrival, Overlap};
+use crate::model::trigger::Trigger;
 
 /// A unit that waits or runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,17 +183,17 @@ impl Queue {
     pub fn arrive(&mut self, trigger: &str, unit: &str) -> Displaced {
         let lane = self.lane(trigger);
         let busy = lane.running.len() >= lane.jobs;
+        let wanted = lane.waiting.iter().any(Entry::wants_a_job);
         let mut displaced = Displaced::default();
-        match lane.overlap {
-            Overlap::Skip if busy || lane.waiting.iter().any(Entry::wants_a_job) => {
+        match lane.overlap.on_arrival(busy, wanted) {
+            Arrival::IsDropped => {
                 displaced.dropped.push(unit.to_owned());
                 return displaced;
             }
-            Overlap::Queue | Overlap::Skip => {}
-            Overlap::Coalesce => displaced.dropped = lane.drop_waiting(),
-            Overlap::Replace => {
+            Arrival::Waits => {}
+            Arrival::WaitsAlone { cancels } => {
                 displaced.dropped = lane.drop_waiting();
-                if busy {
+                if cancels {
                     displaced.cancel = lane.running.first().map(|first| first.unit.clone());
                 }
             }

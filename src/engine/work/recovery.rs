@@ -1,6 +1,7 @@
 //! What a client does with runs that an earlier one, or their runner, has left.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -9,7 +10,8 @@ use tracing::{error, info, warn};
 use crate::engine::client::{Live, Pipeline, Then};
 use crate::engine::work::job::UNIT_VARIABLE;
 use crate::error::Result;
-use crate::model::unit::{Outcome, Recovery, Unit, recover};
+use crate::model::spec::Spec;
+use crate::model::unit::{Outcome, Recovery, State, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Reader, Record};
@@ -25,8 +27,8 @@ pub enum Left {
     Waiting {
         /// Its id.
         unit: String,
-        /// Name of its trigger.
-        trigger: String,
+        /// What it runs.
+        spec: Arc<Spec>,
         /// Not to be started before this time, milliseconds since the epoch.
         due: i64,
         /// Whether it is no retry: its trigger starts few runs a minute.
@@ -51,17 +53,19 @@ pub enum Left {
 /// # Errors
 /// When the ledger or a folder cannot be read.
 pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>> {
-    let (mut left, mut seq) = (Vec::new(), 0);
-    loop {
-        let page = reader.page(seq, true)?;
-        let Some(last) = page.last() else {
-            return Ok(left);
-        };
-        seq = last.seq;
-        for record in page {
-            left.push(look(pipeline, reader, record, boot)?);
+    let mut left = Vec::new();
+    // A unit that was handed over and never begun came before those of its lane that wait.
+    for state in [State::Running, State::Pending] {
+        let mut page = reader.live_page(state, 0)?;
+        while let Some(last) = page.last() {
+            let seq = last.seq;
+            for record in page {
+                left.push(look(pipeline, reader, record, boot)?);
+            }
+            page = reader.live_page(state, seq)?;
         }
     }
+    Ok(left)
 }
 
 fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
@@ -83,7 +87,7 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
                 handed_over: record.boot.is_some(),
                 paced: record.unit.retry_of.is_none(),
                 unit: record.unit.id,
-                trigger: record.unit.trigger,
+                spec: record.unit.spec,
                 due: record.unit.due,
             });
         }
@@ -106,7 +110,7 @@ impl Pipeline {
         let (unit, started, recovery) = match left {
             Left::Waiting {
                 unit,
-                trigger,
+                spec,
                 due,
                 paced,
                 handed_over,
@@ -116,8 +120,8 @@ impl Pipeline {
                     self.submit(op, Then::Nothing);
                 }
                 return match due {
-                    1.. if paced => self.wait_in_pace(&trigger, &unit, due),
-                    due => self.wait(&trigger, &unit, due),
+                    1.. if paced => self.wait_in_pace(&spec.lane, &unit, due),
+                    due => self.wait(&spec, &unit, due),
                 };
             }
             Left::Begun {
@@ -128,14 +132,14 @@ impl Pipeline {
         };
         let said = started.is_some();
         match recovery {
-            Recovery::Queue => self.wait(&unit.trigger, &unit.id, unit.due),
+            Recovery::Queue => self.wait(&unit.spec, &unit.id, unit.due),
             Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
             Recovery::Interrupted => {
                 let outcome = self.end_orphans(&unit.id, started);
                 self.finish(unit, said, &outcome);
             }
             Recovery::Adopt => {
-                self.queue.adopt(&unit.trigger, &unit.id);
+                self.queue.adopt(unit.lane(), &unit.id);
                 self.adopt(Live {
                     said,
                     started,

@@ -12,8 +12,8 @@ use crate::engine::report::settle;
 use crate::engine::work::job::job;
 use crate::engine::work::pool::Report;
 use crate::error::{Error, Kind};
+use crate::model::spec::Spec;
 use crate::model::text::printable_bytes;
-use crate::model::trigger::Policy;
 use crate::model::unit::{End, Outcome, State, Stopped, Trace, Unit};
 use crate::os::hooks;
 use crate::runner::Job;
@@ -44,7 +44,7 @@ pub(crate) enum NotReady {
 impl Pipeline {
     /// A new unit that has to wait.
     pub(crate) fn arrive(&mut self, unit: &Unit) {
-        let displaced = self.queue.arrive(&unit.trigger, &unit.id);
+        let displaced = self.queue.arrive(unit.lane(), &unit.id);
         for dropped in displaced.dropped {
             info!(
                 TAEL_UNIT = dropped,
@@ -100,6 +100,7 @@ impl Pipeline {
                 }
             };
             let record = Arc::new(Unit {
+                spec: Arc::clone(self.config.triggers.spec_for(&record.unit.spec)),
                 payload: Some(payload),
                 ..record.unit
             });
@@ -107,6 +108,7 @@ impl Pipeline {
             let word = self.runners.reserve(&unit).ok();
             let op = Op::Start {
                 unit,
+                spec: Arc::clone(&record.spec),
                 boot: self.boot.clone(),
             };
             self.submit(op, Then::Start(Arc::clone(&record), word));
@@ -136,10 +138,7 @@ impl Pipeline {
     }
 
     fn job(&self, unit: &Unit, stdin: usize) -> Result<Job, NotReady> {
-        let trigger = self.trigger(&unit.trigger).ok_or_else(|| {
-            NotReady::Job(format!("there is no trigger '{}' any more", unit.trigger))
-        })?;
-        job(&self.config, trigger, unit, stdin).map_err(NotReady::Job)
+        job(&self.config, &unit.spec, unit, stdin).map_err(NotReady::Job)
     }
 
     /// Hands a unit to a runner that may begin it.
@@ -173,12 +172,12 @@ impl Pipeline {
                 Ok(()) => {}
                 Err(NotReady::Runner(e)) => {
                     self.short_of(&unit.id, &format_args!("start a runner: {e}"));
-                    return self.postpone(&unit.trigger, &unit.id);
+                    return self.postpone(unit.lane(), &unit.id);
                 }
                 Err(NotReady::Payload(e)) => {
                     // If that does not pass, the next start ends the client.
                     self.short_of(&unit.id, &format_args!("start it: {e}"));
-                    return self.postpone(&unit.trigger, &unit.id);
+                    return self.postpone(unit.lane(), &unit.id);
                 }
                 Err(NotReady::Job(cause)) => {
                     return self.finish(unit, false, &Outcome::not_started(cause));
@@ -265,7 +264,7 @@ impl Pipeline {
                 if self.cancels_all && outcome.was_canceled_before_it_began() {
                     // We are leaving, and that is no reason for its event not to run.
                     self.forget(&unit);
-                    self.requeue(&live.unit.trigger, &unit);
+                    self.requeue(live.unit.lane(), &unit);
                 } else {
                     self.finish(live.unit, live.said, &outcome);
                 }
@@ -273,7 +272,7 @@ impl Pipeline {
             Report::Refused(unit, what) => {
                 if let Some(live) = self.live.remove(&unit) {
                     self.short_of(&unit, &format_args!("{what}"));
-                    self.postpone(&live.unit.trigger, &unit);
+                    self.postpone(live.unit.lane(), &unit);
                 }
             }
             Report::Unknown(unit) => self.on_unknown(&unit),
@@ -293,7 +292,7 @@ impl Pipeline {
             }),
             // Released: nobody wants to know any more.
             Ok(Trace::Fresh) if matches!(self.reader.holds(unit), Ok(false)) => {
-                self.queue.remove(&live.unit.trigger, unit);
+                self.queue.remove(live.unit.lane(), unit);
             }
             // Its folder is gone, but it was begun.
             Ok(Trace::Fresh)
@@ -303,7 +302,7 @@ impl Pipeline {
             }
             // It was ready when its client died; perhaps its start is not in the ledger.
             Ok(Trace::Fresh) if live.adopted => {
-                self.requeue(&live.unit.trigger, unit);
+                self.requeue(live.unit.lane(), unit);
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
                 self.dispatch(live.unit, Some(live.handovers));
@@ -324,17 +323,13 @@ impl Pipeline {
 
     /// Books the end of a unit and gives its job back.
     pub(crate) fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
-        self.queue.remove(&unit.trigger, &unit.id);
+        self.queue.remove(unit.lane(), &unit.id);
         self.log_end(&unit, outcome);
         if let Some(metrics) = &mut self.metrics {
             metrics.count(outcome);
         }
-        let policy = match self.trigger(&unit.trigger) {
-            Some(trigger) => trigger.policy.clone(),
-            // Its trigger is gone from the configuration: nothing is tried again.
-            None => Policy::default(),
-        };
-        let (op, retry) = settle::ended(&self.config, &policy, &unit, outcome, !said);
+        let retries = &self.config.triggers.spec_for(&unit.spec).retries;
+        let (op, retry) = settle::ended(&self.config, retries, &unit, outcome, !said);
         hooks::failpoint("settle.before");
         self.submit(
             op,
@@ -401,9 +396,8 @@ impl Pipeline {
 
     /// Has a retry wait until `due` (milliseconds since the epoch), but not for longer than it was
     /// to wait from the start: the host's clock may have stepped back since.
-    pub(crate) fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
-        let delay = self.trigger(trigger).map(|t| t.policy.retry_delay);
-        let limit = delay.unwrap_or_default().max(settle::RERUN_DELAY);
+    pub(crate) fn wait(&mut self, spec: &Arc<Spec>, unit: &str, due: i64) {
+        let limit = self.config.triggers.spec_for(spec).retries.longest_delay();
         let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
         let due = match due {
             0 => 0,
@@ -411,6 +405,6 @@ impl Pipeline {
                 .ticks()
                 .saturating_add((due - now_ms()).clamp(0, limit)),
         };
-        self.queue.wait(trigger, unit, due);
+        self.queue.wait(&spec.lane, unit, due);
     }
 }

@@ -10,7 +10,9 @@ use crate::store::ledger::Queued;
 use crate::store::ledger::identity::{
     EventKey, Known, count_as_accepted, known, remember_retained,
 };
-use crate::store::ledger::rows::{insert_unit, post_all};
+use crate::store::ledger::packets::remember_packet;
+use crate::store::ledger::rows::{Entry, insert_unit, post_all};
+use crate::store::ledger::state::WriterState;
 
 /// Why an event was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl Part {
     #[must_use]
     pub fn trigger(&self) -> &str {
         match self {
-            Self::Run { unit, .. } => &unit.trigger,
+            Self::Run { unit, .. } => unit.lane(),
             Self::Refuse { trigger, .. } => trigger,
         }
     }
@@ -77,6 +79,7 @@ pub enum Acceptance {
 /// what became of each part, and the statuses of refusals.
 pub(super) fn accept(
     tx: &Connection,
+    state: &mut WriterState,
     key: &EventKey,
     topic: &str,
     at: i64,
@@ -90,11 +93,13 @@ pub(super) fn accept(
         let before = match (before, part) {
             // A refusal uses nothing up: what may run now has not run yet.
             (Some(row), Part::Run { .. }) if row.unit.is_none() => {
-                insert(tx, key, topic, at, part, row.seq)?;
+                let delete = "DELETE FROM event WHERE seq = ?1";
+                tx.prepare_cached(delete)?.execute(params![row.seq])?;
+                insert(tx, key, topic, at, part)?;
                 None
             }
             (None, _) => {
-                insert(tx, key, topic, at, part, None)?;
+                insert(tx, key, topic, at, part)?;
                 None
             }
             (Some(row), _) => {
@@ -116,45 +121,51 @@ pub(super) fn accept(
         }
         became.push(Acceptance::Fresh);
         match part {
-            Part::Run {
-                unit, start: true, ..
-            } => insert_unit(tx, unit, State::Running, Some(boot), at, &mut payload)?,
-            Part::Run { unit, .. } => {
-                insert_unit(tx, unit, State::Pending, None, at, &mut payload)?;
+            Part::Run { unit, start, .. } => {
+                let entry = Entry {
+                    state: if *start {
+                        State::Running
+                    } else {
+                        State::Pending
+                    },
+                    boot: start.then_some(boot),
+                    at,
+                };
+                insert_unit(tx, state, unit, &entry, &mut payload)?;
             }
             Part::Refuse { refused, .. } => {
-                queued.extend(post_all(tx, refused.status.as_slice())?);
+                queued.extend(post_all(tx, state, refused.status.as_slice())?);
             }
         }
     }
+    // After all parts were compared with what the identifier carried before.
+    remember_packet(tx, key, at)?;
     Ok((became, queued))
 }
 
-/// Writes the row of an event, in place of row `seq` if there is one.
+/// Writes the row of an event. Its number is larger than those of all others, and its time is not
+/// smaller: events are pruned in this order.
 fn insert(
     tx: &Connection,
     key: &EventKey,
     topic: &str,
     at: i64,
     part: &Part,
-    seq: Option<i64>,
 ) -> rusqlite::Result<()> {
     let (unit, refused) = match part {
         Part::Run { unit, .. } => (Some(&unit.id), None),
         Part::Refuse { refused, .. } => (None, Some(refused)),
     };
-    let sql = "INSERT OR REPLACE INTO event
-                   (seq, trigger, id, sender, digest, topic, accepted, packet, unit, refusal, detail)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let sql = "INSERT INTO event
+                   (trigger, id, sender, digest, topic, accepted, unit, refusal, detail)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     tx.prepare_cached(sql)?.execute(params![
-        seq,
         part.trigger(),
         key.id,
         key.sender,
         &key.digest[..],
         topic,
         at,
-        key.packet,
         unit,
         refused.map(|refused| refused.code),
         refused.map(|refused| &refused.detail),

@@ -3,8 +3,8 @@
 //! An event is the id that its sender gave it *and* the digest of topic and payload: programs
 //! that copy user properties from one message to the next send different messages under one id.
 //! A message without an id is the same one as before if the broker says that it may have sent it
-//! before (DUP), under the same packet identifier (MQTT 5.0, section 4.4), and either may not
-//! know that it was acknowledged, or that identifier has carried nothing else since: a broker that
+//! before (DUP), under the same packet identifier (MQTT 5.0, section 4.4), that identifier has
+//! carried nothing else since, and the broker may not know that it was acknowledged: a broker that
 //! was restored from an older save has forgotten what it knew.
 
 use std::sync::Once;
@@ -13,8 +13,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tracing::warn;
 
 use crate::error::Result;
-use crate::store::ledger::Reader;
 use crate::store::ledger::read::wrong;
+use crate::store::ledger::{Reader, packets};
 
 /// Maximum number of topics, of all triggers, whose last retained content is remembered; what was
 /// heard longest ago is forgotten first, and may run again.
@@ -144,27 +144,25 @@ fn by_sender(
     Ok(found)
 }
 
+/// The event that came under the packet identifier of `key`, if that has carried nothing else since
+/// and the broker may send it again.
 fn by_packet(
     connection: &Connection,
     key: &EventKey,
     again: Again,
     trigger: &str,
 ) -> rusqlite::Result<Option<Known>> {
+    let Some(accepted) = packets::last_accepted(connection, key)? else {
+        return Ok(None);
+    };
+    if accepted < again.unacknowledged.min(again.kept) {
+        return Ok(None);
+    }
     let sql = "SELECT seq, unit, detail FROM event
-               WHERE sender IS NULL AND digest = ?1 AND packet = ?2 AND (?3 OR trigger = ?4)
-                   AND (accepted >= ?5 OR (accepted >= ?6 AND NOT EXISTS
-                       (SELECT 1 FROM event AS later WHERE later.accepted > event.accepted
-                            AND later.packet = ?2 AND later.digest <> ?1)))
-               ORDER BY unit IS NULL, accepted DESC LIMIT 1";
+               WHERE sender IS NULL AND digest = ?1 AND accepted = ?2 AND (?3 OR trigger = ?4)
+               ORDER BY unit IS NULL, seq DESC LIMIT 1";
     let mut query = connection.prepare_cached(sql)?;
-    let row = params![
-        &key.digest[..],
-        key.packet,
-        key.request,
-        trigger,
-        again.unacknowledged,
-        again.kept
-    ];
+    let row = params![&key.digest[..], accepted, key.request, trigger];
     query.query_row(row, known_row).optional()
 }
 
@@ -193,7 +191,7 @@ fn by_content(
 }
 
 /// Counts a message that came again as accepted `at`: until the broker is known to have its
-/// acknowledgement, it may come once more.
+/// acknowledgement, it may come once more. Its row moves behind all others.
 pub(super) fn count_as_accepted(
     tx: &Connection,
     key: &EventKey,
@@ -201,7 +199,8 @@ pub(super) fn count_as_accepted(
     at: i64,
 ) -> rusqlite::Result<()> {
     if key.sender.is_none() && key.again.is_some() {
-        let sql = "UPDATE event SET accepted = ?2 WHERE seq = ?1";
+        let sql = "UPDATE event SET accepted = ?2, seq = (SELECT max(seq) + 1 FROM event)
+                   WHERE seq = ?1";
         tx.prepare_cached(sql)?.execute(params![known.seq, at])?;
     }
     Ok(())

@@ -5,12 +5,15 @@
 
 mod accept;
 mod identity;
+mod migrate;
 mod network;
+mod packets;
 mod place;
 mod prune;
 mod read;
 mod rows;
 mod schema;
+mod state;
 mod write;
 mod writer;
 
@@ -62,7 +65,12 @@ impl Reader {
                 path.display()
             )));
         }
-        let connection = schema::connect(&path, false)?;
+        Self::of_writer(&path)
+    }
+
+    /// Opens the ledger `path`, which its writer has just found to be good.
+    fn of_writer(path: &Path) -> Result<Self> {
+        let connection = schema::connect(path, false)?;
         Ok(Self { connection })
     }
 
@@ -76,10 +84,14 @@ impl Reader {
             .connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(wrong)?;
-        let done = write::apply(&transaction, op).map_err(wrong)?;
+        let mut state = state::WriterState::default();
+        let done = write::apply(&transaction, &mut state, op).map_err(wrong)?;
         transaction.commit().map_err(wrong)?;
         // Without a client the file alone has to hold that.
         schema::copy_log_on_close(&self.connection, true).map_err(wrong)?;
         Ok(done)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,13 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::ledger::rows::delete_unit;
+use crate::store::ledger::state::WriterState;
 
 /// Maximum number of units that one step forgets. Each has a folder to remove.
 const UNITS: i64 = 64;
 
 /// Maximum number of events that one step forgets.
-const EVENTS: i64 = 128;
+const EVENTS: usize = 128;
 
 /// What is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,19 +48,25 @@ pub struct Pruned {
 }
 
 /// Forgets a little of what is not to be kept, and marks the folders of its units as released.
-pub(super) fn prune(tx: &Connection, keep: &Retention) -> rusqlite::Result<Pruned> {
+pub(super) fn prune(
+    tx: &Connection,
+    state: &mut WriterState,
+    keep: &Retention,
+) -> rusqlite::Result<Pruned> {
     let (units, more) = forget_units(tx, keep)?;
     let aged = forget_aged(tx, keep.events_since)?;
     let refused = forget_refused(tx, keep.refused)?;
-    let (crowded, retained) = match keep.events {
-        Some(events) => (
-            forget_crowd(tx, events)?,
-            forget_retained(tx, keep.retained)?,
-        ),
-        None => (0, 0),
+    let (mut crowded, mut retained) = (0, 0);
+    if let Some(events) = keep.events {
+        crowded = forget_crowd(tx, events)?;
+        retained = forget_retained(tx, keep.retained)?;
+        state.forget_specs(tx)?;
+    }
+    let oldest = |sql: &str| {
+        let mut query = tx.prepare_cached(sql)?;
+        query.query_row([], |row| row.get(0)).optional()
     };
-    let oldest = |sql: &str| tx.prepare_cached(sql)?.query_row([], |row| row.get(0));
-    let limit = EVENTS.unsigned_abs();
+    let limit = EVENTS as u64;
     Ok(Pruned {
         more: more
             || units >= UNITS
@@ -69,8 +76,10 @@ pub(super) fn prune(tx: &Connection, keep: &Retention) -> rusqlite::Result<Prune
         crowded_out: crowded,
         refused_out: refused,
         retained_out: retained,
-        oldest_unit: oldest("SELECT min(ended) FROM unit WHERE ended IS NOT NULL")?,
-        oldest_event: oldest("SELECT min(accepted) FROM event")?,
+        oldest_unit: oldest(
+            "SELECT ended FROM unit WHERE ended IS NOT NULL ORDER BY ended LIMIT 1",
+        )?,
+        oldest_event: oldest("SELECT accepted FROM event ORDER BY seq LIMIT 1")?,
     })
 }
 
@@ -108,38 +117,73 @@ fn forget_units(tx: &Connection, keep: &Retention) -> rusqlite::Result<(i64, boo
 const RUNS_YET: &str = "EXISTS (SELECT 1 FROM unit WHERE unit.id = event.unit
                                 AND unit.ended IS NULL)";
 
-fn forget(tx: &Connection, which: &str, bound: impl rusqlite::ToSql) -> rusqlite::Result<u64> {
-    let sql = format!(
-        "DELETE FROM event WHERE seq IN
-             (SELECT seq FROM event WHERE {which} ORDER BY accepted LIMIT {EVENTS})"
-    );
-    let rows = tx.prepare_cached(&sql)?.execute(params![bound])?;
-    Ok(rows as u64)
+/// Deletes the oldest events while `goes` says so of number and time, but those whose unit has not
+/// ended.
+fn forget_oldest(tx: &Connection, goes: impl Fn(i64, i64) -> bool) -> rusqlite::Result<u64> {
+    let sql = format!("SELECT seq, accepted, {RUNS_YET} FROM event ORDER BY seq");
+    let mut gone = Vec::new();
+    {
+        let mut query = tx.prepare_cached(&sql)?;
+        let mut rows = query.query([])?;
+        while gone.len() < EVENTS
+            && let Some(row) = rows.next()?
+        {
+            let (seq, accepted, runs_yet): (i64, i64, bool) =
+                (row.get(0)?, row.get(1)?, row.get(2)?);
+            if !goes(seq, accepted) {
+                break;
+            }
+            if !runs_yet {
+                gone.push(seq);
+            }
+        }
+    }
+    let mut delete = tx.prepare_cached("DELETE FROM event WHERE seq = ?1")?;
+    for seq in &gone {
+        delete.execute(params![seq])?;
+    }
+    Ok(gone.len() as u64)
 }
 
 fn forget_aged(tx: &Connection, since: i64) -> rusqlite::Result<u64> {
-    forget(tx, &format!("accepted < ?1 AND NOT {RUNS_YET}"), since)
-}
-
-/// The time of the newest event that is one too many: of those after it there are `keep`.
-fn boundary(tx: &Connection, which: &str, keep: u64) -> rusqlite::Result<Option<i64>> {
-    let sql =
-        format!("SELECT accepted FROM event {which} ORDER BY accepted DESC LIMIT 1 OFFSET ?1");
-    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
-    let mut query = tx.prepare_cached(&sql)?;
-    query.query_row(params![keep], |row| row.get(0)).optional()
+    forget_oldest(tx, |_, accepted| accepted < since)
 }
 
 fn forget_refused(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
-    match boundary(tx, "WHERE refusal IS NOT NULL", keep)? {
-        Some(at) => forget(tx, "refusal IS NOT NULL AND accepted <= ?1", at),
-        None => Ok(0),
-    }
+    // The time of the newest one that is too many: after it there are `keep`.
+    let boundary = "SELECT accepted FROM event WHERE refusal IS NOT NULL
+                    ORDER BY accepted DESC LIMIT 1 OFFSET ?1";
+    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+    let mut query = tx.prepare_cached(boundary)?;
+    let found: Option<i64> = query
+        .query_row(params![keep], |row| row.get(0))
+        .optional()?;
+    let Some(at) = found else { return Ok(0) };
+    let sql = "DELETE FROM event WHERE seq IN
+                   (SELECT seq FROM event WHERE refusal IS NOT NULL AND accepted <= ?1
+                    ORDER BY accepted LIMIT ?2)";
+    let rows = tx
+        .prepare_cached(sql)?
+        .execute(params![at, EVENTS as i64])?;
+    Ok(rows as u64)
 }
 
 fn forget_crowd(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
-    match boundary(tx, "", keep)? {
-        Some(at) => forget(tx, &format!("accepted <= ?1 AND NOT {RUNS_YET}"), at),
+    let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+    // There are no more than there are numbers between the first and the last.
+    let span =
+        "SELECT coalesce((SELECT max(seq) FROM event) - (SELECT min(seq) FROM event) + 1, 0)";
+    if count(tx, span)? <= keep {
+        return Ok(0);
+    }
+    // The number of the newest one that is too many: after it there are `keep`.
+    let boundary = "SELECT seq FROM event ORDER BY seq DESC LIMIT 1 OFFSET ?1";
+    let mut query = tx.prepare_cached(boundary)?;
+    let found: Option<i64> = query
+        .query_row(params![keep], |row| row.get(0))
+        .optional()?;
+    match found {
+        Some(last) => forget_oldest(tx, |seq, _| seq <= last),
         None => Ok(0),
     }
 }
@@ -153,7 +197,7 @@ fn forget_retained(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
                    (SELECT trigger, topic FROM retained ORDER BY at LIMIT ?1)";
     let rows = tx
         .prepare_cached(sql)?
-        .execute(params![surplus.min(EVENTS)])?;
+        .execute(params![surplus.min(EVENTS as i64)])?;
     Ok(rows as u64)
 }
 
@@ -184,14 +228,15 @@ mod tests {
     fn fill(db: &Connection, count: i64) {
         let sql = format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
-             INSERT INTO unit SELECT i, 'u' || i, 't', 'e' || i, '', '', 0, NULL, 1, NULL, 0,
+             INSERT INTO unit SELECT i, 'u' || i, i % 100, 'e' || i, '', '', 0, NULL, 1, NULL, 0,
                  iif(i < {count}, 'failed', 'pending'), NULL, i, NULL, iif(i < {count}, i, NULL),
-                 NULL, NULL, '', i - (i % 2 = 0), '[]', '{{}}' FROM n;
+                 NULL, NULL, i - (i % 2 = 0), NULL, '[]', '{{}}', NULL FROM n;
+             INSERT INTO spec SELECT DISTINCT spec, spec FROM unit;
              INSERT INTO payload SELECT seq, zeroblob(10) FROM unit WHERE payload = seq;
-             INSERT INTO event (trigger, id, digest, topic, accepted, packet, unit)
-                 SELECT 't', event, x'', '', accepted, 0, id FROM unit;
-             INSERT INTO event (trigger, id, digest, topic, accepted, packet, refusal)
-                 SELECT '', 'r' || seq, x'', '', seq, 0, 'json' FROM unit;"
+             INSERT INTO event (trigger, id, digest, topic, accepted, unit, refusal)
+                 SELECT 't', event, x'', '', accepted, id, NULL FROM unit
+                 UNION ALL SELECT '', 'r' || seq, x'', '', seq, NULL, 'json' FROM unit
+                 ORDER BY accepted;"
         );
         db.execute_batch(&sql).expect("fill");
     }
@@ -201,7 +246,7 @@ mod tests {
         let mut steps = Vec::new();
         loop {
             let tx = db.transaction().expect("transaction");
-            let step = prune(&tx, keep).expect("prune");
+            let step = prune(&tx, &mut WriterState::default(), keep).expect("prune");
             tx.commit().expect("commit");
             steps.push(step);
             assert!(steps.len() < 100, "it ends");

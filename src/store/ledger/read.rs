@@ -1,13 +1,18 @@
 //! What is read from the ledger.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use rusqlite::types::Type;
 use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::message::Route;
 use crate::model::outcome::parse_outcome;
+use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, State, Unit};
-use crate::store::ledger::rows::read_message;
+use crate::store::ledger::rows::{read_message, read_payload, read_state};
 use crate::store::ledger::write::Heard;
 use crate::store::ledger::writer::passes;
 use crate::store::ledger::{Queued, Reader};
@@ -57,9 +62,10 @@ pub struct Totals {
     pub outbox: u64,
 }
 
-/// The columns of bounded size, in the order of [`record`]; those that are not follow.
-const NARROW: &str = "seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of,
-    due, state, boot, accepted, started, ended, outcome, note, command";
+/// The columns of bounded size, in the order of [`Reader::record`]; the others follow.
+const NARROW: &str =
+    "seq, id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due,
+    state, boot, accepted, started, ended, outcome, note";
 
 pub(super) fn wrong(e: rusqlite::Error) -> Error {
     let kind = if passes(&e) {
@@ -70,57 +76,76 @@ pub(super) fn wrong(e: rusqlite::Error) -> Error {
     Error::new(kind, format!("read the ledger: {e}"))
 }
 
-/// A row of [`NARROW`], without what the unit needs to run.
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let (state, outcome): (String, Option<String>) = (row.get(11)?, row.get(16)?);
-    Ok(Record {
-        seq: row.get(0)?,
-        unit: Unit {
-            id: row.get(1)?,
-            trigger: row.get(2)?,
-            event: row.get(3)?,
-            topic: row.get(4)?,
-            reason: row.get(5)?,
-            hops: row.get(6)?,
-            traceparent: row.get(7)?,
-            attempt: row.get(8)?,
-            retry_of: row.get(9)?,
-            due: row.get(10)?,
-            command: row.get(18)?,
-            variables: Vec::new(),
-            passthrough: serde_json::Map::new(),
-            payload: None,
-        },
-        state: State::from_name(&state).ok_or_else(|| {
-            let cause = format!("unknown state '{state}'");
-            rusqlite::Error::FromSqlConversionFailure(11, rusqlite::types::Type::Text, cause.into())
-        })?,
-        boot: row.get(12)?,
-        accepted: row.get(13)?,
-        started: row.get(14)?,
-        ended: row.get(15)?,
-        outcome: outcome.and_then(|text| parse_outcome(text.as_bytes())),
-        note: row.get(17)?,
-    })
-}
-
-/// A row of [`NARROW`] with variables and what is passed through.
-fn whole(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let mut record = record(row)?;
-    let (variables, passthrough): (String, String) = (row.get(19)?, row.get(20)?);
-    record.unit.variables = serde_json::from_str(&variables).unwrap_or_default();
-    if let Ok(Value::Object(map)) = serde_json::from_str(&passthrough) {
-        record.unit.passthrough = map;
-    }
-    Ok(record)
-}
+/// The spec that was read last, and its number: units that follow one another mostly share it.
+type LastSpec = Option<(i64, Arc<Spec>)>;
 
 impl Reader {
+    /// The spec with this number.
+    fn spec(&self, number: i64, last: &mut LastSpec) -> rusqlite::Result<Arc<Spec>> {
+        if let Some((known, spec)) = last
+            && *known == number
+        {
+            return Ok(Arc::clone(spec));
+        }
+        let sql = "SELECT content FROM spec WHERE id = ?1";
+        let mut query = self.connection.prepare_cached(sql)?;
+        let content: String = query.query_row(params![number], |row| row.get(0))?;
+        let spec: Spec = serde_json::from_str(&content)
+            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, e.into()))?;
+        let spec = Arc::new(spec);
+        *last = Some((number, Arc::clone(&spec)));
+        Ok(spec)
+    }
+
+    /// A row of [`NARROW`], without what the command gets.
+    fn record(&self, row: &Row<'_>, last: &mut LastSpec) -> rusqlite::Result<Record> {
+        let outcome: Option<String> = row.get(16)?;
+        Ok(Record {
+            seq: row.get(0)?,
+            unit: Unit {
+                id: row.get(1)?,
+                spec: self.spec(row.get(2)?, last)?,
+                event: row.get(3)?,
+                topic: row.get(4)?,
+                reason: row.get(5)?,
+                hops: row.get(6)?,
+                traceparent: row.get(7)?,
+                attempt: row.get(8)?,
+                retry_of: row.get(9)?,
+                due: row.get(10)?,
+                variables: Vec::new(),
+                passthrough: serde_json::Map::new(),
+                payload: None,
+                reply: None,
+            },
+            state: read_state(row, 11)?,
+            boot: row.get(12)?,
+            accepted: row.get(13)?,
+            started: row.get(14)?,
+            ended: row.get(15)?,
+            outcome: outcome.and_then(|text| parse_outcome(text.as_bytes())),
+            note: row.get(17)?,
+        })
+    }
+
+    /// A row of [`NARROW`] with variables, what is passed through, and the address of answers.
+    fn whole(&self, row: &Row<'_>) -> rusqlite::Result<Record> {
+        let mut record = self.record(row, &mut None)?;
+        let (variables, passthrough): (String, String) = (row.get(18)?, row.get(19)?);
+        record.unit.variables = serde_json::from_str(&variables).unwrap_or_default();
+        if let Ok(Value::Object(map)) = serde_json::from_str(&passthrough) {
+            record.unit.passthrough = map;
+        }
+        let reply: Option<String> = row.get(20)?;
+        record.unit.reply = reply.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(record)
+    }
+
     fn one(&self, which: &str, params: impl rusqlite::Params) -> Result<Option<Record>> {
-        let sql = format!("SELECT {NARROW}, variables, passthrough FROM unit WHERE {which}");
+        let sql = format!("SELECT {NARROW}, variables, passthrough, reply FROM unit WHERE {which}");
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut query| query.query_row(params, whole).optional())
+            .and_then(|mut query| query.query_row(params, |row| self.whole(row)).optional())
             .map_err(wrong)
     }
 
@@ -137,13 +162,14 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn payload(&self, id: &str) -> Result<Option<Bytes>> {
-        let sql = "SELECT bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
+        let sql = "SELECT body, bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
                    WHERE unit.id = ?1";
-        let bytes = |row: &Row<'_>| row.get::<_, Option<Vec<u8>>>(0);
         self.connection
             .prepare_cached(sql)
-            .and_then(|mut query| query.query_row(params![id], bytes).optional())
-            .map(|row| row.map(|bytes| Bytes::from(bytes.unwrap_or_default())))
+            .and_then(|mut query| {
+                let payload = |row: &Row<'_>| read_payload(row, 0);
+                query.query_row(params![id], payload).optional()
+            })
             .map_err(wrong)
     }
 
@@ -154,8 +180,9 @@ impl Reader {
     /// When the ledger cannot be read.
     pub fn waiting_bytes(&self) -> Result<u64> {
         // The length of a blob is in its row's header.
-        let sql = "SELECT coalesce(sum(length(bytes)), 0) FROM unit
-                   JOIN payload ON payload.id = unit.payload WHERE state = 'pending'";
+        let sql = "SELECT coalesce(sum(coalesce(length(body), length(bytes))), 0) FROM unit
+                   LEFT JOIN payload ON payload.id = unit.payload
+                   WHERE ended IS NULL AND state = 'pending'";
         self.connection
             .prepare_cached(sql)
             .and_then(|mut query| query.query_row([], |row| row.get::<_, i64>(0)))
@@ -174,25 +201,72 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Some units that came after the one at `seq`, oldest first, and none once there are no
-    /// more; only those that have not ended if `live`. They lack variables, payload and what is
-    /// passed through, so that a page has a bounded size. Nothing is held open between two
-    /// pages: a reader that stays would keep the log from being copied.
+    /// Some units that came after the one at `seq`, oldest first, and none once there are no more.
+    /// They lack variables, payload and what is passed through, so that a page has a bounded size.
+    /// Nothing is held open between two pages: a reader that stays would keep the log from being
+    /// copied.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn page(&self, seq: i64, live: bool) -> Result<Vec<Record>> {
-        // The plus keeps SQLite from collecting all by state to sort them.
-        let only = match live {
-            true => "AND +state IN ('pending', 'running')",
-            false => "",
-        };
-        let sql =
-            format!("SELECT {NARROW} FROM unit WHERE seq > ?1 {only} ORDER BY seq LIMIT {PAGE}");
+    pub fn page(&self, seq: i64) -> Result<Vec<Record>> {
+        let sql = format!("SELECT {NARROW} FROM unit WHERE seq > ?1 ORDER BY seq LIMIT {PAGE}");
+        self.records(&sql, params![seq])
+    }
+
+    /// The same of the units in `state`, which is not an end.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn live_page(&self, state: State, seq: i64) -> Result<Vec<Record>> {
+        let sql = format!(
+            "SELECT {NARROW} FROM unit WHERE ended IS NULL AND state = ?1 AND seq > ?2
+             ORDER BY seq LIMIT {PAGE}"
+        );
+        self.records(&sql, params![state.name(), seq])
+    }
+
+    fn records(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Record>> {
+        let mut last = None;
         self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_map(params![seq], record)?.collect())
+            .prepare_cached(sql)
+            .and_then(|mut query| {
+                query
+                    .query_map(params, |row| self.record(row, &mut last))?
+                    .collect()
+            })
             .map_err(wrong)
+    }
+
+    /// Those of `ids`, which are sorted, that no unit of the ledger has.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn unknown<'a>(&self, ids: &'a [String]) -> Result<Vec<&'a str>> {
+        let Some(first) = ids.first() else {
+            return Ok(Vec::new());
+        };
+        let find = || {
+            let sql = "SELECT id FROM unit WHERE id >= ?1 ORDER BY id";
+            let mut query = self.connection.prepare_cached(sql)?;
+            let mut rows = query.query(params![first])?;
+            let (mut unknown, mut left) = (Vec::new(), ids);
+            while !left.is_empty() {
+                let Some(row) = rows.next()? else {
+                    unknown.extend(left.iter().map(String::as_str));
+                    break;
+                };
+                let known = row.get_ref(0)?.as_str()?;
+                let smaller = left.partition_point(|id| id.as_str() < known);
+                let (gone, same) = left.split_at(smaller);
+                unknown.extend(gone.iter().map(String::as_str));
+                left = match same {
+                    [id, rest @ ..] if id == known => rest,
+                    other => other,
+                };
+            }
+            Ok(unknown)
+        };
+        find().map_err(wrong)
     }
 
     /// The unit that failed last, without its payload.
@@ -200,7 +274,7 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn last_failed(&self) -> Result<Option<Record>> {
-        let last = "SELECT seq FROM unit WHERE +state = 'failed' AND ended IS NOT NULL
+        let last = "SELECT seq FROM unit WHERE state = 'failed' AND ended IS NOT NULL
                     ORDER BY ended DESC, seq DESC LIMIT 1";
         self.one(&format!("seq = ({last})"), [])
     }
@@ -266,10 +340,11 @@ impl Reader {
     /// When the ledger cannot be read.
     pub fn outbox(&self, after: u64, rows: usize, bytes: usize) -> Result<(Vec<Queued>, u64)> {
         let sql = "SELECT seq, topic, payload, qos, retain, properties FROM outbox
-                   WHERE seq > ?1 ORDER BY seq";
+                   WHERE seq > ?1 AND route = ?2 ORDER BY seq";
         let read = || {
             let mut query = self.connection.prepare_cached(sql)?;
-            let mut found = query.query([after.cast_signed()])?;
+            let route = Route::Broker.name();
+            let mut found = query.query(params![after.cast_signed(), route])?;
             let (mut list, mut held) = (Vec::new(), 0);
             while list.len() < rows
                 && held < bytes
@@ -285,12 +360,21 @@ impl Reader {
         read().map_err(wrong)
     }
 
-    /// How many messages of the outbox are behind sequence number `seq`.
+    /// How many messages for the broker the outbox has behind sequence number `seq`.
     fn behind(&self, seq: u64) -> rusqlite::Result<u64> {
-        let sql = "SELECT count(*) FROM outbox WHERE seq > ?1";
+        let sql = "SELECT count(*) FROM outbox WHERE seq > ?1 AND route = ?2";
         let mut query = self.connection.prepare_cached(sql)?;
-        let count: i64 = query.query_row([seq.cast_signed()], |row| row.get(0))?;
+        let row = params![seq.cast_signed(), Route::Broker.name()];
+        let count: i64 = query.query_row(row, |row| row.get(0))?;
         Ok(count.cast_unsigned())
+    }
+
+    /// How many messages wait to be published.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn waiting_messages(&self) -> Result<u64> {
+        self.behind(0).map_err(wrong)
     }
 
     /// What came before is known to the broker as acknowledged, milliseconds since the epoch.
@@ -308,9 +392,10 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn last_accepted(&self) -> Result<i64> {
-        let sql = "SELECT coalesce(max(accepted), 0) FROM event";
-        self.connection
-            .query_row(sql, [], |row| row.get(0))
+        let sql = "SELECT accepted FROM event ORDER BY seq DESC LIMIT 1";
+        let last = self.connection.query_row(sql, [], |row| row.get(0));
+        last.optional()
+            .map(Option::unwrap_or_default)
             .map_err(wrong)
     }
 
@@ -328,25 +413,29 @@ impl Reader {
         };
         let mut totals = Totals {
             refused: count("SELECT count(*) FROM event WHERE refusal IS NOT NULL")?,
-            outbox: count("SELECT count(*) FROM outbox")?,
+            outbox: self.waiting_messages()?,
             ..Totals::default()
         };
-        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let states: Vec<(String, i64)> = self
-            .connection
-            .prepare_cached("SELECT state, count(*) FROM unit GROUP BY state")
-            .and_then(|mut query| query.query_map([], row)?.collect())
-            .map_err(wrong)?;
-        for (state, count) in states {
-            let place = match State::from_name(&state) {
-                Some(State::Pending) => &mut totals.pending,
-                Some(State::Running) => &mut totals.running,
-                Some(State::Succeeded) => &mut totals.succeeded,
-                Some(State::Failed) => &mut totals.failed,
-                Some(State::Canceled) => &mut totals.canceled,
-                None => continue,
-            };
-            *place = count.cast_unsigned();
+        // An index alone answers each.
+        for which in ["IS NULL", "IS NOT NULL"] {
+            let sql =
+                format!("SELECT state, count(*) FROM unit WHERE ended {which} GROUP BY state");
+            let row = |row: &Row<'_>| Ok((read_state(row, 0)?, row.get(1)?));
+            let states: Vec<(State, i64)> = self
+                .connection
+                .prepare_cached(&sql)
+                .and_then(|mut query| query.query_map([], row)?.collect())
+                .map_err(wrong)?;
+            for (state, count) in states {
+                let place = match state {
+                    State::Pending => &mut totals.pending,
+                    State::Running => &mut totals.running,
+                    State::Succeeded => &mut totals.succeeded,
+                    State::Failed => &mut totals.failed,
+                    State::Canceled => &mut totals.canceled,
+                };
+                *place = count.cast_unsigned();
+            }
         }
         Ok(totals)
     }

@@ -1,40 +1,62 @@
 //! Rows of the tables of units and messages.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Value, json};
 
-use crate::model::message::{Message, Properties, Qos};
+use crate::model::message::{Message, Properties, Qos, Route};
 use crate::model::unit::{State, Unit};
 use crate::store::ledger::Queued;
+use crate::store::ledger::state::WriterState;
 
-/// Adds `unit`. Its payload is stored once: a retry refers to that of the unit that it tries
+/// Maximum size of a payload that lies in the row of its unit, bytes. It needs no page of its own
+/// in the log then. Larger ones have a table, so that nothing that looks at units reads past them.
+const MAX_BODY: usize = 1024;
+
+/// Where a payload lies.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stored {
+    /// Its number in the table of payloads, if it is there.
+    number: Option<i64>,
+    /// Its bytes in the row of the unit, if they are there.
+    body: Option<Vec<u8>>,
+}
+
+/// How a unit enters the ledger.
+pub(super) struct Entry<'a> {
+    pub state: State,
+    /// The boot of the host under which a runner gets it.
+    pub boot: Option<&'a str>,
+    /// When it is accepted, milliseconds since the epoch.
+    pub at: i64,
+}
+
+/// Adds `unit`. A large payload is stored once: a retry refers to that of the unit that it tries
 /// again, and the units of one event to the one that is in `shared`, or put there now.
 pub(super) fn insert_unit(
     tx: &Connection,
+    state: &mut WriterState,
     unit: &Unit,
-    state: State,
-    boot: Option<&str>,
-    at: i64,
-    shared: &mut Option<i64>,
+    entry: &Entry<'_>,
+    shared: &mut Option<Stored>,
 ) -> rusqlite::Result<()> {
-    let sql = "SELECT coalesce(max(seq), 0) + 1 FROM unit";
-    let seq: i64 = tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-    let payload = match (*shared, payload_of(tx, unit.retry_of.as_deref())?) {
-        (Some(shared), _) => Some(shared),
-        (None, Some(known)) => known,
-        (None, None) => insert_payload(tx, seq, unit.payload.as_deref().unwrap_or_default())?,
+    let stored = match shared.take() {
+        Some(stored) => stored,
+        None => match stored_of(tx, unit.retry_of.as_deref())? {
+            Some(stored) => stored,
+            None => store_payload(tx, unit.payload.as_deref().unwrap_or_default())?,
+        },
     };
-    *shared = payload;
+    let spec = state.spec(tx, &unit.spec)?;
     let sql = "INSERT INTO unit
-                   (seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of,
-                    due, state, boot, accepted, command, payload, variables, passthrough)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-                    ?17, ?18)";
+                   (id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due, state,
+                    boot, accepted, payload, reply, variables, passthrough, body)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                    ?18)";
     tx.prepare_cached(sql)?.execute(params![
-        seq,
         unit.id,
-        unit.trigger,
+        spec,
         unit.event,
         unit.topic,
         unit.reason,
@@ -43,44 +65,64 @@ pub(super) fn insert_unit(
         unit.attempt,
         unit.retry_of,
         unit.due,
-        state.name(),
-        boot,
-        at,
-        unit.command,
-        payload,
+        entry.state.name(),
+        entry.boot,
+        entry.at,
+        stored.number,
+        unit.reply.as_ref().map(|reply| json!(reply).to_string()),
         json!(unit.variables).to_string(),
         Value::Object(unit.passthrough.clone()).to_string(),
+        stored.body,
     ])?;
+    *shared = Some(stored);
     Ok(())
 }
 
-/// What the unit `id`, if there is one, refers to as its payload.
-fn payload_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Option<i64>>> {
+/// Where the payload of unit `id` lies, if there is such a unit.
+fn stored_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Stored>> {
     let Some(id) = id else {
         return Ok(None);
     };
-    let sql = "SELECT payload FROM unit WHERE id = ?1";
-    let mut query = tx.prepare_cached(sql)?;
-    query.query_row(params![id], |row| row.get(0)).optional()
+    let stored = |row: &Row<'_>| {
+        Ok(Stored {
+            number: row.get(0)?,
+            body: row.get(1)?,
+        })
+    };
+    tx.prepare_cached("SELECT payload, body FROM unit WHERE id = ?1")?
+        .query_row(params![id], stored)
+        .optional()
 }
 
-/// Stores a payload under the number of the first unit that has it, unless it is empty.
-fn insert_payload(tx: &Connection, seq: i64, bytes: &[u8]) -> rusqlite::Result<Option<i64>> {
+/// Stores the payload of a unit that comes now. If it is large, that is in its table, under the
+/// number of the unit.
+fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
     if bytes.is_empty() {
-        return Ok(None);
+        return Ok(Stored::default());
     }
+    if bytes.len() <= MAX_BODY {
+        return Ok(Stored {
+            number: None,
+            body: Some(bytes.to_vec()),
+        });
+    }
+    let sql = "SELECT coalesce(max(seq), 0) + 1 FROM unit";
+    let seq: i64 = tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
     // A number that is free among the units is so here: whoever refers to a payload came with it
     // or after it.
     let sql = "INSERT OR REPLACE INTO payload (id, bytes) VALUES (?1, ?2)";
     tx.prepare_cached(sql)?.execute(params![seq, bytes])?;
-    Ok(Some(seq))
+    Ok(Stored {
+        number: Some(seq),
+        body: None,
+    })
 }
 
 /// Deletes the unit with this number and marks its folder as released, and deletes the payload
 /// unless another unit shares it. Returns the unit's id.
 pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String> {
     let sql = "DELETE FROM unit WHERE seq = ?1 RETURNING id, payload";
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
     let (id, payload): (String, Option<i64>) =
         tx.prepare_cached(sql)?.query_row(params![seq], row)?;
     let sql = "DELETE FROM payload WHERE id = ?1
@@ -94,20 +136,32 @@ pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String>
     Ok(id)
 }
 
-pub(super) fn post_all(tx: &Connection, messages: &[Message]) -> rusqlite::Result<Vec<Queued>> {
-    let sql = "INSERT INTO outbox (topic, payload, qos, retain, properties)
-               VALUES (?1, ?2, ?3, ?4, ?5)";
+/// Adds messages for the broker to the outbox.
+pub(super) fn post_all(
+    tx: &Connection,
+    state: &mut WriterState,
+    messages: &[Message],
+) -> rusqlite::Result<Vec<Queued>> {
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = "INSERT INTO outbox (seq, route, topic, payload, qos, retain, properties)
+               VALUES (max(?1, (SELECT coalesce(max(seq), 0) + 1 FROM outbox)), ?2, ?3, ?4, ?5, ?6,
+                    ?7)";
     let mut insert = tx.prepare_cached(sql)?;
     messages
         .iter()
         .map(|message| {
             let seq = insert.insert(params![
+                state.next_message(),
+                Route::Broker.name(),
                 message.topic,
                 &message.payload[..],
                 message.qos as u8,
                 message.retain,
                 json!(message.properties.user).to_string(),
             ])?;
+            state.message(seq);
             Ok(Queued {
                 seq: seq.cast_unsigned(),
                 message: message.clone(),
@@ -117,7 +171,7 @@ pub(super) fn post_all(tx: &Connection, messages: &[Message]) -> rusqlite::Resul
 }
 
 /// The message in a row of the outbox, as [`post_all`] wrote it.
-pub(super) fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Queued> {
+pub(super) fn read_message(row: &Row<'_>) -> rusqlite::Result<Queued> {
     let user: String = row.get(5)?;
     Ok(Queued {
         seq: row.get::<_, i64>(0)?.cast_unsigned(),
@@ -132,4 +186,22 @@ pub(super) fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Queued> 
             },
         },
     })
+}
+
+/// The state in column `at` of a unit's row.
+pub(super) fn read_state(row: &Row<'_>, at: usize) -> rusqlite::Result<State> {
+    let name = row.get_ref(at)?.as_str()?;
+    State::from_name(name).ok_or_else(|| {
+        let cause = format!("unknown state '{name}'");
+        rusqlite::Error::FromSqlConversionFailure(at, Type::Text, cause.into())
+    })
+}
+
+/// The payload of a unit: the bytes of its row in column `at`, otherwise those in the next column.
+pub(super) fn read_payload(row: &Row<'_>, at: usize) -> rusqlite::Result<Bytes> {
+    let bytes = match row.get_ref(at)? {
+        ValueRef::Null => row.get::<_, Option<Vec<u8>>>(at + 1)?,
+        body => Some(body.as_blob()?.to_vec()),
+    };
+    Ok(Bytes::from(bytes.unwrap_or_default()))
 }

@@ -1,4 +1,4 @@
-//! The ledger's tables, and how an older file becomes a newer one.
+//! How the ledger's file is checked and opened.
 
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,10 +9,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tracing::warn;
 
 use crate::error::{Error, Kind, Result};
+use crate::store::ledger::migrate::{APPLICATION_ID, current, let_shrink, migrate};
 use crate::store::ledger::network::on_network;
-
-/// Marks the file as ours (`Tael` in ASCII; SQLite's `application_id`).
-const APPLICATION_ID: i32 = 0x5461_656c;
 
 /// Pages in the log before they are copied into the ledger.
 const WAL_PAGES: u64 = 500;
@@ -27,145 +25,10 @@ pub(super) const STATEMENTS: usize = 64;
 /// How long another process may hold the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Step `n` makes a file of version `n` one of version `n + 1`. Steps are never changed.
-const MIGRATIONS: &[&str] = &[
-    "CREATE TABLE event (
-        trigger TEXT NOT NULL,
-        id TEXT NOT NULL,
-        digest BLOB,
-        topic TEXT NOT NULL,
-        accepted INTEGER NOT NULL,
-        unit TEXT,
-        refusal TEXT,
-        detail TEXT,
-        PRIMARY KEY (trigger, id)
-    ) WITHOUT ROWID;
-    CREATE INDEX event_digest ON event (digest, accepted) WHERE digest IS NOT NULL;
-    CREATE INDEX event_accepted ON event (accepted);
-    CREATE TABLE unit (
-        seq INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        trigger TEXT NOT NULL,
-        event TEXT NOT NULL,
-        topic TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        hops INTEGER NOT NULL,
-        traceparent TEXT,
-        attempt INTEGER NOT NULL,
-        due INTEGER NOT NULL,
-        variables TEXT NOT NULL,
-        passthrough TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        command TEXT NOT NULL,
-        state TEXT NOT NULL,
-        boot TEXT,
-        accepted INTEGER NOT NULL,
-        started INTEGER,
-        ended INTEGER,
-        outcome TEXT,
-        note TEXT
-    );
-    CREATE INDEX unit_live ON unit (state) WHERE state IN ('pending', 'running');
-    CREATE INDEX unit_ended ON unit (ended) WHERE ended IS NOT NULL;
-    CREATE TABLE outbox (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        topic TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        qos INTEGER NOT NULL,
-        retain INTEGER NOT NULL,
-        properties TEXT NOT NULL
-    );",
-    "ALTER TABLE unit ADD COLUMN retry_of TEXT;",
-    "ALTER TABLE event ADD COLUMN packet INTEGER NOT NULL DEFAULT 0;",
-    "CREATE TABLE silence (
-        trigger TEXT PRIMARY KEY,
-        heard INTEGER NOT NULL,
-        fired INTEGER NOT NULL
-    ) WITHOUT ROWID;",
-    "CREATE TABLE link (answered INTEGER NOT NULL);
-    INSERT INTO link VALUES (0);",
-    // An event is its sender's id and its digest; an empty digest stands for any.
-    "CREATE TABLE event_of_digest (
-        seq INTEGER PRIMARY KEY,
-        trigger TEXT NOT NULL,
-        id TEXT NOT NULL,
-        sender TEXT,
-        digest BLOB NOT NULL,
-        topic TEXT NOT NULL,
-        accepted INTEGER NOT NULL,
-        packet INTEGER NOT NULL,
-        unit TEXT,
-        refusal TEXT,
-        detail TEXT
-    );
-    INSERT INTO event_of_digest
-            (trigger, id, sender, digest, topic, accepted, packet, unit, refusal, detail)
-        SELECT trigger, id, CASE WHEN digest IS NULL THEN id END, coalesce(digest, x''), topic,
-            accepted, packet, unit, refusal, detail
-        FROM event ORDER BY accepted;
-    DROP TABLE event;
-    ALTER TABLE event_of_digest RENAME TO event;
-    CREATE INDEX event_sender ON event (sender, digest) WHERE sender IS NOT NULL;
-    CREATE INDEX event_digest ON event (digest, accepted) WHERE sender IS NULL;
-    CREATE INDEX event_accepted ON event (accepted, packet);
-    CREATE TABLE retained (
-        trigger TEXT NOT NULL,
-        topic TEXT NOT NULL,
-        sender TEXT,
-        digest BLOB NOT NULL,
-        unit TEXT,
-        at INTEGER NOT NULL,
-        PRIMARY KEY (trigger, topic)
-    ) WITHOUT ROWID;",
-    // Payloads get a table of their own: nobody who looks at units reads past them. What is left
-    // of a unit that is large stands last, so that the columns before it are read without it.
-    "CREATE TABLE payload (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
-    INSERT INTO payload SELECT seq, payload FROM unit WHERE length(payload) > 0 ORDER BY seq;
-    CREATE TABLE unit_new (
-        seq INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        trigger TEXT NOT NULL,
-        event TEXT NOT NULL,
-        topic TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        hops INTEGER NOT NULL,
-        traceparent TEXT,
-        attempt INTEGER NOT NULL,
-        retry_of TEXT,
-        due INTEGER NOT NULL,
-        state TEXT NOT NULL,
-        boot TEXT,
-        accepted INTEGER NOT NULL,
-        started INTEGER,
-        ended INTEGER,
-        outcome TEXT,
-        note TEXT,
-        command TEXT NOT NULL,
-        payload INTEGER,
-        variables TEXT NOT NULL,
-        passthrough TEXT NOT NULL
-    );
-    INSERT INTO unit_new
-        SELECT seq, id, trigger, event, topic, reason, hops, traceparent, attempt, retry_of, due,
-            state, boot, accepted, started, ended, outcome, note, command,
-            CASE WHEN length(payload) > 0 THEN seq END, variables, passthrough
-        FROM unit ORDER BY seq;
-    DROP TABLE unit;
-    ALTER TABLE unit_new RENAME TO unit;
-    CREATE INDEX unit_state ON unit (state);
-    CREATE INDEX unit_ended ON unit (ended) WHERE ended IS NOT NULL;
-    CREATE INDEX unit_shares ON unit (payload) WHERE payload <> seq;
-    CREATE INDEX event_refused ON event (accepted) WHERE refusal IS NOT NULL;
-    CREATE TABLE released (seq INTEGER PRIMARY KEY AUTOINCREMENT, unit TEXT NOT NULL UNIQUE);",
-];
-
 /// Largest ledger that is read from end to end at the start, bytes; and the largest after it was
 /// closed in good order: that takes milliseconds.
 const MAX_CHECKED: u64 = 64 << 20;
 const MAX_CHECKED_CLOSED: u64 = 4 << 20;
-
-/// Largest content of a ledger that is written anew to make it one that can shrink, bytes.
-const MAX_VACUUMED: i64 = 64 << 20;
 
 /// How closely a ledger is looked at before it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,11 +51,6 @@ const OPTIONS: &[(DbConfig, bool)] = &[
     // The file may have been put there by somebody.
     (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
 ];
-
-/// The version that this program writes.
-fn current() -> i32 {
-    i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
-}
 
 fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
     Error::new(kind, format!("open ledger {}: {cause}", path.display()))
@@ -345,10 +203,6 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
         if let Err(e) = let_shrink(&connection) {
             warn!("{} does not shrink: {e}", path.display());
         }
-        if journal == "WAL" {
-            // Without it commits take longer, and that is all.
-            let _ = fill_wal(&mut connection, path);
-        }
     }
     Ok(connection)
 }
@@ -358,17 +212,6 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
 pub(super) fn copy_log_on_close(connection: &Connection, copy: bool) -> rusqlite::Result<()> {
     let option = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
     connection.set_db_config(option, !copy).map(drop)
-}
-
-/// Makes a ledger of an earlier version one that can give its free pages back, unless there is
-/// too much in it to be written anew while everybody waits.
-fn let_shrink(connection: &Connection) -> rusqlite::Result<()> {
-    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let used = pragma("page_count")? - pragma("freelist_count")?;
-    if pragma("auto_vacuum")? == 0 && used * pragma("page_size")? <= MAX_VACUUMED {
-        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM")?;
-    }
-    Ok(())
 }
 
 /// Gives the log at once the size that it would grow to: to sync a file that grows, a file
@@ -393,22 +236,6 @@ pub(super) fn fill_wal(
         file.set_len(used)?;
     }
     Ok(filled?)
-}
-
-fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction =
-        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let version: i32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == current() {
-        return Ok(());
-    }
-    let done = usize::try_from(version).unwrap_or(0);
-    for step in MIGRATIONS.iter().skip(done) {
-        transaction.execute_batch(step)?;
-    }
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", current())?;
-    transaction.commit()
 }
 
 #[cfg(test)]

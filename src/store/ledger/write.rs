@@ -1,15 +1,20 @@
 //! What is written to the ledger, one operation at a time.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::model::message::Message;
 use crate::model::outcome::outcome_text;
+use crate::model::spec::Spec;
+use crate::model::state::{Change, IllegalChange, Next, Stage};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Queued;
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
 use crate::store::ledger::prune::{Pruned, Retention, prune};
-use crate::store::ledger::rows::{delete_unit, insert_unit, post_all};
+use crate::store::ledger::rows::{Entry, delete_unit, insert_unit, post_all, read_state};
+use crate::store::ledger::state::WriterState;
 
 /// When a trigger that waits for silence last heard something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,8 @@ pub enum Op {
     Start {
         /// The unit.
         unit: String,
+        /// What it runs, and carries from now on.
+        spec: Arc<Spec>,
         /// Identifies this boot of the host.
         boot: String,
     },
@@ -126,6 +133,14 @@ pub enum Done {
         /// Its statuses.
         queued: Vec<Queued>,
     },
+    /// The unit was in a stage that does not allow the change, and stays there. The ledger has
+    /// logged that.
+    Illegal {
+        /// The unit.
+        unit: String,
+        /// What it cannot do.
+        change: IllegalChange,
+    },
     /// What a step of pruning has left.
     Pruned(Pruned),
 }
@@ -134,7 +149,7 @@ pub enum Done {
 ///
 /// # Errors
 /// As SQLite.
-pub fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<Done> {
+pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Result<Done> {
     match op {
         Op::Accept {
             key,
@@ -143,65 +158,57 @@ pub fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<Done> {
             boot,
             parts,
         } => {
-            let (parts, queued) = accept(tx, key, topic, *at, boot, parts)?;
+            let (parts, queued) = accept(tx, state, key, topic, *at, boot, parts)?;
             Ok(Done::Accepted { parts, queued })
         }
-        Op::Start { unit, boot } => {
-            let sql = "UPDATE unit SET state = 'running', boot = ?2
-                       WHERE id = ?1 AND state = 'pending'";
-            changed(
-                tx.prepare_cached(sql)?.execute(params![unit, boot])?,
-                vec![],
-            )
-        }
-        Op::Unstart { unit } => {
-            let sql = "UPDATE unit SET state = 'pending', boot = NULL
-                       WHERE id = ?1 AND state = 'running' AND started IS NULL";
-            changed(tx.prepare_cached(sql)?.execute(params![unit])?, vec![])
-        }
-        Op::Drop { unit, at, note } => {
-            let sql = "UPDATE unit SET state = 'canceled', ended = ?2, note = ?3
-                       WHERE id = ?1 AND state = 'pending'";
-            let rows = tx.prepare_cached(sql)?.execute(params![unit, at, note])?;
-            changed(rows, vec![])
-        }
-        Op::Started { unit, at, status } => {
-            let sql = "UPDATE unit SET started = ?2
-                       WHERE id = ?1 AND state = 'running' AND started IS NULL";
-            let rows = tx.prepare_cached(sql)?.execute(params![unit, at])?;
-            let queued = if rows > 0 {
-                post_all(tx, std::slice::from_ref(status))?
-            } else {
-                vec![]
-            };
-            changed(rows, queued)
-        }
+        Op::Start { unit, spec, boot } => change(tx, unit, Change::Start, |seq, next| {
+            let spec = state.spec(tx, spec)?;
+            let sql = "UPDATE unit SET state = ?2, spec = ?3, boot = ?4 WHERE seq = ?1";
+            let row = params![seq, next.state().name(), spec, boot];
+            tx.prepare_cached(sql)?.execute(row)?;
+            Ok(vec![])
+        }),
+        Op::Unstart { unit } => change(tx, unit, Change::TakeBack, |seq, next| {
+            let sql = "UPDATE unit SET state = ?2, boot = NULL WHERE seq = ?1";
+            let row = params![seq, next.state().name()];
+            tx.prepare_cached(sql)?.execute(row)?;
+            Ok(vec![])
+        }),
+        Op::Drop { unit, at, note } => change(tx, unit, Change::Drop, |seq, next| {
+            let sql = "UPDATE unit SET state = ?2, ended = ?3, note = ?4 WHERE seq = ?1";
+            let row = params![seq, next.state().name(), at, note];
+            tx.prepare_cached(sql)?.execute(row)?;
+            Ok(vec![])
+        }),
+        Op::Started { unit, at, status } => change(tx, unit, Change::Begin, |seq, _| {
+            let sql = "UPDATE unit SET started = ?2 WHERE seq = ?1";
+            tx.prepare_cached(sql)?.execute(params![seq, at])?;
+            post_all(tx, state, std::slice::from_ref(status))
+        }),
         Op::Settle {
             unit,
-            state,
+            state: end,
             outcome,
             at,
             note,
             statuses,
             retry,
-        } => {
+        } => change(tx, unit, Change::End(*end), |seq, next| {
             let sql = "UPDATE unit SET state = ?2, outcome = ?3, ended = ?4, note = ?5
-                       WHERE id = ?1 AND state IN ('pending', 'running')";
-            let rows = tx.prepare_cached(sql)?.execute(params![
-                unit,
-                state.name(),
-                outcome.as_ref().map(outcome_text),
-                at,
-                note
-            ])?;
-            if rows == 0 {
-                return changed(0, vec![]);
-            }
+                       WHERE seq = ?1";
+            let outcome = outcome.as_ref().map(outcome_text);
+            let row = params![seq, next.state().name(), outcome, at, note];
+            tx.prepare_cached(sql)?.execute(row)?;
             if let Some(retry) = retry {
-                insert_unit(tx, retry, State::Pending, None, *at, &mut None)?;
+                let entry = Entry {
+                    state: State::Pending,
+                    boot: None,
+                    at: *at,
+                };
+                insert_unit(tx, state, retry, &entry, &mut None)?;
             }
-            changed(rows, post_all(tx, statuses)?)
-        }
+            post_all(tx, state, statuses)
+        }),
         Op::Sent { list, answered } => {
             let sql = "UPDATE link SET answered = ?1";
             tx.prepare_cached(sql)?.execute(params![answered])?;
@@ -209,41 +216,88 @@ pub fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<Done> {
             for seq in list {
                 delete.execute(params![seq.cast_signed()])?;
             }
-            changed(list.len(), vec![])
+            Ok(changed(list.len(), vec![]))
         }
         Op::Heard(heard) => {
             let sql = "INSERT INTO silence (trigger, heard, fired) VALUES (?1, ?2, ?3)
                        ON CONFLICT DO UPDATE SET heard = excluded.heard, fired = excluded.fired";
             let row = params![heard.trigger, heard.at, heard.fired];
-            changed(tx.prepare_cached(sql)?.execute(row)?, vec![])
+            Ok(changed(tx.prepare_cached(sql)?.execute(row)?, vec![]))
         }
-        Op::Post(message) => changed(1, post_all(tx, std::slice::from_ref(message))?),
-        Op::Prune(retention) => prune(tx, retention).map(Done::Pruned),
+        Op::Post(message) => Ok(changed(
+            1,
+            post_all(tx, state, std::slice::from_ref(message))?,
+        )),
+        Op::Prune(retention) => prune(tx, state, retention).map(Done::Pruned),
         Op::Removed(units) => {
             let mut delete = tx.prepare_cached("DELETE FROM released WHERE unit = ?1")?;
             for unit in units {
                 delete.execute(params![unit])?;
             }
-            changed(units.len(), vec![])
+            Ok(changed(units.len(), vec![]))
         }
         Op::Release { unit, force } => {
-            let sql = "SELECT seq FROM unit
-                       WHERE id = ?1 AND (?2 OR state NOT IN ('pending', 'running'))";
-            let mut query = tx.prepare_cached(sql)?;
-            let seq: Option<i64> = query
-                .query_row(params![unit, force], |row| row.get(0))
-                .optional()?;
-            if let Some(seq) = seq {
-                delete_unit(tx, seq)?;
+            let wanted = match force {
+                true => Change::ForceRelease,
+                false => Change::Release,
+            };
+            match decide(tx, unit, wanted)? {
+                Decision::Changes(seq, _) => {
+                    delete_unit(tx, seq)?;
+                    Ok(changed(1, vec![]))
+                }
+                Decision::Stays(done) => Ok(done),
             }
-            changed(seq.into_iter().count(), vec![])
         }
     }
 }
 
-fn changed(rows: usize, queued: Vec<Queued>) -> rusqlite::Result<Done> {
-    Ok(Done::Changed {
+/// What the table of states says of a change.
+enum Decision {
+    /// The unit with this number changes.
+    Changes(i64, Next),
+    /// Nothing changes.
+    Stays(Done),
+}
+
+/// Asks the table of states what `change` makes of `unit`.
+fn decide(tx: &Connection, unit: &str, change: Change) -> rusqlite::Result<Decision> {
+    let sql = "SELECT seq, state, started IS NOT NULL FROM unit WHERE id = ?1";
+    let row = |row: &Row<'_>| Ok((row.get(0)?, read_state(row, 1)?, row.get(2)?));
+    let mut query = tx.prepare_cached(sql)?;
+    let found: Option<(i64, State, bool)> = query.query_row(params![unit], row).optional()?;
+    let Some((seq, state, begun)) = found else {
+        // It was released.
+        return Ok(Decision::Stays(changed(0, vec![])));
+    };
+    Ok(match Stage::of(state, begun).on(change) {
+        Ok(Next::TooLate) => Decision::Stays(changed(0, vec![])),
+        Ok(next) => Decision::Changes(seq, next),
+        Err(change) => Decision::Stays(Done::Illegal {
+            unit: unit.to_owned(),
+            change,
+        }),
+    })
+}
+
+/// Carries out `change` on `unit` by `write`, which gets the unit's number and its next stage and
+/// returns the statuses that wait.
+fn change(
+    tx: &Connection,
+    unit: &str,
+    change: Change,
+    write: impl FnOnce(i64, Stage) -> rusqlite::Result<Vec<Queued>>,
+) -> rusqlite::Result<Done> {
+    match decide(tx, unit, change)? {
+        Decision::Changes(seq, Next::Stage(next)) => Ok(changed(1, write(seq, next)?)),
+        Decision::Changes(..) => Ok(changed(0, vec![])),
+        Decision::Stays(done) => Ok(done),
+    }
+}
+
+const fn changed(rows: usize, queued: Vec<Queued>) -> Done {
+    Done::Changed {
         applied: rows > 0,
         queued,
-    })
+    }
 }

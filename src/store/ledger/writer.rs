@@ -14,8 +14,9 @@ use crate::error::{Error, Kind, Result};
 use crate::os::logging::STACK;
 use crate::store::ledger::place::{Found, Place};
 use crate::store::ledger::schema::Depth;
+use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Op, apply};
-use crate::store::ledger::{file, schema};
+use crate::store::ledger::{Reader, file, schema};
 
 /// Number of operations in one transaction before no more are added to it. With more, a sync is
 /// shared by more of them, and the first ones wait longer for their acknowledgement.
@@ -63,19 +64,21 @@ pub struct Ledger<T> {
 }
 
 impl<T: OnDisk + Send + 'static> Ledger<T> {
-    /// Opens or creates the ledger in folder `pipeline` and starts its thread.
+    /// Opens or creates the ledger in folder `pipeline`, starts its thread, and opens the ledger for
+    /// reading as well.
     ///
     /// # Errors
     /// When it is damaged or cannot be created (73) or is newer (78); it is then untouched.
-    pub fn open(pipeline: &Path) -> Result<Self> {
+    pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
         let path = file(pipeline);
         if path.exists() {
             schema::check(&path, Depth::Pages)?;
         }
         let mut writer = Writer {
             connection: schema::connect(&path, true)?,
+            state: WriterState::default(),
             place: Place::of(&path),
-            path,
+            path: path.clone(),
             refills: true,
             shrinks: false,
         };
@@ -87,6 +90,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .name("ledger".into())
             .stack_size(STACK)
             .spawn(move || {
+                writer.fill_log();
                 if writer.write(&op_rx, &committed_tx, &counter) {
                     writer.close();
                 }
@@ -94,12 +98,13 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
                 drop(committed_tx);
             })
             .map_err(|e| Error::state(&e, format!("start the ledger's thread: {e}")))?;
-        Ok(Self {
+        let ledger = Self {
             submitted: Vec::new(),
             ops,
             attempts,
             committed,
-        })
+        };
+        Ok((ledger, Reader::of_writer(&path)?))
     }
 
     /// Hands over an operation; [`Ledger::committed`] brings `then` back once it is on disk.
@@ -165,6 +170,7 @@ impl<T> Ledger<T> {
 /// What the thread works with.
 struct Writer {
     connection: Connection,
+    state: WriterState,
     path: PathBuf,
     place: Place,
     /// Whether the log is given its size again when somebody has cut it off.
@@ -192,13 +198,16 @@ impl Writer {
             // A log that was cut off must not be written to; and what nobody would find is not
             // to be told of.
             let done = self.still_there().and_then(|()| {
-                let done = commit_until_done(&self.connection, &batch, attempts)?;
+                let done = self.commit_until_done(&batch, attempts)?;
                 self.still_there().map(|()| done)
             });
             match done {
                 Ok(done) => {
                     for (done, (_, then)) in done.iter().zip(&batch) {
                         then.on_disk(done);
+                        if let Done::Illegal { unit, change } = done {
+                            error!(TAEL_UNIT = unit, "{change}; it stays as it is");
+                        }
                     }
                     for (done, (_, then)) in done.into_iter().zip(batch) {
                         // Nobody listens any more when the client is on its way out.
@@ -212,6 +221,50 @@ impl Writer {
             }
         }
         true
+    }
+
+    /// Commits `batch`, as often as it takes while the disk is full or failing: whatever is not
+    /// committed is not acknowledged either, so nothing is lost by waiting.
+    fn commit_until_done<T>(
+        &mut self,
+        batch: &[(Op, T)],
+        attempts: &AtomicU64,
+    ) -> Result<Vec<Done>, Fault> {
+        let mut failing = false;
+        loop {
+            attempts.fetch_add(1, Ordering::Relaxed);
+            let done = commit(&self.connection, &mut self.state, batch);
+            attempts.fetch_add(1, Ordering::Relaxed);
+            match done {
+                Ok(done) => {
+                    if failing {
+                        info!("the ledger can be written again");
+                    }
+                    return Ok(done);
+                }
+                Err(e) if passes(&e) => {
+                    if !failing {
+                        failing = true;
+                        error!(
+                            "cannot write to the ledger: {e}; events wait until it can be written"
+                        );
+                    }
+                    thread::sleep(RETRY);
+                }
+                Err(e) => {
+                    let cause = format!("write to the ledger: {e}");
+                    return Err(Fault(Error::new(lasting(&e), cause)));
+                }
+            }
+        }
+    }
+
+    /// Gives the log its size, if it is not that large. Without it commits take longer, and that is
+    /// all.
+    fn fill_log(&mut self) {
+        if self.place.look() == Found::CopiedLog {
+            self.refills = schema::fill_wal(&mut self.connection, &self.path).is_ok();
+        }
     }
 
     /// The next operations; while there are none, free pages go back to the file system.
@@ -266,9 +319,9 @@ impl Writer {
         let path = match self.place.look() {
             Found::Intact => return Ok(()),
             Found::CopiedLog => {
-                // Without its size commits take longer, and that is all.
-                self.refills =
-                    self.refills && schema::fill_wal(&mut self.connection, &self.path).is_ok();
+                if self.refills {
+                    self.fill_log();
+                }
                 return Ok(());
             }
             Found::Lost(path) => path,
@@ -281,52 +334,25 @@ impl Writer {
     }
 }
 
-/// Commits `batch`, as often as it takes while the disk is full or failing: whatever is not
-/// committed is not acknowledged either, so nothing is lost by waiting.
-fn commit_until_done<T>(
-    connection: &Connection,
-    batch: &[(Op, T)],
-    attempts: &AtomicU64,
-) -> Result<Vec<Done>, Fault> {
-    let mut failing = false;
-    loop {
-        attempts.fetch_add(1, Ordering::Relaxed);
-        let done = commit(connection, batch);
-        attempts.fetch_add(1, Ordering::Relaxed);
-        match done {
-            Ok(done) => {
-                if failing {
-                    info!("the ledger can be written again");
-                }
-                return Ok(done);
-            }
-            Err(e) if passes(&e) => {
-                if !failing {
-                    failing = true;
-                    error!("cannot write to the ledger: {e}; events wait until it can be written");
-                }
-                thread::sleep(RETRY);
-            }
-            Err(e) => {
-                let cause = format!("write to the ledger: {e}");
-                return Err(Fault(Error::new(lasting(&e), cause)));
-            }
-        }
-    }
-}
-
 /// Carries out `batch` in one transaction. Its statements stay prepared: to parse BEGIN and COMMIT
 /// costs as much as to insert a row.
-fn commit<T>(connection: &Connection, batch: &[(Op, T)]) -> rusqlite::Result<Vec<Done>> {
+pub(super) fn commit<T>(
+    connection: &Connection,
+    state: &mut WriterState,
+    batch: &[(Op, T)],
+) -> rusqlite::Result<Vec<Done>> {
     connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let done = batch.iter().map(|(op, _)| apply(connection, op));
+    let done = batch.iter().map(|(op, _)| apply(connection, state, op));
     let done = done.collect::<rusqlite::Result<Vec<_>>>().and_then(|done| {
         connection.prepare_cached("COMMIT")?.execute([])?;
         Ok(done)
     });
     // Some errors have rolled it back already (sqlite.org/lang_transaction.html, section 3).
-    if done.is_err() && !connection.is_autocommit() {
-        connection.execute_batch("ROLLBACK")?;
+    if done.is_err() {
+        state.rolled_back();
+        if !connection.is_autocommit() {
+            connection.execute_batch("ROLLBACK")?;
+        }
     }
     done
 }

@@ -38,13 +38,13 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
         "unit": unit.id,
         "state": state.name(),
         "pipeline": who,
-        "trigger": unit.trigger,
+        "trigger": unit.lane(),
         "event": unit.event,
         "topic": unit.topic,
         "reason": unit.reason,
         "attempt": unit.attempt,
         "retry_of": unit.retry_of,
-        "command": unit.command,
+        "command": unit.spec.command.text(),
         "age": seconds((now - record.accepted).max(0)),
         "accepted": seconds(record.accepted),
         "started": started.map(seconds),
@@ -56,6 +56,7 @@ fn report(who: &str, pipeline: &Path, record: &Record) -> Result<Value> {
         "dropped_stdout": outcome.as_ref().map(|o| o.dropped[0]),
         "dropped_stderr": outcome.as_ref().map(|o| o.dropped[1]),
         "note": record.note,
+        "reply_to": unit.reply.as_ref().map(|reply| &reply.topic),
         "folder": UnitDir::new(pipeline, &unit.id).path().to_string_lossy(),
     }))
 }
@@ -132,7 +133,7 @@ pub(super) fn list(scope: &Scope, json: bool) -> Result<ExitCode> {
         };
         let mut seq = 0;
         loop {
-            let reports = reader.page(seq, false).and_then(|page| {
+            let reports = reader.page(seq).and_then(|page| {
                 seq = page.last().map_or(seq, |last| last.seq);
                 let reports = page.iter().map(|record| report(&who, &pipeline, record));
                 reports.collect::<Result<Vec<_>>>()

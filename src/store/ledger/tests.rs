@@ -1,0 +1,386 @@
+//! What the ledger does as a whole: pages that a commit writes, changes that it refuses, and what it
+//! reads back.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::model::command::Command;
+use crate::model::message::{Message, Properties, Qos, Route};
+use crate::model::spec::Spec;
+use crate::model::state::{Change, Stage};
+use crate::model::unit::{End, Outcome, ReplyAddress, State, Unit};
+use crate::store::ledger::state::WriterState;
+use crate::store::ledger::writer::commit;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    connection: Connection,
+    state: WriterState,
+    spec: Arc<Spec>,
+    events: u32,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        Self {
+            connection: schema::connect(&file(dir.path()), true).expect("ledger"),
+            dir,
+            state: WriterState::default(),
+            spec: Arc::new(Spec::new("seq", Command::direct("true").expect("command"))),
+            events: 0,
+        }
+    }
+
+    fn commit(&mut self, ops: Vec<Op>) -> Vec<Done> {
+        let batch: Vec<(Op, ())> = ops.into_iter().map(|op| (op, ())).collect();
+        commit(&mut self.connection, &mut self.state, &batch).expect("commit")
+    }
+
+    fn one(&mut self, op: Op) -> Done {
+        self.commit(vec![op]).remove(0)
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::open(self.dir.path()).expect("reader")
+    }
+
+    fn unit(&mut self, payload: usize) -> Unit {
+        self.events += 1;
+        let n = self.events;
+        Unit {
+            id: format!("01KA00000000000000000U{n:04}"),
+            spec: Arc::clone(&self.spec),
+            event: format!("01KA00000000000000000E{n:04}"),
+            topic: "lab/seq/status".into(),
+            reason: "lab/seq/status finished".into(),
+            hops: 0,
+            traceparent: None,
+            attempt: 1,
+            retry_of: None,
+            due: 0,
+            variables: vec![
+                ("ATTR_STATUS".into(), "finished".into()),
+                ("ATTR_SAMPLE".into(), "S1".into()),
+            ],
+            passthrough: serde_json::Map::new(),
+            payload: Some(vec![b'x'; payload].into()),
+            reply: None,
+        }
+    }
+
+    /// An event that `unit` answers, which starts at once; `sender` says whether it came with an id.
+    fn accept(&self, unit: &Unit, start: bool, sender: bool) -> Op {
+        let mut digest = [0; 32];
+        // As a real one, it is far from that of the event before.
+        let spread = self.events.wrapping_mul(0x9e37_79b9).to_be_bytes();
+        digest[..4].copy_from_slice(&spread);
+        Op::Accept {
+            key: EventKey {
+                id: unit.event.clone(),
+                sender: sender.then(|| unit.event.clone()),
+                digest,
+                packet: u16::try_from(self.events).expect("packet"),
+                again: None,
+                replay: false,
+                request: false,
+            },
+            topic: unit.topic.clone(),
+            at: i64::from(self.events),
+            boot: "33da3343-b3d7-4867-a01a-54ab301797cc".into(),
+            parts: vec![Part::Run {
+                unit: Arc::new(unit.clone()),
+                start,
+                retained: false,
+            }],
+        }
+    }
+
+    fn status() -> Message {
+        Message {
+            topic: "lab/infrastructure/pipelines/seq/status".into(),
+            payload: vec![b'x'; 120].into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: Properties {
+                user: vec![("tael-id".into(), "01KA000000000000000000000I".into())],
+                ..Properties::default()
+            },
+        }
+    }
+
+    fn settle(&self, unit: &Unit) -> Op {
+        let outcome = Outcome {
+            end: End::Exited(0),
+            ..Outcome::interrupted(1)
+        };
+        Op::Settle {
+            unit: unit.id.clone(),
+            state: State::Succeeded,
+            outcome: Some(outcome),
+            at: i64::from(self.events),
+            note: None,
+            statuses: vec![Self::status(), Self::status()],
+            retry: None,
+        }
+    }
+
+    /// Pages in the log, from its index (sqlite.org/walformat.html, section 2).
+    fn frames(&self) -> u32 {
+        let index: PathBuf = self.dir.path().join("ledger.db-shm");
+        let mut number = [0; 4];
+        let index = File::open(index).expect("index");
+        index.read_exact_at(&mut number, 16).expect("header");
+        u32::from_ne_bytes(number)
+    }
+
+    /// Pages that the commit of `op` writes.
+    fn cost(&mut self, op: Op) -> u32 {
+        let before = self.frames();
+        self.one(op);
+        // A commit that makes a full log begin anew is not asked for by the callers.
+        self.frames() - before
+    }
+}
+
+/// The usual number of pages, and the most.
+fn usual(mut costs: Vec<u32>) -> (u32, u32) {
+    costs.sort_unstable();
+    (costs[costs.len() / 2], costs[costs.len() - 1])
+}
+
+#[test]
+fn the_commits_of_an_event_write_few_pages() {
+    for sender in [true, false] {
+        let mut ledger = Fixture::new();
+        let (mut accepted, mut settled, mut sent) = (vec![], vec![], vec![]);
+        for n in 0..200u64 {
+            let checkpoint = "PRAGMA wal_checkpoint(PASSIVE)";
+            let copied = ledger.connection.query_row(checkpoint, [], |_| Ok(()));
+            copied.expect("checkpoint");
+            // The next writer begins the log anew.
+            ledger
+                .connection
+                .execute_batch("UPDATE link SET answered = 1")
+                .expect("begin");
+            let unit = ledger.unit(60);
+            let op = ledger.accept(&unit, true, sender);
+            accepted.push(ledger.cost(op));
+            let op = ledger.settle(&unit);
+            settled.push(ledger.cost(op));
+            sent.push(ledger.cost(Op::Sent {
+                list: vec![2 * n + 1, 2 * n + 2],
+                answered: 1,
+            }));
+        }
+        // What the identifier carried is one more, if only that tells the message from others.
+        let evidence = u32::from(!sender);
+        let (usual_accept, most_accept) = usual(accepted);
+        assert!(
+            usual_accept <= 5 + evidence,
+            "{usual_accept} pages to accept and start"
+        );
+        assert!(most_accept <= 14, "{most_accept} pages at most");
+        let (usual_settle, most_settle) = usual(settled);
+        assert!(usual_settle <= 4, "{usual_settle} pages to settle");
+        assert!(most_settle <= 9, "{most_settle} pages at most");
+        assert!(usual(sent).0 <= 2, "pages to note that statuses were sent");
+    }
+}
+
+#[test]
+fn an_illegal_change_changes_nothing() {
+    let mut ledger = Fixture::new();
+    let unit = ledger.unit(10);
+    let op = ledger.accept(&unit, true, true);
+    ledger.one(op);
+    let settle = ledger.settle(&unit);
+    assert!(matches!(
+        ledger.one(settle.clone()),
+        Done::Changed { applied: true, .. }
+    ));
+    let before = ledger.reader().unit(&unit.id).expect("read");
+    let illegal = |change| Done::Illegal {
+        unit: unit.id.clone(),
+        change: crate::model::state::IllegalChange {
+            stage: Stage::Succeeded,
+            change,
+        },
+    };
+    assert_eq!(ledger.one(settle), illegal(Change::End(State::Succeeded)));
+    let back = Op::Unstart {
+        unit: unit.id.clone(),
+    };
+    assert_eq!(ledger.one(back), illegal(Change::TakeBack));
+    let started = Op::Started {
+        unit: unit.id.clone(),
+        at: 1,
+        status: Fixture::status(),
+    };
+    assert_eq!(ledger.one(started), illegal(Change::Begin));
+    assert_eq!(ledger.reader().unit(&unit.id).expect("read"), before);
+    assert_eq!(
+        ledger.reader().waiting_messages(),
+        Ok(2),
+        "of the first end"
+    );
+}
+
+#[test]
+fn a_unit_is_read_with_what_it_carries() {
+    let mut ledger = Fixture::new();
+    let reply = ReplyAddress {
+        route: Route::Broker,
+        topic: "lab/infrastructure/reply".into(),
+        correlation: Some(vec![0xff].into()),
+        request: Some("R1".into()),
+    };
+    // One payload lies in the row, the other one in a table.
+    for payload in [0, 60, 5000] {
+        let unit = Unit {
+            reply: Some(reply.clone()),
+            ..ledger.unit(payload)
+        };
+        let op = ledger.accept(&unit, false, true);
+        ledger.one(op);
+        let reader = ledger.reader();
+        let read = reader.unit(&unit.id).expect("read").expect("unit");
+        let bytes = unit.payload.clone().unwrap_or_default();
+        assert_eq!(reader.payload(&unit.id), Ok(Some(bytes)));
+        assert_eq!(
+            read.unit,
+            Unit {
+                payload: None,
+                ..unit
+            }
+        );
+        assert_eq!(read.state, State::Pending);
+    }
+    assert_eq!(ledger.reader().waiting_bytes(), Ok(5060));
+    let specs = "SELECT count(*) FROM spec";
+    let count = ledger
+        .connection
+        .query_row(specs, [], |row| row.get::<_, i64>(0));
+    assert_eq!(count, Ok(1), "stored once");
+}
+
+#[test]
+fn a_unit_carries_what_it_started_with() {
+    let mut ledger = Fixture::new();
+    let unit = ledger.unit(10);
+    let op = ledger.accept(&unit, false, true);
+    ledger.one(op);
+    let other = Spec::new("seq", Command::direct("false").expect("command"));
+    ledger.one(Op::Start {
+        unit: unit.id.clone(),
+        spec: Arc::new(other.clone()),
+        boot: "boot".into(),
+    });
+    let read = ledger.reader().unit(&unit.id).expect("read").expect("unit");
+    assert_eq!((read.state, &*read.unit.spec), (State::Running, &other));
+}
+
+#[test]
+fn a_transaction_that_failed_leaves_no_number_of_a_spec_behind() {
+    let mut ledger = Fixture::new();
+    let unit = ledger.unit(10);
+    let accept = ledger.accept(&unit, false, true);
+    // The same unit cannot come twice.
+    let twice = Unit {
+        event: "other".into(),
+        ..unit.clone()
+    };
+    let twice = ledger.accept(&twice, false, true);
+    let batch = [(accept.clone(), ()), (twice, ())];
+    commit(&mut ledger.connection, &mut ledger.state, &batch).expect_err("it is there");
+    ledger.one(accept);
+    let read = ledger.reader().unit(&unit.id).expect("read").expect("unit");
+    assert_eq!(read.unit.spec, ledger.spec);
+}
+
+#[test]
+fn numbers_of_messages_are_not_used_again_while_the_client_runs() {
+    let mut ledger = Fixture::new();
+    let mut post = |ledger: &mut Fixture| match ledger.one(Op::Post(Fixture::status())) {
+        Done::Changed { queued, .. } => queued[0].seq,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(post(&mut ledger), 1);
+    ledger.one(Op::Sent {
+        list: vec![1],
+        answered: 0,
+    });
+    assert_eq!(post(&mut ledger), 2);
+    // Somebody else has written to the table.
+    let sql = "INSERT INTO outbox (seq, topic, payload, qos, retain, properties)
+               VALUES (9, 'x', x'', 1, 0, '[]')";
+    ledger.connection.execute_batch(sql).expect("insert");
+    assert_eq!(post(&mut ledger), 10);
+}
+
+#[test]
+fn ids_that_no_unit_has_are_found() {
+    let mut ledger = Fixture::new();
+    for _ in 0..3 {
+        let unit = ledger.unit(10);
+        let op = ledger.accept(&unit, false, true);
+        ledger.one(op);
+    }
+    let ids = |list: &[&str]| -> Vec<String> { list.iter().map(|id| (*id).to_owned()).collect() };
+    let known = "01KA00000000000000000U0002";
+    let all = ids(&["0", known, "01KA00000000000000000U00025", "1"]);
+    assert_eq!(
+        ledger.reader().unknown(&all),
+        Ok(vec![&*all[0], &*all[2], &*all[3]])
+    );
+    assert_eq!(ledger.reader().unknown(&[]), Ok(vec![]));
+    assert_eq!(ledger.reader().unknown(&ids(&[known])), Ok(vec![]));
+}
+
+/// What answers a question that the client asks while it starts, or for each event.
+#[test]
+fn no_question_of_the_start_reads_all_units_or_events() {
+    let ledger = Fixture::new();
+    let plan = |sql: &str| -> String {
+        let sql = format!("EXPLAIN QUERY PLAN {sql}");
+        let mut query = ledger.connection.prepare(&sql).expect("plan");
+        let parameters: Vec<i64> = vec![1; query.parameter_count()];
+        let lines = query.query_map(rusqlite::params_from_iter(parameters), |row| row.get(3));
+        let lines: rusqlite::Result<Vec<String>> = lines.expect("plan").collect();
+        lines.expect("plan").join("; ")
+    };
+    for (sql, index) in [
+        (
+            "SELECT seq FROM unit WHERE ended IS NULL AND state = ?1 AND seq > ?2 ORDER BY seq",
+            "unit_live",
+        ),
+        (
+            "SELECT state, count(*) FROM unit WHERE ended IS NULL GROUP BY state",
+            "unit_live",
+        ),
+        (
+            "SELECT state, count(*) FROM unit WHERE ended IS NOT NULL GROUP BY state",
+            "unit_ended",
+        ),
+        (
+            "SELECT seq FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
+             ORDER BY ended DESC, seq DESC LIMIT 1",
+            "unit_ended",
+        ),
+        (
+            "SELECT max(sender) FROM event WHERE sender >= ?1 AND sender < ?2",
+            "event_sender",
+        ),
+    ] {
+        let plan = plan(sql);
+        assert!(
+            plan.contains(index) && !plan.contains("ORDER BY"),
+            "{sql}: {plan}"
+        );
+    }
+}
