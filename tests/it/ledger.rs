@@ -515,3 +515,161 @@ fn a_full_client_that_is_paused_resumes_at_a_reload() {
     wait_until("all have run", || world.lines("runs").len() >= 300);
     client.stop();
 }
+
+/// The unit of the fixture that was running, and two that waited.
+const RUNNING: &str = "01M8BB9R880VTQMSEEQMP28H0J";
+const WAITING: [&str; 2] = ["01M8BB9R8JP3TJCYY3ZHNZHHH3", "01M8BB9R8QVP2W24SVTNWGHMZH"];
+
+fn unit(world: &World, id: &str) -> Value {
+    let all = units(world);
+    let found = all.iter().find(|unit| unit["unit"] == id);
+    found.expect("unit").clone()
+}
+
+#[test]
+fn a_ledger_of_the_seventh_version_becomes_a_new_one_while_its_run_goes_on() {
+    let world = World::new();
+    drop(old_ledger(&world, include_str!("fixtures/ledger-v7.sql")));
+    // A runner has the unit.
+    let folder = home(&world).join("units").join(RUNNING);
+    fs::create_dir_all(&folder).expect("folder");
+    let record = folder.join("outcome");
+    fs::write(&record, format!("begun {RUNNING}\n")).expect("record");
+    for stream in ["stdout", "stderr"] {
+        fs::write(folder.join(stream), "").expect("stream");
+    }
+    let runner = tael::os::lock::Lock::acquire(&record).expect("lock");
+    let ears = world.ears(&["lab/#"]);
+    let run = r#"echo "$ATTR_N $(cat)" >>"$OUT/runs""#;
+    let config = world.path("p.toml");
+    let kept = "[[trigger]]\nname = \"kept\"\ntopic = \"lab/kept/status\"\ncommand = \"true\"\n\
+                retained = \"accept\"\n";
+    let seq = format!("[[trigger]]\nname = \"seq\"\ntopic = \"{SEQ}\"\ncommand = '''{run}'''\n");
+    fs::write(&config, format!("{kept}{seq}")).expect("config");
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "p", "--root", "lab", "--config"])
+        .arg(&config);
+    let client = world.online("p", command);
+    let told = ears.wait("the old status", |m| {
+        m.properties["tael-id"] == "01M8BB9SMG89N0Z6P6TB33PXPF"
+    });
+    assert_eq!(told.payload["return_code"], 0);
+    assert_eq!(unit(&world, RUNNING)["state"], "running");
+    for waiting in WAITING {
+        assert_eq!(
+            unit(&world, waiting)["state"],
+            "pending",
+            "its lane has one job"
+        );
+    }
+    // What had run has run, by its id, by what the topic said last, and by its packet identifier.
+    let again = r#"{"user":"root","status":"finished","n":"bad","code":"3","ts":1795677281}"#;
+    world.publish(SEQ, again, &[("tael-id", "01M8BB9Q7JT4N40DSJACKJ3Y9V")]);
+    world.wait_report("p", "/events/duplicate", 1);
+    let outcome = r#"{"end":{"exited":0},"stopped":null,"started_ms":4102444882575,"elapsed_us":1,"max_rss_kib":1,"cpu_us":1,"dropped_stdout":0,"dropped_stderr":0,"remains":null}"#;
+    fs::write(
+        &record,
+        format!("begun {RUNNING}\nended {RUNNING} {outcome}\n"),
+    )
+    .expect("record");
+    drop(runner);
+    wait_until("all have run", || world.lines("runs").len() == 2);
+    booked(&world, 8);
+    let runs = world.lines("runs");
+    let waiting =
+        r#"waiting {"user":"root","status":"finished","n":"waiting","code":"0","ts":1795677282}"#;
+    assert_eq!(
+        runs,
+        [
+            waiting,
+            r#"plain {"status":"finished","n":"plain","code":"0"}"#
+        ]
+    );
+    assert_eq!(unit(&world, RUNNING)["state"], "succeeded");
+    client.stop();
+    let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
+    let packets: Vec<i64> = {
+        let mut query = db
+            .prepare("SELECT packet FROM mqtt_packet ORDER BY packet")
+            .expect("query");
+        let rows = query.query_map([], |row| row.get(0)).expect("rows");
+        rows.collect::<Result<_, _>>().expect("packets")
+    };
+    // The sender of the message above has taken the place of one.
+    assert!(
+        packets.iter().all(|packet| [4, 5, 9].contains(packet)),
+        "{packets:?}"
+    );
+    let retained = "SELECT count(*) FROM retained WHERE trigger = 'kept'";
+    let count = db.query_row(retained, [], |row| row.get::<_, i64>(0));
+    assert_eq!(count.expect("count"), 1);
+}
+
+#[test]
+fn a_unit_whose_trigger_is_gone_runs_by_what_it_carries() {
+    let world = World::new();
+    let config = world.path("p.toml");
+    let start = || {
+        let mut command = world.command("tael-client");
+        command
+            .args(["--who", "p", "--root", "lab", "--config"])
+            .arg(&config);
+        world.online("p", command)
+    };
+    let other = "[[trigger]]\nname = \"other\"\ntopic = \"lab/other/status\"\ncommand = \"true\"\n";
+    let seq = |name: &str, word: &str| {
+        format!(
+            "{other}[[trigger]]\nname = \"{name}\"\ntopic = \"{SEQ}\"\nretries = 1\n\
+             retry-delay = \"0s\"\nenvprefix = \"X\"\n\
+             command = '''echo \"{word} $X_N $TAEL_ATTEMPT\" >>\"$OUT/runs\"; [ \"$X_N\" != 1 ]'''\n"
+        )
+    };
+    fs::write(&config, seq("seq", "old")).expect("config");
+    let client = start();
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    for n in ["1", "2"] {
+        world.message(SEQ, &[("status", "finished"), ("n", n)]);
+    }
+    waiting(&world, 2);
+    client.kill();
+    fs::write(&config, other).expect("config");
+    let client = start();
+    waiting(&world, 2);
+    assert_eq!(world.control(&["p", "resume"]).0, 0);
+    booked(&world, 3);
+    assert_eq!(world.lines("runs"), ["old 1 1", "old 2 1", "old 1 2"]);
+    client.stop();
+    // A retry, and what waits, follow a trigger that is there.
+    fs::write(&config, seq("seq", "corrected")).expect("config");
+    let client = start();
+    assert_eq!(world.control(&["p", "retry"]).0, 0);
+    wait_until("it runs", || world.lines("runs").len() == 4);
+    assert_eq!(world.lines("runs")[3], "corrected 1 3");
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    world.message(SEQ, &[("status", "finished"), ("n", "3")]);
+    waiting(&world, 1);
+    client.kill();
+    fs::write(&config, seq("seq", "newer")).expect("config");
+    let client = start();
+    assert_eq!(world.control(&["p", "resume"]).0, 0);
+    wait_until("it runs", || world.lines("runs").len() == 5);
+    assert_eq!(world.lines("runs")[4], "newer 3 1");
+    client.stop();
+}
+
+#[test]
+fn a_unit_of_an_earlier_version_whose_trigger_is_gone_says_why_it_does_not_run() {
+    let world = World::new();
+    drop(old_ledger(&world, include_str!("fixtures/ledger-v7.sql")));
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &["-t", "lab/other/status", "-c", "true"]);
+    ears.status("p", "falsestart");
+    booked(&world, 8);
+    let note = unit(&world, WAITING[0])["note"]
+        .as_str()
+        .expect("note")
+        .to_owned();
+    assert!(note.contains("no trigger 'seq' any more"), "{note}");
+    client.stop();
+}

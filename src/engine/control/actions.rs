@@ -204,6 +204,7 @@ impl Pipeline {
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
         again.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
         again.reply = request.reply.as_ref().map(ReplyTo::address);
+        again.spec = Arc::clone(self.config.triggers.spec_for(&record.unit.spec));
         let admission = Admission {
             key: request.key.clone(),
             topic: self.topics.control(),

@@ -57,7 +57,7 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
 }
 
 /// A shortage or a disturbance may have passed when the client is started again.
-fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
+pub(super) fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
     let kind = match cause.sqlite_error_code() {
         Some(
             ErrorCode::DiskFull

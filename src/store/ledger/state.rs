@@ -20,6 +20,20 @@ pub struct WriterState {
 }
 
 impl WriterState {
+    /// What the writer of a ledger that was just opened knows. A client reads the messages that an
+    /// earlier one has left, and so their numbers are not given again either.
+    ///
+    /// # Errors
+    /// As SQLite.
+    pub fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM outbox";
+        let message = connection.query_row(sql, [], |row| row.get(0))?;
+        Ok(Self {
+            spec: None,
+            message,
+        })
+    }
+
     /// Forgets what a transaction that was not committed has written.
     pub fn rolled_back(&mut self) {
         self.spec = None;

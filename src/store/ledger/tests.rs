@@ -28,8 +28,11 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
+        let connection = schema::connect(&file(dir.path()), true).expect("ledger");
+        let fast = "PRAGMA synchronous = OFF";
+        connection.execute_batch(fast).expect("pragma");
         Self {
-            connection: schema::connect(&file(dir.path()), true).expect("ledger"),
+            connection,
             dir,
             state: WriterState::default(),
             spec: Arc::new(Spec::new("seq", Command::direct("true").expect("command"))),
@@ -175,7 +178,7 @@ fn the_commits_of_an_event_write_few_pages() {
             settled.push(ledger.cost(op));
             sent.push(ledger.cost(Op::Sent {
                 list: vec![2 * n + 1, 2 * n + 2],
-                answered: 1,
+                answered: -1,
             }));
         }
         // What the identifier carried is one more, if only that tells the message from others.
@@ -306,7 +309,7 @@ fn a_transaction_that_failed_leaves_no_number_of_a_spec_behind() {
 #[test]
 fn numbers_of_messages_are_not_used_again_while_the_client_runs() {
     let mut ledger = Fixture::new();
-    let mut post = |ledger: &mut Fixture| match ledger.one(Op::Post(Fixture::status())) {
+    let post = |ledger: &mut Fixture| match ledger.one(Op::Post(Fixture::status())) {
         Done::Changed { queued, .. } => queued[0].seq,
         other => panic!("{other:?}"),
     };
@@ -321,6 +324,13 @@ fn numbers_of_messages_are_not_used_again_while_the_client_runs() {
                VALUES (9, 'x', x'', 1, 0, '[]')";
     ledger.connection.execute_batch(sql).expect("insert");
     assert_eq!(post(&mut ledger), 10);
+    // A client has read what it found, and published it.
+    ledger.state = WriterState::of(&ledger.connection).expect("state");
+    ledger
+        .connection
+        .execute_batch("DELETE FROM outbox")
+        .expect("delete");
+    assert_eq!(post(&mut ledger), 11);
 }
 
 #[test]
@@ -378,9 +388,8 @@ fn no_question_of_the_start_reads_all_units_or_events() {
         ),
     ] {
         let plan = plan(sql);
-        assert!(
-            plan.contains(index) && !plan.contains("ORDER BY"),
-            "{sql}: {plan}"
-        );
+        // Only runs that ended in the same millisecond are sorted.
+        let sorts = plan.contains("B-TREE FOR ORDER BY");
+        assert!(plan.contains(index) && !sorts, "{sql}: {plan}");
     }
 }

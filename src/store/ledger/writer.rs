@@ -74,9 +74,10 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         if path.exists() {
             schema::check(&path, Depth::Pages)?;
         }
+        let connection = schema::connect(&path, true)?;
         let mut writer = Writer {
-            connection: schema::connect(&path, true)?,
-            state: WriterState::default(),
+            state: WriterState::of(&connection).map_err(|e| schema::failed(&path, &e))?,
+            connection,
             place: Place::of(&path),
             path: path.clone(),
             refills: true,
