@@ -529,7 +529,10 @@ fn unit(world: &World, id: &str) -> Value {
 #[test]
 fn a_ledger_of_the_seventh_version_becomes_a_new_one_while_its_run_goes_on() {
     let world = World::new();
-    drop(old_ledger(&world, include_str!("fixtures/ledger-v7.sql")));
+    drop(old_ledger(
+        &world,
+        include_str!("../fixtures/ledger-v7.sql"),
+    ));
     // A runner has the unit.
     let folder = home(&world).join("units").join(RUNNING);
     fs::create_dir_all(&folder).expect("folder");
@@ -661,7 +664,10 @@ fn a_unit_whose_trigger_is_gone_runs_by_what_it_carries() {
 #[test]
 fn a_unit_of_an_earlier_version_whose_trigger_is_gone_says_why_it_does_not_run() {
     let world = World::new();
-    drop(old_ledger(&world, include_str!("fixtures/ledger-v7.sql")));
+    drop(old_ledger(
+        &world,
+        include_str!("../fixtures/ledger-v7.sql"),
+    ));
     let ears = world.ears(&["lab/#"]);
     let client = world.client("p", &["-t", "lab/other/status", "-c", "true"]);
     ears.status("p", "falsestart");
