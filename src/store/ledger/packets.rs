@@ -20,11 +20,7 @@ pub(super) fn last_accepted(
 }
 
 /// Remembers that the message of `key` was accepted `at` under its packet identifier.
-pub(super) fn remember_packet(
-    tx: &Connection,
-    key: &EventKey,
-    at: i64,
-) -> rusqlite::Result<()> {
+pub(super) fn remember_packet(tx: &Connection, key: &EventKey, at: i64) -> rusqlite::Result<()> {
     if key.packet == 0 {
         return Ok(());
     }

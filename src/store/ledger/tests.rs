@@ -42,7 +42,7 @@ impl Fixture {
 
     fn commit(&mut self, ops: Vec<Op>) -> Vec<Done> {
         let batch: Vec<(Op, ())> = ops.into_iter().map(|op| (op, ())).collect();
-        commit(&mut self.connection, &mut self.state, &batch).expect("commit")
+        commit(&self.connection, &mut self.state, &batch).expect("commit")
     }
 
     fn one(&mut self, op: Op) -> Done {
@@ -92,6 +92,7 @@ impl Fixture {
                 again: None,
                 replay: false,
                 request: false,
+                is_new: sender,
             },
             topic: unit.topic.clone(),
             at: i64::from(self.events),
@@ -300,7 +301,7 @@ fn a_transaction_that_failed_leaves_no_number_of_a_spec_behind() {
     };
     let twice = ledger.accept(&twice, false, true);
     let batch = [(accept.clone(), ()), (twice, ())];
-    commit(&mut ledger.connection, &mut ledger.state, &batch).expect_err("it is there");
+    commit(&ledger.connection, &mut ledger.state, &batch).expect_err("it is there");
     ledger.one(accept);
     let read = ledger.reader().unit(&unit.id).expect("read").expect("unit");
     assert_eq!(read.unit.spec, ledger.spec);
