@@ -19,6 +19,14 @@ const BRIEF: Duration = Duration::from_millis(2);
 /// A command that ends within this time needs no supervision except waiting and reading its output.
 const SHORT: Duration = Duration::from_millis(20);
 
+/// Delay between two reads of the output of a command that writes little at a time. Otherwise every
+/// line would wake the runner.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Number of bytes in one read from which the next one does not wait: the pipe, which holds 64 KiB
+/// (`pipe(7)`), would fill up and hold up the command.
+const FAST: usize = 32 * 1024;
+
 /// Interval between two reaps of orphans, and between two checks of a folder that cannot be
 /// watched.
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,6 +44,8 @@ pub(super) struct Run<'a> {
     /// Deadline of the run.
     limit: Option<Instant>,
     grace: Duration,
+    /// When to read the output again, if that waits for more.
+    gather: Option<Instant>,
 }
 
 impl<'a> Run<'a> {
@@ -55,6 +65,7 @@ impl<'a> Run<'a> {
             clock,
             limit: limit.and_then(|limit| clock.checked_add(limit)),
             grace: Duration::from_millis(job.grace),
+            gather: None,
         }
     }
 
@@ -113,13 +124,30 @@ impl<'a> Run<'a> {
     fn is_over_while_pumped(&mut self, time: Duration) -> bool {
         let until = self.before_limit(time);
         loop {
-            match self.running.wait(self.output.sources(), Some(until)) {
-                Ok(Woken::TimedOut) => return false,
-                Ok(Woken::Readable) if Instant::now() < until => self.output.pump(self.dir),
-                Ok(Woken::Readable) => return false,
+            match self.wait_and_read(until) {
+                Ok(Woken::Readable) if Instant::now() < until => {}
+                Ok(Woken::Readable | Woken::TimedOut) => return false,
                 Ok(Woken::Ended) | Err(_) => return true,
             }
         }
+    }
+
+    /// Waits for the end of the command, for its output, for a change of the folder, or until
+    /// `until`. Reads the output.
+    fn wait_and_read(&mut self, until: Instant) -> io::Result<Woken> {
+        let gather = self.gather.take();
+        let wake = gather.map_or(until, |at| at.min(until));
+        let sources = self.output.sources().filter(|_| gather.is_none());
+        let others = sources.chain(self.dir.changes());
+        Ok(match self.running.wait(others, Some(wake))? {
+            Woken::TimedOut if gather.is_none_or(|at| at > until) => Woken::TimedOut,
+            Woken::TimedOut | Woken::Readable => {
+                let bytes = self.output.pump(self.dir);
+                self.gather = (1..FAST).contains(&bytes).then(|| Instant::now() + GATHER);
+                Woken::Readable
+            }
+            Woken::Ended => Woken::Ended,
+        })
     }
 
     fn before_limit(&self, time: Duration) -> Instant {
@@ -148,11 +176,9 @@ impl<'a> Run<'a> {
                 look = Instant::now() + LOOK;
             }
             let until = self.limit.map_or(look, |limit| limit.min(look));
-            let others = self.output.sources().chain(self.dir.changes());
-            match self.running.wait(others, Some(until)) {
+            match self.wait_and_read(until) {
                 Ok(Woken::Ended) | Err(_) => return None,
-                Ok(Woken::Readable) => self.output.pump(self.dir),
-                Ok(Woken::TimedOut) => {}
+                Ok(Woken::Readable | Woken::TimedOut) => {}
             }
         }
     }

@@ -430,6 +430,31 @@ fn a_flood_is_bounded_while_it_lasts_and_ends_at_its_time() {
 }
 
 #[test]
+fn a_command_that_writes_often_wakes_its_supervisor_seldom() {
+    const LINES: usize = 20_000;
+    let mut runner = Runner::start();
+    let command = format!("n=0; while [ $n -lt {LINES} ]; do echo line; n=$((n + 1)); done");
+    let status = format!("/proc/{}/status", runner.child.id());
+    let switches = || -> u64 {
+        let status = fs::read_to_string(&status).expect("status");
+        let count = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.expect("line").trim().parse().expect("number")
+    };
+    let unit = runner.prepare(&job("u1", &command), b"");
+    let before = switches();
+    let told = runner.ended();
+    runner.hears("idle");
+    let woken = switches() - before;
+    assert_eq!(text(&unit, Stream::Stdout), "line\n".repeat(LINES));
+    // Every 5 ms, and around the start and the end.
+    let most = told["elapsed_us"].as_u64().expect("number") / 5000 + 50;
+    assert!(woken <= most, "{woken} times, not {most}: {told}");
+    runner.leaves();
+}
+
+#[test]
 fn a_program_that_is_being_written_is_waited_for() {
     let mut runner = Runner::start();
     let program = runner.path("program");

@@ -81,11 +81,16 @@ impl Output {
         self.sources().next().is_some()
     }
 
-    /// Moves the bytes in the pipes into the files of `dir`.
-    pub fn pump(&mut self, dir: &mut LockedDir) {
+    /// Moves the bytes in the pipes into the files of `dir`, and returns their number.
+    pub fn pump(&mut self, dir: &mut LockedDir) -> usize {
+        let mut moved = 0;
         for (source, sink) in self.sources.iter_mut().zip(&mut self.sinks) {
-            source.drain(&mut self.buffer, |bytes| sink.put(dir, bytes));
+            source.drain(&mut self.buffer, |bytes| {
+                moved += bytes.len();
+                sink.put(dir, bytes);
+            });
         }
+        moved
     }
 
     /// Takes the rest when the command has ended, and brings the files into their last form.

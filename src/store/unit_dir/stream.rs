@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::libc::O_NOFOLLOW;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 /// Mode of the files in a unit's folder.
 pub(super) const MODE: u32 = 0o600;
@@ -59,7 +59,8 @@ impl StreamFiles {
             None => {
                 let mut options = OpenOptions::new();
                 options.append(true).create(true);
-                options.mode(MODE).custom_flags(O_NOFOLLOW);
+                // A pipe that somebody has put there must not hold up the runner.
+                options.mode(MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK);
                 options.open(folder.join(stream.file()))?
             }
         };
