@@ -18,7 +18,7 @@ pub enum Command {
     /// Program and arguments, without a shell.
     #[serde(rename = "argv")]
     Direct(Vec<String>),
-    /// Text only: an earlier version has recorded no more. It cannot be run.
+    /// Only the text, from an earlier version. It cannot be run.
     #[serde(rename = "text")]
     Recorded(String),
 }

@@ -1,5 +1,5 @@
-//! How a run ended; and the line of JSON that says so in the unit's folder, in the ledger, and from
-//! the runner to the client.
+//! Ends of runs, and their line of JSON in the folder of the unit, in the ledger, and from the
+//! runner to the client.
 
 use std::fmt;
 
@@ -14,17 +14,17 @@ pub enum End {
     Exited(i32),
     /// The command was killed by this signal.
     Signaled(i32),
-    /// The command could not be started at all.
+    /// The command could not be started.
     NotStarted(String),
-    /// The run vanished, with its host or its runner, and nobody saw how it ended.
+    /// The run vanished with its host or its runner, so that its end is unknown.
     Interrupted,
 }
 
 impl End {
-    /// The code a shell would show: the exit code, or 128 plus the signal. A run that
-    /// vanished counts as killed (137), one that never was has none.
+    /// Returns the code that a shell would show: the exit code, or 128 plus the signal. A run that
+    /// vanished counts as killed (137). A command that never started has none.
     ///
-    /// Source: POSIX.1-2017, Shell Command Language, section 2.8.2; bash's choice of 128.
+    /// Source: POSIX.1-2017, Shell Command Language, section 2.8.2; 128 is the choice of bash.
     #[must_use]
     pub const fn return_code(&self) -> Option<i32> {
         match self {
@@ -47,43 +47,43 @@ impl fmt::Display for End {
     }
 }
 
-/// Why a runner ended a command before it ended itself.
+/// Why a runner ended a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// Somebody asked for it.
+    /// On request.
     Canceled,
     /// Its time was up.
     TimedOut,
 }
 
-/// What a runner reports of a run.
+/// Report of a runner about a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// How the command ended.
     pub end: End,
-    /// Whether the runner had to end it.
+    /// Why the runner ended it, if it did.
     pub stopped: Option<Stopped>,
-    /// When the command was started, milliseconds since the epoch.
+    /// When the command was started, milliseconds since 1970.
     pub started: i64,
-    /// How long it ran, microseconds on the monotonic clock.
+    /// Duration of the run, microseconds on the monotonic clock.
     pub elapsed: u64,
-    /// Largest resident set of the command's processes, KiB (`getrusage(2)`).
+    /// Largest resident set of the processes of the command, KiB (`getrusage(2)`).
     pub max_rss: u64,
-    /// CPU time of the command's processes, user and system, microseconds.
+    /// CPU time of the processes of the command, user and system, microseconds.
     pub cpu: u64,
     /// Bytes dropped from the middle of stdout and stderr.
     pub dropped: [u64; 2],
-    /// What of the run could not be ended, for people; it may be running still.
+    /// Processes that could not be ended, for people; they may still run.
     pub remains: Option<String>,
 }
 
 impl Outcome {
-    /// The outcome of a unit whose command could not be started.
+    /// Returns the outcome of a unit whose command could not be started.
     pub fn not_started(cause: impl fmt::Display) -> Self {
         Self::without_run(End::NotStarted(cause.to_string()), 0)
     }
 
-    /// The outcome of a run that vanished; `started` is 0 if that is not known.
+    /// Returns the outcome of a run that vanished; `started` is 0 if unknown.
     #[must_use]
     pub const fn interrupted(started: i64) -> Self {
         Self::without_run(End::Interrupted, started)
@@ -102,7 +102,7 @@ impl Outcome {
         }
     }
 
-    /// The state of a unit with this outcome.
+    /// Returns the state of a unit with this outcome.
     #[must_use]
     pub const fn state(&self) -> State {
         match (self.stopped, &self.end) {
@@ -112,14 +112,14 @@ impl Outcome {
         }
     }
 
-    /// Whether somebody has asked for its end, and nothing was begun.
+    /// Returns whether it was canceled before its command began.
     #[must_use]
     pub fn was_canceled_before_it_began(&self) -> bool {
         matches!(self.end, End::NotStarted(_)) && self.stopped == Some(Stopped::Canceled)
     }
 
-    /// The end that others are told: a command that was stopped and still ended with 0 has
-    /// not done its job, and counts as ended by the TERM.
+    /// Returns the end that is published. A command that was stopped and still ended with 0 has not
+    /// done its work, and counts as ended by the TERM.
     #[must_use]
     pub fn reported(&self) -> End {
         match (&self.end, self.stopped) {

@@ -1,4 +1,4 @@
-//! What a policy decides: which unit waits, which one is dropped, which one is tried again.
+//! Decisions of policies: which unit waits, which is dropped, which is retried.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub enum Overlap {
     Coalesce,
 }
 
-/// What a unit that gets no job at once does to its lane.
+/// Effect of a unit that gets no job at once on its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
     /// It waits behind the others.
@@ -52,8 +52,8 @@ impl Overlap {
         }
     }
 
-    /// Decides what a unit does that comes to its lane and gets no job at once. `busy` says that
-    /// all jobs run, `wanted` that another unit waits for one.
+    /// Decides about a unit that comes to its lane and gets no job at once. `busy` is whether all
+    /// jobs run, `wanted` whether another unit waits for one.
     #[must_use]
     pub const fn on_arrival(self, busy: bool, wanted: bool) -> Arrival {
         match self {
@@ -65,7 +65,7 @@ impl Overlap {
     }
 }
 
-/// How many units of a lane run at one time, and what happens to more.
+/// Concurrency of a lane, and the policy for further units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Maximum number of concurrent runs, at least 1.
@@ -115,7 +115,7 @@ impl OnInterrupt {
     }
 }
 
-/// How often a run that failed is tried again, and when.
+/// How often and when a failed run is retried.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Retries {
@@ -128,19 +128,19 @@ pub struct Retries {
     pub on_interrupt: OnInterrupt,
 }
 
-/// Maximum number of times that an event runs again because its run vanished: a run that takes its
-/// runner down with it would do so for ever.
+/// Maximum number of reruns of an event after its run vanished. Otherwise a run that kills its own
+/// runner would run without end.
 const MAX_RERUNS: u32 = 3;
 
 /// Delay before each of them.
 const RERUN_DELAY: Duration = Duration::from_secs(1);
 
 impl Retries {
-    /// Returns the delay before the next try of a unit whose try number `attempt`, from 1, has ended
-    /// with `outcome`; `None` if it is not tried again.
+    /// Returns the delay before the next attempt of a unit whose attempt `attempt`, from 1, has
+    /// ended with `outcome`; `None` if there is none.
     #[must_use]
     pub fn after(&self, attempt: u32, outcome: &Outcome) -> Option<Duration> {
-        // It would run beside the processes that are left of this try.
+        // It would run beside the remaining processes of this attempt.
         if outcome.state() != State::Failed || outcome.remains.is_some() {
             return None;
         }
@@ -154,7 +154,7 @@ impl Retries {
         }
     }
 
-    /// Maximum delay before a try.
+    /// Returns the maximum delay before an attempt.
     #[must_use]
     pub fn longest_delay(&self) -> Duration {
         self.delay.max(RERUN_DELAY)

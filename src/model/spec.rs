@@ -1,4 +1,4 @@
-//! What a unit runs, and within which limits: each unit carries it, so that it can run when its
+//! What a unit runs, and its limits. Each unit carries its spec, so that it can run when its
 //! trigger is gone from the configuration.
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::model::command::Command;
 use crate::model::duration::{millis, millis_if_any};
 use crate::model::policy::Retries;
 
-/// What the runs of one lane have in common. The ledger holds it as JSON, once for all units that
+/// The common part of all runs of one lane. The ledger holds it as JSON, once for all units that
 /// carry it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -27,7 +27,7 @@ pub struct Spec {
     /// Bounds of a run.
     #[serde(default)]
     pub limits: Limits,
-    /// What follows a run that failed.
+    /// Policy after a failed run.
     #[serde(default)]
     pub retries: Retries,
 }
@@ -57,7 +57,7 @@ impl Default for Limits {
 }
 
 impl Spec {
-    /// A spec for `lane` with the default limits.
+    /// Returns a spec for `lane` with the default limits.
     #[must_use]
     pub fn new(lane: &str, command: Command) -> Self {
         Self {

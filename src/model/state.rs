@@ -1,13 +1,13 @@
-//! The states of a unit, and the table by which they change.
+//! The states of a unit, and the table of their changes.
 //!
 //! The ledger asks [`Stage::on`] before each change. A cell of the table is the next stage, the end
-//! of the unit's record, "too late", or illegal. Too late is a change that lost a race: an operator
-//! may cancel a unit with `tael work` while its client starts it. An illegal change is a mistake in
-//! this program; nothing is changed then, and the ledger logs an error.
+//! of the record of the unit, "too late", or illegal. A change is too late if it lost a race: an
+//! operator may cancel a unit with `tael work` while its client starts it. An illegal change is a
+//! bug in this program. Nothing is changed then, and the ledger logs an error.
 
 use std::fmt;
 
-/// Where a unit is in its life, as records and listings name it.
+/// State of a unit, as records and lists name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Accepted, waiting its turn.
@@ -18,12 +18,12 @@ pub enum State {
     Succeeded,
     /// Ended otherwise, or lost.
     Failed,
-    /// Ended because somebody asked for it.
+    /// Ended on request.
     Canceled,
 }
 
 impl State {
-    /// Its name in records and listings.
+    /// Returns its name in records and lists.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl State {
         }
     }
 
-    /// The state of that name.
+    /// Returns the state of a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [
@@ -49,7 +49,7 @@ impl State {
         .find(|state| state.name() == name)
     }
 
-    /// Whether the unit has ended.
+    /// Returns whether the unit has ended.
     #[must_use]
     pub const fn is_end(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Canceled)
@@ -62,7 +62,7 @@ impl fmt::Display for State {
     }
 }
 
-/// A state, and whether the ledger knows that the command has started: until then a unit that a
+/// A state, and whether the ledger knows that the command has started. Until then a unit that a
 /// runner has may wait again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -80,42 +80,42 @@ pub enum Stage {
     Canceled,
 }
 
-/// What happens to a unit.
+/// A change of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It is handed to a runner.
+    /// It goes to a runner.
     Start,
     /// Its runner has not begun it: it waits again.
     TakeBack,
     /// Its command has started.
     Begin,
-    /// It is not to run after all.
+    /// It will not run.
     Drop,
     /// Its run has ended in this state, which is an end.
     End(State),
     /// Its record is deleted.
     Release,
-    /// Its record is deleted, whatever its state.
+    /// Its record is deleted, in every state.
     ForceRelease,
 }
 
-/// What a change makes of a unit.
+/// Result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// It goes on to this stage.
+    /// The unit enters this stage.
     Stage(Stage),
     /// The ledger forgets it.
     Gone,
-    /// Nothing: something else was faster.
+    /// Nothing changes: another change was faster.
     TooLate,
 }
 
-/// A change that this program must not ask for.
+/// A change that this program must not request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IllegalChange {
-    /// Where the unit is.
+    /// Stage of the unit.
     pub stage: Stage,
-    /// What it cannot do there.
+    /// The impossible change.
     pub change: Change,
 }
 
@@ -127,7 +127,7 @@ impl fmt::Display for IllegalChange {
 }
 
 impl Stage {
-    /// All stages, in the order of a unit's life.
+    /// All stages, in the order of the life of a unit.
     pub const ALL: [Self; 6] = [
         Self::Pending,
         Self::Handed,
@@ -137,7 +137,8 @@ impl Stage {
         Self::Canceled,
     ];
 
-    /// The stage of a unit in `state`; `begun` says whether the start of its command is known.
+    /// Returns the stage of a unit in `state`; `begun` is whether the start of its command is
+    /// known.
     #[must_use]
     pub const fn of(state: State, begun: bool) -> Self {
         match state {
@@ -150,7 +151,7 @@ impl Stage {
         }
     }
 
-    /// The state that records name.
+    /// Returns the state for records.
     #[must_use]
     pub const fn state(self) -> State {
         match self {
@@ -162,10 +163,10 @@ impl Stage {
         }
     }
 
-    /// Decides what `change` makes of a unit: the whole table.
+    /// Decides what `change` makes of a unit. This is the whole table.
     ///
     /// # Errors
-    /// When this program must not ask for that.
+    /// When this program must not request the change.
     pub const fn on(self, change: Change) -> Result<Next, IllegalChange> {
         use Stage::{Begun, Canceled, Failed, Handed, Pending, Succeeded};
         let next = match (self, change) {
@@ -187,7 +188,7 @@ impl Stage {
             (Pending | Handed | Begun, Change::End(State::Canceled)) => Next::Stage(Canceled),
 
             (Succeeded | Failed | Canceled, Change::Release) => Next::Gone,
-            // An operator asked while its client tried it again.
+            // An operator requested it while its client retried it.
             (Pending | Handed | Begun, Change::Release) => Next::TooLate,
             (_, Change::ForceRelease) => Next::Gone,
 
@@ -294,9 +295,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked for, in whichever order: a unit ends once and stays at its end, its
-        /// command starts once for each time that a runner gets it, and nobody releases a unit that
-        /// goes on, except by force.
+        /// For every sequence of changes: a unit ends once and stays ended, its command starts once
+        /// for each time that a runner gets it, and a unit that has not ended is released by force
+        /// only.
         #[test]
         fn a_unit_ends_once_and_stays_ended(walk in proptest::collection::vec(0..9usize, 1..60)) {
             let (mut stage, mut ends, mut handed, mut started) = (Stage::Pending, 0, 0, 0);

@@ -13,63 +13,62 @@ use crate::model::variables::{Value, Variables};
 pub use crate::model::outcome::{End, Outcome, Stopped};
 pub use crate::model::state::State;
 
-/// What a unit needs to start, and what its statuses repeat.
+/// Everything that a unit needs to start, and that its statuses repeat.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unit {
     /// Its id, a ULID.
     pub id: String,
-    /// What it runs, and the lane that it waits in.
+    /// Its spec: what it runs, and the lane that it waits in.
     pub spec: Arc<Spec>,
-    /// Id of the event that it answers.
+    /// Id of its event.
     pub event: String,
     /// Topic of the event.
     pub topic: String,
-    /// Why it runs, for people: `<topic> finished`.
+    /// Reason for people: `<topic> finished`.
     pub reason: String,
-    /// Pipelines passed by the event so far.
+    /// Number of pipelines that the event has passed.
     pub hops: u32,
     /// W3C trace context to pass on.
     pub traceparent: Option<String>,
-    /// Which try this is for its event, from 1.
+    /// Number of this attempt for its event, from 1.
     pub attempt: u32,
-    /// The unit that this one tries again.
+    /// Unit of which this one is a retry.
     pub retry_of: Option<String>,
-    /// Not to be started before this time, milliseconds since the epoch.
+    /// Earliest start, milliseconds since 1970.
     pub due: i64,
-    /// What is exported to the command.
+    /// Variables for the command.
     pub variables: Variables,
-    /// What is copied into the statuses.
+    /// Attributes for the statuses.
     pub passthrough: Attributes,
-    /// The command's standard input; `None` while only the ledger holds it.
+    /// Standard input of the command; `None` while only the ledger has it.
     pub payload: Option<Bytes>,
-    /// Where the requester waits for answers, if a request made the unit and says so.
+    /// Address for answers, if a request made the unit and names one.
     pub reply: Option<ReplyAddress>,
 }
 
-/// Where the answer to a request goes.
+/// Address for the answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyAddress {
-    /// What carries the answer.
+    /// Way of the answer.
     pub route: Route,
     /// The topic of the answer.
     pub topic: String,
-    /// Bytes that the answer repeats, so that the requester knows its request (MQTT 5.0, section
-    /// 3.3.2.3.6).
+    /// Bytes that the answer repeats, to identify the request (MQTT 5.0, section 3.3.2.3.6).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation: Option<Value>,
-    /// The request's own id, if it carries one inside the payload; the answer repeats it.
+    /// Id of the request inside its payload, if it has one; the answer repeats it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
 }
 
 impl Unit {
-    /// The queue that it waits in.
+    /// Returns the lane that it waits in.
     #[must_use]
     pub fn lane(&self) -> &str {
         &self.spec.lane
     }
 
-    /// Bytes of what is exported to the command.
+    /// Returns the size of the variables for the command, bytes.
     #[must_use]
     pub fn exported_bytes(&self) -> usize {
         let variables = self.variables.iter();
@@ -79,7 +78,7 @@ impl Unit {
     }
 }
 
-/// What the unit's folder says about a run that another client may have begun.
+/// State of a run that another client may have begun, from the folder of the unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trace {
     /// Nothing was begun.
@@ -88,7 +87,7 @@ pub enum Trace {
     Alive,
     /// It has ended.
     Ended(Outcome),
-    /// It was begun, and neither runner nor outcome is left.
+    /// It was begun, and there is neither a runner nor an outcome.
     Gone,
 }
 
@@ -105,18 +104,18 @@ pub enum Recovery {
     Interrupted,
 }
 
-/// Decides what becomes of a unit found in `state` with `trace`; `same_boot` says whether the
-/// host has been up since it was handed to a runner, `told` whether its start was booked.
+/// Decides about a unit in `state` with `trace`. `same_boot` is whether the host has been up since
+/// a runner got it, `told` whether its start was booked.
 ///
-/// After a power failure the folder may have forgotten the last seconds, so a unit that was
-/// handed over under another boot counts as begun.
+/// After a power failure the folder may lack the last seconds. So a unit that went to a runner
+/// under another boot counts as begun.
 #[must_use]
 pub fn recover(state: State, trace: Trace, same_boot: bool, told: bool) -> Recovery {
     match (trace, state) {
         (Trace::Alive, _) => Recovery::Adopt,
         (Trace::Ended(outcome), _) => Recovery::Settle(outcome),
         (Trace::Gone, _) => Recovery::Interrupted,
-        // Its folder has been removed if its start is known.
+        // A missing folder was removed if the start is known.
         (Trace::Fresh, State::Running) if !same_boot || told => Recovery::Interrupted,
         (Trace::Fresh, _) => Recovery::Queue,
     }

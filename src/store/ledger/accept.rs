@@ -1,4 +1,4 @@
-//! How an event is accepted, unless it has been before.
+//! Accepts events, unless they were accepted before.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use crate::store::ledger::packets::remember_packet;
 use crate::store::ledger::rows::{Entry, insert_unit, post_all};
 use crate::store::ledger::state::WriterState;
 
-/// Why an event was refused.
+/// Refusal of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// A short name.
+    /// Short name of the reason.
     pub code: &'static str,
-    /// For people.
+    /// Reason for people.
     pub detail: String,
-    /// The status that says so, if a pipeline should have run.
+    /// Status to publish, if a pipeline should have run.
     pub status: Option<Message>,
 }
 
-/// What an event means to one trigger.
+/// What one trigger makes of an event.
 #[derive(Debug, Clone)]
 pub enum Part {
     /// A run; `start` hands it to a runner in the same commit.
@@ -34,15 +34,15 @@ pub enum Part {
         unit: Arc<Unit>,
         /// Whether it starts now.
         start: bool,
-        /// Whether its trigger takes retained messages: the ledger then remembers the last
-        /// content of the topic for as long as it is the last.
+        /// Whether its trigger accepts retained messages. The ledger then remembers the last
+        /// content of the topic until the next one.
         retained: bool,
     },
-    /// A refusal; the trigger is empty when the message could not even be read.
+    /// A refusal. The trigger is empty when the message could not be read at all.
     Refuse {
         /// Name of the trigger.
         trigger: String,
-        /// Why.
+        /// Its reason.
         refused: Box<Refused>,
         /// As for a run.
         retained: bool,
@@ -50,7 +50,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Name of the trigger.
+    /// Returns the name of the trigger.
     #[must_use]
     pub fn trigger(&self) -> &str {
         match self {
@@ -66,17 +66,17 @@ impl Part {
     }
 }
 
-/// What became of one part of an event.
+/// Result for one part of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceptance {
-    /// It is in the ledger now.
+    /// It is new, and in the ledger now.
     Fresh,
-    /// It was there before.
+    /// It was in the ledger before.
     Known(Known),
 }
 
-/// Accepts an event that came at `at` (milliseconds since the epoch) under this `boot`. Returns
-/// what became of each part, and the statuses of refusals.
+/// Accepts an event that came at `at` (milliseconds since 1970) under this `boot`. Returns the
+/// result of each part, and the statuses of refusals.
 pub(super) fn accept(
     tx: &Connection,
     state: &mut WriterState,
@@ -91,7 +91,7 @@ pub(super) fn accept(
     for part in parts {
         let before = known(tx, key, part.trigger(), topic)?;
         let before = match (before, part) {
-            // A refusal uses nothing up: what may run now has not run yet.
+            // A refused event does not use its id up: it may run now.
             (Some(row), Part::Run { .. }) if row.unit.is_none() => {
                 let delete = "DELETE FROM event WHERE seq = ?1";
                 tx.prepare_cached(delete)?.execute(params![row.seq])?;
@@ -138,13 +138,13 @@ pub(super) fn accept(
             }
         }
     }
-    // After all parts were compared with what the identifier carried before.
+    // After all parts were compared with the earlier message of the identifier.
     remember_packet(tx, key, at)?;
     Ok((became, queued))
 }
 
-/// Writes the row of an event. Its number is larger than those of all others, and its time is not
-/// smaller: events are pruned in this order.
+/// Inserts the row of an event. Its number is larger than all others, and its time is not smaller:
+/// events are pruned in this order.
 fn insert(
     tx: &Connection,
     key: &EventKey,

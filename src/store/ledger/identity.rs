@@ -1,11 +1,11 @@
-//! What tells one event from another.
+//! Identity of events.
 //!
-//! An event is the id that its sender gave it *and* the digest of topic and payload: programs
-//! that copy user properties from one message to the next send different messages under one id.
-//! A message without an id is the same one as before if the broker says that it may have sent it
-//! before (DUP), under the same packet identifier (MQTT 5.0, section 4.4), that identifier has
-//! carried nothing else since, and the broker may not know that it was acknowledged: a broker that
-//! was restored from an older save has forgotten what it knew.
+//! An event is the id that its sender gave it *and* the digest of topic and payload: programs that
+//! copy user properties send different messages under one id. A message without an id is the same
+//! as an earlier one under four conditions. The broker says that it may have sent it before (DUP).
+//! It has the same packet identifier (MQTT 5.0, section 4.4). That identifier has carried nothing
+//! else since. And the broker may not know the acknowledgement, because a broker that was restored
+//! from an older save has forgotten it.
 
 use std::sync::Once;
 
@@ -16,62 +16,62 @@ use crate::error::Result;
 use crate::store::ledger::read::wrong;
 use crate::store::ledger::{Reader, packets};
 
-/// Maximum number of topics, of all triggers, whose last retained content is remembered; what was
+/// Maximum number of topics, of all triggers, whose last retained content is remembered. The one
 /// heard longest ago is forgotten first, and may run again.
 pub const MAX_RETAINED: u32 = 10_000;
 
-/// What tells one event from another.
+/// Identity of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventKey {
-    /// What commands and statuses call the event.
+    /// Id of the event for commands and statuses.
     pub id: String,
-    /// The id that its sender gave it.
+    /// Id that the sender gave it.
     pub sender: Option<String>,
     /// SHA-256 of topic and payload.
     pub digest: [u8; 32],
-    /// The packet identifier that it came under; 0 at QoS 0, and for events of our own.
+    /// Packet identifier of the message; 0 at QoS 0, and for our own events.
     pub packet: u16,
-    /// Present if the broker says that it may have sent the message before.
+    /// Present if the broker may have sent the message before.
     pub again: Option<Again>,
-    /// Whether the broker has sent it because it was retained.
+    /// Whether the broker sent it because it was retained.
     pub replay: bool,
-    /// Whether it is a request: then it is one event, whichever trigger it is about.
+    /// Whether it is a request, which is one event for all triggers.
     pub request: bool,
     /// Whether no earlier event can have the sender's id, so that none is looked for.
     pub is_new: bool,
 }
 
-/// Since when a message that may have been sent before can have been accepted, milliseconds since
-/// the epoch.
+/// Earliest times at which a message that may be a redelivery can have been accepted, milliseconds
+/// since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Again {
-    /// Accepted since then, the broker may not know that it was acknowledged.
+    /// Earliest time, if the broker may not know the acknowledgement.
     pub unacknowledged: i64,
-    /// Accepted since then, a broker that has forgotten that may send it again.
+    /// Earliest time, if the broker may have forgotten the acknowledgement.
     pub kept: i64,
 }
 
 /// An event that is in the ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
-    /// Its row; `None` if only its content is remembered.
+    /// Number of its row; `None` if only its content is remembered.
     pub(super) seq: Option<i64>,
-    /// The unit that it made; `None` if it was refused.
+    /// Unit that it made; `None` if it was refused.
     pub unit: Option<String>,
-    /// The unit that this one tries again.
+    /// Unit of which this one is a retry.
     pub retry_of: Option<String>,
-    /// Why it was refused.
+    /// Reason of its refusal.
     pub detail: Option<String>,
 }
 
-/// Whether a sender's id can name an event.
+/// Whether the id of a sender can name an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Naming {
     /// No event that ran has it.
     Free,
-    /// It is the id of this very event, which is called so here.
+    /// This very event has it, under this name.
     Same(String),
-    /// Events of other contents have it.
+    /// Events of other content have it.
     Taken,
 }
 
@@ -84,8 +84,8 @@ fn known_row(row: &Row<'_>) -> rusqlite::Result<Known> {
     })
 }
 
-/// The event of `key` as `trigger` knows it, if that is so; one that has run before one that was
-/// refused.
+/// Returns the event of `key` for `trigger`, if the ledger knows it. One that ran takes precedence
+/// over one that was refused.
 pub(super) fn known(
     connection: &Connection,
     key: &EventKey,
@@ -144,8 +144,8 @@ fn by_sender(
     Ok(found)
 }
 
-/// The event that came under the packet identifier of `key`, if that has carried nothing else since
-/// and the broker may send it again.
+/// Returns the event of the packet identifier of `key`, if that has carried nothing else since, and
+/// the broker may send it again.
 fn by_packet(
     connection: &Connection,
     key: &EventKey,
@@ -166,8 +166,8 @@ fn by_packet(
     query.query_row(row, known_row).optional()
 }
 
-/// A retained message says the same for as long as it is retained, whatever it was sent as before.
-/// What the topic has said last decides; of one that is not remembered any content that has come.
+/// A retained message is the same as long as it is retained, however it was sent before. The last
+/// content of the topic decides; for a topic that is not remembered, every earlier content.
 fn by_content(
     connection: &Connection,
     key: &EventKey,
@@ -190,8 +190,8 @@ fn by_content(
     query.query_row(row, known_row).optional()
 }
 
-/// Counts a message that came again as accepted `at`: until the broker is known to have its
-/// acknowledgement, it may come once more. Its row moves behind all others.
+/// Notes that a redelivered message was accepted at `at`: until the broker knows the
+/// acknowledgement, it may come again. Its row moves behind all others.
 pub(super) fn count_as_accepted(
     tx: &Connection,
     key: &EventKey,
@@ -206,7 +206,7 @@ pub(super) fn count_as_accepted(
     Ok(())
 }
 
-/// Remembers what a topic has last said to `trigger`, for when the broker replays it.
+/// Remembers the last content of a topic for `trigger`, for when the broker sends it again.
 pub(super) fn remember_retained(
     tx: &Connection,
     key: &EventKey,
@@ -241,7 +241,7 @@ pub(super) fn remember_retained(
 }
 
 impl Reader {
-    /// The event of `key`, a request, if the ledger knows it.
+    /// Returns the event of `key`, a request, if the ledger knows it.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -249,8 +249,7 @@ impl Reader {
         known(&self.connection, key, "", "").map_err(wrong)
     }
 
-    /// The last id, in the order of bytes, that a sender gave an event, of those at least `from` and
-    /// before `to`.
+    /// Returns the last id of a sender, in the order of bytes, from `from` and before `to`.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -261,7 +260,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Whether the id that a sender gave an event can name it here.
+    /// Returns whether the id of a sender can name an event here.
     ///
     /// # Errors
     /// When the ledger cannot be read.

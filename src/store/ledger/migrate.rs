@@ -1,11 +1,11 @@
-//! The ledger's tables, and how an older file becomes a newer one.
+//! Tables of the ledger, and the upgrade of older files.
 
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Marks the file as ours (`Tael` in ASCII; SQLite's `application_id`).
 pub(super) const APPLICATION_ID: i32 = 0x5461_656c;
 
-/// Step `n` makes a file of version `n` one of version `n + 1`. Steps are never changed.
+/// Step `n` upgrades a file of version `n` to version `n + 1`. Steps are never changed.
 const MIGRATIONS: &[&str] = &[
     "CREATE TABLE event (
         trigger TEXT NOT NULL,
@@ -62,7 +62,7 @@ const MIGRATIONS: &[&str] = &[
     ) WITHOUT ROWID;",
     "CREATE TABLE link (answered INTEGER NOT NULL);
     INSERT INTO link VALUES (0);",
-    // An event is its sender's id and its digest; an empty digest stands for any.
+    // An event is the id of its sender and its digest; an empty digest matches any.
     "CREATE TABLE event_of_digest (
         seq INTEGER PRIMARY KEY,
         trigger TEXT NOT NULL,
@@ -95,8 +95,8 @@ const MIGRATIONS: &[&str] = &[
         at INTEGER NOT NULL,
         PRIMARY KEY (trigger, topic)
     ) WITHOUT ROWID;",
-    // Payloads get a table of their own: nobody who looks at units reads past them. What is left
-    // of a unit that is large stands last, so that the columns before it are read without it.
+    // Payloads get a table of their own, so that queries for units do not read past them. The large
+    // columns of a unit are last, so that the others are read without them.
     "CREATE TABLE payload (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
     INSERT INTO payload SELECT seq, payload FROM unit WHERE length(payload) > 0 ORDER BY seq;
     CREATE TABLE unit_new (
@@ -135,8 +135,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX unit_shares ON unit (payload) WHERE payload <> seq;
     CREATE INDEX event_refused ON event (accepted) WHERE refusal IS NOT NULL;
     CREATE TABLE released (seq INTEGER PRIMARY KEY AUTOINCREMENT, unit TEXT NOT NULL UNIQUE);",
-    // Units carry what they run, and wait in lanes. Small payloads lie in the row of their unit. What
-    // an MQTT broker may send again is told by a table of its own. Events are pruned in the order of
+    // Units carry their specs, and wait in lanes. Small payloads are in the row of their unit. A
+    // table of its own holds what an MQTT broker may send again. Events are pruned in the order of
     // their numbers, which is that of their times.
     "CREATE TABLE spec (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE);
     INSERT INTO spec (content)
@@ -227,16 +227,16 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE outbox_new RENAME TO outbox;",
 ];
 
-/// Largest content of a ledger that is written anew to make it one that can shrink, bytes.
+/// Maximum content of a ledger that is rewritten so that it can shrink, bytes.
 const MAX_VACUUMED: i64 = 64 << 20;
 
-/// The version that this program writes.
+/// Returns the version that this program writes.
 pub(super) fn current() -> i32 {
     i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
 }
 
-/// Makes a ledger of an earlier version one that can give its free pages back, unless there is
-/// too much in it to be written anew while everybody waits.
+/// Makes a ledger of an earlier version able to give free pages back, unless rewriting it would
+/// take too long.
 pub(super) fn let_shrink(connection: &Connection) -> rusqlite::Result<()> {
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let used = pragma("page_count")? - pragma("freelist_count")?;

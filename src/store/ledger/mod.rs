@@ -1,7 +1,7 @@
-//! The ledger: what was accepted, what became of it, and what is still to be told.
+//! The ledger: accepted events, their units, and messages that are not published yet.
 //!
-//! One SQLite file for each pipeline. All writes go through one thread, which commits
-//! whatever waits as one transaction; readers open the file beside it.
+//! One SQLite file for each pipeline. All writes go through one thread, which commits everything
+//! that waits as one transaction. Readers open the file themselves.
 
 mod accept;
 mod identity;
@@ -34,19 +34,19 @@ use crate::store::ledger::schema::Depth;
 /// A message that waits to be published, and its place in the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queued {
-    /// Its place; also its token while it is under way.
+    /// Its place; also its token while it is in flight.
     pub seq: u64,
     /// The message.
     pub message: crate::model::message::Message,
 }
 
-/// The ledger's file in a pipeline's folder.
+/// Returns the file of the ledger in the folder of a pipeline.
 #[must_use]
 pub fn file(pipeline: &Path) -> PathBuf {
     pipeline.join("ledger.db")
 }
 
-/// The ledger opened by somebody other than its writer.
+/// The ledger, opened beside its writer.
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
@@ -68,7 +68,7 @@ impl Reader {
         Self::of_writer(&path)
     }
 
-    /// Opens the ledger `path`, which its writer has just found to be good.
+    /// Opens the ledger `path`, which its writer has just checked.
     fn of_writer(path: &Path) -> Result<Self> {
         let connection = schema::connect(path, false)?;
         Ok(Self { connection })
@@ -87,7 +87,7 @@ impl Reader {
         let mut state = state::WriterState::default();
         let done = write::apply(&transaction, &mut state, op).map_err(wrong)?;
         transaction.commit().map_err(wrong)?;
-        // Without a client the file alone has to hold that.
+        // Without a client, the file alone must contain the change.
         schema::copy_log_on_close(&self.connection, true).map_err(wrong)?;
         Ok(done)
     }

@@ -1,4 +1,4 @@
-//! Where a ledger lies: on a disk of this host, or elsewhere.
+//! Detects network file systems.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use nix::sys::statfs::statfs;
 
 use crate::os::hooks;
 
-/// Whether `path` is on a file system shared over a network (magic numbers: `statfs(2)`).
+/// Returns whether `path` is on a network file system (magic numbers: `statfs(2)`).
 pub(super) fn on_network(path: &Path) -> bool {
     const NFS: i64 = 0x6969;
     const SMB: i64 = 0x517b;

@@ -1,14 +1,14 @@
-//! What an MQTT broker has sent last under each packet identifier.
+//! The last message of an MQTT broker under each packet identifier.
 //!
-//! Only messages without a sender's id need that to be known again: the others are told by their id.
-//! There are 65,535 identifiers, so that the table stays small.
+//! Only messages without an id need it to be recognised again. There are 65,535 identifiers, so the
+//! table stays small.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::ledger::identity::EventKey;
 
-/// When the message of `key` was last accepted under its packet identifier, milliseconds since the
-/// epoch; `None` if the identifier carried something else last, or nothing.
+/// Returns when the message of `key` was last accepted under its packet identifier, milliseconds
+/// since 1970; `None` if the identifier carried something else last, or nothing.
 pub(super) fn last_accepted(
     connection: &Connection,
     key: &EventKey,

@@ -1,4 +1,4 @@
-//! Whether the ledger's files are still those that are written to, and hold what was committed.
+//! Checks that the files of the ledger are still the open ones, and contain all commits.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,35 +7,36 @@ use std::path::{Path, PathBuf};
 
 use crate::store::ledger::schema::{WAL_SIZE, log_of};
 
-/// Bytes of the log's header, and of that of each frame (sqlite.org/fileformat2.html, section 4).
+/// Size of the header of the log, and of each frame, bytes (sqlite.org/fileformat2.html, section
+/// 4).
 const LOG_HEADER: u64 = 32;
 const FRAME_HEADER: u64 = 24;
 
-/// The files of a ledger, as they were when it was opened. One that is removed or replaced can be
-/// written for ever, and nobody would find what is in it. The same goes for the lock that keeps a
-/// second client away.
+/// The files of a ledger at the time of opening. A removed or replaced file can be written without
+/// an error, and no reader would find the content. The same holds for the lock that keeps a second
+/// client away.
 #[derive(Debug)]
 pub struct Place {
     files: Vec<(PathBuf, (u64, u64))>,
     log: Option<Log>,
 }
 
-/// The log, which others may copy into the ledger and cut off, as backups do.
+/// The log, which backups may copy into the ledger and truncate.
 #[derive(Debug)]
 struct Log {
     path: PathBuf,
-    /// The index of the log, which all who use the ledger share.
+    /// The index of the log, which all users of the ledger share.
     index: File,
 }
 
-/// What became of the files.
+/// State of the files.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
-    /// All is as it was.
+    /// They are unchanged.
     Intact,
-    /// Somebody has copied the log into the ledger and cut it off.
+    /// Another program has copied the log into the ledger and truncated it.
     CopiedLog,
-    /// This file is not there, not the same, or lacks what was committed.
+    /// This file is missing, is another one, or lacks commits.
     Lost(&'a Path),
 }
 
@@ -44,7 +45,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 impl Place {
-    /// The ledger `path`, which is open, its log if it has one, and the lock beside it.
+    /// Notes the ledger `path`, which is open, its log if it has one, and the lock beside it.
     pub fn of(path: &Path) -> Self {
         let log = log_of(path);
         let files = [path.to_owned(), log.clone(), path.with_file_name("lock")].into_iter();
@@ -58,11 +59,11 @@ impl Place {
         }
     }
 
-    /// What became of the files since then.
+    /// Returns the state of the files.
     pub fn look(&self) -> Found<'_> {
         let mut log_size = None;
         for (path, known) in &self.files {
-            // What cannot be asked for is for SQLite to notice.
+            // SQLite notices what cannot be read here.
             match fs::metadata(path) {
                 Ok(meta) if (meta.dev(), meta.ino()) == *known => {
                     let log = self.log.as_ref().filter(|log| log.path == *path);
@@ -83,8 +84,8 @@ impl Place {
     }
 }
 
-/// The bytes that the log must have at least: up to the last frame that a commit has written, if
-/// not all are in the ledger. Read from the log's index (sqlite.org/walformat.html, section 2).
+/// Returns the minimum size of the log, bytes: up to the last frame of a commit, if not all frames
+/// are in the ledger. The index of the log has it (sqlite.org/walformat.html, section 2).
 fn needed(index: &File) -> io::Result<u64> {
     let mut header = [0; 100];
     index.read_exact_at(&mut header, 0)?;
@@ -115,7 +116,7 @@ mod tests {
         let text = "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)";
         db.execute_batch(text).expect("table");
         fs::write(dir.path().join("lock"), "").expect("lock");
-        // As long as the client makes it.
+        // The size that the client gives it.
         let log = File::options().write(true).open(log_of(&path));
         log.expect("log").set_len(WAL_SIZE).expect("fill");
         (dir, path, db)

@@ -1,36 +1,37 @@
-//! How the ledger forgets: by age and by number, a bounded step at a time.
+//! Forgets by age and by number, in bounded steps.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::ledger::rows::delete_unit;
 use crate::store::ledger::state::WriterState;
 
-/// Maximum number of units that one step forgets. Each has a folder to remove.
+/// Maximum number of units to forget in one step. Each has a folder to remove.
 const UNITS: i64 = 64;
 
-/// Maximum number of events that one step forgets.
+/// Maximum number of events to forget in one step.
 const EVENTS: usize = 128;
 
-/// What is to be kept.
+/// Limits of what is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
-    /// Units that ended before this time are forgotten, milliseconds since the epoch.
+    /// Units that ended before this time are forgotten, milliseconds since 1970.
     pub units_since: i64,
-    /// Maximum number of ended units; the ones that ended first are forgotten.
+    /// Maximum number of ended units; the first to end are forgotten first.
     pub units: u64,
-    /// Events accepted before this time are forgotten, milliseconds since the epoch, unless
-    /// their unit has not ended.
+    /// Events accepted before this time are forgotten, milliseconds since 1970, unless their unit
+    /// has not ended.
     pub events_since: i64,
-    /// Maximum number of events; of those whose unit has ended the oldest are forgotten. `None`
-    /// does not look: to count them takes a look at each.
+    /// Maximum number of events; the oldest whose units have ended are forgotten first. `None`
+    /// skips the check, which reads each of them.
     pub events: Option<u64>,
-    /// Maximum number of topics whose retained message is remembered; looked at with the events.
+    /// Maximum number of topics with a remembered retained message; checked together with the
+    /// events.
     pub retained: u64,
     /// Maximum number of refused events among them.
     pub refused: u64,
 }
 
-/// What a step has left.
+/// Result of a step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pruned {
     /// Whether there may be more to forget.
@@ -39,15 +40,15 @@ pub struct Pruned {
     pub crowded_out: u64,
     /// Number of retained messages forgotten because there were too many.
     pub retained_out: u64,
-    /// The same of refused events.
+    /// Number of refused events forgotten because there were too many.
     pub refused_out: u64,
-    /// When the unit that is oldest now ended, milliseconds since the epoch.
+    /// When the oldest remaining unit ended, milliseconds since 1970.
     pub oldest_unit: Option<i64>,
-    /// When the event that is oldest now was accepted, milliseconds since the epoch.
+    /// When the oldest remaining event was accepted, milliseconds since 1970.
     pub oldest_event: Option<i64>,
 }
 
-/// Forgets a little of what is not to be kept, and marks the folders of its units as released.
+/// Forgets a little of what is beyond the limits, and marks the folders of its units as released.
 pub(super) fn prune(
     tx: &Connection,
     state: &mut WriterState,
@@ -91,9 +92,9 @@ fn surplus(there: i64, keep: u64) -> i64 {
     there.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX))
 }
 
-/// Returns how many went, and whether more are to go.
+/// Returns how many were forgotten, and whether there are more.
 fn forget_units(tx: &Connection, keep: &Retention) -> rusqlite::Result<(i64, bool)> {
-    // Both are answered by an index alone.
+    // An index alone answers both.
     let ended = count(tx, "SELECT count(*) FROM unit WHERE ended IS NOT NULL")?;
     let surplus = surplus(ended, keep.units);
     let sql = "SELECT seq, ended FROM unit WHERE ended IS NOT NULL ORDER BY ended LIMIT ?1";
@@ -113,12 +114,12 @@ fn forget_units(tx: &Connection, keep: &Retention) -> rusqlite::Result<(i64, boo
     Ok((gone, gone < surplus))
 }
 
-/// Whether the unit of an event has not ended: a message that comes again must be known.
+/// The unit of an event has not ended: a redelivery must be recognised.
 const RUNS_YET: &str = "EXISTS (SELECT 1 FROM unit WHERE unit.id = event.unit
                                 AND unit.ended IS NULL)";
 
-/// Deletes the oldest events while `goes` says so of number and time, but those whose unit has not
-/// ended.
+/// Deletes the oldest events while `goes` allows it for number and time, except those whose unit
+/// has not ended.
 fn forget_oldest(tx: &Connection, goes: impl Fn(i64, i64) -> bool) -> rusqlite::Result<u64> {
     let sql = format!("SELECT seq, accepted, {RUNS_YET} FROM event ORDER BY seq");
     let mut gone = Vec::new();
@@ -150,7 +151,7 @@ fn forget_aged(tx: &Connection, since: i64) -> rusqlite::Result<u64> {
 }
 
 fn forget_refused(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
-    // The time of the newest one that is too many: after it there are `keep`.
+    // The time of the newest event beyond the limit: `keep` events are newer.
     let boundary = "SELECT accepted FROM event WHERE refusal IS NOT NULL
                     ORDER BY accepted DESC LIMIT 1 OFFSET ?1";
     let keep = i64::try_from(keep).unwrap_or(i64::MAX);
@@ -170,13 +171,13 @@ fn forget_refused(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
 
 fn forget_crowd(tx: &Connection, keep: u64) -> rusqlite::Result<u64> {
     let keep = i64::try_from(keep).unwrap_or(i64::MAX);
-    // There are no more than there are numbers between the first and the last.
+    // There are at most as many as numbers between the first and the last.
     let span =
         "SELECT coalesce((SELECT max(seq) FROM event) - (SELECT min(seq) FROM event) + 1, 0)";
     if count(tx, span)? <= keep {
         return Ok(0);
     }
-    // The number of the newest one that is too many: after it there are `keep`.
+    // The number of the newest event beyond the limit: `keep` events are newer.
     let boundary = "SELECT seq FROM event ORDER BY seq DESC LIMIT 1 OFFSET ?1";
     let mut query = tx.prepare_cached(boundary)?;
     let found: Option<i64> = query
@@ -223,8 +224,8 @@ mod tests {
         (dir, db)
     }
 
-    /// Units 1 to `count` with a payload each, of which the odd ones are retries of the ones
-    /// before; all but the last have ended at the time of their number. And their events.
+    /// Units 1 to `count` with a payload each, and their events. The odd ones are retries of the
+    /// ones before. All but the last ended at the time of their number.
     fn fill(db: &Connection, count: i64) {
         let sql = format!(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
@@ -241,7 +242,7 @@ mod tests {
         db.execute_batch(&sql).expect("fill");
     }
 
-    /// Prunes until there is no more to do; how many steps that took, and what they have said.
+    /// Prunes until nothing is left to do. Returns the results of all steps.
     fn run(db: &mut Connection, keep: &Retention) -> Vec<Pruned> {
         let mut steps = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! What is read from the ledger.
+//! Reads the ledger.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::store::ledger::write::Heard;
 use crate::store::ledger::writer::passes;
 use crate::store::ledger::{Queued, Reader};
 
-/// Maximum number of units that are read at once.
+/// Maximum number of units to read at once.
 const PAGE: usize = 256;
 
-/// A unit with what became of it.
+/// A unit, and what the ledger knows about its run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Its place in the order in which units came.
+    /// Number in the order of units.
     pub seq: i64,
     /// The unit.
     pub unit: Unit,
@@ -31,7 +31,7 @@ pub struct Record {
     pub state: State,
     /// Boot under which it was handed to a runner.
     pub boot: Option<String>,
-    /// When its event was accepted, milliseconds since the epoch; so are the following.
+    /// When its event was accepted, milliseconds since 1970; also the unit of the following times.
     pub accepted: i64,
     /// When its command was started.
     pub started: Option<i64>,
@@ -39,11 +39,11 @@ pub struct Record {
     pub ended: Option<i64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
-    /// For people.
+    /// Note for people.
     pub note: Option<String>,
 }
 
-/// How many events and units the ledger holds.
+/// Numbers of events and units in the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Units that wait.
@@ -62,7 +62,7 @@ pub struct Totals {
     pub outbox: u64,
 }
 
-/// The columns of bounded size, in the order of [`Reader::record`]; the others follow.
+/// Columns of bounded size, in the order of [`Reader::record`]; the others follow.
 const NARROW: &str =
     "seq, id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due,
     state, boot, accepted, started, ended, outcome, note";
@@ -76,11 +76,11 @@ pub(super) fn wrong(e: rusqlite::Error) -> Error {
     Error::new(kind, format!("read the ledger: {e}"))
 }
 
-/// The spec that was read last, and its number: units that follow one another mostly share it.
+/// The last spec that was read, and its number: units in sequence mostly share it.
 type LastSpec = Option<(i64, Arc<Spec>)>;
 
 impl Reader {
-    /// The spec with this number.
+    /// Returns the spec of this number.
     fn spec(&self, number: i64, last: &mut LastSpec) -> rusqlite::Result<Arc<Spec>> {
         if let Some((known, spec)) = last
             && *known == number
@@ -97,7 +97,7 @@ impl Reader {
         Ok(spec)
     }
 
-    /// A row of [`NARROW`], without what the command gets.
+    /// Reads a row of [`NARROW`], without the data for the command.
     fn record(&self, row: &Row<'_>, last: &mut LastSpec) -> rusqlite::Result<Record> {
         let outcome: Option<String> = row.get(16)?;
         Ok(Record {
@@ -128,7 +128,8 @@ impl Reader {
         })
     }
 
-    /// A row of [`NARROW`] with variables, what is passed through, and the address of answers.
+    /// Reads a row of [`NARROW`] with variables, passthrough attributes, and the address of
+    /// answers.
     fn whole(&self, row: &Row<'_>) -> rusqlite::Result<Record> {
         let mut record = self.record(row, &mut None)?;
         let (variables, passthrough): (String, String) = (row.get(18)?, row.get(19)?);
@@ -149,7 +150,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// The unit `id`, without its payload.
+    /// Returns the unit `id`, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -157,7 +158,7 @@ impl Reader {
         self.one("id = ?1", params![id])
     }
 
-    /// The payload of unit `id`; none if there is no such unit.
+    /// Returns the payload of unit `id`; `None` if there is no such unit.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -173,13 +174,13 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// The bytes of the payloads of units that wait. Payloads that several units share count once
-    /// for each.
+    /// Returns the bytes of the payloads of units that wait. A shared payload counts once for each
+    /// unit.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub fn waiting_bytes(&self) -> Result<u64> {
-        // The length of a blob is in its row's header.
+        // The header of a row contains the length of a blob.
         let sql = "SELECT coalesce(sum(coalesce(length(body), length(bytes))), 0) FROM unit
                    LEFT JOIN payload ON payload.id = unit.payload
                    WHERE ended IS NULL AND state = 'pending'";
@@ -190,7 +191,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Whether there is a unit `id`.
+    /// Returns whether there is a unit `id`.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -201,10 +202,9 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Some units that came after the one at `seq`, oldest first, and none once there are no more.
-    /// They lack variables, payload and what is passed through, so that a page has a bounded size.
-    /// Nothing is held open between two pages: a reader that stays would keep the log from being
-    /// copied.
+    /// Returns some units after the one at `seq`, oldest first, and none after the last. They lack
+    /// variables, payload and passthrough attributes, so that a page has a bounded size. Nothing
+    /// stays open between two pages: a long-lived reader would keep the log from being copied.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -213,7 +213,7 @@ impl Reader {
         self.records(&sql, params![seq])
     }
 
-    /// The same of the units in `state`, which is not an end.
+    /// Returns the same of the units in `state`, which is not an end.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -237,7 +237,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Those of `ids`, which are sorted, that no unit of the ledger has.
+    /// Returns those of the sorted `ids` that are not units of the ledger.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -269,7 +269,7 @@ impl Reader {
         find().map_err(wrong)
     }
 
-    /// The unit that failed last, without its payload.
+    /// Returns the unit that failed last, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -279,7 +279,7 @@ impl Reader {
         self.one(&format!("seq = ({last})"), [])
     }
 
-    /// The unit that ended last, of those that had begun, without its payload.
+    /// Returns the unit that ended last, of those that had begun, without its payload.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -289,7 +289,7 @@ impl Reader {
         self.one(&format!("seq = ({last})"), [])
     }
 
-    /// Whether the folder of unit `id` is to be removed.
+    /// Returns whether the folder of unit `id` can be removed.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -300,8 +300,8 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Some units that were released and whose folders may still be there, in the order of their
-    /// release, after the one at `seq`; with the place of each.
+    /// Returns some released units whose folders may still exist, in the order of their release,
+    /// after the one at `seq`; with the place of each.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -315,7 +315,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// What the triggers that wait for silence have heard.
+    /// Returns what triggers that wait for silence have heard.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -333,8 +333,8 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Messages that wait to be published, in order: those behind sequence number `after`, at most
-    /// `rows`, and no more once they hold `bytes`. With them, how many there are behind these.
+    /// Returns messages to publish, in order: those after sequence number `after`, at most `rows`,
+    /// and none beyond `bytes`. Also returns how many follow.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -360,7 +360,7 @@ impl Reader {
         read().map_err(wrong)
     }
 
-    /// How many messages for the broker the outbox has behind sequence number `seq`.
+    /// Returns how many messages for the broker follow sequence number `seq` in the outbox.
     fn behind(&self, seq: u64) -> rusqlite::Result<u64> {
         let sql = "SELECT count(*) FROM outbox WHERE seq > ?1 AND route = ?2";
         let mut query = self.connection.prepare_cached(sql)?;
@@ -369,7 +369,7 @@ impl Reader {
         Ok(count.cast_unsigned())
     }
 
-    /// How many messages wait to be published.
+    /// Returns the number of messages to publish.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -377,7 +377,8 @@ impl Reader {
         self.behind(0).map_err(wrong)
     }
 
-    /// What came before is known to the broker as acknowledged, milliseconds since the epoch.
+    /// Returns the time before which the broker knows all acknowledgements, milliseconds since
+    /// 1970.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -387,7 +388,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// When the last event was accepted, milliseconds since the epoch; 0 if none was.
+    /// Returns when the last event was accepted, milliseconds since 1970; 0 if none was.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -399,7 +400,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Counts.
+    /// Returns the numbers of units and events.
     ///
     /// # Errors
     /// When the ledger cannot be read.

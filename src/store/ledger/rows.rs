@@ -10,11 +10,11 @@ use crate::model::unit::{State, Unit};
 use crate::store::ledger::Queued;
 use crate::store::ledger::state::WriterState;
 
-/// Maximum size of a payload that lies in the row of its unit, bytes. It needs no page of its own
-/// in the log then. Larger ones have a table, so that nothing that looks at units reads past them.
+/// Maximum size of a payload in the row of its unit, bytes. It then needs no page of its own in the
+/// log. Larger ones have a table, so that queries for units do not read past them.
 const MAX_BODY: usize = 1024;
 
-/// Where a payload lies.
+/// Place of a payload.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stored {
     /// Its number in the table of payloads, if it is there.
@@ -23,17 +23,17 @@ pub(super) struct Stored {
     body: Option<Vec<u8>>,
 }
 
-/// How a unit enters the ledger.
+/// Circumstances of a new unit.
 pub(super) struct Entry<'a> {
     pub state: State,
     /// The boot of the host under which a runner gets it.
     pub boot: Option<&'a str>,
-    /// When it is accepted, milliseconds since the epoch.
+    /// When it is accepted, milliseconds since 1970.
     pub at: i64,
 }
 
-/// Adds `unit`. A large payload is stored once: a retry refers to that of the unit that it tries
-/// again, and the units of one event to the one that is in `shared`, or put there now.
+/// Adds `unit`. A large payload is stored once. A retry refers to that of its first unit. The units
+/// of one event refer to the payload in `shared`, or put it there.
 pub(super) fn insert_unit(
     tx: &Connection,
     state: &mut WriterState,
@@ -78,7 +78,7 @@ pub(super) fn insert_unit(
     Ok(())
 }
 
-/// Where the payload of unit `id` lies, if there is such a unit.
+/// Returns where the payload of unit `id` is stored, if there is such a unit.
 fn stored_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Stored>> {
     let Some(id) = id else {
         return Ok(None);
@@ -94,8 +94,7 @@ fn stored_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Store
         .optional()
 }
 
-/// Stores the payload of a unit that comes now. If it is large, that is in its table, under the
-/// number of the unit.
+/// Stores the payload of a new unit. A large one goes into its table, under the number of the unit.
 fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
     if bytes.is_empty() {
         return Ok(Stored::default());
@@ -108,8 +107,8 @@ fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
     }
     let sql = "SELECT coalesce(max(seq), 0) + 1 FROM unit";
     let seq: i64 = tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
-    // A number that is free among the units is so here: whoever refers to a payload came with it
-    // or after it.
+    // A number that is free among units is free here: every unit that refers to a payload came with
+    // it or later.
     let sql = "INSERT OR REPLACE INTO payload (id, bytes) VALUES (?1, ?2)";
     tx.prepare_cached(sql)?.execute(params![seq, bytes])?;
     Ok(Stored {
@@ -118,8 +117,8 @@ fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
     })
 }
 
-/// Deletes the unit with this number and marks its folder as released, and deletes the payload
-/// unless another unit shares it. Returns the unit's id.
+/// Deletes the unit of this number, marks its folder as released, and deletes the payload unless
+/// another unit shares it. Returns the id of the unit.
 pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String> {
     let sql = "DELETE FROM unit WHERE seq = ?1 RETURNING id, payload";
     let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
@@ -170,7 +169,7 @@ pub(super) fn post_all(
         .collect()
 }
 
-/// The message in a row of the outbox, as [`post_all`] wrote it.
+/// Reads a message from a row of the outbox, as [`post_all`] wrote it.
 pub(super) fn read_message(row: &Row<'_>) -> rusqlite::Result<Queued> {
     let user: String = row.get(5)?;
     Ok(Queued {
@@ -188,7 +187,7 @@ pub(super) fn read_message(row: &Row<'_>) -> rusqlite::Result<Queued> {
     })
 }
 
-/// The state in column `at` of a unit's row.
+/// Reads the state in column `at` of the row of a unit.
 pub(super) fn read_state(row: &Row<'_>, at: usize) -> rusqlite::Result<State> {
     let name = row.get_ref(at)?.as_str()?;
     State::from_name(name).ok_or_else(|| {
@@ -197,7 +196,7 @@ pub(super) fn read_state(row: &Row<'_>, at: usize) -> rusqlite::Result<State> {
     })
 }
 
-/// The payload of a unit: the bytes of its row in column `at`, otherwise those in the next column.
+/// Reads the payload of a unit: the bytes in column `at`, otherwise those in the next column.
 pub(super) fn read_payload(row: &Row<'_>, at: usize) -> rusqlite::Result<Bytes> {
     let bytes = match row.get_ref(at)? {
         ValueRef::Null => row.get::<_, Option<Vec<u8>>>(at + 1)?,

@@ -1,4 +1,4 @@
-//! How the ledger's file is checked and opened.
+//! Checks and opens the file of the ledger.
 
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,43 +12,44 @@ use crate::error::{Error, Kind, Result};
 use crate::store::ledger::migrate::{APPLICATION_ID, current, let_shrink, migrate};
 use crate::store::ledger::network::on_network;
 
-/// Pages in the log before they are copied into the ledger.
+/// Number of pages in the log at which they are copied into the ledger.
 const WAL_PAGES: u64 = 500;
 
-/// Bytes of the log when it is at rest; room for [`WAL_PAGES`] of 4 KiB with their headers.
+/// Size of the log at rest, bytes; it has room for [`WAL_PAGES`] of 4 KiB with their headers.
 pub(super) const WAL_SIZE: u64 = 2 << 20;
 
-/// Maximum number of statements that stay prepared: more than there are. With 16, the default of the
-/// library, statements of each event were prepared anew.
+/// Maximum number of prepared statements: more than there are. With 16, the default of the library,
+/// each event prepared some of them again.
 pub(super) const STATEMENTS: usize = 64;
 
-/// How long another process may hold the write lock.
+/// Maximum time to wait for the write lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest ledger that is read from end to end at the start, bytes; and the largest after it was
-/// closed in good order: that takes milliseconds.
+/// Maximum size of a ledger that is read from end to end at the start, bytes; and the maximum after
+/// it was closed in good order, which takes milliseconds.
 const MAX_CHECKED: u64 = 64 << 20;
 const MAX_CHECKED_CLOSED: u64 = 4 << 20;
 
-/// How closely a ledger is looked at before it is used.
+/// Depth of the check before a ledger is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Only what it is, which takes the same time for all sizes.
+    /// Only its kind and version, which takes the same time for all sizes.
     Head,
-    /// Every page, for somebody who is about to write: unless it is larger than [`MAX_CHECKED`],
-    /// or was closed in good order, which leaves no log, and is larger than
-    /// [`MAX_CHECKED_CLOSED`]. SQLite notices damage whenever it reads a damaged page; to look for
-    /// it before costs seconds for a large ledger, each time that a client starts.
+    /// Every page, for a process that will write. Exceptions are a ledger larger than
+    /// [`MAX_CHECKED`], and one that was closed in good order, which leaves no log, and is larger
+    /// than [`MAX_CHECKED_CLOSED`]. SQLite notices damage when it reads a damaged page. Looking for
+    /// it at each start takes seconds for a large ledger.
     Pages,
 }
 
-/// What differs between builds of SQLite and could change what the ledger does. The flags in
-/// `.cargo/config.toml`, which `cargo install` does not read, only make it smaller and faster.
+/// Options that differ between builds of SQLite and could change the behaviour of the ledger. The
+/// flags in `.cargo/config.toml`, which `cargo install` does not read, only make it smaller and
+/// faster.
 const OPTIONS: &[(DbConfig, bool)] = &[
     (DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false),
     (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
     (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
-    // The file may have been put there by somebody.
+    // Another user may have put the file there.
     (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
 ];
 
@@ -56,7 +57,7 @@ fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {
     Error::new(kind, format!("open ledger {}: {cause}", path.display()))
 }
 
-/// A shortage or a disturbance may have passed when the client is started again.
+/// A shortage or disturbance may be over at the next start.
 pub(super) fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
     let kind = match cause.sqlite_error_code() {
         Some(
@@ -71,14 +72,14 @@ pub(super) fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
     wrong(path, kind, cause)
 }
 
-/// The log beside the ledger `path`.
+/// Returns the log beside the ledger `path`.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     log.into()
 }
 
-/// Whether a look at all pages of the ledger `path` is due.
+/// Returns whether all pages of the ledger `path` must be read.
 fn is_to_be_read_whole(path: &Path) -> bool {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
     let closed = size(&log_of(path)) == 0;
@@ -90,7 +91,7 @@ fn is_to_be_read_whole(path: &Path) -> bool {
         }
 }
 
-/// Looks at a ledger without touching it, and returns whether it has the current version.
+/// Checks a ledger without changing it. Returns whether it has the current version.
 ///
 /// # Errors
 /// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
@@ -149,7 +150,7 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
     Ok(version == current())
 }
 
-/// Opens a ledger for writing; `create` makes or upgrades it.
+/// Opens a ledger for writing; `create` creates or upgrades it.
 ///
 /// # Errors
 /// When it cannot be opened or upgraded.
@@ -158,7 +159,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if create {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
-        // SQLite would let the umask decide; the files beside it get the mode of this one.
+        // SQLite would use the umask. The files beside it get the mode of this one.
         let private = std::fs::OpenOptions::new()
             .append(true)
             .create(true)
@@ -174,7 +175,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     // WAL needs shared memory, which network file systems do not have (sqlite.org/wal.html).
     let journal = if on_network(path) { "DELETE" } else { "WAL" };
     if create && std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
-        // A new file can give its free pages back. This has to come first, and would write again
+        // This lets a new file give its free pages back. It must come first, and would write again
         // to a file that can.
         let pragma = "PRAGMA auto_vacuum = INCREMENTAL";
         connection.execute_batch(pragma).map_err(unusable)?;
@@ -189,7 +190,7 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     connection.execute_batch(&pragmas).map_err(unusable)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     if !create {
-        // Whoever only looks copies nothing from the log when it leaves.
+        // A reader must not copy the log when it closes.
         copy_log_on_close(&connection, false).map_err(unusable)?;
     }
     if create {
@@ -207,20 +208,20 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Says whether SQLite copies the log into the ledger when `connection` is closed and is the
-/// last one. What is there instead of a log that somebody has cut off must not be copied.
+/// Sets whether SQLite copies the log into the ledger when `connection`, the last one, is closed.
+/// The file that replaces a truncated log must not be copied.
 pub(super) fn copy_log_on_close(connection: &Connection, copy: bool) -> rusqlite::Result<()> {
     let option = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
     connection.set_db_config(option, !copy).map(drop)
 }
 
-/// Gives the log at once the size that it would grow to: to sync a file that grows, a file
-/// system has to sync what it knows of it as well, and of all that was created meanwhile.
+/// Gives the log its full size at once. To sync a file that grows, a file system must also sync its
+/// metadata, and with it all files that were created meanwhile.
 pub(super) fn fill_wal(
     connection: &mut Connection,
     path: &Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    // Nobody else appends to it while we hold the write lock.
+    // No other process appends to it while we hold the write lock.
     let behavior = rusqlite::TransactionBehavior::Immediate;
     let _transaction = connection.transaction_with_behavior(behavior)?;
     let log = log_of(path);

@@ -1,4 +1,4 @@
-//! What the writer remembers between two transactions, so that it asks the tables less.
+//! Memory of the writer between two transactions, to save queries.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::spec::Spec;
 
-/// Number of specs that the ledger keeps without asking whether a unit carries them.
+/// Number of specs that the ledger keeps without checking whether a unit carries them.
 const SPARE_SPECS: i64 = 64;
 
-/// What the writer remembers.
+/// Memory of the writer.
 #[derive(Debug, Default)]
 pub struct WriterState {
-    /// The spec of the unit that came last, and its number.
+    /// Spec of the last unit, and its number.
     spec: Option<(Arc<Spec>, i64)>,
-    /// The largest number that a message of the outbox has had. It is not given again while the
-    /// client runs, which tells by it what it has read.
+    /// Largest number of a message of the outbox so far. It is not used again while the client
+    /// runs, which tells from it what it has read.
     message: i64,
 }
 
 impl WriterState {
-    /// What the writer of a ledger that was just opened knows. A client reads the messages that an
-    /// earlier one has left, and so their numbers are not given again either.
+    /// Returns the state for a ledger that was just opened. The client reads the messages of an
+    /// earlier one, so their numbers are not used again either.
     ///
     /// # Errors
     /// As SQLite.
@@ -34,7 +34,7 @@ impl WriterState {
         })
     }
 
-    /// Forgets what a transaction that was not committed has written.
+    /// Forgets what a transaction that was rolled back has written.
     pub fn rolled_back(&mut self) {
         self.spec = None;
     }
@@ -63,7 +63,7 @@ impl WriterState {
         Ok(number)
     }
 
-    /// Deletes the specs that no unit carries, if there are many.
+    /// Deletes specs that no unit carries, if there are many.
     ///
     /// # Errors
     /// As SQLite.
@@ -78,12 +78,12 @@ impl WriterState {
         Ok(())
     }
 
-    /// The number of the next message of the outbox, if the table has none that is larger.
+    /// Returns the number of the next message of the outbox, if the table has no larger one.
     pub(super) const fn next_message(&self) -> i64 {
         self.message + 1
     }
 
-    /// Notes the number that a message of the outbox got.
+    /// Notes the number of a message of the outbox.
     pub(super) fn message(&mut self, number: i64) {
         self.message = self.message.max(number);
     }

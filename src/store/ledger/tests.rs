@@ -1,5 +1,5 @@
-//! What the ledger does as a whole: pages that a commit writes, changes that it refuses, and what it
-//! reads back.
+//! The ledger as a whole: pages that a commit writes, changes that it refuses, and what it reads
+//! again.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -320,12 +320,12 @@ fn numbers_of_messages_are_not_used_again_while_the_client_runs() {
         answered: 0,
     });
     assert_eq!(post(&mut ledger), 2);
-    // Somebody else has written to the table.
+    // Another program has written to the table.
     let sql = "INSERT INTO outbox (seq, topic, payload, qos, retain, properties)
                VALUES (9, 'x', x'', 1, 0, '[]')";
     ledger.connection.execute_batch(sql).expect("insert");
     assert_eq!(post(&mut ledger), 10);
-    // A client has read what it found, and published it.
+    // A client has read the messages, and published them.
     ledger.state = WriterState::of(&ledger.connection).expect("state");
     ledger
         .connection
@@ -353,7 +353,7 @@ fn ids_that_no_unit_has_are_found() {
     assert_eq!(ledger.reader().unknown(&ids(&[known])), Ok(vec![]));
 }
 
-/// What answers a question that the client asks while it starts, or for each event.
+/// Questions that the client asks at its start, or for each event.
 #[test]
 fn no_question_of_the_start_reads_all_units_or_events() {
     let ledger = Fixture::new();

@@ -1,4 +1,4 @@
-//! What is written to the ledger, one operation at a time.
+//! Writes to the ledger, one operation at a time.
 
 use std::sync::Arc;
 
@@ -16,43 +16,43 @@ use crate::store::ledger::prune::{Pruned, Retention, prune};
 use crate::store::ledger::rows::{Entry, delete_unit, insert_unit, post_all, read_state};
 use crate::store::ledger::state::WriterState;
 
-/// When a trigger that waits for silence last heard something.
+/// Last message for a trigger that waits for silence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
-    /// Names the trigger and what it waits for.
+    /// Identifies the trigger and what it waits for.
     pub trigger: String,
-    /// Milliseconds since the epoch.
+    /// Time of the message, milliseconds since 1970.
     pub at: i64,
     /// Whether the command has run for the silence since then.
     pub fired: bool,
 }
 
-/// One change.
+/// A change to the ledger.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// An event, with what each trigger makes of it.
+    /// Accept an event, with what each trigger makes of it.
     Accept {
-        /// What tells it from others.
+        /// Its identity.
         key: EventKey,
         /// Its topic.
         topic: String,
-        /// Now, milliseconds since the epoch.
+        /// Time of acceptance, milliseconds since 1970.
         at: i64,
         /// Identifies this boot of the host.
         boot: String,
-        /// One for each trigger that is meant.
+        /// One part for each trigger.
         parts: Vec<Part>,
     },
-    /// A waiting unit is handed to a runner.
+    /// A waiting unit goes to a runner.
     Start {
         /// The unit.
         unit: String,
-        /// What it runs, and carries from now on.
+        /// Its spec, which it carries from now on.
         spec: Arc<Spec>,
         /// Identifies this boot of the host.
         boot: String,
     },
-    /// A unit was handed over and never begun: it waits again.
+    /// A unit that went to a runner never began: it waits again.
     Unstart {
         /// The unit.
         unit: String,
@@ -61,91 +61,90 @@ pub enum Op {
     Drop {
         /// The unit.
         unit: String,
-        /// When, milliseconds since the epoch.
+        /// When, milliseconds since 1970.
         at: i64,
-        /// For people.
+        /// Reason for people.
         note: String,
     },
-    /// A unit's command has started.
+    /// The command of a unit has started.
     Started {
         /// The unit.
         unit: String,
-        /// When, milliseconds since the epoch.
+        /// When, milliseconds since 1970.
         at: i64,
-        /// The status that says so.
+        /// Status to publish.
         status: Message,
     },
     /// A unit has ended.
     Settle {
         /// The unit.
         unit: String,
-        /// Its last state.
+        /// Its final state.
         state: State,
         /// How it ended, if it had begun.
         outcome: Option<Outcome>,
-        /// When, milliseconds since the epoch.
+        /// When, milliseconds since 1970.
         at: i64,
-        /// For people.
+        /// Note for people.
         note: Option<String>,
-        /// The statuses that say so.
+        /// Statuses to publish.
         statuses: Vec<Message>,
-        /// The next try.
+        /// Its retry.
         retry: Option<Box<Unit>>,
     },
-    /// A trigger that waits for silence has heard something, or runs because it has not.
+    /// A trigger that waits for silence has heard a message, or runs because of the silence.
     Heard(Heard),
-    /// The broker has acknowledged messages, and knows which of its own are.
+    /// The broker has acknowledged messages, and knows some of our acknowledgements.
     Sent {
-        /// Ours.
+        /// Numbers of our messages.
         list: Vec<u64>,
-        /// What came before is acknowledged, milliseconds since the epoch.
+        /// Time before which the broker knows our acknowledgements, milliseconds since 1970.
         answered: i64,
     },
-    /// A message waits to be published.
+    /// A message to publish.
     Post(Message),
-    /// What is older than wanted, or more, is forgotten, a little at a time.
+    /// Forget a little of what is beyond the limits.
     Prune(Retention),
-    /// The folders of these released units are gone.
+    /// The folders of these released units are removed.
     Removed(Vec<String>),
-    /// A unit that has ended is forgotten, and its folder marked as released.
+    /// Forget a unit that has ended, and mark its folder as released.
     Release {
         /// The unit.
         unit: String,
-        /// Also if it has not ended.
+        /// Whether to forget it also if it has not ended.
         force: bool,
     },
 }
 
-/// What came of an operation.
+/// Result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
-    /// What became of each part of an event; and the statuses that wait.
+    /// The results of an event, and the statuses to publish.
     Accepted {
         /// One for each part.
         parts: Vec<Acceptance>,
-        /// Refusals' statuses.
+        /// Statuses of refusals.
         queued: Vec<Queued>,
     },
-    /// Whether the change applied, and the statuses that wait now.
+    /// Whether the change applied, and the statuses to publish now.
     Changed {
-        /// Whether a row was in the state that the change needs.
+        /// Whether the unit was in a state that allows the change.
         applied: bool,
         /// Its statuses.
         queued: Vec<Queued>,
     },
-    /// The unit was in a stage that does not allow the change, and stays there. The ledger has
-    /// logged that.
+    /// The state of the unit does not allow the change, and stays. The ledger has logged that.
     Illegal {
         /// The unit.
         unit: String,
-        /// What it cannot do.
+        /// The change.
         change: IllegalChange,
     },
-    /// What a step of pruning has left.
+    /// Result of a step of pruning.
     Pruned(Pruned),
 }
 
-/// Carries out `op`.
+/// Performs `op`.
 ///
 /// # Errors
 /// As SQLite.
@@ -252,22 +251,22 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
     }
 }
 
-/// What the table of states says of a change.
+/// Decision of the table of states about a change.
 enum Decision {
-    /// The unit with this number changes.
+    /// The unit of this number changes.
     Changes(i64, Next),
     /// Nothing changes.
     Stays(Done),
 }
 
-/// Asks the table of states what `change` makes of `unit`.
+/// Returns what the table of states decides about `change` of `unit`.
 fn decide(tx: &Connection, unit: &str, change: Change) -> rusqlite::Result<Decision> {
     let sql = "SELECT seq, state, started IS NOT NULL FROM unit WHERE id = ?1";
     let row = |row: &Row<'_>| Ok((row.get(0)?, read_state(row, 1)?, row.get(2)?));
     let mut query = tx.prepare_cached(sql)?;
     let found: Option<(i64, State, bool)> = query.query_row(params![unit], row).optional()?;
     let Some((seq, state, begun)) = found else {
-        // It was released.
+        // The unit was released.
         return Ok(Decision::Stays(changed(0, vec![])));
     };
     Ok(match Stage::of(state, begun).on(change) {
@@ -280,8 +279,8 @@ fn decide(tx: &Connection, unit: &str, change: Change) -> rusqlite::Result<Decis
     })
 }
 
-/// Carries out `change` on `unit` by `write`, which gets the unit's number and its next stage and
-/// returns the statuses that wait.
+/// Performs `change` on `unit` with `write`, which gets the number of the unit and its next stage,
+/// and returns the statuses to publish.
 fn change(
     tx: &Connection,
     unit: &str,

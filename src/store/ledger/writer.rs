@@ -22,40 +22,40 @@ use crate::store::ledger::{Reader, file, schema};
 /// shared by more of them, and the first ones wait longer for their acknowledgement.
 const BATCH: usize = 128;
 
-/// Wait before a commit that failed for want of space is tried again.
+/// Delay before a commit that found no space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Free pages that stay in the file for what comes next, and the most that one step gives back to
-/// the file system: nobody waits for more than one.
+/// Number of free pages that stay in the file, and the maximum number that one step gives back to
+/// the file system. A commit waits for one step at most.
 const SPARE_PAGES: i64 = 256;
 const SHRINK_PAGES: i64 = 256;
 
-/// Maximum time for the last commits and for the log to be copied into the ledger.
+/// Maximum time for the last commits, and for copying the log into the ledger.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The ledger cannot be written any more, and that will not pass.
+/// The ledger cannot be written any more, and waiting does not help.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault(pub Error);
 
-/// What is to happen once an operation is on disk, and can in the ledger's thread.
+/// What follows when an operation is on disk, and can be done in the thread of the ledger.
 pub trait OnDisk {
-    /// Called as soon as that is so, before anybody is told. It must not wait.
+    /// Called when the operation is on disk, before it is reported. It must not wait.
     fn on_disk(&self, done: &Done);
 }
 
-/// A committed operation, with what its sender wanted to remember.
+/// A committed operation, with a value of its sender.
 #[derive(Debug)]
 pub struct Committed<T> {
-    /// What came of it.
+    /// Its result.
     pub done: Done,
-    /// What was given along.
+    /// The value of the sender.
     pub then: T,
 }
 
-/// The ledger's writing side.
+/// The writing side of the ledger.
 #[derive(Debug)]
 pub struct Ledger<T> {
-    /// What was handed over since somebody last waited.
+    /// Operations that were submitted since the last send.
     submitted: Vec<(Op, T)>,
     ops: mpsc::Sender<Vec<(Op, T)>>,
     /// Counts the attempts to commit.
@@ -64,11 +64,11 @@ pub struct Ledger<T> {
 }
 
 impl<T: OnDisk + Send + 'static> Ledger<T> {
-    /// Opens or creates the ledger in folder `pipeline`, starts its thread, and opens the ledger for
-    /// reading as well.
+    /// Opens or creates the ledger in folder `pipeline`, starts its thread, and opens the ledger
+    /// for reading too.
     ///
     /// # Errors
-    /// When it is damaged or cannot be created (73) or is newer (78); it is then untouched.
+    /// When it is damaged or cannot be created (73), or is newer (78); it is unchanged then.
     pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
         let path = file(pipeline);
         if path.exists() {
@@ -95,7 +95,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
                 if writer.write(&op_rx, &committed_tx, &counter) {
                     writer.close();
                 }
-                // Only now: its end tells that all is done.
+                // Only now, because its end means that everything is done.
                 drop(committed_tx);
             })
             .map_err(|e| Error::state(&e, format!("start the ledger's thread: {e}")))?;
@@ -108,29 +108,28 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         Ok((ledger, Reader::of_writer(&path)?))
     }
 
-    /// Hands over an operation; [`Ledger::committed`] brings `then` back once it is on disk.
-    /// It is taken to the disk when that or [`Ledger::send`] is next called, with all others
-    /// handed over by then.
+    /// Submits an operation; [`Ledger::committed`] returns `then` when it is on disk. The operation
+    /// is sent together with all others at the next call of that or of [`Ledger::send`].
     pub fn submit(&mut self, op: Op, then: T) {
         self.submitted.push((op, then));
     }
 
-    /// How often the thread has begun or ended an attempt to commit: it moves while that works,
-    /// and while it waits for space on the disk.
+    /// Returns how often the thread has begun or ended an attempt to commit. The number changes
+    /// while that works, and while it waits for disk space.
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// Has the thread take up what was handed over.
+    /// Sends the submitted operations to the thread.
     pub fn send(&mut self) {
         if !self.submitted.is_empty() {
-            // The thread ends only after a fault, which its holder learns from `committed`.
+            // The thread ends only after a fault, which its holder gets from `committed`.
             let _ = self.ops.send(std::mem::take(&mut self.submitted));
         }
     }
 
-    /// The next committed operation, in the order of submission; cancel safe.
+    /// Returns the next committed operation, in the order of submission. Cancel safe.
     ///
     /// # Errors
     /// When the ledger cannot be written any more.
@@ -152,8 +151,8 @@ impl<T> Ledger<T> {
         self.committed.try_recv().ok()
     }
 
-    /// Commits what was handed over and copies the log into the ledger, whose file then holds all
-    /// by itself. Nobody learns of these commits. Returns whether that was done in time.
+    /// Commits the submitted operations, and copies the log into the ledger, whose file then
+    /// contains everything. These commits are not reported. Returns whether that was done in time.
     pub async fn close(self) -> bool {
         let Self {
             submitted,
@@ -168,20 +167,20 @@ impl<T> Ledger<T> {
     }
 }
 
-/// What the thread works with.
+/// State of the thread.
 struct Writer {
     connection: Connection,
     state: WriterState,
     path: PathBuf,
     place: Place,
-    /// Whether the log is given its size again when somebody has cut it off.
+    /// Whether a truncated log gets its size again.
     refills: bool,
     /// Whether there may be free pages to give back.
     shrinks: bool,
 }
 
 impl Writer {
-    /// Writes until nobody hands anything over; `false` after a fault.
+    /// Writes until its sender is gone; `false` after a fault.
     fn write<T: OnDisk>(
         &mut self,
         ops: &mpsc::Receiver<Vec<(Op, T)>>,
@@ -196,8 +195,8 @@ impl Writer {
             }
             let forgets = |op: &Op| matches!(op, Op::Prune(_) | Op::Release { .. });
             self.shrinks |= batch.iter().any(|(op, _)| forgets(op));
-            // A log that was cut off must not be written to; and what nobody would find is not
-            // to be told of.
+            // A truncated log must not be written to, and a commit that no reader would find must
+            // not be reported.
             let done = self.still_there().and_then(|()| {
                 let done = self.commit_until_done(&batch, attempts)?;
                 self.still_there().map(|()| done)
@@ -211,7 +210,7 @@ impl Writer {
                         }
                     }
                     for (done, (_, then)) in done.into_iter().zip(batch) {
-                        // Nobody listens any more when the client is on its way out.
+                        // The client may be ending, and not listen any more.
                         let _ = committed.send(Ok(Committed { done, then }));
                     }
                 }
@@ -224,8 +223,8 @@ impl Writer {
         true
     }
 
-    /// Commits `batch`, as often as it takes while the disk is full or failing: whatever is not
-    /// committed is not acknowledged either, so nothing is lost by waiting.
+    /// Commits `batch`, and tries again while the disk is full or fails. What is not committed is
+    /// not acknowledged either, so waiting loses nothing.
     fn commit_until_done<T>(
         &mut self,
         batch: &[(Op, T)],
@@ -260,21 +259,20 @@ impl Writer {
         }
     }
 
-    /// Gives the log its size, if it is not that large. Without it commits take longer, and that is
-    /// all.
+    /// Gives the log its size, if it is smaller. Without it commits only take longer.
     fn fill_log(&mut self) {
         if self.place.look() == Found::CopiedLog {
             self.refills = schema::fill_wal(&mut self.connection, &self.path).is_ok();
         }
     }
 
-    /// The next operations; while there are none, free pages go back to the file system.
+    /// Returns the next operations. While there are none, gives free pages back to the file system.
     fn next<T>(&mut self, ops: &mpsc::Receiver<Vec<(Op, T)>>) -> Option<Vec<(Op, T)>> {
         while self.shrinks {
             match ops.try_recv() {
                 Ok(batch) => return Some(batch),
                 Err(mpsc::TryRecvError::Disconnected) => return None,
-                // If it fails, it is tried again after the next pruning.
+                // After a failure, the next pruning tries again.
                 Err(mpsc::TryRecvError::Empty) => {
                     self.shrinks = self.still_there().is_ok() && self.shrink().unwrap_or(false);
                 }
@@ -283,7 +281,7 @@ impl Writer {
         ops.recv().ok()
     }
 
-    /// Gives some free pages back; whether there are more.
+    /// Gives some free pages back. Returns whether there are more.
     fn shrink(&self) -> rusqlite::Result<bool> {
         let free = || -> rusqlite::Result<i64> {
             let count = |row: &rusqlite::Row<'_>| row.get(0);
@@ -298,13 +296,13 @@ impl Writer {
         let sql = format!("PRAGMA incremental_vacuum({})", surplus.min(SHRINK_PAGES));
         let mut vacuum = self.connection.prepare(&sql)?;
         let mut pages = vacuum.query([])?;
-        // It moves one for each row that is asked for.
+        // Each row moves one page.
         while pages.next()?.is_some() {}
         // A ledger of an earlier version may not be able to.
         Ok(free()? < before)
     }
 
-    /// Copies the log into the ledger. SQLite removes the log when the last one leaves.
+    /// Copies the log into the ledger. SQLite removes the log when the last connection closes.
     fn close(mut self) {
         if self.still_there().is_ok() {
             let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -315,7 +313,7 @@ impl Writer {
         }
     }
 
-    /// Whether what was committed can be found by whoever comes next.
+    /// Checks that later readers will find what was committed.
     fn still_there(&mut self) -> Result<(), Fault> {
         let path = match self.place.look() {
             Found::Intact => return Ok(()),
@@ -329,7 +327,7 @@ impl Writer {
         };
         let cause = "was removed, replaced or cut off while the client ran; start it again";
         let cause = format!("write to the ledger: {} {cause}", path.display());
-        // If that fails, so does all that follows.
+        // If that fails, everything after it fails too.
         let _ = schema::copy_log_on_close(&self.connection, false);
         Err(Fault(Error::new(Kind::TryAgain, cause)))
     }
@@ -358,7 +356,7 @@ pub(super) fn commit<T>(
     done
 }
 
-/// What an error that does not pass is: only damage outlives a restart.
+/// Returns the kind of a lasting error: only damage outlives a restart.
 pub(super) fn lasting(error: &rusqlite::Error) -> Kind {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::CannotCreate,
@@ -366,7 +364,7 @@ pub(super) fn lasting(error: &rusqlite::Error) -> Kind {
     }
 }
 
-/// Whether it may be different in a moment.
+/// Returns whether the error may be over in a moment.
 pub(super) fn passes(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -311,7 +311,10 @@ pub(super) mod tests {
         assert!(locked.is_canceled());
         let locked = take(locked.withdraw(&runners), other("u3"));
         assert!(!locked.is_canceled(), "the mark is not for the next");
-        assert!(other("u2").is_canceled(), "but for who takes it up again");
+        assert!(
+            other("u2").is_canceled(),
+            "except for the runner that takes it up again"
+        );
         other("u2").remove().expect("remove");
         locked.discard();
         assert_eq!(count(&runners) + count(&state.path().join("units")), 0);
