@@ -1,6 +1,7 @@
 //! Supervises one command from its start to its end.
 
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::model::unit::{End, Outcome, Stopped};
@@ -204,7 +205,9 @@ pub(super) fn drain_rest(rest: &mut Rest) {
     while rest.is_open() {
         // A failure is a shortage that passes; the pipes are read in any case.
         let _ = wait_for_any(rest.sources(), Instant::now() + LOOK_AT_REST);
-        rest.pump();
+        if rest.pump() < FAST {
+            thread::sleep(GATHER);
+        }
         let _ = children_left();
     }
 }

@@ -12,7 +12,7 @@ const SEQ: &str = "lab/seq/status";
 const FINISHED: &[(&str, &str)] = &[("status", "finished")];
 
 /// Ways out of the process group of a command.
-const WAYS_OUT: [&str; 6] = [
+pub const WAYS_OUT: [&str; 6] = [
     "timeout 1h $LIVE & wait",
     "setsid -w $LIVE",
     // Its parent is gone at once.
@@ -24,7 +24,7 @@ const WAYS_OUT: [&str; 6] = [
 ];
 
 /// Processes that have `variable` in their environment and have not ended.
-fn alive(variable: &str) -> Vec<i32> {
+pub fn alive(variable: &str) -> Vec<i32> {
     let has = |path: &Path| {
         let environment = fs::read(path.join("environ")).unwrap_or_default();
         let mut entries = environment.split(|b| *b == 0);
@@ -39,7 +39,7 @@ fn alive(variable: &str) -> Vec<i32> {
 }
 
 /// A mark of its own, and a command that carries it until it is killed; `deaf` to TERM, or not.
-fn live(deaf: bool) -> (String, String) {
+pub fn live(deaf: bool) -> (String, String) {
     let mark = format!("MARK={}", ulid::Ulid::generate());
     let trap = if deaf { "trap '' TERM; " } else { "" };
     let live = format!("env {mark} bash -c \"{trap}while :; do sleep 0.05; done\"");
@@ -69,44 +69,6 @@ fn started(world: &World, ears: &Ears, mark: &str) {
     world.message(SEQ, FINISHED);
     ears.status("p", "started");
     wait_until("it lives", || !alive(mark).is_empty());
-}
-
-#[test]
-fn a_run_ends_with_all_that_has_left_its_group() {
-    for (n, way) in WAYS_OUT.into_iter().enumerate() {
-        let world = World::new();
-        let (mark, live) = live(n % 2 == 1);
-        let command = way.replace("$LIVE", &live);
-        let ears = world.ears(&["lab/#"]);
-        // Ended by its time, by a newer event, and by whoever asks.
-        let options: &[&str] = match n % 3 {
-            0 => &["--timeout", "1s"],
-            1 => &["--overlap", "replace"],
-            _ => &[],
-        };
-        let base = ["-t", SEQ, "-c", &command, "--grace", "300ms"];
-        let bash = ["--shell", "/bin/bash"];
-        let client = world.client("p", &[&base[..], &bash, options].concat());
-        started(&world, &ears, &mark);
-        let first = alive(&mark);
-        match n % 3 {
-            0 => {}
-            1 => world.message(SEQ, FINISHED),
-            _ => cancel(&world),
-        }
-        ears.status("p", "failed");
-        let left: Vec<i32> = alive(&mark)
-            .into_iter()
-            .filter(|pid| first.contains(pid))
-            .collect();
-        assert!(left.is_empty(), "{way}: {left:?}\n{}", client.log_text());
-        // The second one of those that were replaced.
-        if n % 3 == 1 {
-            wait_until("it runs", || ears.count("p", "started") == 2);
-            cancel(&world);
-        }
-        client.stop();
-    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::common::{binary, children_of, wait_until};
+use crate::descent::{WAYS_OUT, alive, live};
 use serde_json::{Value, json};
 use tael::model::unit::{End, Outcome, State, Stopped, Trace};
 use tael::runner::{ARGUMENT, BEGIN, DROP, FILE, Job};
@@ -502,6 +503,40 @@ fn a_script_whose_interpreter_is_missing_says_so() {
     let stderr = text(&unit, Stream::Stderr);
     let says = stderr.contains("'/bin/sh\\r' is missing") && stderr.contains("Windows");
     assert!(says, "{stderr}");
+    runner.leaves();
+}
+
+#[test]
+fn a_run_ends_with_all_that_has_left_its_group() {
+    let mut runner = Runner::start();
+    for (n, way) in WAYS_OUT.into_iter().enumerate() {
+        let (mark, live) = live(n % 2 == 1);
+        let command = way.replace("$LIVE", &live);
+        let argv = ["/bin/bash", "-c", &command].map(str::to_owned).to_vec();
+        // Ended by its time, or canceled.
+        let timeout = (n % 3 == 0).then_some(1000);
+        let job = Job {
+            argv,
+            timeout,
+            grace: 300,
+            ..job(&format!("u{n}"), "exit 9")
+        };
+        let unit = runner.prepare(&job, b"");
+        runner.write(&[BEGIN]);
+        runner.hears("started");
+        wait_until("it lives", || !alive(&mark).is_empty());
+        if timeout.is_none() {
+            unit.cancel().expect("cancel");
+        }
+        let stopped = runner.outcome()["stopped"].clone();
+        assert_eq!(
+            stopped,
+            timeout.map_or("canceled", |_| "timed-out"),
+            "{way}"
+        );
+        assert_eq!(alive(&mark), Vec::<i32>::new(), "{way}");
+        runner.hears("idle");
+    }
     runner.leaves();
 }
 

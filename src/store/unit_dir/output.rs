@@ -142,8 +142,10 @@ impl Rest {
     }
 
     /// Moves the bytes in the pipes into the files. As many bytes of each stream are kept as of the
-    /// command's output. Later ones are dropped, since these processes may never end.
-    pub fn pump(&mut self) {
+    /// command's output. Later ones are dropped, since these processes may never end. Returns the
+    /// number of bytes that were in the pipes.
+    pub fn pump(&mut self) -> usize {
+        let mut moved = 0;
         let limit = match self.output.limit {
             0 => u64::MAX,
             limit => limit,
@@ -151,6 +153,7 @@ impl Rest {
         let sources = self.output.sources.iter_mut().zip(&mut self.taken);
         for ((source, taken), stream) in sources.zip([Stream::Stdout, Stream::Stderr]) {
             source.drain(&mut self.output.buffer, |bytes| {
+                moved += bytes.len();
                 let room = usize::try_from(limit - *taken).unwrap_or(usize::MAX);
                 let kept = bytes.get(..room).unwrap_or(bytes);
                 if kept.is_empty() {
@@ -162,6 +165,7 @@ impl Rest {
                 *taken += file.map_or(0, |file| write_most(file, kept)) as u64;
             });
         }
+        moved
     }
 }
 
