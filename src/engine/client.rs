@@ -1,409 +1,508 @@
-//! A running pipeline: the loop in which events come, runs start and end, and reports go.
+//! The chain that every event follows, from its offer to the status of its end, and the one place
+//! that performs what the parts decide.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
+use tracing::{debug, error, warn};
 
-use crate::engine::commit::batch::Later;
-use crate::engine::commit::permit::Word;
-use crate::engine::config::{Config, Home};
-use crate::engine::connect;
-use crate::engine::control::reload::Reload;
-use crate::engine::intake::backlog::Backlog;
+use crate::engine::after::After;
+use crate::engine::commit::Commits;
+use crate::engine::commit::receipt::{Progress, Receipt};
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::intake::Intake;
+use crate::engine::intake::backlog::Load;
 use crate::engine::intake::judge::Admission;
-use crate::engine::intake::names::Names;
-use crate::engine::intake::pace::Pace;
-use crate::engine::intake::pressure::Pressure;
-use crate::engine::intake::redelivery::Redelivery;
-use crate::engine::intake::silence::Silence;
-use crate::engine::observe::health::Health;
-use crate::engine::observe::metrics::Metrics;
-use crate::engine::report::last::LastEnd;
-use crate::engine::report::outbox::Outbox;
-use crate::engine::report::reply::ReplyTo;
-use crate::engine::work::cleanup::Cleanup;
-use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
-use crate::engine::work::lanes::Queue;
-use crate::engine::work::pool::Runners;
-use crate::engine::work::recovery;
+use crate::engine::intake::offer::Offer;
+use crate::engine::intake::source::Source;
+use crate::engine::link::{self, Link};
+use crate::engine::observe::snapshot::Snapshot;
+use crate::engine::observe::{Observer, Signs};
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::report::outbox::Loss;
+use crate::engine::report::reply::{self, ReplyTo};
+use crate::engine::report::{Reports, status};
+use crate::engine::work::cleanup::{Cleanup, Removed};
+use crate::engine::work::retry::retry;
+use crate::engine::work::{Ended, Report, Units};
 use crate::error::Result;
 use crate::model::message::Message;
-use crate::model::status::Presence;
-use crate::model::topic::PipelineTopics;
-use crate::model::trigger::Trigger;
 use crate::model::unit::Unit;
-use crate::net::mqtt::Token;
-use crate::net::session::{Session, SessionAck};
+use crate::net::mqtt::{Refused, Refuser, Token};
+use crate::net::session::{Event, SessionReceived};
 use crate::os::hooks;
-use crate::os::host_lock::HostLock;
-use crate::os::notify::Notify;
-use crate::os::signals::Stop;
-use crate::store::aside::sweep;
-use crate::store::identity::Identity;
-use crate::store::ledger::{Acceptance, Done, Ledger, OnDisk, Op, Reader};
-use crate::store::unit_dir::{RUNNERS, UnitDir};
+use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
 
-/// Operations that may wait for the ledger before no more messages are taken, and the bytes of
-/// the messages among them.
-const MAX_UNCOMMITTED: usize = connect::RECEIVE_MAXIMUM as usize;
-const MAX_UNCOMMITTED_BYTES: usize = 16 * 1024 * 1024;
-
-/// Maximum number of network events that are dealt with in a row.
-const MAX_TAKEN_IN: usize = 128;
-
-/// Counts since the client started.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Counts {
-    pub accepted: u64,
-    pub duplicates: u64,
-    pub refused: u64,
-    pub ignored: u64,
+/// A client: its parts, which decide, and the ways to the ledger and the broker. No part knows
+/// another.
+pub struct Client {
+    pub pipeline: Pipeline,
+    pub link: Link,
+    pub commits: Commits<After>,
+    pub intake: Intake<Token>,
+    pub work: Units,
+    pub cleanup: Cleanup,
+    pub reports: Reports<Token>,
+    pub observer: Observer,
+    /// What the parts ask for; empty between two turns of the loop.
+    pub steps: Steps,
+    /// Units whose start is on its way to the ledger, until their runners make them ready.
+    pub starting: Vec<Arc<Unit>>,
 }
 
-/// What is to happen once an operation is on disk.
-#[derive(Debug)]
-pub(crate) enum Then {
-    Accepted {
-        admission: Box<Admission>,
-        /// For the parts that start at once, by their place.
-        words: Vec<(usize, Word)>,
-        ack: Option<SessionAck>,
-        reply: Option<ReplyTo>,
-        bytes: usize,
-    },
-    Start(Arc<Unit>, Option<Word>),
-    Settled {
-        retry: Option<Box<Unit>>,
-        /// The status of the end.
-        last: Box<Value>,
-    },
-    Nothing,
-}
-
-impl OnDisk for Then {
-    /// Has runners begin, which saves the way through the loop.
-    fn on_disk(&self, done: &Done) {
-        let give = |word: &Word, begin| {
-            hooks::failpoint("spawn.before");
-            word.give(begin);
-            hooks::failpoint("spawn.after");
-        };
-        match (self, done) {
-            (Self::Accepted { words, .. }, Done::Accepted { parts, .. }) => {
-                for (place, word) in words {
-                    give(word, parts.get(*place) == Some(&Acceptance::Fresh));
+impl Client {
+    /// Does what the parts ask for.
+    pub fn perform(&mut self) {
+        while let Some(step) = self.steps.pop_front() {
+            match step {
+                Step::Commit(op) => self.commits.submit(op, After::Nothing),
+                Step::Start(unit, permit) => {
+                    let op = Op::Start {
+                        unit: unit.id.clone(),
+                        spec: Arc::clone(&unit.spec),
+                        boot: self.pipeline.boot.clone(),
+                    };
+                    self.starting.push(Arc::clone(&unit));
+                    self.commits.submit(op, After::Start(unit, permit));
                 }
-            }
-            (Self::Start(_, Some(word)), done) => {
-                give(word, matches!(done, Done::Changed { applied: true, .. }));
-            }
-            _ => {}
-        }
-    }
-}
-
-/// A unit that a runner has.
-pub(crate) struct Live {
-    pub unit: Unit,
-    /// Whether its start has been told.
-    pub said: bool,
-    pub started: Option<i64>,
-    pub handovers: u32,
-    /// Whether another client's runner has begun it.
-    pub adopted: bool,
-}
-
-/// A pipeline at work.
-pub struct Pipeline {
-    pub(crate) config: Config,
-    pub(crate) home: Home,
-    pub(crate) topics: PipelineTopics,
-    pub(crate) since: Timestamp,
-    pub(crate) reader: Reader,
-    pub(crate) queue: Queue,
-    pub(crate) pressure: Pressure,
-    pub(crate) outbox: Outbox,
-    pub(crate) counts: Counts,
-    pub(crate) session: Session,
-    pub(crate) identity: Identity,
-    /// Keeps others on this host from using our client identifier.
-    _id_lock: HostLock,
-    pub(crate) redelivery: Redelivery,
-    pub(crate) names: Names,
-    pub(crate) boot: String,
-    pub(crate) ledger: Ledger<Then>,
-    pub(crate) uncommitted: usize,
-    pub(crate) uncommitted_bytes: usize,
-    pub(crate) later: Later,
-    pub(crate) runners: Runners,
-    pub(crate) live: HashMap<String, Live>,
-    pub(crate) adopted: (
-        mpsc::UnboundedSender<String>,
-        mpsc::UnboundedReceiver<String>,
-    ),
-    /// Whether whatever starts is to end: the client stops with its units.
-    pub(crate) cancels_all: bool,
-    pub(crate) online: bool,
-    pub(crate) cleanup: Cleanup,
-    pub(crate) backlog: Backlog,
-    /// Whether runners have just not been able to begin, and until when none tries again.
-    pub(crate) refusing: bool,
-    pub(crate) held_until: Option<Instant>,
-    /// Where our own clock begins.
-    begin: Instant,
-    /// Whether it was said that others cannot see how we are.
-    pub(crate) unseen: bool,
-    /// Whether it was said that the broker cannot take statuses for now.
-    pub(crate) refusing_statuses: bool,
-    /// Whether it was said how bridges keep the properties of messages.
-    pub(crate) bridge_said: bool,
-    pub(crate) pace: Pace,
-    /// Whether it was said that messages wait, in case they are a loop.
-    pub(crate) loop_said: bool,
-    pub(crate) health: Health,
-    pub(crate) silence: Silence,
-    pub(crate) metrics: Option<Metrics>,
-    pub(crate) last: LastEnd,
-}
-
-pub(crate) fn now_ms() -> i64 {
-    Timestamp::now().as_millisecond()
-}
-
-impl Pipeline {
-    /// Opens the pipeline's state, and takes up what an earlier client has left.
-    ///
-    /// # Errors
-    /// When the state is damaged or newer; it is then untouched.
-    pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
-        warn_of_what_is_missing(&config);
-        let mut identity = connect::identify(&mut config, &home.path)?;
-        let id_lock = connect::hold_id(&config)?;
-        warn_without_holes(&config, &home.path.join(RUNNERS));
-        let (ledger, reader) = Ledger::open(&home.path)?;
-        let boot = crate::os::process::boot_id();
-        let topics = PipelineTopics::new(&config.root, &config.who);
-        let since = Timestamp::now();
-        // The first flush reads them.
-        let outbox = Outbox::of_ledger(reader.waiting_messages()?);
-        let redelivery = Redelivery::new(reader.answered()?, reader.last_accepted()?);
-        sweep(&home.path, &reader)?;
-        let left = recovery::survey(&home.path, &reader, &boot)?;
-        let runners = home.path.join(RUNNERS);
-        let mut silence = Silence::default();
-        silence.take_up(&config.triggers, &reader.heard()?, now_ms());
-        let metrics = config.metrics.clone().map(Metrics::new);
-        let last = LastEnd::read(&reader)?;
-        let names = Names::read(&reader)?;
-        let mut queue = Queue::new(&config.triggers);
-        queue.pause(home.path.join("paused").exists());
-        let mut pipeline = Self {
-            session: connect::session(&config, &topics, since, &mut identity)?,
-            identity,
-            _id_lock: id_lock,
-            config,
-            home,
-            topics,
-            since,
-            reader,
-            queue,
-            pressure: Pressure::default(),
-            outbox,
-            counts: Counts::default(),
-            redelivery,
-            names,
-            boot,
-            ledger,
-            uncommitted: 0,
-            uncommitted_bytes: 0,
-            later: Later::default(),
-            runners: Runners::new(runners),
-            live: HashMap::new(),
-            adopted: mpsc::unbounded_channel(),
-            cancels_all: false,
-            online: false,
-            cleanup: Cleanup::default(),
-            backlog: Backlog::default(),
-            refusing: false,
-            held_until: None,
-            begin: Instant::now(),
-            unseen: false,
-            refusing_statuses: false,
-            bridge_said: false,
-            pace: Pace::default(),
-            loop_said: false,
-            health: Health::new(notify),
-            silence,
-            metrics,
-            last,
-        };
-        for left in left {
-            pipeline.take_up(left);
-        }
-        pipeline.prune();
-        Ok(pipeline)
-    }
-
-    /// Works until told to stop.
-    ///
-    /// # Errors
-    /// When the broker turns us away for good, or the state cannot be written any more.
-    pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
-        self.runners.keep_warm();
-        loop {
-            self.take_held();
-            self.start_waiting()?;
-            if !self.outbox.is_empty() {
-                hooks::failpoint("publish.before");
-            }
-            self.flush_outbox()?;
-            self.check_health();
-            self.check_metrics(false);
-            let wake = self.wake();
-            tokio::select! {
-                biased;
-                () = stop.requested() => break,
-                Some(()) = reload.requests.recv() => self.reload(&reload.read),
-                committed = self.ledger.committed() => {
-                    self.on_committed(committed.map_err(|f| f.0)?);
-                    while let Some(committed) = self.ledger.try_committed() {
-                        self.on_committed(committed.map_err(|f| f.0)?);
+                Step::Drop(unit, note) => {
+                    let op = Op::Drop {
+                        unit: unit.clone(),
+                        at: now_ms(),
+                        note: note.to_owned(),
+                    };
+                    self.commits.submit(op, After::Dropped(unit));
+                }
+                Step::Sent(seq) => self.commits.sent(seq, self.intake.redelivery.known()),
+                Step::Publish(message) => {
+                    self.publish(message);
+                }
+                Step::Settle(receipt) => self.settle(receipt, Progress::Ended),
+                Step::Signal(unit) => {
+                    if let Err(e) = self.pipeline.dir(&unit).cancel() {
+                        warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
                     }
                 }
-                report = self.runners.next() => self.on_report(report),
-                Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
-                Some(removed) = self.cleanup.next() => self.on_removed(removed),
-                event = self.session.next(), if self.takes_more() => {
-                    self.on_session(event?);
-                    self.take_in().await?;
+            }
+        }
+    }
+
+    // --- The chain: offer -> judge -> commit -> receipt -> start -> end -> commit -> publish ---
+
+    /// Offer: something has come from a source.
+    pub fn on_source(&mut self, source: Source) {
+        let offer = source.offer(&self.pipeline, &mut self.steps);
+        self.perform();
+        let Some(offer) = offer else { return };
+        let load = || Load::of(self.work.lanes(), self.commits.waiting());
+        match self.intake.admit(&self.pipeline, offer, load) {
+            Ok(offer) => self.judge(offer),
+            Err(dropped) => dropped
+                .into_iter()
+                .for_each(|receipt| self.settle(receipt, Progress::Refused)),
+        }
+    }
+
+    /// Takes offers that were held, if there is room.
+    pub fn take_held(&mut self) {
+        while self.commits.keeps_up() {
+            let load = || Load::of(self.work.lanes(), self.commits.waiting());
+            let Some(offer) = self.intake.held(&self.pipeline, load) else {
+                return;
+            };
+            self.judge(offer);
+        }
+    }
+
+    /// Judge: what the offer means to the triggers.
+    fn judge(&mut self, offer: Offer) {
+        let from_broker = offer.is_message();
+        if from_broker {
+            self.intake.pressure.came(Instant::now());
+        }
+        let admission = self.intake.judge(
+            &self.pipeline,
+            offer.subject,
+            offer.reply.as_ref(),
+            &mut self.steps,
+        );
+        self.perform();
+        match admission {
+            Some(admission) => self.commit(admission, offer.receipt, offer.reply),
+            None => self.settle(offer.receipt, Progress::Refused),
+        }
+        if from_broker {
+            self.intake.pressure.served(Instant::now());
+        }
+    }
+
+    /// Commit: the ledger accepts the event. Runners make ready meanwhile what starts at once.
+    fn commit(&mut self, mut admission: Admission, receipt: Receipt, reply: Option<ReplyTo>) {
+        let (mut permits, mut bytes) = (Vec::new(), 0);
+        let holds = self.intake.pressure.holds_until(Instant::now()).is_some();
+        for (place, part) in admission.parts.iter_mut().enumerate() {
+            if let Part::Run { unit, start, .. } = part {
+                let payload = unit.payload.as_ref().map_or(0, |p| p.len());
+                bytes += payload + unit.exported_bytes();
+                self.intake.came(payload);
+                *start = self.work.claim(unit, holds);
+                if *start && let Some(permit) = self.work.reserve(&unit.id) {
+                    permits.push((place, permit));
+                    self.starting.push(Arc::clone(unit));
                 }
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
-                    self.on_time();
-                }
             }
         }
-        self.stop().await
-    }
-
-    /// Takes in what else has come already: one commit takes all of it, and only then is anything
-    /// started.
-    async fn take_in(&mut self) -> Result<()> {
-        for _ in 1..MAX_TAKEN_IN {
-            if !self.takes_more() {
-                break;
-            }
-            tokio::select! {
-                biased;
-                event = self.session.next() => self.on_session(event?),
-                () = std::future::ready(()) => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the ledger keeps up with what comes.
-    pub(crate) const fn keeps_up(&self) -> bool {
-        self.uncommitted < MAX_UNCOMMITTED && self.uncommitted_bytes < MAX_UNCOMMITTED_BYTES
-    }
-
-    /// Whether what comes can be taken.
-    fn takes_more(&self) -> bool {
-        self.keeps_up() && self.backlog.takes_more()
-    }
-
-    /// When something is to be done though nothing happens.
-    fn wake(&self) -> Option<Instant> {
-        let now = self.ticks();
-        let due = self.queue.next_due(now).and_then(|due| {
-            Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
-        });
-        let held = self.held_until.or_else(|| self.runners.held_until());
-        let held = held.or_else(|| self.pressure.holds_until(Instant::now()));
-        let held = held.filter(|_| self.queue.waiting() > 0);
-        let times = [
-            due,
-            held,
-            self.later.due(),
-            self.health.wake(),
-            self.silence.wake(),
-            self.metrics.as_ref().and_then(Metrics::wake),
-            self.last.wake(),
-            self.outbox.wake().filter(|_| self.online),
-            self.cleanup.wake(),
-            self.backlog.wake(),
-        ];
-        times.into_iter().flatten().min()
-    }
-
-    /// Milliseconds by a clock that never goes back, above 0.
-    pub(crate) fn ticks(&self) -> i64 {
-        let elapsed = self.begin.elapsed().as_millis();
-        i64::try_from(elapsed).unwrap_or(i64::MAX - 1) + 1
-    }
-
-    fn on_time(&mut self) {
-        self.held_until = self.held_until.filter(|until| Instant::now() < *until);
-        if self.later.due().is_some_and(|due| Instant::now() >= due) {
-            self.flush_later();
-        }
-        self.check_silence();
-        self.tell_last();
-        self.check_cleanup();
-    }
-
-    /// Whether the broker is there and has our subscriptions.
-    pub(crate) const fn is_online(&self) -> bool {
-        self.online
-    }
-
-    /// Tells that we are here.
-    pub(crate) fn tell_presence(&mut self) {
-        let state = match self.queue.is_paused() {
-            true => Presence::Paused,
-            false => Presence::Online,
+        let packet = admission.key.packet;
+        let op = Op::Accept {
+            key: admission.key.clone(),
+            topic: admission.topic.clone(),
+            at: self.intake.redelivery.came(now_ms(), packet),
+            boot: self.pipeline.boot.clone(),
+            parts: admission.parts.clone(),
         };
-        let presence = connect::presence(&self.config, &self.topics, state, self.since);
-        self.publish(presence);
+        hooks::failpoint("commit.before");
+        let after = After::Accepted {
+            admission: Box::new(admission),
+            permits,
+            receipt,
+            reply,
+            bytes,
+        };
+        self.commits.hold(bytes);
+        self.commits.submit(op, after);
+        self.make_ready();
+    }
+
+    /// What follows a commit.
+    pub fn on_committed(&mut self, committed: Committed<After>) {
+        match (committed.then, committed.done) {
+            (
+                After::Accepted {
+                    admission,
+                    permits: _,
+                    receipt,
+                    reply,
+                    bytes,
+                },
+                Done::Accepted { parts, queued },
+            ) => {
+                self.commits.took(bytes);
+                self.intake.arrived(&admission);
+                hooks::failpoint("commit.after");
+                self.give_back(receipt, &admission, &parts);
+                hooks::failpoint("ack.after");
+                self.reports.extend(queued);
+                if let Some(reply) = reply
+                    && let Some(answer) = reply::accepted(&admission.parts, &parts)
+                {
+                    self.publish(reply.message(answer));
+                }
+                self.start(*admission, &parts);
+            }
+            (After::Start(unit, _), Done::Changed { applied: true, .. }) => {
+                let ended = self.work.begin(&self.pipeline, unit, &mut self.steps);
+                self.perform();
+                self.end(ended);
+            }
+            (After::Start(unit, _), Done::Changed { .. } | Done::Illegal { .. }) => {
+                self.work.not_started(&unit, &mut self.steps);
+            }
+            (After::Settled { unit, retry, last }, Done::Changed { applied, queued }) => {
+                hooks::failpoint("settle.after");
+                // Publish: the outbox goes out before the loop waits again.
+                self.reports.extend(queued);
+                if applied {
+                    self.reports.last.set(*last);
+                }
+                let retry = retry.filter(|_| applied);
+                if let Some(retry) = &retry {
+                    let (spec, id) = (&retry.spec, &retry.id);
+                    self.work.wait(&self.pipeline, spec, id, retry.due);
+                }
+                let retry = retry.as_ref().map(|retry| &*retry.id);
+                self.work.settled(&unit, retry, &mut self.steps);
+            }
+            (After::Settled { unit, .. }, Done::Illegal { .. })
+            | (After::Dropped(unit), Done::Changed { .. } | Done::Illegal { .. }) => {
+                self.work.settled(&unit, None, &mut self.steps);
+            }
+            (After::Nothing, Done::Changed { queued, .. }) => self.reports.extend(queued),
+            (After::Nothing, Done::Pruned(pruned)) => {
+                let cleanup = &mut self.cleanup;
+                cleanup.on_pruned(&self.pipeline, &pruned, &mut self.steps);
+            }
+            (after, done) => debug!("unexpected: {after:?} brought {done:?}"),
+        }
+        self.perform();
+    }
+
+    /// Receipt: the source gets it back now, or when the units have ended.
+    fn give_back(&mut self, receipt: Receipt, admission: &Admission, became: &[Acceptance]) {
+        let progress = admission.progress(became);
+        if receipt.is_spent_by(progress) {
+            self.settle(receipt, progress);
+            return self.intake.pressure.served(Instant::now());
+        }
+        let units = admission.units(became, &self.pipeline.reader);
+        if let Some(receipt) = self.work.attach(receipt, units) {
+            self.settle(receipt, Progress::Ended);
+        }
+    }
+
+    #[cfg_attr(
+        not(test),
+        expect(unused_variables, reason = "MQTT's acknowledgement tells no progress")
+    )]
+    pub fn settle(&mut self, receipt: Receipt, progress: Progress<'_>) {
+        match receipt {
+            Receipt::None => {}
+            Receipt::Mqtt(ack) => self.link.session.acknowledge(&ack),
+            #[cfg(test)]
+            Receipt::Script(receipt) => receipt.spend(progress),
+        }
+    }
+
+    /// Start: the units of a new event begin, or wait.
+    fn start(&mut self, admission: Admission, became: &[Acceptance]) {
+        let names = (&*admission.key.id, &*admission.topic);
+        for (part, became) in admission.parts.into_iter().zip(became) {
+            self.intake.count(names, &part, became);
+            let fresh = *became == Acceptance::Fresh;
+            match part {
+                Part::Run { unit, start, .. } => {
+                    let ended =
+                        self.work
+                            .accepted(&self.pipeline, unit, start, fresh, &mut self.steps);
+                    self.perform();
+                    self.end(ended);
+                }
+                Part::Refuse { .. } if fresh => {
+                    self.cleanup
+                        .one_more_to_keep(&self.pipeline, &mut self.steps);
+                    self.perform();
+                }
+                Part::Refuse { .. } => {}
+            }
+        }
+    }
+
+    /// Starts units that wait. While a burst comes, it is taken in first: it is safe then.
+    pub fn start_waiting(&mut self) -> Result<()> {
+        if self.intake.pressure.holds_until(Instant::now()).is_some() {
+            return Ok(());
+        }
+        let started = self.work.start_waiting(&self.pipeline, &mut self.steps);
+        self.perform();
+        self.make_ready();
+        started
+    }
+
+    /// Lets the ledger commit what was submitted, and runners make ready meanwhile what starts.
+    fn make_ready(&mut self) {
+        if !self.starting.is_empty() {
+            self.commits.send();
+            self.work.make_ready(&self.pipeline, &self.starting);
+            self.starting.clear();
+        }
+    }
+
+    pub fn on_report(&mut self, report: Report) {
+        let (pipeline, steps) = (&self.pipeline, &mut self.steps);
+        let ended = match report {
+            Report::Started(unit, at) => {
+                if let Some(unit) = self.work.started(&unit, at) {
+                    self.commits.started(Op::Started {
+                        unit: unit.id.clone(),
+                        at,
+                        status: status::started(&pipeline.config, unit, at),
+                    });
+                }
+                None
+            }
+            Report::Ended(unit, outcome) => self.work.ended(pipeline, &unit, outcome, steps),
+            Report::Refused(unit, what) => {
+                self.work.refused(pipeline, &unit, &what, steps);
+                None
+            }
+            Report::Unknown(unit) => self.work.unknown(pipeline, &unit, steps),
+        };
+        self.perform();
+        self.end(ended);
+    }
+
+    /// End: the outcome, its statuses and the retry go to the ledger in one change.
+    pub fn end(&mut self, ended: Option<Ended>) {
+        let Some(ended) = ended else { return };
+        ended.log(&self.pipeline);
+        let Ended { unit, outcome, .. } = &ended;
+        self.observer.count(outcome);
+        let config = &self.pipeline.config;
+        let retries = &config.triggers.spec_for(&unit.spec).retries;
+        let now = Timestamp::now();
+        let at = now.as_millisecond();
+        let retry = retry(retries, unit, outcome, now);
+        let statuses = status::ended(config, unit, outcome, ended.said, at);
+        let last: Value = status::end(unit, outcome, at).into();
+        let op = ended.op(statuses, retry.clone(), now);
+        hooks::failpoint("settle.before");
+        let after = After::Settled {
+            unit: ended.unit.id,
+            retry: retry.map(Box::new),
+            last: Box::new(last),
+        };
+        self.commits.submit(op, after);
+        self.cleanup
+            .one_more_to_keep(&self.pipeline, &mut self.steps);
+        self.perform();
+    }
+
+    /// Publish: what the outbox may send now.
+    pub fn flush_reports(&mut self) -> Result<()> {
+        let (session, redelivery) = (&mut self.link.session, &mut self.intake.redelivery);
+        let publish = |message: &Message| {
+            let token = session.publish(message.clone())?;
+            redelivery.sent(token, now_ms());
+            Some(token)
+        };
+        let flushed = self.reports.flush(&self.pipeline, &mut self.steps, publish);
+        self.perform();
+        flushed
     }
 
     /// Publishes a message that no ledger holds, if there is a connection. The broker's answer
     /// to it tells what the broker knows, as the answer to a status does.
-    pub(crate) fn publish(&mut self, message: Message) -> Option<Token> {
-        let token = self.session.publish(message)?;
-        self.redelivery.sent(token, now_ms());
+    pub fn publish(&mut self, message: Message) -> Option<Token> {
+        let token = self.link.session.publish(message)?;
+        self.intake.redelivery.sent(token, now_ms());
         Some(token)
     }
 
-    /// Submits what waits for other changes.
-    pub(crate) fn flush_later(&mut self) {
-        for op in self.later.take() {
-            self.uncommitted += 1;
-            self.ledger.submit(op, Then::Nothing);
+    // --- The session ---
+
+    /// Deals with what the session tells. Returns a message on the control topic.
+    pub fn on_session(&mut self, event: Event) -> Option<SessionReceived> {
+        match event {
+            Event::Online => {
+                self.link.went_online();
+                self.tell_presence();
+                self.intake.silence.online(true);
+                self.reports.last.due();
+                self.observer.health.ready();
+            }
+            Event::Subscribed(result) => {
+                if let Err(e) = result {
+                    error!("reload: {e}; events of that filter do not come");
+                }
+                self.observer.health.notify.ready();
+            }
+            Event::Holds(filters) => self.link.held(&self.pipeline.config, filters),
+            Event::Left => {}
+            Event::Offline => {
+                let cut = self.link.went_offline();
+                let loss = match self.link.session.is_packet_at_fault() {
+                    true => Loss::Packet,
+                    false => Loss::Link,
+                };
+                self.reports.lost(loss, &mut self.steps);
+                self.perform();
+                self.intake.disconnected(cut.then(now_ms));
+            }
+            Event::Published(token, result) => {
+                match &result {
+                    Err(Refused(_, Refuser::Local)) => self.intake.redelivery.unanswered(token),
+                    Ok(()) | Err(Refused(_, Refuser::Broker)) => {
+                        self.intake.redelivery.answered(token);
+                    }
+                }
+                let result = result.map_err(|Refused(e, _)| e);
+                let reports = &mut self.reports;
+                reports.published(&self.pipeline, token, result, &mut self.steps);
+                self.perform();
+            }
+            Event::Received(received) => {
+                let delivery = &received.delivery;
+                let redelivery = &mut self.intake.redelivery;
+                redelivery.delivered(delivery.packet, delivery.duplicate);
+                if delivery.topic == self.pipeline.topics.control().as_bytes() {
+                    return Some(received);
+                }
+                self.on_source(Source::Mqtt(received));
+            }
+        }
+        None
+    }
+
+    /// Tells that we are here.
+    pub fn tell_presence(&mut self) {
+        let here = link::here(&self.pipeline, self.work.lanes().is_paused());
+        self.publish(here);
+    }
+
+    // --- The time ---
+
+    /// Returns whether what comes can be taken.
+    pub fn takes_more(&self) -> bool {
+        self.commits.keeps_up() && self.intake.takes_more()
+    }
+
+    /// Returns when something has to be done though nothing happens.
+    pub fn wake(&self) -> Option<Instant> {
+        let held = self.intake.pressure.holds_until(Instant::now());
+        let times = [
+            self.work.wake(&self.pipeline, held),
+            self.commits.wake(),
+            self.observer.wake(),
+            self.reports.last.wake(),
+            self.reports.wake().filter(|_| self.link.is_online()),
+            self.cleanup.wake(),
+            self.intake.wake(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self) {
+        self.work.on_time();
+        self.commits.flush_due();
+        self.reports.last.tell(&self.pipeline, &mut self.steps);
+        self.cleanup.on_time(&self.pipeline, &mut self.steps);
+        self.perform();
+    }
+
+    /// Goes on after folders were removed.
+    pub fn on_removed(&mut self, removed: Removed) {
+        let cleanup = &mut self.cleanup;
+        cleanup.on_removed(&self.pipeline, removed, &mut self.steps);
+        self.perform();
+    }
+
+    // --- What others see ---
+
+    /// Returns what the client looks like now.
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        let parts = (&self.work, &self.intake, &self.reports);
+        Snapshot::of(&self.pipeline, parts, self.link.is_online())
+    }
+
+    /// Shows others how we are, if anybody looks.
+    pub fn observe(&mut self) {
+        if self.observer.looks() {
+            let parts = (&self.work, &self.intake, &self.reports);
+            let snapshot = Snapshot::of(&self.pipeline, parts, self.link.is_online());
+            let signs = Signs {
+                stalled: self.link.session.is_stalled(),
+                attempts: (self.commits.waiting() > 0).then(|| self.commits.attempts()),
+            };
+            self.observer.show(&snapshot, signs);
         }
     }
 
-    pub(crate) fn submit(&mut self, op: Op, then: Then) {
-        // One transaction takes both.
-        self.flush_later();
-        self.uncommitted += 1;
-        self.ledger.submit(op, then);
-    }
-
-    pub(crate) fn trigger(&self, name: &str) -> Option<&Trigger> {
-        self.config.triggers.named(name)
-    }
-
-    pub(crate) fn dir(&self, unit: &str) -> UnitDir {
-        UnitDir::new(&self.home.path, unit)
-    }
-
-    pub(crate) fn paused_mark(&self) -> PathBuf {
-        self.home.path.join("paused")
+    /// Shows others how the client is left.
+    pub fn observe_last(&mut self) {
+        let parts = (&self.work, &self.intake, &self.reports);
+        let snapshot = Snapshot::of(&self.pipeline, parts, false);
+        self.observer.show_last(&snapshot);
     }
 }

@@ -13,6 +13,15 @@ use crate::os::lock::Lock;
 use crate::store::private::{self, create_private_dir};
 use crate::store::unit_dir::RUNNERS;
 
+/// Maximum number of deliveries that the broker may have in flight, unacknowledged (MQTT 5.0,
+/// section 3.1.2.11.3): as many as may wait for the ledger. A broker drops messages when more wait
+/// for a client than its own limits allow (mosquitto: `max_queued_messages`, 1,000), and those
+/// in flight do not count there. What they take in memory is bounded by bytes.
+pub const RECEIVE_MAXIMUM: u16 = 4096;
+
+/// How long the broker keeps what is sent while we are away.
+pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How long the lock of a client that has just been killed may outlive it: a process that it
 /// was about to start has a copy until it executes its program.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);

@@ -1,15 +1,19 @@
-//! How one event becomes one run and one report.
+//! How one event becomes one run and one report. docs/design.md follows an event through the files.
 //!
-//! Rooms: `commit` (what waits for the ledger), `work` (units), `report` (statuses and replies),
-//! `intake` (events), `control` (requests, reload, stop), `observe` (figures for people and
-//! programs), and `client`, the loop.
+//! Rooms, from the ground: `commit` (the way to the ledger), `work` (units) and `report` (what is
+//! published), `intake` (what comes), `observe` (what others see), `control` (what operators ask
+//! for). `client` stands above them: the chain, and the one place that performs what the parts
+//! decide. `service` is the loop around it.
 
-pub mod client;
+mod after;
+mod client;
 mod commit;
 pub mod config;
-mod connect;
 pub mod control;
 mod intake;
+mod link;
 mod observe;
+mod pipeline;
 pub mod report;
+pub mod service;
 pub mod work;

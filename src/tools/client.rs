@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::engine::client::Pipeline;
 use crate::engine::config::{Config, Home};
 use crate::engine::control::reload::Reload;
+use crate::engine::service::Service;
 use crate::engine::work::job::warn_of_what_is_missing;
 use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
@@ -76,8 +76,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
             requests: signals::reload()?,
             read: options.reread,
         };
-        let pipeline = Pipeline::open(options.config, home, Notify::from_environment())?;
-        pipeline.run(&mut stop, reload).await
+        let service = Service::open(options.config, home, Notify::from_environment())?;
+        service.run(&mut stop, reload).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

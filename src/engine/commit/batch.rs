@@ -6,24 +6,24 @@ use tokio::time::Instant;
 
 use crate::store::ledger::Op;
 
-/// How long a row of the outbox that has been sent may wait to be removed. Until then a killed
-/// client tells it again, under the same id.
+/// Maximum delay before a row of the outbox that was sent is removed. A client that is killed
+/// before publishes it again, under the same id.
 const SENT_DELAY: Duration = Duration::from_millis(200);
 
-/// How long the start of a command may wait to be booked and told: one that ends sooner costs
-/// one commit less. The next client of one that is killed meanwhile tells it.
+/// Maximum delay before the start of a command is committed and published: a command that ends
+/// sooner costs one commit less. If the client is killed before, the next one publishes it.
 const STARTED_DELAY: Duration = Duration::from_millis(10);
 
-/// Changes that wait.
+/// Changes that wait for others.
 #[derive(Debug, Default)]
-pub struct Later {
+pub struct Batch {
     starts: Vec<Op>,
     sent: Vec<u64>,
     answered: i64,
     due: Option<Instant>,
 }
 
-impl Later {
+impl Batch {
     /// Adds that the broker has acknowledged the message that the ledger holds as `seq`, and knows
     /// what came to us before `answered` (milliseconds since the epoch) to be acknowledged.
     pub fn sent(&mut self, seq: u64, answered: i64) {
@@ -43,13 +43,13 @@ impl Later {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// When the first of them has waited for long enough.
+    /// Returns when the first of them has waited for long enough.
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Takes all, in the order in which they are to be carried out.
+    /// Takes all, in the order in which they must be committed.
     pub fn take(&mut self) -> Vec<Op> {
         self.due = None;
         let mut ops = std::mem::take(&mut self.starts);

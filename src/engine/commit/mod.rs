@@ -1,5 +1,9 @@
-//! What waits for the ledger, and what follows once it is on disk.
+//! The way to the ledger: changes, what follows each, and what the parts ask the client to do.
 
-pub mod batch;
-mod committed;
+mod batch;
+mod commits;
 pub mod permit;
+pub mod receipt;
+pub mod step;
+
+pub use commits::Commits;

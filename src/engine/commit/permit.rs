@@ -1,5 +1,5 @@
-//! The word that a runner waits for before it begins: given by the ledger's thread, while the
-//! loop still sends the job perhaps.
+//! The permit that a runner waits for before it begins. The ledger's thread gives it, perhaps while
+//! the loop still sends the job.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,22 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::runner::{BEGIN, DROP};
 
-/// Tells a runner whether it is to begin the unit that it makes ready.
+/// Permits or forbids a runner to begin the unit that it makes ready.
 #[derive(Debug, Clone)]
-pub struct Word(Arc<Mutex<Request>>);
+pub struct StartPermit(Arc<Mutex<Request>>);
 
-/// A job on its way to a runner, and the word for it.
+/// A job on its way to a runner, and its permit.
 #[derive(Debug)]
 struct Request {
-    /// The runner reads here. None when it gets no job after all.
+    /// The runner reads here. `None` when it gets no job after all.
     pipe: Option<File>,
     sent: bool,
-    /// The word, if it has come before the job.
+    /// The permit, if it was given before the job was sent.
     early: Option<u8>,
 }
 
-impl Word {
-    /// For the runner that reads from `pipe`.
+impl StartPermit {
+    /// Returns the permit for the runner that reads from `pipe`.
     pub fn new(pipe: OwnedFd) -> Self {
         Self(Arc::new(Mutex::new(Request {
             pipe: Some(File::from(pipe)),
@@ -37,7 +37,7 @@ impl Word {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begin it, or let it be. A runner that has died is noticed by its replies.
+    /// Tells the runner to begin, or not to. A runner that has died is noticed by its replies.
     pub fn give(&self, begin: bool) {
         let word = if begin { BEGIN } else { DROP };
         let mut request = self.lock();
@@ -48,12 +48,12 @@ impl Word {
         }
     }
 
-    /// The runner gets no job after all, and so no word.
+    /// Notes that the runner gets no job after all, and so no permit.
     pub fn forget(&self) {
         self.lock().pipe = None;
     }
 
-    /// Sends the job, and the word if that has come before it.
+    /// Sends the job, followed by the permit if that was given before.
     ///
     /// # Errors
     /// As `write(2)`.
@@ -75,20 +75,20 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn a_word_that_comes_before_its_job_follows_it() {
+    fn a_permit_that_is_given_before_its_job_follows_it() {
         for early in [true, false] {
             let (mut runner, pipe) = io::pipe().expect("pipe");
-            let word = Word::new(pipe.into());
+            let permit = StartPermit::new(pipe.into());
             if early {
-                word.give(true);
+                permit.give(true);
             }
-            word.send(b"job\n".to_vec()).expect("send");
+            permit.send(b"job\n".to_vec()).expect("send");
             if !early {
-                word.give(true);
+                permit.give(true);
             }
-            word.forget();
-            word.give(false);
-            assert!(word.send(b"job\n".to_vec()).is_err());
+            permit.forget();
+            permit.give(false);
+            assert!(permit.send(b"job\n".to_vec()).is_err());
             let mut text = Vec::new();
             runner.read_to_end(&mut text).expect("read");
             assert_eq!(text, [b"job\n", &[BEGIN][..]].concat());

@@ -1,5 +1,5 @@
 //! What operators ask for: actions, a new configuration, a stop.
 
-mod actions;
+pub mod actions;
 pub mod reload;
-mod stop;
+pub mod stop;

@@ -1,132 +1,112 @@
-//! How a pipeline leaves.
+//! How a client leaves: units stay with their runners, and what is left to tell is told within a
+//! bounded time.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{info, warn};
+use tokio::time::Instant;
 
-use crate::engine::client::{Pipeline, Then};
-use crate::engine::connect;
-use crate::error::{Error, Result};
-use crate::model::status::Presence;
-use crate::net::session::Event;
+use crate::engine::config::Config;
+use crate::model::message::Message;
 
-/// How long the reports that are still to be told may hold up a stop.
+/// Maximum time that statuses which are still to be published may hold up a stop.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long folders that are being removed may hold up a stop.
-const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum time that folders which are being removed may hold up a stop.
+pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time for a worker to take what the broker has for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Pipeline {
-    /// Leaves in good order: units stay with their runners, what is to be told is told within
-    /// a bounded time.
-    pub(crate) async fn stop(mut self) -> Result<()> {
-        info!("stopping; {} units go on", self.live.len());
+/// A stop under way. `T` names a publish.
+#[derive(Debug)]
+pub struct Stopping<T> {
+    /// When the client leaves, whatever remains.
+    pub deadline: Instant,
+    /// Whether the broker still has messages for a worker whose session ends with it.
+    pub leaving: bool,
+    waits_for_units: bool,
+    /// The last message, until it goes out.
+    farewell: Option<Message>,
+    sent: Option<T>,
+    answered: bool,
+}
+
+/// What remains to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Remains {
+    /// Whether changes wait for the ledger.
+    pub uncommitted: bool,
+    /// Whether units run.
+    pub units: bool,
+    /// Whether statuses wait.
+    pub statuses: bool,
+    /// Whether the broker is there.
+    pub online: bool,
+}
+
+/// What is next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Something remains.
+    Busy,
+    /// Nothing remains but to say goodbye.
+    Farewell,
+    /// Nothing remains.
+    Done,
+}
+
+impl<T: Copy + PartialEq> Stopping<T> {
+    /// Begins to stop a client that is `online`; it says `farewell` last.
+    pub fn begin(config: &Config, online: bool, farewell: Message) -> Self {
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
-        let wait_for_units = self.config.stop_units;
-        self.health.notify.stopping();
-        self.queue.pause(true);
-        self.cleanup.leave();
-        for op in self.silence.unwritten() {
-            self.submit(op, Then::Nothing);
-        }
-        self.cancels_all = wait_for_units;
-        if wait_for_units {
-            let grace = self
-                .config
-                .triggers
-                .iter()
-                .map(|t| t.spec.limits.grace)
-                .max();
+        let waits_for_units = config.stop_units;
+        if waits_for_units {
+            let grace = config.triggers.iter().map(|t| t.spec.limits.grace).max();
             deadline += grace.unwrap_or_default();
-            for unit in self.live.keys() {
-                self.signal(unit);
-            }
-        } else {
-            self.runners.dismiss();
         }
-        let mut presence = Some(connect::presence(
-            &self.config,
-            &self.topics,
-            Presence::Offline,
-            self.since,
-        ));
-        let (mut token, mut farewell) = (None, false);
         // The session of a worker ends with it, and with that what the broker has for it.
-        let mut leaving = self.config.triggers.are_shared() && self.is_online();
+        let leaving = config.triggers.are_shared() && online;
         if leaving {
             deadline = deadline.max(Instant::now() + LEAVE_TIMEOUT);
-            self.session.leave();
         }
-        loop {
-            self.flush_later();
-            let units_done = self.live.is_empty() || !wait_for_units;
-            // Without a broker there is nobody to tell, and the ledger keeps it.
-            let away = !self.is_online();
-            leaving &= !away;
-            let told =
-                self.uncommitted == 0 && units_done && !leaving && (away || self.outbox.is_empty());
-            if told && (away || farewell) {
-                break;
-            }
-            self.flush_outbox()?;
-            self.last.flush();
-            self.tell_last();
-            if told && let Some(message) = presence.take() {
-                token = self.publish(message.clone());
-                if token.is_none() {
-                    presence = Some(message);
-                }
-            }
-            let step = async {
-                tokio::select! {
-                    committed = self.ledger.committed() => {
-                        self.on_committed(committed.map_err(|f| f.0)?);
-                    }
-                    report = self.runners.next() => self.on_report(report),
-                    Some(unit) = self.adopted.1.recv() => self.on_unknown(&unit),
-                    Some(removed) = self.cleanup.next() => self.on_removed(removed),
-                    event = self.session.next() => match event? {
-                        // Unacknowledged, it comes again to the next client.
-                        Event::Received(_) if !leaving => {}
-                        Event::Left => leaving = false,
-                        event => {
-                            if let Event::Published(published, _) = &event {
-                                farewell |= Some(*published) == token;
-                            }
-                            self.on_session(event);
-                        }
-                    },
-                }
-                Ok::<(), Error>(())
-            };
-            match timeout_at(deadline, step).await {
-                Ok(result) => result?,
-                Err(_) => break,
+        Self {
+            deadline,
+            leaving,
+            waits_for_units,
+            farewell: Some(farewell),
+            sent: None,
+            answered: false,
+        }
+    }
+
+    /// Returns what is next.
+    pub const fn stage(&mut self, remains: Remains) -> Stage {
+        // Without a broker there is nobody to tell, and the ledger keeps it.
+        let away = !remains.online;
+        self.leaving = self.leaving && !away;
+        let busy = remains.uncommitted
+            || (remains.units && self.waits_for_units)
+            || self.leaving
+            || (remains.statuses && !away);
+        match (busy, away || self.answered) {
+            (true, _) => Stage::Busy,
+            (false, true) => Stage::Done,
+            (false, false) => Stage::Farewell,
+        }
+    }
+
+    /// Gives `publish` the farewell, unless it is under way.
+    pub fn say_goodbye(&mut self, publish: impl FnOnce(Message) -> Option<T>) {
+        if let Some(message) = self.farewell.take() {
+            self.sent = publish(message.clone());
+            if self.sent.is_none() {
+                self.farewell = Some(message);
             }
         }
-        if leaving {
-            warn!("the broker has more for this worker than it could take: that is lost");
-        }
-        if !self.outbox.is_empty() {
-            info!("{} statuses wait for the next start", self.outbox.len());
-        }
-        self.check_metrics(true);
-        // A mark that stays has the next client look for folders that are gone.
-        if self.cleanup.is_removing()
-            && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.cleanup.next()).await
-        {
-            self.on_removed(removed);
-        }
-        self.session.close().await;
-        // The last one to leave copies the log.
-        drop(self.reader);
-        if !self.ledger.close().await {
-            warn!("the ledger was not closed in time; the next start looks at all of it");
-        }
-        Ok(())
+    }
+
+    /// Notes that the publish of this name has ended.
+    pub fn published(&mut self, name: T) {
+        self.answered |= Some(name) == self.sent;
     }
 }

@@ -9,9 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::engine::client::Pipeline;
-use crate::engine::connect::RECEIVE_MAXIMUM;
-use crate::net::session::SessionReceived;
+use crate::engine::commit::receipt::Receipt;
+use crate::engine::config::RECEIVE_MAXIMUM;
+use crate::engine::intake::offer::Offer;
+use crate::engine::pipeline::Pipeline;
+use crate::engine::work::lanes::Lanes;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 
@@ -29,23 +31,42 @@ const MAX_HELD_BYTES: usize = 64 << 20;
 /// Time between two looks whether there is room again.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What waits, and the messages that may not.
+/// What waits elsewhere in the client.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Units that wait, and changes that wait for the ledger.
+    pub units: usize,
+    /// Whether the pipeline is paused.
+    pub paused: bool,
+}
+
+impl Load {
+    /// Returns what waits in `lanes`, and for the ledger.
+    pub fn of(lanes: &Lanes, uncommitted: usize) -> Self {
+        Self {
+            units: lanes.waiting() + uncommitted,
+            paused: lanes.is_paused(),
+        }
+    }
+}
+
+/// What waits, and the offers that may not.
 #[derive(Debug)]
-pub(crate) struct Backlog {
+pub struct Backlog {
     max_units: usize,
     /// Upper bounds: as they were when they were last counted, with all that came since.
     units: usize,
     bytes: u64,
     /// When they are counted again, while there is no room.
     look: Option<Instant>,
-    held: VecDeque<SessionReceived>,
+    held: VecDeque<Offer>,
     held_bytes: usize,
 }
 
 impl Default for Backlog {
     fn default() -> Self {
         Self {
-            max_units: max_units(),
+            max_units: hooks::max_waiting().unwrap_or(MAX_UNITS),
             // To be counted when the first event comes.
             units: usize::MAX,
             bytes: 0,
@@ -54,10 +75,6 @@ impl Default for Backlog {
             held_bytes: 0,
         }
     }
-}
-
-fn max_units() -> usize {
-    hooks::max_waiting().unwrap_or(MAX_UNITS)
 }
 
 impl Backlog {
@@ -79,47 +96,56 @@ impl Backlog {
 
     /// The connection is gone: the broker sends again what was not acknowledged.
     pub fn disconnected(&mut self) {
-        self.held.retain(|received| received.delivery.packet == 0);
-        let bytes = self.held.iter().map(|received| received.delivery.memory());
-        self.held_bytes = bytes.sum();
+        self.held.retain(|offer| !offer.comes_again());
+        self.held_bytes = self.held.iter().map(Offer::memory).sum();
     }
 
-    fn hold(&mut self, received: SessionReceived) {
-        self.held_bytes += received.delivery.memory();
-        self.held.push_back(received);
+    /// Returns whether an offer is held. Later ones must not overtake it.
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
     }
 
-    fn next(&mut self) -> Option<SessionReceived> {
-        let received = self.held.pop_front()?;
-        self.held_bytes -= received.delivery.memory();
-        Some(received)
+    /// Holds an offer until there is room. One that nobody makes again is dropped if too many are
+    /// held, and its receipt is returned: other acknowledgements wait behind it.
+    pub fn hold(&mut self, offer: Offer) -> Option<Receipt> {
+        if !offer.comes_again() && self.held.len() >= MAX_HELD / 2 {
+            warn!(target: SENDERS, "a message of QoS 0 is dropped: too many events wait");
+            return Some(offer.receipt);
+        }
+        self.held_bytes += offer.memory();
+        self.held.push_back(offer);
+        None
     }
-}
 
-impl Pipeline {
-    /// Whether another event may wait.
-    pub(crate) fn has_room(&mut self) -> bool {
-        let backlog = &self.backlog;
-        let below = backlog.units < backlog.max_units && backlog.bytes < MAX_BYTES;
-        match backlog.look {
+    /// Takes the first offer that was held.
+    pub fn next(&mut self) -> Option<Offer> {
+        let offer = self.held.pop_front()?;
+        self.held_bytes -= offer.memory();
+        Some(offer)
+    }
+
+    /// Returns whether another event may wait; `load` counts what does.
+    pub fn has_room(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> bool {
+        let below = self.units < self.max_units && self.bytes < MAX_BYTES;
+        match self.look {
             Some(look) if Instant::now() < look => return false,
             None if below => return true,
             _ => {}
         }
-        self.backlog.units = self.queue.waiting() + self.uncommitted;
+        let Load { units, paused } = load();
+        self.units = units;
         // What cannot be read now is not to stop what comes.
-        self.backlog.bytes = self.reader.waiting_bytes().unwrap_or(0);
-        let backlog = &mut self.backlog;
-        let room = backlog.units < backlog.max_units && backlog.bytes < MAX_BYTES;
+        self.bytes = pipeline.reader.waiting_bytes().unwrap_or(0);
+        let room = self.units < self.max_units && self.bytes < MAX_BYTES;
         let look = (!room).then(|| Instant::now() + LOOK);
-        let before = std::mem::replace(&mut backlog.look, look);
+        let before = std::mem::replace(&mut self.look, look);
         match (before, look) {
             (None, Some(_)) => warn!(
                 "{} units wait, with payloads of {} bytes: no more events are accepted until some \
                  have begun; the broker keeps them, within its own limits{}",
-                backlog.units,
-                backlog.bytes,
-                match self.queue.is_paused() {
+                self.units,
+                self.bytes,
+                match paused {
                     true =>
                         ", and requests behind them: to resume, remove 'paused' from the state \
                              folder, and reload",
@@ -130,34 +156,5 @@ impl Pipeline {
             _ => {}
         }
         room
-    }
-
-    /// Deals with a message that may start something, at once or when there is room.
-    pub(crate) fn on_message(&mut self, received: SessionReceived) {
-        if self.backlog.held.is_empty() && self.has_room() {
-            return self.deal_with(&received);
-        }
-        // Nobody sends a message of QoS 0 again, and nobody has to.
-        if received.delivery.packet == 0 && self.backlog.held.len() >= MAX_HELD / 2 {
-            self.counts.ignored += 1;
-            warn!(target: SENDERS, "a message of QoS 0 is dropped: too many events wait");
-            return;
-        }
-        self.backlog.hold(received);
-    }
-
-    /// Takes the messages that were held, if there is room.
-    pub(crate) fn take_held(&mut self) {
-        while !self.backlog.held.is_empty() && self.keeps_up() && self.has_room() {
-            if let Some(received) = self.backlog.next() {
-                self.deal_with(&received);
-            }
-        }
-    }
-
-    fn deal_with(&mut self, received: &SessionReceived) {
-        self.pressure.came(Instant::now());
-        self.on_delivery(&received.delivery, received.ack.clone());
-        self.pressure.served(Instant::now());
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use ring::digest::{Context, SHA256};
 use serde_json::Map;
 use tracing::warn;
 
+use crate::engine::commit::receipt::Progress;
 use crate::engine::config::Config;
-use crate::engine::report::settle;
+use crate::engine::report::status::falsestart;
 use crate::model::event::{self, Event, Refusal};
 use crate::model::json;
 use crate::model::message::{Delivery, property};
@@ -19,7 +19,7 @@ use crate::model::trigger::{Decision, Objection, Trigger};
 use crate::model::unit::{ReplyAddress, Unit};
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{Again, EventKey, Part, Refused};
+use crate::store::ledger::{Acceptance, Again, EventKey, Part, Reader, Refused};
 
 /// What a message means.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Has the units carry the address that the requester of the event wants answers at.
+    /// Lets the units carry the address that the requester of the event wants answers at.
     pub fn answer_to(&mut self, reply: Option<&ReplyAddress>) {
         for part in &mut self.parts {
             if let Part::Run { unit, .. } = part
@@ -43,6 +43,36 @@ impl Admission {
                 unit.reply = reply.cloned();
             }
         }
+    }
+
+    /// Returns how far the event has come, whose parts `became` this in the ledger.
+    pub fn progress<'a>(&self, became: &'a [Acceptance]) -> Progress<'a> {
+        let mut progress = Progress::Refused;
+        for (part, became) in self.parts.iter().zip(became) {
+            match (part, became) {
+                (Part::Run { .. }, Acceptance::Fresh) => return Progress::Accepted,
+                (Part::Run { .. }, Acceptance::Known(known)) => {
+                    progress = Progress::Duplicate(known.unit.as_deref());
+                }
+                (Part::Refuse { .. }, _) => {}
+            }
+        }
+        progress
+    }
+
+    /// Returns the units of the event that have not ended, whose parts `became` this in the ledger.
+    /// One that cannot be read counts as ended.
+    pub fn units(&self, became: &[Acceptance], reader: &Reader) -> Vec<String> {
+        let unit = |(part, became): (&Part, &Acceptance)| match (part, became) {
+            (Part::Run { unit, .. }, Acceptance::Fresh) => Some(unit.id.clone()),
+            (Part::Run { .. }, Acceptance::Known(known)) => {
+                let unit = known.unit.clone()?;
+                let record = reader.unit(&unit).ok().flatten()?;
+                (!record.state.is_end()).then_some(unit)
+            }
+            (Part::Refuse { .. }, _) => None,
+        };
+        self.parts.iter().zip(became).filter_map(unit).collect()
     }
 }
 
@@ -100,10 +130,9 @@ pub fn objections(config: &Config, delivery: &Delivery) -> String {
 /// Maximum number of triggers that a log line names.
 const MAX_OBJECTIONS: usize = 20;
 
-/// Judges an event of our own making for `trigger`; it has an id.
-#[must_use]
-pub fn made(config: &Config, trigger: &Trigger, event: &Event, reason: String) -> Admission {
-    let key = EventKey {
+/// Returns what tells an event of our own making from others, by its id.
+pub fn own_key(event: &Event) -> EventKey {
+    EventKey {
         id: event.id.clone().unwrap_or_else(new_id),
         sender: event.id.clone(),
         digest: digest(event.topic.as_bytes(), &event.payload),
@@ -112,8 +141,7 @@ pub fn made(config: &Config, trigger: &Trigger, event: &Event, reason: String) -
         replay: false,
         request: false,
         is_new: false,
-    };
-    admit(config, trigger, event, key, reason)
+    }
 }
 
 /// Judges an event for `trigger` whose topic and conditions are not in question.
@@ -188,10 +216,8 @@ fn part(
         Decision::Refuse(refusal) => {
             let unit = unit(trigger, event, event_id, reason);
             // An event in a loop is not reported: the report would go round too.
-            let falsestart = matches!(refusal, Refusal::Missing(_)).then(|| {
-                let payload = status::falsestart(&unit.passthrough, Timestamp::now());
-                settle::message(config, &unit, payload)
-            });
+            let falsestart =
+                matches!(refusal, Refusal::Missing(_)).then(|| falsestart(config, &unit));
             Some(Part::Refuse {
                 trigger: trigger.name.clone(),
                 refused: Box::new(Refused {

@@ -1,10 +1,15 @@
-//! What comes: messages, silences, and what each means to the triggers.
+//! What comes: sources, what each event means to the triggers, and how many may wait.
 
 pub mod backlog;
-mod inbound;
+mod bridge;
+mod door;
 pub mod judge;
-pub mod names;
-pub mod pace;
-pub mod pressure;
-pub mod redelivery;
+mod names;
+pub mod offer;
+mod pace;
+mod pressure;
+mod redelivery;
 pub mod silence;
+pub mod source;
+
+pub use door::{Counts, Intake};

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use crate::engine::client::Pipeline;
 use crate::engine::intake::judge::Admission;
 use crate::error::Result;
 use crate::os::host::new_id;
@@ -22,7 +21,7 @@ const AS_ULIDS: [&str; 2] = ["01", "02"];
 /// Names of events that are on their way to the ledger, where nobody can look them up yet. As many
 /// as there are operations that wait for it.
 #[derive(Debug, Default)]
-pub(crate) struct Names {
+pub struct Names {
     /// By the sender's id and the digest: the name, and how many of these are on their way.
     under_way: HashMap<String, HashMap<Digest, (String, usize)>>,
     /// No event has an id in [`AS_ULIDS`] that sorts after this one.
@@ -88,23 +87,21 @@ impl Names {
             self.under_way.remove(sender);
         }
     }
-}
 
-impl Pipeline {
     /// Gives an event that is to run its name.
-    pub(crate) fn name(&mut self, admission: &mut Admission) {
+    pub fn name(&mut self, reader: &Reader, admission: &mut Admission) {
         let (key, parts) = (&mut admission.key, &mut admission.parts);
         let Some(sender) = &key.sender else { return };
-        let is_new = self.names.is_new(sender);
+        let is_new = self.is_new(sender);
         key.is_new = is_new;
         let runs = |part: &Part| matches!(part, Part::Run { unit, .. } if unit.event == key.id);
         if !parts.iter().any(runs) {
             return;
         }
-        let naming = match self.names.naming(sender, &key.digest) {
+        let naming = match self.naming(sender, &key.digest) {
             Naming::Same(name) => Naming::Same(name),
             under_way if is_new => under_way,
-            under_way => match self.reader.naming(sender, &key.digest) {
+            under_way => match reader.naming(sender, &key.digest) {
                 Ok(Naming::Free) => under_way,
                 Ok(naming) => naming,
                 // The name of our own is always right.
@@ -122,7 +119,7 @@ impl Pipeline {
             Naming::Taken => {
                 let name = new_id();
                 let topic = &admission.topic;
-                if std::mem::replace(&mut self.names.said, true) {
+                if std::mem::replace(&mut self.said, true) {
                     debug!(
                         TAEL_EVENT = name,
                         TAEL_TOPIC = topic,
@@ -151,7 +148,7 @@ impl Pipeline {
             }
             key.id = name;
         }
-        self.names.leaves(key);
+        self.leaves(key);
     }
 }
 

@@ -11,8 +11,10 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::engine::client::{Pipeline, now_ms};
+use crate::engine::intake::bridge::BridgeHint;
 use crate::engine::intake::judge::Admission;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::work::MAX_PACE_DELAY;
 use crate::model::event::Refusal;
 use crate::model::message::{Delivery, property};
 use crate::model::policy::DEFAULT_LOOP_RATE;
@@ -21,15 +23,13 @@ use crate::store::ledger::{Part, Refused};
 /// The time that `--loop-rate` is about, milliseconds.
 const WINDOW: i64 = 60_000;
 
-/// Maximum wait of an event, milliseconds: as many events wait as are started meanwhile. One that
-/// would wait longer is refused.
-const MAX_DELAY: i64 = 60 * WINDOW;
-
 /// When each trigger may start its next run, if all that it may start at once were started: the
 /// generic cell rate algorithm (ITU-T I.371, annex A.2), on the pipeline's own clock.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub struct Pace {
     arrivals: HashMap<String, i64>,
+    /// Whether it was said that messages wait, in case they are a loop.
+    said: bool,
 }
 
 impl Pace {
@@ -40,23 +40,22 @@ impl Pace {
         let known = self.arrivals.get(trigger).copied().unwrap_or(now);
         let arrival = known.max(now);
         let delay = (arrival - (WINDOW - interval) - now).max(0);
-        if delay > MAX_DELAY {
+        if delay > MAX_PACE_DELAY {
             return None;
         }
         self.arrivals.insert(trigger.to_owned(), arrival + interval);
         Some(delay)
     }
-}
 
-/// Whether a pipeline of whichever root speaks on `topic`.
-fn is_of_a_pipeline(topic: &str) -> bool {
-    let mut levels = topic.rsplit('/').skip(2);
-    levels.next() == Some("pipelines") && levels.next() == Some("infrastructure")
-}
-
-impl Pipeline {
-    /// Has runs wait that a message may start in a loop.
-    pub(crate) fn pace(&mut self, delivery: &Delivery, admission: &mut Admission) {
+    /// Lets runs wait that a message may start in a loop; those that would wait longer than
+    /// [`MAX_PACE_DELAY`] are refused.
+    pub fn hold_back(
+        &mut self,
+        pipeline: &Pipeline,
+        delivery: &Delivery,
+        admission: &mut Admission,
+        bridge: &mut BridgeHint,
+    ) {
         let topic = std::str::from_utf8(&delivery.topic);
         if delivery.properties.user(property::HOPS).is_some() {
             return;
@@ -64,20 +63,20 @@ impl Pipeline {
         let of_a_pipeline = topic.is_ok_and(is_of_a_pipeline);
         let is_status = delivery.topic.ends_with(b"/status");
         if of_a_pipeline && is_status && delivery.properties.user(property::WHO).is_none() {
-            self.say_how_to_bridge(delivery);
+            bridge.give(delivery);
         }
-        let now = self.ticks();
+        let now = pipeline.ticks();
         for part in &mut admission.parts {
             let Part::Run { unit, retained, .. } = part else {
                 continue;
             };
-            let trigger = self.config.triggers.named(unit.lane());
+            let trigger = pipeline.trigger(unit.lane());
             let chosen = trigger.and_then(|trigger| trigger.policy.loop_rate);
             let rate = chosen.or(of_a_pipeline.then_some(DEFAULT_LOOP_RATE));
             let Some(rate) = rate.filter(|rate| *rate > 0) else {
                 continue;
             };
-            match self.pace.delay(unit.lane(), rate, now) {
+            match self.delay(unit.lane(), rate, now) {
                 Some(0) => continue,
                 Some(delay) => {
                     // Nobody else holds it yet.
@@ -98,7 +97,7 @@ impl Pipeline {
                     };
                 }
             }
-            if !std::mem::replace(&mut self.loop_said, true) {
+            if !std::mem::replace(&mut self.said, true) {
                 warn!(
                     TAEL_TOPIC = admission.topic,
                     "more than {rate} messages a minute came without tael-hops: they wait, in case \
@@ -107,13 +106,12 @@ impl Pipeline {
             }
         }
     }
+}
 
-    /// Lets an event wait that [`Pipeline::pace`] holds back until `due`, milliseconds since the
-    /// epoch.
-    pub(crate) fn wait_in_pace(&mut self, trigger: &str, unit: &str, due: i64) {
-        let delay = (due - now_ms()).clamp(0, MAX_DELAY);
-        self.queue.wait(trigger, unit, self.ticks() + delay);
-    }
+/// Whether a pipeline of whichever root speaks on `topic`.
+fn is_of_a_pipeline(topic: &str) -> bool {
+    let mut levels = topic.rsplit('/').skip(2);
+    levels.next() == Some("pipelines") && levels.next() == Some("infrastructure")
 }
 
 #[cfg(test)]
@@ -160,6 +158,6 @@ mod tests {
         let mut pace = Pace::default();
         let accepted = (0..1000).filter_map(|_| pace.delay("t", 1, 0)).count();
         assert_eq!(accepted, 61);
-        assert_eq!(pace.delay("t", 1, 120_000), Some(MAX_DELAY - WINDOW));
+        assert_eq!(pace.delay("t", 1, 120_000), Some(MAX_PACE_DELAY - WINDOW));
     }
 }

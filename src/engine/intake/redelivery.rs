@@ -13,18 +13,17 @@
 
 use std::collections::VecDeque;
 
-use crate::net::mqtt::Token;
 use crate::store::ledger::Again;
 
 /// What the broker knows to be acknowledged. Times are milliseconds since the epoch, as far as
-/// the host's clock does not step back: then they stand still.
-#[derive(Debug, Default)]
-pub struct Redelivery {
+/// the host's clock does not step back: then they stand still. `T` names a publish.
+#[derive(Debug)]
+pub struct Redelivery<T> {
     /// When those events came that the ledger has not accepted yet, oldest first.
     waiting: VecDeque<i64>,
     /// Messages under way to the broker, and since when events may be unacknowledged that came
     /// before each.
-    sent: VecDeque<(Token, i64)>,
+    sent: VecDeque<(T, i64)>,
     answered: i64,
     since: i64,
     latest: i64,
@@ -48,15 +47,21 @@ const SAVE_AGE: i64 = 120_000;
 /// Words of 64 bits for all packet identifiers.
 const PACKET_WORDS: usize = 1024;
 
-impl Redelivery {
+impl<T: Copy + PartialEq> Redelivery<T> {
     /// After an earlier client, whose broker knew that what came before `since` was acknowledged,
     /// and whose last event came at `latest`.
     pub fn new(since: i64, latest: i64) -> Self {
         Self {
+            waiting: VecDeque::new(),
+            sent: VecDeque::new(),
             answered: since,
             since,
             latest: latest.max(since),
-            ..Self::default()
+            forgotten: None,
+            number: 0,
+            numbers_anew: false,
+            unrecorded: Vec::new(),
+            unrecorded_before: false,
         }
     }
 
@@ -111,14 +116,14 @@ impl Redelivery {
     }
 
     /// A message is sent at `now`.
-    pub fn sent(&mut self, token: Token, now: i64) {
+    pub fn sent(&mut self, token: T, now: i64) {
         let now = self.time(now);
         let since = self.waiting.front().copied().unwrap_or(now);
         self.sent.push_back((token, since));
     }
 
     /// The broker has answered the message, on the connection that it was sent on.
-    pub fn answered(&mut self, token: Token) {
+    pub fn answered(&mut self, token: T) {
         if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
             && let Some((_, since)) = self.sent.remove(place)
         {
@@ -127,7 +132,7 @@ impl Redelivery {
     }
 
     /// The message was not sent after all, or its answer does not come from the broker.
-    pub fn unanswered(&mut self, token: Token) {
+    pub fn unanswered(&mut self, token: T) {
         self.sent.retain(|(sent, _)| *sent != token);
     }
 
@@ -162,6 +167,7 @@ impl Redelivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::mqtt::Token;
 
     #[test]
     fn an_answer_covers_what_was_acknowledged_before_its_question() {
@@ -204,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_an_identifier_has_carried_since_is_told_apart() {
-        let mut redelivery = Redelivery::new(0, 0);
+        let mut redelivery = Redelivery::<Token>::new(0, 0);
         redelivery.delivered(1, true);
         assert_eq!(redelivery.again().kept, i64::MAX, "nothing was cut");
         redelivery.came(SAVE_AGE, 1);

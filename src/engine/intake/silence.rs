@@ -7,11 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep_until};
 use tracing::info;
 
-use crate::engine::client::{Pipeline, Then, now_ms};
+use crate::engine::commit::step::{Step, Steps};
 use crate::engine::intake::judge;
+use crate::engine::intake::offer::Subject;
+use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::model::duration;
 use crate::model::event::{self, Event};
 use crate::model::message::Delivery;
@@ -64,7 +66,7 @@ impl Watch {
 
 /// The silences of all triggers that wait for one.
 #[derive(Debug, Default)]
-pub(crate) struct Silence {
+pub struct Silence {
     watches: Vec<Watch>,
     /// Places of the watches by the names of their triggers.
     names: HashMap<String, usize>,
@@ -172,25 +174,63 @@ impl Silence {
         unwritten.map(Watch::write).collect()
     }
 
-    /// When the next silence is long enough.
-    pub fn wake(&self) -> Option<Instant> {
+    /// Returns when the next silence is long enough.
+    fn wake(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Triggers whose silence is long enough, once each: when they last heard something, and
-    /// what is to be written with their run.
-    fn due(&mut self) -> Vec<(String, i64, Op)> {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        while let Some((deadline, place)) = self.deadlines.first().copied()
-            && deadline <= now
-            && let Some(watch) = self.watches.get_mut(place)
-        {
-            watch.fired = true;
-            due.push((watch.trigger.clone(), watch.heard, watch.write()));
-            self.schedule(place);
+    /// Waits for the next silence that is long enough, once each; cancel safe.
+    pub async fn next(&mut self) -> Due {
+        loop {
+            match self.wake() {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+            if let Some(due) = self.due() {
+                return due;
+            }
         }
-        due
+    }
+
+    /// Returns a silence that is long enough, once.
+    fn due(&mut self) -> Option<Due> {
+        let (deadline, place) = self.deadlines.first().copied()?;
+        if deadline > Instant::now() {
+            return None;
+        }
+        let watch = self.watches.get_mut(place)?;
+        watch.fired = true;
+        let due = Due {
+            trigger: watch.trigger.clone(),
+            heard: watch.heard,
+            op: watch.write(),
+        };
+        self.schedule(place);
+        Some(due)
+    }
+
+    /// Notes which triggers a message tells that their topic is not silent.
+    pub fn listen(&mut self, pipeline: &Pipeline, delivery: &Delivery, steps: &mut Steps) {
+        if delivery.retained {
+            // Nobody knows how old it is.
+            return;
+        }
+        let config = &pipeline.config;
+        let parsed = event::parse(delivery, config.max_payload);
+        let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
+            return;
+        };
+        let heard = config
+            .triggers
+            .listening_to(topic)
+            .filter(|trigger| match &parsed {
+                Ok(event) => trigger.means_on_topic(event, &config.who),
+                // Whoever asks for nothing hears anything.
+                Err(_) => trigger.conditions.is_empty(),
+            });
+        for trigger in heard {
+            steps.extend(self.heard(&trigger.name, now_ms()).map(Step::Commit));
+        }
     }
 
     /// When each trigger last heard something, milliseconds since the epoch.
@@ -210,51 +250,34 @@ impl Watch {
     }
 }
 
-impl Pipeline {
-    /// Notes whom a message tells that its topic is not silent.
-    pub(crate) fn listen(&mut self, delivery: &Delivery) {
-        if delivery.retained {
-            // Nobody knows how old it is.
-            return;
-        }
-        let parsed = event::parse(delivery, self.config.max_payload);
-        let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
-            return;
-        };
-        let heard = self.config.triggers.listening_to(topic);
-        let heard: Vec<String> = heard
-            .filter(|trigger| match &parsed {
-                Ok(event) => trigger.means_on_topic(event, &self.config.who),
-                // Whoever asks for nothing hears anything.
-                Err(_) => trigger.conditions.is_empty(),
-            })
-            .map(|trigger| trigger.name.clone())
-            .collect();
-        for trigger in heard {
-            if let Some(op) = self.silence.heard(&trigger, now_ms()) {
-                self.submit(op, Then::Nothing);
-            }
-        }
-    }
+/// A silence that is long enough.
+#[derive(Debug)]
+pub struct Due {
+    trigger: String,
+    /// When something was last heard, milliseconds since the epoch.
+    heard: i64,
+    /// What is written with its run.
+    op: Op,
+}
 
-    /// Runs the commands of silences that are long enough.
-    pub(crate) fn check_silence(&mut self) {
-        for (name, heard, op) in self.silence.due() {
-            let Some(trigger) = self.trigger(&name) else {
-                continue;
-            };
-            let event = silent(trigger, heard);
-            let reason = format!(
-                "{} silent for {}",
-                event.topic,
-                duration::text(trigger.absent.unwrap_or_default())
-            );
-            info!(TAEL_TOPIC = event.topic, "{reason}");
-            let admission = judge::made(&self.config, trigger, &event, reason);
-            // In one transaction with its event: once for each silence.
-            self.submit(op, Then::Nothing);
-            self.accept(admission, None, None);
-        }
+impl Due {
+    /// Returns the event of the silence, and what is written with it; `None` if its trigger is gone.
+    pub fn subject(self, pipeline: &Pipeline) -> Option<(Subject, Op)> {
+        let trigger = pipeline.trigger(&self.trigger)?;
+        let event = silent(trigger, self.heard);
+        let reason = format!(
+            "{} silent for {}",
+            event.topic,
+            duration::text(trigger.absent.unwrap_or_default())
+        );
+        info!(TAEL_TOPIC = event.topic, "{reason}");
+        let subject = Subject::Event {
+            key: judge::own_key(&event),
+            trigger: self.trigger,
+            event,
+            reason,
+        };
+        Some((subject, self.op))
     }
 }
 
@@ -329,7 +352,7 @@ mod tests {
         assert!(watch.heard("t", now_ms()).is_some());
         assert!(watch.heard("t", now_ms()).is_none(), "not every time");
         assert_eq!(left(&watch), Some(60));
-        assert!(watch.due().is_empty());
+        assert!(watch.due().is_none());
     }
 
     #[test]

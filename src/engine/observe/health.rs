@@ -3,15 +3,25 @@
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
-use crate::engine::client::Pipeline;
+use crate::engine::observe::snapshot::Snapshot;
 use crate::os::notify::Notify;
 
 /// Time between two lines of status at least.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
+/// Signs of life of those that work for the loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Signs {
+    /// Whether the network task has not been heard of for too long.
+    pub stalled: bool,
+    /// How often the ledger has tried to commit, while something waits for it.
+    pub attempts: Option<u64>,
+}
+
 /// What the service manager knows of a pipeline.
 #[derive(Debug)]
-pub(crate) struct Health {
+pub struct Health {
+    /// The way to it.
     pub notify: Notify,
     ready: bool,
     said: String,
@@ -28,6 +38,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Returns what it knows at the start.
     pub fn new(notify: Notify) -> Self {
         let now = Instant::now();
         // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
@@ -45,13 +56,14 @@ impl Health {
         }
     }
 
-    /// When [`Pipeline::check_health`] is next to be called.
+    /// Returns when [`Health::show`] has something to do though nothing happens.
     pub fn wake(&self) -> Option<Instant> {
         let status = self.stale.then_some(self.free);
         let watchdog = self.watchdog.map(|(at, _)| at);
         [status, watchdog].into_iter().flatten().min()
     }
 
+    /// Tells it, once, that the client is ready.
     pub fn ready(&mut self) {
         if !self.ready {
             self.ready = true;
@@ -71,47 +83,36 @@ impl Health {
             self.stale = false;
         }
     }
-}
 
-impl Pipeline {
+    /// Returns whether there is a service manager.
+    pub fn is_heard(&self) -> bool {
+        self.notify.is_heard()
+    }
+
     /// Tells the service manager, if there is one, what has changed, and that we are alive.
-    pub(crate) fn check_health(&mut self) {
-        if !self.health.notify.is_heard() {
+    pub fn show(&mut self, snapshot: &Snapshot<'_>, signs: Signs) {
+        if !self.is_heard() {
             return;
         }
-        let address = self.config.broker.address();
-        let link = match self.is_online() {
-            true => format!("connected to {address}"),
-            false => format!("not connected to {address}"),
-        };
-        let (running, waiting) = (self.queue.running().count(), self.queue.waiting());
-        let paused = if self.queue.is_paused() {
-            ", paused"
-        } else {
-            ""
-        };
-        self.health.status(format!(
-            "{link}; {running} running, {waiting} waiting{paused}"
-        ));
-        let Some((at, pause)) = self.health.watchdog else {
+        self.status(snapshot.line());
+        let Some((at, pause)) = self.watchdog else {
             return;
         };
         if Instant::now() < at {
             return;
         }
-        self.health.watchdog = Some((Instant::now() + pause, pause));
-        let attempts = (self.uncommitted > 0).then(|| self.ledger.attempts());
-        let hangs = attempts.is_some() && attempts == self.health.attempts;
-        self.health.attempts = attempts;
-        let stands = match (self.session.is_stalled(), hangs) {
+        self.watchdog = Some((Instant::now() + pause, pause));
+        let hangs = signs.attempts.is_some() && signs.attempts == self.attempts;
+        self.attempts = signs.attempts;
+        let stands = match (signs.stalled, hangs) {
             (true, _) => "network task",
             (_, true) => "ledger",
             _ => {
-                self.health.worried = false;
-                return self.health.notify.alive();
+                self.worried = false;
+                return self.notify.alive();
             }
         };
-        if !std::mem::replace(&mut self.health.worried, true) {
+        if !std::mem::replace(&mut self.worried, true) {
             warn!("the {stands} makes no progress: no sign of life for the service manager");
         }
     }

@@ -7,11 +7,10 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
-use crate::engine::client::{Counts, Pipeline};
+use crate::engine::observe::snapshot::Snapshot;
 use crate::model::unit::{Outcome, State};
 
 /// Time between two writes at least.
@@ -26,9 +25,9 @@ struct Ends {
     seconds: f64,
 }
 
-/// The file, and what goes into it besides what the pipeline knows anyway.
+/// The file, and the ends that are counted for it.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+pub struct Metrics {
     path: PathBuf,
     ends: Ends,
     written: String,
@@ -38,6 +37,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Returns metrics that are written to `path`.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -49,6 +49,7 @@ impl Metrics {
         }
     }
 
+    /// Counts a run that has ended.
     pub fn count(&mut self, outcome: &Outcome) {
         match outcome.state() {
             State::Succeeded => self.ends.succeeded += 1,
@@ -58,8 +59,111 @@ impl Metrics {
         self.ends.seconds += std::time::Duration::from_micros(outcome.elapsed).as_secs_f64();
     }
 
+    /// Returns when something is written that has waited.
     pub fn wake(&self) -> Option<Instant> {
         self.stale.then_some(self.free)
+    }
+
+    /// Writes the metrics if they have changed; `last` says that there is no later.
+    pub fn show(&mut self, snapshot: &Snapshot<'_>, last: bool) {
+        let text = self.text(snapshot);
+        if text == self.written {
+            self.stale = false;
+        } else if last || Instant::now() >= self.free {
+            self.write(text);
+        } else {
+            self.stale = true;
+        }
+    }
+
+    fn text(&self, snapshot: &Snapshot<'_>) -> String {
+        let mut out = String::new();
+        let who = label(snapshot.who);
+        let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
+            // Nothing can go wrong in writing to a string.
+            let _ = writeln!(out, "# HELP tael_{name} {help}\n# TYPE tael_{name} {kind}");
+            for (labels, value) in rows {
+                let _ = writeln!(out, "tael_{name}{{who=\"{who}\"{labels}}} {value}");
+            }
+        };
+        #[allow(clippy::cast_precision_loss)] // counts stay below 2^53
+        let count = |n: u64| n as f64;
+        let by = |name: &str, value: &str, n: f64| (format!(",{name}=\"{}\"", label(value)), n);
+        let one = |n: f64| [(String::new(), n)];
+        let counts = &snapshot.counts;
+        family(
+            "events_total",
+            "counter",
+            "Messages by what became of them.",
+            &[
+                by("result", "accepted", count(counts.accepted)),
+                by("result", "refused", count(counts.refused)),
+                by("result", "duplicate", count(counts.duplicates)),
+                by("result", "ignored", count(counts.ignored)),
+            ],
+        );
+        family(
+            "units_total",
+            "counter",
+            "Runs that have ended, by their end.",
+            &[
+                by("end", "succeeded", count(self.ends.succeeded)),
+                by("end", "failed", count(self.ends.failed)),
+                by("end", "canceled", count(self.ends.canceled)),
+            ],
+        );
+        let gauge = |n: usize| one(count(n as u64));
+        family(
+            "run_seconds_total",
+            "counter",
+            "Time that ended runs took.",
+            &one(self.ends.seconds),
+        );
+        family(
+            "units_running",
+            "gauge",
+            "Runs that go on.",
+            &gauge(snapshot.running.len()),
+        );
+        family(
+            "units_waiting",
+            "gauge",
+            "Runs that wait.",
+            &gauge(snapshot.waiting),
+        );
+        family(
+            "outbox_messages",
+            "gauge",
+            "Statuses that the broker does not have yet.",
+            &gauge(snapshot.outbox),
+        );
+        family(
+            "connected",
+            "gauge",
+            "Whether the broker is there.",
+            &gauge(usize::from(snapshot.online)),
+        );
+        let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
+        family(
+            "start_timestamp_seconds",
+            "gauge",
+            "When the client started.",
+            &one(seconds(snapshot.since.as_millisecond())),
+        );
+        let heard: Vec<_> = snapshot
+            .heard
+            .iter()
+            .map(|(trigger, at)| by("trigger", trigger, seconds(*at)))
+            .collect();
+        if !heard.is_empty() {
+            family(
+                "last_beat_timestamp_seconds",
+                "gauge",
+                "When the topic of a trigger that waits for silence was last heard.",
+                &heard,
+            );
+        }
+        out
     }
 
     fn write(&mut self, text: String) {
@@ -99,141 +203,6 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     written
 }
 
-impl Pipeline {
-    /// Writes the metrics if they have changed; `last` says that there is no later.
-    pub(crate) fn check_metrics(&mut self, last: bool) {
-        if self.metrics.is_none() {
-            return;
-        }
-        let connected = self.is_online() && !last;
-        let figures = Figures {
-            who: &self.config.who,
-            counts: self.counts,
-            ends: self.metrics.as_ref().map(|m| m.ends).unwrap_or_default(),
-            running: self.queue.running().count(),
-            waiting: self.queue.waiting(),
-            outbox: self.outbox.len(),
-            connected,
-            since: self.since,
-            heard: self.silence.last_heard().collect(),
-        };
-        let text = figures.text();
-        if let Some(metrics) = &mut self.metrics
-            && text != metrics.written
-        {
-            if last || Instant::now() >= metrics.free {
-                metrics.write(text);
-            } else {
-                metrics.stale = true;
-            }
-        }
-    }
-}
-
-struct Figures<'a> {
-    who: &'a str,
-    counts: Counts,
-    ends: Ends,
-    running: usize,
-    waiting: usize,
-    outbox: usize,
-    connected: bool,
-    since: Timestamp,
-    heard: Vec<(&'a str, i64)>,
-}
-
-impl Figures<'_> {
-    fn text(&self) -> String {
-        let mut out = String::new();
-        let who = label(self.who);
-        let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
-            // Nothing can go wrong in writing to a string.
-            let _ = writeln!(out, "# HELP tael_{name} {help}\n# TYPE tael_{name} {kind}");
-            for (labels, value) in rows {
-                let _ = writeln!(out, "tael_{name}{{who=\"{who}\"{labels}}} {value}");
-            }
-        };
-        #[allow(clippy::cast_precision_loss)] // counts stay below 2^53
-        let count = |n: u64| n as f64;
-        let by = |name: &str, value: &str, n: f64| (format!(",{name}=\"{}\"", label(value)), n);
-        let one = |n: f64| [(String::new(), n)];
-        let counts = &self.counts;
-        family(
-            "events_total",
-            "counter",
-            "Messages by what became of them.",
-            &[
-                by("result", "accepted", count(counts.accepted)),
-                by("result", "refused", count(counts.refused)),
-                by("result", "duplicate", count(counts.duplicates)),
-                by("result", "ignored", count(counts.ignored)),
-            ],
-        );
-        family(
-            "units_total",
-            "counter",
-            "Runs that have ended, by their end.",
-            &[
-                by("end", "succeeded", count(self.ends.succeeded)),
-                by("end", "failed", count(self.ends.failed)),
-                by("end", "canceled", count(self.ends.canceled)),
-            ],
-        );
-        let gauge = |n: usize| one(count(n as u64));
-        family(
-            "run_seconds_total",
-            "counter",
-            "Time that ended runs took.",
-            &one(self.ends.seconds),
-        );
-        family(
-            "units_running",
-            "gauge",
-            "Runs that go on.",
-            &gauge(self.running),
-        );
-        family(
-            "units_waiting",
-            "gauge",
-            "Runs that wait.",
-            &gauge(self.waiting),
-        );
-        family(
-            "outbox_messages",
-            "gauge",
-            "Statuses that the broker does not have yet.",
-            &gauge(self.outbox),
-        );
-        family(
-            "connected",
-            "gauge",
-            "Whether the broker is there.",
-            &gauge(usize::from(self.connected)),
-        );
-        let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
-        family(
-            "start_timestamp_seconds",
-            "gauge",
-            "When the client started.",
-            &one(seconds(self.since.as_millisecond())),
-        );
-        let heard: Vec<_> = self
-            .heard
-            .iter()
-            .map(|(trigger, at)| by("trigger", trigger, seconds(*at)))
-            .collect();
-        if !heard.is_empty() {
-            family(
-                "last_beat_timestamp_seconds",
-                "gauge",
-                "When the topic of a trigger that waits for silence was last heard.",
-                &heard,
-            );
-        }
-        out
-    }
-}
-
 /// A label's value, escaped.
 fn label(text: &str) -> String {
     let text = text.replace('\\', r"\\").replace('"', "\\\"");
@@ -243,28 +212,35 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::intake::Counts;
+    use jiff::Timestamp;
 
     #[test]
     fn figures_are_in_the_exposition_format() {
-        let figures = Figures {
+        let unit = "u".to_owned();
+        let snapshot = Snapshot {
             who: "a\"b",
+            host: "h",
+            since: Timestamp::UNIX_EPOCH,
+            broker: "b".into(),
+            online: true,
+            paused: false,
+            running: vec![&unit],
+            waiting: 0,
             counts: Counts {
                 accepted: 3,
                 ..Counts::default()
             },
-            ends: Ends {
-                succeeded: 2,
-                seconds: 1.5,
-                ..Ends::default()
-            },
-            running: 1,
-            waiting: 0,
             outbox: 0,
-            connected: true,
-            since: Timestamp::UNIX_EPOCH,
             heard: vec![("t", 1500)],
         };
-        let text = figures.text();
+        let mut metrics = Metrics::new(PathBuf::from("/"));
+        metrics.ends = Ends {
+            succeeded: 2,
+            seconds: 1.5,
+            ..Ends::default()
+        };
+        let text = metrics.text(&snapshot);
         for line in [
             "# TYPE tael_events_total counter",
             r#"tael_events_total{who="a\"b",result="accepted"} 3"#,

@@ -1,4 +1,10 @@
-//! What others see of a client: metrics, and what the service manager is told.
+//! What others see of a client: one snapshot, for people, monitoring systems and the service
+//! manager.
 
-pub mod health;
-pub mod metrics;
+mod health;
+mod metrics;
+mod observer;
+pub mod snapshot;
+
+pub use health::Signs;
+pub use observer::Observer;

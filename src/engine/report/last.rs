@@ -4,8 +4,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
-use crate::engine::client::Pipeline;
-use crate::engine::report::settle;
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::pipeline::Pipeline;
+use crate::engine::report::status;
 use crate::error::Result;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
@@ -16,20 +17,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The status of the last end, and when the broker is to have it.
 #[derive(Debug)]
-pub(crate) struct LastEnd {
+pub struct LastEnd {
     status: Option<Value>,
     due: Option<Instant>,
     free: Instant,
 }
 
 impl LastEnd {
-    /// What the ledger says of it.
+    /// Reads it from the ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
     pub fn read(reader: &Reader) -> Result<Self> {
         let record = reader.last_ended()?;
         let status = record.and_then(|record| {
             let ended = record.ended.unwrap_or_default();
             let outcome = record.outcome?;
-            Some(settle::end_status(&record.unit, &outcome, ended).into())
+            Some(status::end(&record.unit, &outcome, ended).into())
         });
         Ok(Self {
             status,
@@ -38,50 +42,47 @@ impl LastEnd {
         })
     }
 
+    /// Notes a later end.
     pub fn set(&mut self, status: Value) {
         self.status = Some(status);
         self.due();
     }
 
-    /// The broker may not have it.
+    /// Notes that the broker may not have it.
     pub fn due(&mut self) {
         self.due = self.status.is_some().then_some(self.free);
     }
 
-    /// No later end is waited for.
+    /// Makes it due now: no later end is waited for.
     pub fn flush(&mut self) {
         self.due = self.due.map(|_| Instant::now());
     }
 
+    /// Returns when it is due.
     pub const fn wake(&self) -> Option<Instant> {
         self.due
     }
-}
 
-impl Pipeline {
-    /// Tells the last end, if it is time to.
-    pub(crate) fn tell_last(&mut self) {
+    /// Tells the last end, if it is due. Without a connection it is due again when there is one.
+    pub fn tell(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         let now = Instant::now();
-        if self.last.due.is_none_or(|due| due > now) {
+        if self.due.is_none_or(|due| due > now) {
             return;
         }
-        self.last.due = None;
-        self.last.free = now + PAUSE;
-        if let Some(status) = &self.last.status {
-            // Not a status itself: whoever listens to all topics must not see the end twice.
-            let payload = json!({ "last": status });
-            let message = Message {
-                topic: self.topics.last(),
-                payload: Bytes::from(json::to_text(&payload)),
-                qos: Qos::AtLeastOnce,
-                retain: true,
-                properties: Properties {
-                    user: vec![(property::WHO.to_owned(), self.config.who.clone())],
-                    ..Properties::default()
-                },
-            };
-            // Without a connection it is told when there is one.
-            self.publish(message);
-        }
+        self.due = None;
+        self.free = now + PAUSE;
+        let Some(status) = &self.status else { return };
+        // Not a status itself: whoever listens to all topics must not see the end twice.
+        let payload = json!({ "last": status });
+        steps.push_back(Step::Publish(Message {
+            topic: pipeline.topics.last(),
+            payload: Bytes::from(json::to_text(&payload)),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: Properties {
+                user: vec![(property::WHO.to_owned(), pipeline.config.who.clone())],
+                ..Properties::default()
+            },
+        }));
     }
 }

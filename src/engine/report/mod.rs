@@ -1,7 +1,9 @@
-//! What is told: statuses, the last end, and answers to requests.
+//! What a client publishes: statuses, the last end, and answers to requests.
 
 pub mod last;
 pub mod outbox;
 pub mod reply;
-pub mod settle;
-mod statuses;
+mod reports;
+pub mod status;
+
+pub use reports::Reports;

@@ -7,8 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::message::Message;
-use crate::net::mqtt::Token;
-use crate::net::session::Session;
 use crate::store::ledger::Queued;
 
 /// Maximum number of messages under way at one time.
@@ -55,10 +53,10 @@ pub enum Loss {
 }
 
 #[derive(Debug)]
-struct Row {
+struct Row<T> {
     queued: Queued,
     /// Of its publish, while that is under way on this connection.
-    token: Option<Token>,
+    token: Option<T>,
     /// When it may be tried again.
     not_before: Option<Instant>,
     tries: u32,
@@ -66,10 +64,10 @@ struct Row {
     silent_costs: u32,
 }
 
-/// The outbox in memory, in the order of the ledger's.
+/// The outbox in memory, in the order of the ledger's. `T` names a publish on a connection.
 #[derive(Debug)]
-pub struct Outbox {
-    rows: VecDeque<Row>,
+pub struct Outbox<T> {
+    rows: VecDeque<Row<T>>,
     bytes: usize,
     /// Sequence number of the last message that was in memory.
     last: u64,
@@ -86,7 +84,7 @@ pub struct Outbox {
     dropped: u64,
 }
 
-impl Default for Outbox {
+impl<T> Default for Outbox<T> {
     fn default() -> Self {
         Self {
             rows: VecDeque::new(),
@@ -102,7 +100,7 @@ impl Default for Outbox {
     }
 }
 
-impl Outbox {
+impl<T: Copy + PartialEq> Outbox<T> {
     /// An outbox with a ledger behind it that holds `waiting` messages, of which none is in memory.
     pub fn of_ledger(waiting: u64) -> Self {
         Self {
@@ -159,19 +157,13 @@ impl Outbox {
         self.behind = Some(left);
     }
 
-    /// Publishes what may go out now, and tells `sent` of each.
-    pub fn flush(&mut self, session: &mut Session, mut sent: impl FnMut(Token)) {
-        self.flush_by(
-            |message| session.publish(message.clone()),
-            |_, token| sent(token),
-        );
+    /// Gives `publish` what may go out now. It returns the name of each publish, `None` if no more
+    /// can go out.
+    pub fn flush(&mut self, mut publish: impl FnMut(&Message) -> Option<T>) {
+        self.flush_by(|queued| publish(&queued.message));
     }
 
-    fn flush_by(
-        &mut self,
-        mut publish: impl FnMut(&Message) -> Option<Token>,
-        mut sent: impl FnMut(u64, Token),
-    ) {
+    fn flush_by(&mut self, mut publish: impl FnMut(&Queued) -> Option<T>) {
         let now = Instant::now();
         self.paused_until = self.paused_until.filter(|until| *until > now);
         if self.waits_for_other || self.paused_until.is_some() {
@@ -186,9 +178,10 @@ impl Outbox {
             if row.token.is_some() || row.not_before.is_some() {
                 continue;
             }
-            row.token = publish(&row.queued.message);
-            let Some(token) = row.token else { return };
-            sent(row.queued.seq, token);
+            row.token = publish(&row.queued);
+            if row.token.is_none() {
+                return;
+            }
             room -= 1;
         }
     }
@@ -257,12 +250,12 @@ impl Outbox {
         Some(row.queued)
     }
 
-    fn place(&self, token: Token) -> Option<usize> {
+    fn place(&self, token: T) -> Option<usize> {
         self.rows.iter().position(|row| row.token == Some(token))
     }
 
     /// Takes out the message that the broker has dealt with.
-    pub fn complete(&mut self, token: Token) -> Option<Queued> {
+    pub fn complete(&mut self, token: T) -> Option<Queued> {
         let place = self.place(token)?;
         self.fruitless = 0;
         self.window = (self.window * 2).min(WINDOW);
@@ -274,7 +267,7 @@ impl Outbox {
 
     /// The broker could not take a message for now: it goes out again later. Returns it if that was
     /// so for too long; it is not sent again. `None` too if the publish is not one of ours.
-    pub fn retry(&mut self, token: Token) -> Option<Queued> {
+    pub fn retry(&mut self, token: T) -> Option<Queued> {
         let place = self.place(token)?;
         let now = Instant::now();
         self.window = 1;

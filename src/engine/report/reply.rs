@@ -20,7 +20,7 @@ const MAX_REPLY_LEVELS: usize = 100;
 
 /// Where the answer to a request goes, and what says which request it answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplyTo {
+pub struct ReplyTo {
     topic: String,
     correlation: Option<Bytes>,
     /// The request's own id, if it carries one inside the payload.
@@ -99,7 +99,7 @@ fn allowed(config: &Config, topic: &str) -> Result<(), String> {
 }
 
 /// The answer to a request for a run, once that is committed.
-pub(crate) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
+pub fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
     Some(match (parts.first()?, became.first()?) {
         (Part::Run { unit, .. }, Acceptance::Fresh) => made(&unit.id, unit.retry_of.as_deref()),
         (_, Acceptance::Known(known)) if known.unit.is_some() => repeated(known)?,
@@ -115,7 +115,7 @@ pub(crate) fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
 }
 
 /// The answer to a request that was carried out before; `None` if it was refused then.
-pub(crate) fn repeated(known: &Known) -> Option<Value> {
+pub fn repeated(known: &Known) -> Option<Value> {
     Some(made(known.unit.as_ref()?, known.retry_of.as_deref()))
 }
 

@@ -1,4 +1,4 @@
-//! How a pipeline forgets: rows a step at a time, folders in a thread beside the loop.
+//! How a client forgets: rows a step at a time, folders in a thread beside the loop.
 //!
 //! A unit is forgotten in two steps. A transaction deletes its row and marks its folder as
 //! released; once the folder is gone the mark goes too. A client that is killed in between finds
@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::engine::client::{Pipeline, Then, now_ms};
-use crate::engine::connect::SESSION_EXPIRY;
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::config::SESSION_EXPIRY;
+use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention};
 use crate::store::unit_dir::UnitDir;
@@ -40,7 +41,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What became of a piece of folders.
 #[derive(Debug)]
-pub(crate) struct Removed {
+pub struct Removed {
     /// The place of the last one among those that were released.
     last: i64,
     /// The units whose folders are gone.
@@ -49,7 +50,7 @@ pub(crate) struct Removed {
 
 /// What is under way.
 #[derive(Debug)]
-pub(crate) struct Cleanup {
+pub struct Cleanup {
     done: (
         mpsc::UnboundedSender<Removed>,
         mpsc::UnboundedReceiver<Removed>,
@@ -109,136 +110,133 @@ impl Cleanup {
     pub const fn is_removing(&self) -> bool {
         self.removing
     }
-}
 
-impl Pipeline {
     /// How long ended units are kept, and events: the broker may send one again for as long as it
     /// keeps our session. Milliseconds.
-    fn ages(&self) -> (i64, i64) {
+    fn ages(pipeline: &Pipeline) -> (i64, i64) {
         let ms = |age: Duration| i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-        let keep = self.config.keep;
+        let keep = pipeline.config.keep;
         (ms(keep), ms(keep.max(SESSION_EXPIRY)))
     }
 
     /// Forgets what is old or too much, if that is not under way.
-    pub(crate) fn prune(&mut self) {
-        if std::mem::replace(&mut self.cleanup.pruning, true) {
+    pub fn prune(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
+        if std::mem::replace(&mut self.pruning, true) {
             return;
         }
-        self.cleanup.since = 0;
-        self.cleanup.due = None;
-        let (units, events) = self.ages();
-        let counts = self.cleanup.rounds.is_multiple_of(COUNT_EVERY);
-        self.cleanup.rounds = self.cleanup.rounds.wrapping_add(1);
-        let now = aging_clock(now_ms(), self.since.as_millisecond(), self.ticks());
+        self.since = 0;
+        self.due = None;
+        let (units, events) = Self::ages(pipeline);
+        let counts = self.rounds.is_multiple_of(COUNT_EVERY);
+        self.rounds = self.rounds.wrapping_add(1);
+        let now = aging_clock(now_ms(), pipeline.since.as_millisecond(), pipeline.ticks());
         let retention = Retention {
             units_since: now.saturating_sub(units),
-            units: self.config.keep_units,
+            units: pipeline.config.keep_units,
             events_since: now.saturating_sub(events),
             events: counts.then_some(MAX_EVENTS),
             refused: MAX_REFUSED,
             retained: MAX_RETAINED,
         };
-        self.submit(Op::Prune(retention), Then::Nothing);
+        steps.push_back(Step::Commit(Op::Prune(retention)));
     }
 
     /// A unit has ended, or an event was refused: one more row that is kept.
-    pub(crate) fn one_more_to_keep(&mut self) {
-        self.cleanup.since += 1;
-        let keep = u32::try_from(self.config.keep_units).unwrap_or(u32::MAX);
-        if self.cleanup.since >= PRUNE_EVERY.min(keep.max(1)) {
-            return self.prune();
+    pub fn one_more_to_keep(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
+        self.since += 1;
+        let keep = u32::try_from(pipeline.config.keep_units).unwrap_or(u32::MAX);
+        if self.since >= PRUNE_EVERY.min(keep.max(1)) {
+            return self.prune(pipeline, steps);
         }
         // Only the first one has to ask: what comes later expires later.
-        if self.cleanup.due.is_none() && !self.cleanup.pruning {
-            self.expire_at(Some(now_ms()), None);
+        if self.due.is_none() && !self.pruning {
+            self.expire_at(pipeline, Some(now_ms()), None);
         }
     }
 
     /// Has the next look taken when the oldest unit or event expires.
-    fn expire_at(&mut self, unit: Option<i64>, event: Option<i64>) {
-        let (units, events) = self.ages();
+    fn expire_at(&mut self, pipeline: &Pipeline, unit: Option<i64>, event: Option<i64>) {
+        let (units, events) = Self::ages(pipeline);
         let times = [
             unit.map(|at| at.saturating_add(units)),
             event.map(|at| at.saturating_add(events)),
         ];
-        self.cleanup.due = times.into_iter().flatten().min().map(|at| {
+        self.due = times.into_iter().flatten().min().map(|at| {
             let wait = u64::try_from(at.saturating_sub(now_ms())).unwrap_or(0);
-            let shortest = MIN_WAIT.min(self.config.keep.max(Duration::from_secs(1)));
+            let shortest = MIN_WAIT.min(pipeline.config.keep.max(Duration::from_secs(1)));
             Instant::now() + Duration::from_millis(wait).clamp(shortest, MAX_WAIT)
         });
     }
 
     /// Looks after what has expired.
-    pub(crate) fn check_cleanup(&mut self) {
-        if self.cleanup.due.is_some_and(|due| Instant::now() >= due) {
-            self.prune();
+    pub fn on_time(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
+        if self.due.is_some_and(|due| Instant::now() >= due) {
+            self.prune(pipeline, steps);
         }
     }
 
     /// A step of pruning is on disk.
-    pub(crate) fn on_pruned(&mut self, pruned: &Pruned) {
-        let cleanup = &mut self.cleanup;
-        cleanup.pruning = false;
-        cleanup.more = pruned.more;
-        if pruned.crowded_out > 0 && !std::mem::replace(&mut cleanup.said[0], true) {
+    pub fn on_pruned(&mut self, pipeline: &Pipeline, pruned: &Pruned, steps: &mut Steps) {
+        self.pruning = false;
+        self.more = pruned.more;
+        if pruned.crowded_out > 0 && !std::mem::replace(&mut self.said[0], true) {
             warn!(
                 "more than {MAX_EVENTS} events within --keep: the oldest are forgotten, and run \
                  again if they are sent again"
             );
         }
-        if pruned.refused_out > 0 && !std::mem::replace(&mut cleanup.said[1], true) {
+        if pruned.refused_out > 0 && !std::mem::replace(&mut self.said[1], true) {
             info!("more than {MAX_REFUSED} events were refused: the oldest of them are forgotten");
         }
-        if pruned.retained_out > 0 && !std::mem::replace(&mut cleanup.said[2], true) {
+        if pruned.retained_out > 0 && !std::mem::replace(&mut self.said[2], true) {
             warn!(
                 "more than {MAX_RETAINED} topics have retained messages that are accepted: the \
                  oldest are forgotten, and run again at the next start"
             );
         }
-        self.expire_at(pruned.oldest_unit, pruned.oldest_event);
-        self.remove_released();
+        self.expire_at(pipeline, pruned.oldest_unit, pruned.oldest_event);
+        self.remove_released(pipeline, steps);
     }
 
     /// Removes some folders of released units; once there are none, goes on with the rows.
-    pub(crate) fn remove_released(&mut self) {
-        if self.cleanup.removing {
+    fn remove_released(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
+        if self.removing {
             return;
         }
-        let released = match self.reader.released(self.cleanup.tried, PIECE) {
+        let released = match pipeline.reader.released(self.tried, PIECE) {
             Ok(released) => released,
             Err(e) => return warn!("cannot look for folders to remove: {e}"),
         };
         let Some((last, _)) = released.last() else {
-            if !self.cleanup.leaving && std::mem::take(&mut self.cleanup.more) {
-                self.prune();
+            if !self.leaving && std::mem::take(&mut self.more) {
+                self.prune(pipeline, steps);
             }
             return;
         };
         let last = *last;
         let dirs: Vec<(String, UnitDir)> = released
             .into_iter()
-            .map(|(_, unit)| (unit.clone(), self.dir(&unit)))
+            .map(|(_, unit)| (unit.clone(), pipeline.dir(&unit)))
             .collect();
-        let done = self.cleanup.done.0.clone();
+        let done = self.done.0.clone();
         let thread = std::thread::Builder::new().name("cleanup".into());
         let removing = thread.stack_size(STACK).spawn(move || {
             let _ = done.send(remove(dirs, last));
         });
         match removing {
-            Ok(_) => self.cleanup.removing = true,
+            Ok(_) => self.removing = true,
             // The next pruning tries again.
             Err(e) => warn!("cannot start a thread to remove folders: {e}"),
         }
     }
 
     /// The folders of a piece are gone.
-    pub(crate) fn on_removed(&mut self, removed: Removed) {
-        self.cleanup.removing = false;
-        self.cleanup.tried = removed.last;
-        self.submit(Op::Removed(removed.gone), Then::Nothing);
-        if !self.cleanup.leaving {
-            self.remove_released();
+    pub fn on_removed(&mut self, pipeline: &Pipeline, removed: Removed, steps: &mut Steps) {
+        self.removing = false;
+        self.tried = removed.last;
+        steps.push_back(Step::Commit(Op::Removed(removed.gone)));
+        if !self.leaving {
+            self.remove_released(pipeline, steps);
         }
     }
 }

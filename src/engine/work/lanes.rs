@@ -36,9 +36,9 @@ pub struct Displaced {
     pub cancel: Option<String>,
 }
 
-/// The queues of all triggers of a client.
+/// The lanes of all triggers of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Queue {
+pub struct Lanes {
     lanes: HashMap<String, Lane>,
     /// Names of the lanes in which something waits, or runs: of thousands, few do.
     waiting: BTreeSet<String>,
@@ -48,8 +48,8 @@ pub struct Queue {
     numbers: u64,
 }
 
-impl Queue {
-    /// Empty queues for `triggers`.
+impl Lanes {
+    /// Returns empty lanes for `triggers`.
     pub fn new(triggers: &[Trigger]) -> Self {
         let lane = |trigger: &Trigger| {
             let lane = Lane {
@@ -123,7 +123,7 @@ impl Queue {
     }
 
     /// Takes a job for `unit` at once, if one is free and nobody waits for it or is about to;
-    /// else [`Queue::came`] is to follow.
+    /// else [`Lanes::came`] is to follow.
     pub fn claim(&mut self, trigger: &str, unit: &str) -> bool {
         let paused = self.paused;
         let entry = self.entry(unit, 0);
@@ -139,12 +139,12 @@ impl Queue {
         free
     }
 
-    /// Takes no job for a unit that comes: it is to wait, and [`Queue::came`] is to follow.
+    /// Takes no job for a unit that comes: it is to wait, and [`Lanes::came`] is to follow.
     pub fn announce(&mut self, trigger: &str) {
         self.lane(trigger).coming += 1;
     }
 
-    /// A unit that got no job from [`Queue::claim`] is in the ledger, or was there before.
+    /// A unit that got no job from [`Lanes::claim`] is in the ledger, or was there before.
     pub fn came(&mut self, trigger: &str) {
         let lane = self.lane(trigger);
         lane.coming = lane.coming.saturating_sub(1);
@@ -280,19 +280,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn queue(jobs: usize, overlap: Overlap) -> Queue {
+    fn queue(jobs: usize, overlap: Overlap) -> Lanes {
         let lane = Lane {
             jobs,
             overlap,
             ..Lane::default()
         };
-        Queue {
+        Lanes {
             lanes: [("t".to_owned(), lane)].into(),
-            ..Queue::default()
+            ..Lanes::default()
         }
     }
 
-    fn start(queue: &mut Queue) -> Option<String> {
+    fn start(queue: &mut Lanes) -> Option<String> {
         queue.next(1000).map(|(_, unit)| unit)
     }
 

@@ -1,8 +1,17 @@
-//! Units: which starts when, their runners, and what an earlier client has left.
+//! Units: which starts when, their runners, how they end, and what an earlier client has left.
 
+mod adopted;
 pub mod cleanup;
+mod end;
+mod handover;
 pub mod job;
 pub mod lanes;
-pub mod pool;
+mod pool;
+mod receipts;
 pub mod recovery;
+pub mod retry;
 mod units;
+
+pub use end::Ended;
+pub use pool::Report;
+pub use units::{MAX_PACE_DELAY, Units};

@@ -1,24 +1,16 @@
 //! What a client does with runs that an earlier one, or their runner, has left.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::engine::client::{Live, Pipeline, Then};
+use crate::engine::pipeline::Pipeline;
 use crate::engine::work::job::UNIT_VARIABLE;
 use crate::error::Result;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, Recovery, State, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
-use crate::os::logging::STACK;
-use crate::store::ledger::{Op, Reader, Record};
-use crate::store::unit_dir::UnitDir;
-
-/// Wait before a run is looked at again that nobody could be had to wait for.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+use crate::store::ledger::Record;
 
 /// A unit that has not ended in the ledger, and what is to be done with it.
 #[derive(Debug)]
@@ -52,15 +44,15 @@ pub enum Left {
 ///
 /// # Errors
 /// When the ledger or a folder cannot be read.
-pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>> {
-    let mut left = Vec::new();
+pub fn survey(pipeline: &Pipeline) -> Result<Vec<Left>> {
+    let (mut left, reader) = (Vec::new(), &pipeline.reader);
     // A unit that was handed over and never begun came before those of its lane that wait.
     for state in [State::Running, State::Pending] {
         let mut page = reader.live_page(state, 0)?;
         while let Some(last) = page.last() {
             let seq = last.seq;
             for record in page {
-                left.push(look(pipeline, reader, record, boot)?);
+                left.push(look(pipeline, record)?);
             }
             page = reader.live_page(state, seq)?;
         }
@@ -68,9 +60,9 @@ pub fn survey(pipeline: &Path, reader: &Reader, boot: &str) -> Result<Vec<Left>>
     Ok(left)
 }
 
-fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<Left> {
-    let trace = UnitDir::new(pipeline, &record.unit.id).trace()?;
-    let same_boot = record.boot.as_deref() == Some(boot);
+fn look(pipeline: &Pipeline, record: Record) -> Result<Left> {
+    let trace = pipeline.dir(&record.unit.id).trace()?;
+    let same_boot = record.boot.as_deref() == Some(&*pipeline.boot);
     let unit = &record.unit.id;
     let recovery = match recover(record.state, trace, same_boot, record.started.is_some()) {
         // A command may have removed its own folder before its start was booked.
@@ -96,7 +88,7 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
         Recovery::Interrupted => warn!(TAEL_UNIT = unit, "run was interrupted"),
     }
     // It is told, and perhaps tried again.
-    let record = reader.unit(unit)?.unwrap_or(record);
+    let record = pipeline.reader.unit(unit)?.unwrap_or(record);
     Ok(Left::Begun {
         started: record.started,
         unit: Box::new(record.unit),
@@ -104,100 +96,20 @@ fn look(pipeline: &Path, reader: &Reader, record: Record, boot: &str) -> Result<
     })
 }
 
-impl Pipeline {
-    /// Goes on with a unit that was left.
-    pub(crate) fn take_up(&mut self, left: Left) {
-        let (unit, started, recovery) = match left {
-            Left::Waiting {
-                unit,
-                spec,
-                due,
-                paced,
-                handed_over,
-            } => {
-                if handed_over {
-                    let op = Op::Unstart { unit: unit.clone() };
-                    self.submit(op, Then::Nothing);
-                }
-                return match due {
-                    1.. if paced => self.wait_in_pace(&spec.lane, &unit, due),
-                    due => self.wait(&spec, &unit, due),
-                };
-            }
-            Left::Begun {
-                unit,
-                started,
-                recovery,
-            } => (*unit, started, recovery),
-        };
-        let said = started.is_some();
-        match recovery {
-            Recovery::Queue => self.wait(&unit.spec, &unit.id, unit.due),
-            Recovery::Settle(outcome) => self.finish(unit, said, &outcome),
-            Recovery::Interrupted => {
-                let outcome = self.end_orphans(&unit.id, started);
-                self.finish(unit, said, &outcome);
-            }
-            Recovery::Adopt => {
-                self.queue.adopt(unit.lane(), &unit.id);
-                self.adopt(Live {
-                    said,
-                    started,
-                    handovers: 1,
-                    adopted: true,
-                    unit,
-                });
-            }
-        }
+/// Ends what is left of a run that has lost its runner, and returns the outcome of the run. Otherwise
+/// nobody would see its end, and its event could run again beside it.
+pub fn end_orphans(pipeline: &Pipeline, unit: &str, started: Option<i64>) -> Outcome {
+    // The process may have been killed before it could be noted, or have ended since.
+    let noted = pipeline.dir(unit).notes().process(&pipeline.boot);
+    let (killed, remains) = kill_orphans(&format!("{UNIT_VARIABLE}={unit}"), noted);
+    if killed > 0 {
+        warn!(
+            TAEL_UNIT = unit,
+            "killed {killed} processes of a run that had lost its supervisor"
+        );
     }
-
-    /// Waits for a run whose runner another client has started.
-    pub(crate) fn adopt(&mut self, live: Live) {
-        let unit = live.unit.id.clone();
-        let (dir, adopted, id) = (self.dir(&unit), self.adopted.0.clone(), unit.clone());
-        self.live.insert(unit.clone(), live);
-        // One thread for each run that was going on when the client started.
-        let waiter = std::thread::Builder::new().name("adopted".into());
-        let waiting = waiter.stack_size(STACK).spawn(move || {
-            if let Err(e) = dir.wait_unlocked() {
-                warn!("{e}");
-            }
-            let _ = adopted.send(id);
-        });
-        if let Err(e) = waiting {
-            error!(
-                TAEL_UNIT = unit,
-                "cannot wait for an adopted run: {e}; trying on"
-            );
-            let adopted = self.adopted.0.clone();
-            tokio::spawn(async move {
-                sleep(LOOK_AGAIN).await;
-                let _ = adopted.send(unit);
-            });
-        }
-    }
-
-    /// Books a run that has lost its runner, and ends what is left of it.
-    pub(crate) fn interrupted(&mut self, live: Live) {
-        let outcome = self.end_orphans(&live.unit.id, live.started);
-        self.finish(live.unit, live.said, &outcome);
-    }
-
-    /// Ends what is left of a run that has lost its runner: nobody would see its end, and its event
-    /// may run again. Returns the outcome of the run.
-    fn end_orphans(&self, unit: &str, started: Option<i64>) -> Outcome {
-        // The process may have been killed before it could be noted, or have ended since.
-        let noted = self.dir(unit).notes().process(&self.boot);
-        let (killed, remains) = kill_orphans(&format!("{UNIT_VARIABLE}={unit}"), noted);
-        if killed > 0 {
-            warn!(
-                TAEL_UNIT = unit,
-                "killed {killed} processes of a run that had lost its supervisor"
-            );
-        }
-        Outcome {
-            remains,
-            ..Outcome::interrupted(started.unwrap_or(0))
-        }
+    Outcome {
+        remains,
+        ..Outcome::interrupted(started.unwrap_or(0))
     }
 }

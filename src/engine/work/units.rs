@@ -1,69 +1,213 @@
-//! A pipeline's units: handed to runners, watched, booked when they end.
+//! The units of a client: which starts, what its runner reports, how it ends.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::engine::client::{Live, Pipeline, Then, now_ms};
+use crate::engine::commit::permit::StartPermit;
+use crate::engine::commit::receipt::Receipt;
+use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::make_folders;
-use crate::engine::report::settle;
-use crate::engine::work::job::job;
-use crate::engine::work::pool::Report;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::work::adopted::Adopted;
+use crate::engine::work::end::Ended;
+use crate::engine::work::handover::{NotReady, hand_over, make_ready};
+use crate::engine::work::lanes::Lanes;
+use crate::engine::work::pool::{Pool, Report};
+use crate::engine::work::receipts::Receipts;
+use crate::engine::work::recovery::{Left, end_orphans};
 use crate::error::{Error, Kind};
 use crate::model::spec::Spec;
-use crate::model::text::printable_bytes;
-use crate::model::unit::{End, Outcome, State, Stopped, Trace, Unit};
+use crate::model::trigger::Trigger;
+use crate::model::unit::{Outcome, Recovery, Trace, Unit};
 use crate::os::hooks;
-use crate::runner::Job;
 use crate::store::ledger::Op;
-use crate::store::unit_dir::reader::{Ended, tail};
-use crate::store::unit_dir::stream::Stream;
 
-/// Wait before a unit is started again that found no process, descriptor or space.
+/// Delay before a unit is started again that found no process, descriptor or space.
 const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
-/// So often a unit is handed to a runner that dies before it begins.
+/// Maximum number of times that a unit is handed to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
 
-/// How much of a failed run's output is logged.
-const TAIL_BYTES: u64 = 2048;
-const TAIL_LINES: usize = 10;
+/// Maximum wait of an event that its pace holds back, milliseconds.
+pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
 
-/// Why no runner could make a unit ready.
-pub(crate) enum NotReady {
-    /// There is nothing to run.
-    Job(String),
-    /// There is no runner.
-    Runner(std::io::Error),
-    /// The ledger does not give what the command reads.
-    Payload(Error),
+/// A unit that a runner has.
+struct Live {
+    unit: Unit,
+    /// Whether its start is on its way to the ledger.
+    said: bool,
+    started: Option<i64>,
+    handovers: u32,
+    /// Whether another client's runner has begun it.
+    adopted: bool,
 }
 
-impl Pipeline {
-    /// A new unit that has to wait.
-    pub(crate) fn arrive(&mut self, unit: &Unit) {
-        let displaced = self.queue.arrive(unit.lane(), &unit.id);
+/// The units that wait and run.
+pub struct Units {
+    lanes: Lanes,
+    pool: Pool,
+    live: HashMap<String, Live>,
+    /// Runs of another client's runners.
+    adopted: Adopted,
+    receipts: Receipts,
+    /// Whether each unit that starts is canceled: the client stops with its units.
+    cancels_all: bool,
+    /// Whether it was said that units cannot start.
+    refusing: bool,
+    /// Until when none tries again.
+    held_until: Option<Instant>,
+}
+
+impl Units {
+    /// Returns the units of a client with these `triggers`; `folder` is for its runners.
+    pub fn new(triggers: &[Trigger], folder: PathBuf) -> Self {
+        Self {
+            lanes: Lanes::new(triggers),
+            pool: Pool::new(folder),
+            live: HashMap::new(),
+            adopted: Adopted::default(),
+            receipts: Receipts::default(),
+            cancels_all: false,
+            refusing: false,
+            held_until: None,
+        }
+    }
+
+    /// Starts `program` as runners.
+    #[cfg(test)]
+    pub fn play(&mut self, program: PathBuf) {
+        self.pool.play(program);
+    }
+
+    /// Returns what waits and runs.
+    pub const fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Returns how many units runners have.
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Starts nothing more, or starts again.
+    pub const fn pause(&mut self, paused: bool) {
+        self.lanes.pause(paused);
+    }
+
+    /// Takes up the policies of `triggers`.
+    pub fn reconfigure(&mut self, triggers: &[Trigger]) {
+        self.lanes.reconfigure(triggers);
+    }
+
+    /// Starts a runner ahead, if none is idle.
+    pub fn keep_warm(&mut self) {
+        self.pool.keep_warm();
+    }
+
+    /// Returns what a runner reports next; cancel safe.
+    pub async fn next(&mut self) -> Report {
+        tokio::select! {
+            biased;
+            report = self.pool.next() => report,
+            Some(unit) = self.adopted.next() => Report::Unknown(unit),
+        }
+    }
+
+    /// Returns when a unit may start though nothing happens.
+    pub fn wake(&self, pipeline: &Pipeline, held: Option<Instant>) -> Option<Instant> {
+        let now = pipeline.ticks();
+        let due = self.lanes.next_due(now).and_then(|due| {
+            Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
+        });
+        let held = self.held_until.or_else(|| self.pool.held_until()).or(held);
+        let held = held.filter(|_| self.lanes.waiting() > 0);
+        [due, held].into_iter().flatten().min()
+    }
+
+    /// Notes that time has passed.
+    pub fn on_time(&mut self) {
+        self.held_until = self.held_until.filter(|until| Instant::now() < *until);
+    }
+
+    // --- New units ---
+
+    /// Takes a job for a new unit that is on its way to the ledger. Returns whether it starts at
+    /// once; it waits if `holds`, or if no job is free.
+    pub fn claim(&mut self, unit: &Unit, holds: bool) -> bool {
+        match unit.due {
+            0 if holds => self.lanes.announce(unit.lane()),
+            0 => return self.lanes.claim(unit.lane(), &unit.id),
+            _ => {}
+        }
+        false
+    }
+
+    /// Takes a runner for a unit that starts. If there is none now, [`Units::begin`] tries again.
+    pub fn reserve(&mut self, unit: &str) -> Option<StartPermit> {
+        self.pool.reserve(unit).ok()
+    }
+
+    /// Goes on with the unit of an event that is on disk: it runs if the event is `fresh`.
+    #[must_use]
+    pub fn accepted(
+        &mut self,
+        pipeline: &Pipeline,
+        unit: Arc<Unit>,
+        start: bool,
+        fresh: bool,
+        steps: &mut Steps,
+    ) -> Option<Ended> {
+        let waits = !start && unit.due == 0;
+        if waits {
+            self.lanes.came(unit.lane());
+        }
+        match fresh {
+            false if start => self.not_started(&unit, steps),
+            false => {}
+            true if start => return self.begin(pipeline, unit, steps),
+            true if waits => self.arrive(&unit, steps),
+            true => {
+                let delay = (unit.due - now_ms()).clamp(0, MAX_PACE_DELAY);
+                let due = pipeline.ticks() + delay;
+                self.lanes.wait(unit.lane(), &unit.id, due);
+            }
+        }
+        None
+    }
+
+    /// Lets a new unit wait.
+    fn arrive(&mut self, unit: &Unit, steps: &mut Steps) {
+        let displaced = self.lanes.arrive(unit.lane(), &unit.id);
         for dropped in displaced.dropped {
             info!(
                 TAEL_UNIT = dropped,
                 "not run: another run goes on or came after it"
             );
-            let op = settle::dropped(&dropped, "dropped by the overlap policy");
-            self.submit(op, Then::Nothing);
+            steps.push_back(Step::Drop(dropped, "dropped by the overlap policy"));
         }
         if let Some(running) = displaced.cancel {
             info!(TAEL_UNIT = running, "canceled for a newer event");
-            self.signal(&running);
+            steps.push_back(Step::Signal(running));
         }
     }
 
-    /// Asks the runner of `unit` to end it.
-    pub(crate) fn signal(&self, unit: &str) {
-        if let Err(e) = self.dir(unit).cancel() {
-            warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
-        }
+    /// Lets a retry wait until `due` (milliseconds since the epoch), but no longer than its trigger
+    /// says: the host's clock may have stepped back since.
+    pub fn wait(&mut self, pipeline: &Pipeline, spec: &Arc<Spec>, unit: &str, due: i64) {
+        let retries = &pipeline.config.triggers.spec_for(spec).retries;
+        let limit = i64::try_from(retries.longest_delay().as_millis()).unwrap_or(i64::MAX);
+        let due = match due {
+            0 => 0,
+            due => pipeline
+                .ticks()
+                .saturating_add((due - now_ms()).clamp(0, limit)),
+        };
+        self.lanes.wait(&spec.lane, unit, due);
     }
 
     // --- Starting ---
@@ -72,122 +216,86 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the ledger cannot be read any more.
-    pub(crate) fn start_waiting(&mut self) -> Result<(), Error> {
-        let mut units = Vec::new();
-        if self.pressure.holds_until(Instant::now()).is_some() {
-            // What comes is taken in first: it is safe then.
-            return Ok(());
-        }
+    pub fn start_waiting(&mut self, pipeline: &Pipeline, steps: &mut Steps) -> Result<(), Error> {
         while self.held_until.is_none_or(|until| Instant::now() >= until)
-            && self.runners.held_until().is_none()
-            && let Some((trigger, unit)) = self.queue.next(self.ticks())
+            && self.pool.held_until().is_none()
+            && let Some((lane, unit)) = self.lanes.next(pipeline.ticks())
         {
-            let found = self.reader.unit(&unit).and_then(|record| {
-                let payload = self.reader.payload(&unit)?;
+            let found = pipeline.reader.unit(&unit).and_then(|record| {
+                let payload = pipeline.reader.payload(&unit)?;
                 Ok(record.zip(payload))
             });
             let (record, payload) = match found {
                 Ok(Some(found)) => found,
                 Ok(None) => {
-                    self.queue.remove(&trigger, &unit);
+                    self.released(&lane, &unit, steps);
                     continue;
                 }
                 Err(e) if e.kind() != Kind::TryAgain => return Err(e),
                 Err(e) => {
                     self.short_of(&unit, &format_args!("start it: {e}"));
-                    self.postpone(&trigger, &unit);
+                    self.postpone(pipeline, &lane, &unit, steps);
                     continue;
                 }
             };
-            let record = Arc::new(Unit {
-                spec: Arc::clone(self.config.triggers.spec_for(&record.unit.spec)),
+            let permit = self.reserve(&unit);
+            let unit = Unit {
+                spec: Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec)),
                 payload: Some(payload),
                 ..record.unit
-            });
-            // If it fails, it is tried again when the start is on disk.
-            let word = self.runners.reserve(&unit).ok();
-            let op = Op::Start {
-                unit,
-                spec: Arc::clone(&record.spec),
-                boot: self.boot.clone(),
             };
-            self.submit(op, Then::Start(Arc::clone(&record), word));
-            units.push(record);
+            steps.push_back(Step::Start(Arc::new(unit), permit));
         }
-        self.make_ready(&units);
         Ok(())
     }
 
-    /// Has the ledger accept what was submitted, and meanwhile the runners that were taken for
-    /// `units` make all ready for them.
-    pub(crate) fn make_ready(&mut self, units: &[Arc<Unit>]) {
-        if units.is_empty() {
-            return;
-        }
-        self.ledger.send();
-        for unit in units {
-            // What fails now is tried again when it is to begin.
-            let payload = unit.payload.as_deref().unwrap_or_default();
-            match self.job(unit, payload.len()) {
-                Ok(job) => {
-                    let _ = self.runners.make_ready(&unit.id, &job, payload);
-                }
-                Err(_) => self.runners.let_go(&unit.id),
-            }
-        }
+    /// Lets the runners that were taken for `units` make all ready for them, while the ledger
+    /// commits that they run.
+    pub fn make_ready(&mut self, pipeline: &Pipeline, units: &[Arc<Unit>]) {
+        make_ready(&mut self.pool, pipeline, units);
     }
 
-    fn job(&self, unit: &Unit, stdin: usize) -> Result<Job, NotReady> {
-        job(&self.config, &unit.spec, unit, stdin).map_err(NotReady::Job)
+    /// Begins a unit that the ledger says is running.
+    #[must_use]
+    pub fn begin(
+        &mut self,
+        pipeline: &Pipeline,
+        unit: Arc<Unit>,
+        steps: &mut Steps,
+    ) -> Option<Ended> {
+        self.dispatch(pipeline, Arc::unwrap_or_clone(unit), 0, steps)
     }
 
-    /// Hands a unit to a runner that may begin it.
-    fn hand_over(&mut self, unit: &Unit) -> Result<(), NotReady> {
-        let payload = match &unit.payload {
-            Some(payload) => payload.clone(),
-            None => {
-                let payload = self.reader.payload(&unit.id).map_err(NotReady::Payload)?;
-                payload.ok_or_else(|| NotReady::Job("it was released".into()))?
-            }
-        };
-        let job = self.job(unit, payload.len())?;
-        loop {
-            let word = self.runners.reserve(&unit.id).map_err(NotReady::Runner)?;
-            hooks::failpoint("spawn.before");
-            word.give(true);
-            match self.runners.make_ready(&unit.id, &job, &payload) {
-                Ok(()) => break,
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
-                Err(e) => return Err(NotReady::Runner(e)),
-            }
-        }
-        self.runners.told(&unit.id);
-        Ok(())
-    }
-
-    /// Has a unit begin, which the ledger says is running.
-    pub(crate) fn dispatch(&mut self, unit: Unit, handovers: Option<u32>) {
-        if !self.runners.told(&unit.id) {
-            match self.hand_over(&unit) {
+    fn dispatch(
+        &mut self,
+        pipeline: &Pipeline,
+        unit: Unit,
+        handovers: u32,
+        steps: &mut Steps,
+    ) -> Option<Ended> {
+        if !self.pool.told(&unit.id) {
+            match hand_over(&mut self.pool, pipeline, &unit) {
                 Ok(()) => {}
                 Err(NotReady::Runner(e)) => {
                     self.short_of(&unit.id, &format_args!("start a runner: {e}"));
-                    return self.postpone(unit.lane(), &unit.id);
+                    self.postpone(pipeline, unit.lane(), &unit.id, steps);
+                    return None;
                 }
                 Err(NotReady::Payload(e)) => {
                     // If that does not pass, the next start ends the client.
                     self.short_of(&unit.id, &format_args!("start it: {e}"));
-                    return self.postpone(unit.lane(), &unit.id);
+                    self.postpone(pipeline, unit.lane(), &unit.id, steps);
+                    return None;
                 }
                 Err(NotReady::Job(cause)) => {
-                    return self.finish(unit, false, &Outcome::not_started(cause));
+                    return Some(self.finish(unit, false, Outcome::not_started(cause)));
                 }
             }
         }
         let live = Live {
             said: false,
             started: None,
-            handovers: handovers.unwrap_or(0) + 1,
+            handovers: handovers + 1,
             adopted: false,
             // The runner has the payload now, and the ledger should it be needed again.
             unit: Unit {
@@ -196,22 +304,28 @@ impl Pipeline {
             },
         };
         let id = live.unit.id.clone();
-        self.live.insert(id.clone(), live);
         if self.cancels_all {
-            self.signal(&id);
+            steps.push_back(Step::Signal(id.clone()));
         }
+        self.live.insert(id, live);
+        None
     }
 
-    /// Removes the folder of a unit that was not begun.
-    pub(crate) fn forget(&mut self, unit: &str) {
-        if let Err(e) = self.dir(unit).remove() {
-            warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
-        }
+    /// Forgets a unit that does not start after all: the ledger has said so.
+    pub fn not_started(&mut self, unit: &Unit, steps: &mut Steps) {
+        self.pool.dropped(&unit.id);
+        self.released(unit.lane(), &unit.id, steps);
     }
 
-    /// Says, once, what units wait for.
+    /// Forgets a unit that the ledger does not have any more.
+    fn released(&mut self, lane: &str, unit: &str, steps: &mut Steps) {
+        self.lanes.remove(lane, unit);
+        self.settled(unit, None, steps);
+    }
+
+    /// Logs, once, what units wait for.
     fn short_of(&mut self, unit: &str, what: &std::fmt::Arguments<'_>) {
-        self.runners.shortage();
+        self.pool.shortage();
         if !std::mem::replace(&mut self.refusing, true) {
             error!(
                 TAEL_UNIT = unit,
@@ -221,190 +335,227 @@ impl Pipeline {
     }
 
     /// Lets a unit that could not be started wait a little, and all others with it.
-    pub(crate) fn postpone(&mut self, trigger: &str, unit: &str) {
+    fn postpone(&mut self, pipeline: &Pipeline, lane: &str, unit: &str, steps: &mut Steps) {
         self.held_until = Some(Instant::now() + SHORTAGE_RETRY);
         // What is missing may be they.
-        let _ = make_folders(&self.home.path);
-        self.requeue(trigger, unit);
+        let _ = make_folders(&pipeline.home.path);
+        self.requeue(lane, unit, steps);
     }
 
-    fn requeue(&mut self, trigger: &str, unit: &str) {
-        let op = Op::Unstart {
+    fn requeue(&mut self, lane: &str, unit: &str, steps: &mut Steps) {
+        steps.push_back(Step::Commit(Op::Unstart {
             unit: unit.to_owned(),
-        };
-        self.submit(op, Then::Nothing);
-        self.queue.put_back(trigger, unit);
+        }));
+        self.lanes.put_back(lane, unit);
     }
 
     // --- What runners report ---
 
-    pub(crate) fn on_report(&mut self, report: Report) {
-        match report {
-            Report::Started(unit, at) => {
-                let Some(live) = self.live.get_mut(&unit) else {
-                    return;
-                };
-                hooks::failpoint("started.before");
-                self.refusing = false;
-                (live.said, live.started) = (true, Some(at));
-                let op = settle::started(&self.config, &live.unit, at);
-                info!(
-                    TAEL_UNIT = unit,
-                    TAEL_EVENT = live.unit.event,
-                    TAEL_TOPIC = live.unit.topic,
-                    "started"
-                );
-                self.later.started(op);
+    /// Notes that the command of a unit has started, at `at` (milliseconds since the epoch), and
+    /// returns the unit.
+    pub fn started(&mut self, unit: &str, at: i64) -> Option<&Unit> {
+        let live = self.live.get_mut(unit)?;
+        hooks::failpoint("started.before");
+        self.refusing = false;
+        (live.said, live.started) = (true, Some(at));
+        info!(
+            TAEL_UNIT = unit,
+            TAEL_EVENT = live.unit.event,
+            TAEL_TOPIC = live.unit.topic,
+            "started"
+        );
+        Some(&live.unit)
+    }
+
+    /// Notes that a unit has ended.
+    #[must_use]
+    pub fn ended(
+        &mut self,
+        pipeline: &Pipeline,
+        unit: &str,
+        outcome: Outcome,
+        steps: &mut Steps,
+    ) -> Option<Ended> {
+        hooks::failpoint("outcome.before");
+        let live = self.live.remove(unit)?;
+        if self.cancels_all && outcome.was_canceled_before_it_began() {
+            // We are leaving, and that is no reason for its event not to run.
+            if let Err(e) = pipeline.dir(unit).remove() {
+                warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
             }
-            Report::Ended(unit, outcome) => {
-                hooks::failpoint("outcome.before");
-                let Some(live) = self.live.remove(&unit) else {
-                    return;
-                };
-                if self.cancels_all && outcome.was_canceled_before_it_began() {
-                    // We are leaving, and that is no reason for its event not to run.
-                    self.forget(&unit);
-                    self.requeue(live.unit.lane(), &unit);
-                } else {
-                    self.finish(live.unit, live.said, &outcome);
-                }
-            }
-            Report::Refused(unit, what) => {
-                if let Some(live) = self.live.remove(&unit) {
-                    self.short_of(&unit, &format_args!("{what}"));
-                    self.postpone(live.unit.lane(), &unit);
-                }
-            }
-            Report::Unknown(unit) => self.on_unknown(&unit),
+            self.requeue(live.unit.lane(), unit, steps);
+            return None;
+        }
+        Some(self.finish(live.unit, live.said, outcome))
+    }
+
+    /// Notes that a runner could not do `what` for a unit, and has not begun it.
+    pub fn refused(&mut self, pipeline: &Pipeline, unit: &str, what: &str, steps: &mut Steps) {
+        if let Some(live) = self.live.remove(unit) {
+            self.short_of(unit, &format_args!("{what}"));
+            self.postpone(pipeline, live.unit.lane(), unit, steps);
         }
     }
 
-    /// A runner has let go of a unit, and its folder knows why.
-    pub(crate) fn on_unknown(&mut self, unit: &str) {
-        let Some(live) = self.live.remove(unit) else {
-            return;
-        };
-        match self.dir(unit).trace() {
-            Ok(Trace::Ended(outcome)) => self.finish(live.unit, live.said, &outcome),
-            Ok(Trace::Alive) => self.adopt(Live {
-                adopted: true,
-                ..live
-            }),
+    /// Finds out why a runner has let go of a unit: the unit's folder knows.
+    #[must_use]
+    pub fn unknown(&mut self, pipeline: &Pipeline, unit: &str, steps: &mut Steps) -> Option<Ended> {
+        let live = self.live.remove(unit)?;
+        match pipeline.dir(unit).trace() {
+            Ok(Trace::Ended(outcome)) => Some(self.finish(live.unit, live.said, outcome)),
+            Ok(Trace::Alive) => {
+                self.adopt(
+                    pipeline,
+                    Live {
+                        adopted: true,
+                        ..live
+                    },
+                );
+                None
+            }
             // Released: nobody wants to know any more.
-            Ok(Trace::Fresh) if matches!(self.reader.holds(unit), Ok(false)) => {
-                self.queue.remove(live.unit.lane(), unit);
+            Ok(Trace::Fresh) if matches!(pipeline.reader.holds(unit), Ok(false)) => {
+                self.released(live.unit.lane(), unit, steps);
+                None
             }
             // Its folder is gone, but it was begun.
             Ok(Trace::Fresh)
-                if live.said || (live.adopted && !self.dir(unit).record().exists()) =>
+                if live.said || (live.adopted && !pipeline.dir(unit).record().exists()) =>
             {
-                self.interrupted(live);
+                Some(self.interrupted(pipeline, live))
             }
             // It was ready when its client died; perhaps its start is not in the ledger.
             Ok(Trace::Fresh) if live.adopted => {
-                self.requeue(live.unit.lane(), unit);
+                self.requeue(live.unit.lane(), unit, steps);
+                None
             }
             Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
-                self.dispatch(live.unit, Some(live.handovers));
+                self.dispatch(pipeline, live.unit, live.handovers, steps)
             }
             Ok(Trace::Fresh) => {
                 let cause = "its runner died before it began".to_owned();
-                self.finish(live.unit, live.said, &Outcome::not_started(cause));
+                Some(self.finish(live.unit, live.said, Outcome::not_started(cause)))
             }
-            Ok(Trace::Gone) => {
-                self.interrupted(live);
-            }
+            Ok(Trace::Gone) => Some(self.interrupted(pipeline, live)),
             Err(e) => {
                 error!(TAEL_UNIT = unit, "{e}");
-                self.interrupted(live);
+                Some(self.interrupted(pipeline, live))
             }
         }
     }
 
-    /// Books the end of a unit and gives its job back.
-    pub(crate) fn finish(&mut self, unit: Unit, said: bool, outcome: &Outcome) {
-        self.queue.remove(unit.lane(), &unit.id);
-        self.log_end(&unit, outcome);
-        if let Some(metrics) = &mut self.metrics {
-            metrics.count(outcome);
-        }
-        let retries = &self.config.triggers.spec_for(&unit.spec).retries;
-        let (op, retry) = settle::ended(&self.config, retries, &unit, outcome, !said);
-        hooks::failpoint("settle.before");
-        self.submit(
-            op,
-            Then::Settled {
-                retry: retry.map(Box::new),
-                last: Box::new(settle::end_status(&unit, outcome, now_ms()).into()),
-            },
-        );
-        self.one_more_to_keep();
+    /// Ends a run that has lost its runner, with what is left of it.
+    fn interrupted(&mut self, pipeline: &Pipeline, live: Live) -> Ended {
+        let outcome = end_orphans(pipeline, &live.unit.id, live.started);
+        self.finish(live.unit, live.said, outcome)
     }
 
-    fn log_end(&self, unit: &Unit, outcome: &Outcome) {
-        let seconds = Duration::from_micros(outcome.elapsed).as_secs_f64();
-        let topic = &unit.topic;
-        if let Some(remains) = &outcome.remains {
-            error!(TAEL_UNIT = unit.id, "{remains}; it is not tried again");
+    /// Gives the job of a unit back that has ended.
+    fn finish(&mut self, unit: Unit, said: bool, outcome: Outcome) -> Ended {
+        self.lanes.remove(unit.lane(), &unit.id);
+        Ended {
+            unit,
+            outcome,
+            said,
         }
-        if outcome.state() == State::Succeeded {
-            info!(
-                TAEL_UNIT = unit.id,
-                TAEL_EVENT = unit.event,
-                TAEL_TOPIC = topic,
-                "finished after {seconds:.3} s"
-            );
-            return;
+    }
+
+    // --- Receipts ---
+
+    /// Lets a receipt wait for the end of `units`. Returns it if there are none.
+    pub fn attach(&mut self, receipt: Receipt, units: Vec<String>) -> Option<Receipt> {
+        self.receipts.attach(receipt, units)
+    }
+
+    /// Notes that the end of `unit` is on disk; `retry` goes on for it.
+    pub fn settled(&mut self, unit: &str, retry: Option<&str>, steps: &mut Steps) {
+        self.receipts.ended(unit, retry, |receipt| {
+            steps.push_back(Step::Settle(receipt));
+        });
+    }
+
+    // --- Canceling, recovery, stopping ---
+
+    /// Cancels a unit that has not ended.
+    pub fn cancel(&mut self, lane: &str, unit: &str, steps: &mut Steps) {
+        if self.lanes.running().any(|running| running == unit) {
+            steps.push_back(Step::Signal(unit.to_owned()));
+        } else {
+            self.lanes.remove(lane, unit);
+            steps.push_back(Step::Drop(unit.to_owned(), "canceled by control message"));
         }
-        let why = match outcome.stopped {
-            Some(Stopped::TimedOut) => " (timed out)",
-            Some(Stopped::Canceled) | None => "",
+    }
+
+    /// Goes on with a unit that an earlier client has left.
+    #[must_use]
+    pub fn take_up(&mut self, pipeline: &Pipeline, left: Left, steps: &mut Steps) -> Option<Ended> {
+        let (unit, started, recovery) = match left {
+            Left::Waiting {
+                unit,
+                spec,
+                due,
+                paced,
+                handed_over,
+            } => {
+                if handed_over {
+                    let unit = unit.clone();
+                    steps.push_back(Step::Commit(Op::Unstart { unit }));
+                }
+                match due {
+                    1.. if paced => {
+                        let delay = (due - now_ms()).clamp(0, MAX_PACE_DELAY);
+                        self.lanes.wait(&spec.lane, &unit, pipeline.ticks() + delay);
+                    }
+                    due => self.wait(pipeline, &spec, &unit, due),
+                }
+                return None;
+            }
+            Left::Begun {
+                unit,
+                started,
+                recovery,
+            } => (*unit, started, recovery),
         };
-        if outcome.state() == State::Canceled {
-            info!(
-                TAEL_UNIT = unit.id,
-                TAEL_EVENT = unit.event,
-                TAEL_TOPIC = topic,
-                "canceled after {seconds:.3} s"
-            );
-            return;
-        }
-        warn!(
-            TAEL_UNIT = unit.id,
-            TAEL_EVENT = unit.event,
-            TAEL_TOPIC = topic,
-            "failed after {seconds:.3} s: {}{why}",
-            outcome.end
-        );
-        if matches!(outcome.end, End::Exited(_) | End::Signaled(_)) {
-            let ended = Ended::with(Some(outcome), Stream::Stderr);
-            let tail = tail(&self.dir(&unit.id), Stream::Stderr, TAIL_BYTES, ended);
-            let lines: Vec<&[u8]> = tail
-                .split(|b| *b == b'\n')
-                .filter(|l| !l.is_empty())
-                .collect();
-            let skipped = lines.len().saturating_sub(TAIL_LINES);
-            for line in lines.iter().skip(skipped) {
-                warn!(
-                    TAEL_UNIT = unit.id,
-                    "stderr: {}",
-                    printable_bytes(line, 500)
-                );
+        let said = started.is_some();
+        match recovery {
+            Recovery::Queue => {
+                self.wait(pipeline, &unit.spec, &unit.id, unit.due);
+                None
+            }
+            Recovery::Settle(outcome) => Some(self.finish(unit, said, outcome)),
+            Recovery::Interrupted => {
+                let outcome = end_orphans(pipeline, &unit.id, started);
+                Some(self.finish(unit, said, outcome))
+            }
+            Recovery::Adopt => {
+                self.lanes.adopt(unit.lane(), &unit.id);
+                let live = Live {
+                    said,
+                    started,
+                    handovers: 1,
+                    adopted: true,
+                    unit,
+                };
+                self.adopt(pipeline, live);
+                None
             }
         }
     }
 
-    /// Has a retry wait until `due` (milliseconds since the epoch), but not for longer than it was
-    /// to wait from the start: the host's clock may have stepped back since.
-    pub(crate) fn wait(&mut self, spec: &Arc<Spec>, unit: &str, due: i64) {
-        let limit = self.config.triggers.spec_for(spec).retries.longest_delay();
-        let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
-        let due = match due {
-            0 => 0,
-            due => self
-                .ticks()
-                .saturating_add((due - now_ms()).clamp(0, limit)),
-        };
-        self.queue.wait(&spec.lane, unit, due);
+    fn adopt(&mut self, pipeline: &Pipeline, live: Live) {
+        let unit = live.unit.id.clone();
+        self.adopted.wait_for(pipeline, unit.clone());
+        self.live.insert(unit, live);
+    }
+
+    /// Cancels all units, and each that starts from now on.
+    pub fn cancel_all(&mut self, steps: &mut Steps) {
+        self.cancels_all = true;
+        steps.extend(self.live.keys().cloned().map(Step::Signal));
+    }
+
+    /// Leaves running units to their runners.
+    pub fn dismiss(&mut self) {
+        self.pool.dismiss();
     }
 }

@@ -166,7 +166,7 @@ impl Doubles {
 }
 
 /// Handles the answer of the broker to a status.
-fn published(outbox: &mut Outbox, token: Token, result: Result<(), Refused>) {
+fn published(outbox: &mut Outbox<Token>, token: Token, result: Result<(), Refused>) {
     let given_up = match result {
         Ok(()) => {
             outbox.complete(token);
@@ -183,7 +183,7 @@ fn published(outbox: &mut Outbox, token: Token, result: Result<(), Refused>) {
 }
 
 /// Publishes statuses in flight again, except one that ends every connection.
-fn connection_lost(outbox: &mut Outbox, session: &Session) {
+fn connection_lost(outbox: &mut Outbox<Token>, session: &Session) {
     let loss = match session.is_packet_at_fault() {
         true => Loss::Packet,
         false => Loss::Link,
@@ -225,7 +225,7 @@ async fn node(options: &Options) -> Result<()> {
     let mut session = Session::new(settings, subscriptions).lasting();
     let mut outbox = Outbox::default();
     let mut seq = 0;
-    let mut say = |outbox: &mut Outbox, text: &str| {
+    let mut say = |outbox: &mut Outbox<Token>, text: &str| {
         seq += 1;
         let message = status(options, text);
         outbox.extend([Queued { seq, message }]);
@@ -241,7 +241,7 @@ async fn node(options: &Options) -> Result<()> {
     let (terminate, deadline) = watch::channel(None);
     let working = tokio::spawn(worker.work(command_rx, deadline, quit_rx));
     loop {
-        outbox.flush(&mut session, |_| {});
+        outbox.flush(|message| session.publish(message.clone()));
         let again = outbox.wake();
         tokio::select! {
             biased;
@@ -318,7 +318,7 @@ async fn node(options: &Options) -> Result<()> {
     let deadline = Instant::now() + FAREWELL;
     let told = async {
         while !outbox.is_empty() {
-            outbox.flush(&mut session, |_| {});
+            outbox.flush(|message| session.publish(message.clone()));
             match session.next().await? {
                 Event::Published(token, _) => {
                     outbox.complete(token);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::model::message::{Properties, Qos};
+use crate::net::mqtt::Token;
 
 fn queued(seq: u64, bytes: usize) -> Queued {
     Queued {
@@ -19,17 +20,21 @@ fn queued(seq: u64, bytes: usize) -> Queued {
 }
 
 /// An outbox with messages 1 to `count`, and a connection on which they are sent.
-fn outbox(count: u64) -> Outbox {
+fn outbox(count: u64) -> Outbox<Token> {
     let mut outbox = Outbox::of_ledger(0);
     outbox.extend((1..=count).map(|seq| queued(seq, 10)));
     outbox
 }
 
 /// Sends what may go out, as a session does that takes everything.
-fn send(outbox: &mut Outbox) -> Vec<(u64, Token)> {
+fn send(outbox: &mut Outbox<Token>) -> Vec<(u64, Token)> {
     let mut went = Vec::new();
     outbox.answered();
-    outbox.flush_by(|_| Some(Token::new()), |seq, token| went.push((seq, token)));
+    outbox.flush_by(|queued| {
+        let token = Token::new();
+        went.push((queued.seq, token));
+        Some(token)
+    });
     went
 }
 
@@ -88,7 +93,10 @@ fn what_goes_out_beside_one_is_not_its_fault() {
     send(&mut outbox);
     outbox.lost(Loss::Packet);
     let mut went = 0;
-    outbox.flush_by(|_| Some(Token::new()), |_, _| went += 1);
+    outbox.flush_by(|_| {
+        went += 1;
+        Some(Token::new())
+    });
     assert_eq!(went, 0, "the presence is not answered yet");
     assert_eq!(seqs(&send(&mut outbox)), [1]);
 }
@@ -139,7 +147,7 @@ fn what_finds_no_room_stays_in_the_ledger() {
     let seqs: Vec<u64> = outbox.rows.iter().map(|row| row.queued.seq).collect();
     assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
     // Bytes count too.
-    let mut large = Outbox::of_ledger(0);
+    let mut large = Outbox::<Token>::of_ledger(0);
     large.extend((1..=4).map(|seq| queued(seq, MAX_BYTES / 2)));
     assert_eq!((large.rows.len(), large.len()), (2, 4));
 }

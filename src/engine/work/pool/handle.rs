@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::engine::commit::permit::Word;
+use crate::engine::commit::permit::StartPermit;
 use crate::engine::work::job::UNIT_VARIABLE;
 use crate::os::inherit::keep_variables;
 use crate::runner::ARGUMENT;
@@ -27,17 +27,17 @@ pub(super) enum Line {
     Gone(u64, u32),
 }
 
-/// What a runner is at.
-pub(super) enum Work {
+/// State of a runner.
+pub(super) enum RunnerState {
     /// It has nothing to do.
     Idle,
-    /// It is to make a unit ready, and waits for the word; with what it has said meanwhile.
-    Ready(String, Word, Vec<String>),
+    /// It makes a unit ready, and waits for the permit; with what it has said meanwhile.
+    Ready(String, StartPermit, Vec<String>),
     /// It was told to begin a unit.
     Told(String),
     /// Its unit has begun.
     Begun(String),
-    /// It was told that its unit is not to run.
+    /// It was told that its unit does not run.
     Dropped,
 }
 
@@ -45,25 +45,25 @@ pub(super) enum Work {
 pub(super) struct Handle {
     pub(super) number: u64,
     pub(super) requests: ChildStdin,
-    pub(super) work: Work,
+    pub(super) state: RunnerState,
     /// When it last had nothing more to do.
     pub(super) idle_since: Instant,
 }
 
 impl Handle {
-    /// Starts a runner with this number, which has `dir` for what it needs beside its units. What
-    /// it says goes to `lines`.
+    /// Starts `program` as the runner with this number, which has `dir` for what it needs beside its
+    /// units. What it says goes to `lines`.
     ///
     /// # Errors
     /// When no process can be started.
     pub(super) fn start(
         number: u64,
+        program: &Path,
         dir: &Path,
         lines: &mpsc::UnboundedSender<Line>,
     ) -> io::Result<Self> {
-        // The running image, even if its file has been replaced by an upgrade.
         let path = (std::env::var_os("PATH").is_none()).then_some(("PATH", DEFAULT_PATH));
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(program);
         keep_variables(&mut command);
         let mut child = command
             .arg(ARGUMENT)
@@ -87,19 +87,19 @@ impl Handle {
         Ok(Self {
             number,
             requests,
-            work: Work::Idle,
+            state: RunnerState::Idle,
             idle_since: Instant::now(),
         })
     }
 
     /// Whether it has nothing to do.
     pub(super) const fn is_idle(&self) -> bool {
-        matches!(self.work, Work::Idle)
+        matches!(self.state, RunnerState::Idle)
     }
 
     /// Whether it makes `unit` ready.
     pub(super) fn is_ready(&self, unit: &str) -> bool {
-        matches!(&self.work, Work::Ready(ready, ..) if ready == unit)
+        matches!(&self.state, RunnerState::Ready(ready, ..) if ready == unit)
     }
 }
 

@@ -14,12 +14,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::engine::commit::permit::Word;
+use crate::engine::commit::permit::StartPermit;
 use crate::model::outcome::parse_outcome;
 use crate::model::unit::Outcome;
 use crate::runner::{FILE, Job};
 use crate::store::unit_dir::UnitDir;
-use handle::{Handle, Line, Work};
+use handle::{Handle, Line, RunnerState};
 
 /// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
 /// must not wait for a runner that somebody has stopped.
@@ -46,7 +46,7 @@ pub enum Report {
 }
 
 /// A client's runners.
-pub struct Runners {
+pub struct Pool {
     handles: Vec<Handle>,
     lines: mpsc::UnboundedReceiver<Line>,
     /// What runners have said too early: it comes before what they say next.
@@ -55,11 +55,12 @@ pub struct Runners {
     started: u64,
     /// Until when units begin one after the other.
     careful_until: Option<Instant>,
+    program: PathBuf,
     dir: PathBuf,
 }
 
-impl Runners {
-    /// None yet; `dir` is the folder for what they need beside their units.
+impl Pool {
+    /// Returns a pool without runners; `dir` is the folder for what they need beside their units.
     pub fn new(dir: PathBuf) -> Self {
         let (line_tx, lines) = mpsc::unbounded_channel();
         Self {
@@ -69,14 +70,22 @@ impl Runners {
             line_tx,
             started: 0,
             careful_until: None,
+            // The running image, even if its file has been replaced by an upgrade.
+            program: PathBuf::from("/proc/self/exe"),
             dir,
         }
+    }
+
+    /// Starts `program` as runners.
+    #[cfg(test)]
+    pub fn play(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// Lets go of all but those that are about to begin: idle ones leave now, busy ones when
     /// they are done.
     pub fn dismiss(&mut self) {
-        let is_ready = |handle: &Handle| matches!(handle.work, Work::Ready(..));
+        let is_ready = |handle: &Handle| matches!(handle.state, RunnerState::Ready(..));
         self.handles.retain(is_ready);
     }
 
@@ -126,40 +135,41 @@ impl Runners {
     /// short, and a unit is about to begin.
     #[must_use]
     pub fn held_until(&self) -> Option<Instant> {
-        let starting = |handle: &Handle| matches!(handle.work, Work::Ready(..) | Work::Told(_));
+        let starting =
+            |handle: &Handle| matches!(handle.state, RunnerState::Ready(..) | RunnerState::Told(_));
         self.careful_until
             .filter(|_| self.is_careful() && self.handles.iter().any(starting))
     }
 
-    /// Takes a runner for `unit`. [`Runners::make_ready`] is to follow, and, once the word was
-    /// given, [`Runners::told`] or [`Runners::dropped`].
+    /// Takes a runner for `unit`. [`Pool::make_ready`] must follow, and, once the permit was given,
+    /// [`Pool::told`] or [`Pool::dropped`].
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn reserve(&mut self, unit: &str) -> io::Result<Word> {
+    pub fn reserve(&mut self, unit: &str) -> io::Result<StartPermit> {
         let place = match self.handles.iter().position(Handle::is_idle) {
             Some(place) => place,
             None => self.start()?,
         };
         let handle = self.handles.get_mut(place);
         let handle = handle.ok_or(io::ErrorKind::NotFound)?;
-        let word = Word::new(handle.requests.as_fd().try_clone_to_owned()?);
-        handle.work = Work::Ready(unit.to_owned(), word.clone(), Vec::new());
-        Ok(word)
+        let permit = StartPermit::new(handle.requests.as_fd().try_clone_to_owned()?);
+        handle.state = RunnerState::Ready(unit.to_owned(), permit.clone(), Vec::new());
+        Ok(permit)
     }
 
     /// Hands `unit` to the runner that was taken for it, with what its command reads. The runner
-    /// makes all ready, and waits for the word.
+    /// makes all ready, and waits for the permit.
     ///
     /// # Errors
     /// When there is no such runner any more (`BrokenPipe`), or as the file system.
     pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<()> {
         let text = self.text(unit, job, payload);
-        let word = match self.ready(unit).map(|handle| &handle.work) {
-            Some(Work::Ready(_, word, _)) => word.clone(),
+        let permit = match self.ready(unit).map(|handle| &handle.state) {
+            Some(RunnerState::Ready(_, permit, _)) => permit.clone(),
             _ => return Err(io::ErrorKind::BrokenPipe.into()),
         };
-        let sent = text.and_then(|text| word.send(text));
+        let sent = text.and_then(|text| permit.send(text));
         match &sent {
             // It died while it was idle.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
@@ -174,10 +184,10 @@ impl Runners {
     /// Lets the runner that was taken for `unit` go, which has got no job.
     pub fn let_go(&mut self, unit: &str) {
         if let Some(handle) = self.ready(unit) {
-            if let Work::Ready(_, word, _) = &handle.work {
-                word.forget();
+            if let RunnerState::Ready(_, permit, _) = &handle.state {
+                permit.forget();
             }
-            handle.work = Work::Idle;
+            handle.state = RunnerState::Idle;
         }
     }
 
@@ -208,19 +218,19 @@ impl Runners {
     /// The runner that has made `unit` ready was told to begin it, and reports on it from now
     /// on; `false` if there is none.
     pub fn told(&mut self, unit: &str) -> bool {
-        self.hear(unit, Work::Told(unit.to_owned()))
+        self.hear(unit, RunnerState::Told(unit.to_owned()))
     }
 
     /// The runner that has made `unit` ready, if one has, was told that it is not to run.
     pub fn dropped(&mut self, unit: &str) {
-        self.hear(unit, Work::Dropped);
+        self.hear(unit, RunnerState::Dropped);
     }
 
-    fn hear(&mut self, unit: &str, work: Work) -> bool {
+    fn hear(&mut self, unit: &str, state: RunnerState) -> bool {
         let Some(handle) = self.ready(unit) else {
             return false;
         };
-        if let Work::Ready(_, _, said) = std::mem::replace(&mut handle.work, work) {
+        if let RunnerState::Ready(_, _, said) = std::mem::replace(&mut handle.state, state) {
             let number = handle.number;
             let said = said.into_iter().map(|text| Line::Said(number, text));
             self.held.extend(said);
@@ -229,7 +239,7 @@ impl Runners {
     }
 
     fn start(&mut self) -> io::Result<usize> {
-        let handle = Handle::start(self.started + 1, &self.dir, &self.line_tx)?;
+        let handle = Handle::start(self.started + 1, &self.program, &self.dir, &self.line_tx)?;
         self.started += 1;
         self.handles.push(handle);
         Ok(self.handles.len() - 1)
@@ -266,24 +276,26 @@ impl Runners {
                 let place = self.handles.iter().position(|h| h.number == number)?;
                 let gone = self.handles.remove(place);
                 self.keep_warm();
-                match gone.work {
-                    Work::Told(unit) | Work::Begun(unit) => Some(Report::Unknown(unit)),
+                match gone.state {
+                    RunnerState::Told(unit) | RunnerState::Begun(unit) => {
+                        Some(Report::Unknown(unit))
+                    }
                     // What was only made ready is made ready again when it is to begin.
-                    Work::Idle | Work::Ready(..) | Work::Dropped => None,
+                    RunnerState::Idle | RunnerState::Ready(..) | RunnerState::Dropped => None,
                 }
             }
             Line::Said(number, text) => {
                 let handle = self.handles.iter_mut().find(|h| h.number == number)?;
-                if let Work::Ready(_, _, said) = &mut handle.work {
+                if let RunnerState::Ready(_, _, said) = &mut handle.state {
                     said.push(text);
                     return None;
                 }
                 let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
                 if word == "idle" || word == "leaving" {
-                    handle.work = match word {
-                        "idle" => Work::Idle,
+                    handle.state = match word {
+                        "idle" => RunnerState::Idle,
                         // Something of its unit goes on, and it takes no other.
-                        _ => Work::Dropped,
+                        _ => RunnerState::Dropped,
                     };
                     handle.idle_since = Instant::now();
                     if self.is_careful() {
@@ -292,13 +304,13 @@ impl Runners {
                     self.keep_warm();
                     return None;
                 }
-                let (Work::Told(unit) | Work::Begun(unit)) = &handle.work else {
+                let (RunnerState::Told(unit) | RunnerState::Begun(unit)) = &handle.state else {
                     return None;
                 };
                 let unit = unit.clone();
                 match word {
                     "started" => {
-                        handle.work = Work::Begun(unit.clone());
+                        handle.state = RunnerState::Begun(unit.clone());
                         Some(Report::Started(unit, rest.parse().ok()?))
                     }
                     "ended" => Some(match parse_outcome(rest.as_bytes()) {
@@ -321,9 +333,9 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     /// A client with one runner, which is to make a unit ready; a bystander takes its place.
-    fn ready() -> (tempfile::TempDir, Runners, Child, Word) {
+    fn ready() -> (tempfile::TempDir, Pool, Child, StartPermit) {
         let dir = tempfile::tempdir().expect("tempdir");
-        let mut runners = Runners::new(dir.path().to_owned());
+        let mut runners = Pool::new(dir.path().to_owned());
         let mut child = Command::new("cat")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -332,20 +344,20 @@ mod tests {
         runners.handles.push(Handle {
             number: 1,
             requests: child.stdin.take().expect("stdin"),
-            work: Work::Idle,
+            state: RunnerState::Idle,
             idle_since: Instant::now(),
         });
-        let word = runners.reserve("u").expect("reserve");
-        (dir, runners, child, word)
+        let permit = runners.reserve("u").expect("reserve");
+        (dir, runners, child, permit)
     }
 
-    fn say(runners: &mut Runners, text: &str) -> Option<Report> {
+    fn say(runners: &mut Pool, text: &str) -> Option<Report> {
         runners.read(Line::Said(1, text.to_owned()))
     }
 
     #[test]
-    fn what_a_runner_says_before_the_loop_knows_of_the_word_is_kept_in_order() {
-        let (_dir, mut runners, mut child, word) = ready();
+    fn what_a_runner_says_before_the_loop_knows_of_the_permit_is_kept_in_order() {
+        let (_dir, mut runners, mut child, permit) = ready();
         let outcome = Outcome::interrupted(7);
         let ended = format!("ended {}", outcome_text(&outcome));
         for text in ["started 7", &ended, "idle"] {
@@ -365,18 +377,18 @@ mod tests {
             assert!(runners.read(line).is_none());
         }
         assert_eq!(runners.idle(), 1);
-        drop((runners, word));
+        drop((runners, permit));
         child.wait().expect("cat");
     }
 
     #[test]
     fn a_runner_that_got_no_job_is_free_and_hears_nothing() {
-        let (_dir, mut runners, mut child, word) = ready();
+        let (_dir, mut runners, mut child, permit) = ready();
         runners.let_go("u");
-        word.give(true);
-        assert!(word.send(b"job\n".to_vec()).is_err());
+        permit.give(true);
+        assert!(permit.send(b"job\n".to_vec()).is_err());
         assert!(runners.idle() == 1 && !runners.told("u"));
-        drop((runners, word));
+        drop((runners, permit));
         child.wait().expect("cat");
     }
 }

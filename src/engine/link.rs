@@ -1,12 +1,15 @@
-//! A pipeline's connection: its session, and what it says of itself.
+//! A pipeline's link to its broker: the session, the identifier, and what the pipeline says of
+//! itself.
 
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tracing::warn;
 
-use crate::engine::config::Config;
+use crate::engine::config::{Config, RECEIVE_MAXIMUM, SESSION_EXPIRY};
+use crate::engine::pipeline::Pipeline;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::status::{self, Presence};
@@ -18,17 +21,21 @@ use crate::os::host_lock::HostLock;
 use crate::store::identity::Identity;
 use crate::store::ledger;
 
-/// How long the broker keeps what is sent while we are away.
-pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Returns the retained message that says that the pipeline is here, and whether it is paused.
+pub fn here(pipeline: &Pipeline, paused: bool) -> Message {
+    let state = match paused {
+        true => Presence::Paused,
+        false => Presence::Online,
+    };
+    presence(pipeline, state)
+}
 
-/// Maximum number of deliveries that the broker may have in flight, unacknowledged (MQTT 5.0,
-/// section 3.1.2.11.3): as many as may wait for the ledger. A broker drops messages when more wait
-/// for a client than its own limits allow (mosquitto: `max_queued_messages`, 1,000), and those
-/// in flight do not count there. What they take in memory is bounded by bytes.
-pub const RECEIVE_MAXIMUM: u16 = 4096;
+/// Returns the retained message that says how the pipeline is.
+pub fn presence(pipeline: &Pipeline, state: Presence) -> Message {
+    presence_of(&pipeline.config, &pipeline.topics, state, pipeline.since)
+}
 
-/// The retained message that says how the pipeline is.
-pub fn presence(
+fn presence_of(
     config: &Config,
     topics: &PipelineTopics,
     state: Presence,
@@ -44,28 +51,90 @@ pub fn presence(
     }
 }
 
-/// The session that a pipeline has with its broker.
-///
-/// # Errors
-/// When its control topic is too long, or the file that says who it is cannot be written.
-pub fn session(
-    config: &Config,
-    topics: &PipelineTopics,
-    since: Timestamp,
-    identity: &mut Identity,
-) -> Result<Session> {
-    let subscriptions = subscriptions(config, topics)?;
-    // Before those are noted that come now: the broker does not hold them yet.
-    let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
-    will_hold(identity, config, &subscriptions)?;
-    let settings = settings(config, topics, since);
-    Ok(Session::new(settings, subscriptions)
-        .resume(held, expected)
-        .lasting())
+/// The session with the broker, and what the broker keeps for it.
+pub struct Link {
+    /// The session.
+    pub session: Session,
+    identity: Identity,
+    /// Keeps others on this host from using our client identifier.
+    _id_lock: HostLock,
+    online: bool,
+}
+
+impl Link {
+    /// Returns the link of a pipeline that is `identity`; it starts to connect when the session is
+    /// asked for its first event.
+    ///
+    /// # Errors
+    /// When the control topic is too long, or the file of the identity cannot be written.
+    pub fn open(pipeline: &Pipeline, mut identity: Identity, id_lock: HostLock) -> Result<Self> {
+        let config = &pipeline.config;
+        let subscriptions = subscriptions(config, &pipeline.topics)?;
+        // Before those are noted that come now: the broker does not hold them yet.
+        let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
+        will_hold(&mut identity, config, &subscriptions)?;
+        let settings = settings(config, &pipeline.topics, pipeline.since);
+        Ok(Self {
+            session: Session::new(settings, subscriptions)
+                .resume(held, expected)
+                .lasting(),
+            identity,
+            _id_lock: id_lock,
+            online: false,
+        })
+    }
+
+    /// Returns whether the broker is there and has our subscriptions.
+    pub const fn is_online(&self) -> bool {
+        self.online
+    }
+
+    /// Notes that the session is online.
+    pub const fn went_online(&mut self) {
+        self.online = true;
+    }
+
+    /// Notes that the session is offline. Returns whether the other side has cut a connection that
+    /// stood.
+    pub const fn went_offline(&mut self) -> bool {
+        let was_online = self.online;
+        self.online = false;
+        was_online && self.session.was_cut()
+    }
+
+    /// Notes what the broker holds for us now. If that fails, the file names more.
+    pub fn held(&mut self, config: &Config, filters: Vec<Filter>) {
+        let broker = &config.broker;
+        let outlives = !config.triggers.are_shared();
+        let identity = &mut self.identity;
+        let held = identity.holds(&broker.client_id, &broker.address(), filters, outlives);
+        if let Err(e) = held {
+            warn!("{e}; it names more than the broker holds until the next change");
+        }
+    }
+
+    /// Notes what the broker is about to hold for a pipeline with this `config`, and returns the
+    /// subscriptions.
+    ///
+    /// # Errors
+    /// When the control topic is too long, or the file of the identity cannot be written.
+    pub fn prepare(&mut self, config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
+        let subscriptions = subscriptions(config, topics)?;
+        will_hold(&mut self.identity, config, &subscriptions)?;
+        Ok(subscriptions)
+    }
+
+    /// Takes up new subscriptions and settings. Returns whether the broker has to answer first.
+    pub fn reconfigure(&mut self, pipeline: &Pipeline, subscriptions: Subscriptions) -> bool {
+        let asked = self.session.subscribe(subscriptions);
+        let settings = settings(&pipeline.config, &pipeline.topics, pipeline.since);
+        self.session.reconfigure(settings);
+        asked
+    }
 }
 
 /// What the broker is told when a pipeline connects.
-pub fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Settings {
+fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Settings {
     Settings {
         broker: config.broker.clone(),
         // A worker that is gone takes no share of what others could do.
@@ -74,7 +143,7 @@ pub fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> S
             false => SESSION_EXPIRY,
         },
         clean_start: false,
-        will: Some(presence(config, topics, Presence::Lost, since)),
+        will: Some(presence_of(config, topics, Presence::Lost, since)),
         max_packet: max_packet(config.max_payload),
         receive_maximum: RECEIVE_MAXIMUM,
     }
@@ -120,7 +189,7 @@ pub fn hold_id(config: &Config) -> Result<HostLock> {
 ///
 /// # Errors
 /// When the file cannot be written (73).
-pub fn will_hold(
+fn will_hold(
     identity: &mut Identity,
     config: &Config,
     subscriptions: &Subscriptions,
@@ -133,7 +202,7 @@ pub fn will_hold(
 ///
 /// # Errors
 /// When its control topic is too long.
-pub fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
+fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
     let control = Filter::new(topics.control()).map_err(|e| Error::new(Kind::Usage, e))?;
     let filters = config
         .triggers

@@ -1,0 +1,138 @@
+//! Changes on their way to the ledger.
+
+use std::path::Path;
+
+use tokio::time::Instant;
+
+use crate::engine::commit::batch::Batch;
+use crate::engine::config::RECEIVE_MAXIMUM;
+use crate::error::Result;
+use crate::store::ledger::{Committed, Ledger, OnDisk, Op, Reader};
+
+/// Maximum number of operations that wait for the ledger before no more messages are taken, and
+/// maximum size of the messages among them, bytes.
+const MAX_WAITING: usize = RECEIVE_MAXIMUM as usize;
+const MAX_WAITING_BYTES: usize = 16 * 1024 * 1024;
+
+/// The ledger's writer, and what waits for it. `T` says what follows each change; its default says
+/// that nothing does.
+#[derive(Debug)]
+pub struct Commits<T> {
+    ledger: Ledger<T>,
+    batch: Batch,
+    waiting: usize,
+    bytes: usize,
+}
+
+impl<T: OnDisk + Default + Send + 'static> Commits<T> {
+    /// Opens the ledger of the pipeline in the folder `home`, for reading as well.
+    ///
+    /// # Errors
+    /// When it is damaged or newer; it is then untouched.
+    pub fn open(home: &Path) -> Result<(Self, Reader)> {
+        let (ledger, reader) = Ledger::open(home)?;
+        let commits = Self {
+            ledger,
+            batch: Batch::default(),
+            waiting: 0,
+            bytes: 0,
+        };
+        Ok((commits, reader))
+    }
+
+    /// Submits a change with those that have waited for one: a single transaction takes all.
+    pub fn submit(&mut self, op: Op, after: T) {
+        self.flush();
+        self.waiting += 1;
+        self.ledger.submit(op, after);
+    }
+
+    /// Counts `bytes` of messages as waiting, until [`Commits::took`].
+    pub const fn hold(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// Counts `bytes` of messages as committed.
+    pub const fn took(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+    }
+
+    /// Lets the start of a command wait for other changes.
+    pub fn started(&mut self, op: Op) {
+        self.batch.started(op);
+    }
+
+    /// Lets wait for other changes that the broker has acknowledged the message that the ledger
+    /// holds as `seq`, and knows what came before `answered` (milliseconds since the epoch) to be
+    /// acknowledged.
+    pub fn sent(&mut self, seq: u64, answered: i64) {
+        self.batch.sent(seq, answered);
+    }
+
+    /// Submits what waits for other changes.
+    pub fn flush(&mut self) {
+        for op in self.batch.take() {
+            self.waiting += 1;
+            self.ledger.submit(op, T::default());
+        }
+    }
+
+    /// Submits what has waited for other changes for long enough.
+    pub fn flush_due(&mut self) {
+        if self.batch.due().is_some_and(|due| Instant::now() >= due) {
+            self.flush();
+        }
+    }
+
+    /// Returns when [`Commits::flush_due`] has something to do.
+    pub const fn wake(&self) -> Option<Instant> {
+        self.batch.due()
+    }
+
+    /// Hands what was submitted to the ledger's thread now, instead of in [`Commits::next`].
+    pub fn send(&mut self) {
+        self.ledger.send();
+    }
+
+    /// Returns the next change that is on disk; cancel safe.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written any more.
+    pub async fn next(&mut self) -> Result<Committed<T>> {
+        let committed = self.ledger.committed().await.map_err(|fault| fault.0)?;
+        self.waiting -= 1;
+        Ok(committed)
+    }
+
+    /// Returns the next change that is on disk, if there is one already.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written any more.
+    pub fn try_next(&mut self) -> Result<Option<Committed<T>>> {
+        let committed = self.ledger.try_committed().transpose();
+        let committed = committed.map_err(|fault| fault.0)?;
+        self.waiting -= usize::from(committed.is_some());
+        Ok(committed)
+    }
+
+    /// Returns whether the ledger keeps up with what comes.
+    pub const fn keeps_up(&self) -> bool {
+        self.waiting < MAX_WAITING && self.bytes < MAX_WAITING_BYTES
+    }
+
+    /// Returns how many changes wait for the ledger.
+    pub const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Returns how often the ledger's thread has begun or ended a commit: a number that stands
+    /// still while changes wait says that it hangs.
+    pub fn attempts(&self) -> u64 {
+        self.ledger.attempts()
+    }
+
+    /// Closes the ledger within a bounded time; `false` if that was too short.
+    pub async fn close(self) -> bool {
+        self.ledger.close().await
+    }
+}

@@ -1,0 +1,34 @@
+//! What a part of the client asks it to do.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::engine::commit::permit::StartPermit;
+use crate::engine::commit::receipt::Receipt;
+use crate::model::message::Message;
+use crate::model::unit::Unit;
+use crate::store::ledger::Op;
+
+/// One thing to do. The parts decide, and the client alone performs.
+#[derive(Debug)]
+pub enum Step {
+    /// Commit a change that nothing follows.
+    Commit(Op),
+    /// Commit that a waiting unit runs. Its runner makes it ready meanwhile, and begins by the
+    /// permit.
+    Start(Arc<Unit>, Option<StartPermit>),
+    /// Commit that a unit which still waits does not run, with the reason for people.
+    Drop(String, &'static str),
+    /// Remove the message that the ledger holds under this number, together with other changes.
+    Sent(u64),
+    /// Publish a message that no ledger holds, if there is a connection.
+    Publish(Message),
+    /// Give a receipt back: the unit of its event has ended.
+    Settle(Receipt),
+    /// Ask the runner of this unit to end it.
+    Signal(String),
+}
+
+/// Steps in the order in which they are performed. The client keeps the buffer, so that an event
+/// costs no allocation for it.
+pub type Steps = VecDeque<Step>;

@@ -1,0 +1,286 @@
+//! The door that every event comes through: how many may wait, and what each means.
+
+use tokio::time::Instant;
+use tracing::{Level, debug, enabled, info, warn};
+
+use crate::engine::commit::receipt::Receipt;
+use crate::engine::commit::step::Steps;
+use crate::engine::intake::backlog::{Backlog, Load};
+use crate::engine::intake::bridge::BridgeHint;
+use crate::engine::intake::judge::{self, Admission};
+use crate::engine::intake::names::Names;
+use crate::engine::intake::offer::{Offer, Subject};
+use crate::engine::intake::pace::Pace;
+use crate::engine::intake::pressure::Pressure;
+use crate::engine::intake::redelivery::Redelivery;
+use crate::engine::intake::silence::Silence;
+use crate::engine::intake::source::Source;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::report::reply::ReplyTo;
+use crate::error::Result;
+use crate::model::marker;
+use crate::model::message::Delivery;
+use crate::model::text::printable_bytes;
+use crate::os::logging::SENDERS;
+use crate::store::ledger::{Acceptance, Part};
+
+/// Counts since the client started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Events that a unit was made of.
+    pub accepted: u64,
+    /// Events that came again.
+    pub duplicates: u64,
+    /// Events that were refused.
+    pub refused: u64,
+    /// Messages that no trigger waits for.
+    pub ignored: u64,
+}
+
+/// What is known of events that come. `T` names a publish: the broker's answers tell what it knows.
+#[derive(Debug)]
+pub struct Intake<T> {
+    /// What has come so far.
+    pub counts: Counts,
+    /// How fast messages come.
+    pub pressure: Pressure,
+    /// Which messages may come again.
+    pub redelivery: Redelivery<T>,
+    /// The triggers that wait for silence.
+    pub silence: Silence,
+    /// The hint about bridges.
+    pub bridge: BridgeHint,
+    names: Names,
+    pace: Pace,
+    backlog: Backlog,
+    /// What a test offers.
+    #[cfg(test)]
+    pub script: Option<tokio::sync::mpsc::UnboundedReceiver<Offer>>,
+}
+
+impl<T: Copy + PartialEq> Intake<T> {
+    /// Takes up what the ledger knows of earlier events.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn open(pipeline: &Pipeline) -> Result<Self> {
+        let reader = &pipeline.reader;
+        let mut silence = Silence::default();
+        silence.take_up(&pipeline.config.triggers, &reader.heard()?, now_ms());
+        Ok(Self {
+            counts: Counts::default(),
+            pressure: Pressure::default(),
+            redelivery: Redelivery::new(reader.answered()?, reader.last_accepted()?),
+            silence,
+            bridge: BridgeHint::default(),
+            names: Names::read(reader)?,
+            pace: Pace::default(),
+            backlog: Backlog::default(),
+            #[cfg(test)]
+            script: None,
+        })
+    }
+
+    /// Returns what comes from another source than the broker; cancel safe.
+    pub async fn next(&mut self) -> Source {
+        #[cfg(test)]
+        if let Some(script) = &mut self.script {
+            return tokio::select! {
+                biased;
+                Some(offer) = script.recv() => Source::Script(offer),
+                due = self.silence.next() => Source::Silence(due),
+            };
+        }
+        Source::Silence(self.silence.next().await)
+    }
+
+    /// Notes that the connection is gone; `cut` says when the other side has cut it, milliseconds
+    /// since the epoch.
+    pub fn disconnected(&mut self, cut: Option<i64>) {
+        self.silence.online(false);
+        self.redelivery.disconnected(cut);
+        self.backlog.disconnected();
+    }
+
+    // --- Room ---
+
+    /// Returns whether more can be held that finds no room.
+    pub fn takes_more(&self) -> bool {
+        self.backlog.takes_more()
+    }
+
+    /// Returns when something that is held may find room.
+    pub fn wake(&self) -> Option<Instant> {
+        self.backlog.wake()
+    }
+
+    /// Returns whether another event may wait; `load` counts what does.
+    pub fn has_room(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> bool {
+        self.backlog.has_room(pipeline, load)
+    }
+
+    /// Returns `offer` if it may be taken now. Otherwise it is held; a message that nobody sends
+    /// again is dropped if too many are, and its receipt is returned.
+    pub fn admit(
+        &mut self,
+        pipeline: &Pipeline,
+        offer: Offer,
+        load: impl FnOnce() -> Load,
+    ) -> Result<Offer, Option<Receipt>> {
+        if !offer.is_message() {
+            return Ok(offer);
+        }
+        if !self.backlog.holds() && self.backlog.has_room(pipeline, load) {
+            return Ok(offer);
+        }
+        let dropped = self.backlog.hold(offer);
+        if dropped.is_some() {
+            self.counts.ignored += 1;
+        }
+        Err(dropped)
+    }
+
+    /// Returns an offer that was held, if there is room for it now.
+    pub fn held(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> Option<Offer> {
+        let room = self.backlog.holds() && self.backlog.has_room(pipeline, load);
+        room.then(|| self.backlog.next()).flatten()
+    }
+
+    /// Counts a unit that is on its way to the ledger, with a payload of `bytes`.
+    pub fn came(&mut self, bytes: usize) {
+        self.backlog.came(bytes);
+    }
+
+    // --- Meaning ---
+
+    /// Returns what an offer means, with the name of its event; `None` if nothing waits for it.
+    /// The units of a request carry where its `reply` goes.
+    pub fn judge(
+        &mut self,
+        pipeline: &Pipeline,
+        subject: Subject,
+        reply: Option<&ReplyTo>,
+        steps: &mut Steps,
+    ) -> Option<Admission> {
+        let config = &pipeline.config;
+        let is_message = matches!(subject, Subject::Message(_));
+        let control = || pipeline.topics.control();
+        let mut admission = match subject {
+            Subject::Message(delivery) => self.message(pipeline, &delivery, steps)?,
+            Subject::Event {
+                key,
+                trigger,
+                event,
+                reason,
+            } => judge::admit(config, pipeline.trigger(&trigger)?, &event, key, reason),
+            Subject::Again { key, unit } => Admission {
+                key,
+                topic: control(),
+                parts: vec![Part::Run {
+                    unit,
+                    start: false,
+                    retained: false,
+                }],
+            },
+            Subject::Refused { key, refused } => Admission {
+                key,
+                topic: control(),
+                parts: vec![Part::Refuse {
+                    trigger: String::new(),
+                    refused: Box::new(refused),
+                    retained: false,
+                }],
+            },
+        };
+        if !is_message {
+            admission.answer_to(reply.map(ReplyTo::address).as_ref());
+        }
+        self.names.name(&pipeline.reader, &mut admission);
+        Some(admission)
+    }
+
+    fn message(
+        &mut self,
+        pipeline: &Pipeline,
+        delivery: &Delivery,
+        steps: &mut Steps,
+    ) -> Option<Admission> {
+        let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| pipeline.topics.own(t));
+        if own || marker::is_marker(&delivery.topic) {
+            // A pipeline does not start itself, under any sender; and a question to the
+            // broker is no event.
+            self.counts.ignored += 1;
+            return None;
+        }
+        if self.silence.is_watched() {
+            self.silence.listen(pipeline, delivery, steps);
+        }
+        if delivery.payload.is_empty() {
+            // It clears a retained message (MQTT 5.0, section 3.3.1.3): nothing has happened.
+            self.counts.ignored += 1;
+            let topic = printable_bytes(&delivery.topic, 1024);
+            debug!(TAEL_TOPIC = topic, "ignored: its payload is empty");
+            return None;
+        }
+        let config = &pipeline.config;
+        let Some(mut admission) = judge::judge(config, delivery, self.redelivery.again()) else {
+            self.counts.ignored += 1;
+            if enabled!(Level::DEBUG) {
+                let why = judge::objections(config, delivery);
+                let topic = printable_bytes(&delivery.topic, 1024);
+                debug!(TAEL_TOPIC = topic, "ignored: {why}");
+            }
+            return None;
+        };
+        let pace = &mut self.pace;
+        pace.hold_back(pipeline, delivery, &mut admission, &mut self.bridge);
+        Some(admission)
+    }
+
+    /// Notes that an event is in the ledger: its name can be looked up there now.
+    pub fn arrived(&mut self, admission: &Admission) {
+        self.redelivery.accepted();
+        self.names.arrived(&admission.key);
+    }
+
+    /// Counts and logs what one part of an event became.
+    pub fn count(&mut self, admission: (&str, &str), part: &Part, became: &Acceptance) {
+        let (event, topic) = admission;
+        match (part, *became == Acceptance::Fresh) {
+            (Part::Run { .. }, false) => {
+                self.counts.duplicates += 1;
+                info!(target: SENDERS,
+                    TAEL_EVENT = event,
+                    TAEL_TOPIC = topic,
+                    "event came again; not run"
+                );
+            }
+            (Part::Run { unit, .. }, true) => {
+                self.counts.accepted += 1;
+                debug!(
+                    TAEL_EVENT = event,
+                    TAEL_TOPIC = topic,
+                    TAEL_UNIT = unit.id,
+                    "accepted"
+                );
+            }
+            (Part::Refuse { .. }, false) => {
+                self.counts.duplicates += 1;
+                debug!(
+                    TAEL_EVENT = event,
+                    TAEL_TOPIC = topic,
+                    "refused event came again"
+                );
+            }
+            (Part::Refuse { refused, .. }, true) => {
+                self.counts.refused += 1;
+                warn!(target: SENDERS,
+                    TAEL_EVENT = event,
+                    TAEL_TOPIC = topic,
+                    "event refused: {}",
+                    refused.detail
+                );
+            }
+        }
+    }
+}

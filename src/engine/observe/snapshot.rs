@@ -1,0 +1,151 @@
+//! What a client looks like from outside, at one moment. The status reply, the metrics and the
+//! status line of the service manager all read it.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::engine::intake::{Counts, Intake};
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::report::Reports;
+use crate::engine::work::Units;
+use crate::store::ledger::Totals;
+
+/// A client at one moment.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    /// Name of the pipeline.
+    pub who: &'a str,
+    /// Name of the host.
+    pub host: &'a str,
+    /// When the client started.
+    pub since: Timestamp,
+    /// Address of the broker.
+    pub broker: String,
+    /// Whether the broker is there and has our subscriptions.
+    pub online: bool,
+    /// Whether nothing is started.
+    pub paused: bool,
+    /// Ids of the units that run.
+    pub running: Vec<&'a String>,
+    /// Number of units that wait.
+    pub waiting: usize,
+    /// What has come since the client started.
+    pub counts: Counts,
+    /// Number of statuses that the broker does not have yet.
+    pub outbox: usize,
+    /// When the topic of each trigger that waits for silence was last heard, milliseconds since the
+    /// epoch.
+    pub heard: Vec<(&'a str, i64)>,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Returns what the parts of a client look like now.
+    pub fn of<T: Copy + PartialEq>(
+        pipeline: &'a Pipeline,
+        (work, intake, reports): (&'a Units, &'a Intake<T>, &'a Reports<T>),
+        online: bool,
+    ) -> Self {
+        let (config, lanes) = (&pipeline.config, work.lanes());
+        Self {
+            who: &config.who,
+            host: &config.host,
+            since: pipeline.since,
+            broker: config.broker.address(),
+            online,
+            paused: lanes.is_paused(),
+            running: lanes.running().collect(),
+            waiting: lanes.waiting(),
+            counts: intake.counts,
+            outbox: reports.waiting(),
+            heard: intake.silence.last_heard().collect(),
+        }
+    }
+
+    /// Returns the status line of the service manager.
+    pub fn line(&self) -> String {
+        let not = if self.online { "" } else { "not " };
+        let paused = if self.paused { ", paused" } else { "" };
+        format!(
+            "{not}connected to {}; {} running, {} waiting{paused}",
+            self.broker,
+            self.running.len(),
+            self.waiting
+        )
+    }
+
+    /// Returns the fields of the reply to a status request; `totals` counts what the ledger holds.
+    pub fn fields(&self, totals: &Totals) -> Map<String, Value> {
+        let fields = [
+            ("who", json!(self.who)),
+            ("host", json!(self.host)),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("since", json!(self.since.as_second())),
+            (
+                "uptime",
+                json!((now_ms() - self.since.as_millisecond()) / 1000),
+            ),
+            ("paused", json!(self.paused)),
+            ("running", json!(self.running)),
+            ("waiting", json!(self.waiting)),
+            (
+                "units",
+                json!({
+                    "pending": totals.pending,
+                    "running": totals.running,
+                    "succeeded": totals.succeeded,
+                    "failed": totals.failed,
+                    "canceled": totals.canceled,
+                }),
+            ),
+            (
+                "events",
+                json!({
+                    "accepted": self.counts.accepted,
+                    "duplicate": self.counts.duplicates,
+                    "refused": self.counts.refused,
+                    "ignored": self.counts.ignored,
+                }),
+            ),
+            ("outbox", json!(self.outbox)),
+        ];
+        fields
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_and_the_reply_tell_the_same() {
+        let unit = "u".to_owned();
+        let snapshot = Snapshot {
+            who: "p",
+            host: "h",
+            since: Timestamp::now(),
+            broker: "b:1883".into(),
+            online: false,
+            paused: true,
+            running: vec![&unit],
+            waiting: 3,
+            counts: Counts::default(),
+            outbox: 2,
+            heard: Vec::new(),
+        };
+        let line = snapshot.line();
+        assert_eq!(
+            line,
+            "not connected to b:1883; 1 running, 3 waiting, paused"
+        );
+        let fields = snapshot.fields(&Totals::default());
+        assert_eq!(fields["running"], json!(["u"]));
+        assert_eq!(
+            (&fields["waiting"], &fields["outbox"]),
+            (&json!(3), &json!(2))
+        );
+        assert_eq!(fields["paused"], json!(true));
+    }
+}

@@ -1,0 +1,73 @@
+//! What a client knows of its pipeline: facts that its parts read, and none changes but a reload.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::engine::config::{Config, Home};
+use crate::model::topic::PipelineTopics;
+use crate::model::trigger::Trigger;
+use crate::os::process::boot_id;
+use crate::store::ledger::Reader;
+use crate::store::unit_dir::UnitDir;
+
+/// A pipeline, as all parts of its client see it.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// What its operator wants.
+    pub config: Config,
+    /// Its folder.
+    pub home: Home,
+    /// Its own topics.
+    pub topics: PipelineTopics,
+    /// When this client started.
+    pub since: Timestamp,
+    /// Reads the ledger beside the thread that writes it.
+    pub reader: Reader,
+    /// Identifies this boot of the host.
+    pub boot: String,
+    /// Where the clock of [`Pipeline::ticks`] begins.
+    begin: Instant,
+}
+
+/// Returns the host's time, milliseconds since the epoch.
+pub fn now_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+impl Pipeline {
+    /// Returns what is known of the pipeline in the folder `home`, whose ledger `reader` reads.
+    pub fn new(config: Config, home: Home, reader: Reader) -> Self {
+        Self {
+            topics: PipelineTopics::new(&config.root, &config.who),
+            since: Timestamp::now(),
+            reader,
+            boot: boot_id(),
+            begin: Instant::now(),
+            config,
+            home,
+        }
+    }
+
+    /// Returns milliseconds by a clock that never goes back, above 0.
+    pub fn ticks(&self) -> i64 {
+        let elapsed = self.begin.elapsed().as_millis();
+        i64::try_from(elapsed).unwrap_or(i64::MAX - 1) + 1
+    }
+
+    /// Returns the trigger called `name`.
+    pub fn trigger(&self, name: &str) -> Option<&Trigger> {
+        self.config.triggers.named(name)
+    }
+
+    /// Returns the folder of `unit`.
+    pub fn dir(&self, unit: &str) -> UnitDir {
+        UnitDir::new(&self.home.path, unit)
+    }
+
+    /// Returns the file that says that the pipeline is paused.
+    pub fn paused_mark(&self) -> PathBuf {
+        self.home.path.join("paused")
+    }
+}

@@ -1,0 +1,150 @@
+//! What a client publishes of its units, and what the broker says to that.
+
+use tokio::time::Instant;
+use tracing::{debug, error, warn};
+
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::pipeline::Pipeline;
+use crate::engine::report::last::LastEnd;
+use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, Outbox, shown};
+use crate::engine::report::status::without_passthrough;
+use crate::error::{Error, Kind, Result};
+use crate::model::message::Message;
+use crate::os::hooks;
+use crate::os::logging::SENDERS;
+use crate::store::ledger::{Op, Queued};
+
+/// Number of dropped statuses after which that is logged again.
+const SAY_EVERY: u64 = 1000;
+
+/// The statuses that the broker does not have yet, and the last end. `T` names a publish.
+#[derive(Debug)]
+pub struct Reports<T> {
+    outbox: Outbox<T>,
+    /// The end of the last run.
+    pub last: LastEnd,
+    /// Whether it was said that others cannot see how we are.
+    unseen: bool,
+    /// Whether it was said that the broker cannot take statuses for now.
+    refusing: bool,
+}
+
+impl<T: Copy + PartialEq> Reports<T> {
+    /// Reads how many statuses wait, and the last end.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn open(pipeline: &Pipeline) -> Result<Self> {
+        let reader = &pipeline.reader;
+        Ok(Self {
+            // The first flush reads them.
+            outbox: Outbox::of_ledger(reader.waiting_messages()?),
+            last: LastEnd::read(reader)?,
+            unseen: false,
+            refusing: false,
+        })
+    }
+
+    /// Returns how many statuses wait.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Adds statuses that were just committed.
+    pub fn extend(&mut self, queued: Vec<Queued>) {
+        self.outbox.extend(queued);
+    }
+
+    /// Returns when [`Reports::flush`] has something to do though nothing happens.
+    pub fn wake(&self) -> Option<Instant> {
+        self.outbox.wake()
+    }
+
+    /// Gives `publish` what may go out now, read from the ledger as there is room.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn flush(
+        &mut self,
+        pipeline: &Pipeline,
+        steps: &mut Steps,
+        publish: impl FnMut(&Message) -> Option<T>,
+    ) -> Result<()> {
+        if let Some(after) = self.outbox.wants() {
+            let (list, left) = pipeline.reader.outbox(after, MAX_ROWS, MAX_BYTES)?;
+            self.outbox.load(list, left);
+        }
+        while let Some(Queued { seq, .. }) = self.outbox.overflow() {
+            let dropped = self.outbox.dropped();
+            if dropped % SAY_EVERY == 1 {
+                warn!(
+                    "more than {MAX_WAITING} statuses wait for the broker: the oldest are \
+                     dropped, {dropped} so far"
+                );
+            }
+            steps.push_back(Step::Sent(seq));
+        }
+        self.outbox.flush(publish);
+        Ok(())
+    }
+
+    /// Notes that the connection is gone: what was under way goes out again, except a status that
+    /// has ended too many connections.
+    pub fn lost(&mut self, loss: Loss, steps: &mut Steps) {
+        if let Some(guilty) = self.outbox.lost(loss) {
+            let status = shown(&guilty.message);
+            error!("status on {status} is given up: it ends every connection that it is sent on");
+            steps.push_back(Step::Sent(guilty.seq));
+        }
+    }
+
+    /// Notes how the publish of this name has ended.
+    pub fn published(
+        &mut self,
+        pipeline: &Pipeline,
+        name: T,
+        result: Result<()>,
+        steps: &mut Steps,
+    ) {
+        self.outbox.answered();
+        if let Err(e) = &result
+            && e.kind() == Kind::TryAgain
+        {
+            return self.retry(name, e, steps);
+        }
+        let Some(Queued { seq, message }) = self.outbox.complete(name) else {
+            if let Err(e) = result
+                && !std::mem::replace(&mut self.unseen, true)
+            {
+                let prefix = pipeline.topics.presence();
+                warn!("what is said on '{prefix}' and beside it does not get there: {e}");
+            }
+            return;
+        };
+        if let Err(e) = result {
+            match without_passthrough(&message) {
+                Some(smaller) => {
+                    warn!(target: SENDERS, "a status is told without what was to be passed through: {e}");
+                    steps.push_back(Step::Commit(Op::Post(smaller)));
+                }
+                None => error!(target: SENDERS, "status on '{}' is given up: {e}", message.topic),
+            }
+        }
+        hooks::failpoint("publish.after");
+        steps.push_back(Step::Sent(seq));
+    }
+
+    /// Tries a status again that the broker cannot take for now.
+    fn retry(&mut self, name: T, cause: &Error, steps: &mut Steps) {
+        match self.outbox.retry(name) {
+            None => debug!("a status has to wait: {cause}"),
+            Some(guilty) => {
+                error!("status on {} is given up: {cause}", shown(&guilty.message));
+                steps.push_back(Step::Sent(guilty.seq));
+            }
+        }
+        if !std::mem::replace(&mut self.refusing, true) {
+            warn!("the broker cannot take a status for now: {cause}; trying on");
+        }
+    }
+}

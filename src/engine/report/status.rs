@@ -1,0 +1,94 @@
+//! Statuses of units, as messages.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::engine::config::Config;
+use crate::model::json;
+use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::status;
+use crate::model::topic::PipelineTopics;
+use crate::model::unit::{Outcome, Unit};
+use crate::os::host::new_id;
+
+/// Returns a status of `unit` as a message, with an id of its own and the event as its cause.
+fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
+    let mut user = vec![
+        (property::ID.to_owned(), new_id()),
+        (property::CAUSE.to_owned(), unit.event.clone()),
+        (property::WHO.to_owned(), config.who.clone()),
+        (property::HOST.to_owned(), config.host.clone()),
+        (property::HOPS.to_owned(), (unit.hops + 1).to_string()),
+    ];
+    if let Some(traceparent) = &unit.traceparent {
+        user.push((property::TRACEPARENT.to_owned(), traceparent.clone()));
+    }
+    Message {
+        topic: PipelineTopics::new(&config.root, &config.who).status(),
+        payload: Bytes::from(json::to_text(&Value::Object(payload))),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: Properties {
+            user,
+            ..Properties::default()
+        },
+    }
+}
+
+/// Returns the status without its passthrough attributes, for a broker that does not take it whole;
+/// `None` if it has none.
+pub fn without_passthrough(message: &Message) -> Option<Message> {
+    let Ok(Value::Object(mut payload)) = json::parse(&message.payload) else {
+        return None;
+    };
+    let keys = payload.len();
+    payload.retain(|key, _| status::RESERVED.contains(&key.as_str()));
+    (payload.len() < keys).then(|| Message {
+        payload: Bytes::from(json::to_text(&Value::Object(payload))),
+        ..message.clone()
+    })
+}
+
+/// Returns the status of a unit that never becomes one: its event lacks what the trigger requires.
+pub fn falsestart(config: &Config, unit: &Unit) -> Message {
+    let payload = status::falsestart(&unit.passthrough, Timestamp::now());
+    message(config, unit, payload)
+}
+
+/// Returns the status of a command that has started at `at`, milliseconds since the epoch.
+pub fn started(config: &Config, unit: &Unit, at: i64) -> Message {
+    let payload = status::started(&unit.reason, &unit.passthrough, timestamp(at));
+    message(config, unit, payload)
+}
+
+/// Returns what the status of the end of `unit` says, at `at` (milliseconds since the epoch).
+pub fn end(unit: &Unit, outcome: &Outcome, at: i64) -> Map<String, Value> {
+    let elapsed = Duration::from_micros(outcome.elapsed);
+    status::ended(
+        &outcome.reported(),
+        elapsed,
+        &unit.passthrough,
+        timestamp(at),
+    )
+}
+
+/// Returns the statuses of a unit that has ended at `at` (milliseconds since the epoch). The first
+/// one says that it has started, unless that was `said`.
+pub fn ended(config: &Config, unit: &Unit, outcome: &Outcome, said: bool, at: i64) -> Vec<Message> {
+    let mut statuses = Vec::with_capacity(2);
+    if !said && outcome.end.return_code().is_some() && outcome.started > 0 {
+        statuses.push(started(config, unit, outcome.started));
+    }
+    // Of such a unit nobody has heard, nor needs to.
+    if !outcome.was_canceled_before_it_began() {
+        statuses.push(message(config, unit, end(unit, outcome, at)));
+    }
+    statuses
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,358 @@
+//! A client as a service: it runs until it is told to stop, does what operators ask for, and leaves
+//! in good order.
+
+use std::future::{Future, ready};
+use std::pin::pin;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::{error, info, warn};
+
+use crate::engine::client::Client;
+use crate::engine::commit::Commits;
+use crate::engine::commit::receipt::{Progress, Receipt};
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::config::{Config, Home};
+use crate::engine::control::actions::{self, Demand, Request};
+use crate::engine::control::reload::{self, Reload};
+use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
+use crate::engine::intake::Intake;
+use crate::engine::intake::backlog::Load;
+use crate::engine::intake::source::Source;
+use crate::engine::link::{self, Link};
+use crate::engine::observe::Observer;
+use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::report::Reports;
+use crate::engine::work::cleanup::Cleanup;
+use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
+use crate::engine::work::{Units, recovery};
+use crate::error::{Error, Result};
+use crate::model::status::Presence;
+use crate::net::mqtt::Token;
+use crate::net::session::{Event, SessionReceived};
+use crate::os::folder;
+use crate::os::hooks;
+use crate::os::notify::Notify;
+use crate::os::signals::Stop;
+use crate::store::aside::sweep;
+use crate::store::unit_dir::RUNNERS;
+
+/// Maximum number of network events that are dealt with in a row.
+const MAX_TAKEN_IN: usize = 128;
+
+/// A client that runs.
+pub struct Service {
+    client: Client,
+}
+
+impl Service {
+    /// Opens a pipeline's state, and takes up what an earlier client has left.
+    ///
+    /// # Errors
+    /// When the state is damaged or newer; it is then untouched.
+    pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
+        warn_of_what_is_missing(&config);
+        let identity = link::identify(&mut config, &home.path)?;
+        let id_lock = link::hold_id(&config)?;
+        let runners = home.path.join(RUNNERS);
+        warn_without_holes(&config, &runners);
+        let (commits, reader) = Commits::open(&home.path)?;
+        let pipeline = Pipeline::new(config, home, reader);
+        let reports = Reports::open(&pipeline)?;
+        let intake = Intake::open(&pipeline)?;
+        sweep(&pipeline.home.path, &pipeline.reader)?;
+        let left = recovery::survey(&pipeline)?;
+        let mut work = Units::new(&pipeline.config.triggers, runners);
+        work.pause(pipeline.paused_mark().exists());
+        let mut client = Client {
+            link: Link::open(&pipeline, identity, id_lock)?,
+            observer: Observer::new(notify, pipeline.config.metrics.clone()),
+            commits,
+            intake,
+            work,
+            cleanup: Cleanup::default(),
+            reports,
+            steps: Steps::new(),
+            starting: Vec::new(),
+            pipeline,
+        };
+        for left in left {
+            let ended = client
+                .work
+                .take_up(&client.pipeline, left, &mut client.steps);
+            client.perform();
+            client.end(ended);
+        }
+        client.cleanup.prune(&client.pipeline, &mut client.steps);
+        client.perform();
+        Ok(Self { client })
+    }
+
+    /// Works until told to stop, and leaves in good order.
+    ///
+    /// # Errors
+    /// When the broker turns us away for good, or the state cannot be written any more.
+    pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
+        self.serve(stop.requested(), &mut reload).await?;
+        self.stop().await
+    }
+
+    /// Works until `stop` is there.
+    async fn serve(&mut self, stop: impl Future<Output = ()>, reload: &mut Reload) -> Result<()> {
+        let mut stop = pin!(stop);
+        self.client.work.keep_warm();
+        loop {
+            self.client.take_held();
+            self.client.start_waiting()?;
+            if self.client.reports.waiting() > 0 {
+                hooks::failpoint("publish.before");
+            }
+            self.client.flush_reports()?;
+            self.client.observe();
+            let wake = self.client.wake();
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(()),
+                Some(()) = reload.requests.recv() => self.reload(&reload.read),
+                committed = self.client.commits.next() => {
+                    self.client.on_committed(committed?);
+                    while let Some(committed) = self.client.commits.try_next()? {
+                        self.client.on_committed(committed);
+                    }
+                }
+                report = self.client.work.next() => self.client.on_report(report),
+                Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
+                event = self.client.link.session.next(), if self.client.takes_more() => {
+                    self.on_session(event?);
+                    self.take_in().await?;
+                }
+                source = self.client.intake.next() => self.client.on_source(source),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    self.client.on_time();
+                }
+            }
+        }
+    }
+
+    /// Takes in what else has come already: one commit takes all of it, and only then is anything
+    /// started.
+    async fn take_in(&mut self) -> Result<()> {
+        for _ in 1..MAX_TAKEN_IN {
+            if !self.client.takes_more() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                event = self.client.link.session.next() => self.on_session(event?),
+                () = ready(()) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn on_session(&mut self, event: Event) {
+        if let Some(request) = self.client.on_session(event) {
+            self.on_control(request);
+        }
+    }
+
+    // --- Control ---
+
+    /// Carries out a request. It is acknowledged when it is done, or on disk.
+    fn on_control(&mut self, SessionReceived { delivery, ack }: SessionReceived) {
+        let client = &mut self.client;
+        let receipt = Receipt::Mqtt(ack);
+        let again = client.intake.redelivery.again();
+        let Some(mut request) = Request::read(&client.pipeline, delivery, again) else {
+            return client.settle(receipt, Progress::Refused);
+        };
+        if let Some(delivery) = request.without_properties() {
+            client.intake.bridge.give(delivery);
+        }
+        let (pipeline, intake) = (&client.pipeline, &mut client.intake);
+        let load = || Load::of(client.work.lanes(), client.commits.waiting());
+        let has_room = || intake.has_room(pipeline, load);
+        let answer = match request.demand(pipeline, has_room) {
+            Demand::Run(subject) => {
+                return client.on_source(Source::Request(subject, request.reply, receipt));
+            }
+            Demand::Repeated(answer) => {
+                client.intake.counts.duplicates += 1;
+                answer
+            }
+            Demand::Cancel { unit, lane } => {
+                client.work.cancel(&lane, &unit, &mut client.steps);
+                client.perform();
+                actions::answer(Ok(actions::fields([("unit", json!(unit))])))
+            }
+            Demand::Pause(paused) => {
+                let kept = actions::remember_pause(&client.pipeline, paused);
+                if kept.is_ok() {
+                    client.work.pause(paused);
+                    client.tell_presence();
+                    info!("{}", if paused { "paused" } else { "resumed" });
+                }
+                actions::answer(kept.map(|()| actions::fields([("paused", json!(paused))])))
+            }
+            Demand::Status(totals) => actions::answer(Ok(client.snapshot().fields(&totals))),
+            Demand::Refused(refusal) => actions::answer(Err(refusal)),
+        };
+        // First this: a broker that cuts us off for the reply would send the request again.
+        client.settle(receipt, Progress::Refused);
+        if let Some(reply) = request.reply {
+            client.publish(reply.message(answer));
+        }
+    }
+
+    /// Takes up a new configuration, without losing the session; what is wrong with it changes
+    /// nothing.
+    fn reload(&mut self, read: impl Fn() -> Result<Config>) {
+        self.client.observer.health.notify.reloading();
+        // The configuration may have been named relative to it.
+        let _ = folder::find();
+        self.look_for_pause();
+        let reloaded = read().and_then(|config| self.take_over(config));
+        if let Err(e) = &reloaded {
+            error!("reload: {e}; going on as before");
+        }
+        if !matches!(reloaded, Ok(true)) {
+            self.client.observer.health.notify.ready();
+        }
+    }
+
+    /// Pauses or resumes as the mark in the state folder says: a request to resume comes behind all
+    /// events that the broker keeps, and never if there is no room for these.
+    fn look_for_pause(&mut self) {
+        let client = &mut self.client;
+        let Ok(paused) = client.pipeline.paused_mark().try_exists() else {
+            return;
+        };
+        if paused != client.work.lanes().is_paused() {
+            client.work.pause(paused);
+            info!("{}", if paused { "paused" } else { "resumed" });
+            if client.link.is_online() {
+                client.tell_presence();
+            }
+        }
+    }
+
+    /// Returns whether the broker has to answer first.
+    fn take_over(&mut self, config: Config) -> Result<bool> {
+        let client = &mut self.client;
+        let pipeline = &mut client.pipeline;
+        let config = reload::merge(&pipeline.config, config)?;
+        warn_of_what_is_missing(&config);
+        let subscriptions = client.link.prepare(&config, &pipeline.topics)?;
+        pipeline.config = config;
+        let triggers = &pipeline.config.triggers;
+        client.work.reconfigure(triggers);
+        let known = pipeline.reader.heard()?;
+        client.intake.silence.take_up(triggers, &known, now_ms());
+        info!("reloaded; {} triggers", triggers.len());
+        let asked = client.link.reconfigure(pipeline, subscriptions);
+        if client.link.is_online() {
+            client.tell_presence();
+        }
+        Ok(asked)
+    }
+
+    // --- Stopping ---
+
+    /// Leaves in good order: units stay with their runners, what is to be told is told within
+    /// a bounded time.
+    async fn stop(mut self) -> Result<()> {
+        info!("stopping; {} units go on", self.client.work.live());
+        self.client.observer.health.notify.stopping();
+        self.client.work.pause(true);
+        self.client.cleanup.leave();
+        let unwritten = self.client.intake.silence.unwritten();
+        self.client
+            .steps
+            .extend(unwritten.into_iter().map(Step::Commit));
+        match self.client.pipeline.config.stop_units {
+            true => self.client.work.cancel_all(&mut self.client.steps),
+            false => self.client.work.dismiss(),
+        }
+        self.client.perform();
+        let farewell = link::presence(&self.client.pipeline, Presence::Offline);
+        let online = self.client.link.is_online();
+        let mut stopping = Stopping::begin(&self.client.pipeline.config, online, farewell);
+        if stopping.leaving {
+            self.client.link.session.leave();
+        }
+        loop {
+            self.client.commits.flush();
+            let stage = stopping.stage(Remains {
+                uncommitted: self.client.commits.waiting() > 0,
+                units: self.client.work.live() > 0,
+                statuses: self.client.reports.waiting() > 0,
+                online: self.client.link.is_online(),
+            });
+            if stage == Stage::Done {
+                break;
+            }
+            self.client.flush_reports()?;
+            self.client.reports.last.flush();
+            self.client
+                .reports
+                .last
+                .tell(&self.client.pipeline, &mut self.client.steps);
+            self.client.perform();
+            if stage == Stage::Farewell {
+                stopping.say_goodbye(|message| self.client.publish(message));
+            }
+            let deadline = stopping.deadline;
+            match timeout_at(deadline, self.step_of_stop(&mut stopping)).await {
+                Ok(result) => result?,
+                Err(_) => break,
+            }
+        }
+        if stopping.leaving {
+            warn!("the broker has more for this worker than it could take: that is lost");
+        }
+        if self.client.reports.waiting() > 0 {
+            info!(
+                "{} statuses wait for the next start",
+                self.client.reports.waiting()
+            );
+        }
+        self.client.observe_last();
+        // A mark that stays has the next client look for folders that are gone.
+        if self.client.cleanup.is_removing()
+            && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await
+        {
+            self.client.on_removed(removed);
+        }
+        self.client.link.session.close().await;
+        // The last one to leave copies the log.
+        drop(self.client.pipeline);
+        if !self.client.commits.close().await {
+            warn!("the ledger was not closed in time; the next start looks at all of it");
+        }
+        Ok(())
+    }
+
+    /// Deals with the next thing that happens while the client stops.
+    async fn step_of_stop(&mut self, stopping: &mut Stopping<Token>) -> Result<()> {
+        tokio::select! {
+            committed = self.client.commits.next() => self.client.on_committed(committed?),
+            report = self.client.work.next() => self.client.on_report(report),
+            Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
+            event = self.client.link.session.next() => match event? {
+                // Unacknowledged, it comes again to the next client.
+                Event::Received(_) if !stopping.leaving => {}
+                Event::Left => stopping.leaving = false,
+                event => {
+                    if let Event::Published(published, _) = &event {
+                        stopping.published(*published);
+                    }
+                    self.on_session(event);
+                }
+            },
+        }
+        Ok::<(), Error>(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+//! The loop in this process: a source that the test plays offers events to a client with a real
+//! ledger and scripted runners, and no broker.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::stat::Mode;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::engine::commit::receipt::script::Number;
+use crate::engine::intake::offer::{Offer, Subject};
+use crate::model::command::Command;
+use crate::model::condition::Condition;
+use crate::model::env::Export;
+use crate::model::message::{Delivery, Properties, property};
+use crate::model::outcome::outcome_text;
+use crate::model::policy::{Overlap, Policy, Retries};
+use crate::model::spec::Spec;
+use crate::model::topic::Filter;
+use crate::model::trigger::Trigger;
+use crate::model::triggers::Triggers;
+use crate::model::unit::{End, Outcome};
+use crate::net::options::BrokerOptions;
+use crate::os::host::new_id;
+use crate::os::signals;
+use crate::store::ledger::Reader;
+
+/// Longest wait for what must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Bench {
+    dir: tempfile::TempDir,
+    _broker: TcpListener,
+    service: Service,
+    reload: Reload,
+    offers: mpsc::UnboundedSender<Offer>,
+    spent: mpsc::UnboundedReceiver<(u32, String)>,
+    spend: mpsc::UnboundedSender<(u32, String)>,
+}
+
+fn trigger(policy: Policy, retries: Retries, absent: Option<Duration>) -> Trigger {
+    Trigger {
+        name: "t".into(),
+        filters: vec![Filter::new("lab/seq/status").expect("filter")],
+        conditions: vec![Condition::parse("status=finished").expect("condition")],
+        export: Export::new(None, Vec::new()).expect("export"),
+        passthrough: Vec::new(),
+        accept_retained: false,
+        absent,
+        policy,
+        spec: Arc::new(Spec {
+            retries,
+            ..Spec::new("t", Command::Direct(vec!["true".into()]))
+        }),
+    }
+}
+
+fn config(trigger: Trigger, port: u16) -> Config {
+    Config {
+        who: "p".into(),
+        root: "lab".into(),
+        host: "h".into(),
+        reply_to: Vec::new(),
+        triggers: Triggers::new(vec![trigger]),
+        max_payload: 1 << 20,
+        max_output: 0,
+        keep: Duration::from_secs(3600),
+        keep_units: 1000,
+        stop_units: false,
+        metrics: None,
+        broker: BrokerOptions {
+            host: "127.0.0.1".into(),
+            port,
+            tls: None,
+            username: None,
+            password: None,
+            client_id: new_id(),
+            keep_alive: Duration::from_secs(60),
+        },
+        chosen_id: true,
+    }
+}
+
+/// A message on the trigger's topic, called `id`.
+fn message(id: &str, payload: &str) -> Subject {
+    Subject::Message(Delivery {
+        topic: Bytes::from_static(b"lab/seq/status"),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        retained: false,
+        duplicate: false,
+        packet: 0,
+        properties: Properties {
+            user: vec![(property::ID.to_owned(), id.to_owned())],
+            ..Properties::default()
+        },
+    })
+}
+
+const FINISHED: &str = r#"{"status":"finished"}"#;
+
+impl Bench {
+    fn new(trigger: Trigger) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let home = Home::acquire(dir.path(), "p").expect("home").expect("free");
+        let runners = dir.path().join("p").join(RUNNERS);
+        nix::unistd::mkfifo(&runners.join("gate"), Mode::S_IRWXU).expect("fifo");
+        // A broker that never answers.
+        let broker = TcpListener::bind(("127.0.0.1", 0)).expect("port");
+        let port = broker.local_addr().expect("address").port();
+        let config = config(trigger, port);
+        let mut service = Service::open(config, home, Notify::from_environment()).expect("open");
+        let runner = "src/engine/service/scripted-runner";
+        let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join(runner);
+        service.client.work.play(runner);
+        let (offers, script) = mpsc::unbounded_channel();
+        service.client.intake.script = Some(script);
+        let (spend, spent) = mpsc::unbounded_channel();
+        let reload = Reload {
+            requests: signals::reload().expect("signal"),
+            read: Box::new(|| Err(Error::config("the test has none"))),
+        };
+        let bench = Self {
+            dir,
+            _broker: broker,
+            service,
+            reload,
+            offers,
+            spent,
+            spend,
+        };
+        bench.outcome(0);
+        bench
+    }
+
+    fn runners(&self) -> PathBuf {
+        self.dir.path().join("p").join(RUNNERS)
+    }
+
+    /// Lets each unit from now on end with `code`.
+    fn outcome(&self, code: i32) {
+        let outcome = Outcome {
+            end: End::Exited(code),
+            ..Outcome::interrupted(1)
+        };
+        let file = self.runners().join("outcome");
+        std::fs::write(file, outcome_text(&outcome)).expect("write");
+    }
+
+    /// Lets the next unit end, once it has started.
+    fn open_gate(&self) {
+        let gate = self.runners().join("gate");
+        std::thread::spawn(move || {
+            // Waits for a runner that reads.
+            let gate = std::fs::File::options().write(true).open(&gate);
+            gate.expect("gate").write_all(b"\n").expect("open the gate");
+        });
+    }
+
+    fn offer(&self, number: u32, at_end: bool, subject: Subject) {
+        let receipt = Receipt::Script(Number {
+            number,
+            at_end,
+            spent: self.spend.clone(),
+        });
+        let offer = Offer {
+            subject,
+            reply: None,
+            receipt,
+        };
+        self.offers.send(offer).expect("offer");
+    }
+
+    /// Runs the loop until `count` receipts are spent, and returns them.
+    async fn receipts(&mut self, count: usize) -> Vec<(u32, String)> {
+        let (mut list, spent) = (Vec::new(), &mut self.spent);
+        let enough = async {
+            while list.len() < count {
+                list.push(spent.recv().await.expect("open"));
+            }
+        };
+        let serve = self.service.serve(enough, &mut self.reload);
+        let served = timeout(PATIENCE, serve).await;
+        served.expect("in time").expect("serve");
+        list
+    }
+
+    /// Runs the loop until the ledger is as `wanted`.
+    async fn until(&mut self, wanted: impl Fn(&Reader) -> bool) {
+        let reader = Reader::open(&self.dir.path().join("p")).expect("reader");
+        let there = async {
+            while !wanted(&reader) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let serve = self.service.serve(there, &mut self.reload);
+        let served = timeout(PATIENCE, serve).await;
+        served.expect("in time").expect("serve");
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(test);
+}
+
+#[test]
+fn a_receipt_comes_back_once_its_event_is_on_disk() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.offer(1, false, message("A", FINISHED));
+        assert_eq!(bench.receipts(1).await, [(1, "Accepted".to_owned())]);
+        let reader = Reader::open(&bench.dir.path().join("p")).expect("reader");
+        let totals = reader.totals().expect("totals");
+        assert_eq!(totals.pending + totals.running, 1);
+
+        bench.offer(2, false, message("B", "no json"));
+        bench.offer(3, false, message("C", r#"{"status":"failed"}"#));
+        let refused = |n| (n, "Refused".to_owned());
+        // What is ignored leaves nothing in the ledger, and waits for nothing.
+        assert_eq!(bench.receipts(2).await, [refused(3), refused(2)]);
+        let counts = bench.service.client.intake.counts;
+        assert_eq!((counts.accepted, counts.refused, counts.ignored), (1, 1, 1));
+    });
+}
+
+#[test]
+fn a_redelivery_of_a_running_unit_waits_with_it_for_its_end() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.offer(1, true, message("A", FINISHED));
+        bench
+            .until(|r| r.totals().expect("totals").running == 1)
+            .await;
+        bench.offer(2, true, message("A", FINISHED));
+        bench.offer(3, false, message("A", FINISHED));
+        let [(3, duplicate)] = &bench.receipts(1).await[..] else {
+            panic!("another receipt was spent first");
+        };
+        assert!(duplicate.starts_with("Duplicate(Some("), "{duplicate}");
+        // The sentinel: whatever was spent before it would have come first.
+        bench.offer(4, false, message("B", "no json"));
+        assert_eq!(bench.receipts(1).await, [(4, "Refused".to_owned())]);
+
+        bench.open_gate();
+        let mut ended = bench.receipts(2).await;
+        ended.sort();
+        let end = |n| (n, "Ended".to_owned());
+        assert_eq!(ended, [end(1), end(2)]);
+        let counts = bench.service.client.intake.counts;
+        assert_eq!((counts.accepted, counts.duplicates), (1, 2));
+
+        // Its unit has ended already.
+        bench.offer(5, true, message("A", FINISHED));
+        assert_eq!(bench.receipts(1).await, [end(5)]);
+    });
+}
+
+#[test]
+fn a_receipt_waits_for_the_retries_of_its_unit() {
+    run(async {
+        let retries = Retries {
+            limit: 1,
+            ..Retries::default()
+        };
+        let mut bench = Bench::new(trigger(Policy::default(), retries, None));
+        bench.outcome(1);
+        bench.offer(1, true, message("A", FINISHED));
+        bench.open_gate();
+        bench
+            .until(|r| {
+                let totals = r.totals().expect("totals");
+                (totals.failed, totals.running) == (1, 1)
+            })
+            .await;
+        bench.offer(2, false, message("B", "no json"));
+        assert_eq!(bench.receipts(1).await, [(2, "Refused".to_owned())]);
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+    });
+}
+
+#[test]
+fn a_unit_that_does_not_run_gives_its_receipt_back() {
+    run(async {
+        let policy = Policy {
+            overlap: Overlap::Skip,
+            ..Policy::default()
+        };
+        let mut bench = Bench::new(trigger(policy, Retries::default(), None));
+        bench.offer(1, true, message("A", FINISHED));
+        bench
+            .until(|r| r.totals().expect("totals").running == 1)
+            .await;
+        bench.offer(2, true, message("B", FINISHED));
+        assert_eq!(bench.receipts(1).await, [(2, "Ended".to_owned())]);
+        let reader = Reader::open(&bench.dir.path().join("p")).expect("reader");
+        assert_eq!(reader.totals().expect("totals").canceled, 1);
+    });
+}
+
+#[test]
+fn silence_and_requests_come_through_the_door_of_messages() {
+    run(async {
+        let absent = Some(Duration::from_millis(50));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), absent));
+        // Without a broker nobody knows that it is silent.
+        bench.service.client.intake.silence.online(true);
+        bench
+            .until(|r| r.totals().expect("totals").running == 1)
+            .await;
+        bench.open_gate();
+        bench
+            .until(|r| r.totals().expect("totals").succeeded == 1)
+            .await;
+        assert_eq!(bench.service.client.intake.counts.accepted, 1);
+
+        let Subject::Message(mut delivery) = message("R", r#"{"action":"raise"}"#) else {
+            panic!("a message");
+        };
+        delivery.topic = Bytes::from(bench.service.client.pipeline.topics.control());
+        let client = &mut bench.service.client;
+        let again = client.intake.redelivery.again();
+        let mut request = Request::read(&client.pipeline, delivery, again).expect("request");
+        let Demand::Run(subject) = request.demand(&client.pipeline, || true) else {
+            panic!("a run");
+        };
+        bench.offer(1, true, *subject);
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+        assert_eq!(bench.service.client.intake.counts.accepted, 2);
+    });
+}

@@ -1,0 +1,112 @@
+//! The end of a unit, before the ledger knows it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tracing::{error, info, warn};
+
+use crate::engine::pipeline::Pipeline;
+use crate::model::message::Message;
+use crate::model::text::printable_bytes;
+use crate::model::unit::{End, Outcome, State, Stopped, Unit};
+use crate::store::ledger::Op;
+use crate::store::unit_dir::reader;
+use crate::store::unit_dir::stream::Stream;
+
+/// Maximum size of the part of a failed run's stderr that is logged, bytes.
+const TAIL_BYTES: u64 = 2048;
+
+/// Maximum number of its lines.
+const TAIL_LINES: usize = 10;
+
+/// A unit that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The unit.
+    pub unit: Unit,
+    /// Its outcome.
+    pub outcome: Outcome,
+    /// Whether its start is on its way to the ledger, with the status that says so.
+    pub said: bool,
+}
+
+impl Ended {
+    /// Logs the end, with the last lines of stderr if the command has failed.
+    pub fn log(&self, pipeline: &Pipeline) {
+        let (unit, outcome) = (&self.unit, &self.outcome);
+        let seconds = Duration::from_micros(outcome.elapsed).as_secs_f64();
+        let topic = &unit.topic;
+        if let Some(remains) = &outcome.remains {
+            error!(TAEL_UNIT = unit.id, "{remains}; it is not tried again");
+        }
+        if outcome.state() == State::Succeeded {
+            info!(
+                TAEL_UNIT = unit.id,
+                TAEL_EVENT = unit.event,
+                TAEL_TOPIC = topic,
+                "finished after {seconds:.3} s"
+            );
+            return;
+        }
+        let why = match outcome.stopped {
+            Some(Stopped::TimedOut) => " (timed out)",
+            Some(Stopped::Canceled) | None => "",
+        };
+        if outcome.state() == State::Canceled {
+            info!(
+                TAEL_UNIT = unit.id,
+                TAEL_EVENT = unit.event,
+                TAEL_TOPIC = topic,
+                "canceled after {seconds:.3} s"
+            );
+            return;
+        }
+        warn!(
+            TAEL_UNIT = unit.id,
+            TAEL_EVENT = unit.event,
+            TAEL_TOPIC = topic,
+            "failed after {seconds:.3} s: {}{why}",
+            outcome.end
+        );
+        if matches!(outcome.end, End::Exited(_) | End::Signaled(_)) {
+            let whole = reader::Ended::with(Some(outcome), Stream::Stderr);
+            let dir = pipeline.dir(&unit.id);
+            let tail = reader::tail(&dir, Stream::Stderr, TAIL_BYTES, whole);
+            let lines: Vec<&[u8]> = tail
+                .split(|b| *b == b'\n')
+                .filter(|l| !l.is_empty())
+                .collect();
+            let skipped = lines.len().saturating_sub(TAIL_LINES);
+            for line in lines.iter().skip(skipped) {
+                warn!(
+                    TAEL_UNIT = unit.id,
+                    "stderr: {}",
+                    printable_bytes(line, 500)
+                );
+            }
+        }
+    }
+
+    /// Returns the change that tells the ledger of the end, of its `statuses` and of the `retry`
+    /// that follows.
+    pub fn op(&self, statuses: Vec<Message>, retry: Option<Unit>, at: Timestamp) -> Op {
+        let outcome = &self.outcome;
+        let note = match (&outcome.end, outcome.stopped) {
+            (End::NotStarted(cause), _) => Some(format!("not started: {cause}")),
+            (End::Interrupted, _) => Some("interrupted".to_owned()),
+            (_, Some(Stopped::TimedOut)) => Some("timed out".to_owned()),
+            _ => None,
+        };
+        let notes = [note, outcome.remains.clone()].into_iter().flatten();
+        let note = notes.reduce(|note, remains| format!("{note}; {remains}"));
+        Op::Settle {
+            unit: self.unit.id.clone(),
+            state: outcome.state(),
+            outcome: Some(outcome.clone()),
+            at: at.as_millisecond(),
+            note,
+            statuses,
+            retry: retry.map(Box::new),
+        }
+    }
+}
