@@ -221,12 +221,8 @@ impl Units {
             && self.pool.held_until().is_none()
             && let Some((lane, unit)) = self.lanes.next(pipeline.ticks())
         {
-            let found = pipeline.reader.unit(&unit).and_then(|record| {
-                let payload = pipeline.reader.payload(&unit)?;
-                Ok(record.zip(payload))
-            });
-            let (record, payload) = match found {
-                Ok(Some(found)) => found,
+            let record = match pipeline.reader.unit_with_payload(&unit) {
+                Ok(Some(record)) => record,
                 Ok(None) => {
                     self.released(&lane, &unit, steps);
                     continue;
@@ -241,7 +237,6 @@ impl Units {
             let permit = self.reserve(&unit);
             let unit = Unit {
                 spec: Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec)),
-                payload: Some(payload),
                 ..record.unit
             };
             steps.push_back(Step::Start(Arc::new(unit), permit));

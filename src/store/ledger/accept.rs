@@ -6,12 +6,11 @@ use rusqlite::{Connection, params};
 
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
-use crate::store::ledger::Queued;
 use crate::store::ledger::identity::{
     EventKey, Known, count_as_accepted, known, remember_retained,
 };
 use crate::store::ledger::packets::remember_packet;
-use crate::store::ledger::rows::{Entry, insert_unit, post_all};
+use crate::store::ledger::rows::{Entry, Queued, insert_unit, post_all};
 use crate::store::ledger::state::WriterState;
 
 /// Refusal of an event.
@@ -40,7 +39,7 @@ pub enum Part {
     },
     /// A refusal. The trigger is empty when the message could not be read at all.
     Refuse {
-        /// Name of the trigger.
+        /// Returns the name of the trigger.
         trigger: String,
         /// Its reason.
         refused: Box<Refused>,
@@ -139,7 +138,8 @@ pub(super) fn accept(
         }
     }
     // After all parts were compared with the earlier message of the identifier.
-    remember_packet(tx, key, at)?;
+    let digest = key.sender.is_none().then_some(&key.digest);
+    remember_packet(tx, key.packet, digest, at)?;
     Ok((became, queued))
 }
 

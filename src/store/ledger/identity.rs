@@ -12,9 +12,7 @@ use std::sync::Once;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tracing::warn;
 
-use crate::error::Result;
-use crate::store::ledger::read::wrong;
-use crate::store::ledger::{Reader, packets};
+use crate::store::ledger::packets;
 
 /// Maximum number of topics, of all triggers, whose last retained content is remembered. The one
 /// heard longest ago is forgotten first, and may run again.
@@ -152,7 +150,7 @@ fn by_packet(
     again: Again,
     trigger: &str,
 ) -> rusqlite::Result<Option<Known>> {
-    let Some(accepted) = packets::last_accepted(connection, key)? else {
+    let Some(accepted) = packets::last_accepted(connection, key.packet, &key.digest)? else {
         return Ok(None);
     };
     if accepted < again.unacknowledged.min(again.kept) {
@@ -240,43 +238,31 @@ pub(super) fn remember_retained(
     Ok(())
 }
 
-impl Reader {
-    /// Returns the event of `key`, a request, if the ledger knows it.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn known_request(&self, key: &EventKey) -> Result<Option<Known>> {
-        known(&self.connection, key, "", "").map_err(wrong)
-    }
+/// The last id, in the order of bytes, that a sender gave an event, of those at least `from` and
+/// before `to`.
+pub(super) fn latest_sender(
+    connection: &Connection,
+    from: &str,
+    to: &str,
+) -> rusqlite::Result<Option<String>> {
+    let sql = "SELECT max(sender) FROM event WHERE sender >= ?1 AND sender < ?2";
+    connection.query_row(sql, [from, to], |row| row.get(0))
+}
 
-    /// Returns the last id of a sender, in the order of bytes, from `from` and before `to`.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn latest_sender(&self, from: &str, to: &str) -> Result<Option<String>> {
-        let sql = "SELECT max(sender) FROM event WHERE sender >= ?1 AND sender < ?2";
-        self.connection
-            .query_row(sql, [from, to], |row| row.get(0))
-            .map_err(wrong)
+/// Whether the id that a sender gave an event can name it here.
+pub(super) fn naming(
+    connection: &Connection,
+    sender: &str,
+    digest: &[u8; 32],
+) -> rusqlite::Result<Naming> {
+    let same = "SELECT id FROM event
+                WHERE sender = ?1 AND digest IN (?2, x'') AND unit IS NOT NULL LIMIT 1";
+    let any = "SELECT 1 FROM event WHERE sender = ?1 AND unit IS NOT NULL LIMIT 1";
+    let mut query = connection.prepare_cached(same)?;
+    let found = query.query_row(params![sender, &digest[..]], |row| row.get(0));
+    if let Some(id) = found.optional()? {
+        return Ok(Naming::Same(id));
     }
-
-    /// Returns whether the id of a sender can name an event here.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn naming(&self, sender: &str, digest: &[u8; 32]) -> Result<Naming> {
-        let same = "SELECT id FROM event
-                    WHERE sender = ?1 AND digest IN (?2, x'') AND unit IS NOT NULL LIMIT 1";
-        let any = "SELECT 1 FROM event WHERE sender = ?1 AND unit IS NOT NULL LIMIT 1";
-        let naming = || {
-            let mut query = self.connection.prepare_cached(same)?;
-            let found = query.query_row(params![sender, &digest[..]], |row| row.get(0));
-            if let Some(id) = found.optional()? {
-                return Ok(Naming::Same(id));
-            }
-            let taken = self.connection.prepare_cached(any)?.exists([sender])?;
-            Ok(if taken { Naming::Taken } else { Naming::Free })
-        };
-        naming().map_err(wrong)
-    }
+    let taken = connection.prepare_cached(any)?.exists([sender])?;
+    Ok(if taken { Naming::Taken } else { Naming::Free })
 }

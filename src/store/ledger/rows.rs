@@ -7,12 +7,20 @@ use serde_json::{Value, json};
 
 use crate::model::message::{Message, Properties, Qos, Route};
 use crate::model::unit::{State, Unit};
-use crate::store::ledger::Queued;
 use crate::store::ledger::state::WriterState;
 
 /// Maximum size of a payload in the row of its unit, bytes. It then needs no page of its own in the
 /// log. Larger ones have a table, so that queries for units do not read past them.
 const MAX_BODY: usize = 1024;
+
+/// A message that waits to be published, and its place in the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// Its place; also its token while it is in flight.
+    pub seq: u64,
+    /// The message.
+    pub message: Message,
+}
 
 /// Place of a payload.
 #[derive(Debug, Clone, Default)]

@@ -72,6 +72,12 @@ pub(super) fn failed(path: &Path, cause: &rusqlite::Error) -> Error {
     wrong(path, kind, cause)
 }
 
+/// Returns the file of the ledger in the folder of a pipeline.
+#[must_use]
+pub fn file(pipeline: &Path) -> PathBuf {
+    pipeline.join("ledger.db")
+}
+
 /// Returns the log beside the ledger `path`.
 pub(super) fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();

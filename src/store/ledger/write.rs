@@ -9,11 +9,10 @@ use crate::model::outcome::outcome_text;
 use crate::model::spec::Spec;
 use crate::model::state::{Change, IllegalChange, Next, Stage};
 use crate::model::unit::{Outcome, State, Unit};
-use crate::store::ledger::Queued;
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
 use crate::store::ledger::prune::{Pruned, Retention, prune};
-use crate::store::ledger::rows::{Entry, delete_unit, insert_unit, post_all, read_state};
+use crate::store::ledger::rows::{Entry, Queued, delete_unit, insert_unit, post_all, read_state};
 use crate::store::ledger::state::WriterState;
 
 /// Last message for a trigger that waits for silence.

@@ -6,17 +6,19 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{error, info};
 
 use crate::error::{Error, Kind, Result};
 use crate::os::logging::STACK;
+use crate::store::ledger::failure::{lasting, passes};
 use crate::store::ledger::place::{Found, Place};
+use crate::store::ledger::reader::Reader;
+use crate::store::ledger::schema;
 use crate::store::ledger::schema::Depth;
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Op, apply};
-use crate::store::ledger::{Reader, file, schema};
 
 /// Number of operations in one transaction before no more are added to it. With more, a sync is
 /// shared by more of them, and the first ones wait longer for their acknowledgement.
@@ -70,7 +72,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     /// # Errors
     /// When it is damaged or cannot be created (73), or is newer (78); it is unchanged then.
     pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
-        let path = file(pipeline);
+        let path = schema::file(pipeline);
         if path.exists() {
             schema::check(&path, Depth::Pages)?;
         }
@@ -81,7 +83,8 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             place: Place::of(&path),
             path: path.clone(),
             refills: true,
-            shrinks: false,
+            // An upgrade may have left some.
+            shrinks: true,
         };
         let (ops, op_rx) = mpsc::channel();
         let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
@@ -354,30 +357,6 @@ pub(super) fn commit<T>(
         }
     }
     done
-}
-
-/// Returns the kind of a lasting error: only damage outlives a restart.
-pub(super) fn lasting(error: &rusqlite::Error) -> Kind {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Kind::CannotCreate,
-        _ => Kind::TryAgain,
-    }
-}
-
-/// Returns whether the error may be over in a moment.
-pub(super) fn passes(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(
-            ErrorCode::DiskFull
-                | ErrorCode::SystemIoFailure
-                | ErrorCode::DatabaseBusy
-                | ErrorCode::DatabaseLocked
-                | ErrorCode::ReadOnly
-                | ErrorCode::CannotOpen
-                | ErrorCode::OutOfMemory
-        )
-    )
 }
 
 #[cfg(test)]

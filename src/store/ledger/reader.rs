@@ -1,47 +1,23 @@
 //! Reads the ledger.
 
-use std::sync::Arc;
+use std::path::Path;
 
 use bytes::Bytes;
-use rusqlite::types::Type;
-use rusqlite::{OptionalExtension, Row, params};
-use serde_json::Value;
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::message::Route;
-use crate::model::outcome::parse_outcome;
-use crate::model::spec::Spec;
-use crate::model::unit::{Outcome, State, Unit};
-use crate::store::ledger::rows::{read_message, read_payload, read_state};
-use crate::store::ledger::write::Heard;
-use crate::store::ledger::writer::passes;
-use crate::store::ledger::{Queued, Reader};
+use crate::model::unit::State;
+use crate::store::ledger::failure::wrong;
+use crate::store::ledger::identity::{self, EventKey, Known, Naming};
+use crate::store::ledger::records::{LastSpec, NARROW, Record, WHOLE, record, whole};
+use crate::store::ledger::rows::{Queued, read_message, read_payload, read_state};
+use crate::store::ledger::schema::{self, Depth, file};
+use crate::store::ledger::state::WriterState;
+use crate::store::ledger::write::{Done, Heard, Op, apply};
 
 /// Maximum number of units to read at once.
 const PAGE: usize = 256;
-
-/// A unit, and what the ledger knows about its run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Record {
-    /// Number in the order of units.
-    pub seq: i64,
-    /// The unit.
-    pub unit: Unit,
-    /// Its state.
-    pub state: State,
-    /// Boot under which it was handed to a runner.
-    pub boot: Option<String>,
-    /// When its event was accepted, milliseconds since 1970; also the unit of the following times.
-    pub accepted: i64,
-    /// When its command was started.
-    pub started: Option<i64>,
-    /// When its end was booked.
-    pub ended: Option<i64>,
-    /// How it ended.
-    pub outcome: Option<Outcome>,
-    /// Note for people.
-    pub note: Option<String>,
-}
 
 /// Numbers of events and units in the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,91 +38,61 @@ pub struct Totals {
     pub outbox: u64,
 }
 
-/// Columns of bounded size, in the order of [`Reader::record`]; the others follow.
-const NARROW: &str =
-    "seq, id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due,
-    state, boot, accepted, started, ended, outcome, note";
-
-pub(super) fn wrong(e: rusqlite::Error) -> Error {
-    let kind = if passes(&e) {
-        Kind::TryAgain
-    } else {
-        Kind::CannotCreate
-    };
-    Error::new(kind, format!("read the ledger: {e}"))
+/// The ledger, opened beside its writer.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+    specs: LastSpec,
 }
 
-/// The last spec that was read, and its number: units in sequence mostly share it.
-type LastSpec = Option<(i64, Arc<Spec>)>;
-
 impl Reader {
-    /// Returns the spec of this number.
-    fn spec(&self, number: i64, last: &mut LastSpec) -> rusqlite::Result<Arc<Spec>> {
-        if let Some((known, spec)) = last
-            && *known == number
-        {
-            return Ok(Arc::clone(spec));
+    /// Opens the ledger in folder `pipeline`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read or is newer than this program.
+    pub fn open(pipeline: &Path) -> Result<Self> {
+        let path = file(pipeline);
+        if !schema::check(&path, Depth::Head)? {
+            return Err(Error::config(format!(
+                "open ledger {}: it has an older version; its client upgrades it when it starts",
+                path.display()
+            )));
         }
-        let sql = "SELECT content FROM spec WHERE id = ?1";
-        let mut query = self.connection.prepare_cached(sql)?;
-        let content: String = query.query_row(params![number], |row| row.get(0))?;
-        let spec: Spec = serde_json::from_str(&content)
-            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, e.into()))?;
-        let spec = Arc::new(spec);
-        *last = Some((number, Arc::clone(&spec)));
-        Ok(spec)
+        Self::of_writer(&path)
     }
 
-    /// Reads a row of [`NARROW`], without the data for the command.
-    fn record(&self, row: &Row<'_>, last: &mut LastSpec) -> rusqlite::Result<Record> {
-        let outcome: Option<String> = row.get(16)?;
-        Ok(Record {
-            seq: row.get(0)?,
-            unit: Unit {
-                id: row.get(1)?,
-                spec: self.spec(row.get(2)?, last)?,
-                event: row.get(3)?,
-                topic: row.get(4)?,
-                reason: row.get(5)?,
-                hops: row.get(6)?,
-                traceparent: row.get(7)?,
-                attempt: row.get(8)?,
-                retry_of: row.get(9)?,
-                due: row.get(10)?,
-                variables: Vec::new(),
-                passthrough: serde_json::Map::new(),
-                payload: None,
-                reply: None,
-            },
-            state: read_state(row, 11)?,
-            boot: row.get(12)?,
-            accepted: row.get(13)?,
-            started: row.get(14)?,
-            ended: row.get(15)?,
-            outcome: outcome.and_then(|text| parse_outcome(text.as_bytes())),
-            note: row.get(17)?,
+    /// Opens the ledger `path`, which its writer has just checked.
+    pub(super) fn of_writer(path: &Path) -> Result<Self> {
+        Ok(Self {
+            connection: schema::connect(path, false)?,
+            specs: LastSpec::default(),
         })
     }
 
-    /// Reads a row of [`NARROW`] with variables, passthrough attributes, and the address of
-    /// answers.
-    fn whole(&self, row: &Row<'_>) -> rusqlite::Result<Record> {
-        let mut record = self.record(row, &mut None)?;
-        let (variables, passthrough): (String, String) = (row.get(18)?, row.get(19)?);
-        record.unit.variables = serde_json::from_str(&variables).unwrap_or_default();
-        if let Ok(Value::Object(map)) = serde_json::from_str(&passthrough) {
-            record.unit.passthrough = map;
-        }
-        let reply: Option<String> = row.get(20)?;
-        record.unit.reply = reply.and_then(|text| serde_json::from_str(&text).ok());
-        Ok(record)
+    /// Applies `op` from outside the client, as one transaction.
+    ///
+    /// # Errors
+    /// When it cannot be committed.
+    pub fn apply(&mut self, op: &Op) -> Result<Done> {
+        let wrong = |e: rusqlite::Error| Error::cannot_create(format!("write to the ledger: {e}"));
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(wrong)?;
+        let mut state = WriterState::default();
+        let done = apply(&transaction, &mut state, op).map_err(wrong)?;
+        transaction.commit().map_err(wrong)?;
+        // Without a client, the file alone must contain the change.
+        schema::copy_log_on_close(&self.connection, true).map_err(wrong)?;
+        Ok(done)
     }
 
     fn one(&self, which: &str, params: impl rusqlite::Params) -> Result<Option<Record>> {
-        let sql = format!("SELECT {NARROW}, variables, passthrough, reply FROM unit WHERE {which}");
+        let sql = format!("SELECT {WHOLE} FROM unit WHERE {which}");
+        let record = |row: &Row<'_>| whole(&self.connection, &self.specs, row);
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut query| query.query_row(params, |row| self.whole(row)).optional())
+            .and_then(|mut query| query.query_row(params, record).optional())
             .map_err(wrong)
     }
 
@@ -171,6 +117,26 @@ impl Reader {
                 let payload = |row: &Row<'_>| read_payload(row, 0);
                 query.query_row(params![id], payload).optional()
             })
+            .map_err(wrong)
+    }
+
+    /// The unit `id` with its payload, as a runner needs it.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn unit_with_payload(&self, id: &str) -> Result<Option<Record>> {
+        let sql = format!(
+            "SELECT {WHOLE}, body, bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
+             WHERE unit.id = ?1"
+        );
+        let record = |row: &Row<'_>| {
+            let mut record = whole(&self.connection, &self.specs, row)?;
+            record.unit.payload = Some(read_payload(row, 21)?);
+            Ok(record)
+        };
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut query| query.query_row(params![id], record).optional())
             .map_err(wrong)
     }
 
@@ -226,14 +192,10 @@ impl Reader {
     }
 
     fn records(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Record>> {
-        let mut last = None;
+        let record = |row: &Row<'_>| record(&self.connection, &self.specs, row);
         self.connection
             .prepare_cached(sql)
-            .and_then(|mut query| {
-                query
-                    .query_map(params, |row| self.record(row, &mut last))?
-                    .collect()
-            })
+            .and_then(|mut query| query.query_map(params, record)?.collect())
             .map_err(wrong)
     }
 
@@ -439,5 +401,29 @@ impl Reader {
             }
         }
         Ok(totals)
+    }
+
+    /// Returns the event of `key`, a request, if the ledger knows it.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn known_request(&self, key: &EventKey) -> Result<Option<Known>> {
+        identity::known(&self.connection, key, "", "").map_err(wrong)
+    }
+
+    /// Returns the last id of a sender, in the order of bytes, from `from` and before `to`.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn latest_sender(&self, from: &str, to: &str) -> Result<Option<String>> {
+        identity::latest_sender(&self.connection, from, to).map_err(wrong)
+    }
+
+    /// Returns whether the id of a sender can name an event here.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn naming(&self, sender: &str, digest: &[u8; 32]) -> Result<Naming> {
+        identity::naming(&self.connection, sender, digest).map_err(wrong)
     }
 }
