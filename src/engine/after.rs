@@ -1,4 +1,4 @@
-//! What follows a change, once that is on disk.
+//! What follows a change when it is on disk.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::store::ledger::{Acceptance, Done, OnDisk};
 /// What follows a change.
 #[derive(Debug, Default)]
 pub enum After {
-    /// The receipt goes back, the answer out, and the units wait or begin.
+    /// The receipt is settled, the answer goes out, and the units wait or begin.
     Accepted {
         admission: Box<Admission>,
         /// For the parts that start at once, by their place.
@@ -34,9 +34,9 @@ pub enum After {
         /// The status of the end.
         last: Box<Value>,
     },
-    /// The unit does not run: receipts wait for it no longer.
+    /// The unit does not run, and its receipts are settled.
     Dropped(String),
-    /// Nothing.
+    /// Nothing follows.
     #[default]
     Nothing,
 }

@@ -35,8 +35,8 @@ use crate::net::session::{Event, SessionReceived};
 use crate::os::hooks;
 use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
 
-/// A client: its parts, which decide, and the ways to the ledger and the broker. No part knows
-/// another.
+/// A client: its parts, which decide, and its connections to the ledger and the broker. No part
+/// knows another.
 pub struct Client {
     pub pipeline: Pipeline,
     pub link: Link,
@@ -46,14 +46,14 @@ pub struct Client {
     pub cleanup: Cleanup,
     pub reports: Reports<Token>,
     pub observer: Observer,
-    /// What the parts ask for; empty between two turns of the loop.
+    /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
-    /// Units whose start is on its way to the ledger, until their runners make them ready.
+    /// Units whose start is being committed, until their runners prepare them.
     pub starting: Vec<Arc<Unit>>,
 }
 
 impl Client {
-    /// Does what the parts ask for.
+    /// Performs the steps of the parts.
     pub fn perform(&mut self) {
         while let Some(step) = self.steps.pop_front() {
             match step {
@@ -91,7 +91,7 @@ impl Client {
 
     // --- The chain: offer -> judge -> commit -> receipt -> start -> end -> commit -> publish ---
 
-    /// Offer: something has come from a source.
+    /// Offer: a source has delivered something.
     pub fn on_source(&mut self, source: Source) {
         let offer = source.offer(&self.pipeline, &mut self.steps);
         self.perform();
@@ -138,7 +138,7 @@ impl Client {
         }
     }
 
-    /// Commit: the ledger accepts the event. Runners make ready meanwhile what starts at once.
+    /// Commit: the ledger accepts the event. Meanwhile runners prepare what starts at once.
     fn commit(&mut self, mut admission: Admission, receipt: Receipt, reply: Option<ReplyTo>) {
         let (mut permits, mut bytes) = (Vec::new(), 0);
         let holds = self.intake.pressure.holds_until(Instant::now()).is_some();
@@ -175,7 +175,7 @@ impl Client {
         self.make_ready();
     }
 
-    /// What follows a commit.
+    /// Continues after a commit.
     pub fn on_committed(&mut self, committed: Committed<After>) {
         match (committed.then, committed.done) {
             (
@@ -238,7 +238,7 @@ impl Client {
         self.perform();
     }
 
-    /// Receipt: the source gets it back now, or when the units have ended.
+    /// Receipt: the source gets it now, or when the units have ended.
     fn give_back(&mut self, receipt: Receipt, admission: &Admission, became: &[Acceptance]) {
         let progress = admission.progress(became);
         if receipt.is_spent_by(progress) {
@@ -288,7 +288,7 @@ impl Client {
         }
     }
 
-    /// Starts units that wait. While a burst comes, it is taken in first: it is safe then.
+    /// Starts units that wait. A burst is taken in first, because its events are safe then.
     pub fn start_waiting(&mut self) -> Result<()> {
         if self.intake.pressure.holds_until(Instant::now()).is_some() {
             return Ok(());
@@ -299,7 +299,7 @@ impl Client {
         started
     }
 
-    /// Lets the ledger commit what was submitted, and runners make ready meanwhile what starts.
+    /// Makes the ledger commit the submitted operations, while runners prepare what starts.
     fn make_ready(&mut self) {
         if !self.starting.is_empty() {
             self.commits.send();
@@ -371,8 +371,8 @@ impl Client {
         flushed
     }
 
-    /// Publishes a message that no ledger holds, if there is a connection. The broker's answer
-    /// to it tells what the broker knows, as the answer to a status does.
+    /// Publishes a message that no ledger holds, if there is a connection. The answer shows what
+    /// the broker knows, like the answer to a status.
     pub fn publish(&mut self, message: Message) -> Option<Token> {
         let token = self.link.session.publish(message)?;
         self.intake.redelivery.sent(token, now_ms());
@@ -381,7 +381,7 @@ impl Client {
 
     // --- The session ---
 
-    /// Deals with what the session tells. Returns a message on the control topic.
+    /// Handles an event of the session. Returns a message on the control topic.
     pub fn on_session(&mut self, event: Event) -> Option<SessionReceived> {
         match event {
             Event::Online => {
@@ -434,7 +434,7 @@ impl Client {
         None
     }
 
-    /// Tells that we are here.
+    /// Publishes our presence.
     pub fn tell_presence(&mut self) {
         let here = link::here(&self.pipeline, self.work.lanes().is_paused());
         self.publish(here);
@@ -442,12 +442,12 @@ impl Client {
 
     // --- The time ---
 
-    /// Returns whether what comes can be taken.
+    /// Returns whether more messages can be taken.
     pub fn takes_more(&self) -> bool {
         self.commits.keeps_up() && self.intake.takes_more()
     }
 
-    /// Returns when something has to be done though nothing happens.
+    /// Returns when work is due without an event.
     pub fn wake(&self) -> Option<Instant> {
         let held = self.intake.pressure.holds_until(Instant::now());
         let times = [
@@ -462,7 +462,7 @@ impl Client {
         times.into_iter().flatten().min()
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     pub fn on_time(&mut self) {
         self.work.on_time();
         self.commits.flush_due();
@@ -471,7 +471,7 @@ impl Client {
         self.perform();
     }
 
-    /// Goes on after folders were removed.
+    /// Continues after folders were removed.
     pub fn on_removed(&mut self, removed: Removed) {
         let cleanup = &mut self.cleanup;
         cleanup.on_removed(&self.pipeline, removed, &mut self.steps);
@@ -480,13 +480,13 @@ impl Client {
 
     // --- What others see ---
 
-    /// Returns what the client looks like now.
+    /// Returns the present state of the client.
     pub fn snapshot(&self) -> Snapshot<'_> {
         let parts = (&self.work, &self.intake, &self.reports);
         Snapshot::of(&self.pipeline, parts, self.link.is_online())
     }
 
-    /// Shows others how we are, if anybody looks.
+    /// Reports our state to observers, if there are any.
     pub fn observe(&mut self) {
         if self.observer.looks() {
             let parts = (&self.work, &self.intake, &self.reports);
@@ -499,7 +499,7 @@ impl Client {
         }
     }
 
-    /// Shows others how the client is left.
+    /// Reports the final state of the client.
     pub fn observe_last(&mut self) {
         let parts = (&self.work, &self.intake, &self.reports);
         let snapshot = Snapshot::of(&self.pipeline, parts, false);

@@ -1,4 +1,4 @@
-//! What an operator wants of a pipeline, and the folder that it lives in.
+//! The configuration of a pipeline, and its state folder.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,17 +19,17 @@ use crate::store::unit_dir::RUNNERS;
 /// in flight do not count there. What they take in memory is bounded by bytes.
 pub const RECEIVE_MAXIMUM: u16 = 4096;
 
-/// How long the broker keeps what is sent while we are away.
+/// Time that the broker keeps messages while we are away.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How long the lock of a client that has just been killed may outlive it: a process that it
-/// was about to start has a copy until it executes its program.
+/// Maximum time that the lock of a killed client may outlive it. A process that it was about to
+/// start has a copy until it executes its program.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often it is tried meanwhile.
+/// Interval between two attempts.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
-/// A pipeline, as its operator wants it.
+/// Configuration of a pipeline.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Its name.
@@ -38,29 +38,29 @@ pub struct Config {
     pub root: String,
     /// This host.
     pub host: String,
-    /// Where answers to requests may go.
+    /// Topics to which answers may go.
     pub reply_to: Vec<Filter>,
     /// Its triggers, at least one, of different names.
     pub triggers: Triggers,
-    /// The largest payload of an event, bytes.
+    /// Maximum size of a payload, bytes.
     pub max_payload: usize,
     /// Bytes kept of each output stream of a run; 0 keeps all.
     pub max_output: u64,
-    /// How long ended units and events are remembered.
+    /// Time to remember ended units and events.
     pub keep: Duration,
-    /// How many units are remembered at most.
+    /// Maximum number of ended units to remember.
     pub keep_units: u64,
     /// Whether stopping the client cancels its runs.
     pub stop_units: bool,
-    /// Where figures for a monitoring system are written.
+    /// File for metrics.
     pub metrics: Option<PathBuf>,
-    /// How to reach the broker.
+    /// Broker, and our credentials.
     pub broker: BrokerOptions,
     /// Whether the operator has chosen the client identifier.
     pub chosen_id: bool,
 }
 
-/// Makes the folders of a pipeline that are not there.
+/// Creates the missing folders of a pipeline.
 ///
 /// # Errors
 /// When one cannot be created (73).
@@ -69,7 +69,7 @@ pub(crate) fn make_folders(pipeline: &Path) -> Result<()> {
     create_private_dir(&pipeline.join(RUNNERS))
 }
 
-/// A pipeline's folder, held by this process alone.
+/// The state folder of a pipeline, locked by this process.
 #[derive(Debug)]
 pub struct Home {
     pub(crate) path: PathBuf,
@@ -77,11 +77,11 @@ pub struct Home {
 }
 
 impl Home {
-    /// Creates and locks the folder of pipeline `who` below `state`; the error within says who
-    /// holds it, if a client of that name runs already.
+    /// Creates and locks the folder of pipeline `who` below `state`. The inner error names the
+    /// holder, if a client of that name runs already.
     ///
     /// # Errors
-    /// When it cannot be created, or others can change what is in it (73).
+    /// When it cannot be created, or other users can change its content (73).
     pub fn acquire(state: &Path, who: &str) -> Result<Result<Self, String>> {
         let path = state.join(who);
         create_private_dir(state)?;
@@ -94,7 +94,7 @@ impl Home {
         loop {
             let file = path.join("lock");
             if let Some(lock) = Lock::try_acquire(&file)? {
-                // It only helps people, and a full disk is no reason not to start.
+                // The signature only helps people, and a full disk must not prevent the start.
                 let _ = lock.sign(&format!("pid {} on {}\n", std::process::id(), hostname()));
                 return Ok(Ok(Self { path, _lock: lock }));
             }

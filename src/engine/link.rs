@@ -1,5 +1,4 @@
-//! A pipeline's link to its broker: the session, the identifier, and what the pipeline says of
-//! itself.
+//! The link of a pipeline to its broker: the session, the identifier, and the presence.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +29,7 @@ pub fn here(pipeline: &Pipeline, paused: bool) -> Message {
     presence(pipeline, state)
 }
 
-/// Returns the retained message that says how the pipeline is.
+/// Returns the retained message with the state of the pipeline.
 pub fn presence(pipeline: &Pipeline, state: Presence) -> Message {
     presence_of(&pipeline.config, &pipeline.topics, state, pipeline.since)
 }
@@ -56,21 +55,21 @@ pub struct Link {
     /// The session.
     pub session: Session,
     identity: Identity,
-    /// Keeps others on this host from using our client identifier.
+    /// Keeps other processes of this host from using our client identifier.
     _id_lock: HostLock,
     online: bool,
 }
 
 impl Link {
-    /// Returns the link of a pipeline that is `identity`; it starts to connect when the session is
-    /// asked for its first event.
+    /// Returns the link of a pipeline with this `identity`. It starts to connect when the session
+    /// is asked for its first event.
     ///
     /// # Errors
     /// When the control topic is too long, or the file of the identity cannot be written.
     pub fn open(pipeline: &Pipeline, mut identity: Identity, id_lock: HostLock) -> Result<Self> {
         let config = &pipeline.config;
         let subscriptions = subscriptions(config, &pipeline.topics)?;
-        // Before those are noted that come now: the broker does not hold them yet.
+        // Before the new ones are noted, which the broker does not hold yet.
         let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
         will_hold(&mut identity, config, &subscriptions)?;
         let settings = settings(config, &pipeline.topics, pipeline.since);
@@ -84,7 +83,7 @@ impl Link {
         })
     }
 
-    /// Returns whether the broker is there and has our subscriptions.
+    /// Returns whether the broker is connected and has our subscriptions.
     pub const fn is_online(&self) -> bool {
         self.online
     }
@@ -94,15 +93,15 @@ impl Link {
         self.online = true;
     }
 
-    /// Notes that the session is offline. Returns whether the other side has cut a connection that
-    /// stood.
+    /// Notes that the session is offline. Returns whether the other side has dropped a connection
+    /// that was online.
     pub const fn went_offline(&mut self) -> bool {
         let was_online = self.online;
         self.online = false;
         was_online && self.session.was_cut()
     }
 
-    /// Notes what the broker holds for us now. If that fails, the file names more.
+    /// Notes what the broker holds for us now. If that fails, the file names more filters.
     pub fn held(&mut self, config: &Config, filters: Vec<Filter>) {
         let broker = &config.broker;
         let outlives = !config.triggers.are_shared();
@@ -113,7 +112,7 @@ impl Link {
         }
     }
 
-    /// Notes what the broker is about to hold for a pipeline with this `config`, and returns the
+    /// Notes what the broker will hold for a pipeline with this `config`, and returns the
     /// subscriptions.
     ///
     /// # Errors
@@ -124,7 +123,7 @@ impl Link {
         Ok(subscriptions)
     }
 
-    /// Takes up new subscriptions and settings. Returns whether the broker has to answer first.
+    /// Changes subscriptions and settings. Returns whether the broker must answer first.
     pub fn reconfigure(&mut self, pipeline: &Pipeline, subscriptions: Subscriptions) -> bool {
         let asked = self.session.subscribe(subscriptions);
         let settings = settings(&pipeline.config, &pipeline.topics, pipeline.since);
@@ -133,11 +132,11 @@ impl Link {
     }
 }
 
-/// What the broker is told when a pipeline connects.
+/// Returns the settings for the connection of a pipeline.
 fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Settings {
     Settings {
         broker: config.broker.clone(),
-        // A worker that is gone takes no share of what others could do.
+        // A stopped worker must take no share.
         session_expiry: match config.triggers.are_shared() {
             true => Duration::ZERO,
             false => SESSION_EXPIRY,
@@ -149,7 +148,7 @@ fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Setti
     }
 }
 
-/// Reads who the pipeline in the state folder `home` is, and has it be that, unless the operator
+/// Reads the identity of the pipeline in the state folder `home`, and uses it, unless the operator
 /// has chosen another identifier.
 ///
 /// # Errors
@@ -162,18 +161,18 @@ pub fn identify(config: &mut Config, home: &Path) -> Result<Identity> {
         let id = identity.own_id(earlier, &config.who).to_owned();
         config.broker.client_id = id;
         if !used {
-            // Before there is a ledger: one without this file means an earlier version.
+            // Before the ledger exists: a ledger without this file comes from an earlier version.
             identity.save()?;
         }
     }
     Ok(identity)
 }
 
-/// Takes the client identifier for this process alone, as far as this host goes: two clients of
-/// one identifier take the session from each other.
+/// Reserves the client identifier for this process on this host: two clients of one identifier take
+/// the session from each other.
 ///
 /// # Errors
-/// When another process has it (73), or another user's (75).
+/// When another process has it (73), or one of another user (75).
 pub fn hold_id(config: &Config) -> Result<HostLock> {
     let broker = &config.broker;
     HostLock::acquire(&["client", &broker.address(), &broker.client_id]).map_err(|holder| {
@@ -185,7 +184,7 @@ pub fn hold_id(config: &Config) -> Result<HostLock> {
     })
 }
 
-/// Notes what the broker is about to hold, before it is asked to.
+/// Notes what the broker will hold, before the request.
 ///
 /// # Errors
 /// When the file cannot be written (73).
@@ -198,7 +197,7 @@ fn will_hold(
     identity.will_hold(&config.broker.client_id, &config.broker.address(), &filters)
 }
 
-/// What a pipeline listens to.
+/// Returns the subscriptions of a pipeline.
 ///
 /// # Errors
 /// When its control topic is too long.
@@ -215,10 +214,10 @@ fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptio
     })
 }
 
-/// Returns the largest packet that the broker may send, bytes. It is larger than the largest
-/// payload, so that a message that is somewhat too large is seen, refused and recorded. The broker
-/// does not send what is larger still (MQTT 5.0, section 3.1.2.11.4). Not more: a packet full of
-/// short properties takes sixteen times its size in memory.
+/// Returns the maximum size of a packet from the broker, bytes. It is larger than the largest
+/// payload, so that a message that is slightly too large is received, refused and recorded. The
+/// broker does not send larger ones (MQTT 5.0, section 3.1.2.11.4). It is not larger still, because
+/// a packet full of short properties takes sixteen times its size in memory.
 fn max_packet(max_payload: usize) -> u32 {
     let packet = max_payload.saturating_mul(2).saturating_add(MIN_MARGIN);
     u32::try_from(packet).unwrap_or(u32::MAX).min(MAX_PACKET)
@@ -228,5 +227,5 @@ fn max_packet(max_payload: usize) -> u32 {
 /// that is too large.
 const MIN_MARGIN: usize = 64 * 1024;
 
-/// The largest MQTT packet (MQTT 5.0, section 2.1.4).
+/// Maximum size of an MQTT packet, bytes (MQTT 5.0, section 2.1.4).
 const MAX_PACKET: u32 = 268_435_455;

@@ -1,4 +1,4 @@
-//! What a client knows of its pipeline: facts that its parts read, and none changes but a reload.
+//! Facts about the pipeline of a client. Its parts read them, and only a reload changes them.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use crate::os::process::boot_id;
 use crate::store::ledger::Reader;
 use crate::store::unit_dir::UnitDir;
 
-/// A pipeline, as all parts of its client see it.
+/// A pipeline, for all parts of its client.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// What its operator wants.
+    /// Its configuration.
     pub config: Config,
     /// Its folder.
     pub home: Home,
@@ -25,13 +25,13 @@ pub struct Pipeline {
     pub since: Timestamp,
     /// Reads the ledger beside the thread that writes it.
     pub reader: Reader,
-    /// Identifies this boot of the host.
+    /// Id of this boot of the host.
     pub boot: String,
-    /// Where the clock of [`Pipeline::ticks`] begins.
+    /// Start of the clock of [`Pipeline::ticks`].
     begin: Instant,
 }
 
-/// Returns the host's time, milliseconds since the epoch.
+/// Returns the time of the host, milliseconds since 1970.
 pub fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
 }
@@ -50,7 +50,7 @@ impl Pipeline {
         }
     }
 
-    /// Returns milliseconds by a clock that never goes back, above 0.
+    /// Returns milliseconds on a clock that never goes back, above 0.
     pub fn ticks(&self) -> i64 {
         let elapsed = self.begin.elapsed().as_millis();
         i64::try_from(elapsed).unwrap_or(i64::MAX - 1) + 1
@@ -66,7 +66,7 @@ impl Pipeline {
         UnitDir::new(&self.home.path, unit)
     }
 
-    /// Returns the file that says that the pipeline is paused.
+    /// Returns the file that marks the pipeline as paused.
     pub fn paused_mark(&self) -> PathBuf {
         self.home.path.join("paused")
     }

@@ -1,5 +1,4 @@
-//! A client as a service: it runs until it is told to stop, does what operators ask for, and leaves
-//! in good order.
+//! A client as a service: it runs until it is stopped, handles requests, and stops in good order.
 
 use std::future::{Future, ready};
 use std::pin::pin;
@@ -37,19 +36,19 @@ use crate::os::signals::Stop;
 use crate::store::aside::sweep;
 use crate::store::unit_dir::RUNNERS;
 
-/// Maximum number of network events that are dealt with in a row.
+/// Maximum number of network events to handle in a row.
 const MAX_TAKEN_IN: usize = 128;
 
-/// A client that runs.
+/// A running client.
 pub struct Service {
     client: Client,
 }
 
 impl Service {
-    /// Opens a pipeline's state, and takes up what an earlier client has left.
+    /// Opens the state of a pipeline, and continues what an earlier client has left.
     ///
     /// # Errors
-    /// When the state is damaged or newer; it is then untouched.
+    /// When the state is damaged or newer; it is unchanged then.
     pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
         warn_of_what_is_missing(&config);
         let identity = link::identify(&mut config, &home.path)?;
@@ -88,16 +87,16 @@ impl Service {
         Ok(Self { client })
     }
 
-    /// Works until told to stop, and leaves in good order.
+    /// Runs until it is stopped, and stops in good order.
     ///
     /// # Errors
-    /// When the broker turns us away for good, or the state cannot be written any more.
+    /// When the broker refuses the client for good, or the state cannot be written any more.
     pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
         self.serve(stop.requested(), &mut reload).await?;
         self.stop().await
     }
 
-    /// Works until `stop` is there.
+    /// Runs until `stop` is ready.
     async fn serve(&mut self, stop: impl Future<Output = ()>, reload: &mut Reload) -> Result<()> {
         let mut stop = pin!(stop);
         self.client.work.keep_warm();
@@ -134,8 +133,8 @@ impl Service {
         }
     }
 
-    /// Takes in what else has come already: one commit takes all of it, and only then is anything
-    /// started.
+    /// Takes in everything that has come already. One commit takes all of it, and only then runs
+    /// start.
     async fn take_in(&mut self) -> Result<()> {
         for _ in 1..MAX_TAKEN_IN {
             if !self.client.takes_more() {
@@ -158,7 +157,7 @@ impl Service {
 
     // --- Control ---
 
-    /// Carries out a request. It is acknowledged when it is done, or on disk.
+    /// Performs a request. It is acknowledged when it is done, or on disk.
     fn on_control(&mut self, SessionReceived { delivery, ack }: SessionReceived) {
         let client = &mut self.client;
         let receipt = Receipt::Mqtt(ack);
@@ -197,18 +196,18 @@ impl Service {
             Demand::Status(totals) => actions::answer(Ok(client.snapshot().fields(&totals))),
             Demand::Refused(refusal) => actions::answer(Err(refusal)),
         };
-        // First this: a broker that cuts us off for the reply would send the request again.
+        // This comes first. Otherwise a broker that drops us because of the answer would send the
+        // request again.
         client.settle(receipt, Progress::Refused);
         if let Some(reply) = request.reply {
             client.publish(reply.message(answer));
         }
     }
 
-    /// Takes up a new configuration, without losing the session; what is wrong with it changes
-    /// nothing.
+    /// Applies a new configuration in the same session. A mistake in it changes nothing.
     fn reload(&mut self, read: impl Fn() -> Result<Config>) {
         self.client.observer.health.notify.reloading();
-        // The configuration may have been named relative to it.
+        // The path of the configuration may be relative to it.
         let _ = folder::find();
         self.look_for_pause();
         let reloaded = read().and_then(|config| self.take_over(config));
@@ -220,8 +219,8 @@ impl Service {
         }
     }
 
-    /// Pauses or resumes as the mark in the state folder says: a request to resume comes behind all
-    /// events that the broker keeps, and never if there is no room for these.
+    /// Pauses or resumes according to the mark in the state folder. A request to resume comes after
+    /// all events that the broker keeps, and never comes if there is no room for these.
     fn look_for_pause(&mut self) {
         let client = &mut self.client;
         let Ok(paused) = client.pipeline.paused_mark().try_exists() else {
@@ -236,7 +235,7 @@ impl Service {
         }
     }
 
-    /// Returns whether the broker has to answer first.
+    /// Applies `config`. Returns whether the broker must answer first.
     fn take_over(&mut self, config: Config) -> Result<bool> {
         let client = &mut self.client;
         let pipeline = &mut client.pipeline;
@@ -258,10 +257,10 @@ impl Service {
 
     // --- Stopping ---
 
-    /// Leaves in good order: units stay with their runners, what is to be told is told within
-    /// a bounded time.
+    /// Stops in good order. Units stay with their runners. The last statuses are published within a
+    /// bounded time.
     async fn stop(mut self) -> Result<()> {
-        info!("stopping; {} units go on", self.client.work.live());
+        info!("stopping; {} runs go on", self.client.work.live());
         self.client.observer.health.notify.stopping();
         self.client.work.pause(true);
         self.client.cleanup.leave();
@@ -308,7 +307,9 @@ impl Service {
             }
         }
         if stopping.leaving {
-            warn!("the broker has more for this worker than it could take: that is lost");
+            warn!(
+                "the broker has more for this worker than it could take in time: those messages are lost"
+            );
         }
         if self.client.reports.waiting() > 0 {
             info!(
@@ -317,29 +318,29 @@ impl Service {
             );
         }
         self.client.observe_last();
-        // A mark that stays has the next client look for folders that are gone.
+        // The remaining mark makes the next client look for removed folders.
         if self.client.cleanup.is_removing()
             && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await
         {
             self.client.on_removed(removed);
         }
         self.client.link.session.close().await;
-        // The last one to leave copies the log.
+        // The last connection to close copies the log.
         drop(self.client.pipeline);
         if !self.client.commits.close().await {
-            warn!("the ledger was not closed in time; the next start looks at all of it");
+            warn!("the ledger was not closed in time; the next start checks all of it");
         }
         Ok(())
     }
 
-    /// Deals with the next thing that happens while the client stops.
+    /// Handles the next event while the client stops.
     async fn step_of_stop(&mut self, stopping: &mut Stopping<Token>) -> Result<()> {
         tokio::select! {
             committed = self.client.commits.next() => self.client.on_committed(committed?),
             report = self.client.work.next() => self.client.on_report(report),
             Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
             event = self.client.link.session.next() => match event? {
-                // Unacknowledged, it comes again to the next client.
+                // It is not acknowledged, so the next client gets it.
                 Event::Received(_) if !stopping.leaving => {}
                 Event::Left => stopping.leaving = false,
                 event => {

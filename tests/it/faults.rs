@@ -285,7 +285,7 @@ fn a_disk_that_is_full_for_a_while() {
     (1..20).for_each(|n| send(&mut raw, n));
     wait_until("the client says so", || {
         let log = client.log_text();
-        log.contains("cannot write to the ledger") || log.contains("units wait until that passes")
+        log.contains("cannot write to the ledger") || log.contains("runs wait until that passes")
     });
     fs::remove_file(&filler).expect("remove");
     once_each(&world, &client, 20);

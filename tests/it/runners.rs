@@ -369,7 +369,7 @@ fn a_unit_that_waits_for_a_runner_can_be_canceled() {
     let mut raw = Raw::connect(world.broker.port());
     send(&mut raw, 0, 0);
     wait_until("it says so", || {
-        client.log_text().contains("units wait until that passes")
+        client.log_text().contains("runs wait until that passes")
     });
     let (_, list, _) = common::ran(&mut world.tael(["work", "list", "--json"]));
     let list: serde_json::Value = serde_json::from_str(&list).expect("json");

@@ -229,6 +229,6 @@ fn runners_leave_room_for_their_commands_under_a_limit_of_processes() {
     (0..EVENTS).for_each(|n| send(&mut raw, n));
     wait_until("all have run", || world.lines("runs").len() == EVENTS);
     world.wait_report("p", "/units/succeeded", EVENTS);
-    assert!(client.log_text().contains("units wait"), "there was room");
+    assert!(client.log_text().contains("runs wait"), "there was room");
     client.stop();
 }

@@ -531,7 +531,11 @@ fn a_presence_that_is_refused_is_said_once() {
         });
     }
     let log = client.log_text();
-    assert_eq!(log.matches("does not get there").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("statuses are missing there").count(),
+        1,
+        "{log}"
+    );
 }
 
 #[test]

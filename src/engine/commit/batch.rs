@@ -1,4 +1,4 @@
-//! Changes that wait a little for others, to share their commit.
+//! Changes that wait a little, to share a commit with others.
 
 use std::time::Duration;
 
@@ -6,12 +6,13 @@ use tokio::time::Instant;
 
 use crate::store::ledger::Op;
 
-/// Maximum delay before a row of the outbox that was sent is removed. A client that is killed
-/// before publishes it again, under the same id.
+/// Maximum delay before the row of an acknowledged message is removed from the outbox. If the
+/// client is killed before that, the next one publishes the message again, under the same id.
 const SENT_DELAY: Duration = Duration::from_millis(200);
 
 /// Maximum delay before the start of a command is committed and published: a command that ends
-/// sooner costs one commit less. If the client is killed before, the next one publishes it.
+/// sooner costs one commit less. If the client is killed before that, the next one publishes the
+/// start.
 const STARTED_DELAY: Duration = Duration::from_millis(10);
 
 /// Changes that wait for others.
@@ -24,8 +25,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds that the broker has acknowledged the message that the ledger holds as `seq`, and knows
-    /// what came to us before `answered` (milliseconds since the epoch) to be acknowledged.
+    /// Adds that the broker has acknowledged the message `seq` of the ledger, and knows our
+    /// acknowledgements of what came before `answered` (milliseconds since 1970).
     pub fn sent(&mut self, seq: u64, answered: i64) {
         self.sent.push(seq);
         self.answered = answered;
@@ -43,7 +44,7 @@ impl Batch {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// Returns when the first of them has waited for long enough.
+    /// Returns when the first of them has waited long enough.
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {
         self.due

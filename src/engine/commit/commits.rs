@@ -1,4 +1,4 @@
-//! Changes on their way to the ledger.
+//! Changes that wait for the ledger.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use crate::engine::config::RECEIVE_MAXIMUM;
 use crate::error::Result;
 use crate::store::ledger::{Committed, Ledger, OnDisk, Op, Reader};
 
-/// Maximum number of operations that wait for the ledger before no more messages are taken, and
-/// maximum size of the messages among them, bytes.
+/// Maximum number of operations that wait for the ledger, and maximum size of their messages,
+/// bytes. Beyond either, no more messages are taken.
 const MAX_WAITING: usize = RECEIVE_MAXIMUM as usize;
 const MAX_WAITING_BYTES: usize = 16 * 1024 * 1024;
 
-/// The ledger's writer, and what waits for it. `T` says what follows each change; its default says
-/// that nothing does.
+/// The writer of the ledger, and changes that wait for it. `T` is what follows each change; by
+/// default nothing.
 #[derive(Debug)]
 pub struct Commits<T> {
     ledger: Ledger<T>,
@@ -40,7 +40,7 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         Ok((commits, reader))
     }
 
-    /// Submits a change with those that have waited for one: a single transaction takes all.
+    /// Submits a change together with those that wait for one: a single transaction takes all.
     pub fn submit(&mut self, op: Op, after: T) {
         self.flush();
         self.waiting += 1;
@@ -62,14 +62,14 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         self.batch.started(op);
     }
 
-    /// Lets wait for other changes that the broker has acknowledged the message that the ledger
-    /// holds as `seq`, and knows what came before `answered` (milliseconds since the epoch) to be
-    /// acknowledged.
+    /// Delays the note that the broker has acknowledged the message `seq` of the ledger, and knows
+    /// our acknowledgements of what came before `answered` (milliseconds since 1970), until other
+    /// changes come.
     pub fn sent(&mut self, seq: u64, answered: i64) {
         self.batch.sent(seq, answered);
     }
 
-    /// Submits what waits for other changes.
+    /// Submits changes that wait to share a commit.
     pub fn flush(&mut self) {
         for op in self.batch.take() {
             self.waiting += 1;
@@ -77,19 +77,19 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         }
     }
 
-    /// Submits what has waited for other changes for long enough.
+    /// Submits changes that have waited long enough.
     pub fn flush_due(&mut self) {
         if self.batch.due().is_some_and(|due| Instant::now() >= due) {
             self.flush();
         }
     }
 
-    /// Returns when [`Commits::flush_due`] has something to do.
+    /// Returns when [`Commits::flush_due`] has work.
     pub const fn wake(&self) -> Option<Instant> {
         self.batch.due()
     }
 
-    /// Hands what was submitted to the ledger's thread now, instead of in [`Commits::next`].
+    /// Sends the submitted changes to the ledger thread now, instead of in [`Commits::next`].
     pub fn send(&mut self) {
         self.ledger.send();
     }
@@ -115,7 +115,7 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         Ok(committed)
     }
 
-    /// Returns whether the ledger keeps up with what comes.
+    /// Returns whether the ledger keeps up with the messages.
     pub const fn keeps_up(&self) -> bool {
         self.waiting < MAX_WAITING && self.bytes < MAX_WAITING_BYTES
     }
@@ -125,8 +125,8 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         self.waiting
     }
 
-    /// Returns how often the ledger's thread has begun or ended a commit: a number that stands
-    /// still while changes wait says that it hangs.
+    /// Returns how often the ledger thread has begun or ended a commit. If the number stands still
+    /// while changes wait, the thread hangs.
     pub fn attempts(&self) -> u64 {
         self.ledger.attempts()
     }

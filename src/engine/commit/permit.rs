@@ -1,4 +1,4 @@
-//! The permit that a runner waits for before it begins. The ledger's thread gives it, perhaps while
+//! The permit that a runner waits for before it begins. The ledger thread gives it, possibly while
 //! the loop still sends the job.
 
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::runner::{BEGIN, DROP};
 
-/// Permits or forbids a runner to begin the unit that it makes ready.
+/// Permits or forbids a runner to begin the unit that it prepares.
 #[derive(Debug, Clone)]
 pub struct StartPermit(Arc<Mutex<Request>>);
 
-/// A job on its way to a runner, and its permit.
+/// A job that is being sent to a runner, and its permit.
 #[derive(Debug)]
 struct Request {
-    /// The runner reads here. `None` when it gets no job after all.
+    /// Pipe to the runner; `None` if it gets no job.
     pipe: Option<File>,
     sent: bool,
     /// The permit, if it was given before the job was sent.
@@ -33,7 +33,7 @@ impl StartPermit {
     }
 
     fn lock(&self) -> MutexGuard<'_, Request> {
-        // Nothing in it is ever half done.
+        // No change of it is ever incomplete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -48,7 +48,7 @@ impl StartPermit {
         }
     }
 
-    /// Notes that the runner gets no job after all, and so no permit.
+    /// Notes that the runner gets no job, and so no permit.
     pub fn forget(&self) {
         self.lock().pipe = None;
     }
@@ -64,7 +64,7 @@ impl StartPermit {
         let Some(pipe) = &mut request.pipe else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        // An idle runner reads, so that this does not block for long.
+        // An idle runner reads, so this does not block for long.
         pipe.write_all(&text)
     }
 }

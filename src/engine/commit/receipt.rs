@@ -1,28 +1,28 @@
-//! What a source gets back for an event, and when.
+//! Receipts of sources for their events, and when they are spent.
 
 use crate::net::session::SessionAck;
 
-/// How far an event has come.
+/// Progress of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress<'a> {
     /// Nothing runs for it: it is ignored, or its refusal is on disk.
     Refused,
     /// It is on disk, with its unit.
     Accepted,
-    /// It was accepted before, and made this unit if it made one.
+    /// It was accepted before, and made this unit, if any.
     Duplicate(Option<&'a str>),
-    /// Its unit has ended, that is on disk, and no retry follows.
+    /// Its unit has ended, this is on disk, and no retry follows.
     Ended,
 }
 
-/// What a source wants back for an event.
+/// Receipt of a source for an event.
 #[derive(Debug)]
 pub enum Receipt {
-    /// Nothing: the client made the event itself.
+    /// None: the client made the event itself.
     None,
-    /// The acknowledgement of an MQTT message, spent as soon as the message is on disk.
+    /// Acknowledgement of an MQTT message, spent when the message is on disk.
     Mqtt(SessionAck),
-    /// A number for a test, spent as the test says.
+    /// A number of a test, spent as the test says.
     #[cfg(test)]
     Script(script::Number),
 }
@@ -58,7 +58,7 @@ pub mod script {
         pub number: u32,
         /// Whether it is spent at [`Progress::Ended`] only.
         pub at_end: bool,
-        /// Where the test reads how far its event has come.
+        /// Reports the progress of its event to the test.
         pub spent: mpsc::UnboundedSender<(u32, String)>,
     }
     impl Number {

@@ -1,4 +1,4 @@
-//! What a part of the client asks it to do.
+//! Steps that parts of the client request.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::store::ledger::Op;
 
-/// One thing to do. The parts decide, and the client alone performs.
+/// One step. The parts decide, and only the client performs.
 #[derive(Debug)]
 pub enum Step {
     /// Commit a change that nothing follows.
     Commit(Op),
-    /// Commit that a waiting unit runs. Its runner makes it ready meanwhile, and begins by the
+    /// Commit that a waiting unit runs. Its runner prepares it meanwhile, and begins with the
     /// permit.
     Start(Arc<Unit>, Option<StartPermit>),
-    /// Commit that a unit which still waits does not run, with the reason for people.
+    /// Commit that a waiting unit will not run, with the reason for people.
     Drop(String, &'static str),
-    /// Remove the message that the ledger holds under this number, together with other changes.
+    /// Remove the message of this number from the ledger, together with other changes.
     Sent(u64),
     /// Publish a message that no ledger holds, if there is a connection.
     Publish(Message),
-    /// Give a receipt back: the unit of its event has ended.
+    /// Settle a receipt: the unit of its event has ended.
     Settle(Receipt),
     /// Ask the runner of this unit to end it.
     Signal(String),

@@ -1,5 +1,5 @@
-//! What a request asks for, and what is answered. A new action is a variant of
-//! [`crate::model::control::Action`] and of [`Demand`].
+//! Requests, and their answers. A new action is a variant of [`crate::model::control::Action`] and
+//! of [`Demand`].
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::os::logging::SENDERS;
 use crate::store::ledger::{Again, EventKey, Refused, Totals};
 use crate::store::mark;
 
-/// Why a request is not carried out: the requester's exit code and a text for people.
+/// Why a request is refused: the exit code for the requester, and a text for people.
 pub type Refusal = (Kind, String);
 
 /// A request.
@@ -32,16 +32,16 @@ pub struct Request {
     envelope: Envelope,
     action: Result<Action, String>,
     key: EventKey,
-    /// Where the answer goes.
+    /// Address of the answer.
     pub reply: Option<ReplyTo>,
 }
 
-/// What a request comes to.
+/// What a request demands.
 #[derive(Debug)]
 pub enum Demand {
-    /// An event that goes through the door like others. It is answered once it is on disk.
+    /// An event that goes through the door like others. It is answered when it is on disk.
     Run(Box<Subject>),
-    /// Nothing: it was carried out before, and is answered again.
+    /// Nothing: it was performed before, and is answered again.
     Repeated(Value),
     /// The end of a unit that has not ended.
     Cancel {
@@ -50,11 +50,11 @@ pub enum Demand {
         /// Its lane.
         lane: String,
     },
-    /// Nothing starts any more, or again.
+    /// Nothing starts any more, or starts are allowed again.
     Pause(bool),
-    /// What is the case; with what the ledger holds.
+    /// A report, with the numbers of the ledger.
     Status(Totals),
-    /// Nothing.
+    /// Nothing: it is refused.
     Refused(Refusal),
 }
 
@@ -65,7 +65,7 @@ pub fn fields<const N: usize>(list: [(&str, Value); N]) -> Map<String, Value> {
         .collect()
 }
 
-/// Returns the answer to a request that leaves nothing in the ledger.
+/// Returns the answer to a request that changes nothing in the ledger.
 pub fn answer(result: Result<Map<String, Value>, Refusal>) -> Value {
     match result {
         Ok(fields) => control::accepted(fields),
@@ -76,7 +76,7 @@ pub fn answer(result: Result<Map<String, Value>, Refusal>) -> Value {
     }
 }
 
-/// Keeps over a restart that the pipeline is paused, or not.
+/// Stores whether the pipeline is paused, for the next start.
 ///
 /// # Errors
 /// When the mark cannot be changed.
@@ -86,13 +86,13 @@ pub fn remember_pause(pipeline: &Pipeline, paused: bool) -> Result<(), Refusal> 
         true => mark::set(&mark),
         false => mark::clear(&mark),
     };
-    kept.map_err(|e| (Kind::CannotCreate, format!("cannot remember that: {e}")))
+    kept.map_err(|e| (Kind::CannotCreate, format!("cannot store that: {e}")))
 }
 
 impl Request {
-    /// Reads a message on the control topic. `again` tells since when it may have been accepted.
-    /// `None` if it is no request: a request is for now. One that is replayed at every start is a
-    /// mistake, and an empty message clears it.
+    /// Reads a message on the control topic. `again` has the times since which it may have been
+    /// accepted. `None` if it is not a request. A request is about now: a retained one, which comes
+    /// at every start, is a mistake, and an empty message clears it.
     pub fn read(pipeline: &Pipeline, delivery: Delivery, again: Again) -> Option<Self> {
         if delivery.retained || delivery.payload.is_empty() {
             return None;
@@ -116,13 +116,13 @@ impl Request {
         })
     }
 
-    /// Returns the message, if it has lost its properties on the way.
+    /// Returns the message if it has lost its properties.
     pub fn without_properties(&self) -> Option<&Delivery> {
         let lost = self.envelope.present && self.delivery.properties.user.is_empty();
         lost.then_some(&self.delivery)
     }
 
-    /// Returns what the request comes to; `has_room` says whether one more unit may wait.
+    /// Returns what the request demands; `has_room` is whether one more unit may wait.
     pub fn demand(&mut self, pipeline: &Pipeline, has_room: impl FnOnce() -> bool) -> Demand {
         if let Some(refused) = self.expired() {
             let key = self.key.clone();
@@ -135,7 +135,7 @@ impl Request {
         }
         let room = || match has_room() {
             true => Ok(()),
-            false => Err((Kind::TryAgain, "too many units wait".to_owned())),
+            false => Err((Kind::TryAgain, "too many runs wait".to_owned())),
         };
         let demand = match action {
             Ok(Action::Raise {
@@ -157,8 +157,8 @@ impl Request {
         demand.unwrap_or_else(Demand::Refused)
     }
 
-    /// Returns why the request is too late, if it is. A broker that knows when it expires does not
-    /// deliver it then, whatever the hosts' clocks say.
+    /// Returns why the request is too late, if it is. A broker that knows the expiry does not
+    /// deliver it, independently of the clocks of hosts.
     fn expired(&self) -> Option<Refused> {
         if self.delivery.properties.message_expiry.is_some() {
             return None;
@@ -166,15 +166,15 @@ impl Request {
         let late = (now_ms() / 1000).saturating_sub(self.envelope.expires?);
         (late > 0).then(|| Refused {
             code: control::EXPIRED,
-            detail: format!("the request expired {late} s ago (or a clock is wrong)"),
+            detail: format!("the request expired {late}s ago (or a clock is wrong)"),
             status: None,
         })
     }
 
-    /// Returns the answer to a request that was carried out before. What it asks for may not be
-    /// possible any more.
+    /// Returns the answer to a request that was performed before. Its action may no longer be
+    /// possible.
     fn repeated(&self, pipeline: &Pipeline) -> Option<Value> {
-        // Without an id, the ledger tells when it is accepted.
+        // Without an id, the ledger recognises it when it accepts it.
         self.key.sender.as_ref()?;
         let known = pipeline.reader.known_request(&self.key).ok().flatten()?;
         let answer = reply::repeated(&known)?;
@@ -216,7 +216,7 @@ impl Request {
         }
         // The request is the new event; the unit keeps the original one.
         let mut again = again(&record.unit, record.unit.attempt + 1, 0);
-        // The unit may be released until this one is in the ledger.
+        // The unit may be released before this one is in the ledger.
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
         again.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);

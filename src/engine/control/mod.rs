@@ -1,4 +1,4 @@
-//! What operators ask for: actions, a new configuration, a stop.
+//! Requests of operators: actions, a new configuration, a stop.
 
 pub mod actions;
 pub mod reload;

@@ -1,4 +1,4 @@
-//! A configuration that is read again while the client runs.
+//! Reads the configuration again while the client runs.
 
 use tokio::signal::unix::Signal;
 use tracing::warn;
@@ -7,9 +7,9 @@ use crate::engine::config::Config;
 use crate::error::{Error, Result};
 use crate::net::options::BrokerOptions;
 
-/// A request for a reload, and where the new configuration comes from.
+/// Requests to reload, and the source of the new configuration.
 pub struct Reload {
-    /// Comes with each request.
+    /// One for each request.
     pub requests: Signal,
     /// Reads the configuration.
     pub read: Box<dyn Fn() -> Result<Config>>,
@@ -21,15 +21,16 @@ impl std::fmt::Debug for Reload {
     }
 }
 
-/// Returns what a client with the configuration `old` can take up of a new one without a restart.
+/// Returns the parts of a new configuration that a client with the configuration `old` can apply
+/// without a restart.
 ///
 /// # Errors
-/// When it needs a restart for its subscriptions.
+/// When its subscriptions need a restart.
 pub fn merge(old: &Config, config: Config) -> Result<Config> {
     let fixed = [
         ("who", old.who == config.who),
         ("root", old.root == config.root),
-        // Our identifier follows from who we are.
+        // Our identifier follows from our identity.
         (
             "broker",
             old.broker

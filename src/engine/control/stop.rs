@@ -1,4 +1,4 @@
-//! How a client leaves: units stay with their runners, and what is left to tell is told within a
+//! Stops a client: units stay with their runners, and the last statuses are published within a
 //! bounded time.
 
 use std::time::Duration;
@@ -8,30 +8,30 @@ use tokio::time::Instant;
 use crate::engine::config::Config;
 use crate::model::message::Message;
 
-/// Maximum time that statuses which are still to be published may hold up a stop.
+/// Maximum time for the last statuses.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum time that folders which are being removed may hold up a stop.
+/// Maximum time for folders that are being removed.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time for a worker to take what the broker has for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stop under way. `T` names a publish.
+/// A client that is stopping. `T` identifies a publish.
 #[derive(Debug)]
 pub struct Stopping<T> {
-    /// When the client leaves, whatever remains.
+    /// When the client leaves at the latest.
     pub deadline: Instant,
     /// Whether the broker still has messages for a worker whose session ends with it.
     pub leaving: bool,
     waits_for_units: bool,
-    /// The last message, until it goes out.
+    /// The last message, until it is published.
     farewell: Option<Message>,
     sent: Option<T>,
     answered: bool,
 }
 
-/// What remains to be done.
+/// Work that remains.
 #[derive(Debug, Clone, Copy)]
 pub struct Remains {
     /// Whether changes wait for the ledger.
@@ -40,23 +40,23 @@ pub struct Remains {
     pub units: bool,
     /// Whether statuses wait.
     pub statuses: bool,
-    /// Whether the broker is there.
+    /// Whether the broker is connected.
     pub online: bool,
 }
 
-/// What is next.
+/// The next stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Something remains.
+    /// Work remains.
     Busy,
-    /// Nothing remains but to say goodbye.
+    /// Only the goodbye remains.
     Farewell,
     /// Nothing remains.
     Done,
 }
 
 impl<T: Copy + PartialEq> Stopping<T> {
-    /// Begins to stop a client that is `online`; it says `farewell` last.
+    /// Begins to stop a client that is `online`; its last message is `farewell`.
     pub fn begin(config: &Config, online: bool, farewell: Message) -> Self {
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let waits_for_units = config.stop_units;
@@ -64,7 +64,7 @@ impl<T: Copy + PartialEq> Stopping<T> {
             let grace = config.triggers.iter().map(|t| t.spec.limits.grace).max();
             deadline += grace.unwrap_or_default();
         }
-        // The session of a worker ends with it, and with that what the broker has for it.
+        // The session of a worker ends with it, and with the session what the broker holds for it.
         let leaving = config.triggers.are_shared() && online;
         if leaving {
             deadline = deadline.max(Instant::now() + LEAVE_TIMEOUT);
@@ -79,9 +79,9 @@ impl<T: Copy + PartialEq> Stopping<T> {
         }
     }
 
-    /// Returns what is next.
+    /// Returns the next stage.
     pub const fn stage(&mut self, remains: Remains) -> Stage {
-        // Without a broker there is nobody to tell, and the ledger keeps it.
+        // Without a connection nothing can be published, and the ledger keeps it.
         let away = !remains.online;
         self.leaving = self.leaving && !away;
         let busy = remains.uncommitted
@@ -95,7 +95,7 @@ impl<T: Copy + PartialEq> Stopping<T> {
         }
     }
 
-    /// Gives `publish` the farewell, unless it is under way.
+    /// Passes the farewell to `publish`, unless it is in flight.
     pub fn say_goodbye(&mut self, publish: impl FnOnce(Message) -> Option<T>) {
         if let Some(message) = self.farewell.take() {
             self.sent = publish(message.clone());
@@ -105,7 +105,7 @@ impl<T: Copy + PartialEq> Stopping<T> {
         }
     }
 
-    /// Notes that the publish of this name has ended.
+    /// Notes that this publish has ended.
     pub fn published(&mut self, name: T) {
         self.answered |= Some(name) == self.sent;
     }

@@ -1,7 +1,7 @@
-//! How many events may wait, and what happens to those that come when no more may.
+//! Limits of waiting events, and what happens beyond them.
 //!
-//! Nothing is lost: they are not acknowledged, and the broker sends no more of them than its
-//! window holds (Receive Maximum). What it keeps meanwhile is for its own limits.
+//! No event is lost. Further events are not acknowledged, and the broker sends no more than its
+//! window holds (Receive Maximum). Its own limits decide what it keeps meanwhile.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use crate::engine::work::lanes::Lanes;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 
-/// Maximum number of units that wait before no more events are accepted.
+/// Maximum number of units that wait. Beyond it no events are accepted.
 const MAX_UNITS: usize = 100_000;
 
 /// Maximum size of their payloads, bytes.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Maximum number of messages that are held, and the bytes in memory: more than Receive Maximum
-/// for a broker that takes it for a hint. Beyond, the connection is not read.
+/// Maximum number of messages that are held, and of their bytes in memory: more than Receive
+/// Maximum, which some brokers treat as a hint. Beyond it the connection is not read.
 const MAX_HELD: usize = 2 * RECEIVE_MAXIMUM as usize;
 const MAX_HELD_BYTES: usize = 64 << 20;
 
-/// Time between two looks whether there is room again.
+/// Interval between two checks for room.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What waits elsewhere in the client.
+/// Load of other parts of the client.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Units that wait, and changes that wait for the ledger.
+    /// Number of units that wait, and of changes that wait for the ledger.
     pub units: usize,
     /// Whether the pipeline is paused.
     pub paused: bool,
@@ -50,14 +50,14 @@ impl Load {
     }
 }
 
-/// What waits, and the offers that may not.
+/// Waiting units, and offers that must wait for room.
 #[derive(Debug)]
 pub struct Backlog {
     max_units: usize,
-    /// Upper bounds: as they were when they were last counted, with all that came since.
+    /// Upper bounds: the last count, and everything since.
     units: usize,
     bytes: u64,
-    /// When they are counted again, while there is no room.
+    /// When to count again, while there is no room.
     look: Option<Instant>,
     held: VecDeque<Offer>,
     held_bytes: usize,
@@ -67,7 +67,7 @@ impl Default for Backlog {
     fn default() -> Self {
         Self {
             max_units: hooks::max_waiting().unwrap_or(MAX_UNITS),
-            // To be counted when the first event comes.
+            // Counted when the first event comes.
             units: usize::MAX,
             bytes: 0,
             look: None,
@@ -78,23 +78,23 @@ impl Default for Backlog {
 }
 
 impl Backlog {
-    /// A unit is on its way to the ledger, with a payload of `bytes`.
+    /// Notes a unit with a payload of `bytes`, which is being written to the ledger.
     pub fn came(&mut self, bytes: usize) {
         self.units = self.units.saturating_add(1);
         self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
-    /// Whether more messages can be held.
+    /// Returns whether more messages can be held.
     pub fn takes_more(&self) -> bool {
         self.held.len() < MAX_HELD && self.held_bytes < MAX_HELD_BYTES
     }
 
-    /// When messages that are held may be taken.
+    /// Returns when held messages may be taken.
     pub fn wake(&self) -> Option<Instant> {
         self.look.filter(|_| !self.held.is_empty())
     }
 
-    /// The connection is gone: the broker sends again what was not acknowledged.
+    /// Notes that the connection is gone: the broker sends again what was not acknowledged.
     pub fn disconnected(&mut self) {
         self.held.retain(|offer| !offer.comes_again());
         self.held_bytes = self.held.iter().map(Offer::memory).sum();
@@ -105,8 +105,8 @@ impl Backlog {
         !self.held.is_empty()
     }
 
-    /// Holds an offer until there is room. One that nobody makes again is dropped if too many are
-    /// held, and its receipt is returned: other acknowledgements wait behind it.
+    /// Holds an offer until there is room. An offer that does not come again is dropped if too many
+    /// are held, and its receipt is returned, because other acknowledgements wait behind it.
     pub fn hold(&mut self, offer: Offer) -> Option<Receipt> {
         if !offer.comes_again() && self.held.len() >= MAX_HELD / 2 {
             warn!(target: SENDERS, "a message of QoS 0 is dropped: too many events wait");
@@ -117,14 +117,14 @@ impl Backlog {
         None
     }
 
-    /// Takes the first offer that was held.
+    /// Takes the first held offer.
     pub fn next(&mut self) -> Option<Offer> {
         let offer = self.held.pop_front()?;
         self.held_bytes -= offer.memory();
         Some(offer)
     }
 
-    /// Returns whether another event may wait; `load` counts what does.
+    /// Returns whether another event may wait, with the present `load`.
     pub fn has_room(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> bool {
         let below = self.units < self.max_units && self.bytes < MAX_BYTES;
         match self.look {
@@ -134,14 +134,14 @@ impl Backlog {
         }
         let Load { units, paused } = load();
         self.units = units;
-        // What cannot be read now is not to stop what comes.
+        // A failed read must not stop new events.
         self.bytes = pipeline.reader.waiting_bytes().unwrap_or(0);
         let room = self.units < self.max_units && self.bytes < MAX_BYTES;
         let look = (!room).then(|| Instant::now() + LOOK);
         let before = std::mem::replace(&mut self.look, look);
         match (before, look) {
             (None, Some(_)) => warn!(
-                "{} units wait, with payloads of {} bytes: no more events are accepted until some \
+                "{} runs wait, with payloads of {} bytes: no more events are accepted until some \
                  have begun; the broker keeps them, within its own limits{}",
                 self.units,
                 self.bytes,

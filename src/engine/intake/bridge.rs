@@ -1,4 +1,4 @@
-//! A hint for messages that have lost their properties on the way.
+//! A hint about bridges that drop the properties of messages.
 
 use tracing::warn;
 

@@ -1,4 +1,4 @@
-//! The door that every event comes through: how many may wait, and what each means.
+//! The door for all events: how many may wait, and what each means.
 
 use tokio::time::Instant;
 use tracing::{Level, debug, enabled, info, warn};
@@ -27,9 +27,9 @@ use crate::store::ledger::{Acceptance, Part};
 /// Counts since the client started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
-    /// Events that a unit was made of.
+    /// Events that made a unit.
     pub accepted: u64,
-    /// Events that came again.
+    /// Events that came before.
     pub duplicates: u64,
     /// Events that were refused.
     pub refused: u64,
@@ -37,14 +37,14 @@ pub struct Counts {
     pub ignored: u64,
 }
 
-/// What is known of events that come. `T` names a publish: the broker's answers tell what it knows.
+/// State of the intake. `T` identifies a publish: answers of the broker show what it knows.
 #[derive(Debug)]
 pub struct Intake<T> {
-    /// What has come so far.
+    /// Counts of events so far.
     pub counts: Counts,
     /// How fast messages come.
     pub pressure: Pressure,
-    /// Which messages may come again.
+    /// Which messages may be redeliveries.
     pub redelivery: Redelivery<T>,
     /// The triggers that wait for silence.
     pub silence: Silence,
@@ -53,13 +53,13 @@ pub struct Intake<T> {
     names: Names,
     pace: Pace,
     backlog: Backlog,
-    /// What a test offers.
+    /// Offers of a test.
     #[cfg(test)]
     pub script: Option<tokio::sync::mpsc::UnboundedReceiver<Offer>>,
 }
 
 impl<T: Copy + PartialEq> Intake<T> {
-    /// Takes up what the ledger knows of earlier events.
+    /// Continues with what the ledger knows of earlier events.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -81,7 +81,7 @@ impl<T: Copy + PartialEq> Intake<T> {
         })
     }
 
-    /// Returns what comes from another source than the broker; cancel safe.
+    /// Returns what comes from a source other than the broker. Cancel safe.
     pub async fn next(&mut self) -> Source {
         #[cfg(test)]
         if let Some(script) = &mut self.script {
@@ -94,8 +94,8 @@ impl<T: Copy + PartialEq> Intake<T> {
         Source::Silence(self.silence.next().await)
     }
 
-    /// Notes that the connection is gone; `cut` says when the other side has cut it, milliseconds
-    /// since the epoch.
+    /// Notes that the connection is gone; `cut` is when the other side has dropped it, milliseconds
+    /// since 1970.
     pub fn disconnected(&mut self, cut: Option<i64>) {
         self.silence.online(false);
         self.redelivery.disconnected(cut);
@@ -104,23 +104,23 @@ impl<T: Copy + PartialEq> Intake<T> {
 
     // --- Room ---
 
-    /// Returns whether more can be held that finds no room.
+    /// Returns whether more offers can be held.
     pub fn takes_more(&self) -> bool {
         self.backlog.takes_more()
     }
 
-    /// Returns when something that is held may find room.
+    /// Returns when a held offer may find room.
     pub fn wake(&self) -> Option<Instant> {
         self.backlog.wake()
     }
 
-    /// Returns whether another event may wait; `load` counts what does.
+    /// Returns whether another event may wait, with the present `load`.
     pub fn has_room(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> bool {
         self.backlog.has_room(pipeline, load)
     }
 
-    /// Returns `offer` if it may be taken now. Otherwise it is held; a message that nobody sends
-    /// again is dropped if too many are, and its receipt is returned.
+    /// Returns `offer` if it may be taken now. Otherwise it is held. A message that does not come
+    /// again is dropped if too many are held, and its receipt is returned.
     pub fn admit(
         &mut self,
         pipeline: &Pipeline,
@@ -140,13 +140,13 @@ impl<T: Copy + PartialEq> Intake<T> {
         Err(dropped)
     }
 
-    /// Returns an offer that was held, if there is room for it now.
+    /// Returns a held offer, if there is room for it now.
     pub fn held(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> Option<Offer> {
         let room = self.backlog.holds() && self.backlog.has_room(pipeline, load);
         room.then(|| self.backlog.next()).flatten()
     }
 
-    /// Counts a unit that is on its way to the ledger, with a payload of `bytes`.
+    /// Counts a unit with a payload of `bytes`, which is being written to the ledger.
     pub fn came(&mut self, bytes: usize) {
         self.backlog.came(bytes);
     }
@@ -207,8 +207,7 @@ impl<T: Copy + PartialEq> Intake<T> {
     ) -> Option<Admission> {
         let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| pipeline.topics.own(t));
         if own || marker::is_marker(&delivery.topic) {
-            // A pipeline does not start itself, under any sender; and a question to the
-            // broker is no event.
+            // A pipeline does not start itself, and a marker is not an event.
             self.counts.ignored += 1;
             return None;
         }
@@ -216,7 +215,7 @@ impl<T: Copy + PartialEq> Intake<T> {
             self.silence.listen(pipeline, delivery, steps);
         }
         if delivery.payload.is_empty() {
-            // It clears a retained message (MQTT 5.0, section 3.3.1.3): nothing has happened.
+            // It clears a retained message (MQTT 5.0, section 3.3.1.3), and is not an event.
             self.counts.ignored += 1;
             let topic = printable_bytes(&delivery.topic, 1024);
             debug!(TAEL_TOPIC = topic, "ignored: its payload is empty");
@@ -237,13 +236,13 @@ impl<T: Copy + PartialEq> Intake<T> {
         Some(admission)
     }
 
-    /// Notes that an event is in the ledger: its name can be looked up there now.
+    /// Notes that an event is in the ledger, so that its name can be looked up there.
     pub fn arrived(&mut self, admission: &Admission) {
         self.redelivery.accepted();
         self.names.arrived(&admission.key);
     }
 
-    /// Counts and logs what one part of an event became.
+    /// Counts and logs the result of one part of an event.
     pub fn count(&mut self, admission: (&str, &str), part: &Part, became: &Acceptance) {
         let (event, topic) = admission;
         match (part, *became == Acceptance::Fresh) {

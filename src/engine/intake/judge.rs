@@ -1,4 +1,4 @@
-//! What a delivered message means to each trigger, ready to be accepted by the ledger.
+//! Judges a delivered message for each trigger, ready for the ledger.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Again, EventKey, Part, Reader, Refused};
 
-/// What a message means.
+/// A message that triggers wait for.
 #[derive(Debug)]
 pub struct Admission {
-    /// What tells the event from others.
+    /// Identity of the event.
     pub key: EventKey,
-    /// Its topic, fit for a record.
+    /// Its topic, printable.
     pub topic: String,
-    /// One for each trigger that is meant, at least one.
+    /// One part for each trigger, at least one.
     pub parts: Vec<Part>,
 }
 
@@ -37,7 +37,7 @@ impl Admission {
     pub fn answer_to(&mut self, reply: Option<&ReplyAddress>) {
         for part in &mut self.parts {
             if let Part::Run { unit, .. } = part
-                // Nobody else holds it yet.
+                // This is the only reference so far.
                 && let Some(unit) = Arc::get_mut(unit)
             {
                 unit.reply = reply.cloned();
@@ -45,7 +45,7 @@ impl Admission {
         }
     }
 
-    /// Returns how far the event has come, whose parts `became` this in the ledger.
+    /// Returns the progress of the event whose parts `became` this in the ledger.
     pub fn progress<'a>(&self, became: &'a [Acceptance]) -> Progress<'a> {
         let mut progress = Progress::Refused;
         for (part, became) in self.parts.iter().zip(became) {
@@ -60,8 +60,8 @@ impl Admission {
         progress
     }
 
-    /// Returns the units of the event that have not ended, whose parts `became` this in the ledger.
-    /// One that cannot be read counts as ended.
+    /// Returns the units of the event that have not ended, if its parts `became` this in the
+    /// ledger. A unit that cannot be read counts as ended.
     pub fn units(&self, became: &[Acceptance], reader: &Reader) -> Vec<String> {
         let unit = |(part, became): (&Part, &Acceptance)| match (part, became) {
             (Part::Run { unit, .. }, Acceptance::Fresh) => Some(unit.id.clone()),
@@ -76,8 +76,8 @@ impl Admission {
     }
 }
 
-/// Judges a message from a subscribed topic; `None` if no trigger means it. `again` tells when a
-/// message that the broker has perhaps sent before can have been accepted.
+/// Judges a message from a subscribed topic; `None` if no trigger waits for it. `again` has the
+/// times at which a possible redelivery can have been accepted.
 #[must_use]
 pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admission> {
     let (id, parts): (_, Vec<Part>) = match event::parse(delivery, config.max_payload) {
@@ -97,7 +97,7 @@ pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admis
             (new_id(), parts)
         }
     };
-    // What is ignored is not digested.
+    // An ignored message needs no digest.
     (!parts.is_empty()).then(|| Admission {
         key: key(delivery, id, sender_id(delivery), again),
         topic: printable_bytes(&delivery.topic, 1024),
@@ -105,7 +105,7 @@ pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admis
     })
 }
 
-/// Why no trigger waits for a message, for people who wonder.
+/// Returns why no trigger waits for a message, for people.
 #[must_use]
 pub fn objections(config: &Config, delivery: &Delivery) -> String {
     let event = match event::parse(delivery, config.max_payload) {
@@ -127,10 +127,10 @@ pub fn objections(config: &Config, delivery: &Delivery) -> String {
     }
 }
 
-/// Maximum number of triggers that a log line names.
+/// Maximum number of triggers to name in a log line.
 const MAX_OBJECTIONS: usize = 20;
 
-/// Returns what tells an event of our own making from others, by its id.
+/// Returns the identity of an event of our own, by its id.
 pub fn own_key(event: &Event) -> EventKey {
     EventKey {
         id: event.id.clone().unwrap_or_else(new_id),
@@ -144,7 +144,7 @@ pub fn own_key(event: &Event) -> EventKey {
     }
 }
 
-/// Judges an event for `trigger` whose topic and conditions are not in question.
+/// Judges an event for `trigger`, without a check of topic and conditions.
 #[must_use]
 pub fn admit(
     config: &Config,
@@ -162,18 +162,18 @@ pub fn admit(
     }
 }
 
-/// Maximum length of a sender's id that tells events apart, in bytes. It need not be one that
-/// commands may see.
+/// Maximum length of a sender's id as a part of the identity, bytes. Commands may not see such an
+/// id.
 const MAX_SENDER_ID: usize = 256;
 
-/// The id that the sender of a message gave it.
+/// Returns the id that the sender of a message gave it.
 pub fn sender_id(delivery: &Delivery) -> Option<&str> {
     let id = delivery.properties.user(property::ID);
     id.filter(|id| (1..=MAX_SENDER_ID).contains(&id.len()))
 }
 
-/// What tells the event of a message from others: `id` is what it is called, `sender` what its
-/// sender calls it; `again` as in [`judge`].
+/// Returns the identity of the event of a message. `id` is its name here, `sender` the id of its
+/// sender; `again` as in [`judge`].
 pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) -> EventKey {
     EventKey {
         id,
@@ -189,7 +189,7 @@ pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) 
 
 fn digest(topic: &[u8], payload: &[u8]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
-    // A topic holds no NUL, so that no two messages run together.
+    // A topic contains no NUL, so the parts stay separate.
     for part in [topic, b"\0", payload] {
         context.update(part);
     }
@@ -215,7 +215,7 @@ fn part(
         }),
         Decision::Refuse(refusal) => {
             let unit = unit(trigger, event, event_id, reason);
-            // An event in a loop is not reported: the report would go round too.
+            // An event in a loop gets no status: the status would loop too.
             let falsestart =
                 matches!(refusal, Refusal::Missing(_)).then(|| falsestart(config, &unit));
             Some(Part::Refuse {
@@ -231,7 +231,7 @@ fn part(
     }
 }
 
-/// The refusal of a message that could not be read, if any trigger would have looked at it.
+/// Returns the refusal of an unreadable message, if a trigger subscribes to its topic.
 fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
     let (mut meant, mut retained) = (false, false);
     let look = |trigger: &Trigger| {

@@ -1,4 +1,4 @@
-//! What comes: sources, what each event means to the triggers, and how many may wait.
+//! Intake: sources, the meaning of events to triggers, and limits of waiting events.
 
 pub mod backlog;
 mod bridge;

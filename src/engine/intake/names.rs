@@ -1,5 +1,5 @@
-//! What an event is called: as its sender calls it, unless an event of another content is called
-//! so already. Commands use `TAEL_EVENT` as a name for files.
+//! Names of events: the id of the sender, unless an event of other content has that name already.
+//! Commands use `TAEL_EVENT` as a file name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,24 +14,24 @@ use crate::store::ledger::{EventKey, Naming, Part, Reader};
 
 type Digest = [u8; 32];
 
-/// Ids that begin as ULIDs of the years 2004 to 2039 do. New ones sort after old ones, mostly, and
-/// need not be looked up.
+/// Beginnings of ULIDs of the years 2004 to 2039. New ones mostly sort after old ones, and need no
+/// look-up.
 const AS_ULIDS: [&str; 2] = ["01", "02"];
 
-/// Names of events that are on their way to the ledger, where nobody can look them up yet. As many
-/// as there are operations that wait for it.
+/// Names of events that are being written to the ledger, where they cannot be looked up yet. There
+/// are at most as many as operations that wait for it.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// By the sender's id and the digest: the name, and how many of these are on their way.
+    /// By the id of the sender and the digest: the name, and the number of events in flight.
     under_way: HashMap<String, HashMap<Digest, (String, usize)>>,
     /// No event has an id in [`AS_ULIDS`] that sorts after this one.
     latest: String,
-    /// Whether it was said that a sender gives one id to different events.
+    /// Whether it was logged that a sender gives one id to different events.
     said: bool,
 }
 
 impl Names {
-    /// Reads what ids the ledger holds.
+    /// Reads the ids in the ledger.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -71,7 +71,7 @@ impl Names {
         }
     }
 
-    /// The event of `key` is in the ledger.
+    /// Notes that the event of `key` is in the ledger.
     pub fn arrived(&mut self, key: &EventKey) {
         let Some(sender) = &key.sender else { return };
         let Some(digests) = self.under_way.get_mut(sender) else {
@@ -88,7 +88,7 @@ impl Names {
         }
     }
 
-    /// Gives an event that is to run its name.
+    /// Names an event that will run.
     pub fn name(&mut self, reader: &Reader, admission: &mut Admission) {
         let (key, parts) = (&mut admission.key, &mut admission.parts);
         let Some(sender) = &key.sender else { return };
@@ -104,7 +104,7 @@ impl Names {
             under_way => match reader.naming(sender, &key.digest) {
                 Ok(Naming::Free) => under_way,
                 Ok(naming) => naming,
-                // The name of our own is always right.
+                // Our own name is always correct.
                 Err(e) => {
                     debug!("name an event: {e}");
                     Naming::Taken
@@ -114,7 +114,7 @@ impl Names {
         let name = match naming {
             Naming::Free => None,
             Naming::Same(name) => Some(name),
-            // It is a name of our own already.
+            // It has a name of our own already.
             Naming::Taken if key.id != *sender => None,
             Naming::Taken => {
                 let name = new_id();
@@ -123,7 +123,7 @@ impl Names {
                     debug!(
                         TAEL_EVENT = name,
                         TAEL_TOPIC = topic,
-                        "the id '{sender}' came with another content; runs as {name}"
+                        "the id '{sender}' came with another content; it runs as {name}"
                     );
                 } else {
                     warn!(target: SENDERS,
@@ -140,7 +140,7 @@ impl Names {
             for part in parts {
                 if let Part::Run { unit, .. } = part
                     && unit.event == key.id
-                    // Nobody else holds it yet.
+                    // This is the only reference so far.
                     && let Some(unit) = Arc::get_mut(unit)
                 {
                     unit.event.clone_from(&name);

@@ -1,4 +1,4 @@
-//! An event that somebody offers, whatever the source.
+//! An offered event, from any source.
 
 use std::sync::Arc;
 
@@ -9,43 +9,43 @@ use crate::model::message::Delivery;
 use crate::model::unit::Unit;
 use crate::store::ledger::{EventKey, Refused};
 
-/// An event that somebody offers.
+/// An offered event.
 #[derive(Debug)]
 pub struct Offer {
     /// The event.
     pub subject: Subject,
-    /// Where the answer goes, if one is wanted.
+    /// Address of the answer, if the source wants one.
     pub reply: Option<ReplyTo>,
-    /// What its source wants back.
+    /// Receipt of its source.
     pub receipt: Receipt,
 }
 
-/// What is offered.
+/// Subject of an offer.
 #[derive(Debug)]
 pub enum Subject {
-    /// A message, with what its source says about its redelivery. Triggers wait for it, or not.
+    /// A message, with the evidence of its source about redelivery. Triggers may wait for it.
     Message(Delivery),
-    /// An event for one trigger, whose filters and conditions are not in question.
+    /// An event for one trigger, without a check of filters and conditions.
     Event {
-        /// Tells the event from others.
+        /// Identity of the event.
         key: EventKey,
         /// Name of the trigger.
         trigger: String,
         /// The event.
         event: Event,
-        /// Why the command runs, for people.
+        /// Reason of the run, for people.
         reason: String,
     },
     /// Another run for the event of a unit.
     Again {
-        /// Tells the request from others.
+        /// Identity of the request.
         key: EventKey,
         /// The new unit.
         unit: Arc<Unit>,
     },
-    /// A request that is not carried out, for the record.
+    /// A refused request, for the record.
     Refused {
-        /// Tells the request from others.
+        /// Identity of the request.
         key: EventKey,
         /// Why.
         refused: Refused,
@@ -62,13 +62,13 @@ impl Offer {
         }
     }
 
-    /// Returns whether it is a message, and comes from a broker.
+    /// Returns whether it is a message of a broker.
     pub const fn is_message(&self) -> bool {
         matches!(self.subject, Subject::Message(_))
     }
 
-    /// Returns whether a broker sends it again over the next connection, as long as the receipt was
-    /// not given back.
+    /// Returns whether a broker sends it again on the next connection, unless the receipt was
+    /// settled.
     pub fn comes_again(&self) -> bool {
         matches!(&self.subject, Subject::Message(delivery) if delivery.packet != 0)
     }

@@ -1,10 +1,11 @@
-//! A bound on loops that nobody counts.
+//! Bounds loops without a count.
 //!
-//! A pipeline's status says in `tael-hops` how many pipelines lie before it, so that a loop ends.
-//! A bridge that speaks MQTT 3.1.1 drops that, and two pipelines that wait for each other's ends
-//! over it start each other for ever; so do commands that publish plain messages. Such statuses
-//! start a limited number of runs a minute, and other messages do if the operator says so: their
-//! sender may be in a hurry for another reason. The others wait, so that nothing is lost.
+//! The status of a pipeline has the number of pipelines before it in `tael-hops`, so that a loop
+//! ends. A bridge that speaks MQTT 3.1.1 drops it. Two pipelines that wait for the ends of each
+//! other over such a bridge start each other without end. So do commands that publish plain
+//! messages. Such statuses start a limited number of runs a minute, and so do other messages if the
+//! operator sets that: their sender may have another reason to be fast. The others wait, so that
+//! nothing is lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,21 +21,21 @@ use crate::model::message::{Delivery, property};
 use crate::model::policy::DEFAULT_LOOP_RATE;
 use crate::store::ledger::{Part, Refused};
 
-/// The time that `--loop-rate` is about, milliseconds.
+/// Period of `--loop-rate`, milliseconds.
 const WINDOW: i64 = 60_000;
 
-/// When each trigger may start its next run, if all that it may start at once were started: the
-/// generic cell rate algorithm (ITU-T I.371, annex A.2), on the pipeline's own clock.
+/// When each trigger may start its next run, if it had used its whole rate: the generic cell rate
+/// algorithm (ITU-T I.371, annex A.2), on our own clock.
 #[derive(Debug, Default)]
 pub struct Pace {
     arrivals: HashMap<String, i64>,
-    /// Whether it was said that messages wait, in case they are a loop.
+    /// Whether it was logged that messages wait because they may be a loop.
     said: bool,
 }
 
 impl Pace {
-    /// How long the next run of `trigger` has to wait at `now`, both in milliseconds, when `rate`
-    /// may start in [`WINDOW`]; `None` if that is too long.
+    /// Returns how long the next run of `trigger` must wait at `now`, both in milliseconds, when
+    /// `rate` may start in [`WINDOW`]; `None` if that is too long.
     fn delay(&mut self, trigger: &str, rate: u32, now: i64) -> Option<i64> {
         let interval = WINDOW / i64::from(rate.max(1));
         let known = self.arrivals.get(trigger).copied().unwrap_or(now);
@@ -47,7 +48,7 @@ impl Pace {
         Some(delay)
     }
 
-    /// Lets runs wait that a message may start in a loop; those that would wait longer than
+    /// Delays runs of a message that may be in a loop; those that would wait longer than
     /// [`MAX_PACE_DELAY`] are refused.
     pub fn hold_back(
         &mut self,
@@ -79,7 +80,7 @@ impl Pace {
             match self.delay(unit.lane(), rate, now) {
                 Some(0) => continue,
                 Some(delay) => {
-                    // Nobody else holds it yet.
+                    // This is the only reference so far.
                     if let Some(unit) = Arc::get_mut(unit) {
                         unit.due = now_ms() + delay;
                     }
@@ -108,7 +109,7 @@ impl Pace {
     }
 }
 
-/// Whether a pipeline of whichever root speaks on `topic`.
+/// Returns whether `topic` belongs to a pipeline of any root.
 fn is_of_a_pipeline(topic: &str) -> bool {
     let mut levels = topic.rsplit('/').skip(2);
     levels.next() == Some("pipelines") && levels.next() == Some("infrastructure")
@@ -127,7 +128,7 @@ mod tests {
         assert_eq!(delays(5, 3), [Some(0); 3]);
         assert_eq!(delays(5, 2), [Some(20_000), Some(40_000)]);
         assert_eq!(delays(30_005, 1), [Some(30_000)]);
-        // After a minute without any, all of it is there again.
+        // After a minute without runs, the whole rate is available again.
         assert_eq!(
             delays(1_000_000, 4)[..],
             [Some(0), Some(0), Some(0), Some(20_000)]

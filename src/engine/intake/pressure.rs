@@ -1,53 +1,53 @@
-//! Whether messages come so fast that taking them in has to come before starting anything. Pure.
+//! Detects bursts, during which messages are taken in before runs start. Pure.
 //!
 //! A broker keeps a bounded number of messages for a client that is slower than its senders, and
-//! drops the rest: mosquitto 1,000, as it is shipped. What a start costs, for us and for the
-//! command that then competes with us, is time in which nothing is acknowledged. An event that
-//! waits in the ledger is safe, and starts a little later.
+//! drops the others: 1,000 for mosquitto by default. During a start, for us and for the command
+//! that then competes with us, nothing is acknowledged. An event that waits in the ledger is safe,
+//! and starts a little later.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nothing is started for this long after we have dealt with a message of a burst, or acknowledged
-/// one: the broker may have waited for that.
+/// Time without starts after we have handled or acknowledged a message of a burst: the broker may
+/// have waited for that.
 const GAP: Duration = Duration::from_millis(10);
 
-/// A message that comes sooner than this belongs to one burst with the one before.
+/// Maximum gap between two messages of a burst.
 const END: Duration = Duration::from_millis(100);
 
 /// Maximum time that we wait for a message of a burst, on average over the last [`AVERAGED`].
 const EACH: Duration = Duration::from_millis(5);
 
-/// Number of messages in a row that make a burst. Each start before it is known to be one costs
-/// milliseconds in which nothing is taken in.
+/// Number of messages in a row that make a burst. Each start before that costs milliseconds in
+/// which nothing is taken in.
 const BURST: u32 = 4;
 
-/// Number of messages over which gaps are averaged, about: one gap does not end a burst.
+/// Number of messages over which gaps are averaged, approximately: one gap does not end a burst.
 const AVERAGED: u32 = 20;
 
-/// Maximum time for which a burst holds starts up: a flow without end is no burst.
+/// Maximum time that a burst delays starts: a flow without end is not a burst.
 const MAX_HOLD: Duration = Duration::from_secs(2);
 
-/// The messages that have come lately.
+/// Recent messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pressure {
-    /// Since when nobody waits for us.
+    /// Since when no message waits for us.
     idle_since: Option<Instant>,
-    /// How long we have waited for the last [`AVERAGED`] messages, about.
+    /// Time that we have waited for the last [`AVERAGED`] messages, approximately.
     waited: Duration,
     count: u32,
-    /// Since when this is a burst.
+    /// Start of the burst.
     since: Option<Instant>,
 }
 
 impl Pressure {
-    /// A message comes at `now`.
+    /// Notes a message at `now`.
     pub fn came(&mut self, now: Instant) {
         let idle_since = self.idle_since.replace(now);
         match idle_since.map(|idle_since| now.duration_since(idle_since)) {
             Some(gap) if gap < END => self.waited = self.waited - self.waited / AVERAGED + gap,
-            // No burst until that has fallen.
+            // It is not a burst until that has fallen.
             _ => (self.count, self.waited) = (0, EACH * AVERAGED),
         }
         self.count = self.count.saturating_add(1);
@@ -55,12 +55,12 @@ impl Pressure {
         self.since = burst.then(|| self.since.unwrap_or(now));
     }
 
-    /// We have dealt with a message, or acknowledged one, at `now`.
+    /// Notes that a message was handled or acknowledged at `now`.
     pub fn served(&mut self, now: Instant) {
         self.idle_since = self.idle_since.map(|_| now);
     }
 
-    /// Until when nothing starts, unless more messages come; `None` if a start may be now.
+    /// Returns until when nothing starts, unless more messages come; `None` if a start may be now.
     #[must_use]
     pub fn holds_until(&self, now: Instant) -> Option<Instant> {
         let until = (self.idle_since? + GAP).min(self.since? + MAX_HOLD);

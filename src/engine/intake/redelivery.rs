@@ -1,55 +1,56 @@
-//! Since when a message may have been accepted that the broker sends again.
+//! Times since which a redelivered message may have been accepted.
 //!
-//! A sender that gives no id is told from itself only by what it has said. The broker may send
-//! again what it does not know to be acknowledged; and what has reached it of us before a
-//! message that it has answered, it knows: one connection keeps the order. What it sends again
-//! comes first over the next connection, before it answers anything there (MQTT 5.0, section
-//! 4.4), and counts as accepted then.
+//! Messages without an id are distinguished by their content only. The broker may send again what
+//! it does not know to be acknowledged. It knows everything of ours that reached it before a
+//! message that it has answered, because one connection keeps the order. Redeliveries come first on
+//! the next connection, before the broker answers anything there (MQTT 5.0, section 4.4), and count
+//! as accepted then.
 //!
-//! A broker that died and was restored from an older save has forgotten some of that. It numbers
-//! its messages on, so that one under the identifier of an earlier one is that one. Others number
-//! anew with each connection, and a message that such a broker has sent to a client that was gone
-//! looks the same: only after a connection that was cut under us can the broker have died.
+//! A broker that died and was restored from an older save has forgotten a part of that. It
+//! continues its numbers, so a message with the identifier of an earlier one is that message. Other
+//! brokers number anew with each connection, and a message that such a broker has sent to an absent
+//! client looks the same. Only after a connection that was dropped under us can the broker have
+//! died.
 
 use std::collections::VecDeque;
 
 use crate::store::ledger::Again;
 
-/// What the broker knows to be acknowledged. Times are milliseconds since the epoch, as far as
-/// the host's clock does not step back: then they stand still. `T` names a publish.
+/// What the broker knows to be acknowledged. Times are milliseconds since 1970; while the clock of
+/// the host steps back, they stand still. `T` identifies a publish.
 #[derive(Debug)]
 pub struct Redelivery<T> {
-    /// When those events came that the ledger has not accepted yet, oldest first.
+    /// When the events came that the ledger has not accepted yet, oldest first.
     waiting: VecDeque<i64>,
-    /// Messages under way to the broker, and since when events may be unacknowledged that came
-    /// before each.
+    /// Messages in flight to the broker, and the time since which events before each may be
+    /// unacknowledged.
     sent: VecDeque<(T, i64)>,
     answered: i64,
     since: i64,
     latest: i64,
-    /// Since when a broker may have forgotten what it knew, that has cut the last connection.
+    /// Time since which a broker may have forgotten its knowledge, if it has dropped the last
+    /// connection.
     forgotten: Option<i64>,
-    /// The identifier of the last message that was sent for the first time, and whether the broker
-    /// has begun again at 1.
+    /// Identifier of the last new message, and whether the broker has begun again at 1.
     number: u16,
     numbers_anew: bool,
-    /// A bit for each packet identifier: whether the last message under it left nothing in the
-    /// ledger. Empty until there is one.
+    /// A bit for each packet identifier: whether its last message left nothing in the ledger. Empty
+    /// until there is one.
     unrecorded: Vec<u64>,
-    /// The same of the message before the one that is looked at now, under its identifier.
+    /// The same for the message before the current one, under its identifier.
     unrecorded_before: bool,
 }
 
-/// Maximum age of the save that a broker is restored from, milliseconds: twice the interval that
-/// docs/broker.md has mosquitto save its state in.
+/// Maximum age of the save from which a broker is restored, milliseconds: twice the interval that
+/// docs/broker.md sets for mosquitto.
 const SAVE_AGE: i64 = 120_000;
 
 /// Words of 64 bits for all packet identifiers.
 const PACKET_WORDS: usize = 1024;
 
 impl<T: Copy + PartialEq> Redelivery<T> {
-    /// After an earlier client, whose broker knew that what came before `since` was acknowledged,
-    /// and whose last event came at `latest`.
+    /// Returns the state after an earlier client, whose broker knew that what came before `since`
+    /// was acknowledged, and whose last event came at `latest`.
     pub fn new(since: i64, latest: i64) -> Self {
         Self {
             waiting: VecDeque::new(),
@@ -70,11 +71,11 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         self.latest
     }
 
-    /// A message is delivered under `packet`, `again` if the broker says so; it leaves nothing in the
-    /// ledger unless [`Redelivery::came`] follows. At QoS 0 there is no identifier.
+    /// Notes a delivery under `packet`, and whether it may be a redelivery (`again`). It leaves
+    /// nothing in the ledger unless [`Redelivery::came`] follows. At QoS 0 there is no identifier.
     pub fn delivered(&mut self, packet: u16, again: bool) {
         if packet != 0 && !again {
-            // After the largest identifier comes the smallest, and a save goes back by some.
+            // After the largest identifier comes the smallest, and a save is behind by some.
             let before = self.number.wrapping_sub(packet);
             self.numbers_anew |= packet == 1 && before < u16::MAX / 2;
             self.number = packet;
@@ -82,7 +83,7 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         self.unrecorded_before = self.mark(packet, true);
     }
 
-    /// Sets the bit of `packet`, and returns what it was.
+    /// Sets the bit of `packet`, and returns its earlier value.
     fn mark(&mut self, packet: u16, unrecorded: bool) -> bool {
         if packet == 0 || (self.unrecorded.is_empty() && !unrecorded) {
             return false;
@@ -101,8 +102,7 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         before
     }
 
-    /// An event comes at `now` under `packet`, and is on its way to the ledger, with the time that
-    /// is returned.
+    /// Notes an event that comes at `now` under `packet`, and returns the time for the ledger.
     pub fn came(&mut self, now: i64, packet: u16) -> i64 {
         self.mark(packet, false);
         let at = self.time(now);
@@ -110,19 +110,19 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         at
     }
 
-    /// The ledger has accepted the first of these.
+    /// Notes that the ledger has accepted the first of these.
     pub fn accepted(&mut self) {
         self.waiting.pop_front();
     }
 
-    /// A message is sent at `now`.
+    /// Notes a message that is sent at `now`.
     pub fn sent(&mut self, token: T, now: i64) {
         let now = self.time(now);
         let since = self.waiting.front().copied().unwrap_or(now);
         self.sent.push_back((token, since));
     }
 
-    /// The broker has answered the message, on the connection that it was sent on.
+    /// Notes that the broker has answered the message, on the connection on which it was sent.
     pub fn answered(&mut self, token: T) {
         if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
             && let Some((_, since)) = self.sent.remove(place)
@@ -131,17 +131,17 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         }
     }
 
-    /// The message was not sent after all, or its answer does not come from the broker.
+    /// Notes that the message was not sent, or that its answer does not come from the broker.
     pub fn unanswered(&mut self, token: T) {
         self.sent.retain(|(sent, _)| *sent != token);
     }
 
-    /// What the broker knows to be acknowledged: what came before that time.
+    /// Returns the time before which the broker knows our acknowledgements.
     pub const fn known(&self) -> i64 {
         self.answered
     }
 
-    /// The connection is gone, or could not be had; `cut` says when the other side has cut it.
+    /// Notes that the connection is gone, or failed; `cut` is when the other side has dropped it.
     pub fn disconnected(&mut self, cut: Option<i64>) {
         self.sent.clear();
         self.since = self.answered;
@@ -150,9 +150,9 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         }
     }
 
-    /// When the message that is looked at now can have been accepted, if the broker says that it
-    /// may have sent it before: since the broker last knew, or, if it has forgotten that, since its
-    /// last save, unless its packet identifier has carried something else since.
+    /// Returns when the current message can have been accepted, if it may be a redelivery: since
+    /// the last knowledge of the broker, or, if it has forgotten that, since its last save, unless
+    /// its packet identifier has carried something else since.
     pub fn again(&self) -> Again {
         let forgotten = self.forgotten.filter(|_| !self.numbers_anew);
         Again {
@@ -231,7 +231,7 @@ mod tests {
             assert_eq!(kept(packet, true), 0);
         }
         assert_eq!((kept(0, false), kept(0, false)), (0, 0), "QoS 0");
-        // It numbers on, also from the largest to the smallest, and from its save.
+        // It continues its numbers, also from the largest to the smallest, and from its save.
         for packet in [7, 20, 5, u16::MAX / 3, u16::MAX / 3 * 2, u16::MAX - 1, 1, 2] {
             redelivery.delivered(packet, false);
             assert!(!redelivery.numbers_anew, "{packet}");

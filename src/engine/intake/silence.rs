@@ -1,7 +1,7 @@
-//! Triggers that run when nothing comes.
+//! Triggers that run when no message comes.
 //!
-//! Silence is only judged while there is a connection: without one, nobody knows. What was
-//! sent meanwhile comes first then, so a little time is left for it.
+//! Silence counts only during a connection, because without one nothing can be heard. After a
+//! connection, messages of the time before come first, so they get a little time.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -20,31 +20,30 @@ use crate::model::message::Delivery;
 use crate::model::trigger::Trigger;
 use crate::store::ledger::{Heard, Op};
 
-/// Time for what was sent while there was no connection.
+/// Time for messages that were sent without a connection.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// What was heard is written when it is older than this part of the wait: a restart after a
-/// crash takes the silence for longer by so much, and not every message costs a commit.
+/// The last message is written when it is older than this part of the wait. After a crash, the
+/// silence looks longer by that part. Otherwise every message would cost a commit.
 const WRITE_PART: u32 = 20;
 
 #[derive(Debug)]
 struct Watch {
     trigger: String,
-    /// What tells this silence from another one of the same trigger's.
+    /// Identifies this silence among those of the trigger.
     key: String,
     absent: Duration,
-    /// When something was last heard, and what of that the ledger knows; milliseconds since
-    /// the epoch.
+    /// Time of the last message, and what the ledger knows of it; milliseconds since 1970.
     heard: i64,
     written: i64,
     /// Whether the command has run for this silence.
     fired: bool,
     deadline: Option<Instant>,
-    /// As which it stands among [`Silence::deadlines`].
+    /// Its deadline among [`Silence::deadlines`].
     queued: Option<Instant>,
 }
 
-/// A trigger that waits for something else waits anew.
+/// A trigger that waits for something else starts a new silence.
 fn key(trigger: &Trigger) -> String {
     let filters = trigger.filters.iter().map(ToString::to_string);
     let conditions = trigger.conditions.iter().map(ToString::to_string);
@@ -70,13 +69,13 @@ pub struct Silence {
     watches: Vec<Watch>,
     /// Places of the watches by the names of their triggers.
     names: HashMap<String, usize>,
-    /// Deadlines of those that have not run, with their places.
+    /// Deadlines of those that have not run, and their places.
     deadlines: BTreeSet<(Instant, usize)>,
     online: bool,
 }
 
 impl Silence {
-    /// Takes up what the ledger knows; what it does not know was heard at `now`.
+    /// Continues with the knowledge of the ledger; other silences begin at `now`.
     pub fn take_up(&mut self, triggers: &[Trigger], known: &[Heard], now: i64) {
         let old = std::mem::take(&mut self.watches);
         let old: HashMap<&str, &Watch> = old.iter().map(|w| (w.key.as_str(), w)).collect();
@@ -103,7 +102,7 @@ impl Silence {
                 heard,
                 written,
                 fired,
-                // One that is listened for already is not put off.
+                // A silence that is already running is not extended.
                 deadline: before
                     .filter(|b| b.absent == absent)
                     .and_then(|b| b.deadline),
@@ -118,7 +117,7 @@ impl Silence {
         }
     }
 
-    /// Puts a watch where its deadline belongs.
+    /// Updates the deadline of a watch.
     fn schedule(&mut self, place: usize) {
         let Some(watch) = self.watches.get_mut(place) else {
             return;
@@ -134,7 +133,7 @@ impl Silence {
         }
     }
 
-    /// Starts or stops to listen.
+    /// Starts or stops listening.
     pub fn online(&mut self, online: bool) {
         self.online = online;
         for watch in &mut self.watches {
@@ -153,7 +152,7 @@ impl Silence {
         !self.watches.is_empty()
     }
 
-    /// Something has come for `trigger`; what is to be written of that.
+    /// Notes a message for `trigger`. Returns the change for the ledger, if there is one.
     fn heard(&mut self, trigger: &str, now: i64) -> Option<Op> {
         let place = *self.names.get(trigger)?;
         let watch = self.watches.get_mut(place)?;
@@ -168,7 +167,7 @@ impl Silence {
         written
     }
 
-    /// What the ledger does not know yet, when the client stops.
+    /// Returns what the ledger does not know yet, when the client stops.
     pub fn unwritten(&mut self) -> Vec<Op> {
         let unwritten = self.watches.iter_mut().filter(|w| w.written != w.heard);
         unwritten.map(Watch::write).collect()
@@ -209,10 +208,10 @@ impl Silence {
         Some(due)
     }
 
-    /// Notes which triggers a message tells that their topic is not silent.
+    /// Notes which triggers a message ends the silence of.
     pub fn listen(&mut self, pipeline: &Pipeline, delivery: &Delivery, steps: &mut Steps) {
         if delivery.retained {
-            // Nobody knows how old it is.
+            // Its age is unknown.
             return;
         }
         let config = &pipeline.config;
@@ -225,7 +224,7 @@ impl Silence {
             .listening_to(topic)
             .filter(|trigger| match &parsed {
                 Ok(event) => trigger.means_on_topic(event, &config.who),
-                // Whoever asks for nothing hears anything.
+                // A trigger without conditions hears every message.
                 Err(_) => trigger.conditions.is_empty(),
             });
         for trigger in heard {
@@ -233,7 +232,7 @@ impl Silence {
         }
     }
 
-    /// When each trigger last heard something, milliseconds since the epoch.
+    /// Returns the time of the last message of each trigger, milliseconds since 1970.
     pub fn last_heard(&self) -> impl Iterator<Item = (&str, i64)> {
         self.watches.iter().map(|w| (w.trigger.as_str(), w.heard))
     }
@@ -254,14 +253,15 @@ impl Watch {
 #[derive(Debug)]
 pub struct Due {
     trigger: String,
-    /// When something was last heard, milliseconds since the epoch.
+    /// Time of the last message, milliseconds since 1970.
     heard: i64,
-    /// What is written with its run.
+    /// The change to commit with its run.
     op: Op,
 }
 
 impl Due {
-    /// Returns the event of the silence, and what is written with it; `None` if its trigger is gone.
+    /// Returns the event of the silence, and the change to commit with it; `None` if its trigger is
+    /// gone.
     pub fn subject(self, pipeline: &Pipeline) -> Option<(Subject, Op)> {
         let trigger = pipeline.trigger(&self.trigger)?;
         let event = silent(trigger, self.heard);
@@ -281,7 +281,7 @@ impl Due {
     }
 }
 
-/// The event of a silence since `heard`, with an id that says which silence.
+/// Returns the event of a silence since `heard`, with an id that identifies the silence.
 fn silent(trigger: &Trigger, heard: i64) -> Event {
     let topics: Vec<String> = trigger.filters.iter().map(ToString::to_string).collect();
     let topic = topics.join(" ");
@@ -342,7 +342,7 @@ mod tests {
     fn a_silence_goes_on_over_a_restart_and_ends_with_a_message() {
         let now = now_ms();
         let mut watch = silence(now - 20_000, false);
-        assert_eq!(left(&watch), None, "nobody listens yet");
+        assert_eq!(left(&watch), None, "nothing listens yet");
         watch.online(true);
         assert_eq!(left(&watch), Some(40));
         watch.online(false);

@@ -1,5 +1,5 @@
-//! Where events come from. Whatever the source, an event becomes an [`Offer`], and goes through one
-//! door: the client judges it, commits it, and gives the receipt back.
+//! Sources of events. From every source, an event becomes an [`Offer`] and goes through one door:
+//! the client judges it, commits it, and settles the receipt.
 
 use crate::engine::commit::receipt::Receipt;
 use crate::engine::commit::step::{Step, Steps};
@@ -9,7 +9,7 @@ use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
 use crate::net::session::SessionReceived;
 
-/// Something that has come, by its source. A new source is a variant here, and one of [`Receipt`].
+/// An event from a source. A new source is a variant here, and one of [`Receipt`].
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
@@ -18,17 +18,17 @@ use crate::net::session::SessionReceived;
 pub enum Source {
     /// A message of a subscribed topic.
     Mqtt(SessionReceived),
-    /// A request that wants a run.
+    /// A request for a run.
     Request(Box<Subject>, Option<ReplyTo>, Receipt),
     /// A silence that is long enough.
     Silence(Due),
-    /// What a test offers.
+    /// An offer of a test.
     #[cfg(test)]
     Script(Offer),
 }
 
 impl Source {
-    /// Returns what the source offers; `None` if that is void meanwhile.
+    /// Returns the offer of the source; `None` if it is void meanwhile.
     pub fn offer(self, pipeline: &Pipeline, steps: &mut Steps) -> Option<Offer> {
         match self {
             Self::Mqtt(SessionReceived { delivery, ack }) => Some(Offer {
@@ -43,7 +43,7 @@ impl Source {
             }),
             Self::Silence(due) => {
                 let (subject, heard) = due.subject(pipeline)?;
-                // In one transaction with its event: once for each silence.
+                // One transaction with its event makes it once for each silence.
                 steps.push_back(Step::Commit(heard));
                 Some(Offer {
                     subject,

@@ -1,4 +1,4 @@
-//! What the service manager is told: ready, how it goes, and that we are alive.
+//! Reports to the service manager: readiness, status line, signs of life.
 
 use tokio::time::{Duration, Instant};
 use tracing::warn;
@@ -6,39 +6,39 @@ use tracing::warn;
 use crate::engine::observe::snapshot::Snapshot;
 use crate::os::notify::Notify;
 
-/// Time between two lines of status at least.
+/// Minimum time between two status lines.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Signs of life of those that work for the loop.
+/// Signs of life of the tasks of the loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Signs {
-    /// Whether the network task has not been heard of for too long.
+    /// Whether the network task makes no progress.
     pub stalled: bool,
-    /// How often the ledger has tried to commit, while something waits for it.
+    /// Attempts of the ledger to commit, while changes wait.
     pub attempts: Option<u64>,
 }
 
-/// What the service manager knows of a pipeline.
+/// State of a pipeline for the service manager.
 #[derive(Debug)]
 pub struct Health {
-    /// The way to it.
+    /// Connection to the service manager.
     pub notify: Notify,
     ready: bool,
     said: String,
-    /// When the next line of status may go out.
+    /// When the next status line may be sent.
     free: Instant,
-    /// Whether one waits for that.
+    /// Whether a line waits for that.
     stale: bool,
-    /// When the next sign of life is due, and the time between two.
+    /// When the next sign of life is due, and the interval.
     watchdog: Option<(Instant, Duration)>,
-    /// The ledger's attempts at the last look, if it had something to do then.
+    /// Attempts of the ledger at the last check, if it had work then.
     attempts: Option<u64>,
-    /// Whether it was said that there is no sign of life.
+    /// Whether a missing sign of life was logged.
     worried: bool,
 }
 
 impl Health {
-    /// Returns what it knows at the start.
+    /// Returns the state at the start.
     pub fn new(notify: Notify) -> Self {
         let now = Instant::now();
         // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
@@ -56,14 +56,14 @@ impl Health {
         }
     }
 
-    /// Returns when [`Health::show`] has something to do though nothing happens.
+    /// Returns when [`Health::show`] has work without an event.
     pub fn wake(&self) -> Option<Instant> {
         let status = self.stale.then_some(self.free);
         let watchdog = self.watchdog.map(|(at, _)| at);
         [status, watchdog].into_iter().flatten().min()
     }
 
-    /// Tells it, once, that the client is ready.
+    /// Reports, once, that the client is ready.
     pub fn ready(&mut self) {
         if !self.ready {
             self.ready = true;
@@ -89,7 +89,7 @@ impl Health {
         self.notify.is_heard()
     }
 
-    /// Tells the service manager, if there is one, what has changed, and that we are alive.
+    /// Reports changes and signs of life to the service manager, if there is one.
     pub fn show(&mut self, snapshot: &Snapshot<'_>, signs: Signs) {
         if !self.is_heard() {
             return;

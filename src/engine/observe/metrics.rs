@@ -1,5 +1,5 @@
-//! Figures for a monitoring system: a file that the Prometheus node exporter's textfile
-//! collector reads (its format: prometheus.io/docs/instrumenting/exposition_formats).
+//! Metrics: a file for the textfile collector of the Prometheus node exporter (format:
+//! prometheus.io/docs/instrumenting/exposition_formats).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::engine::observe::snapshot::Snapshot;
 use crate::model::unit::{Outcome, State};
 
-/// Time between two writes at least.
+/// Minimum time between two writes.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs that have ended since the client started.
@@ -59,12 +59,12 @@ impl Metrics {
         self.ends.seconds += std::time::Duration::from_micros(outcome.elapsed).as_secs_f64();
     }
 
-    /// Returns when something is written that has waited.
+    /// Returns when a delayed write is due.
     pub fn wake(&self) -> Option<Instant> {
         self.stale.then_some(self.free)
     }
 
-    /// Writes the metrics if they have changed; `last` says that there is no later.
+    /// Writes the metrics if they have changed; `last` skips the pause.
     pub fn show(&mut self, snapshot: &Snapshot<'_>, last: bool) {
         let text = self.text(snapshot);
         if text == self.written {
@@ -80,7 +80,7 @@ impl Metrics {
         let mut out = String::new();
         let who = label(snapshot.who);
         let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
-            // Nothing can go wrong in writing to a string.
+            // Writing to a string cannot fail.
             let _ = writeln!(out, "# HELP tael_{name} {help}\n# TYPE tael_{name} {kind}");
             for (labels, value) in rows {
                 let _ = writeln!(out, "tael_{name}{{who=\"{who}\"{labels}}} {value}");
@@ -94,7 +94,7 @@ impl Metrics {
         family(
             "events_total",
             "counter",
-            "Messages by what became of them.",
+            "Messages by result.",
             &[
                 by("result", "accepted", count(counts.accepted)),
                 by("result", "refused", count(counts.refused)),
@@ -122,7 +122,7 @@ impl Metrics {
         family(
             "units_running",
             "gauge",
-            "Runs that go on.",
+            "Runs that are running.",
             &gauge(snapshot.running.len()),
         );
         family(
@@ -134,13 +134,13 @@ impl Metrics {
         family(
             "outbox_messages",
             "gauge",
-            "Statuses that the broker does not have yet.",
+            "Statuses that are not published yet.",
             &gauge(snapshot.outbox),
         );
         family(
             "connected",
             "gauge",
-            "Whether the broker is there.",
+            "Whether the client is connected (1) or not (0).",
             &gauge(usize::from(snapshot.online)),
         );
         let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
@@ -159,7 +159,7 @@ impl Metrics {
             family(
                 "last_beat_timestamp_seconds",
                 "gauge",
-                "When the topic of a trigger that waits for silence was last heard.",
+                "When the topic of a trigger with absent last had a message.",
                 &heard,
             );
         }
@@ -181,12 +181,12 @@ impl Metrics {
     }
 }
 
-/// A reader sees the old file or the new one. Others may read it: that is its purpose.
+/// A reader sees the old file or the new one. Other users may read it.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     // The collector reads `*.prom` only.
     part.push(".part");
-    // Whatever lies there, it is not written through.
+    // A file or link in its place must not be written through.
     match fs::remove_file(&part) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
         _ => {}
@@ -203,7 +203,7 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     written
 }
 
-/// A label's value, escaped.
+/// Escapes the value of a label.
 fn label(text: &str) -> String {
     let text = text.replace('\\', r"\\").replace('"', "\\\"");
     text.replace('\n', r"\n")

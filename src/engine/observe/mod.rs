@@ -1,4 +1,4 @@
-//! What others see of a client: one snapshot, for people, monitoring systems and the service
+//! The state of a client for others: one snapshot, for people, monitoring systems and the service
 //! manager.
 
 mod health;

@@ -1,4 +1,4 @@
-//! Who looks at a client from outside.
+//! Observers of a client.
 
 use std::path::PathBuf;
 
@@ -27,12 +27,12 @@ impl Observer {
         }
     }
 
-    /// Returns whether anybody looks.
+    /// Returns whether there is an observer.
     pub fn looks(&self) -> bool {
         self.health.is_heard() || self.metrics.is_some()
     }
 
-    /// Returns when somebody wants to look again though nothing happens.
+    /// Returns when an observer has work without an event.
     pub fn wake(&self) -> Option<Instant> {
         let metrics = self.metrics.as_ref().and_then(Metrics::wake);
         [self.health.wake(), metrics].into_iter().flatten().min()
@@ -45,7 +45,7 @@ impl Observer {
         }
     }
 
-    /// Shows what has changed, and that we are alive.
+    /// Reports changes, and that we are alive.
     pub fn show(&mut self, snapshot: &Snapshot<'_>, signs: Signs) {
         self.health.show(snapshot, signs);
         if let Some(metrics) = &mut self.metrics {
@@ -53,7 +53,7 @@ impl Observer {
         }
     }
 
-    /// Shows how the client is left.
+    /// Reports the final state of the client.
     pub fn show_last(&mut self, snapshot: &Snapshot<'_>) {
         if let Some(metrics) = &mut self.metrics {
             metrics.show(snapshot, true);

@@ -1,5 +1,5 @@
-//! What a client looks like from outside, at one moment. The status reply, the metrics and the
-//! status line of the service manager all read it.
+//! The state of a client at one moment. The status reply, the metrics and the status line of the
+//! service manager all use it.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -21,25 +21,24 @@ pub struct Snapshot<'a> {
     pub since: Timestamp,
     /// Address of the broker.
     pub broker: String,
-    /// Whether the broker is there and has our subscriptions.
+    /// Returns whether the broker is connected and has our subscriptions.
     pub online: bool,
-    /// Whether nothing is started.
+    /// Returns whether starts are paused.
     pub paused: bool,
     /// Ids of the units that run.
     pub running: Vec<&'a String>,
     /// Number of units that wait.
     pub waiting: usize,
-    /// What has come since the client started.
+    /// Counts of events since the client started.
     pub counts: Counts,
-    /// Number of statuses that the broker does not have yet.
+    /// Number of statuses that are not published yet.
     pub outbox: usize,
-    /// When the topic of each trigger that waits for silence was last heard, milliseconds since the
-    /// epoch.
+    /// Time of the last message of each trigger that waits for silence, milliseconds since 1970.
     pub heard: Vec<(&'a str, i64)>,
 }
 
 impl<'a> Snapshot<'a> {
-    /// Returns what the parts of a client look like now.
+    /// Returns the present state of the parts of a client.
     pub fn of<T: Copy + PartialEq>(
         pipeline: &'a Pipeline,
         (work, intake, reports): (&'a Units, &'a Intake<T>, &'a Reports<T>),
@@ -73,7 +72,8 @@ impl<'a> Snapshot<'a> {
         )
     }
 
-    /// Returns the fields of the reply to a status request; `totals` counts what the ledger holds.
+    /// Returns the fields of the answer to a status request; `totals` has the numbers of the
+    /// ledger.
     pub fn fields(&self, totals: &Totals) -> Map<String, Value> {
         let fields = [
             ("who", json!(self.who)),

@@ -1,4 +1,4 @@
-//! The end of the last run, retained for whoever looks later.
+//! The end of the last run, as a retained message.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -12,10 +12,10 @@ use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::store::ledger::Reader;
 
-/// Time between two messages at least: when runs end fast, the last one counts.
+/// Minimum time between two messages. When runs end faster, the last one counts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The status of the last end, and when the broker is to have it.
+/// Status of the last end, and when to publish it.
 #[derive(Debug)]
 pub struct LastEnd {
     status: Option<Value>,
@@ -53,7 +53,7 @@ impl LastEnd {
         self.due = self.status.is_some().then_some(self.free);
     }
 
-    /// Makes it due now: no later end is waited for.
+    /// Makes it due now, without waiting for a later end.
     pub fn flush(&mut self) {
         self.due = self.due.map(|_| Instant::now());
     }
@@ -63,7 +63,7 @@ impl LastEnd {
         self.due
     }
 
-    /// Tells the last end, if it is due. Without a connection it is due again when there is one.
+    /// Publishes the last end, if it is due. Without a connection it is due again at the next one.
     pub fn tell(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         let now = Instant::now();
         if self.due.is_none_or(|due| due > now) {
@@ -72,7 +72,7 @@ impl LastEnd {
         self.due = None;
         self.free = now + PAUSE;
         let Some(status) = &self.status else { return };
-        // Not a status itself: whoever listens to all topics must not see the end twice.
+        // It is not a status itself. Otherwise subscribers of all topics would see the end twice.
         let payload = json!({ "last": status });
         steps.push_back(Step::Publish(Message {
             topic: pipeline.topics.last(),

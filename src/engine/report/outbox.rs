@@ -1,4 +1,4 @@
-//! Messages that the ledger holds until the broker has acknowledged them, as many as fit into
+//! Messages that the ledger holds until the broker has acknowledged them. As many as fit are in
 //! memory; the ledger keeps the others until there is room.
 
 use std::collections::VecDeque;
@@ -9,20 +9,21 @@ use tokio::time::Instant;
 use crate::model::message::Message;
 use crate::store::ledger::Queued;
 
-/// Maximum number of messages under way at one time.
+/// Maximum number of messages in flight.
 const WINDOW: usize = 32;
 
-/// Maximum number of messages in memory, and of messages that are read from the ledger at a time.
+/// Maximum number of messages in memory, and of messages that are read from the ledger at once.
 pub const MAX_ROWS: usize = 1024;
 
-/// Maximum memory that they hold, bytes; one that is larger is there alone.
+/// Maximum memory of them, bytes; a larger one is there alone.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// Maximum number of messages that wait, in memory and in the ledger; the oldest go.
+/// Maximum number of messages that wait, in memory and in the ledger; beyond it the oldest are
+/// dropped.
 pub const MAX_WAITING: usize = 100_000;
 
-/// Delay before a message is tried again that the broker could not take: the first, and the
-/// longest; it doubles.
+/// Delay before a message is sent again that the broker could not take now: the first delay, which
+/// doubles.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
@@ -32,54 +33,54 @@ const MAX_DOUBLINGS: u32 = 5;
 /// Maximum number of times that a broker may refuse a message for now; about 8 hours.
 const MAX_TRIES: u32 = 1000;
 
-/// Maximum number of connections that one message may cost, when the broker says that a packet of
-/// ours was at fault.
+/// Maximum number of connections that one message may end, when the broker reports a wrong packet
+/// of ours.
 const MAX_COSTS: u32 = 2;
 
-/// Maximum number of connections that end without a word while one message is alone under way.
+/// Maximum number of connections that end without a reason while one message is alone in flight.
 const MAX_SILENT_COSTS: u32 = 8;
 
-/// Number of connections in a row that end with messages under way and none acknowledged, after
-/// which messages go out one at a time.
+/// Number of connections in a row that end with messages in flight and none acknowledged. After
+/// that, messages go out one at a time.
 const FRUITLESS: u32 = 3;
 
-/// How a connection ended.
+/// End of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// The broker said that a packet of ours was at fault.
+    /// The broker reported a wrong packet of ours.
     Packet,
-    /// For another reason, or without a word.
+    /// Another reason, or none.
     Link,
 }
 
 #[derive(Debug)]
 struct Row<T> {
     queued: Queued,
-    /// Of its publish, while that is under way on this connection.
+    /// Token of its publish, while it is in flight on this connection.
     token: Option<T>,
-    /// When it may be tried again.
+    /// When it may be sent again.
     not_before: Option<Instant>,
     tries: u32,
     costs: u32,
     silent_costs: u32,
 }
 
-/// The outbox in memory, in the order of the ledger's. `T` names a publish on a connection.
+/// The outbox in memory, in the order of the ledger. `T` identifies a publish on a connection.
 #[derive(Debug)]
 pub struct Outbox<T> {
     rows: VecDeque<Row<T>>,
     bytes: usize,
     /// Sequence number of the last message that was in memory.
     last: u64,
-    /// Messages behind it that only the ledger has; `None` without a ledger.
+    /// Number of messages after it that only the ledger has; `None` without a ledger.
     behind: Option<u64>,
-    /// Messages that may be under way now.
+    /// Maximum number of messages in flight now.
     window: usize,
-    /// Connections in a row that ended with messages under way and none acknowledged.
+    /// Connections in a row that ended with messages in flight and none acknowledged.
     fruitless: u32,
-    /// Whether another publish has to be answered on this connection before ours go out.
+    /// Whether another publish must be answered on this connection before ours go out.
     waits_for_other: bool,
-    /// When the next may go out, after one that the broker could not take.
+    /// When the next message may go out, after one that the broker could not take.
     paused_until: Option<Instant>,
     dropped: u64,
 }
@@ -101,7 +102,7 @@ impl<T> Default for Outbox<T> {
 }
 
 impl<T: Copy + PartialEq> Outbox<T> {
-    /// An outbox with a ledger behind it that holds `waiting` messages, of which none is in memory.
+    /// Returns the outbox of a ledger that holds `waiting` messages, none of them in memory.
     pub fn of_ledger(waiting: u64) -> Self {
         Self {
             behind: Some(waiting),
@@ -109,11 +110,11 @@ impl<T: Copy + PartialEq> Outbox<T> {
         }
     }
 
-    /// Adds messages that were just written to the ledger, in its order. What finds no room stays
+    /// Adds messages that were just written to the ledger, in its order. Messages without room stay
     /// there.
     pub fn extend(&mut self, queued: impl IntoIterator<Item = Queued>) {
         for queued in queued {
-            // What was read from the ledger meanwhile is here.
+            // It was read from the ledger meanwhile.
             if self.behind.is_some() && queued.seq <= self.last {
                 continue;
             }
@@ -142,14 +143,13 @@ impl<T: Copy + PartialEq> Outbox<T> {
         });
     }
 
-    /// The sequence number after which messages are to be read from the ledger, if there is room
-    /// for some.
+    /// Returns the sequence number after which to read messages from the ledger, if there is room.
     pub fn wants(&self) -> Option<u64> {
         let room = self.rows.len() <= MAX_ROWS / 2 && self.bytes <= MAX_BYTES / 2;
         (room && self.behind.is_some_and(|behind| behind > 0)).then_some(self.last)
     }
 
-    /// Adds messages that the ledger holds behind [`Outbox::wants`]; it has `left` more.
+    /// Adds messages of the ledger after [`Outbox::wants`]; it has `left` more.
     pub fn load(&mut self, queued: Vec<Queued>, left: u64) {
         for queued in queued {
             self.push(queued);
@@ -157,8 +157,8 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.behind = Some(left);
     }
 
-    /// Gives `publish` what may go out now. It returns the name of each publish, `None` if no more
-    /// can go out.
+    /// Passes messages that may go out now to `publish`, which returns the token of each, or `None`
+    /// if no more can go out.
     pub fn flush(&mut self, mut publish: impl FnMut(&Message) -> Option<T>) {
         self.flush_by(|queued| publish(&queued.message));
     }
@@ -190,7 +190,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.rows.iter().filter(|row| row.token.is_some()).count()
     }
 
-    /// When [`Outbox::flush`] can do something that it could not before, though nothing happens.
+    /// Returns when [`Outbox::flush`] can do more without an event.
     pub fn wake(&self) -> Option<Instant> {
         let rows = self.rows.iter().filter_map(|row| row.not_before).min();
         match (self.paused_until, rows) {
@@ -199,13 +199,13 @@ impl<T: Copy + PartialEq> Outbox<T> {
         }
     }
 
-    /// The broker has answered a publish on this connection, whose ever it was.
+    /// Notes that the broker has answered a publish on this connection, also one of others.
     pub const fn answered(&mut self) {
         self.waits_for_other = false;
     }
 
-    /// Forgets that anything was sent: the connection is gone, by `loss`. Returns a message that
-    /// has cost too many connections; it is not sent again.
+    /// Notes the end of the connection: nothing is in flight. Returns a message that has ended too
+    /// many connections; it is not sent again.
     pub fn lost(&mut self, loss: Loss) -> Option<Queued> {
         let mut suspects = self.rows.iter_mut().filter(|row| row.token.is_some());
         let only = match (suspects.next(), suspects.next()) {
@@ -231,7 +231,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
         if loss == Loss::Packet || self.fruitless >= FRUITLESS {
             self.window = 1;
         }
-        // One that goes out alone must not be blamed for what goes out beside it.
+        // A message that goes out alone must not be blamed for others.
         self.waits_for_other = self.window == 1 && self.behind.is_some();
         self.paused_until = None;
         for row in &mut self.rows {
@@ -254,7 +254,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.rows.iter().position(|row| row.token == Some(token))
     }
 
-    /// Takes out the message that the broker has dealt with.
+    /// Removes the message that the broker has answered.
     pub fn complete(&mut self, token: T) -> Option<Queued> {
         let place = self.place(token)?;
         self.fruitless = 0;
@@ -265,8 +265,8 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.remove(place)
     }
 
-    /// The broker could not take a message for now: it goes out again later. Returns it if that was
-    /// so for too long; it is not sent again. `None` too if the publish is not one of ours.
+    /// Notes that the broker could not take a message now; it is sent again later. Returns it after
+    /// too many attempts; it is not sent again. `None` also if the publish is not ours.
     pub fn retry(&mut self, token: T) -> Option<Queued> {
         let place = self.place(token)?;
         let now = Instant::now();
@@ -283,7 +283,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.remove(place)
     }
 
-    /// Takes out the oldest message, if too many wait and it is not under way.
+    /// Removes the oldest message, if too many wait and it is not in flight.
     pub fn overflow(&mut self) -> Option<Queued> {
         let too_many = match self.behind {
             Some(_) => self.len() > MAX_WAITING,
@@ -295,24 +295,24 @@ impl<T: Copy + PartialEq> Outbox<T> {
         queued
     }
 
-    /// How many messages were dropped because too many waited.
+    /// Returns how many messages were dropped because too many waited.
     pub const fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// How many messages wait.
+    /// Returns how many messages wait.
     pub fn len(&self) -> usize {
         let behind = usize::try_from(self.behind.unwrap_or_default());
         self.rows.len().saturating_add(behind.unwrap_or(usize::MAX))
     }
 
-    /// Whether none waits.
+    /// Returns whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A message as an error names it.
+/// Returns the name of a message for errors.
 pub fn shown(message: &Message) -> String {
     format!("'{}' ({} bytes)", message.topic, message.payload.len())
 }

@@ -1,4 +1,4 @@
-//! Answers to requests: where they go, and what they say of what was committed.
+//! Answers to requests: their topics, and their content after the commit.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -14,21 +14,21 @@ use crate::model::unit::ReplyAddress;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Known, Part};
 
-/// Maximum number of levels of a topic that is replied on. mosquitto cuts off a client that publishes on
+/// Maximum number of levels of the topic of an answer. mosquitto drops a client that publishes on
 /// one of more than 200.
 const MAX_REPLY_LEVELS: usize = 100;
 
-/// Where the answer to a request goes, and what says which request it answers.
+/// Address of an answer, and what identifies its request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyTo {
     topic: String,
     correlation: Option<Bytes>,
-    /// The request's own id, if it carries one inside the payload.
+    /// Id of the request inside the payload, if it has one.
     request: Option<String>,
 }
 
 impl ReplyTo {
-    /// Where the requester waits for the answer, if it says so and an answer may go there.
+    /// Returns the address that a request names, if an answer may go there.
     pub fn of(config: &Config, request: &Delivery, envelope: &Envelope) -> Option<Self> {
         let properties = &request.properties;
         let topic = properties.response_topic.as_ref();
@@ -56,7 +56,7 @@ impl ReplyTo {
         }
     }
 
-    /// The message that says `answer`.
+    /// Returns the message with `answer`.
     pub fn message(self, mut answer: Value) -> Message {
         if let (Some(id), Value::Object(map)) = (self.request, &mut answer) {
             map.insert(ENVELOPE.into(), json!({ "id": id }));
@@ -74,7 +74,7 @@ impl ReplyTo {
     }
 }
 
-/// Whether the client's rights at the broker may be used for an answer on `topic`.
+/// Checks that the rights of the client at the broker may be used for an answer on `topic`.
 fn allowed(config: &Config, topic: &str) -> Result<(), String> {
     topic::check_name(topic)?;
     if topic.matches('/').count() >= MAX_REPLY_LEVELS {
@@ -85,7 +85,7 @@ fn allowed(config: &Config, topic: &str) -> Result<(), String> {
         let filters = filters.join("' or '");
         return Err(format!("answers go to '{filters}' only (--reply-to)"));
     }
-    // A pipeline would take it for a status or a request.
+    // A pipeline would take it as a status or a request.
     let pipelines = format!("{}/infrastructure/pipelines/", config.root);
     let below = topic.strip_prefix(&pipelines);
     let spoken = |rest: &str| {
@@ -98,7 +98,7 @@ fn allowed(config: &Config, topic: &str) -> Result<(), String> {
     }
 }
 
-/// The answer to a request for a run, once that is committed.
+/// Returns the answer to a request for a run, after its commit.
 pub fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
     Some(match (parts.first()?, became.first()?) {
         (Part::Run { unit, .. }, Acceptance::Fresh) => made(&unit.id, unit.retry_of.as_deref()),
@@ -114,7 +114,7 @@ pub fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
     })
 }
 
-/// The answer to a request that was carried out before; `None` if it was refused then.
+/// Returns the answer to a request that was performed before; `None` if it was refused then.
 pub fn repeated(known: &Known) -> Option<Value> {
     Some(made(known.unit.as_ref()?, known.retry_of.as_deref()))
 }

@@ -1,4 +1,4 @@
-//! What a client publishes of its units, and what the broker says to that.
+//! Reports about units, and the answers of the broker to them.
 
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
@@ -17,15 +17,15 @@ use crate::store::ledger::{Op, Queued};
 /// Number of dropped statuses after which that is logged again.
 const SAY_EVERY: u64 = 1000;
 
-/// The statuses that the broker does not have yet, and the last end. `T` names a publish.
+/// Statuses that are not published yet, and the last end. `T` identifies a publish.
 #[derive(Debug)]
 pub struct Reports<T> {
     outbox: Outbox<T>,
     /// The end of the last run.
     pub last: LastEnd,
-    /// Whether it was said that others cannot see how we are.
+    /// Whether it was logged that statuses cannot be published.
     unseen: bool,
-    /// Whether it was said that the broker cannot take statuses for now.
+    /// Whether it was logged that the broker cannot take statuses now.
     refusing: bool,
 }
 
@@ -55,12 +55,12 @@ impl<T: Copy + PartialEq> Reports<T> {
         self.outbox.extend(queued);
     }
 
-    /// Returns when [`Reports::flush`] has something to do though nothing happens.
+    /// Returns when [`Reports::flush`] has work without an event.
     pub fn wake(&self) -> Option<Instant> {
         self.outbox.wake()
     }
 
-    /// Gives `publish` what may go out now, read from the ledger as there is room.
+    /// Passes messages that may go out now to `publish`, read from the ledger as there is room.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -88,8 +88,8 @@ impl<T: Copy + PartialEq> Reports<T> {
         Ok(())
     }
 
-    /// Notes that the connection is gone: what was under way goes out again, except a status that
-    /// has ended too many connections.
+    /// Notes that the connection is gone: messages in flight go out again, except a status that has
+    /// ended too many connections.
     pub fn lost(&mut self, loss: Loss, steps: &mut Steps) {
         if let Some(guilty) = self.outbox.lost(loss) {
             let status = shown(&guilty.message);
@@ -98,7 +98,7 @@ impl<T: Copy + PartialEq> Reports<T> {
         }
     }
 
-    /// Notes how the publish of this name has ended.
+    /// Notes the result of this publish.
     pub fn published(
         &mut self,
         pipeline: &Pipeline,
@@ -117,14 +117,16 @@ impl<T: Copy + PartialEq> Reports<T> {
                 && !std::mem::replace(&mut self.unseen, true)
             {
                 let prefix = pipeline.topics.presence();
-                warn!("what is said on '{prefix}' and beside it does not get there: {e}");
+                warn!(
+                    "cannot publish to '{prefix}' and beside it: statuses are missing there: {e}"
+                );
             }
             return;
         };
         if let Err(e) = result {
             match without_passthrough(&message) {
                 Some(smaller) => {
-                    warn!(target: SENDERS, "a status is told without what was to be passed through: {e}");
+                    warn!(target: SENDERS, "a status is published without its passthrough attributes: {e}");
                     steps.push_back(Step::Commit(Op::Post(smaller)));
                 }
                 None => error!(target: SENDERS, "status on '{}' is given up: {e}", message.topic),
@@ -134,7 +136,7 @@ impl<T: Copy + PartialEq> Reports<T> {
         steps.push_back(Step::Sent(seq));
     }
 
-    /// Tries a status again that the broker cannot take for now.
+    /// Sends a status again later that the broker cannot take now.
     fn retry(&mut self, name: T, cause: &Error, steps: &mut Steps) {
         match self.outbox.retry(name) {
             None => debug!("a status has to wait: {cause}"),

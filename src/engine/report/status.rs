@@ -38,7 +38,7 @@ fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message
     }
 }
 
-/// Returns the status without its passthrough attributes, for a broker that does not take it whole;
+/// Returns the status without its passthrough attributes, for a broker that refuses the whole;
 /// `None` if it has none.
 pub fn without_passthrough(message: &Message) -> Option<Message> {
     let Ok(Value::Object(mut payload)) = json::parse(&message.payload) else {
@@ -52,19 +52,19 @@ pub fn without_passthrough(message: &Message) -> Option<Message> {
     })
 }
 
-/// Returns the status of a unit that never becomes one: its event lacks what the trigger requires.
+/// Returns the status of an event that lacks what its trigger requires, so that it makes no unit.
 pub fn falsestart(config: &Config, unit: &Unit) -> Message {
     let payload = status::falsestart(&unit.passthrough, Timestamp::now());
     message(config, unit, payload)
 }
 
-/// Returns the status of a command that has started at `at`, milliseconds since the epoch.
+/// Returns the status of a command that has started at `at`, milliseconds since 1970.
 pub fn started(config: &Config, unit: &Unit, at: i64) -> Message {
     let payload = status::started(&unit.reason, &unit.passthrough, timestamp(at));
     message(config, unit, payload)
 }
 
-/// Returns what the status of the end of `unit` says, at `at` (milliseconds since the epoch).
+/// Returns the content of the status of the end of `unit`, at `at` (milliseconds since 1970).
 pub fn end(unit: &Unit, outcome: &Outcome, at: i64) -> Map<String, Value> {
     let elapsed = Duration::from_micros(outcome.elapsed);
     status::ended(
@@ -75,14 +75,14 @@ pub fn end(unit: &Unit, outcome: &Outcome, at: i64) -> Map<String, Value> {
     )
 }
 
-/// Returns the statuses of a unit that has ended at `at` (milliseconds since the epoch). The first
-/// one says that it has started, unless that was `said`.
+/// Returns the statuses of a unit that has ended at `at` (milliseconds since 1970). The first one
+/// is that of its start, unless that was published (`said`).
 pub fn ended(config: &Config, unit: &Unit, outcome: &Outcome, said: bool, at: i64) -> Vec<Message> {
     let mut statuses = Vec::with_capacity(2);
     if !said && outcome.end.return_code().is_some() && outcome.started > 0 {
         statuses.push(started(config, unit, outcome.started));
     }
-    // Of such a unit nobody has heard, nor needs to.
+    // The start of such a unit was never published, so its end is not either.
     if !outcome.was_canceled_before_it_began() {
         statuses.push(message(config, unit, end(unit, outcome, at)));
     }

@@ -246,7 +246,7 @@ fn a_redelivery_of_a_running_unit_waits_with_it_for_its_end() {
             panic!("another receipt was spent first");
         };
         assert!(duplicate.starts_with("Duplicate(Some("), "{duplicate}");
-        // The sentinel: whatever was spent before it would have come first.
+        // The sentinel: every receipt spent before it would have come first.
         bench.offer(4, false, message("B", "no json"));
         assert_eq!(bench.receipts(1).await, [(4, "Refused".to_owned())]);
 
@@ -312,7 +312,7 @@ fn silence_and_requests_come_through_the_door_of_messages() {
     run(async {
         let absent = Some(Duration::from_millis(50));
         let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), absent));
-        // Without a broker nobody knows that it is silent.
+        // Without a broker its silence is unknown.
         bench.service.client.intake.silence.online(true);
         bench
             .until(|r| r.totals().expect("totals").running == 1)

@@ -9,10 +9,10 @@ use tracing::{error, warn};
 use crate::engine::pipeline::Pipeline;
 use crate::os::logging::STACK;
 
-/// Delay before a run is looked at again that no thread could be had to wait for.
+/// Delay before another look at a run for which no thread could wait.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Waits for such runs. There are as many as went on when the client started.
+/// Waits for such runs. There are at most as many as ran when the client started.
 #[derive(Debug)]
 pub struct Adopted {
     ended: mpsc::UnboundedSender<String>,
@@ -27,9 +27,9 @@ impl Default for Adopted {
 }
 
 impl Adopted {
-    /// Returns the next unit whose runner is gone; cancel safe.
+    /// Returns the next unit whose runner is gone. Cancel safe.
     pub async fn next(&mut self) -> Option<String> {
-        // We hold a sender ourselves, so that the channel never ends.
+        // We hold a sender ourselves, so the channel never ends.
         self.next.recv().await
     }
 

@@ -1,8 +1,8 @@
-//! How a client forgets: rows a step at a time, folders in a thread beside the loop.
+//! Forgets old runs: rows in bounded steps, folders in a thread beside the loop.
 //!
 //! A unit is forgotten in two steps. A transaction deletes its row and marks its folder as
-//! released; once the folder is gone the mark goes too. A client that is killed in between finds
-//! the mark, and never has to guess what may be deleted.
+//! released. When the folder is removed, the mark is deleted too. A client that is killed in
+//! between finds the mark, and never guesses what it may delete.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention};
 use crate::store::unit_dir::UnitDir;
 
-/// Maximum number of folders that are removed at a time.
+/// Maximum number of folders to remove at once.
 const PIECE: usize = 64;
 
 /// Number of units that end, or events that are refused, between two prunings.
@@ -26,29 +26,29 @@ const PRUNE_EVERY: u32 = 256;
 /// Number of prunings between two counts of all events.
 const COUNT_EVERY: u32 = 16;
 
-/// Maximum number of events that are remembered, to know one that comes again.
+/// Maximum number of remembered events, to recognise redeliveries.
 const MAX_EVENTS: u64 = 1_000_000;
 
-/// Maximum number of refused events that are remembered.
+/// Maximum number of remembered refused events.
 const MAX_REFUSED: u64 = 10_000;
 
-/// Maximum number of topics whose retained message is remembered, to know it when it comes again.
+/// Maximum number of topics with a remembered retained message, to recognise it later.
 const MAX_RETAINED: u64 = 100_000;
 
-/// Minimum wait for something that is to expire, and the maximum.
+/// Minimum and maximum wait for something to expire.
 const MIN_WAIT: Duration = Duration::from_secs(10 * 60);
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What became of a piece of folders.
+/// Result of removing some folders.
 #[derive(Debug)]
 pub struct Removed {
-    /// The place of the last one among those that were released.
+    /// Place of the last one in the order of release.
     last: i64,
-    /// The units whose folders are gone.
+    /// Units whose folders are removed.
     gone: Vec<String>,
 }
 
-/// What is under way.
+/// State of the cleanup.
 #[derive(Debug)]
 pub struct Cleanup {
     done: (
@@ -60,16 +60,16 @@ pub struct Cleanup {
     pruning: bool,
     /// Whether there are more rows to forget.
     more: bool,
-    /// The place of the last released unit that was tried: one whose folder cannot be removed is
-    /// tried again by the next client.
+    /// Place of the last released unit that was tried. A folder that cannot be removed is tried
+    /// again by the next client.
     tried: i64,
-    /// What has come since the last pruning.
+    /// Number of new rows since the last pruning.
     since: u32,
     rounds: u32,
     due: Option<Instant>,
-    /// Whether it was said that there are too many events, refused ones, and retained messages.
+    /// Whether it was logged that there are too many events, refused events, and retained messages.
     said: [bool; 3],
-    /// Whether no more is begun than what is under way.
+    /// Whether nothing new is begun.
     leaving: bool,
 }
 
@@ -91,35 +91,35 @@ impl Default for Cleanup {
 }
 
 impl Cleanup {
-    /// What became of the folders that are being removed; cancel safe.
+    /// Returns the result of removing folders. Cancel safe.
     pub async fn next(&mut self) -> Option<Removed> {
         self.done.1.recv().await
     }
 
-    /// When something expires.
+    /// Returns when something expires.
     pub const fn wake(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Finishes what is under way, and begins nothing more.
+    /// Finishes what is running, and begins nothing more.
     pub const fn leave(&mut self) {
         self.leaving = true;
     }
 
-    /// Whether folders are being removed.
+    /// Returns whether folders are being removed.
     pub const fn is_removing(&self) -> bool {
         self.removing
     }
 
-    /// How long ended units are kept, and events: the broker may send one again for as long as it
-    /// keeps our session. Milliseconds.
+    /// Returns how long ended units and events are kept, milliseconds. The broker may send an event
+    /// again as long as it keeps our session.
     fn ages(pipeline: &Pipeline) -> (i64, i64) {
         let ms = |age: Duration| i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         let keep = pipeline.config.keep;
         (ms(keep), ms(keep.max(SESSION_EXPIRY)))
     }
 
-    /// Forgets what is old or too much, if that is not under way.
+    /// Forgets what is beyond the limits, unless that is running already.
     pub fn prune(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         if std::mem::replace(&mut self.pruning, true) {
             return;
@@ -141,20 +141,20 @@ impl Cleanup {
         steps.push_back(Step::Commit(Op::Prune(retention)));
     }
 
-    /// A unit has ended, or an event was refused: one more row that is kept.
+    /// Notes that a unit has ended, or an event was refused: one more row to keep.
     pub fn one_more_to_keep(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         self.since += 1;
         let keep = u32::try_from(pipeline.config.keep_units).unwrap_or(u32::MAX);
         if self.since >= PRUNE_EVERY.min(keep.max(1)) {
             return self.prune(pipeline, steps);
         }
-        // Only the first one has to ask: what comes later expires later.
+        // Only the first one has to ask, because later ones expire later.
         if self.due.is_none() && !self.pruning {
             self.expire_at(pipeline, Some(now_ms()), None);
         }
     }
 
-    /// Has the next look taken when the oldest unit or event expires.
+    /// Sets the next check to when the oldest unit or event expires.
     fn expire_at(&mut self, pipeline: &Pipeline, unit: Option<i64>, event: Option<i64>) {
         let (units, events) = Self::ages(pipeline);
         let times = [
@@ -168,14 +168,14 @@ impl Cleanup {
         });
     }
 
-    /// Looks after what has expired.
+    /// Handles what has expired.
     pub fn on_time(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         if self.due.is_some_and(|due| Instant::now() >= due) {
             self.prune(pipeline, steps);
         }
     }
 
-    /// A step of pruning is on disk.
+    /// Handles the result of a step of pruning.
     pub fn on_pruned(&mut self, pipeline: &Pipeline, pruned: &Pruned, steps: &mut Steps) {
         self.pruning = false;
         self.more = pruned.more;
@@ -198,7 +198,7 @@ impl Cleanup {
         self.remove_released(pipeline, steps);
     }
 
-    /// Removes some folders of released units; once there are none, goes on with the rows.
+    /// Removes some folders of released units. If there are none, continues with the rows.
     fn remove_released(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
         if self.removing {
             return;
@@ -230,7 +230,7 @@ impl Cleanup {
         }
     }
 
-    /// The folders of a piece are gone.
+    /// Notes that some folders are removed.
     pub fn on_removed(&mut self, pipeline: &Pipeline, removed: Removed, steps: &mut Steps) {
         self.removing = false;
         self.tried = removed.last;
@@ -241,15 +241,15 @@ impl Cleanup {
     }
 }
 
-/// The time by which runs are old, for a client that has started at `start` by the host's clock,
-/// `elapsed` ago. The clock `says` something else when it was set meanwhile, as on a host that knows
-/// the time only once it has a network: that makes nothing old that has just ended. All are
-/// milliseconds, and times since the epoch.
+/// Returns the time for the age of runs, for a client that has started at `start` by the clock of
+/// the host, `elapsed` ago. The clock `says` something else if it was set meanwhile, as on a host
+/// that gets the time from the network. That must not make recent runs old. All values are
+/// milliseconds; times are since 1970.
 fn aging_clock(says: i64, start: i64, elapsed: i64) -> i64 {
     says.min(start.saturating_add(elapsed))
 }
 
-/// Removes folders, and says once if one stays.
+/// Removes folders, and logs once if one stays.
 fn remove(dirs: Vec<(String, UnitDir)>, last: i64) -> Removed {
     let mut gone = Vec::with_capacity(dirs.len());
     let mut said = false;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use crate::engine::pipeline::Pipeline;
+use crate::model::duration;
 use crate::model::message::Message;
 use crate::model::text::printable_bytes;
 use crate::model::unit::{End, Outcome, State, Stopped, Unit};
@@ -13,7 +14,7 @@ use crate::store::ledger::Op;
 use crate::store::unit_dir::reader;
 use crate::store::unit_dir::stream::Stream;
 
-/// Maximum size of the part of a failed run's stderr that is logged, bytes.
+/// Maximum size of the stderr of a failed run in the log, bytes.
 const TAIL_BYTES: u64 = 2048;
 
 /// Maximum number of its lines.
@@ -26,7 +27,7 @@ pub struct Ended {
     pub unit: Unit,
     /// Its outcome.
     pub outcome: Outcome,
-    /// Whether its start is on its way to the ledger, with the status that says so.
+    /// Whether its start is being committed, together with its status.
     pub said: bool,
 }
 
@@ -34,7 +35,7 @@ impl Ended {
     /// Logs the end, with the last lines of stderr if the command has failed.
     pub fn log(&self, pipeline: &Pipeline) {
         let (unit, outcome) = (&self.unit, &self.outcome);
-        let seconds = Duration::from_micros(outcome.elapsed).as_secs_f64();
+        let elapsed = Duration::from_micros(outcome.elapsed);
         let topic = &unit.topic;
         if let Some(remains) = &outcome.remains {
             error!(TAEL_UNIT = unit.id, "{remains}; it is not tried again");
@@ -44,7 +45,8 @@ impl Ended {
                 TAEL_UNIT = unit.id,
                 TAEL_EVENT = unit.event,
                 TAEL_TOPIC = topic,
-                "finished after {seconds:.3} s"
+                "finished after {}",
+                duration::text(elapsed)
             );
             return;
         }
@@ -57,7 +59,8 @@ impl Ended {
                 TAEL_UNIT = unit.id,
                 TAEL_EVENT = unit.event,
                 TAEL_TOPIC = topic,
-                "canceled after {seconds:.3} s"
+                "canceled after {}",
+                duration::text(elapsed)
             );
             return;
         }
@@ -65,7 +68,8 @@ impl Ended {
             TAEL_UNIT = unit.id,
             TAEL_EVENT = unit.event,
             TAEL_TOPIC = topic,
-            "failed after {seconds:.3} s: {}{why}",
+            "failed after {}: {}{why}",
+            duration::text(elapsed),
             outcome.end
         );
         if matches!(outcome.end, End::Exited(_) | End::Signaled(_)) {
@@ -87,8 +91,7 @@ impl Ended {
         }
     }
 
-    /// Returns the change that tells the ledger of the end, of its `statuses` and of the `retry`
-    /// that follows.
+    /// Returns the change for the ledger: the end, its `statuses`, and the `retry` that follows.
     pub fn op(&self, statuses: Vec<Message>, retry: Option<Unit>, at: Timestamp) -> Op {
         let outcome = &self.outcome;
         let note = match (&outcome.end, outcome.stopped) {

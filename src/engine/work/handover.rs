@@ -1,4 +1,4 @@
-//! How a unit gets to a runner.
+//! Hands units over to runners.
 
 use std::sync::Arc;
 
@@ -10,21 +10,21 @@ use crate::model::unit::Unit;
 use crate::os::hooks;
 use crate::runner::Job;
 
-/// Why no runner could make a unit ready.
+/// Why no runner could prepare a unit.
 pub enum NotReady {
-    /// There is nothing to run.
+    /// There is no command.
     Job(String),
     /// There is no runner.
     Runner(std::io::Error),
-    /// The ledger does not give what the command reads.
+    /// The ledger cannot read the input of the command.
     Payload(Error),
 }
 
-/// Lets the runners that were taken for `units` make all ready for them, while the ledger
-/// commits that they run.
+/// Makes the runners that were taken for `units` prepare them, while the ledger commits that they
+/// run.
 pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[Arc<Unit>]) {
     for unit in units {
-        // What fails now is tried again when it is to begin.
+        // After a failure, it is tried again when the unit begins.
         let payload = unit.payload.as_deref().unwrap_or_default();
         match runners_job(pipeline, unit, payload.len()) {
             Ok(job) => {
@@ -35,7 +35,7 @@ pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[Arc<Unit>]) {
     }
 }
 
-/// Hands a unit to a runner that may begin it.
+/// Sends a unit to a runner, which may begin it.
 pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<(), NotReady> {
     let payload = match &unit.payload {
         Some(payload) => payload.clone(),
@@ -60,7 +60,7 @@ pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<()
     Ok(())
 }
 
-/// Returns what a runner does for `unit`, whose command reads `stdin` bytes.
+/// Returns the job of a runner for `unit`, whose command reads `stdin` bytes.
 fn runners_job(pipeline: &Pipeline, unit: &Unit, stdin: usize) -> Result<Job, NotReady> {
     job(&pipeline.config, &unit.spec, unit, stdin).map_err(NotReady::Job)
 }

@@ -1,4 +1,4 @@
-//! What a runner is told of a unit: its command and its variables.
+//! The job of a runner for a unit: its command and its variables.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,10 +20,10 @@ use crate::runner::Job;
 use crate::store::unit_dir::holes::can_have_holes;
 use crate::store::unit_dir::output::TAIL;
 
-/// Bytes of a file of variables at most.
+/// Maximum size of a file of variables, bytes.
 const MAX_ENV_FILE: u64 = 1024 * 1024;
 
-/// Names the unit to its command.
+/// Variable that contains the id of the unit.
 pub const UNIT_VARIABLE: &str = "TAEL_UNIT";
 
 /// Returns what a runner does for `unit`, whose command reads `stdin` bytes, by `spec`.
@@ -73,7 +73,7 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
              with this stack limit (ulimit -s) and inherited environment"
         );
     }
-    // What the event brings was asked for by name or prefix, and wins over the file.
+    // Variables of the event were requested by name or prefix, and win over the file.
     variables.splice(from_file..from_file, attributes);
     let start_folder = folder::find().map(Path::to_owned);
     let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
@@ -103,7 +103,7 @@ fn size(command: &Command, variables: &Variables) -> usize {
     argv + inherited.chain(ours).sum::<usize>()
 }
 
-/// Warns of what will not work as it is.
+/// Warns of files and folders that are missing.
 pub fn warn_of_what_is_missing(config: &Config) {
     for trigger in &config.triggers {
         let name = &trigger.name;
@@ -117,7 +117,7 @@ pub fn warn_of_what_is_missing(config: &Config) {
         if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists())
             && let Err(e) = read_env_file(path)
         {
-            warn!("trigger '{name}': {e}; until that is mended its runs cannot start");
+            warn!("trigger '{name}': {e}; its runs cannot start until that is corrected");
         }
     }
     if let Some(path) = &config.metrics
@@ -128,9 +128,10 @@ pub fn warn_of_what_is_missing(config: &Config) {
     }
 }
 
-/// Warns if `folder` is where the middle of a long output cannot be given back.
+/// Warns if files in `folder` cannot have holes, so that the middle of a long output cannot be
+/// freed.
 pub fn warn_without_holes(config: &Config, folder: &Path) {
-    // What cannot be probed fails louder elsewhere.
+    // Other failures are reported elsewhere.
     if config.max_output > 0 && matches!(can_have_holes(folder), Ok(false)) {
         warn!(
             "files in {} cannot have holes: of an output stream beyond --max-output the first {} \
@@ -144,7 +145,7 @@ pub fn warn_without_holes(config: &Config, folder: &Path) {
 
 fn read_env_file(path: &Path) -> Result<Variables, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
-    // One end of a FIFO must not wait for the other.
+    // Opening a FIFO must not wait for its other end.
     let mut options = std::fs::File::options();
     options.read(true).custom_flags(nix::libc::O_NONBLOCK);
     let mut file = options.open(path).map_err(|e| wrong(&e))?;

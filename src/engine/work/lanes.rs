@@ -1,4 +1,4 @@
-//! Which unit starts when: jobs, overlap, retries that wait, pausing. Pure.
+//! Order of starts: jobs, overlap, waiting retries, pausing. Pure.
 //!
 //! Its clock counts milliseconds, begins above 0, and never goes back.
 
@@ -11,9 +11,9 @@ use crate::model::trigger::Trigger;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     unit: String,
-    /// Of two, the one that came first has the smaller one.
+    /// Number in the order of arrival.
     number: u64,
-    /// For a retry: when it may start, by the queue's clock.
+    /// For a retry: its earliest start, on the clock of the queue.
     due: i64,
 }
 
@@ -23,14 +23,14 @@ struct Lane {
     overlap: Overlap,
     running: Vec<Entry>,
     waiting: VecDeque<Entry>,
-    /// Units without a job that are on their way to the ledger, and will wait.
+    /// Units without a job that are being written to the ledger, and will wait.
     coming: usize,
 }
 
-/// What happens to others when a unit comes to wait.
+/// Effect of a new waiting unit on others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Displaced {
-    /// Units, perhaps the new one itself, that will not run.
+    /// Units that will not run, possibly the new one itself.
     pub dropped: Vec<String>,
     /// A running unit to cancel.
     pub cancel: Option<String>,
@@ -40,11 +40,11 @@ pub struct Displaced {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lanes {
     lanes: HashMap<String, Lane>,
-    /// Names of the lanes in which something waits, or runs: of thousands, few do.
+    /// Names of the lanes in which a unit waits or runs: a few of thousands.
     waiting: BTreeSet<String>,
     busy: BTreeSet<String>,
     paused: bool,
-    /// Units that have come so far.
+    /// Number of units so far.
     numbers: u64,
 }
 
@@ -65,7 +65,7 @@ impl Lanes {
         }
     }
 
-    /// Takes up the policies of `triggers`; what waits and runs stays.
+    /// Applies the policies of `triggers`; waiting and running units stay.
     pub fn reconfigure(&mut self, triggers: &[Trigger]) {
         for trigger in triggers {
             let lane = self.lanes.entry(trigger.name.clone()).or_default();
@@ -75,7 +75,7 @@ impl Lanes {
     }
 
     fn lane(&mut self, trigger: &str) -> &mut Lane {
-        // A trigger that the configuration has dropped still has its old units, one by one.
+        // A trigger that was removed from the configuration still has its old units, one by one.
         self.lanes
             .entry(trigger.to_owned())
             .or_insert_with(|| Lane {
@@ -84,7 +84,7 @@ impl Lanes {
             })
     }
 
-    /// Notes whether something waits or runs in the lane of `trigger`.
+    /// Notes whether a unit waits or runs in the lane of `trigger`.
     fn note(&mut self, trigger: &str) {
         let lane = self.lanes.get(trigger);
         let marks = [
@@ -117,13 +117,13 @@ impl Lanes {
         self.paused = paused;
     }
 
-    /// Whether nothing is started.
+    /// Returns whether starts are paused.
     pub const fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// Takes a job for `unit` at once, if one is free and nobody waits for it or is about to;
-    /// else [`Lanes::came`] is to follow.
+    /// Takes a job for `unit` at once, if one is free and no other unit waits or will wait for it.
+    /// Otherwise [`Lanes::came`] must follow.
     pub fn claim(&mut self, trigger: &str, unit: &str) -> bool {
         let paused = self.paused;
         let entry = self.entry(unit, 0);
@@ -139,25 +139,25 @@ impl Lanes {
         free
     }
 
-    /// Takes no job for a unit that comes: it is to wait, and [`Lanes::came`] is to follow.
+    /// Notes a unit that will wait; [`Lanes::came`] must follow.
     pub fn announce(&mut self, trigger: &str) {
         self.lane(trigger).coming += 1;
     }
 
-    /// A unit that got no job from [`Lanes::claim`] is in the ledger, or was there before.
+    /// Notes that a unit without a job from [`Lanes::claim`] is in the ledger, or was there before.
     pub fn came(&mut self, trigger: &str) {
         let lane = self.lane(trigger);
         lane.coming = lane.coming.saturating_sub(1);
     }
 
-    /// Counts `unit` as running, job or no job: it does.
+    /// Counts `unit` as running, also without a free job.
     pub fn adopt(&mut self, trigger: &str, unit: &str) {
         let entry = self.entry(unit, 0);
         self.lane(trigger).running.push(entry);
         self.note(trigger);
     }
 
-    /// Gives the job of `unit` back, or its place in the queue.
+    /// Gives back the job of `unit`, or its place in the queue.
     pub fn remove(&mut self, trigger: &str, unit: &str) {
         let lane = self.lane(trigger);
         lane.running.retain(|running| running.unit != unit);
@@ -165,8 +165,7 @@ impl Lanes {
         self.note(trigger);
     }
 
-    /// Takes a job back from `unit`, which could not begin: it waits again, in front of all that
-    /// came after it.
+    /// Takes the job from `unit`, which could not begin. It waits again, before all later ones.
     pub fn put_back(&mut self, trigger: &str, unit: &str) {
         let last = self.entry(unit, 0);
         let lane = self.lane(trigger);
@@ -179,7 +178,7 @@ impl Lanes {
         self.note(trigger);
     }
 
-    /// Lets a new `unit` wait by the trigger's policy.
+    /// Queues a new `unit` by the policy of the trigger.
     pub fn arrive(&mut self, trigger: &str, unit: &str) -> Displaced {
         let lane = self.lane(trigger);
         let busy = lane.running.len() >= lane.jobs;
@@ -202,14 +201,14 @@ impl Lanes {
         displaced
     }
 
-    /// Lets `unit` wait at the end, whatever the policy, and start at `due` at the earliest.
+    /// Queues `unit` at the end, for every policy, with `due` as its earliest start.
     pub fn wait(&mut self, trigger: &str, unit: &str, due: i64) {
         let entry = self.entry(unit, due);
         self.lane(trigger).waiting.push_back(entry);
         self.note(trigger);
     }
 
-    /// A unit that can start now, with its trigger; its job is taken.
+    /// Returns a unit that can start now, with its trigger, and takes its job.
     pub fn next(&mut self, now: i64) -> Option<(String, String)> {
         if self.paused {
             return None;
@@ -231,7 +230,7 @@ impl Lanes {
         found
     }
 
-    /// When the next unit that only waits for its time comes due.
+    /// Returns when the next unit that only waits for its time is due.
     pub fn next_due(&self, now: i64) -> Option<i64> {
         self.waiting
             .iter()
@@ -243,7 +242,7 @@ impl Lanes {
             .min()
     }
 
-    /// Ids of the running units.
+    /// Returns the ids of the running units.
     pub fn running(&self) -> impl Iterator<Item = &String> {
         let lanes = self.busy.iter().filter_map(|name| self.lanes.get(name));
         lanes
@@ -251,7 +250,7 @@ impl Lanes {
             .map(|entry| &entry.unit)
     }
 
-    /// How many units wait.
+    /// Returns how many units wait.
     pub fn waiting(&self) -> usize {
         let lanes = self.waiting.iter().filter_map(|name| self.lanes.get(name));
         lanes.map(|lane| lane.waiting.len()).sum()
@@ -259,14 +258,14 @@ impl Lanes {
 }
 
 impl Entry {
-    /// Whether it waits for a job. A retry waits for its time.
+    /// Returns whether it waits for a job; a retry waits for its time.
     const fn wants_a_job(&self) -> bool {
         self.due == 0
     }
 }
 
 impl Lane {
-    /// Forgets the units that wait for a job.
+    /// Drops the units that wait for a job.
     fn drop_waiting(&mut self) -> Vec<String> {
         let (dropped, kept) = self.waiting.drain(..).partition(Entry::wants_a_job);
         self.waiting = kept;
@@ -309,7 +308,7 @@ mod tests {
         }
         assert_eq!(start(&mut q), None);
         q.remove("t", "a");
-        assert!(!q.claim("t", "e"), "nobody jumps the queue");
+        assert!(!q.claim("t", "e"), "no unit jumps the queue");
         assert_eq!(start(&mut q).as_deref(), Some("c"));
         assert_eq!(start(&mut q), None);
         assert_eq!(q.waiting(), 1);

@@ -1,4 +1,4 @@
-//! Units: which starts when, their runners, how they end, and what an earlier client has left.
+//! Units: the order of starts, runners, ends, and units of an earlier client.
 
 mod adopted;
 pub mod cleanup;

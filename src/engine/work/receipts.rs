@@ -4,8 +4,8 @@ use tracing::warn;
 
 use crate::engine::commit::receipt::Receipt;
 
-/// Maximum number of receipts that wait. A source whose receipt finds no room never gets it back,
-/// and offers the event again.
+/// Maximum number of receipts that wait. A source whose receipt finds no room does not get it, and
+/// offers the event again.
 const MAX_WAITING: usize = 4096;
 
 /// A receipt, and the units whose ends it waits for.
@@ -19,12 +19,12 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Receipts {
     waiting: Vec<Waiting>,
-    /// Whether it was said that there are too many.
+    /// Whether it was logged that there are too many.
     said: bool,
 }
 
 impl Receipts {
-    /// Lets `receipt` wait until all of `units` have ended. Returns it if there are none.
+    /// Makes `receipt` wait until all of `units` have ended. Returns it if there are none.
     pub fn attach(&mut self, receipt: Receipt, units: Vec<String>) -> Option<Receipt> {
         if units.is_empty() {
             return Some(receipt);
@@ -40,8 +40,8 @@ impl Receipts {
         None
     }
 
-    /// Notes that `unit` has ended, and that `retry` goes on for it. Gives `settle` each receipt
-    /// that waits for nothing more.
+    /// Notes that `unit` has ended, and that `retry` continues it. Passes each receipt that waits
+    /// for nothing more to `settle`.
     pub fn ended(&mut self, unit: &str, retry: Option<&str>, mut settle: impl FnMut(Receipt)) {
         for at in (0..self.waiting.len()).rev() {
             let Some(waiting) = self.waiting.get_mut(at) else {

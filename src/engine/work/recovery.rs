@@ -1,4 +1,4 @@
-//! What a client does with runs that an earlier one, or their runner, has left.
+//! Runs that an earlier client, or their runner, has left.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::model::unit::{Outcome, Recovery, State, Unit, recover};
 use crate::os::descent::{is_in_use, kill_orphans};
 use crate::store::ledger::Record;
 
-/// A unit that has not ended in the ledger, and what is to be done with it.
+/// A unit that has not ended in the ledger, and what to do with it.
 #[derive(Debug)]
 pub enum Left {
     /// It waits.
@@ -21,26 +21,26 @@ pub enum Left {
         unit: String,
         /// What it runs.
         spec: Arc<Spec>,
-        /// Not to be started before this time, milliseconds since the epoch.
+        /// Earliest start, milliseconds since 1970.
         due: i64,
-        /// Whether it is no retry: its trigger starts few runs a minute.
+        /// Whether it is not a retry: its trigger starts few runs a minute.
         paced: bool,
-        /// Whether the ledger has handed it to a runner.
+        /// Whether the ledger has given it to a runner.
         handed_over: bool,
     },
     /// It was begun.
     Begun {
         /// The unit, without its payload.
         unit: Box<Unit>,
-        /// When its start was booked, milliseconds since the epoch.
+        /// When its start was booked, milliseconds since 1970.
         started: Option<i64>,
         /// What to do.
         recovery: Recovery,
     },
 }
 
-/// Looks at every unit that has not ended. Of those that wait nothing large is read: there may be
-/// many.
+/// Checks every unit that has not ended. Nothing large is read of units that wait, because there
+/// may be many.
 ///
 /// # Errors
 /// When the ledger or a folder cannot be read.
@@ -87,7 +87,7 @@ fn look(pipeline: &Pipeline, record: Record) -> Result<Left> {
         Recovery::Settle(_) => info!(TAEL_UNIT = unit, "run has ended meanwhile"),
         Recovery::Interrupted => warn!(TAEL_UNIT = unit, "run was interrupted"),
     }
-    // It is told, and perhaps tried again.
+    // It is published, and possibly retried.
     let record = pipeline.reader.unit(unit)?.unwrap_or(record);
     Ok(Left::Begun {
         started: record.started,
@@ -96,8 +96,8 @@ fn look(pipeline: &Pipeline, record: Record) -> Result<Left> {
     })
 }
 
-/// Ends what is left of a run that has lost its runner, and returns the outcome of the run. Otherwise
-/// nobody would see its end, and its event could run again beside it.
+/// Ends the remaining processes of a run that has lost its runner, and returns the outcome of the
+/// run. Otherwise no one would see their end, and its event could run again beside them.
 pub fn end_orphans(pipeline: &Pipeline, unit: &str, started: Option<i64>) -> Outcome {
     // The process may have been killed before it could be noted, or have ended since.
     let noted = pipeline.dir(unit).notes().process(&pipeline.boot);

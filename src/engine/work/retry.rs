@@ -6,7 +6,7 @@ use crate::model::policy::Retries;
 use crate::model::unit::{Outcome, Unit};
 use crate::os::host::new_id;
 
-/// Returns a new unit for the same event. It is due at `due`, milliseconds since the epoch; 0 is at
+/// Returns a new unit for the same event. It is due at `due`, milliseconds since 1970; 0 is at
 /// once.
 pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
     Unit {

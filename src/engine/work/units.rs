@@ -30,20 +30,20 @@ use crate::store::ledger::Op;
 /// Delay before a unit is started again that found no process, descriptor or space.
 const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
-/// Maximum number of times that a unit is handed to a runner that dies before it begins.
+/// Maximum number of times that a unit goes to a runner that dies before it begins.
 const MAX_HANDOVERS: u32 = 3;
 
-/// Maximum wait of an event that its pace holds back, milliseconds.
+/// Maximum delay of an event because of its pace, milliseconds.
 pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
 
 /// A unit that a runner has.
 struct Live {
     unit: Unit,
-    /// Whether its start is on its way to the ledger.
+    /// Whether its start is being committed.
     said: bool,
     started: Option<i64>,
     handovers: u32,
-    /// Whether another client's runner has begun it.
+    /// Whether the runner of an earlier client has begun it.
     adopted: bool,
 }
 
@@ -52,14 +52,14 @@ pub struct Units {
     lanes: Lanes,
     pool: Pool,
     live: HashMap<String, Live>,
-    /// Runs of another client's runners.
+    /// Runs whose runner another client has started.
     adopted: Adopted,
     receipts: Receipts,
     /// Whether each unit that starts is canceled: the client stops with its units.
     cancels_all: bool,
-    /// Whether it was said that units cannot start.
+    /// Whether it was logged that units cannot start.
     refusing: bool,
-    /// Until when none tries again.
+    /// Until when no start is tried.
     held_until: Option<Instant>,
 }
 
@@ -94,12 +94,12 @@ impl Units {
         self.live.len()
     }
 
-    /// Starts nothing more, or starts again.
+    /// Pauses or allows starts.
     pub const fn pause(&mut self, paused: bool) {
         self.lanes.pause(paused);
     }
 
-    /// Takes up the policies of `triggers`.
+    /// Applies the policies of `triggers`.
     pub fn reconfigure(&mut self, triggers: &[Trigger]) {
         self.lanes.reconfigure(triggers);
     }
@@ -118,7 +118,7 @@ impl Units {
         }
     }
 
-    /// Returns when a unit may start though nothing happens.
+    /// Returns when a unit may start without an event.
     pub fn wake(&self, pipeline: &Pipeline, held: Option<Instant>) -> Option<Instant> {
         let now = pipeline.ticks();
         let due = self.lanes.next_due(now).and_then(|due| {
@@ -129,15 +129,15 @@ impl Units {
         [due, held].into_iter().flatten().min()
     }
 
-    /// Notes that time has passed.
+    /// Handles the passing of time.
     pub fn on_time(&mut self) {
         self.held_until = self.held_until.filter(|until| Instant::now() < *until);
     }
 
     // --- New units ---
 
-    /// Takes a job for a new unit that is on its way to the ledger. Returns whether it starts at
-    /// once; it waits if `holds`, or if no job is free.
+    /// Takes a job for a new unit, which is being written to the ledger. Returns whether it starts
+    /// at once; it waits if `holds`, or if no job is free.
     pub fn claim(&mut self, unit: &Unit, holds: bool) -> bool {
         match unit.due {
             0 if holds => self.lanes.announce(unit.lane()),
@@ -152,7 +152,7 @@ impl Units {
         self.pool.reserve(unit).ok()
     }
 
-    /// Goes on with the unit of an event that is on disk: it runs if the event is `fresh`.
+    /// Continues with the unit of an event that is on disk: it runs if the event is `fresh`.
     #[must_use]
     pub fn accepted(
         &mut self,
@@ -180,7 +180,7 @@ impl Units {
         None
     }
 
-    /// Lets a new unit wait.
+    /// Queues a new unit.
     fn arrive(&mut self, unit: &Unit, steps: &mut Steps) {
         let displaced = self.lanes.arrive(unit.lane(), &unit.id);
         for dropped in displaced.dropped {
@@ -196,8 +196,8 @@ impl Units {
         }
     }
 
-    /// Lets a retry wait until `due` (milliseconds since the epoch), but no longer than its trigger
-    /// says: the host's clock may have stepped back since.
+    /// Delays a retry until `due` (milliseconds since 1970), but not longer than its trigger says:
+    /// the clock of the host may have stepped back since.
     pub fn wait(&mut self, pipeline: &Pipeline, spec: &Arc<Spec>, unit: &str, due: i64) {
         let retries = &pipeline.config.triggers.spec_for(spec).retries;
         let limit = i64::try_from(retries.longest_delay().as_millis()).unwrap_or(i64::MAX);
@@ -212,7 +212,7 @@ impl Units {
 
     // --- Starting ---
 
-    /// Starts what may start now.
+    /// Starts the units that may start now.
     ///
     /// # Errors
     /// When the ledger cannot be read any more.
@@ -244,13 +244,13 @@ impl Units {
         Ok(())
     }
 
-    /// Lets the runners that were taken for `units` make all ready for them, while the ledger
-    /// commits that they run.
+    /// Makes the runners that were taken for `units` prepare them, while the ledger commits that
+    /// they run.
     pub fn make_ready(&mut self, pipeline: &Pipeline, units: &[Arc<Unit>]) {
         make_ready(&mut self.pool, pipeline, units);
     }
 
-    /// Begins a unit that the ledger says is running.
+    /// Begins a unit that is running in the ledger.
     #[must_use]
     pub fn begin(
         &mut self,
@@ -277,7 +277,7 @@ impl Units {
                     return None;
                 }
                 Err(NotReady::Payload(e)) => {
-                    // If that does not pass, the next start ends the client.
+                    // If that lasts, the next start ends the client.
                     self.short_of(&unit.id, &format_args!("start it: {e}"));
                     self.postpone(pipeline, unit.lane(), &unit.id, steps);
                     return None;
@@ -292,7 +292,7 @@ impl Units {
             started: None,
             handovers: handovers + 1,
             adopted: false,
-            // The runner has the payload now, and the ledger should it be needed again.
+            // The runner has the payload now, and so has the ledger.
             unit: Unit {
                 payload: None,
                 ..unit
@@ -306,13 +306,13 @@ impl Units {
         None
     }
 
-    /// Forgets a unit that does not start after all: the ledger has said so.
+    /// Forgets a unit that the ledger did not start.
     pub fn not_started(&mut self, unit: &Unit, steps: &mut Steps) {
         self.pool.dropped(&unit.id);
         self.released(unit.lane(), &unit.id, steps);
     }
 
-    /// Forgets a unit that the ledger does not have any more.
+    /// Forgets a unit that the ledger has no longer.
     fn released(&mut self, lane: &str, unit: &str, steps: &mut Steps) {
         self.lanes.remove(lane, unit);
         self.settled(unit, None, steps);
@@ -324,15 +324,15 @@ impl Units {
         if !std::mem::replace(&mut self.refusing, true) {
             error!(
                 TAEL_UNIT = unit,
-                "cannot {what}; units wait until that passes"
+                "cannot {what}; runs wait until that passes"
             );
         }
     }
 
-    /// Lets a unit that could not be started wait a little, and all others with it.
+    /// Delays a unit that could not be started, and all others with it.
     fn postpone(&mut self, pipeline: &Pipeline, lane: &str, unit: &str, steps: &mut Steps) {
         self.held_until = Some(Instant::now() + SHORTAGE_RETRY);
-        // What is missing may be they.
+        // The folders may be what is missing.
         let _ = make_folders(&pipeline.home.path);
         self.requeue(lane, unit, steps);
     }
@@ -346,8 +346,8 @@ impl Units {
 
     // --- What runners report ---
 
-    /// Notes that the command of a unit has started, at `at` (milliseconds since the epoch), and
-    /// returns the unit.
+    /// Notes that the command of a unit has started, at `at` (milliseconds since 1970), and returns
+    /// the unit.
     pub fn started(&mut self, unit: &str, at: i64) -> Option<&Unit> {
         let live = self.live.get_mut(unit)?;
         hooks::failpoint("started.before");
@@ -374,7 +374,7 @@ impl Units {
         hooks::failpoint("outcome.before");
         let live = self.live.remove(unit)?;
         if self.cancels_all && outcome.was_canceled_before_it_began() {
-            // We are leaving, and that is no reason for its event not to run.
+            // We are stopping, and that must not use up its event.
             if let Err(e) = pipeline.dir(unit).remove() {
                 warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
             }
@@ -384,7 +384,7 @@ impl Units {
         Some(self.finish(live.unit, live.said, outcome))
     }
 
-    /// Notes that a runner could not do `what` for a unit, and has not begun it.
+    /// Notes that a runner failed at `what` for a unit, and has not begun it.
     pub fn refused(&mut self, pipeline: &Pipeline, unit: &str, what: &str, steps: &mut Steps) {
         if let Some(live) = self.live.remove(unit) {
             self.short_of(unit, &format_args!("{what}"));
@@ -392,7 +392,7 @@ impl Units {
         }
     }
 
-    /// Finds out why a runner has let go of a unit: the unit's folder knows.
+    /// Finds out from the folder of a unit why its runner has released it.
     #[must_use]
     pub fn unknown(&mut self, pipeline: &Pipeline, unit: &str, steps: &mut Steps) -> Option<Ended> {
         let live = self.live.remove(unit)?;
@@ -408,7 +408,7 @@ impl Units {
                 );
                 None
             }
-            // Released: nobody wants to know any more.
+            // It was released, so nothing is reported.
             Ok(Trace::Fresh) if matches!(pipeline.reader.holds(unit), Ok(false)) => {
                 self.released(live.unit.lane(), unit, steps);
                 None
@@ -419,7 +419,7 @@ impl Units {
             {
                 Some(self.interrupted(pipeline, live))
             }
-            // It was ready when its client died; perhaps its start is not in the ledger.
+            // It was ready when its client died, and its start may not be in the ledger.
             Ok(Trace::Fresh) if live.adopted => {
                 self.requeue(live.unit.lane(), unit, steps);
                 None
@@ -439,13 +439,13 @@ impl Units {
         }
     }
 
-    /// Ends a run that has lost its runner, with what is left of it.
+    /// Ends a run that has lost its runner, with its remaining processes.
     fn interrupted(&mut self, pipeline: &Pipeline, live: Live) -> Ended {
         let outcome = end_orphans(pipeline, &live.unit.id, live.started);
         self.finish(live.unit, live.said, outcome)
     }
 
-    /// Gives the job of a unit back that has ended.
+    /// Gives back the job of a unit that has ended.
     fn finish(&mut self, unit: Unit, said: bool, outcome: Outcome) -> Ended {
         self.lanes.remove(unit.lane(), &unit.id);
         Ended {
@@ -457,12 +457,12 @@ impl Units {
 
     // --- Receipts ---
 
-    /// Lets a receipt wait for the end of `units`. Returns it if there are none.
+    /// Makes a receipt wait for the end of `units`. Returns it if there are none.
     pub fn attach(&mut self, receipt: Receipt, units: Vec<String>) -> Option<Receipt> {
         self.receipts.attach(receipt, units)
     }
 
-    /// Notes that the end of `unit` is on disk; `retry` goes on for it.
+    /// Notes that the end of `unit` is on disk; `retry` continues it.
     pub fn settled(&mut self, unit: &str, retry: Option<&str>, steps: &mut Steps) {
         self.receipts.ended(unit, retry, |receipt| {
             steps.push_back(Step::Settle(receipt));
@@ -481,7 +481,7 @@ impl Units {
         }
     }
 
-    /// Goes on with a unit that an earlier client has left.
+    /// Continues with a unit that an earlier client has left.
     #[must_use]
     pub fn take_up(&mut self, pipeline: &Pipeline, left: Left, steps: &mut Steps) -> Option<Ended> {
         let (unit, started, recovery) = match left {

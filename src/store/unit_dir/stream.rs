@@ -59,7 +59,7 @@ impl StreamFiles {
             None => {
                 let mut options = OpenOptions::new();
                 options.append(true).create(true);
-                // A pipe that somebody has put there must not hold up the runner.
+                // A pipe that another process has put there must not block the runner.
                 options.mode(MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK);
                 options.open(folder.join(stream.file()))?
             }

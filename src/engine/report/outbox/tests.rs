@@ -46,7 +46,7 @@ fn seqs(went: &[(u64, Token)]) -> Vec<u64> {
 fn one_that_costs_the_connection_twice_is_set_aside_and_the_others_go() {
     let mut outbox = outbox(5);
     assert_eq!(seqs(&send(&mut outbox)), [1, 2, 3, 4, 5]);
-    assert_eq!(outbox.lost(Loss::Packet), None, "nobody knows which one");
+    assert_eq!(outbox.lost(Loss::Packet), None, "it is unknown which one");
     // The first two pass, the third is the one.
     for seq in [1, 2] {
         let went = send(&mut outbox);
@@ -73,7 +73,7 @@ fn links_that_break_cost_nobody_anything_for_long() {
     let mut outbox = outbox(2);
     for _ in 0..100 {
         send(&mut outbox);
-        assert_eq!(outbox.lost(Loss::Link), None, "two were under way");
+        assert_eq!(outbox.lost(Loss::Link), None, "two were in flight");
         if outbox.window == 1 {
             break;
         }

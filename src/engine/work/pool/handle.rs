@@ -1,4 +1,4 @@
-//! One runner, as its client sees it.
+//! One runner, for its client.
 
 use std::fs::File;
 use std::io;
@@ -16,28 +16,28 @@ use crate::engine::work::job::UNIT_VARIABLE;
 use crate::os::inherit::keep_variables;
 use crate::runner::ARGUMENT;
 
-/// Where programs are found when nobody has said so.
+/// Default folders of programs.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// What comes from a runner.
+/// A message of a runner.
 pub(super) enum Line {
-    /// Runner of this number has said this.
+    /// The runner of this number has sent this line.
     Said(u64, String),
-    /// Runner of this number, process of this id, is gone.
+    /// The runner of this number, process of this id, is gone.
     Gone(u64, u32),
 }
 
 /// State of a runner.
 pub(super) enum RunnerState {
-    /// It has nothing to do.
+    /// It is idle.
     Idle,
-    /// It makes a unit ready, and waits for the permit; with what it has said meanwhile.
+    /// It prepares a unit, and waits for the permit; with its lines meanwhile.
     Ready(String, StartPermit, Vec<String>),
-    /// It was told to begin a unit.
+    /// It has permission to begin a unit.
     Told(String),
     /// Its unit has begun.
     Begun(String),
-    /// It was told that its unit does not run.
+    /// Its unit will not run.
     Dropped,
 }
 
@@ -46,13 +46,13 @@ pub(super) struct Handle {
     pub(super) number: u64,
     pub(super) requests: ChildStdin,
     pub(super) state: RunnerState,
-    /// When it last had nothing more to do.
+    /// When it became idle.
     pub(super) idle_since: Instant,
 }
 
 impl Handle {
-    /// Starts `program` as the runner with this number, which has `dir` for what it needs beside its
-    /// units. What it says goes to `lines`.
+    /// Starts `program` as the runner of this number, with `dir` for its other files. Its lines go
+    /// to `lines`.
     ///
     /// # Errors
     /// When no process can be started.
@@ -68,10 +68,10 @@ impl Handle {
         let mut child = command
             .arg(ARGUMENT)
             .arg(dir)
-            // A client identifier is for one connection: a `tael message` in the command that
-            // inherited ours would take our session over.
+            // A client identifier is for one connection. A `tael message` in a command that
+            // inherited ours would take our session.
             .env_remove("TAEL_ID")
-            // A client may itself be part of a run, of which the runs of its own are none.
+            // A client may be part of a run itself, and its own runs are not.
             .env_remove(UNIT_VARIABLE)
             .envs(path)
             .stdin(Stdio::piped())
@@ -92,12 +92,12 @@ impl Handle {
         })
     }
 
-    /// Whether it has nothing to do.
+    /// Returns whether it is idle.
     pub(super) const fn is_idle(&self) -> bool {
         matches!(self.state, RunnerState::Idle)
     }
 
-    /// Whether it makes `unit` ready.
+    /// Returns whether it prepares `unit`.
     pub(super) fn is_ready(&self, unit: &str) -> bool {
         matches!(&self.state, RunnerState::Ready(ready, ..) if ready == unit)
     }
@@ -115,7 +115,7 @@ async fn listen(
             return;
         }
     }
-    // It has closed its side, so that this returns at once.
+    // It has closed its side, so this returns at once.
     let _ = child.wait();
     let _ = lines.send(Line::Gone(number, child.id()));
 }

@@ -1,4 +1,4 @@
-//! The runners that a client has at hand: started ahead, one unit at a time each.
+//! The runners of a client: started ahead, for one unit at a time each.
 
 mod handle;
 
@@ -21,35 +21,35 @@ use crate::runner::{FILE, Job};
 use crate::store::unit_dir::UnitDir;
 use handle::{Handle, Line, RunnerState};
 
-/// A longer job goes through a file: a pipe takes 64 KiB at once (`pipe(7)`), and the client
-/// must not wait for a runner that somebody has stopped.
+/// Maximum length of a job in a pipe, bytes; a longer one goes through a file. A pipe takes 64 KiB
+/// at once (`pipe(7)`), and the client must not wait for a runner that was stopped.
 const MAX_LINE: usize = 32 * 1024;
 
-/// How long runners that were needed at once stay when nothing is to do.
+/// Time that surplus runners stay idle.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long after a shortage of processes units begin one after the other: all at once, their
-/// runners would take what their commands need.
+/// Time after a shortage of processes in which units begin one after the other. Otherwise their
+/// runners would take the processes that commands need.
 const CAUTION: Duration = Duration::from_secs(10);
 
-/// What a runner says of a unit.
+/// Report of a runner about a unit.
 #[derive(Debug)]
 pub enum Report {
-    /// Its command has started, at this time (milliseconds since the epoch).
+    /// Its command has started, at this time (milliseconds since 1970).
     Started(String, i64),
     /// It has ended.
     Ended(String, Outcome),
-    /// Its runner could not do this for it, and has not begun it.
+    /// Its runner failed at this, and has not begun it.
     Refused(String, String),
-    /// Its runner is gone or would not take it; the unit's folder knows more.
+    /// Its runner is gone or did not accept it; the folder of the unit knows more.
     Unknown(String),
 }
 
-/// A client's runners.
+/// The runners of a client.
 pub struct Pool {
     handles: Vec<Handle>,
     lines: mpsc::UnboundedReceiver<Line>,
-    /// What runners have said too early: it comes before what they say next.
+    /// Lines that came too early; they precede the next ones.
     held: VecDeque<Line>,
     line_tx: mpsc::UnboundedSender<Line>,
     started: u64,
@@ -60,7 +60,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Returns a pool without runners; `dir` is the folder for what they need beside their units.
+    /// Returns an empty pool; `dir` is the folder for other files of runners.
     pub fn new(dir: PathBuf) -> Self {
         let (line_tx, lines) = mpsc::unbounded_channel();
         Self {
@@ -70,7 +70,7 @@ impl Pool {
             line_tx,
             started: 0,
             careful_until: None,
-            // The running image, even if its file has been replaced by an upgrade.
+            // The running image, also if an upgrade has replaced its file.
             program: PathBuf::from("/proc/self/exe"),
             dir,
         }
@@ -82,14 +82,14 @@ impl Pool {
         self.program = program;
     }
 
-    /// Lets go of all but those that are about to begin: idle ones leave now, busy ones when
-    /// they are done.
+    /// Releases all but those that are about to begin: idle ones leave now, busy ones when they are
+    /// done.
     pub fn dismiss(&mut self) {
         let is_ready = |handle: &Handle| matches!(handle.state, RunnerState::Ready(..));
         self.handles.retain(is_ready);
     }
 
-    /// Has an idle runner ready.
+    /// Makes sure that one idle runner is ready.
     pub fn keep_warm(&mut self) {
         if self.idle() == 0
             && let Err(e) = self.start()
@@ -102,8 +102,8 @@ impl Pool {
         self.handles.iter().filter(|h| h.is_idle()).count()
     }
 
-    /// Lets all idle runners but one go that have been so for `time`: without its pipe a runner
-    /// leaves. The first is kept, which is also the first to be used.
+    /// Releases idle runners, except one, after they were idle for `time`: without its pipe a
+    /// runner leaves. The first one stays, which is also the first to be used.
     fn thin_out(&mut self, time: Duration) {
         let mut kept = false;
         self.handles.retain(|handle| {
@@ -113,14 +113,14 @@ impl Pool {
         });
     }
 
-    /// When the next idle runner that is not needed is to go.
+    /// Returns when the next surplus idle runner is released.
     fn surplus(&self) -> Option<Instant> {
         let idle = self.handles.iter().filter(|h| h.is_idle()).skip(1);
         idle.map(|handle| handle.idle_since + LINGER).min()
     }
 
-    /// Notes that processes run short: idle runners go, and units begin one after the other for
-    /// a while.
+    /// Notes a shortage of processes: idle runners are released, and units begin one after the
+    /// other for a while.
     pub fn shortage(&mut self) {
         self.careful_until = Some(Instant::now() + CAUTION);
         self.thin_out(Duration::ZERO);
@@ -131,7 +131,7 @@ impl Pool {
             .is_some_and(|until| Instant::now() < until)
     }
 
-    /// Until when nothing more is to begin, unless a runner reports before: processes have run
+    /// Returns until when nothing more may begin, unless a runner reports earlier: processes are
     /// short, and a unit is about to begin.
     #[must_use]
     pub fn held_until(&self) -> Option<Instant> {
@@ -141,7 +141,7 @@ impl Pool {
             .filter(|_| self.is_careful() && self.handles.iter().any(starting))
     }
 
-    /// Takes a runner for `unit`. [`Pool::make_ready`] must follow, and, once the permit was given,
+    /// Takes a runner for `unit`. [`Pool::make_ready`] must follow, and, after the permit,
     /// [`Pool::told`] or [`Pool::dropped`].
     ///
     /// # Errors
@@ -158,11 +158,11 @@ impl Pool {
         Ok(permit)
     }
 
-    /// Hands `unit` to the runner that was taken for it, with what its command reads. The runner
-    /// makes all ready, and waits for the permit.
+    /// Sends `unit` to the runner that was taken for it, with the input of its command. The runner
+    /// prepares everything, and waits for the permit.
     ///
     /// # Errors
-    /// When there is no such runner any more (`BrokenPipe`), or as the file system.
+    /// When that runner is gone (`BrokenPipe`), or as the file system.
     pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<()> {
         let text = self.text(unit, job, payload);
         let permit = match self.ready(unit).map(|handle| &handle.state) {
@@ -181,7 +181,7 @@ impl Pool {
         sent
     }
 
-    /// Lets the runner that was taken for `unit` go, which has got no job.
+    /// Releases the runner that was taken for `unit` and got no job.
     pub fn let_go(&mut self, unit: &str) {
         if let Some(handle) = self.ready(unit) {
             if let RunnerState::Ready(_, permit, _) = &handle.state {
@@ -210,18 +210,18 @@ impl Pool {
         Ok(text)
     }
 
-    /// The runner that was taken for `unit`.
+    /// Returns the runner that was taken for `unit`.
     fn ready(&mut self, unit: &str) -> Option<&mut Handle> {
         self.handles.iter_mut().find(|handle| handle.is_ready(unit))
     }
 
-    /// The runner that has made `unit` ready was told to begin it, and reports on it from now
-    /// on; `false` if there is none.
+    /// Notes that the runner that prepared `unit` got its permit, and reports on it from now on;
+    /// `false` if there is none.
     pub fn told(&mut self, unit: &str) -> bool {
         self.hear(unit, RunnerState::Told(unit.to_owned()))
     }
 
-    /// The runner that has made `unit` ready, if one has, was told that it is not to run.
+    /// Notes that the runner that prepared `unit`, if there is one, must not run it.
     pub fn dropped(&mut self, unit: &str) {
         self.hear(unit, RunnerState::Dropped);
     }
@@ -245,7 +245,7 @@ impl Pool {
         Ok(self.handles.len() - 1)
     }
 
-    /// The next report; cancel safe. There may never be one.
+    /// Returns the next report. Cancel safe. There may never be one.
     pub async fn next(&mut self) -> Report {
         loop {
             while let Some(line) = self.held.pop_front() {
@@ -255,7 +255,7 @@ impl Pool {
             }
             let surplus = self.surplus();
             tokio::select! {
-                // We hold a sender ourselves, so that the channel never ends.
+                // We hold a sender ourselves, so the channel never ends.
                 Some(line) = self.lines.recv() => {
                     if let Some(report) = self.read(line) {
                         return report;
@@ -271,7 +271,7 @@ impl Pool {
     fn read(&mut self, line: Line) -> Option<Report> {
         match line {
             Line::Gone(number, pid) => {
-                // One that was killed has left the folder that it had made ahead.
+                // A killed runner has left the folder that it made ahead.
                 let _ = UnitDir::at(self.dir.join(pid.to_string())).remove();
                 let place = self.handles.iter().position(|h| h.number == number)?;
                 let gone = self.handles.remove(place);
@@ -280,7 +280,7 @@ impl Pool {
                     RunnerState::Told(unit) | RunnerState::Begun(unit) => {
                         Some(Report::Unknown(unit))
                     }
-                    // What was only made ready is made ready again when it is to begin.
+                    // A unit that was only prepared is prepared again before it begins.
                     RunnerState::Idle | RunnerState::Ready(..) | RunnerState::Dropped => None,
                 }
             }
@@ -294,7 +294,7 @@ impl Pool {
                 if word == "idle" || word == "leaving" {
                     handle.state = match word {
                         "idle" => RunnerState::Idle,
-                        // Something of its unit goes on, and it takes no other.
+                        // A process of its unit still runs, and it takes no other unit.
                         _ => RunnerState::Dropped,
                     };
                     handle.idle_since = Instant::now();
@@ -332,7 +332,7 @@ mod tests {
     use crate::model::outcome::outcome_text;
     use std::process::{Child, Command, Stdio};
 
-    /// A client with one runner, which is to make a unit ready; a bystander takes its place.
+    /// Returns a client with one runner, which prepares a unit; a bystander stands in for it.
     fn ready() -> (tempfile::TempDir, Pool, Child, StartPermit) {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut runners = Pool::new(dir.path().to_owned());

@@ -71,7 +71,7 @@ fn letter(offset: usize) -> u8 {
 }
 
 /// Checks what a reader returns against what was written: every byte at its offset, or in a
-/// gap. Returns the number of bytes, and how much is in gaps, at the next chunk that is none.
+/// gap. Returns the number of bytes, and how much is in gaps, at the next other chunk.
 fn follow(reader: &mut OutputReader, ended: Ended) -> (u64, u64, Chunk) {
     let (mut read, mut missing) = (0, 0);
     loop {
