@@ -6,7 +6,7 @@ use crate::error::Kind;
 use crate::model::event::{self, Attributes};
 use crate::model::json;
 
-/// What a request asks for.
+/// Action of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Run the command now, with these attributes.

@@ -49,7 +49,7 @@ impl Qos {
     }
 }
 
-/// What carries a message of ours to where it is wanted.
+/// Way by which a message of ours goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {

@@ -17,7 +17,7 @@ pub(super) const MAX_TOPICS: usize = 64;
 /// Maximum number of lines in a graph.
 pub(super) const MAX_EDGES: usize = 100_000;
 
-/// What a pipeline waits for.
+/// Events that a pipeline waits for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waits {
     /// Name of the trigger.

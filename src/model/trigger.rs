@@ -30,7 +30,7 @@ pub struct Trigger {
     pub absent: Option<Duration>,
     /// Policy of its lane.
     pub policy: Policy,
-    /// What its units run. They carry it.
+    /// Spec of its units, which carry it.
     pub spec: Arc<Spec>,
 }
 

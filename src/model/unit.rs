@@ -91,7 +91,7 @@ pub enum Trace {
     Gone,
 }
 
-/// What a restarted client does with a unit that has not ended in the ledger.
+/// Decision of a restarted client about a unit that has not ended in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovery {
     /// Queue it.

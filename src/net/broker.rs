@@ -82,7 +82,7 @@ pub struct Broker {
     connections: mpsc::Receiver<()>,
 }
 
-/// What every connection shares.
+/// State that all connections share.
 #[derive(Clone)]
 struct Parts {
     config: Arc<BrokerConfig>,

@@ -87,7 +87,7 @@ pub struct Session {
     acks: Acks<Ack>,
     connections: u64,
     attempts: Attempts,
-    /// What the broker offers.
+    /// Offer of the broker.
     offer: Offer,
     /// Whether the broker refuses a will that is retained or has a QoS.
     plain_will: bool,

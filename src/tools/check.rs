@@ -16,7 +16,7 @@ use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
 use crate::tools::{MAX_PAYLOAD, listener};
 
-/// What to check.
+/// Subject of a check.
 #[derive(Debug, Clone)]
 pub enum Subject {
     /// A beacon that publishes on this topic.
@@ -40,7 +40,7 @@ pub struct Options {
     pub broker: BrokerOptions,
     /// The root of Tael's topics.
     pub root: String,
-    /// What to check.
+    /// Subject of a check.
     pub subject: Subject,
     /// Maximum difference between its clock and ours.
     pub max_skew: Duration,

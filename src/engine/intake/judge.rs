@@ -33,7 +33,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Lets the units carry the address that the requester of the event wants answers at.
+    /// Gives the units the address at which the requester of the event waits for answers.
     pub fn answer_to(&mut self, reply: Option<&ReplyAddress>) {
         for part in &mut self.parts {
             if let Part::Run { unit, .. } = part

@@ -19,7 +19,7 @@ pub enum Left {
     Waiting {
         /// Its id.
         unit: String,
-        /// What it runs.
+        /// Its spec.
         spec: Arc<Spec>,
         /// Earliest start, milliseconds since 1970.
         due: i64,

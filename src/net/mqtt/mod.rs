@@ -71,7 +71,7 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused(pub Error, pub Refuser);
 
-/// Who refused a publish.
+/// Origin of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refuser {
     /// The broker, in its answer.

@@ -1,4 +1,4 @@
-//! What errors of SQLite mean for who runs the client.
+//! Errors of SQLite, and their meaning for the operator.
 
 use rusqlite::ErrorCode;
 

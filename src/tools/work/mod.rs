@@ -37,7 +37,7 @@ pub struct Scope {
     pub who: Option<String>,
 }
 
-/// What to do.
+/// Action of the command.
 #[derive(Debug, Clone)]
 pub enum Verb {
     /// List all units, a line each.
