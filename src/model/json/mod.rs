@@ -52,7 +52,7 @@ fn has_held(text: &str) -> bool {
     text.contains(|c| held(c).is_some())
 }
 
-/// Returns the bytes of a string from [`parse`].
+/// Returns the bytes of a string from [`parse()`].
 #[must_use]
 pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
     if !has_held(text) {
@@ -68,7 +68,7 @@ pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// Returns a string from [`parse`] for people: bytes that are not UTF-8 become U+FFFD.
+/// Returns a string from [`parse()`] for people: bytes that are not UTF-8 become U+FFFD.
 #[must_use]
 pub fn lossy(text: &str) -> String {
     String::from_utf8_lossy(&bytes_of(text)).into_owned()
@@ -85,7 +85,7 @@ pub fn string_of(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns `value` as compact JSON; it is from [`parse`], or made of strings without held bytes. A
+/// Returns `value` as compact JSON; it is from [`parse()`], or made of strings without held bytes. A
 /// byte that is not UTF-8 becomes the surrogate that Python uses for it.
 #[must_use]
 pub fn to_text(value: &Value) -> String {

@@ -4,7 +4,7 @@ use rusqlite::ErrorCode;
 
 use crate::error::{Error, Kind};
 
-/// Returns the error of somebody who reads.
+/// Returns the error of a failed read.
 pub(super) fn wrong(e: rusqlite::Error) -> Error {
     let kind = if passes(&e) {
         Kind::TryAgain
