@@ -12,8 +12,7 @@
 //! - [`tools`]: one file per command
 //! - [`cli`]: command lines, configuration, dispatch
 //!
-//! One event: [`net::session`] delivers, [`model::event`] parses, `engine/intake` judges, the ledger
-//! commits, the session acknowledges, `engine/work` starts and ends the run, `engine/report` publishes.
+//! docs/design.md follows one event, one payload byte and one status through the files.
 
 pub mod cli;
 pub mod engine;

@@ -14,6 +14,10 @@
 
 #[path = "house/promises.rs"]
 mod promises;
+#[path = "house/rooms.rs"]
+mod rooms;
+#[path = "house/walk.rs"]
+mod walk;
 
 use std::fmt::Write as _;
 use std::fs;

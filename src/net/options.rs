@@ -1,10 +1,10 @@
 //! Options that name a broker, and us to it.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::net::password::Password;
+pub use crate::net::password::Secret;
 
 /// Port of MQTT over TCP (IANA).
 pub const PORT: u16 = 1883;
@@ -16,30 +16,6 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
 pub const MIN_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Maximum keep-alive: 16 bits of seconds on the wire.
 pub const MAX_KEEP_ALIVE: Duration = Duration::from_secs(65_535);
-
-/// A text that never prints itself.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps `text`.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// Returns the text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// Files and names for TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

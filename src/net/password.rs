@@ -1,17 +1,41 @@
 //! The password for a broker: a text, or a file that is read again at every connection, so that it
 //! can be changed while a daemon runs.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::net::options::Secret;
 
 /// Maximum size of a password, bytes (MQTT 5.0, section 1.5.6).
 const MAX_BYTES: usize = 65_535;
 
 /// Byte order mark in UTF-8, which some editors write.
 const BOM: char = '\u{feff}';
+
+/// A text that never prints itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
 
 /// Source of a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
