@@ -158,3 +158,40 @@ impl Backlog {
         room
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::intake::offer::Subject;
+    use crate::model::message::{Delivery, Properties};
+    use bytes::Bytes;
+
+    fn offer(packet: u16) -> Offer {
+        Offer {
+            subject: Subject::Message(Delivery {
+                topic: Bytes::from_static(b"t"),
+                payload: Bytes::from_static(b"{}"),
+                retained: false,
+                duplicate: false,
+                packet,
+                properties: Properties::default(),
+            }),
+            reply: None,
+            receipt: Receipt::None,
+        }
+    }
+
+    #[test]
+    fn a_dropped_message_gives_its_receipt_back_and_what_is_held_stays_in_order() {
+        let mut backlog = Backlog::default();
+        for _ in 0..MAX_HELD / 2 {
+            assert!(backlog.hold(offer(0)).is_none());
+        }
+        assert!(backlog.hold(offer(0)).is_some(), "nobody sends it again");
+        assert!(backlog.hold(offer(7)).is_none(), "the broker does");
+        backlog.disconnected();
+        assert_eq!(backlog.held.len(), MAX_HELD / 2, "it comes again");
+        while backlog.next().is_some() {}
+        assert_eq!(backlog.held_bytes, 0);
+    }
+}

@@ -241,6 +241,13 @@ mod tests {
             ..Ends::default()
         };
         let text = metrics.text(&snapshot);
+        // What has changed waits for its time; once it is as it was written, nothing waits.
+        metrics.free = Instant::now() + PAUSE;
+        metrics.show(&snapshot, false);
+        assert!(metrics.wake().is_some());
+        metrics.written.clone_from(&text);
+        metrics.show(&snapshot, false);
+        assert!(metrics.wake().is_none());
         for line in [
             "# TYPE tael_events_total counter",
             r#"tael_events_total{who="a\"b",result="accepted"} 3"#,
