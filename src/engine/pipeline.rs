@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::engine::config::{Config, Home};
+use crate::engine::config::Config;
 use crate::model::topic::PipelineTopics;
 use crate::model::trigger::Trigger;
 use crate::os::process::boot_id;
+use crate::store::home::Home;
 use crate::store::ledger::Reader;
 use crate::store::unit_dir::UnitDir;
 

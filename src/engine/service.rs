@@ -11,7 +11,7 @@ use crate::engine::client::Client;
 use crate::engine::commit::Commits;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
-use crate::engine::config::{Config, Home};
+use crate::engine::config::Config;
 use crate::engine::control::actions::{self, Demand, Request};
 use crate::engine::control::reload::{self, Reload};
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
@@ -34,6 +34,7 @@ use crate::os::hooks;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::aside::sweep;
+use crate::store::home::Home;
 use crate::store::unit_dir::RUNNERS;
 
 /// Maximum number of network events to handle in a row.

@@ -1,6 +1,7 @@
 //! Files: the ledger, and a folder for each unit.
 
 pub mod aside;
+pub mod home;
 pub mod identity;
 pub mod ledger;
 pub mod mark;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::engine::config::{Config, Home};
+use crate::engine::config::Config;
 use crate::engine::control::reload::Reload;
 use crate::engine::service::Service;
 use crate::engine::work::job::warn_of_what_is_missing;
@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
+use crate::store::home::Home;
 
 /// Options of the command.
 pub struct Options {

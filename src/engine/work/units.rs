@@ -11,7 +11,6 @@ use tracing::{error, info, warn};
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::Receipt;
 use crate::engine::commit::step::{Step, Steps};
-use crate::engine::config::make_folders;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::work::adopted::Adopted;
 use crate::engine::work::end::Ended;
@@ -25,6 +24,7 @@ use crate::model::spec::Spec;
 use crate::model::trigger::Trigger;
 use crate::model::unit::{Outcome, Recovery, Trace, Unit};
 use crate::os::hooks;
+use crate::store::home::make_folders;
 use crate::store::ledger::Op;
 
 /// Delay before a unit is started again that found no process, descriptor or space.
