@@ -45,8 +45,9 @@ pub fn event(data: &[u8]) {
     assert!(payload.len() <= MAX_PAYLOAD);
     for (name, value) in &parsed.attributes {
         let text = json::to_text(value);
-        let again = json::parse(text.as_bytes());
-        assert_eq!(again.as_ref(), Ok(value), "{name}: {text}");
+        // Held bytes that make a character together come back as that character: the same bytes.
+        let again = json::parse(text.as_bytes()).map(|again| json::to_text(&again));
+        assert_eq!(again.as_ref(), Ok(&text), "{name}");
         // What a command gets.
         let _ = event::attribute_text(value);
         let _ = event::attribute_value(value);
@@ -128,7 +129,10 @@ pub fn control(data: &[u8]) {
     let Ok(action) = action else { return };
     let payload = action.payload(&envelope);
     let (again, same) = control::parse(payload.as_bytes(), usize::MAX);
-    assert_eq!((again, same), (envelope, Ok(action)), "{payload}");
+    assert_eq!(again.present, envelope.present, "{payload}");
+    // As in `event`, bytes count, and not how strings hold them.
+    let same = same.map(|same| same.payload(&again));
+    assert_eq!(same, Ok(payload));
 }
 
 /// A file of variables.
