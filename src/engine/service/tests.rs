@@ -1,6 +1,7 @@
 //! The loop in this process: a source that the test plays offers events to a client with a real
 //! ledger and scripted runners, and no broker.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Bench {
     dir: tempfile::TempDir,
+    /// Scripted runners wait at the other end, and leave when this one is closed.
+    gate: File,
     _broker: TcpListener,
     service: Service,
     reload: Reload,
@@ -109,7 +112,10 @@ impl Bench {
         let dir = tempfile::tempdir().expect("tempdir");
         let home = Home::acquire(dir.path(), "p").expect("home").expect("free");
         let runners = dir.path().join("p").join(RUNNERS);
-        nix::unistd::mkfifo(&runners.join("gate"), Mode::S_IRWXU).expect("fifo");
+        let gate = runners.join("gate");
+        nix::unistd::mkfifo(&gate, Mode::S_IRWXU).expect("fifo");
+        // Opened for both, so that neither end waits for the other (fifo(7)).
+        let gate = File::options().read(true).write(true).open(gate);
         // A broker that never answers.
         let broker = TcpListener::bind(("127.0.0.1", 0)).expect("port");
         let port = broker.local_addr().expect("address").port();
@@ -127,6 +133,7 @@ impl Bench {
         };
         let bench = Self {
             dir,
+            gate: gate.expect("gate"),
             _broker: broker,
             service,
             reload,
@@ -153,13 +160,8 @@ impl Bench {
     }
 
     /// Lets the next unit end, once it has started.
-    fn open_gate(&self) {
-        let gate = self.runners().join("gate");
-        std::thread::spawn(move || {
-            // Waits for a runner that reads.
-            let gate = std::fs::File::options().write(true).open(&gate);
-            gate.expect("gate").write_all(b"\n").expect("open the gate");
-        });
+    fn open_gate(&mut self) {
+        self.gate.write_all(b"\n").expect("open the gate");
     }
 
     fn offer(&self, number: u32, at_end: bool, subject: Subject) {
