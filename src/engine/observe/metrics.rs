@@ -16,6 +16,10 @@ use crate::model::unit::{Outcome, State};
 /// Minimum time between two writes.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Delay before a file that could not be written is written again. An idle client would otherwise
+/// show for ever what was true before a full disk.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Runs that have ended since the client started.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Ends {
@@ -167,17 +171,20 @@ impl Metrics {
     }
 
     fn write(&mut self, text: String) {
-        self.free = Instant::now() + PAUSE;
-        self.stale = false;
         match replace(&self.path, &text) {
-            Ok(()) => self.failed = false,
-            Err(e) if !self.failed => {
-                self.failed = true;
-                warn!("cannot write metrics to {}: {e}", self.path.display());
+            Ok(()) => {
+                self.free = Instant::now() + PAUSE;
+                (self.stale, self.failed) = (false, false);
+                self.written = text;
             }
-            Err(_) => {}
+            Err(e) => {
+                self.free = Instant::now() + RETRY;
+                self.stale = true;
+                if !std::mem::replace(&mut self.failed, true) {
+                    warn!("cannot write metrics to {}: {e}", self.path.display());
+                }
+            }
         }
-        self.written = text;
     }
 }
 
@@ -215,17 +222,15 @@ mod tests {
     use crate::engine::intake::Counts;
     use jiff::Timestamp;
 
-    #[test]
-    fn figures_are_in_the_exposition_format() {
-        let unit = "u".to_owned();
-        let snapshot = Snapshot {
+    fn snapshot(running: &String) -> Snapshot<'_> {
+        Snapshot {
             who: "a\"b",
             host: "h",
             since: Timestamp::UNIX_EPOCH,
             broker: "b".into(),
             online: true,
             paused: false,
-            running: vec![&unit],
+            running: vec![running],
             waiting: 0,
             counts: Counts {
                 accepted: 3,
@@ -233,7 +238,30 @@ mod tests {
             },
             outbox: 0,
             heard: vec![("t", 1500)],
-        };
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later_without_a_change() {
+        let unit = "u".to_owned();
+        let (snapshot, dir) = (snapshot(&unit), tempfile::tempdir().expect("tempdir"));
+        let folder = dir.path().join("later");
+        let mut metrics = Metrics::new(folder.join("tael.prom"));
+        metrics.show(&snapshot, false);
+        let at = metrics.wake().expect("another try");
+        assert!(at > Instant::now(), "it waits");
+        fs::create_dir(&folder).expect("folder");
+        metrics.free = Instant::now();
+        metrics.show(&snapshot, false);
+        let written = fs::read_to_string(folder.join("tael.prom")).expect("read");
+        assert_eq!(written, metrics.text(&snapshot));
+        assert!(metrics.wake().is_none());
+    }
+
+    #[test]
+    fn figures_are_in_the_exposition_format() {
+        let unit = "u".to_owned();
+        let snapshot = snapshot(&unit);
         let mut metrics = Metrics::new(PathBuf::from("/"));
         metrics.ends = Ends {
             succeeded: 2,
