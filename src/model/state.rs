@@ -175,6 +175,9 @@ impl Stage {
             (Canceled, Change::Start) => Next::TooLate,
 
             (Handed, Change::TakeBack) => Next::Stage(Pending),
+            // It waits: its runner was ready before its start was on disk and its client died, or
+            // its payload could not be read for the start.
+            (Pending, Change::TakeBack) => Next::TooLate,
 
             (Handed, Change::Begin) => Next::Stage(Begun),
 
@@ -193,7 +196,8 @@ impl Stage {
             (_, Change::ForceRelease) => Next::Gone,
 
             (Handed | Begun | Succeeded | Failed, Change::Start)
-            | (Pending | Begun | Succeeded | Failed | Canceled, Change::TakeBack | Change::Begin)
+            | (Begun | Succeeded | Failed | Canceled, Change::TakeBack)
+            | (Pending | Begun | Succeeded | Failed | Canceled, Change::Begin)
             | (_, Change::End(State::Pending | State::Running))
             | (Succeeded | Failed | Canceled, Change::End(_)) => {
                 return Err(IllegalChange {

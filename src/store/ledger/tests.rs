@@ -198,6 +198,22 @@ fn the_commits_of_an_event_write_few_pages() {
 }
 
 #[test]
+fn a_unit_that_waits_can_be_taken_back() {
+    let mut ledger = Fixture::new();
+    let unit = ledger.unit(10);
+    let op = ledger.accept(&unit, false, true);
+    ledger.one(op);
+    let back = Op::Unstart {
+        unit: unit.id.clone(),
+    };
+    let stays = Done::Changed {
+        applied: false,
+        queued: Vec::new(),
+    };
+    assert_eq!(ledger.one(back), stays);
+}
+
+#[test]
 fn an_illegal_change_changes_nothing() {
     let mut ledger = Fixture::new();
     let unit = ledger.unit(10);
