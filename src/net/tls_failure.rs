@@ -62,16 +62,24 @@ fn certificate(error: &CertificateError, host: &str) -> String {
             "is not valid before {}: is this host's clock right?",
             day(not_before)
         ),
-        E::NotValidForNameContext { presented, .. } if presented.is_empty() => format!(
+        E::NotValidForNameContext {
+            expected,
+            presented,
+        } if presented.is_empty() => format!(
             "names no host: its subjectAltName is missing (a common name does not count); issue \
-             it again with subjectAltName DNS:{host}, or IP: for an address"
+             it again with subjectAltName DNS:{}, or IP: for an address",
+            expected.to_str()
         ),
-        E::NotValidForNameContext { presented, .. } => {
+        E::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
             let names: Vec<String> = presented.iter().take(MAX_NAMES).map(|n| plain(n)).collect();
             format!(
-                "is for {}, not for '{host}': connect by a name that it is for, or give that name \
-                 by --tls-server-name",
-                names.join(", ")
+                "is for {}, not for '{}': connect by a name that it is for, or give that name by \
+                 --tls-server-name",
+                names.join(", "),
+                expected.to_str()
             )
         }
         E::NotValidForName => format!("is not for '{host}'"),
@@ -112,9 +120,13 @@ fn certificate(error: &CertificateError, host: &str) -> String {
     }
 }
 
-/// Returns a name in the form of the crate below, `DnsName("h")`, without its wrapping.
+/// Returns a name in the form of the crate below, `DnsName("h")` or `IpAddress(::1)`, without its
+/// wrapping.
 fn plain(name: &str) -> String {
-    let inner = name.split('"').nth(1).unwrap_or(name);
+    let inner = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    let inner = inner.unwrap_or(name).trim_matches('"');
     format!("'{}'", printable(inner, MAX_TEXT))
 }
 
@@ -165,7 +177,7 @@ mod tests {
 
     #[test]
     fn every_failure_names_a_way_out() {
-        let presented = vec!["DnsName(\"a.example\")".to_owned()];
+        let presented = ["DnsName(\"a.example\")", "IpAddress(::1)"].map(str::to_owned);
         let name = |presented| CertificateError::NotValidForNameContext {
             expected: crate::net::tls::server_name("b.example").expect("name"),
             presented,
@@ -173,7 +185,10 @@ mod tests {
         for (error, word) in [
             (CertificateError::UnknownIssuer.into(), "--cafile"),
             (CertificateError::Expired.into(), "renew"),
-            (name(presented).into(), "'a.example', not for 'b.example'"),
+            (
+                name(presented.into()).into(),
+                "'a.example', '::1', not for 'b.example'",
+            ),
             (name(Vec::new()).into(), "subjectAltName DNS:b.example"),
             (
                 TlsError::AlertReceived(AlertDescription::CertificateRequired),

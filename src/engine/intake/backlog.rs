@@ -187,7 +187,7 @@ mod tests {
         for _ in 0..MAX_HELD / 2 {
             assert!(backlog.hold(offer(0)).is_none());
         }
-        assert!(backlog.hold(offer(0)).is_some(), "nobody sends it again");
+        assert!(backlog.hold(offer(0)).is_some(), "no broker sends it again");
         assert!(backlog.hold(offer(7)).is_none(), "the broker does");
         backlog.disconnected();
         assert_eq!(backlog.held.len(), MAX_HELD / 2, "it comes again");
