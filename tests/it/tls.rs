@@ -106,7 +106,7 @@ fn the_chapters_commands_make_certificates_that_work() {
     refuses(
         message(&dir, broker.1).args(client).args(other),
         69,
-        "not for 'localhost'",
+        "not for 'other.example'",
     );
     // A key with a passphrase.
     shell(
