@@ -1028,6 +1028,9 @@ fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize
         values.join(", ")
     );
     ledger.execute_batch(&sql).expect("fill");
+    // What is still to be written would keep the disk from the client that starts next.
+    let synced = Command::new("sync").status().expect("sync");
+    assert!(synced.success(), "sync: {synced}");
 }
 
 /// Starts a client for [`TOPIC`], and returns it with the seconds until it was subscribed.

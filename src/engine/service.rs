@@ -31,6 +31,7 @@ use crate::net::mqtt::Token;
 use crate::net::session::{Event, SessionReceived};
 use crate::os::folder;
 use crate::os::hooks;
+use crate::os::memory;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::store::aside::sweep;
@@ -93,6 +94,7 @@ impl Service {
     /// # Errors
     /// When the broker refuses the client for good, or the state cannot be written any more.
     pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
+        memory::give_back();
         self.serve(stop.requested(), &mut reload).await?;
         self.stop().await
     }

@@ -10,6 +10,7 @@ pub mod inherit;
 pub mod init;
 pub mod lock;
 pub mod logging;
+pub mod memory;
 pub mod notify;
 pub mod paths;
 pub mod proc;
