@@ -1015,7 +1015,7 @@ fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize
         // A payload that is small lies here.
         "body" => "NULL".to_owned(),
         "state" => format!("'{state}'"),
-        "started" | "ended" | "outcome" if state == "pending" => "NULL".to_owned(),
+        "boot" | "started" | "ended" | "outcome" if state == "pending" => "NULL".to_owned(),
         other => format!("unit.{other}"),
     };
     let values: Vec<String> = columns.iter().map(value).collect();

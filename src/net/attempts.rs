@@ -132,7 +132,7 @@ impl Attempts {
             Failure::Fatal(e) if self.goes_on() => {
                 self.short_lives = 0;
                 wait = backoff(self.failures.saturating_add(PATIENT));
-                self.warn_once(format!("connect to {address}: {e}; trying on"));
+                self.warn_once(format!("connect to {address}: {e}; trying again"));
                 e.to_string()
             }
             Failure::Fatal(e) => {
@@ -165,7 +165,7 @@ impl Attempts {
         } else if lived.is_some() {
             info!("lost {address}: {cause}; reconnecting");
         } else if self.failures == 0 {
-            info!("cannot reach {address} yet: {cause}; trying on");
+            info!("cannot reach {address} yet: {cause}; trying again");
         } else {
             debug!(
                 "cannot reach {address}: {cause}; next try in {}",
@@ -176,7 +176,7 @@ impl Attempts {
         if !*warned && since.elapsed() >= WARN_AFTER {
             *warned = true;
             warn!(
-                "cannot reach {address} for {}: {cause}; trying on",
+                "cannot reach {address} for {}: {cause}; trying again",
                 duration::text(WARN_AFTER)
             );
         }

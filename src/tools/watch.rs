@@ -76,7 +76,9 @@ async fn watch(options: &Options) -> Result<()> {
         if matches!(event, Event::Offline) && std::mem::take(&mut tell) {
             let cause = session.cause().unwrap_or_default();
             let address = options.broker.address();
-            say(&format!("no connection to {address}: {cause}; trying on"));
+            say(&format!(
+                "no connection to {address}: {cause}; trying again"
+            ));
         }
         if let Event::Received(received) = event {
             if !is_dropped(&received.delivery, &options.drop) {

@@ -16,6 +16,7 @@ const BANNED: &[(&str, &str)] = &[
     ("whatever", "all, every, any"),
     ("whichever", "each, for every"),
     ("nobody", "no client, no process, no user"),
+    ("trying on", "trying again"),
     ("somebody", "a user, another process"),
     ("anybody", "any user, every client"),
     ("everybody", "every user, all clients"),

@@ -59,7 +59,7 @@ fn outlives_a_refusal(arguments: &[&str], code: u8) {
     drop(broker.answer_with(code, &[]));
     came_online(&mut broker.accept(), arguments);
     let log = process.log_text();
-    assert_eq!(log.matches("trying on").count(), 1, "{log}");
+    assert_eq!(log.matches("trying again").count(), 1, "{log}");
     // SIGTERM ends it in good order, as before.
     process.signal(Signal::SIGTERM);
     let mut process = process;

@@ -146,7 +146,7 @@ impl<T: Copy + PartialEq> Reports<T> {
             }
         }
         if !std::mem::replace(&mut self.refusing, true) {
-            warn!("the broker cannot take a status for now: {cause}; trying on");
+            warn!("the broker cannot take a status for now: {cause}; trying again");
         }
     }
 }

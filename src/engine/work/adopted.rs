@@ -46,7 +46,7 @@ impl Adopted {
         if let Err(e) = waiting {
             error!(
                 TAEL_UNIT = unit,
-                "cannot wait for an adopted run: {e}; trying on"
+                "cannot wait for an adopted run: {e}; trying again"
             );
             let ended = self.ended.clone();
             tokio::spawn(async move {
