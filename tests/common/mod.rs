@@ -4,6 +4,7 @@
 //! broker.
 
 pub mod broker;
+pub mod pty;
 pub mod raw;
 
 use std::ffi::OsStr;

@@ -50,6 +50,7 @@ mod settings;
 mod shared;
 mod starter;
 mod systemd;
+mod terminal;
 mod tls;
 mod tools;
 mod transfers;
