@@ -25,6 +25,7 @@ mod sources;
 pub mod spec;
 pub mod state;
 pub mod status;
+pub mod table;
 pub mod text;
 pub mod topic;
 pub mod trigger;

@@ -1,0 +1,364 @@
+//! Tables and colours for terminals: the layout of columns, and the colour of a state.
+
+use unicode_width::UnicodeWidthChar;
+
+/// Separates two columns.
+const GAP: &str = "  ";
+
+/// Mark of a text that was cut.
+const CUT: char = '…';
+
+/// A colour of the terminal. Themes of terminals choose the shade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    /// Good ends.
+    Green,
+    /// Bad ends, and what needs a person.
+    Red,
+    /// What is under way.
+    Cyan,
+    /// What a person has stopped, and warnings.
+    Yellow,
+    /// What waits or rests.
+    Faint,
+}
+
+impl Colour {
+    /// Returns the colour of a state: of a unit, a status, a pipeline, a node or a check. Every
+    /// command that colours a state asks here.
+    #[must_use]
+    pub fn of_state(word: &str) -> Option<Self> {
+        match word {
+            "succeeded" | "finished" | "online" | "ok" | "OK" => Some(Self::Green),
+            "failed" | "falsestart" | "lost" | "CRITICAL" | "FAILED" => Some(Self::Red),
+            "running" | "started" | "RUNNING" => Some(Self::Cyan),
+            "canceled" | "paused" | "WARNING" => Some(Self::Yellow),
+            "pending" | "offline" | "UNKNOWN" | "DOWN" => Some(Self::Faint),
+            _ => None,
+        }
+    }
+
+    /// Returns `text` in this colour (ECMA-48, SGR).
+    #[must_use]
+    pub fn paint(self, text: &str) -> String {
+        let code = match self {
+            Self::Green => "32",
+            Self::Red => "1;31",
+            Self::Cyan => "36",
+            Self::Yellow => "33",
+            Self::Faint => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// Returns the number of columns that a terminal needs for printable `text`. Terminals add up the
+/// widths of characters, as `wcwidth(3)` gives them.
+#[must_use]
+pub fn width(text: &str) -> usize {
+    text.chars().map(char_width).sum()
+}
+
+fn char_width(c: char) -> usize {
+    c.width().unwrap_or(0)
+}
+
+/// Returns `text` in at most `limit` columns. A text that is cut ends with `…`.
+#[must_use]
+pub fn cut(text: &str, limit: usize) -> String {
+    // The mark takes a column. Combining characters after the last kept one stay with it.
+    let (mut used, mut kept) = (0, 0);
+    for (at, c) in text.char_indices() {
+        used += char_width(c);
+        if used > limit {
+            let mut short = text.get(..kept).unwrap_or_default().to_owned();
+            short.extend((limit > 0).then_some(CUT));
+            return short;
+        }
+        if used < limit {
+            kept = at + c.len_utf8();
+        }
+    }
+    text.to_owned()
+}
+
+/// Side at which the cells of a column stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// Its heading.
+    pub head: &'static str,
+    /// The side at which its cells stand.
+    pub align: Align,
+    /// Number of columns of the terminal down to which it shrinks if the line is too long; 0 for a
+    /// column that is never cut.
+    pub least: usize,
+    /// Maximum number of columns that it takes on a terminal, except for the last one of a table.
+    pub most: usize,
+}
+
+impl Column {
+    /// Returns a column of text that is never cut.
+    #[must_use]
+    pub const fn whole(head: &'static str) -> Self {
+        Self {
+            head,
+            align: Align::Left,
+            least: 0,
+            most: usize::MAX,
+        }
+    }
+
+    /// Returns a column of numbers.
+    #[must_use]
+    pub const fn number(head: &'static str) -> Self {
+        Self {
+            align: Align::Right,
+            ..Self::whole(head)
+        }
+    }
+
+    /// Returns a column of text that shrinks to `least`, and takes `most` at most.
+    #[must_use]
+    pub const fn text(head: &'static str, least: usize, most: usize) -> Self {
+        Self {
+            head,
+            align: Align::Left,
+            least,
+            most,
+        }
+    }
+}
+
+/// Widths of the columns of a table, found with its first rows: later ones are streamed.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    columns: Vec<(Column, usize)>,
+    /// Columns of the terminal; `None` if nothing is cut.
+    limit: Option<usize>,
+}
+
+impl Layout {
+    /// Returns the layout of `columns` on a terminal of `limit` columns; without a limit nothing is
+    /// cut. `rows` are the first rows.
+    pub fn fit<'a, R>(
+        columns: &[Column],
+        rows: impl IntoIterator<Item = R>,
+        limit: Option<usize>,
+    ) -> Self
+    where
+        R: IntoIterator<Item = &'a str>,
+    {
+        let mut columns: Vec<(Column, usize)> = columns
+            .iter()
+            .map(|column| (*column, width(column.head)))
+            .collect();
+        for row in rows {
+            for ((_, wide), cell) in columns.iter_mut().zip(row) {
+                *wide = width(cell).max(*wide);
+            }
+        }
+        if let Some(limit) = limit {
+            Self::shrink(&mut columns, limit);
+        }
+        Self { columns, limit }
+    }
+
+    /// Shrinks the columns until a line has at most `limit` columns, the last ones first.
+    fn shrink(columns: &mut [(Column, usize)], limit: usize) {
+        let last = columns.len().saturating_sub(1);
+        for (n, (column, wide)) in columns.iter_mut().enumerate() {
+            if n < last {
+                *wide = (*wide).min(column.most.max(width(column.head)));
+            }
+        }
+        let gaps = GAP.len() * last;
+        let whole = gaps + columns.iter().map(|(_, wide)| wide).sum::<usize>();
+        let mut over = whole.saturating_sub(limit);
+        for (column, wide) in columns
+            .iter_mut()
+            .rev()
+            .filter(|(column, _)| column.least > 0)
+        {
+            let spare = wide.saturating_sub(column.least).min(over);
+            *wide -= spare;
+            over -= spare;
+        }
+    }
+
+    /// Returns the line of headings.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        let heads = self.columns.iter().map(|(column, _)| (column.head, None));
+        self.line(heads)
+    }
+
+    /// Returns the line of a row: a printable text for each column, and its colour. It has no blanks
+    /// at its end.
+    pub fn line<'a>(&self, cells: impl IntoIterator<Item = (&'a str, Option<Colour>)>) -> String {
+        let last = self.columns.len().saturating_sub(1);
+        let (mut line, mut used, mut blanks) = (String::new(), 0, 0);
+        for (n, ((column, wide), (text, colour))) in self.columns.iter().zip(cells).enumerate() {
+            let gap = if n > 0 { GAP.len() } else { 0 };
+            // A terminal that is too narrow for the table wraps no line.
+            let left = self.limit.map(|limit| limit.saturating_sub(used + gap));
+            let text = match left {
+                Some(left) if n == last => cut(text, left),
+                Some(left) => cut(text, left.min(*wide)),
+                None => text.to_owned(),
+            };
+            let room = left
+                .map_or(*wide, |left| left.min(*wide))
+                .saturating_sub(width(&text));
+            let (before, after) = match column.align {
+                Align::Left => (0, room),
+                Align::Right => (room, 0),
+            };
+            blanks += gap + before;
+            used += gap + before + width(&text) + after;
+            if !text.is_empty() {
+                line.extend(std::iter::repeat_n(' ', std::mem::take(&mut blanks)));
+                match colour {
+                    Some(colour) => line += &colour.paint(&text),
+                    None => line += &text,
+                }
+            }
+            blanks += after;
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const COLUMNS: &[Column] = &[
+        Column::whole("ID"),
+        Column::text("NAME", 6, 12),
+        Column::number("EXIT"),
+        Column::text("COMMAND", 10, 40),
+    ];
+
+    fn table(rows: &[[&str; 4]], limit: Option<usize>) -> Vec<String> {
+        let layout = Layout::fit(COLUMNS, rows.iter().map(|row| row.iter().copied()), limit);
+        let lines = rows
+            .iter()
+            .map(|row| layout.line(row.iter().map(|cell| (*cell, None))));
+        std::iter::once(layout.heading()).chain(lines).collect()
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns_and_combining_ones_none() {
+        for (text, wide) in [
+            ("", 0),
+            ("abc", 3),
+            ("日本", 4),
+            ("a\u{301}b", 2),
+            ("😀", 2),
+            ("…", 1),
+        ] {
+            assert_eq!(width(text), wide, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_says_so() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdef", 5), "abcd…");
+        assert_eq!(cut("日本語", 5), "日本…");
+        assert_eq!(cut("日本語", 4), "日…");
+        assert_eq!(cut("e\u{301}e\u{301}e\u{301}", 2), "e\u{301}…");
+        assert_eq!(cut("abc", 1), "…");
+        assert_eq!(cut("abc", 0), "");
+    }
+
+    #[test]
+    fn columns_stand_below_each_other_and_fit_the_terminal() {
+        let rows = [
+            ["1", "align", "0", "/opt/lab/align.sh --fast"],
+            ["22", "日本語のパイプライン", "137", "true"],
+        ];
+        assert_eq!(
+            table(&rows, None),
+            [
+                "ID  NAME                  EXIT  COMMAND",
+                "1   align                    0  /opt/lab/align.sh --fast",
+                "22  日本語のパイプライン   137  true",
+            ]
+        );
+        assert_eq!(
+            table(&rows, Some(40)),
+            [
+                "ID  NAME          EXIT  COMMAND",
+                "1   align            0  /opt/lab/align.…",
+                "22  日本語のパ…    137  true",
+            ]
+        );
+        assert_eq!(
+            table(&rows, Some(20)),
+            [
+                "ID  NAME    EXIT  C…",
+                "1   align      0  /…",
+                "22  日本…    137  t…"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cell_of_a_later_row_is_cut_to_its_column() {
+        let layout = Layout::fit(COLUMNS, [["1", "a", "0", "b"]], Some(40));
+        let row = [
+            "1",
+            "longer than before",
+            "1",
+            "and longer than this column",
+        ];
+        let line = layout.line(row.map(|cell| (cell, None)));
+        assert_eq!(line, "1   lon…     1  and longer than this co…");
+        assert_eq!(width(&line), 40);
+    }
+
+    #[test]
+    fn a_state_has_one_colour_and_blanks_have_none() {
+        assert_eq!(Colour::of_state("succeeded"), Some(Colour::Green));
+        assert_eq!(Colour::of_state("anything"), None);
+        let layout = Layout::fit(
+            &[Column::whole("A"), Column::whole("B")],
+            [["long", "b"]],
+            None,
+        );
+        let line = layout.line([("a", Some(Colour::Red)), ("", None)]);
+        assert_eq!(line, "\u{1b}[1;31ma\u{1b}[0m");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_wider_than_the_terminal(
+            rows in proptest::collection::vec(proptest::array::uniform4("[ -~日本é😀]{0,30}"), 1..5),
+            limit in 1..120usize,
+        ) {
+            let rows: Vec<[&str; 4]> =
+                rows.iter().map(|row| [&*row[0], &*row[1], &*row[2], &*row[3]]).collect();
+            for line in table(&rows, Some(limit)) {
+                prop_assert!(width(&line) <= limit, "{line:?}");
+            }
+        }
+
+        #[test]
+        fn a_cut_text_fits(text in any::<String>(), limit in 0..50usize) {
+            let cut = cut(&text, limit);
+            prop_assert!(width(&cut) <= limit);
+            prop_assert!(cut == text || cut.is_empty() || cut.ends_with(CUT));
+        }
+    }
+}
