@@ -14,7 +14,7 @@ use crate::model::message::{Message, Properties, Qos};
 use crate::model::status::{self, Presence};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics, minimal};
-use crate::net::mqtt::Settings;
+use crate::net::mqtt::{Settings, Token};
 use crate::net::session::{Session, Subscriptions};
 use crate::os::host_lock::HostLock;
 use crate::store::identity::Identity;
@@ -58,6 +58,18 @@ pub struct Link {
     /// Keeps other processes of this host from using our client identifier.
     _id_lock: HostLock,
     online: bool,
+    goodbye: Goodbye,
+}
+
+/// Whether the broker knows that the client stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    /// It was not told.
+    Unsaid,
+    /// This publish tells it.
+    Sent(Token),
+    /// It has answered.
+    Answered,
 }
 
 impl Link {
@@ -80,6 +92,7 @@ impl Link {
             identity,
             _id_lock: id_lock,
             online: false,
+            goodbye: Goodbye::Unsaid,
         })
     }
 
@@ -99,6 +112,28 @@ impl Link {
         let was_online = self.online;
         self.online = false;
         was_online && self.session.was_cut()
+    }
+
+    /// Returns whether the goodbye is to be published.
+    pub fn owes_goodbye(&self) -> bool {
+        self.goodbye == Goodbye::Unsaid
+    }
+
+    /// Returns whether the broker has answered the goodbye.
+    pub fn has_said_goodbye(&self) -> bool {
+        self.goodbye == Goodbye::Answered
+    }
+
+    /// Notes that this publish is the goodbye.
+    pub const fn says_goodbye(&mut self, token: Token) {
+        self.goodbye = Goodbye::Sent(token);
+    }
+
+    /// Notes that a publish has ended.
+    pub fn published(&mut self, token: Token) {
+        if self.goodbye == Goodbye::Sent(token) {
+            self.goodbye = Goodbye::Answered;
+        }
     }
 
     /// Notes what the broker holds for us now. If that fails, the file names more filters.

@@ -2,10 +2,11 @@
 //!
 //! Rooms, from the ground: `commit` (the way to the ledger), `work` (units) and `report` (what is
 //! published), `intake` (what comes), `observe` (what others see), `control` (what operators ask
-//! for). `client` stands above them: the chain, and the one place that performs what the parts
-//! decide. `service` is the loop around it.
+//! for). `client` holds them, and is the one place that performs what they decide. `chain` leads an
+//! event through them, and `service` is the loop.
 
 mod after;
+mod chain;
 mod client;
 mod commit;
 pub mod config;

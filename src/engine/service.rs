@@ -4,9 +4,10 @@ use std::future::{Future, ready};
 use std::pin::pin;
 
 use serde_json::json;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
+use crate::engine::chain;
 use crate::engine::client::Client;
 use crate::engine::commit::Commits;
 use crate::engine::commit::receipt::{Progress, Receipt};
@@ -25,10 +26,8 @@ use crate::engine::report::Reports;
 use crate::engine::work::cleanup::Cleanup;
 use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
 use crate::engine::work::{Units, recovery};
-use crate::error::{Error, Result};
-use crate::model::status::Presence;
-use crate::net::mqtt::Token;
-use crate::net::session::{Event, SessionReceived};
+use crate::error::Result;
+use crate::model::message::Delivery;
 use crate::os::folder;
 use crate::os::hooks;
 use crate::os::memory;
@@ -82,7 +81,7 @@ impl Service {
                 .work
                 .take_up(&client.pipeline, left, &mut client.steps);
             client.perform();
-            client.end(ended);
+            chain::end(&mut client, ended);
         }
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
@@ -104,12 +103,12 @@ impl Service {
         let mut stop = pin!(stop);
         self.client.work.keep_warm();
         loop {
-            self.client.take_held();
-            self.client.start_waiting()?;
+            chain::take_held(&mut self.client);
+            chain::start_waiting(&mut self.client)?;
             if self.client.reports.waiting() > 0 {
                 hooks::failpoint("publish.before");
             }
-            self.client.flush_reports()?;
+            chain::flush_reports(&mut self.client)?;
             self.client.observe();
             let wake = self.client.wake();
             tokio::select! {
@@ -117,18 +116,19 @@ impl Service {
                 () = &mut stop => return Ok(()),
                 Some(()) = reload.requests.recv() => self.reload(&reload.read),
                 committed = self.client.commits.next() => {
-                    self.client.on_committed(committed?);
+                    chain::on_committed(&mut self.client, committed?);
                     while let Some(committed) = self.client.commits.try_next()? {
-                        self.client.on_committed(committed);
+                        chain::on_committed(&mut self.client, committed);
                     }
                 }
-                report = self.client.work.next() => self.client.on_report(report),
+                report = self.client.work.next() => chain::on_report(&mut self.client, report),
                 Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
                 event = self.client.link.session.next(), if self.client.takes_more() => {
-                    self.on_session(event?);
+                    let received = self.client.on_session(event?);
+                    self.on_received(received);
                     self.take_in().await?;
                 }
-                source = self.client.intake.next() => self.client.on_source(source),
+                source = self.client.intake.next() => chain::on_source(&mut self.client, source),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
                 }
@@ -145,25 +145,31 @@ impl Service {
             }
             tokio::select! {
                 biased;
-                event = self.client.link.session.next() => self.on_session(event?),
+                event = self.client.link.session.next() => {
+                    let received = self.client.on_session(event?);
+                    self.on_received(received);
+                }
                 () = ready(()) => break,
             }
         }
         Ok(())
     }
 
-    fn on_session(&mut self, event: Event) {
-        if let Some(request) = self.client.on_session(event) {
-            self.on_control(request);
+    fn on_received(&mut self, received: Option<(Delivery, Receipt)>) {
+        let Some((delivery, receipt)) = received else {
+            return;
+        };
+        if delivery.topic == self.client.pipeline.topics.control().as_bytes() {
+            return self.on_control(delivery, receipt);
         }
+        chain::on_source(&mut self.client, Source::Message(delivery, receipt));
     }
 
     // --- Control ---
 
     /// Performs a request. It is acknowledged when it is done, or on disk.
-    fn on_control(&mut self, SessionReceived { delivery, ack }: SessionReceived) {
+    fn on_control(&mut self, delivery: Delivery, receipt: Receipt) {
         let client = &mut self.client;
-        let receipt = Receipt::Mqtt(ack);
         let again = client.intake.redelivery.again();
         let Some(mut request) = Request::read(&client.pipeline, delivery, again) else {
             return client.settle(receipt, Progress::Refused);
@@ -176,7 +182,8 @@ impl Service {
         let has_room = || intake.has_room(pipeline, load);
         let answer = match request.demand(pipeline, has_room) {
             Demand::Run(subject) => {
-                return client.on_source(Source::Request(subject, request.reply, receipt));
+                let source = Source::Request(subject, request.reply, receipt);
+                return chain::on_source(client, source);
             }
             Demand::Repeated(answer) => {
                 client.intake.counts.duplicates += 1;
@@ -276,10 +283,11 @@ impl Service {
             false => self.client.work.dismiss(),
         }
         self.client.perform();
-        let farewell = link::presence(&self.client.pipeline, Presence::Offline);
-        let online = self.client.link.is_online();
-        let mut stopping = Stopping::begin(&self.client.pipeline.config, online, farewell);
-        if stopping.leaving {
+        let config = &self.client.pipeline.config;
+        // The session of a worker ends with it, and with the session what the broker holds for it.
+        let leaves = config.triggers.are_shared() && self.client.link.is_online();
+        let stopping = Stopping::begin(config, leaves);
+        if leaves {
             self.client.link.session.leave();
         }
         loop {
@@ -288,28 +296,40 @@ impl Service {
                 uncommitted: self.client.commits.waiting() > 0,
                 units: self.client.work.live() > 0,
                 statuses: self.client.reports.waiting() > 0,
+                messages: self.client.link.session.is_leaving(),
+                goodbye: !self.client.link.has_said_goodbye(),
                 online: self.client.link.is_online(),
             });
             if stage == Stage::Done {
                 break;
             }
-            self.client.flush_reports()?;
+            chain::flush_reports(&mut self.client)?;
             self.client.reports.last.flush();
             self.client
                 .reports
                 .last
                 .tell(&self.client.pipeline, &mut self.client.steps);
             self.client.perform();
-            if stage == Stage::Farewell {
-                stopping.say_goodbye(|message| self.client.publish(message));
+            if stage == Stage::Goodbye {
+                self.client.say_goodbye();
             }
-            let deadline = stopping.deadline;
-            match timeout_at(deadline, self.step_of_stop(&mut stopping)).await {
-                Ok(result) => result?,
-                Err(_) => break,
+            tokio::select! {
+                committed = self.client.commits.next() => {
+                    chain::on_committed(&mut self.client, committed?);
+                }
+                report = self.client.work.next() => chain::on_report(&mut self.client, report),
+                Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
+                event = self.client.link.session.next() => {
+                    let received = self.client.on_session(event?);
+                    // By default it is not acknowledged, so the next client gets it.
+                    if self.client.link.session.is_leaving() {
+                        self.on_received(received);
+                    }
+                }
+                () = sleep_until(stopping.deadline) => break,
             }
         }
-        if stopping.leaving {
+        if self.client.link.is_online() && self.client.link.session.is_leaving() {
             warn!(
                 "the broker has more for this worker than it could take in time: those messages are lost"
             );
@@ -334,27 +354,6 @@ impl Service {
             warn!("the ledger was not closed in time; the next start checks all of it");
         }
         Ok(())
-    }
-
-    /// Handles the next event while the client stops.
-    async fn step_of_stop(&mut self, stopping: &mut Stopping<Token>) -> Result<()> {
-        tokio::select! {
-            committed = self.client.commits.next() => self.client.on_committed(committed?),
-            report = self.client.work.next() => self.client.on_report(report),
-            Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
-            event = self.client.link.session.next() => match event? {
-                // It is not acknowledged, so the next client gets it.
-                Event::Received(_) if !stopping.leaving => {}
-                Event::Left => stopping.leaving = false,
-                event => {
-                    if let Event::Published(published, _) = &event {
-                        stopping.published(*published);
-                    }
-                    self.on_session(event);
-                }
-            },
-        }
-        Ok::<(), Error>(())
     }
 }
 

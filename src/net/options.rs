@@ -61,6 +61,17 @@ impl BrokerOptions {
             format!("{}:{}", self.host, self.port)
         }
     }
+
+    /// Returns whether `other` differs in the client identifier at most, which follows from the
+    /// identity of a client.
+    #[must_use]
+    pub fn is_same_broker(&self, other: &Self) -> bool {
+        let other = Self {
+            client_id: self.client_id.clone(),
+            ..other.clone()
+        };
+        *self == other
+    }
 }
 
 /// The parts of a `--broker` URL.

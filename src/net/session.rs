@@ -305,6 +305,12 @@ impl Session {
         self.leave = self.subscriber.give_up().map(Leave::new);
     }
 
+    /// Returns whether the broker may still have messages, after [`Session::leave`].
+    #[must_use]
+    pub const fn is_leaving(&self) -> bool {
+        self.leave.is_some()
+    }
+
     /// Returns why the last connection failed or ended.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {

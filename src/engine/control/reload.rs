@@ -5,7 +5,6 @@ use tracing::warn;
 
 use crate::engine::config::Config;
 use crate::error::{Error, Result};
-use crate::net::options::BrokerOptions;
 
 /// Requests to reload, and the source of the new configuration.
 pub struct Reload {
@@ -30,15 +29,7 @@ pub fn merge(old: &Config, config: Config) -> Result<Config> {
     let fixed = [
         ("who", old.who == config.who),
         ("root", old.root == config.root),
-        // Our identifier follows from our identity.
-        (
-            "broker",
-            old.broker
-                == BrokerOptions {
-                    client_id: old.broker.client_id.clone(),
-                    ..config.broker.clone()
-                },
-        ),
+        ("broker", old.broker.is_same_broker(&config.broker)),
         ("metrics", old.metrics == config.metrics),
     ];
     for (name, same) in fixed {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::engine::config::Config;
-use crate::model::message::Message;
 
 /// Maximum time for the last statuses.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,18 +16,12 @@ pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time for a worker to take what the broker has for it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client that is stopping. `T` identifies a publish.
+/// A client that is stopping.
 #[derive(Debug)]
-pub struct Stopping<T> {
+pub struct Stopping {
     /// When the client leaves at the latest.
     pub deadline: Instant,
-    /// Whether the broker still has messages for a worker whose session ends with it.
-    pub leaving: bool,
     waits_for_units: bool,
-    /// The last message, until it is published.
-    farewell: Option<Message>,
-    sent: Option<T>,
-    answered: bool,
 }
 
 /// Work that remains.
@@ -40,6 +33,10 @@ pub struct Remains {
     pub units: bool,
     /// Whether statuses wait.
     pub statuses: bool,
+    /// Whether the broker has messages for a worker, whose session ends with it.
+    pub messages: bool,
+    /// Whether the goodbye waits for the broker.
+    pub goodbye: bool,
     /// Whether the broker is connected.
     pub online: bool,
 }
@@ -50,63 +47,40 @@ pub enum Stage {
     /// Work remains.
     Busy,
     /// Only the goodbye remains.
-    Farewell,
+    Goodbye,
     /// Nothing remains.
     Done,
 }
 
-impl<T: Copy + PartialEq> Stopping<T> {
-    /// Begins to stop a client that is `online`; its last message is `farewell`.
-    pub fn begin(config: &Config, online: bool, farewell: Message) -> Self {
+impl Stopping {
+    /// Begins to stop a client; one that `leaves` takes what the broker has for it.
+    pub fn begin(config: &Config, leaves: bool) -> Self {
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let waits_for_units = config.stop_units;
         if waits_for_units {
             let grace = config.triggers.iter().map(|t| t.spec.limits.grace).max();
             deadline += grace.unwrap_or_default();
         }
-        // The session of a worker ends with it, and with the session what the broker holds for it.
-        let leaving = config.triggers.are_shared() && online;
-        if leaving {
+        if leaves {
             deadline = deadline.max(Instant::now() + LEAVE_TIMEOUT);
         }
         Self {
             deadline,
-            leaving,
             waits_for_units,
-            farewell: Some(farewell),
-            sent: None,
-            answered: false,
         }
     }
 
     /// Returns the next stage.
-    pub const fn stage(&mut self, remains: Remains) -> Stage {
+    pub const fn stage(&self, remains: Remains) -> Stage {
         // Without a connection nothing can be published, and the ledger keeps it.
-        let away = !remains.online;
-        self.leaving = self.leaving && !away;
+        let Remains { online, .. } = remains;
         let busy = remains.uncommitted
             || (remains.units && self.waits_for_units)
-            || self.leaving
-            || (remains.statuses && !away);
-        match (busy, away || self.answered) {
+            || (online && (remains.messages || remains.statuses));
+        match (busy, online && remains.goodbye) {
             (true, _) => Stage::Busy,
-            (false, true) => Stage::Done,
-            (false, false) => Stage::Farewell,
+            (false, true) => Stage::Goodbye,
+            (false, false) => Stage::Done,
         }
-    }
-
-    /// Passes the farewell to `publish`, unless it is in flight.
-    pub fn say_goodbye(&mut self, publish: impl FnOnce(Message) -> Option<T>) {
-        if let Some(message) = self.farewell.take() {
-            self.sent = publish(message.clone());
-            if self.sent.is_none() {
-                self.farewell = Some(message);
-            }
-        }
-    }
-
-    /// Notes that this publish has ended.
-    pub fn published(&mut self, name: T) {
-        self.answered |= Some(name) == self.sent;
     }
 }

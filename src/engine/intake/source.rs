@@ -7,7 +7,7 @@ use crate::engine::intake::offer::{Offer, Subject};
 use crate::engine::intake::silence::Due;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
-use crate::net::session::SessionReceived;
+use crate::model::message::Delivery;
 
 /// An event from a source. A new source is a variant here, and one of [`Receipt`].
 #[derive(Debug)]
@@ -17,7 +17,7 @@ use crate::net::session::SessionReceived;
 )]
 pub enum Source {
     /// A message of a subscribed topic.
-    Mqtt(SessionReceived),
+    Message(Delivery, Receipt),
     /// A request for a run.
     Request(Box<Subject>, Option<ReplyTo>, Receipt),
     /// A silence that is long enough.
@@ -31,10 +31,10 @@ impl Source {
     /// Returns the offer of the source; `None` if it is void meanwhile.
     pub fn offer(self, pipeline: &Pipeline, steps: &mut Steps) -> Option<Offer> {
         match self {
-            Self::Mqtt(SessionReceived { delivery, ack }) => Some(Offer {
+            Self::Message(delivery, receipt) => Some(Offer {
                 subject: Subject::Message(delivery),
                 reply: None,
-                receipt: Receipt::Mqtt(ack),
+                receipt,
             }),
             Self::Request(subject, reply, receipt) => Some(Offer {
                 subject: *subject,

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::engine::commit::receipt::script::Number;
 use crate::engine::intake::offer::{Offer, Subject};
+use crate::error::Error;
 use crate::model::command::Command;
 use crate::model::condition::Condition;
 use crate::model::env::Export;

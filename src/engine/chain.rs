@@ -1,0 +1,300 @@
+//! The chain that every event follows: offer -> judge -> commit -> receipt -> start -> end -> commit
+//! -> publish. The parts decide each step, and the client performs it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::engine::after::After;
+use crate::engine::client::Client;
+use crate::engine::commit::receipt::{Progress, Receipt};
+use crate::engine::intake::backlog::Load;
+use crate::engine::intake::judge::Admission;
+use crate::engine::intake::offer::Offer;
+use crate::engine::intake::source::Source;
+use crate::engine::pipeline::now_ms;
+use crate::engine::report::reply::{self, ReplyTo};
+use crate::engine::report::status;
+use crate::engine::work::retry::retry;
+use crate::engine::work::{Ended, Report};
+use crate::error::Result;
+use crate::model::message::Message;
+use crate::os::hooks;
+use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
+
+/// Offer: a source has delivered something.
+pub fn on_source(client: &mut Client, source: Source) {
+    let offer = source.offer(&client.pipeline, &mut client.steps);
+    client.perform();
+    let Some(offer) = offer else { return };
+    let load = || Load::of(client.work.lanes(), client.commits.waiting());
+    match client.intake.admit(&client.pipeline, offer, load) {
+        Ok(offer) => judge(client, offer),
+        Err(dropped) => dropped
+            .into_iter()
+            .for_each(|receipt| client.settle(receipt, Progress::Refused)),
+    }
+}
+
+/// Takes offers that were held, if there is room.
+pub fn take_held(client: &mut Client) {
+    while client.commits.keeps_up() {
+        let load = || Load::of(client.work.lanes(), client.commits.waiting());
+        let Some(offer) = client.intake.held(&client.pipeline, load) else {
+            return;
+        };
+        judge(client, offer);
+    }
+}
+
+/// Judge: what the offer means to the triggers.
+fn judge(client: &mut Client, offer: Offer) {
+    let from_broker = offer.is_message();
+    if from_broker {
+        client.intake.pressure.came(Instant::now());
+    }
+    let admission = client.intake.judge(
+        &client.pipeline,
+        offer.subject,
+        offer.reply.as_ref(),
+        &mut client.steps,
+    );
+    client.perform();
+    match admission {
+        Some(admission) => commit(client, admission, offer.receipt, offer.reply),
+        None => client.settle(offer.receipt, Progress::Refused),
+    }
+    if from_broker {
+        client.intake.pressure.served(Instant::now());
+    }
+}
+
+/// Commit: the ledger accepts the event. Meanwhile runners prepare what starts at once.
+fn commit(client: &mut Client, mut admission: Admission, receipt: Receipt, reply: Option<ReplyTo>) {
+    let (mut permits, mut bytes) = (Vec::new(), 0);
+    let holds = client.intake.pressure.holds_until(Instant::now()).is_some();
+    for (place, part) in admission.parts.iter_mut().enumerate() {
+        if let Part::Run { unit, start, .. } = part {
+            let payload = unit.payload.as_ref().map_or(0, |p| p.len());
+            bytes += payload + unit.exported_bytes();
+            client.intake.came(payload);
+            *start = client.work.claim(unit, holds);
+            if *start && let Some(permit) = client.work.reserve(&unit.id) {
+                permits.push((place, permit));
+                client.starting.push(Arc::clone(unit));
+            }
+        }
+    }
+    let packet = admission.key.packet;
+    let op = Op::Accept {
+        key: admission.key.clone(),
+        topic: admission.topic.clone(),
+        at: client.intake.redelivery.came(now_ms(), packet),
+        boot: client.pipeline.boot.clone(),
+        parts: admission.parts.clone(),
+    };
+    hooks::failpoint("commit.before");
+    let after = After::Accepted {
+        admission: Box::new(admission),
+        permits,
+        receipt,
+        reply,
+        bytes,
+    };
+    client.commits.hold(bytes);
+    client.commits.submit(op, after);
+    make_ready(client);
+}
+
+/// Continues after a commit.
+pub fn on_committed(client: &mut Client, committed: Committed<After>) {
+    match (committed.then, committed.done) {
+        (
+            After::Accepted {
+                admission,
+                permits: _,
+                receipt,
+                reply,
+                bytes,
+            },
+            Done::Accepted { parts, queued },
+        ) => {
+            client.commits.took(bytes);
+            client.intake.arrived(&admission);
+            hooks::failpoint("commit.after");
+            give_back(client, receipt, &admission, &parts);
+            hooks::failpoint("ack.after");
+            client.reports.extend(queued);
+            if let Some(reply) = reply
+                && let Some(answer) = reply::accepted(&admission.parts, &parts)
+            {
+                client.publish(reply.message(answer));
+            }
+            start(client, *admission, &parts);
+        }
+        (After::Start(unit, _), Done::Changed { applied: true, .. }) => {
+            let ended = client.work.begin(&client.pipeline, unit, &mut client.steps);
+            client.perform();
+            end(client, ended);
+        }
+        (After::Start(unit, _), Done::Changed { .. } | Done::Illegal { .. }) => {
+            client.work.not_started(&unit, &mut client.steps);
+        }
+        (After::Settled { unit, retry, last }, Done::Changed { applied, queued }) => {
+            hooks::failpoint("settle.after");
+            // Publish: the outbox goes out before the loop waits again.
+            client.reports.extend(queued);
+            if applied {
+                client.reports.last.set(*last);
+            }
+            let retry = retry.filter(|_| applied);
+            if let Some(retry) = &retry {
+                let (spec, id) = (&retry.spec, &retry.id);
+                client.work.wait(&client.pipeline, spec, id, retry.due);
+            }
+            let retry = retry.as_ref().map(|retry| &*retry.id);
+            client.work.settled(&unit, retry, &mut client.steps);
+        }
+        (After::Settled { unit, .. }, Done::Illegal { .. })
+        | (After::Dropped(unit), Done::Changed { .. } | Done::Illegal { .. }) => {
+            client.work.settled(&unit, None, &mut client.steps);
+        }
+        (After::Nothing, Done::Changed { queued, .. }) => client.reports.extend(queued),
+        (After::Nothing, Done::Pruned(pruned)) => {
+            let cleanup = &mut client.cleanup;
+            cleanup.on_pruned(&client.pipeline, &pruned, &mut client.steps);
+        }
+        (after, done) => debug!("unexpected: {after:?} brought {done:?}"),
+    }
+    client.perform();
+}
+
+/// Receipt: the source gets it now, or when the units have ended.
+fn give_back(client: &mut Client, receipt: Receipt, admission: &Admission, became: &[Acceptance]) {
+    let progress = admission.progress(became);
+    if receipt.is_spent_by(progress) {
+        client.settle(receipt, progress);
+        return client.intake.pressure.served(Instant::now());
+    }
+    let units = admission.units(became, &client.pipeline.reader);
+    if let Some(receipt) = client.work.attach(receipt, units) {
+        client.settle(receipt, Progress::Ended);
+    }
+}
+
+/// Start: the units of a new event begin, or wait.
+fn start(client: &mut Client, admission: Admission, became: &[Acceptance]) {
+    let names = (&*admission.key.id, &*admission.topic);
+    for (part, became) in admission.parts.into_iter().zip(became) {
+        client.intake.count(names, &part, became);
+        let fresh = *became == Acceptance::Fresh;
+        match part {
+            Part::Run { unit, start, .. } => {
+                let ended =
+                    client
+                        .work
+                        .accepted(&client.pipeline, unit, start, fresh, &mut client.steps);
+                client.perform();
+                end(client, ended);
+            }
+            Part::Refuse { .. } if fresh => {
+                client
+                    .cleanup
+                    .one_more_to_keep(&client.pipeline, &mut client.steps);
+                client.perform();
+            }
+            Part::Refuse { .. } => {}
+        }
+    }
+}
+
+/// Starts units that wait. A burst is taken in first, because its events are safe then.
+pub fn start_waiting(client: &mut Client) -> Result<()> {
+    if client.intake.pressure.holds_until(Instant::now()).is_some() {
+        return Ok(());
+    }
+    let started = client
+        .work
+        .start_waiting(&client.pipeline, &mut client.steps);
+    client.perform();
+    make_ready(client);
+    started
+}
+
+/// Makes the ledger commit the submitted operations, while runners prepare what starts.
+fn make_ready(client: &mut Client) {
+    if !client.starting.is_empty() {
+        client.commits.send();
+        client.work.make_ready(&client.pipeline, &client.starting);
+        client.starting.clear();
+    }
+}
+
+pub fn on_report(client: &mut Client, report: Report) {
+    let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+    let ended = match report {
+        Report::Started(unit, at) => {
+            if let Some(unit) = client.work.started(&unit, at) {
+                client.commits.started(Op::Started {
+                    unit: unit.id.clone(),
+                    at,
+                    status: status::started(&pipeline.config, unit, at),
+                });
+            }
+            None
+        }
+        Report::Ended(unit, outcome) => client.work.ended(pipeline, &unit, outcome, steps),
+        Report::Refused(unit, what) => {
+            client.work.refused(pipeline, &unit, &what, steps);
+            None
+        }
+        Report::Unknown(unit) => client.work.unknown(pipeline, &unit, steps),
+    };
+    client.perform();
+    end(client, ended);
+}
+
+/// End: the outcome, its statuses and the retry go to the ledger in one change.
+pub fn end(client: &mut Client, ended: Option<Ended>) {
+    let Some(ended) = ended else { return };
+    ended.log(&client.pipeline);
+    let Ended { unit, outcome, .. } = &ended;
+    client.observer.count(outcome);
+    let config = &client.pipeline.config;
+    let retries = &config.triggers.spec_for(&unit.spec).retries;
+    let now = Timestamp::now();
+    let at = now.as_millisecond();
+    let retry = retry(retries, unit, outcome, now);
+    let statuses = status::ended(config, unit, outcome, ended.said, at);
+    let last: Value = status::end(unit, outcome, at).into();
+    let op = ended.op(statuses, retry.clone(), now);
+    hooks::failpoint("settle.before");
+    let after = After::Settled {
+        unit: ended.unit.id,
+        retry: retry.map(Box::new),
+        last: Box::new(last),
+    };
+    client.commits.submit(op, after);
+    client
+        .cleanup
+        .one_more_to_keep(&client.pipeline, &mut client.steps);
+    client.perform();
+}
+
+/// Publish: what the outbox may send now.
+pub fn flush_reports(client: &mut Client) -> Result<()> {
+    let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
+    let publish = |message: &Message| {
+        let token = session.publish(message.clone())?;
+        redelivery.sent(token, now_ms());
+        Some(token)
+    };
+    let flushed = client
+        .reports
+        .flush(&client.pipeline, &mut client.steps, publish);
+    client.perform();
+    flushed
+}
