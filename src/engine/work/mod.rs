@@ -6,6 +6,7 @@ mod end;
 mod handover;
 pub mod job;
 pub mod lanes;
+mod live;
 mod pool;
 mod receipts;
 pub mod recovery;

@@ -1,62 +1,42 @@
-//! The units of a client: which starts, what its runner reports, how it ends.
+//! The units of a client, from their event to their end: which waits, which starts.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::Receipt;
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::{Pipeline, now_ms};
-use crate::engine::work::adopted::Adopted;
 use crate::engine::work::end::Ended;
 use crate::engine::work::handover::{NotReady, hand_over, make_ready};
 use crate::engine::work::lanes::Lanes;
+use crate::engine::work::live::{Fate, LiveUnits};
 use crate::engine::work::pool::{Pool, Report};
 use crate::engine::work::receipts::Receipts;
 use crate::engine::work::recovery::{Left, end_orphans};
 use crate::error::{Error, Kind};
 use crate::model::spec::Spec;
 use crate::model::trigger::Trigger;
-use crate::model::unit::{Outcome, Recovery, Trace, Unit};
-use crate::os::hooks;
+use crate::model::unit::{Outcome, Recovery, Unit};
 use crate::store::home::make_folders;
 use crate::store::ledger::Op;
 
 /// Delay before a unit is started again that found no process, descriptor or space.
 const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
-/// Maximum number of times that a unit goes to a runner that dies before it begins.
-const MAX_HANDOVERS: u32 = 3;
-
 /// Maximum delay of an event because of its pace, milliseconds.
 pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
-
-/// A unit that a runner has.
-struct Live {
-    unit: Unit,
-    /// Whether its start is being committed.
-    said: bool,
-    started: Option<i64>,
-    handovers: u32,
-    /// Whether the runner of an earlier client has begun it.
-    adopted: bool,
-}
 
 /// The units that wait and run.
 pub struct Units {
     lanes: Lanes,
     pool: Pool,
-    live: HashMap<String, Live>,
-    /// Runs whose runner another client has started.
-    adopted: Adopted,
+    live: LiveUnits,
     receipts: Receipts,
-    /// Whether each unit that starts is canceled: the client stops with its units.
-    cancels_all: bool,
     /// Whether it was logged that units cannot start.
     refusing: bool,
     /// Until when no start is tried.
@@ -69,10 +49,8 @@ impl Units {
         Self {
             lanes: Lanes::new(triggers),
             pool: Pool::new(folder),
-            live: HashMap::new(),
-            adopted: Adopted::default(),
+            live: LiveUnits::default(),
             receipts: Receipts::default(),
-            cancels_all: false,
             refusing: false,
             held_until: None,
         }
@@ -114,7 +92,7 @@ impl Units {
         tokio::select! {
             biased;
             report = self.pool.next() => report,
-            Some(unit) = self.adopted.next() => Report::Unknown(unit),
+            Some(unit) = self.live.next_unlocked() => Report::Unknown(unit),
         }
     }
 
@@ -283,26 +261,15 @@ impl Units {
                     return None;
                 }
                 Err(NotReady::Job(cause)) => {
-                    return Some(self.finish(unit, false, Outcome::not_started(cause)));
+                    return Some(self.finish(Ended {
+                        unit,
+                        outcome: Outcome::not_started(cause),
+                        said: false,
+                    }));
                 }
             }
         }
-        let live = Live {
-            said: false,
-            started: None,
-            handovers: handovers + 1,
-            adopted: false,
-            // The runner has the payload now, and so has the ledger.
-            unit: Unit {
-                payload: None,
-                ..unit
-            },
-        };
-        let id = live.unit.id.clone();
-        if self.cancels_all {
-            steps.push_back(Step::Signal(id.clone()));
-        }
-        self.live.insert(id, live);
+        self.live.begin(unit, handovers, steps);
         None
     }
 
@@ -349,17 +316,9 @@ impl Units {
     /// Notes that the command of a unit has started, at `at` (milliseconds since 1970), and returns
     /// the unit.
     pub fn started(&mut self, unit: &str, at: i64) -> Option<&Unit> {
-        let live = self.live.get_mut(unit)?;
-        hooks::failpoint("started.before");
+        let started = self.live.started(unit, at)?;
         self.refusing = false;
-        (live.said, live.started) = (true, Some(at));
-        info!(
-            TAEL_UNIT = unit,
-            TAEL_EVENT = live.unit.event,
-            TAEL_TOPIC = live.unit.topic,
-            "started"
-        );
-        Some(&live.unit)
+        Some(started)
     }
 
     /// Notes that a unit has ended.
@@ -371,88 +330,39 @@ impl Units {
         outcome: Outcome,
         steps: &mut Steps,
     ) -> Option<Ended> {
-        hooks::failpoint("outcome.before");
-        let live = self.live.remove(unit)?;
-        if self.cancels_all && outcome.was_canceled_before_it_began() {
-            // We are stopping, and that must not use up its event.
-            if let Err(e) = pipeline.dir(unit).remove() {
-                warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
-            }
-            self.requeue(live.unit.lane(), unit, steps);
-            return None;
-        }
-        Some(self.finish(live.unit, live.said, outcome))
+        let fate = self.live.ended(pipeline, unit, outcome);
+        self.go_on(pipeline, fate?, steps)
     }
 
     /// Notes that a runner failed at `what` for a unit, and has not begun it.
     pub fn refused(&mut self, pipeline: &Pipeline, unit: &str, what: &str, steps: &mut Steps) {
-        if let Some(live) = self.live.remove(unit) {
+        if let Some(refused) = self.live.refused(unit) {
             self.short_of(unit, &format_args!("{what}"));
-            self.postpone(pipeline, live.unit.lane(), unit, steps);
+            self.postpone(pipeline, refused.lane(), unit, steps);
         }
     }
 
     /// Finds out from the folder of a unit why its runner has released it.
     #[must_use]
     pub fn unknown(&mut self, pipeline: &Pipeline, unit: &str, steps: &mut Steps) -> Option<Ended> {
-        let live = self.live.remove(unit)?;
-        match pipeline.dir(unit).trace() {
-            Ok(Trace::Ended(outcome)) => Some(self.finish(live.unit, live.said, outcome)),
-            Ok(Trace::Alive) => {
-                self.adopt(
-                    pipeline,
-                    Live {
-                        adopted: true,
-                        ..live
-                    },
-                );
-                None
-            }
-            // It was released, so nothing is reported.
-            Ok(Trace::Fresh) if matches!(pipeline.reader.holds(unit), Ok(false)) => {
-                self.released(live.unit.lane(), unit, steps);
-                None
-            }
-            // Its folder is gone, but it was begun.
-            Ok(Trace::Fresh)
-                if live.said || (live.adopted && !pipeline.dir(unit).record().exists()) =>
-            {
-                Some(self.interrupted(pipeline, live))
-            }
-            // It was ready when its client died, and its start may not be in the ledger.
-            Ok(Trace::Fresh) if live.adopted => {
-                self.requeue(live.unit.lane(), unit, steps);
-                None
-            }
-            Ok(Trace::Fresh) if live.handovers < MAX_HANDOVERS => {
-                self.dispatch(pipeline, live.unit, live.handovers, steps)
-            }
-            Ok(Trace::Fresh) => {
-                let cause = "its runner died before it began".to_owned();
-                Some(self.finish(live.unit, live.said, Outcome::not_started(cause)))
-            }
-            Ok(Trace::Gone) => Some(self.interrupted(pipeline, live)),
-            Err(e) => {
-                error!(TAEL_UNIT = unit, "{e}");
-                Some(self.interrupted(pipeline, live))
-            }
-        }
+        let fate = self.live.unknown(pipeline, unit);
+        self.go_on(pipeline, fate?, steps)
     }
 
-    /// Ends a run that has lost its runner, with its remaining processes.
-    fn interrupted(&mut self, pipeline: &Pipeline, live: Live) -> Ended {
-        let outcome = end_orphans(pipeline, &live.unit.id, live.started);
-        self.finish(live.unit, live.said, outcome)
+    fn go_on(&mut self, pipeline: &Pipeline, fate: Fate, steps: &mut Steps) -> Option<Ended> {
+        match fate {
+            Fate::Ended(ended) => return Some(self.finish(ended)),
+            Fate::HandsOver(unit, times) => return self.dispatch(pipeline, unit, times, steps),
+            Fate::Waits(unit) => self.requeue(unit.lane(), &unit.id, steps),
+            Fate::Released(unit) => self.released(unit.lane(), &unit.id, steps),
+        }
+        None
     }
 
     /// Gives back the job of a unit that has ended.
-    fn finish(&mut self, unit: Unit, said: bool, outcome: Outcome) -> Ended {
-        self.lanes.remove(unit.lane(), &unit.id);
-        Ended {
-            unit,
-            outcome,
-            said,
-        }
+    fn finish(&mut self, ended: Ended) -> Ended {
+        self.lanes.remove(ended.unit.lane(), &ended.unit.id);
+        ended
     }
 
     // --- Receipts ---
@@ -511,42 +421,29 @@ impl Units {
                 recovery,
             } => (*unit, started, recovery),
         };
-        let said = started.is_some();
-        match recovery {
+        let outcome = match recovery {
             Recovery::Queue => {
                 self.wait(pipeline, &unit.spec, &unit.id, unit.due);
-                None
-            }
-            Recovery::Settle(outcome) => Some(self.finish(unit, said, outcome)),
-            Recovery::Interrupted => {
-                let outcome = end_orphans(pipeline, &unit.id, started);
-                Some(self.finish(unit, said, outcome))
+                return None;
             }
             Recovery::Adopt => {
                 self.lanes.adopt(unit.lane(), &unit.id);
-                let live = Live {
-                    said,
-                    started,
-                    handovers: 1,
-                    adopted: true,
-                    unit,
-                };
-                self.adopt(pipeline, live);
-                None
+                self.live.adopt(pipeline, unit, started);
+                return None;
             }
-        }
-    }
-
-    fn adopt(&mut self, pipeline: &Pipeline, live: Live) {
-        let unit = live.unit.id.clone();
-        self.adopted.wait_for(pipeline, unit.clone());
-        self.live.insert(unit, live);
+            Recovery::Settle(outcome) => outcome,
+            Recovery::Interrupted => end_orphans(pipeline, &unit.id, started),
+        };
+        Some(self.finish(Ended {
+            unit,
+            outcome,
+            said: started.is_some(),
+        }))
     }
 
     /// Cancels all units, and each that starts from now on.
     pub fn cancel_all(&mut self, steps: &mut Steps) {
-        self.cancels_all = true;
-        steps.extend(self.live.keys().cloned().map(Step::Signal));
+        self.live.cancel_all(steps);
     }
 
     /// Leaves running units to their runners.
