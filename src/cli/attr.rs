@@ -1,4 +1,4 @@
-//! Attributes of the command line: `--attr KEY VALUE`.
+//! Attributes of the command line: `--attr KEY VALUE`, `--attr KEY=VALUE` or `KEY=VALUE`.
 
 use serde_json::Value;
 
@@ -6,14 +6,30 @@ use crate::error::{Error, Result};
 use crate::model::event::Attributes;
 use crate::model::text::printable;
 
-/// Hint for a pair that is written as one word.
-pub const HINT: &str = "the name and its value are two words: --attr sample S1";
+/// Hint for a pair that lacks a part.
+pub const HINT: &str = "an attribute is sample=S1, or --attr sample S1";
+
+/// Adds the words of the command line, each a `KEY=VALUE`, to the pairs of `--attr`.
+///
+/// # Errors
+/// When a word has no `=`.
+pub fn pairs(mut pairs: Vec<String>, words: Vec<String>) -> Result<Vec<String>> {
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| {
+            let word = printable(&word, 80);
+            Error::usage(format!(
+                "unexpected argument '{word}': {HINT}; a value with blanks needs quotes"
+            ))
+        })?;
+        pairs.extend([key.to_owned(), value.to_owned()]);
+    }
+    Ok(pairs)
+}
 
 /// Adds the pairs in `list` to `attributes`. `reserved` has names that are not allowed, and why.
 ///
 /// # Errors
-/// When a name is reserved, or is a whole `KEY=VALUE`: its value would be the next word of the command
-/// line.
+/// When a name is empty or reserved.
 pub fn add(
     attributes: &mut Attributes,
     list: Vec<String>,
@@ -28,10 +44,7 @@ pub fn add(
             )));
         }
         if key.is_empty() {
-            return Err(Error::usage("an attribute needs a name: --attr sample S1"));
-        }
-        if key.contains('=') {
-            return Err(Error::usage(format!("attribute '{name}': {HINT}")));
+            return Err(Error::usage(format!("an attribute needs a name: {HINT}")));
         }
         attributes.insert(key, Value::String(value));
     }

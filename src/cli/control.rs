@@ -13,6 +13,7 @@ use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
+use crate::model::text::printable;
 use crate::model::{duration, topic};
 use crate::tools::control::{self, Options};
 
@@ -23,9 +24,10 @@ pub struct Control {
     who: String,
     /// Action: raise, retry, cancel, pause, resume or status
     action: String,
-    /// Id of the run to retry or cancel
-    unit: Option<String>,
-    /// One attribute of the raised event; repeatable
+    /// Id of the run to retry or cancel; with raise, attributes of the event as KEY=VALUE
+    #[arg(value_name = "UNIT")]
+    words: Vec<String>,
+    /// One attribute of the raised event; repeatable. Also written --attr KEY=VALUE
     #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
     attr: Vec<String>,
     /// Trigger to raise, if the client has several
@@ -61,7 +63,7 @@ impl Tool for Control {
         groups: &[],
         examples: &[
             "tael control align status --root lab",
-            "tael control align raise --root lab --attr sample S1",
+            "tael control align raise sample=S1 --root lab",
             "tael control align cancel 01JBV7Y3ZK8Q5W2N4T6R9M1XCD --root lab",
         ],
     };
@@ -71,11 +73,30 @@ impl Tool for Control {
         topic::check_who(&self.who).map_err(Error::usage)?;
         let topics = topic::PipelineTopics::new(&self.root.resolve()?, &self.who);
         let given = !self.attr.is_empty() || self.trigger.is_some();
-        let action = match (self.action.as_str(), self.unit) {
-            ("raise", None) => Action::Raise {
+        if self.action == "raise" {
+            let pairs = attr::pairs(self.attr, self.words)?;
+            let action = Action::Raise {
                 trigger: self.trigger,
-                attributes: attributes(self.attr)?,
-            },
+                attributes: attributes(pairs)?,
+            };
+            return control::run(&Options {
+                broker,
+                topics,
+                who: self.who,
+                action,
+                timeout: self.timeout,
+                json: self.json,
+            });
+        }
+        let mut words = self.words.into_iter();
+        let unit = words.next();
+        if let Some(word) = words.next() {
+            let (action, word) = (&self.action, printable(&word, 80));
+            return Err(Error::usage(format!(
+                "{action} takes one unit: what is '{word}'?"
+            )));
+        }
+        let action = match (self.action.as_str(), unit) {
             (_, _) if given => {
                 return Err(Error::usage("--attr and --trigger go with raise only"));
             }
@@ -89,7 +110,7 @@ impl Tool for Control {
             ("pause", None) => Action::Pause,
             ("resume", None) => Action::Resume,
             ("status", None) => Action::Status,
-            ("raise" | "pause" | "resume" | "status", Some(_)) => {
+            ("pause" | "resume" | "status", Some(_)) => {
                 return Err(Error::usage(format!("{} takes no unit", self.action)));
             }
             (other, _) => {

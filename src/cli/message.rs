@@ -26,9 +26,12 @@ pub struct Message {
     /// Topic to publish to
     #[arg(short, long)]
     topic: Option<String>,
-    /// One attribute; repeatable
+    /// One attribute; repeatable. Also written --attr KEY=VALUE
     #[arg(short, long, num_args = 2, value_names = ["KEY", "VALUE"], action = clap::ArgAction::Append, allow_hyphen_values = true)]
     attr: Vec<String>,
+    /// Attributes without --attr. The first = ends the key; a key with = in it needs -m
+    #[arg(value_name = "KEY=VALUE")]
+    pairs: Vec<String>,
     /// A whole JSON object; - reads it from standard input
     #[arg(short = 'm', long, value_name = "JSON", allow_hyphen_values = true)]
     payload: Option<String>,
@@ -41,6 +44,9 @@ pub struct Message {
     /// Maximum time until the broker has acknowledged the message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
+    /// Exit with 69 if the broker says that no client subscribes to the topic
+    #[arg(long)]
+    need_listener: bool,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -63,6 +69,7 @@ impl Tool for Message {
             "attr",
             "payload",
             "retain",
+            "need-listener",
             "timeout",
             "broker",
             "username",
@@ -71,7 +78,8 @@ impl Tool for Message {
         ],
         groups: &[],
         examples: &[
-            "tael message -t lab/seq/status --attr status finished --attr sample S1",
+            "tael message -t lab/seq/status status=finished sample=S1",
+            "tael message -t lab/seq/status --attr status finished --attr note 'a = b'",
             "echo '{\"status\":\"finished\"}' | tael message -t lab/seq/status -m -",
         ],
     };
@@ -82,13 +90,20 @@ impl Tool for Message {
             .topic
             .ok_or_else(|| Error::usage("send message: give a topic with -t"))?;
         topic::check_name(&topic).map_err(|e| Error::usage(format!("send message: {e}")))?;
+        if self.need_listener && self.qos == Qos::AtMostOnce {
+            return Err(Error::usage(
+                "--need-listener needs an answer of the broker, and QoS 0 has none: use -q 1",
+            ));
+        }
+        let pairs = attr::pairs(self.attr, self.pairs)?;
         message::run(&Options {
             broker,
             topic,
-            attributes: attributes(self.payload.as_deref(), self.attr)?,
+            attributes: attributes(self.payload.as_deref(), pairs)?,
             qos: self.qos,
             retain: self.retain,
             timeout: self.timeout,
+            need_listener: self.need_listener,
         })
     }
 }

@@ -18,6 +18,7 @@ mod play;
 mod status;
 mod trigger;
 mod watch;
+mod words;
 mod work;
 
 use std::ffi::OsString;
@@ -315,6 +316,8 @@ fn parse(
     layers: &Layers,
 ) -> Result<ArgMatches, Result<ExitCode>> {
     // In other tools -h names a host. A script that means that must not succeed in silence.
+    let own = command.find_subcommand(tool).unwrap_or(&command);
+    let arguments = words::prepared(own, arguments).map_err(Err)?;
     let help = arguments.iter().position(|argument| argument == "-h");
     let host = help.and_then(|place| arguments.get(place + 1)).cloned();
     command

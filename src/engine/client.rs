@@ -134,12 +134,12 @@ impl Client {
             Event::Published(token, result) => {
                 match &result {
                     Err(Refused(_, Refuser::Local)) => self.intake.redelivery.unanswered(token),
-                    Ok(()) | Err(Refused(_, Refuser::Broker)) => {
+                    Ok(_) | Err(Refused(_, Refuser::Broker)) => {
                         self.intake.redelivery.answered(token);
                     }
                 }
                 self.link.published(token);
-                let result = result.map_err(|Refused(e, _)| e);
+                let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);
                 self.perform();

@@ -131,6 +131,20 @@ pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     }
 }
 
+/// Returns the text of `error`; that of the system without its number, and in the middle of a
+/// sentence.
+#[must_use]
+pub fn cause(error: &io::Error) -> String {
+    let text = error.to_string();
+    if error.raw_os_error().is_none() {
+        return text;
+    }
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut rest = text.chars();
+    let first = rest.next().map(|c| c.to_ascii_lowercase());
+    first.into_iter().chain(rest).collect()
+}
+
 fn failed(mut causes: Vec<(SocketAddr, io::Error)>) -> io::Error {
     if causes.len() == 1
         && let Some((_, e)) = causes.pop()
@@ -147,7 +161,7 @@ fn failed(mut causes: Vec<(SocketAddr, io::Error)>) -> io::Error {
     };
     let causes = causes.iter().take(MAX_CAUSES);
     let list: Vec<String> = causes
-        .map(|(address, e)| format!("{}: {e}", address.ip()))
+        .map(|(address, e)| format!("{}: {}", address.ip(), cause(e)))
         .collect();
     io::Error::new(kind, format!("{}{more}", list.join(", ")))
 }
@@ -159,6 +173,13 @@ mod tests {
 
     fn address(text: &str) -> SocketAddr {
         text.parse().expect("address")
+    }
+
+    #[test]
+    fn causes_stand_within_a_sentence() {
+        let refused = io::Error::from_raw_os_error(nix::libc::ECONNREFUSED);
+        assert_eq!(cause(&refused), "connection refused");
+        assert_eq!(cause(&io::Error::other("Look: x")), "Look: x");
     }
 
     #[test]

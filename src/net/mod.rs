@@ -11,6 +11,7 @@ mod filter_table;
 mod identifiers;
 mod leave;
 pub mod mqtt;
+mod notice;
 pub mod oneshot;
 pub mod options;
 pub mod password;

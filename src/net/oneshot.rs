@@ -1,5 +1,7 @@
 //! Publishes one message: connects, waits until the broker has it, and leaves.
 
+use std::cell::Cell;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -7,8 +9,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::message::Message;
-use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Token};
-use crate::net::session::unreachable;
+use crate::net::attempts::unreachable;
+use crate::net::mqtt::{Audience, Connection, Event, Failure, Refused, Settings, Token};
+use crate::net::notice::Notice;
 
 /// Wait between two attempts to connect within the deadline.
 const RETRY: Duration = Duration::from_millis(250);
@@ -18,7 +21,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Publishes `message`, and then `also` if the broker accepts it, within `limit`. Uses the highest
 /// QoS that the broker offers, up to the one of the message. A broker that cannot be reached is
-/// tried again until then.
+/// tried again until then; a person at a terminal is told so. Returns what the broker says of the
+/// subscribers of `message`.
 ///
 /// # Errors
 /// 69 when no broker could be reached, 75 when it did not acknowledge in time, 77 when it does not
@@ -28,23 +32,34 @@ pub async fn publish(
     message: &Message,
     also: Option<&Message>,
     limit: Duration,
-) -> Result<()> {
+) -> Result<Audience> {
     let deadline = Instant::now() + limit;
     let address = settings.broker.address();
-    let mut earlier = None;
+    let mut earlier: Option<String> = None;
+    let mut notice = Notice::new();
     loop {
         let mut connection = Connection::open(settings, false)?;
-        let mut connected = false;
-        let attempt = timeout_at(
-            deadline,
-            attempt(&mut connection, message, also, &mut connected),
-        )
-        .await;
+        let connected = Cell::new(false);
+        let attempt = {
+            let trying = attempt(&mut connection, message, also, &connected);
+            let mut trying = pin!(timeout_at(deadline, trying));
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut trying => break done,
+                    () = notice.wait() => match connected.get() {
+                        true => notice.drop_it(),
+                        false => notice.say(&address, earlier.as_deref()),
+                    },
+                }
+            }
+        };
+        let connected = connected.get();
         let cause = match attempt {
-            Ok(Ok(())) => {
+            Ok(Ok(audience)) => {
                 // The message is safe in any case.
                 goodbye(connection).await;
-                return Ok(());
+                return Ok(audience);
             }
             Ok(Err(Failure::Fatal(e))) if connected => {
                 goodbye(connection).await;
@@ -96,29 +111,29 @@ async fn attempt(
     connection: &mut Connection,
     message: &Message,
     also: Option<&Message>,
-    connected: &mut bool,
-) -> Result<(), Failure> {
+    connected: &Cell<bool>,
+) -> Result<Audience, Failure> {
     let main = Token::new();
-    let mut done = false;
+    let mut done = None;
     loop {
         match connection.next().await {
             Event::Connected(_) => {
-                *connected = true;
+                connected.set(true);
                 connection.publish(message.clone(), main);
             }
-            Event::Published(token, Ok(())) if token == main => match also {
+            Event::Published(token, Ok(audience)) if token == main => match also {
                 Some(also) => {
-                    done = true;
+                    done = Some(audience);
                     connection.publish(also.clone(), Token::new());
                 }
-                None => return Ok(()),
+                None => return Ok(audience),
             },
             Event::Published(token, Err(Refused(e, _))) if token == main => {
                 return Err(Failure::Fatal(e));
             }
-            Event::Published(..) => return Ok(()),
-            Event::Failed(_) | Event::Closed if done => return Ok(()),
-            Event::Failed(failure) => return Err(failure),
+            Event::Published(..) => return Ok(done.unwrap_or_default()),
+            Event::Failed(failure) => return done.ok_or(failure),
+            Event::Closed if done.is_some() => return Ok(done.unwrap_or_default()),
             Event::Closed => return Err(Failure::Passing("the connection was closed".into())),
             Event::Subscribed(..) | Event::Unsubscribed(_) | Event::Received(_) => {}
         }

@@ -7,11 +7,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::marker;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic::Filter;
-use crate::model::{duration, marker};
 use crate::net::mqtt::Settings;
-use crate::net::session::{Event, Session, Subscriptions, unreachable};
+use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 
 /// Silence after which all retained messages have come, if no marker comes. Some brokers send
@@ -75,7 +75,6 @@ impl Found {
 /// # Errors
 /// 69 when no broker could be reached within the limit, 77 when it does not authorise us.
 pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
-    let address = settings.broker.address();
     let marker = marker::topic(&query.root, &host::new_id());
     let own = Filter::new(&marker).map_err(|e| Error::new(Kind::Usage, e))?;
     let subscriptions = Subscriptions {
@@ -84,7 +83,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
         // At a higher QoS the broker would wait for acknowledgements in between.
         qos: Qos::AtMostOnce,
     };
-    let mut session = Session::new(settings, subscriptions);
+    let mut session = Session::new(settings, subscriptions).announced();
     let mut found = Found::default();
     let mut online = false;
     let mut marked = false;
@@ -132,8 +131,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
         }
     }
     if !online {
-        let late = format!("no answer within {}", duration::text(query.limit));
-        return Err(unreachable(&address, session.cause().unwrap_or(&late)));
+        return Err(session.unreachable(query.limit));
     }
     if !marked && found.retained.cut.is_none() {
         debug!("no marker came back on '{marker}': the broker may not allow it");
@@ -148,13 +146,12 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
 /// # Errors
 /// As [`retained`].
 pub async fn next(settings: Settings, filter: Filter, limit: Duration) -> Result<Option<Delivery>> {
-    let address = settings.broker.address();
     let subscriptions = Subscriptions {
         required: vec![filter],
         optional: Vec::new(),
         qos: Qos::AtMostOnce,
     };
-    let mut session = Session::new(settings, subscriptions);
+    let mut session = Session::new(settings, subscriptions).announced();
     let deadline = Instant::now() + limit;
     let mut online = false;
     loop {
@@ -174,6 +171,5 @@ pub async fn next(settings: Settings, filter: Filter, limit: Duration) -> Result
         return Ok(None);
     }
     // Without a connection there is no result.
-    let late = format!("no answer within {}", duration::text(limit));
-    Err(unreachable(&address, session.cause().unwrap_or(&late)))
+    Err(session.unreachable(limit))
 }

@@ -8,17 +8,19 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, info};
 
 use crate::error::{Error, Result};
+use crate::model::duration;
 use crate::model::message::Message;
 use crate::model::topic::Filter;
 use crate::net::acks::Acks;
 use crate::net::attempts::Attempts;
-pub use crate::net::attempts::unreachable;
+use crate::net::attempts::unreachable;
 use crate::net::copies::Copies;
 use crate::net::leave::{FENCE, Leave};
 use crate::net::mqtt::{
-    Ack, Connection, Event as WireEvent, Failure, Offer, Received, Refused, Refuser, Settings,
-    Token,
+    Ack, Audience, Connection, Event as WireEvent, Failure, Offer, Received, Refused, Refuser,
+    Settings, Token,
 };
+use crate::net::notice::Notice;
 use crate::net::subscriber::Subscriber;
 pub use crate::net::subscriber::Subscriptions;
 
@@ -35,7 +37,7 @@ pub enum Event {
     /// A message has come.
     Received(SessionReceived),
     /// A publish is complete.
-    Published(Token, Result<(), Refused>),
+    Published(Token, Result<Audience, Refused>),
     /// A change by [`Session::subscribe`] is in force, was refused, or waits for the next
     /// connection.
     Subscribed(Result<()>),
@@ -95,6 +97,8 @@ pub struct Session {
     ready: VecDeque<Event>,
     /// Why the last connection failed.
     cause: Option<String>,
+    /// Line that tells a person that there is no connection yet.
+    notice: Notice,
 }
 
 impl Session {
@@ -118,7 +122,16 @@ impl Session {
             plain_will: false,
             ready: VecDeque::new(),
             cause: None,
+            notice: Notice::default(),
         }
+    }
+
+    /// Makes this the session of a command that ends soon: a person at a terminal is told, once,
+    /// when there is no connection after a second.
+    #[must_use]
+    pub fn announced(mut self) -> Self {
+        self.notice = Notice::new();
+        self
     }
 
     /// Continues the session of an earlier process: the broker may hold `filters` for the
@@ -151,7 +164,14 @@ impl Session {
             self.ask();
             let connection = match &mut self.state {
                 State::Waiting { until } => {
-                    sleep_until(*until).await;
+                    match self.notice.due().filter(|due| due < until) {
+                        Some(due) => {
+                            sleep_until(due).await;
+                            self.say_that_it_waits();
+                            continue;
+                        }
+                        None => sleep_until(*until).await,
+                    }
                     self.connections += 1;
                     self.acks = Acks::default();
                     match Connection::open(&self.settings, self.plain_will) {
@@ -168,10 +188,15 @@ impl Session {
                 State::Open { connection, .. } => connection,
             };
             let (answer_by, again_at) = (self.subscriber.answer_by(), self.subscriber.again_at());
-            let event = match [answer_by, again_at].into_iter().flatten().min() {
+            let due = self.notice.due();
+            let event = match [answer_by, again_at, due].into_iter().flatten().min() {
                 None => connection.next().await,
                 Some(by) => match timeout_at(by, connection.next()).await {
                     Ok(event) => event,
+                    Err(_) if due == Some(by) => {
+                        self.say_that_it_waits();
+                        continue;
+                    }
                     Err(_) if answer_by != Some(by) => {
                         self.subscriber.ask_again();
                         continue;
@@ -317,6 +342,15 @@ impl Session {
         self.cause.as_deref()
     }
 
+    /// Returns the error of a command that has found no broker within `limit`. Its cause is that of
+    /// the last attempt.
+    #[must_use]
+    pub fn unreachable(&self, limit: Duration) -> Error {
+        let late = format!("no answer within {}", duration::text(limit));
+        let address = self.settings.broker.address();
+        unreachable(&address, self.cause().unwrap_or(&late))
+    }
+
     /// Returns whether the broker ended the last connection because of a packet of ours.
     #[must_use]
     pub const fn is_packet_at_fault(&self) -> bool {
@@ -419,6 +453,7 @@ impl Session {
             && self.subscriber.is_answered()
         {
             *since = Some(Instant::now());
+            self.notice.drop_it();
             self.attempts.came_online();
             info!("connected to {}", self.settings.broker.address());
             self.ready.push_back(Event::Online);
@@ -427,6 +462,12 @@ impl Session {
         self.ready.extend(changed.map(Event::Subscribed));
         let held = self.subscriber.settled();
         self.ready.extend(held.map(Event::Holds));
+    }
+
+    /// Tells a person that there is no connection yet.
+    fn say_that_it_waits(&mut self) {
+        let address = self.settings.broker.address();
+        self.notice.say(&address, self.cause.as_deref());
     }
 
     fn went_offline(&mut self, failure: Failure) -> Result<Event> {

@@ -108,9 +108,9 @@ async fn beats(options: &Options) -> Result<()> {
                 Event::Published(token, Err(Refused(e, _))) if Some(token) == beat_token => {
                     warn!("beat on '{}': {e}", options.topic);
                 }
-                Event::Published(token, Ok(())) if Some(token) == beat_token => info!("beat"),
+                Event::Published(token, Ok(_)) if Some(token) == beat_token => info!("beat"),
                 Event::Published(_, Err(Refused(e, _))) => debug!("retained beat: {e}"),
-                Event::Published(_, Ok(())) => {}
+                Event::Published(_, Ok(_)) => {}
                 Event::Received(_) | Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             },
         }

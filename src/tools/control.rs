@@ -14,9 +14,9 @@ use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
-use crate::net::mqtt::{Refused, Settings};
+use crate::net::mqtt::{Audience, Refused, Settings};
 use crate::net::options::BrokerOptions;
-use crate::net::session::{Event, Session, Subscriptions, unreachable};
+use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
 use crate::tools::message::{origin, sender};
@@ -91,7 +91,15 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         retain: false,
         properties,
     };
-    let mut session = Session::new(settings, subscriptions);
+    let mut session = Session::new(settings, subscriptions).announced();
+    let unheard = |cause: &str| {
+        let (action, who) = (options.action.name(), &options.who);
+        let topic = options.topics.control();
+        let cause = format!(
+            "{action} {who}: {cause} on {topic}; is --root right, and does that client run?"
+        );
+        Error::new(Kind::TryAgain, cause)
+    };
     let mut reached = false;
     let (mut sent, mut stopped) = (false, false);
     let answered = async {
@@ -111,7 +119,10 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                     let answer = json::parse(&received.delivery.payload);
                     return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
                 }
-                Event::Published(_, Ok(())) => sent = true,
+                Event::Published(_, Ok(Audience::None)) => {
+                    return Err(unheard("no client listens"));
+                }
+                Event::Published(_, Ok(Audience::Possible)) => sent = true,
                 Event::Received(received) => {
                     let presence = json::parse(&received.delivery.payload).unwrap_or_default();
                     stopped = super::text(&presence, "state") == Some("offline");
@@ -128,25 +139,13 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         }
     };
     let answer = timeout(options.timeout, answered).await;
-    let limit = duration::text(options.timeout);
     let answer = match answer {
         Ok(answer) => answer?,
         Err(_) if reached => {
-            return Err(Error::new(
-                Kind::TryAgain,
-                format!(
-                    "{} {}: no answer on {} within {limit}; is --root right, and does that \
-                     client run?",
-                    options.action.name(),
-                    options.who,
-                    options.topics.control()
-                ),
-            ));
+            let limit = duration::text(options.timeout);
+            return Err(unheard(&format!("no answer within {limit}")));
         }
-        Err(_) => {
-            let cause = format!("no answer within {limit}");
-            return Err(unreachable(&options.broker.address(), &cause));
-        }
+        Err(_) => return Err(session.unreachable(options.timeout)),
     };
     session.close().await;
     Ok(answer)

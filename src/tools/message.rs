@@ -7,16 +7,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
+use tracing::{Level, enabled};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::model::event::{Attributes, MAX_ID_BYTES};
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
-use crate::net::mqtt::Settings;
+use crate::net::mqtt::{Audience, Settings};
 use crate::net::oneshot;
 use crate::net::options::BrokerOptions;
 use crate::os::host;
+use crate::os::logging::say;
 
 /// Maximum size of a packet from the broker, for a client without subscriptions, bytes.
 pub(super) const MAX_INCOMING: u32 = 64 * 1024;
@@ -36,12 +38,14 @@ pub struct Options {
     pub retain: bool,
     /// Maximum time for everything.
     pub timeout: Duration,
+    /// Whether a message without subscribers is an error.
+    pub need_listener: bool,
 }
 
 /// Publishes the message, and returns when the broker has it.
 ///
 /// # Errors
-/// As [`oneshot::publish`].
+/// As [`oneshot::publish`]; 69 when a listener is needed and the broker knows of none.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let user = host::username();
     let payload = status::message(&user, options.attributes.clone(), Timestamp::now());
@@ -56,7 +60,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         },
     };
     let settings = sender(&options.broker);
-    super::runtime()?.block_on(oneshot::publish(&settings, &message, None, options.timeout))?;
+    let publish = oneshot::publish(&settings, &message, None, options.timeout);
+    if super::runtime()?.block_on(publish)? == Audience::None {
+        let (topic, address) = (&options.topic, options.broker.address());
+        let cause = format!(
+            "publish to '{topic}' at {address}: no client subscribes to it; is the topic right, and \
+             does the client run?"
+        );
+        if options.need_listener {
+            return Err(Error::new(Kind::Unavailable, cause));
+        }
+        // A retained message waits for its readers.
+        if !options.retain && enabled!(Level::WARN) {
+            say(&cause);
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

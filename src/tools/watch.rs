@@ -16,7 +16,6 @@ use crate::model::topic::Filter;
 use crate::model::{json, marker, moment};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
-use crate::os::logging::say;
 use crate::os::signals::{self, Stop};
 use crate::tools::listener;
 
@@ -60,26 +59,17 @@ async fn watch(options: &Options) -> Result<()> {
         optional: Vec::new(),
         qos: options.qos.min(Qos::AtLeastOnce),
     };
-    let mut session = Session::new(listener(&options.broker), subscriptions);
+    let mut session = Session::new(listener(&options.broker), subscriptions).announced();
     if options.count.is_none() {
         session = session.lasting();
     }
     let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let mut left = options.count.unwrap_or(u64::MAX);
-    // A person at a terminal should know at once.
-    let mut tell = io::stderr().is_terminal();
     while left > 0 {
         let event = tokio::select! {
             () = stop.requested() => break,
             event = session.next() => event?,
         };
-        if matches!(event, Event::Offline) && std::mem::take(&mut tell) {
-            let cause = session.cause().unwrap_or_default();
-            let address = options.broker.address();
-            say(&format!(
-                "no connection to {address}: {cause}; trying again"
-            ));
-        }
         if let Event::Received(received) = event {
             if !is_dropped(&received.delivery, &options.drop) {
                 super::print(&if options.json {

@@ -104,21 +104,31 @@ fn options_that_are_wrong_in_themselves() {
         "too short",
     );
     let pairs: [&[&str]; 4] = [
-        &["--attr", "status=finished"],
-        &["--attr", "status=finished", "--retain"],
-        &["--attr", "status=finished", "--attr", "sample=S1"],
-        &["--attr", "status", "finished", "sample=S1"],
+        &["--attr", "status", "finished", "sample"],
+        &["status finished"],
+        &["--attr", "status=finished", "S1"],
+        &["--attr", "status"],
     ];
     for pair in pairs {
-        refuses(
-            &mut message(&dir, pair),
-            64,
-            "are two words: --attr sample S1",
-        );
+        let hint = "an attribute is sample=S1, or --attr sample S1";
+        refuses(&mut message(&dir, pair), 64, hint);
     }
-    refuses(&mut message(&dir, &["--attr", "", "x"]), 64, "needs a name");
+    for nameless in [&["--attr", "", "x"][..], &["--attr", "=x"], &["=x"]] {
+        refuses(&mut message(&dir, nameless), 64, "needs a name");
+    }
     let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
-    refuses(raise.args(["--attr", "a=b", "c"]), 64, "are two words");
+    refuses(raise.args(["--attr", "a=b", "c"]), 64, "argument 'c'");
+    let mut retry = tool(&dir, "tael", &["control", "x", "retry", "U1", "U2"]);
+    refuses(&mut retry, 64, "what is 'U2'?");
+    refuses(&mut message(&dir, &["-q0", "--need-listener"]), 64, "QoS 0");
+    for (name, arguments) in [
+        ("tael-message", &["-topic", "a"][..]),
+        ("tael-client", &["--who", "x", "-topic", "a", "-c", "true"]),
+        ("tael", &["watch", "-topic", "a"]),
+        ("tael", &["work", "list", "-who", "a"]),
+    ] {
+        refuses(&mut tool(&dir, name, arguments), 64, "; did you mean --");
+    }
     let mut few = Command::new("prlimit");
     few.args(["--nofile=8", "--"])
         .arg(common::binary("tael-client"));

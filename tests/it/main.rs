@@ -33,6 +33,7 @@ mod identity;
 mod lasting;
 mod ledger;
 mod limits;
+mod listeners;
 mod logging;
 mod offers;
 mod outbox;

@@ -350,7 +350,7 @@ fn a_publish_is_taken_online_only_and_refused_here_if_it_is_too_large() {
     let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
     raw.send(&packet(0x40, &body[2 + topic..4 + topic]));
     match driver.next() {
-        Seen::Event(Event::Published(token, Ok(()))) => assert_eq!(token, small),
+        Seen::Event(Event::Published(token, Ok(_))) => assert_eq!(token, small),
         other => panic!("{other:?}"),
     }
 }

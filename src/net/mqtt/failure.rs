@@ -4,6 +4,7 @@ use std::io;
 
 use crate::error::{Error, Kind};
 use crate::model::text::printable;
+use crate::net::dial;
 use crate::net::mqtt::Failure;
 use crate::net::mqtt::answer::Reason;
 use crate::net::tls_failure;
@@ -84,8 +85,8 @@ pub(super) fn io(error: &io::Error, host: &str) -> Failure {
         None => match error.kind() {
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof => Failure::Cut(error.to_string()),
-            _ => Failure::Passing(error.to_string()),
+            | io::ErrorKind::UnexpectedEof => Failure::Cut(dial::cause(error)),
+            _ => Failure::Passing(dial::cause(error)),
         },
     }
 }

@@ -71,6 +71,16 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused(pub Error, pub Refuser);
 
+/// Subscribers of a publish, as far as the broker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Audience {
+    /// There are some, or the broker does not say.
+    #[default]
+    Possible,
+    /// There are none (reason code 0x10; MQTT 5.0, sections 3.4.2.1 and 3.5.2.1).
+    None,
+}
+
 /// Origin of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refuser {
@@ -92,7 +102,7 @@ pub enum Event {
     /// A message has come.
     Received(Received),
     /// A publish is complete.
-    Published(Token, Result<(), Refused>),
+    Published(Token, Result<Audience, Refused>),
     /// Our goodbye was sent.
     Closed,
     /// The connection is gone.

@@ -18,7 +18,9 @@ use crate::net::mqtt::failure::disconnected;
 use crate::net::mqtt::offer::Offer;
 use crate::net::mqtt::waiting::Waiting;
 use crate::net::mqtt::wire::{self, published, put, received, wire_properties, wire_qos};
-use crate::net::mqtt::{Event, Failure, Number, Refused, Refuser, Request, Subscribe, Token};
+use crate::net::mqtt::{
+    Audience, Event, Failure, Number, Refused, Refuser, Request, Subscribe, Token,
+};
 
 /// Maximum number of our publishes that wait for the answer of the broker.
 const MAX_INFLIGHT: u16 = 64;
@@ -34,6 +36,8 @@ const MAX_ANSWERS: usize = 1024 * 1024;
 struct Flight {
     token: Token,
     qos: Qos,
+    /// From the first answer of two.
+    audience: Audience,
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that waits for its answer, and the early result of each filter.
@@ -152,7 +156,13 @@ impl Protocol {
         if qos == Qos::AtMostOnce {
             self.unwritten.push(token);
         } else {
-            self.inflight.insert(id, Flight { token, qos });
+            let audience = Audience::default();
+            let flight = Flight {
+                token,
+                qos,
+                audience,
+            };
+            self.inflight.insert(id, flight);
         }
         Ok(())
     }
@@ -267,7 +277,10 @@ impl Protocol {
             Answer::Pubrec(id, reason) if reason.is_failure() => {
                 self.complete(id, Qos::ExactlyOnce, published(&reason))
             }
-            Answer::Pubrec(id, _) => {
+            Answer::Pubrec(id, reason) => {
+                if let Some(flight) = self.inflight.get_mut(&id) {
+                    flight.audience = wire::audience(&reason);
+                }
                 put(&Packet::PubRel(PubRel::new(id, None)), &mut self.output).map_err(bug)
             }
             Answer::Pubcomp(id, reason) => self.complete(id, Qos::ExactlyOnce, published(&reason)),
@@ -293,7 +306,12 @@ impl Protocol {
     }
 
     /// Handles the answer to publish `id`; an unknown one changes nothing.
-    fn complete(&mut self, id: u16, qos: Qos, result: Result<(), Refused>) -> Result<(), Failure> {
+    fn complete(
+        &mut self,
+        id: u16,
+        qos: Qos,
+        result: Result<Audience, Refused>,
+    ) -> Result<(), Failure> {
         if self
             .inflight
             .get(&id)
@@ -302,6 +320,11 @@ impl Protocol {
             return Ok(());
         }
         if let Some(flight) = self.inflight.remove(&id) {
+            // The last answer to a message of QoS 2 does not repeat what the first has said.
+            let result = result.map(|audience| match flight.audience {
+                Audience::Possible => audience,
+                none => none,
+            });
             self.events
                 .push_back(Event::Published(flight.token, result));
         }
@@ -330,7 +353,7 @@ impl Protocol {
     pub fn flushed(&mut self) {
         let done = self.unwritten.drain(..);
         self.events
-            .extend(done.map(|token| Event::Published(token, Ok(()))));
+            .extend(done.map(|token| Event::Published(token, Ok(Audience::Possible))));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic::Filter;
 use crate::net::mqtt::answer::Reason;
 use crate::net::mqtt::trim::trim;
-use crate::net::mqtt::{Ack, Failure, Received, Refused, Refuser, Settings, Subscribe};
+use crate::net::mqtt::{Ack, Audience, Failure, Received, Refused, Refuser, Settings, Subscribe};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::password::Password;
 
@@ -148,9 +148,9 @@ pub(super) fn refused(kind: Kind, cause: &str) -> Refused {
 
 /// Converts an acknowledgement into the result of its publish. A code that MQTT 5 does not name
 /// refuses that message like one that it names (MQTT 5.0, section 2.4).
-pub(super) fn published(reason: &Reason) -> Result<(), Refused> {
+pub(super) fn published(reason: &Reason) -> Result<Audience, Refused> {
     if !reason.is_failure() {
-        return Ok(());
+        return Ok(audience(reason));
     }
     let kind = match reason.code {
         0x87 => Kind::NotAuthorised,
@@ -160,6 +160,14 @@ pub(super) fn published(reason: &Reason) -> Result<(), Refused> {
         _ => Kind::Data,
     };
     Err(refused(kind, &reason.to_string()))
+}
+
+/// Returns what an acknowledgement says of the subscribers.
+pub(super) const fn audience(reason: &Reason) -> Audience {
+    match reason.code {
+        0x10 => Audience::None,
+        _ => Audience::Possible,
+    }
 }
 
 /// Converts the answer to a filter into the granted QoS.

@@ -20,7 +20,7 @@ use crate::model::message::{Delivery, Message, Properties, Qos, property};
 use crate::model::node::{self, Command};
 use crate::model::text::printable;
 use crate::model::topic::Filter;
-use crate::net::mqtt::{Refused, Settings, Token};
+use crate::net::mqtt::{Audience, Refused, Settings, Token};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
@@ -166,9 +166,9 @@ impl Doubles {
 }
 
 /// Handles the answer of the broker to a status.
-fn published(outbox: &mut Outbox<Token>, token: Token, result: Result<(), Refused>) {
+fn published(outbox: &mut Outbox<Token>, token: Token, result: Result<Audience, Refused>) {
     let given_up = match result {
-        Ok(()) => {
+        Ok(_) => {
             outbox.complete(token);
             None
         }

@@ -81,7 +81,7 @@ impl<'a> Player<'a> {
         };
         Ok(Self {
             options,
-            session: Session::new(settings, subscriptions),
+            session: Session::new(settings, subscriptions).announced(),
             online: false,
             stop: Stop::listen(false)?,
             heard: Heard::default(),
@@ -100,9 +100,7 @@ impl<'a> Player<'a> {
         let deadline = Instant::now() + CONFIRM;
         while !self.online {
             if !self.step(deadline).await? {
-                let address = self.options.broker.address();
-                let cause = self.session.cause().unwrap_or("no answer in time");
-                return Err(crate::net::session::unreachable(&address, cause).into());
+                return Err(self.session.unreachable(CONFIRM).into());
             }
         }
         Ok(())
@@ -121,7 +119,7 @@ impl<'a> Player<'a> {
         match event {
             Event::Online => self.online = true,
             Event::Offline => self.online = false,
-            Event::Published(token, Ok(())) => self.published.push(token),
+            Event::Published(token, Ok(_)) => self.published.push(token),
             Event::Published(_, Err(refused)) => return Err(refused.0.into()),
             Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             Event::Received(received) => {

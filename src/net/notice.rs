@@ -1,0 +1,47 @@
+//! Says on a terminal that a command waits for its broker.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::os::logging::say;
+
+/// Time without a connection after which a person at a terminal is told.
+const AFTER: Duration = Duration::from_secs(1);
+
+/// A line on stderr that is due once, unless there is a connection earlier.
+#[derive(Debug, Default)]
+pub struct Notice(Option<Instant>);
+
+impl Notice {
+    /// Returns a notice that is due soon, or never if stderr is not a terminal.
+    pub fn new() -> Self {
+        Self(io::stderr().is_terminal().then(|| Instant::now() + AFTER))
+    }
+
+    /// Returns when it is due.
+    pub const fn due(&self) -> Option<Instant> {
+        self.0
+    }
+
+    /// Waits until it is due.
+    pub async fn wait(&self) {
+        match self.0 {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Prints it, with the `cause` of the last failure.
+    pub fn say(&mut self, address: &str, cause: Option<&str>) {
+        self.0 = None;
+        let cause = cause.unwrap_or("no answer yet");
+        say(&format!("waiting for broker {address}: {cause}"));
+    }
+
+    /// Drops it: there is a connection.
+    pub const fn drop_it(&mut self) {
+        self.0 = None;
+    }
+}
