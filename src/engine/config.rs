@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::topic::Filter;
+use crate::model::meaning::Rules;
+use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
 use crate::net::options::BrokerOptions;
 
@@ -45,4 +46,17 @@ pub struct Config {
     pub broker: BrokerOptions,
     /// Whether the operator has chosen the client identifier.
     pub chosen_id: bool,
+}
+
+impl Config {
+    /// Returns what decisions about messages need; `topics` are those of the pipeline.
+    #[must_use]
+    pub fn rules<'a>(&'a self, topics: &'a PipelineTopics) -> Rules<'a> {
+        Rules {
+            who: &self.who,
+            topics,
+            triggers: &self.triggers,
+            max_payload: self.max_payload,
+        }
+    }
 }

@@ -13,7 +13,7 @@ pub mod config;
 pub mod control;
 mod intake;
 mod link;
-mod observe;
+pub mod observe;
 mod pipeline;
 pub mod report;
 pub mod service;

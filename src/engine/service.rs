@@ -21,6 +21,7 @@ use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::observe::Observer;
+use crate::engine::observe::event_socket::EventSocket;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::Reports;
 use crate::engine::work::cleanup::Cleanup;
@@ -43,6 +44,8 @@ const MAX_TAKEN_IN: usize = 128;
 /// A running client.
 pub struct Service {
     client: Client,
+    /// Tells readers what becomes of messages.
+    events: Option<EventSocket>,
 }
 
 impl Service {
@@ -85,7 +88,8 @@ impl Service {
         }
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
-        Ok(Self { client })
+        let events = EventSocket::open(&client.pipeline.home.path, &client.intake.recent);
+        Ok(Self { client, events })
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -341,6 +345,7 @@ impl Service {
             );
         }
         self.client.observe_last();
+        drop(self.events.take());
         // The remaining mark makes the next client look for removed folders.
         if self.client.cleanup.is_removing()
             && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await

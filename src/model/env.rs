@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::model::event::{Attributes, attribute_value};
+use crate::model::event::{Attributes, Lacking, attribute_value};
 use crate::model::exec;
 use crate::model::json;
+use crate::model::near::nearest;
 use crate::model::text::printable;
 use crate::model::variables::{Value, Variables};
 
@@ -195,14 +196,25 @@ impl Export {
         self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX)
     }
 
+    /// Returns the required keys.
+    #[must_use]
+    pub fn required(&self) -> &[String] {
+        &self.required
+    }
+
     /// Returns the required keys that `attributes` lacks.
     #[must_use]
-    pub fn missing(&self, attributes: &Attributes) -> Vec<String> {
-        self.required
+    pub fn missing(&self, attributes: &Attributes) -> Vec<Lacking> {
+        let lacking = self
+            .required
             .iter()
-            .filter(|key| find(attributes, key).is_none())
-            .cloned()
-            .collect()
+            .filter(|key| find(attributes, key).is_none());
+        let lacking = lacking.map(|key| Lacking {
+            key: key.clone(),
+            near: nearest(key, attributes.keys().map(String::as_str))
+                .map(|near| printable(&json::lossy(near), 80)),
+        });
+        lacking.collect()
     }
 
     /// Returns the environment for `attributes`.
@@ -288,6 +300,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::event::Refusal;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -346,7 +359,12 @@ mod tests {
                 "job_PATH=/x"
             ]
         );
-        assert_eq!(export(None, &["sample", "lane"]).missing(&a), ["lane"]);
+        let missing = export(None, &["sample", "lane", "pth", "host"]).missing(&a);
+        let refusal = Refusal::Missing(missing).to_string();
+        assert_eq!(
+            refusal,
+            "it lacks the required attributes lane, host; it has PATH, not pth"
+        );
     }
 
     #[test]

@@ -45,6 +45,15 @@ pub struct Event {
     pub retained: bool,
 }
 
+/// A required attribute that an event lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// The required key.
+    pub key: String,
+    /// A key of the event that may have been meant, printable.
+    pub near: Option<String>,
+}
+
 /// Why a message is not an event, or an event starts no run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -62,7 +71,7 @@ pub enum Refusal {
     /// The payload is JSON, but not an object.
     NotAnObject,
     /// Required attributes are missing.
-    Missing(Vec<String>),
+    Missing(Vec<Lacking>),
     /// The event has passed through too many pipelines.
     Loop(u32),
     /// Too many events came within a minute without their number of hops.
@@ -93,8 +102,23 @@ impl fmt::Display for Refusal {
             }
             Self::NotJson(cause) => write!(f, "its payload is not JSON: {cause}"),
             Self::NotAnObject => f.write_str("its payload is JSON but not an object"),
-            Self::Missing(keys) => {
-                write!(f, "it lacks the required attributes {}", keys.join(", "))
+            Self::Missing(lacking) => {
+                let far = lacking.iter().filter(|one| one.near.is_none());
+                let far: Vec<&str> = far.map(|one| one.key.as_str()).collect();
+                let near = lacking.iter().filter_map(|one| {
+                    let near = one.near.as_ref()?;
+                    Some(format!("it has {near}, not {}", one.key))
+                });
+                let lacks = match &far[..] {
+                    [] => None,
+                    [one] => Some(format!("it lacks the required attribute {one}")),
+                    all => Some(format!(
+                        "it lacks the required attributes {}",
+                        all.join(", ")
+                    )),
+                };
+                let all: Vec<String> = lacks.into_iter().chain(near).collect();
+                f.write_str(&all.join("; "))
             }
             Self::LoopRate(rate) => write!(
                 f,

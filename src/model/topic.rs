@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use crate::model::filter_index::FilterIndex;
+use crate::model::near::nearest;
 
 /// Maximum length of a topic name or filter, bytes (MQTT 5.0, section 1.5.4).
 pub const MAX_BYTES: usize = 65_535;
@@ -153,6 +154,23 @@ impl Filter {
                 (Some("#"), _) | (None, None) => return true,
                 (Some("+"), Some(_)) => {}
                 (Some(wanted), Some(level)) if wanted == level => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Returns whether one level of `topic` is a slip of that of this filter ([`nearest`]), and the
+    /// others match.
+    #[must_use]
+    pub fn nearly_matches(&self, topic: &str) -> bool {
+        let (mut filter, mut topic) = (self.unshared().split('/'), topic.split('/'));
+        let mut slips = 0;
+        loop {
+            match (filter.next(), topic.next()) {
+                (Some("#"), _) | (None, None) => return slips == 1,
+                (Some("+"), Some(_)) => {}
+                (Some(wanted), Some(level)) if wanted == level => {}
+                (Some(wanted), Some(level)) if nearest(wanted, [level]).is_some() => slips += 1,
                 _ => return false,
             }
         }

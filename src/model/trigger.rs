@@ -1,6 +1,5 @@
 //! Triggers: which events start which command.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use crate::model::env::Export;
 use crate::model::event::{Event, MAX_HOPS, Refusal};
 use crate::model::policy::Policy;
 use crate::model::spec::Spec;
+use crate::model::text::printable;
 use crate::model::topic::Filter;
 
 /// Topic filters, conditions, a command and a policy.
@@ -36,11 +36,11 @@ pub struct Trigger {
 
 /// Decision about an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum Decision<'a> {
     /// Run the command.
     Run,
     /// It is not for this trigger.
-    Ignore,
+    Ignore(Objection<'a>),
     /// It should run and cannot.
     Refuse(Refusal),
 }
@@ -48,8 +48,10 @@ pub enum Decision {
 /// Why an event does not fit a trigger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objection<'a> {
-    /// No filter matches its topic.
-    Topic,
+    /// None of these filters matches its topic.
+    Topic(&'a [Filter]),
+    /// The trigger waits for silence.
+    Silence,
     /// It is a retained message.
     Retained,
     /// The pipeline itself has published it.
@@ -58,35 +60,72 @@ pub enum Objection<'a> {
     Condition(&'a Condition),
 }
 
-impl fmt::Display for Objection<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Objection<'_> {
+    /// Explains the objection to `event`, for people. Only this costs something: the decision does
+    /// not.
+    #[must_use]
+    pub fn explain(&self, event: &Event) -> String {
         match self {
-            Self::Topic => f.write_str("its topic is another one"),
-            Self::Retained => f.write_str("it is retained, and --retained is 'ignore'"),
-            Self::Own => f.write_str("it is the pipeline's own"),
-            Self::Condition(condition) => write!(f, "{condition} does not hold"),
+            Self::Topic(filters) => other_topic(filters, &event.topic),
+            Self::Silence => "the trigger waits for silence".to_owned(),
+            Self::Retained => "it is retained, and --retained is 'ignore'".to_owned(),
+            Self::Own => "the pipeline itself has published it".to_owned(),
+            Self::Condition(condition) => condition.objection(event),
         }
     }
+}
+
+/// Maximum number of filters to name.
+const MAX_FILTERS: usize = 3;
+
+/// Maximum length of a topic or filter to show, characters.
+const MAX_SHOWN: usize = 200;
+
+/// Explains that none of `filters` matches `topic`.
+fn other_topic(filters: &[Filter], topic: &str) -> String {
+    let shown = |text: &str| printable(text, MAX_SHOWN);
+    let near = filters.iter().find(|filter| filter.nearly_matches(topic));
+    if let Some(near) = near {
+        return format!(
+            "its topic is {}, not {}",
+            shown(topic),
+            shown(near.as_str())
+        );
+    }
+    let names: Vec<String> = filters
+        .iter()
+        .take(MAX_FILTERS)
+        .map(|filter| shown(filter.as_str()))
+        .collect();
+    let more = match filters.len().saturating_sub(MAX_FILTERS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = names.join(", ");
+    format!("its topic does not match {names}{more}")
 }
 
 impl Trigger {
     /// Decides what pipeline `who` does with `event`.
     #[must_use]
-    pub fn decide(&self, event: &Event, who: &str) -> Decision {
-        if self.absent.is_none() && self.means(event, who) {
-            self.admit(event)
+    pub fn decide(&self, event: &Event, who: &str) -> Decision<'_> {
+        let meant = |filter: &Filter| filter.matches(&event.topic);
+        if self.filters.iter().any(meant) {
+            self.decide_on_topic(event, who)
         } else {
-            Decision::Ignore
+            Decision::Ignore(Objection::Topic(&self.filters))
         }
     }
 
     /// Decides the same for an event whose topic matches.
     #[must_use]
-    pub fn decide_on_topic(&self, event: &Event, who: &str) -> Decision {
-        if self.absent.is_none() && self.means_on_topic(event, who) {
-            self.admit(event)
-        } else {
-            Decision::Ignore
+    pub fn decide_on_topic(&self, event: &Event, who: &str) -> Decision<'_> {
+        if self.absent.is_some() {
+            return Decision::Ignore(Objection::Silence);
+        }
+        match self.objection_on_topic(event, who) {
+            Some(objection) => Decision::Ignore(objection),
+            None => self.admit(event),
         }
     }
 
@@ -97,24 +136,10 @@ impl Trigger {
         self.objection_on_topic(event, who).is_none()
     }
 
-    /// Returns whether topic, conditions and origin of `event` fit the trigger.
+    /// Returns why conditions and origin of `event`, whose topic matches, do not fit the trigger of
+    /// pipeline `who`, if they do not.
     #[must_use]
-    pub fn means(&self, event: &Event, who: &str) -> bool {
-        self.objection(event, who).is_none()
-    }
-
-    /// Returns why `event` does not fit the trigger of pipeline `who`, if it does not.
-    #[must_use]
-    pub fn objection(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
-        let meant = |filter: &Filter| filter.matches(&event.topic);
-        if self.filters.iter().any(meant) {
-            self.objection_on_topic(event, who)
-        } else {
-            Some(Objection::Topic)
-        }
-    }
-
-    fn objection_on_topic(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
+    pub fn objection_on_topic(&self, event: &Event, who: &str) -> Option<Objection<'_>> {
         let fails = |condition: &&Condition| !condition.holds(event);
         if event.retained && !self.accept_retained {
             Some(Objection::Retained)
@@ -129,7 +154,7 @@ impl Trigger {
     /// Decides about an event whose topic and conditions need no check, such as one that an
     /// operator has raised.
     #[must_use]
-    pub fn admit(&self, event: &Event) -> Decision {
+    pub fn admit(&self, event: &Event) -> Decision<'static> {
         if event.hops > MAX_HOPS {
             return Decision::Refuse(Refusal::Loop(event.hops));
         }
@@ -146,6 +171,7 @@ impl Trigger {
 mod tests {
     use super::*;
     use crate::model::command::Command;
+    use crate::model::event::Lacking;
     use bytes::Bytes;
     use serde_json::{Value, json};
 
@@ -193,15 +219,14 @@ mod tests {
                 ..good.clone()
             },
         ] {
-            assert_eq!(
-                trigger().decide(&other, "me"),
-                Decision::Ignore,
+            assert!(
+                matches!(trigger().decide(&other, "me"), Decision::Ignore(_)),
                 "{other:?}"
             );
         }
         let retained = Event {
             retained: true,
-            ..good
+            ..good.clone()
         };
         let accepting = Trigger {
             accept_retained: true,
@@ -209,8 +234,33 @@ mod tests {
         };
         assert_eq!(accepting.decide(&retained, "me"), Decision::Run);
         let started = event("lab/seq/status", json!({"status": "started"}));
-        let why = trigger().objection(&started, "me").map(|o| o.to_string());
-        assert_eq!(why.as_deref(), Some("status=finished does not hold"));
+        let waiting = trigger();
+        let Decision::Ignore(why) = waiting.decide(&started, "me") else {
+            panic!("it ran");
+        };
+        assert_eq!(why.explain(&started), "status is 'started', not 'finished'");
+        for (topic, want) in [
+            (
+                "lab/seq/Status",
+                "its topic is lab/seq/Status, not lab/+/status",
+            ),
+            ("lab/seq/last", "its topic does not match lab/+/status"),
+            ("lab/status", "its topic does not match lab/+/status"),
+        ] {
+            let elsewhere = event(topic, json!({}));
+            let Decision::Ignore(why) = waiting.decide(&elsewhere, "me") else {
+                panic!("it ran");
+            };
+            assert_eq!(why.explain(&elsewhere), want);
+        }
+        let guard = Trigger {
+            absent: Some(Duration::from_secs(1)),
+            ..trigger()
+        };
+        assert_eq!(
+            guard.decide(&good, "me"),
+            Decision::Ignore(Objection::Silence)
+        );
     }
 
     #[test]
@@ -218,7 +268,10 @@ mod tests {
         let lacking = event("lab/seq/status", json!({"status": "finished"}));
         assert_eq!(
             trigger().decide(&lacking, "me"),
-            Decision::Refuse(Refusal::Missing(vec!["sample".into()]))
+            Decision::Refuse(Refusal::Missing(vec![Lacking {
+                key: "sample".into(),
+                near: None
+            }]))
         );
         let mut looping = event("lab/seq/status", json!({"status": "finished", "sample": 1}));
         looping.hops = MAX_HOPS;

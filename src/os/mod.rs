@@ -17,4 +17,5 @@ pub mod proc;
 pub mod process;
 pub mod program;
 pub mod signals;
+pub mod socket;
 pub mod terminal;

@@ -7,19 +7,21 @@ use crate::engine::commit::receipt::Receipt;
 use crate::engine::commit::step::Steps;
 use crate::engine::intake::backlog::{Backlog, Load};
 use crate::engine::intake::bridge::BridgeHint;
-use crate::engine::intake::judge::{self, Admission};
+use crate::engine::intake::judge::{self, Admission, MAX_TOPIC};
 use crate::engine::intake::names::Names;
 use crate::engine::intake::offer::{Offer, Subject};
 use crate::engine::intake::pace::Pace;
 use crate::engine::intake::pressure::Pressure;
+use crate::engine::intake::recent::Recent;
 use crate::engine::intake::redelivery::Redelivery;
 use crate::engine::intake::silence::Silence;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Result;
-use crate::model::marker;
+use crate::model::meaning::Meaning;
 use crate::model::message::Delivery;
+use crate::model::note::{Fate, Note};
 use crate::model::text::printable_bytes;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Part};
@@ -50,6 +52,8 @@ pub struct Intake<T> {
     pub silence: Silence,
     /// The hint about bridges.
     pub bridge: BridgeHint,
+    /// Notes about the last messages.
+    pub recent: Recent,
     names: Names,
     pace: Pace,
     backlog: Backlog,
@@ -73,6 +77,7 @@ impl<T: Copy + PartialEq> Intake<T> {
             redelivery: Redelivery::new(reader.answered()?, reader.last_accepted()?),
             silence,
             bridge: BridgeHint::default(),
+            recent: Recent::default(),
             names: Names::read(reader)?,
             pace: Pace::default(),
             backlog: Backlog::default(),
@@ -205,35 +210,66 @@ impl<T: Copy + PartialEq> Intake<T> {
         delivery: &Delivery,
         steps: &mut Steps,
     ) -> Option<Admission> {
-        let own = std::str::from_utf8(&delivery.topic).is_ok_and(|t| pipeline.topics.own(t));
-        if own || marker::is_marker(&delivery.topic) {
-            // A pipeline does not start itself, and a marker is not an event.
+        let config = &pipeline.config;
+        let rules = config.rules(&pipeline.topics);
+        let meaning = rules.read(delivery);
+        if matches!(&meaning, Meaning::Ignored(why) if why.is_ours()) {
             self.counts.ignored += 1;
             return None;
         }
         if self.silence.is_watched() {
             self.silence.listen(pipeline, delivery, steps);
         }
-        if delivery.payload.is_empty() {
-            // It clears a retained message (MQTT 5.0, section 3.3.1.3), and is not an event.
+        let again = self.redelivery.again();
+        let judged = judge::judge(config, &rules, delivery, meaning, again);
+        let Some(mut admission) = judged.admission else {
             self.counts.ignored += 1;
-            let topic = printable_bytes(&delivery.topic, 1024);
-            debug!(TAEL_TOPIC = topic, "ignored: its payload is empty");
-            return None;
-        }
-        let config = &pipeline.config;
-        let Some(mut admission) = judge::judge(config, delivery, self.redelivery.again()) else {
-            self.counts.ignored += 1;
-            if enabled!(Level::DEBUG) {
-                let why = judge::objections(config, delivery);
-                let topic = printable_bytes(&delivery.topic, 1024);
-                debug!(TAEL_TOPIC = topic, "ignored: {why}");
-            }
+            self.ignored(pipeline, delivery, judged.ignored, "", false);
             return None;
         };
+        if !judged.ignored.is_empty() {
+            let event = &admission.key.id;
+            self.ignored(pipeline, delivery, judged.ignored, event, true);
+        }
         let pace = &mut self.pace;
         pace.hold_back(pipeline, delivery, &mut admission, &mut self.bridge);
         Some(admission)
+    }
+
+    /// Notes why triggers ignore a message; `aside` is whether another one takes it.
+    fn ignored(
+        &self,
+        pipeline: &Pipeline,
+        delivery: &Delivery,
+        reasons: Vec<(String, String)>,
+        event: &str,
+        aside: bool,
+    ) {
+        let topic = printable_bytes(&delivery.topic, MAX_TOPIC);
+        if !aside && enabled!(Level::DEBUG) {
+            let why = reasons.iter().map(|(trigger, why)| {
+                let of_all = trigger.is_empty() || pipeline.config.triggers.len() == 1;
+                match of_all {
+                    true => why.clone(),
+                    false => format!("trigger '{trigger}': {why}"),
+                }
+            });
+            let why = why.collect::<Vec<_>>().join("; ");
+            debug!(TAEL_TOPIC = topic, "ignored: {why}");
+        }
+        let at = now_ms();
+        for (trigger, why) in reasons {
+            self.recent.add(Note {
+                at,
+                fate: Fate::Ignored,
+                trigger,
+                topic: topic.clone(),
+                event: event.to_owned(),
+                unit: None,
+                why,
+                aside,
+            });
+        }
     }
 
     /// Notes that an event is in the ledger, so that its name can be looked up there.
@@ -245,6 +281,7 @@ impl<T: Copy + PartialEq> Intake<T> {
     /// Counts and logs the result of one part of an event.
     pub fn count(&mut self, admission: (&str, &str), part: &Part, became: &Acceptance) {
         let (event, topic) = admission;
+        self.note(admission, part, became);
         match (part, *became == Acceptance::Fresh) {
             (Part::Run { .. }, false) => {
                 self.counts.duplicates += 1;
@@ -281,5 +318,31 @@ impl<T: Copy + PartialEq> Intake<T> {
                 );
             }
         }
+    }
+    /// Adds a note about one part of an event. The ledger has what is new.
+    fn note(&self, (event, topic): (&str, &str), part: &Part, became: &Acceptance) {
+        let fresh = *became == Acceptance::Fresh;
+        if fresh && !self.recent.is_read() {
+            return;
+        }
+        let (fate, unit, why) = match (part, became) {
+            (Part::Run { unit, .. }, Acceptance::Fresh) => {
+                (Fate::Accepted, Some(unit.id.clone()), String::new())
+            }
+            (Part::Refuse { refused, .. }, Acceptance::Fresh) => {
+                (Fate::Refused, None, refused.detail.clone())
+            }
+            (_, Acceptance::Known(known)) => (Fate::Duplicate, known.unit.clone(), known.explain()),
+        };
+        self.recent.add(Note {
+            at: now_ms(),
+            fate,
+            trigger: part.trigger().to_owned(),
+            topic: topic.to_owned(),
+            event: event.to_owned(),
+            unit,
+            why,
+            aside: false,
+        });
     }
 }

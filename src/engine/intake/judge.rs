@@ -9,9 +9,10 @@ use tracing::warn;
 use crate::engine::commit::receipt::Progress;
 use crate::engine::config::Config;
 use crate::engine::report::status::falsestart;
-use crate::model::event::{self, Event, Refusal};
+use crate::model::event::{Event, Refusal};
 use crate::model::json;
-use crate::model::message::{Delivery, property};
+use crate::model::meaning::{Meaning, NO_TRIGGER, Rules};
+use crate::model::message::{Delivery, Message, property};
 use crate::model::passthrough;
 use crate::model::status;
 use crate::model::text::printable_bytes;
@@ -76,59 +77,78 @@ impl Admission {
     }
 }
 
-/// Judges a message from a subscribed topic; `None` if no trigger waits for it. `again` has the
-/// times at which a possible redelivery can have been accepted.
-#[must_use]
-pub fn judge(config: &Config, delivery: &Delivery, again: Again) -> Option<Admission> {
-    let (id, parts): (_, Vec<Part>) = match event::parse(delivery, config.max_payload) {
-        Ok(event) => {
-            let called = event.id.clone().unwrap_or_else(new_id);
-            let triggers = config.triggers.waiting_for(&event.topic);
-            let judged = triggers.filter_map(|trigger| {
-                let decision = trigger.decide_on_topic(&event, &config.who);
-                let reason = status::reason_finished(&event.topic);
-                part(config, trigger, &event, &called, decision, reason)
-            });
-            let parts = judged.collect();
-            (called, parts)
-        }
-        Err(refusal) => {
-            let parts = refuse_unread(config, delivery, &refusal);
-            (new_id(), parts)
-        }
-    };
-    // An ignored message needs no digest.
-    (!parts.is_empty()).then(|| Admission {
-        key: key(delivery, id, sender_id(delivery), again),
-        topic: printable_bytes(&delivery.topic, 1024),
-        parts,
-    })
+/// What a message is to the triggers of a pipeline.
+#[derive(Debug, Default)]
+pub struct Judged {
+    /// What those make of it that wait for it, if any does.
+    pub admission: Option<Admission>,
+    /// Why others ignore it: names of triggers, and reasons for people. A name is empty if the
+    /// reason is that of all.
+    pub ignored: Vec<(String, String)>,
 }
 
-/// Returns why no trigger waits for a message, for people.
-#[must_use]
-pub fn objections(config: &Config, delivery: &Delivery) -> String {
-    let event = match event::parse(delivery, config.max_payload) {
-        Ok(event) => event,
-        Err(refusal) => return refusal.to_string(),
-    };
-    let waiting = config.triggers.waiting_for(&event.topic);
-    let objections = waiting.take(MAX_OBJECTIONS).filter_map(|trigger| {
-        let objection = trigger.objection(&event, &config.who)?;
-        Some(match &config.triggers[..] {
-            [_] => objection.to_string(),
-            _ => format!("trigger '{}': {objection}", trigger.name),
-        })
-    });
-    let objections: Vec<String> = objections.collect();
-    match &objections[..] {
-        [] => Objection::Topic.to_string(),
-        some => some.join("; "),
+impl Judged {
+    fn ignored(why: &impl ToString) -> Self {
+        Self {
+            admission: None,
+            ignored: vec![(String::new(), why.to_string())],
+        }
     }
 }
 
-/// Maximum number of triggers to name in a log line.
+/// Judges a message from a subscribed topic by its `meaning`. `again` has the times at which a
+/// possible redelivery can have been accepted.
+#[must_use]
+pub fn judge(
+    config: &Config,
+    rules: &Rules<'_>,
+    delivery: &Delivery,
+    meaning: Meaning,
+    again: Again,
+) -> Judged {
+    let mut ignored = Vec::new();
+    let (id, parts) = match meaning {
+        Meaning::Ignored(why) => return Judged::ignored(&why),
+        Meaning::Unreadable { refusal, retained } => {
+            let unread = refuse(String::new(), &refusal, retained, None);
+            (new_id(), vec![unread])
+        }
+        Meaning::Event(event) => {
+            let called = event.id.clone().unwrap_or_else(new_id);
+            let mut parts = Vec::new();
+            for (trigger, decision) in rules.decisions(&event) {
+                let reason = || status::reason_finished(&event.topic);
+                match part(config, trigger, &event, &called, decision, reason) {
+                    Ok(part) => parts.push(part),
+                    Err(_) if ignored.len() >= MAX_OBJECTIONS => {}
+                    Err(why) => ignored.push((trigger.name.clone(), why.explain(&event))),
+                }
+            }
+            if parts.is_empty() && ignored.is_empty() {
+                let silences = rules.to_silences(&event).take(MAX_OBJECTIONS);
+                let silences = silences.map(|(trigger, why)| (trigger.name.clone(), why));
+                ignored.extend(silences);
+                if ignored.is_empty() {
+                    return Judged::ignored(&NO_TRIGGER);
+                }
+            }
+            (called, parts)
+        }
+    };
+    // An ignored message needs no digest.
+    let admission = (!parts.is_empty()).then(|| Admission {
+        key: key(delivery, id, sender_id(delivery), again),
+        topic: printable_bytes(&delivery.topic, MAX_TOPIC),
+        parts,
+    });
+    Judged { admission, ignored }
+}
+
+/// Maximum number of triggers whose reasons to ignore a message are kept.
 const MAX_OBJECTIONS: usize = 20;
+
+/// Maximum length of a topic in a record or a log line, characters.
+pub const MAX_TOPIC: usize = 1024;
 
 /// Returns the identity of an event of our own, by its id.
 pub fn own_key(event: &Event) -> EventKey {
@@ -154,7 +174,7 @@ pub fn admit(
     reason: String,
 ) -> Admission {
     let decision = trigger.admit(event);
-    let part = part(config, trigger, event, &key.id, decision, reason);
+    let part = part(config, trigger, event, &key.id, decision, || reason);
     Admission {
         key,
         topic: event.topic.clone(),
@@ -198,63 +218,42 @@ fn digest(topic: &[u8], payload: &[u8]) -> [u8; 32] {
     digest
 }
 
-fn part(
+fn part<'a>(
     config: &Config,
-    trigger: &Trigger,
+    trigger: &'a Trigger,
     event: &Event,
     event_id: &str,
-    decision: Decision,
-    reason: String,
-) -> Option<Part> {
+    decision: Decision<'a>,
+    reason: impl FnOnce() -> String,
+) -> Result<Part, Objection<'a>> {
     match decision {
-        Decision::Ignore => None,
-        Decision::Run => Some(Part::Run {
-            unit: Arc::new(unit(trigger, event, event_id, reason)),
+        Decision::Ignore(why) => Err(why),
+        Decision::Run => Ok(Part::Run {
+            unit: Arc::new(unit(trigger, event, event_id, reason())),
             start: false,
             retained: trigger.accept_retained,
         }),
         Decision::Refuse(refusal) => {
-            let unit = unit(trigger, event, event_id, reason);
+            let unit = unit(trigger, event, event_id, reason());
             // An event in a loop gets no status: the status would loop too.
             let falsestart =
                 matches!(refusal, Refusal::Missing(_)).then(|| falsestart(config, &unit));
-            Some(Part::Refuse {
-                trigger: trigger.name.clone(),
-                refused: Box::new(Refused {
-                    code: refusal.code(),
-                    detail: refusal.to_string(),
-                    status: falsestart,
-                }),
-                retained: trigger.accept_retained,
-            })
+            let name = trigger.name.clone();
+            Ok(refuse(name, &refusal, trigger.accept_retained, falsestart))
         }
     }
 }
 
-/// Returns the refusal of an unreadable message, if a trigger subscribes to its topic.
-fn refuse_unread(config: &Config, delivery: &Delivery, refusal: &Refusal) -> Vec<Part> {
-    let (mut meant, mut retained) = (false, false);
-    let look = |trigger: &Trigger| {
-        meant |= trigger.accept_retained || !delivery.retained;
-        retained |= trigger.accept_retained;
-    };
-    match std::str::from_utf8(&delivery.topic) {
-        Ok(topic) => config.triggers.waiting_for(topic).for_each(look),
-        Err(_) => {
-            let waiting = config.triggers.iter().filter(|t| t.absent.is_none());
-            waiting.for_each(look);
-        }
-    }
-    let refuse = || Part::Refuse {
-        trigger: String::new(),
+fn refuse(trigger: String, refusal: &Refusal, retained: bool, status: Option<Message>) -> Part {
+    Part::Refuse {
+        trigger,
         refused: Box::new(Refused {
             code: refusal.code(),
             detail: refusal.to_string(),
-            status: None,
+            status,
         }),
         retained,
-    };
-    meant.then(refuse).into_iter().collect()
+    }
 }
 
 fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {

@@ -8,6 +8,7 @@ mod names;
 pub mod offer;
 mod pace;
 mod pressure;
+pub mod recent;
 mod redelivery;
 pub mod silence;
 pub mod source;

@@ -62,6 +62,18 @@ pub struct Known {
     pub detail: Option<String>,
 }
 
+impl Known {
+    /// Returns, for people, what became of the event when it came before.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        match (&self.unit, &self.detail) {
+            (Some(unit), _) => format!("it came before, and made unit {unit}"),
+            (None, Some(detail)) => format!("it came before, and was refused: {detail}"),
+            (None, None) => "it came before".to_owned(),
+        }
+    }
+}
+
 /// Whether the id of a sender can name an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Naming {

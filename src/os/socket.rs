@@ -1,0 +1,81 @@
+//! Sockets in a folder, of any length of path.
+//!
+//! The address of a Unix socket holds 108 bytes (`unix(7)`), and a state folder may have a longer
+//! path. So the folder is opened, and addressed by its descriptor.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+/// Mode of a socket: only its user may connect (`unix(7)`).
+const MODE: u32 = 0o600;
+
+/// Returns a short path of `folder`, which is valid as long as the file is open.
+fn short(folder: &Path) -> io::Result<(File, PathBuf)> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+    let folder = options.open(folder)?;
+    let path = format!("/proc/self/fd/{}", folder.as_raw_fd()).into();
+    Ok((folder, path))
+}
+
+/// Listens on the socket `name` in `folder`, and replaces one that an ended process has left. The
+/// folder belongs to its only listener.
+///
+/// # Errors
+/// As the system.
+pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
+    let (_open, short) = short(folder)?;
+    let path = short.join(name);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to the socket `name` in `folder`.
+///
+/// # Errors
+/// As the system: `NotFound` or `ConnectionRefused` when nobody listens.
+pub fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
+    let (_open, short) = short(folder)?;
+    let stream = UnixStream::connect(short.join(name))?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_no_obstacle_and_a_left_socket_is_replaced() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let folder = dir.path().join("a".repeat(200));
+        fs::create_dir(&folder).expect("folder");
+        assert!(connect(&folder, "s").is_err(), "nobody listens");
+        for _ in 0..2 {
+            let listener = listen(&folder, "s").expect("listen");
+            connect(&folder, "s").expect("connect");
+            let mode = fs::metadata(folder.join("s"))
+                .expect("socket")
+                .permissions();
+            assert_eq!(mode.mode() & 0o777, MODE);
+            listener.accept().expect("accept");
+        }
+        let left = connect(&folder, "s").expect_err("nobody listens");
+        assert_eq!(left.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(listen(&folder.join("none"), "s").is_err());
+    }
+}
