@@ -262,11 +262,11 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
     let Some(ended) = ended else { return };
     ended.log(&client.pipeline);
     let Ended { unit, outcome, .. } = &ended;
-    client.observer.count(outcome);
     let config = &client.pipeline.config;
     let retries = &config.triggers.spec_for(&unit.spec).retries;
     let now = Timestamp::now();
     let at = now.as_millisecond();
+    client.observer.count(unit.lane(), outcome, at);
     let retry = retry(retries, unit, outcome, now);
     let statuses = status::ended(config, unit, outcome, ended.said, at);
     let last: Value = status::end(unit, outcome, at).into();

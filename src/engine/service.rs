@@ -69,7 +69,7 @@ impl Service {
         work.pause(pipeline.paused_mark().exists());
         let mut client = Client {
             link: Link::open(&pipeline, identity, id_lock)?,
-            observer: Observer::new(notify, pipeline.config.metrics.clone()),
+            observer: Observer::open(notify, pipeline.config.metrics.clone(), &pipeline.reader)?,
             commits,
             intake,
             work,

@@ -322,6 +322,28 @@ fn figures_are_written_for_a_collector() {
     client.stop();
     let text = fs::read_to_string(&file).expect("figures");
     assert!(text.contains(r#"tael_connected{who="p"} 0"#), "{text}");
+    let figure = |text: &str, name: &str| -> Option<f64> {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit_once(' '))
+            .map(|(_, number)| number.parse().expect("number"))
+    };
+    let success = "tael_last_success_timestamp_seconds{who=\"p\",trigger=\"default\"}";
+    let end = "tael_last_end_timestamp_seconds{who=\"p\",trigger=\"default\"}";
+    let count = "tael_run_seconds_count{who=\"p\",trigger=\"default\"}";
+    let ends = (figure(&text, success), figure(&text, end));
+    assert!(ends.0.is_some() && ends.1.is_some(), "{text}");
+    assert_eq!(figure(&text, count), Some(2.0));
+    // The next client knows when the last runs ended, and counts anew.
+    fs::remove_file(&file).expect("remove");
+    let client = world.client("p", &arguments);
+    wait_until("the next client writes", || file.exists());
+    let text = fs::read_to_string(&file).expect("figures");
+    assert_eq!((figure(&text, success), figure(&text, end)), ends);
+    assert_eq!(figure(&text, count), Some(0.0));
+    let alive = figure(&text, "tael_alive_timestamp_seconds{who=\"p\"}");
+    let age = jiff::Timestamp::now().as_second() as f64 - alive.expect("alive");
+    assert!((0.0..60.0).contains(&age), "{age}");
+    client.stop();
 }
 
 /// A service manager's end of the socket.

@@ -7,76 +7,88 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 use tracing::warn;
 
+use crate::engine::observe::ends::{BUCKETS, Ends, OfTrigger};
 use crate::engine::observe::snapshot::Snapshot;
-use crate::model::unit::{Outcome, State};
+use crate::error::Result;
+use crate::model::unit::Outcome;
+use crate::store::ledger::Reader;
 
 /// Minimum time between two writes.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Maximum time between two writes, so that the file says at least every minute that the client
+/// lives.
+const RENEWAL: Duration = Duration::from_secs(55);
+
 /// Delay before a file that could not be written is written again. An idle client would otherwise
 /// show for ever what was true before a full disk.
 const RETRY: Duration = Duration::from_secs(60);
-
-/// Runs that have ended since the client started.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Ends {
-    succeeded: u64,
-    failed: u64,
-    canceled: u64,
-    seconds: f64,
-}
 
 /// The file, and the ends that are counted for it.
 #[derive(Debug)]
 pub struct Metrics {
     path: PathBuf,
     ends: Ends,
+    /// The last content, without the time at which it was written.
     written: String,
+    /// When a change may be written.
     free: Instant,
+    /// When the file is written in any case.
+    due: Instant,
+    /// Whether something may have changed that waits for its time.
     stale: bool,
     failed: bool,
 }
 
 impl Metrics {
-    /// Returns metrics that are written to `path`.
-    pub fn new(path: PathBuf) -> Self {
+    /// Returns metrics that are written to `path`. The ledger knows the last ends.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn open(path: PathBuf, reader: &Reader) -> Result<Self> {
+        Ok(Self::new(path, Ends::of(reader.last_ends()?)))
+    }
+
+    fn new(path: PathBuf, ends: Ends) -> Self {
+        let now = Instant::now();
         Self {
             path,
-            ends: Ends::default(),
+            ends,
             written: String::new(),
-            free: Instant::now(),
+            free: now,
+            due: now,
             stale: false,
             failed: false,
         }
     }
 
-    /// Counts a run that has ended.
-    pub fn count(&mut self, outcome: &Outcome) {
-        match outcome.state() {
-            State::Succeeded => self.ends.succeeded += 1,
-            State::Canceled => self.ends.canceled += 1,
-            _ => self.ends.failed += 1,
-        }
-        self.ends.seconds += std::time::Duration::from_micros(outcome.elapsed).as_secs_f64();
+    /// Counts a run of `trigger` that has ended at `at`, milliseconds since 1970.
+    pub fn count(&mut self, trigger: &str, outcome: &Outcome, at: i64) {
+        self.ends.count(trigger, outcome, at);
     }
 
-    /// Returns when a delayed write is due.
-    pub fn wake(&self) -> Option<Instant> {
-        self.stale.then_some(self.free)
+    /// Returns when the next write is due.
+    pub fn wake(&self) -> Instant {
+        if self.stale { self.free } else { self.due }
     }
 
-    /// Writes the metrics if they have changed; `last` skips the pause.
+    /// Writes the metrics if they have changed, or if it is time to say that the client lives; `last`
+    /// skips the pause. Until the pause is over, it does not look whether they have changed.
     pub fn show(&mut self, snapshot: &Snapshot<'_>, last: bool) {
-        let text = self.text(snapshot);
-        if text == self.written {
-            self.stale = false;
-        } else if last || Instant::now() >= self.free {
-            self.write(text);
-        } else {
+        let now = Instant::now();
+        if now < self.free && !last {
             self.stale = true;
+            return;
+        }
+        let text = self.text(snapshot);
+        if text == self.written && now < self.due {
+            self.stale = false;
+        } else {
+            self.write(text, snapshot.who);
         }
     }
 
@@ -117,6 +129,7 @@ impl Metrics {
             ],
         );
         let gauge = |n: usize| one(count(n as u64));
+        let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
         family(
             "run_seconds_total",
             "counter",
@@ -147,7 +160,6 @@ impl Metrics {
             "Whether the client is connected (1) or not (0).",
             &gauge(usize::from(snapshot.online)),
         );
-        let seconds = |at: i64| count(u64::try_from(at).unwrap_or(0)) / 1000.0;
         family(
             "start_timestamp_seconds",
             "gauge",
@@ -167,19 +179,78 @@ impl Metrics {
                 &heard,
             );
         }
+        let ends = |of: fn(&OfTrigger) -> Option<i64>| -> Vec<(String, f64)> {
+            let known = self.ends.by_trigger();
+            known
+                .filter_map(|(trigger, ends)| Some(by("trigger", trigger, seconds(of(ends)?))))
+                .collect()
+        };
+        for (name, help, rows) in [
+            (
+                "last_success_timestamp_seconds",
+                "When the last run of a trigger ended that succeeded.",
+                ends(|ends| ends.last_success),
+            ),
+            (
+                "last_end_timestamp_seconds",
+                "When the last run of a trigger ended.",
+                ends(|ends| ends.last),
+            ),
+        ] {
+            if !rows.is_empty() {
+                family(name, "gauge", help, &rows);
+            }
+        }
+        self.add_histogram(&mut out, &who);
         out
     }
 
-    fn write(&mut self, text: String) {
-        match replace(&self.path, &text) {
+    /// Adds the histogram of run times. Its rows have names of their own.
+    fn add_histogram(&self, out: &mut String, who: &str) {
+        let mut head = "# HELP tael_run_seconds Time that ended runs took.\n\
+                        # TYPE tael_run_seconds histogram\n";
+        for (trigger, ends) in self.ends.by_trigger() {
+            let labels = format!("who=\"{who}\",trigger=\"{}\"", label(trigger));
+            out.push_str(std::mem::take(&mut head));
+            let cumulative = ends.cumulative();
+            let bounds = BUCKETS.map(|bound| bound.to_string());
+            let bounds = bounds.iter().map(String::as_str).chain(["+Inf"]);
+            // Writing to a string cannot fail.
+            for (bound, count) in bounds.zip(cumulative) {
+                let _ = writeln!(
+                    out,
+                    "tael_run_seconds_bucket{{{labels},le=\"{bound}\"}} {count}"
+                );
+            }
+            let (sum, count) = (ends.seconds, cumulative.last().copied().unwrap_or(0));
+            let _ = writeln!(out, "tael_run_seconds_sum{{{labels}}} {sum}");
+            let _ = writeln!(out, "tael_run_seconds_count{{{labels}}} {count}");
+        }
+    }
+
+    /// Returns the rows that say that the client lives now.
+    fn alive(who: &str, now: Timestamp) -> String {
+        let name = "tael_alive_timestamp_seconds";
+        let (who, now) = (label(who), now.as_second());
+        format!(
+            "# HELP {name} When the client wrote this.\n# TYPE {name} gauge\n\
+             {name}{{who=\"{who}\"}} {now}\n"
+        )
+    }
+
+    fn write(&mut self, text: String, who: &str) {
+        let alive = Self::alive(who, Timestamp::now());
+        let written = replace(&self.path, &format!("{text}{alive}"));
+        let now = Instant::now();
+        self.stale = false;
+        match written {
             Ok(()) => {
-                self.free = Instant::now() + PAUSE;
-                (self.stale, self.failed) = (false, false);
+                (self.free, self.due) = (now + PAUSE, now + RENEWAL);
+                self.failed = false;
                 self.written = text;
             }
             Err(e) => {
-                self.free = Instant::now() + RETRY;
-                self.stale = true;
+                (self.free, self.due) = (now + RETRY, now + RETRY);
                 if !std::mem::replace(&mut self.failed, true) {
                     warn!("cannot write metrics to {}: {e}", self.path.display());
                 }
@@ -220,7 +291,7 @@ fn label(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::engine::intake::Counts;
-    use jiff::Timestamp;
+    use crate::model::unit::End;
 
     fn snapshot(running: &String) -> Snapshot<'_> {
         Snapshot {
@@ -246,43 +317,77 @@ mod tests {
         let unit = "u".to_owned();
         let (snapshot, dir) = (snapshot(&unit), tempfile::tempdir().expect("tempdir"));
         let folder = dir.path().join("later");
-        let mut metrics = Metrics::new(folder.join("tael.prom"));
+        let mut metrics = Metrics::new(folder.join("tael.prom"), Ends::default());
         metrics.show(&snapshot, false);
-        let at = metrics.wake().expect("another try");
-        assert!(at > Instant::now(), "it waits");
+        assert!(metrics.wake() > Instant::now(), "it waits");
         fs::create_dir(&folder).expect("folder");
         metrics.free = Instant::now();
         metrics.show(&snapshot, false);
         let written = fs::read_to_string(folder.join("tael.prom")).expect("read");
-        assert_eq!(written, metrics.text(&snapshot));
-        assert!(metrics.wake().is_none());
+        assert!(written.starts_with(&metrics.text(&snapshot)));
+        assert!(!metrics.stale);
+    }
+
+    #[test]
+    fn a_client_says_at_least_every_minute_that_it_lives() {
+        let unit = "u".to_owned();
+        let (snapshot, dir) = (snapshot(&unit), tempfile::tempdir().expect("tempdir"));
+        let path = dir.path().join("tael.prom");
+        let mut metrics = Metrics::new(path.clone(), Ends::default());
+        let begin = Instant::now();
+        metrics.show(&snapshot, false);
+        assert!(metrics.wake() <= begin + Duration::from_secs(60));
+        let alive = |text: &str| text.contains("\ntael_alive_timestamp_seconds{who=\"a\\\"b\"} ");
+        assert!(alive(&fs::read_to_string(&path).expect("read")));
+        // Nothing has changed, and it is not time yet.
+        fs::remove_file(&path).expect("remove");
+        metrics.free = Instant::now();
+        metrics.show(&snapshot, false);
+        assert!(!path.exists());
+        metrics.due = Instant::now();
+        metrics.show(&snapshot, false);
+        assert!(alive(&fs::read_to_string(&path).expect("read")));
     }
 
     #[test]
     fn figures_are_in_the_exposition_format() {
         let unit = "u".to_owned();
         let snapshot = snapshot(&unit);
-        let mut metrics = Metrics::new(PathBuf::from("/"));
-        metrics.ends = Ends {
-            succeeded: 2,
-            seconds: 1.5,
-            ..Ends::default()
-        };
+        let mut metrics = Metrics::new(PathBuf::from("/"), Ends::default());
+        for (code, millis) in [(0, 500), (0, 1000), (3, 90_000)] {
+            let outcome = Outcome {
+                end: End::Exited(code),
+                elapsed: millis * 1000,
+                ..Outcome::interrupted(1)
+            };
+            metrics.count("t\n", &outcome, 2500 + i64::from(code) * 1000);
+        }
         let text = metrics.text(&snapshot);
-        // What has changed waits for its time; once it is as it was written, nothing waits.
+        // A change waits for its time; then nothing waits if the file has it already.
         metrics.free = Instant::now() + PAUSE;
+        metrics.due = metrics.free + PAUSE;
         metrics.show(&snapshot, false);
-        assert!(metrics.wake().is_some());
+        assert_eq!(metrics.wake(), metrics.free);
+        metrics.free = Instant::now();
         metrics.written.clone_from(&text);
         metrics.show(&snapshot, false);
-        assert!(metrics.wake().is_none());
+        assert_eq!(metrics.wake(), metrics.due);
         for line in [
             "# TYPE tael_events_total counter",
             r#"tael_events_total{who="a\"b",result="accepted"} 3"#,
             r#"tael_units_total{who="a\"b",end="succeeded"} 2"#,
-            r#"tael_run_seconds_total{who="a\"b"} 1.5"#,
+            r#"tael_run_seconds_total{who="a\"b"} 91.5"#,
             r#"tael_connected{who="a\"b"} 1"#,
             r#"tael_last_beat_timestamp_seconds{who="a\"b",trigger="t"} 1.5"#,
+            r#"tael_last_success_timestamp_seconds{who="a\"b",trigger="t\n"} 2.5"#,
+            r#"tael_last_end_timestamp_seconds{who="a\"b",trigger="t\n"} 5.5"#,
+            "# TYPE tael_run_seconds histogram",
+            r#"tael_run_seconds_bucket{who="a\"b",trigger="t\n",le="0.1"} 0"#,
+            r#"tael_run_seconds_bucket{who="a\"b",trigger="t\n",le="1"} 2"#,
+            r#"tael_run_seconds_bucket{who="a\"b",trigger="t\n",le="300"} 3"#,
+            r#"tael_run_seconds_bucket{who="a\"b",trigger="t\n",le="+Inf"} 3"#,
+            r#"tael_run_seconds_sum{who="a\"b",trigger="t\n"} 91.5"#,
+            r#"tael_run_seconds_count{who="a\"b",trigger="t\n"} 3"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }

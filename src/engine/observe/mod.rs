@@ -1,6 +1,7 @@
 //! The state of a client for others: one snapshot, for people, monitoring systems and the service
 //! manager.
 
+mod ends;
 pub mod event_socket;
 mod health;
 mod metrics;

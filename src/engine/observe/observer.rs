@@ -7,8 +7,10 @@ use tokio::time::Instant;
 use crate::engine::observe::health::{Health, Signs};
 use crate::engine::observe::metrics::Metrics;
 use crate::engine::observe::snapshot::Snapshot;
+use crate::error::Result;
 use crate::model::unit::Outcome;
 use crate::os::notify::Notify;
+use crate::store::ledger::Reader;
 
 /// The service manager and the metrics file.
 #[derive(Debug)]
@@ -19,12 +21,17 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Returns an observer for a service manager and a metrics file, if there are any.
-    pub fn new(notify: Notify, metrics: Option<PathBuf>) -> Self {
-        Self {
+    /// Returns an observer for a service manager and a metrics file, if there are any. The ledger is
+    /// read for the latter.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn open(notify: Notify, metrics: Option<PathBuf>, reader: &Reader) -> Result<Self> {
+        let metrics = metrics.map(|path| Metrics::open(path, reader));
+        Ok(Self {
             health: Health::new(notify),
-            metrics: metrics.map(Metrics::new),
-        }
+            metrics: metrics.transpose()?,
+        })
     }
 
     /// Returns whether there is an observer.
@@ -34,14 +41,14 @@ impl Observer {
 
     /// Returns when an observer has work without an event.
     pub fn wake(&self) -> Option<Instant> {
-        let metrics = self.metrics.as_ref().and_then(Metrics::wake);
+        let metrics = self.metrics.as_ref().map(Metrics::wake);
         [self.health.wake(), metrics].into_iter().flatten().min()
     }
 
-    /// Counts a run that has ended.
-    pub fn count(&mut self, outcome: &Outcome) {
+    /// Counts a run of `trigger` that has ended at `at`, milliseconds since 1970.
+    pub fn count(&mut self, trigger: &str, outcome: &Outcome, at: i64) {
         if let Some(metrics) = &mut self.metrics {
-            metrics.count(outcome);
+            metrics.count(trigger, outcome, at);
         }
     }
 
@@ -58,5 +65,24 @@ impl Observer {
         if let Some(metrics) = &mut self.metrics {
             metrics.show(snapshot, true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::after::After;
+    use crate::store::ledger::Ledger;
+
+    #[test]
+    fn only_a_metrics_file_wakes_an_idle_client() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (_writer, reader) = Ledger::<After>::open(dir.path()).expect("ledger");
+        let wake = |metrics: Option<PathBuf>| {
+            let observer = Observer::open(Notify::from_environment(), metrics, &reader);
+            observer.expect("observer").wake()
+        };
+        assert_eq!(wake(None), None);
+        assert!(wake(Some("/nowhere".into())).is_some());
     }
 }

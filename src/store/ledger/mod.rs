@@ -22,7 +22,7 @@ mod writer;
 pub use accept::{Acceptance, Part, Refused};
 pub use identity::{Again, EventKey, Known, Naming};
 pub use prune::{Pruned, Retention};
-pub use reader::{Reader, Totals};
+pub use reader::{LastEnds, Reader, Totals};
 pub use records::Record;
 pub use rows::Queued;
 pub use schema::file;

@@ -38,6 +38,17 @@ pub struct Totals {
     pub outbox: u64,
 }
 
+/// When runs of one lane ended last, milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastEnds {
+    /// The lane.
+    pub lane: String,
+    /// The last end.
+    pub last: i64,
+    /// The last end of a run that succeeded.
+    pub success: Option<i64>,
+}
+
 /// The ledger, opened beside its writer.
 #[derive(Debug)]
 pub struct Reader {
@@ -249,6 +260,30 @@ impl Reader {
         let last = "SELECT seq FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
                     ORDER BY ended DESC, seq DESC LIMIT 1";
         self.one(&format!("seq = ({last})"), [])
+    }
+
+    /// Returns when the runs of each lane ended last; more than once for a lane whose spec has
+    /// changed. It reads all units.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn last_ends(&self) -> Result<Vec<LastEnds>> {
+        let sql = "SELECT json_extract(content, '$.lane'), last, success FROM spec JOIN
+                   (SELECT spec, max(ended) AS last,
+                       max(CASE WHEN state = 'succeeded' THEN ended END) AS success
+                    FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL GROUP BY spec)
+                   ON spec = spec.id";
+        let row = |row: &Row<'_>| {
+            Ok(LastEnds {
+                lane: row.get(0)?,
+                last: row.get(1)?,
+                success: row.get(2)?,
+            })
+        };
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_map([], row)?.collect())
+            .map_err(wrong)
     }
 
     /// Returns whether the folder of unit `id` can be removed.
