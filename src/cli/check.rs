@@ -10,9 +10,9 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::error::{Error, Result};
-use crate::model::check::Limits;
+use crate::model::check::{Level, Limits};
 use crate::model::{duration, topic};
-use crate::tools::check::{self, Options, Subject};
+use crate::tools::check::{self, Options, Subject, Wanted};
 
 /// Options of `tael check`.
 #[derive(Debug, Args)]
@@ -34,6 +34,15 @@ pub struct Check {
     /// programs
     #[arg(long, conflicts_with = "who")]
     wait: bool,
+    /// Result if the last run of the pipeline failed
+    #[arg(long, value_name = "LEVEL", value_parser = ["warning", "critical"], default_value = "warning")]
+    failed: String,
+    /// Maximum age of the last success; more is critical
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", conflicts_with = "topic")]
+    success_within: Option<Duration>,
+    /// Maximum number of runs that wait; more are a warning
+    #[arg(long, value_name = "N", conflicts_with = "topic")]
+    max_waiting: Option<u64>,
     /// Maximum difference between the clock of the beacon or pipeline and ours
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     max_skew: Duration,
@@ -61,17 +70,22 @@ impl Tool for Check {
             "who",
             "warning",
             "critical",
-            "wait",
-            "max-skew",
-            "timeout",
+            "failed",
+            "success-within",
+            "max-waiting",
             "broker",
-            "username",
-            "password-file",
             "root",
         ],
-        groups: &[],
+        groups: &[
+            ("Beacon", &["topic", "wait"]),
+            (
+                "Pipeline",
+                &["who", "failed", "success-within", "max-waiting"],
+            ),
+        ],
         examples: &[
             "tael check --who align --root lab",
+            "tael check --who align --root lab --failed critical --success-within 1d",
             "tael check -t lab/test/beacon/status --warning 6m --critical 11m",
         ],
     };
@@ -88,7 +102,20 @@ impl Tool for Check {
                     warning: self.warning,
                     critical: self.critical,
                 };
-                (Subject::Pipeline { who }, limits)
+                let wanted = Wanted {
+                    failed: match self.failed.as_str() {
+                        "critical" => Level::Critical,
+                        _ => Level::Warning,
+                    },
+                    success_within: self.success_within,
+                    max_waiting: self.max_waiting,
+                };
+                (Subject::Pipeline { who, wanted }, limits)
+            }
+            None if self.success_within.is_some() || self.max_waiting.is_some() => {
+                return Err(Error::usage(
+                    "check: --success-within and --max-waiting are about a pipeline: give --who NAME",
+                ));
             }
             None => {
                 let topic = self.topic.unwrap_or_else(|| topic::beacon(&root));

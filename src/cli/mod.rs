@@ -9,6 +9,7 @@ pub mod client;
 mod config;
 mod connection;
 mod control;
+mod forget;
 mod help;
 pub mod message;
 mod mistakes;
@@ -103,6 +104,7 @@ const ENTRIES: &[Entry] = &[
     entry::<status::Status>(),
     entry::<check::Check>(),
     entry::<watch::Watch>(),
+    entry::<forget::Forget>(),
     entry::<work::Work>(),
     entry::<play::Play>(),
     entry::<node::Node>(),

@@ -22,6 +22,9 @@ pub struct Status {
     /// Draw which pipeline starts which: mermaid or dot
     #[arg(long, value_parser = graph, value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
     graph: Option<Form>,
+    /// Forget the pipelines that were stopped longer ago than DURATION, and list those only
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", conflicts_with = "graph")]
+    prune: Option<Duration>,
     /// Maximum time to wait for the broker
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
@@ -47,6 +50,7 @@ impl Tool for Status {
         first: &[
             "json",
             "graph",
+            "prune",
             "timeout",
             "broker",
             "username",
@@ -57,6 +61,7 @@ impl Tool for Status {
         examples: &[
             "tael status --root lab",
             "tael status --root lab --graph dot | dot -Tsvg >lab.svg",
+            "tael status --root lab --prune 30d",
         ],
     };
 
@@ -67,6 +72,7 @@ impl Tool for Status {
             broker,
             root: self.root.resolve()?,
             form: self.graph.unwrap_or(table),
+            prune: self.prune,
             timeout: self.timeout,
         })
     }

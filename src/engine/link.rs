@@ -40,7 +40,8 @@ fn presence_of(
     state: Presence,
     since: Timestamp,
 ) -> Message {
-    let payload = status::presence(state, &config.who, &config.host, &config.triggers, since);
+    let times = (since, Timestamp::now());
+    let payload = status::presence(state, &config.who, &config.host, &config.triggers, times);
     Message {
         topic: topics.presence(),
         payload: Bytes::from(payload.to_string()),

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::model::duration;
 use crate::model::event::Attributes;
+use crate::model::network::Success;
 use crate::model::text::printable;
 
 /// Result of a check; the number is the exit code.
@@ -169,7 +170,8 @@ pub fn beat_time(attributes: &Attributes) -> Option<i64> {
 }
 
 /// Adds the check of the last end of a pipeline, a status as it was published; `now` is in seconds
-/// since 1970. Only an end that reports success and has a time is OK.
+/// since 1970. Only an end that reports success and has a time is OK; `failed` is the result for other
+/// ends.
 #[must_use]
 pub fn end(
     report: Report,
@@ -177,14 +179,15 @@ pub fn end(
     now: i64,
     limits: &Limits,
     max_skew: Duration,
+    failed: Level,
 ) -> Report {
     let status = last.get("status").and_then(Value::as_str);
     let code = last.get("return_code").and_then(Value::as_i64);
     let announced = last.get("announce") == Some(&Value::Bool(true));
     let how = match (status, code) {
         (Some("finished"), None | Some(0)) if !announced => Level::Ok,
-        (Some("finished" | "failed" | "falsestart"), _) => Level::Warning,
-        _ if announced => Level::Warning,
+        (Some("finished" | "failed" | "falsestart"), _) => failed,
+        _ if announced => failed,
         _ => Level::Unknown,
     };
     let with = match code {
@@ -213,6 +216,63 @@ pub fn end(
     report
         .with_level(limits.judge(age))
         .figure(limits.figure("age", age.as_secs_f64()))
+}
+
+/// Adds the check of the last success of a pipeline; `last` is the status of its last end, if one is
+/// known. A success that is older than `limit` is critical, and so is none at all after a run has
+/// ended.
+#[must_use]
+pub fn success(
+    report: Report,
+    success: Success,
+    last: Option<&Attributes>,
+    now: i64,
+    limit: Duration,
+) -> Report {
+    let at = match (success, last) {
+        (Success::At(at), _) => at,
+        (Success::Never, _) => return report.with(Level::Critical, "no run has succeeded"),
+        (Success::Untold, None) => return report,
+        // Earlier clients publish the last end only.
+        (Success::Untold, Some(last)) => {
+            let finished = last.get("status").and_then(Value::as_str) == Some("finished");
+            match last.get("ts").and_then(Value::as_i64).filter(|_| finished) {
+                Some(at) => at,
+                None => {
+                    let text = "its client does not say when a run succeeded";
+                    return report.with(Level::Unknown, text);
+                }
+            }
+        }
+    };
+    let age = Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
+    let limits = Limits {
+        warning: None,
+        critical: Some(limit),
+    };
+    let level = limits.judge(age);
+    let figure = limits.figure("success_age", age.as_secs_f64());
+    let report = report.figure(figure);
+    match level {
+        Level::Ok => report,
+        level => report.with(level, format!("last success {} ago", duration::text(age))),
+    }
+}
+
+/// Adds the check of the number of runs that wait; more than `limit` is a warning.
+#[must_use]
+pub fn waiting(report: Report, waiting: u64, limit: u64) -> Report {
+    let level = match waiting > limit {
+        true => Level::Warning,
+        false => Level::Ok,
+    };
+    let text = match waiting {
+        1 => "1 run waits".to_owned(),
+        n => format!("{n} runs wait"),
+    };
+    report
+        .with(level, text)
+        .figure(format!("waiting={waiting};{limit}"))
 }
 
 fn comma(code: &str) -> &str {
@@ -258,7 +318,8 @@ mod tests {
         let judge = |last: &str| {
             let last = serde_json::from_str(last).expect("object");
             let skew = Duration::from_secs(30);
-            let report = end(Report::new("P"), &last, 1000, &Limits::default(), skew);
+            let (report, limits) = (Report::new("P"), Limits::default());
+            let report = end(report, &last, 1000, &limits, skew, Level::Warning);
             (report.level(), report.line())
         };
         for (last, want) in [
@@ -301,6 +362,68 @@ mod tests {
         assert_eq!(line, "P WARNING - last run failed with 3, 1m ago | age=60s");
         let (_, line) = judge(r#"{"status":"finished","ts":940}"#);
         assert_eq!(line, "P OK - last run finished 1m ago | age=60s");
+    }
+
+    #[test]
+    fn a_failed_run_may_be_critical_and_nothing_else_is() {
+        for (last, want) in [
+            (
+                r#"{"status":"failed","return_code":1,"ts":990}"#,
+                Level::Critical,
+            ),
+            (r#"{"status":"falsestart","ts":990}"#, Level::Critical),
+            (
+                r#"{"status":"odd","announce":true,"ts":990}"#,
+                Level::Critical,
+            ),
+            (
+                r#"{"status":"finished","return_code":0,"ts":990}"#,
+                Level::Ok,
+            ),
+            (r#"{"status":"finished","ts":9000}"#, Level::Warning),
+            (r#"{"status":"fine","ts":990}"#, Level::Unknown),
+        ] {
+            let parsed = serde_json::from_str(last).expect("object");
+            let (report, limits) = (Report::new("P"), Limits::default());
+            let skew = Duration::from_secs(30);
+            let report = end(report, &parsed, 1000, &limits, skew, Level::Critical);
+            assert_eq!(report.level(), want, "{last}");
+        }
+    }
+
+    #[test]
+    fn a_success_is_as_old_as_it_may_be() {
+        let last = |text: &str| -> Attributes { serde_json::from_str(text).expect("object") };
+        let failed = last(r#"{"status":"failed","return_code":1,"ts":990}"#);
+        let finished = last(r#"{"status":"finished","ts":990}"#);
+        let day = Duration::from_secs(86_400);
+        let check = |told, last: Option<&Attributes>, now| {
+            let report = success(Report::new("P"), told, last, now, day);
+            (report.level(), report.line())
+        };
+        for (told, last, now, want) in [
+            (Success::At(0), Some(&failed), 86_400, Level::Ok),
+            (Success::At(0), Some(&failed), 86_401, Level::Critical),
+            (Success::At(50), Some(&failed), 0, Level::Ok),
+            (Success::Never, Some(&failed), 0, Level::Critical),
+            (Success::Untold, None, 0, Level::Ok),
+            (Success::Untold, Some(&failed), 1000, Level::Unknown),
+            (Success::Untold, Some(&finished), 1000, Level::Ok),
+            (Success::Untold, Some(&finished), 90_000, Level::Critical),
+        ] {
+            let (level, line) = check(told, last, now);
+            assert_eq!(level, want, "{told:?} {now}: {line}");
+        }
+        let (_, line) = check(Success::At(0), None, 90_000);
+        let want = "P CRITICAL - last success 1d 1h ago | success_age=90000s;;86400";
+        assert_eq!(line, want);
+    }
+
+    #[test]
+    fn more_runs_than_may_wait_are_a_warning() {
+        let line = |n| waiting(Report::new("P"), n, 3).line();
+        assert_eq!(line(3), "P OK - 3 runs wait | waiting=3;3");
+        assert_eq!(line(4), "P WARNING - 4 runs wait | waiting=4;3");
     }
 
     #[test]

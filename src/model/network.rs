@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::model::event::Attributes;
+use crate::model::event::{Attributes, attributes};
+use crate::model::message::Delivery;
 use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
 use crate::model::topic::Filter;
@@ -41,12 +42,29 @@ pub struct Seen {
     pub version: String,
     /// When its client was started, seconds since 1970.
     pub since: Option<i64>,
+    /// When its client was stopped, seconds since 1970; `None` if it is not stopped, or an earlier
+    /// version, which does not say when.
+    pub until: Option<i64>,
     /// Its triggers, as far as its presence lists them.
     pub triggers: Vec<Waits>,
     /// Number of its triggers.
     pub trigger_count: u64,
     /// Status of its last end.
     pub last: Option<Attributes>,
+    /// When its last run ended that succeeded, seconds since 1970, if its client says so.
+    pub success: Success,
+}
+
+/// The last success of a pipeline, as its client publishes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Success {
+    /// The client does not say: no run has ended, or it has an earlier version.
+    #[default]
+    Untold,
+    /// No run has succeeded.
+    Never,
+    /// The time of the last success, seconds since 1970.
+    At(i64),
 }
 
 /// The retained messages of a root, by pipeline.
@@ -69,9 +87,11 @@ impl Network {
             state: "unknown".to_owned(),
             version: String::new(),
             since: None,
+            until: None,
             triggers: Vec::new(),
             trigger_count: 0,
             last: None,
+            success: Success::Untold,
         });
         let text = |key: &str| {
             let text = payload.get(key).and_then(Value::as_str);
@@ -87,6 +107,7 @@ impl Network {
                 };
                 seen.version = text("version");
                 seen.since = payload.get("since").and_then(Value::as_i64);
+                seen.until = payload.get("until").and_then(Value::as_i64);
                 let triggers = payload.get("triggers").and_then(Value::as_array);
                 let triggers = triggers.into_iter().flatten().take(MAX_TRIGGERS);
                 seen.triggers = triggers.map(waits).collect();
@@ -94,14 +115,46 @@ impl Network {
                 let listed = seen.triggers.len() as u64;
                 seen.trigger_count = count.unwrap_or(listed).max(listed);
             }
-            "last" => seen.last = payload.get("last").and_then(Value::as_object).cloned(),
+            "last" => {
+                seen.last = payload.get("last").and_then(Value::as_object).cloned();
+                seen.success = match payload.get("last_success") {
+                    Some(Value::Null) => Success::Never,
+                    other => other
+                        .and_then(Value::as_i64)
+                        .map_or(Success::Untold, Success::At),
+                };
+            }
             _ => {}
         }
+    }
+
+    /// Adds a retained message as the broker delivers it. An unreadable payload of at most `limit`
+    /// bytes counts as an empty object.
+    pub fn add_message(&mut self, root: &str, delivery: &Delivery, limit: usize) {
+        let topic = String::from_utf8_lossy(&delivery.topic);
+        let payload = attributes(&delivery.payload, limit).unwrap_or_default();
+        self.add(root, &topic, &payload);
     }
 
     /// Returns all pipelines, by name.
     pub fn pipelines(&self) -> impl Iterator<Item = &Seen> {
         self.0.values()
+    }
+
+    /// Returns the pipelines whose clients were stopped before `time`, seconds since 1970, and those
+    /// that are lost or offline since an unknown time. The broker publishes a loss with a message
+    /// that is older than it.
+    #[must_use]
+    pub fn gone(&self, time: i64) -> (Vec<&Seen>, Vec<&Seen>) {
+        let (mut stopped, mut unknown) = (Vec::new(), Vec::new());
+        for seen in self.pipelines() {
+            match (seen.state.as_str(), seen.until) {
+                ("offline", Some(until)) if until < time => stopped.push(seen),
+                ("offline", Some(_)) | ("online" | "paused", _) => {}
+                _ => unknown.push(seen),
+            }
+        }
+        (stopped, unknown)
     }
 
     /// Returns one pipeline.
@@ -191,9 +244,14 @@ impl Seen {
             "state": self.state,
             "version": self.version,
             "since": self.since,
+            "until": self.until,
             "trigger_count": self.trigger_count,
             "triggers": triggers,
             "last": self.last,
+            "last_success": match self.success {
+                Success::At(at) => Some(at),
+                Success::Never | Success::Untold => None,
+            },
         })
     }
 }
@@ -345,6 +403,34 @@ mod tests {
         );
         network.add("lab", "lab/other", &Attributes::new());
         network
+    }
+
+    #[test]
+    fn only_a_client_that_was_stopped_says_since_when() {
+        let mut network = network();
+        for (who, until) in [("old", None), ("gone", Some(10)), ("new", Some(20))] {
+            let mut payload = json!({"state": "offline", "who": who, "host": "h", "until": until});
+            let topic = format!("lab/infrastructure/pipelines/{who}/presence");
+            let payload = payload.as_object_mut().expect("object");
+            payload.retain(|_, value| !value.is_null());
+            network.add("lab", &topic, payload);
+        }
+        let names = |list: Vec<&Seen>| -> Vec<String> {
+            list.into_iter().map(|seen| seen.who.clone()).collect()
+        };
+        let (stopped, unknown) = network.gone(20);
+        assert_eq!(names(stopped), ["gone"]);
+        assert_eq!(names(unknown), ["call", "old"]);
+        for (text, want) in [
+            (r#"{"last":{},"last_success":5}"#, Success::At(5)),
+            (r#"{"last":{},"last_success":null}"#, Success::Never),
+            (r#"{"last":{}}"#, Success::Untold),
+            (r#"{"last_success":"5"}"#, Success::Untold),
+        ] {
+            let payload = serde_json::from_str(text).expect("object");
+            network.add("lab", "lab/infrastructure/pipelines/gone/last", &payload);
+            assert_eq!(network.pipeline("gone").expect("gone").success, want);
+        }
     }
 
     #[test]

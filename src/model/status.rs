@@ -146,14 +146,14 @@ fn listed(triggers: &[Trigger]) -> Vec<Value> {
 
 /// Returns the presence of a pipeline whose client has run since `since`. The broker publishes
 /// `lost`, and gets it with CONNECT, where it may have 65,535 bytes (MQTT 5.0, section 3.1.3.4). So
-/// it names no triggers.
+/// it names no triggers. An `offline` one says that the client was stopped `now`.
 #[must_use]
 pub fn presence(
     state: Presence,
     who: &str,
     host: &str,
     triggers: &[Trigger],
-    since: Timestamp,
+    (since, now): (Timestamp, Timestamp),
 ) -> Value {
     let mut presence = json!({
         "state": match state {
@@ -169,6 +169,9 @@ pub fn presence(
     let Some(map) = presence.as_object_mut() else {
         return presence;
     };
+    if state == Presence::Offline {
+        map.insert("until".to_owned(), json!(now.as_second()));
+    }
     if state != Presence::Lost {
         map.insert("trigger_count".to_owned(), json!(triggers.len()));
         map.insert("triggers".to_owned(), json!(listed(triggers)));
@@ -271,7 +274,7 @@ mod tests {
         };
         for (filter, listed) in [("lab/a".to_owned(), MAX_LISTED), ("x".repeat(1000), 15)] {
             let triggers = vec![trigger(filter); 10_000];
-            let say = |state| presence(state, "p", "h", &triggers, at(5));
+            let say = |state| presence(state, "p", "h", &triggers, (at(5), at(9)));
             let online = say(Presence::Online);
             assert_eq!(online["trigger_count"], 10_000);
             assert_eq!(online["triggers"].as_array().map(Vec::len), Some(listed));

@@ -15,7 +15,7 @@ pub enum Colour {
     Green,
     /// Bad ends, and what needs a person.
     Red,
-    /// What is under way.
+    /// What runs.
     Cyan,
     /// What a person has stopped, and warnings.
     Yellow,

@@ -4,17 +4,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::check::{self, Level, Limits, Report, beat_time};
+use crate::model::control::Action;
 use crate::model::duration;
 use crate::model::event::{Attributes, attributes};
 use crate::model::message::Delivery;
-use crate::model::network::Network;
+use crate::model::network::{Network, Seen};
 use crate::model::topic::{self, Filter, PipelineTopics};
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
-use crate::tools::{MAX_PAYLOAD, listener};
+use crate::tools::{MAX_PAYLOAD, control, listener};
 
 /// Subject of a check.
 #[derive(Debug, Clone)]
@@ -30,7 +32,20 @@ pub enum Subject {
     Pipeline {
         /// Its name.
         who: String,
+        /// What else it must fulfil.
+        wanted: Wanted,
     },
+}
+
+/// What a pipeline must fulfil, besides the limits of every check.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Result if its last run failed.
+    pub failed: Level,
+    /// Maximum age of the last success.
+    pub success_within: Option<Duration>,
+    /// Maximum number of runs that wait. Its client is asked for it.
+    pub max_waiting: Option<u64>,
 }
 
 /// Options of the command.
@@ -58,7 +73,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let report = super::runtime()?.block_on(async {
         match &options.subject {
             Subject::Beacon { topic, wait } => beacon(options, topic, *wait).await,
-            Subject::Pipeline { who } => pipeline(options, who).await,
+            Subject::Pipeline { who, wanted } => pipeline(options, who, wanted).await,
         }
     })?;
     super::print(&report.line())?;
@@ -153,14 +168,13 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
     Ok(report)
 }
 
-async fn pipeline(options: &Options, who: &str) -> Result<Report> {
+async fn pipeline(options: &Options, who: &str, wanted: &Wanted) -> Result<Report> {
     let topics = PipelineTopics::new(&options.root, who);
     let filters = vec![filter(topics.presence())?, filter(topics.last())?];
     let found = found(options, filters).await?;
     let mut network = Network::default();
     for delivery in &found {
-        let topic = String::from_utf8_lossy(&delivery.topic);
-        network.add(&options.root, &topic, &read(delivery).unwrap_or_default());
+        network.add_message(&options.root, delivery, MAX_PAYLOAD);
     }
     let report = Report::new("PIPELINE");
     let Some(seen) = network.pipeline(who) else {
@@ -177,25 +191,62 @@ async fn pipeline(options: &Options, who: &str) -> Result<Report> {
     };
     let report = report.with(state, format!("{who} is {} on {}", seen.state, seen.host));
     let told = found.iter().any(|d| d.topic == topics.last().as_bytes());
-    let Some(last) = &seen.last else {
-        let (level, text) = match options.limits {
-            _ if told => (Level::Unknown, "its last end cannot be read"),
-            Limits {
-                warning: None,
-                critical: None,
-            } => (Level::Ok, "no run has ended yet"),
-            _ => (Level::Warning, "no run has ended yet"),
-        };
-        return Ok(report.with(level, text));
-    };
+    let report = last_end(options, report, seen, told, wanted);
+    // A client that is not there cannot say it.
+    match wanted.max_waiting {
+        Some(limit) if ["online", "paused"].contains(&seen.state.as_str()) => {
+            Ok(match waiting(options, who, topics).await {
+                Ok(waiting) => check::waiting(report, waiting, limit),
+                Err(e) => report.with(Level::Unknown, e.to_string()),
+            })
+        }
+        _ => Ok(report),
+    }
+}
+
+/// Adds the checks of the last end and the last success; `told` is whether something is retained
+/// about them.
+fn last_end(options: &Options, report: Report, seen: &Seen, told: bool, wanted: &Wanted) -> Report {
     let now = Timestamp::now().as_second();
-    Ok(check::end(
+    let Some(last) = &seen.last else {
+        let limited = options.limits != Limits::default() || wanted.success_within.is_some();
+        let (level, text) = match (told, limited) {
+            (true, _) => (Level::Unknown, "its last end cannot be read"),
+            (false, false) => (Level::Ok, "no run has ended yet"),
+            (false, true) => (Level::Warning, "no run has ended yet"),
+        };
+        return report.with(level, text);
+    };
+    let report = check::end(
         report,
         last,
         now,
         &options.limits,
         options.max_skew,
-    ))
+        wanted.failed,
+    );
+    match wanted.success_within {
+        Some(limit) => check::success(report, seen.success, Some(last), now, limit),
+        None => report,
+    }
+}
+
+/// Asks the client of the pipeline how many runs wait.
+async fn waiting(options: &Options, who: &str, topics: PipelineTopics) -> Result<u64> {
+    let answer = control::ask(&control::Options {
+        broker: options.broker.clone(),
+        topics,
+        who: who.to_owned(),
+        action: Action::Status,
+        timeout: options.timeout,
+        json: false,
+    })
+    .await?;
+    let waiting = answer.get("waiting").and_then(Value::as_u64);
+    waiting.ok_or_else(|| {
+        let cause = super::text(&answer, "error").unwrap_or("it does not say how many runs wait");
+        Error::data(format!("status {who}: {cause}"))
+    })
 }
 
 /// Returns the retained messages for `filters`.

@@ -15,7 +15,7 @@ use crate::model::topic::{self, Filter};
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
 use crate::os::logging::say;
-use crate::tools::{MAX_PAYLOAD, listener};
+use crate::tools::{MAX_PAYLOAD, forget, listener};
 
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Options {
     pub root: String,
     /// Form of the output.
     pub form: Form,
+    /// Forget pipelines that were stopped longer ago than this, and list those, instead of all.
+    pub prune: Option<Duration>,
     /// Maximum time for the broker to answer.
     pub timeout: Duration,
 }
@@ -58,17 +60,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         root: options.root.clone(),
         limit: options.timeout,
     };
-    let asked = retained::retained(listener(&options.broker), query);
-    let mut network = Network::default();
-    let found = super::runtime()?.block_on(asked)?;
+    let runtime = super::runtime()?;
+    let found = runtime.block_on(retained::retained(listener(&options.broker), query))?;
     if let Some(cause) = found.cut {
         say(&cause);
     }
+    let mut network = Network::default();
     for delivery in found.messages {
         let topic = String::from_utf8_lossy(&delivery.topic);
         if let Ok(payload) = attributes(&delivery.payload, MAX_PAYLOAD) {
             network.add(&options.root, &topic, &payload);
         }
+    }
+    if let Some(span) = options.prune {
+        runtime.block_on(prune(options, &network, span))?;
+        return Ok(ExitCode::SUCCESS);
     }
     match options.form {
         Form::Json => {
@@ -121,6 +127,28 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Forgets the pipelines that were stopped more than `span` ago, and prints them.
+async fn prune(options: &Options, network: &Network, span: Duration) -> Result<()> {
+    let span = i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+    let (stopped, unknown) = network.gone(Timestamp::now().as_second().saturating_sub(span));
+    if !stopped.is_empty() {
+        forget::forget(&options.broker, &options.root, &stopped, options.timeout).await?;
+    }
+    match options.form {
+        Form::Json => {
+            let list: Vec<Value> = stopped.iter().map(|seen| seen.json()).collect();
+            super::print_json(&Value::Array(list))?;
+        }
+        _ => {
+            for seen in &stopped {
+                super::print(&format!("forgot {}", forget::shown(seen)))?;
+            }
+        }
+    }
+    forget::say_left(&unknown);
+    Ok(())
 }
 
 fn row(seen: &Seen) -> [String; 7] {

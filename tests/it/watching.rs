@@ -32,8 +32,8 @@ fn checked(command: &mut Command) -> (i32, String, Vec<(String, f64)>) {
         let mut fields = rest.split(';');
         let value = fields
             .next()
-            .and_then(|v| v.strip_suffix('s'))
-            .expect("seconds");
+            .map(|v| v.strip_suffix('s').unwrap_or(v))
+            .expect("a number");
         for limit in fields {
             assert!(limit.is_empty() || limit.parse::<f64>().is_ok(), "{figure}");
         }
@@ -174,6 +174,132 @@ fn a_pipeline_is_judged_by_presence_and_last_end() {
     until(1, "p is online");
     client.kill();
     until(2, "p is lost");
+}
+
+#[test]
+fn a_check_may_demand_a_success_and_a_short_queue() {
+    let world = World::new();
+    let check = |more: &[&str]| {
+        let mut command = world.tael(["check", "--who", "p", "--root", "lab"]);
+        checked(command.args(more))
+    };
+    let arguments = ["-t", SEQ, "--jobs", "1", "-c", r#"exit "$ATTR_N""#];
+    let client = world.client("p", &arguments);
+    let (code, text, _) = check(&["--success-within", "1d"]);
+    assert_eq!(code, 1, "{text}");
+    let until = |more: &[&str], want: i32, word: &str| {
+        let mut last = String::new();
+        wait_until(word, || {
+            let (code, text, _) = check(more);
+            last = text;
+            code == want && last.contains(word)
+        });
+    };
+    let send = |n: &str| world.publish(SEQ, format!(r#"{{"status":"finished","n":{n}}}"#), &[]);
+    send("3");
+    until(&[], 1, "last run failed with 3, ");
+    let critical = ["--failed", "critical"];
+    until(&critical, 2, "last run failed with 3, ");
+    until(&["--success-within", "1d"], 2, "no run has succeeded");
+    send("0");
+    until(&["--success-within", "1d"], 0, "last run finished");
+    send("4");
+    until(&["--success-within", "1d"], 1, "last run failed with 4, ");
+    // A restart does not forget it.
+    client.stop();
+    let client = world.client("p", &arguments);
+    let (code, text, figures) = check(&["--success-within", "1d"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        figures.iter().any(|(label, _)| label == "success_age"),
+        "{figures:?}"
+    );
+    let (code, text, figures) = check(&["--max-waiting", "0"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.ends_with(", 0 runs wait"), "{text}");
+    assert_eq!(figures.last(), Some(&("waiting".to_owned(), 0.0)));
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    send("0");
+    send("0");
+    world.wait_report("p", "/waiting", 2);
+    let (_, text, _) = check(&["--max-waiting", "2"]);
+    assert!(text.contains(", 2 runs wait"), "{text}");
+    let (code, text, _) = check(&["--max-waiting", "1", "--failed", "critical"]);
+    assert_eq!(code, 2, "{text}");
+    client.stop();
+    // A client that is stopped is not asked.
+    let (code, text, _) = check(&["--max-waiting", "1"]);
+    assert!(code == 1 && !text.contains("wait"), "{text}");
+    for arguments in [
+        &["check", "--success-within", "1d"][..],
+        &["check", "--max-waiting", "1"],
+        &["check", "--who", "p", "--failed", "ok"],
+    ] {
+        let (code, text, _) = checked(&mut world.tael(arguments));
+        assert_eq!(code, 3, "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn a_pipeline_that_is_gone_is_forgotten() {
+    let world = World::new();
+    let status = |more: &[&str]| {
+        let mut command = world.tael(["status", "--root", "lab"]);
+        ran(command.args(more).env("TAEL_LOG", "warn"))
+    };
+    let names = || -> Vec<String> {
+        let list: Value = serde_json::from_str(&status(&["--json"]).1).expect("json");
+        let list = list.as_array().expect("array").iter();
+        list.map(|seen| seen["who"].as_str().expect("who").to_owned())
+            .collect()
+    };
+    let forget = |more: &[&str]| {
+        let mut command = world.tael(["forget", "--root", "lab"]);
+        ran(command.args(more).env("TAEL_LOG", "warn"))
+    };
+    let now = jiff::Timestamp::now().as_second();
+    let stopped = |who: &str, ago: i64| {
+        let topic = format!("lab/infrastructure/pipelines/{who}/presence");
+        let until = now - ago;
+        let presence = format!(r#"{{"state":"offline","host":"h","until":{until}}}"#);
+        retained(&world, &topic, &presence);
+    };
+    let client = world.client("here", &["-t", SEQ, "-c", "true"]);
+    world.message(SEQ, &[("status", "finished")]);
+    stopped("old", 86_400 * 31);
+    stopped("new", 86_400 * 29);
+    let lost = r#"{"state":"lost","host":"h"}"#;
+    retained(&world, "lab/infrastructure/pipelines/gone/presence", lost);
+    let last = "lab/infrastructure/pipelines/gone/last";
+    retained(&world, last, r#"{"last":{"status":"finished","ts":1}}"#);
+    assert_eq!(names(), ["gone", "here", "new", "old"]);
+    // One that is there keeps all of them.
+    let (code, out, stderr) = forget(&["old", "here"]);
+    assert_eq!((code, out.as_str()), (65, ""), "{stderr}");
+    assert!(stderr.contains("it is online on "), "{stderr}");
+    assert_eq!(names().len(), 4);
+    let (code, _, stderr) = forget(&["nobody"]);
+    assert!(
+        code == 65 && stderr.contains("is --root right?"),
+        "{stderr}"
+    );
+    let (code, out, stderr) = status(&["--prune", "30d"]);
+    assert_eq!((code, out.as_str()), (0, "forgot old, offline on h\n"));
+    assert!(stderr.contains("gone (lost)"), "{stderr}");
+    assert_eq!(names(), ["gone", "here", "new"]);
+    assert_eq!(status(&["--prune"]).0, 64, "it asks for the span");
+    let (code, out, stderr) = forget(&["gone", "new"]);
+    let want = "forgot gone, lost on h\nforgot new, offline on h\n";
+    assert_eq!((code, out.as_str(), stderr.as_str()), (0, want, ""));
+    assert_eq!(names(), ["here"]);
+    // The last end is gone as well.
+    let ears = world.ears(&["lab/infrastructure/pipelines/+/last"]);
+    ears.wait("the last end of the other", |m| m.topic.contains("/here/"));
+    assert!(!ears.any(|m| m.topic == last));
+    assert_eq!(forget(&["here", "--force"]).0, 0);
+    assert!(names().is_empty());
+    client.stop();
+    assert_eq!(names(), ["here"], "its goodbye is retained");
 }
 
 #[test]

@@ -15,10 +15,12 @@ use crate::store::ledger::Reader;
 /// Minimum time between two messages. When runs end faster, the last one counts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Status of the last end, and when to publish it.
+/// Status of the last end, the time of the last success, and when to publish both.
 #[derive(Debug)]
 pub struct LastEnd {
     status: Option<Value>,
+    /// When a run last ended with 0, seconds since 1970, as the statuses say it.
+    success: Option<i64>,
     due: Option<Instant>,
     free: Instant,
 }
@@ -30,13 +32,21 @@ impl LastEnd {
     /// When the ledger cannot be read.
     pub fn read(reader: &Reader) -> Result<Self> {
         let record = reader.last_ended()?;
-        let status = record.and_then(|record| {
+        let status: Option<Value> = record.and_then(|record| {
             let ended = record.ended.unwrap_or_default();
             let outcome = record.outcome?;
             Some(status::end(&record.unit, &outcome, ended).into())
         });
+        let success = match &status {
+            Some(status) => match succeeded(status) {
+                Some(at) => Some(at),
+                None => reader.last_success()?.map(|at| at.div_euclid(1000)),
+            },
+            None => None,
+        };
         Ok(Self {
             status,
+            success,
             due: None,
             free: Instant::now(),
         })
@@ -44,6 +54,7 @@ impl LastEnd {
 
     /// Notes a later end.
     pub fn set(&mut self, status: Value) {
+        self.success = succeeded(&status).or(self.success);
         self.status = Some(status);
         self.due();
     }
@@ -73,7 +84,7 @@ impl LastEnd {
         self.free = now + PAUSE;
         let Some(status) = &self.status else { return };
         // It is not a status itself. Otherwise subscribers of all topics would see the end twice.
-        let payload = json!({ "last": status });
+        let payload = json!({ "last": status, "last_success": self.success });
         steps.push_back(Step::Publish(Message {
             topic: pipeline.topics.last(),
             payload: Bytes::from(json::to_text(&payload)),
@@ -85,4 +96,11 @@ impl LastEnd {
             },
         }));
     }
+}
+
+/// Returns the time in the status of a run that ended with 0, seconds since 1970.
+fn succeeded(status: &Value) -> Option<i64> {
+    let finished = status.get("status").and_then(Value::as_str) == Some("finished");
+    let at = status.get("ts").and_then(Value::as_i64);
+    at.filter(|_| finished)
 }

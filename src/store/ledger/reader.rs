@@ -262,6 +262,20 @@ impl Reader {
         self.one(&format!("seq = ({last})"), [])
     }
 
+    /// Returns when the last run ended that succeeded, milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn last_success(&self) -> Result<Option<i64>> {
+        // The index alone answers.
+        let sql = "SELECT ended FROM unit WHERE ended IS NOT NULL AND state = 'succeeded'
+                   ORDER BY ended DESC LIMIT 1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row([], |row| row.get(0)).optional())
+            .map_err(wrong)
+    }
+
     /// Returns when the runs of each lane ended last; more than once for a lane whose spec has
     /// changed. It reads all units.
     ///
