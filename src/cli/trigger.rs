@@ -295,6 +295,7 @@ fn trigger(
         found.map_err(&mut wrong).ok()
     };
     let (cwd, env_file) = (absolute(options.cwd), absolute(options.env_file));
+    let required = export.as_ref().map(Export::required_names);
     let spec = Spec {
         lane: name.clone(),
         command: command?,
@@ -310,6 +311,7 @@ fn trigger(
             delay: options.retry_delay,
             on_interrupt: options.on_interrupt,
         },
+        required: required.unwrap_or_default(),
     };
     Some(Trigger {
         name,

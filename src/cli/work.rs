@@ -10,10 +10,12 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::help::Page;
 use crate::error::{Error, Result};
+use crate::model::text::printable;
+use crate::model::unit::State;
 use crate::model::{duration, topic};
 use crate::os::paths;
 use crate::store::unit_dir::stream::Stream;
-use crate::tools::work::{self, Scope, Verb};
+use crate::tools::work::{self, Filter, Scope, Verb, Which};
 
 /// Options of `tael work`.
 #[derive(Debug, Args)]
@@ -24,31 +26,61 @@ pub struct Work {
     /// Name of the pipeline [default: all of this host]
     #[arg(long, value_name = "NAME", global = true)]
     who: Option<String>,
+    /// Folder of the state, written with a slash [default: that of this user]; with list also a state of
+    /// runs: pending, running, succeeded, failed or canceled; repeatable
+    #[arg(long, value_name = "DIR", global = true, action = clap::ArgAction::Append)]
+    state: Vec<String>,
     /// Configuration file
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 }
 
+/// The run that a command is about.
+#[derive(Debug, Args)]
+struct Unit {
+    /// Its id, the beginning or end of its id, or 'latest' [default: latest]
+    unit: Option<String>,
+    /// Take the newest run that has failed
+    #[arg(long)]
+    failed: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum Verbs {
-    /// List runs, oldest first
+    /// List runs, newest last
     List {
+        /// List failed runs only
+        #[arg(long)]
+        failed: bool,
+        /// List what waited or ran within this time, such as 2d
+        #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+        since: Option<Duration>,
+        /// List the newest N runs only
+        #[arg(short = 'n', long, value_name = "N")]
+        lines: Option<u64>,
+        /// List runs that contain TEXT: in id, pipeline, trigger, topic, attributes, command or note.
+        /// Without capitals in TEXT, case does not matter
+        #[arg(long, value_name = "TEXT")]
+        grep: Option<String>,
         /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
     /// Show everything known about a run
     Status {
-        /// Id of the run
-        unit: String,
+        #[command(flatten)]
+        which: Unit,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
+        /// Print the payload of its message, byte for byte
+        #[arg(long, conflicts_with = "json")]
+        payload: bool,
     },
     /// Print the output of a run, and exit with its code, or with 125 if it has none yet
     Results {
-        /// Id of the run
-        unit: String,
+        #[command(flatten)]
+        which: Unit,
         /// Print standard error instead of standard output
         #[arg(long)]
         stderr: bool,
@@ -61,15 +93,15 @@ enum Verbs {
     },
     /// End a run: TERM, grace, KILL to every process that descends from its command
     Cancel {
-        /// Id of the run
-        unit: String,
+        /// Its id, the beginning or end of its id, or 'latest' [default: the only one that runs]
+        unit: Option<String>,
         /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
         timeout: Duration,
     },
     /// End a run if it still runs, and delete everything that is kept of it
     Release {
-        /// Id of the run
+        /// Its id, the beginning or end of its id, or 'latest'
         unit: String,
         /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
@@ -77,7 +109,7 @@ enum Verbs {
     },
     /// Do the same, and go on after errors
     ForceRelease {
-        /// Id of the run
+        /// Its id, the beginning or end of its id, or 'latest'
         unit: String,
         /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
@@ -85,17 +117,61 @@ enum Verbs {
     },
 }
 
+impl Unit {
+    fn which(self) -> Result<Which> {
+        let which = Which {
+            unit: self.unit,
+            failed: self.failed,
+        };
+        match which.failed && !which.is_newest() {
+            true => Err(Error::usage(
+                "--failed takes no unit: it names the newest one",
+            )),
+            false => Ok(which),
+        }
+    }
+}
+
+/// Returns the folder and the states of runs that `--state` names.
+fn states(list: Vec<String>, lists: bool) -> Result<(Option<PathBuf>, Vec<State>)> {
+    let (mut folder, mut states) = (None, Vec::new());
+    for word in list {
+        if word.contains('/') || word == "." || word == ".." {
+            let path = std::path::absolute(&word);
+            folder = Some(path.map_err(|e| Error::usage(format!("find '{word}': {e}")))?);
+            continue;
+        }
+        match State::from_name(&word) {
+            Some(state) if lists => states.push(state),
+            Some(_) => {
+                return Err(Error::usage(
+                    "--state with a state of runs goes with list only",
+                ));
+            }
+            None => {
+                let word = printable(&word, 80);
+                return Err(Error::usage(format!(
+                    "--state '{word}' is no state of runs (pending, running, succeeded, failed, \
+                     canceled) and no folder: write ./{word} for that"
+                )));
+            }
+        }
+    }
+    Ok((folder, states))
+}
+
 impl Tool for Work {
     const NAME: &'static str = "work";
-    const ABOUT: &'static str = "Show and end the runs of this host";
+    const ABOUT: &'static str = "Show, end and retry the runs of this host";
 
     const HELP: Page = Page {
         first: &[],
         groups: &[],
         examples: &[
-            "tael work list --who align",
-            "tael work results 01JBV7Y3ZK8Q5W2N4T6R9M1XCD --follow",
-            "tael work cancel 01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
+            "tael work list --since 2d --failed",
+            "tael work results --failed --stderr",
+            "tael work status M1XCD",
+            "tael work cancel",
         ],
     };
 
@@ -103,20 +179,47 @@ impl Tool for Work {
         if let Some(who) = &self.who {
             topic::check_who(who).map_err(Error::usage)?;
         }
+        let (folder, mut states) = states(self.state, matches!(self.verb, Verbs::List { .. }))?;
         let scope = Scope {
-            state: paths::state_dir()?,
+            state: match folder {
+                Some(folder) => folder,
+                None => paths::state_dir()?,
+            },
             who: self.who,
         };
         let verb = match self.verb {
-            Verbs::List { json } => Verb::List { json },
-            Verbs::Status { unit, json } => Verb::Status { unit, json },
+            Verbs::List {
+                failed,
+                since,
+                lines,
+                grep,
+                json,
+            } => {
+                states.extend(failed.then_some(State::Failed));
+                Verb::List(Filter {
+                    states,
+                    since,
+                    newest: lines,
+                    grep,
+                    json,
+                })
+            }
+            Verbs::Status {
+                which,
+                json,
+                payload,
+            } => Verb::Status {
+                which: which.which()?,
+                json,
+                payload,
+            },
             Verbs::Results {
-                unit,
+                which,
                 stderr,
                 follow,
                 from,
             } => Verb::Results {
-                unit,
+                which: which.which()?,
                 stream: if stderr {
                     Stream::Stderr
                 } else {

@@ -83,6 +83,18 @@ pub fn rough(span: Duration) -> String {
     }
 }
 
+/// Returns a span as [`rough`] does, in its two largest units: `3h 2m`. It has at most eight columns
+/// below 10,000 days.
+#[must_use]
+pub fn brief(span: Duration) -> String {
+    let text = rough(span);
+    let mut words = text.split(' ');
+    match (words.next(), words.next()) {
+        (Some(first), Some(second)) => format!("{first} {second}"),
+        _ => text,
+    }
+}
+
 /// Returns a span as statuses carry it, as `str(timedelta)` of Python prints it: `0:00:01.234567`,
 /// `1 day, 2:03:04`.
 ///

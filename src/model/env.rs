@@ -202,6 +202,12 @@ impl Export {
         &self.required
     }
 
+    /// Returns the names under which the required attributes are exported.
+    #[must_use]
+    pub fn required_names(&self) -> Vec<String> {
+        self.required.iter().map(|key| sanitize(key)).collect()
+    }
+
     /// Returns the required keys that `attributes` lacks.
     #[must_use]
     pub fn missing(&self, attributes: &Attributes) -> Vec<Lacking> {

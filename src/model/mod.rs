@@ -1,5 +1,6 @@
 //! The pure model: what an event, a trigger, a unit and a status are. Nothing here does I/O.
 
+pub mod about;
 pub mod check;
 pub mod command;
 pub mod condition;

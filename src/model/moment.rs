@@ -14,6 +14,26 @@ pub fn clock(at: &Zoned) -> String {
     at.strftime("%H:%M:%S").to_string()
 }
 
+/// Returns a time in at most eleven columns, for tables: `12:34:56` on the day of `now`, `03-01 12:34`
+/// in its year, otherwise `2025-03-01`.
+#[must_use]
+pub fn near(at: &Zoned, now: &Zoned) -> String {
+    if at.date() == now.date() {
+        return clock(at);
+    }
+    let form = match at.year() == now.year() {
+        true => "%m-%d %H:%M",
+        false => "%Y-%m-%d",
+    };
+    at.strftime(form).to_string()
+}
+
+/// Returns date and time in one word, for programs that read tables: `2026-03-01T12:34:56`.
+#[must_use]
+pub fn word(at: &Zoned) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +46,10 @@ mod tests {
         let at = at.to_zoned(TimeZone::UTC);
         assert_eq!(text(&at), "2026-03-01 12:34:56");
         assert_eq!(clock(&at), "12:34:56");
+        assert_eq!(word(&at), "2026-03-01T12:34:56");
+        let later = |days: i64| &at + jiff::SignedDuration::from_hours(24 * days);
+        assert_eq!(near(&at, &at), "12:34:56");
+        assert_eq!(near(&at, &later(1)), "03-01 12:34");
+        assert_eq!(near(&at, &later(310)), "2026-03-01");
     }
 }

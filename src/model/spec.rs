@@ -30,6 +30,9 @@ pub struct Spec {
     /// Policy after a failed run.
     #[serde(default)]
     pub retries: Retries,
+    /// Names of the variables that the trigger requires: they say what a run is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub required: Vec<String>,
 }
 
 /// Bounds of a run. The ledger holds times in milliseconds.
@@ -67,6 +70,7 @@ impl Spec {
             env_file: None,
             limits: Limits::default(),
             retries: Retries::default(),
+            required: Vec::new(),
         }
     }
 }
@@ -92,6 +96,7 @@ mod tests {
                 delay: Duration::from_secs(30),
                 on_interrupt: OnInterrupt::Rerun,
             },
+            required: vec!["SAMPLE".into()],
             ..small.clone()
         };
         for spec in [small, whole] {

@@ -247,6 +247,13 @@ fn index<'a>(filters: impl Iterator<Item = &'a Filter>) -> FilterIndex {
     index
 }
 
+/// Returns the pipeline whose statuses are published on `topic`, if it is such a topic.
+#[must_use]
+pub fn pipeline_of_status(topic: &str) -> Option<&str> {
+    let (before, who) = topic.strip_suffix("/status")?.rsplit_once('/')?;
+    before.ends_with("/infrastructure/pipelines").then_some(who)
+}
+
 /// The topics of one pipeline, `<root>/infrastructure/pipelines/<who>/…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineTopics {

@@ -61,6 +61,17 @@ pub struct ReplyAddress {
     pub request: Option<String>,
 }
 
+/// Number of characters at the end of an id that people type and read. They are random, other than
+/// those at its beginning, which are its time.
+const SHORT: usize = 6;
+
+/// Returns the end of an id: short, and different from those of other units as a rule.
+#[must_use]
+pub fn short_id(id: &str) -> &str {
+    let start = id.len().saturating_sub(SHORT);
+    id.get(start..).unwrap_or(id)
+}
+
 impl Unit {
     /// Returns the lane that it waits in.
     #[must_use]

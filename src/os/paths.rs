@@ -24,12 +24,20 @@ pub fn state_dir() -> Result<PathBuf> {
     {
         return Ok(first);
     }
+    own_state_dir().ok_or_else(|| {
+        Error::cannot_create("find a state folder: set STATE_DIRECTORY, XDG_STATE_HOME or HOME")
+    })
+}
+
+/// State folder of the system's services (systemd/tael-client@.service, `StateDirectory=`).
+pub const SERVICE_STATE: &str = "/var/lib/tael";
+
+/// Returns the state folder of the user: `$XDG_STATE_HOME/tael`, otherwise `~/.local/state/tael`.
+#[must_use]
+pub fn own_state_dir() -> Option<PathBuf> {
     absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .map(|dir| dir.join("tael"))
-        .ok_or_else(|| {
-            Error::cannot_create("find a state folder: set STATE_DIRECTORY, XDG_STATE_HOME or HOME")
-        })
 }
 
 /// Returns the configuration file of the user, `$XDG_CONFIG_HOME/tael/tael.toml`.

@@ -150,7 +150,9 @@ fn options_commands_and_variables_exist() {
         assert!(guide.contains(&format!("| `tael {command}")), "{command}");
         helps += &help(&[command, "--help"]);
     }
-    helps += &help(&["work", "results", "--help"]);
+    for verb in ["list", "status", "results", "cancel", "release"] {
+        helps += &help(&["work", verb, "--help"]);
+    }
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
     let known = &long_options(&helps) | &BTreeSet::from(cargo);
     let others = [

@@ -58,3 +58,4 @@ mod transfers;
 mod units;
 mod watching;
 mod wire;
+mod work_list;

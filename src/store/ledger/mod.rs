@@ -6,6 +6,7 @@
 mod accept;
 mod failure;
 mod identity;
+pub mod listing;
 mod migrate;
 mod network;
 mod packets;

@@ -52,8 +52,8 @@ pub struct LastEnds {
 /// The ledger, opened beside its writer.
 #[derive(Debug)]
 pub struct Reader {
-    connection: Connection,
-    specs: LastSpec,
+    pub(super) connection: Connection,
+    pub(super) specs: LastSpec,
 }
 
 impl Reader {
@@ -179,18 +179,10 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Returns some units after the one at `seq`, oldest first, and none after the last. They lack
-    /// variables, payload and passthrough attributes, so that a page has a bounded size. Nothing
-    /// stays open between two pages: a long-lived reader would keep the log from being copied.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn page(&self, seq: i64) -> Result<Vec<Record>> {
-        let sql = format!("SELECT {NARROW} FROM unit WHERE seq > ?1 ORDER BY seq LIMIT {PAGE}");
-        self.records(&sql, params![seq])
-    }
-
-    /// Returns the same of the units in `state`, which is not an end.
+    /// Returns some units in `state`, which is not an end, after the one at `seq`, oldest first, and
+    /// none after the last. They lack variables, payload and passthrough attributes, so that a page has
+    /// a bounded size. Nothing stays open between two pages: a long-lived reader would keep the log
+    /// from being copied.
     ///
     /// # Errors
     /// When the ledger cannot be read.

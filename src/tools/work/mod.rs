@@ -1,5 +1,8 @@
 //! `tael work`: shows and ends the units of this host, with or without a running client.
 
+mod find;
+mod list;
+mod results;
 mod show;
 
 use std::fs;
@@ -13,14 +16,18 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
-use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Trace};
 use crate::os::lock::Lock;
 use crate::os::logging::say;
+use crate::os::paths;
+use crate::os::terminal::Terminal;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::stream::Stream;
-use show::{list, results, status};
+use find::find;
+
+pub use find::Which;
+pub use list::Filter;
 
 /// Interval between two looks at a unit that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -40,22 +47,21 @@ pub struct Scope {
 /// Action of the command.
 #[derive(Debug, Clone)]
 pub enum Verb {
-    /// List all units, a line each.
-    List {
-        /// As one JSON array.
-        json: bool,
-    },
+    /// List units, a line each.
+    List(Filter),
     /// Show everything known about a unit.
     Status {
-        /// Its id.
-        unit: String,
+        /// The unit.
+        which: Which,
         /// As a JSON object.
         json: bool,
+        /// Print the payload of its message instead.
+        payload: bool,
     },
     /// Print the output of a unit.
     Results {
-        /// Its id.
-        unit: String,
+        /// The unit.
+        which: Which,
         /// Which stream.
         stream: Stream,
         /// Whether to follow until the unit ends.
@@ -65,14 +71,14 @@ pub enum Verb {
     },
     /// End a unit.
     Cancel {
-        /// Its id.
-        unit: String,
+        /// The unit; by default the only one that runs.
+        unit: Option<String>,
         /// Maximum time to wait for its end.
         timeout: Duration,
     },
     /// End a unit if it still runs, and delete it.
     Release {
-        /// Its id.
+        /// The unit.
         unit: String,
         /// Whether to go on after errors.
         force: bool,
@@ -96,35 +102,39 @@ struct Found {
 /// time, 77 when a process of it could not be ended; for results always 125.
 pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
     match verb {
-        Verb::List { json } => list(scope, *json),
-        Verb::Status { unit, json } => status(&find(scope, unit)?, *json),
+        Verb::List(filter) => list::list(scope, filter),
+        Verb::Status {
+            which,
+            json,
+            payload,
+        } => {
+            let found = find(scope, which)?;
+            match payload {
+                true => show::payload(&found),
+                false => show::status(&found, *json),
+            }
+        }
         Verb::Results {
-            unit,
+            which,
             stream,
             follow,
             from,
-        } => find(scope, unit)
-            .and_then(|found| results(&found, *stream, *follow, *from))
+        } => find(scope, which)
+            .and_then(|found| {
+                if which.is_newest() && Terminal::of_stderr().is_terminal() {
+                    say(&format!("unit {} of {}", found.record.unit.id, found.who));
+                }
+                results::results(&found, *stream, *follow, *from)
+            })
             // Every other code may be that of the command.
             .map_err(|e| e.into_kind(Kind::NoCode)),
-        Verb::Cancel { unit, timeout } => {
-            let mut found = find(scope, unit)?;
-            if found.state()?.is_end() {
-                let state = found.state()?;
-                return Err(Error::data(format!(
-                    "cancel unit {unit}: it has ended: {state}"
-                )));
-            }
-            found.cancel(*timeout)?;
-            found.ended_whole()?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Cancel { unit, timeout } => cancel(scope, unit.as_deref(), *timeout),
         Verb::Release {
             unit,
             force,
             timeout,
         } => {
-            let mut found = find(scope, unit)?;
+            let mut found = find(scope, &Which::named(unit))?;
             match found.release(*force, *timeout) {
                 Err(e) if *force => say(&e.to_string()),
                 other => other?,
@@ -134,14 +144,35 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
     }
 }
 
+fn cancel(scope: &Scope, unit: Option<&str>, timeout: Duration) -> Result<ExitCode> {
+    let mut found = match unit {
+        Some(unit) => find(scope, &Which::named(unit))?,
+        None => find::only_running(scope)?,
+    };
+    let id = found.record.unit.id.clone();
+    let state = found.state()?;
+    if state.is_end() {
+        return Err(Error::data(format!(
+            "cancel unit {id}: it has ended: {state}"
+        )));
+    }
+    found.cancel(timeout)?;
+    found.ended_whole()?;
+    if unit.is_none() {
+        say(&format!("canceled unit {id} of {}", found.who));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Returns the folders of the pipelines to look at, by name.
 fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
     if let Some(who) = &scope.who {
         let path = scope.state.join(who);
         if !ledger::file(&path).exists() {
             return Err(Error::data(format!(
-                "find pipeline '{who}': it has no ledger in {}",
-                scope.state.display()
+                "find pipeline '{who}': it has no ledger in {}{}",
+                scope.state.display(),
+                elsewhere(scope)
             )));
         }
         return Ok(vec![(who.clone(), path)]);
@@ -167,30 +198,36 @@ fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
     Ok(list)
 }
 
-fn find(scope: &Scope, unit: &str) -> Result<Found> {
-    // It may be in one that cannot be read.
-    let mut unreadable = None;
-    for (who, pipeline) in pipelines(scope)? {
-        let found = Reader::open(&pipeline).and_then(|reader| Ok((reader.unit(unit)?, reader)));
-        match found {
-            Ok((Some(record), reader)) => {
-                return Ok(Found {
-                    who,
-                    pipeline,
-                    reader,
-                    record,
-                });
+/// Returns where else state may lie, as the end of a message.
+fn elsewhere(scope: &Scope) -> String {
+    let mut others = Vec::new();
+    let own = paths::own_state_dir();
+    for folder in [Some(PathBuf::from(paths::SERVICE_STATE)), own]
+        .into_iter()
+        .flatten()
+    {
+        if folder == scope.state || others.iter().any(|(other, _)| *other == folder) {
+            continue;
+        }
+        match fs::read_dir(&folder) {
+            Ok(entries) => {
+                let mut entries = entries.flatten();
+                if entries.any(|entry| ledger::file(&entry.path()).exists()) {
+                    others.push((folder, ""));
+                }
             }
-            Ok((None, _)) => {}
-            Err(e) => unreadable = unreadable.or(Some(e)),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                others.push((folder, " (of another user: use sudo)"));
+            }
+            Err(_) => {}
         }
     }
-    Err(unreadable.unwrap_or_else(|| {
-        Error::data(format!(
-            "find unit '{}': there is none; see 'tael work list'",
-            printable(unit, 80)
-        ))
-    }))
+    let other = |(folder, note): &(PathBuf, &str)| format!("--state {}{note}", folder.display());
+    let others: Vec<String> = others.iter().map(other).collect();
+    match others.is_empty() {
+        true => String::new(),
+        false => format!("; there is more in {}", others.join(" and ")),
+    }
 }
 
 /// Returns the present state and outcome of a unit: from the ledger, or from its folder while no
