@@ -105,7 +105,6 @@ impl Service {
     /// Runs until `stop` is ready.
     async fn serve(&mut self, stop: impl Future<Output = ()>, reload: &mut Reload) -> Result<()> {
         let mut stop = pin!(stop);
-        self.client.work.keep_warm();
         loop {
             chain::take_held(&mut self.client);
             chain::start_waiting(&mut self.client)?;
@@ -114,6 +113,10 @@ impl Service {
             }
             chain::flush_reports(&mut self.client)?;
             self.client.observe();
+            if self.client.link.is_online() {
+                // Only now: to start a process takes longer than to connect.
+                self.client.work.keep_warm();
+            }
             let wake = self.client.wake();
             tokio::select! {
                 biased;

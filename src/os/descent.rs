@@ -5,6 +5,7 @@
 //! (`PR_SET_CHILD_SUBREAPER(2const)`), and so stays the ancestor of all of them. After the end of
 //! the supervisor, a variable in their environment names their run.
 
+use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,11 +134,14 @@ pub fn kill_orphans(variable: &str, noted: Option<(u32, u64)>) -> (usize, Option
     kill_all(look, ORPHAN_LIMIT, thread::sleep)
 }
 
-/// Returns whether a process has `variable`, a `NAME=VALUE`, in its environment.
+/// Returns the values that variable `name` has in the environments of all processes that we may
+/// see.
 #[must_use]
-pub fn is_in_use(variable: &str) -> bool {
+pub fn values_of(name: &str) -> HashSet<String> {
     let list = all().unwrap_or_default();
-    list.iter().any(|process| process.has(variable))
+    list.iter()
+        .filter_map(|process| process.value_of(name))
+        .collect()
 }
 
 /// Kills what `look` finds until it finds nothing.

@@ -40,12 +40,28 @@ impl Process {
     }
 
     /// Returns whether the process was started with `variable`, a `NAME=VALUE`, in its environment.
-    /// Environments of other users cannot be read.
     #[must_use]
     pub fn has(&self, variable: &str) -> bool {
-        let environment = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
+        let environment = self.environment();
         let mut entries = environment.split(|b| *b == 0);
         entries.any(|entry| entry == variable.as_bytes())
+    }
+
+    /// Returns the value that variable `name` had when the process was started; `None` if it had
+    /// none, or one that is not UTF-8.
+    #[must_use]
+    pub fn value_of(&self, name: &str) -> Option<String> {
+        let environment = self.environment();
+        let mut entries = environment.split(|b| *b == 0);
+        let value =
+            entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        String::from_utf8(value?.to_vec()).ok()
+    }
+
+    /// Returns the environment that the process was started with. Those of other users cannot be
+    /// read.
+    fn environment(&self) -> Vec<u8> {
+        fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
     }
 }
 
@@ -134,6 +150,11 @@ mod tests {
         let path = std::env::var("PATH").expect("PATH");
         assert!(found.is_some_and(|process| process.has(&format!("PATH={path}"))));
         assert!(found.is_some_and(|process| !process.has("PATH=")));
+        assert_eq!(
+            found.and_then(|process| process.value_of("PATH")),
+            Some(path)
+        );
+        assert_eq!(found.and_then(|process| process.value_of("PAT")), None);
     }
 
     #[test]

@@ -463,6 +463,49 @@ fn a_ledger_that_cannot_be_used_is_not_touched() {
 }
 
 #[test]
+fn a_ledger_that_is_damaged_inside_is_not_written_to() {
+    for killed in [false, true] {
+        let world = World::new();
+        let arguments = ["-t", SEQ, "-c", r#"echo ran >>"$OUT/runs""#];
+        let client = world.client("p", &arguments);
+        world.message(SEQ, FINISHED);
+        wait_until("it is booked", || {
+            units(&world).iter().any(|u| u["state"] == "succeeded")
+        });
+        // With a log, and without.
+        if killed {
+            client.stop();
+            world.client("p", &arguments).kill();
+        } else {
+            client.stop();
+        }
+        world.message(SEQ, FINISHED);
+        let files = || {
+            // To look, SQLite makes an empty log where there is none.
+            let read = |name| fs::read(world.state().join("p").join(name)).unwrap_or_default();
+            [read("ledger.db"), read("ledger.db-wal")]
+        };
+        let [sound, log] = files();
+        let path = world.state().join("p/ledger.db");
+        let mut damaged = sound.clone();
+        // Page 1 holds the schema.
+        for byte in damaged.iter_mut().skip(4096) {
+            *byte ^= 0x55;
+        }
+        fs::write(&path, &damaged).expect("damage");
+        let mut command = world.command("tael-client");
+        refuses(command.args(["--who", "p"]).args(arguments), 73, "ledger");
+        assert!(files() == [damaged, log], "killed: {killed}");
+        assert_eq!(world.lines("runs").len(), 1);
+        // The broker still has the event.
+        fs::write(&path, sound).expect("repair");
+        let client = world.client("p", &arguments);
+        wait_until("the event runs", || world.lines("runs").len() == 2);
+        client.stop();
+    }
+}
+
+#[test]
 fn two_clients_of_one_name() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);

@@ -1,5 +1,7 @@
 //! Runs that an earlier client, or their runner, has left.
 
+use std::cell::LazyCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tracing::{info, warn};
@@ -9,7 +11,7 @@ use crate::engine::work::job::UNIT_VARIABLE;
 use crate::error::Result;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, Recovery, State, Unit, recover};
-use crate::os::descent::{is_in_use, kill_orphans};
+use crate::os::descent::{kill_orphans, values_of};
 use crate::store::ledger::Record;
 
 /// A unit that has not ended in the ledger, and what to do with it.
@@ -46,13 +48,15 @@ pub enum Left {
 /// When the ledger or a folder cannot be read.
 pub fn survey(pipeline: &Pipeline) -> Result<Vec<Left>> {
     let (mut left, reader) = (Vec::new(), &pipeline.reader);
+    // One look at all processes takes milliseconds, and most clients need none.
+    let processes = LazyCell::new(|| values_of(UNIT_VARIABLE));
     // A unit that was handed over and never begun came before those of its lane that wait.
     for state in [State::Running, State::Pending] {
         let mut page = reader.live_page(state, 0)?;
         while let Some(last) = page.last() {
             let seq = last.seq;
             for record in page {
-                left.push(look(pipeline, record)?);
+                left.push(look(pipeline, record, &processes)?);
             }
             page = reader.live_page(state, seq)?;
         }
@@ -60,15 +64,18 @@ pub fn survey(pipeline: &Pipeline) -> Result<Vec<Left>> {
     Ok(left)
 }
 
-fn look(pipeline: &Pipeline, record: Record) -> Result<Left> {
+/// Returns what to do with a unit. `processes` are the units that processes belong to.
+fn look(
+    pipeline: &Pipeline,
+    record: Record,
+    processes: &LazyCell<HashSet<String>, impl FnOnce() -> HashSet<String>>,
+) -> Result<Left> {
     let trace = pipeline.dir(&record.unit.id).trace()?;
     let same_boot = record.boot.as_deref() == Some(&*pipeline.boot);
     let unit = &record.unit.id;
     let recovery = match recover(record.state, trace, same_boot, record.started.is_some()) {
         // A command may have removed its own folder before its start was booked.
-        Recovery::Queue
-            if record.boot.is_some() && is_in_use(&format!("{UNIT_VARIABLE}={unit}")) =>
-        {
+        Recovery::Queue if record.boot.is_some() && processes.contains(unit) => {
             Recovery::Interrupted
         }
         other => other,

@@ -12,7 +12,7 @@ use crate::store::ledger::failure::wrong;
 use crate::store::ledger::identity::{self, EventKey, Known, Naming};
 use crate::store::ledger::records::{LastSpec, NARROW, Record, WHOLE, record, whole};
 use crate::store::ledger::rows::{Queued, read_message, read_payload, read_state};
-use crate::store::ledger::schema::{self, Depth, file};
+use crate::store::ledger::schema::{self, file};
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Heard, Op, apply};
 
@@ -63,7 +63,7 @@ impl Reader {
     /// When there is none, or it cannot be read or is newer than this program.
     pub fn open(pipeline: &Path) -> Result<Self> {
         let path = file(pipeline);
-        if !schema::check(&path, Depth::Head)? {
+        if !schema::check(&path)? {
             return Err(Error::config(format!(
                 "open ledger {}: it has an older version; its client upgrades it when it starts",
                 path.display()

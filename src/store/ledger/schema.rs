@@ -25,22 +25,11 @@ pub(super) const STATEMENTS: usize = 64;
 /// Maximum time to wait for the write lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum size of a ledger that is read from end to end at the start, bytes; and the maximum after
-/// it was closed in good order, which takes milliseconds.
+/// Maximum size of a ledger that is read from end to end after a start, bytes; and the maximum
+/// after it was closed in good order. Larger ones take seconds; SQLite notices damage in them when
+/// it reads a damaged page.
 const MAX_CHECKED: u64 = 64 << 20;
 const MAX_CHECKED_CLOSED: u64 = 4 << 20;
-
-/// Depth of the check before a ledger is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Only its kind and version, which takes the same time for all sizes.
-    Head,
-    /// Every page, for a process that will write. Exceptions are a ledger larger than
-    /// [`MAX_CHECKED`], and one that was closed in good order, which leaves no log, and is larger
-    /// than [`MAX_CHECKED_CLOSED`]. SQLite notices damage when it reads a damaged page. Looking for
-    /// it at each start takes seconds for a large ledger.
-    Pages,
-}
 
 /// Options that differ between builds of SQLite and could change the behaviour of the ledger. The
 /// flags in `.cargo/config.toml`, which `cargo install` does not read, only make it smaller and
@@ -97,26 +86,34 @@ fn is_to_be_read_whole(path: &Path) -> bool {
         }
 }
 
-/// Checks a ledger without changing it. Returns whether it has the current version.
-///
-/// # Errors
-/// When there is none (73), it is not a ledger or damaged (73), or newer than this program (78).
-pub fn check(path: &Path, depth: Depth) -> Result<bool> {
-    let whole = depth == Depth::Pages && is_to_be_read_whole(path);
-    let unusable = |e: rusqlite::Error| match e.sqlite_error_code() {
+/// Returns the error for a ledger that cannot be opened or read.
+fn unusable(path: &Path, cause: &rusqlite::Error) -> Error {
+    match cause.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => wrong(
             path,
             Kind::CannotCreate,
-            &format_args!("{e}: move it away to start afresh"),
+            &format_args!("{cause}: move it away to start afresh"),
         ),
-        _ => failed(path, &e),
-    };
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
-    .map_err(unusable)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(unusable)?;
+        _ => failed(path, cause),
+    }
+}
+
+fn open_to_look(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// Checks the kind and the version of a ledger without changing it, which takes the same time for
+/// all sizes. Returns whether it has the current version.
+///
+/// # Errors
+/// When there is none (73), it is not a ledger or its head is damaged (73), or newer than this
+/// program (78).
+pub fn check(path: &Path) -> Result<bool> {
+    let unusable = |e: rusqlite::Error| unusable(path, &e);
+    let connection = open_to_look(path).map_err(unusable)?;
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let version = pragma("user_version").map_err(unusable)?;
     if version > current() {
@@ -140,12 +137,20 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
             &"it is not a ledger of Tael",
         ));
     }
-    let sound: String = match whole {
-        true => connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(unusable)?,
-        false => "ok".to_owned(),
-    };
+    Ok(version == current())
+}
+
+/// Reads every page of a ledger without changing it, except one that is too large for that.
+///
+/// # Errors
+/// When it is damaged (73) or cannot be read.
+pub fn check_pages(path: &Path) -> Result<()> {
+    if !is_to_be_read_whole(path) {
+        return Ok(());
+    }
+    let sound = open_to_look(path)
+        .and_then(|ledger| ledger.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)));
+    let sound: String = sound.map_err(|e| unusable(path, &e))?;
     if sound != "ok" {
         return Err(wrong(
             path,
@@ -153,7 +158,7 @@ pub fn check(path: &Path, depth: Depth) -> Result<bool> {
             &format_args!("it is damaged ({sound}): move it away to start afresh"),
         ));
     }
-    Ok(version == current())
+    Ok(())
 }
 
 /// Opens a ledger for writing; `create` creates or upgrades it.
@@ -195,10 +200,8 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
     );
     connection.execute_batch(&pragmas).map_err(unusable)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    if !create {
-        // A reader must not copy the log when it closes.
-        copy_log_on_close(&connection, false).map_err(unusable)?;
-    }
+    // A reader must not copy the log when it closes, nor must a writer that has found damage.
+    copy_log_on_close(&connection, false).map_err(unusable)?;
     if create {
         if journal == "DELETE" {
             warn!(

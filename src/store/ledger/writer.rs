@@ -16,7 +16,6 @@ use crate::store::ledger::failure::{lasting, passes};
 use crate::store::ledger::place::{Found, Place};
 use crate::store::ledger::reader::Reader;
 use crate::store::ledger::schema;
-use crate::store::ledger::schema::Depth;
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Op, apply};
 
@@ -67,14 +66,19 @@ pub struct Ledger<T> {
 
 impl<T: OnDisk + Send + 'static> Ledger<T> {
     /// Opens or creates the ledger in folder `pipeline`, starts its thread, and opens the ledger
-    /// for reading too.
+    /// for reading too. The thread reads all pages before it writes the first one, so that a client
+    /// can connect meanwhile: a ledger that is damaged inside is a fault, and unchanged too.
     ///
     /// # Errors
-    /// When it is damaged or cannot be created (73), or is newer (78); it is unchanged then.
+    /// When it cannot be opened or created (73), or is newer (78); it is unchanged then.
     pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
         let path = schema::file(pipeline);
-        if path.exists() {
-            schema::check(&path, Depth::Pages)?;
+        let exists = path.exists();
+        let mut checked = !exists;
+        if exists && !schema::check(&path)? {
+            // The upgrade writes.
+            schema::check_pages(&path)?;
+            checked = true;
         }
         let connection = schema::connect(&path, true)?;
         let mut writer = Writer {
@@ -94,9 +98,14 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .name("ledger".into())
             .stack_size(STACK)
             .spawn(move || {
-                writer.fill_log();
-                if writer.write(&op_rx, &committed_tx, &counter) {
-                    writer.close();
+                let sound = if checked { Ok(()) } else { writer.check() };
+                if let Err(fault) = sound {
+                    let _ = committed_tx.send(Err(fault));
+                } else {
+                    writer.fill_log();
+                    if writer.write(&op_rx, &committed_tx, &counter) {
+                        writer.close();
+                    }
                 }
                 // Only now, because its end means that everything is done.
                 drop(committed_tx);
@@ -183,6 +192,11 @@ struct Writer {
 }
 
 impl Writer {
+    /// Reads all pages.
+    fn check(&self) -> Result<(), Fault> {
+        schema::check_pages(&self.path).map_err(Fault)
+    }
+
     /// Writes until its sender is gone; `false` after a fault.
     fn write<T: OnDisk>(
         &mut self,
@@ -310,6 +324,7 @@ impl Writer {
         if self.still_there().is_ok() {
             let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
             let copied = self.connection.query_row(sql, [], |_| Ok(()));
+            let copied = copied.and_then(|()| schema::copy_log_on_close(&self.connection, true));
             if let Err(e) = copied {
                 info!("the ledger's log stays: {e}");
             }
@@ -330,8 +345,6 @@ impl Writer {
         };
         let cause = "was removed, replaced or cut off while the client ran; start it again";
         let cause = format!("write to the ledger: {} {cause}", path.display());
-        // If that fails, everything after it fails too.
-        let _ = schema::copy_log_on_close(&self.connection, false);
         Err(Fault(Error::new(Kind::TryAgain, cause)))
     }
 }
