@@ -46,6 +46,8 @@ pub struct Service {
     client: Client,
     /// Tells readers what becomes of messages.
     events: Option<EventSocket>,
+    /// Whether it was online once.
+    settled: bool,
 }
 
 impl Service {
@@ -58,7 +60,6 @@ impl Service {
         let identity = link::identify(&mut config, &home.path)?;
         let id_lock = link::hold_id(&config)?;
         let runners = home.path.join(RUNNERS);
-        warn_without_holes(&config, &runners);
         let (commits, reader) = Commits::open(&home.path)?;
         let pipeline = Pipeline::new(config, home, reader);
         let reports = Reports::open(&pipeline)?;
@@ -89,7 +90,11 @@ impl Service {
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
         let events = EventSocket::open(&client.pipeline.home.path, &client.intake.recent);
-        Ok(Self { client, events })
+        Ok(Self {
+            client,
+            events,
+            settled: false,
+        })
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -97,7 +102,6 @@ impl Service {
     /// # Errors
     /// When the broker refuses the client for good, or the state cannot be written any more.
     pub async fn run(mut self, stop: &mut Stop, mut reload: Reload) -> Result<()> {
-        memory::give_back();
         self.serve(stop.requested(), &mut reload).await?;
         self.stop().await
     }
@@ -113,9 +117,8 @@ impl Service {
             }
             chain::flush_reports(&mut self.client)?;
             self.client.observe();
-            if self.client.link.is_online() {
-                // Only now: to start a process takes longer than to connect.
-                self.client.work.keep_warm();
+            if !self.settled && self.client.link.is_online() {
+                self.settle_in();
             }
             let wake = self.client.wake();
             tokio::select! {
@@ -170,6 +173,15 @@ impl Service {
             return self.on_control(delivery, receipt);
         }
         chain::on_source(&mut self.client, Source::Message(delivery, receipt));
+    }
+
+    /// Does what a start need not wait for: to start a process takes longer than to connect.
+    fn settle_in(&mut self) {
+        let Client { pipeline, work, .. } = &mut self.client;
+        work.keep_warm();
+        warn_without_holes(&pipeline.config, &pipeline.home.path.join(RUNNERS));
+        memory::give_back();
+        self.settled = true;
     }
 
     // --- Control ---

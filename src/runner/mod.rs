@@ -34,6 +34,7 @@ use crate::model::unit::{End, Outcome, Stopped};
 use crate::model::variables::Variables;
 use crate::os::command::{Became, Running, Spawn};
 use crate::os::descent::{adopt_descendants, children_left};
+use crate::os::memory::give_back;
 use crate::os::process::{Sender, boot_id, detach, sender};
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::locked::LockedDir;
@@ -125,6 +126,7 @@ fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path
         heard: None,
         began: None,
     };
+    give_back();
     loop {
         runner.make_ahead();
         if runner.wait() == Sender::Gone {

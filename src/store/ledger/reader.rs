@@ -63,7 +63,8 @@ impl Reader {
     /// When there is none, or it cannot be read or is newer than this program.
     pub fn open(pipeline: &Path) -> Result<Self> {
         let path = file(pipeline);
-        if !schema::check(&path)? {
+        let looked = schema::check(&path)?;
+        if !looked.current {
             return Err(Error::config(format!(
                 "open ledger {}: it has an older version; its client upgrades it when it starts",
                 path.display()

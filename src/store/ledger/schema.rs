@@ -105,13 +105,21 @@ fn open_to_look(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// A ledger that was looked at.
+pub struct Looked {
+    /// Whether it has the current version.
+    pub current: bool,
+    /// While it is open, the next connection need not read the whole log again.
+    _connection: Connection,
+}
+
 /// Checks the kind and the version of a ledger without changing it, which takes the same time for
-/// all sizes. Returns whether it has the current version.
+/// all sizes.
 ///
 /// # Errors
 /// When there is none (73), it is not a ledger or its head is damaged (73), or newer than this
 /// program (78).
-pub fn check(path: &Path) -> Result<bool> {
+pub fn check(path: &Path) -> Result<Looked> {
     let unusable = |e: rusqlite::Error| unusable(path, &e);
     let connection = open_to_look(path).map_err(unusable)?;
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -137,7 +145,10 @@ pub fn check(path: &Path) -> Result<bool> {
             &"it is not a ledger of Tael",
         ));
     }
-    Ok(version == current())
+    Ok(Looked {
+        current: version == current(),
+        _connection: connection,
+    })
 }
 
 /// Reads every page of a ledger without changing it, except one that is too large for that.

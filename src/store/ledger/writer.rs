@@ -73,12 +73,11 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     /// When it cannot be opened or created (73), or is newer (78); it is unchanged then.
     pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
         let path = schema::file(pipeline);
-        let exists = path.exists();
-        let mut checked = !exists;
-        if exists && !schema::check(&path)? {
+        let looked = path.exists().then(|| schema::check(&path)).transpose()?;
+        let current = looked.as_ref().is_some_and(|looked| looked.current);
+        if looked.is_some() && !current {
             // The upgrade writes.
             schema::check_pages(&path)?;
-            checked = true;
         }
         let connection = schema::connect(&path, true)?;
         let mut writer = Writer {
@@ -98,7 +97,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .name("ledger".into())
             .stack_size(STACK)
             .spawn(move || {
-                let sound = if checked { Ok(()) } else { writer.check() };
+                let sound = if current { writer.check() } else { Ok(()) };
                 if let Err(fault) = sound {
                     let _ = committed_tx.send(Err(fault));
                 } else {
