@@ -11,6 +11,7 @@ use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::check::{Level, Limits};
+use crate::model::roots::Content;
 use crate::model::{duration, topic};
 use crate::tools::check::{self, Options, Subject, Wanted};
 
@@ -94,10 +95,21 @@ impl Tool for Check {
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
-        let root = self.root.resolve()?;
+        let content = match (&self.who, &self.topic) {
+            (Some(who), _) => Some(Content::Pipeline(who.clone())),
+            (None, None) => Some(Content::Beacon),
+            (None, Some(_)) => None,
+        };
+        if let Some(who) = &self.who {
+            topic::check_who(who).map_err(|e| Error::usage(format!("check: {e}")))?;
+        }
+        let root = match content {
+            Some(content) => self.root.find(&broker, &content, self.timeout)?,
+            // The topic is whole.
+            None => self.root.resolve()?,
+        };
         let (subject, limits) = match self.who {
             Some(who) => {
-                topic::check_who(&who).map_err(|e| Error::usage(format!("check: {e}")))?;
                 let limits = Limits {
                     warning: self.warning,
                     critical: self.critical,

@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
 use crate::model::message::Qos;
+use crate::model::roots::Content;
 use crate::model::topic::{self, DEFAULT_ROOT};
 use crate::model::{duration, text};
 use crate::net::options::{
@@ -23,6 +24,7 @@ use crate::net::tls;
 use crate::os::host;
 use crate::os::logging::Target;
 use crate::os::paths;
+use crate::tools::roots;
 
 /// Options that all commands share, by their long names. They are `TAEL_<NAME>` in the environment;
 /// options of one command are `TAEL_<COMMAND>_<NAME>`.
@@ -334,12 +336,30 @@ pub fn warn_of_open(what: &str, path: &Path) {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Root {
-    /// First levels of Tael's own topics; also --mqtt-env
+    /// First levels of Tael's own topics; also --mqtt-env. status, control, check and play find the
+    /// only one that fits
     #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
     pub root: Option<String>,
 }
 
 impl Root {
+    /// Checks the root if one is given; otherwise looks for the one below which `content` is, for
+    /// `limit` at most.
+    ///
+    /// # Errors
+    /// 64 for a wrong root, or when several fit; 69 and 77 when the broker does not answer.
+    pub fn find(
+        self,
+        broker: &BrokerOptions,
+        content: &Content,
+        limit: Duration,
+    ) -> Result<String> {
+        match self.root {
+            Some(_) => self.resolve(),
+            None => roots::resolve(broker, content, limit),
+        }
+    }
+
     /// Checks the root, and returns it; `tael` by default.
     pub fn resolve(self) -> Result<String> {
         let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());

@@ -13,6 +13,7 @@ use crate::cli::help::Page;
 use crate::error::{Error, Result};
 use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
+use crate::model::roots::Content;
 use crate::model::text::printable;
 use crate::model::{duration, topic};
 use crate::tools::control::{self, Options};
@@ -71,24 +72,12 @@ impl Tool for Control {
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         topic::check_who(&self.who).map_err(Error::usage)?;
-        let topics = topic::PipelineTopics::new(&self.root.resolve()?, &self.who);
+        let content = Content::Pipeline(self.who.clone());
         let given = !self.attr.is_empty() || self.trigger.is_some();
-        if self.action == "raise" {
-            let pairs = attr::pairs(self.attr, self.words)?;
-            let action = Action::Raise {
-                trigger: self.trigger,
-                attributes: attributes(pairs)?,
-            };
-            return control::run(&Options {
-                broker,
-                topics,
-                who: self.who,
-                action,
-                timeout: self.timeout,
-                json: self.json,
-            });
-        }
-        let mut words = self.words.into_iter();
+        let (pairs, mut words) = match self.action.as_str() {
+            "raise" => (attr::pairs(self.attr, self.words)?, Vec::new().into_iter()),
+            _ => (Vec::new(), self.words.into_iter()),
+        };
         let unit = words.next();
         if let Some(word) = words.next() {
             let (action, word) = (&self.action, printable(&word, 80));
@@ -97,6 +86,10 @@ impl Tool for Control {
             )));
         }
         let action = match (self.action.as_str(), unit) {
+            ("raise", _) => Action::Raise {
+                trigger: self.trigger,
+                attributes: attributes(pairs)?,
+            },
             (_, _) if given => {
                 return Err(Error::usage("--attr and --trigger go with raise only"));
             }
@@ -119,9 +112,11 @@ impl Tool for Control {
                 )));
             }
         };
+        let root = self.root.find(&broker, &content, self.timeout)?;
         control::run(&Options {
             broker,
-            topics,
+            topics: topic::PipelineTopics::new(&root, &self.who),
+            root,
             who: self.who,
             action,
             timeout: self.timeout,

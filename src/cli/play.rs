@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::network_address::Network;
 use crate::model::playbook::Playbook;
+use crate::model::roots::Content;
 use crate::tools::play::{self, Options};
 
 /// Options of `tael play`.
@@ -59,6 +60,9 @@ pub struct Play {
     connection: Connection,
 }
 
+/// Maximum time to look for the root.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// Maximum size of a playbook, bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -86,7 +90,6 @@ impl Tool for Play {
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
-        let root = self.root.resolve()?;
         let name = self.file.display().to_string();
         let wrong = |cause: &dyn std::fmt::Display| {
             Error::new(Kind::Data, format!("read playbook {name}: {cause}"))
@@ -99,6 +102,10 @@ impl Tool for Play {
             return Err(wrong(&format!("it has more than {MAX_FILE} bytes")));
         }
         let playbook = Playbook::parse(&text, self.lenient).map_err(|e| wrong(&e))?;
+        let content = Content::Playbook {
+            nodes: playbook.nodes().into_iter().collect(),
+            pipelines: playbook.pipelines().into_iter().collect(),
+        };
         if self.check {
             return play::check(&playbook);
         }
@@ -106,6 +113,7 @@ impl Tool for Play {
             list if list.is_empty() => vec![PathBuf::from(".")],
             list => list,
         };
+        let root = self.root.find(&broker, &content, CONNECT)?;
         play::run(&Options {
             broker,
             root,

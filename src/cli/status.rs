@@ -11,6 +11,7 @@ use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::error::Result;
 use crate::model::duration;
+use crate::model::roots::Content;
 use crate::tools::status::{self, Form, Options};
 
 /// Options of `tael status`.
@@ -68,9 +69,10 @@ impl Tool for Status {
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let table = if self.json { Form::Json } else { Form::Table };
+        let root = self.root.find(&broker, &Content::Pipelines, self.timeout)?;
         status::run(&Options {
             broker,
-            root: self.root.resolve()?,
+            root,
             form: self.graph.unwrap_or(table),
             prune: self.prune,
             timeout: self.timeout,

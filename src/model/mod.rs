@@ -25,6 +25,7 @@ pub mod outcome;
 pub mod passthrough;
 pub mod playbook;
 pub mod policy;
+pub mod roots;
 mod sources;
 pub mod spec;
 pub mod state;

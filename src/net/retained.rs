@@ -34,6 +34,9 @@ pub struct Query {
     pub root: String,
     /// Maximum time for the broker to answer.
     pub limit: Duration,
+    /// Maximum time after the subscription until the first message or the marker comes. A broker
+    /// may refuse both without an answer.
+    pub patience: Duration,
 }
 
 /// Retained messages.
@@ -95,6 +98,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
             event = session.next() => match event? {
                 Event::Online => {
                     online = true;
+                    quiet = deadline.min(Instant::now() + query.patience);
                     session.publish(Message {
                         topic: marker.clone(),
                         payload: Bytes::new(),

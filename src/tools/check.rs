@@ -13,10 +13,11 @@ use crate::model::duration;
 use crate::model::event::{Attributes, attributes};
 use crate::model::message::Delivery;
 use crate::model::network::{Network, Seen};
+use crate::model::roots::Content;
 use crate::model::topic::{self, Filter, PipelineTopics};
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
-use crate::tools::{MAX_PAYLOAD, control, listener};
+use crate::tools::{MAX_PAYLOAD, control, listener, roots};
 
 /// Subject of a check.
 #[derive(Debug, Clone)]
@@ -116,7 +117,12 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
             format!("{topic} is silent for {}", duration::text(patience))
         } else {
             let last = topic::last_beat(topic);
-            format!("nothing is retained on {last}: no beacon has ever sent to {topic}")
+            let usual = *topic == topic::beacon(&options.root);
+            let hint = match usual {
+                true => roots::hint(&options.broker, &Content::Beacon, &options.root).await,
+                false => "is the topic right?".to_owned(),
+            };
+            format!("nothing is retained on {last}: no beacon has ever sent to {topic}; {hint}")
         };
         return Ok(report.with(Level::Critical, text));
     };
@@ -179,7 +185,9 @@ async fn pipeline(options: &Options, who: &str, wanted: &Wanted) -> Result<Repor
     let report = Report::new("PIPELINE");
     let Some(seen) = network.pipeline(who) else {
         let root = &options.root;
-        let text = format!("{who} has never been seen below {root}; is --root right?");
+        let content = Content::Pipeline(who.to_owned());
+        let hint = roots::hint(&options.broker, &content, root).await;
+        let text = format!("{who} has never been seen below {root}; {hint}");
         return Ok(report.with(Level::Critical, text));
     };
     let state = match seen.state.as_str() {
@@ -235,6 +243,7 @@ fn last_end(options: &Options, report: Report, seen: &Seen, told: bool, wanted: 
 async fn waiting(options: &Options, who: &str, topics: PipelineTopics) -> Result<u64> {
     let answer = control::ask(&control::Options {
         broker: options.broker.clone(),
+        root: options.root.clone(),
         topics,
         who: who.to_owned(),
         action: Action::Status,
@@ -255,6 +264,7 @@ async fn found(options: &Options, filters: Vec<Filter>) -> Result<Vec<Delivery>>
         filters,
         root: options.root.clone(),
         limit: options.timeout,
+        patience: options.timeout,
     };
     let found = retained::retained(listener(&options.broker), query).await?;
     match found.cut {

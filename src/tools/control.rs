@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::error::{Error, Kind, Result};
 use crate::model::control::{Action, Envelope, refusal};
 use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::roots::Content;
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
@@ -20,6 +21,7 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
 use crate::tools::message::{origin, sender};
+use crate::tools::roots;
 
 /// Maximum size of an answer, bytes.
 const MAX_REPLY: u32 = 1024 * 1024;
@@ -29,6 +31,8 @@ const MAX_REPLY: u32 = 1024 * 1024;
 pub struct Options {
     /// Broker, and our credentials.
     pub broker: BrokerOptions,
+    /// The root of its topics.
+    pub root: String,
     /// Topics of the pipeline.
     pub topics: PipelineTopics,
     /// Name of the pipeline.
@@ -92,14 +96,6 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         properties,
     };
     let mut session = Session::new(settings, subscriptions).announced();
-    let unheard = |cause: &str| {
-        let (action, who) = (options.action.name(), &options.who);
-        let topic = options.topics.control();
-        let cause = format!(
-            "{action} {who}: {cause} on {topic}; is --root right, and does that client run?"
-        );
-        Error::new(Kind::TryAgain, cause)
-    };
     let mut reached = false;
     let (mut sent, mut stopped) = (false, false);
     let answered = async {
@@ -117,10 +113,11 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 }
                 Event::Received(received) if received.delivery.topic == reply_topic.as_bytes() => {
                     let answer = json::parse(&received.delivery.payload);
-                    return answer.map_err(|e| Error::data(format!("read the answer: {e}")));
+                    let wrong = |e| Error::data(format!("read the answer: {e}"));
+                    return answer.map(Some).map_err(wrong);
                 }
                 Event::Published(_, Ok(Audience::None)) => {
-                    return Err(unheard("no client listens"));
+                    return Ok(None);
                 }
                 Event::Published(_, Ok(Audience::Possible)) => sent = true,
                 Event::Received(received) => {
@@ -139,16 +136,26 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
         }
     };
     let answer = timeout(options.timeout, answered).await;
-    let answer = match answer {
-        Ok(answer) => answer?,
-        Err(_) if reached => {
-            let limit = duration::text(options.timeout);
-            return Err(unheard(&format!("no answer within {limit}")));
-        }
+    let cause = match answer {
+        Ok(answer) => match answer? {
+            Some(answer) => {
+                session.close().await;
+                return Ok(answer);
+            }
+            None => "no client listens".to_owned(),
+        },
+        Err(_) if reached => format!("no answer within {}", duration::text(options.timeout)),
         Err(_) => return Err(session.unreachable(options.timeout)),
     };
     session.close().await;
-    Ok(answer)
+    let content = Content::Pipeline(options.who.clone());
+    let hint = roots::hint(&options.broker, &content, &options.root).await;
+    let (action, who) = (options.action.name(), &options.who);
+    let topic = options.topics.control();
+    Err(Error::new(
+        Kind::TryAgain,
+        format!("{action} {who}: {cause} on {topic}; does that client run? {hint}"),
+    ))
 }
 
 /// Returns the properties of a request for its payload, for bridges that drop them. After `timeout`

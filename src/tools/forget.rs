@@ -96,6 +96,7 @@ async fn network(options: &Options) -> Result<Network> {
             .map_err(wrong)?,
         root: options.root.clone(),
         limit: options.timeout,
+        patience: options.timeout,
     };
     let found = retained::retained(listener(&options.broker), query).await?;
     if let Some(cause) = found.cut {

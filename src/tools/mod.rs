@@ -12,6 +12,7 @@ pub mod forget;
 pub mod message;
 pub mod node;
 pub mod play;
+pub mod roots;
 pub mod status;
 pub mod watch;
 pub mod work;

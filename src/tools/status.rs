@@ -10,12 +10,13 @@ use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::event::attributes;
 use crate::model::network::{Network, Seen};
+use crate::model::roots::Content;
 use crate::model::text::printable;
 use crate::model::topic::{self, Filter};
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
 use crate::os::logging::say;
-use crate::tools::{MAX_PAYLOAD, forget, listener};
+use crate::tools::{MAX_PAYLOAD, forget, listener, roots};
 
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         filters,
         root: options.root.clone(),
         limit: options.timeout,
+        patience: options.timeout,
     };
     let runtime = super::runtime()?;
     let found = runtime.block_on(retained::retained(listener(&options.broker), query))?;
@@ -95,9 +97,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Form::Table => {
             let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
             if rows.is_empty() {
+                let hint = roots::hint(&options.broker, &Content::Pipelines, &options.root);
+                let hint = super::runtime()?.block_on(hint);
+                let root = &options.root;
                 say(&format!(
-                    "no pipeline has ever been seen below {}; is --root right?",
-                    options.root
+                    "no pipeline has ever been seen below {root}; {hint}"
                 ));
             } else {
                 let head = [

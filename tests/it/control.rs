@@ -232,7 +232,7 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
     refuses(
         &mut control(&["nobody", "status", "--timeout", "2s"]),
         75,
-        "on lab/infrastructure/pipelines/nobody/control; is --root right",
+        "on lab/infrastructure/pipelines/nobody/control; does that client run? is --root right?",
     );
     for (arguments, text) in [
         (&["x", "dance"][..], "'dance'"),

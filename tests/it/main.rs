@@ -43,6 +43,7 @@ mod playbooks;
 mod redelivery;
 mod requests;
 mod retained;
+mod roots;
 mod runner_protocol;
 mod runners;
 mod session;

@@ -364,7 +364,10 @@ fn the_network_is_shown_with_who_starts_whom() {
     assert!(graph("mermaid").contains("p1[\"call<br>lost\"]"));
     let (code, empty, hint) = ran(&mut world.tael(["status", "--root", "nobody"]));
     assert_eq!((code, empty.as_str()), (0, ""));
-    assert!(hint.contains("is --root right?"), "{hint}");
+    assert!(
+        hint.contains("below nobody; pipelines are below lab: --root lab"),
+        "{hint}"
+    );
     align.stop();
 }
 

@@ -213,6 +213,7 @@ impl Player<'_> {
                 client_id: format!("tael-{}", host::new_id()),
                 ..self.options.broker.clone()
             },
+            root: self.options.root.clone(),
             topics: PipelineTopics::new(&self.options.root, who),
             who: who.to_owned(),
             action: Control::Raise {

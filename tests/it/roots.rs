@@ -1,0 +1,107 @@
+//! Commands without `--root` find it.
+
+use std::process::Command;
+
+use crate::common::{World, ran, refuses, wait_until};
+
+const SEQ: &str = "lab/seq/status";
+
+/// Publishes the presence of a pipeline that was stopped.
+fn was_here(world: &World, root: &str, who: &str) {
+    let topic = format!("{root}/infrastructure/pipelines/{who}/presence");
+    let mut message = world.command("tael-message");
+    message.args(["--retain", "-t", &topic, "state=offline", "host=h"]);
+    assert_eq!(ran(&mut message).0, 0);
+}
+
+fn tael(world: &World, arguments: &[&str]) -> Command {
+    let mut command = world.tael(arguments);
+    command.env("TAEL_LOG", "warn");
+    command
+}
+
+#[test]
+fn the_only_root_is_found_and_several_are_named() {
+    let world = World::new();
+    let client = world.client("align", &["-t", SEQ, "-c", "true"]);
+    let line = |arguments: &[&str]| {
+        let (code, out, error) = ran(&mut tael(&world, arguments));
+        assert_eq!((code, &*error), (0, ""), "{arguments:?}: {out}");
+        out
+    };
+    assert!(line(&["status"]).contains("align"));
+    assert!(line(&["control", "align", "raise", "s=1"]).contains("raised"));
+    world.wait_report("align", "/units/succeeded", 1);
+    wait_until("its end is retained", || {
+        line(&["check", "--who", "align"]).contains("finished")
+    });
+    // Roots of several levels, and other pipelines, do not count for a name.
+    was_here(&world, "site/two/test", "call");
+    assert!(line(&["control", "align", "status"]).contains("align: on "));
+    let (code, out, _) = ran(&mut tael(&world, &["check", "--who", "call"]));
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("call is offline"), "{out}");
+    let two = "pipelines are below lab, site/two/test: choose one by --root";
+    refuses(&mut tael(&world, &["status"]), 64, two);
+    was_here(&world, "test", "align");
+    let both = "align is below lab, test: choose one by --root";
+    refuses(&mut tael(&world, &["control", "align", "status"]), 64, both);
+    let (code, out, _) = ran(&mut tael(&world, &["check", "--who", "align"]));
+    assert_eq!(code, 3);
+    assert!(out.contains(both), "{out}");
+    client.stop();
+}
+
+#[test]
+fn errors_name_the_root_that_is_right() {
+    let world = World::new();
+    let client = world.client("align", &["-t", SEQ, "-c", "true"]);
+    let mut control = tael(&world, &["control", "align", "status", "--root", "tael"]);
+    refuses(
+        control.args(["--timeout", "1s"]),
+        75,
+        "align is below lab: --root lab",
+    );
+    let (code, out, _) = ran(&mut tael(
+        &world,
+        &["check", "--who", "align", "--root", "x"],
+    ));
+    assert_eq!(code, 2, "{out}");
+    assert!(
+        out.contains("below x; align is below lab: --root lab"),
+        "{out}"
+    );
+    // A name that is nowhere.
+    let mut control = tael(&world, &["control", "nobody", "status", "--timeout", "1s"]);
+    refuses(&mut control, 75, "is --root right?");
+    client.stop();
+}
+
+#[test]
+fn beacons_and_playbooks_find_their_root() {
+    let world = World::new();
+    let mut beacon = world.command("tael-beacon");
+    assert_eq!(ran(beacon.args(["--once", "--root", "far/lab"])).0, 0);
+    let (code, out, error) = ran(&mut tael(&world, &["check"]));
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("far/lab/test/beacon/status beat"), "{out}");
+    let (code, out, _) = ran(&mut tael(&world, &["check", "--root", "lab"]));
+    assert_eq!(code, 2);
+    assert!(
+        out.contains("beacons are below far/lab: --root far/lab"),
+        "{out}"
+    );
+    // A node that is up, below a root that is not the default.
+    let functions = world.path("functions");
+    std::fs::write(&functions, "startFunction() { :; }\n").expect("functions");
+    let mut node = world.tael(["node", "n1", "--root", "bench"]);
+    node.arg("--functions").arg(functions);
+    let ears = world.ears(&["bench/#"]);
+    let node = world.spawn(node);
+    ears.wait("it is up", |m| m.topic == "bench/n1/STATUS");
+    let playbook = world.path("playbook");
+    std::fs::write(&playbook, "SEND n1 START\nWAITFOR n1 STARTED\n").expect("playbook");
+    let (code, out, error) = ran(tael(&world, &["play"]).arg(&playbook));
+    assert_eq!(code, 0, "{out}{error}");
+    node.stop();
+}
