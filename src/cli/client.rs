@@ -215,6 +215,7 @@ impl Client {
         let chosen_id = self.connection.has_id();
         // The identifier of versions that kept none in the state folder.
         let id = format!("tael-{who}-{host}");
+        mistakes.keep(self.connection.check_session(matches));
         let broker = self.connection.resolve_all(matches, id, mistakes);
         if self.qos == Qos::AtMostOnce {
             mistakes.note(Error::usage("QoS 0 loses events: a client takes 1"));

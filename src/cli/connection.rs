@@ -10,14 +10,14 @@ use clap::{ArgAction, ArgMatches, Args, Command};
 use tracing::warn;
 
 use crate::cli::mistakes::Mistakes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::message::Qos;
 use crate::model::roots::Content;
 use crate::model::topic::{self, DEFAULT_ROOT};
 use crate::model::{duration, text};
 use crate::net::options::{
-    BrokerOptions, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret, TLS_PORT, TlsFiles,
-    parse_url, plain_host,
+    BrokerOptions, BrokerUrl, Endpoint, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret,
+    TLS_PORT, TlsFiles, parse_brokers, plain_host,
 };
 use crate::net::password::Password;
 use crate::net::tls;
@@ -32,6 +32,7 @@ const SHARED: &[&str] = &[
     "host",
     "port",
     "broker",
+    "cluster",
     "username",
     "password-file",
     "password",
@@ -113,9 +114,12 @@ pub struct Connection {
     /// Port of the broker [default: 1883; 8883 with TLS]
     #[arg(short, long)]
     port: Option<u16>,
-    /// URL of the broker: mqtt[s]://[user@]host[:port]
+    /// Broker: [mqtt[s]://][user@]host[:port]; several of a cluster with commas, tried in turn
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
+    /// The brokers of --broker are one cluster, which shares the sessions of its clients
+    #[arg(long)]
+    cluster: bool,
     /// User name at the broker
     #[arg(short, long)]
     username: Option<String>,
@@ -199,12 +203,14 @@ impl Connection {
                 "--broker goes without --host and --port: it names both",
             ));
         }
-        let url = match &self.broker {
+        let urls = match &self.broker {
             // A flag is stronger than a URL from the environment or a file.
             Some(_) if rank(matches, "host") > rank(matches, "broker") => None,
-            Some(url) => mistakes.keep(parse_url(url).map_err(Error::usage)),
+            Some(text) => mistakes.keep(parse_brokers(text).map_err(Error::usage)),
             None => None,
         };
+        let mut urls = urls.unwrap_or_default().into_iter();
+        let (url, others) = (urls.next(), urls);
         let password = mistakes.keep(self.password(matches)).flatten();
         let identity = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
@@ -224,10 +230,15 @@ impl Connection {
             server_name: self.tls_server_name,
         };
         let tls = files != TlsFiles::default() || url.as_ref().is_some_and(|url| url.tls);
-        let port = match &url {
-            Some(url) if rank(matches, "port") <= rank(matches, "broker") => url.port,
-            _ => self.port,
+        let own_port = |url: &BrokerUrl| match rank(matches, "port") <= rank(matches, "broker") {
+            true => url.port,
+            false => self.port,
         };
+        let port = url.as_ref().map_or(self.port, own_port);
+        let usual = if tls { TLS_PORT } else { PORT };
+        let others: Vec<Endpoint> = others
+            .map(|url| (url.host.clone(), own_port(&url).unwrap_or(usual)))
+            .collect();
         if port == Some(0) {
             mistakes.note(Error::usage("port 0 is not a port: 1 to 65535"));
         }
@@ -241,21 +252,46 @@ impl Connection {
             host: url
                 .as_ref()
                 .map_or_else(|| plain_host(&self.host), |url| url.host.clone()),
-            port: port.unwrap_or(if tls { TLS_PORT } else { PORT }),
+            port: port.unwrap_or(usual),
+            others,
             tls: tls.then_some(files),
             username: self.username.or_else(|| url.and_then(|url| url.username)),
             password,
             client_id: id,
             keep_alive: self.keepalive,
         };
-        mistakes.keep(check_host(&options.host));
+        for turn in 0..options.count() {
+            mistakes.keep(check_host(options.at(turn).0));
+        }
         if let Some(files) = &options.tls {
             // Wrong files are reported now, not after the first reconnect.
             mistakes.keep(tls::client_config(files));
-            let name = files.server_name.as_deref().unwrap_or(&options.host);
-            mistakes.keep(tls::server_name(name).map_err(Error::usage));
+            for turn in 0..options.count() {
+                let name = files.server_name.as_deref().unwrap_or(options.at(turn).0);
+                mistakes.keep(tls::server_name(name).map_err(Error::usage));
+            }
         }
         Some(options)
+    }
+
+    /// Refuses several brokers for a client whose messages wait in a session at the broker, unless the
+    /// operator says that they share it: each would keep a part of the messages.
+    ///
+    /// # Errors
+    /// 64, or 78 if a file names the brokers.
+    pub fn check_session(&self, matches: &ArgMatches) -> Result<()> {
+        let several = self.broker.as_ref().is_some_and(|text| text.contains(','));
+        let used = rank(matches, "host") <= rank(matches, "broker");
+        if !several || !used || self.cluster {
+            return Ok(());
+        }
+        let kind = match rank(matches, "broker") {
+            0 => Kind::Config,
+            _ => Kind::Usage,
+        };
+        let cause = "several brokers would split the session of this client: each would keep a part \
+                     of the messages; name one, or add --cluster if they share sessions";
+        Err(Error::new(kind, cause))
     }
 
     /// Returns whether the operator has chosen the client identifier.

@@ -85,6 +85,7 @@ impl Node {
         mistakes: &mut Mistakes,
     ) -> Option<Options> {
         let id = connection::random_id();
+        mistakes.keep(self.connection.check_session(matches));
         let broker = self.connection.resolve_all(matches, id, mistakes);
         if let Err(e) = topic::check_who(&self.name) {
             let e = e.replace("pipeline", "node");

@@ -92,13 +92,17 @@ impl Attempts {
         }
     }
 
-    /// Warns of a broker that has lost the session.
-    pub fn warn_of_lost_session(broker: &BrokerOptions) {
+    /// Warns that the broker whose `turn` it is has lost the session.
+    pub fn warn_of_lost_session(broker: &BrokerOptions, turn: usize) {
+        let apart = match broker.count() {
+            1 => "",
+            _ => ", or the brokers do not share sessions: then use one broker without --cluster",
+        };
         warn!(
             "{} has lost the session of client identifier '{}': messages that were sent while this \
              client was away are lost; the broker was restarted without its state, the client was \
-             away for too long, or another client has used the identifier",
-            broker.address(),
+             away for too long, or another client has used the identifier{apart}",
+            broker.address_at(turn),
             broker.client_id
         );
     }
@@ -110,8 +114,8 @@ impl Attempts {
         self.away = None;
     }
 
-    /// Notes that a connection to `broker` has ended, after it was online for `lived`. Returns the
-    /// wait before the next one, and the cause.
+    /// Notes that a connection to the `broker` whose `turn` it was has ended, after it was online for
+    /// `lived`. Returns the wait before the next one, and the cause.
     ///
     /// # Errors
     /// When another attempt would fail too.
@@ -120,8 +124,9 @@ impl Attempts {
         failure: Failure,
         lived: Option<Duration>,
         broker: &BrokerOptions,
+        turn: usize,
     ) -> Result<(Duration, String)> {
-        let address = broker.address();
+        let address = broker.address_at(turn);
         self.packet_at_fault = matches!(failure, Failure::Packet(_));
         if lived.is_some() {
             self.was_cut = matches!(failure, Failure::Cut(_));
@@ -151,6 +156,11 @@ impl Attempts {
                 cause
             }
         };
+        let tried = usize::try_from(self.failures).unwrap_or(usize::MAX);
+        if tried.saturating_add(1) % broker.count() != 0 {
+            // Another broker of the cluster has not been tried yet.
+            wait = wait.min(backoff(0) / 2);
+        }
         if self.short_lives >= SHORT_LIVES {
             let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
             wait = BACKOFF_TAKEN_PERHAPS
@@ -210,6 +220,7 @@ mod tests {
         BrokerOptions {
             host: "h".into(),
             port: PORT,
+            others: Vec::new(),
             tls: None,
             username: None,
             password: None,
@@ -227,18 +238,20 @@ mod tests {
         let mut attempts = Attempts::default();
         attempts.last();
         assert!(
-            attempts.ended(refused(), None, &broker()).is_err(),
+            attempts.ended(refused(), None, &broker(), 0).is_err(),
             "not yet"
         );
         attempts.came_online();
         for _ in 0..3 {
-            let (wait, cause) = attempts.ended(refused(), None, &broker()).expect("goes on");
+            let (wait, cause) = attempts
+                .ended(refused(), None, &broker(), 0)
+                .expect("goes on");
             assert!(wait >= Duration::from_secs(4), "{wait:?}");
             assert_eq!(cause, "banned");
         }
         assert_eq!(attempts.said.len(), 1, "warned of once");
         let mut command = Attempts::default();
         command.came_online();
-        assert!(command.ended(refused(), None, &broker()).is_err());
+        assert!(command.ended(refused(), None, &broker(), 0).is_err());
     }
 }

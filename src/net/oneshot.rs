@@ -37,8 +37,9 @@ pub async fn publish(
     let address = settings.broker.address();
     let mut earlier: Option<String> = None;
     let mut notice = Notice::new();
+    let mut turn = 0;
     loop {
-        let mut connection = Connection::open(settings, false)?;
+        let mut connection = Connection::open(settings, turn, false)?;
         let connected = Cell::new(false);
         let attempt = {
             let trying = attempt(&mut connection, message, also, &connected);
@@ -80,6 +81,7 @@ pub async fn publish(
                 .take()
                 .unwrap_or_else(|| format!("no answer within {}", duration::text(limit))),
         };
+        turn += 1;
         let next = Instant::now() + RETRY;
         if next < deadline {
             earlier = Some(cause);

@@ -32,6 +32,12 @@ pub struct TlsFiles {
     pub server_name: Option<String>,
 }
 
+/// Maximum number of brokers of a cluster.
+pub const MAX_BROKERS: usize = 8;
+
+/// A host and a port.
+pub type Endpoint = (String, u16);
+
 /// A broker, and our credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerOptions {
@@ -39,6 +45,9 @@ pub struct BrokerOptions {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Other brokers of the same cluster, which are tried in turn; at most [`MAX_BROKERS`] with the
+    /// first.
+    pub others: Vec<Endpoint>,
     /// TLS, if the connection is encrypted.
     pub tls: Option<TlsFiles>,
     /// User name.
@@ -52,13 +61,33 @@ pub struct BrokerOptions {
 }
 
 impl BrokerOptions {
-    /// Returns the address of the broker, for people.
+    /// Returns the address of the broker, for people; of a cluster all addresses.
     #[must_use]
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
+        let all = (0..self.count()).map(|turn| self.address_at(turn));
+        all.collect::<Vec<_>>().join(",")
+    }
+
+    /// Returns the number of brokers.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.others.len() + 1
+    }
+
+    /// Returns the host and the port for attempt `turn`: all brokers in a circle.
+    #[must_use]
+    pub fn at(&self, turn: usize) -> (&str, u16) {
+        let place = (turn % self.count()).checked_sub(1);
+        let other = place.and_then(|place| self.others.get(place));
+        other.map_or((&self.host, self.port), |(host, port)| (host, *port))
+    }
+
+    /// Returns the address for attempt `turn`, for people.
+    #[must_use]
+    pub fn address_at(&self, turn: usize) -> String {
+        match self.at(turn) {
+            (host, port) if host.contains(':') => format!("[{host}]:{port}"),
+            (host, port) => format!("{host}:{port}"),
         }
     }
 
@@ -192,6 +221,46 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
     })
 }
 
+/// Parses the value of `--broker`: one URL, or several brokers of a cluster, separated by commas. A
+/// scheme and a user are those of the first; `HOST[:PORT]` alone is `mqtt://HOST[:PORT]`.
+///
+/// # Errors
+/// A text for the user, which never repeats a password.
+pub fn parse_brokers(text: &str) -> Result<Vec<BrokerUrl>, String> {
+    let mut list: Vec<BrokerUrl> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let scheme = match list.first() {
+            Some(first) if first.tls => "mqtts",
+            _ => "mqtt",
+        };
+        let url = match part.contains("://") {
+            true => parse_url(part)?,
+            false => parse_url(&format!("{scheme}://{part}"))?,
+        };
+        if let Some(first) = list.first() {
+            if url.tls != first.tls {
+                return Err("the brokers of a cluster all have TLS, or none has".into());
+            }
+            if url.username.is_some() && url.username != first.username {
+                return Err("the brokers of a cluster have one user: name it with -u".into());
+            }
+        }
+        if !list
+            .iter()
+            .any(|known| (&known.host, known.port) == (&url.host, url.port))
+        {
+            list.push(url);
+        }
+    }
+    if list.len() > MAX_BROKERS {
+        return Err(format!(
+            "{} brokers are too many: {MAX_BROKERS} at most",
+            list.len()
+        ));
+    }
+    Ok(list)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +324,58 @@ mod tests {
         }
         let secret = parse_url("mqtt://ann:hunter2@h").expect_err("password");
         assert!(!secret.contains("hunter2"));
+    }
+
+    #[test]
+    fn brokers_of_a_cluster() {
+        let hosts = |text: &str| {
+            let list = parse_brokers(text)?;
+            let hosts = list.iter().map(|url| (url.tls, url.host.clone(), url.port));
+            Ok::<_, String>(hosts.collect::<Vec<_>>())
+        };
+        let plain = |host: &str, port| (false, host.to_owned(), port);
+        assert_eq!(hosts("a"), Ok(vec![plain("a", None)]));
+        assert_eq!(
+            hosts("a, b:1884,[::1]:7,a"),
+            Ok(vec![
+                plain("a", None),
+                plain("b", Some(1884)),
+                plain("::1", Some(7))
+            ])
+        );
+        let list = parse_brokers("mqtts://ann@a,b").expect("list");
+        assert!(list.iter().all(|url| url.tls));
+        assert_eq!(list[0].username.as_deref(), Some("ann"));
+        let many: Vec<String> = (0..=MAX_BROKERS).map(|n| format!("h{n}")).collect();
+        for bad in [
+            "a,",
+            "",
+            "a,mqtts://b",
+            "mqtt://a,mqtt://x@b",
+            "a,http://b",
+            &many.join(","),
+        ] {
+            assert!(parse_brokers(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn brokers_take_turns() {
+        let mut broker = BrokerOptions {
+            host: "a".into(),
+            port: 1,
+            others: vec![("::1".into(), 2)],
+            tls: None,
+            username: None,
+            password: None,
+            client_id: "i".into(),
+            keep_alive: KEEP_ALIVE,
+        };
+        assert_eq!(broker.address(), "a:1,[::1]:2");
+        let turns: Vec<_> = (0..3).map(|turn| broker.address_at(turn)).collect();
+        assert_eq!(turns, ["a:1", "[::1]:2", "a:1"]);
+        broker.others.clear();
+        assert_eq!(broker.address_at(7), "a:1");
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub struct Session {
     state: State,
     acks: Acks<Ack>,
     connections: u64,
+    /// Which of several brokers the present connection is to, or the next one.
+    turn: usize,
     attempts: Attempts,
     /// Offer of the broker.
     offer: Offer,
@@ -117,6 +119,7 @@ impl Session {
             },
             acks: Acks::default(),
             connections: 0,
+            turn: 0,
             attempts: Attempts::default(),
             offer: Offer::default(),
             plain_will: false,
@@ -174,7 +177,7 @@ impl Session {
                     }
                     self.connections += 1;
                     self.acks = Acks::default();
-                    match Connection::open(&self.settings, self.plain_will) {
+                    match Connection::open(&self.settings, self.turn, self.plain_will) {
                         Ok(connection) => {
                             self.state = State::Open {
                                 connection,
@@ -436,7 +439,7 @@ impl Session {
         self.offer = offer;
         let forgotten = self.expected && !session_present;
         if forgotten && !self.settings.session_expiry.is_zero() {
-            Attempts::warn_of_lost_session(&self.settings.broker);
+            Attempts::warn_of_lost_session(&self.settings.broker, self.turn);
         }
         self.expected = true;
         // From now on the session is our own.
@@ -455,7 +458,10 @@ impl Session {
             *since = Some(Instant::now());
             self.notice.drop_it();
             self.attempts.came_online();
-            info!("connected to {}", self.settings.broker.address());
+            info!(
+                "connected to {}",
+                self.settings.broker.address_at(self.turn)
+            );
             self.ready.push_back(Event::Online);
         }
         let changed = self.subscriber.changed();
@@ -488,7 +494,9 @@ impl Session {
             } => Some(since.elapsed()),
             _ => None,
         };
-        let (wait, cause) = self.attempts.ended(failure, lived, &self.settings.broker)?;
+        let broker = &self.settings.broker;
+        let (wait, cause) = self.attempts.ended(failure, lived, broker, self.turn)?;
+        self.turn = self.turn.wrapping_add(1);
         self.cause = Some(cause);
         self.wait(wait);
         Ok(Event::Offline)

@@ -182,6 +182,7 @@ fn listen(port: u16) -> Session {
         ..sender(&BrokerOptions {
             host: Ipv4Addr::LOCALHOST.to_string(),
             port,
+            others: Vec::new(),
             tls: None,
             username: None,
             password: None,

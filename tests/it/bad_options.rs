@@ -165,7 +165,6 @@ fn options_that_are_missing() {
 fn broker_urls() {
     let dir = tempdir().expect("tempdir");
     for url in [
-        "broker.example",
         "http://broker.example",
         "mqtt://",
         "mqtt://@host",
@@ -173,6 +172,8 @@ fn broker_urls() {
         "mqtt://host:99999",
         "mqtt://host/path",
         "mqtt://ho st",
+        "broker.example,",
+        "a,mqtts://b",
     ] {
         refuses(&mut message(&dir, &["--broker", url]), 64, "broker");
     }

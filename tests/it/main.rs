@@ -19,6 +19,7 @@ mod bad_options;
 mod burst;
 mod chain;
 mod client;
+mod cluster;
 mod config;
 mod control;
 mod crash;

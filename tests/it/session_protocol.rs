@@ -52,6 +52,7 @@ impl Driver {
             broker: BrokerOptions {
                 host: "127.0.0.1".into(),
                 port: broker.port(),
+                others: Vec::new(),
                 tls: None,
                 username: None,
                 password: None,

@@ -81,6 +81,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         broker: BrokerOptions {
             host: "127.0.0.1".into(),
             port,
+            others: Vec::new(),
             tls: None,
             username: None,
             password: None,

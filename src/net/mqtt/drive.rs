@@ -23,7 +23,7 @@ use crate::net::mqtt::offer::Offer;
 use crate::net::mqtt::protocol::Protocol;
 use crate::net::mqtt::waiting::Waiting;
 use crate::net::mqtt::wire::put;
-use crate::net::mqtt::{CONNECT_TIMEOUT, Event, Failure, Progress, Request, inbox};
+use crate::net::mqtt::{Event, Failure, Progress, Request, inbox};
 use crate::net::options::MIN_KEEP_ALIVE;
 use crate::net::tls;
 use crate::os::hooks;
@@ -51,6 +51,8 @@ type Stream = Box<dyn Wire>;
 pub(super) struct Plan {
     pub host: String,
     pub port: u16,
+    /// Maximum time until the connection stands.
+    pub limit: Duration,
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub connect: Packet,
     pub keep_alive: Duration,
@@ -98,17 +100,17 @@ fn keep_alive(plan: &Plan, offer: &Offer) -> Duration {
     theirs.map_or(plan.keep_alive, |theirs| theirs.min(plan.keep_alive))
 }
 
-/// Runs one step of connecting, until `deadline`.
+/// Runs one step of connecting with this `plan`, until `deadline`.
 async fn step<T>(
     deadline: Instant,
     what: &str,
-    host: &str,
+    plan: &Plan,
     step: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Failure> {
     match timeout_at(deadline, step).await {
-        Ok(done) => done.map_err(|e| io_failure(&e, host)),
+        Ok(done) => done.map_err(|e| io_failure(&e, &plan.host)),
         Err(_) => {
-            let limit = duration::text(CONNECT_TIMEOUT);
+            let limit = duration::text(plan.limit);
             Err(Failure::Passing(format!(
                 "{what}: no answer within {limit}"
             )))
@@ -118,16 +120,16 @@ async fn step<T>(
 
 /// Connects to the broker, which accepts us.
 async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
-    let by = Instant::now() + CONNECT_TIMEOUT;
+    let by = Instant::now() + plan.limit;
     let host = plan.host.as_str();
     let what = format!("look up '{host}'");
-    let addresses = step(by, &what, host, dial::lookup(host, plan.port)).await?;
-    let tcp = step(by, "open a TCP connection", host, dial::connect(addresses)).await?;
+    let addresses = step(by, &what, plan, dial::lookup(host, plan.port)).await?;
+    let tcp = step(by, "open a TCP connection", plan, dial::connect(addresses)).await?;
     let mut stream: Stream = match &plan.tls {
         None => Box::new(tcp),
         Some((config, name)) => {
             let talk = tls::connect(Arc::clone(config), name.clone(), tcp);
-            Box::new(step(by, "agree on TLS", host, talk).await.map_err(silent)?)
+            Box::new(step(by, "agree on TLS", plan, talk).await.map_err(silent)?)
         }
     };
     let mut output = BytesMut::new();
@@ -136,7 +138,7 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
         stream.write_all(&output).await?;
         stream.flush().await
     };
-    let sent = step(by, "send CONNECT", host, sent).await;
+    let sent = step(by, "send CONNECT", plan, sent).await;
     let mut input = BytesMut::new();
     let waiting = "wait for the answer to CONNECT";
     loop {
@@ -167,7 +169,7 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
             return Err(malformed());
         }
         input.reserve(READ);
-        match step(by, waiting, host, stream.read_buf(&mut input)).await {
+        match step(by, waiting, plan, stream.read_buf(&mut input)).await {
             Ok(1..) => {}
             // If CONNECT could not be sent, that failure says more.
             closed => {

@@ -35,6 +35,10 @@ use waiting::Waiting;
 /// Maximum time until a connection stands: name, TCP, TLS and CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The same for each broker of a cluster, so that one that does not answer delays the next a little
+/// only.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Identifies one publish. No two publishes of this process have the same token, so an answer is
 /// never taken for that to another publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -187,22 +191,27 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Starts to connect; the first event is the result. A will that is `plain` is neither retained
+    /// Starts to connect to the broker whose `turn` it is; the first event is the result. A will that is `plain` is neither retained
     /// nor at a QoS above 0.
     ///
     /// # Errors
     /// When the TLS files are wrong, or the password cannot be read (78).
-    pub fn open(settings: &Settings, plain: bool) -> Result<Self> {
+    pub fn open(settings: &Settings, turn: usize, plain: bool) -> Result<Self> {
         let broker = &settings.broker;
+        let (host, port) = broker.at(turn);
         let encrypted = |files| {
             let config = tls::client_config(files)?;
-            let name = files.server_name.as_deref().unwrap_or(&broker.host);
+            let name = files.server_name.as_deref().unwrap_or(host);
             let name = tls::server_name(name).map_err(Error::config)?;
             Ok::<_, Error>((config, name))
         };
         let plan = drive::Plan {
-            host: broker.host.clone(),
-            port: broker.port,
+            host: host.to_owned(),
+            port,
+            limit: match broker.count() {
+                1 => CONNECT_TIMEOUT,
+                _ => TURN_TIMEOUT,
+            },
             tls: broker.tls.as_ref().map(encrypted).transpose()?,
             connect: wire::connect(settings, plain)?,
             keep_alive: broker.keep_alive.max(MIN_KEEP_ALIVE),
