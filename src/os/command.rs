@@ -12,19 +12,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setpgid};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::model::unit::End;
 use crate::model::variables::Value;
 use crate::os::descent::end_run;
-use crate::os::process::poll_until;
+use crate::os::process::{POLL_AGAIN, poll_until};
 use crate::os::program::{Program, Strings};
 
 /// Stack of a process until it has become its command, bytes. Unused pages take no memory.
@@ -215,7 +217,7 @@ pub struct Running {
 pub enum Woken {
     /// The command has ended.
     Ended,
-    /// One of the other descriptors is readable, or has ended.
+    /// One of the other descriptors is readable, or has ended, or may be: `poll(2)` has failed.
     Readable,
     /// The deadline has passed.
     TimedOut,
@@ -229,25 +231,38 @@ impl Running {
     }
 
     /// Waits for the end of the command, for one of `others` to become readable or to end, or for
-    /// `deadline`.
-    ///
-    /// # Errors
-    /// As `poll(2)`.
+    /// `deadline`. A shortage that makes `poll(2)` fail passes, and does not end the wait.
     pub fn wait<'a>(
         &self,
         others: impl IntoIterator<Item = BorrowedFd<'a>>,
         deadline: Option<Instant>,
-    ) -> io::Result<Woken> {
+    ) -> Woken {
         let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
         let others = others.into_iter();
         fds.extend(others.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
-        let ready = poll_until(&mut fds, deadline)?;
+        let Ok(ready) = poll_until(&mut fds, deadline) else {
+            return self.look(deadline);
+        };
         let ended = fds.first().is_some_and(|own| !own.revents().is_empty());
-        Ok(match (ready, ended) {
+        match (ready, ended) {
             (0, _) => Woken::TimedOut,
             (_, true) => Woken::Ended,
             (_, false) => Woken::Readable,
-        })
+        }
+    }
+
+    /// Returns whether the command has ended, by `waitid(2)`, and otherwise waits a little.
+    fn look(&self, deadline: Option<Instant>) -> Woken {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        if !matches!(waitid(Id::Pid(self.pid), flags), Ok(WaitStatus::StillAlive)) {
+            return Woken::Ended;
+        }
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Woken::TimedOut;
+        }
+        thread::sleep(left.unwrap_or(POLL_AGAIN).min(POLL_AGAIN));
+        Woken::Readable
     }
 
     /// Ends every process that descends from the command: TERM, up to `grace` for all to end, then

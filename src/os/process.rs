@@ -58,16 +58,16 @@ pub fn sender(pipe: BorrowedFd<'_>, patience: Option<Duration>) -> Sender {
     }
 }
 
-/// Waits until one of `sources` is readable or has ended, or until `until`. Returns how many are.
-///
-/// # Errors
-/// As `poll(2)`.
-pub fn wait_for_any<'a>(
-    sources: impl Iterator<Item = BorrowedFd<'a>>,
-    until: Instant,
-) -> io::Result<usize> {
+/// Delay before another look at descriptors that `poll(2)` cannot wait for.
+pub const POLL_AGAIN: Duration = Duration::from_millis(10);
+
+/// Waits until one of `sources` is readable or has ended, or until `until`; not long if `poll(2)`
+/// fails, so that they are read in any case.
+pub fn wait_for_any<'a>(sources: impl Iterator<Item = BorrowedFd<'a>>, until: Instant) {
     let fds = sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
-    poll_until(&mut fds.collect::<Vec<_>>(), Some(until))
+    if poll_until(&mut fds.collect::<Vec<_>>(), Some(until)).is_err() {
+        std::thread::sleep(POLL_AGAIN);
+    }
 }
 
 /// Waits until something happens to one of `fds`, without a limit if there is no `deadline`.

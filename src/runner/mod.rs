@@ -41,7 +41,7 @@ use crate::store::unit_dir::locked::LockedDir;
 use crate::store::unit_dir::output::{Output, Rest};
 use crate::store::unit_dir::recycle::EndedDir;
 use crate::store::unit_dir::stream::Stream;
-use supervise::{Run, drain_rest};
+use supervise::{Run, drain_rest, read_rest};
 
 /// First argument that turns one of our binaries into a runner. The second is the folder for other
 /// files of runners.
@@ -292,11 +292,14 @@ impl<W: Write> Runner<'_, W> {
             Begun::Nothing(NotBegun::ClientGone) => return,
         };
         self.say(&format!("ended {}", outcome_text(&outcome)));
+        let mut rest = rest.and_then(|output| Rest::of(output, &mut dir));
         while dir.end(&outcome).is_err() {
-            thread::sleep(RETRY);
+            match &mut rest {
+                Some(rest) => read_rest(rest, RETRY),
+                None => thread::sleep(RETRY),
+            }
         }
-        let (ended, rest) = EndedDir::new(dir, rest);
-        self.ended = Some(ended);
+        self.ended = Some(EndedDir::new(dir, rest.as_ref()));
         self.rest = rest;
     }
 

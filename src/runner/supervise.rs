@@ -92,7 +92,7 @@ impl<'a> Run<'a> {
             let meanwhile = |time| pause(output, dir, time);
             remains = self.running.terminate(self.grace, meanwhile);
         }
-        let (end, usage) = if remains.is_some() && !is_over(&self.running) {
+        let (end, usage) = if remains.is_some() && !is_over_by(&self.running, Instant::now()) {
             // Waiting for it could take without a limit.
             (End::Interrupted, Usage::default())
         } else {
@@ -117,30 +117,28 @@ impl<'a> Run<'a> {
 
     /// Returns whether the command ends within `time`, or within its own limit. Its output waits.
     fn is_over_within(&self, time: Duration) -> bool {
-        let until = self.before_limit(time);
-        // Without a wake-up the wait lasts until it ends.
-        !matches!(self.running.wait([], Some(until)), Ok(Woken::TimedOut))
+        is_over_by(&self.running, self.before_limit(time))
     }
 
     fn is_over_while_pumped(&mut self, time: Duration) -> bool {
         let until = self.before_limit(time);
         loop {
             match self.wait_and_read(until) {
-                Ok(Woken::Readable) if Instant::now() < until => {}
-                Ok(Woken::Readable | Woken::TimedOut) => return false,
-                Ok(Woken::Ended) | Err(_) => return true,
+                Woken::Readable if Instant::now() < until => {}
+                Woken::Readable | Woken::TimedOut => return false,
+                Woken::Ended => return true,
             }
         }
     }
 
     /// Waits for the end of the command, for its output, for a change of the folder, or until
     /// `until`. Reads the output.
-    fn wait_and_read(&mut self, until: Instant) -> io::Result<Woken> {
+    fn wait_and_read(&mut self, until: Instant) -> Woken {
         let gather = self.gather.take();
         let wake = gather.map_or(until, |at| at.min(until));
         let sources = self.output.sources().filter(|_| gather.is_none());
         let others = sources.chain(self.dir.changes());
-        Ok(match self.running.wait(others, Some(wake))? {
+        match self.running.wait(others, Some(wake)) {
             Woken::TimedOut if gather.is_none_or(|at| at > until) => Woken::TimedOut,
             Woken::TimedOut | Woken::Readable => {
                 let bytes = self.output.pump(self.dir);
@@ -148,7 +146,7 @@ impl<'a> Run<'a> {
                 Woken::Readable
             }
             Woken::Ended => Woken::Ended,
-        })
+        }
     }
 
     fn before_limit(&self, time: Duration) -> Instant {
@@ -178,24 +176,42 @@ impl<'a> Run<'a> {
             }
             let until = self.limit.map_or(look, |limit| limit.min(look));
             match self.wait_and_read(until) {
-                Ok(Woken::Ended) | Err(_) => return None,
-                Ok(Woken::Readable | Woken::TimedOut) => {}
+                Woken::Ended => return None,
+                Woken::Readable | Woken::TimedOut => {}
             }
         }
     }
 }
 
-fn is_over(running: &Running) -> bool {
-    !matches!(running.wait([], Some(Instant::now())), Ok(Woken::TimedOut))
+/// Returns whether the command has ended by `until`.
+fn is_over_by(running: &Running, until: Instant) -> bool {
+    loop {
+        match running.wait([], Some(until)) {
+            Woken::Ended => return true,
+            Woken::TimedOut => return false,
+            // There are no other descriptors, so poll(2) has failed.
+            Woken::Readable => {}
+        }
+    }
 }
 
 /// Waits for `time`, and reads the output meanwhile.
 fn pause(output: &mut Output, dir: &mut LockedDir, time: Duration) {
     let until = Instant::now() + time;
     while Instant::now() < until {
-        // A failure is a shortage that passes; the pipes are read in any case.
-        let _ = wait_for_any(output.sources(), until);
+        wait_for_any(output.sources(), until);
         output.pump(dir);
+    }
+}
+
+/// Waits for `time`, and reads the output of processes that outlive their command meanwhile.
+pub(super) fn read_rest(rest: &mut Rest, time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        wait_for_any(rest.sources(), until);
+        if rest.pump() < FAST {
+            thread::sleep(GATHER);
+        }
     }
 }
 
@@ -203,8 +219,7 @@ fn pause(output: &mut Output, dir: &mut LockedDir, time: Duration) {
 /// Without a reader their next write would end them.
 pub(super) fn drain_rest(rest: &mut Rest) {
     while rest.is_open() {
-        // A failure is a shortage that passes; the pipes are read in any case.
-        let _ = wait_for_any(rest.sources(), Instant::now() + LOOK_AT_REST);
+        wait_for_any(rest.sources(), Instant::now() + LOOK_AT_REST);
         if rest.pump() < FAST {
             thread::sleep(GATHER);
         }

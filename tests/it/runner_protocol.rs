@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::common::{binary, children_of, wait_until};
 use crate::descent::{WAYS_OUT, alive, live};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 use tael::model::unit::{End, Outcome, State, Stopped, Trace};
 use tael::runner::{ARGUMENT, BEGIN, DROP, FILE, Job};
@@ -110,6 +111,17 @@ impl Runner {
         let unit = self.prepare(job, b"");
         let outcome = self.ended();
         (unit, outcome)
+    }
+
+    /// Changes a limit of the runner, and not of what it has started. By default it is ours.
+    fn limit(&self, resource: Resource, current: Option<u64>) {
+        let ours = getrlimit(resource);
+        let limit = Rlimit {
+            current: current.or(ours.current),
+            maximum: ours.maximum,
+        };
+        let pid = Pid::from_child(&self.child);
+        prlimit(Some(pid), resource, limit).expect("limit");
     }
 
     /// Lets go of it as a client does that ends, and waits until it has left.
@@ -387,6 +399,54 @@ fn what_outlives_a_command_does_not_fill_the_disk() {
     assert_eq!(kept.metadata().expect("meta").len(), 6 + 100_000);
     assert_eq!(text(&unit, Stream::Stderr), "late\n");
     assert_eq!(outcome(&unit).state(), State::Succeeded);
+}
+
+#[test]
+fn a_runner_that_cannot_poll_still_reads_the_output_and_hears_the_end() {
+    let mut runner = Runner::start();
+    let command = r#"
+        echo begun
+        until [ -e "$OUT/go" ]; do sleep 0.02; done
+        head -c 300000 /dev/zero; exit 5"#;
+    let unit = runner.prepare(&job("u1", command), b"");
+    runner.write(&[BEGIN]);
+    runner.hears("started");
+    wait_until("it runs", || text(&unit, Stream::Stdout) == "begun\n");
+    // More descriptors than that make poll(2) fail.
+    runner.limit(Resource::Nofile, Some(0));
+    fs::write(runner.path("go"), "").expect("go");
+    assert_eq!(runner.outcome()["end"], json!({"exited": 5}));
+    runner.limit(Resource::Nofile, None);
+    runner.hears("idle");
+    let size = fs::metadata(unit.stream(Stream::Stdout))
+        .expect("stdout")
+        .len();
+    assert_eq!(size, 6 + 300_000);
+    runner.leaves();
+}
+
+#[test]
+fn what_outlives_a_command_is_read_while_its_outcome_finds_no_space() {
+    let mut runner = Runner::start();
+    let command = r#"
+        (until [ -e "$OUT/go" ]; do sleep 0.02; done
+         head -c 300000 /dev/zero; touch "$OUT/written") & echo begun
+        until [ -e "$OUT/end" ]; do sleep 0.02; done"#;
+    let unit = runner.prepare(&job("u1", command), b"");
+    runner.write(&[BEGIN]);
+    runner.hears("started");
+    wait_until("it runs", || text(&unit, Stream::Stdout) == "begun\n");
+    runner.limit(Resource::Fsize, Some(0));
+    fs::write(runner.path("end"), "").expect("end");
+    runner.hears("ended");
+    fs::write(runner.path("go"), "").expect("go");
+    let written = runner.path("written");
+    wait_until("it can write", || written.exists());
+    assert_eq!(unit.trace(), Ok(Trace::Alive), "its outcome waits");
+    runner.limit(Resource::Fsize, None);
+    runner.hears("leaving");
+    assert_eq!(outcome(&unit).state(), State::Succeeded);
+    runner.leaves();
 }
 
 #[test]

@@ -132,6 +132,11 @@ impl LockedDir {
         self.journal.file()
     }
 
+    /// Gives up the files of the streams.
+    pub(super) fn give_streams(&mut self) -> StreamFiles {
+        std::mem::take(&mut self.streams)
+    }
+
     /// Releases the folder: its path, its record unless the kernel has closed it, and the files of
     /// its streams.
     pub(super) fn release(self) -> (UnitDir, Option<File>, StreamFiles) {

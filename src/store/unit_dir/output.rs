@@ -34,6 +34,10 @@ const ROUNDS: usize = 16;
 /// Number of bytes by which a file outgrows its limit before its middle is given back.
 const SLACK: u64 = 256 * 1024;
 
+/// Number of bytes by which a file outgrows its limit at most while there is no space to note that it
+/// has a hole. Then its end is given back as well, which makes space.
+const UNNOTED: u64 = 4 * 1024 * 1024;
+
 /// Alignment of holes, a multiple of the block size of file systems. A hole gives back whole
 /// blocks only, so that the next hole starts in the last block of the one before.
 const BLOCK: u64 = 64 * 1024;
@@ -120,14 +124,15 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// The rest of `output`, for the `files` of `dir`.
-    pub(super) const fn new(output: Output, dir: UnitDir, files: StreamFiles) -> Self {
-        Self {
+    /// Returns the rest of `output`, for the files of `dir`, if a process can still write.
+    #[must_use]
+    pub fn of(output: Output, dir: &mut LockedDir) -> Option<Self> {
+        output.is_open().then(|| Self {
             output,
-            dir,
-            files,
+            dir: dir.dir().clone(),
+            files: dir.give_streams(),
             taken: [0; 2],
-        }
+        })
     }
 
     /// Returns what becomes readable when something was written; nothing once no process can write.
@@ -276,9 +281,13 @@ impl Sink {
         if end <= hole.unwrap_or(head) + slack {
             return;
         }
-        if hole.is_none() {
-            // Readers have to know before. Without space for that they know at the end.
-            let _ = dir.note_hole(self.stream, head, tail);
+        // A reader that does not know of the hole would read zeros.
+        if hole.is_none() && dir.note_hole(self.stream, head, tail).is_err() {
+            // There may be space for the note later.
+            if end > head + UNNOTED {
+                self.cut(dir);
+            }
+            return;
         }
         let start = hole.map_or(head, |hole| (hole / BLOCK * BLOCK).max(head));
         let punched = dir.stream(self.stream);
@@ -309,11 +318,15 @@ impl Sink {
             let read = file.seek(SeekFrom::Start(from));
             let _ = read.and_then(|_| file.take(limit).read_to_end(&mut tail));
         }
-        let _ = dir.note_cut(self.stream, head);
+        let noted = dir.note_cut(self.stream, head);
         if self.seen > head
             && let Ok(file) = dir.stream(self.stream)
         {
             let _ = file.set_len(head);
+        }
+        if noted.is_err() {
+            // There may be space now.
+            let _ = dir.note_cut(self.stream, head);
         }
         self.form = Form::Cut(head, tail);
     }
@@ -408,6 +421,54 @@ mod tests {
         assert!(kept.starts_with(b"HEADx") && kept.ends_with(b"xTAIL"));
         assert!(kept[100_000..kept.len() - 100_000].iter().all(|b| *b == 0));
         assert!(disk < 400_000, "{disk}");
+    }
+
+    /// A reader that does not know of a hole reads zeros.
+    #[test]
+    fn a_hole_that_cannot_be_noted_is_not_made() {
+        let (_state, _, unit) = state();
+        let mut dir = LockedDir::take(None, unit.clone())
+            .expect("take")
+            .expect("new");
+        let mut sink = Sink::new(Stream::Stdout, 200_000);
+        let whole = |dir: &LockedDir| {
+            let path = dir.dir().stream(Stream::Stdout);
+            !fs::read(path).expect("read").contains(&0)
+        };
+        let chunk = vec![b'x'; 300_000];
+        let full = File::options().write(true).open("/dev/full");
+        let before = replace(dir.record(), &full.expect("full"));
+        sink.put(&mut dir, &chunk);
+        sink.put(&mut dir, &chunk);
+        assert!(whole(&dir) && unit.notes().hole(Stream::Stdout).is_none());
+        // It is made when there is space again.
+        replace(dir.record(), &before);
+        sink.put(&mut dir, &chunk);
+        assert!(!whole(&dir));
+        assert_eq!(unit.notes().hole(Stream::Stdout), Some((100_000, 100_000)));
+        // Without space for very long, the file does not grow without a limit.
+        let other = UnitDir::at(unit.path().with_file_name("u2"));
+        let mut dir = LockedDir::take(None, other.clone())
+            .expect("take")
+            .expect("new");
+        let mut sink = Sink::new(Stream::Stdout, 200_000);
+        let full = File::options().write(true).open("/dev/full");
+        replace(dir.record(), &full.expect("full"));
+        (0..40).for_each(|_| sink.put(&mut dir, &chunk));
+        let size = fs::metadata(other.stream(Stream::Stdout))
+            .expect("size")
+            .len();
+        assert_eq!(size, 100_000);
+    }
+
+    /// Makes the descriptor of `file` one of `other`, and returns what it was.
+    fn replace(file: &File, other: &File) -> File {
+        use std::os::fd::AsRawFd;
+        let before = file.try_clone().expect("clone");
+        // SAFETY: both descriptors are open, and the number of `file` stays its own.
+        let number = unsafe { nix::libc::dup2(other.as_raw_fd(), file.as_raw_fd()) };
+        assert_eq!(number, file.as_raw_fd());
+        before
     }
 
     #[test]

@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::locked::{LockedDir, own_folder};
-use crate::store::unit_dir::output::{Output, Rest};
+use crate::store::unit_dir::output::Rest;
 use crate::store::unit_dir::stream::MODE;
 
 /// The folder of a unit that has ended.
@@ -21,20 +21,16 @@ pub struct EndedDir {
 }
 
 impl EndedDir {
-    /// Releases the folder `locked` of a unit that has ended. Also returns the rest of its
-    /// `output`, if processes that outlive the command can still write.
+    /// Releases the folder `locked` of a unit that has ended; `rest` is the output of processes that
+    /// outlive its command.
     #[must_use]
-    pub fn new(locked: LockedDir, output: Option<Output>) -> (Self, Option<Rest>) {
+    pub fn new(locked: LockedDir, rest: Option<&Rest>) -> Self {
         let (dir, record, files) = locked.release();
-        let silent = files.is_empty();
-        let rest = output.filter(Output::is_open);
-        let rest = rest.map(|output| Rest::new(output, dir.clone(), files));
-        let ended = Self {
+        Self {
             dir,
             record,
-            silent,
-        };
-        (ended, rest)
+            silent: files.is_empty() && rest.is_none(),
+        }
     }
 
     /// Writes the outcome to disk.
@@ -97,7 +93,7 @@ mod tests {
         run(&mut locked);
         locked.end(&Outcome::interrupted(1)).expect("end");
         assert_eq!(count(runners), 0);
-        EndedDir::new(locked, None).0
+        EndedDir::new(locked, None)
     }
 
     fn take(ahead: Option<LockedDir>, unit: &UnitDir) -> LockedDir {
