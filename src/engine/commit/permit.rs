@@ -64,7 +64,7 @@ impl StartPermit {
         let Some(pipe) = &mut request.pipe else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        // An idle runner reads, so this does not block for long.
+        // The pool sends no more than the empty pipe of an idle runner takes.
         pipe.write_all(&text)
     }
 }

@@ -35,7 +35,7 @@ pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[Arc<Unit>]) {
     }
 }
 
-/// Sends a unit to a runner, which may begin it.
+/// Sends a unit that is running in the ledger to a new runner, which begins it at once.
 pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<(), NotReady> {
     let payload = match &unit.payload {
         Some(payload) => payload.clone(),
@@ -47,7 +47,7 @@ pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<()
     };
     let job = runners_job(pipeline, unit, payload.len())?;
     loop {
-        let permit = pool.reserve(&unit.id).map_err(NotReady::Runner)?;
+        let permit = pool.reserve_new(&unit.id).map_err(NotReady::Runner)?;
         hooks::failpoint("spawn.before");
         permit.give(true);
         match pool.make_ready(&unit.id, &job, &payload) {

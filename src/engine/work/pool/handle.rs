@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::PIPE_BUF;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -48,6 +50,9 @@ pub(super) struct Handle {
     pub(super) state: RunnerState,
     /// When it became idle.
     pub(super) idle_since: Instant,
+    /// Number of bytes that its pipe takes while it reads nothing: 64 KiB, or one page if its user
+    /// has many pipes (`pipe-user-pages-soft`, `pipe(7)`).
+    pub(super) capacity: usize,
 }
 
 impl Handle {
@@ -84,12 +89,20 @@ impl Handle {
         let replies = File::from(OwnedFd::from(replies));
         let replies = pipe::Receiver::from_file(replies)?;
         tokio::spawn(listen(number, child, replies, lines.clone()));
-        Ok(Self {
+        Ok(Self::new(number, requests))
+    }
+
+    /// Returns the idle runner of this number, which reads `requests`.
+    pub(super) fn new(number: u64, requests: ChildStdin) -> Self {
+        let capacity = fcntl(&requests, FcntlArg::F_GETPIPE_SZ).unwrap_or_default();
+        let capacity = usize::try_from(capacity).unwrap_or_default();
+        Self {
             number,
             requests,
             state: RunnerState::Idle,
             idle_since: Instant::now(),
-        })
+            capacity: capacity.max(PIPE_BUF),
+        }
     }
 
     /// Returns whether it is idle.

@@ -21,8 +21,9 @@ use crate::runner::{FILE, Job};
 use crate::store::unit_dir::UnitDir;
 use handle::{Handle, Line, RunnerState};
 
-/// Maximum length of a job in a pipe, bytes; a longer one goes through a file. A pipe takes 64 KiB
-/// at once (`pipe(7)`), and the client must not wait for a runner that was stopped.
+/// Maximum length of a job in a pipe, bytes; a longer one goes through a file, and so does one that
+/// a small pipe does not take at once, with the permit that follows. The client must not wait for a
+/// runner that was stopped.
 const MAX_LINE: usize = 32 * 1024;
 
 /// Time that surplus runners stay idle.
@@ -147,10 +148,23 @@ impl Pool {
     /// # Errors
     /// When no process can be started.
     pub fn reserve(&mut self, unit: &str) -> io::Result<StartPermit> {
-        let place = match self.handles.iter().position(Handle::is_idle) {
-            Some(place) => place,
-            None => self.start()?,
-        };
+        match self.handles.iter().position(Handle::is_idle) {
+            Some(place) => self.take(unit, place),
+            None => self.reserve_new(unit),
+        }
+    }
+
+    /// Starts a runner for `unit`, which may begin before the ledger holds the last end. An idle
+    /// runner that may begin knows that the ledger does, and uses the folder of that unit again.
+    ///
+    /// # Errors
+    /// As [`Pool::reserve`].
+    pub fn reserve_new(&mut self, unit: &str) -> io::Result<StartPermit> {
+        let place = self.start()?;
+        self.take(unit, place)
+    }
+
+    fn take(&mut self, unit: &str, place: usize) -> io::Result<StartPermit> {
         let handle = self.handles.get_mut(place);
         let handle = handle.ok_or(io::ErrorKind::NotFound)?;
         let permit = StartPermit::new(handle.requests.as_fd().try_clone_to_owned()?);
@@ -164,11 +178,15 @@ impl Pool {
     /// # Errors
     /// When that runner is gone (`BrokenPipe`), or as the file system.
     pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<()> {
-        let text = self.text(unit, job, payload);
-        let permit = match self.ready(unit).map(|handle| &handle.state) {
-            Some(RunnerState::Ready(_, permit, _)) => permit.clone(),
+        let (permit, capacity) = match self.ready(unit) {
+            Some(Handle {
+                state: RunnerState::Ready(_, permit, _),
+                capacity,
+                ..
+            }) => (permit.clone(), *capacity),
             _ => return Err(io::ErrorKind::BrokenPipe.into()),
         };
+        let text = self.text(unit, job, payload, MAX_LINE.min(capacity - 1));
         let sent = text.and_then(|text| permit.send(text));
         match &sent {
             // It died while it was idle.
@@ -191,11 +209,12 @@ impl Pool {
         }
     }
 
-    fn text(&self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<Vec<u8>> {
+    /// Returns what the runner of `unit` reads, at most `limit` bytes.
+    fn text(&self, unit: &str, job: &Job, payload: &[u8], limit: usize) -> io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec(job)?;
         text.push(b'\n');
         text.extend_from_slice(payload);
-        if text.len() > MAX_LINE {
+        if text.len() > limit {
             let name = format!("{unit}.job");
             let path = self.dir.join(&name);
             let mut options = File::options();
@@ -330,6 +349,7 @@ impl Pool {
 mod tests {
     use super::*;
     use crate::model::outcome::outcome_text;
+    use nix::fcntl::{FcntlArg, fcntl};
     use std::process::{Child, Command, Stdio};
 
     /// Returns a client with one runner, which prepares a unit; a bystander stands in for it.
@@ -341,12 +361,8 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("cat");
-        runners.handles.push(Handle {
-            number: 1,
-            requests: child.stdin.take().expect("stdin"),
-            state: RunnerState::Idle,
-            idle_since: Instant::now(),
-        });
+        let requests = child.stdin.take().expect("stdin");
+        runners.handles.push(Handle::new(1, requests));
         let permit = runners.reserve("u").expect("reserve");
         (dir, runners, child, permit)
     }
@@ -379,6 +395,46 @@ mod tests {
         assert_eq!(runners.idle(), 1);
         drop((runners, permit));
         child.wait().expect("cat");
+    }
+
+    /// A user who has many pipes gets small ones (`pipe-user-pages-soft`, pipe(7)).
+    #[test]
+    fn a_job_that_a_small_pipe_does_not_take_goes_through_a_file() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut runners = Pool::new(dir.path().to_owned());
+        // It reads nothing, as if it were stopped.
+        let mut child = Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("sleep");
+        let requests = child.stdin.take().expect("stdin");
+        fcntl(&requests, FcntlArg::F_SETPIPE_SZ(4096)).expect("size");
+        runners.handles.push(Handle::new(1, requests));
+        let permit = runners.reserve("u").expect("reserve");
+        let job = Job {
+            unit: "u".into(),
+            stdin: 20_000,
+            argv: vec!["true".into()],
+            shell_argv: Vec::new(),
+            cwd: None,
+            variables: Vec::new(),
+            timeout: None,
+            grace: 0,
+            max_output: 0,
+        };
+        let (done, sent) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let sent = runners.make_ready("u", &job, &[b'x'; 20_000]);
+            permit.give(true);
+            let _ = done.send(sent.is_ok());
+        });
+        let sent = sent.recv_timeout(Duration::from_secs(60));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert_eq!(sent, Ok(true));
+        let file = std::fs::metadata(dir.path().join("u.job")).expect("file");
+        assert!(file.len() > 20_000);
     }
 
     #[test]
