@@ -131,7 +131,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             if let Some(reply) = reply
                 && let Some(answer) = reply::accepted(&admission.parts, &parts)
             {
-                client.publish(reply.message(answer));
+                client.answer(reply.message(answer));
             }
             start(client, *admission, &parts);
         }
@@ -158,6 +158,9 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             let retry = retry.as_ref().map(|retry| &*retry.id);
             client.work.settled(&unit, retry, &mut client.steps);
         }
+        // The drop came too late, and the unit runs or has ended.
+        (After::Dropped(unit), Done::Changed { applied: false, .. })
+            if matches!(client.pipeline.reader.holds(&unit), Ok(true)) => {}
         (After::Settled { unit, .. }, Done::Illegal { .. })
         | (After::Dropped(unit), Done::Changed { .. } | Done::Illegal { .. }) => {
             client.work.settled(&unit, None, &mut client.steps);
@@ -284,8 +287,9 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
     client.perform();
 }
 
-/// Publish: what the outbox may send now.
+/// Publish: what the outbox may send now, and answers that waited.
 pub fn flush_reports(client: &mut Client) -> Result<()> {
+    client.flush_answers();
     let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
     let publish = |message: &Message| {
         let token = session.publish(message.clone())?;

@@ -159,6 +159,22 @@ impl Client {
         self.publish(here);
     }
 
+    /// Publishes the answer to a request. A broker that has kept the session sends requests before
+    /// the session is online, and their answers wait for that.
+    pub fn answer(&mut self, answer: Message) {
+        self.link.owe(answer);
+        self.flush_answers();
+    }
+
+    /// Publishes answers that wait, as many as the session takes.
+    pub fn flush_answers(&mut self) {
+        while let Some(answer) = self.link.owed() {
+            if self.publish(answer.clone()).is_none() {
+                return self.link.owe_still(answer);
+            }
+        }
+    }
+
     /// Publishes that we are offline from now on, unless that is on its way.
     pub fn say_goodbye(&mut self) {
         if self.link.owes_goodbye()

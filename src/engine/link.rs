@@ -1,5 +1,6 @@
 //! The link of a pipeline to its broker: the session, the identifier, and the presence.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::model::topic::{Filter, PipelineTopics, minimal};
 use crate::net::mqtt::{Settings, Token};
 use crate::net::session::{Session, Subscriptions};
 use crate::os::host_lock::HostLock;
+use crate::os::logging::SENDERS;
 use crate::store::identity::Identity;
 use crate::store::ledger;
 
@@ -60,7 +62,12 @@ pub struct Link {
     _id_lock: HostLock,
     online: bool,
     goodbye: Goodbye,
+    /// Answers that wait until the session takes them.
+    answers: VecDeque<Message>,
 }
+
+/// Maximum number of answers that wait. Later ones are dropped, and their requesters give up.
+const MAX_ANSWERS: usize = 256;
 
 /// Whether the broker knows that the client stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +101,7 @@ impl Link {
             _id_lock: id_lock,
             online: false,
             goodbye: Goodbye::Unsaid,
+            answers: VecDeque::new(),
         })
     }
 
@@ -109,10 +117,33 @@ impl Link {
 
     /// Notes that the session is offline. Returns whether the other side has dropped a connection
     /// that was online.
-    pub const fn went_offline(&mut self) -> bool {
+    pub fn went_offline(&mut self) -> bool {
         let was_online = self.online;
         self.online = false;
+        // Their requests are not acknowledged, and come again.
+        self.answers.clear();
         was_online && self.session.was_cut()
+    }
+
+    /// Keeps an answer until the session takes it.
+    pub fn owe(&mut self, answer: Message) {
+        if !self.session.has_connection() {
+            // As for those that wait when it ends.
+        } else if self.answers.len() < MAX_ANSWERS {
+            self.answers.push_back(answer);
+        } else {
+            warn!(target: SENDERS, "answer to a request dropped: {MAX_ANSWERS} wait already");
+        }
+    }
+
+    /// Takes the answer that has waited longest.
+    pub fn owed(&mut self) -> Option<Message> {
+        self.answers.pop_front()
+    }
+
+    /// Puts that answer back.
+    pub fn owe_still(&mut self, answer: Message) {
+        self.answers.push_front(answer);
     }
 
     /// Returns whether the goodbye is to be published.

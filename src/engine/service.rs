@@ -229,7 +229,7 @@ impl Service {
         // request again.
         client.settle(receipt, Progress::Refused);
         if let Some(reply) = request.reply {
-            client.publish(reply.message(answer));
+            client.answer(reply.message(answer));
         }
     }
 
@@ -308,14 +308,19 @@ impl Service {
         let stopping = Stopping::begin(config, leaves);
         if leaves {
             self.client.link.session.leave();
+            self.client.intake.leave();
         }
         loop {
+            let leaving = self.client.link.session.is_leaving();
+            if leaving {
+                chain::take_held(&mut self.client);
+            }
             self.client.commits.flush();
             let stage = stopping.stage(Remains {
                 uncommitted: self.client.commits.waiting() > 0,
                 units: self.client.work.live() > 0,
                 statuses: self.client.reports.waiting() > 0,
-                messages: self.client.link.session.is_leaving(),
+                messages: leaving,
                 goodbye: !self.client.link.has_said_goodbye(),
                 online: self.client.link.is_online(),
             });
@@ -338,10 +343,10 @@ impl Service {
                 }
                 report = self.client.work.next() => chain::on_report(&mut self.client, report),
                 Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
-                event = self.client.link.session.next() => {
+                event = self.client.link.session.next(), if !leaving || self.client.takes_more() => {
                     let received = self.client.on_session(event?);
                     // By default it is not acknowledged, so the next client gets it.
-                    if self.client.link.session.is_leaving() {
+                    if leaving {
                         self.on_received(received);
                     }
                 }

@@ -333,6 +333,12 @@ impl Session {
         self.leave = self.subscriber.give_up().map(Leave::new);
     }
 
+    /// Returns whether there is a connection. It may not be online yet.
+    #[must_use]
+    pub const fn has_connection(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
     /// Returns whether the broker may still have messages, after [`Session::leave`].
     #[must_use]
     pub const fn is_leaving(&self) -> bool {

@@ -25,6 +25,15 @@ impl Scene {
     }
 
     fn start(&self, arguments: &[&str]) -> (Process, Raw) {
+        self.start_with(arguments, Scripted::accept)
+    }
+
+    /// The same; `accept` takes the client in.
+    fn start_with(
+        &self,
+        arguments: &[&str],
+        accept: impl FnOnce(&Scripted) -> Raw,
+    ) -> (Process, Raw) {
         let mut command = bare_command(&self.dir, "tael-client");
         command
             .args(["--who", "p", "--root", "lab", "-t", "lab/seq/status", "-c"])
@@ -32,7 +41,7 @@ impl Scene {
             .args(["-H", "127.0.0.1", "-p", &self.broker.port().to_string()])
             .args(arguments);
         let client = spawn(&self.dir, &mut command);
-        let mut raw = self.broker.accept();
+        let mut raw = accept(&self.broker);
         raw.serve_until(|m| m.topic.ends_with("/presence"));
         (client, raw)
     }
@@ -96,6 +105,32 @@ fn answers_go_only_where_they_may() {
         assert_eq!(refused, asked.len() - wanted.len(), "{log}");
         client.kill();
     }
+}
+
+#[test]
+fn a_request_that_comes_before_the_subscription_is_in_force_is_answered() {
+    let scene = Scene::new();
+    let (client, mut raw) = scene.start_with(&[], |broker| {
+        let (mut raw, _) = broker.greet(true, &[]);
+        // A broker that has kept the session sends what it has at once.
+        let properties = request_properties("lab/infrastructure/reply/me", b"");
+        let status = br#"{"action":"status"}"#;
+        raw.send(&publish_with(
+            CONTROL.as_bytes(),
+            status,
+            Some(1),
+            &properties,
+            false,
+        ));
+        let (kind, subscribe) = raw.receive();
+        assert_eq!(kind, 0x82, "SUBSCRIBE");
+        // It is done before the client is online.
+        raw.serve_until_acknowledged(1);
+        raw.serve(kind, &subscribe);
+        raw
+    });
+    let heard = raw.serve_until(|m| m.topic == "lab/infrastructure/reply/me");
+    assert_eq!(answer(&heard)["ok"], true, "{}", client.log_text());
 }
 
 /// The first PUBLISH that the peer sends, whose PUBACK goes back at once.

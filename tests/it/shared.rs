@@ -136,6 +136,50 @@ fn a_worker_takes_what_the_broker_still_has_for_it() {
 }
 
 #[test]
+fn a_worker_without_room_takes_what_it_holds_before_it_leaves() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let start = || {
+        let mut worker = command(&dir, &broker, SHARED);
+        let worker = spawn(&dir, worker.env("TAEL_TEST_MAX_WAITING", "1"));
+        let (mut raw, _) = broker.greet(false, &[]);
+        raw.serve_until(|m| m.topic.ends_with("/presence"));
+        (worker, raw)
+    };
+    let paused = dir.path().join("state/p/paused");
+    fs::create_dir_all(paused.parent().expect("parent")).expect("folder");
+    fs::write(&paused, "").expect("mark");
+    let (mut worker, mut raw) = start();
+    for n in 1..=3 {
+        let text = event(n.into());
+        let message = publish(SEQ.as_bytes(), text.as_bytes(), Some(n), &[], false);
+        raw.send(&message);
+    }
+    // One may wait, and the others are held.
+    raw.serve_until_acknowledged(1);
+    wait_until("there is no room", || {
+        worker.log_text().contains("no more events are accepted")
+    });
+    worker.signal(Signal::SIGTERM);
+    let mut acks = Vec::new();
+    loop {
+        let (kind, body) = next(&mut raw);
+        match kind {
+            0x40 => acks.push(u16::from_be_bytes([body[0], body[1]])),
+            0xe0 => break,
+            _ => drop(raw.serve(kind, &body)),
+        }
+    }
+    assert_eq!(acks, [2, 3]);
+    assert_eq!(worker.wait(), 0, "{}", worker.log_text());
+    fs::remove_file(&paused).expect("mark");
+    let _again = start();
+    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
+    wait_until("all run", || runs().lines().count() >= 3);
+    assert_eq!(runs(), "1\n2\n3\n");
+}
+
+#[test]
 fn a_client_is_a_worker_or_none() {
     let dir = tempfile::tempdir().expect("tempdir");
     let broker = Scripted::listen();

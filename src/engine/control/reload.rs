@@ -42,6 +42,7 @@ pub fn merge(old: &Config, config: Config) -> Result<Config> {
         root: old.root.clone(),
         host: old.host.clone(),
         broker: old.broker.clone(),
+        metrics: old.metrics.clone(),
         chosen_id: old.chosen_id,
         ..config
     };

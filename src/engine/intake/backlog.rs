@@ -61,6 +61,8 @@ pub struct Backlog {
     look: Option<Instant>,
     held: VecDeque<Offer>,
     held_bytes: usize,
+    /// Whether there is room for everything.
+    is_open: bool,
 }
 
 impl Default for Backlog {
@@ -73,6 +75,7 @@ impl Default for Backlog {
             look: None,
             held: VecDeque::new(),
             held_bytes: 0,
+            is_open: false,
         }
     }
 }
@@ -98,6 +101,15 @@ impl Backlog {
     pub fn disconnected(&mut self) {
         self.held.retain(|offer| !offer.comes_again());
         self.held_bytes = self.held.iter().map(Offer::memory).sum();
+    }
+
+    /// Finds room for everything from now on: the session ends, and with it what is not taken. The
+    /// time of the stop is the limit.
+    pub fn open(&mut self) {
+        self.is_open = true;
+        if self.look.is_some() {
+            warn!("the last events of this worker are accepted, although too many runs wait");
+        }
     }
 
     /// Returns whether an offer is held. Later ones must not overtake it.
@@ -126,6 +138,9 @@ impl Backlog {
 
     /// Returns whether another event may wait, with the present `load`.
     pub fn has_room(&mut self, pipeline: &Pipeline, load: impl FnOnce() -> Load) -> bool {
+        if self.is_open {
+            return true;
+        }
         let below = self.units < self.max_units && self.bytes < MAX_BYTES;
         match self.look {
             Some(look) if Instant::now() < look => return false,

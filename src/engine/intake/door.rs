@@ -114,6 +114,11 @@ impl<T: Copy + PartialEq> Intake<T> {
         self.backlog.takes_more()
     }
 
+    /// Takes everything from now on: the session ends, and with it what is not taken.
+    pub fn leave(&mut self) {
+        self.backlog.open();
+    }
+
     /// Returns when a held offer may find room.
     pub fn wake(&self) -> Option<Instant> {
         self.backlog.wake()

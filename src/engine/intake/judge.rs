@@ -61,15 +61,13 @@ impl Admission {
         progress
     }
 
-    /// Returns the units of the event that have not ended, if its parts `became` this in the
-    /// ledger. A unit that cannot be read counts as ended.
+    /// Returns the units of the event that have not ended, or their retries, if its parts `became`
+    /// this in the ledger. A unit that cannot be read counts as ended.
     pub fn units(&self, became: &[Acceptance], reader: &Reader) -> Vec<String> {
         let unit = |(part, became): (&Part, &Acceptance)| match (part, became) {
             (Part::Run { unit, .. }, Acceptance::Fresh) => Some(unit.id.clone()),
             (Part::Run { .. }, Acceptance::Known(known)) => {
-                let unit = known.unit.clone()?;
-                let record = reader.unit(&unit).ok().flatten()?;
-                (!record.state.is_end()).then_some(unit)
+                reader.unfinished(known.unit.as_deref()?).ok().flatten()
             }
             (Part::Refuse { .. }, _) => None,
         };

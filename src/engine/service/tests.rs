@@ -27,11 +27,11 @@ use crate::model::spec::Spec;
 use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
-use crate::model::unit::{End, Outcome};
+use crate::model::unit::{End, Outcome, State};
 use crate::net::options::BrokerOptions;
 use crate::os::host::new_id;
 use crate::os::signals;
-use crate::store::ledger::Reader;
+use crate::store::ledger::{Op, Reader};
 
 /// Longest wait for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -194,6 +194,17 @@ impl Bench {
         list
     }
 
+    /// The one unit in the ledger that has not ended.
+    fn unit(&self) -> String {
+        let reader = &self.service.client.pipeline.reader;
+        let page = |state| reader.live_page(state, 0).expect("page");
+        let live = [State::Running, State::Pending].map(page).concat();
+        let [record] = &live[..] else {
+            panic!("one unit: {live:?}");
+        };
+        record.unit.id.clone()
+    }
+
     /// Runs the loop until the ledger is as `wanted`.
     async fn until(&mut self, wanted: impl Fn(&Reader) -> bool) {
         let reader = Reader::open(&self.dir.path().join("p")).expect("reader");
@@ -344,4 +355,113 @@ fn silence_and_requests_come_through_the_door_of_messages() {
         assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
         assert_eq!(bench.service.client.intake.counts.accepted, 2);
     });
+}
+
+#[test]
+fn a_unit_that_runs_keeps_its_receipt_when_a_drop_comes_too_late() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.offer(1, true, message("A", FINISHED));
+        bench
+            .until(|r| r.totals().expect("totals").running == 1)
+            .await;
+        let unit = bench.unit();
+        let client = &mut bench.service.client;
+        client.steps.push_back(Step::Drop(unit.clone(), "too late"));
+        client.perform();
+        bench.offer(2, false, message("B", "no json"));
+        assert_eq!(bench.receipts(1).await, [(2, "Refused".to_owned())]);
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+    });
+}
+
+#[test]
+fn a_drop_of_a_released_unit_gives_its_receipt_back() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.service.client.work.pause(true);
+        bench.offer(1, true, message("A", FINISHED));
+        bench
+            .until(|r| r.totals().expect("totals").pending == 1)
+            .await;
+        let unit = bench.unit();
+        let client = &mut bench.service.client;
+        let release = Op::Release {
+            unit: unit.clone(),
+            force: true,
+        };
+        client.steps.push_back(Step::Commit(release));
+        client.work.cancel("t", &unit, &mut client.steps);
+        client.perform();
+        assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+    });
+}
+
+#[test]
+fn a_redelivery_waits_for_the_retry_that_is_due_later() {
+    run(async {
+        let retries = Retries {
+            limit: 1,
+            delay: Duration::from_secs(3600),
+            ..Retries::default()
+        };
+        let mut bench = Bench::new(trigger(Policy::default(), retries, None));
+        bench.outcome(1);
+        bench.offer(1, true, message("A", FINISHED));
+        bench.open_gate();
+        bench
+            .until(|r| {
+                let totals = r.totals().expect("totals");
+                (totals.failed, totals.pending) == (1, 1)
+            })
+            .await;
+        bench.offer(2, true, message("A", FINISHED));
+        bench.offer(3, false, message("B", "no json"));
+        assert_eq!(bench.receipts(1).await, [(3, "Refused".to_owned())]);
+        let retry = bench.unit();
+        let client = &mut bench.service.client;
+        client.work.cancel("t", &retry, &mut client.steps);
+        client.perform();
+        let mut ended = bench.receipts(2).await;
+        ended.sort();
+        assert_eq!(ended, [1, 2].map(|n| (n, "Ended".to_owned())));
+    });
+}
+
+/// A runner that is idle may have told an end that the ledger does not hold yet. A word that did
+/// not wait for the ledger would let it use the folder of that unit again.
+#[test]
+fn a_unit_for_which_no_runner_was_reserved_goes_to_a_new_one() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.offer(1, true, message("A", FINISHED));
+        bench.open_gate();
+        bench.receipts(1).await;
+        let begun = bench.runners().join("begun");
+        let begun = || std::fs::read_to_string(&begun).unwrap_or_default();
+        let client = &mut bench.service.client;
+        let reader = &client.pipeline.reader;
+        let id = reader.last_ended().expect("read").expect("unit").unit.id;
+        let record = reader.unit_with_payload(&id);
+        let unit = record.expect("read").expect("unit").unit;
+        let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+        let ended = client.work.begin(pipeline, Arc::new(unit), steps);
+        assert!(ended.is_none());
+        bench.until(|_| begun().lines().count() == 2).await;
+        let both = begun();
+        let pids: Vec<&str> = both.lines().collect();
+        assert_ne!(pids[0], pids[1]);
+    });
+}
+
+#[test]
+fn a_reload_says_what_needs_a_restart_until_it_is_taken_back() {
+    let old = config(trigger(Policy::default(), Retries::default(), None), 1883);
+    let new = Config {
+        metrics: Some(PathBuf::from("p.prom")),
+        ..old.clone()
+    };
+    let merged = reload::merge(&old, new).expect("merge");
+    assert_eq!(merged.metrics, old.metrics, "as the observer has it");
 }

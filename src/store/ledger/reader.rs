@@ -180,6 +180,25 @@ impl Reader {
             .map_err(wrong)
     }
 
+    /// Returns the unit that has not ended, of unit `id` and its retries.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn unfinished(&self, id: &str) -> Result<Option<String>> {
+        // An index has the few units that have not ended, and none has what retries a unit.
+        let sql = "WITH RECURSIVE line (live, id) AS (
+                       SELECT id, id FROM unit
+                       WHERE ended IS NULL AND (id = ?1 OR retry_of IS NOT NULL)
+                       UNION ALL
+                       SELECT live, retry_of FROM line JOIN unit USING (id)
+                       WHERE retry_of IS NOT NULL)
+                   SELECT live FROM line WHERE id = ?1 LIMIT 1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row(params![id], |row| row.get(0)).optional())
+            .map_err(wrong)
+    }
+
     /// Returns some units in `state`, which is not an end, after the one at `seq`, oldest first, and
     /// none after the last. They lack variables, payload and passthrough attributes, so that a page has
     /// a bounded size. Nothing stays open between two pages: a long-lived reader would keep the log
