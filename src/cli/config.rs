@@ -40,7 +40,7 @@ pub struct Layers {
 /// Tables of options of one command.
 const TABLES: &[&str] = &[
     "client", "message", "beacon", "control", "play", "node", "status", "check", "watch", "work",
-    "broker", "demo",
+    "events", "broker", "demo",
 ];
 /// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";

@@ -9,6 +9,7 @@ pub mod client;
 mod config;
 mod connection;
 mod control;
+mod events;
 mod forget;
 mod help;
 pub mod message;
@@ -106,6 +107,7 @@ const ENTRIES: &[Entry] = &[
     entry::<watch::Watch>(),
     entry::<forget::Forget>(),
     entry::<work::Work>(),
+    entry::<events::Events>(),
     entry::<play::Play>(),
     entry::<node::Node>(),
     #[cfg(feature = "embedded-broker")]

@@ -14,7 +14,7 @@ pub mod control;
 mod intake;
 mod link;
 pub mod observe;
-mod pipeline;
+pub mod pipeline;
 pub mod report;
 pub mod service;
 pub mod work;

@@ -32,6 +32,9 @@ pub struct Pipeline {
     begin: Instant,
 }
 
+/// Name of the file that marks a pipeline as paused, in its folder.
+pub const PAUSED: &str = "paused";
+
 /// Returns the time of the host, milliseconds since 1970.
 pub fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
@@ -69,6 +72,6 @@ impl Pipeline {
 
     /// Returns the file that marks the pipeline as paused.
     pub fn paused_mark(&self) -> PathBuf {
-        self.home.path.join("paused")
+        self.home.path.join(PAUSED)
     }
 }

@@ -56,7 +56,7 @@ pub enum Ignored {
 }
 
 impl Ignored {
-    /// Returns whether the message says nothing to anybody: it does not end a silence either.
+    /// Returns whether the message says nothing to any trigger: it does not end a silence either.
     #[must_use]
     pub const fn is_ours(&self) -> bool {
         matches!(self, Self::OwnTopic | Self::Marker)

@@ -1,4 +1,4 @@
-//! Near misses: the name that somebody may have meant.
+//! Near misses: the name that a person may have meant.
 
 /// Maximum number of names that are compared with a wanted one. A sender chooses how many there are.
 const MAX_COMPARED: usize = 64;

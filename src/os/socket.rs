@@ -47,7 +47,7 @@ pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
 /// Connects to the socket `name` in `folder`.
 ///
 /// # Errors
-/// As the system: `NotFound` or `ConnectionRefused` when nobody listens.
+/// As the system: `NotFound` or `ConnectionRefused` when no process listens.
 pub fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
     let (_open, short) = short(folder)?;
     let stream = UnixStream::connect(short.join(name))?;
@@ -64,7 +64,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let folder = dir.path().join("a".repeat(200));
         fs::create_dir(&folder).expect("folder");
-        assert!(connect(&folder, "s").is_err(), "nobody listens");
+        assert!(connect(&folder, "s").is_err(), "no listener");
         for _ in 0..2 {
             let listener = listen(&folder, "s").expect("listen");
             connect(&folder, "s").expect("connect");
@@ -74,7 +74,7 @@ mod tests {
             assert_eq!(mode.mode() & 0o777, MODE);
             listener.accept().expect("accept");
         }
-        let left = connect(&folder, "s").expect_err("nobody listens");
+        let left = connect(&folder, "s").expect_err("no listener");
         assert_eq!(left.kind(), io::ErrorKind::ConnectionRefused);
         assert!(listen(&folder.join("none"), "s").is_err());
     }

@@ -25,6 +25,7 @@ mod control;
 mod crash;
 mod descent;
 mod embedded;
+mod events;
 mod export;
 mod faults;
 mod foreign_state;

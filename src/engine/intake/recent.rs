@@ -58,7 +58,7 @@ impl Recent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether somebody reads the notes now.
+    /// Returns whether there is a reader now.
     pub fn is_read(&self) -> bool {
         !self.notes().readers.is_empty()
     }

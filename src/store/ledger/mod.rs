@@ -13,6 +13,7 @@ mod packets;
 mod place;
 mod prune;
 mod reader;
+pub mod received;
 mod records;
 mod rows;
 mod schema;

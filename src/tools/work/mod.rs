@@ -165,7 +165,7 @@ fn cancel(scope: &Scope, unit: Option<&str>, timeout: Duration) -> Result<ExitCo
 }
 
 /// Returns the folders of the pipelines to look at, by name.
-fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
+pub fn pipelines(scope: &Scope) -> Result<Vec<(String, PathBuf)>> {
     if let Some(who) = &scope.who {
         let path = scope.state.join(who);
         if !ledger::file(&path).exists() {
