@@ -55,6 +55,7 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh stopped", "docs/backup.md", "tests/it/ledger.rs"),
     ("sh restore", "docs/backup.md", "tests/it/ledger.rs"),
     ("sh certificates", "docs/tls.md", "tests/it/tls.rs"),
+    ("text events", "docs/guide.md", "tests/it/events.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";

@@ -247,3 +247,40 @@ fn a_pipeline_that_does_not_exist_is_an_error() {
     assert!(stderr.contains("no pipeline has state in"), "{stderr}");
     assert_eq!(ran(&mut world.tael(["events", "-n", "0"])).0, 64);
 }
+
+/// The table of the guide, but for times and ids.
+#[test]
+fn the_guide_shows_what_is_shown() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", "true", "--envreq", "SAMPLE"];
+    let client = world.client("align", &arguments);
+    let send = |payload: &str| world.publish(SEQ, payload, &[("tael-id", payload)]);
+    let first = r#"{"status":"finished","SAMPLE":"1"}"#;
+    send(first);
+    world.wait_report("align", "/units/succeeded", 1);
+    send(r#"{"status":"Finished","SAMPLE":"1"}"#);
+    send(r#"{"status":"finished","SAMPEL":"1"}"#);
+    world.wait_report("align", "/events/refused", 1);
+    send(first);
+    world.wait_report("align", "/events/duplicate", 1);
+    let (code, shown, stderr) = ran(&mut world.tael(["events", "--who", "align"]));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide.md");
+    let page = fs::read_to_string(page).expect("docs/guide.md");
+    let block = page.split("```text events\n").nth(1).expect("the block");
+    let block = block.split("\n```").next().expect("its end");
+    let (command, table) = block.split_once('\n').expect("lines");
+    assert_eq!(command, "$ tael events --who align");
+    let lines = |text: &str| -> Vec<String> {
+        let words = text.lines().map(|line| {
+            let mut words: Vec<&str> = line.split_whitespace().skip(1).collect();
+            if let Some(place) = words.iter().position(|word| *word == "unit") {
+                words.remove(place + 1);
+            }
+            words.join(" ")
+        });
+        words.collect()
+    };
+    assert_eq!(lines(&shown), lines(table));
+    client.stop();
+}
