@@ -1,5 +1,6 @@
 //! The command line of `tael client`.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use crate::cli::trigger::{self, TriggerOptions};
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
-use crate::model::message::Qos;
+use crate::model::message::{Delivery, Properties, Qos};
 use crate::model::topic::{self, DEFAULT_ROOT, Filter};
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
+use crate::tools::dry_run;
 
 /// Options of `tael client`.
 #[derive(Debug, Args)]
@@ -35,6 +37,28 @@ pub struct Client {
     /// Report all mistakes in the configuration, and exit; starts and changes nothing
     #[arg(long)]
     check: bool,
+    /// Print which triggers would run what for the message of -m, or why not, and exit; runs and
+    /// changes nothing, and needs no broker
+    #[arg(long)]
+    dry_run: bool,
+    /// Payload of the message of a dry run; - reads it from standard input
+    #[arg(
+        short,
+        long,
+        value_name = "JSON",
+        requires = "dry_run",
+        allow_hyphen_values = true
+    )]
+    message: Option<String>,
+    /// Topic of the message of a dry run [default: -t]
+    #[arg(long, value_name = "TOPIC", requires = "dry_run")]
+    message_topic: Option<String>,
+    /// User property of the message of a dry run; repeatable
+    #[arg(long, value_name = "NAME=VALUE", requires = "dry_run", action = clap::ArgAction::Append)]
+    message_property: Vec<String>,
+    /// The message of a dry run is retained
+    #[arg(long, requires = "dry_run")]
+    message_retained: bool,
     /// Exit with 0, in silence, when a client of this name runs already
     #[arg(long)]
     if_not_running: bool,
@@ -148,7 +172,6 @@ impl Tool for Client {
                 "State",
                 &[
                     "who",
-                    "check",
                     "if-not-running",
                     "stop-units",
                     "max-payload",
@@ -158,12 +181,24 @@ impl Tool for Client {
                     "metrics",
                 ],
             ),
+            (
+                "Trial",
+                &[
+                    "check",
+                    "dry-run",
+                    "message",
+                    "message-topic",
+                    "message-property",
+                    "message-retained",
+                ],
+            ),
             ("Broker", &["reply-to", "qos"]),
         ],
         examples: &[
             "tael client -t lab/seq/status -c /opt/lab/align.sh --who align --envreq SAMPLE",
             "tael client -t lab/test/beacon/status --absent 11m -c /opt/lab/tell.sh --who guard",
             "tael client --config /etc/tael/align.toml --who align --check",
+            "tael client --config /etc/tael/align.toml --who align --dry-run -t lab/seq/status -m '{\"status\":\"finished\"}'",
         ],
     };
 
@@ -177,6 +212,9 @@ impl Tool for Client {
         });
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
+        if self.dry_run {
+            return self.dry_run(matches, layers);
+        }
         let if_not_running = self.if_not_running;
         let mut mistakes = Mistakes::default();
         let config = self.config(matches, layers, &mut mistakes);
@@ -194,7 +232,60 @@ impl Tool for Client {
     }
 }
 
+/// Returns a payload that is an argument, or comes from standard input.
+fn payload(message: &str, limit: usize) -> Result<Vec<u8>> {
+    if message != "-" {
+        return Ok(message.as_bytes().to_vec());
+    }
+    let mut input = Vec::new();
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    let read = io::stdin().lock().take(limit).read_to_end(&mut input);
+    read.map_err(|e| Error::data(format!("read message from standard input: {e}")))?;
+    Ok(input)
+}
+
 impl Client {
+    /// Prints what the client would do with a message.
+    fn dry_run(mut self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
+        let wrong = |cause: &str| Error::usage(format!("dry run: {cause}"));
+        let Some(message) = &self.message else {
+            return Err(wrong("give the message with -m, and its topic with -t"));
+        };
+        let payload = payload(message, self.max_payload)?;
+        // With a command, -t is the filter of its trigger.
+        let own_trigger = trigger::is_by_hand(matches, "command");
+        let given = match own_trigger {
+            true => self.trigger.topic.clone(),
+            false => std::mem::take(&mut self.trigger.topic),
+        };
+        let topic = match (self.message_topic.take(), &given[..]) {
+            (Some(topic), _) => topic,
+            (None, [one]) => one.clone(),
+            (None, []) => return Err(wrong("give the topic of the message with -t")),
+            (None, _) => return Err(wrong("give the topic of the message with --message-topic")),
+        };
+        topic::check_name(&topic).map_err(|e| wrong(&format!("{e}: use --message-topic")))?;
+        let property = |text: &String| match text.split_once('=') {
+            Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+            None => Err(wrong(&format!("property '{text}' is not NAME=VALUE"))),
+        };
+        let user = self.message_property.iter().map(property);
+        let delivery = Delivery {
+            topic: topic.into(),
+            payload: payload.into(),
+            retained: self.message_retained,
+            duplicate: false,
+            packet: 0,
+            properties: Properties {
+                user: user.collect::<Result<_>>()?,
+                ..Properties::default()
+            },
+        };
+        let mut mistakes = Mistakes::default();
+        let config = self.config(matches, layers, &mut mistakes);
+        dry_run::run(&mistakes.or_first(config)?, &delivery)
+    }
+
     /// Returns the pipeline that the options describe, unless a mistake leaves none; notes every
     /// mistake.
     fn config(
@@ -215,8 +306,13 @@ impl Client {
         let chosen_id = self.connection.has_id();
         // The identifier of versions that kept none in the state folder.
         let id = format!("tael-{who}-{host}");
-        mistakes.keep(self.connection.check_session(matches));
-        let broker = self.connection.resolve_all(matches, id, mistakes);
+        let broker = match self.dry_run {
+            true => Some(Connection::unused()),
+            false => {
+                mistakes.keep(self.connection.check_session(matches));
+                self.connection.resolve_all(matches, id, mistakes)
+            }
+        };
         if self.qos == Qos::AtMostOnce {
             mistakes.note(Error::usage("QoS 0 loses events: a client takes 1"));
         }

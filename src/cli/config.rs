@@ -48,7 +48,18 @@ const TRIGGER: &str = "trigger";
 const COMMAND: &str = "command";
 
 /// Options that no file may hold.
-const NOT_IN_FILES: &[&str] = &["help", "version", "config", "password", "check"];
+const NOT_IN_FILES: &[&str] = &[
+    "help",
+    "version",
+    "config",
+    "password",
+    "check",
+    "dry-run",
+    "message",
+    "message-topic",
+    "message-property",
+    "message-retained",
+];
 
 /// A value of a file, and the option that it is for.
 type Entry<'a> = (&'a Layer, &'a str, &'a Value);

@@ -68,8 +68,9 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
             "log" => "TAEL_LOG_TARGET".to_owned(),
             // Read separately, to know whether it shows in ps.
             "password" | "help" | "version" => return arg,
-            // It asks for another job, this once.
-            "check" => return arg,
+            // They ask for another job, this once.
+            "check" | "dry-run" | "message" | "message-topic" | "message-property"
+            | "message-retained" => return arg,
             // Pairs of values do not fit into a variable.
             "attr" => return arg,
             long if SHARED.contains(&long) => format!("TAEL_{long}"),
@@ -292,6 +293,20 @@ impl Connection {
         let cause = "several brokers would split the session of this client: each would keep a part \
                      of the messages; name one, or add --cluster if they share sessions";
         Err(Error::new(kind, cause))
+    }
+
+    /// Returns a broker that is never asked.
+    pub fn unused() -> BrokerOptions {
+        BrokerOptions {
+            host: String::new(),
+            port: PORT,
+            others: Vec::new(),
+            tls: None,
+            username: None,
+            password: None,
+            client_id: String::new(),
+            keep_alive: KEEP_ALIVE,
+        }
     }
 
     /// Returns whether the operator has chosen the client identifier.

@@ -27,7 +27,7 @@ use crate::model::trigger::Trigger;
 pub struct TriggerOptions {
     /// MQTT topic filter to subscribe to; repeatable
     #[arg(short, long, num_args = 1.., value_name = "FILTER", action = clap::ArgAction::Append)]
-    topic: Vec<String>,
+    pub topic: Vec<String>,
     /// Command to run for each event
     #[arg(short, long, value_name = "CMD", allow_hyphen_values = true)]
     command: Option<String>,
@@ -99,6 +99,12 @@ fn retained(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Returns whether option `id` was given as a flag or in the environment.
+pub fn is_by_hand(matches: &ArgMatches, id: &str) -> bool {
+    let source = matches.value_source(id);
+    source.is_some_and(|source| source != ValueSource::DefaultValue)
+}
+
 /// Returns the triggers of the command line, or those of the files if it has none; notes what is
 /// wrong: 64 for the command line, 78 for a file.
 pub fn all(
@@ -108,10 +114,9 @@ pub fn all(
     mistakes: &mut Mistakes,
 ) -> Option<Vec<Trigger>> {
     let tables = layers.triggers().filter(|(_, list)| !list.is_empty());
-    let by_hand = |id: &str| {
-        let source = matches.value_source(id);
-        source.is_some_and(|source| source != ValueSource::DefaultValue)
-    };
+    // The topic of a dry run is not a filter.
+    let no_topic = options.topic.is_empty();
+    let by_hand = |id: &str| is_by_hand(matches, id) && !(id == "topic" && no_topic);
     let Some((layer, tables)) = tables.filter(|_| !by_hand("topic") && !by_hand("command")) else {
         if options.topic.is_empty() && options.command.is_none() {
             mistakes.note(Error::usage(

@@ -15,6 +15,7 @@ mod intake;
 mod link;
 pub mod observe;
 pub mod pipeline;
+pub mod preview;
 pub mod report;
 pub mod service;
 pub mod work;

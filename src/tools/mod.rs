@@ -8,6 +8,7 @@ pub mod client;
 pub mod control;
 #[cfg(feature = "embedded-broker")]
 pub mod demo;
+pub mod dry_run;
 pub mod events;
 pub mod forget;
 pub mod message;

@@ -16,6 +16,7 @@ const ENGINE: &[(&str, usize)] = &[
     ("intake", 4),
     ("observe", 5),
     ("after", 5),
+    ("preview", 5),
     ("control", 6),
     ("client", 7),
     ("chain", 8),

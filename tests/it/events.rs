@@ -1,5 +1,6 @@
 //! `tael events`: what became of messages, and why.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -10,7 +11,8 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::common::{Process, World, ran, wait_until};
+use crate::common::raw::{Raw, publish};
+use crate::common::{Process, World, ran, ran_with, wait_until};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -210,7 +212,7 @@ fn a_reader_that_reads_nothing_holds_nobody_up_and_is_told() {
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);
     let socket = world.state().join("p/events");
     let mut reader = UnixStream::connect(socket).expect("connect");
-    let mut publisher = crate::common::raw::Raw::connect(world.broker.port());
+    let mut publisher = Raw::connect(world.broker.port());
     let long = "x".repeat(500);
     for _ in 0..5000 {
         publisher.publish(SEQ, format!(r#"{{"status":"{long}"}}"#).as_bytes(), &[]);
@@ -282,5 +284,513 @@ fn the_guide_shows_what_is_shown() {
         words.collect()
     };
     assert_eq!(lines(&shown), lines(table));
+    client.stop();
+}
+
+/// Four triggers: with a condition and a required attribute, with neither, for retained messages
+/// too, and for silence.
+const FOUR: &str = r#"
+[client]
+max-payload = 300
+[[trigger]]
+name = "align"
+topic = "lab/+/status"
+envreq = ["SAMPLE"]
+command = 'echo "$TAEL_TOPIC align SAMPLE=$SAMPLE" >>"$OUT/ran"'
+[[trigger]]
+name = "all"
+topic = "lab/+/status"
+when = []
+command = 'echo "$TAEL_TOPIC all ATTR_N=$ATTR_N" >>"$OUT/ran"'
+[[trigger]]
+name = "keep"
+topic = "lab/+/status"
+when = ["kind=keep", "n=1"]
+retained = "accept"
+command = 'echo "$TAEL_TOPIC keep ATTR_KIND=$ATTR_KIND" >>"$OUT/ran"'
+[[trigger]]
+name = "guard"
+topic = "lab/+/beat"
+absent = "1h"
+command = "true"
+"#;
+
+/// A message: the last level of its topic, its payload, its user properties, whether it is
+/// retained, and what trigger `align` makes of it; `-` if no client gets it.
+type Row = (
+    &'static str,
+    &'static [u8],
+    &'static [(&'static str, &'static str)],
+    bool,
+    &'static str,
+);
+
+const RUNS: &str = "runs";
+const NOT_JSON: &str = "refused: its payload is not JSON";
+
+const FIFTY: &[Row] = &[
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"S1"}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","sample":"S2"}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","Sample":7}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":null}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":true}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":[1, 2]}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"a","SAMPLE":"b"}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        "{\"status\":\"finished\",\"SAMPLE\":\"日本\"}".as_bytes(),
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        b"\xef\xbb\xbf{\"status\":\"finished\",\"SAMPLE\":\"bom\"}",
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        b" \n{\"status\" : \"finished\",\n\"SAMPLE\":\"blanks\"} ",
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"$(id)"}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":""}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x","n":1.50}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x","kind":"keep","n":1}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x","kind":"keep","n":2}"#,
+        &[],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-hops", "32")],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-hops", "many")],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-who", "q")],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-id", "id-1")],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("other", "p")],
+        false,
+        RUNS,
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-who", "p")],
+        false,
+        "ignored: the pipeline itself has published it",
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[("tael-hops", "33")],
+        false,
+        "refused: it has passed through 33 pipelines, the limit is 32: a loop?",
+    ),
+    (
+        "status",
+        br#"{"status":"started"}"#,
+        &[],
+        false,
+        "ignored: status is 'started', not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"status":"Finished","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is 'Finished', not 'finished': case counts",
+    ),
+    (
+        "status",
+        br#"{"status":"finished ","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is 'finished ', not 'finished': blanks count",
+    ),
+    (
+        "status",
+        br#"{"status":1,"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is the number 1, not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"status":true,"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is true, not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"status":null,"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is null, not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"status":["finished"],"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is a list, not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"status":{"is":"finished"},"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: status is an object, not 'finished'",
+    ),
+    (
+        "status",
+        br#"{"SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: it has no status",
+    ),
+    ("status", b"{}", &[], false, "ignored: it has no status"),
+    (
+        "status",
+        br#"{"Status":"finished","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: it has Status, not status",
+    ),
+    (
+        "status",
+        br#"{"stauts":"finished","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "ignored: it has stauts, not status",
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPEL":"x"}"#,
+        &[],
+        false,
+        "refused: it has SAMPEL, not SAMPLE",
+    ),
+    (
+        "status",
+        br#"{"status":"finished","LANE":"x"}"#,
+        &[],
+        false,
+        "refused: it lacks the required attribute SAMPLE",
+    ),
+    (
+        "status",
+        br#"{"status":"finished"}"#,
+        &[],
+        false,
+        "refused: it lacks the required attribute SAMPLE",
+    ),
+    ("status", b"finished", &[], false, NOT_JSON),
+    ("status", b"{\"status\":\"finished\",", &[], false, NOT_JSON),
+    ("status", b"{\"status\":\"\xff\"}", &[], false, NOT_JSON),
+    ("status", b"{} {}", &[], false, NOT_JSON),
+    ("status", b"{'status':'finished'}", &[], false, NOT_JSON),
+    (
+        "status",
+        b"[]",
+        &[],
+        false,
+        "refused: its payload is JSON but not an object",
+    ),
+    (
+        "status",
+        b"-1",
+        &[],
+        false,
+        "refused: its payload is JSON but not an object",
+    ),
+    (
+        "status",
+        &[b'{'; 301],
+        &[],
+        false,
+        "refused: its payload has 301 bytes, the limit is 300",
+    ),
+    ("status", b"", &[], false, "ignored: its payload is empty"),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x","kind":"keep","n":1}"#,
+        &[],
+        true,
+        "ignored: it is retained, and --retained is 'ignore'",
+    ),
+    (
+        "status",
+        br#"{"status":"finished","SAMPLE":"x","kind":"kept","n":1}"#,
+        &[],
+        true,
+        "ignored: it is retained, and --retained is 'ignore'",
+    ),
+    (
+        "beat",
+        br#"{"status":"finished"}"#,
+        &[],
+        false,
+        "ignored: its topic does not match lab/+/status",
+    ),
+    (
+        "beat",
+        br#"{"status":"started"}"#,
+        &[],
+        false,
+        "ignored: its topic does not match lab/+/status",
+    ),
+    (
+        "Status",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "-",
+    ),
+    (
+        "last",
+        br#"{"status":"finished","SAMPLE":"x"}"#,
+        &[],
+        false,
+        "-",
+    ),
+];
+
+/// What each trigger makes of a message, by its name; an empty one is about all of them.
+type Verdicts = BTreeMap<String, String>;
+
+/// The verdicts of the dry run, and the variables of each run.
+fn dry_run(world: &World, file: &str, topic: &str, row: &Row) -> (Verdicts, Vec<String>) {
+    let (_, payload, properties, retained, _) = row;
+    let mut command = world.command("tael-client");
+    command.args([
+        "--who", "p", "--root", "lab", "--config", file, "--log", "none",
+    ]);
+    command.args(["--dry-run", "-m", "-", "-t", topic]);
+    for (name, value) in *properties {
+        command.args(["--message-property", &format!("{name}={value}")]);
+    }
+    if *retained {
+        command.arg("--message-retained");
+    }
+    let (code, stdout, stderr) = ran_with(&mut command, payload);
+    assert_eq!(stderr, "");
+    let (mut verdicts, mut variables) = (Verdicts::new(), Vec::new());
+    for line in stdout.lines() {
+        if let Some(variable) = line.strip_prefix("  ") {
+            variables.push(variable.to_owned());
+            continue;
+        }
+        let (who, verdict) = line.split_once(": ").expect(line);
+        let name = who
+            .strip_prefix("trigger '")
+            .and_then(|name| name.strip_suffix('\''));
+        assert!(name.is_some() || who == "all triggers", "{line}");
+        verdicts.insert(name.unwrap_or_default().to_owned(), verdict.to_owned());
+    }
+    let runs = verdicts.values().any(|verdict| verdict == RUNS);
+    assert_eq!(code, if runs { 0 } else { 65 }, "{stdout}");
+    (verdicts, variables)
+}
+
+#[test]
+fn fifty_messages_mean_the_same_to_the_dry_run_the_client_and_the_list() {
+    assert!(FIFTY.len() >= 50);
+    let world = World::new();
+    let path = world.path("tael.toml");
+    fs::write(&path, FOUR).expect("file");
+    let file = path.to_str().expect("path");
+    let topic = |n: usize| format!("lab/m{n}/{}", FIFTY[n].0);
+    let dry: Vec<_> = FIFTY
+        .iter()
+        .enumerate()
+        .map(|(n, row)| dry_run(&world, file, &topic(n), row))
+        .collect();
+    assert!(!world.state().exists(), "no state was touched");
+
+    let send = |n: usize| {
+        let (_, payload, properties, retained, _) = FIFTY[n];
+        let mut raw = Raw::connect(world.broker.port());
+        let mut packet = publish(topic(n).as_bytes(), payload, Some(1), properties, false);
+        packet[0] |= u8::from(retained);
+        raw.send(&packet);
+        assert_eq!(raw.receive().0, 0x40, "PUBACK");
+    };
+    let retained = |n: &usize| FIFTY[*n].3;
+    (0..FIFTY.len()).filter(retained).for_each(send);
+    let client = world.client("p", &["--config", file]);
+    (0..FIFTY.len()).filter(|n| !retained(n)).for_each(send);
+    // The sentinel comes last, and runs last for each trigger.
+    world.publish(
+        "lab/end/status",
+        r#"{"status":"finished","SAMPLE":"end","kind":"keep","n":1}"#,
+        &[],
+    );
+    wait_until("all have run", || {
+        let ran = world.lines("ran");
+        let ends = ran
+            .iter()
+            .filter(|line| line.starts_with("lab/end/status "));
+        ends.count() == 3
+    });
+
+    let mut listed: BTreeMap<String, Verdicts> = BTreeMap::new();
+    for trigger in ["align", "all", "keep", "guard"] {
+        for note in events(&world, &["-n", "1000", "--trigger", trigger]).0 {
+            let text = |key: &str| note[key].as_str().unwrap_or_default().to_owned();
+            let verdict = match &*text("result") {
+                "accepted" => RUNS.to_owned(),
+                result => format!("{result}: {}", text("why")),
+            };
+            let verdicts = listed.entry(text("topic")).or_default();
+            verdicts.insert(text("trigger"), verdict);
+        }
+    }
+    let ran = world.lines("ran");
+    for (n, (row, (verdicts, variables))) in FIFTY.iter().zip(&dry).enumerate() {
+        let topic = topic(n);
+        let listed = listed.remove(&topic).unwrap_or_default();
+        let text = String::from_utf8_lossy(row.1);
+        let shown = format!("{topic} {text}\n{verdicts:#?}\n{listed:#?}");
+        let of_align = verdicts.get("align").or(verdicts.get("")).expect(&shown);
+        match row.4 {
+            "-" => assert!(
+                listed.is_empty() && !verdicts.values().any(|v| v == RUNS),
+                "{shown}"
+            ),
+            want => assert!(of_align.starts_with(want), "{want}: {shown}"),
+        }
+        for (trigger, verdict) in &listed {
+            assert_eq!(verdicts.get(trigger), Some(verdict), "{trigger}: {shown}");
+        }
+        for (trigger, verdict) in verdicts {
+            let elsewhere = verdict.starts_with("ignored: its topic ");
+            assert!(
+                elsewhere || listed.contains_key(trigger),
+                "{trigger}: {shown}"
+            );
+        }
+        let mut runs: Vec<&String> = verdicts
+            .iter()
+            .filter(|(_, verdict)| *verdict == RUNS)
+            .map(|(trigger, _)| trigger)
+            .collect();
+        for line in ran
+            .iter()
+            .filter(|line| line.starts_with(&format!("{topic} ")))
+        {
+            let mut words = line.splitn(3, ' ').skip(1);
+            let trigger = words.next().expect("trigger");
+            let place = runs.iter().position(|name| *name == trigger);
+            runs.remove(place.unwrap_or_else(|| panic!("{trigger} ran: {shown}")));
+            let (name, value) = words
+                .next()
+                .expect("variable")
+                .split_once('=')
+                .expect("value");
+            let said = variables
+                .iter()
+                .find_map(|v| v.strip_prefix(&format!("{name}=")));
+            assert_eq!(said.unwrap_or_default(), value, "{name}: {shown}");
+        }
+        assert!(runs.is_empty(), "{runs:?} did not run: {shown}");
+    }
     client.stop();
 }

@@ -28,7 +28,7 @@ pub struct Which<'a> {
     pub after: i64,
     /// Those from this time on, milliseconds since 1970.
     pub since: i64,
-    /// Those of this trigger; by default all.
+    /// Those of this trigger, and those that are about all; by default those of all triggers.
     pub trigger: Option<&'a str>,
     /// Those that were accepted, or refused; by default both.
     pub fate: Option<Fate>,
@@ -45,7 +45,7 @@ pub fn received(reader: &Reader, which: Which<'_>) -> Result<Vec<Received>> {
         "SELECT event.seq, event.accepted, trigger, event.topic, event.id, event.unit, refusal,
                       detail, state, note
                FROM event LEFT JOIN unit ON unit.id = event.unit
-               WHERE event.seq > ?1 AND event.accepted >= ?2 AND (?3 IS NULL OR trigger = ?3)
+               WHERE event.seq > ?1 AND event.accepted >= ?2 AND (?3 IS NULL OR trigger IN (?3, ''))
                    AND (?4 IS NULL OR (refusal IS NOT NULL) = ?4)
                ORDER BY event.seq DESC LIMIT ?5";
     let refused = which.fate.map(|fate| fate == Fate::Refused);
