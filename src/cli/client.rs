@@ -198,7 +198,7 @@ impl Tool for Client {
             "tael client -t lab/seq/status -c /opt/lab/align.sh --who align --envreq SAMPLE",
             "tael client -t lab/test/beacon/status --absent 11m -c /opt/lab/tell.sh --who guard",
             "tael client --config /etc/tael/align.toml --who align --check",
-            "tael client --config /etc/tael/align.toml --who align --dry-run -t lab/seq/status -m '{\"status\":\"finished\"}'",
+            "tael client -t lab/seq/status -c ./align.sh --who align --dry-run -m '{\"status\":\"Finished\"}'",
         ],
     };
 
