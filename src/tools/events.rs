@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -152,15 +153,8 @@ async fn events(options: &Options, pipelines: Vec<(String, PathBuf)>) -> Result<
     drop(sender);
     let mut view = View::new(options, pipelines);
     view.first(&mut heard).await?;
-    while options.follow {
-        tokio::select! {
-            biased;
-            () = stop.requested() => break,
-            next = heard.recv() => match next {
-                Some((who, heard)) => view.live(who, heard)?,
-                None => break,
-            },
-        }
+    if options.follow {
+        view.follow(&mut heard, stop.requested()).await?;
     }
     Ok(view.code)
 }
@@ -266,6 +260,25 @@ impl<'a> View<'a> {
             self.live(who, heard)?;
         }
         Ok(())
+    }
+
+    /// Shows what comes, until `stop` is ready.
+    async fn follow(
+        &mut self,
+        heard: &mut mpsc::Receiver<(usize, Heard)>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let mut stop = pin!(stop);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return Ok(()),
+                next = heard.recv() => match next {
+                    Some((who, heard)) => self.live(who, heard)?,
+                    None => return Ok(()),
+                },
+            }
+        }
     }
 
     /// Says what is not shown.
