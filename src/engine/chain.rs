@@ -287,9 +287,8 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
     client.perform();
 }
 
-/// Publish: what the outbox may send now, and answers that waited.
+/// Publish: what the outbox may send now.
 pub fn flush_reports(client: &mut Client) -> Result<()> {
-    client.flush_answers();
     let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
     let publish = |message: &Message| {
         let token = session.publish(message.clone())?;

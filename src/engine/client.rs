@@ -107,8 +107,9 @@ impl Client {
     pub fn on_session(&mut self, event: Event) -> Option<(Delivery, Receipt)> {
         match event {
             Event::Online => {
-                self.link.went_online();
+                let answers = self.link.went_online();
                 self.tell_presence();
+                answers.into_iter().for_each(|answer| self.answer(answer));
                 self.intake.silence.online(true);
                 self.reports.last.due();
                 self.observer.health.ready();
@@ -162,16 +163,8 @@ impl Client {
     /// Publishes the answer to a request. A broker that has kept the session sends requests before
     /// the session is online, and their answers wait for that.
     pub fn answer(&mut self, answer: Message) {
-        self.link.owe(answer);
-        self.flush_answers();
-    }
-
-    /// Publishes answers that wait, as many as the session takes.
-    pub fn flush_answers(&mut self) {
-        while let Some(answer) = self.link.owed() {
-            if self.publish(answer.clone()).is_none() {
-                return self.link.owe_still(answer);
-            }
+        if self.publish(answer.clone()).is_none() {
+            self.link.owe(answer);
         }
     }
 

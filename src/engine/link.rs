@@ -1,6 +1,5 @@
 //! The link of a pipeline to its broker: the session, the identifier, and the presence.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
@@ -62,12 +61,14 @@ pub struct Link {
     _id_lock: HostLock,
     online: bool,
     goodbye: Goodbye,
-    /// Answers that wait until the session takes them.
-    answers: VecDeque<Message>,
+    /// Answers that wait until the session is online.
+    answers: Vec<Message>,
 }
 
-/// Maximum number of answers that wait. Later ones are dropped, and their requesters give up.
-const MAX_ANSWERS: usize = 256;
+/// Maximum number of answers that wait, and of their bytes in memory. Later ones are dropped, and
+/// their requesters give up.
+const MAX_ANSWERS: usize = 64;
+const MAX_ANSWERS_BYTES: usize = 1024 * 1024;
 
 /// Whether the broker knows that the client stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Link {
             _id_lock: id_lock,
             online: false,
             goodbye: Goodbye::Unsaid,
-            answers: VecDeque::new(),
+            answers: Vec::new(),
         })
     }
 
@@ -110,9 +111,11 @@ impl Link {
         self.online
     }
 
-    /// Notes that the session is online.
-    pub const fn went_online(&mut self) {
+    /// Notes that the session is online. Returns the answers that have waited for that.
+    #[must_use]
+    pub fn went_online(&mut self) -> Vec<Message> {
         self.online = true;
+        std::mem::take(&mut self.answers)
     }
 
     /// Notes that the session is offline. Returns whether the other side has dropped a connection
@@ -125,25 +128,18 @@ impl Link {
         was_online && self.session.was_cut()
     }
 
-    /// Keeps an answer until the session takes it.
+    /// Keeps an answer for a session that is about to come online. Without a connection, the
+    /// request comes again; and a broker that takes no more answers gets no more.
     pub fn owe(&mut self, answer: Message) {
-        if !self.session.has_connection() {
-            // As for those that wait when it ends.
-        } else if self.answers.len() < MAX_ANSWERS {
-            self.answers.push_back(answer);
-        } else {
-            warn!(target: SENDERS, "answer to a request dropped: {MAX_ANSWERS} wait already");
+        if self.online || !self.session.has_connection() {
+            return;
         }
-    }
-
-    /// Takes the answer that has waited longest.
-    pub fn owed(&mut self) -> Option<Message> {
-        self.answers.pop_front()
-    }
-
-    /// Puts that answer back.
-    pub fn owe_still(&mut self, answer: Message) {
-        self.answers.push_front(answer);
+        let held: usize = self.answers.iter().map(Message::memory).sum();
+        if self.answers.len() < MAX_ANSWERS && held + answer.memory() <= MAX_ANSWERS_BYTES {
+            self.answers.push(answer);
+        } else {
+            warn!(target: SENDERS, "answer to a request dropped: too many wait for the broker");
+        }
     }
 
     /// Returns whether the goodbye is to be published.
