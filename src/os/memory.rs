@@ -79,8 +79,13 @@ mod tests {
             kib.parse::<u64>().expect("number")
         };
         let before = resident();
-        give_back();
-        assert!(resident() < before / 2, "{} of {before} KiB", resident());
+        // Other tests of this process use their code again at once.
+        let is_given_back = || {
+            give_back();
+            resident() < before / 2
+        };
+        let given_back = (0..100).any(|_| is_given_back());
+        assert!(given_back, "{} of {before} KiB", resident());
         assert!(!crate::os::host::hostname().is_empty());
     }
 }
