@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod pty;
 pub mod raw;
+pub mod scene;
 
 use std::ffi::OsStr;
 use std::fs;

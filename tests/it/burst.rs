@@ -1,14 +1,15 @@
 //! Many messages at once. `cargo bench` counts what a real broker with small limits drops.
 
-use crate::common::raw::{Raw, Scripted, publish};
-use crate::common::{bare_command, spawn};
+use crate::common::raw::{Raw, publish};
+use crate::common::scene::{RUN, SEQ, Scene, event};
 
-const SEQ: &str = "lab/seq/status";
+/// The client that takes the burst.
+const CLIENT: &[&str] = &["-t", SEQ, "-c", RUN, "--jobs", "8", "--log", "none"];
 
-/// Messages that mosquitto, as it is shipped, sends before it waits for an acknowledgement.
+/// Number of messages that mosquitto, as it is shipped, sends before it waits for an acknowledgement.
 const WINDOW: u16 = 20;
 
-/// Messages of a burst.
+/// Number of messages of a burst.
 const EVENTS: u16 = 400;
 
 /// Sends `count` events from number `first` on, as such a broker does.
@@ -16,14 +17,9 @@ fn burst(raw: &mut Raw, first: u16, count: u16) {
     for window in (first..first + count).step_by(usize::from(WINDOW)) {
         let end = (window + WINDOW).min(first + count);
         for id in window..end {
-            let payload = format!(r#"{{"status":"finished","n":{id}}}"#);
-            raw.send(&publish(
-                SEQ.as_bytes(),
-                payload.as_bytes(),
-                Some(id),
-                &[],
-                false,
-            ));
+            let payload = event(id.into());
+            let message = publish(SEQ.as_bytes(), payload.as_bytes(), Some(id), &[], false);
+            raw.send(&message);
         }
         // Acknowledgements come in the order of the messages.
         raw.serve_until_acknowledged(end - 1);
@@ -32,28 +28,23 @@ fn burst(raw: &mut Raw, first: u16, count: u16) {
 
 #[test]
 fn each_event_of_a_burst_runs_once() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let mut command = bare_command(&dir, "tael-client");
-    command
-        .args(["--who", "p", "--root", "lab", "-t", SEQ, "--log", "none"])
-        .args(["-c", r#"echo "$ATTR_N" >>"$OUT/runs""#, "--jobs", "8"])
-        .args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    let client = spawn(&dir, &mut command);
-    let mut raw = broker.accept();
-    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    let scene = Scene::new();
+    let client = scene.start(CLIENT);
+    let mut raw = scene.online();
     burst(&mut raw, 1, EVENTS);
-    let runs = || {
-        let text = std::fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect::<Vec<_>>()
-    };
     let all = usize::from(EVENTS);
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#) && runs().len() >= all);
-    // What ran twice has run before the one that comes last.
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#) && scene.runs().len() >= all);
+    // An event that ran twice has done so before the last one.
     burst(&mut raw, EVENTS + 1, 1);
     let last = (EVENTS + 1).to_string();
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#) && runs().contains(&last));
-    let mut numbers: Vec<u16> = runs().iter().map(|n| n.parse().expect("number")).collect();
+    raw.serve_until(|m| {
+        m.text().contains(r#""status":"finished""#) && scene.runs().contains(&last)
+    });
+    let mut numbers: Vec<u16> = scene
+        .runs()
+        .iter()
+        .map(|n| n.parse().expect("number"))
+        .collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=EVENTS + 1).collect::<Vec<_>>());
     client.kill();
@@ -61,29 +52,22 @@ fn each_event_of_a_burst_runs_once() {
 
 #[test]
 fn a_burst_is_in_flight_before_a_broker_could_drop_it() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let mut command = bare_command(&dir, "tael-client");
-    command
-        .args(["--who", "p", "--root", "lab", "-t", SEQ, "--log", "none"])
-        .args(["-c", r#"echo "$ATTR_N" >>"$OUT/runs""#, "--jobs", "8"])
-        .args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    let client = spawn(&dir, &mut command);
-    let (mut raw, connect) = broker.greet(false, &[]);
-    // What mosquitto, as it is shipped, keeps besides is half of such a burst.
+    let scene = Scene::new();
+    let client = scene.start(CLIENT);
+    let (mut raw, connect) = scene.broker.greet(false, &[]);
+    // mosquitto, as it is shipped, keeps half of such a burst besides.
     const BURST: u16 = 2000;
     assert!(connect.receive_maximum >= BURST, "{connect:?}");
     raw.serve_until(|m| m.topic.ends_with("/presence"));
     for id in 1..=BURST {
-        let payload = format!(r#"{{"status":"finished","n":{id}}}"#);
+        let payload = event(id.into());
         let message = publish(SEQ.as_bytes(), payload.as_bytes(), Some(id), &[], false);
         raw.send(&message);
     }
-    // Nothing is acknowledged that is not on disk, and most of it is before anything else starts.
+    // Only messages on disk are acknowledged, and most are on disk before their runs start.
     raw.serve_until_acknowledged(BURST);
-    let runs = std::fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
     assert!(
-        runs.lines().count() < usize::from(BURST) / 2,
+        scene.runs().len() < usize::from(BURST) / 2,
         "starts came first"
     );
     client.kill();

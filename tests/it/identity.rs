@@ -1,15 +1,15 @@
-//! What an event is: an id and a content, whatever programs and bridges do with either.
+//! The identity of an event: its id and its content. Programs and bridges copy both.
 
 use std::fs;
-use std::process::Command;
 
-use crate::common::raw::{Raw, Scripted, publish};
-use crate::common::{Process, World, bare_command, spawn, wait_until};
+use crate::common::raw::{Raw, publish};
+use crate::common::scene::{RUN, SEQ, Scene};
+use crate::common::{Process, World, wait_until};
 
-const SEQ: &str = "lab/seq/status";
-const RUN: &str = r#"echo "$ATTR_N $TAEL_EVENT" >>"$OUT/runs""#;
+/// A command that also writes the name of its event.
+const RUN_NAMED: &str = r#"echo "$ATTR_N $TAEL_EVENT" >>"$OUT/runs""#;
 
-/// Waits for the last of `runs`, and returns what they wrote: number and event.
+/// Waits for `count` runs, and returns the number and the event of each.
 #[track_caller]
 fn runs(world: &World, count: usize) -> Vec<(String, String)> {
     wait_until("as many have run", || world.lines("runs").len() >= count);
@@ -25,20 +25,20 @@ fn runs(world: &World, count: usize) -> Vec<(String, String)> {
 #[test]
 fn different_messages_under_one_copied_id_each_run_and_copies_do_not() {
     let world = World::new();
-    let arguments = ["-t", "lab/+/status", "-c", RUN];
+    let arguments = ["-t", "lab/+/status", "-c", RUN_NAMED];
     let client = world.client("copy", &arguments);
-    // As Node-RED sends what it has changed, and a bridge what it has seen twice.
+    // Node-RED changes a message under its id, and a bridge repeats one.
     let say = |n: &str| {
         let payload = format!(r#"{{"status":"finished","n":"{n}"}}"#);
         world.publish(SEQ, payload, &[("tael-id", "X")]);
     };
     ["1", "2", "3", "2", "1"].into_iter().for_each(say);
-    // Another topic is another content.
+    // The topic is part of the content.
     let other = r#"{"status":"finished","n":"1"}"#;
     world.publish("lab/other/status", other, &[("tael-id", "X")]);
     world.wait_report("copy", "/units/succeeded", 4);
     client.stop();
-    // The next client knows them too.
+    // The next client recognises them.
     let client = world.client("copy", &arguments);
     ["3", "4", "2"].into_iter().for_each(say);
     world.publish(
@@ -49,13 +49,13 @@ fn different_messages_under_one_copied_id_each_run_and_copies_do_not() {
     let all = runs(&world, 6);
     let numbers: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
     assert_eq!(numbers, ["1", "2", "3", "1", "4", "last"]);
-    // Each event has a name of its own; the first one, and only it, its sender's.
+    // Each event has its own name. Only the first one has the id of its sender.
     let mut events: Vec<&str> = all.iter().map(|(_, event)| event.as_str()).collect();
     assert_eq!((events[0], events[5]), ("X", "Y"));
     events.sort_unstable();
     events.dedup();
     assert_eq!(events.len(), 6, "{all:?}");
-    // An id that commands may not see tells events apart all the same.
+    // An id that commands may not see still distinguishes events.
     let odd = |n: &str| {
         let payload = format!(r#"{{"status":"finished","n":"{n}"}}"#);
         world.publish(SEQ, payload, &[("tael-id", "run 7/$(x)")]);
@@ -81,7 +81,7 @@ fn a_refused_event_does_not_use_its_id_up() {
         "-t",
         SEQ,
         "-c",
-        RUN,
+        RUN_NAMED,
         "--envreq",
         "sample",
         "--envprefix",
@@ -102,7 +102,7 @@ fn a_refused_event_does_not_use_its_id_up() {
         (&2.into(), &1.into())
     );
     client.stop();
-    // What was refused for a wrong configuration runs under the right one, once.
+    // An event that a wrong configuration refused runs once under the right one.
     let client = world.client("picky", &picky[..4]);
     world.publish(SEQ, bad, &[("tael-id", "X")]);
     world.publish(SEQ, bad, &[("tael-id", "X")]);
@@ -114,44 +114,13 @@ fn a_refused_event_does_not_use_its_id_up() {
     client.stop();
 }
 
-/// A client over a scripted broker, that takes retained messages.
-struct Scene {
-    dir: tempfile::TempDir,
-    broker: Scripted,
+/// Starts a client that accepts retained messages.
+fn start(scene: &Scene) -> (Process, Raw) {
+    let client = scene.start(&["-t", "lab/#", "-c", RUN, "--retained", "accept"]);
+    (client, scene.online())
 }
 
-impl Scene {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().expect("tempdir"),
-            broker: Scripted::listen(),
-        }
-    }
-
-    fn start(&self) -> (Process, Raw) {
-        let mut command: Command = bare_command(&self.dir, "tael-client");
-        command
-            .args(["--who", "p", "--root", "lab", "-t", "lab/#", "-c"])
-            .arg(r#"echo "$ATTR_N" >>"$OUT/runs""#)
-            .args(["--retained", "accept", "-H", "127.0.0.1"])
-            .args(["-p", &self.broker.port().to_string()]);
-        let client = spawn(&self.dir, &mut command);
-        let mut raw = self.broker.accept();
-        raw.serve_until(|m| m.topic.ends_with("/presence"));
-        (client, raw)
-    }
-
-    #[track_caller]
-    fn have_run(&self, wanted: &[&str]) {
-        let runs = || fs::read_to_string(self.dir.path().join("runs")).unwrap_or_default();
-        wait_until("as many have run", || {
-            runs().lines().count() >= wanted.len()
-        });
-        assert_eq!(runs().lines().collect::<Vec<_>>(), wanted);
-    }
-}
-
-/// Sends `n` for `topic`, as what the broker has retained if `replayed`.
+/// Sends `n` on `topic`, as a retained message if `replayed`.
 fn say(raw: &mut Raw, topic: &str, n: u16, replayed: bool, id: &[(&str, &str)]) {
     let payload = format!(r#"{{"status":"finished","n":{n}}}"#);
     let mut packet = publish(topic.as_bytes(), payload.as_bytes(), Some(n), id, false);
@@ -163,27 +132,26 @@ fn say(raw: &mut Raw, topic: &str, n: u16, replayed: bool, id: &[(&str, &str)]) 
 #[test]
 fn a_retained_message_runs_once_for_each_content() {
     let scene = Scene::new();
-    let (client, mut raw) = scene.start();
+    let (client, mut raw) = start(&scene);
     let id = [("tael-id", "I")];
     say(&mut raw, "lab/a", 1, true, &[]);
     say(&mut raw, "lab/b", 2, true, &id);
-    // It came as it was published, or while the client was away, and is retained since.
+    // It was delivered when it was published, and the broker has retained it.
     say(&mut raw, "lab/c", 3, false, &[]);
     client.kill();
     drop(raw);
-    let (client, mut raw) = scene.start();
-    // As long as events are remembered, and longer.
+    let (client, mut raw) = start(&scene);
+    // While events are remembered, and after they are forgotten.
     for forgotten in [false, true] {
         if forgotten {
-            let ledger = scene.dir.path().join("state/p/ledger.db");
-            let ledger = rusqlite::Connection::open(ledger).expect("ledger");
-            ledger.execute("DELETE FROM event", []).expect("forget");
+            let deleted = scene.ledger().execute("DELETE FROM event", []);
+            deleted.expect("forget");
         }
         say(&mut raw, "lab/a", 1, true, &[]);
         say(&mut raw, "lab/b", 2, true, &id);
         say(&mut raw, "lab/c", 3, true, &[]);
     }
-    // Another content is news, and so is the same one that is published again.
+    // Another content is a new event, and so is the same content published again.
     say(&mut raw, "lab/a", 4, true, &[]);
     say(&mut raw, "lab/a", 4, false, &[]);
     say(&mut raw, "lab/a", 4, true, &[]);
@@ -195,16 +163,16 @@ fn a_retained_message_runs_once_for_each_content() {
 #[test]
 fn a_retained_message_that_says_again_what_an_earlier_one_said_is_news() {
     let scene = Scene::new();
-    let (client, mut raw) = scene.start();
+    let (client, mut raw) = start(&scene);
     say(&mut raw, "lab/a", 1, true, &[]);
     say(&mut raw, "lab/a", 2, false, &[]);
     say(&mut raw, "lab/a", 2, true, &[]);
     client.kill();
     drop(raw);
-    // The broker has kept nothing for the client, and the topic is back at what it said before.
+    // The broker has kept nothing for the client, and the topic has its earlier content again.
     let runs = ["1", "2", "1", "3", "4"];
     for (n, so_far) in [(3, 4), (4, 5)] {
-        let (client, mut raw) = scene.start();
+        let (client, mut raw) = start(&scene);
         say(&mut raw, "lab/a", 1, true, &[]);
         say(&mut raw, "lab/b", n, true, &[]);
         scene.have_run(&runs[..so_far]);
@@ -215,7 +183,7 @@ fn a_retained_message_that_says_again_what_an_earlier_one_said_is_news() {
 #[test]
 fn an_empty_message_that_clears_a_retained_one_is_no_event() {
     let scene = Scene::new();
-    let (client, mut raw) = scene.start();
+    let (client, mut raw) = start(&scene);
     for (packet, topic) in [(1, "lab/a"), (2, "lab/infrastructure/pipelines/p/control")] {
         raw.send(&publish(topic.as_bytes(), b"", Some(packet), &[], false));
         let said = raw.serve_until_acknowledged(packet);
@@ -238,9 +206,9 @@ fn an_event_of_an_older_ledger_is_known_by_its_id() {
     old.execute_batch(include_str!("../fixtures/ledger-v1.sql"))
         .expect("fixture");
     drop(old);
-    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let client = world.client("p", &["-t", SEQ, "-c", RUN_NAMED]);
     world.wait_report("p", "/units/succeeded", 1);
-    // Nobody knows what it said.
+    // The old ledger does not have its content.
     world.publish(
         SEQ,
         r#"{"status":"finished","n":"1"}"#,
@@ -263,7 +231,7 @@ fn an_event_of_an_older_ledger_is_known_by_its_id() {
 #[test]
 fn a_retained_message_that_came_while_the_client_was_away_runs_once() {
     let world = World::new();
-    let arguments = ["-t", SEQ, "-c", RUN, "--retained", "accept"];
+    let arguments = ["-t", SEQ, "-c", RUN_NAMED, "--retained", "accept"];
     let client = world.client("late", &arguments);
     let retain = |payload: &[u8]| {
         let mut raw = Raw::connect(world.broker.port());
@@ -276,7 +244,7 @@ fn a_retained_message_that_came_while_the_client_was_away_runs_once() {
     world.wait_report("late", "/units/succeeded", 1);
     client.stop();
     retain(br#"{"status":"finished","n":"2"}"#);
-    // It waits for the client, and is what the topic retains.
+    // It waits for the client, and the topic retains it.
     world.client("late", &arguments).stop();
     let client = world.client("late", &arguments);
     world.publish(SEQ, r#"{"status":"finished","n":"3"}"#, &[]);

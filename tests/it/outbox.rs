@@ -1,36 +1,21 @@
-//! Statuses at a broker that refuses them: for now, for good, or by ending the connection.
+//! Statuses that the broker refuses: for now, for good, or by ending the connection.
 
-use crate::common::raw::{Heard, Raw, Scripted, packet, publish};
-use crate::common::{Process, bare_command, spawn};
-
-fn client(dir: &tempfile::TempDir, broker: &Scripted) -> Process {
-    let mut command = bare_command(dir, "tael-client");
-    command.args([
-        "--who",
-        "p",
-        "--root",
-        "lab",
-        "-t",
-        "lab/seq/status",
-        "-c",
-        "true",
-    ]);
-    command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    spawn(dir, &mut command)
-}
+use crate::common::raw::{Heard, Raw, packet, publish};
+use crate::common::scene::{SEQ, Scene};
 
 fn send_event(raw: &mut Raw, id: &str) {
     let payload = br#"{"status":"finished"}"#;
+    let properties = [("tael-id", id)];
     raw.send(&publish(
-        b"lab/seq/status",
+        SEQ.as_bytes(),
         payload,
         Some(7),
-        &[("tael-id", id)],
+        &properties,
         false,
     ));
 }
 
-/// Serves the client until it publishes something on a topic that ends so; that is unanswered.
+/// Serves the client until it publishes on a topic that ends with `end`. That is not acknowledged.
 #[track_caller]
 fn next_on(raw: &mut Raw, end: &str) -> (Heard, [u8; 2]) {
     loop {
@@ -47,11 +32,9 @@ fn next_on(raw: &mut Raw, end: &str) -> (Heard, [u8; 2]) {
 
 #[test]
 fn a_status_that_ends_every_connection_is_set_aside() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let client = client(&dir, &broker);
-    let mut raw = broker.accept();
-    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    let scene = Scene::new();
+    let client = scene.start(&["-t", SEQ, "-c", "true"]);
+    let mut raw = scene.online();
     send_event(&mut raw, "E1");
     let mut connections = 0;
     loop {
@@ -63,7 +46,7 @@ fn a_status_that_ends_every_connection_is_set_aside() {
         // Packet too large.
         raw.send(&packet(0xe0, &[0x95, 0]));
         connections += 1;
-        raw = broker.accept();
+        raw = scene.broker.accept();
     }
     assert!((2..=3).contains(&connections), "{connections}");
     let log = client.log_text();
@@ -72,7 +55,7 @@ fn a_status_that_ends_every_connection_is_set_aside() {
         log.contains("/status' (") && log.contains(" bytes)"),
         "{log}"
     );
-    // What was set aside does not come again: the next is of the next event.
+    // A status that was set aside does not come again. The next one is of the next event.
     send_event(&mut raw, "E2");
     let (next, _) = next_on(&mut raw, "/status");
     assert_eq!(next.property("tael-cause"), Some("E2"));
@@ -80,14 +63,12 @@ fn a_status_that_ends_every_connection_is_set_aside() {
 
 #[test]
 fn a_status_that_is_refused_for_now_goes_out_again_on_the_same_connection() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let client = client(&dir, &broker);
-    let mut raw = broker.accept();
-    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    let scene = Scene::new();
+    let client = scene.start(&["-t", SEQ, "-c", "true"]);
+    let mut raw = scene.online();
     send_event(&mut raw, "E1");
     let (first, id) = next_on(&mut raw, "/status");
-    // Quota exceeded, with the broker's own words.
+    // Quota exceeded, with a Reason String.
     let said = [&[0x97, 10, 0x1f, 0, 7][..], b"4 a day"].concat();
     raw.send(&packet(0x40, &[&id[..], &said].concat()));
     let mut seen = Vec::new();

@@ -1,86 +1,56 @@
-//! A message that the broker sends again: known by its id and its content, or for senders that give
-//! no id by the broker's word and the content.
+//! Messages that the broker sends again. Those with an id are known by id and content, those
+//! without by the DUP flag of the broker and the content.
 
 use std::process::Command;
 
-use crate::common::raw::{
-    Heard, Raw, Scripted, publish, publish_with, request_properties, user_properties,
-};
-use crate::common::{Process, bare_command, spawn, wait_until};
+use crate::common::raw::{Heard, Raw, publish, publish_with, request_properties, user_properties};
+use crate::common::scene::{CONTROL, RUN, Scene};
+use crate::common::{Process, wait_until};
 
 const SEQ: &[u8] = b"lab/seq/status";
-const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
 const ONE: &[u8] = br#"{"status":"finished","n":1}"#;
 const TWO: &[u8] = br#"{"status":"finished","n":2}"#;
 
-struct Scene {
-    dir: tempfile::TempDir,
-    broker: Scripted,
+fn command(scene: &Scene) -> Command {
+    scene.command(&["-t", "lab/seq/#", "-c", RUN])
 }
 
-impl Scene {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().expect("tempdir"),
-            broker: Scripted::listen(),
-        }
-    }
+fn start(scene: &Scene) -> Process {
+    scene.spawn(&mut command(scene))
+}
 
-    fn command(&self) -> Command {
-        let mut command = bare_command(&self.dir, "tael-client");
-        command
-            .args(["--who", "p", "--root", "lab", "-t", "lab/seq/#", "-c", RUN])
-            .args(["-H", "127.0.0.1", "-p", &self.broker.port().to_string()]);
-        command
-    }
+/// Returns how many statuses the ledger holds until the broker has acknowledged them.
+fn untold(scene: &Scene) -> i64 {
+    let count = "SELECT count(*) FROM outbox";
+    let count = scene.ledger().query_row(count, [], |row| row.get(0));
+    count.expect("count")
+}
 
-    /// A connection whose client is online.
-    fn online(&self) -> Raw {
-        let mut raw = self.broker.accept();
-        raw.serve_until(|m| m.topic.ends_with("/presence"));
-        raw
-    }
+/// Waits until the client has read all acknowledgements of its statuses.
+#[track_caller]
+fn all_told(scene: &Scene) {
+    wait_until("all statuses are acknowledged", || untold(scene) == 0);
+}
 
-    fn start(&self) -> Process {
-        spawn(&self.dir, &mut self.command())
-    }
+/// Waits for the end of a run.
+fn finished(raw: &mut Raw) {
+    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+}
 
-    fn runs(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.path().join("runs")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    /// Statuses that the ledger holds until they are answered.
-    fn untold(&self) -> i64 {
-        let ledger = self.dir.path().join("state/p/ledger.db");
-        let ledger = rusqlite::Connection::open(ledger).expect("ledger");
-        let count = ledger.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0));
-        count.expect("count")
-    }
-
-    /// Has `raise` run, and says as which unit.
-    fn unit_of(&self, raw: &mut Raw, raise: &[u8]) -> String {
-        let control = b"lab/infrastructure/pipelines/p/control";
-        raw.send(&publish(control, raise, Some(1), &[], false));
-        raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
-        wait_until("all is answered", || self.untold() == 0);
-        let ledger = self.dir.path().join("state/p/ledger.db");
-        let ledger = rusqlite::Connection::open(ledger).expect("ledger");
-        let unit = ledger.query_row("SELECT id FROM unit", [], |row| row.get(0));
-        unit.expect("unit")
-    }
-
-    #[track_caller]
-    fn have_run(&self, wanted: &[&str]) {
-        wait_until("as many have run", || self.runs().len() >= wanted.len());
-        assert_eq!(self.runs(), wanted);
-    }
+/// Sends the request `raise`, and returns the unit that it makes when that has ended.
+fn unit_of(scene: &Scene, raw: &mut Raw, raise: &[u8]) -> String {
+    raw.send(&publish(CONTROL.as_bytes(), raise, Some(1), &[], false));
+    finished(raw);
+    all_told(scene);
+    let unit = scene.ledger();
+    let unit = unit.query_row("SELECT id FROM unit", [], |row| row.get(0));
+    unit.expect("unit")
 }
 
 #[test]
 fn a_foreign_message_that_comes_again_runs_once() {
     let scene = Scene::new();
-    let client = scene.start();
+    let client = start(&scene);
     let mut raw = scene.online();
     raw.send(&publish(SEQ, ONE, Some(1), &[], false));
     raw.serve_until_acknowledged(1);
@@ -89,62 +59,62 @@ fn a_foreign_message_that_comes_again_runs_once() {
     let mut raw = scene.online();
     raw.send(&publish(SEQ, ONE, Some(1), &[], true));
     raw.serve_until_acknowledged(1);
-    // The same content is news if the broker has not sent it before.
+    // Without the DUP flag the same content is a new event.
     raw.send(&publish(SEQ, ONE, Some(2), &[], false));
     raw.serve_until_acknowledged(2);
     raw.send(&publish(SEQ, TWO, Some(3), &[], false));
     raw.serve_until_acknowledged(3);
     scene.have_run(&["1", "1", "2"]);
-    // A client that is killed knows it too.
+    // The client after a kill recognises it.
     client.kill();
     drop(raw);
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     raw.send(&publish(SEQ, TWO, Some(3), &[], true));
     raw.serve_until_acknowledged(3);
-    // One that the broker sent into a dead connection comes with the mark, and is new.
+    // A message that the broker sent into a dead connection has the flag, and is new.
     let three = br#"{"status":"finished","n":3}"#;
     raw.send(&publish(SEQ, three, Some(4), &[], true));
     raw.serve_until_acknowledged(4);
     scene.have_run(&["1", "1", "2", "3"]);
 }
 
-/// Has ONE run under packet identifier 1, and the broker know that it was acknowledged.
+/// Runs ONE under packet identifier 1, and waits until the broker knows our acknowledgement.
 fn settle_one(scene: &Scene, raw: &mut Raw) {
     raw.send(&publish(SEQ, ONE, Some(1), &[], false));
     raw.serve_until_acknowledged(1);
-    // It answers what the client says afterwards: the acknowledgement has arrived.
+    // The broker answers a later message of the client, so the acknowledgement has arrived.
     raw.serve_until(|m| {
         m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
     });
-    wait_until("the client has read the answer", || scene.untold() == 0);
+    all_told(scene);
 }
 
 #[test]
 fn an_equal_message_is_news_once_the_first_is_settled() {
     let scene = Scene::new();
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     settle_one(&scene, &mut raw);
     drop(raw);
-    // Brokers may number anew with each connection.
+    // Brokers may begin their numbers again with each connection.
     let mut raw = scene.online();
     settle_one(&scene, &mut raw);
-    // The identifier carries something else meanwhile, which may mean nothing, and a message that
-    // says the same as the first is sent under it into the end of the connection.
+    // Meanwhile the identifier carries another message, possibly an ignored one. Then a message equal
+    // to the first is sent under it just before the connection ends.
     for other in [TWO, br#"{"status":"started"}"#] {
         raw.send(&publish(SEQ, other, Some(1), &[], false));
         raw.serve_until_acknowledged(1);
         if other == TWO {
-            raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+            finished(&mut raw);
         }
-        wait_until("the client has read the answer", || scene.untold() == 0);
+        all_told(&scene);
         drop(raw);
         raw = scene.online();
         raw.send(&publish(SEQ, ONE, Some(1), &[], true));
         raw.serve_until_acknowledged(1);
-        raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
-        wait_until("the client has read the answer", || scene.untold() == 0);
+        finished(&mut raw);
+        all_told(&scene);
     }
     scene.have_run(&["1", "1", "2", "1", "1"]);
 }
@@ -152,18 +122,18 @@ fn an_equal_message_is_news_once_the_first_is_settled() {
 #[test]
 fn a_broker_that_was_restored_from_an_older_save_makes_nothing_run_twice() {
     let scene = Scene::new();
-    let client = scene.start();
+    let client = start(&scene);
     let mut raw = scene.online();
     settle_one(&scene, &mut raw);
     drop(raw);
-    // Its save is from before the acknowledgement, and it says that it sends again.
+    // Its save is older than the acknowledgement, so it sends the message again with the flag.
     let mut raw = scene.online();
     raw.send(&publish(SEQ, ONE, Some(1), &[], true));
     raw.serve_until_acknowledged(1);
     client.kill();
     drop(raw);
-    // It is killed again, and so is the client.
-    let _client = scene.start();
+    // Broker and client are killed again.
+    let _client = start(&scene);
     let mut raw = scene.online();
     raw.send(&publish(SEQ, ONE, Some(1), &[], true));
     raw.serve_until_acknowledged(1);
@@ -175,19 +145,19 @@ fn a_broker_that_was_restored_from_an_older_save_makes_nothing_run_twice() {
 #[test]
 fn an_equal_message_to_a_client_that_was_gone_runs_though_the_broker_numbers_anew() {
     let scene = Scene::new();
-    let mut client = scene.start();
+    let mut client = start(&scene);
     let mut raw = scene.online();
     settle_one(&scene, &mut raw);
     for n in 2..=3 {
-        // It is sent to a client that is killed, and again to the next one.
+        // It is sent to a client that is killed, and then to the next one.
         client.kill();
         drop(raw);
-        client = scene.start();
+        client = start(&scene);
         raw = scene.online();
         raw.send(&publish(SEQ, ONE, Some(1), &[], true));
         raw.serve_until_acknowledged(1);
-        raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
-        wait_until("the client has read the answer", || scene.untold() == 0);
+        finished(&mut raw);
+        all_told(&scene);
         scene.have_run(&vec!["1"; n]);
     }
 }
@@ -195,7 +165,7 @@ fn an_equal_message_to_a_client_that_was_gone_runs_though_the_broker_numbers_ane
 #[test]
 fn a_message_that_is_sent_three_times_runs_once() {
     let scene = Scene::new();
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     for again in [false, true, true] {
         if again {
@@ -213,13 +183,13 @@ fn a_message_that_is_sent_three_times_runs_once() {
 #[test]
 fn a_request_without_an_id_that_comes_again_is_done_once() {
     let scene = Scene::new();
-    let mut command = scene.command();
+    let mut command = command(&scene);
     command.args(["--when", "n=1"]);
-    let _client = spawn(&scene.dir, &mut command);
-    let control = b"lab/infrastructure/pipelines/p/control";
+    let _client = scene.spawn(&mut command);
+    let control = CONTROL.as_bytes();
     let raise: &[u8] = br#"{"action":"raise","n":"2"}"#;
     let mut raw = scene.online();
-    let unit = scene.unit_of(&mut raw, raise);
+    let unit = unit_of(&scene, &mut raw, raise);
     let retry = format!(r#"{{"action":"retry","unit":"{unit}"}}"#);
     for (packet, request, again) in [
         (5, retry.as_bytes(), false),
@@ -242,9 +212,9 @@ fn a_request_without_an_id_that_comes_again_is_done_once() {
 #[test]
 fn acknowledgements_go_in_the_order_of_arrival() {
     let scene = Scene::new();
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
-    // The first has to wait for the disk, the second means nothing to anybody.
+    // The first one waits for the disk. No trigger waits for the second one.
     let ignored: &[u8] = br#"{"status":"started"}"#;
     for (packet, payload) in [(1, ONE), (2, ignored), (3, TWO), (4, ignored)] {
         raw.send(&publish(SEQ, payload, Some(packet), &[], false));
@@ -262,7 +232,7 @@ fn acknowledgements_go_in_the_order_of_arrival() {
 #[test]
 fn a_message_with_an_id_runs_once_whatever_the_broker_calls_it() {
     let scene = Scene::new();
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     let mut send = |packet: u16, id: &str, payload: &[u8]| {
         raw.send(&publish(
@@ -285,16 +255,16 @@ fn a_message_with_an_id_runs_once_whatever_the_broker_calls_it() {
 #[test]
 fn equal_messages_that_were_not_acknowledged_each_run() {
     let scene = Scene::new();
-    let mut dying = scene.command();
+    let mut dying = command(&scene);
     dying.env("TAEL_FAILPOINT", "commit.before");
-    let mut dying = spawn(&scene.dir, &mut dying);
+    let mut dying = scene.spawn(&mut dying);
     let mut raw = scene.online();
     for packet in 1..=5 {
         raw.send(&publish(SEQ, ONE, Some(packet), &[], false));
     }
     assert_eq!(dying.wait(), 128 + 9);
     drop(raw);
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     for packet in 1..=5 {
         raw.send(&publish(SEQ, ONE, Some(packet), &[], true));
@@ -303,7 +273,7 @@ fn equal_messages_that_were_not_acknowledged_each_run() {
     scene.have_run(&["1"; 5]);
 }
 
-/// Waits for a publish that `wanted` holds for, and answers none.
+/// Waits for a publish that is `wanted`, without acknowledging any.
 fn hear_unanswered(raw: &mut Raw, wanted: impl Fn(&Heard) -> bool) -> Heard {
     loop {
         let (kind, body) = raw.receive();
@@ -319,9 +289,9 @@ fn hear_unanswered(raw: &mut Raw, wanted: impl Fn(&Heard) -> bool) -> Heard {
 #[test]
 fn a_status_that_is_not_even_sent_is_no_answer_of_the_broker() {
     let scene = Scene::new();
-    let mut command = scene.command();
+    let mut command = command(&scene);
     command.args(["--payload-passthrough", "ATTR_LONG"]);
-    let _client = spawn(&scene.dir, &mut command);
+    let _client = scene.spawn(&mut command);
     // The largest packet that the broker takes has 1,000 bytes.
     let mut raw = scene.broker.accept_with(&[0x27, 0, 0, 3, 0xe8]);
     raw.serve_until(|m| m.topic.ends_with("/presence"));
@@ -330,7 +300,7 @@ fn a_status_that_is_not_even_sent_is_no_answer_of_the_broker() {
         "x".repeat(1000)
     );
     raw.send(&publish(SEQ, long.as_bytes(), Some(1), &[], false));
-    // The client has refused the whole status itself; the broker answers nothing any more, and
+    // The client itself has refused the whole status. The broker answers nothing from now on, and
     // the acknowledgement is lost with the connection.
     hear_unanswered(&mut raw, |m| m.text().contains(r#""status":"finished""#));
     drop(raw);
@@ -345,11 +315,11 @@ fn a_status_that_is_not_even_sent_is_no_answer_of_the_broker() {
 #[test]
 fn a_repeated_request_is_answered_with_what_the_first_one_made() {
     let scene = Scene::new();
-    let mut command = scene.command();
+    let mut command = command(&scene);
     command.args(["--when", "n=1"]);
-    let _client = spawn(&scene.dir, &mut command);
+    let _client = scene.spawn(&mut command);
     let mut raw = scene.online();
-    let control = b"lab/infrastructure/pipelines/p/control";
+    let control = CONTROL.as_bytes();
     let raise: &[u8] = br#"{"action":"raise","n":"2","fail":"1"}"#;
     let retry: &[u8] = br#"{"action":"retry"}"#;
     let mut packet = 0;
@@ -369,25 +339,24 @@ fn a_repeated_request_is_answered_with_what_the_first_one_made() {
     };
     let raised = ask(&mut raw, "R1", raise);
     let first = raised["unit"].as_str().expect("unit").to_owned();
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    finished(&mut raw);
     assert_eq!(ask(&mut raw, "R1", raise), raised);
-    // Under a copied id it is another request.
+    // Another content under a copied id is another request.
     let other: &[u8] = br#"{"action":"raise","n":"3"}"#;
     assert_ne!(ask(&mut raw, "R1", other)["unit"], raised["unit"]);
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    finished(&mut raw);
     let named = format!(r#"{{"action":"retry","unit":"{first}"}}"#);
     let retried = ask(&mut raw, "R2", named.as_bytes());
     assert_eq!(retried["retries"], first.as_str());
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
-    wait_until("all is answered", || scene.untold() == 0);
-    // What it was about may be gone since.
-    let ledger = scene.dir.path().join("state/p/ledger.db");
-    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    finished(&mut raw);
+    all_told(&scene);
+    // Its unit may be released meanwhile.
+    let ledger = scene.ledger();
     ledger
         .execute("DELETE FROM unit WHERE id = ?1", [&first])
         .expect("delete");
     assert_eq!(ask(&mut raw, "R2", named.as_bytes()), retried);
-    // One that was refused is not used up.
+    // A refused request can be made again.
     assert_eq!(ask(&mut raw, "R3", retry)["error"], "no run has failed");
     let units = ledger.query_row("SELECT group_concat(id) FROM unit", [], |row| row.get(0));
     let units: String = units.expect("units");
@@ -401,10 +370,10 @@ fn a_repeated_request_is_answered_with_what_the_first_one_made() {
 #[test]
 fn a_request_that_comes_twice_at_once_is_done_once_and_answered_twice() {
     let scene = Scene::new();
-    let _client = scene.start();
+    let _client = start(&scene);
     let mut raw = scene.online();
     let raise = br#"{"action":"raise","n":"2"}"#;
-    let control = b"lab/infrastructure/pipelines/p/control";
+    let control = CONTROL.as_bytes();
     let mut properties = request_properties("lab/infrastructure/reply/me", b"");
     properties.extend(user_properties(&[("tael-id", "R1")]));
     // The second comes before the first is on disk.

@@ -1,68 +1,35 @@
-//! Requests to a client: where their answers go, and what becomes of those that come over a bridge
-//! without their properties, or too late. And statuses that come over such a bridge.
+//! Requests to a client: where their answers go, and what happens to requests that come late, or
+//! over a bridge that drops their properties. Also statuses over such a bridge.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::common::raw::{Heard, Raw, Scripted, publish, publish_with, request_properties};
-use crate::common::{Process, World, bare_command, spawn, wait_until};
+use crate::common::scene::{CONTROL, RUN, SEQ, Scene};
+use crate::common::{Process, World, bare_command, wait_until};
 use serde_json::{Value, json};
 
-const CONTROL: &str = "lab/infrastructure/pipelines/p/control";
+/// Address of answers.
+const REPLY: &str = "lab/infrastructure/reply/me";
 
-struct Scene {
-    dir: tempfile::TempDir,
-    broker: Scripted,
+/// Returns the command of a client that writes the attribute `n` and the hops of each event.
+fn client(scene: &Scene, arguments: &[&str]) -> Command {
+    let run = r#"echo "$ATTR_N$TAEL_HOPS" >>"$OUT/runs""#;
+    let mut command = scene.command(&["-t", SEQ, "-c", run]);
+    command.args(arguments);
+    command
 }
 
-impl Scene {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().expect("tempdir"),
-            broker: Scripted::listen(),
-        }
-    }
-
-    fn start(&self, arguments: &[&str]) -> (Process, Raw) {
-        self.start_with(arguments, Scripted::accept)
-    }
-
-    /// The same; `accept` takes the client in.
-    fn start_with(
-        &self,
-        arguments: &[&str],
-        accept: impl FnOnce(&Scripted) -> Raw,
-    ) -> (Process, Raw) {
-        let mut command = bare_command(&self.dir, "tael-client");
-        command
-            .args(["--who", "p", "--root", "lab", "-t", "lab/seq/status", "-c"])
-            .arg(r#"echo "$ATTR_N$TAEL_HOPS" >>"$OUT/runs""#)
-            .args(["-H", "127.0.0.1", "-p", &self.broker.port().to_string()])
-            .args(arguments);
-        let client = spawn(&self.dir, &mut command);
-        let mut raw = accept(&self.broker);
-        raw.serve_until(|m| m.topic.ends_with("/presence"));
-        (client, raw)
-    }
-
-    fn runs(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.path().join("runs")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    #[track_caller]
-    fn have_run(&self, wanted: &[&str]) {
-        wait_until("as many have run", || self.runs().len() >= wanted.len());
-        assert_eq!(self.runs(), wanted);
-    }
+fn start(scene: &Scene, arguments: &[&str]) -> (Process, Raw) {
+    let client = scene.spawn(&mut client(scene, arguments));
+    (client, scene.online())
 }
 
 fn answer(heard: &Heard) -> Value {
     serde_json::from_slice(&heard.payload).expect("an answer")
 }
 
-/// Topics of all answers until the one on `last`.
+/// Returns the topics of all answers up to the one on `last`.
 fn answered(raw: &mut Raw, last: &str) -> Vec<String> {
     let mut topics = Vec::new();
     loop {
@@ -81,17 +48,17 @@ fn answers_go_only_where_they_may() {
         "other/infrastructure/x",
         "lab/infrastructure/pipelines/q/control",
         "lab/infrastructure/pipelines/q/status",
-        "lab/infrastructure/reply/me",
+        REPLY,
     ];
     let own = ["--reply-to", "other/#", "--reply-to", "lab/+/status"];
     let cases: [(&[&str], &[&str]); 2] = [(&[], &asked[4..]), (&own, &asked[..2])];
     for (arguments, wanted) in cases {
         let scene = Scene::new();
-        let (client, mut raw) = scene.start(arguments);
+        let (client, mut raw) = start(&scene, arguments);
         let status = br#"{"action":"status"}"#;
         let last = wanted.last().expect("one");
         let (mut topics, mut id) = (Vec::new(), 0);
-        // That one at last, as a sign that all others were read.
+        // The last request shows that all others were read.
         for topic in asked.iter().filter(|topic| *topic != last).chain([last]) {
             id += 1;
             let properties = request_properties(topic, b"");
@@ -110,35 +77,28 @@ fn answers_go_only_where_they_may() {
 #[test]
 fn a_request_that_comes_before_the_subscription_is_in_force_is_answered() {
     let scene = Scene::new();
-    let (client, mut raw) = scene.start_with(&[], |broker| {
-        let (mut raw, _) = broker.greet(true, &[]);
-        // A broker that has kept the session sends what it has at once.
-        let properties = request_properties("lab/infrastructure/reply/me", b"");
-        let status = br#"{"action":"status"}"#;
-        raw.send(&publish_with(
-            CONTROL.as_bytes(),
-            status,
-            Some(1),
-            &properties,
-            false,
-        ));
-        let (kind, subscribe) = raw.receive();
-        assert_eq!(kind, 0x82, "SUBSCRIBE");
-        // It is done before the client is online.
-        raw.serve_until_acknowledged(1);
-        raw.serve(kind, &subscribe);
-        raw
-    });
-    let heard = raw.serve_until(|m| m.topic == "lab/infrastructure/reply/me");
+    let client = scene.spawn(&mut client(&scene, &[]));
+    let (mut raw, _) = scene.broker.greet(true, &[]);
+    // A broker that has kept the session sends what it has at once.
+    let properties = request_properties(REPLY, b"");
+    let status = br#"{"action":"status"}"#;
+    let request = publish_with(CONTROL.as_bytes(), status, Some(1), &properties, false);
+    raw.send(&request);
+    let (kind, subscribe) = raw.receive();
+    assert_eq!(kind, 0x82, "SUBSCRIBE");
+    // It is performed before the client is online.
+    raw.serve_until_acknowledged(1);
+    raw.serve(kind, &subscribe);
+    let heard = raw.serve_until(|m| m.topic == REPLY);
     assert_eq!(answer(&heard)["ok"], true, "{}", client.log_text());
 }
 
-/// The first PUBLISH that the peer sends, whose PUBACK goes back at once.
+/// Returns the first PUBLISH on the control topic, and acknowledges it.
 fn first_publish(raw: &mut Raw) -> Heard {
     raw.serve_until(|m| m.topic == CONTROL)
 }
 
-/// Takes `tael control` in, as far as its request.
+/// Starts `tael control`, and returns its connection and its request.
 fn requester(
     scene: &Scene,
     broker: &Scripted,
@@ -161,7 +121,7 @@ fn requester(
 #[test]
 fn a_request_that_has_lost_its_properties_is_answered_and_done_once() {
     let scene = Scene::new();
-    let (client, mut here) = scene.start(&[]);
+    let (client, mut here) = start(&scene, &[]);
     let there = Scripted::listen();
     let raise = ["raise", "--attr", "n", "1", "--json"];
     let (child, mut asking, request) = requester(&scene, &there, &raise);
@@ -181,7 +141,7 @@ fn a_request_that_has_lost_its_properties_is_answered_and_done_once() {
     assert_eq!(answers[0].payload, answers[1].payload);
     let first = answer(&answers[0]);
     assert_eq!(first["ok"], true);
-    // It says which request it answers.
+    // The answer names its request.
     let asked: Value = serde_json::from_slice(&request.payload).expect("request");
     assert_eq!(first["tael-request"]["id"], asked["tael-request"]["id"]);
     assert_eq!(answers[0].topic, asked["tael-request"]["reply_to"]);
@@ -197,7 +157,7 @@ fn a_request_that_has_lost_its_properties_is_answered_and_done_once() {
     assert!(output.status.success(), "{output:?}");
     let shown: Value = serde_json::from_slice(&output.stdout).expect("answer");
     assert_eq!(shown["unit"], first["unit"]);
-    // What the request says about itself is no attribute; and it comes from a chain.
+    // Data of the request itself is no attribute. The run is part of a chain.
     scene.have_run(&["18"]);
     let log = client.log_text();
     assert_eq!(
@@ -211,14 +171,14 @@ fn a_request_that_has_lost_its_properties_is_answered_and_done_once() {
 #[test]
 fn a_request_that_has_expired_is_not_carried_out() {
     let scene = Scene::new();
-    let (client, mut raw) = scene.start(&[]);
+    let (client, mut raw) = start(&scene, &[]);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("time")
         .as_secs();
     let request = |n: &str, expires: u64| {
         json!({"action": "raise", "n": n, "tael-request": {
-            "id": format!("R{n}"), "reply_to": "lab/infrastructure/reply/me", "expires": expires,
+            "id": format!("R{n}"), "reply_to": REPLY, "expires": expires,
         }})
         .to_string()
     };
@@ -233,7 +193,7 @@ fn a_request_that_has_expired_is_not_carried_out() {
             properties,
             false,
         ));
-        answer(&raw.serve_until(|m| m.topic == "lab/infrastructure/reply/me"))
+        answer(&raw.serve_until(|m| m.topic == REPLY))
     };
     let refused = ask(&mut raw, &request("1", now - 3600), &[]);
     assert_eq!(
@@ -246,7 +206,7 @@ fn a_request_that_has_expired_is_not_carried_out() {
     assert_eq!(ask(&mut raw, &never, &[])["code"], 75);
     let pause = request("p", now - 3600).replace("raise", "pause");
     assert_eq!(ask(&mut raw, &pause, &[])["code"], 75);
-    // One that the broker knows the age of is not judged by a clock: 60 s are left of it.
+    // The broker knows that 60 s are left, so clocks do not matter.
     assert_eq!(
         ask(&mut raw, &request("2", now - 3600), &[0x02, 0, 0, 0, 60])["ok"],
         true
@@ -259,18 +219,13 @@ fn a_request_that_has_expired_is_not_carried_out() {
 #[test]
 fn a_request_that_nobody_answered_in_time_is_not_done_later() {
     let world = World::new();
-    let arguments = [
-        "-t",
-        "lab/seq/status",
-        "-c",
-        r#"echo "$ATTR_N" >>"$OUT/runs""#,
-    ];
+    let arguments = ["-t", SEQ, "-c", RUN];
     world.client("late", &arguments).kill();
     let raise = ["late", "raise", "--timeout", "1s", "--attr", "n", "1"];
     let (code, _, stderr) = world.control(&raise);
     assert_eq!(code, 75, "{stderr}");
     let begun = std::time::Instant::now();
-    // The shortest expiry that a broker counts.
+    // Brokers count the expiry in seconds.
     wait_until("the request has expired", || begun.elapsed().as_secs() >= 2);
     let client = world.client("late", &arguments);
     assert_eq!(world.control(&["late", "raise", "--attr", "n", "2"]).0, 0);
@@ -279,7 +234,7 @@ fn a_request_that_nobody_answered_in_time_is_not_done_later() {
     client.stop();
 }
 
-/// A status of another pipeline, as a bridge that speaks MQTT 3.1.1 brings it.
+/// Sends a status of another pipeline, as a bridge that speaks MQTT 3.1.1 does.
 fn status(raw: &mut Raw, n: u16, properties: &[(&str, &str)]) {
     let topic = b"far/infrastructure/pipelines/q/status";
     let payload = format!(r#"{{"status":"finished","return_code":0,"announce":false,"n":"{n}"}}"#);
@@ -293,11 +248,11 @@ fn status(raw: &mut Raw, n: u16, properties: &[(&str, &str)]) {
     raw.serve_until_acknowledged(n);
 }
 
-/// A message of a program that knows nothing of Tael.
+/// Sends a message of another program.
 fn plain(raw: &mut Raw, n: u16) {
     let payload = format!(r#"{{"status":"finished","n":"{n}"}}"#);
     raw.send(&publish(
-        b"lab/seq/status",
+        SEQ.as_bytes(),
         payload.as_bytes(),
         Some(n),
         &[],
@@ -315,15 +270,14 @@ fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
         "--loop-rate",
         "3",
     ];
-    let (client, mut raw) = scene.start(&filter);
+    let (client, mut raw) = start(&scene, &filter);
     [1, 2].into_iter().for_each(|n| plain(&mut raw, n));
     [3, 4, 5].into_iter().for_each(|n| status(&mut raw, n, &[]));
     plain(&mut raw, 6);
-    // Those that are counted are not held up.
+    // Messages with a number of hops are not delayed.
     status(&mut raw, 7, &[("tael-hops", "1"), ("tael-who", "q")]);
     scene.have_run(&["10", "20", "30", "71"]);
-    let ledger = scene.dir.path().join("state/p/ledger.db");
-    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    let ledger = scene.ledger();
     let waiting = "SELECT count(*) FROM unit WHERE state = 'pending' AND due > 0";
     let waiting = ledger.query_row(waiting, [], |row| row.get(0));
     assert_eq!(waiting, Ok(3));
@@ -341,13 +295,13 @@ fn a_loop_that_nobody_counts_starts_a_limited_number_of_runs_a_minute() {
 fn a_bound_on_loops_is_for_statuses_unless_wanted_otherwise_and_loses_nothing() {
     let scene = Scene::new();
     let filter = ["-t", "far/infrastructure/pipelines/+/status"];
-    let (client, mut raw) = scene.start(&filter);
-    // A burst of plain messages is one.
+    let (client, mut raw) = start(&scene, &filter);
+    // Plain messages are not limited.
     (101..=170).for_each(|n| plain(&mut raw, n));
     let mut wanted: Vec<String> = (101..=170).map(|n| format!("{n}0")).collect();
     scene.have_run(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(!client.log_text().contains("--loop-rate"));
-    // The last two wait for a second each.
+    // The last two wait a second each.
     (1..=62).for_each(|n| status(&mut raw, n, &[]));
     wanted.extend((1..=62).map(|n| format!("{n}0")));
     scene.have_run(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
@@ -359,26 +313,14 @@ fn a_bound_on_loops_is_for_statuses_unless_wanted_otherwise_and_loses_nothing() 
 fn what_waits_in_case_of_a_loop_waits_on_after_a_restart() {
     let scene = Scene::new();
     let start = || {
-        let mut command = bare_command(&scene.dir, "tael-client");
-        command
-            .args(["--who", "p", "--root", "lab", "-t", "lab/seq/status", "-c"])
-            .arg(r#"sleep "${ATTR_S:-0}"; echo "$ATTR_N" >>"$OUT/runs""#)
-            .args(["--loop-rate", "1", "--jobs", "2", "-H", "127.0.0.1"])
-            .args(["-p", &scene.broker.port().to_string()]);
-        let client = spawn(&scene.dir, &mut command);
-        let mut raw = scene.broker.accept();
-        raw.serve_until(|m| m.topic.ends_with("/presence"));
-        (client, raw)
+        let run = r#"sleep "${ATTR_S:-0}"; echo "$ATTR_N" >>"$OUT/runs""#;
+        let mut command = scene.command(&["-t", SEQ, "-c", run]);
+        let client = scene.spawn(command.args(["--loop-rate", "1", "--jobs", "2"]));
+        (client, scene.online())
     };
     let say = |raw: &mut Raw, payload: &str, packet, hops: &[(&str, &str)]| {
         let payload = payload.as_bytes();
-        raw.send(&publish(
-            b"lab/seq/status",
-            payload,
-            Some(packet),
-            hops,
-            false,
-        ));
+        raw.send(&publish(SEQ.as_bytes(), payload, Some(packet), hops, false));
         raw.serve_until_acknowledged(packet);
     };
     let (client, mut raw) = start();
@@ -388,7 +330,7 @@ fn what_waits_in_case_of_a_loop_waits_on_after_a_restart() {
     client.kill();
     drop(raw);
     let (client, mut raw) = start();
-    // The second one has most of a minute left.
+    // The second one still has to wait most of a minute.
     let sentinel = r#"{"status":"finished","n":3,"s":2}"#;
     say(&mut raw, sentinel, 3, &[("tael-hops", "1")]);
     scene.have_run(&["1", "3"]);

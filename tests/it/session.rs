@@ -1,89 +1,48 @@
-//! A session outlives connections and clients: what the broker holds of it, who it belongs to,
-//! and how it ends.
+//! A session outlives connections and clients: what the broker holds for it, whose it is, and how it
+//! ends.
 
 use std::fs;
-use std::process::Command;
+use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::raw::{Connect, Raw, Scripted, packet, publish, publish_with};
+use crate::common::raw::{Connect, Raw, packet, publish, publish_with};
 use crate::common::raw::{subscribe_filters, unsubscribe_filters};
-use crate::common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
+use crate::common::scene::{CONTROL, RUN, SEQ, Scene, event};
+use crate::common::{Process, World, ran, refuses, wait_until};
 
-const CONTROL: &str = "lab/infrastructure/pipelines/p/control";
-const SEQ: &str = "lab/seq/status";
-const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
-
-fn event(n: u32) -> String {
-    format!(r#"{{"status":"finished","n":{n}}}"#)
+fn file(scene: &Scene) -> PathBuf {
+    scene.dir.path().join("p.toml")
 }
 
-/// A client and a broker that does what it is told.
-struct Scene {
-    dir: tempfile::TempDir,
-    broker: Scripted,
+/// Starts a client whose triggers are those of a file.
+fn start_with_file(scene: &Scene) -> Process {
+    scene.start(&["--config", file(scene).to_str().expect("path")])
 }
 
-impl Scene {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().expect("tempdir"),
-            broker: Scripted::listen(),
-        }
+/// Writes the file.
+fn configure(scene: &Scene, options: &str, topics: &[&str]) {
+    let mut text = format!("[client]\n{options}\n");
+    for (n, topic) in topics.iter().enumerate() {
+        text += &format!("[[trigger]]\nname = 't{n}'\ntopic = '{topic}'\ncommand = '''{RUN}'''\n");
     }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = bare_command(&self.dir, "tael-client");
-        command
-            .args(["--who", "p", "--root", "lab"])
-            .args(["-H", "127.0.0.1", "-p", &self.broker.port().to_string()])
-            .args(arguments);
-        command
-    }
-
-    fn start(&self, arguments: &[&str]) -> Process {
-        spawn(&self.dir, &mut self.command(arguments))
-    }
-
-    /// A client whose triggers are those of a file.
-    fn start_with_file(&self) -> Process {
-        let file = self.file();
-        self.start(&["--config", file.to_str().expect("path")])
-    }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.dir.path().join("p.toml")
-    }
-
-    /// Writes the file.
-    fn configure(&self, options: &str, topics: &[&str]) {
-        let mut text = format!("[client]\n{options}\n");
-        for (n, topic) in topics.iter().enumerate() {
-            text +=
-                &format!("[[trigger]]\nname = 't{n}'\ntopic = '{topic}'\ncommand = '''{RUN}'''\n");
-        }
-        fs::write(self.file(), text).expect("file");
-    }
-
-    fn runs(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.path().join("runs")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    /// What the client has written down about its sessions.
-    fn record(&self) -> Value {
-        let text = fs::read_to_string(self.dir.path().join("state/p/session")).expect("file");
-        serde_json::from_str(&text).expect("JSON")
-    }
-
-    fn recorded(&self) -> Vec<String> {
-        let filters = self.record()["sessions"][0]["filters"].clone();
-        serde_json::from_value(filters).expect("filters")
-    }
+    fs::write(file(scene), text).expect("file");
 }
 
-/// The next packet of the peer's that is none of its acknowledgements and pings.
+/// Returns what the client has noted about its sessions.
+fn record(scene: &Scene) -> Value {
+    let text = fs::read_to_string(scene.home().join("session")).expect("file");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Returns the filters of its first session.
+fn recorded(scene: &Scene) -> Vec<String> {
+    let filters = record(scene)["sessions"][0]["filters"].clone();
+    serde_json::from_value(filters).expect("filters")
+}
+
+/// Returns the next packet of the peer, apart from acknowledgements and pings.
 pub fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
     loop {
         let (kind, body) = raw.receive();
@@ -95,7 +54,7 @@ pub fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
     }
 }
 
-/// Waits for a SUBSCRIBE and returns its body and filters.
+/// Waits for a SUBSCRIBE, and returns its body and filters.
 #[track_caller]
 pub fn subscribe(raw: &mut Raw) -> (Vec<u8>, Vec<String>) {
     let (kind, body) = next(raw);
@@ -139,11 +98,12 @@ fn acknowledge(raw: &mut Raw, body: &[u8]) {
     raw.send(&packet(0x40, &body[2 + topic..4 + topic]));
 }
 
+/// Answers until the client publishes that it is online.
 fn online(raw: &mut Raw) {
     raw.serve_until(|m| m.topic.ends_with("/presence") && m.text().contains(r#""online""#));
 }
 
-/// Sends an event, waits for its acknowledgement and then until it has run last.
+/// Sends an event, and waits until it is acknowledged and its run is the last one.
 #[track_caller]
 fn sentinel(scene: &Scene, raw: &mut Raw, topic: &str, n: u32) {
     let id = u16::try_from(n).expect("small");
@@ -166,7 +126,7 @@ fn a_client_that_comes_back_with_another_topic_drops_the_old_ones() {
     world.publish(SEQ, event(1), &[]);
     wait_until("it runs", || world.lines("runs") == ["1"]);
     old.stop();
-    // Under the old filter, which both match, and under the old one alone.
+    // Both filters match the first message, and only the old one matches the second.
     world.publish(SEQ, event(2), &[]);
     world.publish("lab/other/status", event(3), &[]);
     let new = world.client("p", &["-t", "lab/seq/#", "-c", RUN]);
@@ -181,7 +141,7 @@ fn a_client_that_comes_back_with_another_topic_drops_the_old_ones() {
         world.lines("runs").len() >= all.len()
     });
     assert_eq!(world.lines("runs"), all);
-    // The old filter is not even delivered any more, but for what came first.
+    // The broker has dropped the old filter. Only the first messages came under it.
     let ignored = world.report("p")["events"]["ignored"].as_u64();
     assert!(ignored.is_some_and(|n| n <= 2), "{ignored:?}");
     new.stop();
@@ -228,7 +188,7 @@ fn workers_that_move_to_a_shared_subscription_share() {
     for n in 1..=20 {
         world.publish(SEQ, event(n), &[]);
     }
-    // One for both, after all that is shared.
+    // A sentinel for each of them, after all shared messages.
     wait_until("all have run", || world.lines("runs").len() >= 20);
     for who in ["a", "b"] {
         let (code, _, stderr) = world.control(&[who, "raise", "--attr", "n", "end"]);
@@ -260,13 +220,13 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
     assert_eq!(filters, ["lab/seq/#"]);
     let (control, filters) = subscribe(&mut raw);
     assert_eq!(filters, [CONTROL]);
-    // Before the SUBSCRIBE the file names all that the broker may come to hold.
-    assert_eq!(scene.recorded().len(), 3, "{:?}", scene.recorded());
+    // The file names all filters that the broker may hold, before each SUBSCRIBE.
+    assert_eq!(recorded(&scene).len(), 3, "{:?}", recorded(&scene));
     // Its property: a subscription identifier.
     let new = &body[3..3 + usize::from(body[2])];
     assert_eq!(new.first(), Some(&0x0b), "no subscription identifier");
-    // Queued under the old filter before: a message, and an equal one. Then one that matches
-    // both filters, in one order and in the other.
+    // The broker has queued two equal messages under the old filter. Then come messages that match
+    // both filters, in either order.
     let mut packets = 0;
     let mut send = |raw: &mut Raw, n: u32, subscription: &[u8]| {
         packets += 1;
@@ -292,7 +252,7 @@ fn old_filters_go_after_the_new_ones_and_copies_do_not_run() {
     sentinel(&scene, &mut raw, SEQ, 9);
     assert_eq!(scene.runs(), ["1", "1", "2", "3", "9"]);
     wait_until("the file says so", || {
-        scene.recorded() == [CONTROL, "lab/seq/#"]
+        recorded(&scene) == [CONTROL, "lab/seq/#"]
     });
 }
 
@@ -303,7 +263,7 @@ fn equal_messages_before_and_after_a_change_of_topics_both_run() {
     let (new, both) = ([SEQ, "lab/new"], ["lab/seq/+", "lab/+/status"]);
     start([SEQ, "lab/old"]).stop();
     let mut count = 0;
-    // A topic is replaced that matches other messages, or these; and nothing changes.
+    // The replaced topic matches other messages, or these. Or nothing changes.
     for topics in [new, new, both, both, new] {
         world.publish(SEQ, event(1), &[]);
         let client = start(topics);
@@ -325,17 +285,17 @@ fn equal_messages_before_and_after_a_change_of_topics_both_run() {
 #[test]
 fn a_reload_before_the_answer_to_subscribe_counts() {
     let scene = Scene::new();
-    scene.configure("", &["lab/one"]);
-    let client = scene.start_with_file();
+    configure(&scene, "", &["lab/one"]);
+    let client = start_with_file(&scene);
     let (mut raw, _) = scene.broker.greet(false, &[]);
     let (first, filters) = subscribe(&mut raw);
     assert_eq!(filters, ["lab/one", CONTROL].map(str::to_owned));
-    scene.configure("", &["lab/two"]);
+    configure(&scene, "", &["lab/two"]);
     client.signal(Signal::SIGHUP);
     let (second, filters) = subscribe(&mut raw);
     assert_eq!(filters, ["lab/two"]);
-    // A second change, and the broker does not answer in order.
-    scene.configure("", &["lab/two", "lab/three"]);
+    // After a second change the broker answers in another order.
+    configure(&scene, "", &["lab/two", "lab/three"]);
     client.signal(Signal::SIGHUP);
     let (third, filters) = subscribe(&mut raw);
     assert_eq!(filters, ["lab/three"]);
@@ -346,9 +306,9 @@ fn a_reload_before_the_answer_to_subscribe_counts() {
     sentinel(&scene, &mut raw, "lab/two", 1);
     sentinel(&scene, &mut raw, "lab/three", 2);
     wait_until("the file says so", || {
-        scene.recorded() == [CONTROL, "lab/three", "lab/two"]
+        recorded(&scene) == [CONTROL, "lab/three", "lab/two"]
     });
-    // The next connection subscribes to all of it.
+    // The next connection subscribes to all filters.
     drop(raw);
     let (mut raw, _) = scene.broker.greet(true, &[]);
     let mut filters = grant(&mut raw);
@@ -364,14 +324,14 @@ fn a_reload_before_the_answer_to_subscribe_counts() {
 #[test]
 fn a_reload_while_there_is_no_connection_counts() {
     let scene = Scene::new();
-    scene.configure("", &["lab/one"]);
-    let client = scene.start_with_file();
+    configure(&scene, "", &["lab/one"]);
+    let client = start_with_file(&scene);
     let (mut raw, _) = scene.broker.greet(false, &[]);
     grant(&mut raw);
     online(&mut raw);
     drop(raw);
     wait_until("it has noticed", || client.log_text().contains("lost 127"));
-    scene.configure("", &["lab/two"]);
+    configure(&scene, "", &["lab/two"]);
     client.signal(Signal::SIGHUP);
     wait_until("it has read that", || {
         client.log_text().contains("reloaded")
@@ -406,7 +366,7 @@ fn copies_that_a_broken_connection_brings_again_do_not_run() {
     let (mut raw, _) = scene.broker.greet(false, &[]);
     online(&mut raw);
     send(&mut raw, false);
-    // The acknowledgements of both are lost with the connection, and then only that of the copy.
+    // A connection loses the acknowledgements of both, and the next one only that of the copy.
     for both in [true, false] {
         drop(raw);
         (raw, _) = scene.broker.greet(true, &[]);
@@ -433,13 +393,12 @@ fn copies_that_a_broken_connection_brings_again_do_not_run() {
 #[test]
 fn a_reload_tells_the_broker_how_large_a_packet_may_be() {
     let scene = Scene::new();
-    scene.configure("max-payload = 1000", &["lab/one"]);
-    let client = scene.start_with_file();
+    configure(&scene, "max-payload = 1000", &["lab/one"]);
+    let client = start_with_file(&scene);
     let (mut raw, before) = scene.broker.greet(false, &[]);
     grant(&mut raw);
     online(&mut raw);
-    // Not acknowledged before the connection goes: it comes again and runs once.
-    scene.configure("max-payload = 500000", &["lab/one"]);
+    configure(&scene, "max-payload = 500000", &["lab/one"]);
     client.signal(Signal::SIGHUP);
     let disconnect = loop {
         let (kind, body) = next(&mut raw);
@@ -486,21 +445,22 @@ fn the_client_identifier_belongs_to_the_state_folder() {
     };
     let first = id(&[]);
     assert!(first.starts_with("tael-p-") && first.len() <= 64, "{first}");
-    assert_eq!(scene.record()["id"], first.as_str());
+    assert_eq!(record(&scene)["id"], first.as_str());
     assert_eq!(id(&[]), first);
     assert_eq!(id(&["--id", "chosen"]), "chosen");
     assert_eq!(id(&[]), first, "a chosen one is not kept");
-    // A ledger that is moved away does not change who we are.
-    let home = scene.dir.path().join("state/p");
+    // The identifier does not depend on the ledger.
+    let home = scene.home();
     for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
         let _ = fs::remove_file(home.join(name));
     }
     assert_eq!(id(&[]), first);
-    // A version that kept no file used the host's name; what waits at the broker waits for that.
+    // Earlier versions kept no file and used the name of the host. The broker may still hold
+    // messages for that.
     fs::remove_file(home.join("session")).expect("file");
     let earlier = format!("tael-p-{host}");
     assert_eq!(id(&[]), earlier);
-    assert_eq!(scene.record()["id"], earlier.as_str());
+    assert_eq!(record(&scene)["id"], earlier.as_str());
     // Another folder is another client.
     fs::remove_dir_all(&home).expect("folder");
     let other = id(&[]);
@@ -510,7 +470,7 @@ fn the_client_identifier_belongs_to_the_state_folder() {
 #[test]
 fn a_session_file_that_cannot_be_read_stops_the_start() {
     let scene = Scene::new();
-    let file = scene.dir.path().join("state/p/session");
+    let file = scene.home().join("session");
     fs::create_dir_all(file.parent().expect("folder")).expect("folder");
     for (text, code) in [("{\"id\":", 73), ("", 73), ("{\"version\":99}", 78)] {
         fs::write(&file, text).expect("file");
@@ -541,7 +501,7 @@ fn a_session_that_the_broker_has_lost_is_said_loudly() {
     let (raw, _) = connect(false);
     assert_eq!(lost(&client), 1, "{}", client.log_text());
     client.stop_with(raw);
-    // A new process knows it too.
+    // A new process notices it, too.
     let client = scene.start(&arguments);
     let (raw, _) = connect(false);
     assert_eq!(lost(&client), 1, "{}", client.log_text());
@@ -567,7 +527,7 @@ fn two_clients_of_one_pipeline_or_identifier_notice_each_other_on_a_host() {
     let (code, out, stderr) = ran(other_folder("p").arg("--if-not-running"));
     assert_eq!((code, out.as_str(), stderr.as_str()), (0, "", ""));
     refuses(other_folder("q").args(["--id", "one"]), 73, &holder);
-    // Another identifier is free, and a run that outlives its client keeps nobody out.
+    // Another identifier is free, and a run that outlives its client holds none.
     world.publish(SEQ, event(1), &[]);
     wait_until("it runs", || world.lines("runs") == ["1"]);
     world.online("q", other_folder("q")).stop();
@@ -610,7 +570,7 @@ fn a_node_of_a_known_identifier_does_nothing_that_was_sent_to_an_earlier_one() {
 fn a_message_that_two_filters_match_runs_once() {
     let world = World::new();
     let client = world.client("p", &["-t", "lab/seq/+", "lab/+/status", "-c", RUN]);
-    // Equal messages are messages all the same.
+    // Equal messages are separate events.
     for n in [1, 1, 1, 2, 1] {
         world.publish(SEQ, event(n), &[]);
     }
@@ -627,7 +587,7 @@ trait StopWith {
 }
 
 impl StopWith for Process {
-    /// Stops a client that is connected to a scripted broker, which answers till then.
+    /// Stops a client of a scripted broker, which answers until then.
     fn stop_with(mut self, mut raw: Raw) {
         self.signal(Signal::SIGTERM);
         raw.serve_until(|m| m.text().contains(r#""offline""#));

@@ -1,21 +1,15 @@
-//! Shared subscriptions: a worker takes its share while it is there, and nothing of it gets lost
-//! when it leaves.
+//! Shared subscriptions: a worker takes its share while it is connected, and loses nothing of it when
+//! it leaves.
 
 use std::fs;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::common::raw::{Raw, Scripted, packet, publish, unsubscribe_filters};
-use crate::common::{World, bare_command, refuses, spawn, wait_until};
+use crate::common::raw::{Raw, packet, publish, unsubscribe_filters};
+use crate::common::scene::{RUN, SEQ, Scene, event};
+use crate::common::{World, bare_command, refuses, wait_until};
 
 const SHARED: &str = "$share/g/lab/seq/status";
-const SEQ: &str = "lab/seq/status";
-const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
-
-fn event(n: u32) -> String {
-    format!(r#"{{"status":"finished","n":{n}}}"#)
-}
 
 #[test]
 fn a_worker_that_is_stopped_takes_no_share() {
@@ -32,7 +26,7 @@ fn a_worker_that_is_stopped_takes_no_share() {
     let mut runs = world.lines("runs");
     runs.sort_by_key(|run| run.parse::<u32>().expect("number"));
     assert_eq!(runs, (1..=20).map(|n| n.to_string()).collect::<Vec<_>>());
-    // Back again, it gets nothing of what was done without it.
+    // When it is back, it gets none of the messages that the other one has run.
     let a = worker("a");
     let (code, _, stderr) = world.control(&["a", "raise", "--attr", "n", "end"]);
     assert_eq!(code, 0, "{stderr}");
@@ -44,15 +38,7 @@ fn a_worker_that_is_stopped_takes_no_share() {
     b.stop();
 }
 
-fn command(dir: &tempfile::TempDir, broker: &Scripted, topic: &str) -> Command {
-    let mut command = bare_command(dir, "tael-client");
-    command
-        .args(["--who", "p", "--root", "lab", "-t", topic, "-c", RUN])
-        .args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    command
-}
-
-/// The next packet of the peer's, its pings answered.
+/// Returns the next packet of the peer, and answers its pings.
 fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
     loop {
         let (kind, body) = raw.receive();
@@ -63,7 +49,7 @@ fn next(raw: &mut Raw) -> (u8, Vec<u8>) {
     }
 }
 
-/// Waits for an UNSUBSCRIBE and returns its body, past acknowledgements, which go to `acks`.
+/// Waits for an UNSUBSCRIBE, and returns its body. Acknowledgements before it go to `acks`.
 #[track_caller]
 fn unsubscribe(raw: &mut Raw, acks: &mut Vec<u16>) -> Vec<u8> {
     loop {
@@ -71,7 +57,7 @@ fn unsubscribe(raw: &mut Raw, acks: &mut Vec<u16>) -> Vec<u8> {
         match kind {
             0x40 => acks.push(u16::from_be_bytes([body[0], body[1]])),
             0xa2 => return body,
-            other => panic!("packet {other:#x} in place of an UNSUBSCRIBE"),
+            other => panic!("packet {other:#x} instead of an UNSUBSCRIBE"),
         }
     }
 }
@@ -82,12 +68,11 @@ fn unsubscribed(raw: &mut Raw, request: &[u8]) {
 
 #[test]
 fn a_worker_takes_what_the_broker_still_has_for_it() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let worker = spawn(&dir, &mut command(&dir, &broker, SHARED));
-    let (mut raw, connect) = broker.greet(false, &[]);
+    let scene = Scene::new();
+    let mut worker = scene.start(&["-t", SHARED, "-c", RUN]);
+    let (mut raw, connect) = scene.broker.greet(false, &[]);
     assert_eq!(connect.session_expiry, 0);
-    assert!(!connect.clean_start, "an earlier session is taken up");
+    assert!(!connect.clean_start, "an earlier session is continued");
     raw.serve_until(|m| m.text().contains(r#""online""#));
     worker.signal(Signal::SIGTERM);
     let mut acks = Vec::new();
@@ -102,7 +87,7 @@ fn a_worker_takes_what_the_broker_still_has_for_it() {
             false,
         ));
     };
-    // One comes before the answers.
+    // One message comes before the answers.
     let first = unsubscribe(&mut raw, &mut acks);
     send(&mut raw, 1);
     let second = unsubscribe(&mut raw, &mut acks);
@@ -111,7 +96,7 @@ fn a_worker_takes_what_the_broker_still_has_for_it() {
         unsubscribed(&mut raw, request);
     }
     assert!(given_up.contains(&SHARED.to_owned()), "{given_up:?}");
-    // More come after them, which had no room before: it asks until nothing does.
+    // More come after them. The worker asks until no message comes.
     for n in [2, 3] {
         let request = unsubscribe(&mut raw, &mut acks);
         assert!(acks.contains(&(n - 1)), "{acks:?} before it asks for more");
@@ -124,30 +109,23 @@ fn a_worker_takes_what_the_broker_still_has_for_it() {
     raw.serve_until(|m| m.text().contains(r#""offline""#));
     assert_eq!(next(&mut raw).0, 0xe0, "DISCONNECT");
     drop(raw);
-    let mut worker = worker;
     assert_eq!(worker.wait(), 0, "{}", worker.log_text());
     // They wait for its next start.
-    let _worker = spawn(&dir, &mut command(&dir, &broker, SHARED));
-    let (mut raw, _) = broker.greet(false, &[]);
-    raw.serve_until(|m| m.text().contains(r#""online""#));
-    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
-    wait_until("all run", || runs().lines().count() >= 3);
-    assert_eq!(runs(), "1\n2\n3\n");
+    let _worker = scene.start(&["-t", SHARED, "-c", RUN]);
+    let _raw = scene.online();
+    scene.have_run(&["1", "2", "3"]);
 }
 
 #[test]
 fn a_worker_without_room_takes_what_it_holds_before_it_leaves() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
+    let scene = Scene::new();
     let start = || {
-        let mut worker = command(&dir, &broker, SHARED);
-        let worker = spawn(&dir, worker.env("TAEL_TEST_MAX_WAITING", "1"));
-        let (mut raw, _) = broker.greet(false, &[]);
-        raw.serve_until(|m| m.topic.ends_with("/presence"));
-        (worker, raw)
+        let mut worker = scene.command(&["-t", SHARED, "-c", RUN]);
+        let worker = scene.spawn(worker.env("TAEL_TEST_MAX_WAITING", "1"));
+        (worker, scene.online())
     };
-    let paused = dir.path().join("state/p/paused");
-    fs::create_dir_all(paused.parent().expect("parent")).expect("folder");
+    let paused = scene.home().join("paused");
+    fs::create_dir_all(scene.home()).expect("folder");
     fs::write(&paused, "").expect("mark");
     let (mut worker, mut raw) = start();
     for n in 1..=3 {
@@ -174,35 +152,26 @@ fn a_worker_without_room_takes_what_it_holds_before_it_leaves() {
     assert_eq!(worker.wait(), 0, "{}", worker.log_text());
     fs::remove_file(&paused).expect("mark");
     let _again = start();
-    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap_or_default();
-    wait_until("all run", || runs().lines().count() >= 3);
-    assert_eq!(runs(), "1\n2\n3\n");
+    scene.have_run(&["1", "2", "3"]);
 }
 
 #[test]
 fn a_client_is_a_worker_or_none() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let broker = Scripted::listen();
-    let mut mixed = command(&dir, &broker, SHARED);
-    mixed.args(["-t", "lab/other"]).env("TAEL_LOG", "warn");
+    let scene = Scene::new();
+    let mut mixed = scene.command(&["-t", SHARED, "-t", "lab/other", "-c", RUN]);
+    mixed.env("TAEL_LOG", "warn");
     refuses(&mut mixed, 64, "is shared and 'lab/other' is not");
-    let file = dir.path().join("p.toml");
+    let file = scene.dir.path().join("p.toml");
     let table = |topic: &str| format!("[[trigger]]\ntopic = '{topic}'\ncommand = 'true'\n");
     fs::write(&file, table(SHARED) + &table("lab/other")).expect("file");
-    let mut mixed = bare_command(&dir, "tael-client");
+    let mut mixed = bare_command(&scene.dir, "tael-client");
     mixed.args(["--who", "p", "--config"]).arg(&file);
     mixed.env("TAEL_LOG", "warn");
     refuses(&mut mixed, 78, "is shared and 'lab/other' is not");
-    // Nor does it become the other one by a reload.
+    // A reload does not change that either.
     fs::write(&file, table(SHARED)).expect("file");
-    let mut worker = bare_command(&dir, "tael-client");
-    worker
-        .args(["--who", "p", "--root", "lab", "--config"])
-        .arg(&file);
-    worker.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
-    let worker = spawn(&dir, &mut worker);
-    let (mut raw, _) = broker.greet(false, &[]);
-    raw.serve_until(|m| m.text().contains(r#""online""#));
+    let worker = scene.start(&["--config", file.to_str().expect("path")]);
+    let _raw = scene.online();
     fs::write(&file, table("lab/other")).expect("file");
     worker.signal(Signal::SIGHUP);
     wait_until("it says so", || {
