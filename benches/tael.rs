@@ -1016,6 +1016,7 @@ fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize
         "body" => "NULL".to_owned(),
         "state" => format!("'{state}'"),
         "boot" | "started" | "ended" | "outcome" if state == "pending" => "NULL".to_owned(),
+        "ended" => "unit.ended - n.i".to_owned(),
         other => format!("unit.{other}"),
     };
     let values: Vec<String> = columns.iter().map(value).collect();

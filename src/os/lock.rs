@@ -83,8 +83,13 @@ impl Lock {
     /// # Errors
     /// As the file system.
     pub fn sign(&self, holder: &str) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.write_all_at(holder.as_bytes(), 0)
+        self.file.write_all_at(holder.as_bytes(), 0)?;
+        // To cut a file off can take milliseconds.
+        let length = u64::try_from(holder.len()).unwrap_or(u64::MAX);
+        if self.file.metadata()?.len() > length {
+            self.file.set_len(length)?;
+        }
+        Ok(())
     }
 
     /// Returns what the holder of the lock on `path` has written, if anything.

@@ -269,8 +269,9 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn last_ended(&self) -> Result<Option<Record>> {
+        // In the order of the index, so that it reads one row.
         let last = "SELECT seq FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL
-                    ORDER BY ended DESC, seq DESC LIMIT 1";
+                    ORDER BY ended DESC, state DESC, seq DESC LIMIT 1";
         self.one(&format!("seq = ({last})"), [])
     }
 
