@@ -17,6 +17,9 @@ use crate::tools::status::{self, Form, Options};
 /// Options of `tael status`.
 #[derive(Debug, Args)]
 pub struct Status {
+    /// Show versions too, and the topics of pipelines instead of their names
+    #[arg(long)]
+    all: bool,
     /// Print a JSON array, one object a pipeline
     #[arg(long, conflicts_with = "graph")]
     json: bool,
@@ -49,6 +52,7 @@ impl Tool for Status {
 
     const HELP: Page = Page {
         first: &[
+            "all",
             "json",
             "graph",
             "prune",
@@ -74,6 +78,7 @@ impl Tool for Status {
             broker,
             root,
             form: self.graph.unwrap_or(table),
+            all: self.all,
             prune: self.prune,
             timeout: self.timeout,
         })

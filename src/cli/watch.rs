@@ -22,7 +22,11 @@ pub struct Watch {
     /// Hide messages whose topic or payload contains TEXT; repeatable
     #[arg(long, value_name = "TEXT", action = clap::ArgAction::Append)]
     drop: Vec<String>,
-    /// Print one JSON object a line
+    /// Show also what is hidden otherwise: last ends, the attributes of presences, ts and the like,
+    /// and whole topics
+    #[arg(long)]
+    all: bool,
+    /// Print one JSON object a line, of every message
     #[arg(long)]
     json: bool,
     /// Exit after N lines
@@ -45,6 +49,7 @@ impl Tool for Watch {
         first: &[
             "topic",
             "drop",
+            "all",
             "json",
             "count",
             "broker",
@@ -53,10 +58,7 @@ impl Tool for Watch {
             "root",
         ],
         groups: &[],
-        examples: &[
-            "tael watch -t 'lab/#'",
-            "tael watch --root lab --json --count 10",
-        ],
+        examples: &["tael watch -t 'lab/#'", "tael watch --root lab --count 10"],
     };
 
     const DAEMON: bool = true;
@@ -81,6 +83,7 @@ impl Tool for Watch {
             filters,
             qos: self.qos,
             drop: self.drop,
+            all: self.all,
             json: self.json,
             count: self.count,
         })

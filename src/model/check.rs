@@ -204,7 +204,7 @@ pub fn end(
     let age = Duration::from_secs(u64::try_from(now.saturating_sub(at)).unwrap_or(0));
     let report = report.with(
         how,
-        format!("{text}{} {} ago", comma(&with), duration::text(age)),
+        format!("{text}{} {} ago", comma(&with), duration::brief(age)),
     );
     let report = match Duration::from_secs(ahead) {
         ahead if ahead > max_skew => {
@@ -255,7 +255,7 @@ pub fn success(
     let report = report.figure(figure);
     match level {
         Level::Ok => report,
-        level => report.with(level, format!("last success {} ago", duration::text(age))),
+        level => report.with(level, format!("last success {} ago", duration::brief(age))),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod json;
 pub mod marker;
 pub mod meaning;
 pub mod message;
+pub mod message_line;
 pub mod moment;
 pub mod near;
 pub mod network;

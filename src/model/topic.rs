@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::model::filter_index::FilterIndex;
 use crate::model::near::nearest;
+use crate::model::text::printable;
 
 /// Maximum length of a topic name or filter, bytes (MQTT 5.0, section 1.5.4).
 pub const MAX_BYTES: usize = 65_535;
@@ -304,6 +305,34 @@ impl PipelineTopics {
     #[must_use]
     pub fn reply(&self, id: &str) -> String {
         format!("{}/reply/{id}", self.prefix)
+    }
+}
+
+/// A topic of a pipeline, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PipelineTopic<'a> {
+    /// The root.
+    pub root: &'a str,
+    /// Name of the pipeline.
+    pub who: &'a str,
+    /// What follows: `status`, `presence`, `last`, `control`, or `reply/<id>`.
+    pub name: &'a str,
+}
+
+impl<'a> PipelineTopic<'a> {
+    /// Takes a topic apart; `None` if it is not one of a pipeline.
+    #[must_use]
+    pub fn parse(topic: &'a str) -> Option<Self> {
+        let (root, rest) = topic.split_once("/infrastructure/pipelines/")?;
+        let (who, name) = rest.split_once('/')?;
+        Some(Self { root, who, name })
+    }
+
+    /// Returns it as people read it, printable: `lab/…/align/status`.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let Self { root, who, name } = self;
+        printable(&format!("{root}/…/{who}/{name}"), 200)
     }
 }
 

@@ -153,7 +153,7 @@ async fn beacon(options: &Options, topic: &str, wait: bool) -> Result<Report> {
     } else {
         options.limits.judge(seconds)
     };
-    let ago = duration::text(Duration::from_secs(seconds.as_secs()));
+    let ago = duration::brief(Duration::from_secs(seconds.as_secs()));
     let mut report = report
         .with(level, format!("{topic} beat {ago} ago"))
         .figure(options.limits.figure("age", age.max(0.0).floor()));

@@ -12,19 +12,21 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::duration;
 use crate::model::message::{Delivery, Qos, property};
+use crate::model::message_line::MessageLine;
 use crate::model::topic::Filter;
+use crate::model::{duration, table};
 use crate::net::broker::{Broker, MAX_PACKET, Options as BrokerSettings};
 use crate::net::mqtt::Settings;
 use crate::net::options::{BrokerOptions, KEEP_ALIVE};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::process::descriptor_limit;
 use crate::os::signals::Stop;
+use crate::os::terminal::Terminal;
 use crate::os::{host, paths};
 use crate::store::private::create_private_dir;
 use crate::tools::message::sender;
-use crate::tools::watch;
+use crate::tools::watch::{self, Lines};
 
 /// Maximum time of the demo, which takes two seconds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -124,7 +126,7 @@ async fn show(scratch: &Path) -> Result<()> {
         .await?;
     let align = r#"sleep 0.4; echo "aligned $SAMPLE""#;
     let report = r#"sleep 0.3; echo "reported $SAMPLE""#;
-    let first = "demo/sequencer/status";
+    let first = "demo/seq/status";
     let second = "demo/infrastructure/pipelines/align/status";
     let common = ["--envreq", "SAMPLE", "--payload-passthrough", "SAMPLE"];
     let client = |topic, who, command| {
@@ -137,26 +139,25 @@ async fn show(scratch: &Path) -> Result<()> {
     say("client", &format!("'report' waits for {second}"))?;
     let report = client(second, "report", report)?;
 
+    let mut lines = Lines::new(Terminal::of_stdout());
     let mut online = 0;
     while online < 2 {
         let delivery = next(&mut network).await?;
         if delivery.topic.ends_with(b"/presence") {
             online += usize::from(attribute(&delivery, "state").as_deref() == Some("online"));
         } else {
-            show_message(&delivery)?;
+            show_message(&delivery, &mut lines)?;
         }
     }
     say(
         "message",
-        &format!("tael message -t {first} --attr status finished --attr sample S1"),
+        &format!("tael message -t {first} status=finished sample=S1"),
     )?;
-    let message = [
-        "message", "-t", first, "--attr", "status", "finished", "--attr", "sample", "S1",
-    ];
+    let message = ["message", "-t", first, "status=finished", "sample=S1"];
     tael(&message)?.ended().await?;
     loop {
         let delivery = next(&mut network).await?;
-        show_message(&delivery)?;
+        show_message(&delivery, &mut lines)?;
         let done = delivery.properties.user(property::WHO) == Some("report");
         match attribute(&delivery, "status").as_deref() {
             Some("finished") if done => break,
@@ -168,7 +169,7 @@ async fn show(scratch: &Path) -> Result<()> {
     }
     say(
         "done",
-        "each pipeline ran once and published it. Next: the cron line of the README.",
+        "each pipeline ran once. Next: the cron line of the README.",
     )?;
     align.stopped().await?;
     report.stopped().await?;
@@ -232,19 +233,25 @@ fn attribute(delivery: &Delivery, key: &str) -> Option<String> {
     super::text(&payload, key).map(str::to_owned)
 }
 
-fn show_message(delivery: &Delivery) -> Result<()> {
-    // The retained copy shows nothing new here.
-    if delivery.topic.ends_with(b"/last") {
-        return Ok(());
+/// Shows a message as `tael watch` does. The presences were waited for, and are not shown.
+fn show_message(delivery: &Delivery, lines: &mut Lines) -> Result<()> {
+    match MessageLine::of(delivery, false) {
+        Some(message) if !delivery.topic.ends_with(b"/presence") => {
+            super::print(&lines.line(begin("network").trim_end(), &message))
+        }
+        _ => Ok(()),
     }
-    if delivery.topic.ends_with(b"/presence") {
-        return Ok(());
-    }
-    let clock = watch::clock();
-    let line = watch::line(delivery, false, &clock);
-    say("network", line.trim_start_matches(&clock).trim_start())
 }
 
 fn say(part: &str, line: &str) -> Result<()> {
-    super::print(&format!("{}  {part:<8} {line}", watch::clock()))
+    let line = format!("{} {line}", begin(part));
+    super::print(&match Terminal::of_stdout().width {
+        Some(width) => table::cut(&line, width),
+        None => line,
+    })
+}
+
+/// Returns the time and the part of the demo that a line is about.
+fn begin(part: &str) -> String {
+    format!("{}  {part:<8}", watch::clock())
 }

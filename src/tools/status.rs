@@ -9,13 +9,15 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::event::attributes;
-use crate::model::network::{Network, Seen};
+use crate::model::network::{Network, Seen, Waits};
 use crate::model::roots::Content;
+use crate::model::table::{Colour, Column, Layout};
 use crate::model::text::printable;
-use crate::model::topic::{self, Filter};
+use crate::model::topic::{self, Filter, PipelineTopic};
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query};
 use crate::os::logging::say;
+use crate::os::terminal::Terminal;
 use crate::tools::{MAX_PAYLOAD, forget, listener, roots};
 
 /// Form of the output.
@@ -40,6 +42,8 @@ pub struct Options {
     pub root: String,
     /// Form of the output.
     pub form: Form,
+    /// Whether the table has versions, and whole topics instead of the names of pipelines.
+    pub all: bool,
     /// Forget pipelines that were stopped longer ago than this, and list those, instead of all.
     pub prune: Option<Duration>,
     /// Maximum time for the broker to answer.
@@ -95,42 +99,49 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             super::print(text.trim_end())?;
         }
         Form::Table => {
-            let mut rows: Vec<[String; 7]> = network.pipelines().map(row).collect();
-            if rows.is_empty() {
-                let hint = roots::hint(&options.broker, &Content::Pipelines, &options.root);
-                let hint = super::runtime()?.block_on(hint);
+            if network.pipelines().next().is_none() {
                 let root = &options.root;
+                let hint = roots::hint(&options.broker, &Content::Pipelines, root);
+                let hint = runtime.block_on(hint);
                 say(&format!(
                     "no pipeline has ever been seen below {root}; {hint}"
                 ));
-            } else {
-                let head = [
-                    "PIPELINE",
-                    "STATE",
-                    "HOST",
-                    "VERSION",
-                    "LAST END",
-                    "AGO",
-                    "STARTED BY",
-                ];
-                rows.insert(0, head.map(str::to_owned));
+                return Ok(ExitCode::SUCCESS);
             }
-            let mut widths = [0; 7];
-            for row in &rows {
-                for (cell, width) in row.iter().zip(&mut widths) {
-                    *width = cell.chars().count().max(*width);
-                }
-            }
-            for row in &rows {
-                let cells = row.iter().zip(&widths);
-                let line: Vec<String> = cells
-                    .map(|(cell, width)| format!("{cell:<width$}"))
-                    .collect();
-                super::print(line.join("  ").trim_end())?;
+            for line in table(options, &network) {
+                super::print(&line)?;
             }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the lines of the table.
+fn table(options: &Options, network: &Network) -> Vec<String> {
+    let version = Column::text("VERSION", 7, 16);
+    let columns: Vec<Column> = [
+        Column::text("PIPELINE", 8, 24),
+        Column::text("STATE", 7, 10),
+        Column::text("LAST END", 10, 24),
+        Column::number("AGO"),
+        Column::text("HOST", 6, 20),
+        version,
+        Column::text("STARTED BY", 12, usize::MAX),
+    ]
+    .into_iter()
+    .filter(|column| options.all || column.head != version.head)
+    .collect();
+    let terminal = Terminal::of_stdout();
+    let rows: Vec<Row> = network.pipelines().map(|seen| row(options, seen)).collect();
+    let texts = rows
+        .iter()
+        .map(|row| row.iter().map(|(text, _)| text.as_str()));
+    let layout = Layout::fit(&columns, texts, terminal.width);
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter();
+        layout.line(cells.map(|(text, colour)| (text.as_str(), colour.filter(|_| terminal.colour))))
+    });
+    std::iter::once(layout.heading()).chain(lines).collect()
 }
 
 /// Forgets the pipelines that were stopped more than `span` ago, and prints them.
@@ -155,31 +166,29 @@ async fn prune(options: &Options, network: &Network, span: Duration) -> Result<(
     Ok(())
 }
 
-fn row(seen: &Seen) -> [String; 7] {
+/// The cells of a row, each printable, and their colours.
+type Row = Vec<(String, Option<Colour>)>;
+
+fn row(options: &Options, seen: &Seen) -> Row {
     let last = seen.last.as_ref();
     let field = |key: &str| last.and_then(|last| last.get(key));
-    let end = field("status").and_then(Value::as_str).map(|status| {
+    let status = field("status").and_then(Value::as_str);
+    let end = status.map(|status| {
         let code = field("return_code").and_then(Value::as_i64);
+        let code = code.filter(|code| *code != 0);
         let code = code.map_or(String::new(), |code| format!(" ({code})"));
         let elapsed = field("time_elapsed").and_then(Value::as_str);
         let elapsed = elapsed.and_then(duration::from_python);
         let elapsed = elapsed.map_or(String::new(), |elapsed| {
-            format!(" in {}", duration::text(elapsed))
+            format!(" in {}", duration::brief(elapsed))
         });
         format!("{status}{code}{elapsed}")
     });
     let ago = field("ts").and_then(Value::as_i64).map(|at| {
         let seconds = u64::try_from(Timestamp::now().as_second().saturating_sub(at)).unwrap_or(0);
-        duration::text(Duration::from_secs(seconds))
+        duration::brief(Duration::from_secs(seconds))
     });
-    let mut by: Vec<String> = seen
-        .triggers
-        .iter()
-        .map(|waits| match waits.absent {
-            Some(_) => format!("silence of {}", waits.topics.join(" ")),
-            None => waits.topics.join(" "),
-        })
-        .collect();
+    let mut by: Vec<String> = seen.triggers.iter().map(|t| waits(options, t)).collect();
     by.dedup();
     let more = seen
         .trigger_count
@@ -187,14 +196,34 @@ fn row(seen: &Seen) -> [String; 7] {
     if more > 0 {
         by.push(format!("{more} more"));
     }
-    let cell = |text: &str| printable(if text.is_empty() { "-" } else { text }, 120);
-    [
-        cell(&seen.who),
-        cell(&seen.state),
-        cell(&seen.host),
-        cell(&seen.version),
-        cell(&end.unwrap_or_default()),
-        cell(&ago.unwrap_or_default()),
-        cell(&by.join(", ")),
-    ]
+    let cell = |text: &str, colour| {
+        let text = printable(if text.is_empty() { "-" } else { text }, 120);
+        (text, colour)
+    };
+    let mut row = vec![
+        cell(&seen.who, None),
+        cell(&seen.state, Colour::of_state(&seen.state)),
+        cell(&end.unwrap_or_default(), status.and_then(Colour::of_state)),
+        cell(&ago.unwrap_or_default(), None),
+        cell(&seen.host, None),
+    ];
+    row.extend(options.all.then(|| cell(&seen.version, None)));
+    row.push(cell(&by.join(", "), None));
+    row
+}
+
+/// Returns what starts a trigger: topics, and the names of pipelines below the same root instead of
+/// the topics of their statuses.
+fn waits(options: &Options, waits: &Waits) -> String {
+    let topics = waits.topics.iter().map(|topic| {
+        let own = PipelineTopic::parse(topic).filter(|own| {
+            own.root == options.root && own.name == "status" && own.who != "+" && !options.all
+        });
+        own.map_or(topic.as_str(), |own| own.who)
+    });
+    let topics = topics.collect::<Vec<_>>().join(" ");
+    match waits.absent {
+        Some(_) => format!("silence of {topics}"),
+        None => topics,
+    }
 }

@@ -1,26 +1,23 @@
 //! `tael watch`: shows messages live, one a line.
 
-use std::env;
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Zoned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::error::Result;
-use crate::model::event::{Attributes, attribute_text, attributes};
-use crate::model::message::{Delivery, Qos, property};
-use crate::model::text::{escaped_json, printable, printable_bytes};
+use crate::model::message::{Delivery, Qos};
+use crate::model::message_line::MessageLine;
+use crate::model::table::{self, Column, Layout};
+use crate::model::text::escaped_json;
 use crate::model::topic::Filter;
 use crate::model::{json, marker, moment};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::signals::{self, Stop};
+use crate::os::terminal::Terminal;
 use crate::tools::listener;
-
-/// Maximum length of one value on a line, characters.
-const MAX_VALUE: usize = 120;
 
 /// Maximum time of our end after a signal.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -36,6 +33,8 @@ pub struct Options {
     pub qos: Qos,
     /// Texts; messages whose topic or payload contains one are not shown.
     pub drop: Vec<String>,
+    /// Whether to show all messages, whole topics and all attributes; JSON always does.
+    pub all: bool,
     /// Whether to print one JSON object a line.
     pub json: bool,
     /// Number of lines after which it ends.
@@ -63,7 +62,7 @@ async fn watch(options: &Options) -> Result<()> {
     if options.count.is_none() {
         session = session.lasting();
     }
-    let colour = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let mut lines = Lines::new(Terminal::of_stdout());
     let mut left = options.count.unwrap_or(u64::MAX);
     while left > 0 {
         let event = tokio::select! {
@@ -71,12 +70,15 @@ async fn watch(options: &Options) -> Result<()> {
             event = session.next() => event?,
         };
         if let Event::Received(received) = event {
-            if !is_dropped(&received.delivery, &options.drop) {
-                super::print(&if options.json {
-                    json_line(&received.delivery)
-                } else {
-                    line(&received.delivery, colour, &clock())
-                })?;
+            let delivery = &received.delivery;
+            let line = match is_dropped(delivery, &options.drop) {
+                true => None,
+                false if options.json => Some(json_line(delivery)),
+                false => MessageLine::of(delivery, options.all)
+                    .map(|message| lines.line(&clock(), &message)),
+            };
+            if let Some(line) = line {
+                super::print(&line)?;
                 left -= 1;
             }
             session.acknowledge(&received.ack);
@@ -100,64 +102,59 @@ fn is_dropped(delivery: &Delivery, drop: &[String]) -> bool {
         .any(|text| topic.contains(text.as_str()) || payload.contains(text.as_str()))
 }
 
-/// Returns `TIME  TOPIC  STATUS  WHO  KEY=VALUE …`, with a `!` before announced statuses. Retained
-/// messages are marked, because they may be old.
-pub(super) fn line(delivery: &Delivery, colour: bool, clock: &str) -> String {
-    let mut topic = printable_bytes(&delivery.topic, 200);
-    if delivery.retained {
-        topic += "  (retained)";
-    }
-    let Ok(mut attributes) = attributes(&delivery.payload, usize::MAX) else {
-        let payload = printable_bytes(&delivery.payload, 400);
-        return format!("{clock}  {topic}  {payload}");
-    };
-    let announce = attributes.shift_remove("announce") == Some(Value::Bool(true));
-    let status = ["status", "state", "action"]
-        .into_iter()
-        .find_map(|key| attributes.shift_remove(key))
-        .map_or_else(|| "-".to_owned(), |v| printable(&attribute_text(&v), 40));
-    let who = who(delivery, &mut attributes);
-    let mut words = vec![
-        clock.to_owned(),
-        topic,
-        if announce {
-            format!("! {status}")
-        } else {
-            status.clone()
-        },
-        who,
-    ];
-    let rest: Vec<String> = attributes
-        .iter()
-        .map(|(key, value)| {
-            let text = attribute_text(value);
-            format!(
-                "{}={}",
-                printable(&json::lossy(key), 60),
-                printable(&text, MAX_VALUE)
-            )
-        })
-        .collect();
-    if !rest.is_empty() {
-        words.push(rest.join(" "));
-    }
-    let line = words.join("  ");
-    match (colour, announce, status.as_str()) {
-        (true, true, _) => format!("\x1b[1;31m{line}\x1b[0m"),
-        (true, false, "finished") => format!("\x1b[32m{line}\x1b[0m"),
-        (true, false, "started") => format!("\x1b[36m{line}\x1b[0m"),
-        _ => line,
-    }
+/// Columns of the lines. State, sender and topic grow with what comes, up to a bound, so that lines
+/// stand below each other.
+const COLUMNS: [Column; 5] = [
+    Column::whole("TIME"),
+    Column::text("STATE", 8, 12),
+    Column::text("WHO", 8, 24),
+    Column::text("TOPIC", 12, 40),
+    Column::text("ABOUT", 12, usize::MAX),
+];
+
+/// Lines of messages, and the width of their columns so far.
+pub(super) struct Lines {
+    terminal: Terminal,
+    /// The widest cell of each column.
+    widest: [String; COLUMNS.len()],
 }
 
-fn who(delivery: &Delivery, attributes: &mut Attributes) -> String {
-    let user = attributes.shift_remove("user").map(|v| attribute_text(&v));
-    let who = delivery.properties.user(property::WHO).map(str::to_owned);
-    match (who.or(user), delivery.properties.user(property::HOST)) {
-        (Some(who), Some(host)) => printable(&format!("{who}@{host}"), 100),
-        (Some(who), None) => printable(&who, 100),
-        (None, Some(host)) => printable(&format!("@{host}"), 100),
-        (None, None) => "-".into(),
+impl Lines {
+    /// Returns lines for this terminal.
+    pub fn new(terminal: Terminal) -> Self {
+        let blank = |(column, width): (&Column, usize)| " ".repeat(width.max(column.least));
+        let mut widest = [const { String::new() }; COLUMNS.len()];
+        for (cell, column) in widest
+            .iter_mut()
+            .zip(COLUMNS.iter().zip([8, 8, 12, 20, 12]))
+        {
+            *cell = blank(column);
+        }
+        Self { terminal, widest }
+    }
+
+    /// Returns the line of a message, which begins with `time`.
+    pub fn line(&mut self, time: &str, message: &MessageLine) -> String {
+        let MessageLine {
+            state,
+            colour,
+            who,
+            topic,
+            about,
+        } = message;
+        let cells = [time, state, who, topic, about];
+        let last = COLUMNS.len() - 1;
+        let known = self.widest.iter_mut().zip(cells).zip(&COLUMNS);
+        for ((widest, cell), column) in known.take(last) {
+            let cell = table::cut(cell, column.most);
+            if table::width(&cell) > table::width(widest) {
+                *widest = cell;
+            }
+        }
+        let rows = [self.widest.iter().map(String::as_str)];
+        let layout = Layout::fit(&COLUMNS, rows, self.terminal.width);
+        let colour = colour.filter(|_| self.terminal.colour);
+        layout.line(cells.into_iter().zip([None, colour, None, None, None]))
     }
 }
 
@@ -181,56 +178,58 @@ fn json_line(delivery: &Delivery) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::table::Colour;
     use bytes::Bytes;
 
-    fn delivery(payload: &str) -> Delivery {
-        Delivery {
-            topic: Bytes::from("lab/seq/status"),
-            payload: Bytes::from(payload.to_owned()),
-            retained: false,
-            duplicate: false,
-            packet: 0,
-            properties: crate::model::message::Properties {
-                user: vec![
-                    (property::WHO.into(), "seq".into()),
-                    (property::HOST.into(), "h1".into()),
-                ],
-                ..Default::default()
-            },
+    fn message(state: &str, topic: &str, about: &str) -> MessageLine {
+        MessageLine {
+            state: state.to_owned(),
+            colour: Some(Colour::Green),
+            who: "align@node7".to_owned(),
+            topic: topic.to_owned(),
+            about: about.to_owned(),
         }
     }
 
     #[test]
-    fn lines_are_readable() {
-        let show = |payload| line(&delivery(payload), false, "12:00:00");
+    fn lines_stand_below_each_other_and_fit_the_terminal() {
+        let terminal = |width, colour| Terminal { width, colour };
+        let mut lines = Lines::new(terminal(Some(70), false));
+        let long = "lab/a/topic/that/needs/more/than/the/columns/of/a/topic";
+        let mut shown = Vec::new();
+        for message in [
+            message("finished", "lab/seq/status", "S=1"),
+            message("! falsestart", long, "K=日本語 and more that does not fit"),
+            message("finished", "lab/seq/status", "S=1"),
+        ] {
+            shown.push(lines.line("12:00:00", &message));
+        }
         assert_eq!(
-            show(r#"{"status":"finished","return_code":0,"announce":false,"sample":"S 1"}"#),
-            "12:00:00  lab/seq/status  finished  seq@h1  return_code=0 sample=S 1"
+            shown,
+            [
+                "12:00:00  finished  align@node7   lab/seq/status        S=1",
+                "12:00:00  ! falsestart  align@node7   lab/a/topic/that/…  K=日本語 an…",
+                "12:00:00  finished      align@node7   lab/seq/status      S=1",
+            ]
         );
+        let mut lines = Lines::new(terminal(None, true));
+        let line = lines.line("t", &message("ok", long, "S=1"));
         assert_eq!(
-            show(r#"{"status":"failed","announce":true}"#),
-            "12:00:00  lab/seq/status  ! failed  seq@h1"
-        );
-        assert_eq!(show("\x1b[2J"), "12:00:00  lab/seq/status  \\u{1b}[2J");
-        let red = line(
-            &delivery(r#"{"status":"failed","announce":true}"#),
-            true,
-            "t",
-        );
-        assert!(red.starts_with("\x1b[1;31m") && red.ends_with("\x1b[0m"));
-        let old = Delivery {
-            retained: true,
-            ..delivery(r#"{"status":"finished"}"#)
-        };
-        assert_eq!(
-            line(&old, false, "t"),
-            "t  lab/seq/status  (retained)  finished  seq@h1"
+            line,
+            format!("t         \x1b[32mok\x1b[0m        align@node7   {long}  S=1")
         );
     }
 
     #[test]
     fn dropped_by_topic_or_payload() {
-        let d = delivery(r#"{"status":"test"}"#);
+        let d = Delivery {
+            topic: Bytes::from("lab/seq/status"),
+            payload: Bytes::from(r#"{"status":"test"}"#),
+            retained: false,
+            duplicate: false,
+            packet: 0,
+            properties: crate::model::message::Properties::default(),
+        };
         for (text, want) in [("test", true), ("seq", true), ("other", false)] {
             assert_eq!(is_dropped(&d, &[text.to_owned()]), want, "{text}");
         }

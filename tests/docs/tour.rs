@@ -8,11 +8,14 @@ use crate::page::{INSTALLED, blocks, of_kind, sh, word_after};
 
 /// Numbers, the host and the user differ from run to run.
 fn masked(line: &str) -> String {
-    let words = line.split(' ').map(|word| match word.split_once('@') {
-        Some((who, _)) if who == "align" || who == "report" => format!("{who}@"),
-        Some(_) => "@".to_owned(),
-        None => word.to_owned(),
-    });
+    // Columns are as wide as their widest cell.
+    let words = line
+        .split_whitespace()
+        .map(|word| match word.split_once('@') {
+            Some((who, _)) if who == "align" || who == "report" => format!("{who}@"),
+            Some(_) => "@".to_owned(),
+            None => word.to_owned(),
+        });
     let line = words.collect::<Vec<_>>().join(" ");
     let mut masked = String::new();
     for c in line.chars() {

@@ -3,6 +3,9 @@
 use std::process::Command;
 
 use crate::common::pty::{Terminal, golden, masked};
+use crate::common::raw::{self, Raw};
+use crate::common::{World, bare_command};
+use serde_json::{Value, json};
 
 fn shell(script: &str) -> Command {
     let mut command = Command::new("sh");
@@ -34,4 +37,174 @@ fn the_kit_shows_what_a_terminal_shows() {
     );
     assert_eq!(masked("7ms of 1.25s", "#s", "9s"), "7ms of 9s");
     assert_eq!(masked("127.0.0.1:1883", ":#", ":1"), "127.0.0.1:1");
+}
+
+/// The widths at which the screens are compared, and whether with colours.
+const LOOKS: [(u16, bool); 3] = [(80, true), (80, false), (120, true)];
+
+/// Shows `command` on each of these terminals, and compares the screens with `NAME-80` and so on.
+#[track_caller]
+fn looks(name: &str, command: impl Fn() -> Command, shown: impl Fn(u16, bool, Terminal) -> String) {
+    for (columns, colour) in LOOKS {
+        let mut command = command();
+        if !colour {
+            command.env("NO_COLOR", "1");
+        }
+        let screen = shown(columns, colour, Terminal::start(command, columns));
+        let plain = if colour { "" } else { "-plain" };
+        assert!(
+            !screen.contains('↩'),
+            "a line wraps at {columns}:\n{screen}"
+        );
+        assert!(colour || !screen.contains('«'), "colours:\n{screen}");
+        golden(&format!("{name}-{columns}{plain}"), &screen);
+    }
+}
+
+/// Text of a stranger: it would clear the screen, and write from right to left.
+const HOSTILE: &str = "\u{1b}[2J\u{1b}[31m\u{202e}evil\r\n";
+
+/// Publishes what the broker retains, without the properties of `tael message`: those name this host.
+fn retain(world: &World, topic: &str, payload: &str) {
+    let mut raw = Raw::connect(world.broker.port());
+    let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), Some(1), &[], false);
+    packet[0] |= 0x01;
+    raw.send(&packet);
+    assert_eq!(raw.receive().0, 0x40, "PUBACK");
+}
+
+#[test]
+fn the_status_of_a_network_fits_the_terminal() {
+    let world = World::new();
+    let now = jiff::Timestamp::now().as_second();
+    let pipeline = |who: &str, presence: Value, last: Option<Value>| {
+        let prefix = format!("lab/infrastructure/pipelines/{who}");
+        retain(&world, &format!("{prefix}/presence"), &presence.to_string());
+        if let Some(last) = last {
+            let last = json!({"last": last, "last_success": null}).to_string();
+            retain(&world, &format!("{prefix}/last"), &last);
+        }
+    };
+    let presence = |state: &str, host: &str, topics: &[&str]| {
+        json!({
+            "state": state, "host": host, "version": "0.1.0", "since": 5,
+            "trigger_count": topics.len(),
+            "triggers": [{"name": "default", "topics": topics}],
+        })
+    };
+    let status = "lab/infrastructure/pipelines/align/status";
+    let last = |status: &str, code: i32, ago: i64| {
+        // In the middle of a minute or an hour, so that the screen does not depend on the second.
+        json!({"status": status, "return_code": code, "announce": code != 0,
+               "time_elapsed": (status != "falsestart").then_some("0:03:07.654321"),
+               "ts": now - ago})
+    };
+    pipeline(
+        "align",
+        presence("online", "node7.lab.example", &["lab/seq/status"]),
+        Some(last("finished", 0, 3 * 3600 + 2 * 60 + 30)),
+    );
+    pipeline(
+        "call",
+        presence("lost", "node8", &[status]),
+        Some(last("failed", 137, 26 * 3600 + 1800)),
+    );
+    pipeline(
+        "日本語のパイプライン",
+        presence("offline", HOSTILE, &[HOSTILE, "lab/a/b", "lab/c/d/e/f/g"]),
+        Some(last("falsestart", 0, 40 * 86_400 + 1800)),
+    );
+    let mut paused = presence("online", "node7", &[status]);
+    paused["paused"] = true.into();
+    pipeline("report", paused, None);
+    let command = || world.tael(["status", "--root", "lab"]);
+    looks("status", command, |_, _, terminal| {
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 0, "{screen}");
+        screen
+    });
+}
+
+#[test]
+fn watched_messages_fit_the_terminal() {
+    let world = World::new();
+    retain(&world, "lab/ready", r#"{"status":"ready","user":"ann"}"#);
+    let align = [("tael-who", "align"), ("tael-host", "node7")];
+    let pipelines = "lab/infrastructure/pipelines";
+    let presence = r#"{"state":"online","who":"align","host":"node7","triggers":[{"name":"x"}]}"#;
+    let hostile = json!({"status": HOSTILE, "k\u{1b}[1m": HOSTILE, "日本": "語 ".repeat(40)});
+    let messages = [
+        ("lab/seq/status", r#"{"user":"ann","status":"finished","sample":"S1","ts":7}"#.to_owned(), &[][..]),
+        ("align/presence", presence.to_owned(), &[]),
+        (
+            "align/status",
+            r#"{"status":"started","announce":false,"reason":"lab/seq/status finished","SAMPLE":"S1","ts":7}"#.to_owned(),
+            &align,
+        ),
+        (
+            "align/status",
+            r#"{"status":"failed","return_code":3,"announce":true,"time_elapsed":"0:00:01.234567","SAMPLE":"S1","ts":7}"#.to_owned(),
+            &align,
+        ),
+        ("align/last", r#"{"last":{"status":"failed"}}"#.to_owned(), &align),
+        ("lab/a/very/long/topic/of/somebody/else/with/many/levels", hostile.to_string(), &[]),
+        ("lab/b", format!("no JSON {HOSTILE}"), &[]),
+        ("lab/last", r#"{"status":"finished"}"#.to_owned(), &align),
+    ];
+    let command = || world.tael(["watch", "--root", "lab", "--qos", "1", "--count", "8"]);
+    looks("watch", command, |_, _, terminal| {
+        terminal.wait_for("lab/ready");
+        for (topic, payload, properties) in &messages {
+            let topic = match topic.starts_with("lab/") {
+                true => (*topic).to_owned(),
+                false => format!("{pipelines}/{topic}"),
+            };
+            world.publish(&topic, payload, properties);
+        }
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 0, "{screen}");
+        masked(&screen, "99:99:99", "12:34:56")
+    });
+}
+
+#[test]
+#[cfg_attr(not(feature = "embedded-broker"), ignore = "there is no `tael demo`")]
+fn the_demo_fits_the_terminal() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let command = || {
+        let mut command = bare_command(&dir, "tael");
+        command
+            .args(["demo"])
+            .env("USER", "ann")
+            .env("LOGNAME", "ann");
+        command
+    };
+    for (columns, colour) in LOOKS {
+        let mut command = command();
+        if !colour {
+            command.env("NO_COLOR", "1");
+        }
+        let (code, screen) = Terminal::start(command, columns).end();
+        assert_eq!(code, 0, "{screen}");
+        assert!(
+            !screen.contains('↩'),
+            "a line wraps at {columns}:\n{screen}"
+        );
+        assert_eq!(screen.contains('«'), colour, "{screen}");
+        // The name of the host decides on the columns.
+        for word in [
+            "started",
+            "finished",
+            "align@",
+            "report@",
+            "/report/status",
+            "SAMPLE=S1",
+            "status=finished sample=S1",
+        ] {
+            assert!(screen.contains(word), "{word} in\n{screen}");
+        }
+        for noise in ["ts=", "last", "presence", "return_code", "date="] {
+            assert!(!screen.contains(noise), "{noise} in\n{screen}");
+        }
+    }
 }
