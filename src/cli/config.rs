@@ -9,18 +9,22 @@
 //! command = "align.sh"
 //! ```
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
+use crate::model::near::nearest;
 use crate::os::paths;
 
 /// One file.
@@ -29,6 +33,9 @@ pub struct Layer {
     /// Its path.
     pub path: PathBuf,
     table: Table,
+    text: String,
+    /// Found when the first mistake is noted.
+    lines: OnceLock<Lines>,
 }
 
 /// All files that apply, the strongest first.
@@ -61,8 +68,8 @@ const NOT_IN_FILES: &[&str] = &[
     "message-retained",
 ];
 
-/// A value of a file, and the option that it is for.
-type Entry<'a> = (&'a Layer, &'a str, &'a Value);
+/// A value of a file, whether it stands in the table of the command, and the option that it is for.
+type Entry<'a> = (&'a Layer, bool, &'a str, &'a Value);
 
 impl Layers {
     /// Reads the file that `--config` or `TAEL_CONFIG` names (default: the file of the user), and
@@ -112,8 +119,8 @@ impl Layers {
     /// When a file has a key that `command` does not know, or a value of a wrong type (78).
     pub fn apply(&self, mut command: Command) -> Result<Command> {
         for entry in self.entries(&command) {
-            let (layer, key, value) = entry?;
-            command = layer.set(command, key, value)?;
+            let (layer, own, key, value) = entry?;
+            command = layer.set(command, own, key, value)?;
         }
         Ok(command)
     }
@@ -127,17 +134,18 @@ impl Layers {
             .no_binary_name(true)
             .mut_args(|arg| arg.env(Resettable::Reset));
         for entry in self.entries(&command) {
-            let checked = entry.and_then(|(layer, key, value)| {
-                let alone = layer.set(bare.clone(), key, value)?;
+            let checked = entry.and_then(|(layer, own, key, value)| {
+                let alone = layer.set(bare.clone(), own, key, value)?;
                 match alone.try_get_matches_from([""; 0]) {
                     Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
-                        Err(layer.wrong(super::usage_line(&e)))
+                        let tool = if own { command.get_name() } else { "" };
+                        Err(layer.wrong_at(&[tool, key], super::usage_line(&e)))
                     }
-                    _ => Ok((layer, key, value)),
+                    _ => Ok((layer, own, key, value)),
                 }
             });
-            if let Some((layer, key, value)) = mistakes.keep(checked) {
-                match layer.set(whole.clone(), key, value) {
+            if let Some((layer, own, key, value)) = mistakes.keep(checked) {
+                match layer.set(whole.clone(), own, key, value) {
                     Ok(with) => whole = with,
                     Err(e) => mistakes.note(e),
                 }
@@ -156,21 +164,23 @@ impl Layers {
                 match value {
                     Value::Table(table) if *key == tool => {
                         let own = table.iter();
-                        entries.extend(own.map(|(key, value)| Ok((layer, key.as_str(), value))));
+                        entries
+                            .extend(own.map(|(key, value)| Ok((layer, true, key.as_str(), value))));
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
                     Value::Array(_) if key == TRIGGER => {}
                     Value::Table(_) if key == COMMAND => {}
-                    Value::Table(_) if key == TRIGGER => entries.push(Err(
-                        layer.wrong("a trigger is written [[trigger]], with two brackets")
-                    )),
+                    Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
+                        &[key],
+                        "a trigger is written [[trigger]], with two brackets",
+                    ))),
                     value if super::connection::is_shared(key) => {
                         // Not every command has every shared option.
                         if command.get_arguments().any(|arg| is_named(arg, key)) {
-                            entries.push(Ok((layer, key.as_str(), value)));
+                            entries.push(Ok((layer, false, key.as_str(), value)));
                         }
                     }
-                    _ => entries.push(Err(layer.unknown(key))),
+                    _ => entries.push(Err(layer.unknown(key, command))),
                 }
             }
         }
@@ -235,6 +245,8 @@ impl Layer {
         Ok(Self {
             path: path.to_owned(),
             table,
+            text: text.to_owned(),
+            lines: OnceLock::new(),
         })
     }
 
@@ -243,29 +255,132 @@ impl Layer {
         Error::config(format!("use {}: {cause}", self.path.display()))
     }
 
-    fn unknown(&self, key: &str) -> Error {
-        self.wrong(format_args!(
-            "unknown key '{key}': no option that all commands share is called so; options of one \
-             command go below [client], [message], …, triggers of a client into [[trigger]]"
+    /// Returns an error about what stands at `place` in this file: keys of tables and numbers of
+    /// triggers, counted from 0. Empty ones do not count.
+    pub fn wrong_at(&self, place: &[&str], cause: impl std::fmt::Display) -> Error {
+        let lines = self.lines.get_or_init(|| Lines::of(&self.text));
+        match lines.line(place) {
+            Some(line) => {
+                Error::config(format!("use {}, line {line}: {cause}", self.path.display()))
+            }
+            None => self.wrong(cause),
+        }
+    }
+
+    fn unknown(&self, key: &str, command: &Command) -> Error {
+        let cause = format!("unknown key '{key}'");
+        let own = || command.get_arguments().filter_map(Arg::get_long);
+        if let Some(near) = nearest(key, super::connection::shared()) {
+            return self.wrong_at(&[key], format_args!("{cause}; did you mean '{near}'?"));
+        }
+        if let Some(near) = nearest(key, TABLES.iter().copied().chain([TRIGGER, COMMAND])) {
+            return self.wrong_at(&[key], format_args!("{cause}; did you mean [{near}]?"));
+        }
+        let tool = command.get_name();
+        let same = own().find(|own| *own == key);
+        if let Some(near) = same.or_else(|| nearest(key, own())) {
+            return self.wrong_at(
+                &[key],
+                format_args!("{cause}; did you mean '{near}' below [{tool}]?"),
+            );
+        }
+        self.wrong_at(&[key], format_args!(
+            "{cause}: no option that all commands share is called so; options of one command go \
+             below [client], [message], …, triggers of a client into [[trigger]]"
         ))
     }
 
-    fn set(&self, command: Command, key: &str, value: &Value) -> Result<Command> {
+    fn set(&self, command: Command, own: bool, key: &str, value: &Value) -> Result<Command> {
+        let tool = command.get_name();
+        let place = [if own { tool } else { "" }, key];
         let arg = command
             .get_arguments()
             .find(|arg| is_named(arg, key) && !NOT_IN_FILES.contains(&key))
             .ok_or_else(|| {
-                let tool = command.get_name();
-                self.wrong(format_args!(
-                    "unknown key '{key}': 'tael {tool}' has no such option"
-                ))
+                let own = command.get_arguments().filter_map(Arg::get_long);
+                let own = own.filter(|own| !NOT_IN_FILES.contains(own));
+                let hint = match nearest(key, own) {
+                    Some(near) => format!("; did you mean '{near}'?"),
+                    None => String::new(),
+                };
+                self.wrong_at(
+                    &place,
+                    format_args!("unknown key '{key}': 'tael {tool}' has no such option{hint}"),
+                )
             })?;
         let id = arg.get_id().clone();
         let flag = matches!(arg.get_action(), ArgAction::SetTrue);
         let values = texts(value)
             .filter(|_| flag == matches!(value, Value::Boolean(_)))
-            .ok_or_else(|| self.wrong(format_args!("'{key}' cannot be {value}")))?;
+            .ok_or_else(|| self.wrong_at(&place, format_args!("'{key}' cannot be {value}")))?;
         Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+    }
+}
+
+/// The lines of the keys of a file, by their places.
+#[derive(Debug, Clone, Default)]
+struct Lines(HashMap<Vec<String>, usize>);
+
+/// Maximum depth of a key: number and key of a trigger.
+const MAX_DEPTH: usize = 3;
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let starts: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+        let mut lines = Self::default();
+        if let Ok(table) = DeTable::parse(text) {
+            lines.add(&mut Vec::new(), table.get_ref(), &starts);
+        }
+        lines
+    }
+
+    fn add(&mut self, place: &mut Vec<String>, table: &DeTable<'_>, breaks: &[usize]) {
+        for (key, value) in table {
+            let at = key.span().start;
+            let line = breaks.partition_point(|end| *end < at) + 1;
+            place.push(key.get_ref().to_string());
+            self.note(place, line);
+            if place.len() < MAX_DEPTH {
+                match value.get_ref() {
+                    DeValue::Table(inner) => self.add(place, inner, breaks),
+                    DeValue::Array(list) => {
+                        for (n, item) in list.iter().enumerate() {
+                            if let DeValue::Table(inner) = item.get_ref() {
+                                place.push(n.to_string());
+                                self.add(place, inner, breaks);
+                                place.pop();
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            place.pop();
+        }
+    }
+
+    /// Notes the line of a key. A table without one of its own has that of its first key.
+    fn note(&mut self, place: &[String], line: usize) {
+        self.0.insert(place.to_vec(), line);
+        if let Some((_, table)) = place.split_last()
+            && !table.is_empty()
+        {
+            let first = self.0.entry(table.to_vec()).or_insert(line);
+            *first = line.min(*first);
+        }
+    }
+
+    /// Returns the line of `place`, otherwise that of the innermost table that contains it.
+    fn line(&self, place: &[&str]) -> Option<usize> {
+        let place = place.iter().filter(|part| !part.is_empty());
+        let mut place: Vec<String> = place.map(|part| (*part).to_owned()).collect();
+        while !place.is_empty() {
+            if let Some(line) = self.0.get(&place) {
+                return Some(*line);
+            }
+            place.pop();
+        }
+        None
     }
 }
 

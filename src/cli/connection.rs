@@ -57,6 +57,11 @@ pub fn is_shared(key: &str) -> bool {
     SHARED.contains(&key) && !["config", "password", "id"].contains(&key)
 }
 
+/// Returns the shared options that a file may hold.
+pub fn shared() -> impl Iterator<Item = &'static str> {
+    SHARED.iter().copied().filter(|key| is_shared(key))
+}
+
 /// Gives every option its environment variable.
 pub fn with_environment(command: Command, tool: &str) -> Command {
     command.mut_args(|arg| {

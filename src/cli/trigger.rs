@@ -16,6 +16,7 @@ use crate::model::command::{Command as Run, DEFAULT_SHELL};
 use crate::model::condition::Condition;
 use crate::model::duration;
 use crate::model::env::{self, Export};
+use crate::model::near::nearest;
 use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
 use crate::model::spec::{Limits, Spec};
 use crate::model::status;
@@ -125,7 +126,7 @@ pub fn all(
             return None;
         }
         let name = "default".to_owned();
-        let noted = &mut |cause| mistakes.note(Error::usage(cause));
+        let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
         return trigger(options, name, noted).map(|trigger| vec![trigger]);
     };
     // They would change nothing, in silence.
@@ -139,7 +140,7 @@ pub fn all(
             )));
         }
         if let Some(layer) = layers.with_key("client", name) {
-            mistakes.note(layer.wrong(format_args!(
+            mistakes.note(layer.wrong_at(&["client", name], format_args!(
                 "'{name}' below [client] is about one trigger: put it into the [[trigger]] tables"
             )));
         }
@@ -150,7 +151,9 @@ pub fn all(
             continue;
         };
         if !names.insert(trigger.name.clone()) {
-            mistakes.note(layer.wrong(format_args!("two triggers are called '{}'", trigger.name)));
+            let place = ["trigger", &n.to_string(), "name"];
+            let cause = format!("two triggers are called '{}'", trigger.name);
+            mistakes.note(layer.wrong_at(&place, cause));
         }
         triggers.push(trigger);
     }
@@ -164,11 +167,13 @@ fn from_table(
     number: usize,
     mistakes: &mut Mistakes,
 ) -> Option<Trigger> {
-    let noted = &mut |cause: String| {
-        mistakes.note(layer.wrong(format_args!("trigger {number}: {cause}")));
+    let place = (number - 1).to_string();
+    let noted = &mut |key: &str, cause: String| {
+        let cause = format!("trigger {number}: {cause}");
+        mistakes.note(layer.wrong_at(&["trigger", &place, key], cause));
     };
     let Value::Table(table) = table else {
-        noted("it is not a table".into());
+        noted("", "it is not a table".into());
         return None;
     };
     let command = TriggerOptions::augment_args(Command::new("trigger").no_binary_name(true));
@@ -176,33 +181,44 @@ fn from_table(
         let matches = command.clone().try_get_matches_from(arguments);
         matches.and_then(|matches| TriggerOptions::from_arg_matches(&matches))
     };
-    let (mut name, mut arguments) = (number.to_string(), Vec::new());
-    let mut whole = true;
+    let (mut name, mut arguments, mut wrong) = (number.to_string(), Vec::new(), Vec::new());
     for (key, value) in table {
         match key_arguments(&command, key, value) {
             Ok(values) if key == "name" => name = values.concat(),
-            Ok(values) => arguments.push(values),
+            // The parser stops at the first mistake, so each key is parsed alone.
+            Ok(values) => match parse(&values) {
+                Ok(_) => arguments.extend(values),
+                Err(e) => {
+                    noted(key, super::usage_line(&e));
+                    wrong.push(key.as_str());
+                }
+            },
             Err(cause) => {
-                noted(cause);
-                whole = false;
+                noted(key, cause);
+                wrong.push(key.as_str());
             }
         }
     }
     if name.is_empty() || name.len() > 128 || name.contains(char::is_control) {
-        noted("its name has 1 to 128 bytes, no control characters".into());
-        whole = false;
+        noted(
+            "name",
+            "its name has 1 to 128 bytes, no control characters".into(),
+        );
+        wrong.push("name");
     }
-    match parse(&arguments.concat()) {
-        Ok(options) if whole => trigger(options, name, noted),
-        Ok(_) => None,
+    // What is missing now may be a key whose slip was noted.
+    let slips = |key: &str| wrong.contains(&key) || nearest(key, wrong.iter().copied()).is_some();
+    match parse(&arguments) {
+        Ok(options) => {
+            let noted = &mut |key: &str, cause: String| {
+                if !slips(key) {
+                    noted(key, cause);
+                }
+            };
+            trigger(options, name, noted).filter(|_| wrong.is_empty())
+        }
         Err(first) => {
-            // The parser stops at the first mistake.
-            let alone = arguments.iter().filter_map(|one| parse(one).err());
-            let alone: Vec<String> = alone.map(|e| super::usage_line(&e)).collect();
-            match alone.is_empty() {
-                true => noted(super::usage_line(&first)),
-                false => alone.into_iter().for_each(noted),
-            }
+            noted("", super::usage_line(&first));
             None
         }
     }
@@ -218,7 +234,11 @@ fn key_arguments(command: &Command, key: &str, value: &Value) -> Result<Vec<Stri
     let named = |arg: &&clap::Arg| arg.get_long() == Some(key);
     let Some(arg) = command.get_arguments().find(named) else {
         let known = command.get_arguments().filter_map(|arg| arg.get_long());
-        let known = known.collect::<Vec<_>>().join(", ");
+        let known: Vec<&str> = known.collect();
+        if let Some(near) = nearest(key, known.iter().copied().chain(["name"])) {
+            return Err(format!("unknown key '{key}'; did you mean '{near}'?"));
+        }
+        let known = known.join(", ");
         return Err(format!("unknown key '{key}': it has name, {known}"));
     };
     let flag = matches!(arg.get_action(), clap::ArgAction::SetTrue);
@@ -237,23 +257,26 @@ fn key_arguments(command: &Command, key: &str, value: &Value) -> Result<Vec<Stri
 fn trigger(
     options: TriggerOptions,
     name: String,
-    noted: &mut impl FnMut(String),
+    noted: &mut impl FnMut(&str, String),
 ) -> Option<Trigger> {
     let mut right = true;
-    let mut wrong = |cause: String| {
+    let mut wrong = |key: &str, cause: String| {
         right = false;
-        noted(cause);
+        noted(key, cause);
     };
     let line = options.command.unwrap_or_default();
     let mut command = None;
     if line.trim().is_empty() {
-        wrong("there is no command: give one with -c, or as 'command' in a [[trigger]]".into());
+        wrong(
+            "command",
+            "there is no command: give one with -c, or as 'command' in a [[trigger]]".into(),
+        );
     } else if line.contains('\0') {
-        wrong("the command contains a NUL character".into());
+        wrong("command", "the command contains a NUL character".into());
     } else if options.no_shell {
-        command = Run::direct(&line).map_err(&mut wrong).ok();
+        command = Run::direct(&line).map_err(|e| wrong("command", e)).ok();
     } else if options.shell.is_empty() {
-        wrong("the shell has no name".into());
+        wrong("shell", "the shell has no name".into());
     } else {
         command = Some(Run::Shell {
             shell: options.shell,
@@ -261,45 +284,58 @@ fn trigger(
         });
     }
     if options.topic.is_empty() {
-        wrong("there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into());
+        wrong(
+            "topic",
+            "there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into(),
+        );
     }
     let mut filters = Vec::new();
     for text in options.topic {
-        filters.extend(Filter::new(text).map_err(&mut wrong));
+        filters.extend(Filter::new(text).map_err(|e| wrong("topic", e)));
     }
     let mut conditions = Vec::new();
     for text in options.when.iter().filter(|text| !text.is_empty()) {
-        conditions.extend(Condition::parse(text).map_err(&mut wrong));
+        conditions.extend(Condition::parse(text).map_err(|e| wrong("when", e)));
     }
     if !(1..=MAX_JOBS).contains(&options.jobs) {
         let jobs = options.jobs;
-        wrong(format!("{jobs} jobs are out of range: 1 to {MAX_JOBS}"));
+        wrong(
+            "jobs",
+            format!("{jobs} jobs are out of range: 1 to {MAX_JOBS}"),
+        );
     }
-    let export = Export::new(options.envprefix, options.envreq).map_err(&mut wrong);
+    let export = Export::new(options.envprefix, options.envreq).map_err(|e| wrong("envreq", e));
     for name in &options.payload_passthrough {
         let odd = |b: u8| !b.is_ascii_alphanumeric() && b != b'_';
         if status::RESERVED.contains(&name.as_str()) {
-            wrong(format!(
-                "'{name}' is a key of every status: it cannot be passed through"
-            ));
+            wrong(
+                "payload-passthrough",
+                format!("'{name}' is a key of every status: it cannot be passed through"),
+            );
         } else if *name != env::sanitize(name) && name.bytes().any(odd) {
-            wrong(format!("'{name}' is not an environment name"));
+            wrong(
+                "payload-passthrough",
+                format!("'{name}' is not an environment name"),
+            );
         }
     }
     if options.absent.is_some_and(|absent| absent.is_zero()) {
-        wrong("--absent needs a time, such as 11m".into());
+        wrong("absent", "--absent needs a time, such as 11m".into());
     }
     // A client may be started anywhere.
-    let mut absolute = |path: Option<PathBuf>| {
+    let mut absolute = |key: &str, path: Option<PathBuf>| {
         let path = path?;
         if path.to_str().is_none() {
-            wrong(format!("'{}' is not UTF-8", path.display()));
+            wrong(key, format!("'{}' is not UTF-8", path.display()));
         }
         let found = std::path::absolute(&path);
         let found = found.map_err(|e| format!("cannot find '{}': {e}", path.display()));
-        found.map_err(&mut wrong).ok()
+        found.map_err(|e| wrong(key, e)).ok()
     };
-    let (cwd, env_file) = (absolute(options.cwd), absolute(options.env_file));
+    let (cwd, env_file) = (
+        absolute("cwd", options.cwd),
+        absolute("env-file", options.env_file),
+    );
     let required = export.as_ref().map(Export::required_names);
     let spec = Spec {
         lane: name.clone(),
