@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::{ArgMatches, Args, FromArgMatches};
+use tracing::warn;
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
@@ -24,7 +25,7 @@ use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
-use crate::tools::dry_run;
+use crate::tools::{dry_run, preflight};
 
 /// Options of `tael client`.
 #[derive(Debug, Args)]
@@ -37,6 +38,9 @@ pub struct Client {
     /// Report all mistakes in the configuration, and exit; starts and changes nothing
     #[arg(long)]
     check: bool,
+    /// With --check: ask the broker too whether it accepts the client and its subscriptions
+    #[arg(long, requires = "check")]
+    connect: bool,
     /// Print which triggers would run what for the message of -m, or why not, and exit; runs and
     /// changes nothing, and needs no broker
     #[arg(long)]
@@ -185,6 +189,7 @@ impl Tool for Client {
                 "Trial",
                 &[
                     "check",
+                    "connect",
                     "dry-run",
                     "message",
                     "message-topic",
@@ -206,8 +211,26 @@ impl Tool for Client {
 
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
         Some(|client, matches, layers, mistakes| {
-            if let Some(config) = client.config(matches, layers, mistakes) {
-                client::warn(&config);
+            let connect = client.connect;
+            let Some(config) = client.config(matches, layers, mistakes) else {
+                return;
+            };
+            client::warn(&config);
+            let Some(state) = mistakes.keep(paths::state_dir()) else {
+                return;
+            };
+            for finding in preflight::look(&config, &state) {
+                let mistake = match &finding.trigger {
+                    Some(name) => trigger::wrong(layers, name, finding.key, &finding.cause),
+                    None => Error::config(finding.cause),
+                };
+                match finding.is_doubt {
+                    true => warn!("{mistake}"),
+                    false => mistakes.note(mistake),
+                }
+            }
+            if connect {
+                mistakes.keep(preflight::ask_broker(&config, connection::random_id()));
             }
         });
 
@@ -296,7 +319,7 @@ impl Client {
     ) -> Option<Config> {
         let who = self.who.unwrap_or_default();
         if who.is_empty() {
-            mistakes.note(Error::usage(
+            mistakes.note_missing(Error::usage(
                 "start client: name the pipeline with --who, or who below [client]",
             ));
         } else if let Err(e) = topic::check_who(&who) {

@@ -61,6 +61,7 @@ const NOT_IN_FILES: &[&str] = &[
     "config",
     "password",
     "check",
+    "connect",
     "dry-run",
     "message",
     "message-topic",

@@ -74,7 +74,7 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
             // Read separately, to know whether it shows in ps.
             "password" | "help" | "version" => return arg,
             // They ask for another job, this once.
-            "check" | "dry-run" | "message" | "message-topic" | "message-property"
+            "check" | "connect" | "dry-run" | "message" | "message-topic" | "message-property"
             | "message-retained" => return arg,
             // Pairs of values do not fit into a variable.
             "attr" => return arg,

@@ -154,6 +154,7 @@ fn wants_check(arguments: &[OsString]) -> bool {
 fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
     let mut mistakes = Mistakes::default();
     let layers = Layers::load_all(&arguments, &mut mistakes);
+    mistakes.read_files();
     let command = layers.apply_all(command::<T>(), &mut mistakes);
     match parse(command, without_name::<T>(arguments), T::NAME, &layers) {
         Ok(matches) => {

@@ -120,7 +120,7 @@ pub fn all(
     let by_hand = |id: &str| is_by_hand(matches, id) && !(id == "topic" && no_topic);
     let Some((layer, tables)) = tables.filter(|_| !by_hand("topic") && !by_hand("command")) else {
         if options.topic.is_empty() && options.command.is_none() {
-            mistakes.note(Error::usage(
+            mistakes.note_missing(Error::usage(
                 "start client: give -t FILTER and -c CMD, or [[trigger]] tables in a --config file",
             ));
             return None;
@@ -158,6 +158,24 @@ pub fn all(
         triggers.push(trigger);
     }
     Some(triggers)
+}
+
+/// Returns an error about option `key` of the trigger called `name`.
+pub fn wrong(layers: &Layers, name: &str, key: &str, cause: &str) -> Error {
+    let named = |(n, table): (usize, &Value)| {
+        let own = table.get("name").and_then(Value::as_str);
+        (own == Some(name) || (own.is_none() && name == (n + 1).to_string())).then_some(n)
+    };
+    let found = layers
+        .triggers()
+        .and_then(|(layer, tables)| Some((layer, tables.iter().enumerate().find_map(named)?)));
+    match found {
+        Some((layer, n)) => {
+            let place = ["trigger", &n.to_string(), key];
+            layer.wrong_at(&place, format!("trigger {}: {cause}", n + 1))
+        }
+        None => Error::config(format!("--{key}: {cause}")),
+    }
 }
 
 /// Reads a `[[trigger]]` table as if its keys were options; notes what is wrong.

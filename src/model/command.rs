@@ -68,6 +68,19 @@ impl Command {
         program.is_absolute().then_some(program)
     }
 
+    /// Returns the first word of the line of a shell, if it is the program: the shell would not
+    /// change it, and does not execute it itself.
+    #[must_use]
+    pub fn first_word(&self) -> Option<&str> {
+        let Self::Shell { line, .. } = self else {
+            return None;
+        };
+        let line = line.trim_start();
+        let ends = |c: char| c.is_ascii_whitespace() || ";|&<>".contains(c);
+        let word = line.split(ends).next().unwrap_or_default();
+        is_plain(word).then_some(word)
+    }
+
     /// Returns the command as the operator wrote it.
     #[must_use]
     pub fn text(&self) -> String {
@@ -123,6 +136,30 @@ mod tests {
             "a é",
         ] {
             assert_eq!(argv(line), format!("/bin/sh|-c|{line}"));
+        }
+    }
+
+    #[test]
+    fn the_program_of_a_line_is_known_if_it_is_plain() {
+        let first = |line: &str| {
+            let command = Command::Shell {
+                shell: DEFAULT_SHELL.into(),
+                line: line.into(),
+            };
+            command.first_word().map(str::to_owned)
+        };
+        for line in [
+            "/opt/a.sh \"$X\"",
+            " /opt/a.sh",
+            "/opt/a.sh; b",
+            "/opt/a.sh>x",
+        ] {
+            assert_eq!(first(line).as_deref(), Some("/opt/a.sh"), "{line}");
+        }
+        for line in [
+            "", "$X a", "cd /", "X=1 a", "'a' b", "(a)", "{ a; }", "~/a", "! a",
+        ] {
+            assert_eq!(first(line), None, "{line}");
         }
     }
 

@@ -5,17 +5,22 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process;
 use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::{AccessFlags, eaccess};
 
-use crate::model::text::printable_bytes;
+use crate::model::text::{printable, printable_bytes};
 
 /// Folders of programs without `PATH` (`execvp(3)`).
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+const EXECVP_PATH: &str = "/bin:/usr/bin";
+
+/// Folders of programs of a command whose environment has no `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Maximum time to wait for a program that another process is writing (ETXTBSY), such as an
 /// installer; and the interval between two attempts.
@@ -70,7 +75,7 @@ impl Program {
         let paths = if program.contains('/') || program.is_empty() {
             vec![CString::new(program)?]
         } else {
-            let path = path.unwrap_or(OsStr::new(DEFAULT_PATH)).as_bytes();
+            let path = path.unwrap_or(OsStr::new(EXECVP_PATH)).as_bytes();
             path.split(|byte| *byte == b':')
                 .map(|folder| {
                     // An empty one is the working directory.
@@ -153,6 +158,85 @@ fn missing_interpreter(path: &Path, error: &io::Error) -> String {
              which sed -i 's/\\r$//' removes"
         ),
         false => format!("its interpreter '{interpreter}' is missing"),
+    }
+}
+
+/// Looks for the file that executing `program` with `path` as its `PATH` in `folder` would execute.
+///
+/// # Errors
+/// A text for the user: why there is none.
+pub fn look(program: &str, path: &OsStr, folder: &Path) -> Result<(), String> {
+    let shown = printable(program, MAX_SHOWN);
+    let found = Program::new(&[program.to_owned()], Some(path));
+    let found = found.map_err(|e| format!("'{shown}' cannot be executed: {e}"))?;
+    let mut why = match program.contains('/') {
+        true => format!("there is no {shown}"),
+        false => format!(
+            "there is no program '{shown}' in {}",
+            printable_bytes(path.as_bytes(), 4 * MAX_SHOWN)
+        ),
+    };
+    for path in &found.paths {
+        let path = folder.join(OsStr::from_bytes(path.as_bytes()));
+        let Ok(meta) = path.metadata() else { continue };
+        if meta.is_dir() {
+            why = format!("{} is a folder", path.display());
+        } else if eaccess(&path, AccessFlags::X_OK).is_err() {
+            why = format!("{} is not executable: chmod +x it", path.display());
+        } else {
+            return interpreter(&path);
+        }
+    }
+    Err(why)
+}
+
+/// Checks that the interpreter of a script exists.
+fn interpreter(script: &Path) -> Result<(), String> {
+    let mut begin = Vec::new();
+    let read =
+        File::open(script).and_then(|file| file.take(MAX_FIRST_LINE).read_to_end(&mut begin));
+    // A program may be executable and not readable.
+    let line = begin.split(|b| *b == b'\n').next().unwrap_or_default();
+    let Some(line) = line.strip_prefix(b"#!").filter(|_| read.is_ok()) else {
+        return Ok(());
+    };
+    let line = line.trim_ascii_start();
+    let end = line.iter().position(u8::is_ascii_whitespace);
+    let carriage = line.ends_with(b"\r");
+    let name = line.get(..end.unwrap_or(line.len())).unwrap_or_default();
+    if !name.is_empty() && (carriage || !Path::new(OsStr::from_bytes(name)).exists()) {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let cause = missing_interpreter(script, &missing);
+        return Err(format!("{} cannot be executed: {cause}", script.display()));
+    }
+    Ok(())
+}
+
+/// Shells that read a line without executing it when they are started with `-n` (POSIX.1-2017, `sh`).
+const SHELLS: &[&str] = &["sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"];
+
+/// Has `shell` read `line` without executing it.
+///
+/// # Errors
+/// What the shell says about the line.
+pub fn check_syntax(shell: &str, line: &str) -> Result<(), String> {
+    let name = Path::new(shell).file_name().and_then(OsStr::to_str);
+    if !name.is_some_and(|name| SHELLS.contains(&name)) {
+        return Ok(());
+    }
+    // Nothing of the environment, such as BASH_ENV, is of interest.
+    let checked = process::Command::new(shell)
+        .args(["-n", "-c", line])
+        .env_clear()
+        .stdin(process::Stdio::null())
+        .output();
+    match checked {
+        Ok(output) if !output.status.success() => {
+            let said = output.stderr.split(|b| *b == b'\n').next();
+            Err(printable_bytes(said.unwrap_or_default(), 2 * MAX_SHOWN))
+        }
+        // A shell that cannot be started was reported.
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::engine::config::Config;
 use crate::engine::control::reload::Reload;
 use crate::engine::service::Service;
-use crate::engine::work::job::warn_of_what_is_missing;
+use crate::engine::work::job::warn_of_metrics;
 use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
@@ -25,9 +25,9 @@ pub struct Options {
     pub reread: Box<dyn Fn() -> Result<Config>>,
 }
 
-/// Warns of files and folders that the configuration names and the host does not have.
+/// Warns of what a client with this configuration does and may not be meant.
 pub fn warn(config: &Config) {
-    warn_of_what_is_missing(config);
+    warn_of_metrics(config);
 }
 
 /// Runs the client until it is stopped.

@@ -14,6 +14,7 @@ pub mod forget;
 pub mod message;
 pub mod node;
 pub mod play;
+pub mod preflight;
 pub mod roots;
 pub mod status;
 pub mod watch;

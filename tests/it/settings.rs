@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{self, World, refuses};
+use crate::common::{self, World, ran, refuses};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -109,5 +109,136 @@ fn what_will_not_work_is_told_at_the_start() {
     fs::write(&file, "GOOD=1\n").expect("file");
     world.message(SEQ, &[("status", "finished")]);
     ears.status("p", "finished");
+    client.stop();
+}
+
+#[test]
+fn a_check_names_the_line_of_every_mistake_and_what_was_meant() {
+    let world = World::new();
+    let file = world.path("tael.toml");
+    let check = |text: &str| {
+        fs::write(&file, text).expect("file");
+        let mut command = world.command("tael-client");
+        command
+            .args(["--check", "--who", "p", "--config"])
+            .arg(&file);
+        let (code, stdout, stderr) = ran(&mut command);
+        assert_eq!(stdout, "");
+        let place = format!("tael: use {}, ", file.display());
+        let lines = stderr.lines().map(|line| line.replace(&place, ""));
+        (code, lines.collect::<Vec<String>>())
+    };
+    let text = r#"rot = "lab"
+brokr = "mqtt://h"
+who = "p"
+
+[cleint]
+[client]
+max-paylod = 100
+keep = "soon"
+
+[[trigger]]
+topc = "lab/seq/status"
+command = "/no/such/align.sh $SAMPLE"
+jobs = "many"
+cwd = "/no/such/folder"
+
+[[trigger]]
+name = "two"
+topic = "lab/#/status"
+command = "if true; then"
+env-file = "/no/such/file"
+envreq = ["SAMPLE"]
+payload-passthrough = ["SAMPEL"]
+when = ["status==failed"]
+"#;
+    let (code, found) = check(text);
+    assert_eq!(code, 78, "{found:#?}");
+    for want in [
+        "line 1: unknown key 'rot'; did you mean 'root'?",
+        "line 2: unknown key 'brokr'; did you mean 'broker'?",
+        "line 3: unknown key 'who'; did you mean 'who' below [client]?",
+        "line 5: unknown key 'cleint'; did you mean [client]?",
+        "line 7: unknown key 'max-paylod': 'tael client' has no such option; did you mean 'max-payload'?",
+        "line 11: trigger 1: unknown key 'topc'; did you mean 'topic'?",
+        "line 18: trigger 2: topic filter 'lab/#/status' is wrong: # stands alone in the last level",
+        "line 23: trigger 2: condition 'status==failed' compares with '=failed': write status=failed",
+    ] {
+        assert!(found.iter().any(|line| line == want), "{want}: {found:#?}");
+    }
+    for (line, part) in [("line 8: ", "'soon'"), ("line 13: trigger 1: ", "'many'")] {
+        let has = |found: &String| found.starts_with(line) && found.contains(part);
+        assert!(found.iter().any(has), "{line}: {found:#?}");
+    }
+    assert_eq!(found.len(), 10, "no more than there are: {found:#?}");
+
+    // Then what this host lacks.
+    let text = text.replace("rot = \"lab\"\nbrokr = \"mqtt://h\"\nwho = \"p\"", "\n\n");
+    let text = text
+        .replace("[cleint]\n", "\n")
+        .replace("max-paylod = 100\nkeep = \"soon\"", "\n");
+    let text = text.replace("topc", "topic").replace("jobs = \"many\"", "");
+    let text = text.replace("lab/#/status", "lab/#").replace("==", "=");
+    let (code, found) = check(&text);
+    assert_eq!(code, 78, "{found:#?}");
+    for (line, part) in [
+        ("line 12: trigger 1: ", "there is no /no/such/align.sh"),
+        ("line 14: trigger 1: ", "cannot use folder /no/such/folder"),
+        ("line 19: trigger 2: its shell refuses it: ", ""),
+        ("line 20: trigger 2: ", "/no/such/file"),
+        (
+            "line 22: trigger 2: ",
+            "'SAMPEL' is not a required attribute; did you mean 'SAMPLE'?",
+        ),
+    ] {
+        let has = |found: &String| found.contains(line) && found.contains(part);
+        assert!(found.iter().any(has), "{line}{part}: {found:#?}");
+    }
+    assert!(!world.state().exists(), "nothing was touched");
+}
+
+#[test]
+fn a_check_asks_the_broker_and_leaves_the_session_alone() {
+    let world = World::new();
+    let ears = world.ears(&["lab/#"]);
+    let arguments = ["--who", "p", "-t", SEQ, "-c", "true"];
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let check = |extra: &[&str]| {
+        let mut command = world.command("tael-client");
+        ran(command
+            .args(arguments)
+            .args(["--check", "--connect"])
+            .args(extra))
+    };
+    let (code, _, stderr) = check(&[]);
+    assert_eq!(code, 0, "{stderr}");
+    world.message(SEQ, &[("status", "finished")]);
+    ears.status("p", "finished");
+    let log = client.log_text();
+    assert_eq!(log.matches("connected to").count(), 1, "{log}");
+    client.stop();
+    let (code, _, stderr) = check(&["-p", "1", "-H", "127.0.0.1"]);
+    assert_eq!(code, 69, "{stderr}");
+    assert!(stderr.contains("127.0.0.1:1"), "{stderr}");
+    let mut alone = world.command("tael-client");
+    refuses(alone.args(arguments).arg("--connect"), 64, "--check");
+}
+
+#[test]
+fn the_example_works_as_it_is() {
+    let world = World::new();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/tael.toml");
+    let mut check = world.command("tael-client");
+    let (code, stdout, stderr) =
+        ran(check.args(["--check", "--log", "stderr", "--config", example]));
+    assert_eq!((code, stdout.as_str()), (0, ""), "{stderr}");
+    assert_eq!(stderr, "");
+    let ears = world.ears(&["lab/#"]);
+    let mut command = world.command("tael-client");
+    command.args(["--config", example]);
+    let client = world.online("align", command);
+    world.message(SEQ, &[("status", "finished"), ("SAMPLE", "S1")]);
+    let started = ears.status("align", "finished");
+    assert_eq!(started.payload["SAMPLE"], "S1");
     client.stop();
 }

@@ -120,6 +120,11 @@ pub fn warn_of_what_is_missing(config: &Config) {
             warn!("trigger '{name}': {e}; its runs cannot start until that is corrected");
         }
     }
+    warn_of_metrics(config);
+}
+
+/// Warns of a metrics file that is not collected.
+pub fn warn_of_metrics(config: &Config) {
     if let Some(path) = &config.metrics
         && path.extension().is_none_or(|e| e != "prom")
     {
@@ -143,7 +148,11 @@ pub fn warn_without_holes(config: &Config, folder: &Path) {
     }
 }
 
-fn read_env_file(path: &Path) -> Result<Variables, String> {
+/// Reads a file of variables.
+///
+/// # Errors
+/// A text for the user.
+pub fn read_env_file(path: &Path) -> Result<Variables, String> {
     let wrong = |cause: &dyn std::fmt::Display| format!("read {}: {cause}", path.display());
     // Opening a FIFO must not wait for its other end.
     let mut options = std::fs::File::options();

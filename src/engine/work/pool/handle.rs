@@ -16,11 +16,8 @@ use tokio::time::Instant;
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::work::job::UNIT_VARIABLE;
 use crate::os::inherit::keep_variables;
+use crate::os::program::DEFAULT_PATH;
 use crate::runner::ARGUMENT;
-
-/// Default folders of programs.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-
 /// A message of a runner.
 pub(super) enum Line {
     /// The runner of this number has sent this line.

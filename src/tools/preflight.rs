@@ -1,0 +1,303 @@
+//! What `tael client --check` looks for on this host and at the broker. Nothing is started or changed.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::{AccessFlags, eaccess};
+use tokio::time::timeout;
+
+use crate::engine::config::{Config, RECEIVE_MAXIMUM};
+use crate::engine::work::job::read_env_file;
+use crate::error::{Error, Result};
+use crate::model::command::Command;
+use crate::model::message::Qos;
+use crate::model::near::nearest;
+use crate::model::topic::{Filter, PipelineTopics};
+use crate::model::trigger::Trigger;
+use crate::net::mqtt::Settings;
+use crate::net::options::BrokerOptions;
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::folder;
+use crate::os::program::{self, DEFAULT_PATH};
+use crate::store::private;
+use crate::tools::MAX_PACKET;
+
+/// Maximum time for the broker to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Maximum time to leave the broker.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Something that a run, or the client, would lack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Name of the trigger, if it is about one.
+    pub trigger: Option<String>,
+    /// The option.
+    pub key: &'static str,
+    /// What is wrong.
+    pub cause: String,
+    /// Whether it may be meant.
+    pub is_doubt: bool,
+}
+
+/// Looks for programs, files and folders that a pipeline with state in `state` needs.
+#[must_use]
+pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for trigger in &config.triggers {
+        let mut found = |key, is_doubt, cause| {
+            findings.push(Finding {
+                trigger: Some(trigger.name.clone()),
+                key,
+                cause,
+                is_doubt,
+            });
+        };
+        of_trigger(trigger, &mut found);
+    }
+    let mut of_client = |key, cause| {
+        findings.push(Finding {
+            trigger: None,
+            key,
+            cause,
+            is_doubt: false,
+        });
+    };
+    if let Some(metrics) = &config.metrics {
+        let parent = metrics.parent().filter(|path| !path.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        if let Err(cause) = writable(parent) {
+            of_client("metrics", cause);
+        }
+    }
+    if let Err(cause) = state_of(state, &config.who) {
+        of_client("who", cause);
+    }
+    findings
+}
+
+fn of_trigger(trigger: &Trigger, found: &mut impl FnMut(&'static str, bool, String)) {
+    let spec = &trigger.spec;
+    let start = folder::find().map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let cwd = spec.cwd.as_deref().unwrap_or(&start);
+    if let Some(cwd) = &spec.cwd {
+        match cwd.metadata() {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => found("cwd", false, format!("{} is not a folder", cwd.display())),
+            Err(e) => found(
+                "cwd",
+                false,
+                format!("cannot use folder {}: {e}", cwd.display()),
+            ),
+        }
+    }
+    let mut path = std::env::var_os("PATH");
+    if let Some(file) = &spec.env_file {
+        match read_env_file(file) {
+            Ok(variables) => {
+                let own = variables.iter().rev().find(|(name, _)| name == "PATH");
+                path = own.map(|(_, value)| value.as_os_str().to_owned()).or(path);
+            }
+            Err(cause) => found("env-file", false, cause),
+        }
+    }
+    let path = path.unwrap_or_else(|| OsString::from(DEFAULT_PATH));
+    of_command(&spec.command, &path, cwd, found);
+    let required = trigger.export.required_names();
+    for name in &trigger.passthrough {
+        let upper = name.to_ascii_uppercase();
+        let known = required.iter().map(String::as_str);
+        if !required.contains(&upper)
+            && let Some(near) = nearest(&upper, known)
+        {
+            let cause = format!("'{name}' is not a required attribute; did you mean '{near}'?");
+            found("payload-passthrough", true, cause);
+        }
+    }
+}
+
+fn of_command(
+    command: &Command,
+    path: &OsStr,
+    cwd: &Path,
+    found: &mut impl FnMut(&'static str, bool, String),
+) {
+    let look = |program: &str| program::look(program, path, cwd);
+    match command {
+        Command::Shell { shell, line } => {
+            if let Err(cause) = look(shell) {
+                return found("shell", false, cause);
+            }
+            if let Err(cause) = program::check_syntax(shell, line) {
+                return found("command", false, format!("its shell refuses it: {cause}"));
+            }
+            // A bare name may be a built-in of the shell.
+            if let Some(first) = command.first_word()
+                && let Err(cause) = look(first)
+            {
+                found("command", !first.contains('/'), cause);
+            }
+        }
+        Command::Direct(words) => {
+            if let Some(Err(cause)) = words.first().map(|first| look(first)) {
+                found("command", false, cause);
+            }
+        }
+        Command::Recorded(_) => {}
+    }
+}
+
+fn writable(folder: &Path) -> Result<(), String> {
+    let cannot = |cause: &dyn std::fmt::Display| {
+        format!("cannot write to folder {}: {cause}", folder.display())
+    };
+    match folder.metadata() {
+        Ok(meta) if !meta.is_dir() => return Err(cannot(&"it is not a folder")),
+        Ok(_) => {}
+        Err(e) => return Err(cannot(&e)),
+    }
+    eaccess(folder, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|e| cannot(&std::io::Error::from(e)))
+}
+
+/// Checks the state folder of a pipeline, or that it can be created.
+fn state_of(state: &Path, who: &str) -> Result<(), String> {
+    let own = state.join(who);
+    if own.exists() {
+        return private::check(&own).map_err(|e| e.to_string());
+    }
+    let parent = own.ancestors().skip(1).find(|path| path.exists());
+    parent.map_or(Ok(()), writable)
+}
+
+/// Asks the broker of a pipeline whether it accepts the client and its subscriptions, as a client
+/// with an identifier of its own, so that the session of the pipeline is not touched.
+///
+/// # Errors
+/// As the broker answers: 69 if it cannot be reached, 77 if it refuses us or a subscription.
+pub fn ask_broker(config: &Config, client_id: String) -> Result<()> {
+    let filters = config.triggers.iter().flat_map(|trigger| &trigger.filters);
+    // A member of a shared subscription would get messages of the others.
+    let mut required: Vec<Filter> = filters
+        .map(|filter| Filter::new(filter.unshared()))
+        .collect::<Result<_, _>>()
+        .map_err(Error::usage)?;
+    let control = PipelineTopics::new(&config.root, &config.who).control();
+    required.push(Filter::new(control).map_err(Error::usage)?);
+    let settings = Settings {
+        broker: BrokerOptions {
+            client_id,
+            ..config.broker.clone()
+        },
+        session_expiry: Duration::ZERO,
+        clean_start: true,
+        will: None,
+        max_packet: MAX_PACKET,
+        receive_maximum: RECEIVE_MAXIMUM,
+    };
+    let subscriptions = Subscriptions {
+        required,
+        optional: Vec::new(),
+        qos: Qos::AtMostOnce,
+    };
+    super::runtime()?.block_on(async {
+        let mut session = Session::new(settings, subscriptions);
+        let online = async {
+            while !matches!(session.next().await?, Event::Online) {}
+            Ok::<(), Error>(())
+        };
+        let answer = timeout(ANSWER, online).await;
+        match answer {
+            Err(_) => Err(session.unreachable(ANSWER)),
+            Ok(answer) => {
+                let _ = timeout(FAREWELL, session.close()).await;
+                answer
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt;
+
+    fn of(line: &str, shell: &str) -> Vec<(&'static str, bool, String)> {
+        let command = Command::Shell {
+            shell: shell.into(),
+            line: line.into(),
+        };
+        let mut findings = Vec::new();
+        let mut found = |key, is_doubt, cause| findings.push((key, is_doubt, cause));
+        of_command(
+            &command,
+            OsStr::new("/usr/bin:/bin"),
+            Path::new("/"),
+            &mut found,
+        );
+        findings
+    }
+
+    #[test]
+    fn commands_that_cannot_run_are_found() {
+        for right in [
+            "true",
+            "ls -l",
+            "cd /nowhere && ls",
+            "X=1 nothing",
+            "if true; then ls; fi",
+            "\"$PROGRAM\" x",
+            "ls \"$SAMPLE\" | wc",
+            "for a in b; do echo $a; done",
+            "bin/ls",
+        ] {
+            assert_eq!(of(right, "/bin/sh"), [], "{right}");
+        }
+        for (wrong, key, cause) in [
+            (
+                "/no/such/align.sh \"$SAMPLE\"",
+                "command",
+                "/no/such/align.sh",
+            ),
+            ("./align.sh", "command", "align.sh"),
+            ("echo 'a", "command", "its shell refuses it"),
+            ("if true; then", "command", "its shell refuses it"),
+            ("/etc/passwd x", "command", "not executable"),
+            ("/usr x", "command", "is a folder"),
+        ] {
+            let found = of(wrong, "/bin/sh");
+            assert!(
+                matches!(&found[..], [(k, false, c)] if *k == key && c.contains(cause)),
+                "{wrong}: {found:?}"
+            );
+        }
+        let bare = of("alignn \"$SAMPLE\"", "/bin/sh");
+        assert!(matches!(&bare[..], [("command", true, _)]), "{bare:?}");
+        assert_eq!(of("x", "/no/shell")[0].0, "shell");
+        // Another language has another syntax.
+        assert_eq!(of("print('a", "/usr/bin/env"), []);
+    }
+
+    #[test]
+    fn folders_must_be_writable_or_creatable() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        assert_eq!(state_of(&dir.path().join("a/b"), "p"), Ok(()));
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("file");
+        assert!(
+            state_of(&file, "p")
+                .expect_err("file")
+                .contains("not a folder")
+        );
+        assert!(writable(&dir.path().join("none")).is_err());
+        assert_eq!(writable(dir.path()), Ok(()));
+    }
+
+    #[test]
+    fn bytes_of_a_path_are_not_text() {
+        let path = OsStr::from_bytes(b"/\xff");
+        assert!(program::look("x", path, Path::new("/")).is_err());
+    }
+}
