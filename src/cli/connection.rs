@@ -120,7 +120,7 @@ pub struct Connection {
     /// Port of the broker [default: 1883; 8883 with TLS]
     #[arg(short, long)]
     port: Option<u16>,
-    /// Broker: [mqtt[s]://][user@]host[:port]; several of a cluster with commas, tried in turn
+    /// Broker: [mqtt[s]://][user@]host[:port], or several of a cluster
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
     /// The brokers of --broker are one cluster, which shares the sessions of its clients
