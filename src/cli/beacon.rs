@@ -10,6 +10,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
+use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::model::message::Qos;
 use crate::model::{duration, topic};
@@ -37,7 +38,7 @@ pub struct Beacon {
     #[arg(short, long)]
     topic: Option<String>,
     /// Quality of service; without --once 1 at most
-    #[arg(short, long, value_parser = connection::qos, default_value = "1")]
+    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "1")]
     qos: Qos,
     #[command(flatten)]
     root: Root,

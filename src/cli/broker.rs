@@ -10,6 +10,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection;
 use crate::cli::help::Page;
+use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::net::broker::{MAX_PACKET, Options};
 use crate::net::options::{Secret, TlsFiles};
@@ -57,7 +58,7 @@ pub struct Broker {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Target of log lines: auto, journald, stderr or none; TAEL_LOG sets the level
-    #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
+    #[arg(long, value_parser = one_of(Target::parse, connection::TARGETS), value_name = "TARGET", default_value = "auto")]
     log: Target,
 }
 

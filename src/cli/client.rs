@@ -16,6 +16,7 @@ use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::cli::trigger::{self, TriggerOptions};
+use crate::cli::values::one_of;
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
@@ -88,7 +89,7 @@ pub struct Client {
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
     /// Quality of service of deliveries; 2 counts as 1, which loses nothing
-    #[arg(short, long, value_parser = connection::qos, default_value = "1")]
+    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "1")]
     qos: Qos,
     #[command(flatten)]
     root: Root,

@@ -45,7 +45,7 @@ pub struct Layers {
 }
 
 /// Tables of options of one command.
-const TABLES: &[&str] = &[
+pub const TABLES: &[&str] = &[
     "client", "message", "beacon", "control", "play", "node", "status", "check", "watch", "work",
     "events", "broker", "demo",
 ];
@@ -186,6 +186,12 @@ impl Layers {
             }
         }
         entries
+    }
+
+    /// Returns whether no file may hold `key`.
+    #[must_use]
+    pub fn is_excluded(key: &str) -> bool {
+        NOT_IN_FILES.contains(&key)
     }
 
     /// Returns the file that a wrong `value` of option `key` came from, if a file has it.

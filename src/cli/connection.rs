@@ -10,6 +10,7 @@ use clap::{ArgAction, ArgMatches, Args, Command};
 use tracing::warn;
 
 use crate::cli::mistakes::Mistakes;
+use crate::cli::values::one_of;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::Qos;
 use crate::model::roots::Content;
@@ -25,6 +26,9 @@ use crate::os::host;
 use crate::os::logging::Target;
 use crate::os::paths;
 use crate::tools::roots;
+
+/// Targets of log lines.
+pub const TARGETS: &[&str] = &["auto", "journald", "stderr", "none"];
 
 /// Options that all commands share, by their long names. They are `TAEL_<NAME>` in the environment;
 /// options of one command are `TAEL_<COMMAND>_<NAME>`.
@@ -120,7 +124,7 @@ pub struct Connection {
     /// Port of the broker [default: 1883; 8883 with TLS]
     #[arg(short, long)]
     port: Option<u16>,
-    /// Broker: [mqtt[s]://][user@]host[:port], or several of a cluster
+    /// Broker: [mqtt[s]://][user@]host[:port], or several of a cluster: a,b
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
     /// The brokers of --broker are one cluster, which shares the sessions of its clients
@@ -163,7 +167,7 @@ pub struct Connection {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Target of log lines: auto, journald, stderr or none; TAEL_LOG sets the level
-    #[arg(long, value_parser = Target::parse, value_name = "TARGET", default_value = "auto")]
+    #[arg(long, value_parser = one_of(Target::parse, TARGETS), value_name = "TARGET", default_value = "auto")]
     log: Target,
 }
 
@@ -392,8 +396,7 @@ pub fn warn_of_open(what: &str, path: &Path) {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct Root {
-    /// First levels of Tael's own topics; also --mqtt-env. status, control, check and play find the
-    /// only one that fits
+    /// First levels of Tael's own topics; also --mqtt-env
     #[arg(long, visible_alias = "mqtt-env", value_name = "TOPIC")]
     pub root: Option<String>,
 }
@@ -423,6 +426,9 @@ impl Root {
         Ok(root)
     }
 }
+
+/// The levels of quality of service.
+pub const QOS: &[&str] = &["0", "1", "2"];
 
 /// Parses a QoS.
 pub fn qos(text: &str) -> Result<Qos, String> {

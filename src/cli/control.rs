@@ -10,6 +10,7 @@ use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
+use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
@@ -24,6 +25,7 @@ pub struct Control {
     /// Name of the pipeline
     who: String,
     /// Action: raise, retry, cancel, pause, resume or status
+    #[arg(value_parser = one_of(any, &["raise", "retry", "cancel", "pause", "resume", "status"]))]
     action: String,
     /// Id of the run to retry or cancel; with raise, attributes of the event as KEY=VALUE
     #[arg(value_name = "UNIT")]
@@ -44,6 +46,11 @@ pub struct Control {
     root: Root,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// The error for an unknown action comes later: it lists what each one takes.
+fn any(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
 }
 
 impl Tool for Control {

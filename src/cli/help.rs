@@ -1,6 +1,8 @@
 //! Help pages: which options `-h` shows, groups of options, and examples.
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
+
+use crate::cli::connection::is_shared;
 
 /// The help page of a tool.
 #[derive(Debug, Clone, Copy)]
@@ -24,9 +26,14 @@ impl Page {
 
 /// Gives the help of `command`, which is called `tool`, its groups and examples.
 pub fn dress(command: Command, tool: &str, page: Page) -> Command {
-    let short = std::env::args_os().any(|argument| argument == "-h");
     let has_options = command.get_arguments().any(|arg| arg.get_long().is_some());
+    let variable = variable(&command);
     let mut command = command.mut_args(|arg| {
+        // Help texts name the values, where they mean something.
+        let arg = match arg.get_action().takes_values() {
+            true => hinted(arg).hide_possible_values(true),
+            false => arg,
+        };
         let Some(long) = arg.get_long() else {
             return arg;
         };
@@ -37,7 +44,7 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
             Some(help) => arg.long_help(help),
             None => arg,
         };
-        let arg = arg.hide_short_help(hidden).hide_env(short);
+        let arg = arg.hide_short_help(hidden).hide_env(true);
         match group {
             Some((heading, _)) => arg.help_heading(*heading),
             None => arg,
@@ -51,17 +58,62 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
     if has_options {
         let space = if end.is_empty() { "" } else { "\n\n" };
         end.push_str(space);
-        end.push_str(
-            "Every option may also come from the environment or from tael.toml. Flags win over the \
-             environment, and the environment wins over files.",
-        );
+        end.push_str(&format!(
+            "Options also come from the environment{variable} and from tael.toml. Flags win over the \
+             environment, and the environment wins over files."
+        ));
     }
     if !page.first.is_empty() {
         let more = format!("All options, and examples: tael {tool} --help");
         command = command.after_help(more);
         command = own_flags(command);
     }
+    if let Some(usage) = usage(tool) {
+        command = command.override_usage(format!("tael {usage}"));
+    }
     command.after_long_help(end)
+}
+
+/// Returns the usage of a tool whose required options may also come from a file.
+pub fn usage(tool: &str) -> Option<&'static str> {
+    Some(match tool {
+        "client" => "client [OPTIONS] --who NAME -t FILTER... -c CMD",
+        "message" => "message [OPTIONS] -t TOPIC [KEY=VALUE]...",
+        "control" => "control [OPTIONS] WHO ACTION [UNIT | KEY=VALUE...]",
+        "check" => "check [OPTIONS] --who NAME\n       tael check [OPTIONS] [-t TOPIC]",
+        "node" => "node [OPTIONS] NAME --functions FILE",
+        _ => return None,
+    })
+}
+
+/// Returns how options of `command` are called in the environment, by two examples.
+fn variable(command: &Command) -> String {
+    let named = |is_wanted: fn(&str) -> bool| {
+        command.get_arguments().find_map(|arg| {
+            let env = arg.get_env()?.to_str()?;
+            let long = arg.get_long().filter(|long| is_wanted(long))?;
+            Some(format!("--{long} is {env}"))
+        })
+    };
+    let own = named(|long| !is_shared(long));
+    let shared = named(is_shared).map(|text| format!("{text}, as for all commands"));
+    let examples: Vec<String> = own.into_iter().chain(shared).collect();
+    match examples.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", examples.join("; ")),
+    }
+}
+
+/// Tells shells which values are files and folders.
+fn hinted(arg: Arg) -> Arg {
+    let names = arg.get_value_names().unwrap_or_default();
+    let hint = match names.first().map(|name| name.as_str()) {
+        Some("FILE") => ValueHint::FilePath,
+        Some("DIR" | "FOLDER") => ValueHint::DirPath,
+        Some("CMD") => ValueHint::CommandString,
+        _ => return arg,
+    };
+    arg.value_hint(hint)
 }
 
 /// Adds `--help` and `--version`, which need no line in the help of `-h`.

@@ -11,6 +11,7 @@ use crate::cli::attr;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection};
 use crate::cli::help::Page;
+use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::model::event::{self, Attributes};
 use crate::model::message::Qos;
@@ -39,7 +40,7 @@ pub struct Message {
     #[arg(short, long)]
     retain: bool,
     /// Quality of service; lowered to the maximum of the broker
-    #[arg(short, long, value_parser = connection::qos, default_value = "2")]
+    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "2")]
     qos: Qos,
     /// Maximum time until the broker has acknowledged the message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]

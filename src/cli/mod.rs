@@ -6,19 +6,23 @@ pub mod beacon;
 mod broker;
 mod check;
 pub mod client;
+mod complete;
+mod completions;
 mod config;
 mod connection;
 mod control;
 mod events;
 mod forget;
 mod help;
+mod man;
 pub mod message;
 mod mistakes;
 mod node;
-mod pages;
 mod play;
 mod status;
 mod trigger;
+mod values;
+mod version;
 mod watch;
 mod words;
 mod work;
@@ -38,6 +42,7 @@ use crate::os::init::reap_as_first_process;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use crate::runner;
+use crate::tools::print_part;
 use config::{Layer, Layers};
 use help::Page;
 use mistakes::Mistakes;
@@ -57,6 +62,9 @@ trait Tool: Args + FromArgMatches {
 
     /// Whether it runs until it is stopped, and logs meanwhile.
     const DAEMON: bool = false;
+
+    /// Whether help and completions leave it out.
+    const HIDDEN: bool = false;
 
     /// Notes all mistakes in the options: what `--check` does, for tools that have it. It changes
     /// nothing and connects to nothing.
@@ -79,6 +87,7 @@ struct Entry {
     check: Option<fn(Vec<OsString>) -> Result<ExitCode>>,
     failed: fn(Error) -> Result<ExitCode>,
     on_bug: i32,
+    page: Page,
 }
 
 const fn entry<T: Tool>() -> Entry {
@@ -93,6 +102,7 @@ const fn entry<T: Tool>() -> Entry {
         },
         failed: T::failed,
         on_bug: T::ON_BUG,
+        page: T::HELP,
     }
 }
 
@@ -114,13 +124,16 @@ const ENTRIES: &[Entry] = &[
     entry::<broker::Broker>(),
     #[cfg(feature = "embedded-broker")]
     entry::<broker::Demo>(),
-    entry::<pages::Man>(),
-    entry::<pages::Completions>(),
+    entry::<version::Version>(),
+    entry::<man::Man>(),
+    entry::<completions::Completions>(),
+    entry::<complete::Complete>(),
 ];
 
 fn command<T: Tool>() -> Command {
     let command = T::augment_args(Command::new(T::NAME))
         .about(T::ABOUT)
+        .hide(T::HIDDEN)
         .version(env!("CARGO_PKG_VERSION"));
     let command = connection::with_environment(command, T::NAME);
     help::dress(command, T::NAME, T::HELP)
@@ -202,7 +215,16 @@ fn single_commands() -> [Command; 3] {
 }
 
 fn single_command<T: Tool>() -> Command {
-    command::<T>().name(format!("tael-{}", T::NAME))
+    named::<T>(command::<T>())
+}
+
+/// Gives the command of `T` the name of its own binary.
+fn named<T: Tool>(command: Command) -> Command {
+    let command = command.name(format!("tael-{}", T::NAME));
+    match help::usage(T::NAME) {
+        Some(usage) => command.override_usage(format!("tael-{}", usage.replace("tael ", "tael-"))),
+        None => command,
+    }
 }
 
 /// `tael`.
@@ -255,7 +277,7 @@ fn single<T: Tool>() -> ExitCode {
         }
         let layers = Layers::load(&arguments)?;
         let command = layers.apply(command::<T>())?;
-        let command = command.name(format!("tael-{}", T::NAME));
+        let command = named::<T>(command);
         match parse(command, arguments, T::NAME, &layers) {
             Ok(matches) => run::<T>(&matches, &layers),
             Err(end) => end,
@@ -333,9 +355,7 @@ fn parse(
                 host.unwrap_or_default().to_string_lossy()
             ))),
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                // Help into a closed pipe needs no error.
-                let _ = e.print();
-                Ok(ExitCode::SUCCESS)
+                print_part(&e.render().to_string()).map(|()| ExitCode::SUCCESS)
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 eprint!("{e}");

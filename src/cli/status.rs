@@ -9,6 +9,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
+use crate::cli::values::one_of;
 use crate::error::Result;
 use crate::model::duration;
 use crate::model::roots::Content;
@@ -24,7 +25,7 @@ pub struct Status {
     #[arg(long, conflicts_with = "graph")]
     json: bool,
     /// Draw which pipeline starts which: mermaid or dot
-    #[arg(long, value_parser = graph, value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
+    #[arg(long, value_parser = one_of(graph, &["mermaid", "dot"]), value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
     graph: Option<Form>,
     /// Forget the pipelines that were stopped longer ago than DURATION, and list those only
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", conflicts_with = "graph")]

@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::cli::config::{Layer, Layers, texts};
 use crate::cli::mistakes::Mistakes;
+use crate::cli::values::one_of;
 use crate::error::Error;
 use crate::model::command::{Command as Run, DEFAULT_SHELL};
 use crate::model::condition::Condition;
@@ -22,6 +23,9 @@ use crate::model::spec::{Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
+
+/// Values of `--overlap`.
+const OVERLAPS: &[&str] = &["queue", "skip", "replace", "coalesce"];
 
 /// Options of one trigger.
 #[derive(Debug, Clone, Args)]
@@ -48,7 +52,7 @@ pub struct TriggerOptions {
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: usize,
     /// Policy for an event while all jobs are busy: queue, skip, replace or coalesce
-    #[arg(long, value_parser = Overlap::parse, value_name = "POLICY", default_value = "queue")]
+    #[arg(long, value_parser = one_of(Overlap::parse, OVERLAPS), value_name = "POLICY", default_value = "queue")]
     overlap: Overlap,
     /// Maximum time of a run; then it is ended [default: no limit]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
@@ -63,14 +67,14 @@ pub struct TriggerOptions {
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     retry_delay: Duration,
     /// Policy for a run that a crash of the host has ended: fail, or rerun its event
-    #[arg(long, value_parser = OnInterrupt::parse, value_name = "CHOICE", default_value = "fail")]
+    #[arg(long, value_parser = one_of(OnInterrupt::parse, &["fail", "rerun"]), value_name = "CHOICE", default_value = "fail")]
     on_interrupt: OnInterrupt,
     /// Maximum number of runs a minute that messages without tael-hops start; others wait; 0 for no
     /// limit [default: 60 for statuses of pipelines, no limit for other messages]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=60_000))]
     loop_rate: Option<u32>,
     /// Policy for retained messages: ignore or accept
-    #[arg(long, value_parser = retained, value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
+    #[arg(long, value_parser = one_of(retained, &["ignore", "accept"]), value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,
     /// Run the command when no message has come for this time, instead of for each message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]

@@ -8,6 +8,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
+use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::model::message::Qos;
 use crate::model::topic::{Filter, check_root};
@@ -33,7 +34,7 @@ pub struct Watch {
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
     /// Quality of service of deliveries, 1 at most
-    #[arg(short, long, value_parser = connection::qos, default_value = "0")]
+    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "0")]
     qos: Qos,
     #[command(flatten)]
     root: Root,

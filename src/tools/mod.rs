@@ -82,8 +82,11 @@ fn print(line: &str) -> Result<()> {
     print_part(&format!("{line}\n"))
 }
 
-/// Prints `text` on stdout.
-fn print_part(text: &str) -> Result<()> {
+/// Prints `text` on stdout. If its reader is gone, the process ends quietly, as by SIGPIPE.
+///
+/// # Errors
+/// When stdout cannot be written (73).
+pub fn print_part(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())

@@ -170,12 +170,20 @@ fn options_commands_and_variables_exist() {
     let unknown: Vec<_> = long_options(&all).difference(&known).cloned().collect();
     assert!(unknown.is_empty(), "no command has {unknown:?}");
 
+    // The manual pages list the variables.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let manual = folder.path().to_str().expect("path");
+    help(&["man", manual]);
+    let pages = fs::read_dir(manual).expect("pages").flatten();
+    let manual: String = pages
+        .map(|entry| fs::read_to_string(entry.path()).expect("page"))
+        .collect();
     let all = page("docs/guide.md").text;
     let section = all.split_once("\n## Environment").expect("section").1;
     let section = section.split("\n## ").next().unwrap_or_default();
     let words = section.split(|c: char| !c.is_ascii_uppercase() && c != '_');
     for name in words.filter(|word| word.starts_with("TAEL_") && !word.ends_with('_')) {
-        assert!(helps.contains(name), "no command reads {name}");
+        assert!(manual.contains(name), "no command reads {name}");
     }
 }
 

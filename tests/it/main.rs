@@ -30,6 +30,7 @@ mod export;
 mod faults;
 mod foreign_state;
 mod fuzz;
+mod help;
 mod hostile_text;
 mod identity;
 mod lasting;

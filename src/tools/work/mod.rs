@@ -1,5 +1,6 @@
 //! `tael work`: shows and ends the units of this host, with or without a running client.
 
+pub mod complete;
 mod find;
 mod list;
 mod results;

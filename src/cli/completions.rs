@@ -1,0 +1,152 @@
+//! Completions for shells, from the same definitions as the options themselves.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args, Command};
+use clap_complete::{Shell, generate};
+
+use crate::cli::config::Layers;
+use crate::cli::values::one_of;
+use crate::cli::{Tool, single_commands, whole};
+use crate::error::{Error, Result};
+use crate::tools::print_part;
+
+/// Options of `tael completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// Shell: bash, zsh or fish
+    #[arg(value_name = "SHELL", value_parser = one_of(shell, &["bash", "zsh", "fish"]))]
+    shell: Shell,
+    /// Command to complete: tael, tael-client, tael-message or tael-beacon
+    #[arg(value_name = "COMMAND", default_value = "tael")]
+    command: String,
+}
+
+fn shell(text: &str) -> Result<Shell, String> {
+    match text {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err(format!("unknown shell '{text}': bash, zsh or fish")),
+    }
+}
+
+impl Tool for Completions {
+    const NAME: &'static str = "completions";
+    const ABOUT: &'static str = "Print completions for bash, zsh or fish";
+
+    fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let mut commands: Vec<Command> = vec![whole()];
+        commands.extend(single_commands());
+        let names: Vec<String> = commands.iter().map(|c| c.get_name().to_owned()).collect();
+        let wanted = commands.into_iter().find(|c| c.get_name() == self.command);
+        let mut command = wanted.ok_or_else(|| {
+            Error::usage(format!(
+                "print completions: '{}' is none of {}",
+                self.command,
+                names.join(", ")
+            ))
+        })?;
+        let is_whole = self.command == "tael";
+        let mut text = Vec::new();
+        generate(self.shell, &mut command, self.command, &mut text);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = match is_whole {
+            true => live(self.shell, text),
+            false => text,
+        };
+        print_part(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Commands whose next word is the name of a pipeline.
+const WHO: &[&str] = &["control", "forget"];
+
+/// Returns the verbs of `tael work` whose next word is a unit.
+fn unit_verbs() -> Vec<String> {
+    let whole = whole();
+    let Some(work) = whole.find_subcommand("work") else {
+        return Vec::new();
+    };
+    let takes = |verb: &&Command| verb.get_positionals().any(|arg| arg.get_id() == "unit");
+    let verbs = work.get_subcommands().filter(takes);
+    verbs.map(|verb| verb.get_name().to_owned()).collect()
+}
+
+/// Adds the ids of units and the names of pipelines to the completions of `tael`. They are known only
+/// when a person asks.
+fn live(shell: Shell, text: String) -> String {
+    let verbs = unit_verbs();
+    match shell {
+        Shell::Bash => format!("{text}\n{}", bash(&verbs)),
+        Shell::Fish => format!("{text}{}", fish(&verbs)),
+        _ => zsh(&text),
+    }
+}
+
+fn bash(verbs: &[String]) -> String {
+    let units: Vec<String> = verbs.iter().map(|verb| format!("work,{verb}")).collect();
+    let who: Vec<String> = WHO.iter().map(|name| format!("{name},*")).collect();
+    format!(
+        r#"_tael_live() {{
+    local cur="${{COMP_WORDS[COMP_CWORD]}}" kind=""
+    if [[ ${{COMP_WORDS[COMP_CWORD-1]}} == --who ]]; then
+        kind=pipelines
+    elif [[ $cur != -* ]]; then
+        case "${{COMP_WORDS[1]}},${{COMP_WORDS[2]}}" in
+            {}) [[ $COMP_CWORD -eq 3 ]] && kind=units ;;
+            {}) [[ $COMP_CWORD -eq 2 ]] && kind=pipelines ;;
+        esac
+    fi
+    if [[ -n $kind ]]; then
+        COMPREPLY=($(compgen -W "$("$1" complete "$kind" 2>/dev/null)" -- "$cur"))
+        [[ ${{#COMPREPLY[@]}} -gt 0 ]] && return
+    fi
+    _tael "$@"
+}}
+complete -F _tael_live -o bashdefault -o default tael
+"#,
+        units.join("|"),
+        who.join("|")
+    )
+}
+
+fn fish(verbs: &[String]) -> String {
+    let seen = |names: &[&str]| format!("__fish_seen_subcommand_from {}", names.join(" "));
+    let verbs: Vec<&str> = verbs.iter().map(String::as_str).collect();
+    format!(
+        "complete -c tael -n \"{}; and {}\" -f -a \"(tael complete units 2>/dev/null)\"\n\
+         complete -c tael -n \"{}\" -f -a \"(tael complete pipelines 2>/dev/null)\"\n\
+         complete -c tael -l who -x -a \"(tael complete pipelines 2>/dev/null)\"\n",
+        seen(&["work"]),
+        seen(&verbs),
+        seen(WHO)
+    )
+}
+
+/// Replaces the completion of units and pipelines, which files are by default.
+fn zsh(text: &str) -> String {
+    const BEGIN: &str = "if [ \"$funcstack[1]\" = \"_tael\" ]";
+    const DEFAULT: &str = ":_default' \\";
+    let functions = "_tael_units() { compadd -- ${(f)\"$(tael complete units 2>/dev/null)\"} }\n\
+                     _tael_pipelines() { compadd -- ${(f)\"$(tael complete pipelines 2>/dev/null)\"} }\n\n";
+    let mut out = String::new();
+    for line in text.lines() {
+        if line.starts_with(BEGIN) {
+            out += functions;
+        }
+        let words = if line.contains(":unit -- ") {
+            ":_tael_units' \\"
+        } else if line.contains(":who -- ") || line.starts_with("'--who=[") {
+            ":_tael_pipelines' \\"
+        } else {
+            DEFAULT
+        };
+        match line.strip_suffix(DEFAULT) {
+            Some(start) => out += &format!("{start}{words}\n"),
+            None => out += &format!("{line}\n"),
+        }
+    }
+    out
+}

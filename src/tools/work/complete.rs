@@ -1,0 +1,43 @@
+//! Words that shells complete: ids of units, and names of pipelines.
+
+use std::cmp::Reverse;
+
+use crate::error::Result;
+use crate::store::ledger::Reader;
+use crate::store::ledger::listing::{Listing, Selection};
+use crate::tools::work::{Scope, pipelines};
+
+/// Maximum number of ids to offer, the newest ones.
+const MAX_UNITS: usize = 100;
+
+/// Returns the names of the pipelines.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn names(scope: &Scope) -> Result<Vec<String>> {
+    Ok(pipelines(scope)?.into_iter().map(|(who, _)| who).collect())
+}
+
+/// Returns the ids of the newest units, newest first. Leaves out pipelines that cannot be read.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn units(scope: &Scope) -> Result<Vec<String>> {
+    let selection = Selection {
+        states: Vec::new(),
+        since: None,
+    };
+    let mut found = Vec::new();
+    for (_, pipeline) in pipelines(scope)? {
+        let page = Reader::open(&pipeline)
+            .and_then(|reader| Listing::new(&reader, &selection).before(i64::MAX));
+        let page = page.unwrap_or_default().into_iter();
+        found.extend(page.map(|listed| (listed.record.accepted, listed.record.unit.id)));
+    }
+    found.sort_by_key(|found| Reverse(found.0));
+    Ok(found
+        .into_iter()
+        .take(MAX_UNITS)
+        .map(|(_, id)| id)
+        .collect())
+}
