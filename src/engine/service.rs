@@ -46,8 +46,6 @@ pub struct Service {
     client: Client,
     /// Tells readers what becomes of messages.
     events: Option<EventSocket>,
-    /// Whether it was online once.
-    settled: bool,
 }
 
 impl Service {
@@ -90,11 +88,7 @@ impl Service {
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
         let events = EventSocket::open(&client.pipeline.home.path, &client.intake.recent);
-        Ok(Self {
-            client,
-            events,
-            settled: false,
-        })
+        Ok(Self { client, events })
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -109,6 +103,8 @@ impl Service {
     /// Runs until `stop` is ready.
     async fn serve(&mut self, stop: impl Future<Output = ()>, reload: &mut Reload) -> Result<()> {
         let mut stop = pin!(stop);
+        // Whether others know that we are online, and whether all that could wait for it is done.
+        let (mut told, mut settled) = (false, false);
         loop {
             chain::take_held(&mut self.client);
             chain::start_waiting(&mut self.client)?;
@@ -117,9 +113,11 @@ impl Service {
             }
             chain::flush_reports(&mut self.client)?;
             self.client.observe();
-            if !self.settled && self.client.link.is_online() {
+            if told && !settled {
                 self.settle_in();
+                settled = true;
             }
+            told = self.client.link.is_online();
             let wake = self.client.wake();
             tokio::select! {
                 biased;
@@ -181,7 +179,6 @@ impl Service {
         work.keep_warm();
         warn_without_holes(&pipeline.config, &pipeline.home.path.join(RUNNERS));
         memory::give_back();
-        self.settled = true;
     }
 
     // --- Control ---

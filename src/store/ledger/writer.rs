@@ -23,6 +23,9 @@ use crate::store::ledger::write::{Done, Op, apply};
 /// shared by more of them, and the first ones wait longer for their acknowledgement.
 const BATCH: usize = 128;
 
+/// Time that a client has to connect before the ledger's pages are read, if it has nothing to write.
+const HEAD_START: Duration = Duration::from_millis(20);
+
 /// Delay before a commit that found no space is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -97,12 +100,13 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .name("ledger".into())
             .stack_size(STACK)
             .spawn(move || {
+                let first = op_rx.recv_timeout(HEAD_START).ok();
                 let sound = if current { writer.check() } else { Ok(()) };
                 if let Err(fault) = sound {
                     let _ = committed_tx.send(Err(fault));
                 } else {
                     writer.fill_log();
-                    if writer.write(&op_rx, &committed_tx, &counter) {
+                    if writer.write(first, &op_rx, &committed_tx, &counter) {
                         writer.close();
                     }
                 }
@@ -196,14 +200,15 @@ impl Writer {
         schema::check_pages(&self.path).map_err(Fault)
     }
 
-    /// Writes until its sender is gone; `false` after a fault.
+    /// Writes `first`, and what comes until its sender is gone; `false` after a fault.
     fn write<T: OnDisk>(
         &mut self,
+        mut first: Option<Vec<(Op, T)>>,
         ops: &mpsc::Receiver<Vec<(Op, T)>>,
         committed: &tokio_mpsc::UnboundedSender<Result<Committed<T>, Fault>>,
         attempts: &AtomicU64,
     ) -> bool {
-        while let Some(mut batch) = self.next(ops) {
+        while let Some(mut batch) = first.take().or_else(|| self.next(ops)) {
             while batch.len() < BATCH
                 && let Ok(next) = ops.try_recv()
             {
