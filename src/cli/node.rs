@@ -65,7 +65,11 @@ impl Tool for Node {
 
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
         Some(|node, matches, layers, mistakes| {
-            node.options(matches, layers, mistakes);
+            if let Some(options) = node.options(matches, layers, mistakes) {
+                // A start would only find the first of them.
+                let wrong = node::mistakes(&options.means).into_iter();
+                wrong.for_each(|wrong| mistakes.note(Error::config(wrong)));
+            }
         });
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {

@@ -13,6 +13,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
+use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::network_address::Network;
@@ -26,7 +27,7 @@ pub struct Play {
     /// File of the playbook
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Report mistakes in the playbook, and exit; sends nothing
+    /// Report all mistakes in the playbook, and exit; sends nothing
     #[arg(long)]
     check: bool,
     /// Maximum time of a WAITFOR without TIMEOUT, and of a transfer
@@ -51,6 +52,9 @@ pub struct Play {
     /// [default: every address]
     #[arg(long, value_name = "ADDRESS", value_parser = Network::parse, action = clap::ArgAction::Append)]
     from: Vec<Network>,
+    /// End the nodes on Ctrl-C, not only what runs on them
+    #[arg(long)]
+    terminate: bool,
     /// File for a report of all steps: JUnit for a name that ends in .xml, otherwise JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -75,6 +79,7 @@ impl Tool for Play {
             "check",
             "timeout",
             "exact",
+            "terminate",
             "report",
             "broker",
             "username",
@@ -101,14 +106,20 @@ impl Tool for Play {
         if size > MAX_FILE {
             return Err(wrong(&format!("it has more than {MAX_FILE} bytes")));
         }
+        if self.check {
+            let (playbook, mistakes) = Playbook::check(&text, self.lenient);
+            let mut list = Mistakes::default();
+            mistakes
+                .iter()
+                .for_each(|mistake| list.note(wrong(mistake)));
+            play::show_ignored(&playbook)?;
+            return Ok(list.report());
+        }
         let playbook = Playbook::parse(&text, self.lenient).map_err(|e| wrong(&e))?;
         let content = Content::Playbook {
             nodes: playbook.nodes().into_iter().collect(),
             pipelines: playbook.pipelines().into_iter().collect(),
         };
-        if self.check {
-            return play::check(&playbook);
-        }
         let allow = match self.allow_dir {
             list if list.is_empty() => vec![PathBuf::from(".")],
             list => list,
@@ -126,6 +137,7 @@ impl Tool for Play {
             listen: self.listen,
             from: self.from,
             report: self.report,
+            terminate: self.terminate,
         })
     }
 }

@@ -83,15 +83,15 @@ pub fn rough(span: Duration) -> String {
     }
 }
 
-/// Returns a span as [`rough`] does, in its two largest units: `3h 2m`. It has at most eight columns
-/// below 10,000 days.
+/// Returns a span as [`rough`] does, in two units: from an hour to the minute, from a day to the hour
+/// (`3h 2m`, `40d`). It has at most eight columns below 10,000 days.
 #[must_use]
 pub fn brief(span: Duration) -> String {
-    let text = rough(span);
-    let mut words = text.split(' ');
-    match (words.next(), words.next()) {
-        (Some(first), Some(second)) => format!("{first} {second}"),
-        _ => text,
+    let whole = |unit: u64| Duration::from_secs(span.as_secs() / unit * unit);
+    match span.as_secs() {
+        0..3600 => rough(span),
+        3600..86_400 => rough(whole(60)),
+        _ => rough(whole(3600)),
     }
 }
 
@@ -247,6 +247,7 @@ mod tests {
             (millis(3_599_999), "59m 59.999s", "59m 59s"),
             (millis(10_925_000), "3h 2m 5s", "3h 2m"),
             (millis(90_061_500), "1d 1h 1m 1.5s", "1d 1h"),
+            (millis(86_400_000 + 1_800_000), "1d 30m", "1d"),
         ] {
             assert_eq!(text(span), exact);
             assert_eq!(brief(span), short);

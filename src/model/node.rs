@@ -10,6 +10,12 @@ pub const LOST: &str = "LOST";
 pub const TERMINATED: &str = "TERMINATED";
 /// The command that ends a node.
 pub const TERMINATE: &str = "TERMINATE";
+/// The command that begins what a node runs.
+pub const START: &str = "START";
+/// The command that ends it.
+pub const STOP: &str = "STOP";
+/// Status of a node that has ended it.
+pub const STOPPED: &str = "STOPPED";
 /// First word of the status of a command that failed; its exit code follows.
 pub const FAILED: &str = "FAILED";
 
@@ -81,6 +87,22 @@ pub fn failure(status: &str) -> Option<i32> {
     Some(rest.trim().parse().unwrap_or(1))
 }
 
+/// Returns the meaning of the exit code of a command that failed.
+#[must_use]
+pub fn explain(code: i32) -> String {
+    let text = match code {
+        65 => "the node does not understand the command, or its instant is too far away",
+        69 => "the node cannot reach the receiver of the file",
+        75 => "the file is in use, or the node was told to end first",
+        77 => "the node may not send that file; see its --allow-dir",
+        125 => "the function ended its shell",
+        127 => "the node does not know the command, or finds no program of that name",
+        129..=192 => return format!("killed by signal {}", code - 128),
+        code => return format!("the command ended with {code}"),
+    };
+    text.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +124,8 @@ mod tests {
         assert!(Command::parse(&[b'x'; MAX_COMMAND + 1], None).is_err());
         assert!(Command::parse(b"\xff", None).is_err());
         assert_eq!((failure("FAILED 3"), failure("STARTED")), (Some(3), None));
+        assert_eq!(explain(3), "the command ended with 3");
+        assert_eq!(explain(137), "killed by signal 9");
     }
 
     proptest! {

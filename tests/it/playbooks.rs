@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{Process, World, ran, refuses, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// What MQTT-Orchestrate's users write, with a stand-in for a program that runs for long.
@@ -92,7 +93,13 @@ fn the_sample_of_the_original_plays() {
         .replace("6000", &port.to_string());
     let (code, out) = play(&world, &sample);
     assert_eq!(code, 0, "{out}");
-    assert_eq!(out.lines().count(), 14, "a line each: {out}");
+    assert_eq!(
+        out.lines().count(),
+        15,
+        "a line each, and the result: {out}"
+    );
+    let last = out.lines().last().expect("result");
+    assert!(last.starts_with("done: 14 steps in "), "{last}");
     for mut node in [first, second] {
         assert_eq!(node.wait(), 0);
     }
@@ -209,7 +216,10 @@ fn a_function_that_fails_says_so_and_one_that_ends_the_shell_costs_only_itself()
         "WAITFOR n ALIVE\nSEND n START 3\nWAITFOR n STARTED\n",
     );
     assert_eq!(code, 3, "{out}");
-    assert!(out.contains("n last said 'FAILED 3'"), "{out}");
+    let cause = "n last said 'FAILED 3': the command ended with 3\n";
+    assert!(out.contains(cause), "{out}");
+    let last = "\nfailed at line 3, after 2 of 3 steps, with 3\n";
+    assert!(out.ends_with(last), "{out}");
     let (code, out) = play(
         &world,
         "SEND n START exit\nWAITFOR n FAILED\nSEND n STOP\nWAITFOR n STOPPED\n",
@@ -535,20 +545,105 @@ fn pipelines_take_part_and_reports_are_written() {
     client.stop();
 }
 
-#[test]
-fn whoever_interrupts_a_playbook_stops_its_nodes() {
-    let world = World::new();
-    let mut node = node(&world, "n");
+/// A playbook that waits for ever after it has started `n`, and its lines so far.
+fn endless(world: &World, more: &[&str]) -> Process {
     let text = "WAITFOR n ALIVE\nSEND n START\nWAITFOR n STARTED\nWAITFOR n STOPPED TIMEOUT 10m\n";
+    let mut command = play_command(world, text);
+    let out = fs::File::create(world.path("out")).expect("out");
+    command.args(more).env("TAEL_LOG", "warn").stdout(out);
+    let playing = world.spawn(command);
+    wait_until("it waits", || {
+        let shown = fs::read_to_string(world.path("out")).unwrap_or_default();
+        shown.contains("WAITFOR n STARTED: ")
+    });
+    playing
+}
+
+#[test]
+fn whoever_interrupts_a_playbook_stops_what_runs_and_keeps_the_nodes() {
+    let world = World::new();
+    let node = node(&world, "n");
+    let mut playing = endless(&world, &[]);
+    playing.signal(Signal::SIGINT);
+    assert_eq!(playing.wait(), 130);
+    let shown = fs::read_to_string(world.path("out")).expect("out");
+    let last = shown.lines().last().expect("result");
+    assert_eq!(last, "interrupted at line 4, after 3 of 4 steps; stopped n");
+    assert_eq!(world.lines("calls"), ["init", "start <>", "stop"]);
+    // The node is there for the next playbook.
+    let text =
+        "WAITFOR n ALIVE\nSEND n START 2\nWAITFOR n STARTED\nSEND n STOP\nWAITFOR n STOPPED\n";
+    let (code, out) = play(&world, text);
+    assert_eq!(code, 0, "{out}");
+    node.stop();
+}
+
+#[test]
+fn a_second_interruption_ends_the_nodes_and_so_does_terminate() {
+    let world = World::new();
+    // What runs takes its time to stop.
+    let functions = r#"
+        startFunction() { echo start >>"$OUT/calls"; }
+        stopFunction() { sleep 600; }
+    "#;
+    let mut first = node_with(&world, "n", functions, &["--grace", "100ms"]);
+    let mut playing = endless(&world, &[]);
+    playing.signal(Signal::SIGINT);
+    wait_until("it stops what runs", || {
+        let shown = fs::read_to_string(world.path("out")).unwrap_or_default();
+        shown.contains("stopping what runs on n; Ctrl-C again ends these nodes")
+    });
+    playing.signal(Signal::SIGINT);
+    assert_eq!(playing.wait(), 130);
+    assert_eq!(first.wait(), 0, "it was told to end");
+    let shown = fs::read_to_string(world.path("out")).expect("out");
+    let last = "interrupted at line 4, after 3 of 4 steps; ended n";
+    assert_eq!(shown.lines().last(), Some(last));
+    let mut second = node(&world, "n");
+    let mut playing = endless(&world, &["--terminate"]);
+    playing.signal(Signal::SIGINT);
+    assert_eq!(playing.wait(), 130);
+    assert_eq!(second.wait(), 0, "it was told to end");
+}
+
+#[test]
+fn a_check_lists_all_mistakes_and_parses_functions() {
+    let world = World::new();
+    let text = "SEND n START AT soon\nSEEK n\nWAIT 1\n  WAIT later\n";
     let mut command = play_command(&world, text);
-    command.stdout(fs::File::create(world.path("out")).expect("out"));
-    let mut playing = command.spawn().expect("play");
-    let shown = || fs::read_to_string(world.path("out")).unwrap_or_default();
-    wait_until("it waits", || shown().contains("WAITFOR n STARTED: "));
-    let pid = nix::unistd::Pid::from_raw(playing.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).expect("kill");
-    assert_eq!(playing.wait().expect("play").code(), Some(130));
-    assert_eq!(node.wait(), 0, "it was told to end");
+    let (code, out, stderr) = ran(command.args(["--check", "-p", "1"]));
+    assert_eq!((code, out.as_str()), (65, ""));
+    let places: Vec<&str> = stderr
+        .lines()
+        .map(|line| line.split(": ").nth(2).expect("place"))
+        .collect();
+    let want = ["line 1, column 8", "line 2, column 1", "line 4, column 8"];
+    assert_eq!(places, want, "{stderr}");
+    let check = |functions: &str| {
+        let file = world.path("checked.sh");
+        fs::write(&file, functions).expect("functions");
+        let mut command = world.tael(["node", "n", "--root", "lab", "--check", "--functions"]);
+        ran(command.arg(file))
+    };
+    assert_eq!(check("startFunction() { touch \"$OUT/ran\"; }\n").0, 0);
+    let (code, _, stderr) = check("touch \"$OUT/ran\"\nstartFunction() { if; }\n");
+    assert_eq!(code, 78, "{stderr}");
+    assert!(
+        stderr.contains("checked.sh: line 2: ") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert!(!world.path("ran").exists(), "nothing is run");
+    let file = world.path("node.toml");
+    let text = "[command.A]\nrun = 'if'\n[command.B]\nrun = 'true'\n[command.C]\nrun = '\"'\n";
+    fs::write(&file, text).expect("file");
+    let mut command = world.tael(["node", "n", "--root", "lab", "--check", "--config"]);
+    let (code, _, stderr) = ran(command.arg(file));
+    assert_eq!(code, 78, "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].contains("command A: ") && lines[1].contains("command C: "),
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -168,6 +168,34 @@ fn watched_messages_fit_the_terminal() {
 }
 
 #[test]
+fn a_played_playbook_fits_the_terminal() {
+    let world = World::new();
+    let functions = world.path("n.sh");
+    let text = "startFunction() { [ \"$1\" = 1 ]; }\nstopFunction() { :; }\n";
+    std::fs::write(&functions, text).expect("functions");
+    let mut command = world.tael(["node", "n", "--root", "lab", "--functions"]);
+    command.arg(&functions);
+    let _node = world.spawn(command);
+    let long = "日本 ".repeat(30);
+    let playbook = format!(
+        "WAITFOR n ALIVE\nSEND n START 1 {long}\nWAITFOR n STARTED\nSEND n START 2\n\
+         WAITFOR n STARTED\nON FAILURE SEND n STOP\n"
+    );
+    std::fs::write(world.path("playbook"), playbook).expect("playbook");
+    let command = || {
+        let mut command = world.tael(["play", "--root", "lab"]);
+        command.arg(world.path("playbook"));
+        command
+    };
+    looks("play", command, |_, _, terminal| {
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 1, "{screen}");
+        let screen = masked(&screen, ": #ms", ": 9ms");
+        masked(&screen, ": #s", ": 9ms")
+    });
+}
+
+#[test]
 #[cfg_attr(not(feature = "embedded-broker"), ignore = "there is no `tael demo`")]
 fn the_demo_fits_the_terminal() {
     let dir = tempfile::tempdir().expect("tempdir");

@@ -95,6 +95,22 @@ impl fmt::Display for Wrong {
 pub const PIPELINE_STATES: &[&str] = &["started", "finished", "failed", "falsestart"];
 
 impl Playbook {
+    /// Parses the whole text; a last line without newline counts. With `lenient`, lines of unknown
+    /// keywords are ignored.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn parse(text: &str, lenient: bool) -> Result<Self, Wrong> {
+        let (playbook, wrong) = parse::parse(text, lenient);
+        wrong.into_iter().next().map_or(Ok(playbook), Err)
+    }
+
+    /// Returns every mistake in the text, and the playbook of the other lines.
+    #[must_use]
+    pub fn check(text: &str, lenient: bool) -> (Self, Vec<Wrong>) {
+        parse::parse(text, lenient)
+    }
+
     /// Returns all nodes that the playbook names.
     #[must_use]
     pub fn nodes(&self) -> BTreeSet<String> {
@@ -221,6 +237,8 @@ mod tests {
             ("RUN", 1, 4, "a command"),
             ("SEND a b $C", 1, 10, "$C was not SET"),
             ("SEND a x\u{7}y", 1, 9, "control"),
+            ("SEND a START AT soon", 1, 8, "'soon' is not an instant"),
+            ("SEND a START AT 5s", 1, 8, "AT +5s"),
             ("SET 1 2", 1, 1, "SET has"),
             ("RAISE a b", 1, 9, "KEY=VALUE"),
         ] {
@@ -232,6 +250,15 @@ mod tests {
             );
             assert!(wrong.cause.contains(cause), "{text}: {wrong}");
         }
+        for fine in ["SEND a MEET 'AT' noon", "SEND a MEET AT noon sharp"] {
+            assert!(parse(fine).is_ok(), "{fine}");
+        }
+        let text = "SEND a\nSET X\nSEND b $X\n\nSEEK c\nWAIT 1\nWAIT soon";
+        let (playbook, wrong) = Playbook::check(text, false);
+        let lines: Vec<usize> = wrong.iter().map(|wrong| wrong.line).collect();
+        // The mistake in a SET is none of the lines that use it.
+        assert_eq!(lines, [1, 2, 5, 7], "{wrong:?}");
+        assert_eq!(playbook.steps.len(), 2);
         let lenient = Playbook::parse("HELLO there\nWAIT 1", true).expect("lenient");
         assert_eq!(lenient.ignored, [(1, "HELLO there".to_owned())]);
         assert_eq!(lenient.steps.len(), 1);

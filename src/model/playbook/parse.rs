@@ -39,85 +39,99 @@ impl<'a> Words<'a> {
     }
 }
 
-impl Playbook {
-    /// Parses the whole text; a last line without newline counts. With `lenient`, lines of unknown
-    /// keywords are ignored.
+/// The playbook so far, and what it needs to read the next line.
+struct Reading {
+    playbook: Playbook,
+    variables: HashMap<String, String>,
+    lenient: bool,
+}
+
+/// Parses the whole text as [`Playbook::parse`] does, and returns every mistake as well.
+pub(super) fn parse(text: &str, lenient: bool) -> (Playbook, Vec<Wrong>) {
+    let mut reading = Reading {
+        playbook: Playbook::default(),
+        variables: HashMap::new(),
+        lenient,
+    };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = text.lines().zip(1..);
+    let wrong = lines.filter_map(|(raw, line)| {
+        let read = reading.line(line, raw.trim_end());
+        read.err().map(|(column, cause)| Wrong {
+            line,
+            column,
+            cause,
+        })
+    });
+    let wrong = wrong.collect();
+    (reading.playbook, wrong)
+}
+
+impl Reading {
+    /// Reads line number `n`.
     ///
     /// # Errors
-    /// The first mistake.
-    pub fn parse(text: &str, lenient: bool) -> Result<Self, Wrong> {
-        let mut playbook = Self::default();
-        let mut variables = HashMap::new();
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        for (n, raw) in text.lines().enumerate() {
-            let line = raw.trim_end();
-            if line.trim_start().is_empty() || line.trim_start().starts_with('#') {
-                continue;
-            }
-            let wrong = |column: usize, cause: String| Wrong {
-                line: n + 1,
-                column,
-                cause,
-            };
-            if line.len() > MAX_LINE {
-                let cause = format!("it has {} bytes, {MAX_LINE} at most", line.len());
-                return Err(wrong(1, cause));
-            }
-            if let Some(c) = line.chars().find(|c| c.is_control() && *c != '\t') {
-                let column = line.chars().position(|other| other == c).unwrap_or(0) + 1;
-                return Err(wrong(column, "a control character".into()));
-            }
-            // There, the shell expands names that were not SET.
-            let after = line.trim_start();
-            let after = after.strip_prefix("ON FAILURE ").unwrap_or(after);
-            let shell = after.trim_start().starts_with("RUN ");
-            let line =
-                expand(line, &variables, shell).map_err(|(column, cause)| wrong(column, cause))?;
-            if line.len() > MAX_LINE {
-                let cause = format!(
-                    "with its variables it has {} bytes, {MAX_LINE} at most",
-                    line.len()
-                );
-                return Err(wrong(1, cause));
-            }
-            let mut words = Words::new(&line);
-            let failure = words.rest.strip_prefix("ON FAILURE ");
-            if failure.is_some() {
-                words.next();
-                words.next();
-            }
-            let column = words.column();
-            let keyword = words.next().unwrap_or_default();
-            if keyword == "SET" {
-                let name = words.next().unwrap_or_default();
-                if !is_variable(name) || words.rest.is_empty() || words.rest.starts_with('=') {
-                    return Err(wrong(
-                        column,
-                        "SET has a name and a value: SET NAME VALUE".into(),
-                    ));
-                }
-                variables.insert(name.to_owned(), words.rest.to_owned());
-                continue;
-            }
-            let parsed = action(keyword, &mut words);
-            let parsed = parsed.map_err(|cause| (words.column(), cause));
-            match parsed {
-                Ok(Some(action)) => {
-                    let step = Step {
-                        line: n + 1,
-                        action,
-                    };
-                    match failure {
-                        Some(_) => playbook.on_failure.push(step),
-                        None => playbook.steps.push(step),
-                    }
-                }
-                Ok(None) if lenient => playbook.ignored.push((n + 1, line.clone())),
-                Ok(None) => return Err(wrong(column, unknown(keyword))),
-                Err((column, cause)) => return Err(wrong(column, cause)),
-            }
+    /// The column and the cause of a mistake.
+    fn line(&mut self, n: usize, line: &str) -> Result<(), (usize, String)> {
+        if line.trim_start().is_empty() || line.trim_start().starts_with('#') {
+            return Ok(());
         }
-        Ok(playbook)
+        if line.len() > MAX_LINE {
+            let cause = format!("it has {} bytes, {MAX_LINE} at most", line.len());
+            return Err((1, cause));
+        }
+        let control = |c: char| c.is_control() && c != '\t';
+        if let Some(column) = line.chars().position(control) {
+            return Err((column + 1, "a control character".into()));
+        }
+        // There, the shell expands names that were not SET.
+        let after = line.trim_start();
+        let after = after.strip_prefix("ON FAILURE ").unwrap_or(after);
+        let shell = after.trim_start().starts_with("RUN ");
+        let line = expand(line, &self.variables, shell)?;
+        if line.len() > MAX_LINE {
+            let cause = format!(
+                "with its variables it has {} bytes, {MAX_LINE} at most",
+                line.len()
+            );
+            return Err((1, cause));
+        }
+        let mut words = Words::new(&line);
+        let failure = words.rest.strip_prefix("ON FAILURE ");
+        if failure.is_some() {
+            words.next();
+            words.next();
+        }
+        let column = words.column();
+        let keyword = words.next().unwrap_or_default();
+        if keyword == "SET" {
+            let name = words.next().unwrap_or_default();
+            let named = is_variable(name);
+            let value = words.rest;
+            let complete = named && !value.is_empty() && !value.starts_with('=');
+            if named {
+                // Lines that use it are not mistakes if this one is.
+                let value = if complete { value } else { name };
+                self.variables.insert(name.to_owned(), value.to_owned());
+            }
+            return match complete {
+                true => Ok(()),
+                false => Err((column, "SET has a name and a value: SET NAME VALUE".into())),
+            };
+        }
+        let action = action(keyword, &mut words).map_err(|cause| (words.column(), cause))?;
+        match action {
+            Some(action) => {
+                let step = Step { line: n, action };
+                match failure {
+                    Some(_) => self.playbook.on_failure.push(step),
+                    None => self.playbook.steps.push(step),
+                }
+            }
+            None if self.lenient => self.playbook.ignored.push((n, line.clone())),
+            None => return Err((column, unknown(keyword))),
+        }
+        Ok(())
     }
 }
 
@@ -213,9 +227,17 @@ fn action(keyword: &str, words: &mut Words<'_>) -> Result<Option<Action>, String
             }
             if at.is_none()
                 && let Some((_, time)) = message.rsplit_once(" AT ")
-                && duration::parse(time).is_ok()
             {
-                return Err(format!("an instant is written AT +{time}"));
+                if duration::parse(time).is_ok() {
+                    return Err(format!("an instant is written AT +{time}"));
+                }
+                // A last word after AT can only be meant as an instant.
+                if !time.trim().contains(char::is_whitespace) {
+                    return Err(format!(
+                        "'{}' is not an instant: AT +500ms; a word AT of the command is quoted: 'AT'",
+                        time.trim()
+                    ));
+                }
             }
             Action::Send {
                 nodes,

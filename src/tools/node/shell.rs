@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
+use crate::model::text::printable;
 use crate::os::inherit::keep_variables;
 use crate::os::process::end_group;
 
@@ -51,6 +52,32 @@ pub struct Shell {
     calls: ChildStdin,
     replies: Lines<BufReader<pipe::Receiver>>,
     ended: bool,
+}
+
+/// Parses text for the shell, and runs none of it: the file `functions`, or `text` if there is no file.
+///
+/// # Errors
+/// The mistake that bash reports first, or why there is no bash.
+pub fn parse(functions: Option<&Path>, text: &str) -> Result<(), String> {
+    let mut command = Command::new("bash");
+    keep_variables(&mut command);
+    command.arg("-n");
+    match functions {
+        Some(file) => command.arg(file),
+        None => command.args(["-c", text]),
+    };
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("start bash: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let first = said.lines().next().unwrap_or("bash does not say why");
+    // `FILE: line 3: …`, or `bash: -c: line 3: …`.
+    let place = first.find("line ").unwrap_or(0);
+    Err(printable(first.get(place..).unwrap_or(first), 300))
 }
 
 impl Drop for Shell {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::model::node::{ALIVE, LOST, TERMINATED, failure};
+use crate::model::node::{ALIVE, LOST, TERMINATED, explain, failure};
 use crate::model::playbook::is_pipeline_state;
 
 /// Statuses of one of them.
@@ -100,7 +100,10 @@ impl Heard {
     pub fn last(&self, name: &str) -> String {
         let voice = self.0.get(name);
         match voice.and_then(|v| v.last.as_deref()) {
-            Some(last) => format!("{name} last said '{last}'"),
+            Some(last) => match failure(last) {
+                Some(code) => format!("{name} last said '{last}': {}", explain(code)),
+                None => format!("{name} last said '{last}'"),
+            },
             None => format!("{name} has said nothing: does it run, and is --root right?"),
         }
     }

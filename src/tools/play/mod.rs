@@ -10,7 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::error::{Error, Kind, Result};
+use crate::model::duration;
 use crate::model::network_address::Network;
 use crate::model::playbook::Playbook;
 use crate::model::text::printable;
@@ -20,7 +23,7 @@ use crate::os::signals;
 use player::Player;
 use report::Outcome;
 
-/// Maximum time of our end after a signal; the nodes are told to end.
+/// Maximum time of our end after a signal, in which nodes stop or end.
 const FAREWELL: Duration = Duration::from_secs(30);
 
 /// Options of the command.
@@ -48,6 +51,8 @@ pub struct Options {
     pub from: Vec<Network>,
     /// File for the report.
     pub report: Option<PathBuf>,
+    /// Whether an interruption ends the nodes, not only what runs on them.
+    pub terminate: bool,
 }
 
 /// Why a step failed, and the exit code for that.
@@ -66,15 +71,6 @@ impl Failure {
     }
 }
 
-impl Failure {
-    fn interrupted() -> Self {
-        Self {
-            code: INTERRUPTED,
-            cause: "interrupted".into(),
-        }
-    }
-}
-
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         Self::new(e.kind(), e.to_string())
@@ -85,11 +81,11 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 /// When stdout cannot be written.
-pub fn check(playbook: &Playbook) -> Result<ExitCode> {
+pub fn show_ignored(playbook: &Playbook) -> Result<()> {
     for (line, text) in &playbook.ignored {
         super::print(&format!("line {line}: ignored: {}", printable(text, 120)))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Runs the playbook, and returns 0 if every step succeeded.
@@ -115,22 +111,22 @@ async fn play(options: &Options) -> Result<u8> {
         say(&format!("play: {}", printable(&f.cause, 500)));
         return Ok(f.code);
     }
-    let (mut outcomes, mut failure) = (Vec::new(), None);
-    for step in &options.playbook.steps {
-        let outcome = player.take(step).await;
-        if let Err(f) = &outcome.1 {
-            failure = Some(f.code);
-        }
-        outcomes.push(outcome.0);
-        if failure.is_some() {
+    let begun = Instant::now();
+    let steps = &options.playbook.steps;
+    let (mut outcomes, mut failed) = (Vec::new(), None);
+    for step in steps {
+        let (outcome, done) = steps::take(&mut player, step).await;
+        outcomes.push(outcome);
+        if let Err(f) = done {
+            failed = Some((step.line, f.code));
             break;
         }
     }
-    if failure.is_none()
-        && let Err((line, f)) = player.received().await
+    if failed.is_none()
+        && let Err((line, f)) = steps::received(&mut player).await
     {
-        failure = Some(f.code);
-        let step = options.playbook.steps.iter().find(|s| s.line == line);
+        failed = Some((line, f.code));
+        let step = steps.iter().find(|s| s.line == line);
         let step = step.map(|s| s.action.to_string()).unwrap_or_default();
         player.show(line, &step, Duration::ZERO, Some(&f.cause));
         outcomes.push(Outcome {
@@ -140,26 +136,87 @@ async fn play(options: &Options) -> Result<u8> {
             failure: Some(f.cause),
         });
     }
-    if let Some(code) = failure {
-        for step in &options.playbook.on_failure {
-            // All of them are tried, because they clean up.
-            outcomes.push(player.take(step).await.0);
+    let held = outcomes.iter().filter(|o| o.failure.is_none()).count();
+    let progress = format!("after {held} of {} steps", steps.len());
+    let result = match failed {
+        None => {
+            let took = duration::brief(begun.elapsed());
+            let steps = match steps.len() {
+                1 => "1 step".to_owned(),
+                n => format!("{n} steps"),
+            };
+            let ignored = match options.playbook.ignored.len() {
+                0 => String::new(),
+                1 => "; 1 line ignored".to_owned(),
+                n => format!("; {n} lines ignored"),
+            };
+            format!("done: {steps} in {took}{ignored}")
         }
-        if code == INTERRUPTED {
-            player.terminate().await;
+        Some((line, code)) => {
+            for step in &options.playbook.on_failure {
+                // All of them are tried, because they clean up.
+                let (outcome, done) = steps::take(&mut player, step).await;
+                outcomes.push(outcome);
+                if done.is_err_and(|f| f.code == INTERRUPTED) {
+                    break;
+                }
+            }
+            match (code, player.interrupts) {
+                (INTERRUPTED, _) | (_, 1..) => {
+                    let nodes = end_nodes(&mut player).await;
+                    format!("interrupted at line {line}, {progress}{nodes}")
+                }
+                _ => format!("failed at line {line}, {progress}, with {code}"),
+            }
         }
-    }
+    };
     player.targets.iter().for_each(|target| target.discard());
+    let written = match &options.report {
+        Some(path) => report::write(path, &options.name, &outcomes),
+        None => Ok(()),
+    };
+    player.print(&result);
     player.session.close().await;
-    if let Some(path) = &options.report
-        && let Err(e) = report::write(path, &options.name, &outcomes)
-    {
-        if failure.is_none() {
-            return Err(e);
+    match (failed, written) {
+        (None, written) => written.map(|()| 0),
+        (Some((_, code)), written) => {
+            if let Err(e) = written {
+                say(&e.to_string());
+            }
+            Ok(code)
         }
-        say(&e.to_string());
     }
-    Ok(failure.unwrap_or(0))
+}
+
+/// Stops what runs on the nodes. Ends the nodes if the options say so, or at a second request to stop.
+/// Returns what became of them, for people.
+async fn end_nodes(player: &mut Player<'_>) -> String {
+    let ends = |player: &Player<'_>| player.options.terminate || player.interrupts > 1;
+    let mut stopped = Vec::new();
+    if !ends(player) {
+        if !player.running.is_empty() {
+            let running = player.running.join(", ");
+            player.print(&format!(
+                "stopping what runs on {}; Ctrl-C again ends these nodes",
+                printable(&running, 200)
+            ));
+        }
+        match steps::stop_running(player).await {
+            Ok(nodes) => stopped = nodes,
+            Err(f) if f.code == INTERRUPTED => {}
+            Err(f) => say(&format!("STOP: {}", printable(&f.cause, 300))),
+        }
+    }
+    if ends(player) {
+        return match steps::terminate(player).await {
+            nodes if nodes.is_empty() => String::new(),
+            nodes => format!("; ended {}", printable(&nodes.join(", "), 200)),
+        };
+    }
+    match stopped.is_empty() {
+        true => String::new(),
+        false => format!("; stopped {}", printable(&stopped.join(", "), 200)),
+    }
 }
 
 /// Exit code after Ctrl-C, as in a shell: 128 and SIGINT.

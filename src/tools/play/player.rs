@@ -1,7 +1,7 @@
 //! The player of a playbook: its connection, the statuses it has received, and its output.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use crate::model::duration;
 use crate::model::event::attributes;
 use crate::model::message::{Delivery, Qos};
 use crate::model::node;
-use crate::model::playbook::Step;
+use crate::model::table::{self, Colour};
 use crate::model::text::{printable, printable_bytes};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::net::mqtt::{Settings, Token};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::net::transfer::Target;
 use crate::os::signals::Stop;
+use crate::os::terminal::Terminal;
 use crate::tools::play::heard::Heard;
-use crate::tools::play::report::Outcome;
-use crate::tools::play::{Failure, Options};
+use crate::tools::play::{Failure, INTERRUPTED, Options};
 
 /// Time that the broker keeps statuses without a connection.
 const SESSION_EXPIRY: Duration = Duration::from_secs(300);
@@ -46,7 +46,11 @@ pub(super) struct Player<'a> {
     pub receiving: Vec<(usize, JoinHandle<io::Result<u64>>, String)>,
     /// Files that are being received, or were.
     pub targets: Vec<Arc<Target>>,
-    pub live: bool,
+    /// Nodes on which a START has begun something that no STOP has ended.
+    pub running: Vec<String>,
+    /// Requests to stop so far.
+    pub interrupts: usize,
+    terminal: Terminal,
     /// Topics of nodes, and of pipelines, by name.
     nodes: HashMap<String, String>,
     pipelines: HashMap<String, String>,
@@ -89,7 +93,9 @@ impl<'a> Player<'a> {
             published: Vec::new(),
             receiving: Vec::new(),
             targets: Vec::new(),
-            live: io::stdout().is_terminal(),
+            running: Vec::new(),
+            interrupts: 0,
+            terminal: Terminal::of_stdout(),
             nodes: topics,
             pipelines,
         })
@@ -111,7 +117,7 @@ impl<'a> Player<'a> {
         let event = tokio::select! {
             biased;
             () = self.stop.requested() => {
-                return Err(Failure::interrupted());
+                return Err(self.interrupted());
             }
             event = self.session.next() => event?,
             () = sleep_until(deadline) => return Ok(false),
@@ -150,40 +156,114 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Runs a step, shows its result, and returns it.
-    pub async fn take(&mut self, step: &Step) -> (Outcome, Result<(), Failure>) {
-        let begun = Instant::now();
-        let text = step.action.to_string();
-        let done = self.act(step, begun, &text).await;
-        let took = begun.elapsed();
-        let failure = done.as_ref().err().map(|f| f.cause.clone());
-        self.show(step.line, &text, took, failure.as_deref());
-        let outcome = Outcome {
-            line: step.line,
-            step: text,
-            took,
-            failure,
-        };
-        (outcome, done)
-    }
-
-    pub fn show(&self, line: usize, step: &str, took: Duration, failure: Option<&str>) {
-        let step = printable(step, 200);
-        let end = match failure {
-            None => duration::rough(took),
-            Some(cause) => format!("failed: {}", printable(cause, 300)),
-        };
-        let clear = if self.live { "\r\x1b[K" } else { "" };
-        // A missing reader must not stop the nodes.
-        let _ = writeln!(io::stdout().lock(), "{clear}line {line}: {step}: {end}");
-    }
-
-    pub fn draw(&self, text: &str, begun: Instant) {
-        if self.live {
-            let elapsed = duration::text(Duration::from_secs(begun.elapsed().as_secs()));
-            let mut out = io::stdout().lock();
-            let _ = write!(out, "\r\x1b[K{} … {elapsed}", printable(text, 60));
-            let _ = out.flush();
+    /// Counts a request to stop, and returns the failure that it is.
+    pub fn interrupted(&mut self) -> Failure {
+        self.interrupts += 1;
+        Failure {
+            code: INTERRUPTED,
+            cause: "interrupted".into(),
         }
+    }
+
+    /// Notes what a command begins or ends on `node`.
+    pub fn note_command(&mut self, node: &str, message: &str) {
+        let word = message.split_whitespace().next().unwrap_or_default();
+        if [node::START, node::STOP, node::TERMINATE].contains(&word) {
+            self.running.retain(|running| running != node);
+        }
+        if word == node::START {
+            self.running.push(node.to_owned());
+        }
+    }
+
+    /// Shows the result of a step. On a terminal the line of one that held fits its width.
+    pub fn show(&self, line: usize, step: &str, took: Duration, failure: Option<&str>) {
+        let terminal = &self.terminal;
+        let colour = |colour: Colour, text: String| match terminal.colour {
+            true => colour.paint(&text),
+            false => text,
+        };
+        let begin = format!("line {line}: {}", printable(step, 200));
+        let shown = match failure {
+            None => {
+                let end = format!(": {}", duration::brief(took));
+                let room = terminal.width.map(|width| width.saturating_sub(end.len()));
+                let begin = room.map_or(begin.clone(), |room| table::cut(&begin, room));
+                format!("{begin}{end}")
+            }
+            Some(cause) => {
+                let failed = colour(Colour::Red, "failed".to_owned());
+                let cause = printable(cause, 300);
+                let whole = table::width(&begin) + table::width(&cause) + ": failed: ".len();
+                match terminal.width.filter(|width| whole > *width) {
+                    Some(width) => format!("{begin}: {failed}:{}", below(&cause, width)),
+                    None => format!("{begin}: {failed}: {cause}"),
+                }
+            }
+        };
+        self.print(&shown);
+    }
+
+    /// Prints a line, instead of the live one.
+    pub fn print(&self, line: &str) {
+        let clear = if self.terminal.is_terminal() {
+            "\r\x1b[K"
+        } else {
+            ""
+        };
+        // A missing reader must not stop the nodes.
+        let _ = writeln!(io::stdout().lock(), "{clear}{line}");
+    }
+
+    /// Shows on a terminal that a step is not over.
+    pub fn draw(&self, text: &str, begun: Instant) {
+        let Some(width) = self.terminal.width else {
+            return;
+        };
+        let elapsed = duration::text(Duration::from_secs(begun.elapsed().as_secs()));
+        let end = format!(" … {elapsed}");
+        // A full line would wrap, and could not be cleared.
+        let room = width.saturating_sub(table::width(&end) + 1);
+        let mut out = io::stdout().lock();
+        let _ = write!(
+            out,
+            "\r\x1b[K{}{end}",
+            table::cut(&printable(text, 200), room)
+        );
+        let _ = out.flush();
+    }
+}
+
+/// Returns `text` on lines of their own, indented, which fit a terminal of `width` columns if its words
+/// do.
+fn below(text: &str, width: usize) -> String {
+    const INDENT: &str = "\n    ";
+    let (mut out, mut left) = (String::new(), 0);
+    for word in text.split(' ') {
+        let wide = table::width(word) + 1;
+        if wide > left {
+            out += INDENT;
+            left = (width + 2).saturating_sub(INDENT.len());
+        } else {
+            out.push(' ');
+        }
+        out += word;
+        left = left.saturating_sub(wide);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_wrapped_between_words() {
+        assert_eq!(below("aaaa bbb c", 12), "\n    aaaa bbb\n    c");
+        assert_eq!(below("aaaa bbb c", 14), "\n    aaaa bbb c");
+        assert_eq!(
+            below("longer than that", 8),
+            "\n    longer\n    than\n    that"
+        );
     }
 }
