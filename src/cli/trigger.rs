@@ -22,7 +22,7 @@ use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
 use crate::model::spec::{Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
-use crate::model::trigger::Trigger;
+use crate::model::trigger::{ONLY_TRIGGER, Trigger};
 
 /// Values of `--overlap`.
 const OVERLAPS: &[&str] = &["queue", "skip", "replace", "coalesce"];
@@ -129,7 +129,7 @@ pub fn all(
             ));
             return None;
         }
-        let name = "default".to_owned();
+        let name = ONLY_TRIGGER.to_owned();
         let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
         return trigger(options, name, noted).map(|trigger| vec![trigger]);
     };

@@ -241,6 +241,7 @@ pub fn on_report(client: &mut Client, report: Report) {
     let ended = match report {
         Report::Started(unit, at) => {
             if let Some(unit) = client.work.started(&unit, at) {
+                client.observer.started(unit, pipeline);
                 client.commits.started(Op::Started {
                     unit: unit.id.clone(),
                     at,
@@ -263,7 +264,7 @@ pub fn on_report(client: &mut Client, report: Report) {
 /// End: the outcome, its statuses and the retry go to the ledger in one change.
 pub fn end(client: &mut Client, ended: Option<Ended>) {
     let Some(ended) = ended else { return };
-    ended.log(&client.pipeline);
+    client.observer.ended(&ended, &client.pipeline);
     let Ended { unit, outcome, .. } = &ended;
     let config = &client.pipeline.config;
     let retries = &config.triggers.spec_for(&unit.spec).retries;

@@ -80,6 +80,9 @@ impl Condition {
 
 /// Returns a sender's text for people.
 fn shown(text: &str) -> String {
+    if text.is_ascii() {
+        return printable(text, MAX_SHOWN);
+    }
     printable(&json::lossy(text), MAX_SHOWN)
 }
 

@@ -52,6 +52,10 @@ fn is_hidden(c: char) -> bool {
 /// or hide text.
 #[must_use]
 pub fn printable(text: &str, limit: usize) -> String {
+    // Most texts are plain.
+    if text.len() <= limit && text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len().min(limit));
     for (n, c) in text.chars().enumerate() {
         if n == limit {

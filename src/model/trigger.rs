@@ -11,6 +11,9 @@ use crate::model::spec::Spec;
 use crate::model::text::printable;
 use crate::model::topic::Filter;
 
+/// Name of the trigger of a command line, which is the only one.
+pub const ONLY_TRIGGER: &str = "default";
+
 /// Topic filters, conditions, a command and a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trigger {

@@ -25,6 +25,7 @@ use crate::model::moment;
 use crate::model::note::{Fate, Line, Note};
 use crate::model::table::{Colour, Column, Layout};
 use crate::model::text::printable;
+use crate::model::trigger::ONLY_TRIGGER;
 use crate::model::unit::{State, short_id};
 use crate::os::logging::say;
 use crate::os::signals::Stop;
@@ -496,9 +497,6 @@ impl<'a> View<'a> {
         folder.is_some_and(|folder| folder.join(PAUSED).exists())
     }
 }
-
-/// Name of a trigger of the command line, which is the only one.
-const ONLY_TRIGGER: &str = "default";
 
 /// Maximum length of a cell, characters.
 const MAX_CELL: usize = 500;

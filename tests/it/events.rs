@@ -794,3 +794,35 @@ fn fifty_messages_mean_the_same_to_the_dry_run_the_client_and_the_list() {
     }
     client.stop();
 }
+
+#[test]
+fn a_run_that_waits_or_was_dropped_says_why() {
+    let world = World::new();
+    let line = r#"test -e "$OUT/go" || until test -e "$OUT/go"; do sleep 0.01; done"#;
+    let client = world.client("p", &["-t", SEQ, "-c", line, "--overlap", "skip"]);
+    let send = |id: &str| world.publish(SEQ, r#"{"status":"finished"}"#, &[("tael-id", id)]);
+    send("first");
+    wait_until("it runs", || {
+        world.report("p")["running"]
+            .as_array()
+            .is_some_and(|r| r.len() == 1)
+    });
+    send("second");
+    world.wait_report("p", "/units/canceled", 1);
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    fs::write(world.path("go"), "").expect("go");
+    world.wait_report("p", "/units/succeeded", 1);
+    send("third");
+    world.wait_report("p", "/units/pending", 1);
+    let (_, table, _) = ran(&mut world.tael(["events"]));
+    let lines: Vec<&str> = table.lines().skip(1).collect();
+    for (line, end) in lines.iter().zip([
+        " succeeded",
+        " canceled: dropped by the overlap policy",
+        " waits: the pipeline is paused",
+    ]) {
+        assert!(line.ends_with(end), "{end}: {table}");
+    }
+    assert_eq!(lines.len(), 3, "{table}");
+    client.stop();
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread::JoinHandle;
 
+use crate::common::pty::Terminal;
 use crate::common::{self, World, ran, wait_until};
 use serde_json::Value;
 
@@ -148,4 +149,59 @@ fn a_file_that_becomes_shorter_is_noticed() {
     assert_eq!(follower.wait(), 0);
     assert_eq!(world.lines("shown"), ["a long line", "more"]);
     client.stop();
+}
+
+#[test]
+fn a_terminal_shows_what_runs_are_about_and_what_they_write() {
+    let world = World::new();
+    let line =
+        r#"echo "aligning $SAMPLE"; echo oops >&2; printf 'red\033[31m'; test "$SAMPLE" = S1"#;
+    let ours = world.command("tael-client");
+    let mut command = Command::new("env");
+    command.env_clear();
+    for (name, value) in ours.get_envs() {
+        command.envs(value.map(|value| (name, value)));
+    }
+    // As a person has it: the terminal of the tests asks for warnings only.
+    command.args(["-u", "TAEL_LOG"]).arg(ours.get_program());
+    command.args(["--who", "p", "--root", "lab", "-t", "lab/seq/status"]);
+    command.args(["-c", line, "--envreq", "SAMPLE"]);
+    let mut terminal = Terminal::start(command, 120);
+    terminal.wait_for("connected to");
+    for (sample, end) in [("S1", "finished after"), ("S2", "failed after")] {
+        world.message(
+            "lab/seq/status",
+            &[("status", "finished"), ("SAMPLE", sample)],
+        );
+        terminal.wait_for(end);
+        let screen = terminal.text();
+        let place = |text: &str| {
+            screen
+                .find(text)
+                .unwrap_or_else(|| panic!("{text}: {screen}"))
+        };
+        let shown = place(&format!(" | aligning {sample}"));
+        assert!(
+            place(&format!("started SAMPLE={sample}")) < shown,
+            "{screen}"
+        );
+        assert!(shown < place(end), "{screen}");
+        // The start of each line is the end of the id, by which the run can be named.
+        let unit = &screen[shown - 6..shown];
+        assert!(screen.contains(&format!("{unit} ! oops")), "{screen}");
+        assert!(
+            screen.contains(&format!(r"{unit} | red\u{{1b}}[31m")),
+            "{screen}"
+        );
+        assert!(screen.contains(&format!("unit={unit}")), "{screen}");
+        let (_, results, _) = ran(&mut world.tael(["work", "results", unit]));
+        assert!(results.contains(&format!("aligning {sample}")), "{results}");
+    }
+    let screen = terminal.text();
+    assert!(
+        !screen.contains("stderr: "),
+        "it was shown before: {screen}"
+    );
+    terminal.press("\u{3}");
+    assert_eq!(terminal.end().0, 0);
 }

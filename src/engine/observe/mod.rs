@@ -6,6 +6,7 @@ pub mod event_socket;
 mod health;
 mod metrics;
 mod observer;
+mod output_view;
 pub mod snapshot;
 
 pub use health::Signs;

@@ -6,18 +6,22 @@ use tokio::time::Instant;
 
 use crate::engine::observe::health::{Health, Signs};
 use crate::engine::observe::metrics::Metrics;
+use crate::engine::observe::output_view::OutputView;
 use crate::engine::observe::snapshot::Snapshot;
+use crate::engine::pipeline::Pipeline;
+use crate::engine::work::Ended;
 use crate::error::Result;
-use crate::model::unit::Outcome;
+use crate::model::unit::{Outcome, Unit};
 use crate::os::notify::Notify;
 use crate::store::ledger::Reader;
 
-/// The service manager and the metrics file.
+/// The service manager, the metrics file, and a person at a terminal.
 #[derive(Debug)]
 pub struct Observer {
     /// The service manager.
     pub health: Health,
     metrics: Option<Metrics>,
+    view: Option<OutputView>,
 }
 
 impl Observer {
@@ -31,6 +35,7 @@ impl Observer {
         Ok(Self {
             health: Health::new(notify),
             metrics: metrics.transpose()?,
+            view: OutputView::open(),
         })
     }
 
@@ -43,6 +48,22 @@ impl Observer {
     pub fn wake(&self) -> Option<Instant> {
         let metrics = self.metrics.as_ref().map(Metrics::wake);
         [self.health.wake(), metrics].into_iter().flatten().min()
+    }
+
+    /// Shows the start of a run.
+    pub fn started(&mut self, unit: &Unit, pipeline: &Pipeline) {
+        if let Some(view) = &mut self.view {
+            view.started(unit, pipeline.dir(&unit.id));
+        }
+    }
+
+    /// Logs the end of a run.
+    pub fn ended(&self, ended: &Ended, pipeline: &Pipeline) {
+        let dir = || pipeline.dir(&ended.unit.id);
+        match &self.view {
+            Some(view) => view.ended(ended, dir()),
+            None => ended.log(|| Some(dir())),
+        }
     }
 
     /// Counts a run of `trigger` that has ended at `at`, milliseconds since 1970.

@@ -5,12 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use crate::engine::pipeline::Pipeline;
 use crate::model::duration;
 use crate::model::message::Message;
 use crate::model::text::printable_bytes;
 use crate::model::unit::{End, Outcome, State, Stopped, Unit};
 use crate::store::ledger::Op;
+use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::reader;
 use crate::store::unit_dir::stream::Stream;
 
@@ -21,7 +21,7 @@ const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 10;
 
 /// A unit that has ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ended {
     /// The unit.
     pub unit: Unit,
@@ -32,8 +32,9 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Logs the end, with the last lines of stderr if the command has failed.
-    pub fn log(&self, pipeline: &Pipeline) {
+    /// Logs the end. If the command has failed and a person has not seen its output, its last lines
+    /// of stderr are read from `dir`.
+    pub fn log(&self, dir: impl FnOnce() -> Option<UnitDir>) {
         let (unit, outcome) = (&self.unit, &self.outcome);
         let elapsed = Duration::from_micros(outcome.elapsed);
         let topic = &unit.topic;
@@ -72,9 +73,10 @@ impl Ended {
             duration::text(elapsed),
             outcome.end
         );
-        if matches!(outcome.end, End::Exited(_) | End::Signaled(_)) {
+        if matches!(outcome.end, End::Exited(_) | End::Signaled(_))
+            && let Some(dir) = dir()
+        {
             let whole = reader::Ended::with(Some(outcome), Stream::Stderr);
-            let dir = pipeline.dir(&unit.id);
             let tail = reader::tail(&dir, Stream::Stderr, TAIL_BYTES, whole);
             let lines: Vec<&[u8]> = tail
                 .split(|b| *b == b'\n')

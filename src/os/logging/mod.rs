@@ -18,12 +18,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Subscriber, enabled};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
+use crate::model::unit::short_id;
 use crate::model::{duration, moment};
+use crate::os::host::is_id;
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
 use queue::{Queue, Sink};
 
@@ -117,6 +119,17 @@ pub fn say(text: &str) {
     STDERR.push(format!("tael: {}\n", printable(text, MAX_LINE)).into_bytes());
     // Later output must come after it.
     STDERR.flush(LAST_WORDS);
+}
+
+/// Returns whether a person watches the log: it goes to a terminal, and shows more than warnings.
+#[must_use]
+pub fn is_watched() -> bool {
+    matches!(FORM.get(), Some(Form::Lines { terminal: true })) && enabled!(Level::INFO)
+}
+
+/// Shows a printable line of a run beside the log; never blocks.
+pub fn show(line: &str) {
+    STDERR.push(format!("{line}\n").into_bytes());
 }
 
 /// Writes the lines that wait, within a bounded time, before the process ends.
@@ -241,6 +254,9 @@ fn line(record: &Record, terminal: bool) -> String {
     let mut text = record.message.clone();
     for (n, (name, value)) in record.fields.iter().enumerate() {
         let start = if n == 0 { " (" } else { " " };
+        // A person types the end of an id; programs get all of it.
+        let is_id = terminal && ["TAEL_UNIT", "TAEL_EVENT"].contains(name) && is_id(value);
+        let value = if is_id { short_id(value) } else { value };
         let name = name.trim_start_matches("TAEL_").to_lowercase();
         let _ = write!(text, "{start}{name}={value}");
     }
