@@ -207,14 +207,7 @@ fn from_table(
     for (key, value) in table {
         match key_arguments(&command, key, value) {
             Ok(values) if key == "name" => name = values.concat(),
-            // The parser stops at the first mistake, so each key is parsed alone.
-            Ok(values) => match parse(&values) {
-                Ok(_) => arguments.extend(values),
-                Err(e) => {
-                    noted(key, super::usage_line(&e));
-                    wrong.push(key.as_str());
-                }
-            },
+            Ok(values) => arguments.push((key.as_str(), values)),
             Err(cause) => {
                 noted(key, cause);
                 wrong.push(key.as_str());
@@ -228,9 +221,26 @@ fn from_table(
         );
         wrong.push("name");
     }
+    let all = |arguments: &[(&str, Vec<String>)]| {
+        let all = arguments.iter().flat_map(|(_, values)| values.clone());
+        parse(&all.collect::<Vec<_>>())
+    };
+    let mut parsed = all(&arguments);
+    if parsed.is_err() {
+        // The parser stops at the first mistake, so each key is parsed alone.
+        arguments.retain(|(key, values)| match parse(values) {
+            Ok(_) => true,
+            Err(e) => {
+                noted(key, super::usage_line(&e));
+                wrong.push(*key);
+                false
+            }
+        });
+        parsed = all(&arguments);
+    }
     // What is missing now may be a key whose slip was noted.
     let slips = |key: &str| wrong.contains(&key) || nearest(key, wrong.iter().copied()).is_some();
-    match parse(&arguments) {
+    match parsed {
         Ok(options) => {
             let noted = &mut |key: &str, cause: String| {
                 if !slips(key) {

@@ -506,7 +506,8 @@ const COLUMNS: &[Column] = &[
     Column::whole("RESULT"),
     Column::text("PIPELINE", 8, 24),
     Column::text("TOPIC", 10, 32),
-    Column::text("WHY", 20, usize::MAX),
+    // What people look for: the topic is cut first.
+    Column::text("WHY", 44, usize::MAX),
 ];
 
 fn key(who: usize, note: &Note) -> Key {

@@ -113,6 +113,7 @@ fn every_message_has_its_reason_with_and_without_a_client() {
     let meta = fs::metadata(&socket).expect("socket");
     assert!(meta.file_type().is_socket() && meta.permissions().mode() & 0o777 == 0o600);
     client.stop();
+    assert!(!socket.exists(), "it is gone with its client");
     let (notes, said) = events(&world, &[]);
     assert_eq!(notes.len(), 4, "{notes:?}");
     assert_eq!(said.lines().count(), 1, "{said}");
@@ -125,7 +126,7 @@ fn every_message_has_its_reason_with_and_without_a_client() {
 fn a_table_fits_and_shows_no_text_of_a_sender_as_it_is() {
     let world = World::new();
     let client = world.client("p", &["-t", "lab/#", "-c", "true"]);
-    world.publish("lab/\u{1b}[2J", r#"{"status":"\u001b[31m\n\u202e"}"#, &[]);
+    world.publish("lab/\u{202e}x", r#"{"status":"\u001b[31m\n\u202e"}"#, &[]);
     world.publish("lab/seq", "x\u{1b}[0m", &[]);
     let mut table = String::new();
     wait_until("both are known", || {

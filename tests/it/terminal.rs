@@ -236,3 +236,34 @@ fn the_demo_fits_the_terminal() {
         }
     }
 }
+
+#[test]
+fn the_list_of_events_fits_the_terminal() {
+    let world = World::new();
+    let filters = ["lab/seq/status", "lab/+/+/status", "lab/a/#"];
+    let arguments = [&["-t"], &filters[..], &["-c", "true", "--envreq", "SAMPLE"]].concat();
+    let client = world.client("align", &arguments);
+    let wait = |fate: &str| world.wait_report("align", &format!("/events/{fate}"), 1);
+    let first = r#"{"status":"finished","SAMPLE":"S1"}"#;
+    world.publish("lab/seq/status", first, &[("tael-id", "one")]);
+    world.wait_report("align", "/units/succeeded", 1);
+    let started = json!({"status": format!("試料{HOSTILE}")}).to_string();
+    world.publish("lab/日本語/\u{202e}evil/status", started, &[]);
+    wait("ignored");
+    world.publish(
+        "lab/a/very/long/topic/of/a/sequencer/status",
+        "finished",
+        &[],
+    );
+    wait("refused");
+    world.publish("lab/seq/status", first, &[("tael-id", "one")]);
+    wait("duplicate");
+    let command = || world.tael(["events", "--who", "align"]);
+    looks("events", command, |_, _, terminal| {
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 0, "{screen}");
+        let screen = masked(&screen, "99:99:99", "12:34:56");
+        masked(&screen, "unit @@@@@@", "unit 4TQ2XN")
+    });
+    client.stop();
+}

@@ -143,9 +143,25 @@ impl<T: Copy + PartialEq> Intake<T> {
         if !self.backlog.holds() && self.backlog.has_room(pipeline, load) {
             return Ok(offer);
         }
+        let topic = match &offer.subject {
+            Subject::Message(delivery) if !offer.comes_again() => {
+                printable_bytes(&delivery.topic, MAX_TOPIC)
+            }
+            _ => String::new(),
+        };
         let dropped = self.backlog.hold(offer);
         if dropped.is_some() {
             self.counts.ignored += 1;
+            self.recent.add(Note {
+                at: now_ms(),
+                fate: Fate::Ignored,
+                trigger: String::new(),
+                topic,
+                event: String::new(),
+                unit: None,
+                why: "too many events wait, and a message of QoS 0 does not come again".to_owned(),
+                aside: false,
+            });
         }
         Err(dropped)
     }

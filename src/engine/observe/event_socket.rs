@@ -1,8 +1,9 @@
 //! The socket in the state folder on which a client tells what becomes of messages. `tael events`
 //! reads it.
 
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,20 +23,26 @@ pub const SOCKET: &str = "events";
 /// Delay after a connection could not be accepted: descriptors may be short.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
-/// A socket that is served until this is dropped.
+/// A socket that is served until this is dropped, which removes it.
 #[derive(Debug)]
-pub struct EventSocket(JoinHandle<()>);
+pub struct EventSocket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
 
 impl EventSocket {
     /// Serves the notes in `recent` on a socket in `folder`. A client can do without it, so that
     /// failures are only logged.
     #[must_use]
     pub fn open(folder: &Path, recent: &Recent) -> Option<Self> {
+        let path = folder.join(SOCKET);
         let listener = socket::listen(folder, SOCKET).and_then(UnixListener::from_std);
         match listener {
-            Ok(listener) => Some(Self(tokio::spawn(serve(listener, recent.clone())))),
+            Ok(listener) => Some(Self {
+                path,
+                task: tokio::spawn(serve(listener, recent.clone())),
+            }),
             Err(e) => {
-                let path = folder.join(SOCKET);
                 warn!(
                     "cannot listen on {}: {e}; 'tael events' shows what the ledger has only",
                     path.display()
@@ -48,7 +55,9 @@ impl EventSocket {
 
 impl Drop for EventSocket {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+        // The next client replaces one that stays.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
