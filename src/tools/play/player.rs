@@ -34,6 +34,9 @@ pub(super) const CONFIRM: Duration = Duration::from_secs(10);
 /// Interval between two updates of the live line.
 pub(super) const DRAW: Duration = Duration::from_millis(500);
 
+/// Width of the time of a step, columns: `: 59m 59s`.
+const TIME: usize = 10;
+
 pub(super) struct Player<'a> {
     pub options: &'a Options,
     pub session: Session,
@@ -187,7 +190,10 @@ impl<'a> Player<'a> {
         let shown = match failure {
             None => {
                 let end = format!(": {}", duration::brief(took));
-                let room = terminal.width.map(|width| width.saturating_sub(end.len()));
+                // The time is as wide as the longest, so that it does not decide where a step is cut.
+                let room = terminal
+                    .width
+                    .map(|w| w.saturating_sub(end.len().max(TIME)));
                 let begin = room.map_or(begin.clone(), |room| table::cut(&begin, room));
                 format!("{begin}{end}")
             }
