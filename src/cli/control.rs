@@ -36,6 +36,9 @@ pub struct Control {
     /// Trigger to raise, if the client has several
     #[arg(long, value_name = "NAME")]
     trigger: Option<String>,
+    /// With retry: run it also if it has succeeded, or was retried already
+    #[arg(long)]
+    again: bool,
     /// Maximum time to wait for the answer
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
@@ -81,6 +84,9 @@ impl Tool for Control {
         topic::check_who(&self.who).map_err(Error::usage)?;
         let content = Content::Pipeline(self.who.clone());
         let given = !self.attr.is_empty() || self.trigger.is_some();
+        if self.again && self.action != "retry" {
+            return Err(Error::usage("--again goes with retry only"));
+        }
         let (pairs, mut words) = match self.action.as_str() {
             "raise" => (attr::pairs(self.attr, self.words)?, Vec::new().into_iter()),
             _ => (Vec::new(), self.words.into_iter()),
@@ -100,7 +106,10 @@ impl Tool for Control {
             (_, _) if given => {
                 return Err(Error::usage("--attr and --trigger go with raise only"));
             }
-            ("retry", unit) => Action::Retry { unit },
+            ("retry", unit) => Action::Retry {
+                unit,
+                again: self.again,
+            },
             ("cancel", Some(unit)) => Action::Cancel { unit },
             ("cancel", None) => {
                 return Err(Error::usage(

@@ -91,6 +91,17 @@ enum Verbs {
         #[arg(long, value_name = "OFFSET", default_value = "0")]
         from: u64,
     },
+    /// Run the event of a run that has ended again, with or without a running client
+    Retry {
+        #[command(flatten)]
+        which: Unit,
+        /// Do so also if the run has succeeded, or was retried already
+        #[arg(long)]
+        again: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// End a run: TERM, grace, KILL to every process that descends from its command
     Cancel {
         /// Its id, the beginning or end of its id, or 'latest' [default: the only one that runs]
@@ -171,7 +182,7 @@ impl Tool for Work {
             "tael work list --since 2d --failed",
             "tael work results --failed --stderr",
             "tael work status M1XCD",
-            "tael work cancel",
+            "tael work retry --failed --who align",
         ],
     };
 
@@ -227,6 +238,11 @@ impl Tool for Work {
                 },
                 follow,
                 from,
+            },
+            Verbs::Retry { which, again, json } => Verb::Retry {
+                which: which.which()?,
+                again,
+                json,
             },
             Verbs::Cancel { unit, timeout } => Verb::Cancel { unit, timeout },
             Verbs::Release { unit, timeout } => Verb::Release {

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::Receipt;
 use crate::engine::intake::judge::Admission;
+use crate::engine::report::last::End;
 use crate::engine::report::reply::ReplyTo;
 use crate::model::unit::Unit;
 use crate::os::hooks;
@@ -31,8 +30,8 @@ pub enum After {
     Settled {
         unit: String,
         retry: Option<Box<Unit>>,
-        /// The status of the end.
-        last: Box<Value>,
+        /// The end, as it is published.
+        last: Box<End>,
     },
     /// The unit does not run, and its receipts are settled.
     Dropped(String),

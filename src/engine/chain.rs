@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::Value;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -16,6 +15,7 @@ use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::now_ms;
+use crate::engine::report::last::End;
 use crate::engine::report::reply::{self, ReplyTo};
 use crate::engine::report::status;
 use crate::engine::work::retry::retry;
@@ -273,7 +273,7 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
     client.observer.count(unit.lane(), outcome, at);
     let retry = retry(retries, unit, outcome, now);
     let statuses = status::ended(config, unit, outcome, ended.said, at);
-    let last: Value = status::end(unit, outcome, at).into();
+    let last = End::of(unit, outcome, at);
     let op = ended.op(statuses, retry.clone(), now);
     hooks::failpoint("settle.before");
     let after = After::Settled {

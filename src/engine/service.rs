@@ -15,6 +15,7 @@ use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
 use crate::engine::control::actions::{self, Demand, Request};
 use crate::engine::control::reload::{self, Reload};
+use crate::engine::control::retry_socket::{Retried, RetrySocket};
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
 use crate::engine::intake::Intake;
 use crate::engine::intake::backlog::Load;
@@ -29,6 +30,7 @@ use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
 use crate::engine::work::{Units, recovery};
 use crate::error::Result;
 use crate::model::message::Delivery;
+use crate::model::unit::State;
 use crate::os::folder;
 use crate::os::hooks;
 use crate::os::memory;
@@ -46,6 +48,8 @@ pub struct Service {
     client: Client,
     /// Tells readers what becomes of messages.
     events: Option<EventSocket>,
+    /// Brings runs that another process has written into the ledger.
+    retries: RetrySocket,
 }
 
 impl Service {
@@ -88,7 +92,13 @@ impl Service {
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
         let events = EventSocket::open(&client.pipeline.home.path, &client.intake.recent);
-        Ok(Self { client, events })
+        // What is written from now on is not among what was taken up.
+        let retries = RetrySocket::open(&client.pipeline.home.path);
+        Ok(Self {
+            client,
+            events,
+            retries,
+        })
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -123,6 +133,7 @@ impl Service {
                 biased;
                 () = &mut stop => return Ok(()),
                 Some(()) = reload.requests.recv() => self.reload(&reload.read),
+                retried = self.retries.next() => self.take_up(retried),
                 committed = self.client.commits.next() => {
                     chain::on_committed(&mut self.client, committed?);
                     while let Some(committed) = self.client.commits.try_next()? {
@@ -228,6 +239,32 @@ impl Service {
         if let Some(reply) = request.reply {
             client.answer(reply.message(answer));
         }
+    }
+
+    /// Takes up a run that another process has written into the ledger. It waits in its lane, unless it
+    /// is there already.
+    fn take_up(&mut self, retried: Retried) {
+        let client = &mut self.client;
+        let record = match client.pipeline.reader.unit(&retried.unit) {
+            Ok(record) => record,
+            Err(e) => {
+                // Its requester gets no answer, and asks again.
+                return warn!("cannot read a run to retry: {e}");
+            }
+        };
+        if let Some(record) = record.filter(|record| record.state == State::Pending) {
+            let unit = record.unit;
+            if !client.work.lanes().holds(unit.lane(), &unit.id) {
+                info!(
+                    TAEL_UNIT = unit.id,
+                    TAEL_EVENT = unit.event,
+                    "retried by an operator"
+                );
+                let pipeline = &client.pipeline;
+                client.work.wait(pipeline, &unit.spec, &unit.id, unit.due);
+            }
+        }
+        retried.taken();
     }
 
     /// Applies a new configuration in the same session. A mistake in it changes nothing.

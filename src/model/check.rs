@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::model::duration;
 use crate::model::event::Attributes;
+use crate::model::message::property;
 use crate::model::network::Success;
 use crate::model::text::printable;
 
@@ -170,12 +171,12 @@ pub fn beat_time(attributes: &Attributes) -> Option<i64> {
 }
 
 /// Adds the check of the last end of a pipeline, a status as it was published; `now` is in seconds
-/// since 1970. Only an end that reports success and has a time is OK; `failed` is the result for other
-/// ends.
+/// since 1970. Only an end that reports success and has a time is OK, or one that a person wanted
+/// (`canceled`); `failed` is the result for other ends.
 #[must_use]
 pub fn end(
     report: Report,
-    last: &Attributes,
+    (last, canceled): (&Attributes, bool),
     now: i64,
     limits: &Limits,
     max_skew: Duration,
@@ -185,6 +186,7 @@ pub fn end(
     let code = last.get("return_code").and_then(Value::as_i64);
     let announced = last.get("announce") == Some(&Value::Bool(true));
     let how = match (status, code) {
+        _ if canceled => Level::Ok,
         (Some("finished"), None | Some(0)) if !announced => Level::Ok,
         (Some("finished" | "failed" | "falsestart"), _) => failed,
         _ if announced => failed,
@@ -193,6 +195,10 @@ pub fn end(
     let with = match code {
         Some(code) if how != Level::Ok => format!(" with {code}"),
         _ => String::new(),
+    };
+    let status = match canceled {
+        true => Some(property::CANCELED),
+        false => status,
     };
     let text = format!("last run {}{with}", status.unwrap_or("?"));
     let Some(at) = last.get("ts").and_then(Value::as_i64) else {
@@ -319,7 +325,7 @@ mod tests {
             let last = serde_json::from_str(last).expect("object");
             let skew = Duration::from_secs(30);
             let (report, limits) = (Report::new("P"), Limits::default());
-            let report = end(report, &last, 1000, &limits, skew, Level::Warning);
+            let report = end(report, (&last, false), 1000, &limits, skew, Level::Warning);
             (report.level(), report.line())
         };
         for (last, want) in [
@@ -365,6 +371,31 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_a_person_has_ended_has_not_failed() {
+        let last = r#"{"status":"failed","return_code":143,"announce":true,"ts":940}"#;
+        let last = serde_json::from_str(last).expect("object");
+        let limits = Limits::default();
+        let skew = Duration::from_secs(30);
+        let judge = |canceled| {
+            let report = Report::new("P");
+            end(
+                report,
+                (&last, canceled),
+                1000,
+                &limits,
+                skew,
+                Level::Critical,
+            )
+            .line()
+        };
+        assert_eq!(judge(true), "P OK - last run canceled 1m ago | age=60s");
+        assert_eq!(
+            judge(false),
+            "P CRITICAL - last run failed with 143, 1m ago | age=60s"
+        );
+    }
+
+    #[test]
     fn a_failed_run_may_be_critical_and_nothing_else_is() {
         for (last, want) in [
             (
@@ -386,7 +417,14 @@ mod tests {
             let parsed = serde_json::from_str(last).expect("object");
             let (report, limits) = (Report::new("P"), Limits::default());
             let skew = Duration::from_secs(30);
-            let report = end(report, &parsed, 1000, &limits, skew, Level::Critical);
+            let report = end(
+                report,
+                (&parsed, false),
+                1000,
+                &limits,
+                skew,
+                Level::Critical,
+            );
             assert_eq!(report.level(), want, "{last}");
         }
     }

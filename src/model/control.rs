@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Kind;
 use crate::model::event::{self, Attributes};
 use crate::model::json;
+use crate::model::unit::State;
 
 /// Action of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,8 @@ pub enum Action {
     Retry {
         /// Id of the unit.
         unit: Option<String>,
+        /// Whether to run it also if it has succeeded, or was retried already.
+        again: bool,
     },
     /// End a unit.
     Cancel {
@@ -129,6 +132,11 @@ impl Action {
             }),
             Some("retry") => Ok(Self::Retry {
                 unit: take("unit")?,
+                again: match attributes.get("again") {
+                    None => false,
+                    Some(Value::Bool(again)) => *again,
+                    Some(_) => return Err("'again' is neither true nor false".into()),
+                },
             }),
             Some("cancel") => Ok(Self::Cancel {
                 unit: take("unit")?.ok_or("cancel needs a unit")?,
@@ -172,15 +180,34 @@ impl Action {
                 }
                 map.extend(attributes.clone());
             }
-            Self::Cancel { unit } | Self::Retry { unit: Some(unit) } => {
+            Self::Cancel { unit } => {
                 map.insert("unit".into(), json!(unit));
             }
-            Self::Retry { unit: None } | Self::Pause | Self::Resume | Self::Status => {}
+            Self::Retry { unit, again } => {
+                map.extend(unit.iter().map(|unit| ("unit".to_owned(), json!(unit))));
+                if *again {
+                    map.insert("again".into(), json!(true));
+                }
+            }
+            Self::Pause | Self::Resume | Self::Status => {}
         }
         if envelope.present {
             map.insert(ENVELOPE.into(), envelope.value());
         }
         json::to_text(&Value::Object(map))
+    }
+}
+
+/// Returns why a unit that has ended in `state` needs no retry, for the end of a sentence about it.
+/// `retried` is the id of its retry, if it has one.
+#[must_use]
+pub fn needs_no_retry(state: State, retried: Option<&str>) -> Option<String> {
+    match (state, retried) {
+        (State::Succeeded, _) => Some("has succeeded: --again runs it once more".to_owned()),
+        (_, Some(retry)) => Some(format!(
+            "was retried as unit {retry}: --again runs it once more"
+        )),
+        (_, None) => None,
     }
 }
 
@@ -224,9 +251,13 @@ mod tests {
         };
         let all = [
             raise,
-            Action::Retry { unit: None },
+            Action::Retry {
+                unit: None,
+                again: false,
+            },
             Action::Retry {
                 unit: Some("u".into()),
+                again: true,
             },
             Action::Cancel { unit: "u".into() },
             Action::Pause,
@@ -299,6 +330,7 @@ mod tests {
             r#"{"action":1}"#,
             r#"{"action":"dance"}"#,
             r#"{"action":"raise","trigger":1}"#,
+            r#"{"action":"retry","again":"true"}"#,
         ] {
             assert!(parse(bad.as_bytes(), 1000).1.is_err(), "{bad}");
         }

@@ -15,6 +15,10 @@ pub mod property {
     pub const HOST: &str = "tael-host";
     /// Number of events between this one and the first cause.
     pub const HOPS: &str = "tael-hops";
+    /// How a run ended, if its status does not say: [`CANCELED`].
+    pub const END: &str = "tael-end";
+    /// Value of [`END`] for a run that a person has ended.
+    pub const CANCELED: &str = "canceled";
     /// W3C trace context, passed on untouched.
     pub const TRACEPARENT: &str = "traceparent";
 

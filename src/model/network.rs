@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::model::event::{Attributes, attributes};
 use crate::model::message::Delivery;
+use crate::model::message::property;
 use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
 use crate::model::topic::Filter;
@@ -51,6 +52,8 @@ pub struct Seen {
     pub trigger_count: u64,
     /// Status of its last end.
     pub last: Option<Attributes>,
+    /// Whether a person has ended that run.
+    pub last_canceled: bool,
     /// When its last run ended that succeeded, seconds since 1970, if its client says so.
     pub success: Success,
 }
@@ -91,6 +94,7 @@ impl Network {
             triggers: Vec::new(),
             trigger_count: 0,
             last: None,
+            last_canceled: false,
             success: Success::Untold,
         });
         let text = |key: &str| {
@@ -117,6 +121,7 @@ impl Network {
             }
             "last" => {
                 seen.last = payload.get("last").and_then(Value::as_object).cloned();
+                seen.last_canceled = text("end") == property::CANCELED;
                 seen.success = match payload.get("last_success") {
                     Some(Value::Null) => Success::Never,
                     other => other
@@ -248,6 +253,7 @@ impl Seen {
             "trigger_count": self.trigger_count,
             "triggers": triggers,
             "last": self.last,
+            "last_canceled": self.last_canceled,
             "last_success": match self.success {
                 Success::At(at) => Some(at),
                 Success::Never | Success::Untold => None,

@@ -79,6 +79,19 @@ impl Unit {
         &self.spec.lane
     }
 
+    /// Returns a new unit `id` for the same event. It is due at `due`, milliseconds since 1970; 0 is at
+    /// once.
+    #[must_use]
+    pub fn again(&self, id: String, due: i64) -> Self {
+        Self {
+            id,
+            attempt: self.attempt.saturating_add(1),
+            due,
+            retry_of: Some(self.id.clone()),
+            ..self.clone()
+        }
+    }
+
     /// Returns the size of the variables for the command, bytes.
     #[must_use]
     pub fn exported_bytes(&self) -> usize {

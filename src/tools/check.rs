@@ -227,7 +227,7 @@ fn last_end(options: &Options, report: Report, seen: &Seen, told: bool, wanted: 
     };
     let report = check::end(
         report,
-        last,
+        (last, seen.last_canceled),
         now,
         &options.limits,
         options.max_skew,

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::event::attributes;
+use crate::model::message::property;
 use crate::model::network::{Network, Seen, Waits};
 use crate::model::roots::Content;
 use crate::model::table::{Colour, Column, Layout};
@@ -66,8 +67,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         limit: options.timeout,
         patience: options.timeout,
     };
-    let runtime = super::runtime()?;
-    let found = runtime.block_on(retained::retained(listener(&options.broker), query))?;
+    // The connection ends with its runtime. A broker that sends on must not wait for our reader.
+    let asked = retained::retained(listener(&options.broker), query);
+    let found = super::runtime()?.block_on(asked)?;
     if let Some(cause) = found.cut {
         say(&cause);
     }
@@ -79,7 +81,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     if let Some(span) = options.prune {
-        runtime.block_on(prune(options, &network, span))?;
+        super::runtime()?.block_on(prune(options, &network, span))?;
         return Ok(ExitCode::SUCCESS);
     }
     match options.form {
@@ -172,10 +174,13 @@ type Row = Vec<(String, Option<Colour>)>;
 fn row(options: &Options, seen: &Seen) -> Row {
     let last = seen.last.as_ref();
     let field = |key: &str| last.and_then(|last| last.get(key));
-    let status = field("status").and_then(Value::as_str);
+    let status = match seen.last_canceled {
+        true => Some(property::CANCELED),
+        false => field("status").and_then(Value::as_str),
+    };
     let end = status.map(|status| {
         let code = field("return_code").and_then(Value::as_i64);
-        let code = code.filter(|code| *code != 0);
+        let code = code.filter(|code| *code != 0 && !seen.last_canceled);
         let code = code.map_or(String::new(), |code| format!(" ({code})"));
         let elapsed = field("time_elapsed").and_then(Value::as_str);
         let elapsed = elapsed.and_then(duration::from_python);

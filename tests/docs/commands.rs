@@ -150,7 +150,7 @@ fn options_commands_and_variables_exist() {
         assert!(guide.contains(&format!("| `tael {command}")), "{command}");
         helps += &help(&[command, "--help"]);
     }
-    for verb in ["list", "status", "results", "cancel", "release"] {
+    for verb in ["list", "status", "results", "cancel", "retry", "release"] {
         helps += &help(&["work", verb, "--help"]);
     }
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);

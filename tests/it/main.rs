@@ -63,3 +63,4 @@ mod units;
 mod watching;
 mod wire;
 mod work_list;
+mod work_retry;

@@ -190,7 +190,7 @@ fn a_request_without_an_id_that_comes_again_is_done_once() {
     let raise: &[u8] = br#"{"action":"raise","n":"2"}"#;
     let mut raw = scene.online();
     let unit = unit_of(&scene, &mut raw, raise);
-    let retry = format!(r#"{{"action":"retry","unit":"{unit}"}}"#);
+    let retry = format!(r#"{{"action":"retry","unit":"{unit}","again":true}}"#);
     for (packet, request, again) in [
         (5, retry.as_bytes(), false),
         (5, retry.as_bytes(), true),
@@ -345,7 +345,7 @@ fn a_repeated_request_is_answered_with_what_the_first_one_made() {
     let other: &[u8] = br#"{"action":"raise","n":"3"}"#;
     assert_ne!(ask(&mut raw, "R1", other)["unit"], raised["unit"]);
     finished(&mut raw);
-    let named = format!(r#"{{"action":"retry","unit":"{first}"}}"#);
+    let named = format!(r#"{{"action":"retry","unit":"{first}","again":true}}"#);
     let retried = ask(&mut raw, "R2", named.as_bytes());
     assert_eq!(retried["retries"], first.as_str());
     finished(&mut raw);

@@ -10,7 +10,6 @@ use crate::engine::intake::judge;
 use crate::engine::intake::offer::Subject;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::reply::{self, ReplyTo};
-use crate::engine::work::retry::again;
 use crate::error::{Error, Kind};
 use crate::model::control::{self, Action, Envelope};
 use crate::model::event::{self, Attributes};
@@ -142,8 +141,8 @@ impl Request {
                 trigger,
                 attributes,
             }) => room().and_then(|()| self.raise(pipeline, trigger.as_deref(), attributes)),
-            Ok(Action::Retry { unit }) => {
-                room().and_then(|()| self.retry(pipeline, unit.as_deref()))
+            Ok(Action::Retry { unit, again }) => {
+                room().and_then(|()| self.retry(pipeline, unit.as_deref(), again))
             }
             Ok(Action::Cancel { unit }) => cancel(pipeline, unit),
             Ok(Action::Pause) => Ok(Demand::Pause(true)),
@@ -201,7 +200,12 @@ impl Request {
         })))
     }
 
-    fn retry(&self, pipeline: &Pipeline, unit: Option<&str>) -> Result<Demand, Refusal> {
+    fn retry(
+        &self,
+        pipeline: &Pipeline,
+        unit: Option<&str>,
+        again: bool,
+    ) -> Result<Demand, Refusal> {
         let reader = &pipeline.reader;
         let record = match unit {
             Some(id) => reader.unit(id).map_err(unavailable)?,
@@ -214,8 +218,15 @@ impl Request {
         if !record.state.is_end() {
             return Err((Kind::Data, format!("unit {} has not ended", record.unit.id)));
         }
+        if !again {
+            let id = &record.unit.id;
+            let retried = reader.retry_of(id).map_err(unavailable)?;
+            if let Some(cause) = control::needs_no_retry(record.state, retried.as_deref()) {
+                return Err((Kind::Data, format!("unit {id} {cause}")));
+            }
+        }
         // The request is the new event; the unit keeps the original one.
-        let mut again = again(&record.unit, record.unit.attempt + 1, 0);
+        let mut again = record.unit.again(new_id(), 0);
         // The unit may be released before this one is in the ledger.
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));

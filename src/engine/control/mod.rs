@@ -2,4 +2,5 @@
 
 pub mod actions;
 pub mod reload;
+pub mod retry_socket;
 pub mod stop;

@@ -10,15 +10,35 @@ use crate::engine::report::status;
 use crate::error::Result;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Reader;
 
 /// Minimum time between two messages. When runs end faster, the last one counts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Status of the last end, the time of the last success, and when to publish both.
+/// An end, as it is published.
+#[derive(Debug)]
+pub struct End {
+    /// Its status.
+    status: Value,
+    /// Whether a person has ended the run; its status does not say.
+    canceled: bool,
+}
+
+impl End {
+    /// Returns the end of `unit` with this `outcome`, at `at` (milliseconds since 1970).
+    pub fn of(unit: &Unit, outcome: &Outcome, at: i64) -> Self {
+        Self {
+            status: status::end(unit, outcome, at).into(),
+            canceled: outcome.state() == State::Canceled,
+        }
+    }
+}
+
+/// The last end, the time of the last success, and when to publish both.
 #[derive(Debug)]
 pub struct LastEnd {
-    status: Option<Value>,
+    end: Option<End>,
     /// When a run last ended with 0, seconds since 1970, as the statuses say it.
     success: Option<i64>,
     due: Option<Instant>,
@@ -32,20 +52,20 @@ impl LastEnd {
     /// When the ledger cannot be read.
     pub fn read(reader: &Reader) -> Result<Self> {
         let record = reader.last_ended()?;
-        let status: Option<Value> = record.and_then(|record| {
+        let end = record.and_then(|record| {
             let ended = record.ended.unwrap_or_default();
             let outcome = record.outcome?;
-            Some(status::end(&record.unit, &outcome, ended).into())
+            Some(End::of(&record.unit, &outcome, ended))
         });
-        let success = match &status {
-            Some(status) => match succeeded(status) {
+        let success = match &end {
+            Some(end) => match succeeded(&end.status) {
                 Some(at) => Some(at),
                 None => reader.last_success()?.map(|at| at.div_euclid(1000)),
             },
             None => None,
         };
         Ok(Self {
-            status,
+            end,
             success,
             due: None,
             free: Instant::now(),
@@ -53,15 +73,15 @@ impl LastEnd {
     }
 
     /// Notes a later end.
-    pub fn set(&mut self, status: Value) {
-        self.success = succeeded(&status).or(self.success);
-        self.status = Some(status);
+    pub fn set(&mut self, end: End) {
+        self.success = succeeded(&end.status).or(self.success);
+        self.end = Some(end);
         self.due();
     }
 
     /// Notes that the broker may not have it.
     pub fn due(&mut self) {
-        self.due = self.status.is_some().then_some(self.free);
+        self.due = self.end.is_some().then_some(self.free);
     }
 
     /// Makes it due now, without waiting for a later end.
@@ -82,9 +102,14 @@ impl LastEnd {
         }
         self.due = None;
         self.free = now + PAUSE;
-        let Some(status) = &self.status else { return };
+        let Some(End { status, canceled }) = &self.end else {
+            return;
+        };
         // It is not a status itself. Otherwise subscribers of all topics would see the end twice.
-        let payload = json!({ "last": status, "last_success": self.success });
+        let mut payload = json!({ "last": status, "last_success": self.success });
+        if let (true, Value::Object(payload)) = (canceled, &mut payload) {
+            payload.insert("end".to_owned(), json!(property::CANCELED));
+        }
         steps.push_back(Step::Publish(Message {
             topic: pipeline.topics.last(),
             payload: Bytes::from(json::to_text(&payload)),

@@ -11,7 +11,7 @@ use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
 use crate::model::topic::PipelineTopics;
-use crate::model::unit::{Outcome, Unit};
+use crate::model::unit::{Outcome, State, Unit};
 use crate::os::host::new_id;
 
 /// Returns a status of `unit` as a message, with an id of its own and the event as its cause.
@@ -84,7 +84,12 @@ pub fn ended(config: &Config, unit: &Unit, outcome: &Outcome, said: bool, at: i6
     }
     // The start of such a unit was never published, so its end is not either.
     if !outcome.was_canceled_before_it_began() {
-        statuses.push(message(config, unit, end(unit, outcome, at)));
+        let mut status = message(config, unit, end(unit, outcome, at));
+        if outcome.state() == State::Canceled {
+            let end = (property::END.to_owned(), property::CANCELED.to_owned());
+            status.properties.user.push(end);
+        }
+        statuses.push(status);
     }
     statuses
 }

@@ -157,6 +157,14 @@ impl Lanes {
         self.note(trigger);
     }
 
+    /// Returns whether `unit` waits or runs in the lane of `trigger`.
+    pub fn holds(&self, trigger: &str, unit: &str) -> bool {
+        self.lanes.get(trigger).is_some_and(|lane| {
+            let mut entries = lane.running.iter().chain(&lane.waiting);
+            entries.any(|entry| entry.unit == unit)
+        })
+    }
+
     /// Gives back the job of `unit`, or its place in the queue.
     pub fn remove(&mut self, trigger: &str, unit: &str) {
         let lane = self.lane(trigger);

@@ -6,22 +6,10 @@ use crate::model::policy::Retries;
 use crate::model::unit::{Outcome, Unit};
 use crate::os::host::new_id;
 
-/// Returns a new unit for the same event. It is due at `due`, milliseconds since 1970; 0 is at
-/// once.
-pub fn again(unit: &Unit, attempt: u32, due: i64) -> Unit {
-    Unit {
-        id: new_id(),
-        attempt,
-        due,
-        retry_of: Some(unit.id.clone()),
-        ..unit.clone()
-    }
-}
-
 /// Returns the unit that follows one with this `outcome`, if `retries` want one.
 pub fn retry(retries: &Retries, unit: &Unit, outcome: &Outcome, now: Timestamp) -> Option<Unit> {
     let delay = retries.after(unit.attempt, outcome)?;
     let delay = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
     let due = now.as_millisecond().saturating_add(delay);
-    Some(again(unit, unit.attempt + 1, due))
+    Some(unit.again(new_id(), due))
 }

@@ -116,6 +116,20 @@ impl Reader {
         self.one("id = ?1", params![id])
     }
 
+    /// Returns the id of the last retry of unit `id`, if it has one.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn retry_of(&self, id: &str) -> Result<Option<String>> {
+        // A retry comes after its unit, which has mostly ended a short time ago.
+        let sql = "SELECT id FROM unit WHERE retry_of = ?1
+                   AND seq > (SELECT seq FROM unit WHERE id = ?1) ORDER BY seq DESC LIMIT 1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row(params![id], |row| row.get(0)).optional())
+            .map_err(wrong)
+    }
+
     /// Returns the payload of unit `id`; `None` if there is no such unit.
     ///
     /// # Errors

@@ -91,6 +91,15 @@ pub enum Op {
         /// Its retry.
         retry: Option<Box<Unit>>,
     },
+    /// A person has the event of an ended unit run again.
+    Retry {
+        /// The new unit.
+        retry: Box<Unit>,
+        /// When, milliseconds since 1970.
+        at: i64,
+        /// Whether to do so also if the unit has succeeded, or was retried already.
+        again: bool,
+    },
     /// A trigger that waits for silence has heard a message, or runs because of the silence.
     Heard(Heard),
     /// The broker has acknowledged messages, and knows some of our acknowledgements.
@@ -207,6 +216,22 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             }
             post_all(tx, state, statuses)
         }),
+        Op::Retry { retry, at, again } => {
+            let sql = "SELECT 1 FROM unit WHERE id = ?1 AND ended IS NOT NULL AND (?2 OR
+                           state <> 'succeeded'
+                           AND NOT EXISTS (SELECT 1 FROM unit AS other WHERE other.retry_of = ?1))";
+            let mut may = tx.prepare_cached(sql)?;
+            if !may.exists(params![retry.retry_of, again])? {
+                return Ok(changed(0, vec![]));
+            }
+            let entry = Entry {
+                state: State::Pending,
+                boot: None,
+                at: *at,
+            };
+            insert_unit(tx, state, retry, &entry, &mut None)?;
+            Ok(changed(1, vec![]))
+        }
         Op::Sent { list, answered } => {
             let sql = "UPDATE link SET answered = ?1";
             tx.prepare_cached(sql)?.execute(params![answered])?;

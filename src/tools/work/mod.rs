@@ -4,6 +4,7 @@ pub mod complete;
 mod find;
 mod list;
 mod results;
+mod retry;
 mod show;
 
 use std::fs;
@@ -70,6 +71,15 @@ pub enum Verb {
         /// First byte to print.
         from: u64,
     },
+    /// Run the event of a unit again.
+    Retry {
+        /// The unit.
+        which: Which,
+        /// Whether to do so also if it has succeeded, or was retried already.
+        again: bool,
+        /// As a JSON object.
+        json: bool,
+    },
     /// End a unit.
     Cancel {
         /// The unit; by default the only one that runs.
@@ -129,6 +139,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             })
             // Every other code may be that of the command.
             .map_err(|e| e.into_kind(Kind::NoCode)),
+        Verb::Retry { which, again, json } => retry::retry(scope, which, *again, *json),
         Verb::Cancel { unit, timeout } => cancel(scope, unit.as_deref(), *timeout),
         Verb::Release {
             unit,
