@@ -84,6 +84,9 @@ enum Verbs {
         /// Print standard error instead of standard output
         #[arg(long)]
         stderr: bool,
+        /// Print both, in the order of writing, as far as it was noted
+        #[arg(long, conflicts_with_all = ["stderr", "from"])]
+        both: bool,
         /// Follow the output until the run ends
         #[arg(short, long)]
         follow: bool,
@@ -180,7 +183,7 @@ impl Tool for Work {
         groups: &[],
         examples: &[
             "tael work list --since 2d --failed",
-            "tael work results --failed --stderr",
+            "tael work results --failed --both",
             "tael work status M1XCD",
             "tael work retry --failed --who align",
         ],
@@ -227,14 +230,15 @@ impl Tool for Work {
             Verbs::Results {
                 which,
                 stderr,
+                both,
                 follow,
                 from,
             } => Verb::Results {
                 which: which.which()?,
-                stream: if stderr {
-                    Stream::Stderr
-                } else {
-                    Stream::Stdout
+                stream: match (both, stderr) {
+                    (true, _) => None,
+                    (false, true) => Some(Stream::Stderr),
+                    (false, false) => Some(Stream::Stdout),
                 },
                 follow,
                 from,

@@ -104,7 +104,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             if network.pipelines().next().is_none() {
                 let root = &options.root;
                 let hint = roots::hint(&options.broker, &Content::Pipelines, root);
-                let hint = runtime.block_on(hint);
+                let hint = super::runtime()?.block_on(hint);
                 say(&format!(
                     "no pipeline has ever been seen below {root}; {hint}"
                 ));

@@ -106,6 +106,7 @@ fn every_command_verb_and_file_has_a_manual_page() {
         "status",
         "results",
         "cancel",
+        "retry",
         "release",
         "force-release",
     ] {

@@ -480,3 +480,45 @@ fn a_hundred_thousand_units_take_little_memory() {
     assert_eq!(listed(&world, &["--failed"]).len(), 100);
     assert_eq!(list(&world, &["-n", "20"]).lines().count(), 21);
 }
+
+#[test]
+fn both_streams_come_in_the_order_of_writing() {
+    let world = World::new();
+    // It writes on when the runner has taken what it wrote before.
+    let command = r#"
+        cd "$OUT/state/p/units/$TAEL_UNIT"
+        taken() { until [ "$(cat $1 2>/dev/null | wc -l)" = "$2" ]; do sleep 0.01; done; }
+        echo one; taken stdout 1
+        echo two >&2; taken stderr 1
+        echo three; taken stdout 2
+        until [ -e "$OUT/go" ]; do sleep 0.01; done
+        echo four >&2; exit 3"#;
+    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    world.message(SEQ, &[("status", "finished")]);
+    let both = || ran(world.tael(["work", "results", "--both"]).env("LC_ALL", "C"));
+    wait_until("three lines are there", || both().1 == "one\ntwo\nthree\n");
+    assert_eq!(both().0, 125);
+    let mut follow = world.tael(["work", "results", "--both", "--follow"]);
+    let follower = std::thread::spawn(move || ran(&mut follow));
+    fs::write(world.path("go"), "").expect("go");
+    let (code, out, stderr) = follower.join().expect("follower");
+    assert_eq!(
+        (code, out.as_str(), stderr.as_str()),
+        (3, "one\ntwo\nthree\nfour\n", "")
+    );
+    // A run of an earlier version has noted no order.
+    let unit = fs::read_dir(world.state().join("p/units"))
+        .expect("units")
+        .next();
+    let order = unit.expect("unit").expect("unit").path().join("order");
+    fs::remove_file(order).expect("remove");
+    let (code, out, stderr) = both();
+    assert_eq!((code, out.as_str()), (3, "one\nthree\ntwo\nfour\n"));
+    assert!(stderr.contains("stdout comes first"), "{stderr}");
+    refuses(
+        &mut world.tael(["work", "results", "--both", "--stderr"]),
+        64,
+        "--both",
+    );
+    client.stop();
+}

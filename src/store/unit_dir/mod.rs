@@ -3,6 +3,7 @@
 //! ```text
 //! units/<id>/stdout        what the command wrote, if it wrote anything
 //! units/<id>/stderr
+//! units/<id>/order         switches between both, if it wrote to both
 //! units/<id>/outcome       the record of the run, locked by its runner until the run has ended
 //! units/<id>/cancel-<id>   created to cancel the unit
 //! ```
@@ -11,9 +12,11 @@
 //! run ended. Everything in a folder therefore names its unit: a power failure can bring back what
 //! was there before.
 
+pub mod both;
 pub mod holes;
 pub mod journal;
 pub mod locked;
+mod order;
 pub mod output;
 pub mod reader;
 pub mod recycle;

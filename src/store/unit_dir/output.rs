@@ -18,6 +18,7 @@ use nix::unistd::pipe2;
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::holes::punch;
 use crate::store::unit_dir::locked::LockedDir;
+use crate::store::unit_dir::order::OrderNotes;
 use crate::store::unit_dir::stream::{Stream, StreamFiles};
 
 /// Number of bytes taken from a pipe at once: the capacity of a pipe (`pipe(7)`).
@@ -51,6 +52,7 @@ pub const TAIL: u64 = 256 * 1024;
 pub struct Output {
     sources: [Source; 2],
     sinks: [Sink; 2],
+    order: OrderNotes,
     buffer: Vec<u8>,
     limit: u64,
 }
@@ -67,6 +69,7 @@ impl Output {
         let output = Self {
             sources: [stdout, stderr],
             sinks: [Stream::Stdout, Stream::Stderr].map(|stream| Sink::new(stream, limit)),
+            order: OrderNotes::default(),
             buffer: Vec::new(),
             limit,
         };
@@ -87,13 +90,23 @@ impl Output {
 
     /// Moves the bytes in the pipes into the files of `dir`, and returns their number.
     pub fn pump(&mut self, dir: &mut LockedDir) -> usize {
+        let Self {
+            sources: [from_stdout, from_stderr],
+            sinks: [stdout, stderr],
+            order,
+            buffer,
+            ..
+        } = self;
         let mut moved = 0;
-        for (source, sink) in self.sources.iter_mut().zip(&mut self.sinks) {
-            source.drain(&mut self.buffer, |bytes| {
+        let mut drain = |source: &mut Source, sink: &mut Sink, other: u64| {
+            source.drain(buffer, |bytes| {
                 moved += bytes.len();
+                order.came(dir.dir().path(), sink.stream, other);
                 sink.put(dir, bytes);
             });
-        }
+        };
+        drain(from_stdout, stdout, stderr.seen);
+        drain(from_stderr, stderr, stdout.seen);
         moved
     }
 

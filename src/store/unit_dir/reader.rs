@@ -127,6 +127,11 @@ impl OutputReader {
         self.at
     }
 
+    /// Goes back to `offset`, which was passed.
+    pub(super) const fn go_back(&mut self, offset: u64) {
+        self.at = offset;
+    }
+
     /// Returns the content at the offset, and moves on behind it. The caller determines whether the
     /// run has `ended` before the call: what the command wrote until then is read.
     ///

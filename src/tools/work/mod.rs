@@ -64,8 +64,8 @@ pub enum Verb {
     Results {
         /// The unit.
         which: Which,
-        /// Which stream.
-        stream: Stream,
+        /// Which stream; `None` for both, in the order of writing.
+        stream: Option<Stream>,
         /// Whether to follow until the unit ends.
         follow: bool,
         /// First byte to print.
