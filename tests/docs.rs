@@ -1,9 +1,9 @@
-//! README.md and docs/ are true: every fenced block is run, or compared with what really happens.
+//! README.md and docs/ are true: every fenced block is run, or compared with real output.
 //!
-//! A block says by its info string how it is tested; [`page::KINDS`] lists them all, and a block of
-//! no kind fails. The host `mqtt.lab.example` stands for the test's broker, and
+//! The info string of a block is its kind: how it is tested. [`page::KINDS`] lists all kinds, and a
+//! block of another kind fails. The host `mqtt.lab.example` stands for the broker of the test, and
 //! `/usr/local/bin/` for the folder of the binaries.
-// A test that fails panics, and so may what helps it (clippy.toml sees the tests alone).
+// A test that fails panics, and so may its helpers. clippy.toml covers the tests themselves only.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

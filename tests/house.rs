@@ -4,7 +4,7 @@
 //! `tools`, `cli`, the binaries. A file uses lower floors and its own; `net` and `store` stand side by
 //! side and do not know each other. `os` lies below them, because the ledger and the unit
 //! folders live by the kernel's locks.
-// A test that fails panics, and so may what helps it (clippy.toml sees the tests alone).
+// A test that fails panics, and so may its helpers. clippy.toml covers the tests themselves only.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -142,7 +142,7 @@ impl Link {
         }
     }
 
-    /// Returns whether the goodbye is to be published.
+    /// Returns whether the goodbye must be published.
     pub fn owes_goodbye(&self) -> bool {
         self.goodbye == Goodbye::Unsaid
     }

@@ -22,9 +22,9 @@ pub fn give_back() {
 fn unmap_code() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     if let Some((start, length)) = code(&maps, unmap_code as fn() as usize) {
-        // SAFETY: the kernel reads the pages of a private mapping of a file, to which nobody has
-        // written, from the file when they are used again (madvise(2), MADV_DONTNEED). It does the
-        // same at any time when memory is short.
+        // SAFETY: the kernel reads the unchanged pages of a private mapping of a file from the file
+        // when they are used again (madvise(2), MADV_DONTNEED). It does the same at any time when
+        // memory is short.
         unsafe {
             let start = std::ptr::with_exposed_provenance_mut(start);
             libc::madvise(start, length, libc::MADV_DONTNEED);

@@ -11,14 +11,14 @@ use nix::unistd::Pid;
 
 use super::{Certificates, binary, wait_until};
 
-/// What a broker is to be.
+/// Set-up of a broker.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// Sessions and messages survive a restart.
     pub persistent: bool,
     /// Only `ann` may connect, with this password.
     pub password: Option<String>,
-    /// TLS, with client certificates demanded.
+    /// TLS, with required client certificates.
     pub tls: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct Broker {
     pub certificates: Option<Certificates>,
 }
 
-/// Whether the suite runs against mosquitto.
+/// Returns whether the suite runs against mosquitto.
 pub fn is_mosquitto() -> bool {
     match std::env::var("TAEL_TEST_BROKER").as_deref() {
         Ok("mosquitto") => true,
@@ -39,8 +39,8 @@ pub fn is_mosquitto() -> bool {
     }
 }
 
-/// Adds the name of this test to the file that `TAEL_TEST_BROKER_USED` names: `.ci/run` runs those
-/// tests a second time, against mosquitto. The test harness calls a test's thread by its name.
+/// Appends the name of this test to the file that `TAEL_TEST_BROKER_USED` names. `.ci/run` runs these
+/// tests again, against mosquitto. The thread of a test has the name of the test.
 fn note_use() {
     let Some(path) = std::env::var_os("TAEL_TEST_BROKER_USED") else {
         return;
@@ -53,7 +53,7 @@ fn note_use() {
         .append(true)
         .open(path)
         .expect("TAEL_TEST_BROKER_USED");
-    // One write a line, so that lines of other tests do not mix with it.
+    // One write for each line: lines of other tests do not mix with it.
     file.write_all(format!("{name}\n").as_bytes())
         .expect("TAEL_TEST_BROKER_USED");
 }
@@ -74,7 +74,7 @@ impl Broker {
         };
         note_use();
         fs::create_dir_all(&broker.dir).expect("broker dir");
-        // mosquitto cannot pick a port itself; another process may take ours meanwhile.
+        // mosquitto cannot choose a port itself, and another process may take ours meanwhile.
         for _ in 0..20 {
             broker.port = if is_mosquitto() { free_port() } else { 0 };
             if broker.up() {
@@ -91,7 +91,7 @@ impl Broker {
         self.port
     }
 
-    /// The shared options that lead to this broker.
+    /// Returns the shared options for this broker.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let mut list = vec![
             ("TAEL_HOST", "127.0.0.1".to_owned()),
@@ -110,7 +110,7 @@ impl Broker {
         list
     }
 
-    /// Starts it again on the same port.
+    /// Restarts it on the same port.
     pub fn restart(&mut self) {
         wait_until("the broker is up again", || self.up());
     }
@@ -129,7 +129,7 @@ impl Broker {
             .args([
                 "broker",
                 "--print-url",
-                // As much as mosquitto takes, and more than any test sends.
+                // As much as mosquitto takes, which is more than any test sends.
                 "--max-packet",
                 "16777216",
                 "--listen",
@@ -183,7 +183,7 @@ impl Broker {
                 "persistence true\npersistence_location {}/\n",
                 data.display()
             );
-            // After every change, as a careful operator of a small broker would.
+            // It saves after every change, as docs/broker.md recommends for small brokers.
             text += "autosave_on_changes true\nautosave_interval 1\n";
         }
         if let Some(password) = &self.setup.password {
@@ -207,7 +207,7 @@ impl Broker {
             );
         }
         if nix::unistd::Uid::effective().is_root() {
-            // Else it gives up the right to read its own files.
+            // Otherwise it drops the right to read its own files.
             text += "user root\n";
         }
         let config = self.dir.join("mosquitto.conf");
@@ -225,7 +225,7 @@ impl Broker {
             up = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
             up || child.try_wait().expect("wait").is_some()
         });
-        // Somebody else may listen there instead.
+        // Another process may listen there instead.
         up = up && child.try_wait().expect("wait").is_none();
         if up {
             self.child = Some(child);
@@ -246,7 +246,7 @@ impl Broker {
         kill(Pid::from_raw(child.id().cast_signed()), signal).expect("signal");
     }
 
-    /// Stops it in good order.
+    /// Stops it with SIGTERM.
     pub fn stop(&mut self) {
         self.signal(Signal::SIGTERM);
         self.child
@@ -256,7 +256,7 @@ impl Broker {
             .expect("wait");
     }
 
-    /// Kills it.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child

@@ -1,4 +1,4 @@
-//! What the tests share: real brokers, real clients, and ears on the network.
+//! The test kit: real brokers, real clients, and subscribers.
 //!
 //! `TAEL_TEST_BROKER=mosquitto` runs the suite against mosquitto instead of the embedded
 //! broker.
@@ -23,10 +23,10 @@ use serde_json::Value;
 
 pub use broker::{Broker, Setup};
 
-/// How long anything may take before a test fails.
+/// Maximum wait of a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at that nothing announces.
+/// Interval between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` holds.
@@ -39,7 +39,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The path of one of our binaries.
+/// Returns the path of one of our binaries.
 pub fn binary(name: &str) -> PathBuf {
     let path = match name {
         "tael" => env!("CARGO_BIN_EXE_tael"),
@@ -51,10 +51,10 @@ pub fn binary(name: &str) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// A process that ends with the test, whatever happens.
+/// A process that ends with its test, however that ends.
 pub struct Process {
     pub child: Child,
-    /// What it says on stderr.
+    /// File with its stderr.
     pub log: PathBuf,
 }
 
@@ -67,7 +67,7 @@ impl Process {
         kill(self.pid(), signal).expect("signal");
     }
 
-    /// Waits for its end and returns the exit code, 128+signal for a death by signal.
+    /// Waits for its end, and returns the exit code; 128+signal if a signal has ended it.
     #[track_caller]
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
@@ -82,7 +82,7 @@ impl Process {
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 
-    /// Stops it as an operator does; it must leave with 0.
+    /// Stops it with SIGTERM. It must exit with 0.
     #[track_caller]
     pub fn stop(mut self) {
         self.signal(Signal::SIGTERM);
@@ -107,7 +107,7 @@ impl Drop for Process {
     }
 }
 
-/// A broker, a state folder, and whatever a test starts.
+/// A broker, and a folder for state and other files of a test.
 pub struct World {
     pub dir: tempfile::TempDir,
     pub broker: Broker,
@@ -132,8 +132,21 @@ impl World {
         self.path("state")
     }
 
-    /// One of our commands, in an environment that holds nothing of the user's, pointed at the
-    /// broker.
+    /// Returns the state folder of pipeline `who`.
+    pub fn home(&self, who: &str) -> PathBuf {
+        self.state().join(who)
+    }
+
+    /// Creates the ledger of pipeline `who` as an earlier version has left it, by its SQL.
+    pub fn earlier_ledger(&self, who: &str, sql: &str) -> rusqlite::Connection {
+        let home = self.home(who);
+        fs::create_dir_all(home.join("units")).expect("home");
+        let ledger = rusqlite::Connection::open(home.join("ledger.db")).expect("ledger");
+        ledger.execute_batch(sql).expect("fixture");
+        ledger
+    }
+
+    /// Returns one of our commands, pointed at the broker, in a clean environment.
     pub fn command(&self, name: &str) -> Command {
         let mut command = bare_command(&self.dir, name);
         for (name, value) in self.broker.environment() {
@@ -142,7 +155,7 @@ impl World {
         command
     }
 
-    /// `tael` with `arguments`.
+    /// Returns `tael` with `arguments`.
     pub fn tael<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.command("tael");
         command.args(arguments);
@@ -153,7 +166,7 @@ impl World {
         spawn(&self.dir, &mut command)
     }
 
-    /// Starts a client called `who` and returns once it is online.
+    /// Starts a client called `who`, and returns when it is online.
     #[track_caller]
     pub fn client(&self, who: &str, arguments: &[&str]) -> Process {
         let mut command = self.command("tael-client");
@@ -163,7 +176,7 @@ impl World {
         self.online(who, command)
     }
 
-    /// Starts a client's command and returns once it is online.
+    /// Starts the client `who` by `command`, and returns when it is online.
     #[track_caller]
     pub fn online(&self, who: &str, command: Command) -> Process {
         let presence = format!("lab/infrastructure/pipelines/{who}/presence");
@@ -184,7 +197,7 @@ impl World {
         process
     }
 
-    /// Publishes with `tael-message`, which must succeed in silence.
+    /// Publishes with `tael-message`, which must succeed and print nothing.
     #[track_caller]
     pub fn message(&self, topic: &str, attributes: &[(&str, &str)]) {
         let mut command = self.command("tael-message");
@@ -202,14 +215,14 @@ impl World {
         );
     }
 
-    /// Listens to `filters` from now on.
+    /// Subscribes to `filters`, and returns when the subscription is in force.
     #[track_caller]
     pub fn ears(&self, filters: &[&str]) -> Ears {
         let mut command = self.tael(["watch", "--json", "--qos", "1"]);
         for filter in filters {
             command.args(["-t", filter]);
         }
-        // One more, to know when the subscription stands.
+        // Messages under one more filter show when the subscription is in force.
         let ready = format!("ready/{}", ulid::Ulid::generate());
         command.args(["-t", &ready]).stdout(Stdio::piped());
         let mut process = self.spawn(command);
@@ -249,18 +262,18 @@ impl World {
         ears
     }
 
-    /// Publishes `payload` as it is, for what `tael message` would not send.
+    /// Publishes `payload` as it is: `tael message` would refuse some.
     pub fn publish(&self, topic: &str, payload: impl AsRef<[u8]>, properties: &[(&str, &str)]) {
         raw::Raw::connect(self.broker.port()).publish(topic, payload.as_ref(), properties);
     }
 
-    /// `tael control` with `arguments`: exit code, stdout, stderr.
+    /// Runs `tael control` with `arguments`. Returns exit code, stdout, and stderr.
     pub fn control(&self, arguments: &[&str]) -> (i32, String, String) {
         let mut command = self.tael(["control", "--root", "lab", "--log", "none"]);
         ran(command.args(arguments))
     }
 
-    /// What pipeline `who` says about itself.
+    /// Returns the status report of pipeline `who`.
     #[track_caller]
     pub fn report(&self, who: &str) -> Value {
         let (code, stdout, stderr) = self.control(&[who, "status", "--json"]);
@@ -268,7 +281,7 @@ impl World {
         serde_json::from_str(&stdout).expect("one JSON object")
     }
 
-    /// Waits until the report of pipeline `who` has `value` at `pointer`.
+    /// Waits until the status report of pipeline `who` has `value` at `pointer`.
     #[track_caller]
     pub fn wait_report(&self, who: &str, pointer: &str, value: impl Into<Value>) {
         let value = value.into();
@@ -277,10 +290,10 @@ impl World {
         });
     }
 
-    /// A script in the world's folder, made executable.
+    /// Writes an executable script to the folder of the world.
     ///
-    /// Another process writes it: one that another test starts at this moment would hold our
-    /// descriptor, and the kernel executes no file that is open for writing.
+    /// Another process writes it. Otherwise a process that another test starts at this moment would
+    /// hold our descriptor, and the kernel executes no file that is open for writing.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         let mut install = Command::new("install");
@@ -290,14 +303,14 @@ impl World {
         path
     }
 
-    /// A file's lines, none if there is no file.
+    /// Returns the lines of a file; none if there is no file.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 }
 
-/// One of our commands in an environment that holds nothing of the user's.
+/// Returns one of our commands in a clean environment.
 pub fn bare_command(dir: &tempfile::TempDir, name: &str) -> Command {
     let mut command = Command::new(binary(name));
     command
@@ -318,7 +331,7 @@ pub fn bare_command(dir: &tempfile::TempDir, name: &str) -> Command {
     command
 }
 
-/// The most memory that `process` has held so far, bytes.
+/// Returns the maximum memory of `process` so far, bytes.
 pub fn peak_memory(process: &Process) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -326,7 +339,7 @@ pub fn peak_memory(process: &Process) -> usize {
     kib.expect("VmHWM").trim().parse::<usize>().expect("number") * 1024
 }
 
-/// Starts `command` with its stderr in a file of its own.
+/// Starts `command`, with its stderr in a file of its own.
 pub fn spawn(dir: &tempfile::TempDir, command: &mut Command) -> Process {
     let log = dir.path().join(format!("log-{}", ulid::Ulid::generate()));
     let child = command
@@ -336,7 +349,7 @@ pub fn spawn(dir: &tempfile::TempDir, command: &mut Command) -> Process {
     Process { child, log }
 }
 
-/// A message that was heard.
+/// A received message.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub topic: String,
@@ -361,7 +374,7 @@ impl Message {
     }
 }
 
-/// A subscriber that remembers everything.
+/// A subscriber that remembers all messages.
 pub struct Ears {
     heard: Arc<(Mutex<Vec<Message>>, Condvar)>,
     ready: String,
@@ -369,7 +382,7 @@ pub struct Ears {
 }
 
 impl Ears {
-    /// All messages so far.
+    /// Returns all messages so far.
     pub fn all(&self) -> Vec<Message> {
         let heard = self.heard.0.lock().expect("lock");
         heard
@@ -383,13 +396,13 @@ impl Ears {
         self.all().iter().any(condition)
     }
 
-    /// Waits for the first message that `condition` holds for.
+    /// Waits for a message that meets `condition`, and returns the first.
     #[track_caller]
     pub fn wait(&self, what: &str, condition: impl Fn(&Message) -> bool) -> Message {
         self.wait_all(what, |all| all.iter().find(|m| condition(m)).cloned())
     }
 
-    /// Waits until `condition` finds what it looks for in all messages so far.
+    /// Waits until `condition` returns something for all messages so far.
     #[track_caller]
     pub fn wait_all<T>(&self, what: &str, condition: impl Fn(&[Message]) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
@@ -409,7 +422,7 @@ impl Ears {
         }
     }
 
-    /// Waits for a status of pipeline `who`.
+    /// Waits for this `status` of pipeline `who`.
     #[track_caller]
     pub fn status(&self, who: &str, status: &str) -> Message {
         let topic = format!("lab/infrastructure/pipelines/{who}/status");
@@ -418,7 +431,7 @@ impl Ears {
         })
     }
 
-    /// How often pipeline `who` has said `status`.
+    /// Returns how often pipeline `who` has published `status`.
     pub fn count(&self, who: &str, status: &str) -> usize {
         let topic = format!("lab/infrastructure/pipelines/{who}/status");
         self.all()
@@ -428,7 +441,7 @@ impl Ears {
     }
 }
 
-/// The children of process `pid`, those that have ended and were not reaped included.
+/// Returns the children of process `pid`, also those that have ended and were not reaped.
 pub fn children_of(pid: u32) -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("proc").flatten();
     let children = entries.filter_map(|entry| {
@@ -440,28 +453,37 @@ pub fn children_of(pid: u32) -> Vec<i32> {
     children.collect()
 }
 
-/// Whether the test of `what` can run, which needs `program`; in CI it must.
+/// Returns whether the test of `what` can run, which needs `program`. In CI it must.
 pub fn has_program(program: &str, what: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    assert!(
-        there || std::env::var_os("CI").is_none(),
-        "{what}: needs {program}"
-    );
-    if !there {
-        eprintln!("not run, needs {program}: {what}");
-    }
-    there
+    can_run(there, program, what)
 }
 
-/// What a finished command printed on stdout and stderr, and its exit code.
+/// Returns whether the test of `what` can run, which needs root. In CI it must.
+pub fn has_root(what: &str) -> bool {
+    can_run(nix::unistd::geteuid().is_root(), "root", what)
+}
+
+fn can_run(can: bool, needs: &str, what: &str) -> bool {
+    assert!(
+        can || std::env::var_os("CI").is_none(),
+        "{what}: needs {needs}"
+    );
+    if !can {
+        eprintln!("not run, needs {needs}: {what}");
+    }
+    can
+}
+
+/// Runs `command`. Returns exit code, stdout, and stderr.
 #[track_caller]
 pub fn ran(command: &mut Command) -> (i32, String, String) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     ended(command.spawn().expect("spawn"))
 }
 
-/// Runs `command` with `input` on its standard input.
+/// Runs `command` with `input` on its standard input, and returns the same.
 #[track_caller]
 pub fn ran_with(command: &mut Command, input: &[u8]) -> (i32, String, String) {
     let mut child = command
@@ -470,13 +492,13 @@ pub fn ran_with(command: &mut Command, input: &[u8]) -> (i32, String, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("spawn");
-    // It may refuse its arguments without reading.
+    // It may refuse its arguments before it reads.
     let _ = child.stdin.take().expect("stdin").write_all(input);
     ended(child)
 }
 
-/// Waits for the end of `child`, which is killed if it does not come: what should have been
-/// refused may run for ever.
+/// Waits for the end of `child`, and kills it after [`PATIENCE`]. Returns exit code, stdout, and
+/// stderr.
 pub fn ended(child: Child) -> (i32, String, String) {
     let pid = Pid::from_raw(child.id().cast_signed());
     let (end, waiting) = mpsc::channel::<()>();
@@ -494,7 +516,7 @@ pub fn ended(child: Child) -> (i32, String, String) {
     )
 }
 
-/// Asserts that a command refuses: exit `code`, nothing on stdout, one line on stderr that
+/// Asserts that a command fails with exit `code`, an empty stdout, and one line on stderr that
 /// contains `text`.
 #[track_caller]
 pub fn refuses(command: &mut Command, code: i32, text: &str) {
@@ -508,7 +530,7 @@ pub fn refuses(command: &mut Command, code: i32, text: &str) {
     );
 }
 
-/// Certificates for TLS tests: an authority, a server and a client of it, and a stranger.
+/// Certificates for TLS tests: an authority with a server and a client, and a stranger.
 pub struct Certificates {
     pub dir: PathBuf,
 }

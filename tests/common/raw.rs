@@ -1,4 +1,4 @@
-//! MQTT 5 packets, byte by byte, for what no well-behaved client would send.
+//! MQTT 5 packets, byte by byte: for messages that other clients would not send.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use super::{PATIENCE, wait_until};
 
-/// A connection that sends what it is told.
+/// A connection that sends any bytes.
 pub struct Raw {
     stream: TcpStream,
 }
 
-/// A string as MQTT has it, its length first.
+/// Returns a string in MQTT's form, its length first.
 pub fn string(bytes: &[u8]) -> Vec<u8> {
     let mut out = u16::try_from(bytes.len())
         .expect("length")
@@ -33,12 +33,12 @@ fn varint(mut n: usize) -> Vec<u8> {
     }
 }
 
-/// A packet of `kind` (first byte) with `body`.
+/// Returns a packet of `kind` (first byte) with `body`.
 pub fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind], &varint(body.len())[..], body].concat()
 }
 
-/// A PUBLISH: QoS 0 without packet id, else QoS 1.
+/// Returns a PUBLISH, at QoS 1 if it has a packet identifier, and otherwise at QoS 0.
 pub fn publish(
     topic: &[u8],
     payload: &[u8],
@@ -49,7 +49,7 @@ pub fn publish(
     publish_with(topic, payload, id, &user_properties(properties), dup)
 }
 
-/// A PUBLISH with properties of any kind, encoded.
+/// Returns a PUBLISH with encoded properties of any kind.
 pub fn publish_with(
     topic: &[u8],
     payload: &[u8],
@@ -66,7 +66,7 @@ pub fn publish_with(
     packet(0x30 | flags, &body)
 }
 
-/// User properties, encoded.
+/// Returns encoded user properties.
 pub fn user_properties(list: &[(&str, &str)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (name, value) in list {
@@ -77,7 +77,7 @@ pub fn user_properties(list: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
-/// The properties of a request that wants its reply on `topic`.
+/// Returns the properties of a request whose answer goes to `topic`.
 pub fn request_properties(topic: &str, correlation: &[u8]) -> Vec<u8> {
     let mut out = vec![0x08];
     out.extend(string(topic.as_bytes()));
@@ -86,14 +86,14 @@ pub fn request_properties(topic: &str, correlation: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A PUBLISH as it came, nothing of it interpreted.
+/// A PUBLISH as it was received.
 #[derive(Debug, Clone)]
 pub struct Heard {
     pub topic: String,
     pub payload: Vec<u8>,
     pub user: Vec<(String, String)>,
     pub correlation: Vec<u8>,
-    /// Where the reply goes; empty without a Response Topic.
+    /// Response Topic; empty if there is none.
     pub reply: String,
     pub retained: bool,
 }
@@ -103,13 +103,13 @@ impl Heard {
         String::from_utf8(self.payload.clone()).expect("text")
     }
 
-    /// The user property called `name`.
+    /// Returns the user property `name`.
     pub fn property(&self, name: &str) -> Option<&str> {
         let (_, value) = self.user.iter().find(|(key, _)| key == name)?;
         Some(value)
     }
 
-    /// Reads the body of a PUBLISH; with its packet id, if it has one.
+    /// Parses the body of a PUBLISH. Also returns its packet identifier, if it has one.
     pub fn parse(kind: u8, body: &[u8]) -> (Self, Option<[u8; 2]>) {
         let mut rest = body;
         let topic = String::from_utf8(take_string(&mut rest)).expect("topic");
@@ -172,7 +172,7 @@ fn take_string(rest: &mut &[u8]) -> Vec<u8> {
     text.to_vec()
 }
 
-/// A CONNECT with clean start; an empty user name is none.
+/// Returns a CONNECT with clean start; without user name if that is empty.
 pub fn connect_packet(user: &str, password: &str) -> Vec<u8> {
     let id = ulid::Ulid::generate().to_string();
     let mut body = string(b"MQTT");
@@ -187,7 +187,7 @@ pub fn connect_packet(user: &str, password: &str) -> Vec<u8> {
 }
 
 impl Raw {
-    /// Connects to a broker with a clean start.
+    /// Connects to a broker, with clean start.
     pub fn connect(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
         let mut raw = Self::over(stream);
@@ -197,19 +197,19 @@ impl Raw {
         raw
     }
 
-    /// Speaks over an open stream.
+    /// Uses an open stream.
     pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         Self { stream }
     }
 
-    /// The same connection, for another thread to send on.
+    /// Returns the same connection, for another thread.
     pub fn clone_stream(&self) -> Self {
         let stream = self.stream.try_clone().expect("clone");
         Self { stream }
     }
 
-    /// Sends, unless the peer has gone.
+    /// Sends, and returns whether the peer is still there.
     pub fn try_send(&mut self, packet: &[u8]) -> bool {
         self.stream.write_all(packet).is_ok()
     }
@@ -218,7 +218,7 @@ impl Raw {
         self.stream.write_all(packet).expect("send");
     }
 
-    /// The next packet: first byte and body.
+    /// Returns the next packet: first byte and body.
     pub fn receive(&mut self) -> (u8, Vec<u8>) {
         let mut byte = [0];
         self.stream.read_exact(&mut byte).expect("receive");
@@ -237,7 +237,7 @@ impl Raw {
         (kind, body)
     }
 
-    /// Publishes at QoS 1 and waits for the PUBACK.
+    /// Publishes at QoS 1, and waits for the PUBACK.
     pub fn publish(&mut self, topic: &str, payload: &[u8], properties: &[(&str, &str)]) {
         self.send(&publish(
             topic.as_bytes(),
@@ -260,7 +260,7 @@ impl Raw {
         assert_eq!(kind, 0x90, "SUBACK");
     }
 
-    /// The next message that `wanted` holds for.
+    /// Returns the next message that is `wanted`.
     #[track_caller]
     pub fn hear(&mut self, what: &str, wanted: impl Fn(&Heard) -> bool) -> Heard {
         let deadline = Instant::now() + PATIENCE;
@@ -279,12 +279,13 @@ impl Raw {
         }
     }
 
-    /// Answers as a broker does until the peer has acknowledged our PUBLISH `id`.
+    /// Answers as a broker until the peer has acknowledged our PUBLISH `id`. Returns the messages
+    /// that came before.
     #[track_caller]
     pub fn serve_until_acknowledged(&mut self, id: u16) -> Vec<Heard> {
         let (mut said, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
-            // Its pings would keep us here for ever.
+            // Its pings alone would keep us here without end.
             assert!(Instant::now() < deadline, "{id} is not acknowledged");
             let (kind, body) = self.receive();
             if kind == 0x40 && body[..2] == id.to_be_bytes() {
@@ -294,7 +295,7 @@ impl Raw {
         }
     }
 
-    /// Answers as a broker does until the peer publishes what `wanted` holds for.
+    /// Answers as a broker until the peer publishes a message that is `wanted`.
     #[track_caller]
     pub fn serve_until(&mut self, wanted: impl Fn(&Heard) -> bool) -> Heard {
         let deadline = Instant::now() + PATIENCE;
@@ -307,7 +308,7 @@ impl Raw {
         }
     }
 
-    /// Answers as a broker does until the peer's next SUBSCRIBE is answered.
+    /// Answers as a broker, up to the next SUBSCRIBE of the peer.
     #[track_caller]
     pub fn serve_subscription(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -321,22 +322,10 @@ impl Raw {
         }
     }
 
-    /// Answers as a broker does until the peer has subscribed to something.
-    #[track_caller]
-    pub fn serve_subscribe(&mut self) {
-        loop {
-            let (kind, body) = self.receive();
-            self.serve(kind, &body);
-            if kind >> 4 == 8 {
-                return;
-            }
-        }
-    }
-
-    /// Answers one packet as a broker does; returns the message, if it is one.
+    /// Answers one packet as a broker. Returns the message, if it is one.
     pub fn serve(&mut self, kind: u8, body: &[u8]) -> Option<Heard> {
         match kind >> 4 {
-            // One reason code for each filter: what follows the filter is its options.
+            // One reason code for each filter, which its options follow.
             8 => {
                 let mut rest = &body[2..];
                 let properties = take_varint(&mut rest);
@@ -369,7 +358,7 @@ impl Raw {
     }
 }
 
-/// The filters of a SUBSCRIBE, by its body.
+/// Returns the filters in the body of a SUBSCRIBE.
 pub fn subscribe_filters(body: &[u8]) -> Vec<String> {
     let mut rest = &body[2..];
     let properties = take_varint(&mut rest);
@@ -382,7 +371,7 @@ pub fn subscribe_filters(body: &[u8]) -> Vec<String> {
     filters
 }
 
-/// The filters of an UNSUBSCRIBE, by its body.
+/// Returns the filters in the body of an UNSUBSCRIBE.
 pub fn unsubscribe_filters(body: &[u8]) -> Vec<String> {
     let mut rest = &body[2..];
     let properties = take_varint(&mut rest);
@@ -394,11 +383,11 @@ pub fn unsubscribe_filters(body: &[u8]) -> Vec<String> {
     filters
 }
 
-/// A CONNECT, as far as tests look at it.
+/// The parts of a CONNECT that tests read.
 #[derive(Debug, Clone)]
 pub struct Connect {
     pub clean_start: bool,
-    /// Seconds.
+    /// Session Expiry Interval, seconds.
     pub session_expiry: u32,
     pub max_packet: u32,
     pub receive_maximum: u16,
@@ -443,7 +432,7 @@ impl Connect {
     }
 }
 
-/// A broker that does what a test tells it, which real ones would refuse to do.
+/// A broker that a test plays: real ones would refuse much of it.
 pub struct Scripted {
     listener: TcpListener,
 }
@@ -464,32 +453,32 @@ impl Scripted {
         self.listener.local_addr().expect("address").port()
     }
 
-    /// Waits for a client and takes it in.
+    /// Waits for a client, and accepts it.
     #[track_caller]
     pub fn accept(&self) -> Raw {
         self.accept_with(&[])
     }
 
-    /// The same, with these properties in the CONNACK.
+    /// Waits for a client, and accepts it with these properties in the CONNACK.
     #[track_caller]
     pub fn accept_with(&self, properties: &[u8]) -> Raw {
         self.greet(false, properties).0
     }
 
-    /// The same, and the largest packet that the client takes, bytes.
+    /// Waits for a client, and accepts it. Also returns its Maximum Packet Size, bytes.
     #[track_caller]
     pub fn accept_limit(&self) -> (Raw, usize) {
         let (raw, connect) = self.greet(false, &[]);
         (raw, connect.max_packet as usize)
     }
 
-    /// Waits for a client, and says whether its session is there.
+    /// Waits for a client, and accepts it with this Session Present flag.
     #[track_caller]
     pub fn greet(&self, session_present: bool, properties: &[u8]) -> (Raw, Connect) {
         self.answer(u8::from(session_present), 0, properties)
     }
 
-    /// Waits for a client and answers its CONNECT with this reason code and these properties.
+    /// Waits for a client, and answers its CONNECT with this reason code and these properties.
     #[track_caller]
     pub fn answer_with(&self, code: u8, properties: &[u8]) -> (Raw, Connect) {
         self.answer(0, code, properties)
@@ -506,7 +495,7 @@ impl Scripted {
         (raw, Connect::parse(&body))
     }
 
-    /// Waits for a client, and returns its CONNECT unanswered.
+    /// Waits for a client, and returns its CONNECT without an answer.
     #[track_caller]
     pub fn hear_connect(&self) -> (Raw, Vec<u8>) {
         let mut stream = None;

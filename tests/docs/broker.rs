@@ -1,4 +1,4 @@
-//! Brokers: mosquitto's settings and access rules, leaving one; and a playbook over it.
+//! Brokers: settings and access rules of mosquitto, leaving a broker, and a playbook over it.
 
 use std::fs;
 use std::process::Command;
@@ -7,13 +7,13 @@ use crate::common::broker::is_mosquitto;
 use crate::common::{Certificates, Process, World, bare_command, ran, wait_until};
 use crate::page::{BROKER, here, one, sh};
 
-/// A port that nobody listens on.
+/// Returns a free port.
 fn free_port() -> u16 {
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind");
     free.local_addr().expect("address").port()
 }
 
-/// Starts mosquitto as the page says, with the users of the page, on `port`.
+/// Starts mosquitto by the page, with its users, on `port`.
 fn mosquitto(world: &World, port: u16) -> Process {
     let users = world.path("passwd");
     fs::write(&users, "").expect("users");
@@ -39,7 +39,7 @@ fn mosquitto(world: &World, port: u16) -> Process {
         text = text.replace(from, &to);
     }
     if nix::unistd::Uid::effective().is_root() {
-        // Otherwise it gives up the right to read its own files.
+        // Otherwise it drops the right to read its own files.
         text += "user root\n";
     }
     let file = world.path("mosquitto.conf");
@@ -57,7 +57,7 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     assert!(conf.contains("\nmax_queued_messages "));
     assert!(conf.contains("\nmax_inflight_messages "));
     if !is_mosquitto() {
-        // The suite runs without an installed broker too; then this is all that is known.
+        // Without an installed broker, this is all that can be checked.
         return;
     }
     let world = World::new();
@@ -109,7 +109,7 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     assert_eq!(code, 0, "{out}{error}");
     assert_eq!(ran_as("seq", &["beacon", "--once"]).0, 0);
     assert_eq!(ran_as("monitor", &["check"]).0, 0);
-    // What they may not do.
+    // Actions that they may not do.
     for user in ["seq", "monitor", "align"] {
         let pause = ["control", "align", "pause", "--timeout", "5s"];
         assert_ne!(ran_as(user, &pause).0, 0, "{user}");
@@ -180,7 +180,7 @@ fn a_client_leaves_nothing_at_a_broker_it_has_left() {
     assert_eq!(code, 0, "{out}{error}");
     let status = ran(&mut world.tael(["status", "--root", "lab", "--json"])).1;
     assert_eq!(status.trim(), "[]");
-    // Kept for nobody.
+    // The broker keeps it for no client.
     send("1");
     let client = world.online("align", sh(&world, line));
     send("2");
@@ -192,7 +192,7 @@ fn a_client_leaves_nothing_at_a_broker_it_has_left() {
 #[test]
 fn the_playbook_plays_on_its_nodes() {
     let world = World::new();
-    // What the functions run is not installed everywhere.
+    // The programs in the functions are not installed everywhere.
     let bin = world.path("bin");
     fs::create_dir(&bin).expect("bin");
     world.script("bin/iperf3", "#!/bin/sh\nexec sleep 600\n");

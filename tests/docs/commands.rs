@@ -84,7 +84,7 @@ fn the_package_has_what_the_page_names() {
             }
         }
     }
-    // Every unit that is described is there.
+    // Every unit on the page exists.
     let operations = page("docs/operations.md").text;
     for unit in ["client@", "check@", "beacon", "broker"] {
         assert!(operations.contains(&format!("| `tael-{unit}")), "{unit}");
@@ -106,7 +106,7 @@ fn the_file_makes_a_client_with_its_triggers() {
         command.arg("--config").arg(&file);
         let who = word_after(&block.text, "who =");
         let client = world.online(&who, command);
-        // It has read the triggers: it refuses to guess which of them to raise.
+        // It has read the triggers: a request must name one of them.
         let mut raise = bare_command(&world.dir, "tael");
         raise.args(["control", &who, "raise", "--config"]).arg(file);
         let (code, _, error) = ran(raise.env("TAEL_LOG", "warn"));
@@ -120,7 +120,7 @@ fn the_file_makes_a_client_with_its_triggers() {
     }
 }
 
-/// The long options in `text`.
+/// Returns the long options in `text`.
 fn long_options(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     words
@@ -187,7 +187,7 @@ fn options_commands_and_variables_exist() {
     }
 }
 
-/// Lines of a terminal that a first help page must fit into, the prompt included.
+/// Maximum number of lines of a first help page, with the prompt.
 const SCREEN: usize = 25;
 
 #[test]

@@ -6,50 +6,50 @@ use std::process::Command;
 
 use crate::common::{World, bare_command, binary};
 
-/// How blocks are tested. A kind that no block has is dead, and fails too.
+/// How blocks are tested. A kind without a block fails.
 pub const KINDS: &[&str] = &[
-    // The newcomer's commands: those that build nothing but ourselves run here.
+    // Commands of a newcomer: those that build nothing run here.
     "sh first",
-    // What is installed exists.
+    // The installed files exist.
     "sh install",
     // Commands that stay until they are stopped, in the order of the pages.
     "sh terminal",
     // Commands that end with 0.
     "sh run",
-    // Commands with what they print, but for figures and names of hosts.
+    // Commands with their output, except numbers and names of hosts.
     "sh check",
-    // A node's functions, its command, a playbook for it, and a node in a file: played.
+    // Functions of a node, its command, a playbook for it, and a node in a file: the playbook runs.
     "sh functions",
     "sh nodes",
     "text playbook",
     "toml node",
-    // A client's line: it comes online.
+    // A command line of a client: it comes online.
     "crontab",
-    // What `.ci/package` and `.ci/systemd` do: here, the files that are named exist.
+    // `.ci/package` and `.ci/systemd` run these. Here, their files exist.
     "sh package",
     "sh systemd",
     "diff swap",
     "toml config",
-    // A broker's configuration and its access rules: mosquitto starts with them, and its users may
-    // do what the page says, where the suite runs against it.
+    // Configuration and access rules of a broker: mosquitto starts with them, and its users may do what
+    // the page says, if the suite runs against it.
     "conf mosquitto",
     "acl mosquitto",
     // The same with TLS, and a message over it.
     "conf tls",
     "sh tls",
-    // A client of the name runs before, and has ended in good order afterwards.
+    // A client of this name runs before, and has ended with 0 afterwards.
     "sh stop",
-    // A client's session and its retained messages are gone afterwards.
+    // Session and retained messages of a client are gone afterwards.
     "sh leave",
-    // What `tael demo` prints, but for times, ids and names.
+    // Output of `tael demo`, except times, ids and names.
     "text demo",
-    // All messages of one run, but for figures and names.
+    // All messages of one run, except numbers and names.
     "text wire",
-    // A file of metrics, but for times.
+    // A file of metrics, except times.
     "text metrics",
 ];
 
-/// Kinds whose blocks another test runs: kind, page, test.
+/// Kinds with their own test: kind, page, test.
 pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh running", "docs/backup.md", "tests/it/ledger.rs"),
     ("sh stopped", "docs/backup.md", "tests/it/ledger.rs"),
@@ -61,7 +61,7 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
 pub const BROKER: &str = "mqtt.lab.example";
 pub const INSTALLED: &str = "/usr/local/bin/";
 
-/// A Markdown file, by its path from the package's root.
+/// Reads a Markdown file of the package.
 pub struct Page {
     pub name: String,
     pub text: String,
@@ -85,7 +85,7 @@ pub fn page(name: &str) -> Page {
     }
 }
 
-/// The title page, then the others by name.
+/// Returns the title page, then the others by name.
 pub fn pages() -> Vec<Page> {
     let docs = fs::read_dir(root().join("docs")).expect("docs").flatten();
     let mut names: Vec<String> = docs
@@ -96,7 +96,7 @@ pub fn pages() -> Vec<Page> {
     names.iter().map(|name| page(name)).collect()
 }
 
-/// All blocks, in order.
+/// Returns all blocks, in order.
 pub fn blocks() -> Vec<Block> {
     let mut blocks = Vec::new();
     for page in pages() {
@@ -130,7 +130,7 @@ pub fn of_kind(kind: &str) -> Vec<Block> {
         .collect()
 }
 
-/// The only block of a kind.
+/// Returns the only block of a kind.
 pub fn one(kind: &str) -> Block {
     let mut blocks = of_kind(kind);
     assert_eq!(blocks.len(), 1, "{kind}");
@@ -138,13 +138,13 @@ pub fn one(kind: &str) -> Block {
 }
 
 impl Block {
-    /// Where it is, for messages.
+    /// Returns its place, for messages.
     pub fn place(&self) -> String {
         format!("{}:{}", self.page, self.line)
     }
 }
 
-/// A block's text on this machine.
+/// Returns the text of a block for this machine.
 pub fn here(world: &World, text: &str) -> String {
     let bin = binary("tael");
     let bin = bin.parent().expect("folder").to_str().expect("UTF-8");
@@ -158,8 +158,8 @@ pub fn here(world: &World, text: &str) -> String {
         .replace(BROKER, &format!("127.0.0.1:{port}"))
 }
 
-/// `sh -c TEXT` in an empty home, with our binaries to be found; pointed at the broker, unless
-/// the text names one itself.
+/// Returns `sh -c TEXT` in an empty home, with our binaries in PATH. It is pointed at the broker
+/// unless the text names one.
 pub fn sh(world: &World, text: &str) -> Command {
     let bin = binary("tael");
     let bin = bin.parent().expect("folder").display();
@@ -180,7 +180,7 @@ pub fn sh(world: &World, text: &str) -> Command {
     command
 }
 
-/// What follows `start` up to a blank, without quotes.
+/// Returns the text from `start` to a blank, without quotes.
 pub fn word_after(text: &str, start: &str) -> String {
     let rest = text.split_once(start).expect(start).1.trim_start();
     let end = rest.find(char::is_whitespace).unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! The pages as such: their blocks have kinds, their links lead somewhere, the first one is short.
+//! The pages: their blocks have kinds, their links have targets, and the first page is short.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -59,7 +59,7 @@ fn the_title_page_is_short_and_lists_all_others() {
     }
 }
 
-/// Lines outside blocks.
+/// Returns the lines outside blocks.
 fn prose(page: &Page) -> impl Iterator<Item = &str> {
     let mut inside = false;
     page.text.lines().filter(move |line| {
@@ -69,7 +69,7 @@ fn prose(page: &Page) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
+/// Returns the anchors of the headings of a page, as GitHub makes them.
 fn anchors(page: &Page) -> BTreeSet<String> {
     let headings = prose(page).filter_map(|line| line.strip_prefix('#'));
     headings
@@ -83,7 +83,7 @@ fn anchors(page: &Page) -> BTreeSet<String> {
         .collect()
 }
 
-/// Links without a scheme: the file and the anchor, either may be empty.
+/// Returns links without a scheme: file and anchor, of which either may be empty.
 fn links(page: &Page) -> Vec<(String, String)> {
     let text = prose(page).collect::<Vec<_>>().join("\n");
     text.split("](")
@@ -96,7 +96,7 @@ fn links(page: &Page) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `path` without `..`.
+/// Returns `path` without `..`.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -130,7 +130,7 @@ fn links_lead_to_files_and_headings() {
     assert!(count > 30, "{count} links");
 }
 
-/// The sources, each string on one line and with `…` for whatever is filled in.
+/// Returns the sources, with each string on one line and `…` for its placeholders.
 fn sources() -> String {
     fn read(folder: &Path, text: &mut String) {
         for entry in fs::read_dir(folder).expect("src").flatten() {

@@ -1,4 +1,4 @@
-//! The first commands, the pipeline by hand, installing, and replacing the scripts.
+//! The first commands, a pipeline by hand, installation, and replacing scripts.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::common::{World, bare_command, binary, ran, wait_until};
 use crate::page::{INSTALLED, blocks, of_kind, sh, word_after};
 
-/// Numbers, the host and the user differ from run to run.
+/// Replaces numbers, the host and the user, which differ from run to run.
 fn masked(line: &str) -> String {
     // Columns are as wide as their widest cell.
     let words = line
@@ -38,7 +38,7 @@ fn the_first_commands_do_what_they_show() {
     for block in of_kind("sh first") {
         commands.extend(block.text.lines().map(str::to_owned));
     }
-    // The first is run here, without its build; the second runs this.
+    // The first block runs here, without its build. The second one runs this test.
     assert_eq!(commands, ["cargo run --release -- demo", "cargo test"]);
     let dir = tempfile::tempdir().expect("tempdir");
     let (code, out, error) = ran(bare_command(&dir, "tael")
@@ -87,7 +87,7 @@ fn the_tour_by_hand_goes_as_told() {
                 if block.text.starts_with("tael client") {
                     terminals.push(world.online("align", command));
                 } else if block.text.starts_with("tael broker") {
-                    // The port of MQTT may be taken here; the tour goes on with the test's own.
+                    // The port of MQTT may be taken here, so the tour uses the broker of the test.
                     command.env("TAEL_BROKER_LISTEN", "127.0.0.1:0");
                     if cfg!(feature = "embedded-broker") {
                         let broker = world.spawn(command);
@@ -101,7 +101,7 @@ fn the_tour_by_hand_goes_as_told() {
                     let out = world.path("watched");
                     command.stdout(fs::File::create(&out).expect("file"));
                     let watch = world.spawn(command);
-                    // What is retained is there to be seen.
+                    // The retained messages show.
                     wait_until("watch shows something", || {
                         world.lines("watched").iter().any(|l| l.contains("online"))
                     });

@@ -1,4 +1,4 @@
-//! What is published, checked and measured.
+//! Messages, checks and metrics on the pages.
 
 use std::fs;
 
@@ -64,7 +64,7 @@ fn checks_say_what_they_are_said_to_say() {
     }
 }
 
-/// A message for comparison: numbers are alike, and so are hosts and people.
+/// Returns a message for comparison, with fixed numbers, hosts and users.
 fn alike(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -114,7 +114,7 @@ fn a_run_publishes_what_the_protocol_says() {
             (message.topic, message.payload)
         })
         .collect();
-    // One topic's messages come in order; `last` may come before or after the status.
+    // Messages of one topic come in order. `last` may come before or after the status.
     let sorted = |mut list: Vec<(String, Value)>| {
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list

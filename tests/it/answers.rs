@@ -1,4 +1,4 @@
-//! What the other side of a connection says, and what our commands make of it.
+//! Answers of the other side of a connection, and how our commands report them.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use crate::common::raw::{Scripted, packet, string};
 use crate::common::{Certificates, PATIENCE, bare_command, ran};
 
-/// A Reason String as a property.
+/// Returns a Reason String as a property.
 fn reason(text: &str) -> Vec<u8> {
     [&[0x1f], &string(text.as_bytes())[..]].concat()
 }
 
-/// `tael message` to what listens on `port`, with time to try again for ever.
+/// Returns `tael message` to `port`, with an hour to try again.
 fn message(dir: &tempfile::TempDir, port: u16) -> Command {
     let mut command = bare_command(dir, "tael-message");
     command.args(["-t", "lab/seq/status", "--attr", "status", "finished"]);
@@ -24,7 +24,7 @@ fn message(dir: &tempfile::TempDir, port: u16) -> Command {
     command
 }
 
-/// Asserts that `command` ends with `code` and says `text` in one line, while `serve` answers it.
+/// Asserts that `command` ends with `code` and one line that contains `text`, while `serve` answers.
 #[track_caller]
 fn ends_while(command: &mut Command, code: i32, text: &str, serve: impl FnOnce() + Send) {
     thread::scope(|scope| {
@@ -39,8 +39,8 @@ fn ends_while(command: &mut Command, code: i32, text: &str, serve: impl FnOnce()
 #[test]
 fn a_code_that_is_unknown_refuses_that_message() {
     let dir = tempfile::tempdir().expect("tempdir");
-    // Packet too large: mosquitto says so of its message_size_limit, in a PUBACK, where the
-    // standard has no such code. 0xee has no meaning at all.
+    // mosquitto answers "packet too large" in a PUBACK, for its message_size_limit. The standard has
+    // no such code there. 0xee is no code.
     for (qos, answer, code, text) in [
         ("1", [0x40, 0x95], 65, "packet too large (0x95)"),
         ("2", [0x50, 0x95], 65, "packet too large (0x95)"),
@@ -59,7 +59,7 @@ fn a_code_that_is_unknown_refuses_that_message() {
             let length = u8::try_from(said.len()).expect("short");
             let start = [body[topic + 2], body[topic + 3], answer[1], length];
             raw.send(&packet(answer[0], &[&start[..], &said].concat()));
-            // It is shown, and moves no cursor.
+            // It is shown, with its control characters escaped.
             while !matches!(raw.receive().0 >> 4, 14) {}
         });
     }
@@ -115,7 +115,7 @@ fn retained_messages_that_the_broker_does_not_keep_are_refused_at_once() {
     });
 }
 
-/// Listens, and answers whatever comes with `greeting`, then closes the connection.
+/// Listens, answers the first bytes with `greeting`, and closes the connection.
 fn stranger(listener: &TcpListener, greeting: &[u8]) {
     let (mut stream, _) = listener.accept().expect("accept");
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -144,7 +144,7 @@ fn what_speaks_no_mqtt_5_is_called_by_its_name() {
         ends_while(&mut message(&dir, port), 69, text, || {
             stranger(&listener, greeting)
         });
-        // A daemon that has never been online ends too.
+        // A daemon that has never been online ends, too.
         let mut daemon = bare_command(&dir, "tael-beacon");
         daemon.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         ends_while(&mut daemon, 69, text, || stranger(&listener, greeting));
@@ -160,7 +160,7 @@ fn plain_text_where_tls_was_wanted_is_told() {
     let port = broker.local_addr().expect("address").port();
     let mut command = message(&dir, port);
     command.args(["--cafile", &certificates.path("ca.pem")]);
-    // A broker takes the first bytes of TLS for a broken CONNECT, and says so in MQTT.
+    // A broker takes the first bytes of TLS for a broken CONNECT, and answers in MQTT.
     let text = "does not speak TLS on this port: use mqtt://";
     ends_while(&mut command, 69, text, || {
         stranger(&broker, &[0xe0, 1, 0x81])
@@ -180,7 +180,7 @@ fn one_that_resets_the_connection_is_asked_about() {
     closes_without_a_word(&tls, false, "does that port speak TLS?");
 }
 
-/// A server closes each connection; `reads` what came before, as otherwise the connection is reset.
+/// A server that closes each connection. One that `reads` before does not reset the connection.
 fn closes_without_a_word(environment: &[(&str, &str)], reads: bool, want: &str) {
     let dir = tempfile::tempdir().expect("tempdir");
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
@@ -197,19 +197,19 @@ fn closes_without_a_word(environment: &[(&str, &str)], reads: bool, want: &str) 
                     thread::sleep(Duration::from_millis(1));
                     continue;
                 };
-                // What is closed with something unread is reset.
+                // Closing a connection with unread bytes resets it.
                 stream.set_nonblocking(false).expect("blocking");
                 if reads {
                     let _ = stream.read(&mut [0; 4096]);
                 } else {
-                    // One byte is not all of it.
+                    // More bytes than one are unread.
                     let _ = stream.read(&mut [0; 1]);
                 }
             }
         });
         let (code, _, stderr) = ran(&mut command);
         over.store(true, Ordering::Relaxed);
-        // A reset may pass: it tries again until the time is over, and tells what it saw last.
+        // A reset may pass: it tries again until its timeout, and reports the last cause.
         assert_eq!(code, 69, "{stderr}");
         assert!(stderr.contains(want), "{stderr}");
         assert!(!stderr.contains("is the broker running"), "{stderr}");

@@ -1,4 +1,4 @@
-//! Messages that nobody should send: refused or carried safely, and the next good one runs.
+//! Malformed and malicious messages: they are refused or handled safely, and the next event runs.
 
 use crate::common::raw::{Raw, Scripted, publish, publish_with, request_properties};
 use crate::common::{Process, World, bare_command, spawn, wait_until};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 const SEQ: &str = "lab/seq/status";
 const RECORD: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
 
-/// A good event, and proof that it has run.
+/// Sends a good event, and waits for its run.
 #[track_caller]
 fn good_event_runs(world: &World, n: &str) {
     world.message(SEQ, &[("status", "finished"), ("n", n)]);
@@ -71,7 +71,7 @@ fn what_is_no_event_is_refused_counted_logged_once_and_never_comes_again() {
     }
     assert_eq!(log.matches("event refused").count(), bad.len(), "{log}");
     first.stop();
-    // What was not acknowledged would come before the next good event.
+    // A message without an acknowledgement would come before the next good event.
     let second = client(&world);
     good_event_runs(&world, "second");
     let events = world.report("bad")["events"].clone();
@@ -112,7 +112,7 @@ fn what_is_odd_but_an_event_is_carried_safely() {
 fn a_message_too_large_even_to_be_refused_stops_nothing() {
     let world = World::new();
     let client = client(&world);
-    // Larger than the packets that the client lets the broker send: it is never delivered.
+    // It exceeds the Maximum Packet Size of the client, so the broker never delivers it.
     let huge = format!(r#"{{"status":"finished","a":"{}"}}"#, "x".repeat(6_000_000));
     world.publish(SEQ, huge, &[]);
     good_event_runs(&world, "good");
@@ -131,7 +131,7 @@ fn bad_control_requests_stop_nothing() {
     for request in requests {
         world.publish(control, request, &[]);
     }
-    // Nor does a reply that is wanted where none may be sent.
+    // A request whose answer may not be sent does no harm either.
     let properties = request_properties("lab/#", b"");
     let mut raw = Raw::connect(world.broker.port());
     let request = br#"{"action":"status"}"#;
@@ -151,7 +151,7 @@ fn bad_control_requests_stop_nothing() {
     client.stop();
 }
 
-/// No broker lets such a topic pass, but what comes from the network need not be a broker's.
+/// No broker accepts such a topic, but the other side may be no broker.
 #[test]
 fn a_topic_that_is_not_utf8_is_refused_counted_and_acknowledged() {
     let dir = tempfile::tempdir().expect("tempdir");

@@ -1,4 +1,4 @@
-//! The main job: a message starts a command, its end starts the next one.
+//! The main task: a message starts a command, and its end starts the next one.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -57,7 +57,7 @@ fn the_same_over_tls_with_client_certificates() {
         command.args(["-t", SEQ, "--attr", "status", "finished", "--timeout", "5s"]);
         command
     };
-    // Ours is not signed by an authority that the broker knows.
+    // The broker does not know the authority of our certificate.
     let stranger = ["stranger.pem", "stranger.key"].map(|name| certificates.path(name));
     refuses(
         message()
@@ -66,7 +66,7 @@ fn the_same_over_tls_with_client_certificates() {
         77,
         "certificate",
     );
-    // The broker's is not signed by one that we know.
+    // We do not know the authority of its certificate.
     refuses(
         message().env("TAEL_CAFILE", certificates.path("other-ca.pem")),
         69,
@@ -103,7 +103,7 @@ fn a_wrong_password_is_told_once_and_ends_with_77() {
     refuses(&mut client, 77, "connect to");
     let mut watch = wrong(world.tael(["watch", "--log", "none"]));
     refuses(&mut watch, 77, "connect to");
-    // The same from a file, whose line break is not part of it.
+    // The same from a file. Its line break is not part of the password.
     let file = world.path("password");
     std::fs::write(&file, "right\n").expect("write");
     let mut message = world.command("tael-message");
@@ -116,7 +116,7 @@ fn a_wrong_password_is_told_once_and_ends_with_77() {
         .output()
         .expect("run");
     assert!(output.status.success(), "{output:?}");
-    // And as systemd hands it over: for its owner alone, or for root and a group.
+    // The same as systemd passes it: for its owner only, or for root and a group.
     let credential = world.path("tael-password");
     std::fs::write(&credential, "right").expect("write");
     for mode in [0o400, 0o440] {
@@ -150,7 +150,7 @@ fn a_broker_that_goes_away_for_ten_seconds_costs_nothing() {
     let ears = world.ears(&["lab/#"]);
     let finished = ears.status("slow", "finished");
     assert_eq!(finished.payload["return_code"], 0);
-    // And the next event runs as if nothing had been.
+    // The next event runs as usual.
     world.message(SEQ, FINISHED);
     ears.wait_all("the second end", |_| {
         (ears.count("slow", "finished") == 2).then_some(())

@@ -1,4 +1,4 @@
-//! The client's options, seen at work.
+//! Options of the client, and their effects.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 const SEQ: &str = "lab/seq/status";
 
-/// Notes that it runs, and waits until the test lets it go.
+/// A command that writes to a file, and waits until the test lets it end.
 const HOLD: &str =
     r#"echo "$ATTR_N" >>"$OUT/runs"; until [ -e "$OUT/go.$ATTR_N" ]; do sleep 0.02; done"#;
 
@@ -32,7 +32,7 @@ fn wait_run(world: &World, n: &str) {
 fn alive(pid: &str) -> bool {
     let pid = pid.parse().expect("pid");
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie that nobody has reaped yet is dead.
+    // A zombie that was not reaped yet is dead.
     kill(Pid::from_raw(pid), None).is_ok() && !stat.contains(") Z ")
 }
 
@@ -106,7 +106,7 @@ fn overlapping_events_wait_are_skipped_replace_or_coalesce() {
         (runs, &*end),
         (vec!["1".into(), "3".to_owned()], "finished 0")
     );
-    // How many of the later two come to run depends on how fast the first is gone.
+    // The number of later runs depends on the time that the first one takes to end.
     let (runs, end) = overlap("replace");
     assert_eq!(end, "failed 143");
     assert_eq!(runs.first().map(String::as_str), Some("1"));
@@ -136,7 +136,7 @@ fn a_time_out_ends_the_whole_process_group() {
             .contains("killed by signal 15 (timed out)")
     );
     polite.stop();
-    // One that will not go is killed once the grace is over.
+    // A command that ignores TERM is killed after the grace period.
     fs::remove_file(world.path("pids")).expect("pids");
     let stubborn = format!("trap '' TERM; {family}; wait");
     let limits = ["--timeout", "500ms", "--grace", "300ms"];
@@ -170,7 +170,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 fn each_run_keeps_its_streams_for_its_owner_alone() {
     let world = World::new();
     let command = r#"cat; echo "to $ATTR_N" >&2"#;
-    // The most generous umask there is must not open anything.
+    // Even umask 0 must not open anything to others.
     let mut generous = std::process::Command::new("sh");
     let plain = world.command("tael-client");
     generous
@@ -253,7 +253,7 @@ fn a_client_that_is_there_before_its_broker_waits_for_it() {
     event(&world, "1");
     go(&world, "1");
     wait_run(&world, "1");
-    // Its command would wait for ever for a file in a folder that is gone.
+    // Otherwise its command would wait without end for a file in a removed folder.
     wait_until("it has ended", || {
         client.log_text().contains("finished after")
     });

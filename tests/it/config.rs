@@ -47,11 +47,11 @@ fn several_triggers_of_one_file() {
     runs[1..].sort();
     assert_eq!(runs, ["all 1", "align 2", "all 2"]);
     assert!(ears.any(|m| m.status() == "finished" && m.payload["SAMPLE"] == "2"));
-    // One event is accepted for one trigger and refused for another.
+    // One trigger accepts the event, and another one refuses it.
     world.message(SEQ, &[("status", "finished")]);
     ears.status("many", "falsestart");
     world.wait_report("many", "/units/succeeded", 4);
-    // By hand, one has to say which.
+    // A request has to name the trigger.
     let (code, _, stderr) = world.control(&["many", "raise"]);
     assert_eq!(code, 64, "{stderr}");
     assert!(stderr.contains("align, 2, 3"), "{stderr}");
@@ -68,7 +68,7 @@ fn several_triggers_of_one_file() {
     world.wait_report("many", "/units/succeeded", 5);
     assert_eq!(world.lines("runs").last().expect("run"), "align 5");
     assert_eq!(world.control(&["many", "raise", "--trigger", "none"]).0, 65);
-    // A trigger that cannot find its file fails alone.
+    // Only the trigger whose file is missing fails.
     world.message("lab/third/status", &[("status", "finished")]);
     let failed = ears.status("many", "failed");
     assert_eq!(failed.payload["return_code"], 1);
@@ -121,7 +121,7 @@ fn flags_win_over_the_environment_and_both_over_files() {
     ears.wait_all("all four", |all| (all.len() == 4).then_some(()));
     let topics: Vec<String> = ears.all().into_iter().map(|m| m.topic).collect();
     assert_eq!(topics, ["from/user", "from/named", "from/env", "from/flag"]);
-    // The same for what all commands share.
+    // The same for options that all commands share.
     let nowhere = ["--timeout", "0.2s"];
     refuses(
         message().env("TAEL_PORT", "1").args(nowhere),
@@ -179,7 +179,7 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
     let check = |name: &str, words: &[&str]| {
         let mut command = bare_command(&dir, name);
         command.env("TAEL_LOG_TARGET", "stderr").args(words);
-        // Nobody listens there.
+        // No process listens there.
         ran(command.args(["--check", "-p", "1"]))
     };
     let right = "root = 'lab'\n[client]\nwho = 'align'\n\
@@ -221,7 +221,7 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
             );
         }
     }
-    // The command line comes after them.
+    // The command line wins over them.
     let words = [
         "--config",
         "/nowhere/align.toml",
@@ -245,12 +245,12 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
         &["--who", "a", "-t", "a", "-c", "b", "-q", "0"],
     );
     assert_eq!(code, 64, "{said}");
-    // What is missing on this host is a mistake.
+    // A folder that is missing on this host is a mistake.
     let words = ["--who", "a", "-t", "a", "-c", "true", "--cwd", "/nowhere"];
     let (code, _, said) = check("tael-client", &words);
     assert_eq!(code, 78, "{said}");
     assert!(said.contains("--cwd: cannot use folder /nowhere"), "{said}");
-    // Beacons and nodes have it too.
+    // Beacons and nodes have it, too.
     assert_eq!(check("tael-beacon", &["--root", "lab"]), silent);
     let (code, _, said) = check("tael-beacon", &["--interval", "1ms", "--keepalive", "1s"]);
     assert_eq!(code, 64, "{said}");
@@ -267,7 +267,7 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
         said.contains("'runs'") && said.contains("command B"),
         "{said}"
     );
-    // No state, no lock.
+    // It creates no state and no lock.
     fs::remove_file(&file).expect("file");
     let left = fs::read_dir(dir.path()).expect("folder").count();
     assert_eq!(left, 0);

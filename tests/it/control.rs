@@ -1,4 +1,4 @@
-//! `tael control`: what a running pipeline can be asked for.
+//! `tael control`: requests to a running pipeline.
 
 use std::fs;
 
@@ -59,7 +59,7 @@ fn raise_is_gated_by_what_is_required() {
     ears.status("gate", "finished");
     assert_eq!(world.lines("runs"), ["S1"]);
     assert!(world.state().join("gate/units").join(unit).is_dir());
-    // The answer went to the topic that the request named, below the pipeline's own.
+    // The answer went to the topic in the request, below the topics of the pipeline.
     let reply = ears.wait("the reply", |m| {
         m.topic
             .starts_with("lab/infrastructure/pipelines/gate/reply/")
@@ -126,7 +126,7 @@ fn a_pause_holds_events_until_resume_even_over_a_restart() {
     world.wait_report("lazy", "/waiting", 2);
     assert_eq!(world.report("lazy")["paused"], true);
     assert!(world.lines("runs").is_empty());
-    // Others see it too.
+    // Subscribers see it, too.
     let (code, line, _) = ran(&mut world.tael(["check", "--who", "lazy", "--root", "lab"]));
     assert_eq!(code, 1, "{line}");
     assert!(
@@ -176,7 +176,7 @@ fn cancel_ends_what_runs_and_drops_what_waits() {
     assert_eq!(ears.status("stop", "failed").payload["return_code"], 143);
     world.wait_report("stop", "/units/canceled", 1);
     world.wait_report("stop", "/units/succeeded", 1);
-    // It has ended, and others never were.
+    // The first has ended, and the others never existed.
     for (unit, cause) in [
         (running.as_str(), "has ended"),
         ("nobody", "there is no unit"),
@@ -185,7 +185,7 @@ fn cancel_ends_what_runs_and_drops_what_waits() {
         assert_eq!(code, 65);
         assert!(stderr.contains(cause), "{stderr}");
     }
-    // What waits is dropped by the id that its acceptance had.
+    // A unit that waits is canceled by the id in the answer to its request.
     event(&world, "1");
     let running = first_running(&world, "stop");
     let (_, stdout, _) = world.control(&["stop", "raise", "--attr", "n", "never", "--json"]);
@@ -249,7 +249,7 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
 #[test]
 fn raising_round_and_round_ends_at_the_hop_limit() {
     let world = World::new();
-    // Each raises the other, as two hasty scripts may.
+    // Each raises the other, as two careless scripts may.
     let raise = |who: &str| {
         format!(
             r#"echo "$TAEL_HOPS" >>"$OUT/hops"; {} control {who} raise --root lab"#,
@@ -261,7 +261,7 @@ fn raising_round_and_round_ends_at_the_hop_limit() {
     let b = world.client("b", &["-t", "lab/other/status", "-c", &to_a]);
     let ears = world.ears(&["lab/infrastructure/#"]);
     world.message("lab/seq/status", &[("status", "finished")]);
-    // The run that is refused its raise fails, and nothing runs after it.
+    // The run whose request is refused fails, and nothing runs after it.
     ears.wait("the end of the loop", |m| m.status() == "failed");
     let hops: Vec<usize> = world
         .lines("hops")

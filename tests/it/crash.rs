@@ -1,5 +1,5 @@
-//! A client that is killed, at every step and at random: for events with ids, each command
-//! runs exactly once and its end is told.
+//! A client that is killed at every step, and at random times. The command of each event with an id
+//! runs once, and its end is published.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,8 +15,8 @@ fn send(raw: &mut Raw, n: usize) {
     raw.publish(SEQ, payload.as_bytes(), &[("tael-id", &id)]);
 }
 
-/// How each event's end was told: event id to the ids of its `finished` statuses. A status
-/// that was published twice has one id.
+/// Returns the ids of the `finished` statuses of each event. A status that was published twice has
+/// one id.
 fn ends(ears: &Ears) -> HashMap<String, HashSet<String>> {
     let mut ends: HashMap<String, HashSet<String>> = HashMap::new();
     for message in ears
@@ -37,7 +37,7 @@ fn ends(ears: &Ears) -> HashMap<String, HashSet<String>> {
     ends
 }
 
-/// Waits until the ends of all `events` are told, and checks that each ran and was told once.
+/// Waits for the statuses of all `events`, and checks that each ran and was published once.
 #[track_caller]
 fn once_each(world: &World, ears: &Ears, events: usize) {
     ears.wait_all("all ends", |_| (ends(ears).len() >= events).then_some(()));
@@ -64,7 +64,7 @@ fn once_each(world: &World, ears: &Ears, events: usize) {
 fn killed_at(point: &str) {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", RUN];
-    // The session is there before anything is sent.
+    // The session exists before the first message.
     world.client("p", &arguments).stop();
     let ears = world.ears(&["lab/#"]);
     let mut dying = world.command("tael-client");
@@ -100,7 +100,7 @@ killed_at! {
     killed_after_the_publish: "publish.after",
 }
 
-/// Kills the client again and again while `events` come in.
+/// Kills the client repeatedly while `events` come.
 fn killed_under_load(events: usize, kills: usize) {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", RUN, "--jobs", "3", "--log", "none"];
@@ -118,7 +118,7 @@ fn killed_under_load(events: usize, kills: usize) {
             .args(["--who", "p", "--root", "lab"])
             .args(arguments);
         let client = world.spawn(command);
-        // Anywhere between two kills, and a different place each time.
+        // The place between two kills differs each time.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let step = usize::try_from(seed >> 33).expect("usize") % (events / kills);
         let until = (kill - 1) * events / kills + step;

@@ -1,4 +1,4 @@
-//! A run is all that descends from its command, and ends as a whole.
+//! A run is its command with all descendants, and ends as a whole.
 
 use std::fs;
 use std::path::Path;
@@ -11,24 +11,24 @@ use serde_json::Value;
 const SEQ: &str = "lab/seq/status";
 const FINISHED: &[(&str, &str)] = &[("status", "finished")];
 
-/// Ways out of the process group of a command.
+/// Ways for a process to leave the group of its command.
 pub const WAYS_OUT: [&str; 6] = [
     "timeout 1h $LIVE & wait",
     "setsid -w $LIVE",
-    // Its parent is gone at once.
+    // Its parent ends at once.
     "(setsid $LIVE &); sleep 600",
     "set -m; $LIVE & wait",
     "set -m; (timeout 1h setsid -w $LIVE &) & sleep 600",
-    // Nothing of it says which run it belongs to.
+    // Nothing shows to which run it belongs.
     "env -i PATH=\"$PATH\" setsid -w $LIVE",
 ];
 
-/// Processes that have `variable` in their environment and have not ended.
+/// Returns the processes that have `variable` in their environment and have not ended.
 pub fn alive(variable: &str) -> Vec<i32> {
     let has = |path: &Path| {
         let environment = fs::read(path.join("environ")).unwrap_or_default();
         let mut entries = environment.split(|b| *b == 0);
-        // What a shell of ours waits with comes and goes.
+        // The shells of these tests start such processes while they wait.
         let brief = fs::read(path.join("comm")).is_ok_and(|name| name == b"sleep\n");
         !brief && entries.any(|entry| entry == variable.as_bytes())
     };
@@ -38,7 +38,7 @@ pub fn alive(variable: &str) -> Vec<i32> {
     pids.collect()
 }
 
-/// A mark of its own, and a command that carries it until it is killed; `deaf` to TERM, or not.
+/// Returns a mark, and a command that carries it until it is killed. A `deaf` one ignores TERM.
 pub fn live(deaf: bool) -> (String, String) {
     let mark = format!("MARK={}", ulid::Ulid::generate());
     let trap = if deaf { "trap '' TERM; " } else { "" };
@@ -46,7 +46,7 @@ pub fn live(deaf: bool) -> (String, String) {
     (mark, live)
 }
 
-/// The unit that runs.
+/// Returns the unit that runs.
 fn unit(world: &World) -> String {
     let (code, out, stderr) = ran(&mut world.tael(["work", "list", "--json"]));
     assert_eq!(code, 0, "{stderr}");
@@ -74,7 +74,7 @@ fn started(world: &World, ears: &Ears, mark: &str) {
 #[test]
 fn a_retry_does_not_run_beside_what_a_timeout_has_ended() {
     let world = World::new();
-    // Under a name that only one can have.
+    // The name is unique.
     let command = r#"
         mkdir "$OUT/here" || { echo beside >>"$OUT/beside"; exit 1; }
         echo run >>"$OUT/runs"
@@ -102,7 +102,7 @@ fn a_retry_does_not_run_beside_what_a_timeout_has_ended() {
 fn what_outlives_a_command_that_ends_by_itself_is_no_part_of_the_next_run() {
     let world = World::new();
     let (mark, live) = live(false);
-    // The first one leaves something behind, the second one is canceled.
+    // The first one leaves a process, and the second one is canceled.
     let command = format!(
         r#"if mkdir "$OUT/first"; then {live} & exit 0; fi; setsid -w env SECOND=1 sleep 600"#
     );
@@ -142,7 +142,7 @@ fn a_run_that_has_lost_its_supervisor_ends_whole() {
             clients.remove(0).kill();
         }
         for runner in runners {
-            // An idle one has left with its client.
+            // An idle runner has left with its client.
             let _ = kill(Pid::from_raw(runner), Signal::SIGKILL);
         }
         if client_dies {
@@ -156,7 +156,7 @@ fn a_run_that_has_lost_its_supervisor_ends_whole() {
 
 #[test]
 fn a_process_that_may_not_be_killed_is_named() {
-    // As root without CAP_KILL, which may not signal another user's processes either.
+    // Root without CAP_KILL may not signal processes of another user.
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not root: nothing to be seen here");
         return;

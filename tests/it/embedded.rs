@@ -13,7 +13,7 @@ use crate::common::{
     self, Certificates, PATIENCE, Process, bare_command, ran, refuses, spawn, wait_until,
 };
 
-/// A broker of its own, and its port.
+/// An embedded broker, and its port.
 fn broker(dir: &tempfile::TempDir, arguments: &[&str]) -> (Process, u16) {
     started(
         dir,
@@ -50,7 +50,7 @@ fn message(dir: &tempfile::TempDir, port: u16) -> Command {
     command
 }
 
-/// The reason code of the CONNACK for a user name and password, and how long it took.
+/// Returns the reason code of the CONNACK for a user name and password, and the time that it took.
 fn guess(port: u16, user: &str, password: &str) -> (u8, Duration) {
     let begun = Instant::now();
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
@@ -72,7 +72,7 @@ fn guessers_do_not_keep_others_out() {
         })
     };
     let guessers: Vec<_> = (0..40).map(guesser).collect();
-    // One who knows the password passes while all of them wait for their answers.
+    // A client with the right password is accepted while the others wait for their answers.
     let (code, took) = guess(port, "ann", "secret");
     assert_eq!(code, 0);
     let mut fastest = PATIENCE;
@@ -81,7 +81,7 @@ fn guessers_do_not_keep_others_out() {
         assert_eq!(code, 0x86, "bad user name or password");
         fastest = fastest.min(waited);
     }
-    // Known names and unknown ones are answered late, and the right password was not.
+    // The answers for known and unknown names are delayed. That for the right password was not.
     assert!(fastest >= Duration::from_secs(1), "{fastest:?}");
     assert!(took < fastest, "{took:?}, the guessers {fastest:?}");
     assert!(broker.log_text().contains("wrong user names or passwords"));
@@ -90,7 +90,7 @@ fn guessers_do_not_keep_others_out() {
     broker.stop();
 }
 
-/// Processor time that `process` has used so far, in clock ticks, a hundredth of a second each.
+/// Returns the processor time of `process` so far, in ticks of 10 ms.
 fn ticks(process: &Process) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).expect("stat");
     let rest = stat.rsplit_once(") ").expect("name").1;
@@ -108,7 +108,7 @@ fn a_broker_that_is_full_does_not_spin_and_serves_those_it_has() {
     command.env("TAEL_LOG_TARGET", "stderr");
     let (broker, port) = started(&dir, &mut command);
     let mut known = Raw::connect(port);
-    // These say nothing, and those who find no room are cut off.
+    // These send nothing, and connections beyond the limit are closed.
     let open = |_| TcpStream::connect(("127.0.0.1", port)).expect("connect");
     let crowd: Vec<TcpStream> = (0..200).map(open).collect();
     wait_until("the broker says that it is full", || {
@@ -145,7 +145,7 @@ fn a_client_that_does_not_finish_its_handshake_keeps_nobody_out() {
     let path = |name: &str| certificates.path(name);
     let (cert, key) = (path("server.pem"), path("server.key"));
     let (broker, port) = broker(&dir, &["--cert", &cert, "--key", &key]);
-    // It speaks no TLS, nor anything else.
+    // It sends neither TLS nor anything else.
     let silent = TcpStream::connect(("127.0.0.1", port)).expect("connect");
     let mut command = bare_command(&dir, "tael-message");
     command
@@ -178,7 +178,7 @@ fn retained_messages_full_of_properties_do_not_fill_the_memory_of_the_broker() {
         small[0] |= 1;
         raw.send(&small);
         assert_eq!(raw.receive().0, 0x40, "PUBACK");
-        // What is small is still retained.
+        // A small message is still retained.
         let mut other = Raw::connect(port);
         other.subscribe("lab/+");
         let heard = other.hear("a retained message", |m| m.retained);

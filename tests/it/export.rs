@@ -1,4 +1,4 @@
-//! What a command finds in its environment and on its standard input.
+//! Environment and standard input of a command.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,14 +8,14 @@ use crate::common::{self, Process, World, wait_until};
 
 const SEQ: &str = "lab/seq/status";
 
-/// Leaves what the command got: its environment, its arguments, its standard input.
+/// A command that writes its environment, arguments and standard input to files.
 const TAKE: &str = r#"#!/bin/sh
 env -0 >"$OUT/env"
 printf '%s\0' "$@" >"$OUT/arguments"
 cat >"$OUT/stdin"
 "#;
 
-/// A client that records what its command gets, and how to make it run.
+/// A client whose command writes down what it gets.
 struct Recorder {
     world: World,
     client: Process,
@@ -23,7 +23,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// With `arguments` for the command and `options` for the client.
+    /// Starts it with `arguments` for the command and `options` for the client.
     fn new(arguments: &str, options: &[&str]) -> Self {
         let world = World::new();
         let take = world.script("take", TAKE);
@@ -37,7 +37,7 @@ impl Recorder {
         }
     }
 
-    /// What the command for an event with this payload finds in its environment.
+    /// Returns the environment of the command for an event with this payload.
     #[track_caller]
     fn run(&mut self, payload: impl AsRef<[u8]>) -> BTreeMap<String, String> {
         self.world
@@ -57,7 +57,7 @@ impl Recorder {
         text.split_terminator('\0').map(str::to_owned).collect()
     }
 
-    /// Attributes that were left out, as the log has them.
+    /// Returns the attributes that were left out, by the log.
     fn left_out(&self, key: &str) -> usize {
         let line = format!("attribute '{key}' is left out of the environment");
         self.client.log_text().matches(&line).count()
@@ -129,7 +129,7 @@ fn required_attributes_and_a_prefix_together() {
 #[test]
 fn the_client_says_what_it_runs_for() {
     let mut recorder = Recorder::new("", &[]);
-    // A sender cannot say it in its stead.
+    // A sender cannot set it instead.
     let env = recorder.run(r#"{"TAEL_WHO":"forged","TAEL_EVENT":"forged"}"#);
     assert_eq!(env["TAEL_TOPIC"], SEQ);
     assert_eq!(env["TAEL_REASON"], "lab/seq/status finished");
@@ -162,7 +162,7 @@ fn what_cannot_be_a_value_is_left_out_and_the_run_goes_on() {
     let env = recorder.run(r#"{"nul":"a\u0000b","good":"1"}"#);
     assert_eq!(starting(&env, "ATTR_"), [("ATTR_GOOD", "1")]);
     assert_eq!(recorder.left_out("nul"), 1);
-    // ATTR_BIG= and the closing NUL count: what fits the system's limit is passed on.
+    // ATTR_BIG= and the final NUL count against the limit of the system.
     let most = 128 * 1024 - "ATTR_BIG=\0".len();
     for (length, passed) in [(most, true), (most + 1, false)] {
         let env = recorder.run(format!(r#"{{"big":"{}","good":"2"}}"#, "x".repeat(length)));
@@ -174,7 +174,7 @@ fn what_cannot_be_a_value_is_left_out_and_the_run_goes_on() {
         assert_eq!(env["ATTR_GOOD"], "2");
     }
     assert_eq!(recorder.left_out("big"), 1);
-    // Each of these fits, all of them together do not.
+    // Each of these fits, but not all together.
     let many: Vec<String> = (0..30)
         .map(|n| format!(r#""k{n}":"{}""#, "y".repeat(100_000)))
         .collect();
@@ -200,7 +200,7 @@ fn ninety_thousand_attributes_are_as_many_as_fit() {
     client.stop();
 }
 
-/// `count` attributes with an environment entry of a few bytes each.
+/// Returns `count` attributes whose environment entries have a few bytes each.
 fn small(count: usize) -> String {
     let attributes: Vec<String> = (0..count).map(|n| format!(r#""{n:x}":"""#)).collect();
     format!(r#"{{"status":"finished",{}}}"#, attributes.join(","))
@@ -208,7 +208,7 @@ fn small(count: usize) -> String {
 
 #[test]
 fn three_hundred_thousand_attributes_are_as_many_as_the_system_allows() {
-    // Under the usual limit to the stack, under a small one, and beside large inherited variables.
+    // With the usual stack limit, with a small one, and with large inherited variables.
     for prepare in [
         "",
         "ulimit -s 512;",
@@ -290,7 +290,7 @@ fn no_sender_reaches_the_loader_or_the_shell() {
     recorder.client.stop();
 }
 
-/// Values that would do something if anything ever read them as a command.
+/// Values that would have an effect if a shell ever read them as code.
 const HOSTILE: [&str; 8] = [
     r#"$(touch "$OUT/pwned")"#,
     r#"`touch "$OUT/pwned"`"#,

@@ -1,5 +1,4 @@
-//! The world around a client breaks: the broker, the link, the disk. Nothing is lost, nothing
-//! runs twice.
+//! Faults around a client: of the broker, the link, the disk. No event is lost, and none runs twice.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::raw::Raw;
-use crate::common::{self, Process, Setup, World, children_of, ran, wait_until};
+use crate::common::{
+    self, Process, Setup, World, children_of, has_program, has_root, ran, wait_until,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -23,7 +24,7 @@ fn send(raw: &mut Raw, n: usize) {
     );
 }
 
-/// Waits until each of `events` has run, and checks that none has twice.
+/// Waits until each of `events` has run, and checks that each ran once.
 #[track_caller]
 fn once_each(world: &World, client: &Process, events: usize) {
     wait_until("all have run", || {
@@ -38,7 +39,7 @@ fn once_each(world: &World, client: &Process, events: usize) {
     );
 }
 
-/// Waits until the ledger of pipeline `p` has booked `count` successes and told them all.
+/// Waits until pipeline `p` has noted `count` successes and published all of them.
 #[track_caller]
 fn all_told(world: &World, count: u64) {
     wait_until("all is booked and told", || {
@@ -59,8 +60,8 @@ fn a_broker_that_is_killed_under_load() {
     const EVENTS: usize = 60;
     for round in 1..=3 {
         let mut raw = Raw::connect(world.broker.port());
-        // A broker may forget what it has acknowledged when it is killed, so that a careful
-        // sender sends again; the ids tell what is new.
+        // A broker that is killed may forget what it has acknowledged. A careful sender sends
+        // again, and the ids show what is new.
         (0..round * EVENTS / 3).for_each(|n| send(&mut raw, n));
         world.broker.kill();
         world.broker.restart();
@@ -90,23 +91,9 @@ fn a_broker_that_hangs_for_longer_than_the_keep_alive() {
     client.stop();
 }
 
-/// Whether the tests that need root can run. In CI they must.
-fn may_be_root(what: &str, programs: &[&str]) -> bool {
-    let there = |p: &&str| {
-        Command::new("which")
-            .arg(p)
-            .output()
-            .is_ok_and(|out| out.status.success())
-    };
-    let able = nix::unistd::Uid::effective().is_root() && programs.iter().all(there);
-    assert!(
-        able || std::env::var_os("CI").is_none(),
-        "{what}: needs root and {programs:?}"
-    );
-    if !able {
-        eprintln!("not run, needs root and {programs:?}: {what}");
-    }
-    able
+/// Returns whether the test of `what` can run, which needs root and `program`. In CI it must.
+fn can_run(what: &str, program: &str) -> bool {
+    has_root(what) && has_program(program, what)
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -114,7 +101,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert_eq!(code, 0, "{program} {arguments:?}: {stderr}");
 }
 
-/// A network namespace with one end of a link; it goes with the test.
+/// A network namespace with one end of a link, until the end of the test.
 struct Namespace {
     name: String,
     link: String,
@@ -169,8 +156,7 @@ impl Drop for Namespace {
     }
 }
 
-/// A relay between the namespace's link and the broker on loopback, so that the broker need
-/// not listen to others.
+/// Relays between the link of the namespace and the broker, which listens on loopback only.
 fn relay(port: u16) -> u16 {
     use std::net::{Shutdown, TcpListener, TcpStream};
     let listener = TcpListener::bind(("10.217.83.1", 0)).expect("bind");
@@ -200,7 +186,7 @@ fn relay(port: u16) -> u16 {
 
 #[test]
 fn a_link_that_is_cut_and_comes_back() {
-    if !may_be_root("a link is cut", &["ip"]) {
+    if !can_run("a link is cut", "ip") {
         return;
     }
     let world = World::new();
@@ -224,7 +210,7 @@ fn a_link_that_is_cut_and_comes_back() {
     send(&mut raw, 0);
     once_each(&world, &client, 1);
     namespace.link("down");
-    // Sent into the dead link, and after the client has noticed.
+    // One is sent into the dead link, and one after the client has noticed.
     send(&mut raw, 1);
     wait_until("the client notices", || {
         client.log_text().contains("lost 10.217.83.1")
@@ -236,7 +222,7 @@ fn a_link_that_is_cut_and_comes_back() {
     client.stop();
 }
 
-/// A small file system of its own for a client's state.
+/// A small file system for the state of a client.
 struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
@@ -266,7 +252,7 @@ impl Drop for Tmpfs<'_> {
 
 #[test]
 fn a_disk_that_is_full_for_a_while() {
-    if !may_be_root("a disk is full", &["mount"]) {
+    if !can_run("a disk is full", "mount") {
         return;
     }
     let world = World::new();
@@ -277,7 +263,7 @@ fn a_disk_that_is_full_for_a_while() {
     send(&mut raw, 0);
     once_each(&world, &client, 1);
     all_told(&world, 1);
-    // Fills it to the last page.
+    // This fills it to the last page.
     let filler = state.join("filler");
     let _ = ran(Command::new("dd")
         .args(["if=/dev/zero", "bs=4k"])
@@ -292,7 +278,7 @@ fn a_disk_that_is_full_for_a_while() {
     all_told(&world, 20);
     client.stop();
 
-    // One that starts while it is full is to be started again, whatever is there of its state.
+    // A client that starts while it is full asks to be started again, with or without state.
     let _ = ran(Command::new("dd")
         .args(["if=/dev/zero", "bs=4k"])
         .arg(format!("of={}", filler.display())));
@@ -323,7 +309,7 @@ fn a_ledger_that_meets_a_limit_of_file_sizes() {
     command
         .arg(tael.get_program())
         .args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
-    // The first line of all comes from the ledger's thread then.
+    // The first log line then comes from the thread of the ledger.
     command.env("TAEL_LOG", "warn");
     let mut client = world.online("p", command);
     let mut raw = Raw::connect(world.broker.port());
@@ -344,7 +330,7 @@ fn a_ledger_that_meets_a_limit_of_file_sizes() {
 
 #[test]
 fn a_disk_that_fails_to_sync_for_a_while() {
-    if !may_be_root("fsync fails", &["strace"]) {
+    if !can_run("fsync fails", "strace") {
         return;
     }
     let world = World::new();
@@ -389,8 +375,8 @@ fn a_state_on_a_network_file_system() {
     client.stop();
 }
 
-/// Does something to the files of a running client, which ends with the code that has service
-/// managers start it again; the next one loses nothing.
+/// Harms the files of a running client. It exits with the code that makes a service manager restart
+/// it, and the next client loses nothing.
 fn ledger_lost(harm: impl FnOnce(&Path)) {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", RUN];
@@ -399,10 +385,10 @@ fn ledger_lost(harm: impl FnOnce(&Path)) {
     send(&mut raw, 0);
     once_each(&world, &client, 1);
     all_told(&world, 1);
-    harm(&world.state().join("p"));
+    harm(&world.home("p"));
     send(&mut raw, 1);
     assert_eq!(client.wait(), 75, "{}", client.log_text());
-    // It was not acknowledged, and what would not be found again was not begun.
+    // The event was not acknowledged, and no run began that the next client would not find.
     let client = world.client("p", &arguments);
     once_each(&world, &client, 2);
     client.stop();
@@ -430,7 +416,7 @@ fn a_lock_that_is_removed_under_its_client() {
 
 #[test]
 fn a_state_folder_that_is_mounted_over_a_running_client() {
-    if !may_be_root("a state folder is mounted late", &["mount"]) {
+    if !can_run("a state folder is mounted late", "mount") {
         return;
     }
     let world = World::new();
@@ -457,7 +443,7 @@ fn a_backup_that_copies_and_cuts_the_log_is_no_alarm() {
         send(&mut raw, n);
         once_each(&world, &client, n + 1);
         all_told(&world, n as u64 + 1);
-        // As `sqlite3` and replication programs do; whoever writes meanwhile is waited for.
+        // As `sqlite3` and replication programs do. It waits for other writers.
         let other = rusqlite::Connection::open(&ledger).expect("ledger");
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
         wait_until("the log is cut off", || {
@@ -479,7 +465,7 @@ fn a_backup_that_copies_and_cuts_the_log_is_no_alarm() {
 
 #[test]
 fn a_process_that_is_killed_before_it_becomes_its_command() {
-    if !may_be_root("a commit is slow", &["strace"]) {
+    if !can_run("a commit is slow", "strace") {
         return;
     }
     let world = World::new();

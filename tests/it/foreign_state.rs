@@ -1,4 +1,4 @@
-//! State folders that others can change: refused, and nothing that they lead to is touched.
+//! State folders that other users can change: the client refuses them, and does not follow their links.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -23,10 +23,10 @@ fn mode(path: &Path, mode: u32) {
 fn a_state_that_others_can_change_is_refused_and_what_links_lead_to_is_not_touched() {
     let world = World::new();
     world.client("p", &["-t", SEQ, "-c", "true"]).stop();
-    let (state, home) = (world.state(), world.state().join("p"));
+    let (state, home) = (world.state(), world.home("p"));
     let victim = world.path("victim");
     fs::create_dir(&victim).expect("folder");
-    // Links in it, and in its place.
+    // Links in the folder, and instead of it.
     for (name, target) in [("lock", victim.join("file")), ("units", victim.clone())] {
         let (inside, aside) = (home.join(name), world.path("aside"));
         fs::rename(&inside, &aside).expect("aside");
@@ -42,14 +42,14 @@ fn a_state_that_others_can_change_is_refused_and_what_links_lead_to_is_not_touch
     fs::remove_file(&home).expect("link");
     fs::rename(&aside, &home).expect("back");
     assert_eq!(fs::read_dir(&victim).expect("folder").count(), 0);
-    // Others may write there.
+    // Other users may write there.
     mode(&home, 0o770);
     client_refuses(&world, "chmod go-w");
     mode(&home, 0o700);
     mode(&state, 0o777);
     client_refuses(&world, "chmod o-w");
     mode(&state, 0o700);
-    // Another user's; only root can make that so.
+    // It belongs to another user. Only root can arrange that.
     if nix::unistd::geteuid().is_root() {
         for path in [&state, &home] {
             chown(path, Some(65534), None).expect("chown");
@@ -57,7 +57,7 @@ fn a_state_that_others_can_change_is_refused_and_what_links_lead_to_is_not_touch
             chown(path, Some(0), None).expect("chown");
         }
     }
-    // A state folder on another disk is a link to it, which is root's or ours to make.
+    // A link to a state folder on another disk is fine if root or we have made it.
     fs::rename(&state, &aside).expect("aside");
     symlink(&aside, &state).expect("link");
     world.client("p", &["-t", SEQ, "-c", "true"]).stop();

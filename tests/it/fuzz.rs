@@ -24,7 +24,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     seeds.collect()
 }
 
-/// A seed with some bytes replaced, a piece taken out and a piece of another seed put in.
+/// Returns a seed with some bytes replaced, a piece removed, and a piece of another seed inserted.
 fn changed(seeds: &[Vec<u8>]) -> impl Strategy<Value = Vec<u8>> + use<> {
     let byte = (any::<Index>(), any::<u8>());
     let bytes = prop::collection::vec(byte, 0..4);
@@ -42,7 +42,7 @@ fn changed(seeds: &[Vec<u8>]) -> impl Strategy<Value = Vec<u8>> + use<> {
     })
 }
 
-/// A range of `bytes`.
+/// Returns a range of `bytes`.
 fn between(ends: &[Index; 2], bytes: &[u8]) -> std::ops::Range<usize> {
     let [a, b] = ends.each_ref().map(|end| end.index(bytes.len() + 1));
     a.min(b)..a.max(b)
@@ -66,7 +66,7 @@ fn feed(name: &str, target: fn(&[u8])) {
     }
 }
 
-/// A test for each target.
+/// Defines a test for each target.
 macro_rules! targets {
     ($($test:ident: $target:ident),+ $(,)?) => {$(
         #[test]
@@ -85,7 +85,7 @@ targets! {
     no_file_breaks_the_parser_of_variables: env_file,
 }
 
-/// Otherwise the targets would only see what is refused.
+/// Otherwise the targets would see refused inputs only.
 #[test]
 fn the_seeds_are_understood() {
     let seed = |path: &str| {

@@ -1,10 +1,10 @@
-//! Text of strangers that hides, reorders or restyles: no output shows it as it is.
+//! Text of senders that hides, reorders or restyles what people read. No output shows it as it is.
 
 use crate::common::{World, ran, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// One of each kind: controls, marks of direction, zero width, separators, tags, selectors,
+/// One of each kind: controls, direction marks, zero width, separators, tags, selectors,
 /// noncharacters.
 const HIDDEN: &str = "\u{1b}\u{85}\u{ad}\u{200b}\u{200d}\u{200f}\u{202e}\u{2028}\u{2029}\u{2066}\
                       \u{feff}\u{fffe}\u{fdd0}\u{e0041}\u{e0100}\u{1ffff}";
@@ -48,7 +48,7 @@ fn no_output_shows_hidden_characters() {
         shows_none("watch", &out);
     }
     let mut client = world.client("q", &["-t", "lab/x/#", "--when", "", "-c", "true"]);
-    // A refused event, and an attribute that is left out, on topics that brokers let pass.
+    // A refused event, and an attribute that is left out, on topics that brokers accept.
     let topic = "lab/x/\u{200b}\u{202e}\u{e0041}";
     let payload = json!({"key\u{202e}\u{2028}": format!("a\0{HIDDEN}")}).to_string();
     world.publish(topic, payload, &[]);

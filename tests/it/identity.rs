@@ -1,7 +1,5 @@
 //! The identity of an event: its id and its content. Programs and bridges copy both.
 
-use std::fs;
-
 use crate::common::raw::{Raw, publish};
 use crate::common::scene::{RUN, SEQ, Scene};
 use crate::common::{Process, World, wait_until};
@@ -200,12 +198,7 @@ fn an_empty_message_that_clears_a_retained_one_is_no_event() {
 #[test]
 fn an_event_of_an_older_ledger_is_known_by_its_id() {
     let world = World::new();
-    let home = world.state().join("p");
-    fs::create_dir_all(home.join("units")).expect("home");
-    let old = rusqlite::Connection::open(home.join("ledger.db")).expect("ledger");
-    old.execute_batch(include_str!("../fixtures/ledger-v1.sql"))
-        .expect("fixture");
-    drop(old);
+    world.earlier_ledger("p", include_str!("../fixtures/ledger-v1.sql"));
     let client = world.client("p", &["-t", SEQ, "-c", RUN_NAMED]);
     world.wait_report("p", "/units/succeeded", 1);
     // The old ledger does not have its content.

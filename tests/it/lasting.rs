@@ -1,5 +1,5 @@
-//! What a daemon outlives once it was online: whatever the other side says, and files that are
-//! being replaced.
+//! A daemon that has been online outlives every answer of the broker, and files that are being
+//! replaced.
 
 use std::fs;
 use std::io::Write;
@@ -34,7 +34,7 @@ fn daemon(dir: &tempfile::TempDir, port: u16, arguments: &[&str]) -> Process {
 #[track_caller]
 fn came_online(raw: &mut Raw, arguments: &[&str]) {
     match arguments[0] {
-        "watch" => raw.serve_subscribe(),
+        "watch" => raw.serve_subscription(),
         "client" => drop(raw.serve_until(|m| m.topic.ends_with("/presence"))),
         "beacon" => drop(raw.serve_until(|m| m.topic.ends_with("/beacon/status"))),
         _ => drop(raw.serve_until(|m| m.topic.ends_with("/STATUS"))),
@@ -43,7 +43,7 @@ fn came_online(raw: &mut Raw, arguments: &[&str]) {
 
 #[test]
 fn a_broker_that_refuses_for_a_while_ends_no_daemon() {
-    // Each waits for a while after a refusal: all of them at once.
+    // Each waits for a while after a refusal, so all run at once.
     thread::scope(|scope| {
         for (arguments, code) in DAEMONS.into_iter().zip([0x87, 0x86, 0x8a, 0x80]) {
             scope.spawn(move || outlives_a_refusal(arguments, code));
@@ -60,7 +60,7 @@ fn outlives_a_refusal(arguments: &[&str], code: u8) {
     came_online(&mut broker.accept(), arguments);
     let log = process.log_text();
     assert_eq!(log.matches("trying again").count(), 1, "{log}");
-    // SIGTERM ends it in good order, as before.
+    // SIGTERM still ends it in good order.
     process.signal(Signal::SIGTERM);
     let mut process = process;
     assert_eq!(process.wait(), 0, "{}", process.log_text());
@@ -106,11 +106,11 @@ fn a_filter_that_is_refused_later_is_asked_for_again() {
     let mut raw = broker.accept();
     let (kind, body) = raw.receive();
     assert_eq!(kind >> 4, 8, "SUBSCRIBE");
-    // The trigger's filter is refused, the control topic is granted.
+    // The filter of the trigger is refused, and the control topic granted.
     raw.send(&packet(0x90, &[body[0], body[1], 0, 0x87, 0x87]));
-    // It is online, and asks again on this connection.
+    // The client is online, and asks again on this connection.
     raw.serve_until(|m| m.topic.ends_with("/presence"));
-    raw.serve_subscribe();
+    raw.serve_subscription();
     let log = process.log_text();
     assert_eq!(log.matches("asking again").count(), 1, "{log}");
 }

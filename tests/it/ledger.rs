@@ -1,5 +1,5 @@
-//! The ledger and the folders of runs: what is kept, what goes, what a restart and a restored
-//! copy find.
+//! The ledger and the folders of runs: what is kept and removed, and how a restart and a restored copy
+//! fit them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ fn names(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Waits until the only client of the world has booked `count` ends.
+/// Waits until the only client of the world has noted `count` ends.
 fn booked(world: &World, count: usize) {
     wait_until("all are booked", || {
         let ended = |unit: &&Value| unit["ended"].is_number();
@@ -37,7 +37,7 @@ fn booked(world: &World, count: usize) {
     });
 }
 
-/// Starts a client which runs `command` for each of `count` messages, and stops it afterwards.
+/// Starts a client that runs `command` for each of `count` messages, and stops it afterwards.
 fn runs(world: &World, command: &str, count: usize) {
     let client = world.client("p", &["-t", SEQ, "-c", command]);
     let before = units(world).len();
@@ -46,21 +46,10 @@ fn runs(world: &World, command: &str, count: usize) {
     client.stop();
 }
 
-/// A ledger as an earlier version has left it.
-fn old_ledger(world: &World, text: &str) -> Connection {
-    fs::create_dir_all(home(world).join("units")).expect("home");
-    let old = Connection::open(home(world).join("ledger.db")).expect("ledger");
-    old.execute_batch(text).expect("fixture");
-    old
-}
-
 #[test]
 fn a_ledger_of_the_fifth_version_becomes_a_new_one() {
     let world = World::new();
-    drop(old_ledger(
-        &world,
-        include_str!("../fixtures/ledger-v5.sql"),
-    ));
+    world.earlier_ledger("p", include_str!("../fixtures/ledger-v5.sql"));
     let ears = world.ears(&["lab/#"]);
     let run = r#"echo "$TAEL_ATTEMPT $SAMPLE $(cat)" >>"$OUT/runs""#;
     let client = world.client("p", &["-t", SEQ, "-c", run]);
@@ -71,11 +60,11 @@ fn a_ledger_of_the_fifth_version_becomes_a_new_one() {
         .iter()
         .map(|unit| unit["state"].as_str().expect("state").to_owned())
         .collect();
-    // The second was begun under another boot.
+    // The second one was begun under another boot.
     assert_eq!(states, ["failed", "failed", "succeeded", "succeeded"]);
     assert_eq!(units(&world)[0]["note"], "a note");
     assert_eq!(units(&world)[2]["retry_of"], units(&world)[0]["unit"]);
-    // What has ended can still be tried again with what it read.
+    // A run that has ended can still be retried with its payload.
     let first = units(&world)[1]["unit"].as_str().expect("id").to_owned();
     let (code, _, stderr) = world.control(&["p", "retry", &first]);
     assert_eq!(code, 0, "{stderr}");
@@ -107,7 +96,7 @@ fn a_ledger_that_is_moved_away_takes_no_output_with_it() {
         assert_eq!(text.expect("output"), "result\n");
     }
     client.stop();
-    // Once more: nothing is there that could be moved.
+    // A second time, there is nothing to move.
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);
     assert!(!client.log_text().contains("does not know"));
     assert_eq!(names(&aside).len(), 2);
@@ -119,7 +108,7 @@ fn an_older_backup_that_is_put_back_deletes_nothing() {
     let world = World::new();
     runs(&world, "echo first", 1);
     let ledger = home(&world).join("ledger.db");
-    // A clean stop leaves one file that holds all.
+    // A clean stop leaves a single file with everything.
     assert!(!home(&world).join("ledger.db-wal").exists());
     fs::copy(&ledger, world.path("backup")).expect("backup");
     let known = names(&home(&world).join("units"));
@@ -162,7 +151,7 @@ fn what_was_released_goes_after_a_kill_and_what_is_beside_it_stays() {
     let world = World::new();
     runs(&world, "echo result", 3);
     let ids = names(&home(&world).join("units"));
-    // As a client leaves it that was killed after it had forgotten a unit.
+    // A client that was killed after it had forgotten a unit leaves this.
     let db = Connection::open(home(&world).join("ledger.db")).expect("ledger");
     db.execute("DELETE FROM unit WHERE id = ?1", [&ids[0]])
         .expect("delete");
@@ -202,7 +191,7 @@ fn ended_runs_are_forgotten_while_the_client_goes_on() {
     client.stop();
 }
 
-/// The blocks of docs/backup.md that are marked `name`.
+/// Returns the blocks of docs/backup.md that are marked `name`.
 fn backup_block(name: &str) -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/backup.md");
     let text = fs::read_to_string(page).expect("docs/backup.md");
@@ -291,7 +280,7 @@ fn damage_that_nobody_has_looked_for_is_noticed_when_it_is_read() {
     }
     booked(&world, 8);
     client.stop();
-    // Too large to be looked at whole after a clean stop.
+    // It is too large for a whole check after a clean stop.
     let ledger = home(&world).join("ledger.db");
     let mut bytes = fs::read(&ledger).expect("ledger");
     assert!(bytes.len() > 5 << 20);
@@ -306,7 +295,7 @@ fn damage_that_nobody_has_looked_for_is_noticed_when_it_is_read() {
     assert!(now == bytes, "it is as it was");
 }
 
-/// Kilobytes of the most memory that a process has had.
+/// Returns the maximum memory of a process so far, KiB.
 fn peak(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.child.id()));
     let status = status.expect("status");
@@ -321,7 +310,7 @@ fn peak(process: &Process) -> u64 {
         .expect("number")
 }
 
-/// Waits until `count` events wait. A request comes after them, and may take its time.
+/// Waits until `count` events wait. The request comes after them, and may take long.
 fn waiting(world: &World, count: usize) {
     wait_until("all wait", || {
         let (_, out, _) = world.control(&["p", "status", "--json"]);
@@ -330,7 +319,7 @@ fn waiting(world: &World, count: usize) {
     });
 }
 
-/// Events of 800 KB that wait.
+/// Publishes events of 800 KB, which wait.
 const LARGE: usize = 200;
 
 #[test]
@@ -351,7 +340,7 @@ fn large_events_that_wait_take_disk_space_and_no_memory() {
     }
     waiting(&world, LARGE - 1);
     client.kill();
-    // What a process starts with counts as well.
+    // The memory that a process starts with counts as well.
     let limit = 64 * 1024;
     let client = world.client("p", &arguments);
     waiting(&world, LARGE - 1);
@@ -430,18 +419,18 @@ fn events_that_find_no_room_stay_with_the_broker_and_none_is_lost() {
         );
     };
     (0..40).for_each(&mut send);
-    // One runs, some are on their way when there is room for the last time.
+    // One runs, and some are on their way when the last one finds room.
     wait_until("it is full", || {
         client.log_text().contains("no more events are accepted")
     });
     let report = world.report("p");
     let accepted = report["events"]["accepted"].as_u64().expect("accepted");
     assert!((10..40).contains(&accepted), "{report}");
-    // Requests are still answered, unless they make it worse.
+    // Requests are still answered, except those for more runs.
     let (code, _, stderr) = world.control(&["p", "raise"]);
     assert_eq!(code, 75, "{stderr}");
     client.kill();
-    // The next one finds it full as well, and the broker has the rest.
+    // The next client finds it full as well, and the broker keeps the rest.
     let client = world.online("p", start());
     send(40);
     wait_until("it is full", || {
@@ -478,7 +467,7 @@ fn a_long_outbox_is_published_in_order_and_once() {
     drop(db);
     let ears = world.ears(&["lab/old", "lab/infrastructure/pipelines/p/status"]);
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);
-    // Told after all that was there before.
+    // It is published after all earlier ones.
     world.message(SEQ, FINISHED);
     ears.status("p", "finished");
     let told: Vec<u64> = ears
@@ -516,7 +505,7 @@ fn a_full_client_that_is_paused_resumes_at_a_reload() {
     client.stop();
 }
 
-/// The unit of the fixture that was running, and two that waited.
+/// The unit of the fixture that was running, and the two that waited.
 const RUNNING: &str = "01M8BB9R880VTQMSEEQMP28H0J";
 const WAITING: [&str; 2] = ["01M8BB9R8JP3TJCYY3ZHNZHHH3", "01M8BB9R8QVP2W24SVTNWGHMZH"];
 
@@ -529,10 +518,7 @@ fn unit(world: &World, id: &str) -> Value {
 #[test]
 fn a_ledger_of_the_seventh_version_becomes_a_new_one_while_its_run_goes_on() {
     let world = World::new();
-    drop(old_ledger(
-        &world,
-        include_str!("../fixtures/ledger-v7.sql"),
-    ));
+    world.earlier_ledger("p", include_str!("../fixtures/ledger-v7.sql"));
     // A runner has the unit.
     let folder = home(&world).join("units").join(RUNNING);
     fs::create_dir_all(&folder).expect("folder");
@@ -566,7 +552,7 @@ fn a_ledger_of_the_seventh_version_becomes_a_new_one_while_its_run_goes_on() {
             "its lane has one job"
         );
     }
-    // What had run has run, by its id, by what the topic said last, and by its packet identifier.
+    // Events that have run are known by id, by the last content of the topic, and by packet identifier.
     let again = r#"{"user":"root","status":"finished","n":"bad","code":"3","ts":1795677281}"#;
     world.publish(SEQ, again, &[("tael-id", "01M8BB9Q7JT4N40DSJACKJ3Y9V")]);
     world.wait_report("p", "/events/duplicate", 1);
@@ -599,7 +585,7 @@ fn a_ledger_of_the_seventh_version_becomes_a_new_one_while_its_run_goes_on() {
         let rows = query.query_map([], |row| row.get(0)).expect("rows");
         rows.collect::<Result<_, _>>().expect("packets")
     };
-    // The sender of the message above has taken the place of one.
+    // The message above has taken the place of one.
     assert!(
         packets.iter().all(|packet| [4, 5, 9].contains(packet)),
         "{packets:?}"
@@ -643,7 +629,7 @@ fn a_unit_whose_trigger_is_gone_runs_by_what_it_carries() {
     booked(&world, 3);
     assert_eq!(world.lines("runs"), ["old 1 1", "old 2 1", "old 1 2"]);
     client.stop();
-    // A retry, and what waits, follow a trigger that is there.
+    // A retry, and a unit that waits, follow the trigger if there is one.
     fs::write(&config, seq("seq", "corrected")).expect("config");
     let client = start();
     assert_eq!(world.control(&["p", "retry"]).0, 0);
@@ -664,10 +650,7 @@ fn a_unit_whose_trigger_is_gone_runs_by_what_it_carries() {
 #[test]
 fn a_unit_of_an_earlier_version_whose_trigger_is_gone_says_why_it_does_not_run() {
     let world = World::new();
-    drop(old_ledger(
-        &world,
-        include_str!("../fixtures/ledger-v7.sql"),
-    ));
+    world.earlier_ledger("p", include_str!("../fixtures/ledger-v7.sql"));
     let ears = world.ears(&["lab/#"]);
     let client = world.client("p", &["-t", "lab/other/status", "-c", "true"]);
     ears.status("p", "falsestart");

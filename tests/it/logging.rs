@@ -1,5 +1,5 @@
-//! Log lines that cannot be written: the client works on, ends when it is told to, and says
-//! how much was lost.
+//! Log lines that cannot be written: the client goes on, stops when told to, and logs how many were
+//! lost.
 
 use std::fs::File;
 use std::io::{PipeReader, Read, Write};
@@ -15,11 +15,11 @@ use nix::sys::signal::Signal;
 const SEQ: &str = "lab/seq/status";
 const RECORD: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
 
-/// Messages that no trigger waits for. Each makes a debug line; all of them are more than a small
-/// pipe or a stopped terminal holds.
+/// Number of messages that no trigger waits for. Each makes a debug line, and all lines together exceed
+/// a small pipe or a stopped terminal.
 const IGNORED: usize = 1000;
 
-/// Starts client `p` with `stderr`, and returns once it is online.
+/// Starts client `p` with `stderr`, and returns when it is online.
 fn client(world: &World, stderr: Stdio) -> Process {
     let ears = world.ears(&["lab/infrastructure/pipelines/p/presence"]);
     let mut command = world.command("tael-client");
@@ -36,7 +36,7 @@ fn send(raw: &mut Raw, status: &str, n: usize) {
     raw.publish(SEQ, payload.as_bytes(), &[("tael-id", &format!("e{n}"))]);
 }
 
-/// Makes the client say more than anybody takes; its events run nevertheless.
+/// Makes the client log more lines than are read, and checks that its events run.
 #[track_caller]
 fn events_run_meanwhile(world: &World) {
     let mut raw = Raw::connect(world.broker.port());
@@ -89,7 +89,7 @@ fn a_reader_that_comes_back_gets_every_line() {
     });
     ends_soon(process);
     let text = rest.join().expect("reader");
-    // The queue holds them all.
+    // The queue holds all of them.
     assert_eq!(text.matches("ignored: ").count(), IGNORED, "{text}");
     assert!(text.ends_with('\n') && text.contains("stopping"), "{text}");
 }
@@ -114,11 +114,11 @@ fn a_watch_whose_lines_nobody_reads_ends_when_it_is_told_to() {
         send(&mut raw, "finished", 0);
         held() > 4096 - 60
     });
-    // It stands still with the next one.
+    // It blocks at the next one.
     (1..20).for_each(|n| send(&mut raw, "finished", n));
     let told = Instant::now();
     watch.signal(Signal::SIGTERM);
-    // 0 if it has noticed before it came to the next line.
+    // 0 if it has noticed that before the next line.
     assert!([0, 128 + 15].contains(&watch.wait()));
     assert!(told.elapsed() < Duration::from_secs(20));
 }
@@ -144,7 +144,7 @@ fn junk_without_end_makes_a_short_log() {
     assert!(log.contains(&summary), "{summary}: {log}");
 }
 
-/// Both ends of a new terminal.
+/// Returns both ends of a new terminal.
 fn terminal() -> (File, OwnedFd) {
     let (mut ours, mut theirs) = (-1, -1);
     let none = std::ptr::null_mut();
@@ -159,7 +159,7 @@ fn terminal() -> (File, OwnedFd) {
         )
     };
     assert_eq!(made, 0);
-    // SAFETY: `openpty` has just returned these descriptors, and nobody else has them.
+    // SAFETY: `openpty` has just returned these descriptors, and nothing else owns them.
     unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) }
 }
 

@@ -1,8 +1,8 @@
-//! Everything that is shown from outside: our commands, run against real and scripted brokers.
+//! Tests from outside: our commands, run against real and scripted brokers.
 //!
-//! One binary, so that it links once and its tests share all threads. They also share a process:
-//! none of them may change its environment, folder, limits or signals.
-// A test that fails panics, and so may what helps it (clippy.toml sees the tests alone).
+//! They are one binary, which links once and shares all threads. They also share a process: none may
+//! change its environment, folder, limits or signals.
+// A test that fails panics, and so may its helpers. clippy.toml covers the tests themselves only.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

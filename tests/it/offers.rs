@@ -1,4 +1,4 @@
-//! What a broker offers less of than Tael counts on, and names that nobody resolves.
+//! Brokers that offer less than Tael needs, and host names that no server resolves.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::raw::{Scripted, packet};
-use crate::common::{Process, bare_command, binary, ran, spawn, wait_until};
+use crate::common::{Process, bare_command, binary, has_program, has_root, ran, spawn, wait_until};
 use nix::sys::signal::Signal;
 
 fn daemon(dir: &tempfile::TempDir, broker: &Scripted, arguments: &[&str]) -> Process {
@@ -41,7 +41,7 @@ fn a_will_that_is_refused_is_sent_without_what_the_broker_does_not_take() {
     let broker = Scripted::listen();
     let client = daemon(&dir, &broker, CLIENT);
     let (mut raw, connect) = broker.hear_connect();
-    // Flags follow the protocol's name and version: will, its QoS, and whether it is retained.
+    // The flags follow the name and version of the protocol: will, its QoS, retained.
     assert_eq!(connect[7] & 0x3c, 0x2c, "retained, at QoS 1");
     // Retain not supported.
     raw.send(&packet(0x20, &[0, 0x9a, 0]));
@@ -83,21 +83,7 @@ fn a_lower_qos_than_asked_is_told() {
     assert!(log.contains("grants a lower QoS than asked"), "{log}");
 }
 
-/// Whether the tests that need root can run. In CI they must.
-fn may_be_root(what: &str) -> bool {
-    let able = nix::unistd::Uid::effective().is_root()
-        && ran(Command::new("unshare").args(["-m", "true"])).0 == 0;
-    assert!(
-        able || std::env::var_os("CI").is_none(),
-        "{what}: needs root"
-    );
-    if !able {
-        eprintln!("not run, needs root: {what}");
-    }
-    able
-}
-
-/// One of our commands where all names are asked of a server that answers nothing.
+/// Returns one of our commands in a namespace whose name server never answers.
 fn unresolved(dir: &tempfile::TempDir, name: &str) -> Command {
     let resolver = dir.path().join("resolv.conf");
     let text = "nameserver 127.0.83.53\noptions timeout:20 attempts:1\n";
@@ -114,7 +100,7 @@ fn unresolved(dir: &tempfile::TempDir, name: &str) -> Command {
 
 #[test]
 fn a_resolver_that_hangs_holds_up_neither_a_time_limit_nor_a_stop() {
-    if !may_be_root("a resolver hangs") {
+    if !has_root("a resolver hangs") || !has_program("unshare", "a resolver hangs") {
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");

@@ -1,4 +1,4 @@
-//! What commands write: kept in order, within bounds, and shown without what is not there.
+//! Output of commands: kept in order, bounded, and shown without gaps as zeros.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ fn only_unit(world: &World) -> String {
     units[0]["unit"].as_str().expect("id").to_owned()
 }
 
-/// The file of a stream of the only unit.
+/// Returns the file of a stream of the only unit.
 fn file(world: &World, stream: &str) -> PathBuf {
     let folder = world.state().join("p/units").join(only_unit(world));
     folder.join(stream)
@@ -64,7 +64,7 @@ fn what_a_command_opens_anew_is_written_behind_what_it_wrote() {
     client.stop();
 }
 
-/// Writes more than is kept, and ends when it is told.
+/// A command that writes more than is kept, and ends when the test lets it.
 const LONG: &str = r#"printf HEAD; head -c 3000000 /dev/zero | tr '\0' x
     until [ -e "$OUT/go" ]; do sleep 0.02; done; printf TAIL"#;
 
@@ -80,7 +80,7 @@ fn a_follower_is_told_of_what_is_missing_and_sees_no_zeros() {
     wait_until("all is written", || {
         fs::metadata(&stdout).is_ok_and(|meta| meta.len() == 3_000_004)
     });
-    // While it runs, and to its end.
+    // The reader follows it to its end.
     let (code, out, stderr) = ran(&mut results(&world, &[]));
     assert_eq!(code, 125, "{stderr}");
     assert!(stderr.contains("bytes were dropped here"), "{stderr}");

@@ -1,4 +1,4 @@
-//! What the package carries for the crates that it is built from.
+//! Notices in the package for the crates that it is built from.
 
 use std::path::Path;
 use std::process::Command;
@@ -36,7 +36,7 @@ fn the_notices_of_all_that_is_linked_go_into_the_package() {
             "{name} is not linked"
         );
     }
-    // Texts that ask for it by name.
+    // Licences that require it.
     for notice in [
         "Permission is hereby granted",
         "Redistributions in binary form",
@@ -47,7 +47,7 @@ fn the_notices_of_all_that_is_linked_go_into_the_package() {
     assert!(manifest.contains(r#""target/assets/THIRD-PARTY""#));
 }
 
-/// `docs/security.md` says that these crates, which have advisories, are not there.
+/// `docs/security.md` says that these crates, which have advisories, are not used.
 #[test]
 fn the_client_library_brings_no_tls_of_its_own() {
     let lock = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock"));

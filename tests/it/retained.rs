@@ -1,4 +1,4 @@
-//! What is retained at a broker: `tael status` and `tael check` see all of it, and soon.
+//! Retained messages: `tael status` and `tael check` see all of them, without a long wait.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -10,7 +10,7 @@ use crate::common::{World, bare_command, ended, ran};
 const PRESENCE: &str = "lab/infrastructure/pipelines/align/presence";
 const ONLINE: &str = r#"{"state":"online","who":"align","host":"h"}"#;
 
-/// Longer than any silence that could pass for the end of the retained messages.
+/// A delay that is longer than a silence that could be taken for the end of the retained messages.
 const LATE: Duration = Duration::from_millis(900);
 
 fn of(dir: &tempfile::TempDir, broker: &Scripted, arguments: &[&str]) -> Command {
@@ -24,14 +24,14 @@ fn of(dir: &tempfile::TempDir, broker: &Scripted, arguments: &[&str]) -> Command
     command
 }
 
-/// A retained message, as a broker delivers it.
+/// Returns a retained message, as a broker delivers it.
 fn retained(topic: &str, payload: &str) -> Vec<u8> {
     let mut packet = publish(topic.as_bytes(), payload.as_bytes(), None, &[], false);
     packet[0] |= 1;
     packet
 }
 
-/// Waits for the marker of whoever asks, and returns it for delivery.
+/// Waits for the marker of the peer, and returns it for delivery.
 fn marker(raw: &mut Raw) -> Vec<u8> {
     let marker = raw.serve_until(|m| m.topic.starts_with("lab/infrastructure/replies/"));
     publish(marker.topic.as_bytes(), &marker.payload, None, &[], false)
@@ -125,7 +125,7 @@ fn a_marker_starts_nothing_and_is_not_shown() {
     let ears = world.ears(&["lab/#"]);
     let (code, _, stderr) = ran(&mut world.tael(["status", "--root", "lab"]));
     assert_eq!(code, 0, "{stderr}");
-    // Sentinel: it comes after the marker.
+    // A sentinel, which comes after the marker.
     world.message("lab/seq/status", &[("status", "finished")]);
     ears.status("all", "finished");
     assert_eq!(world.lines("runs"), ["lab/seq/status"]);
@@ -156,7 +156,7 @@ fn more_retained_messages_than_are_taken_are_said() {
     assert_eq!(stdout.lines().count(), 20_001, "head and pipelines");
 }
 
-/// What `tael check` says of a pipeline with these retained messages: exit code and line.
+/// Returns exit code and line of `tael check` for a pipeline with these retained messages.
 fn checked(last: &str, arguments: &[&str]) -> (i32, String) {
     let dir = tempfile::tempdir().expect("tempdir");
     let broker = Scripted::listen();

@@ -1,5 +1,5 @@
-//! What a runner and its client say to each other, with a real runner and without a client: the
-//! test writes jobs and words to its standard input, and reads its lines.
+//! The protocol between a runner and its client, with a real runner and without a client. The test
+//! writes jobs and words to its standard input, and reads its lines.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -63,7 +63,7 @@ impl Runner {
         requests.write_all(bytes).expect("request");
     }
 
-    /// Hands it a job, and waits until the unit's folder is there.
+    /// Sends it a job, and waits until the folder of the unit exists.
     fn prepare(&mut self, job: &Job, payload: &[u8]) -> UnitDir {
         let mut text = serde_json::to_vec(job).expect("json");
         text.push(b'\n');
@@ -74,7 +74,7 @@ impl Runner {
         unit
     }
 
-    /// The next line: its first word, and the rest.
+    /// Returns the next line: its first word, and the rest.
     fn line(&mut self) -> (String, String) {
         let mut line = String::new();
         self.reports.read_line(&mut line).expect("report");
@@ -83,7 +83,7 @@ impl Runner {
         (word.to_owned(), rest.to_owned())
     }
 
-    /// The next line, which begins with `word`.
+    /// Returns the rest of the next line, which must begin with `word`.
     #[track_caller]
     fn hears(&mut self, word: &str) -> String {
         let (heard, rest) = self.line();
@@ -91,7 +91,7 @@ impl Runner {
         rest
     }
 
-    /// Lets the prepared unit begin, and returns how it ended.
+    /// Lets the prepared unit begin, and returns its outcome.
     #[track_caller]
     fn ended(&mut self) -> Value {
         self.write(&[BEGIN]);
@@ -105,7 +105,7 @@ impl Runner {
         serde_json::from_str(&self.hears("ended")).expect("outcome")
     }
 
-    /// Prepares a unit, lets it begin, and returns its folder and how it ended.
+    /// Prepares a unit, lets it begin, and returns its folder and its outcome.
     #[track_caller]
     fn run(&mut self, job: &Job) -> (UnitDir, Value) {
         let unit = self.prepare(job, b"");
@@ -124,7 +124,7 @@ impl Runner {
         prlimit(Some(pid), resource, limit).expect("limit");
     }
 
-    /// Lets go of it as a client does that ends, and waits until it has left.
+    /// Closes its standard input, as the end of a client does, and waits until it has left.
     #[track_caller]
     fn leaves(mut self) -> tempfile::TempDir {
         drop(self.requests.take());
@@ -143,7 +143,7 @@ impl Drop for Runner {
     }
 }
 
-/// A job for the shell.
+/// Returns a job for the shell.
 fn job(unit: &str, command: &str) -> Job {
     let argv = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
     Job {
@@ -217,7 +217,7 @@ fn a_client_that_goes_before_the_word_has_begun_nothing() {
     let state = runner.leaves();
     assert_eq!(unit.trace(), Ok(Trace::Fresh));
     assert!(!state.path().join("ran").exists());
-    // The word, and gone: the next client takes the unit up.
+    // A client that ends right after the word: the next one takes the unit up.
     let mut runner = Runner::start();
     let unit = runner.unit("u1");
     let text = serde_json::to_string(&job("u1", r#"echo 1 >>"$OUT/ran""#)).expect("json");
@@ -254,7 +254,7 @@ fn a_unit_that_another_runner_has_begun_is_not_begun_again() {
     other.begin().expect("begun");
     let text = serde_json::to_string(&job("u1", r#"echo 1 >>"$OUT/ran""#)).expect("json");
     runner.write(format!("{text}\n").as_bytes());
-    // It waits for the lock; the other one is killed.
+    // It waits for the lock, and the other runner is killed.
     drop(other);
     runner.hears("begun");
     runner.write(&[BEGIN]);
@@ -362,12 +362,12 @@ fn a_silent_run_has_no_files_and_its_folder_serves_the_next() {
             .collect();
         assert_eq!(names, ["outcome"]);
     }
-    // Each is free when the unit after it begins, and two take turns.
+    // A folder is free when the next unit begins, so that two take turns.
     assert!(!runner.unit("u1").path().exists());
     folders.sort_unstable();
     folders.dedup();
     assert!(folders.len() <= 3, "{folders:?}");
-    // One that has written to one stream keeps its folder, and has that file.
+    // A run that has written to one stream keeps its folder, with that file.
     let (unit, _) = runner.run(&job("loud", "echo text >&2"));
     runner.hears("idle");
     for n in 7..=9 {
@@ -412,7 +412,7 @@ fn a_runner_that_cannot_poll_still_reads_the_output_and_hears_the_end() {
     runner.write(&[BEGIN]);
     runner.hears("started");
     wait_until("it runs", || text(&unit, Stream::Stdout) == "begun\n");
-    // More descriptors than that make poll(2) fail.
+    // poll(2) fails with more descriptors than that.
     runner.limit(Resource::Nofile, Some(0));
     fs::write(runner.path("go"), "").expect("go");
     assert_eq!(runner.outcome()["end"], json!({"exited": 5}));
@@ -452,7 +452,7 @@ fn what_outlives_a_command_is_read_while_its_outcome_finds_no_space() {
 #[test]
 fn a_flood_is_bounded_while_it_lasts_and_ends_at_its_time() {
     let mut runner = Runner::start();
-    // Its end is written while it is being ended.
+    // It writes its last lines while it is being ended.
     let command = "trap 'head -c 300000 /dev/zero; echo END; exit 1' TERM; yes & wait";
     let mut job = job("u1", command);
     (job.timeout, job.max_output) = (Some(500), 100_000);
@@ -509,7 +509,7 @@ fn a_command_that_writes_often_wakes_its_supervisor_seldom() {
     runner.hears("idle");
     let woken = switches() - before;
     assert_eq!(text(&unit, Stream::Stdout), "line\n".repeat(LINES));
-    // Every 5 ms, and around the start and the end.
+    // It wakes every 5 ms, and around start and end.
     let most = told["elapsed_us"].as_u64().expect("number") / 5000 + 50;
     assert!(woken <= most, "{woken} times, not {most}: {told}");
     runner.leaves();
@@ -536,7 +536,7 @@ fn a_program_that_is_being_written_is_waited_for() {
     runner.hears("started");
     assert_eq!(runner.outcome()["end"], json!({"exited": 0}));
     runner.hears("idle");
-    // One that stays so is like one that cannot be executed.
+    // A file that stays open for writing counts as one that cannot be executed.
     let _writer = open();
     runner.prepare(&direct("u2"), b"");
     runner.write(&[BEGIN]);
@@ -573,7 +573,7 @@ fn a_run_ends_with_all_that_has_left_its_group() {
         let (mark, live) = live(n % 2 == 1);
         let command = way.replace("$LIVE", &live);
         let argv = ["/bin/bash", "-c", &command].map(str::to_owned).to_vec();
-        // Ended by its time, or canceled.
+        // It reaches its time limit, or is canceled.
         let timeout = (n % 3 == 0).then_some(1000);
         let job = Job {
             argv,

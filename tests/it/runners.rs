@@ -1,5 +1,5 @@
-//! Runners at their edges: killed by their own command, in folders of odd names, with folders
-//! that vanish, jobs too long for a pipe, and programs that are not there.
+//! Runners in odd cases: killed by their own command, in folders with odd names or folders that
+//! vanish, with jobs too long for a pipe, and programs that are missing.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,7 +20,7 @@ fn send(raw: &mut Raw, n: usize, filler: usize) {
     raw.publish(SEQ, payload.as_bytes(), &[("tael-id", &id)]);
 }
 
-/// Whether a process has `variable` in its environment.
+/// Returns whether a process has `variable` in its environment.
 fn alive(variable: &str) -> bool {
     fs::read_dir("/proc").expect("proc").flatten().any(|entry| {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -70,7 +70,7 @@ fn a_command_without_shell_syntax_starts_as_a_shell_would_start_it() {
         (&plain, 41),
         ("only-here", 42),
         ("/usr/bin/env only-here", 42),
-        // A shell that writes to a closed pipe dies of it: the signal is not ignored.
+        // SIGPIPE ends a shell that writes to a closed pipe: it is not ignored.
         (
             "/bin/bash -c 'exec 1> >(:); wait; while echo; do :; done'",
             128 + 13,
@@ -127,7 +127,7 @@ fn a_folder_that_is_removed_under_a_run_does_not_run_its_event_again() {
     let ears = world.ears(&["lab/#"]);
     let client = world.client("p", &arguments);
     let mut raw = Raw::connect(world.broker.port());
-    // Once while the client lives, once while it is down.
+    // Once while the client runs, and once while it is down.
     for n in 1..=2 {
         send(&mut raw, n, 0);
         ears.wait_all("it runs", |_| {
@@ -206,7 +206,7 @@ fn an_event_is_known_for_as_long_as_the_broker_may_send_it_again() {
     let mut raw = Raw::connect(world.broker.port());
     send(&mut raw, 1, 0);
     assert_eq!(dying.wait(), 128 + 9);
-    // It is forgotten by age, and its event sent again.
+    // It is forgotten because of its age, and its event is sent again.
     let client = world.client("p", &arguments);
     send(&mut raw, 1, 0);
     send(&mut raw, 2, 0);
@@ -217,7 +217,7 @@ fn an_event_is_known_for_as_long_as_the_broker_may_send_it_again() {
     assert_eq!(world.lines("runs"), ["1", "2"]);
 }
 
-/// Has process `pid` open no descriptor from this number on.
+/// Limits process `pid` to descriptors below this number.
 fn limit(pid: &str, descriptors: u32) {
     let mut prlimit = Command::new("prlimit");
     let nofile = format!("--nofile={descriptors}:");
@@ -231,7 +231,7 @@ fn units_wait_in_order_while_no_runner_can_be_started() {
     let client = world.client("p", &["-t", SEQ, "-c", RECORD]);
     let pid = client.child.id();
     let limit = |descriptors| limit(&pid.to_string(), descriptors);
-    // What it has open stays, and nothing more can be opened.
+    // Its open files stay, and it can open no more.
     limit(3);
     let mut raw = Raw::connect(world.broker.port());
     (0..5).for_each(|n| send(&mut raw, n, 0));
@@ -276,7 +276,7 @@ fn a_starter_that_ignores_its_children_does_not_hide_how_they_end() {
 #[test]
 fn silent_runs_share_a_folder_and_none_has_what_another_writes() {
     let world = World::new();
-    // The first leaves a process behind that writes when all the others have run.
+    // The first one leaves a process, which writes when all others have run.
     let command = r#"case "$ATTR_N" in
         0) (until [ -e "$OUT/go" ]; do sleep 0.02; done; echo late) & ;;
         3) echo three ;;

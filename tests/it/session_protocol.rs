@@ -1,5 +1,4 @@
-//! A session in this process, and a broker that does what the test tells it: no client, no state,
-//! no command.
+//! A session in this process, without a client, and a broker that the test plays.
 
 use std::sync::mpsc;
 use std::thread;
@@ -18,7 +17,7 @@ use tael::net::mqtt::{Refuser, Settings, Token};
 use tael::net::options::{BrokerOptions, KEEP_ALIVE};
 use tael::net::session::{Event, Session, SessionAck, SessionReceived, Subscriptions};
 
-/// What a test tells the session.
+/// An order of a test to the session.
 enum Order {
     Subscribe(Subscriptions),
     Acknowledge(SessionAck),
@@ -27,13 +26,13 @@ enum Order {
     Close,
 }
 
-/// What the session tells a test.
+/// A report of the session to the test.
 #[derive(Debug)]
 enum Seen {
     Event(Event),
     /// The answer to a publish: its token, if it was taken.
     Taken(Option<Token>),
-    /// The session has ended for good.
+    /// The session has ended with an error.
     Failed(Error),
     /// It has said goodbye.
     Closed,
@@ -75,7 +74,7 @@ impl Driver {
                 .expect("runtime");
             runtime.block_on(async {
                 let mut session = Session::new(settings, wanted);
-                // A test that has ended listens no more.
+                // A test that has ended does not listen.
                 loop {
                     tokio::select! {
                         order = requests.recv() => match order {
@@ -118,7 +117,7 @@ impl Driver {
         self.order(Order::Subscribe(subscriptions(filters)));
     }
 
-    /// The next that it tells, but for what the broker holds.
+    /// Returns its next report, except what the broker holds.
     #[track_caller]
     fn next(&self) -> Seen {
         loop {
@@ -153,7 +152,7 @@ impl Driver {
         }
     }
 
-    /// The result of a change of the subscriptions.
+    /// Returns the result of a change of the subscriptions.
     #[track_caller]
     fn changed(&self) -> Result<(), String> {
         match self.next() {
@@ -227,7 +226,7 @@ fn a_broker_without_subscription_identifiers_gets_none() {
         filters.extend(asked);
     }
     driver.online();
-    // Nothing tells two copies from two messages.
+    // Copies cannot be distinguished from separate messages.
     for id in [1, 2] {
         send(&mut raw, "lab/seq/status", id);
         assert_eq!(driver.received().delivery.packet, id);
@@ -256,7 +255,7 @@ fn a_filter_that_is_refused_after_two_reloads_is_the_one_that_is_named() {
     let refused = driver.changed().expect_err("refused");
     assert!(refused.contains("'lab/two'"), "{refused}");
     assert!(!refused.contains("lab/three"), "{refused}");
-    // Nothing more is said of it.
+    // No more is reported about it.
     send(&mut raw, "lab/three", 1);
     assert_eq!(driver.received().delivery.topic, "lab/three");
 }
@@ -268,7 +267,7 @@ fn a_reload_asks_again_for_what_was_refused() {
     let (mut raw, _) = broker.greet(false, &[]);
     grant(&mut raw);
     driver.online();
-    // Then the operator has the broker allow it, and says so to the client.
+    // Then the operator allows it at the broker, and reloads the client.
     for code in [0x87, 1] {
         driver.subscribe(&["lab/one", "lab/two"]);
         let (body, filters) = subscribe(&mut raw);
@@ -299,7 +298,7 @@ fn acknowledgements_go_in_order_and_on_their_own_connection() {
     let (mut raw, _) = broker.greet(true, &[]);
     grant(&mut raw);
     driver.online();
-    // That of the last one is void now: the broker brings it again.
+    // The last acknowledgement is void: the broker delivers the message again.
     driver.order(Order::Acknowledge(acks[3].clone()));
     driver.order(Order::Publish(message(1)));
     assert_eq!(next_of_any_kind(&mut raw) >> 4, 3, "no PUBACK before it");
@@ -312,7 +311,7 @@ fn acknowledgements_go_in_order_and_on_their_own_connection() {
     assert_eq!(acknowledged(&mut raw), 9);
 }
 
-/// The kind of the next packet but a PINGREQ.
+/// Returns the kind of the next packet, without PINGREQ.
 fn next_of_any_kind(raw: &mut Raw) -> u8 {
     loop {
         match raw.receive().0 {
@@ -364,7 +363,7 @@ fn a_session_that_leaves_takes_what_the_broker_still_has() {
     grant(&mut raw);
     driver.online();
     driver.order(Order::Leave);
-    // From one filter after the other; a message comes before the answers.
+    // It unsubscribes from each filter. A message comes before the answers.
     let asked: Vec<_> = (0..2).map(|_| next(&mut raw)).collect();
     send(&mut raw, "lab/one", 1);
     for (kind, body) in asked {
@@ -374,7 +373,7 @@ fn a_session_that_leaves_takes_what_the_broker_still_has() {
     let last = driver.received();
     driver.order(Order::Acknowledge(last.ack));
     assert_eq!(acknowledged(&mut raw), 1);
-    // Once more, behind everything: its answer comes after the last message.
+    // It unsubscribes once more: the answer comes after the last message.
     unsubscribe(&mut raw);
     let seen = driver.next();
     assert!(matches!(seen, Seen::Event(Event::Left)), "{seen:?}");

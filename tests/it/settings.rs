@@ -1,4 +1,4 @@
-//! Where options come from, and options that would go nowhere.
+//! Sources of options, and options without effect.
 
 use std::fs;
 

@@ -1,12 +1,12 @@
-//! What a client has from whoever starts it: descriptors, signals, a password, a folder, limits,
-//! and the place of the first process.
+//! What a client inherits from its starter: descriptors, signals, a password, a folder, limits, and
+//! the role of the first process.
 
 use std::fs;
 use std::os::unix::fs::chown;
 use std::process::Command;
 
 use crate::common::raw::Raw;
-use crate::common::{Setup, World, children_of, ran, wait_until};
+use crate::common::{Setup, World, children_of, has_root, ran, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -19,7 +19,7 @@ fn send(raw: &mut Raw, n: usize) {
     raw.publish(SEQ, payload.as_bytes(), &[("tael-id", &format!("E{n}"))]);
 }
 
-/// The client's command line behind that of `program`, which executes it.
+/// Returns the command of a client that `program` executes.
 fn behind(world: &World, program: &str, before: &[&str], arguments: &[&str]) -> Command {
     let inner = world.command("tael-client");
     let mut command = Command::new(program);
@@ -31,19 +31,6 @@ fn behind(world: &World, program: &str, before: &[&str], arguments: &[&str]) -> 
         .args(["--who", "p", "--root", "lab"])
         .args(arguments);
     command
-}
-
-/// Whether a test runs that needs root, which one in CI must.
-fn is_root(what: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(
-        root || std::env::var_os("CI").is_none(),
-        "{what}: needs root"
-    );
-    if !root {
-        eprintln!("not run, needs root: {what}");
-    }
-    root
 }
 
 #[test]
@@ -116,7 +103,7 @@ fn signals_that_the_starter_has_blocked_or_ignored_work() {
     for line in world.lines("signals") {
         let (_, mask) = line.split_once(":\t").expect("mask");
         let mask = u64::from_str_radix(mask, 16).expect("mask");
-        // Nobody can set two of the C library's own back.
+        // No process can reset two signals that the C library uses itself.
         assert_eq!(mask & !(0b11 << 31), 0, "{line}");
     }
     client.stop();
@@ -129,7 +116,7 @@ fn a_start_folder_that_was_removed_and_made_again_is_found() {
     fs::create_dir(&folder).expect("folder");
     let mut command = world.command("tael-client");
     command.args(["--who", "p", "--root", "lab", "-t", SEQ]);
-    // Shells warn about a folder that is gone.
+    // Shells warn about a folder that was removed.
     command.args([
         "-c",
         r#"echo "$ATTR_N" >>here; echo "$ATTR_N" >>"$OUT/runs""#,
@@ -155,12 +142,12 @@ fn a_start_folder_that_was_removed_and_made_again_is_found() {
 
 #[test]
 fn the_first_process_of_a_container_reaps_and_stops() {
-    if !is_root("a process id namespace") {
+    if !has_root("a process id namespace") {
         return;
     }
     const EVENTS: usize = 5;
     let world = World::new();
-    // Each leaves something behind that loses its parent, and ends after it.
+    // Each leaves a process that loses its parent, and ends after it.
     let command = r#"(setsid sh -c 'sleep 0.1; echo >>"$OUT/orphans"' &)"#;
     let before = ["--pid", "--fork", "--kill-child", "--mount-proc"];
     let client = behind(&world, "unshare", &before, &["-t", SEQ, "-c", command]);
@@ -183,8 +170,8 @@ fn the_first_process_of_a_container_reaps_and_stops() {
 
 #[test]
 fn runners_leave_room_for_their_commands_under_a_limit_of_processes() {
-    // Root's processes are not limited, and only root can be somebody else.
-    if !is_root("another user") {
+    // Processes of root have no limit, and only root can become another user.
+    if !has_root("another user") {
         return;
     }
     const EVENTS: usize = 30;
@@ -209,7 +196,7 @@ fn runners_leave_room_for_their_commands_under_a_limit_of_processes() {
         r#"echo "$ATTR_N" >>"$OUT/runs""#,
     ];
     let client = world.online("p", behind(&world, "setpriv", &before, &arguments));
-    // All its threads and its warm runner count, and there is room for four more.
+    // Its threads and its idle runner count, and four more fit.
     let pid = client.child.id();
     wait_until("a runner is ready", || !children_of(pid).is_empty());
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))
@@ -218,7 +205,7 @@ fn runners_leave_room_for_their_commands_under_a_limit_of_processes() {
     let limit = (tasks + 1 + 4).to_string();
     let runner = children_of(pid)[0].to_string();
     for pid in [&pid.to_string(), &runner] {
-        // As that user, who may lower a limit of its own.
+        // That user may lower its own limit.
         let mut prlimit = Command::new("setpriv");
         prlimit.args(["--reuid", &id, "--regid", &id, "--clear-groups", "prlimit"]);
         prlimit.args(["--pid", pid, &format!("--nproc={limit}:")]);

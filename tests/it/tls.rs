@@ -1,4 +1,4 @@
-//! TLS: the certificates of docs/tls.md work, and those that do not are told why.
+//! TLS: the certificates of docs/tls.md work, and errors name the cause with other ones.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::common::{bare_command, binary, has_program, ran, refuses};
 
-/// A server that ends with the test.
+/// A server that ends with its test.
 struct Server(Child, u16);
 
 impl Drop for Server {
@@ -17,7 +17,7 @@ impl Drop for Server {
     }
 }
 
-/// Starts `command`, which prints the port that it listens on at the end of a line.
+/// Starts `command`, which prints its port at the end of a line.
 fn server(mut command: Command) -> Server {
     command
         .stdin(Stdio::piped())
@@ -32,7 +32,7 @@ fn server(mut command: Command) -> Server {
     Server(child, port.expect("a port"))
 }
 
-/// A TLS server that speaks nothing else.
+/// Starts a TLS server without a protocol inside.
 fn handshakes(dir: &Path, certificate: &str, key: &str) -> Server {
     let mut command = Command::new("openssl");
     command
@@ -49,7 +49,7 @@ fn shell(dir: &Path, script: &str) {
     assert_eq!(code, 0, "{script}: {stderr}");
 }
 
-/// The blocks of docs/tls.md that are for a shell.
+/// Returns the shell blocks of docs/tls.md.
 fn chapter() -> Vec<String> {
     let text = include_str!("../../docs/tls.md");
     let blocks = text.split("```sh certificates\n").skip(1);
@@ -88,7 +88,7 @@ fn the_chapters_commands_make_certificates_that_work() {
     let client = ["--cert", "client.pem", "--key", "client.key"];
     let sent = ran(message(&dir, broker.1).args(client));
     assert_eq!(sent, (0, String::new(), String::new()));
-    // A folder does as well as a file, and a name as well as an address.
+    // A folder works like a file, and a name like an address.
     let authorities = dir.path().join("authorities");
     fs::create_dir(&authorities).expect("folder");
     fs::copy(dir.path().join("ca.pem"), authorities.join("lab.crt")).expect("copy");

@@ -1,4 +1,4 @@
-//! Files between nodes and playbooks: none is lost, none goes astray.
+//! Files between nodes and playbooks: none is lost, and none goes to another place.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::common::{Process, World, ran, wait_until};
 
 const FUNCTIONS: &str = "startFunction() { :; }\nstopFunction() { :; }\n";
 
-/// A node `n` that may send from the folder `in`.
+/// Starts node `n`, which may send from the folder `in`.
 fn node(world: &World) -> Process {
     let (functions, allowed) = (world.path("functions"), world.path("in"));
     fs::write(&functions, FUNCTIONS).expect("functions");
@@ -45,7 +45,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("address").port()
 }
 
-/// Takes one file, as a plain program does; the port, and what came.
+/// Receives one file, as a plain program does. Returns the port, and later the content.
 fn taker() -> (u16, thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = listener.local_addr().expect("address").port();
@@ -68,7 +68,7 @@ fn what_is_appended_while_a_file_is_sent_is_sent_or_stays() {
     let written = thread::scope(|scope| {
         let writing = scope.spawn(|| {
             let mut lines = 0;
-            // As `echo N >>log` in a loop.
+            // Like `echo N >>log` in a loop.
             while !done.load(Ordering::Relaxed) {
                 let mut log = fs::File::options();
                 let mut log = log.append(true).create(true).open(&path).expect("log");
@@ -85,7 +85,7 @@ fn what_is_appended_while_a_file_is_sent_is_sent_or_stays() {
                 "WAITFOR n ALIVE\nSEND n SENDFILE {file} 127.0.0.1 {port} TRUNCATE\nWAITFOR n SENT FILE\n"
             );
             let (code, out) = play(&world, &text, &[]);
-            // It says when it was not emptied; then the lines come again.
+            // A report says when it was not emptied. Then its lines come again.
             assert!([0, 75].contains(&code), "{out}");
             emptied += usize::from(code == 0);
             sent += &taking.join().expect("taker");
@@ -146,7 +146,7 @@ fn files_come_only_from_those_who_may_send_them_and_have_a_limit() {
             .filter(|name| name.contains("part"))
             .collect::<Vec<_>>()
     };
-    // Too large: refused, and nothing stays.
+    // A file that is too large is refused and removed.
     let (mut playing, mut stream) = receiving(&world, "127.0.0.1", &["--max-file", "10"]);
     stream.write_all(b"12345678901").expect("write");
     assert_eq!(playing.wait().expect("play").code(), Some(65));
@@ -155,7 +155,7 @@ fn files_come_only_from_those_who_may_send_them_and_have_a_limit() {
         Err(std::io::ErrorKind::ConnectionReset)
     );
     assert!(!world.path("taken").exists() && folder().is_empty());
-    // From elsewhere: not taken.
+    // A connection from another address is refused.
     let others = [
         "--from",
         "192.0.2.0/24",
@@ -168,7 +168,7 @@ fn files_come_only_from_those_who_may_send_them_and_have_a_limit() {
     let _ = stream.write_all(b"text");
     assert_eq!(playing.wait().expect("play").code(), Some(75));
     assert!(!world.path("taken").exists() && folder().is_empty());
-    // On one address, from there.
+    // It listens on one address, and accepts that.
     let one = [
         "--listen",
         "127.0.0.3",
@@ -182,7 +182,7 @@ fn files_come_only_from_those_who_may_send_them_and_have_a_limit() {
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
     stream.write_all(b"text").expect("write");
     stream.shutdown(std::net::Shutdown::Write).expect("end");
-    // It is there when the connection is closed.
+    // The file is complete when the connection is closed.
     assert_eq!(stream.read(&mut [0]).expect("closed"), 0);
     assert_eq!(
         fs::read_to_string(world.path("taken")).expect("taken"),

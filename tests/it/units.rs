@@ -1,4 +1,4 @@
-//! Runs outlive their client, are adopted, canceled, released, lost and found.
+//! Runs outlive their client: they are adopted, canceled, released, and found lost.
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,11 +46,11 @@ fn a_run_survives_its_client_and_the_next_one_tells_its_end() {
     ears.status("p", "started");
     client.stop();
     assert_eq!(state(&world, &only_unit(&world)), "running");
-    // Adopted while it runs, by a client that is killed.
+    // A client adopts it while it runs, and is killed.
     let adopting = world.client("p", &arguments);
     wait_until("it is adopted", || adopting.log_text().contains("adopted"));
     adopting.kill();
-    // Ended while no client is there.
+    // It ends while there is no client.
     go(&world);
     let unit = only_unit(&world);
     wait_until("it has ended", || state(&world, &unit) == "failed");
@@ -77,7 +77,7 @@ fn an_adopted_run_is_settled_when_it_ends() {
     ears.status("p", "started");
     client.kill();
     let client = world.client("p", &arguments);
-    // Its job is taken: the next event waits for it.
+    // It has the only job, so the next event waits.
     world.message(SEQ, FINISHED);
     wait_until("the second event is accepted", || units(&world).len() == 2);
     assert_eq!(world.lines("runs").len(), 1);
@@ -89,7 +89,7 @@ fn an_adopted_run_is_settled_when_it_ends() {
     client.stop();
 }
 
-/// A command with a grandchild that ignores TERM and leaves its pid in a file.
+/// A command with a grandchild that ignores TERM and writes its process id to a file.
 const FAMILY: &str = r#"
     (trap '' TERM; echo $BASHPID >"$OUT/grandchild.part"; mv "$OUT/grandchild.part" "$OUT/grandchild"
      while :; do sleep 0.05; done) &
@@ -167,7 +167,7 @@ fn work_goes_on_without_a_client() {
         125,
         "has not ended",
     );
-    // What waits can be canceled and released; what is not told cannot be released.
+    // A unit that waits can be canceled and then released. One that has not ended cannot be released.
     assert_eq!(ran(&mut world.tael(["work", "cancel", &waiting])).0, 0);
     assert_eq!(state(&world, &waiting), "canceled");
     assert_eq!(ran(&mut world.tael(["work", "release", &waiting])).0, 0);
@@ -222,7 +222,7 @@ fn force_release_does_not_ask() {
     );
 }
 
-/// Leaves a unit behind whose runner was killed with its client.
+/// Leaves a unit whose runner was killed together with its client.
 fn orphan(world: &World, arguments: &[&str]) -> String {
     let client = world.client("p", arguments);
     world.message(SEQ, FINISHED);
@@ -235,7 +235,7 @@ fn orphan(world: &World, arguments: &[&str]) -> String {
     client.kill();
     for runner in runners {
         let pid = nix::unistd::Pid::from_raw(runner);
-        // The idle one has left with its client.
+        // The idle runner has left with its client.
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         wait_until("the runner is gone", || {
             nix::sys::signal::kill(pid, None).is_err()
@@ -264,7 +264,7 @@ fn a_run_that_vanished_is_told_as_interrupted() {
     assert_eq!(failed.payload["reason"], "interrupted");
     assert_eq!(failed.payload["announce"], true);
     assert_eq!(state(&world, &unit), "failed");
-    // The command is not left running on its own.
+    // The command does not go on without a supervisor.
     assert!(client.log_text().contains("had lost its supervisor"));
     let text = record(&world, &unit);
     let process = text.lines().find_map(|l| l.strip_prefix("process "));
@@ -293,8 +293,8 @@ fn a_run_that_vanished_runs_again_if_wanted() {
 fn a_reboot_is_told_from_a_restart() {
     let world = World::new();
     let arguments = ["-t", SEQ, "-c", WAITS];
-    // Handed over and never begun, as when the power fails at once: under the same boot it
-    // is known to be fresh, after a reboot it may have begun.
+    // The unit was handed over and never begun. Under the same boot that is certain. After a reboot
+    // it may have begun: a power failure can lose the record.
     for (boot, reruns) in [("same", true), ("other", false)] {
         let _ = fs::remove_file(world.path("runs"));
         let who = format!("p-{boot}");
@@ -394,7 +394,7 @@ fn old_units_are_forgotten() {
             .count(),
         1
     );
-    // By age as well: at the next start all of it is older than that.
+    // Age is a limit as well: at the next start all units are too old.
     let arguments = ["-t", SEQ, "-c", "true", "--keep", "1ms"];
     world.client("p", &arguments).stop();
     assert_eq!(units(&world), Vec::<Value>::new());
@@ -403,18 +403,13 @@ fn old_units_are_forgotten() {
 #[test]
 fn a_ledger_of_the_first_version_becomes_a_new_one() {
     let world = World::new();
-    let home = world.state().join("p");
-    fs::create_dir_all(home.join("units")).expect("home");
-    let old = rusqlite::Connection::open(home.join("ledger.db")).expect("ledger");
-    old.execute_batch(include_str!("../fixtures/ledger-v1.sql"))
-        .expect("fixture");
-    drop(old);
+    world.earlier_ledger("p", include_str!("../fixtures/ledger-v1.sql"));
     let ears = world.ears(&["lab/#"]);
     let client = world.client(
         "p",
         &["-t", SEQ, "-c", r#"echo "$SAMPLE $(cat)" >>"$OUT/runs""#],
     );
-    // What waited runs, what was to be told is told.
+    // The unit that waited runs, and the status that waited is published.
     ears.status("p", "finished");
     ears.wait("the old status", |m| {
         m.topic == "lab/old" && m.properties["tael-id"] == "old-1"
@@ -472,7 +467,7 @@ fn a_ledger_that_is_damaged_inside_is_not_written_to() {
         wait_until("it is booked", || {
             units(&world).iter().any(|u| u["state"] == "succeeded")
         });
-        // With a log, and without.
+        // With a write-ahead log, and without.
         if killed {
             client.stop();
             world.client("p", &arguments).kill();
@@ -481,7 +476,7 @@ fn a_ledger_that_is_damaged_inside_is_not_written_to() {
         }
         world.message(SEQ, FINISHED);
         let files = || {
-            // To look, SQLite makes an empty log where there is none.
+            // Reading makes SQLite create an empty log.
             let read = |name| fs::read(world.state().join("p").join(name)).unwrap_or_default();
             [read("ledger.db"), read("ledger.db-wal")]
         };
@@ -531,7 +526,7 @@ fn an_adopted_run_that_is_released_does_not_run_again() {
     let unit = only_unit(&world);
     let (code, _, stderr) = ran(&mut world.tael(["work", "force-release", &unit]));
     assert_eq!(code, 0, "{stderr}");
-    // The next event runs, and it alone.
+    // Only the next event runs.
     go(&world);
     let ears = world.ears(&["lab/#"]);
     world.message(SEQ, FINISHED);

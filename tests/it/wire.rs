@@ -1,4 +1,4 @@
-//! What goes over the wire, to the letter: other people's clients read it.
+//! The exact bytes of topics, payloads and properties: other clients read them.
 
 use std::process::Command;
 
@@ -10,8 +10,8 @@ use jiff::tz::TimeZone;
 const SEQ: &str = "lab/seq/status";
 const ELAPSED: &str = r#""time_elapsed":"0:00:0E""#;
 
-/// The payload with the values that no two runs share replaced: integer seconds in `ts`, and
-/// the fraction of a short run's time.
+/// Returns the payload with fixed values for those that differ between runs: integer seconds in `ts`,
+/// and the fraction of the time of a short run.
 fn masked(heard: &Heard) -> String {
     let text = heard.text();
     let text = mask(&text, r#""ts":"#, "T", |c| c.is_ascii_digit());
@@ -108,7 +108,7 @@ fn a_falsestart_has_nulls_and_what_can_be_passed_through() {
         next(&mut raw),
         r#"{"status":"falsestart","return_code":null,"announce":true,"time_elapsed":null,"SAMPLE":"S1","ts":T}"#
     );
-    // Nothing was started: the next status is of the next event.
+    // No command was started: the next status is of the next event.
     world.message(
         SEQ,
         &[("status", "finished"), ("lane", "1"), ("sample", "S2")],
@@ -145,7 +145,7 @@ fn a_raised_run_says_so_and_the_reply_comes_where_it_is_wanted() {
         next(&mut statuses),
         r#"{"status":"started","announce":false,"reason":"manually raised by control message","ts":T}"#
     );
-    // What is no request is answered too.
+    // A message that is no request is answered, too.
     let bad = br#"{"action":"dance"}"#;
     raw.send(&publish_with(
         control.as_bytes(),
@@ -180,7 +180,7 @@ fn presence_is_retained_and_the_broker_tells_a_loss() {
         );
         assert!(text.starts_with(&start), "{text}");
         let end = match state {
-            // The broker says so, which has that from the CONNECT.
+            // The broker publishes the will, which it has from the CONNECT.
             "lost" => "}",
             _ => {
                 r#","trigger_count":1,"triggers":[{"name":"default","topics":["lab/seq/status"],"when":["status=finished"]}]}"#
@@ -228,7 +228,7 @@ fn metadata_rides_in_user_properties() {
         assert!(!ids.contains(&id), "{id} again");
         ids.push(id);
     }
-    // A person's message has an id and a host, and no pipeline behind it.
+    // The message of a person has an id and a host, and no pipeline.
     world.message("lab/other", &[]);
     let message = raw.hear("message", |m| m.topic == "lab/other");
     assert!(ulid::Ulid::from_string(message.property("tael-id").expect("id")).is_ok());
@@ -242,7 +242,7 @@ fn metadata_rides_in_user_properties() {
 #[test]
 fn a_client_does_not_answer_itself() {
     let world = World::new();
-    // Its own statuses are among what it listens to, and its command says more of the kind.
+    // Its filter matches its own statuses, and its command publishes more of them.
     let again = format!(
         r#"echo "$ATTR_N" >>"$OUT/runs"; {} -t lab/again --attr status finished --attr n again"#,
         common::binary("tael-message").display()
@@ -287,7 +287,7 @@ fn an_event_in_a_loop_is_refused_in_silence() {
         m.status() == "finished" && m.properties["tael-hops"] == "1"
     });
     assert_eq!(world.lines("runs"), ["32", "0"]);
-    // A report of it would go round as well.
+    // A status of it would be part of the loop as well.
     assert_eq!(ears.all().len(), 4);
     assert_eq!(world.report("loop")["events"]["refused"], 1);
     let log = client.log_text();
@@ -324,7 +324,7 @@ fn retained_messages_are_no_news_unless_wanted() {
     assert_eq!(world.lines("ignores"), ["new"]);
     run("accepts", &["--retained", "accept"]).stop();
     assert_eq!(world.lines("accepts"), ["old", "new"]);
-    // The broker replays it at every start, and it is the same event still.
+    // The broker delivers it at every start, and it stays one event.
     let client = run("accepts", &["--retained", "accept"]);
     ears.wait_all("the third end", |_| {
         (ears.count("accepts", "finished") == 3).then_some(())
@@ -360,7 +360,7 @@ fn a_message_has_its_user_first_and_its_time_last() {
         sent("", &["--attr", "n", "1", "--attr", "user", "bob"]),
         r#"{"user":"bob","n":"1","ts":T}"#
     );
-    // A whole object keeps its types and digits; attributes win over it, and our time over all.
+    // A whole object keeps its types and digits. Attributes win over it, and our time over both.
     assert_eq!(
         sent(
             "",
@@ -395,7 +395,7 @@ fn a_beat_has_date_status_and_time_and_nothing_else() {
         assert_eq!((heard.topic.as_str(), heard.retained), (topic, false));
         assert!(ulid::Ulid::from_string(heard.property("tael-id").expect("id")).is_ok());
         let (text, after) = (heard.text(), utc(whole));
-        // Of one length and in one order, they compare as times do.
+        // They have one length, so that they sort like times.
         assert_eq!(text.len(), after.len(), "{text}");
         assert!(*before <= *text && text <= after, "{before} {text} {after}");
     };
@@ -447,7 +447,7 @@ fn a_message_too_large_for_the_broker_does_not_stop_the_client() {
     };
     send(1, &"x".repeat(950));
     send(2, "S1");
-    // Both are told, the first without what makes it too large.
+    // Both are published, the first one without the attribute that makes it too large.
     let end =
         |m: &Heard| m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#);
     let first = raw.serve_until(end).text();
@@ -485,7 +485,7 @@ fn what_a_sender_writes_cannot_forge_a_log_line() {
     client.stop();
 }
 
-/// A client of a broker that does what it is told.
+/// Starts a client of a broker that the test plays.
 fn client_of(dir: &tempfile::TempDir, broker: &Scripted) -> common::Process {
     let mut command = common::bare_command(dir, "tael-client");
     command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", "true"]);
