@@ -1,4 +1,4 @@
-//! The house: floors, rooms for the big libraries, and habits that a compiler does not hold.
+//! The house: floors, rooms for the large libraries, and rules that no compiler checks.
 //!
 //! The floors, from the ground: `error`, `model`, `os`, `net` and `store`, `runner`, `engine`,
 //! `tools`, `cli`, the binaries. A file uses lower floors and its own; `net` and `store` stand side by
@@ -43,7 +43,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store/ledger/"]),
 ];
 
-/// Lints against what takes a daemon down, and the reports of its runs with it.
+/// Lints against code that would end a daemon, with the reports of its runs.
 const LINTS: &[&str] = &[
     "expect_used",
     "indexing_slicing",
@@ -54,15 +54,15 @@ const LINTS: &[&str] = &[
     "unwrap_used",
 ];
 
-/// Maximum number of lines of code in a file, without comments and unit tests: as many as are read
-/// in one sitting.
+/// Maximum number of lines of code in a file, without comments and unit tests: one sitting of
+/// reading.
 const MAX_LINES: usize = 450;
 
 struct Source {
     /// Below `src/`.
     path: String,
     text: String,
-    /// The lines without comments, numbered from 1.
+    /// Lines without comments, numbered from 1.
     code: Vec<(usize, String)>,
 }
 
@@ -70,7 +70,7 @@ fn package() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The Rust files below `folder` of the package, in order.
+/// Returns the Rust files below `folder` of the package, in order.
 fn rust_files(folder: &str) -> Vec<PathBuf> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).expect("folder") {
@@ -104,7 +104,7 @@ fn sources() -> Vec<Source> {
     found.into_iter().map(read).collect()
 }
 
-/// The lines of `text` without line comments.
+/// Returns the lines of `text` without line comments.
 fn code(text: &str) -> Vec<(usize, String)> {
     let numbered = text.lines().zip(1..);
     let stripped = numbered.map(|(line, n)| {
@@ -118,14 +118,14 @@ fn code(text: &str) -> Vec<(usize, String)> {
 }
 
 impl Source {
-    /// The room it stands in; `None` for the map of the house and the binaries.
+    /// Returns its room; `None` for the map of the house and the binaries.
     fn room(&self) -> Option<&str> {
         let first = self.path.split('/').next().unwrap_or_default();
         let room = first.strip_suffix(".rs").unwrap_or(first);
         (!["lib", "main", "bin"].contains(&room)).then_some(room)
     }
 
-    /// The code above its unit tests; none in a file that holds nothing but tests.
+    /// Returns the code above its unit tests; none in a file with tests only.
     fn without_tests(&self) -> &[(usize, String)] {
         if self.path.ends_with("/tests.rs") {
             return &[];
@@ -143,7 +143,7 @@ fn floor(room: &str) -> Option<usize> {
     found.map(|(_, floor)| *floor)
 }
 
-/// All names after `start` in `line` that begin there as a path does.
+/// Returns the names after `start` in `line`, where that begins a path.
 fn paths_after<'a>(line: &'a str, start: &str) -> Vec<&'a str> {
     let mut names = Vec::new();
     for (at, _) in line.match_indices(start) {
@@ -238,7 +238,7 @@ fn libraries_stay_in_their_rooms() {
     none(&complaints, "a library is known to one room");
 }
 
-/// Clippy holds this. An exception is an `expect` at one item, which says why it cannot happen.
+/// Clippy checks this. An exception is an `expect` at one item, with its reason.
 #[test]
 fn nothing_panics_outside_tests() {
     let manifest = fs::read_to_string(package().join("Cargo.toml")).expect("Cargo.toml");
@@ -330,7 +330,7 @@ fn every_unsafe_says_why_it_is_safe() {
             // The comment right above, whatever its length.
             let above = lines[..n - 1].iter().rev().map(|line| line.trim_start());
             let mut comment = above.take_while(|line| line.starts_with("//"));
-            // What it asks of its callers, or why it is safe.
+            // Its demands on callers, or why it is safe.
             let asks = line.contains("unsafe fn ");
             let wanted = if asks { "/// # Safety" } else { "// SAFETY: " };
             if !comment.any(|line| line.starts_with(wanted)) {

@@ -32,20 +32,19 @@ const NETWORK: &[&str] = &[
     "engine/link.rs",
 ];
 
-/// Circles of imports inside a room, by their files. None may come to it; one that is broken is
-/// taken out.
+/// Circles of imports inside a room, by their files. The list must not grow, nor name broken ones.
 const CIRCLES: &[&[&str]] = &[];
 
-/// A path of modules.
+/// Path of a module.
 type Module = Vec<String>;
 
-/// One `use` or path in the code, from `crate` on, and whether it is handed on (`pub use`).
+/// One `use` or path in the code, from `crate` on, and whether it is exported again (`pub use`).
 struct Import {
     path: Module,
     public: bool,
 }
 
-/// The code of `source` as one text, without comments and unit tests.
+/// Returns the code of `source` as one text, without comments and unit tests.
 fn text(source: &Source) -> String {
     let lines: Vec<&str> = source
         .without_tests()
@@ -55,14 +54,14 @@ fn text(source: &Source) -> String {
     lines.join("\n")
 }
 
-/// The module that a file is.
+/// Returns the module of a file.
 fn module(path: &str) -> Module {
     let path = path.strip_suffix(".rs").expect("a Rust file");
     let path = path.strip_suffix("/mod").unwrap_or(path);
     path.split('/').map(str::to_owned).collect()
 }
 
-/// All paths of the tree of a `use`.
+/// Collects all paths in the tree of a `use`.
 fn expand(prefix: &[String], tree: &str, found: &mut Vec<Module>) {
     let tree = tree.trim();
     let (head, inner) = match tree.split_once('{') {
@@ -95,7 +94,7 @@ fn expand(prefix: &[String], tree: &str, found: &mut Vec<Module>) {
     }
 }
 
-/// What `path` means in `own`, from `crate` on; `None` if it is of another crate.
+/// Returns `path`, as `own` writes it, from `crate` on; `None` if it is of another crate.
 fn absolute(own: &[String], path: &[String], modules: &BTreeMap<Module, String>) -> Option<Module> {
     let first = path.first()?;
     match first.as_str() {
@@ -163,8 +162,8 @@ fn imports(source: &Source, modules: &BTreeMap<Module, String>) -> Vec<Import> {
     found
 }
 
-/// Which file imports which, both below `src/`. What a folder's `mod.rs` hands on counts for the
-/// file that it comes from, and that file may use what its `mod.rs` declares.
+/// Returns the imports of each file, below `src/`. A name that a `mod.rs` exports again counts for the
+/// file that it comes from. That file may use the declarations of its `mod.rs`.
 fn graph(all: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     let files = all
         .iter()
@@ -185,7 +184,7 @@ fn graph(all: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     }
     let resolve = |path: &Module| {
         let mut path = path.clone();
-        // A name is handed on through few rooms.
+        // A name is exported again in few rooms.
         for _ in 0..4 {
             let alias = (1..=path.len())
                 .rev()
@@ -217,7 +216,7 @@ fn graph(all: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     graph
 }
 
-/// Files that `from` reaches.
+/// Returns the files that `from` reaches.
 fn reached(from: &str, graph: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut next: Vec<&String> = graph[from].iter().collect();
@@ -323,7 +322,7 @@ fn methods_stand_beside_their_type() {
             if line.contains(" for ") || !line.ends_with('{') {
                 continue;
             }
-            // Past the parameters of the impl itself.
+            // Skip the parameters of the impl.
             let mut depth = 0;
             let rest = line["impl".len()..].trim_start_matches(|c| {
                 match c {

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::package;
 
-/// The lines of the section of docs/design.md that `heading` begins.
+/// Returns the lines of the section `heading` of docs/design.md.
 fn section(heading: &str) -> Vec<String> {
     let text = fs::read_to_string(package().join("docs/design.md")).expect("design.md");
     let level = heading.split(' ').next().expect("a level").len();
@@ -20,12 +20,12 @@ fn section(heading: &str) -> Vec<String> {
         .collect()
 }
 
-/// What a line quotes.
+/// Returns the quoted texts of a line.
 fn quoted(line: &str) -> Vec<&str> {
     line.split('`').skip(1).step_by(2).collect()
 }
 
-/// The steps of a walk: a file, and the name in it that the step is about.
+/// Returns the steps of a walk: a file, and the name in it that the step is about.
 fn steps(heading: &str) -> Vec<(String, String)> {
     let lines = section(heading);
     let steps = lines.iter().filter(|line| {
@@ -40,7 +40,7 @@ fn steps(heading: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether `text` has `name` as a word.
+/// Returns whether `text` has `name` as a word.
 fn names(text: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(name).any(|(at, _)| {

@@ -1,5 +1,5 @@
-//! Wrong options and wrong surroundings: one clear line, and the exit code that says whose
-//! fault it is.
+//! Wrong options and a wrong environment: one clear line, and an exit code that shows where the
+//! mistake is.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ use tempfile::{TempDir, tempdir};
 
 const SEQ: &str = "lab/seq/status";
 
-/// One of our binaries, for what needs no broker.
+/// Returns one of our binaries, without a broker.
 fn tool(dir: &TempDir, name: &str, arguments: &[&str]) -> Command {
     let mut command = bare_command(dir, name);
     command
@@ -256,7 +256,7 @@ fn payloads_that_are_no_object() {
 #[test]
 fn passwords() {
     let world = World::new();
-    // It works, and says once that others see it.
+    // It works, and warns once that other users see it.
     let mut shown = world.command("tael-message");
     shown
         .env("TAEL_LOG_TARGET", "stderr")
@@ -298,7 +298,7 @@ fn a_second_client_of_one_name() {
     let quiet = ran(second().arg("--if-not-running"));
     assert_eq!(quiet, (0, String::new(), String::new()));
     first.kill();
-    // A lock of the dead keeps nobody out.
+    // A lock of a dead process is free.
     let mut third = second();
     third.args(["--if-not-running", "--root", "lab"]);
     world.online("only", third).stop();
@@ -343,11 +343,11 @@ fn no_broker_and_brokers_that_do_not_answer() {
     };
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
     let port = listener.local_addr().expect("address").port();
-    // The system takes the connection, and nobody ever says a word: no broker there.
+    // The system accepts the connection, and no one answers: there is no broker.
     all(port, 69, &format!("127.0.0.1:{port}"));
     drop(listener);
     all(port, 69, &format!("127.0.0.1:{port}"));
-    // One that is there and confirms nothing: the message may have arrived.
+    // A broker that acknowledges nothing: the message may have arrived.
     for (name, arguments) in [
         ("tael-message", &["-t", SEQ][..]),
         ("tael-beacon", &["--once"]),

@@ -1,15 +1,15 @@
-//! The units, their drop-ins and the examples that the package ships, as far as they can be
-//! tested without systemd as the first process; `.ci/systemd` does the rest, in a machine.
+//! The units, drop-ins and examples of the package, without systemd as the first process.
+//! `.ci/systemd` tests the rest in a machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{World, bare_command, binary, ran};
+use crate::common::{World, bare_command, binary, has_program, ran};
 
-/// Every unit, and how exposed `systemd-analyze security` may call it, in tenths. What pipelines
-/// need sets the client's; see the comments in the unit. A user's own are that user.
+/// Every unit, and its maximum exposure by `systemd-analyze security`, in tenths. The needs of
+/// pipelines set that of the client: see its unit. Units of a user have the rights of the user.
 const UNITS: &[(&str, Option<u32>)] = &[
     ("tael-client@.service", Some(25)),
     ("tael-beacon.service", Some(15)),
@@ -27,7 +27,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(package().join(path)).expect(path)
 }
 
-/// The files in a folder of the package.
+/// Returns the files in a folder of the package.
 fn files(folder: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(package().join(folder)).expect(folder);
     let mut files: Vec<_> = entries.map(|e| e.expect("entry").path()).collect();
@@ -36,28 +36,14 @@ fn files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The values of `key` in a unit.
+/// Returns the values of `key` in a unit.
 fn values(unit: &str, key: &str) -> Vec<String> {
     let start = format!("{key}=");
     let lines = unit.lines().filter_map(|line| line.strip_prefix(&start));
     lines.map(str::to_owned).collect()
 }
 
-/// Whether there is a `systemd-analyze`. In CI there must be.
-fn may_analyze(what: &str) -> bool {
-    let there = Command::new("systemd-analyze").arg("--version").output();
-    let able = there.is_ok_and(|out| out.status.success());
-    assert!(
-        able || std::env::var_os("CI").is_none(),
-        "{what}: needs systemd-analyze"
-    );
-    if !able {
-        eprintln!("not run, needs systemd-analyze: {what}");
-    }
-    able
-}
-
-/// A unit below `dir`, with our binaries where the package puts them.
+/// Returns a unit below `dir`, where our binaries have their places in the package.
 fn installed(dir: &Path, unit: &str) -> PathBuf {
     let bin = binary("tael");
     let bin = bin.parent().expect("folder").to_str().expect("UTF-8");
@@ -68,7 +54,7 @@ fn installed(dir: &Path, unit: &str) -> PathBuf {
     path
 }
 
-/// What systemd has to say about a unit; nothing if it is content.
+/// Returns the complaints of systemd about a unit.
 fn verified(path: &Path) -> String {
     let user = path.to_str().is_some_and(|path| path.contains("/user/"));
     let mut command = Command::new("systemd-analyze");
@@ -107,7 +93,7 @@ fn no_unit_is_left_out() {
 
 #[test]
 fn systemd_knows_all_that_units_say() {
-    if !may_analyze("units are verified") {
+    if !has_program("systemd-analyze", "units are verified") {
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");
@@ -117,7 +103,7 @@ fn systemd_knows_all_that_units_say() {
     for (unit, _) in UNITS {
         assert_eq!(verified(&dir.path().join(unit)), "", "{unit}");
     }
-    // It does say what it does not know.
+    // It does report unknown settings.
     let wrong = dir.path().join("tael-wrong.service");
     fs::write(&wrong, "[Service]\nExecStart=/bin/true\nKillMood=process\n").expect("unit");
     assert!(verified(&wrong).contains("KillMood"));
@@ -125,7 +111,7 @@ fn systemd_knows_all_that_units_say() {
 
 #[test]
 fn systemd_knows_all_that_drop_ins_say() {
-    if !may_analyze("drop-ins are verified") {
+    if !has_program("systemd-analyze", "drop-ins are verified") {
         return;
     }
     let examples = files("systemd/examples");
@@ -143,7 +129,7 @@ fn systemd_knows_all_that_drop_ins_say() {
 
 #[test]
 fn units_are_no_more_exposed_than_they_must_be() {
-    if !may_analyze("exposure is measured") {
+    if !has_program("systemd-analyze", "exposure is measured") {
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");
@@ -160,7 +146,7 @@ fn units_are_no_more_exposed_than_they_must_be() {
         let path = installed(dir.path(), unit);
         let (code, out, error) = exposure(&path, *limit);
         assert_eq!(code, 0, "{unit}: {out}{error}");
-        // The limit is a limit.
+        // The limit has an effect.
         assert_ne!(exposure(&path, limit / 2).0, 0, "{unit}");
     }
 }
@@ -170,13 +156,13 @@ fn runs_outlive_a_restart_of_their_unit() {
     for unit in ["tael-client@.service", "user/tael-client@.service"] {
         let text = read(&format!("systemd/{unit}"));
         assert_eq!(values(&text, "KillMode"), ["process"], "{unit}");
-        // By default the end of one run for want of memory would be the end of all.
+        // By default a run that exceeds the memory would end all others.
         assert_eq!(values(&text, "OOMPolicy"), ["continue"], "{unit}");
         assert_eq!(values(&text, "Type"), ["notify"], "{unit}");
-        // systemd empties these when a service is restarted.
+        // systemd empties these folders when a service is restarted.
         assert_eq!(values(&text, "PrivateTmp"), [""; 0], "{unit}");
         assert_eq!(values(&text, "RuntimeDirectory"), [""; 0], "{unit}");
-        // A broker may be away for longer than any limit.
+        // A broker may be away longer than any limit.
         assert_eq!(values(&text, "TimeoutStartSec"), ["infinity"], "{unit}");
     }
 }
@@ -225,7 +211,7 @@ fn a_reload_checks_the_file_before_it_signals() {
         // systemd runs the second only when the first has ended with 0.
         assert_eq!(check.replace(" --check", ""), *start, "{unit}");
         assert!(signal.contains("kill -HUP ${MAINPID}"), "{unit}");
-        // A code that a restart does not change ends the service; all others restart it.
+        // A code that a restart cannot mend ends the service. All others restart it.
         let prevented = values(&text, "RestartPreventExitStatus");
         assert_eq!(prevented, ["64 73 77 78"], "{unit}");
     }

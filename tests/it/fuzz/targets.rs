@@ -1,5 +1,5 @@
-//! The parsers that read what strangers and operators write. Each function takes arbitrary bytes,
-//! and panics when a promise about them does not hold. `fuzz/` feeds them from libFuzzer, and
+//! The parsers for input of senders and operators. Each function takes arbitrary bytes, and panics
+//! when a promise about them does not hold. `fuzz/` feeds them from libFuzzer, and
 //! `tests/it/fuzz.rs` on every run of the tests.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use tael::model::playbook::Playbook;
 use tael::model::topic::{self, Filter};
 use tael::model::{control, env_file, event, json};
 
-/// Maximum size of a payload, bytes; smaller than the inputs, so that it is exceeded too.
+/// Maximum size of a payload, bytes. Inputs can exceed it.
 const MAX_PAYLOAD: usize = 4096;
 
 /// Splits `data` at its first line feed.
@@ -24,7 +24,7 @@ fn halves(data: &[u8]) -> (&[u8], &[u8]) {
     )
 }
 
-/// A topic in the first line, a payload in the rest.
+/// Parses an event: a topic in the first line, and its payload in the rest.
 pub fn event(data: &[u8]) {
     let (topic, payload) = halves(data);
     let delivery = Delivery {
@@ -45,16 +45,16 @@ pub fn event(data: &[u8]) {
     assert!(payload.len() <= MAX_PAYLOAD);
     for (name, value) in &parsed.attributes {
         let text = json::to_text(value);
-        // Held bytes that make a character together come back as that character: the same bytes.
+        // Bytes that form a character come back as that character, which has the same bytes.
         let again = json::parse(text.as_bytes()).map(|again| json::to_text(&again));
         assert_eq!(again.as_ref(), Ok(&text), "{name}");
-        // What a command gets.
+        // The variables of a command.
         let _ = event::attribute_text(value);
         let _ = event::attribute_value(value);
     }
 }
 
-/// Two filters and a topic, each on a line.
+/// Parses two filters and a topic, each on a line.
 pub fn topic(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -89,7 +89,7 @@ pub fn topic(data: &[u8]) {
     }
 }
 
-/// The text of a playbook.
+/// Parses a playbook.
 pub fn playbook(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let lines = text.lines().count();
@@ -114,7 +114,7 @@ pub fn playbook(data: &[u8]) {
     }
 }
 
-/// The text of a client's configuration file.
+/// Parses a configuration file of a client.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let path = Path::new("tael.toml");
@@ -123,19 +123,19 @@ pub fn config(data: &[u8]) {
     assert_eq!(mistakes_in(path, &text), mistakes);
 }
 
-/// The payload of a request.
+/// Parses the payload of a request.
 pub fn control(data: &[u8]) {
     let (envelope, action) = control::parse(data, MAX_PAYLOAD);
     let Ok(action) = action else { return };
     let payload = action.payload(&envelope);
     let (again, same) = control::parse(payload.as_bytes(), usize::MAX);
     assert_eq!(again.present, envelope.present, "{payload}");
-    // As in `event`, bytes count, and not how strings hold them.
+    // As in `event`, the bytes are compared, and not their form in strings.
     let same = same.map(|same| same.payload(&again));
     assert_eq!(same, Ok(payload));
 }
 
-/// A file of variables.
+/// Parses a file of variables.
 pub fn env_file(data: &[u8]) {
     let Ok(variables) = env_file::parse(data) else {
         return;
@@ -146,6 +146,6 @@ pub fn env_file(data: &[u8]) {
         assert!(!value.as_bytes().contains(&0), "{name}: {value:?}");
         printed.extend([name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
     }
-    // As `env -0` of its command prints them.
+    // In the form of `env -0`.
     assert_eq!(env_file::parse(&printed), Ok(variables));
 }
