@@ -32,7 +32,7 @@ pub const TARGETS: &[&str] = &["auto", "journald", "stderr", "none"];
 
 /// Options that all commands share, by their long names. They are `TAEL_<NAME>` in the environment;
 /// options of one command are `TAEL_<COMMAND>_<NAME>`.
-const SHARED: &[&str] = &[
+pub const SHARED: &[&str] = &[
     "host",
     "port",
     "broker",
@@ -66,26 +66,30 @@ pub fn shared() -> impl Iterator<Item = &'static str> {
     SHARED.iter().copied().filter(|key| is_shared(key))
 }
 
+/// Returns the environment variable of option `long` of `tool`, if it has one.
+pub fn variable(tool: &str, long: &str) -> Option<String> {
+    let name = match long {
+        // TAEL_LOG is the level.
+        "log" => "TAEL_LOG_TARGET".to_owned(),
+        // Read separately, to know whether it shows in ps.
+        "password" | "help" | "version" => return None,
+        // They ask for another job, this once.
+        "check" | "connect" | "dry-run" | "message" | "message-topic" | "message-property"
+        | "message-retained" => return None,
+        // Pairs of values do not fit into a variable.
+        "attr" => return None,
+        long if SHARED.contains(&long) => format!("TAEL_{long}"),
+        long => format!("TAEL_{tool}_{long}"),
+    };
+    Some(name.to_uppercase().replace('-', "_"))
+}
+
 /// Gives every option its environment variable.
 pub fn with_environment(command: Command, tool: &str) -> Command {
     command.mut_args(|arg| {
-        let Some(long) = arg.get_long() else {
+        let Some(name) = arg.get_long().and_then(|long| variable(tool, long)) else {
             return arg;
         };
-        let name = match long {
-            // TAEL_LOG is the level.
-            "log" => "TAEL_LOG_TARGET".to_owned(),
-            // Read separately, to know whether it shows in ps.
-            "password" | "help" | "version" => return arg,
-            // They ask for another job, this once.
-            "check" | "connect" | "dry-run" | "message" | "message-topic" | "message-property"
-            | "message-retained" => return arg,
-            // Pairs of values do not fit into a variable.
-            "attr" => return arg,
-            long if SHARED.contains(&long) => format!("TAEL_{long}"),
-            long => format!("TAEL_{tool}_{long}"),
-        };
-        let name = name.to_uppercase().replace('-', "_");
         match arg.get_action() {
             ArgAction::Set | ArgAction::SetTrue | ArgAction::Append => {
                 arg.env(name).hide_env_values(true)
@@ -93,25 +97,6 @@ pub fn with_environment(command: Command, tool: &str) -> Command {
             _ => arg,
         }
     })
-}
-
-/// Warns of variables that look like options of `tool` and are not: in a crontab the environment is
-/// the configuration.
-pub fn warn_of_variables(tool: &str, command: fn() -> Command) {
-    let prefix = format!("TAEL_{}_", tool.to_uppercase());
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let names: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
-    if names.is_empty() {
-        return;
-    }
-    let command = command();
-    for name in names {
-        let known = |arg: &clap::Arg| arg.get_env().is_some_and(|env| env == name.as_str());
-        if !command.get_arguments().any(known) {
-            let name = text::printable(&name, 80);
-            warn!("{name} is in the environment, but tael {tool} has no such option");
-        }
-    }
 }
 
 /// Options that name the broker, and us to the broker.
@@ -216,7 +201,14 @@ impl Connection {
         let urls = match &self.broker {
             // A flag is stronger than a URL from the environment or a file.
             Some(_) if rank(matches, "host") > rank(matches, "broker") => None,
-            Some(text) => mistakes.keep(parse_brokers(text).map_err(Error::usage)),
+            Some(text) => {
+                let from = match rank(matches, "broker") {
+                    1 => "TAEL_BROKER: ",
+                    _ => "",
+                };
+                let wrong = |e| Error::usage(format!("{from}{e}"));
+                mistakes.keep(parse_brokers(text).map_err(wrong))
+            }
             None => None,
         };
         let mut urls = urls.unwrap_or_default().into_iter();

@@ -68,10 +68,37 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
         command = command.after_help(more);
         command = own_flags(command);
     }
+    let command = command.mut_subcommands(|verb| {
+        let lines = examples_of(page.examples, tool, &verb).join("\n  ");
+        verb.after_long_help(format!("Examples:\n  {lines}"))
+    });
+    let mut command = command;
     if let Some(usage) = usage(tool) {
         command = command.override_usage(format!("tael {usage}"));
     }
     command.after_long_help(end)
+}
+
+/// Returns those of `examples` that are about `verb` of a tool, or its shortest use.
+pub fn examples_of(examples: &[&str], tool: &str, verb: &Command) -> Vec<String> {
+    let line = format!("tael {tool} {}", verb.get_name());
+    let is_own = |example: &&&str| match example.strip_prefix(&line) {
+        Some(rest) => rest.is_empty() || rest.starts_with(' '),
+        None => false,
+    };
+    let own: Vec<String> = examples
+        .iter()
+        .filter(is_own)
+        .map(|e| (*e).to_owned())
+        .collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let takes_unit = verb.get_positionals().any(|arg| arg.is_required_set());
+    vec![match takes_unit {
+        true => format!("{line} M1XCD"),
+        false => line,
+    }]
 }
 
 /// Returns the usage of a tool whose required options may also come from a file.

@@ -11,6 +11,7 @@ use clap_mangen::Man as Page;
 
 use crate::cli::config::{Layers, TABLES};
 use crate::cli::connection::is_shared;
+use crate::cli::help::examples_of;
 use crate::cli::trigger::TriggerOptions;
 use crate::cli::{ENTRIES, Tool, whole};
 use crate::error::{Error, Kind, Result};
@@ -107,10 +108,8 @@ fn pages() -> io::Result<Vec<(String, String)>> {
         let name = format!("tael-{}", entry.name);
         pages.push((format!("{name}.1"), page(command, &name, examples)?));
         for verb in command.get_subcommands().filter(|c| c.get_name() != "help") {
-            let line = format!("tael {} {}", entry.name, verb.get_name());
-            let own = examples.iter().filter(|example| example.starts_with(&line));
-            let own: Vec<&str> = own.copied().collect();
-            let own = if own.is_empty() { vec![&*line] } else { own };
+            let own = examples_of(examples, entry.name, verb);
+            let own: Vec<&str> = own.iter().map(String::as_str).collect();
             let name = format!("{name}-{}", verb.get_name());
             pages.push((format!("{name}.1"), page(verb, &name, &own)?));
         }

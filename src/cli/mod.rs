@@ -22,6 +22,7 @@ mod play;
 mod status;
 mod trigger;
 mod values;
+mod variables;
 mod version;
 mod watch;
 mod words;
@@ -142,7 +143,7 @@ fn command<T: Tool>() -> Command {
 fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
     let tool = T::from_arg_matches(matches).map_err(|e| Error::usage(usage_line(&e)))?;
     begin_log::<T>(matches)?;
-    connection::warn_of_variables(T::NAME, command::<T>);
+    variables::warn_of_variables(T::NAME, command::<T>);
     tool.run(matches, layers)
 }
 
@@ -173,7 +174,7 @@ fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
         Ok(matches) => {
             let tool = T::from_arg_matches(&matches).map_err(|e| Error::usage(usage_line(&e)))?;
             begin_log::<T>(&matches)?;
-            connection::warn_of_variables(T::NAME, self::command::<T>);
+            variables::warn_of_variables(T::NAME, self::command::<T>);
             if let Some(check) = T::CHECK {
                 check(tool, &matches, &layers, &mut mistakes);
             }
@@ -345,6 +346,7 @@ fn parse(
     // In other tools -h names a host. A script that means that must not succeed in silence.
     let own = command.find_subcommand(tool).unwrap_or(&command);
     let arguments = words::prepared(own, arguments).map_err(Err)?;
+    let given = arguments.clone();
     let help = arguments.iter().position(|argument| argument == "-h");
     let host = help.and_then(|place| arguments.get(place + 1)).cloned();
     command
@@ -363,20 +365,40 @@ fn parse(
             }
             _ => Err(match from_file(&e, tool, layers) {
                 Some(layer) => layer.wrong(usage_line(&e)),
-                None => Error::usage(usage_line(&e)),
+                None => match from_variable(&e, tool, &given) {
+                    Some(name) => Error::usage(format!("{name}: {}", usage_line(&e))),
+                    None => Error::usage(usage_line(&e)),
+                },
             }),
         })
 }
 
-/// Returns the file that a wrong value came from, if it came from one.
-fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
+/// Returns the long option of a wrong value, and the value.
+fn wrong_value(error: &clap::Error) -> Option<(&str, &str)> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
     let option = context(ContextKind::InvalidArg)?.strip_prefix("--")?;
-    let key = option.split([' ', '=']).next()?;
-    layers.source_of(tool, key, context(ContextKind::InvalidValue)?)
+    let long = option.split([' ', '=']).next()?;
+    Some((long, context(ContextKind::InvalidValue)?))
+}
+
+/// Returns the file that a wrong value came from, if it came from one.
+fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
+    let (long, value) = wrong_value(error)?;
+    layers.source_of(tool, long, value)
+}
+
+/// Returns the variable that a wrong value came from, if none of the words that were `given` has it.
+fn from_variable(error: &clap::Error, tool: &str, given: &[OsString]) -> Option<String> {
+    let (long, value) = wrong_value(error)?;
+    let name = connection::variable(tool, long)?;
+    let has = std::env::var(&name).is_ok_and(|text| text == value);
+    let typed = given
+        .iter()
+        .any(|word| word.to_string_lossy().ends_with(value));
+    (has && !typed).then_some(name)
 }
 
 /// Returns an error of the parser as one line.

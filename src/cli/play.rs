@@ -1,7 +1,7 @@
 //! The command line of `tael play`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,7 +102,12 @@ impl Tool for Play {
         let mut text = String::new();
         let read = File::open(&self.file)
             .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-        let size = read.map_err(|e| wrong(&e))? as u64;
+        // As every file that the command line names.
+        let missing = |e: io::Error| match e.kind() {
+            io::ErrorKind::InvalidData => wrong(&e),
+            _ => Error::config(format!("read playbook {name}: {e}")),
+        };
+        let size = read.map_err(missing)? as u64;
         if size > MAX_FILE {
             return Err(wrong(&format!("it has more than {MAX_FILE} bytes")));
         }

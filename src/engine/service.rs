@@ -323,7 +323,11 @@ impl Service {
     /// Stops in good order. Units stay with their runners. The last statuses are published within a
     /// bounded time.
     async fn stop(mut self) -> Result<()> {
-        info!("stopping; {} runs go on", self.client.work.live());
+        match self.client.work.live() {
+            0 => info!("stopping; no run goes on"),
+            1 => info!("stopping; 1 run goes on"),
+            live => info!("stopping; {live} runs go on"),
+        }
         self.client.observer.health.notify.stopping();
         self.client.work.pause(true);
         self.client.cleanup.leave();

@@ -267,3 +267,29 @@ fn usage_lines_name_what_is_required() {
         "{text}"
     );
 }
+
+#[test]
+fn verbs_end_their_help_with_examples() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let help = |arguments: &[&str]| ran(bare_command(&dir, "tael").args(arguments)).1;
+    let listed = help(&["work", "--help"]);
+    let listed = listed.split_once("Commands:\n").expect("verbs").1;
+    let verbs = listed.lines().take_while(|line| !line.trim().is_empty());
+    let verbs: Vec<&str> = verbs
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(verbs.len() >= 6, "{verbs:?}");
+    for verb in verbs {
+        let text = help(&["work", verb, "--help"]);
+        let examples = text.split_once("\nExamples:\n  ").expect("examples").1;
+        for line in examples.lines() {
+            let words = line.trim().strip_prefix("tael ").expect("a command");
+            let words: Vec<&str> = words.split(' ').chain(["--help"]).collect();
+            assert_eq!(words[..2], ["work", verb]);
+            let (code, out, error) = ran(bare_command(&dir, "tael").args(&words));
+            assert!(code == 0 && out.contains("Usage"), "{line}: {error}");
+        }
+    }
+}

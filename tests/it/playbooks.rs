@@ -506,7 +506,7 @@ fn a_playbook_is_read_whole_before_anything_is_sent() {
     assert_eq!((code, out.as_str()), (0, "line 1: ignored: HELLO\n"));
     refuses(
         &mut world.tael(["play", "/no/such/file"]),
-        65,
+        78,
         "/no/such/file",
     );
     refuses(&mut world.tael(["play", "/dev/zero"]), 65, "more than");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{self, World, ran, refuses};
+use crate::common::{self, Setup, World, ran, refuses};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -241,4 +241,114 @@ fn the_example_works_as_it_is() {
     let started = ears.status("align", "finished");
     assert_eq!(started.payload["SAMPLE"], "S1");
     client.stop();
+}
+
+#[test]
+fn misspelt_variables_are_named_with_those_that_were_meant() {
+    let world = World::new();
+    let said = |name: &str, variables: &[(&str, &str)]| {
+        let mut command = world.command(name);
+        command
+            .env("TAEL_LOG", "warn")
+            .env("TAEL_LOG_TARGET", "stderr");
+        command.envs(variables.iter().copied());
+        match name {
+            "tael-client" => command.args(["--who", "x", "-t", SEQ, "-c", "true", "--check"]),
+            _ => command.args(["-t", SEQ, "--retain", "a=b"]),
+        };
+        let (code, _, error) = ran(&mut command);
+        assert_eq!(code, 0, "{error}");
+        error
+    };
+    let brokr = ("TAEL_BROKR", "mqtt://nowhere.example");
+    for (name, variable, meant) in [
+        ("tael-message", brokr, "TAEL_BROKER"),
+        ("tael-client", brokr, "TAEL_BROKER"),
+        ("tael-client", ("TAEL_CLIENT_JBOS", "2"), "TAEL_CLIENT_JOBS"),
+        ("tael-message", ("TAEL_PASWORD", "x"), "TAEL_PASSWORD"),
+    ] {
+        let error = said(name, &[variable]);
+        let hint = format!("{} is in the environment, but ", variable.0);
+        assert!(error.contains(&hint), "{error}");
+        assert!(
+            error.contains(&format!("; did you mean {meant}?")),
+            "{error}"
+        );
+    }
+    // Variables of others, and those of a run.
+    for others in [
+        &[("TAEL_SOMETHING_ELSE", "1")][..],
+        &[("TAEL_CLIENT_JBOS", "2")],
+        &[("TAEL_WHO", "x"), ("TAEL_HOPS", "1")],
+        &[brokr, ("TAEL_UNIT", "U"), ("TAEL_EVENT", "E")],
+    ] {
+        assert_eq!(said("tael-message", others), "", "{others:?}");
+    }
+}
+
+#[test]
+fn errors_name_the_variable_that_a_value_comes_from() {
+    let world = World::new();
+    let client = |arguments: &[&str]| {
+        let mut command = world.command("tael-client");
+        command.args(["--who", "x", "-t", SEQ, "-c", "true", "--log", "none"]);
+        command.args(arguments);
+        command
+    };
+    for (variable, value) in [
+        ("TAEL_KEEPALIVE", "soon"),
+        ("TAEL_CLIENT_JOBS", "two"),
+        ("TAEL_CLIENT_OVERLAP", "maybe"),
+        ("TAEL_BROKER", "mqtt://"),
+    ] {
+        refuses(
+            client(&[]).env(variable, value),
+            64,
+            &format!("tael: {variable}: "),
+        );
+    }
+    let mut flag = client(&["--jobs", "two"]);
+    flag.env("TAEL_CLIENT_JOBS", "two");
+    let (code, _, error) = ran(&mut flag);
+    assert_eq!(code, 64);
+    assert!(!error.contains("TAEL_CLIENT_JOBS"), "{error}");
+}
+
+#[test]
+fn files_that_are_missing_have_one_exit_code() {
+    let world = World::new();
+    let none = "/nowhere/file";
+    let commands: [&[&str]; 6] = [
+        &["play", none],
+        &["play", none, "--check"],
+        &["node", "n", "--functions", none],
+        &["status", "--config", none],
+        &["status", "--password-file", none],
+        &["status", "--cafile", none],
+    ];
+    for arguments in commands {
+        let mut command = world.tael(arguments);
+        refuses(command.args(["--log", "none"]), 78, none);
+    }
+}
+
+#[test]
+fn a_password_without_a_user_is_named_when_it_is_refused() {
+    let world = World::with(Setup {
+        password: Some("secret".into()),
+        ..Setup::default()
+    });
+    let mut message = world.command("tael-message");
+    message.env_remove("TAEL_USERNAME").args(["-t", SEQ]);
+    let (code, _, error) = ran(&mut message);
+    // Some brokers drop it without an answer.
+    assert!([69, 77].contains(&code), "{code}: {error}");
+    let hint = "there is a password and no user name: give -u USER";
+    assert!(error.contains(hint), "{error}");
+    // A wrong password is something else.
+    let mut message = world.command("tael-message");
+    message.env("TAEL_PASSWORD", "wrong").args(["-t", SEQ]);
+    let (code, _, error) = ran(&mut message);
+    assert_eq!(code, 77);
+    assert!(!error.contains("-u USER"), "{error}");
 }

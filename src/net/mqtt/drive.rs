@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::error::{Error, Kind};
 use crate::model::duration;
 use crate::net::dial;
 use crate::net::mqtt::answer::{self, Answer, frame};
@@ -55,6 +56,8 @@ pub(super) struct Plan {
     pub limit: Duration,
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub connect: Packet,
+    /// Whether it has a password and no user name.
+    pub nameless: bool,
     pub keep_alive: Duration,
     /// Maximum size of a packet from the broker, bytes.
     pub max_packet: u32,
@@ -157,7 +160,12 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
                     Ok((stream, input, offer))
                 }
                 Ok(Some(Answer::Connack(reason, offer))) => {
-                    Err(turned_away(&reason, offer.server_reference.as_deref()))
+                    let failure = turned_away(&reason, offer.server_reference.as_deref());
+                    Err(if plan.nameless {
+                        named(failure)
+                    } else {
+                        failure
+                    })
                 }
                 Ok(Some(Answer::Disconnect(reason, server))) => {
                     Err(turned_away(&reason, server.as_deref()))
@@ -174,11 +182,24 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
             // If CONNECT could not be sent, that failure says more.
             closed => {
                 return Err(match sent.err().or(closed.err()) {
-                    None | Some(Failure::Cut(_)) => unanswered(plan.tls.is_some()),
+                    None | Some(Failure::Cut(_)) => unanswered(plan),
                     Some(other) => other,
                 });
             }
         }
+    }
+}
+
+/// Hint for a client that has a password and no user name.
+const NAMELESS: &str = "there is a password and no user name: give -u USER";
+
+/// Adds the probable cause to the refusal of a client that has a password and no user name.
+fn named(failure: Failure) -> Failure {
+    match failure {
+        Failure::Fatal(e) if e.kind() == Kind::NotAuthorised => {
+            Failure::Fatal(Error::new(e.kind(), format!("{e}; {NAMELESS}")))
+        }
+        other => other,
     }
 }
 
@@ -195,11 +216,18 @@ fn silent(failure: Failure) -> Failure {
 
 /// Explains a server that closes or resets the connection at CONNECT. A TLS server may reset it
 /// before we have read its alert.
-fn unanswered(tls: bool) -> Failure {
-    let without = if tls { "" } else { " without TLS" };
+fn unanswered(plan: &Plan) -> Failure {
+    let without = match plan.tls {
+        Some(_) => "",
+        None => " without TLS",
+    };
+    let hint = match plan.nameless {
+        true => format!(" {NAMELESS}"),
+        false => String::new(),
+    };
     Failure::Passing(format!(
         "the connection was closed without an answer to CONNECT; does that port speak MQTT 5{without}, \
-         and may this client connect?"
+         and may this client connect?{hint}"
     ))
 }
 

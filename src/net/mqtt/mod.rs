@@ -214,6 +214,7 @@ impl Connection {
             },
             tls: broker.tls.as_ref().map(encrypted).transpose()?,
             connect: wire::connect(settings, plain)?,
+            nameless: broker.password.is_some() && broker.username.is_none(),
             keep_alive: broker.keep_alive.max(MIN_KEEP_ALIVE),
             max_packet: settings.max_packet,
         };
