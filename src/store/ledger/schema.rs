@@ -202,9 +202,13 @@ pub fn connect(path: &Path, create: bool) -> Result<Connection> {
         let pragma = "PRAGMA auto_vacuum = INCREMENTAL";
         connection.execute_batch(pragma).map_err(unusable)?;
     }
+    if create || journal == "DELETE" {
+        // This may write to a file from another file system, which a client has not checked yet.
+        let pragma = format!("PRAGMA journal_mode = {journal}");
+        connection.execute_batch(&pragma).map_err(unusable)?;
+    }
     let pragmas = format!(
-        "PRAGMA journal_mode = {journal};
-         PRAGMA synchronous = FULL;
+        "PRAGMA synchronous = FULL;
          PRAGMA cache_size = -256;
          PRAGMA wal_autocheckpoint = {WAL_PAGES};
          PRAGMA journal_size_limit = {WAL_SIZE};"

@@ -23,7 +23,8 @@ use crate::store::ledger::write::{Done, Op, apply};
 /// shared by more of them, and the first ones wait longer for their acknowledgement.
 const BATCH: usize = 128;
 
-/// Time that a client has to connect before the ledger's pages are read, if it has nothing to write.
+/// Time that a client has to connect before the ledger is opened for writing, if it has nothing to
+/// write.
 const HEAD_START: Duration = Duration::from_millis(20);
 
 /// Delay before a commit that found no space is tried again.
@@ -68,9 +69,9 @@ pub struct Ledger<T> {
 }
 
 impl<T: OnDisk + Send + 'static> Ledger<T> {
-    /// Opens or creates the ledger in folder `pipeline`, starts its thread, and opens the ledger
-    /// for reading too. The thread reads all pages before it writes the first one, so that a client
-    /// can connect meanwhile: a ledger that is damaged inside is a fault, and unchanged too.
+    /// Opens or creates the ledger in folder `pipeline`, for reading and, in a thread of its own, for
+    /// writing. The thread reads all pages before, so that a client can connect meanwhile: a ledger
+    /// that is damaged inside is a fault, and unchanged too.
     ///
     /// # Errors
     /// When it cannot be opened or created (73), or is newer (78); it is unchanged then.
@@ -78,20 +79,12 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
         let path = schema::file(pipeline);
         let looked = path.exists().then(|| schema::check(&path)).transpose()?;
         let current = looked.as_ref().is_some_and(|looked| looked.current);
-        if looked.is_some() && !current {
-            // The upgrade writes.
-            schema::check_pages(&path)?;
-        }
-        let connection = schema::connect(&path, true)?;
-        let mut writer = Writer {
-            state: WriterState::of(&connection).map_err(|e| schema::failed(&path, &e))?,
-            connection,
-            place: Place::of(&path),
-            path: path.clone(),
-            refills: true,
-            // An upgrade may have left some.
-            shrinks: true,
+        let upgraded = match (&looked, current) {
+            (_, true) => None,
+            (None, false) => Some(Writer::open(&path)?),
+            (Some(_), false) => Some(Writer::open_sound(&path)?),
         };
+        let reader = Reader::of_writer(&path)?;
         let (ops, op_rx) = mpsc::channel();
         let (committed_tx, committed) = tokio_mpsc::unbounded_channel();
         let attempts = Arc::new(AtomicU64::new(0));
@@ -101,13 +94,16 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .stack_size(STACK)
             .spawn(move || {
                 let first = op_rx.recv_timeout(HEAD_START).ok();
-                let sound = if current { writer.check() } else { Ok(()) };
-                if let Err(fault) = sound {
-                    let _ = committed_tx.send(Err(fault));
-                } else {
-                    writer.fill_log();
-                    if writer.write(first, &op_rx, &committed_tx, &counter) {
-                        writer.close();
+                let writer = upgraded.map_or_else(|| Writer::open_sound(&path), Ok);
+                match writer {
+                    Ok(mut writer) => {
+                        writer.fill_log();
+                        if writer.write(first, &op_rx, &committed_tx, &counter) {
+                            writer.close();
+                        }
+                    }
+                    Err(e) => {
+                        let _ = committed_tx.send(Err(Fault(e)));
                     }
                 }
                 // Only now, because its end means that everything is done.
@@ -120,7 +116,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             attempts,
             committed,
         };
-        Ok((ledger, Reader::of_writer(&path)?))
+        Ok((ledger, reader))
     }
 
     /// Submits an operation; [`Ledger::committed`] returns `then` when it is on disk. The operation
@@ -195,9 +191,24 @@ struct Writer {
 }
 
 impl Writer {
-    /// Reads all pages.
-    fn check(&self) -> Result<(), Fault> {
-        schema::check_pages(&self.path).map_err(Fault)
+    /// Opens or creates the ledger at `path`.
+    fn open(path: &Path) -> Result<Self> {
+        let connection = schema::connect(path, true)?;
+        Ok(Self {
+            state: WriterState::of(&connection).map_err(|e| schema::failed(path, &e))?,
+            connection,
+            place: Place::of(path),
+            path: path.to_owned(),
+            refills: true,
+            // An upgrade may have left some.
+            shrinks: true,
+        })
+    }
+
+    /// Reads all pages of the ledger at `path`, and opens it.
+    fn open_sound(path: &Path) -> Result<Self> {
+        schema::check_pages(path)?;
+        Self::open(path)
     }
 
     /// Writes `first`, and what comes until its sender is gone; `false` after a fault.
