@@ -59,12 +59,17 @@ impl MessageLine {
                 about,
             });
         };
-        let announce = attributes.shift_remove("announce") == Some(Value::Bool(true));
+        let mut announce = attributes.shift_remove("announce") == Some(Value::Bool(true));
         let presence = own.as_ref().filter(|own| own.name == "presence" && !all);
         let mut state = ["status", "state", "action"]
             .into_iter()
             .find_map(|key| attributes.shift_remove(key))
             .map_or_else(|| "-".to_owned(), |v| printable(&attribute_text(&v), 40));
+        let end = delivery.properties.user(property::END);
+        if own.is_some() && !all && end == Some(property::CANCELED) {
+            // A person has ended the run, and knows it.
+            (state, announce) = (property::CANCELED.to_owned(), false);
+        }
         let who = match presence {
             Some(own) => {
                 if attributes.get("paused") == Some(&Value::Bool(true)) && state == "online" {
@@ -218,6 +223,28 @@ mod tests {
         let last = format!("{pipeline}/last");
         assert_eq!(shown(&last, r#"{"last":{}}"#, false), None);
         assert!(shown(&last, r#"{"last":{}}"#, true).is_some());
+    }
+
+    #[test]
+    fn what_a_person_has_ended_is_canceled() {
+        let end = r#"{"status":"failed","return_code":143,"announce":true}"#;
+        let line = |topic: &str, all| {
+            let mut message = delivery(topic, end);
+            let user = &mut message.properties.user;
+            user.push((property::END.into(), property::CANCELED.into()));
+            let line = MessageLine::of(&message, all).expect("line");
+            (line.state, line.colour)
+        };
+        let status = "lab/infrastructure/pipelines/seq/status";
+        let canceled = ("canceled".to_owned(), Colour::of_state("canceled"));
+        let failed = ("! failed".to_owned(), Some(Colour::Red));
+        assert_eq!(line(status, false), canceled);
+        assert_eq!(line(status, true), failed);
+        assert_eq!(
+            line("lab/seq/status", false),
+            failed,
+            "not a status of a pipeline"
+        );
     }
 
     #[test]
