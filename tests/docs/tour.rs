@@ -111,7 +111,11 @@ fn the_tour_by_hand_goes_as_told() {
             "sh run" => {
                 let (code, out, error) = ran(&mut sh(&world, &block.text));
                 assert_eq!(code, 0, "{}: {out}{error}", block.place());
-                runs += block.text.matches("--attr status finished").count();
+                let ways = ["status=finished", "--attr status finished"];
+                runs += ways
+                    .map(|way| block.text.matches(way).count())
+                    .iter()
+                    .sum::<usize>();
                 ears.wait_all("the run's end", |_| {
                     (ears.count("align", "finished") == runs).then_some(())
                 });
