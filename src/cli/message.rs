@@ -39,13 +39,13 @@ pub struct Message {
     /// Ask the broker to retain the message for later subscribers
     #[arg(short, long)]
     retain: bool,
-    /// Quality of service; lowered to the maximum of the broker
-    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "2")]
-    qos: Qos,
+    /// Quality of service; lowered to the maximum of the broker [default: 2, or 1 with --need-listener]
+    #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS))]
+    qos: Option<Qos>,
     /// Maximum time until the broker has acknowledged the message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
-    /// Exit with 69 if the broker says that no client subscribes to the topic
+    /// Exit with 69 if the broker says that no client subscribes to the topic. Sends with QoS 1
     #[arg(long)]
     need_listener: bool,
     #[command(flatten)]
@@ -91,21 +91,32 @@ impl Tool for Message {
             .topic
             .ok_or_else(|| Error::usage("send message: give a topic with -t"))?;
         topic::check_name(&topic).map_err(|e| Error::usage(format!("send message: {e}")))?;
-        if self.need_listener && self.qos == Qos::AtMostOnce {
-            return Err(Error::usage(
-                "--need-listener needs an answer of the broker, and QoS 0 has none: use -q 1",
-            ));
-        }
+        let qos = qos(self.qos, self.need_listener)?;
         let pairs = attr::pairs(self.attr, self.pairs)?;
         message::run(&Options {
             broker,
             topic,
             attributes: attributes(self.payload.as_deref(), pairs)?,
-            qos: self.qos,
+            qos,
             retain: self.retain,
             timeout: self.timeout,
             need_listener: self.need_listener,
         })
+    }
+}
+
+/// Returns the quality of service to send with. Brokers say that a topic has no subscribers in the
+/// answer to QoS 1 only.
+fn qos(given: Option<Qos>, need_listener: bool) -> Result<Qos> {
+    match (given, need_listener) {
+        (Some(Qos::AtLeastOnce) | None, true) => Ok(Qos::AtLeastOnce),
+        (Some(Qos::AtMostOnce), true) => Err(Error::usage(
+            "--need-listener needs an answer of the broker, and QoS 0 has none: use -q 1",
+        )),
+        (Some(Qos::ExactlyOnce), true) => Err(Error::usage(
+            "--need-listener: brokers do not say at QoS 2 that no client subscribes: use -q 1",
+        )),
+        (given, false) => Ok(given.unwrap_or(Qos::ExactlyOnce)),
     }
 }
 

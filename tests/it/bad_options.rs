@@ -120,7 +120,10 @@ fn options_that_are_wrong_in_themselves() {
     refuses(raise.args(["--attr", "a=b", "c"]), 64, "argument 'c'");
     let mut retry = tool(&dir, "tael", &["control", "x", "retry", "U1", "U2"]);
     refuses(&mut retry, 64, "what is 'U2'?");
-    refuses(&mut message(&dir, &["-q0", "--need-listener"]), 64, "QoS 0");
+    for (qos, cause) in [("-q0", "QoS 0"), ("-q2", "QoS 2")] {
+        let mut message = message(&dir, &[qos, "--need-listener"]);
+        refuses(&mut message, 64, cause);
+    }
     for (name, arguments) in [
         ("tael-message", &["-topic", "a"][..]),
         ("tael-client", &["--who", "x", "-topic", "a", "-c", "true"]),

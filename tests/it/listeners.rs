@@ -20,6 +20,11 @@ fn tool(dir: &TempDir, broker: &Scripted, name: &str, arguments: &[&str]) -> Com
 
 /// Runs `command` while the broker answers its publish with "no matching subscribers" (0x10).
 fn unheard(command: &mut Command, broker: &Scripted) -> (i32, String, String) {
+    answered(command, broker, 0x10)
+}
+
+/// As [`unheard`], with this answer to a publish of QoS 2.
+fn answered(command: &mut Command, broker: &Scripted, received: u8) -> (i32, String, String) {
     let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -36,7 +41,7 @@ fn unheard(command: &mut Command, broker: &Scripted) -> (i32, String, String) {
         match kind & 0x06 {
             0x02 => raw.send(&packet(0x40, &[id[0], id[1], 0x10, 0])),
             _ => {
-                raw.send(&packet(0x50, &[id[0], id[1], 0x10, 0]));
+                raw.send(&packet(0x50, &[id[0], id[1], received, 0]));
                 assert_eq!(raw.receive(), (0x62, id.to_vec()), "PUBREL");
                 raw.send(&packet(0x70, &id));
             }
@@ -66,7 +71,12 @@ fn a_message_without_subscribers_is_said_and_can_be_an_error() {
             stderr.contains("no client subscribes to it") && stderr.contains(SEQ),
             "{stderr}"
         );
-        let (code, _, stderr) = message(&["-q", qos, "--need-listener"]);
+    }
+    for qos in [&[][..], &["-q", "1"]] {
+        let mut command = tool(&dir, &broker, "tael-message", &["-t", SEQ]);
+        command.arg("--need-listener").args(qos);
+        // As mosquitto, which says so at QoS 1 only.
+        let (code, _, stderr) = answered(&mut command, &broker, 0);
         assert_eq!((code, stderr.lines().count()), (69, 1), "{stderr}");
     }
     // A retained message waits for its readers, and scripts can ask for silence.
