@@ -353,11 +353,46 @@ fn cancel_without_a_unit_ends_the_only_one() {
         );
     }
     let last = units[0].get(10..).expect("an end");
-    assert_eq!(ran(&mut world.tael(["work", "cancel", last])).0, 0);
-    let (code, _, stderr) = ran(&mut world.tael(["work", "cancel"]));
-    assert_eq!(code, 0, "{stderr}");
-    assert!(stderr.contains(&units[1]), "{stderr}");
+    let said = |done: &str, unit: &str| (0, format!("{done} unit {unit} of p\n"), String::new());
+    assert_eq!(
+        ran(&mut world.tael(["work", "cancel", last])),
+        said("canceled", &units[0])
+    );
+    assert_eq!(
+        ran(&mut world.tael(["work", "cancel"])),
+        said("canceled", &units[1])
+    );
     client.stop();
+}
+
+#[test]
+fn a_command_says_which_unit_it_has_ended_unless_its_whole_id_was_given() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "sleep 600"]);
+    for _ in 0..4 {
+        world.message(SEQ, &[("status", "finished")]);
+    }
+    let ids = || -> Vec<String> {
+        let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+        let list: Vec<Value> = serde_json::from_str(&out).expect("json");
+        let id = |unit: &Value| unit["unit"].as_str().expect("unit").to_owned();
+        list.iter().map(id).collect()
+    };
+    wait_until("all are accepted", || ids().len() == 4);
+    client.stop();
+    let work = |verb: &str, unit: &str| {
+        let (code, out, stderr) = ran(&mut world.tael(["work", verb, unit]));
+        assert_eq!(code, 0, "{stderr}");
+        out
+    };
+    let ids = ids();
+    let said = |done: &str, n: usize| format!("{done} unit {} of p\n", ids[n]);
+    assert_eq!(work("cancel", "latest"), said("canceled", 3));
+    assert_eq!(work("release", "latest"), said("released", 3));
+    assert_eq!(work("force-release", &ids[2][10..]), said("released", 2));
+    assert_eq!(work("cancel", &ids[1]), "");
+    assert_eq!(work("release", &ids[1]), "");
+    assert_eq!(work("force-release", &ids[0]), "");
 }
 
 #[test]

@@ -149,7 +149,10 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             let mut found = find(scope, &Which::named(unit))?;
             match found.release(*force, *timeout) {
                 Err(e) if *force => say(&e.to_string()),
-                other => other?,
+                other => {
+                    other?;
+                    found.tell("released", Some(unit))?;
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -170,9 +173,7 @@ fn cancel(scope: &Scope, unit: Option<&str>, timeout: Duration) -> Result<ExitCo
     }
     found.cancel(timeout)?;
     found.ended_whole()?;
-    if unit.is_none() {
-        say(&format!("canceled unit {id} of {}", found.who));
-    }
+    found.tell("canceled", unit)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -276,6 +277,15 @@ impl Found {
 
     fn state(&self) -> Result<State> {
         effective(&self.pipeline, &self.record).map(|(state, _)| state)
+    }
+
+    /// Prints what was done to the unit, unless it was named by its whole id.
+    fn tell(&self, done: &str, named: Option<&str>) -> Result<()> {
+        let id = &self.record.unit.id;
+        if named == Some(id) {
+            return Ok(());
+        }
+        crate::tools::print(&format!("{done} unit {id} of {}", self.who))
     }
 
     fn wait(
