@@ -77,7 +77,8 @@ enum Verbs {
         #[arg(long, conflicts_with = "json")]
         payload: bool,
     },
-    /// Print the output of a run, and exit with its code, or with 125 if it has none yet
+    /// Print the output of a run, and exit with its code, or with 125 if it has none yet. The latest run
+    /// is the newest one that has begun
     Results {
         #[command(flatten)]
         which: Unit,

@@ -205,6 +205,38 @@ fn work_goes_on_without_a_client() {
 }
 
 #[test]
+fn results_are_by_default_those_of_the_newest_run_that_has_begun() {
+    let world = World::new();
+    let command = format!("echo output; {WAITS}");
+    let client = world.client("p", &["-t", SEQ, "-c", &command]);
+    let results = |which: &[&str]| {
+        let mut command = world.tael(["work", "results"]);
+        ran(command.args(which)).1
+    };
+    // Without another one it is the one that waits.
+    world.control(&["p", "pause"]);
+    world.message(SEQ, FINISHED);
+    wait_until("it is accepted", || units(&world).len() == 1);
+    let waiting = only_unit(&world);
+    let (code, _, stderr) = ran(&mut world.tael(["work", "results"]));
+    assert_eq!(code, 125, "{stderr}");
+    assert!(stderr.contains(&waiting), "{stderr}");
+    world.control(&["p", "resume"]);
+    wait_until("it runs", || world.lines("runs").len() == 1);
+    world.message(SEQ, FINISHED);
+    wait_until("another one waits", || units(&world).len() == 2);
+    assert_eq!(results(&[]), "output\n");
+    assert_eq!(results(&["latest"]), "output\n");
+    let second = units(&world)[1]["unit"].as_str().expect("id").to_owned();
+    assert_eq!(results(&[&second]), "");
+    // One that was dropped has no output either.
+    assert_eq!(ran(&mut world.tael(["work", "cancel", &second])).0, 0);
+    assert_eq!(results(&[]), "output\n");
+    go(&world);
+    client.stop();
+}
+
+#[test]
 fn force_release_does_not_ask() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", WAITS]);

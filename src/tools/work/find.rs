@@ -1,6 +1,6 @@
 //! Finds the unit that a person means.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -106,6 +106,28 @@ pub(super) fn find(scope: &Scope, which: &Which) -> Result<Found> {
     }
 }
 
+/// As [`find`], but the newest unit is one that has begun, if there is one: others have no output.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn find_begun(scope: &Scope, which: &Which) -> Result<Found> {
+    if which.is_newest() && !which.failed {
+        let begun = |pipeline: &Path, record: &Record| {
+            let (state, outcome) = effective(pipeline, record)?;
+            Ok(match state {
+                State::Pending => false,
+                // Otherwise it was dropped while it waited.
+                State::Canceled => outcome.is_some(),
+                _ => true,
+            })
+        };
+        if let (Some(newest), _) = newest_of(scope, &Selection::default(), begun)? {
+            return newest.found();
+        }
+    }
+    find(scope, which)
+}
+
 fn named(scope: &Scope, unit: &str) -> Result<Found> {
     let whole = |reader: &Reader, found: &mut dyn FnMut(Record)| {
         reader
@@ -147,19 +169,41 @@ fn newest(scope: &Scope, failed: bool) -> Result<Found> {
         states: failed.then_some(State::Failed).into_iter().collect(),
         since: None,
     };
+    let wanted = |pipeline: &Path, record: &Record| {
+        Ok(!failed || effective(pipeline, record)?.0 == State::Failed)
+    };
+    let (newest, unreadable) = newest_of(scope, &selection, wanted)?;
+    let newest = newest.ok_or_else(|| {
+        unreadable.unwrap_or_else(|| {
+            let what = if failed { "has failed" } else { "is there" };
+            let (state, elsewhere) = (scope.state.display(), elsewhere(scope));
+            Error::data(format!(
+                "find the newest run: none {what} in {state}{elsewhere}"
+            ))
+        })
+    })?;
+    newest.found()
+}
+
+/// Returns the newest unit of `selection` that is `wanted`, and why a pipeline could not be read.
+fn newest_of(
+    scope: &Scope,
+    selection: &Selection,
+    wanted: impl Fn(&Path, &Record) -> Result<bool>,
+) -> Result<(Option<Candidate>, Option<Error>)> {
     let (mut newest, mut unreadable) = (None::<Candidate>, None);
     for (who, pipeline) in pipelines(scope)? {
         let last = || {
             let reader = Reader::open(&pipeline)?;
             let mut seq = i64::MAX;
             loop {
-                let page = Listing::new(&reader, &selection).before(seq)?;
+                let page = Listing::new(&reader, selection).before(seq)?;
                 let Some(last) = page.last() else {
                     return Ok(None);
                 };
                 seq = last.record.seq;
                 for listed in page {
-                    if !failed || effective(&pipeline, &listed.record)?.0 == State::Failed {
+                    if wanted(&pipeline, &listed.record)? {
                         // The page lacks variables.
                         return reader.unit(&listed.record.unit.id);
                     }
@@ -183,16 +227,7 @@ fn newest(scope: &Scope, failed: bool) -> Result<Found> {
             Err(e) => unreadable = unreadable.or(Some(e)),
         }
     }
-    let newest = newest.ok_or_else(|| {
-        unreadable.unwrap_or_else(|| {
-            let what = if failed { "has failed" } else { "is there" };
-            let (state, elsewhere) = (scope.state.display(), elsewhere(scope));
-            Error::data(format!(
-                "find the newest run: none {what} in {state}{elsewhere}"
-            ))
-        })
-    })?;
-    newest.found()
+    Ok((newest, unreadable))
 }
 
 /// Returns the unit that runs, if only one does.

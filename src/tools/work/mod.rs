@@ -26,7 +26,7 @@ use crate::os::terminal::Terminal;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::stream::Stream;
-use find::find;
+use find::{find, find_begun};
 
 pub use find::Which;
 pub use list::Filter;
@@ -130,7 +130,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             stream,
             follow,
             from,
-        } => find(scope, which)
+        } => find_begun(scope, which)
             .and_then(|found| {
                 if which.is_newest() && Terminal::of_stderr().is_terminal() {
                     say(&format!("unit {} of {}", found.record.unit.id, found.who));
