@@ -198,6 +198,11 @@ fn a_terminal_shows_what_runs_are_about_and_what_they_write() {
         assert!(results.contains(&format!("aligning {sample}")), "{results}");
     }
     let screen = terminal.text();
+    assert_eq!(
+        screen.matches("started").count(),
+        2,
+        "a line each: {screen}"
+    );
     assert!(
         !screen.contains("stderr: "),
         "it was shown before: {screen}"

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tokio::time::Instant;
+use tracing::info;
 
 use crate::engine::observe::health::{Health, Signs};
 use crate::engine::observe::metrics::Metrics;
@@ -50,10 +51,16 @@ impl Observer {
         [self.health.wake(), metrics].into_iter().flatten().min()
     }
 
-    /// Shows the start of a run.
+    /// Logs the start of a run.
     pub fn started(&mut self, unit: &Unit, pipeline: &Pipeline) {
-        if let Some(view) = &mut self.view {
-            view.started(unit, pipeline.dir(&unit.id));
+        match &mut self.view {
+            Some(view) => view.started(unit, pipeline.dir(&unit.id)),
+            None => info!(
+                TAEL_UNIT = unit.id,
+                TAEL_EVENT = unit.event,
+                TAEL_TOPIC = unit.topic,
+                "started"
+            ),
         }
     }
 

@@ -55,17 +55,19 @@ impl OutputView {
         logging::is_watched().then(Self::default)
     }
 
-    /// Shows the start of a run.
+    /// Logs the start of a run before its output.
     pub fn started(&mut self, unit: &Unit, dir: UnitDir) {
         if self.thread.is_none() {
             let (orders, to_do) = sync_channel(MAX_WAITING);
             let thread = thread::Builder::new().name("output".into());
             let thread = thread.stack_size(STACK).spawn(move || show(&to_do));
-            // Without a thread, the log has the end of the run.
+            // Without a thread, the log has start and end of the run.
             self.thread = thread.ok().map(|thread| (orders, thread));
         }
         let unit = Box::new(unit.clone());
-        let _ = self.give(Order::Begin { unit, dir });
+        if let Err(Order::Begin { unit, .. }) = self.give(Order::Begin { unit, dir }) {
+            begin(&unit);
+        }
     }
 
     /// Logs the end of a run after its output.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
@@ -114,12 +114,6 @@ impl LiveUnits {
         let live = self.units.get_mut(unit)?;
         hooks::failpoint("started.before");
         (live.said, live.started) = (true, Some(at));
-        info!(
-            TAEL_UNIT = unit,
-            TAEL_EVENT = live.unit.event,
-            TAEL_TOPIC = live.unit.topic,
-            "started"
-        );
         Some(&live.unit)
     }
 
