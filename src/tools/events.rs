@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use crate::engine::observe::event_socket::SOCKET;
 use crate::engine::pipeline::PAUSED;
@@ -151,11 +151,12 @@ async fn events(options: &Options, pipelines: Vec<(String, PathBuf)>) -> Result<
         let ask = ask(who, folder.clone(), options.follow, sender.clone());
         tokio::spawn(ask);
     }
-    drop(sender);
     let mut view = View::new(options, pipelines);
+    // Without it, the end of all tasks is the end of what is heard.
+    let sender = options.follow.then_some(sender);
     view.first(&mut heard).await?;
-    if options.follow {
-        view.follow(&mut heard, stop.requested()).await?;
+    if let Some(sender) = sender {
+        view.follow(sender, &mut heard, stop.requested()).await?;
     }
     Ok(view.code)
 }
@@ -266,18 +267,31 @@ impl<'a> View<'a> {
     /// Shows what comes, until `stop` is ready.
     async fn follow(
         &mut self,
+        sender: mpsc::Sender<(usize, Heard)>,
         heard: &mut mpsc::Receiver<(usize, Heard)>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         let mut stop = pin!(stop);
+        let mut look = interval(LOOK_AGAIN);
         loop {
             tokio::select! {
                 biased;
                 () = &mut stop => return Ok(()),
-                next = heard.recv() => match next {
-                    Some((who, heard)) => self.live(who, heard)?,
-                    None => return Ok(()),
-                },
+                Some((who, heard)) = heard.recv() => self.live(who, heard)?,
+                _ = look.tick() => self.find(&sender),
+            }
+        }
+    }
+
+    /// Follows pipelines that are new.
+    fn find(&mut self, sender: &mpsc::Sender<(usize, Heard)>) {
+        // One that cannot be read now is found later.
+        for found in pipelines(&self.options.scope).unwrap_or_default() {
+            if !self.pipelines.contains(&found) {
+                let who = self.pipelines.len();
+                tokio::spawn(ask(who, found.1.clone(), true, sender.clone()));
+                self.pipelines.push(found);
+                self.last.push(0);
             }
         }
     }
@@ -408,8 +422,11 @@ impl<'a> View<'a> {
         }
         let cells: Vec<[String; 5]> = rows.iter().map(|row| self.cells(row)).collect();
         if self.layout.is_none() {
-            let texts = cells.iter().map(|row| row.iter().map(String::as_str));
-            let layout = Layout::fit(COLUMNS, texts, self.terminal.width);
+            // What comes later may have another result.
+            let longest = ["", Fate::Duplicate.name(), "", "", ""];
+            let longest = self.options.follow.then_some(longest);
+            let texts = cells.iter().map(|row| row.each_ref().map(String::as_str));
+            let layout = Layout::fit(COLUMNS, texts.chain(longest), self.terminal.width);
             super::print(&layout.heading())?;
             self.layout = Some(layout);
         }

@@ -142,8 +142,9 @@ fn a_table_fits_and_shows_no_text_of_a_sender_as_it_is() {
 }
 
 /// The lines that `tael events --follow` prints, as they come.
-fn follow(world: &World) -> (Process, mpsc::Receiver<Value>) {
-    let mut command = world.tael(["events", "--json", "--follow", "--who", "p"]);
+fn follow(world: &World, which: &[&str]) -> (Process, mpsc::Receiver<Value>) {
+    let mut command = world.tael(["events", "--json", "--follow"]);
+    command.args(which);
     command.stdout(Stdio::piped());
     let mut process = world.spawn(command);
     let stdout = process.child.stdout.take().expect("stdout");
@@ -167,7 +168,7 @@ fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
     };
     send(0, "finished");
     world.wait_report("p", "/units/succeeded", 1);
-    let (mut process, lines) = follow(&world);
+    let (mut process, lines) = follow(&world, &["--who", "p"]);
     let patience = crate::common::PATIENCE;
     let next = || lines.recv_timeout(patience).expect("a line");
     assert_eq!(next()["event"], "e0");
@@ -205,6 +206,31 @@ fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
     process.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(process.wait(), 0);
     client.stop();
+}
+
+#[test]
+fn a_pipeline_that_is_new_is_followed_too() {
+    let world = World::new();
+    let first = world.client("p", &["-t", SEQ, "-c", "true"]);
+    let (mut process, lines) = follow(&world, &[]);
+    let next = || lines.recv_timeout(crate::common::PATIENCE).expect("a line");
+    wait_until("it follows the first", || {
+        world.message(SEQ, &[("status", "started")]);
+        lines.try_recv().is_ok()
+    });
+    let second = world.client("q", &["-t", "lab/other", "-c", "true"]);
+    world.message("lab/other", &[("status", "finished")]);
+    let of_second = loop {
+        let line = next();
+        if line["pipeline"] == "q" {
+            break line;
+        }
+    };
+    assert_eq!(of_second["result"], "accepted", "{of_second}");
+    process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(process.wait(), 0);
+    first.stop();
+    second.stop();
 }
 
 #[test]

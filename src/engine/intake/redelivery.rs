@@ -26,6 +26,8 @@ pub struct Redelivery<T> {
     /// unacknowledged.
     sent: VecDeque<(T, i64)>,
     answered: i64,
+    /// Whether a message on this connection is left to the next client.
+    left: bool,
     since: i64,
     latest: i64,
     /// Time since which a broker may have forgotten its knowledge, if it has dropped the last
@@ -56,6 +58,7 @@ impl<T: Copy + PartialEq> Redelivery<T> {
             waiting: VecDeque::new(),
             sent: VecDeque::new(),
             answered: since,
+            left: false,
             since,
             latest: latest.max(since),
             forgotten: None,
@@ -115,6 +118,12 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         self.waiting.pop_front();
     }
 
+    /// Notes that a message was delivered and is never acknowledged on this connection. It may have
+    /// been accepted on an earlier one, so that no answer tells any more what the broker knows.
+    pub const fn left(&mut self) {
+        self.left = true;
+    }
+
     /// Notes a message that is sent at `now`.
     pub fn sent(&mut self, token: T, now: i64) {
         let now = self.time(now);
@@ -126,6 +135,7 @@ impl<T: Copy + PartialEq> Redelivery<T> {
     pub fn answered(&mut self, token: T) {
         if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
             && let Some((_, since)) = self.sent.remove(place)
+            && !self.left
         {
             self.answered = self.answered.max(since);
         }
@@ -144,6 +154,7 @@ impl<T: Copy + PartialEq> Redelivery<T> {
     /// Notes that the connection is gone, or failed; `cut` is when the other side has dropped it.
     pub fn disconnected(&mut self, cut: Option<i64>) {
         self.sent.clear();
+        self.left = false;
         self.since = self.answered;
         if let Some(cut) = cut {
             self.forgotten = Some(cut.saturating_sub(SAVE_AGE));
@@ -206,6 +217,24 @@ mod tests {
         redelivery.answered(first);
         redelivery.answered(second);
         assert_eq!(redelivery.known(), 0);
+    }
+
+    #[test]
+    fn no_answer_covers_what_is_left_to_the_next_client() {
+        let [first, second] = [Token::new(), Token::new()];
+        // The client before has accepted it at 10, and was killed.
+        let mut redelivery = Redelivery::new(5, 10);
+        redelivery.sent(first, 20);
+        redelivery.delivered(1, true);
+        redelivery.left();
+        redelivery.sent(second, 30);
+        redelivery.answered(first);
+        redelivery.answered(second);
+        redelivery.disconnected(None);
+        assert_eq!(redelivery.again().unacknowledged, 5);
+        redelivery.sent(first, 40);
+        redelivery.answered(first);
+        assert_eq!(redelivery.known(), 40, "on the next connection it counts");
     }
 
     #[test]
