@@ -3,9 +3,10 @@
 //! The ledger has the accepted and the refused ones. A running client has the rest in memory, and
 //! tells it on a socket in its state folder.
 
+mod hear;
+
 use std::collections::{HashSet, VecDeque};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,12 +14,9 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, timeout_at};
 
-use crate::engine::observe::event_socket::SOCKET;
 use crate::engine::pipeline::PAUSED;
 use crate::error::Result;
 use crate::model::moment;
@@ -29,23 +27,17 @@ use crate::model::trigger::ONLY_TRIGGER;
 use crate::model::unit::{State, short_id};
 use crate::os::logging::say;
 use crate::os::signals::Stop;
-use crate::os::socket;
 use crate::os::terminal::Terminal;
 use crate::store::ledger::Reader;
 use crate::store::ledger::received::{Received, Which, received};
 use crate::tools::work::{Scope, pipelines};
+use hear::{Heard, LOOK_AGAIN, ask};
 
 /// Maximum number of messages to show at once; they are merged in memory.
 pub const MAX_LINES: usize = 10_000;
 
 /// Maximum time for running clients to tell what they know.
 const ANSWER: Duration = Duration::from_secs(5);
-
-/// Delay before a client that does not run is looked for again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// Maximum length of a line from a client, bytes.
-const MAX_LINE: u64 = 64 * 1024;
 
 /// Maximum number of lines from clients that wait to be printed. Clients count what more comes.
 const MAX_WAITING: usize = 256;
@@ -91,57 +83,6 @@ struct Shown {
     who: usize,
     note: Note,
     unit: Option<(State, Option<String>)>,
-}
-
-/// What a client says, or that there is none.
-#[derive(Debug)]
-enum Heard {
-    Line(Line),
-    Absent,
-}
-
-/// Asks the client of the pipeline `who` in `folder`, again and again to follow it.
-async fn ask(who: usize, folder: PathBuf, follow: bool, to: mpsc::Sender<(usize, Heard)>) {
-    let mut told = false;
-    loop {
-        match hear(who, &folder, follow, &to).await {
-            Ok(()) => told = false,
-            Err(_) if std::mem::replace(&mut told, true) => {}
-            Err(_) if to.send((who, Heard::Absent)).await.is_err() => return,
-            Err(_) => {}
-        }
-        if !follow || to.is_closed() {
-            return;
-        }
-        sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// Hears the client until it has told all, or leaves.
-async fn hear(
-    who: usize,
-    folder: &Path,
-    follow: bool,
-    to: &mpsc::Sender<(usize, Heard)>,
-) -> io::Result<()> {
-    let stream = UnixStream::from_std(socket::connect(folder, SOCKET)?)?;
-    let mut lines = BufReader::new(stream);
-    let mut text = String::new();
-    loop {
-        text.clear();
-        let read = (&mut lines).take(MAX_LINE).read_line(&mut text).await?;
-        if read == 0 {
-            return Ok(());
-        }
-        let Some(line) = Line::parse(&text) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        let is_last = matches!(line, Line::Full) || (matches!(line, Line::Live { .. }) && !follow);
-        let _ = to.send((who, Heard::Line(line))).await;
-        if is_last {
-            return Ok(());
-        }
-    }
 }
 
 async fn events(options: &Options, pipelines: Vec<(String, PathBuf)>) -> Result<ExitCode> {
