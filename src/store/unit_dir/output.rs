@@ -346,8 +346,13 @@ impl Sink {
 
     /// Maximum number of bytes of the end that are held in memory.
     fn tail_limit(&self) -> usize {
-        let tail = self.kept.map_or(TAIL, |(_, tail)| tail.min(TAIL));
-        usize::try_from(tail).unwrap_or(usize::MAX)
+        let room = match (self.kept, &self.form) {
+            (None, _) => TAIL,
+            (Some((_, tail)), Form::Whole(_)) => tail,
+            // The file may have kept more than the beginning: everything so far.
+            (Some((head, tail)), Form::Cut(kept, _)) => (head + tail).saturating_sub(*kept),
+        };
+        usize::try_from(room.min(TAIL)).unwrap_or(usize::MAX)
     }
 
     /// Brings the file into its last form. Returns the number of bytes that are missing from it.

@@ -209,6 +209,18 @@ fn records_tell_where_a_gap_is() {
     assert_eq!(gap(both, Some(7)), some(10, Some(7), false));
 }
 
+#[test]
+fn a_file_that_was_cut_just_below_its_limit_stays_below_it() {
+    let mut run = Run::new(257_008);
+    run.write(256_937);
+    run.output.cut_stdout(&mut run.dir);
+    run.write(72);
+    let ended = run.end();
+    let (read, missing, end) = follow(&mut run.reader(0), ended);
+    assert_eq!((end, read + missing), (Chunk::End, 257_009));
+    assert!(read <= 257_008, "{read}");
+}
+
 /// A step of a run or of its reader.
 #[derive(Debug, Clone)]
 enum Step {
