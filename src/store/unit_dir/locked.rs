@@ -56,7 +56,9 @@ impl LockedDir {
         }
         let locked = Self::lock(&dir);
         if locked.is_err() {
-            let _ = dir.remove();
+            // Descriptors may be short, and these calls need none.
+            let _ = fs::remove_file(dir.record());
+            let _ = fs::remove_dir(dir.path());
         }
         locked
     }
