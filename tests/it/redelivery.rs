@@ -3,6 +3,8 @@
 
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::common::raw::{Heard, Raw, publish, publish_with, request_properties, user_properties};
 use crate::common::scene::{CONTROL, RUN, Scene};
 use crate::common::{Process, wait_until};
@@ -271,6 +273,53 @@ fn equal_messages_that_were_not_acknowledged_each_run() {
         raw.serve_until_acknowledged(packet);
     }
     scene.have_run(&["1"; 5]);
+}
+
+#[test]
+fn what_a_client_leaves_while_it_stops_runs_once() {
+    let scene = Scene::new();
+    // It dies between the ledger and the acknowledgement.
+    let mut dying = command(&scene);
+    dying.env("TAEL_FAILPOINT", "commit.after");
+    let mut dying = scene.spawn(&mut dying);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], false));
+    assert_eq!(dying.wait(), 128 + 9);
+    drop(raw);
+    // The next one runs it, and is stopped before the broker sends it again.
+    let mut stopped = start(&scene);
+    let mut raw = scene.broker.accept();
+    let mut unanswered = Vec::new();
+    loop {
+        let (kind, body) = raw.receive();
+        if kind >> 4 != 3 {
+            raw.serve(kind, &body);
+            continue;
+        }
+        let text = Heard::parse(kind, &body).0.text();
+        unanswered.push((kind, body));
+        if text.contains(r#""status":"finished""#) {
+            break;
+        }
+    }
+    stopped.signal(Signal::SIGTERM);
+    wait_until("it stops", || stopped.log_text().contains("stopping"));
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    // All that it has published is answered; then it says goodbye.
+    for (kind, body) in unanswered {
+        raw.serve(kind, &body);
+    }
+    raw.serve_until(|m| m.text().contains(r#""state":"offline""#));
+    assert_eq!(stopped.wait(), 0);
+    assert_eq!(untold(&scene), 0);
+    drop(raw);
+    let _client = start(&scene);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    raw.send(&publish(SEQ, TWO, Some(2), &[], false));
+    raw.serve_until_acknowledged(2);
+    scene.have_run(&["1", "2"]);
 }
 
 /// Waits for a publish that is `wanted`, without acknowledging any.
