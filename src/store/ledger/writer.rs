@@ -78,11 +78,11 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
     pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
         let path = schema::file(pipeline);
         let looked = path.exists().then(|| schema::check(&path)).transpose()?;
-        let current = looked.as_ref().is_some_and(|looked| looked.current);
-        let upgraded = match (&looked, current) {
-            (_, true) => None,
-            (None, false) => Some(Writer::open(&path)?),
-            (Some(_), false) => Some(Writer::open_sound(&path)?),
+        // An upgrade writes, so its ledger is read before.
+        let opened = match &looked {
+            None => Some(Writer::open(&path)?),
+            Some(looked) if !looked.current => Some(Writer::open_sound(&path)?),
+            Some(_) => None,
         };
         let reader = Reader::of_writer(&path)?;
         let (ops, op_rx) = mpsc::channel();
@@ -94,7 +94,7 @@ impl<T: OnDisk + Send + 'static> Ledger<T> {
             .stack_size(STACK)
             .spawn(move || {
                 let first = op_rx.recv_timeout(HEAD_START).ok();
-                let writer = upgraded.map_or_else(|| Writer::open_sound(&path), Ok);
+                let writer = opened.map_or_else(|| Writer::open_sound(&path), Ok);
                 match writer {
                     Ok(mut writer) => {
                         writer.fill_log();
