@@ -13,7 +13,7 @@
 //! within 5 ms, come as stdout before stderr.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -26,6 +26,9 @@ const FILE: &str = "order";
 
 /// Maximum number of switches to note: 64 KiB with offsets of eight digits.
 pub(super) const MAX_SWITCHES: u16 = 4096;
+
+/// Maximum size of the file, bytes: a line has a stream and an offset of up to 20 digits.
+const MAX_BYTES: u64 = 32 * MAX_SWITCHES as u64;
 
 /// Line after the last switch that was noted.
 const FULL: &str = "full";
@@ -93,22 +96,29 @@ pub(super) struct Order {
 impl Order {
     /// Reads the file in `folder` again, if it has grown. A line without its end is not there yet.
     pub fn refresh(&mut self, folder: &Path) -> io::Result<()> {
-        let path = folder.join(FILE);
-        let size = match fs::symlink_metadata(&path) {
-            Ok(meta) => meta.len(),
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK);
+        let file = match options.open(folder.join(FILE)) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 *self = Self::default();
                 return Ok(());
             }
             Err(e) => return Err(e),
         };
-        if self.exists && size == self.size {
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other(format!("{FILE} is not a file")));
+        }
+        if self.exists && meta.len() == self.size {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         *self = Self {
             exists: true,
-            size: text.len() as u64,
+            size: bytes.len() as u64,
             ..Self::default()
         };
         for line in text
@@ -133,5 +143,27 @@ impl Order {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_the_place_of_the_file_is_bounded() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join(FILE);
+        let mut order = Order::default();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        assert!(order.refresh(dir.path()).is_err());
+        fs::remove_file(&path).expect("remove");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("link");
+        assert!(order.refresh(dir.path()).is_err());
+        fs::remove_file(&path).expect("remove");
+        let huge = File::create(&path).expect("file");
+        huge.set_len(1 << 40).expect("hole");
+        order.refresh(dir.path()).expect("read");
+        assert!(order.size <= MAX_BYTES && order.switches.is_empty());
     }
 }
