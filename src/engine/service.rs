@@ -22,7 +22,7 @@ use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::observe::Observer;
-use crate::engine::observe::event_socket::EventSocket;
+use crate::engine::observe::event_socket;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::Reports;
 use crate::engine::work::cleanup::Cleanup;
@@ -36,6 +36,7 @@ use crate::os::hooks;
 use crate::os::memory;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
+use crate::os::socket::Served;
 use crate::store::aside::sweep;
 use crate::store::home::Home;
 use crate::store::unit_dir::RUNNERS;
@@ -47,7 +48,7 @@ const MAX_TAKEN_IN: usize = 128;
 pub struct Service {
     client: Client,
     /// Tells readers what becomes of messages.
-    events: Option<EventSocket>,
+    events: Option<Served>,
     /// Brings runs that another process has written into the ledger.
     retries: RetrySocket,
 }
@@ -91,7 +92,7 @@ impl Service {
         }
         client.cleanup.prune(&client.pipeline, &mut client.steps);
         client.perform();
-        let events = EventSocket::open(&client.pipeline.home.path, &client.intake.recent);
+        let events = event_socket::open(&client.pipeline.home.path, &client.intake.recent);
         // What is written from now on is not among what was taken up.
         let retries = RetrySocket::open(&client.pipeline.home.path);
         Ok(Self {
@@ -405,7 +406,8 @@ impl Service {
             );
         }
         self.client.observe_last();
-        drop(self.events.take());
+        // A client that starts when this one has released its folder makes its own.
+        drop((self.events.take(), self.retries));
         // The remaining mark makes the next client look for removed folders.
         if self.client.cleanup.is_removing()
             && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await

@@ -4,16 +4,66 @@
 //! path. So the folder is opened, and addressed by its descriptor.
 
 use std::fs::{self, File, Permissions};
+use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::libc;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 /// Mode of a socket: only its user may connect (`unix(7)`).
 const MODE: u32 = 0o600;
+
+/// Delay after a connection could not be accepted: descriptors may be short.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
+/// A socket that is served until this is dropped, which removes it.
+#[derive(Debug)]
+pub struct Served {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Served {
+    /// Serves the socket `name` in `folder`, as [`listen`] makes it: each connection gets a task of
+    /// its own, which `each` returns.
+    ///
+    /// # Errors
+    /// As the system.
+    pub fn open<F>(
+        folder: &Path,
+        name: &str,
+        each: impl Fn(tokio::net::UnixStream) -> F + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = tokio::net::UnixListener::from_std(listen(folder, name)?)?;
+        let task = tokio::spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(tokio::spawn(each(stream))),
+                    Err(_) => sleep(ACCEPT_RETRY).await,
+                }
+            }
+        });
+        let path = folder.join(name);
+        Ok(Self { path, task })
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+        // The next listener replaces one that stays.
+        let _ = fs::remove_file(&self.path);
+    }
+}
 
 /// Returns a short path of `folder`, which is valid as long as the file is open.
 fn short(folder: &Path) -> io::Result<(File, PathBuf)> {

@@ -160,6 +160,29 @@ fn many_retries_at_once_make_one_run() {
 }
 
 #[test]
+fn a_retry_that_is_killed_when_it_is_written_runs() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", FAILS]);
+    event(&world, "7");
+    booked(&world, &["failed"]);
+    fs::write(world.path("fixed"), "").expect("fixed");
+    let mut retry = world.tael(["work", "retry", "--failed"]);
+    retry.env("TAEL_FAILPOINT", "retry.after");
+    assert_eq!(ran(&mut retry).0, -1, "a signal has ended it");
+    booked(&world, &["failed", "succeeded"]);
+    // One that is killed before names a run that is not there.
+    let mut stream = UnixStream::connect(world.state().join("p/retries")).expect("connect");
+    stream
+        .write_all(b"01HQWWA400000000000000000Z\n")
+        .expect("id");
+    drop(stream);
+    event(&world, "sentinel");
+    booked(&world, &["failed", "succeeded", "succeeded"]);
+    assert_eq!(world.lines("runs").len(), 3);
+    client.stop();
+}
+
+#[test]
 fn a_run_that_is_named_twice_runs_once() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", FAILS]);

@@ -1,5 +1,8 @@
-//! The socket in the state folder on which `tael work retry` names a run that it has written into the
+//! The socket in the state folder on which `tael work retry` names a run that it writes into the
 //! ledger. A client learns so of a change that another process has made.
+//!
+//! A requester sends the id of the run, and a newline, before it writes the run. It closes its side
+//! when the run is written, or when it is killed. So the client hears of every run that is written.
 
 use std::future::pending;
 use std::io;
@@ -7,13 +10,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::warn;
 
-use crate::os::socket;
+use crate::os::socket::Served;
 
 /// Name of the socket in the folder of a pipeline.
 pub const SOCKET: &str = "retries";
@@ -30,10 +32,10 @@ const MAX_WAITING: usize = 16;
 /// Maximum time for a requester to name its run.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Delay after a connection could not be accepted: descriptors may be short.
-const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+/// Maximum time for a requester to write its run; it waits 10 s for another writer at most.
+const WRITING: Duration = Duration::from_secs(30);
 
-/// A run that waits in the ledger.
+/// A run that waits in the ledger, unless its requester could not write it.
 #[derive(Debug)]
 pub struct Retried {
     /// Its id.
@@ -49,10 +51,10 @@ impl Retried {
     }
 }
 
-/// A socket that is served until this is dropped.
+/// The socket, and the runs that were named on it.
 #[derive(Debug)]
 pub struct RetrySocket {
-    task: Option<JoinHandle<()>>,
+    _served: Option<Served>,
     retried: mpsc::Receiver<Retried>,
 }
 
@@ -61,19 +63,24 @@ impl RetrySocket {
     #[must_use]
     pub fn open(folder: &Path) -> Self {
         let (sender, retried) = mpsc::channel(MAX_WAITING);
-        let listener = socket::listen(folder, SOCKET).and_then(UnixListener::from_std);
-        let task = match listener {
-            Ok(listener) => Some(tokio::spawn(serve(listener, sender))),
-            Err(e) => {
-                let path = folder.join(SOCKET);
-                warn!(
-                    "cannot listen on {}: {e}; runs of 'tael work retry' start with the next client",
-                    path.display()
-                );
-                None
+        let each = move |stream| {
+            let sender = sender.clone();
+            async move {
+                // The requester notices that it gets no answer.
+                let _ = hear(stream, sender).await;
             }
         };
-        Self { task, retried }
+        let served = Served::open(folder, SOCKET, each).inspect_err(|e| {
+            let path = folder.join(SOCKET);
+            warn!(
+                "cannot listen on {}: {e}; runs of 'tael work retry' start with the next client",
+                path.display()
+            );
+        });
+        Self {
+            _served: served.ok(),
+            retried,
+        }
     }
 
     /// Returns the next run that was written into the ledger. Cancel safe.
@@ -81,29 +88,6 @@ impl RetrySocket {
         match self.retried.recv().await {
             Some(retried) => retried,
             None => pending().await,
-        }
-    }
-}
-
-impl Drop for RetrySocket {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
-}
-
-async fn serve(listener: UnixListener, retried: mpsc::Sender<Retried>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let retried = retried.clone();
-                tokio::spawn(async move {
-                    // The requester notices that it gets no answer.
-                    let _ = hear(stream, retried).await;
-                });
-            }
-            Err(_) => sleep(ACCEPT_RETRY).await,
         }
     }
 }
@@ -116,6 +100,8 @@ async fn hear(mut stream: UnixStream, retried: mpsc::Sender<Retried>) -> io::Res
     let Some(unit) = line.strip_suffix('\n') else {
         return Err(io::ErrorKind::InvalidData.into());
     };
+    // It is looked for in any case: also a requester that was killed may have written it.
+    let _ = timeout(WRITING, from.read_u8()).await;
     let (taken, answer) = oneshot::channel();
     let unit = unit.to_owned();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);

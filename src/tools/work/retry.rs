@@ -1,6 +1,8 @@
 //! `tael work retry`: runs the event of an ended unit again.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -12,6 +14,7 @@ use serde_json::json;
 use crate::engine::control::retry_socket::{SOCKET, TAKEN};
 use crate::error::{Error, Kind, Result};
 use crate::model::control::needs_no_retry;
+use crate::os::hooks;
 use crate::os::host::new_id;
 use crate::os::lock::Lock;
 use crate::os::logging::say;
@@ -35,6 +38,7 @@ pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Re
     let old = found.record.unit.id.clone();
     let retry = found.record.unit.again(new_id(), 0);
     let id = retry.id.clone();
+    let client = tell(&found.pipeline, &id);
     let done = found.reader.apply(&Op::Retry {
         retry: Box::new(retry),
         at: Timestamp::now().as_millisecond(),
@@ -44,8 +48,10 @@ pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Re
         let cause = "it was retried or released meanwhile";
         return Err(Error::data(format!("retry unit {old}: {cause}")));
     }
+    hooks::failpoint("retry.after");
     let who = &found.who;
-    if !is_taken(&found.pipeline, &id)? {
+    let taken = client.is_ok_and(|client| is_taken(client).unwrap_or(false));
+    if !taken && !is_taken_up(&found.pipeline, &id)? {
         say(&format!(
             "unit {id} waits in the ledger of {who}: its client starts it when it is started"
         ));
@@ -83,14 +89,15 @@ fn refuse(found: &Found, which: &Which, again: bool) -> Result<()> {
     }
 }
 
-/// Tells the client of the pipeline, if one runs, and returns whether it has taken up the unit.
+/// Tells the client of the pipeline, if one runs, of a unit that was written before, and returns
+/// whether it has taken it up.
 ///
 /// # Errors
 /// When the lock of the client cannot be looked at.
-fn is_taken(pipeline: &Path, unit: &str) -> Result<bool> {
+fn is_taken_up(pipeline: &Path, unit: &str) -> Result<bool> {
     let deadline = Instant::now() + TAKING;
     loop {
-        if tell(pipeline, unit).is_ok_and(|answer| answer == TAKEN) {
+        if tell(pipeline, unit).and_then(is_taken).unwrap_or(false) {
             return Ok(true);
         }
         // A client that is starting holds the lock before it has the socket. One of an earlier version
@@ -103,14 +110,22 @@ fn is_taken(pipeline: &Path, unit: &str) -> Result<bool> {
     }
 }
 
-fn tell(pipeline: &Path, unit: &str) -> io::Result<String> {
+/// Names `unit` to the client of the pipeline. It looks for it when the connection is closed, or half
+/// of it.
+fn tell(pipeline: &Path, unit: &str) -> io::Result<UnixStream> {
     let mut stream = socket::connect(pipeline, SOCKET)?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(TAKING))?;
     stream.write_all(format!("{unit}\n").as_bytes())?;
+    Ok(stream)
+}
+
+/// Returns whether the client has found the unit that was named to it, and has taken it up.
+fn is_taken(client: UnixStream) -> io::Result<bool> {
+    client.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
-    stream
+    client
         .take(TAKEN.len() as u64)
         .read_to_string(&mut answer)?;
-    Ok(answer)
+    Ok(answer == TAKEN)
 }
