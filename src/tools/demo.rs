@@ -169,7 +169,7 @@ async fn show(scratch: &Path) -> Result<()> {
     }
     say(
         "done",
-        "each pipeline ran once. Next: the cron line of the README.",
+        "each pipeline ran once. Next: a first pipeline by hand, in the README.",
     )?;
     align.stopped().await?;
     report.stopped().await?;

@@ -533,6 +533,33 @@ fn a_ledger_that_is_damaged_inside_is_not_written_to() {
 }
 
 #[test]
+fn no_command_writes_to_a_ledger_that_is_damaged() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "exit 3"]);
+    world.message(SEQ, FINISHED);
+    wait_until("it is booked", || {
+        units(&world).iter().any(|u| u["state"] == "failed")
+    });
+    client.stop();
+    let path = world.home("p").join("ledger.db");
+    let ledger = rusqlite::Connection::open(&path).expect("ledger");
+    let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'event_sender'";
+    let page: u32 = ledger.query_row(sql, [], |row| row.get(0)).expect("page");
+    let page = page as usize;
+    drop(ledger);
+    // A page that none of these commands reads.
+    let mut damaged = fs::read(&path).expect("ledger");
+    damaged[(page - 1) * 4096..page * 4096].fill(0);
+    fs::write(&path, &damaged).expect("damage");
+    let unit = only_unit(&world);
+    for verb in [["retry", "--failed"], ["release", &unit]] {
+        let mut command = world.tael(["work"]);
+        refuses(command.args(verb), 73, "damaged");
+        assert!(fs::read(&path).expect("ledger") == damaged, "{verb:?}");
+    }
+}
+
+#[test]
 fn two_clients_of_one_name() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);

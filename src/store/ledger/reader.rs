@@ -81,11 +81,15 @@ impl Reader {
         })
     }
 
-    /// Applies `op` from outside the client, as one transaction.
+    /// Applies `op` from outside the client, as one transaction. Without a client nobody has looked for
+    /// damage before.
     ///
     /// # Errors
-    /// When it cannot be committed.
+    /// When the ledger is damaged, or it cannot be committed; it is unchanged then.
     pub fn apply(&mut self, op: &Op) -> Result<Done> {
+        if let Some(path) = self.connection.path() {
+            schema::check_pages(Path::new(path))?;
+        }
         let wrong = |e: rusqlite::Error| Error::cannot_create(format!("write to the ledger: {e}"));
         let transaction = self
             .connection
