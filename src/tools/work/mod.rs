@@ -6,6 +6,7 @@ mod list;
 mod results;
 mod retry;
 mod show;
+mod walk;
 
 use std::fs;
 use std::io;
@@ -29,7 +30,7 @@ use crate::store::unit_dir::stream::Stream;
 use find::{find, find_begun};
 
 pub use find::Which;
-pub use list::Filter;
+pub use walk::Filter;
 
 /// Interval between two looks at a unit that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
