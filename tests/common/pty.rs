@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -62,9 +63,13 @@ impl Terminal {
         let adopt = || {
             rustix::process::setsid()?;
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            // A shell starts what it puts into the background with SIGINT ignored, and the tests with
+            // it. SAFETY: no handler of this process is replaced, but what the program inherits.
+            unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
             Ok(())
         };
-        // SAFETY: between fork and exec it calls setsid(2) and ioctl(2) only, which are safe there.
+        // SAFETY: between fork and exec it calls setsid(2), ioctl(2) and sigaction(2) only, which are
+        // safe there.
         unsafe { command.pre_exec(adopt) };
         let child = command.spawn().expect("spawn");
         // It holds the terminal open as well.

@@ -81,8 +81,8 @@ impl Reader {
         })
     }
 
-    /// Applies `op` from outside the client, as one transaction. Without a client nobody has looked for
-    /// damage before.
+    /// Applies `op` from outside the client, as one transaction. It looks for damage first: without a
+    /// client, no process has done so.
     ///
     /// # Errors
     /// When the ledger is damaged, or it cannot be committed; it is unchanged then.
