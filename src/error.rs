@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use nix::libc;
 
@@ -70,6 +71,17 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     message: String,
+    /// Boxed, because few errors are about a file.
+    place: Option<Box<Place>>,
+}
+
+/// Place of a mistake in a file; places sort as a reader meets them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1; `None` for the whole file.
+    pub line: Option<usize>,
 }
 
 /// A result with the project's error.
@@ -81,7 +93,23 @@ impl Error {
         Self {
             kind,
             message: message.into(),
+            place: None,
         }
+    }
+
+    /// Returns the error as one about `place`, which its message names already.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        Self {
+            place: Some(Box::new(place)),
+            ..self
+        }
+    }
+
+    /// Returns the place of the mistake, if it is in a file.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_deref()
     }
 
     /// Returns an error about the command line.

@@ -213,25 +213,33 @@ impl Tool for Client {
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
         Some(|client, matches, layers, mistakes| {
             let connect = client.connect;
-            let Some(config) = client.config(matches, layers, mistakes) else {
-                return;
-            };
+            let (config, can_connect) = client.draft(matches, layers, mistakes);
             client::warn(&config);
-            let Some(state) = mistakes.keep(paths::state_dir()) else {
-                return;
-            };
-            for finding in preflight::look(&config, &state) {
-                let mistake = match &finding.trigger {
-                    Some(name) => trigger::wrong(layers, name, finding.key, &finding.cause),
-                    None => Error::config(finding.cause),
-                };
-                match finding.is_doubt {
-                    true => warn!("{mistake}"),
-                    false => mistakes.note(mistake),
+            mistakes.name(subject(&config, layers));
+            if let Some(state) = mistakes.keep(paths::state_dir()) {
+                for finding in preflight::look(&config, &state) {
+                    let mistake = match (&finding.trigger, layers.with_key("client", finding.key)) {
+                        (Some(place), _) => {
+                            let (key, cause) = (finding.key, &finding.cause);
+                            trigger::wrong(layers, &config.triggers, *place, key, cause)
+                        }
+                        (None, Some(layer)) => {
+                            layer.wrong_at(&["client", finding.key], finding.cause)
+                        }
+                        (None, None) => Error::config(finding.cause),
+                    };
+                    match finding.is_doubt {
+                        true => warn!("{mistake}"),
+                        false => mistakes.note(mistake),
+                    }
                 }
             }
-            if connect {
-                mistakes.keep(preflight::ask_broker(&config, connection::random_id()));
+            if connect && can_connect {
+                for answer in preflight::ask_broker(&config, &connection::random_id()) {
+                    if let Some(line) = mistakes.keep(answer) {
+                        mistakes.note_right(line);
+                    }
+                }
             }
         });
 
@@ -241,16 +249,16 @@ impl Tool for Client {
         }
         let if_not_running = self.if_not_running;
         let mut mistakes = Mistakes::default();
-        let config = self.config(matches, layers, &mut mistakes);
+        let (config, _) = self.draft(matches, layers, &mut mistakes);
         client::run(Options {
-            config: mistakes.or_first(config)?,
+            config: mistakes.or_first(Some(config))?,
             state: paths::state_dir()?,
             if_not_running,
             reread: Box::new(|| {
                 let (client, matches, layers) = super::again::<Self>()?;
                 let mut mistakes = Mistakes::default();
-                let config = client.config(&matches, &layers, &mut mistakes);
-                mistakes.or_first(config)
+                let (config, _) = client.draft(&matches, &layers, &mut mistakes);
+                mistakes.or_first(Some(config))
             }),
         })
     }
@@ -306,18 +314,19 @@ impl Client {
             },
         };
         let mut mistakes = Mistakes::default();
-        let config = self.config(matches, layers, &mut mistakes);
-        dry_run::run(&mistakes.or_first(config)?, &delivery)
+        let (config, _) = self.draft(matches, layers, &mut mistakes);
+        dry_run::run(&mistakes.or_first(Some(config))?, &delivery)
     }
 
-    /// Returns the pipeline that the options describe, unless a mistake leaves none; notes every
-    /// mistake.
-    fn config(
+    /// Returns the pipeline that the options describe, and whether the options of the broker are
+    /// right; notes every mistake. After a mistake the pipeline is incomplete: of use for looking for
+    /// more mistakes only.
+    fn draft(
         self,
         matches: &ArgMatches,
         layers: &Layers,
         mistakes: &mut Mistakes,
-    ) -> Option<Config> {
+    ) -> (Config, bool) {
         let who = self.who.unwrap_or_default();
         if who.is_empty() {
             mistakes.note_missing(Error::usage(
@@ -330,6 +339,7 @@ impl Client {
         let chosen_id = self.connection.has_id();
         // The identifier of versions that kept none in the state folder.
         let id = format!("tael-{who}-{host}");
+        let before = mistakes.count();
         let broker = match self.dry_run {
             true => Some(Connection::unused()),
             false => {
@@ -337,6 +347,7 @@ impl Client {
                 self.connection.resolve_all(matches, id, mistakes)
             }
         };
+        let can_connect = mistakes.count() == before;
         if self.qos == Qos::AtMostOnce {
             mistakes.note(Error::usage("QoS 0 loses events: a client takes 1"));
         }
@@ -374,9 +385,9 @@ impl Client {
         let filter = |text| Filter::new(text).map_err(|e| Error::usage(format!("--reply-to: {e}")));
         let reply_to = reply_to.into_iter().map(filter);
         let reply_to = reply_to.filter_map(|filter| mistakes.keep(filter));
-        Some(Config {
+        let config = Config {
             reply_to: reply_to.collect(),
-            root: root?,
+            root: root.unwrap_or_else(|| DEFAULT_ROOT.to_owned()),
             who,
             host,
             triggers,
@@ -386,10 +397,24 @@ impl Client {
             keep_units: self.keep_units,
             stop_units: self.stop_units,
             metrics: self.metrics,
-            broker: broker?,
+            broker: broker.unwrap_or_else(Connection::unused),
             chosen_id,
-        })
+        };
+        (config, can_connect)
     }
+}
+
+/// Returns what a check was about: the file of the triggers, or the pipeline, and how many there are.
+fn subject(config: &Config, layers: &Layers) -> String {
+    let count = config.triggers.len();
+    let s = if count == 1 { "" } else { "s" };
+    let of_file = layers
+        .triggers()
+        .filter(|(_, tables)| tables.len() == count);
+    let name = of_file.map_or(config.who.clone(), |(layer, _)| {
+        layer.path.display().to_string()
+    });
+    format!("{name}: {count} trigger{s}")
 }
 
 /// Returns the root; by default the first level of the first topic.

@@ -23,7 +23,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::cli::mistakes::Mistakes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::model::near::nearest;
 use crate::os::paths;
 
@@ -140,7 +140,7 @@ impl Layers {
                 match alone.try_get_matches_from([""; 0]) {
                     Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
                         let tool = if own { command.get_name() } else { "" };
-                        Err(layer.wrong_at(&[tool, key], super::usage_line(&e)))
+                        Err(layer.wrong_at(&[tool, key], super::file_line(&e)))
                     }
                     _ => Ok((layer, own, key, value)),
                 }
@@ -247,7 +247,11 @@ impl Layer {
                     .count()
                     + 1
             });
-            unreadable(path, &format!("line {line}: {}", e.message()))
+            let place = Place {
+                file: path.to_owned(),
+                line: Some(line),
+            };
+            unreadable(path, &format!("line {line}: {}", e.message())).at(place)
         })?;
         Ok(Self {
             path: path.to_owned(),
@@ -259,7 +263,14 @@ impl Layer {
 
     /// Returns an error about this file.
     pub fn wrong(&self, cause: impl std::fmt::Display) -> Error {
-        Error::config(format!("use {}: {cause}", self.path.display()))
+        Error::config(format!("use {}: {cause}", self.path.display())).at(self.place(None))
+    }
+
+    fn place(&self, line: Option<usize>) -> Place {
+        Place {
+            file: self.path.clone(),
+            line,
+        }
     }
 
     /// Returns an error about what stands at `place` in this file: keys of tables and numbers of
@@ -269,6 +280,7 @@ impl Layer {
         match lines.line(place) {
             Some(line) => {
                 Error::config(format!("use {}, line {line}: {cause}", self.path.display()))
+                    .at(self.place(Some(line)))
             }
             None => self.wrong(cause),
         }
@@ -415,7 +427,10 @@ fn read(path: &Path) -> Result<Option<Layer>> {
     match fs::read_to_string(path) {
         Ok(text) => Layer::parse(path, &text).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(unreadable(path, &e.to_string())),
+        Err(e) => Err(unreadable(path, &e.to_string()).at(Place {
+            file: path.to_owned(),
+            line: None,
+        })),
     }
 }
 

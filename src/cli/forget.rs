@@ -10,6 +10,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::error::{Error, Result};
+use crate::model::roots::Content;
 use crate::model::{duration, topic};
 use crate::tools::forget::{self, Options};
 
@@ -47,7 +48,8 @@ impl Tool for Forget {
         ],
         groups: &[],
         examples: &[
-            "tael forget align --root lab",
+            "tael forget align",
+            "tael forget align sort --root lab",
             "tael status --root lab --prune 30d",
         ],
     };
@@ -57,9 +59,11 @@ impl Tool for Forget {
         for who in &self.who {
             topic::check_who(who).map_err(|e| Error::usage(format!("forget: {e}")))?;
         }
+        let first = self.who.first().cloned().unwrap_or_default();
+        let content = Content::Pipeline(first);
         forget::run(&Options {
+            root: self.root.find(&broker, &content, self.timeout)?,
             broker,
-            root: self.root.resolve()?,
             who: self.who,
             force: self.force,
             timeout: self.timeout,

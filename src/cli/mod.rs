@@ -33,8 +33,9 @@ use std::panic;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::error::{Error, Kind, Result};
 use crate::os::folder;
@@ -168,10 +169,13 @@ fn wants_check(arguments: &[OsString]) -> bool {
 fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
     let mut mistakes = Mistakes::default();
     let layers = Layers::load_all(&arguments, &mut mistakes);
-    mistakes.read_files();
+    if mistakes.count() > 0 {
+        mistakes.note_unread();
+    }
     let command = layers.apply_all(command::<T>(), &mut mistakes);
-    match parse(command, without_name::<T>(arguments), T::NAME, &layers) {
-        Ok(matches) => {
+    let arguments = without_name::<T>(arguments);
+    match parse_all(command, arguments, T::NAME, &layers, &mut mistakes) {
+        Ok(Some(matches)) => {
             let tool = T::from_arg_matches(&matches).map_err(|e| Error::usage(usage_line(&e)))?;
             begin_log::<T>(&matches)?;
             variables::warn_of_variables(T::NAME, self::command::<T>);
@@ -179,10 +183,54 @@ fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
                 check(tool, &matches, &layers, &mut mistakes);
             }
         }
-        Err(Ok(end)) => return Ok(end),
-        Err(Err(mistake)) => mistakes.note(mistake),
+        Ok(None) => {}
+        Err(end) => return end,
     }
-    Ok(mistakes.report())
+    mistakes.report()
+}
+
+/// Parses a command line of `tool` as [`parse`] does. Notes each option that is wrong, and goes on
+/// without it; `None` if nothing is left.
+fn parse_all(
+    mut command: Command,
+    arguments: Vec<OsString>,
+    tool: &str,
+    layers: &Layers,
+    mistakes: &mut Mistakes,
+) -> Result<Option<ArgMatches>, Result<ExitCode>> {
+    let program = arguments.first().cloned();
+    let prepared = words::prepared(&command, arguments);
+    let mut whole = prepared.is_ok();
+    let mut words = prepared.unwrap_or_else(|e| {
+        mistakes.note(e);
+        mistakes.note_unread();
+        program.into_iter().collect()
+    });
+    loop {
+        let error = match command.clone().try_get_matches_from(&words) {
+            Ok(matches) => return Ok(Some(matches)),
+            Err(error) => error,
+        };
+        // What is missing now may have been left out.
+        if error.kind() == ErrorKind::MissingRequiredArgument && !whole {
+            return Ok(None);
+        }
+        mistakes.note(ended(&error, &words, tool, layers)?);
+        mistakes.note_unread();
+        whole = false;
+        if words::leave_out(&error, &mut words) {
+            continue;
+        }
+        // Then it came from the environment, or options do not fit together.
+        let long = wrong_value(&error).map(|(long, _)| long);
+        let set = |arg: &&Arg| long.is_some() && arg.get_long() == long && arg.get_env().is_some();
+        let option = command.get_arguments().find(set);
+        match option.map(|arg| arg.get_id().clone()) {
+            Some(id) => command = command.mut_arg(id, |arg| arg.env(Resettable::Reset)),
+            None if words.len() > 1 => words.truncate(1),
+            None => return Ok(None),
+        }
+    }
 }
 
 /// Returns the command line of `tael T …` as that of `tael-T …`.
@@ -343,34 +391,47 @@ fn parse(
     tool: &str,
     layers: &Layers,
 ) -> Result<ArgMatches, Result<ExitCode>> {
-    // In other tools -h names a host. A script that means that must not succeed in silence.
     let own = command.find_subcommand(tool).unwrap_or(&command);
-    let arguments = words::prepared(own, arguments).map_err(Err)?;
-    let given = arguments.clone();
-    let help = arguments.iter().position(|argument| argument == "-h");
-    let host = help.and_then(|place| arguments.get(place + 1)).cloned();
+    let words = words::prepared(own, arguments).map_err(Err)?;
     command
-        .try_get_matches_from(arguments)
-        .map_err(|e| match e.kind() {
-            ErrorKind::DisplayHelp if host.is_some() => Err(Error::usage(format!(
-                "-h is help and takes no value; the broker is -H {}",
-                host.unwrap_or_default().to_string_lossy()
-            ))),
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                print_part(&e.render().to_string()).map(|()| ExitCode::SUCCESS)
-            }
-            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                eprint!("{e}");
-                Ok(ExitCode::from(Kind::Usage.exit_code()))
-            }
-            _ => Err(match from_file(&e, tool, layers) {
-                Some(layer) => layer.wrong(usage_line(&e)),
-                None => match from_variable(&e, tool, &given) {
-                    Some(name) => Error::usage(format!("{name}: {}", usage_line(&e))),
-                    None => Error::usage(usage_line(&e)),
-                },
-            }),
+        .try_get_matches_from(&words)
+        .map_err(|e| match ended(&e, &words, tool, layers) {
+            Ok(mistake) => Err(mistake),
+            Err(end) => end,
         })
+}
+
+/// Returns the mistake that the parser has found in the `words` of a command line of `tool`; `Err` is
+/// an end that is none, such as the help.
+fn ended(
+    error: &clap::Error,
+    words: &[OsString],
+    tool: &str,
+    layers: &Layers,
+) -> Result<Error, Result<ExitCode>> {
+    // In other tools -h names a host. A script that means that must not succeed in silence.
+    let help = words.iter().position(|word| word == "-h");
+    let host = help.and_then(|place| words.get(place + 1));
+    match (error.kind(), host) {
+        (ErrorKind::DisplayHelp, Some(host)) => Ok(Error::usage(format!(
+            "-h is help and takes no value; the broker is -H {}",
+            host.to_string_lossy()
+        ))),
+        (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, _) => {
+            Err(print_part(&error.render().to_string()).map(|()| ExitCode::SUCCESS))
+        }
+        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => {
+            eprint!("{error}");
+            Err(Ok(ExitCode::from(Kind::Usage.exit_code())))
+        }
+        _ => Ok(match from_file(error, tool, layers) {
+            Some(layer) => layer.wrong(file_line(error)),
+            None => match from_variable(error, tool, words) {
+                Some(name) => Error::usage(format!("{name}: {}", usage_line(error))),
+                None => Error::usage(usage_line(error)),
+            },
+        }),
+    }
 }
 
 /// Returns the long option of a wrong value, and the value.
@@ -401,8 +462,25 @@ fn from_variable(error: &clap::Error, tool: &str, given: &[OsString]) -> Option<
     (has && !typed).then_some(name)
 }
 
-/// Returns an error of the parser as one line.
+/// Returns an error of the parser about a command line as one line.
 fn usage_line(error: &clap::Error) -> String {
+    parser_line(error, "; see --help")
+}
+
+/// Returns an error of the parser about a value in a file as one line. It names the key, not the
+/// option, and does not lead to the help of the command line.
+fn file_line(error: &clap::Error) -> String {
+    let line = parser_line(error, "");
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => {
+            let key = option.trim_start_matches('-').split([' ', '=']).next();
+            line.replace(option, key.unwrap_or_default())
+        }
+        _ => line,
+    }
+}
+
+fn parser_line(error: &clap::Error, otherwise: &str) -> String {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).trim();
@@ -430,7 +508,7 @@ fn usage_line(error: &clap::Error) -> String {
         (None, ErrorKind::UnknownArgument) if !argument.starts_with('-') => {
             "; a value with blanks needs quotes; see --help".to_owned()
         }
-        (None, _) => "; see --help".to_owned(),
+        (None, _) => otherwise.to_owned(),
     };
     // The standard library words its errors for programmers.
     let text = words

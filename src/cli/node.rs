@@ -13,7 +13,9 @@ use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
-use crate::model::{duration, topic};
+use crate::model::duration;
+use crate::model::near::nearest;
+use crate::model::topic::{self, DEFAULT_ROOT};
 use crate::tools::node::{self, Line, Means, Options};
 
 /// Options of `tael node`.
@@ -67,8 +69,16 @@ impl Tool for Node {
         Some(|node, matches, layers, mistakes| {
             if let Some(options) = node.options(matches, layers, mistakes) {
                 // A start would only find the first of them.
-                let wrong = node::mistakes(&options.means).into_iter();
-                wrong.for_each(|wrong| mistakes.note(Error::config(wrong)));
+                for (line, cause) in node::mistakes(&options.means) {
+                    let layer = layers.commands().map(|(layer, _)| layer);
+                    mistakes.note(match line.zip(layer) {
+                        Some((line, layer)) => {
+                            let cause = format!("command {}: {cause}", line.name);
+                            layer.wrong_at(&["command", &line.name, "run"], cause)
+                        }
+                        None => Error::config(cause),
+                    });
+                }
             }
         });
 
@@ -114,10 +124,11 @@ impl Node {
                 None
             }
         };
+        // After a mistake the commands are still of interest.
         let root = mistakes.keep(self.root.resolve());
         Some(Options {
-            broker: broker?,
-            root: root?,
+            broker: broker.unwrap_or_else(Connection::unused),
+            root: root.unwrap_or_else(|| DEFAULT_ROOT.to_owned()),
             name: self.name,
             means: means?,
             allow: self.allow_dir,
@@ -131,14 +142,19 @@ impl Node {
 fn lines(layer: &Layer, table: &toml::Table, mistakes: &mut Mistakes) -> Vec<Line> {
     let mut lines = Vec::new();
     for (name, value) in table {
-        let mut wrong =
-            |cause: String| mistakes.note(layer.wrong(format_args!("command {name}: {cause}")));
+        let mut wrong = |key: &str, cause: String| {
+            let cause = format!("command {name}: {cause}");
+            mistakes.note(layer.wrong_at(&["command", name, key], cause));
+        };
         let Value::Table(table) = value else {
-            wrong("it is not a table".into());
+            wrong("", "it is not a table".into());
             continue;
         };
         if ["SENDFILE", "TERMINATE"].contains(&name.as_str()) {
-            wrong("every node has a command of that name: choose another".into());
+            wrong(
+                "",
+                "every node has a command of that name: choose another".into(),
+            );
         }
         let mut line = Line {
             name: name.clone(),
@@ -156,16 +172,21 @@ fn lines(layer: &Layer, table: &toml::Table, mistakes: &mut Mistakes) -> Vec<Lin
                 ("status", Value::String(text)) => line.status.clone_from(text),
                 ("background", Value::Boolean(on)) => line.background = *on,
                 ("run" | "status" | "background", _) => {
-                    wrong(format!("'{key}' cannot be {value}"));
+                    wrong(key, format!("'{key}' cannot be {value}"));
                 }
-                _ => wrong(format!(
-                    "unknown key '{key}': it has run, background and status"
-                )),
+                _ => {
+                    let keys = ["run", "background", "status"];
+                    let hint = match nearest(key, keys) {
+                        Some(near) => format!("; did you mean '{near}'?"),
+                        None => ": it has run, background and status".to_owned(),
+                    };
+                    wrong(key, format!("unknown key '{key}'{hint}"));
+                }
             }
         }
         let empty = |run: &Value| run.as_str().is_some_and(|text| text.trim().is_empty());
         if table.get("run").is_none_or(empty) {
-            wrong("there is nothing to run".into());
+            wrong("run", "there is nothing to run".into());
         }
         lines.push(line);
     }

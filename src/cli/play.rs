@@ -118,7 +118,12 @@ impl Tool for Play {
                 .iter()
                 .for_each(|mistake| list.note(wrong(mistake)));
             play::show_ignored(&playbook)?;
-            return Ok(list.report());
+            let steps = playbook.steps.len();
+            list.name(format!(
+                "{name}: {steps} step{}",
+                if steps == 1 { "" } else { "s" }
+            ));
+            return list.report();
         }
         let playbook = Playbook::parse(&text, self.lenient).map_err(|e| wrong(&e))?;
         let content = Content::Playbook {

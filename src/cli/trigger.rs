@@ -111,7 +111,8 @@ pub fn is_by_hand(matches: &ArgMatches, id: &str) -> bool {
 }
 
 /// Returns the triggers of the command line, or those of the files if it has none; notes what is
-/// wrong: 64 for the command line, 78 for a file.
+/// wrong: 64 for the command line, 78 for a file. After a mistake they are incomplete: of use for
+/// looking for more mistakes only.
 pub fn all(
     options: TriggerOptions,
     matches: &ArgMatches,
@@ -131,7 +132,7 @@ pub fn all(
         }
         let name = ONLY_TRIGGER.to_owned();
         let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
-        return trigger(options, name, noted).map(|trigger| vec![trigger]);
+        return Some(vec![trigger(options, name, noted)]);
     };
     // They would change nothing, in silence.
     let command = TriggerOptions::augment_args(Command::new("trigger"));
@@ -164,15 +165,22 @@ pub fn all(
     Some(triggers)
 }
 
-/// Returns an error about option `key` of the trigger called `name`.
-pub fn wrong(layers: &Layers, name: &str, key: &str, cause: &str) -> Error {
+/// Returns an error about option `key` of the trigger that has `place` in `triggers`.
+pub fn wrong(layers: &Layers, triggers: &[Trigger], place: usize, key: &str, cause: &str) -> Error {
+    let name = triggers.get(place).map_or("", |trigger| &trigger.name);
+    // Two of one name are a mistake as well.
+    let before = triggers.iter().take(place);
+    let before = before.filter(|trigger| trigger.name == name).count();
     let named = |(n, table): (usize, &Value)| {
         let own = table.get("name").and_then(Value::as_str);
         (own == Some(name) || (own.is_none() && name == (n + 1).to_string())).then_some(n)
     };
-    let found = layers
-        .triggers()
-        .and_then(|(layer, tables)| Some((layer, tables.iter().enumerate().find_map(named)?)));
+    let found = layers.triggers().and_then(|(layer, tables)| {
+        Some((
+            layer,
+            tables.iter().enumerate().filter_map(named).nth(before)?,
+        ))
+    });
     match found {
         Some((layer, n)) => {
             let place = ["trigger", &n.to_string(), key];
@@ -231,7 +239,7 @@ fn from_table(
         arguments.retain(|(key, values)| match parse(values) {
             Ok(_) => true,
             Err(e) => {
-                noted(key, super::usage_line(&e));
+                noted(key, super::file_line(&e));
                 wrong.push(*key);
                 false
             }
@@ -247,10 +255,10 @@ fn from_table(
                     noted(key, cause);
                 }
             };
-            trigger(options, name, noted).filter(|_| wrong.is_empty())
+            Some(trigger(options, name, noted))
         }
         Err(first) => {
-            noted("", super::usage_line(&first));
+            noted("", super::file_line(&first));
             None
         }
     }
@@ -285,19 +293,12 @@ fn key_arguments(command: &Command, key: &str, value: &Value) -> Result<Vec<Stri
     }
 }
 
-/// Makes a trigger of its options; notes everything that is wrong with them.
-fn trigger(
-    options: TriggerOptions,
-    name: String,
-    noted: &mut impl FnMut(&str, String),
-) -> Option<Trigger> {
-    let mut right = true;
-    let mut wrong = |key: &str, cause: String| {
-        right = false;
-        noted(key, cause);
-    };
+/// Makes a trigger of its options; notes everything that is wrong with them, and leaves that out.
+fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, String)) -> Trigger {
+    let mut wrong = |key: &str, cause: String| noted(key, cause);
     let line = options.command.unwrap_or_default();
-    let mut command = None;
+    // It cannot be run.
+    let mut command = Run::Recorded(line.clone());
     if line.trim().is_empty() {
         wrong(
             "command",
@@ -306,14 +307,17 @@ fn trigger(
     } else if line.contains('\0') {
         wrong("command", "the command contains a NUL character".into());
     } else if options.no_shell {
-        command = Run::direct(&line).map_err(|e| wrong("command", e)).ok();
+        match Run::direct(&line) {
+            Ok(direct) => command = direct,
+            Err(e) => wrong("command", e),
+        }
     } else if options.shell.is_empty() {
         wrong("shell", "the shell has no name".into());
     } else {
-        command = Some(Run::Shell {
+        command = Run::Shell {
             shell: options.shell,
             line,
-        });
+        };
     }
     if options.topic.is_empty() {
         wrong(
@@ -336,7 +340,11 @@ fn trigger(
             format!("{jobs} jobs are out of range: 1 to {MAX_JOBS}"),
         );
     }
-    let export = Export::new(options.envprefix, options.envreq).map_err(|e| wrong("envreq", e));
+    let export = Export::new(options.envprefix, options.envreq);
+    let export = export.unwrap_or_else(|e| {
+        wrong("envreq", e);
+        Export::default()
+    });
     for name in &options.payload_passthrough {
         let odd = |b: u8| !b.is_ascii_alphanumeric() && b != b'_';
         if status::RESERVED.contains(&name.as_str()) {
@@ -368,10 +376,9 @@ fn trigger(
         absolute("cwd", options.cwd),
         absolute("env-file", options.env_file),
     );
-    let required = export.as_ref().map(Export::required_names);
     let spec = Spec {
         lane: name.clone(),
-        command: command?,
+        command,
         cwd,
         env_file,
         limits: Limits {
@@ -384,13 +391,13 @@ fn trigger(
             delay: options.retry_delay,
             on_interrupt: options.on_interrupt,
         },
-        required: required.unwrap_or_default(),
+        required: export.required_names(),
     };
-    Some(Trigger {
+    Trigger {
         name,
         filters,
         conditions,
-        export: export.ok()?,
+        export,
         passthrough: options.payload_passthrough,
         accept_retained: options.retained,
         absent: options.absent,
@@ -400,6 +407,5 @@ fn trigger(
             loop_rate: options.loop_rate,
         },
         spec: Arc::new(spec),
-    })
-    .filter(|_| right)
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 use crate::error::{Error, Result};
@@ -58,6 +59,52 @@ pub fn prepared(command: &Command, arguments: Vec<OsString>) -> Result<Vec<OsStr
     }
     prepared.extend(words);
     Ok(prepared)
+}
+
+/// Removes from `arguments` the option that the parser has refused with `error`, with its value, so that
+/// the parser can read the others. Returns whether it was there.
+pub fn leave_out(error: &clap::Error, arguments: &mut Vec<OsString>) -> bool {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let Some(option) = context(ContextKind::InvalidArg) else {
+        return false;
+    };
+    let text = |at: usize| arguments.get(at).map(|word| word.to_string_lossy());
+    let is_option = |at: usize| text(at).is_some_and(|word| word.starts_with('-'));
+    let range = match (error.kind(), context(ContextKind::InvalidValue)) {
+        (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(value))
+            if !value.is_empty() =>
+        {
+            let ends = |word: &OsString| word.to_string_lossy().ends_with(value);
+            let Some(at) = arguments.iter().skip(1).position(ends).map(|at| at + 1) else {
+                return false;
+            };
+            let alone = text(at).is_some_and(|word| word == value);
+            let with_option = alone && at > 1 && is_option(at - 1);
+            at - usize::from(with_option)..at + 1
+        }
+        (ErrorKind::UnknownArgument, _) => {
+            let joined = format!("{option}=");
+            let named = |word: &OsString| {
+                let word = word.to_string_lossy();
+                word == option || word.starts_with(&joined)
+            };
+            let Some(at) = arguments.iter().skip(1).position(named).map(|at| at + 1) else {
+                return false;
+            };
+            // The word after an unknown option may be its value.
+            let has_value = option.starts_with('-')
+                && text(at).is_some_and(|word| word == option)
+                && text(at + 1).is_some()
+                && !is_option(at + 1);
+            at..at + 1 + usize::from(has_value)
+        }
+        _ => return false,
+    };
+    arguments.drain(range);
+    true
 }
 
 /// Returns the options of `command` and of its subcommands that take values or not.

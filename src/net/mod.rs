@@ -1,7 +1,7 @@
 //! The network: MQTT through one library, TLS, and a broker of our own for one machine.
 
 mod acks;
-mod attempts;
+pub mod attempts;
 mod backoff;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;

@@ -215,13 +215,35 @@ fn interpreter(script: &Path) -> Result<(), String> {
 /// Shells that read a line without executing it when they are started with `-n` (POSIX.1-2017, `sh`).
 const SHELLS: &[&str] = &["sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"];
 
-/// Has `shell` read `line` without executing it.
+fn is_posix(shell: &str) -> bool {
+    let name = Path::new(shell).file_name().and_then(OsStr::to_str);
+    name.is_some_and(|name| SHELLS.contains(&name))
+}
+
+/// Returns whether `shell` may execute `word` without a file of that name: it is a built-in, or a shell
+/// that cannot be asked (POSIX.1-2017, `command -v`).
+#[must_use]
+pub fn shell_knows(shell: &str, word: &str, path: &OsStr) -> bool {
+    if !is_posix(shell) {
+        return true;
+    }
+    let asked = process::Command::new(shell)
+        .args(["-c", "command -v -- \"$1\"", "sh", word])
+        .env_clear()
+        .env("PATH", path)
+        .stdin(process::Stdio::null())
+        .stdout(process::Stdio::null())
+        .stderr(process::Stdio::null())
+        .status();
+    asked.is_ok_and(|status| status.success())
+}
+
+/// Makes `shell` read `line` without executing it.
 ///
 /// # Errors
 /// What the shell says about the line.
 pub fn check_syntax(shell: &str, line: &str) -> Result<(), String> {
-    let name = Path::new(shell).file_name().and_then(OsStr::to_str);
-    if !name.is_some_and(|name| SHELLS.contains(&name)) {
+    if !is_posix(shell) {
         return Ok(());
     }
     // Nothing of the environment, such as BASH_ENV, is of interest.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::network::{Network, Seen};
+use crate::model::roots::Content;
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::net::mqtt::Refused;
@@ -17,7 +18,7 @@ use crate::net::retained::{self, Query};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::logging::say;
 use crate::tools::message::sender;
-use crate::tools::{MAX_PAYLOAD, listener};
+use crate::tools::{MAX_PAYLOAD, listener, roots};
 
 /// Options of the command.
 #[derive(Debug, Clone)]
@@ -43,7 +44,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let network = network(options).await?;
         let mut found = Vec::new();
         for who in &options.who {
-            found.push(may_forget(options, who, network.pipeline(who))?);
+            let Some(seen) = network.pipeline(who) else {
+                return Err(not_found(options, who).await);
+            };
+            found.push(may_forget(options, who, seen)?);
         }
         let (broker, root) = (&options.broker, &options.root);
         forget(broker, root, &found, options.timeout).await?;
@@ -65,13 +69,17 @@ pub(super) fn shown(seen: &Seen) -> String {
     format!("{who}, {state}{on}")
 }
 
-fn may_forget<'a>(options: &Options, who: &str, seen: Option<&'a Seen>) -> Result<&'a Seen> {
+/// Returns the error for a pipeline that is not below the root.
+async fn not_found(options: &Options, who: &str) -> Error {
     let root = &options.root;
-    let seen = seen.ok_or_else(|| {
-        Error::data(format!(
-            "forget {who}: nothing is retained about it below {root}; is --root right?"
-        ))
-    })?;
+    let content = Content::Pipeline(who.to_owned());
+    let hint = roots::hint(&options.broker, &content, root).await;
+    Error::data(format!(
+        "forget {who}: nothing is retained about it below {root}; {hint}"
+    ))
+}
+
+fn may_forget<'a>(options: &Options, who: &str, seen: &'a Seen) -> Result<&'a Seen> {
     if !options.force && ["online", "paused"].contains(&seen.state.as_str()) {
         return Err(Error::data(format!(
             "forget {who}: it is {} on {}; stop its client first, or give --force",

@@ -1,23 +1,26 @@
 //! What `tael client --check` looks for on this host and at the broker. Nothing is started or changed.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, eaccess};
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::engine::config::{Config, RECEIVE_MAXIMUM};
 use crate::engine::work::job::read_env_file;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::command::Command;
+use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::near::nearest;
-use crate::model::topic::{Filter, PipelineTopics};
+use crate::model::topic::{Filter, PipelineTopics, check_who};
 use crate::model::trigger::Trigger;
-use crate::net::mqtt::Settings;
+use crate::net::attempts::unreachable;
+use crate::net::mqtt::{Connection, Event, Failure, Settings, Subscribe};
 use crate::net::options::BrokerOptions;
-use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::folder;
 use crate::os::program::{self, DEFAULT_PATH};
 use crate::store::private;
@@ -26,19 +29,22 @@ use crate::tools::MAX_PACKET;
 /// Maximum time for the broker to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// QoS of a client's deliveries.
+const QOS: Qos = Qos::AtLeastOnce;
+
 /// Maximum time to leave the broker.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Something that a run, or the client, would lack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Name of the trigger, if it is about one.
-    pub trigger: Option<String>,
+    /// Place of the trigger in the configuration, if it is about one.
+    pub trigger: Option<usize>,
     /// The option.
     pub key: &'static str,
     /// What is wrong.
     pub cause: String,
-    /// Whether it may be meant.
+    /// Whether it may be meant. What a run would lack on this host is none: no event could run.
     pub is_doubt: bool,
 }
 
@@ -46,10 +52,10 @@ pub struct Finding {
 #[must_use]
 pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for trigger in &config.triggers {
+    for (place, trigger) in config.triggers.iter().enumerate() {
         let mut found = |key, is_doubt, cause| {
             findings.push(Finding {
-                trigger: Some(trigger.name.clone()),
+                trigger: Some(place),
                 key,
                 cause,
                 is_doubt,
@@ -72,7 +78,9 @@ pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
             of_client("metrics", cause);
         }
     }
-    if let Err(cause) = state_of(state, &config.who) {
+    if check_who(&config.who).is_ok()
+        && let Err(cause) = state_of(state, &config.who)
+    {
         of_client("who", cause);
     }
     findings
@@ -133,11 +141,12 @@ fn of_command(
             if let Err(cause) = program::check_syntax(shell, line) {
                 return found("command", false, format!("its shell refuses it: {cause}"));
             }
-            // A bare name may be a built-in of the shell.
             if let Some(first) = command.first_word()
                 && let Err(cause) = look(first)
+                // A bare name may be a built-in of the shell.
+                && (first.contains('/') || !program::shell_knows(shell, first, path))
             {
-                found("command", !first.contains('/'), cause);
+                found("command", false, cause);
             }
         }
         Command::Direct(words) => {
@@ -172,23 +181,13 @@ fn state_of(state: &Path, who: &str) -> Result<(), String> {
     parent.map_or(Ok(()), writable)
 }
 
-/// Asks the broker of a pipeline whether it accepts the client and its subscriptions, as a client
-/// with an identifier of its own, so that the session of the pipeline is not touched.
-///
-/// # Errors
-/// As the broker answers: 69 if it cannot be reached, 77 if it refuses us or a subscription.
-pub fn ask_broker(config: &Config, client_id: String) -> Result<()> {
-    let filters = config.triggers.iter().flat_map(|trigger| &trigger.filters);
-    // A member of a shared subscription would get messages of the others.
-    let mut required: Vec<Filter> = filters
-        .map(|filter| Filter::new(filter.unshared()))
-        .collect::<Result<_, _>>()
-        .map_err(Error::usage)?;
-    let control = PipelineTopics::new(&config.root, &config.who).control();
-    required.push(Filter::new(control).map_err(Error::usage)?);
+/// Asks each broker of a pipeline whether it accepts the client and its subscriptions, as a client
+/// with an identifier of its own, so that the session of the pipeline is not touched. Returns a line
+/// for each thing that it accepts.
+pub fn ask_broker(config: &Config, client_id: &str) -> Vec<Result<String>> {
     let settings = Settings {
         broker: BrokerOptions {
-            client_id,
+            client_id: client_id.to_owned(),
             ..config.broker.clone()
         },
         session_expiry: Duration::ZERO,
@@ -197,26 +196,121 @@ pub fn ask_broker(config: &Config, client_id: String) -> Result<()> {
         max_packet: MAX_PACKET,
         receive_maximum: RECEIVE_MAXIMUM,
     };
-    let subscriptions = Subscriptions {
-        required,
-        optional: Vec::new(),
-        qos: Qos::AtMostOnce,
-    };
-    super::runtime()?.block_on(async {
-        let mut session = Session::new(settings, subscriptions);
-        let online = async {
-            while !matches!(session.next().await?, Event::Online) {}
-            Ok::<(), Error>(())
-        };
-        let answer = timeout(ANSWER, online).await;
-        match answer {
-            Err(_) => Err(session.unreachable(ANSWER)),
-            Ok(answer) => {
-                let _ = timeout(FAREWELL, session.close()).await;
-                answer
+    let mut answers = Vec::new();
+    let filters = wanted(config, &mut answers);
+    let asked = super::runtime().map(|runtime| {
+        runtime.block_on(async {
+            for turn in 0..settings.broker.count() {
+                if let Err(e) = ask(&settings, turn, &filters, &mut answers).await {
+                    answers.push(Err(e));
+                }
             }
+        });
+    });
+    if let Err(e) = asked {
+        answers.push(Err(e));
+    }
+    answers
+}
+
+/// Returns the filters of a pipeline, each once, in the order of the triggers. Its control topic comes
+/// last.
+fn wanted(config: &Config, answers: &mut Vec<Result<String>>) -> Vec<Filter> {
+    let filters = config.triggers.iter().flat_map(|trigger| &trigger.filters);
+    let mut wanted: Vec<Filter> = filters.cloned().collect();
+    // A name that is wrong was reported.
+    if check_who(&config.who).is_ok() {
+        let control = PipelineTopics::new(&config.root, &config.who).control();
+        match Filter::new(control) {
+            Ok(control) => wanted.push(control),
+            Err(e) => answers.push(Err(Error::usage(e))),
         }
-    })
+    }
+    let mut seen = HashSet::new();
+    wanted.retain(|filter| seen.insert(filter.clone()));
+    wanted
+}
+
+/// Asks the broker whose `turn` it is. The error is why it could not be asked.
+async fn ask(
+    settings: &Settings,
+    turn: usize,
+    filters: &[Filter],
+    answers: &mut Vec<Result<String>>,
+) -> Result<()> {
+    let address = settings.broker.address_at(turn);
+    let lost = |failure| match failure {
+        Failure::Fatal(e) => e.context(format_args!("connect to {address}")),
+        Failure::TakenOver => unreachable(&address, "another client has taken over the session"),
+        Failure::Passing(cause)
+        | Failure::Cut(cause)
+        | Failure::Packet(cause)
+        | Failure::WillRefused(cause) => unreachable(&address, &cause),
+    };
+    let late = || {
+        let cause = format!("no answer within {}", duration::text(ANSWER));
+        unreachable(&address, &cause)
+    };
+    let mut connection = Connection::open(settings, turn, false)?;
+    let offer = match timeout(ANSWER, connection.next()).await {
+        Ok(Event::Connected(offer)) => offer,
+        Ok(Event::Failed(failure)) => return Err(lost(failure)),
+        Ok(_) => return Err(lost(Failure::Passing("it sent no answer".into()))),
+        Err(_) => return Err(late()),
+    };
+    answers.push(Ok(format!("{address} accepts the client")));
+    for shortfall in offer.shortfalls(Duration::ZERO, QOS, &settings.broker.client_id) {
+        warn!("{address} offers less than needed: {shortfall}");
+    }
+    for (filter, number) in filters.iter().zip(1..) {
+        let refused = |e: Error| e.context(format_args!("subscribe to '{filter}' at {address}"));
+        if let Some(objection) = offer.objection(filter) {
+            answers.push(Err(refused(Error::new(Kind::Unavailable, objection))));
+            continue;
+        }
+        // A member of a shared subscription would get messages of the others.
+        let own = Filter::new(filter.unshared()).map_err(Error::usage)?;
+        connection.subscribe(Subscribe {
+            number,
+            filters: vec![own],
+            qos: QOS,
+            identifier: None,
+            retained: false,
+        });
+        let granted = async {
+            loop {
+                match connection.next().await {
+                    Event::Subscribed(_, results) => return Ok(results.into_iter().next()),
+                    Event::Failed(failure) => return Err(lost(failure)),
+                    Event::Closed => return Err(lost(Failure::Passing("it hung up".into()))),
+                    // Messages for the filters before.
+                    _ => {}
+                }
+            }
+        };
+        let granted = timeout(ANSWER, granted).await.map_err(|_| late())??;
+        answers.push(match granted {
+            Some(Ok(qos)) if qos < QOS => Err(refused(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "the broker grants QoS {} only: messages may be lost",
+                    qos as u8
+                ),
+            ))),
+            Some(Ok(qos)) => Ok(format!(
+                "{address} grants '{filter}' with QoS {}",
+                qos as u8
+            )),
+            Some(Err(e)) => Err(refused(e)),
+            None => Err(refused(Error::new(Kind::Unavailable, "it sent no answer"))),
+        });
+    }
+    connection.disconnect();
+    let closed =
+        async { while !matches!(connection.next().await, Event::Closed | Event::Failed(_)) {} };
+    // The session ends with the connection anyway.
+    let _ = timeout(FAREWELL, closed).await;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -266,6 +360,8 @@ mod tests {
             ("if true; then", "command", "its shell refuses it"),
             ("/etc/passwd x", "command", "not executable"),
             ("/usr x", "command", "is a folder"),
+            ("alignn \"$SAMPLE\"", "command", "no program 'alignn'"),
+            ("alignn x", "command", "no program 'alignn'"),
         ] {
             let found = of(wrong, "/bin/sh");
             assert!(
@@ -273,8 +369,9 @@ mod tests {
                 "{wrong}: {found:?}"
             );
         }
-        let bare = of("alignn \"$SAMPLE\"", "/bin/sh");
-        assert!(matches!(&bare[..], [("command", true, _)]), "{bare:?}");
+        // A shell may have built-ins that the standard does not name.
+        assert_eq!(of("pushd /", "/bin/bash"), []);
+        assert_eq!(of("import os", "/usr/bin/env"), []);
         assert_eq!(of("x", "/no/shell")[0].0, "shell");
         // Another language has another syntax.
         assert_eq!(of("print('a", "/usr/bin/env"), []);

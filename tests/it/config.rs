@@ -242,7 +242,7 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
     );
     let (code, _, said) = check(
         "tael-client",
-        &["--who", "a", "-t", "a", "-c", "b", "-q", "0"],
+        &["--who", "a", "-t", "a", "-c", "true", "-q", "0"],
     );
     assert_eq!(code, 64, "{said}");
     // A folder that is missing on this host is a mistake.
@@ -264,9 +264,12 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
     let (code, _, said) = check("tael", &["node", "n", "--config", path]);
     assert_eq!(code, 78, "{said}");
     assert!(
-        said.contains("'runs'") && said.contains("command B"),
+        said.contains("'runs'; did you mean 'run'?") && said.contains("command B"),
         "{said}"
     );
+    assert!(said.contains(", line 2: command A: "), "{said}");
+    assert!(said.contains(", line 4: command B: "), "{said}");
+    assert!(!said.contains("--help"), "{said}");
     // It creates no state and no lock.
     fs::remove_file(&file).expect("file");
     let left = fs::read_dir(dir.path()).expect("folder").count();

@@ -105,3 +105,37 @@ fn beacons_and_playbooks_find_their_root() {
     assert_eq!(code, 0, "{out}{error}");
     node.stop();
 }
+
+#[test]
+fn forgetting_finds_the_root() {
+    let world = World::new();
+    was_here(&world, "site/two", "align");
+    was_here(&world, "site/two", "sort");
+    was_here(&world, "lab", "call");
+    let (code, out, error) = ran(&mut tael(&world, &["forget", "align", "sort"]));
+    assert_eq!((code, &*error), (0, ""), "{out}");
+    assert_eq!(
+        out,
+        "forgot align, offline on h\nforgot sort, offline on h\n"
+    );
+    // Each name is looked for where the first one is.
+    was_here(&world, "site/two", "align");
+    let elsewhere = "forget call: nothing is retained about it below site/two; call is below lab: \
+                     --root lab";
+    refuses(
+        &mut tael(&world, &["forget", "align", "call"]),
+        65,
+        elsewhere,
+    );
+    let both = "pipelines are below lab, site/two: choose one by --root";
+    refuses(&mut tael(&world, &["status", "--prune", "1s"]), 64, both);
+    let (code, out, _) = ran(&mut tael(&world, &["forget", "align"]));
+    assert_eq!((code, out.as_str()), (0, "forgot align, offline on h\n"));
+    let nowhere = "forget nobody: nothing is retained about it below tael; is --root right?";
+    refuses(&mut tael(&world, &["forget", "nobody"]), 65, nowhere);
+    // The only root that is left. It is not said since when the pipeline is gone.
+    let (code, _, error) = ran(&mut tael(&world, &["status", "--prune", "1s"]));
+    assert_eq!(code, 0, "{error}");
+    assert!(error.contains("left alone"), "{error}");
+    assert!(error.contains("call (offline)"), "{error}");
+}

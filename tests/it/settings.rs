@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::common::pty::Terminal;
+use crate::common::raw::{Scripted, packet, subscribe_filters};
 use crate::common::{self, Setup, World, ran, refuses};
 
 const SEQ: &str = "lab/seq/status";
@@ -116,18 +118,6 @@ fn what_will_not_work_is_told_at_the_start() {
 fn a_check_names_the_line_of_every_mistake_and_what_was_meant() {
     let world = World::new();
     let file = world.path("tael.toml");
-    let check = |text: &str| {
-        fs::write(&file, text).expect("file");
-        let mut command = world.command("tael-client");
-        command
-            .args(["--check", "--who", "p", "--config"])
-            .arg(&file);
-        let (code, stdout, stderr) = ran(&mut command);
-        assert_eq!(stdout, "");
-        let place = format!("tael: use {}, ", file.display());
-        let lines = stderr.lines().map(|line| line.replace(&place, ""));
-        (code, lines.collect::<Vec<String>>())
-    };
     let text = r#"rot = "lab"
 brokr = "mqtt://h"
 who = "p"
@@ -151,50 +141,139 @@ env-file = "/no/such/file"
 envreq = ["SAMPLE"]
 payload-passthrough = ["SAMPEL"]
 when = ["status==failed"]
-"#;
-    let (code, found) = check(text);
-    assert_eq!(code, 78, "{found:#?}");
-    for want in [
-        "line 1: unknown key 'rot'; did you mean 'root'?",
-        "line 2: unknown key 'brokr'; did you mean 'broker'?",
-        "line 3: unknown key 'who'; did you mean 'who' below [client]?",
-        "line 5: unknown key 'cleint'; did you mean [client]?",
-        "line 7: unknown key 'max-paylod': 'tael client' has no such option; did you mean 'max-payload'?",
-        "line 11: trigger 1: unknown key 'topc'; did you mean 'topic'?",
-        "line 18: trigger 2: topic filter 'lab/#/status' is wrong: # stands alone in the last level",
-        "line 23: trigger 2: condition 'status==failed' compares with '=failed': write status=failed",
-    ] {
-        assert!(found.iter().any(|line| line == want), "{want}: {found:#?}");
-    }
-    for (line, part) in [("line 8: ", "'soon'"), ("line 13: trigger 1: ", "'many'")] {
-        let has = |found: &String| found.starts_with(line) && found.contains(part);
-        assert!(found.iter().any(has), "{line}: {found:#?}");
-    }
-    assert_eq!(found.len(), 10, "no more than there are: {found:#?}");
 
-    // Then what this host lacks.
-    let text = text.replace("rot = \"lab\"\nbrokr = \"mqtt://h\"\nwho = \"p\"", "\n\n");
-    let text = text
-        .replace("[cleint]\n", "\n")
-        .replace("max-paylod = 100\nkeep = \"soon\"", "\n");
-    let text = text.replace("topc", "topic").replace("jobs = \"many\"", "");
-    let text = text.replace("lab/#/status", "lab/#").replace("==", "=");
-    let (code, found) = check(&text);
-    assert_eq!(code, 78, "{found:#?}");
-    for (line, part) in [
+[[trigger]]
+name = "two"
+topic = "lab/seq/status"
+command = "echo 'open"
+
+[[trigger]]
+topic = "lab/seq/status"
+command = "alignn"
+envreq = ["PATH"]
+"#;
+    fs::write(&file, text).expect("file");
+    let mut command = world.command("tael-client");
+    command.args(["--check", "--who", "p", "--jbos", "2", "--qos", "0"]);
+    command.args(["--grace", "soon", "--timeout", "later", "--config"]);
+    let (code, stdout, stderr) = ran(command.arg(&file).env("TAEL_LOG", "error"));
+    assert_eq!((code, stdout.as_str()), (78, ""), "{stderr}");
+    let place = format!("tael: use {}, ", file.display());
+    let found = stderr.lines().map(|line| line.replace(&place, ""));
+    let found: Vec<String> = found.collect();
+    // Mistakes in the file come in the order of their lines, whatever finds them.
+    let wants = [
+        ("tael: ", "'--jbos'"),
+        ("tael: ", "'soon'"),
+        ("tael: ", "'later'"),
+        ("tael: ", "QoS 0"),
+        ("line 1: ", "unknown key 'rot'; did you mean 'root'?"),
+        ("line 2: ", "unknown key 'brokr'; did you mean 'broker'?"),
+        (
+            "line 3: ",
+            "unknown key 'who'; did you mean 'who' below [client]?",
+        ),
+        ("line 5: ", "unknown key 'cleint'; did you mean [client]?"),
+        (
+            "line 7: ",
+            "'tael client' has no such option; did you mean 'max-payload'?",
+        ),
+        ("line 8: ", "invalid value 'soon' for 'keep'"),
+        (
+            "line 11: trigger 1: ",
+            "unknown key 'topc'; did you mean 'topic'?",
+        ),
         ("line 12: trigger 1: ", "there is no /no/such/align.sh"),
+        ("line 13: trigger 1: ", "invalid value 'many' for 'jobs'"),
         ("line 14: trigger 1: ", "cannot use folder /no/such/folder"),
-        ("line 19: trigger 2: its shell refuses it: ", ""),
+        (
+            "line 18: trigger 2: ",
+            "'lab/#/status' is wrong: # stands alone in the last level",
+        ),
+        ("line 19: trigger 2: ", "its shell refuses it"),
         ("line 20: trigger 2: ", "/no/such/file"),
         (
-            "line 22: trigger 2: ",
-            "'SAMPEL' is not a required attribute; did you mean 'SAMPLE'?",
+            "line 23: trigger 2: ",
+            "compares with '=failed': write status=failed",
         ),
-    ] {
-        let has = |found: &String| found.contains(line) && found.contains(part);
-        assert!(found.iter().any(has), "{line}{part}: {found:#?}");
+        ("line 26: ", "two triggers are called 'two'"),
+        ("line 28: trigger 3: ", "its shell refuses it"),
+        ("line 32: trigger 4: ", "there is no program 'alignn'"),
+        ("line 33: trigger 4: ", "PATH"),
+    ];
+    assert_eq!(
+        found.len(),
+        wants.len(),
+        "no more than there are: {found:#?}"
+    );
+    for ((begin, part), line) in wants.iter().zip(&found) {
+        assert!(
+            line.starts_with(begin) && line.contains(part),
+            "{begin}{part}: {found:#?}"
+        );
     }
+    let of_file = found.iter().filter(|line| line.starts_with("line"));
+    assert!(
+        of_file.clone().all(|line| !line.contains("--help")),
+        "{found:#?}"
+    );
     assert!(!world.state().exists(), "nothing was touched");
+
+    // What may be meant is a warning.
+    let right = "[[trigger]]\ntopic = 'lab/seq/status'\ncommand = 'true'\n\
+                 envreq = ['SAMPLE']\npayload-passthrough = ['SAMPEL']\n";
+    fs::write(&file, right).expect("file");
+    let mut command = world.command("tael-client");
+    command.args(["--check", "--who", "p", "--log", "stderr", "--config"]);
+    let (code, stdout, stderr) = ran(command.arg(&file).env("TAEL_LOG", "warn"));
+    assert_eq!((code, stdout.as_str()), (0, ""), "{stderr}");
+    let hint = "line 5: trigger 1: 'SAMPEL' is not a required attribute; did you mean 'SAMPLE'?";
+    assert!(stderr.contains(hint), "{stderr}");
+}
+
+#[test]
+fn what_an_event_needs_to_run_and_the_host_lacks_is_a_mistake() {
+    let world = World::new();
+    let check = |command: &str, more: &[&str]| {
+        let mut client = world.command("tael-client");
+        client.args(["--check", "--who", "p", "-t", SEQ, "-c", command]);
+        ran(client.args(more))
+    };
+    for (command, more, cause) in [
+        (
+            "nosuchprog",
+            &[][..],
+            "there is no program 'nosuchprog' in ",
+        ),
+        (
+            "nosuchprog \"$SAMPLE\"",
+            &[],
+            "there is no program 'nosuchprog' in ",
+        ),
+        (
+            "nosuchprog x",
+            &["--no-shell"],
+            "there is no program 'nosuchprog' in ",
+        ),
+        ("/no/such/prog", &[], "there is no /no/such/prog"),
+        ("true", &["--shell", "/no/shell"], "there is no /no/shell"),
+        (
+            "true",
+            &["--cwd", "/no/folder"],
+            "cannot use folder /no/folder",
+        ),
+        ("true", &["--env-file", "/no/file"], "/no/file"),
+        ("true", &["--metrics", "/no/folder/x.prom"], "/no/folder"),
+    ] {
+        let (code, out, error) = check(command, more);
+        assert_eq!((code, out.as_str()), (78, ""), "{command}: {error}");
+        assert!(error.contains(cause), "{command}: {error}");
+        assert_eq!(error.lines().count(), 1, "{command}: {error}");
+    }
+    for command in ["cd / && ls", "pushd / && ls", "ls", "f() { ls; }; f"] {
+        let (code, _, error) = check(command, &["--shell", "/bin/bash"]);
+        assert_eq!((code, error.as_str()), (0, ""), "{command}");
+    }
 }
 
 #[test]
@@ -205,23 +284,79 @@ fn a_check_asks_the_broker_and_leaves_the_session_alone() {
     let client = world.client("p", &["-t", SEQ, "-c", "true"]);
     let check = |extra: &[&str]| {
         let mut command = world.command("tael-client");
-        ran(command
-            .args(arguments)
-            .args(["--check", "--connect"])
-            .args(extra))
+        command.args(arguments).args(["--check", "--connect"]);
+        command.args(extra);
+        command
     };
-    let (code, _, stderr) = check(&[]);
-    assert_eq!(code, 0, "{stderr}");
+    // Piped, a success is silent.
+    assert_eq!(ran(&mut check(&[])), (0, String::new(), String::new()));
     world.message(SEQ, &[("status", "finished")]);
     ears.status("p", "finished");
     let log = client.log_text();
     assert_eq!(log.matches("connected to").count(), 1, "{log}");
     client.stop();
-    let (code, _, stderr) = check(&["-p", "1", "-H", "127.0.0.1"]);
-    assert_eq!(code, 69, "{stderr}");
-    assert!(stderr.contains("127.0.0.1:1"), "{stderr}");
+    let (code, screen) = Terminal::start(check(&["-t", "lab/#"]), 120).end();
+    let address = format!("127.0.0.1:{}", world.broker.port());
+    let lines = [
+        format!("{address} accepts the client"),
+        format!("{address} grants 'lab/seq/status' with QoS 1"),
+        format!("{address} grants 'lab/#' with QoS 1"),
+        format!("{address} grants 'lab/infrastructure/pipelines/p/control' with QoS 1"),
+        "p: 1 trigger, no mistakes".to_owned(),
+    ];
+    assert_eq!((code, screen.trim_end()), (0, &*lines.join("\n")));
+    let (code, _, stderr) = ran(&mut check(&["-p", "1", "-H", "127.0.0.1", "--jobs", "0"]));
+    assert_eq!(code, 64, "{stderr}");
+    for cause in ["127.0.0.1:1", "jobs"] {
+        assert!(stderr.contains(cause), "{stderr}");
+    }
     let mut alone = world.command("tael-client");
     refuses(alone.args(arguments).arg("--connect"), 64, "--check");
+}
+
+#[test]
+fn a_check_reports_each_subscription_that_the_broker_refuses() {
+    let world = World::new();
+    let listener = Scripted::listen();
+    let port = listener.port().to_string();
+    let mut command = world.command("tael-client");
+    command.args([
+        "--who",
+        "p",
+        "-t",
+        "a/1",
+        "a/2",
+        "a/3",
+        "$share/g/a/4",
+        "-c",
+        "true",
+    ]);
+    command.args(["--check", "--connect", "-H", "127.0.0.1", "-p", &port]);
+    let check = std::thread::spawn(move || ran(&mut command));
+    // Shared subscriptions are not available (MQTT 5.0, section 3.2.2.3.13).
+    let mut broker = listener.accept_with(&[0x2a, 0]);
+    let mut asked = Vec::new();
+    // Not authorised; granted with QoS 0; granted; quota exceeded.
+    for code in [0x87, 0, 1, 0x97] {
+        let (kind, body) = broker.receive();
+        assert_eq!(kind, 0x82, "a SUBSCRIBE");
+        asked.extend(subscribe_filters(&body));
+        broker.send(&packet(0x90, &[body[0], body[1], 0, code]));
+    }
+    let (code, out, error) = check.join().expect("check");
+    let control = "a/infrastructure/pipelines/p/control";
+    assert_eq!(asked, ["a/1", "a/2", "a/3", control]);
+    assert_eq!((code, out.as_str()), (64, ""), "{error}");
+    for (filter, cause) in [
+        ("a/1", "not authorised"),
+        ("a/2", "QoS 0 only"),
+        ("$share/g/a/4", "no shared subscriptions"),
+        (control, "quota exceeded"),
+    ] {
+        let about = format!("tael: subscribe to '{filter}' at 127.0.0.1:{port}: ");
+        let has = |line: &&str| line.starts_with(&about) && line.contains(cause);
+        assert_eq!(error.lines().filter(has).count(), 1, "{filter}: {error}");
+    }
 }
 
 #[test]

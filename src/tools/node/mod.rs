@@ -91,18 +91,18 @@ const MAX_KNOWN: usize = 1024;
 
 /// Parses the functions or lines of a node without running them, and returns what is wrong with each.
 #[must_use]
-pub fn mistakes(means: &Means) -> Vec<String> {
+pub fn mistakes(means: &Means) -> Vec<(Option<&Line>, String)> {
     match means {
         Means::Functions(file) => {
             let parsed = shell::parse(Some(file), "");
-            let wrong = |cause| format!("read {}: {cause}", file.display());
+            let wrong = |cause| (None, format!("read {}: {cause}", file.display()));
             parsed.map_err(wrong).err().into_iter().collect()
         }
         Means::Lines(lines) => {
             let parsed = lines.iter().map(|line| {
-                let wrong = |cause| format!("command {}: {cause}", line.name);
                 // As the worker defines it.
-                shell::parse(None, &format!("f() {{\n{}\n}}", line.run)).map_err(wrong)
+                shell::parse(None, &format!("f() {{\n{}\n}}", line.run))
+                    .map_err(|cause| (Some(line), cause))
             });
             parsed.filter_map(Result::err).collect()
         }
