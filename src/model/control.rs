@@ -204,11 +204,15 @@ impl Action {
 pub fn needs_no_retry(state: State, retried: Option<&str>) -> Option<String> {
     match (state, retried) {
         (State::Succeeded, _) => Some("has succeeded: --again runs it once more".to_owned()),
-        (_, Some(retry)) => Some(format!(
-            "was retried as unit {retry}: --again runs it once more"
-        )),
+        (_, Some(retry)) => Some(was_retried(retry)),
         (_, None) => None,
     }
+}
+
+/// Returns why a unit that was retried as `retry` needs no other retry, as the end of a sentence.
+#[must_use]
+pub fn was_retried(retry: &str) -> String {
+    format!("was retried as unit {retry}: --again runs it once more")
 }
 
 /// Returns an answer that accepts, with `fields`.

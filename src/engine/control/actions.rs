@@ -226,15 +226,16 @@ impl Request {
             }
         }
         // The request is the new event; the unit keeps the original one.
-        let mut again = record.unit.again(new_id(), 0);
+        let mut unit = record.unit.again(new_id(), 0);
         // The unit may be released before this one is in the ledger.
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
-        again.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
-        again.spec = Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec));
+        unit.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
+        unit.spec = Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec));
         Ok(Demand::Run(Box::new(Subject::Again {
             key: self.key.clone(),
-            unit: Arc::new(again),
+            unit: Arc::new(unit),
+            first: !again,
         })))
     }
 }

@@ -199,13 +199,14 @@ impl<T: Copy + PartialEq> Intake<T> {
                 event,
                 reason,
             } => judge::admit(config, pipeline.trigger(&trigger)?, &event, key, reason),
-            Subject::Again { key, unit } => Admission {
+            Subject::Again { key, unit, first } => Admission {
                 key,
                 topic: control(),
                 parts: vec![Part::Run {
                     unit,
                     start: false,
                     retained: false,
+                    first_retry: first,
                 }],
             },
             Subject::Refused { key, refused } => Admission {
@@ -302,6 +303,14 @@ impl<T: Copy + PartialEq> Intake<T> {
     /// Counts and logs the result of one part of an event.
     pub fn count(&mut self, admission: (&str, &str), part: &Part, became: &Acceptance) {
         let (event, topic) = admission;
+        if let Acceptance::Retried(other) = became {
+            info!(target: SENDERS,
+                TAEL_EVENT = event,
+                TAEL_UNIT = other,
+                "control request refused: the run was retried meanwhile"
+            );
+            return;
+        }
         self.note(admission, part, became);
         match (part, *became == Acceptance::Fresh) {
             (Part::Run { .. }, false) => {
@@ -354,6 +363,7 @@ impl<T: Copy + PartialEq> Intake<T> {
                 (Fate::Refused, None, refused.detail.clone())
             }
             (_, Acceptance::Known(known)) => (Fate::Duplicate, known.unit.clone(), known.explain()),
+            (_, Acceptance::Retried(_)) => return,
         };
         self.recent.add(Note {
             at: now_ms(),

@@ -55,7 +55,7 @@ impl Admission {
                 (Part::Run { .. }, Acceptance::Known(known)) => {
                     progress = Progress::Duplicate(known.unit.as_deref());
                 }
-                (Part::Refuse { .. }, _) => {}
+                (Part::Run { .. }, Acceptance::Retried(_)) | (Part::Refuse { .. }, _) => {}
             }
         }
         progress
@@ -69,7 +69,7 @@ impl Admission {
             (Part::Run { .. }, Acceptance::Known(known)) => {
                 reader.unfinished(known.unit.as_deref()?).ok().flatten()
             }
-            (Part::Refuse { .. }, _) => None,
+            (Part::Run { .. }, Acceptance::Retried(_)) | (Part::Refuse { .. }, _) => None,
         };
         self.parts.iter().zip(became).filter_map(unit).collect()
     }
@@ -230,6 +230,7 @@ fn part<'a>(
             unit: Arc::new(unit(trigger, event, event_id, reason())),
             start: false,
             retained: trigger.accept_retained,
+            first_retry: false,
         }),
         Decision::Refuse(refusal) => {
             let unit = unit(trigger, event, event_id, reason());

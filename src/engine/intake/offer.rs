@@ -42,6 +42,8 @@ pub enum Subject {
         key: EventKey,
         /// The new unit.
         unit: Arc<Unit>,
+        /// Whether only the first retry of its unit may run.
+        first: bool,
     },
     /// A refused request, for the record.
     Refused {

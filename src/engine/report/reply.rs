@@ -110,6 +110,11 @@ pub fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
                 _ => control::refused(Kind::Data, &format!("not raised: {cause}")),
             }
         }
+        (Part::Run { unit, .. }, Acceptance::Retried(other)) => {
+            let cause = control::was_retried(other);
+            let unit = unit.retry_of.as_deref().unwrap_or_default();
+            control::refused(Kind::Data, &format!("unit {unit} {cause}"))
+        }
         (Part::Run { .. }, Acceptance::Known(_)) => return None,
     })
 }

@@ -180,6 +180,21 @@ impl Bench {
         self.offers.send(offer).expect("offer");
     }
 
+    /// The run that a request called `id` demands.
+    fn request(&self, id: &str, payload: &str) -> Subject {
+        let Subject::Message(mut delivery) = message(id, payload) else {
+            panic!("a message");
+        };
+        let client = &self.service.client;
+        delivery.topic = Bytes::from(client.pipeline.topics.control());
+        let again = client.intake.redelivery.again();
+        let mut request = Request::read(&client.pipeline, delivery, again).expect("request");
+        let Demand::Run(subject) = request.demand(&client.pipeline, || true) else {
+            panic!("a run");
+        };
+        *subject
+    }
+
     /// Runs the loop until `count` receipts are spent, and returns them.
     async fn receipts(&mut self, count: usize) -> Vec<(u32, String)> {
         let (mut list, spent) = (Vec::new(), &mut self.spent);
@@ -340,20 +355,41 @@ fn silence_and_requests_come_through_the_door_of_messages() {
             .await;
         assert_eq!(bench.service.client.intake.counts.accepted, 1);
 
-        let Subject::Message(mut delivery) = message("R", r#"{"action":"raise"}"#) else {
-            panic!("a message");
-        };
-        delivery.topic = Bytes::from(bench.service.client.pipeline.topics.control());
-        let client = &mut bench.service.client;
-        let again = client.intake.redelivery.again();
-        let mut request = Request::read(&client.pipeline, delivery, again).expect("request");
-        let Demand::Run(subject) = request.demand(&client.pipeline, || true) else {
-            panic!("a run");
-        };
-        bench.offer(1, true, *subject);
+        let subject = bench.request("R", r#"{"action":"raise"}"#);
+        bench.offer(1, true, subject);
         bench.open_gate();
         assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
         assert_eq!(bench.service.client.intake.counts.accepted, 2);
+    });
+}
+
+#[test]
+fn the_second_of_two_retries_of_a_unit_at_once_is_refused() {
+    run(async {
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        bench.outcome(1);
+        bench.offer(1, true, message("A", FINISHED));
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+        // Each is read before the other is in the ledger.
+        let retry = r#"{"action":"retry"}"#;
+        let both = [bench.request("R", retry), bench.request("S", retry)];
+        let insists = bench.request("T", r#"{"action":"retry","again":true}"#);
+        for (number, subject) in (2..).zip(both.into_iter().chain([insists])) {
+            bench.offer(number, false, subject);
+        }
+        let mut receipts = bench.receipts(3).await;
+        receipts.sort();
+        let receipt = |n, text: &str| (n, text.to_owned());
+        let wanted = [(2, "Accepted"), (3, "Refused"), (4, "Accepted")];
+        assert_eq!(receipts, wanted.map(|(n, text)| receipt(n, text)));
+        (0..2).for_each(|_| bench.open_gate());
+        // The sentinel comes after all of them.
+        bench.offer(5, true, message("B", FINISHED));
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [receipt(5, "Ended")]);
+        let reader = &bench.service.client.pipeline.reader;
+        assert_eq!(reader.totals().expect("totals").failed, 4);
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
@@ -10,6 +10,7 @@ use crate::store::ledger::identity::{
     EventKey, Known, count_as_accepted, known, remember_retained,
 };
 use crate::store::ledger::packets::remember_packet;
+use crate::store::ledger::records::RETRY_OF;
 use crate::store::ledger::rows::{Entry, Queued, insert_unit, post_all};
 use crate::store::ledger::state::WriterState;
 
@@ -36,6 +37,8 @@ pub enum Part {
         /// Whether its trigger accepts retained messages. The ledger then remembers the last
         /// content of the topic until the next one.
         retained: bool,
+        /// Whether it is a retry, and only the first one of its unit may run.
+        first_retry: bool,
     },
     /// A refusal. The trigger is empty when the message could not be read at all.
     Refuse {
@@ -72,6 +75,8 @@ pub enum Acceptance {
     Fresh,
     /// It was in the ledger before.
     Known(Known),
+    /// It is not in the ledger: its unit was retried meanwhile, as this unit.
+    Retried(String),
 }
 
 /// Accepts an event that came at `at` (milliseconds since 1970) under this `boot`. Returns the
@@ -89,6 +94,12 @@ pub(super) fn accept(
     let mut payload = None;
     for part in parts {
         let before = known(tx, key, part.trigger(), topic)?;
+        if before.is_none()
+            && let Some(other) = retried_meanwhile(tx, part)?
+        {
+            became.push(Acceptance::Retried(other));
+            continue;
+        }
         let before = match (before, part) {
             // A refused event does not use its id up: it may run now.
             (Some(row), Part::Run { .. }) if row.unit.is_none() => {
@@ -141,6 +152,24 @@ pub(super) fn accept(
     let digest = key.sender.is_none().then_some(&key.digest);
     remember_packet(tx, key.packet, digest, at)?;
     Ok((became, queued))
+}
+
+/// Returns the other retry of the unit that `part` retries, if that must be the first one. The
+/// client has looked for it before, but may have had a request for it in the same commit.
+fn retried_meanwhile(tx: &Connection, part: &Part) -> rusqlite::Result<Option<String>> {
+    match part {
+        Part::Run {
+            unit,
+            first_retry: true,
+            ..
+        } => {
+            let mut query = tx.prepare_cached(RETRY_OF)?;
+            query
+                .query_row([&unit.retry_of], |row| row.get(0))
+                .optional()
+        }
+        Part::Run { .. } | Part::Refuse { .. } => Ok(None),
+    }
 }
 
 /// Inserts the row of an event. Its number is larger than all others, and its time is not smaller:

@@ -10,7 +10,7 @@ use crate::model::message::Route;
 use crate::model::unit::State;
 use crate::store::ledger::failure::wrong;
 use crate::store::ledger::identity::{self, EventKey, Known, Naming};
-use crate::store::ledger::records::{LastSpec, NARROW, Record, WHOLE, record, whole};
+use crate::store::ledger::records::{LastSpec, NARROW, RETRY_OF, Record, WHOLE, record, whole};
 use crate::store::ledger::rows::{Queued, read_message, read_payload, read_state};
 use crate::store::ledger::schema::{self, file};
 use crate::store::ledger::state::WriterState;
@@ -125,11 +125,8 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn retry_of(&self, id: &str) -> Result<Option<String>> {
-        // A retry comes after its unit, which has mostly ended a short time ago.
-        let sql = "SELECT id FROM unit WHERE retry_of = ?1
-                   AND seq > (SELECT seq FROM unit WHERE id = ?1) ORDER BY seq DESC LIMIT 1";
         self.connection
-            .prepare_cached(sql)
+            .prepare_cached(RETRY_OF)
             .and_then(|mut query| query.query_row(params![id], |row| row.get(0)).optional())
             .map_err(wrong)
     }

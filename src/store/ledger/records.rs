@@ -35,6 +35,11 @@ pub struct Record {
     pub note: Option<String>,
 }
 
+/// Finds the last retry of a unit. A retry comes after its unit, which has mostly ended a short time
+/// ago.
+pub(super) const RETRY_OF: &str = "SELECT id FROM unit WHERE retry_of = ?1
+     AND seq > (SELECT seq FROM unit WHERE id = ?1) ORDER BY seq DESC LIMIT 1";
+
 /// Columns of bounded size, in the order of [`record`]; the others follow.
 pub(super) const NARROW: &str =
     "seq, id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due,

@@ -101,6 +101,7 @@ impl Fixture {
                 unit: Arc::new(unit.clone()),
                 start,
                 retained: false,
+                first_retry: false,
             }],
         }
     }
