@@ -27,7 +27,8 @@ pub struct Control {
     /// Action: raise, retry, cancel, pause, resume or status
     #[arg(value_parser = one_of(any, &["raise", "retry", "cancel", "pause", "resume", "status"]))]
     action: String,
-    /// Id of the run to retry or cancel; with raise, attributes of the event as KEY=VALUE
+    /// Run to retry [default: the last failed one] or cancel [default: the only one that runs]: its
+    /// id, or the beginning or end of it; with raise, attributes of the event as KEY=VALUE
     #[arg(value_name = "UNIT")]
     words: Vec<String>,
     /// One attribute of the raised event; repeatable. Also written --attr KEY=VALUE
@@ -110,12 +111,7 @@ impl Tool for Control {
                 unit,
                 again: self.again,
             },
-            ("cancel", Some(unit)) => Action::Cancel { unit },
-            ("cancel", None) => {
-                return Err(Error::usage(
-                    "cancel needs a unit: 'status --json' lists those that run",
-                ));
-            }
+            ("cancel", unit) => Action::Cancel { unit },
             ("pause", None) => Action::Pause,
             ("resume", None) => Action::Resume,
             ("status", None) => Action::Status,

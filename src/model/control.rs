@@ -19,15 +19,15 @@ pub enum Action {
     },
     /// Run the event of an ended unit again; by default the last failed one.
     Retry {
-        /// Id of the unit.
+        /// Id of the unit, or the beginning or end of it.
         unit: Option<String>,
         /// Whether to run it also if it has succeeded, or was retried already.
         again: bool,
     },
-    /// End a unit.
+    /// End a unit; by default the only one that runs.
     Cancel {
-        /// Id of the unit.
-        unit: String,
+        /// Id of the unit, or the beginning or end of it.
+        unit: Option<String>,
     },
     /// Start nothing until `resume`; events are accepted and wait.
     Pause,
@@ -139,7 +139,7 @@ impl Action {
                 },
             }),
             Some("cancel") => Ok(Self::Cancel {
-                unit: take("unit")?.ok_or("cancel needs a unit")?,
+                unit: take("unit")?,
             }),
             Some("pause") => Ok(Self::Pause),
             Some("resume") => Ok(Self::Resume),
@@ -181,7 +181,7 @@ impl Action {
                 map.extend(attributes.clone());
             }
             Self::Cancel { unit } => {
-                map.insert("unit".into(), json!(unit));
+                map.extend(unit.iter().map(|unit| ("unit".to_owned(), json!(unit))));
             }
             Self::Retry { unit, again } => {
                 map.extend(unit.iter().map(|unit| ("unit".to_owned(), json!(unit))));
@@ -263,7 +263,10 @@ mod tests {
                 unit: Some("u".into()),
                 again: true,
             },
-            Action::Cancel { unit: "u".into() },
+            Action::Cancel { unit: None },
+            Action::Cancel {
+                unit: Some("u".into()),
+            },
             Action::Pause,
             Action::Resume,
             Action::Status,

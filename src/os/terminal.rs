@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 
 use rustix::termios::tcgetwinsize;
 
+use crate::model::unit::short_id;
+
 /// Width of a terminal that reports none, columns: that of a VT100.
 const WIDTH: usize = 80;
 
@@ -50,6 +52,15 @@ impl Terminal {
         Self {
             width: Some(width.unwrap_or(WIDTH)),
             colour: named("NO_COLOR").is_none() && named("TERM").is_none_or(|term| term != "dumb"),
+        }
+    }
+
+    /// Returns the id of a unit as it is shown there: short for a person, whole for a program.
+    #[must_use]
+    pub fn id<'a>(&self, id: &'a str) -> &'a str {
+        match self.is_terminal() {
+            true => short_id(id),
+            false => id,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::control::{Action, Envelope, refusal};
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::roots::Content;
+use crate::model::table::{self, Colour};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
@@ -20,6 +21,7 @@ use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
+use crate::os::terminal::Terminal;
 use crate::tools::message::{origin, sender};
 use crate::tools::roots;
 
@@ -185,40 +187,125 @@ fn shown(options: &Options, answer: &Value) -> String {
         return escaped_json(&json::to_text(answer));
     }
     let who = &options.who;
-    let unit = || printable(super::text(answer, "unit").unwrap_or("?"), 80);
+    let terminal = Terminal::of_stdout();
+    let unit = || {
+        let id = super::text(answer, "unit").unwrap_or("?");
+        printable(terminal.id(id), 80)
+    };
     match &options.action {
         Action::Raise { .. } => format!("{who}: raised as unit {}", unit()),
         Action::Retry { .. } => format!("{who}: tried again as unit {}", unit()),
         Action::Cancel { .. } => format!("{who}: canceling unit {}", unit()),
         Action::Pause => format!("{who}: paused"),
         Action::Resume => format!("{who}: resumed"),
-        Action::Status => status_line(who, answer),
+        Action::Status => match terminal.width {
+            Some(width) => status_lines(who, answer, terminal, width),
+            None => status_line(who, answer),
+        },
     }
 }
 
+/// The numbers of a status answer, as parts of sentences.
+struct Numbers<'a>(&'a Value);
+
+impl Numbers<'_> {
+    fn at(&self, path: &str) -> u64 {
+        self.0.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    fn host(&self) -> String {
+        printable(super::text(self.0, "host").unwrap_or("?"), 80)
+    }
+
+    fn uptime(&self) -> String {
+        duration::text(Duration::from_secs(self.at("/uptime")))
+    }
+
+    fn is_paused(&self) -> bool {
+        self.0.get("paused") == Some(&Value::Bool(true))
+    }
+
+    /// Returns the ids of the units that run.
+    fn running(&self) -> impl ExactSizeIterator<Item = &str> {
+        let list = self.0.get("running").and_then(Value::as_array);
+        let list = list.map_or(&[][..], Vec::as_slice).iter();
+        list.map(|unit| unit.as_str().unwrap_or("?"))
+    }
+
+    fn runs(&self) -> String {
+        format!(
+            "{} running, {} waiting, {} succeeded, {} failed, {} canceled",
+            self.running().len(),
+            self.at("/waiting"),
+            self.at("/units/succeeded"),
+            self.at("/units/failed"),
+            self.at("/units/canceled"),
+        )
+    }
+
+    fn events(&self) -> String {
+        format!(
+            "{} accepted, {} duplicate, {} refused, {} ignored",
+            self.at("/events/accepted"),
+            self.at("/events/duplicate"),
+            self.at("/events/refused"),
+            self.at("/events/ignored"),
+        )
+    }
+}
+
+/// Returns the status for a program: one line.
 fn status_line(who: &str, answer: &Value) -> String {
-    let number = |path: &str| answer.pointer(path).and_then(Value::as_u64).unwrap_or(0);
-    let running = answer
-        .get("running")
-        .and_then(Value::as_array)
-        .map_or(0, Vec::len);
-    let paused = match answer.get("paused") {
-        Some(Value::Bool(true)) => ", paused",
-        _ => "",
-    };
+    let numbers = Numbers(answer);
+    let paused = if numbers.is_paused() { ", paused" } else { "" };
     format!(
-        "{who}: on {} for {}{paused}, {running} running, {} waiting, {} succeeded, {} failed, \
-         {} canceled; events: {} accepted, {} duplicate, {} refused, {} ignored; {} statuses to send",
-        printable(super::text(answer, "host").unwrap_or("?"), 80),
-        duration::text(Duration::from_secs(number("/uptime"))),
-        number("/waiting"),
-        number("/units/succeeded"),
-        number("/units/failed"),
-        number("/units/canceled"),
-        number("/events/accepted"),
-        number("/events/duplicate"),
-        number("/events/refused"),
-        number("/events/ignored"),
-        number("/outbox"),
+        "{who}: on {} for {}{paused}, {}; events: {}; {} statuses to send",
+        numbers.host(),
+        numbers.uptime(),
+        numbers.runs(),
+        numbers.events(),
+        numbers.at("/outbox"),
     )
 }
+
+/// Maximum number of runs that a status names on a terminal.
+const MAX_NAMED: usize = 8;
+
+/// Returns the status for a person: a line for each subject, cut to `width` columns.
+fn status_lines(who: &str, answer: &Value, terminal: Terminal, width: usize) -> String {
+    let numbers = Numbers(answer);
+    let (state, colour) = match numbers.is_paused() {
+        true => ("paused", Colour::of_state("paused")),
+        false => ("online", Colour::of_state("online")),
+    };
+    let mut units: Vec<String> = numbers
+        .running()
+        .take(MAX_NAMED)
+        .map(|id| printable(terminal.id(id), 80))
+        .collect();
+    if numbers.running().len() > MAX_NAMED {
+        units.push("…".to_owned());
+    }
+    let statuses = format!("{} to send", numbers.at("/outbox"));
+    let rows = [
+        ("pipeline", who.to_owned()),
+        ("state", state.to_owned()),
+        ("host", numbers.host()),
+        ("uptime", numbers.uptime()),
+        ("runs", numbers.runs()),
+        ("running", units.join(" ")),
+        ("events", numbers.events()),
+        ("statuses", statuses),
+    ];
+    let lines = rows.iter().filter(|(_, text)| !text.is_empty());
+    let lines = lines.map(|(name, text)| {
+        let text = table::cut(text, width.saturating_sub(NAMES + 2));
+        let colour = colour.filter(|_| *name == "state" && terminal.colour);
+        let text = colour.map_or(text.clone(), |colour| colour.paint(&text));
+        format!("{name:NAMES$}  {text}")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Width of the names of the subjects of a status, columns.
+const NAMES: usize = 8;

@@ -201,6 +201,47 @@ fn cancel_ends_what_runs_and_drops_what_waits() {
 }
 
 #[test]
+fn a_request_takes_a_part_of_an_id_and_cancel_the_only_run() {
+    let world = World::new();
+    let hold = r#"echo "$ATTR_N" >>"$OUT/runs"; [ -e "$OUT/free" ] || sleep 1000"#;
+    let client = world.client("part", &["-t", SEQ, "-c", hold, "--jobs", "2"]);
+    let cancel = |unit: &[&str]| world.control(&[&["part", "cancel"], unit].concat());
+    let (code, _, stderr) = cancel(&[]);
+    assert_eq!(code, 65);
+    assert!(
+        stderr.contains("'tael control part cancel UNIT --root lab' drops one that waits"),
+        "{stderr}"
+    );
+    event(&world, "1");
+    let first = first_running(&world, "part");
+    event(&world, "2");
+    wait_until("both run", || world.lines("runs").len() == 2);
+    // Nothing is canceled while it is not clear what is meant.
+    let (code, _, stderr) = cancel(&[]);
+    assert_eq!(code, 65);
+    let command = format!("'tael control part cancel {first} --root lab'");
+    assert!(stderr.contains(&command), "{stderr}");
+    assert_eq!(stderr.matches("'tael control").count(), 2, "{stderr}");
+    let (code, _, stderr) = cancel(&["0"]);
+    assert_eq!(code, 65);
+    assert!(stderr.contains("is a part of several ids"), "{stderr}");
+    let (code, stdout, stderr) = cancel(&[&first[20..].to_lowercase()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stdout, format!("part: canceling unit {first}\n"));
+    world.wait_report("part", "/units/canceled", 1);
+    // Now only one runs.
+    let (code, stdout, stderr) = cancel(&[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(!stdout.contains(&first), "{stdout}");
+    world.wait_report("part", "/units/canceled", 2);
+    fs::write(world.path("free"), "").expect("free");
+    assert_eq!(world.control(&["part", "retry", &first[20..]]).0, 0);
+    world.wait_report("part", "/units/succeeded", 1);
+    assert_eq!(world.lines("runs"), ["1", "2", "1"]);
+    client.stop();
+}
+
+#[test]
 fn retry_runs_the_event_of_a_failed_unit_again() {
     let world = World::new();
     let command = format!(r#"{RECORD}; cat >>"$OUT/stdin"; [ -e "$OUT/fixed" ]"#);
@@ -236,7 +277,7 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
     );
     for (arguments, text) in [
         (&["x", "dance"][..], "'dance'"),
-        (&["x", "cancel"], "unit"),
+        (&["x", "cancel", "U", "V"], "one unit"),
         (&["x", "pause", "U"], "takes no unit"),
         (&["x", "status", "--attr", "a", "b"], "raise only"),
         (&["x", "raise", "--attr", "action", "b"], "'action'"),

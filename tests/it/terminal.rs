@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::common::pty::{Terminal, golden, masked};
 use crate::common::raw::{self, Raw};
-use crate::common::{World, bare_command};
+use crate::common::{World, bare_command, wait_until};
 use serde_json::{Value, json};
 
 fn shell(script: &str) -> Command {
@@ -266,4 +266,49 @@ fn the_list_of_events_fits_the_terminal() {
         masked(&screen, "unit @@@@@@", "unit 4TQ2XN")
     });
     client.stop();
+}
+
+#[test]
+fn the_answers_of_a_pipeline_fit_the_terminal() {
+    let world = World::new();
+    let arguments = ["-t", "lab/seq/status", "-c", "sleep 1000", "--jobs", "2"];
+    let client = world.client("align", &arguments);
+    world.message("lab/seq/status", &[("status", "started")]);
+    world.wait_report("align", "/events/ignored", 1);
+    for _ in 0..3 {
+        world.message("lab/seq/status", &[("status", "finished")]);
+    }
+    world.wait_report("align", "/waiting", 1);
+    wait_until("two run", || {
+        world.report("align")["running"][1].is_string()
+    });
+    world.wait_report("align", "/outbox", 0);
+    let command = || world.tael(["control", "align", "status", "--root", "lab"]);
+    let host = nix::unistd::gethostname().expect("name");
+    let host = host.into_string().expect("text");
+    looks("control-status", command, |_, _, terminal| {
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 0, "{screen}");
+        let screen = screen.replace(&format!("host      {host}"), "host      node7");
+        // It may be a minute on a machine under load.
+        let uptime = screen.lines().find(|line| line.starts_with("uptime    "));
+        let screen = screen.replace(uptime.expect("uptime"), "uptime    5s");
+        masked(
+            &screen,
+            "running   @@@@@@ @@@@@@",
+            "running   4TQ2XN 5Z0RW1",
+        )
+    });
+    let cancel = || world.tael(["control", "align", "cancel", "--root", "lab"]);
+    let running = world.report("align")["running"].clone();
+    let mut command = cancel();
+    let end = |id: &str| id[id.len() - 6..].to_owned();
+    let first = end(running[0].as_str().expect("id"));
+    command.arg(&first);
+    let (code, screen) = Terminal::start(command, 80).end();
+    assert_eq!(
+        (code, screen),
+        (0, format!("align: canceling unit {first}\n"))
+    );
+    client.kill();
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tracing::info;
 
+use crate::engine::config::Config;
 use crate::engine::intake::judge;
 use crate::engine::intake::offer::Subject;
 use crate::engine::pipeline::{Pipeline, now_ms};
@@ -16,9 +17,11 @@ use crate::model::event::{self, Attributes};
 use crate::model::message::Delivery;
 use crate::model::status;
 use crate::model::trigger::Trigger;
+use crate::model::unit::State;
 use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{Again, EventKey, Refused, Totals};
+use crate::store::ledger::listing::with_part;
+use crate::store::ledger::{Again, EventKey, Reader, Record, Refused, Totals};
 use crate::store::mark;
 
 /// Why a request is refused: the exit code for the requester, and a text for people.
@@ -144,7 +147,7 @@ impl Request {
             Ok(Action::Retry { unit, again }) => {
                 room().and_then(|()| self.retry(pipeline, unit.as_deref(), again))
             }
-            Ok(Action::Cancel { unit }) => cancel(pipeline, unit),
+            Ok(Action::Cancel { unit }) => cancel(pipeline, unit.as_deref()),
             Ok(Action::Pause) => Ok(Demand::Pause(true)),
             Ok(Action::Resume) => Ok(Demand::Pause(false)),
             Ok(Action::Status) => {
@@ -208,13 +211,12 @@ impl Request {
     ) -> Result<Demand, Refusal> {
         let reader = &pipeline.reader;
         let record = match unit {
-            Some(id) => reader.unit(id).map_err(unavailable)?,
-            None => reader.last_failed().map_err(unavailable)?,
+            Some(unit) => named(reader, unit)?,
+            None => {
+                let last = reader.last_failed().map_err(unavailable)?;
+                last.ok_or_else(|| (Kind::Data, "no run has failed".to_owned()))?
+            }
         };
-        let record = record.ok_or_else(|| match unit {
-            Some(id) => (Kind::Data, format!("there is no unit '{id}'")),
-            None => (Kind::Data, "no run has failed".to_owned()),
-        })?;
         if !record.state.is_end() {
             return Err((Kind::Data, format!("unit {} has not ended", record.unit.id)));
         }
@@ -258,9 +260,53 @@ fn chosen<'a>(pipeline: &'a Pipeline, name: Option<&str>) -> Result<&'a Trigger,
     }
 }
 
-fn cancel(pipeline: &Pipeline, unit: String) -> Result<Demand, Refusal> {
-    let record = pipeline.reader.unit(&unit).map_err(unavailable)?;
-    let record = record.ok_or_else(|| (Kind::Data, format!("there is no unit '{unit}'")))?;
+/// Maximum number of units that a refusal names.
+const MAX_CANDIDATES: usize = 4;
+
+/// Maximum length of what a request calls a unit, bytes.
+const MAX_NAME: usize = 128;
+
+/// Returns the unit that is called `name`, or whose id begins or ends so.
+fn named(reader: &Reader, name: &str) -> Result<Record, Refusal> {
+    let none = || (Kind::Data, format!("there is no unit '{name}'"));
+    if name.is_empty() || name.len() > MAX_NAME {
+        return Err((Kind::Data, "no unit is called so".to_owned()));
+    }
+    if let Some(record) = reader.unit(name).map_err(unavailable)? {
+        return Ok(record);
+    }
+    let found = with_part(reader, name, MAX_CANDIDATES + 1).map_err(unavailable)?;
+    match &found[..] {
+        [] => Err(none()),
+        // What is found by a part lacks variables.
+        [only] => reader
+            .unit(&only.unit.id)
+            .map_err(unavailable)?
+            .ok_or_else(none),
+        several => {
+            let list = candidates(several, |unit| unit.to_owned());
+            let cause = format!("'{name}' is a part of several ids: {list}: write more of it");
+            Err((Kind::Data, cause))
+        }
+    }
+}
+
+/// Returns some of the units for a refusal, each as `text` of its id, and whether there are more.
+fn candidates(found: &[Record], text: impl Fn(&str) -> String) -> String {
+    let ids = found.iter().take(MAX_CANDIDATES);
+    let mut list: Vec<String> = ids.map(|record| text(&record.unit.id)).collect();
+    if found.len() > MAX_CANDIDATES {
+        list.push("…".to_owned());
+    }
+    list.join(", ")
+}
+
+fn cancel(pipeline: &Pipeline, unit: Option<&str>) -> Result<Demand, Refusal> {
+    let record = match unit {
+        Some(unit) => named(&pipeline.reader, unit)?,
+        None => only_running(pipeline)?,
+    };
+    let unit = record.unit.id.clone();
     if record.state.is_end() {
         return Err((
             Kind::Data,
@@ -271,4 +317,28 @@ fn cancel(pipeline: &Pipeline, unit: String) -> Result<Demand, Refusal> {
         lane: record.unit.lane().to_owned(),
         unit,
     })
+}
+
+/// Returns the unit that runs, if only one does.
+fn only_running(pipeline: &Pipeline) -> Result<Record, Refusal> {
+    let Config { who, root, .. } = &pipeline.config;
+    let command = |unit: &str| format!("'tael control {who} cancel {unit} --root {root}'");
+    let page = pipeline.reader.live_page(State::Running, 0);
+    let mut running = page.map_err(unavailable)?;
+    match (running.pop(), running.is_empty()) {
+        (None, _) => {
+            let cause = format!(
+                "no run is running; {} drops one that waits",
+                command("UNIT")
+            );
+            Err((Kind::Data, cause))
+        }
+        (Some(only), true) => Ok(only),
+        (Some(last), false) => {
+            running.push(last);
+            let list = candidates(&running, command);
+            let cause = format!("more than one run is running; say which: {list}");
+            Err((Kind::Data, cause))
+        }
+    }
 }

@@ -134,7 +134,8 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
         } => find_begun(scope, which)
             .and_then(|found| {
                 if which.is_newest() && Terminal::of_stderr().is_terminal() {
-                    say(&format!("unit {} of {}", found.record.unit.id, found.who));
+                    let id = Terminal::of_stderr().id(&found.record.unit.id);
+                    say(&format!("unit {id} of {}", found.who));
                 }
                 results::results(&found, *stream, *follow, *from)
             })
@@ -286,6 +287,7 @@ impl Found {
         if named == Some(id) {
             return Ok(());
         }
+        let id = Terminal::of_stdout().id(id);
         crate::tools::print(&format!("{done} unit {id} of {}", self.who))
     }
 

@@ -19,6 +19,7 @@ use crate::os::host::new_id;
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::os::socket;
+use crate::os::terminal::Terminal;
 use crate::store::ledger::{Done, Op};
 use crate::tools::work::find::{Which, find};
 use crate::tools::work::{Found, LOOK, Scope};
@@ -52,13 +53,17 @@ pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Re
     let who = &found.who;
     let taken = client.is_ok_and(|client| is_taken(client).unwrap_or(false));
     if !taken && !is_taken_up(&found.pipeline, &id)? {
+        let id = Terminal::of_stderr().id(&id);
         say(&format!(
             "unit {id} waits in the ledger of {who}: its client starts it when it is started"
         ));
     }
     match json {
         true => crate::tools::print_json(&json!({"unit": id, "retries": old, "pipeline": who}))?,
-        false => crate::tools::print(&format!("{who}: tried again as unit {id}"))?,
+        false => {
+            let id = Terminal::of_stdout().id(&id);
+            crate::tools::print(&format!("{who}: tried again as unit {id}"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
