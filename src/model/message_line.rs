@@ -32,8 +32,8 @@ pub struct MessageLine {
 }
 
 impl MessageLine {
-    /// Returns the line of a message; `None` for one that repeats another. `all` shows such a message
-    /// too, and whole topics and all attributes of each.
+    /// Returns the line of a message; `None` for one that repeats another, or is only for who asked.
+    /// `all` shows such a message too, and whole topics and all attributes of each.
     #[must_use]
     pub fn of(delivery: &Delivery, all: bool) -> Option<Self> {
         let text = String::from_utf8_lossy(&delivery.topic);
@@ -41,6 +41,8 @@ impl MessageLine {
         let topic = match &own {
             // The status says the same at the same time.
             Some(own) if own.name == "last" && !all => return None,
+            // The answer to a request. Its topic would widen the column for all lines that follow.
+            Some(own) if own.is_reply() && !all => return None,
             Some(own) if !all => own.short(),
             _ => printable_bytes(&delivery.topic, 200),
         };
@@ -223,6 +225,9 @@ mod tests {
         let last = format!("{pipeline}/last");
         assert_eq!(shown(&last, r#"{"last":{}}"#, false), None);
         assert!(shown(&last, r#"{"last":{}}"#, true).is_some());
+        let reply = format!("{pipeline}/reply/01JBV7Y3ZK8Q5W2N4T6R9M1XCD");
+        assert_eq!(shown(&reply, r#"{"ok":true}"#, false), None);
+        assert!(shown(&reply, r#"{"ok":true}"#, true).is_some());
     }
 
     #[test]

@@ -328,6 +328,12 @@ impl<'a> PipelineTopic<'a> {
         Some(Self { root, who, name })
     }
 
+    /// Returns whether it is the topic of the answer to a request, as [`PipelineTopics::reply`] has it.
+    #[must_use]
+    pub fn is_reply(&self) -> bool {
+        self.name.starts_with("reply/")
+    }
+
     /// Returns it as people read it, printable: `lab/…/align/status`.
     #[must_use]
     pub fn short(&self) -> String {

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::Result;
 use crate::model::message::{Message, Properties, Qos};
-use crate::model::{status, topic};
+use crate::model::{duration, status, topic};
 use crate::net::mqtt::Refused;
 use crate::net::oneshot;
 use crate::net::options::BrokerOptions;
@@ -80,6 +80,11 @@ async fn beats(options: &Options) -> Result<()> {
     };
     let mut session = Session::new(sender(&options.broker), nothing).lasting();
     let qos = options.qos.min(Qos::AtLeastOnce);
+    info!(
+        "a beat on '{}' every {}",
+        options.topic,
+        duration::text(options.interval)
+    );
     let mut next = Instant::now();
     // A beat is about now, so a missed one is not published later.
     let mut online = false;

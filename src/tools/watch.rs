@@ -15,6 +15,7 @@ use crate::model::topic::Filter;
 use crate::model::{json, marker, moment};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::logging;
 use crate::os::signals::{self, Stop};
 use crate::os::terminal::Terminal;
 use crate::tools::listener;
@@ -64,28 +65,75 @@ async fn watch(options: &Options) -> Result<()> {
     }
     let mut lines = Lines::new(Terminal::of_stdout());
     let mut left = options.count.unwrap_or(u64::MAX);
+    let mut early = Early::default();
     while left > 0 {
         let event = tokio::select! {
             () = stop.requested() => break,
             event = session.next() => event?,
         };
-        if let Event::Received(received) = event {
-            let delivery = &received.delivery;
-            let line = match is_dropped(delivery, &options.drop) {
-                true => None,
-                false if options.json => Some(json_line(delivery)),
-                false => MessageLine::of(delivery, options.all)
-                    .map(|message| lines.line(&clock(), &message)),
-            };
-            if let Some(line) = line {
-                super::print(&line)?;
-                left -= 1;
+        match event {
+            Event::Online => {
+                // The log has a thread of its own.
+                logging::flush();
+                early.print()?;
+                early.online = true;
             }
-            session.acknowledge(&received.ack);
+            Event::Offline => {
+                early.print()?;
+                early.online = false;
+            }
+            Event::Received(received) => {
+                let delivery = &received.delivery;
+                let line = match is_dropped(delivery, &options.drop) {
+                    true => None,
+                    false if options.json => Some(json_line(delivery)),
+                    false => MessageLine::of(delivery, options.all)
+                        .map(|message| lines.line(&clock(), &message)),
+                };
+                if let Some(line) = line {
+                    early.add(line)?;
+                    left -= 1;
+                }
+                session.acknowledge(&received.ack);
+            }
+            _ => {}
         }
     }
+    early.print()?;
     session.close().await;
     Ok(())
+}
+
+/// Maximum number of lines that wait for the connection to be complete. More are printed at once.
+const MAX_EARLY: usize = 1000;
+
+/// Lines of messages that a broker sends before it has answered the subscription, retained ones as a
+/// rule. They follow the log line about the connection.
+#[derive(Default)]
+struct Early {
+    lines: Vec<String>,
+    online: bool,
+}
+
+impl Early {
+    /// Prints a line, now or after the log line.
+    fn add(&mut self, line: String) -> Result<()> {
+        if self.online {
+            return super::print(&line);
+        }
+        self.lines.push(line);
+        match self.lines.len() < MAX_EARLY {
+            true => Ok(()),
+            false => self.print(),
+        }
+    }
+
+    /// Prints the lines that wait.
+    fn print(&mut self) -> Result<()> {
+        self.lines
+            .drain(..)
+            .try_for_each(|line| super::print(&line))
+    }
 }
 
 pub(super) fn clock() -> String {

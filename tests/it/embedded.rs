@@ -208,3 +208,15 @@ fn a_packet_larger_than_the_broker_takes_is_refused() {
         "--max-packet",
     );
 }
+
+/// docs/broker.md says so.
+#[test]
+fn it_does_not_say_that_no_client_subscribes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (broker, port) = broker(&dir, &[]);
+    let mut message = bare_command(&dir, "tael-message");
+    message.args(["-t", "lab/t", "-H", "127.0.0.1", "-p", &port.to_string()]);
+    let (code, _, stderr) = ran(message.arg("--need-listener"));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    broker.stop();
+}

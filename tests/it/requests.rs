@@ -305,7 +305,8 @@ fn a_bound_on_loops_is_for_statuses_unless_wanted_otherwise_and_loses_nothing() 
     (1..=62).for_each(|n| status(&mut raw, n, &[]));
     wanted.extend((1..=62).map(|n| format!("{n}0")));
     scene.have_run(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(client.log_text().contains("--loop-rate"));
+    // The log has a thread of its own.
+    wait_until("it is logged", || client.log_text().contains("--loop-rate"));
     client.kill();
 }
 

@@ -25,6 +25,67 @@ fn line(lines: &mut impl BufRead) -> String {
 }
 
 #[test]
+fn retained_messages_follow_the_line_about_the_connection() {
+    let world = World::new();
+    let mut retain = world.tael(["message", "-t", "lab/ready", "--retain", "k=v"]);
+    assert_eq!(ran(&mut retain).0, 0);
+    // One pipe for both streams, as on a terminal.
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let mut command = world.tael(["watch", "-t", "lab/#"]);
+    command.stdout(writer.try_clone().expect("clone"));
+    let child = command.stderr(writer).spawn().expect("watch");
+    // Otherwise the pipe stays open here.
+    drop(command);
+    let log = world.path("none");
+    let _process = Process { child, log };
+    let mut before = Vec::new();
+    for line in BufReader::new(reader).lines().map_while(Result::ok) {
+        if line.contains("lab/ready") && line.contains("k=v") {
+            break;
+        }
+        before.push(line);
+    }
+    let connected = before.iter().filter(|line| line.contains("connected to"));
+    assert_eq!(connected.count(), 1, "{before:?}");
+}
+
+#[test]
+fn daemons_log_once_what_they_serve() {
+    let world = World::new();
+    let beacon = world.tael(["beacon", "--root", "lab", "--interval", "100ms"]);
+    let beacon = world.spawn(beacon);
+    let beats = || {
+        beacon
+            .log_text()
+            .lines()
+            .filter(|line| line.ends_with(" beat"))
+            .count()
+    };
+    wait_until("it has beaten twice", || beats() >= 2);
+    let log = beacon.log_text();
+    let topic = "a beat on 'lab/test/beacon/status' every 100ms";
+    assert_eq!(log.matches(topic).count(), 1, "{log}");
+    beacon.stop();
+}
+
+#[test]
+#[cfg_attr(not(feature = "embedded-broker"), ignore = "there is no `tael broker`")]
+fn a_broker_logs_where_it_listens_and_prints_nothing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut command = bare_command(&dir, "tael");
+    command.args(["broker", "--listen", "127.0.0.1:0", "--log", "stderr"]);
+    command.env_remove("TAEL_LOG").stdout(Stdio::piped());
+    let mut broker = common::spawn(&dir, &mut command);
+    wait_until("it listens", || broker.log_text().contains('\n'));
+    let log = broker.log_text();
+    assert!(log.contains("listening on mqtt://127.0.0.1:"), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let stdout = broker.child.stdout.take().expect("stdout");
+    broker.stop();
+    assert_eq!(std::io::read_to_string(stdout).expect("stdout"), "");
+}
+
+#[test]
 fn watch_prints_one_readable_line_a_message() {
     let world = World::new();
     let (mut process, mut lines) =

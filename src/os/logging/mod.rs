@@ -117,8 +117,7 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
 /// Prints `text` on one line of stderr, independently of the log.
 pub fn say(text: &str) {
     STDERR.push(format!("tael: {}\n", printable(text, MAX_LINE)).into_bytes());
-    // Later output must come after it.
-    STDERR.flush(LAST_WORDS);
+    flush();
 }
 
 /// Returns whether a person watches the log: it goes to a terminal, and shows more than warnings.
@@ -130,6 +129,11 @@ pub fn is_watched() -> bool {
 /// Shows a printable line of a run beside the log; never blocks.
 pub fn show(line: &str) {
     STDERR.push(format!("{line}\n").into_bytes());
+}
+
+/// Writes the lines that wait for stderr, within a bounded time, before other output goes on.
+pub fn flush() {
+    STDERR.flush(LAST_WORDS);
 }
 
 /// Writes the lines that wait, within a bounded time, before the process ends.

@@ -20,14 +20,22 @@ struct Voice {
     last: Option<String>,
 }
 
+impl Voice {
+    fn has_ended(&self) -> bool {
+        self.last.as_deref() == Some(TERMINATED)
+    }
+}
+
 /// State of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Held,
     /// It has failed, with this exit code.
     Failed(i32),
-    /// It is gone.
+    /// It is gone: its connection broke.
     Lost,
+    /// It has ended, and says nothing any more.
+    Ended,
     NotYet,
 }
 
@@ -73,6 +81,11 @@ impl Heard {
         }
     }
 
+    /// Returns whether `name` has ended, and was not started again.
+    pub fn has_ended(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(Voice::has_ended)
+    }
+
     /// Returns the state of a wait for `status` of `name`. With `exact` the whole status must be
     /// equal; otherwise it must contain it.
     pub fn judge(&self, name: &str, status: &str, exact: bool) -> Verdict {
@@ -87,12 +100,24 @@ impl Heard {
                 said.contains(status)
             }
         };
-        if voice.since.iter().any(fits) || (status == ALIVE && voice.present) {
+        // These two are states: they hold whatever was sent since.
+        let is = match status {
+            ALIVE => voice.present,
+            TERMINATED => voice.has_ended(),
+            _ => false,
+        };
+        // Either may be started again.
+        let gone = status != ALIVE;
+        if is || voice.since.iter().any(fits) {
             Verdict::Held
-        } else if voice.lost && status != ALIVE {
+        } else if gone && voice.lost {
             Verdict::Lost
+        } else if let Some(code) = voice.failed {
+            Verdict::Failed(code)
+        } else if gone && voice.has_ended() {
+            Verdict::Ended
         } else {
-            voice.failed.map_or(Verdict::NotYet, Verdict::Failed)
+            Verdict::NotYet
         }
     }
 
@@ -173,6 +198,28 @@ mod tests {
         );
         heard.node("m", "TERMINATED", false);
         assert_eq!(heard.judge("m", "ALIVE", false), Verdict::NotYet);
+    }
+
+    #[test]
+    fn who_has_ended_keeps_nobody_waiting() {
+        let mut heard = Heard::default();
+        let judge = |heard: &Heard, status: &str| heard.judge("n", status, false);
+        heard.node("n", "TERMINATED", true);
+        assert_eq!(judge(&heard, "STARTED"), Verdict::Ended, "since yesterday");
+        assert_eq!(judge(&heard, "ALIVE"), Verdict::NotYet, "it may be started");
+        heard.told("n");
+        assert_eq!(judge(&heard, "TERMINATED"), Verdict::Held);
+        heard.node("n", "ALIVE", false);
+        assert!(!heard.has_ended("n"));
+        heard.told("n");
+        assert_eq!(judge(&heard, "TERMINATED"), Verdict::NotYet);
+        heard.node("n", "FAILED 3", false);
+        heard.node("n", "TERMINATED", false);
+        assert_eq!(
+            judge(&heard, "STARTED"),
+            Verdict::Failed(3),
+            "before it ended"
+        );
     }
 
     #[test]

@@ -58,7 +58,12 @@ async fn act(
     text: &str,
 ) -> Result<(), Failure> {
     match &step.action {
-        Action::Send { nodes, message, at } => send(player, nodes, message, *at).await,
+        Action::Send { nodes, message, at } => {
+            hear(player, nodes, message)?;
+            send(player, nodes, message, *at).await?;
+            // Its first status comes before the broker confirms the first command.
+            hear(player, nodes, message)
+        }
         Action::WaitFor {
             nodes,
             status,
@@ -79,6 +84,22 @@ async fn act(
         Action::Raise { who, attributes } => raise(player, who, attributes).await,
         Action::Run(command) => shell(player, command, begun, text).await,
     }
+}
+
+/// Fails if one of `nodes` has ended: it does not get `message`. It needs no TERMINATE.
+fn hear(player: &Player<'_>, nodes: &[String], message: &str) -> Result<(), Failure> {
+    let ended = nodes.iter().find(|name| player.heard.has_ended(name));
+    match ended {
+        Some(name) if message.split_whitespace().next() != Some(node::TERMINATE) => {
+            Err(ended_node(name))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ended_node(name: &str) -> Failure {
+    let cause = format!("{name} has ended (its STATUS is TERMINATED): start it with 'tael node'");
+    Failure::new(Kind::Unavailable, cause)
 }
 
 async fn send(
@@ -160,6 +181,7 @@ async fn wait_for(
                     let cause = format!("{name} is lost: its connection broke");
                     return Err(Failure::new(Kind::Unavailable, cause));
                 }
+                Verdict::Ended => return Err(ended_node(name)),
                 Verdict::Held | Verdict::NotYet => {}
             }
         }
