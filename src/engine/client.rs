@@ -87,7 +87,11 @@ impl Client {
     pub fn settle(&mut self, receipt: Receipt, progress: Progress<'_>) {
         match receipt {
             Receipt::None => {}
-            Receipt::Mqtt(ack) => self.link.session.acknowledge(&ack),
+            Receipt::Mqtt(ack) => {
+                if let Some(packet) = self.link.session.acknowledge(&ack) {
+                    self.intake.redelivery.settled(packet);
+                }
+            }
             #[cfg(test)]
             Receipt::Script(receipt) => receipt.spend(progress),
         }
@@ -147,7 +151,7 @@ impl Client {
             }
             Event::Received(SessionReceived { delivery, ack }) => {
                 let redelivery = &mut self.intake.redelivery;
-                redelivery.delivered(delivery.packet, delivery.duplicate);
+                redelivery.delivered(delivery.packet, delivery.duplicate, now_ms());
                 return Some((delivery, Receipt::Mqtt(ack)));
             }
         }

@@ -384,11 +384,9 @@ impl Service {
                 Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
                 event = self.client.link.session.next(), if !leaving || self.client.takes_more() => {
                     let received = self.client.on_session(event?);
+                    // Otherwise it is not acknowledged, so the next client gets it.
                     if leaving {
                         self.on_received(received);
-                    } else if received.is_some() {
-                        // It is not acknowledged, so the next client gets it.
-                        self.client.intake.redelivery.left();
                     }
                 }
                 () = sleep_until(stopping.deadline) => break,

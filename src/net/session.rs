@@ -378,16 +378,19 @@ impl Session {
         matches!(&self.state, State::Open { connection, .. } if connection.is_stalled())
     }
 
-    /// Acknowledges a message after all earlier ones. After the end of its connection it does
-    /// nothing: the broker sends the message again.
-    pub fn acknowledge(&mut self, ack: &SessionAck) {
-        if let State::Open { connection, .. } = &self.state
-            && ack.connection == self.connections
-        {
-            for ack in self.acks.safe(&ack.ack) {
-                connection.acknowledge(ack);
-            }
+    /// Acknowledges a message after all earlier ones, and returns its packet identifier. After the end
+    /// of its connection it does nothing: the broker sends the message again.
+    pub fn acknowledge(&mut self, ack: &SessionAck) -> Option<u16> {
+        let State::Open { connection, .. } = &self.state else {
+            return None;
+        };
+        if ack.connection != self.connections {
+            return None;
         }
+        for ack in self.acks.safe(&ack.ack) {
+            connection.acknowledge(ack);
+        }
+        Some(ack.ack.packet())
     }
 
     /// Says goodbye within a bounded time. Publishes in flight may be lost.

@@ -322,6 +322,36 @@ fn what_a_client_leaves_while_it_stops_runs_once() {
     scene.have_run(&["1", "2"]);
 }
 
+#[test]
+fn a_redelivery_that_waits_for_room_runs_once() {
+    let scene = Scene::new();
+    let client = start(&scene);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], false));
+    // The broker answers none of the statuses, and our acknowledgement is lost with the connection.
+    hear_unanswered(&mut raw, |m| m.text().contains(r#""status":"finished""#));
+    client.kill();
+    drop(raw);
+    assert!(untold(&scene) > 0);
+    // The next client has no room for the message, while the broker answers the statuses.
+    let mut full = command(&scene);
+    full.env("TAEL_TEST_MAX_WAITING", "0");
+    let full = scene.spawn(&mut full);
+    let mut raw = scene.broker.accept();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    finished(&mut raw);
+    all_told(&scene);
+    full.kill();
+    drop(raw);
+    let _client = start(&scene);
+    let mut raw = scene.online();
+    raw.send(&publish(SEQ, ONE, Some(1), &[], true));
+    raw.serve_until_acknowledged(1);
+    raw.send(&publish(SEQ, TWO, Some(2), &[], false));
+    raw.serve_until_acknowledged(2);
+    scene.have_run(&["1", "2"]);
+}
+
 /// Waits for a publish that is `wanted`, without acknowledging any.
 fn hear_unanswered(raw: &mut Raw, wanted: impl Fn(&Heard) -> bool) -> Heard {
     loop {

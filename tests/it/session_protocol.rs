@@ -82,7 +82,9 @@ impl Driver {
                             Some(Order::Subscribe(wanted)) => {
                                 session.subscribe(wanted);
                             }
-                            Some(Order::Acknowledge(ack)) => session.acknowledge(&ack),
+                            Some(Order::Acknowledge(ack)) => {
+                                session.acknowledge(&ack);
+                            }
                             Some(Order::Publish(message)) => {
                                 let _ = tell.send(Seen::Taken(session.publish(message)));
                             }

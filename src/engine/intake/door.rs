@@ -296,7 +296,6 @@ impl<T: Copy + PartialEq> Intake<T> {
 
     /// Notes that an event is in the ledger, so that its name can be looked up there.
     pub fn arrived(&mut self, admission: &Admission) {
-        self.redelivery.accepted();
         self.names.arrived(&admission.key);
     }
 

@@ -3,8 +3,8 @@
 //! Messages without an id are distinguished by their content only. The broker may send again what
 //! it does not know to be acknowledged. It knows everything of ours that reached it before a
 //! message that it has answered, because one connection keeps the order. Redeliveries come first on
-//! the next connection, before the broker answers anything there (MQTT 5.0, section 4.4), and count
-//! as accepted then.
+//! the next connection, before the broker answers anything there (MQTT 5.0, section 4.4). Until a
+//! delivery is acknowledged, no answer counts beyond the time since which it can have been accepted.
 //!
 //! A broker that died and was restored from an older save has forgotten a part of that. It
 //! continues its numbers, so a message with the identifier of an earlier one is that message. Other
@@ -20,14 +20,15 @@ use crate::store::ledger::Again;
 /// the host steps back, they stand still. `T` identifies a publish.
 #[derive(Debug)]
 pub struct Redelivery<T> {
-    /// When the events came that the ledger has not accepted yet, oldest first.
-    waiting: VecDeque<i64>,
+    /// Deliveries of this connection that are not acknowledged, oldest first: acknowledgements keep
+    /// that order. As many as the broker has in flight.
+    waiting: VecDeque<Waiting>,
+    /// How many of them may be redeliveries.
+    again: usize,
     /// Messages in flight to the broker, and the time since which events before each may be
     /// unacknowledged.
     sent: VecDeque<(T, i64)>,
     answered: i64,
-    /// Whether a message on this connection is left to the next client.
-    left: bool,
     since: i64,
     latest: i64,
     /// Time since which a broker may have forgotten its knowledge, if it has dropped the last
@@ -43,6 +44,18 @@ pub struct Redelivery<T> {
     unrecorded_before: bool,
 }
 
+/// A delivery that is not acknowledged.
+#[derive(Debug)]
+struct Waiting {
+    packet: u16,
+    /// When it came.
+    at: i64,
+    /// Whether it may be a redelivery, accepted before it came.
+    again: bool,
+    /// Whether its acknowledgement waits for those before it only.
+    settled: bool,
+}
+
 /// Maximum age of the save from which a broker is restored, milliseconds: twice the interval that
 /// docs/broker.md sets for mosquitto.
 const SAVE_AGE: i64 = 120_000;
@@ -56,9 +69,9 @@ impl<T: Copy + PartialEq> Redelivery<T> {
     pub fn new(since: i64, latest: i64) -> Self {
         Self {
             waiting: VecDeque::new(),
+            again: 0,
             sent: VecDeque::new(),
             answered: since,
-            left: false,
             since,
             latest: latest.max(since),
             forgotten: None,
@@ -74,9 +87,19 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         self.latest
     }
 
-    /// Notes a delivery under `packet`, and whether it may be a redelivery (`again`). It leaves
+    /// Notes a delivery under `packet` at `now`, and whether it may be a redelivery (`again`). It leaves
     /// nothing in the ledger unless [`Redelivery::came`] follows. At QoS 0 there is no identifier.
-    pub fn delivered(&mut self, packet: u16, again: bool) {
+    pub fn delivered(&mut self, packet: u16, again: bool, now: i64) {
+        if packet != 0 {
+            let at = self.time(now);
+            self.again += usize::from(again);
+            self.waiting.push_back(Waiting {
+                packet,
+                at,
+                again,
+                settled: false,
+            });
+        }
         if packet != 0 && !again {
             // After the largest identifier comes the smallest, and a save is behind by some.
             let before = self.number.wrapping_sub(packet);
@@ -84,6 +107,28 @@ impl<T: Copy + PartialEq> Redelivery<T> {
             self.number = packet;
         }
         self.unrecorded_before = self.mark(packet, true);
+    }
+
+    /// Notes that the delivery under `packet` of this connection is acknowledged when those before it
+    /// are.
+    pub fn settled(&mut self, packet: u16) {
+        let mut waiting = self.waiting.iter_mut();
+        if let Some(waiting) = waiting.find(|one| one.packet == packet && !one.settled) {
+            waiting.settled = true;
+        }
+        while self.waiting.front().is_some_and(|first| first.settled) {
+            let first = self.waiting.pop_front();
+            self.again -= usize::from(first.is_some_and(|first| first.again));
+        }
+    }
+
+    /// Returns the time since which an unacknowledged delivery can have been accepted, if there is one.
+    fn unacknowledged(&self) -> Option<i64> {
+        // What came on this connection came after all that the broker knew when it began.
+        match self.again {
+            0 => self.waiting.front().map(|first| first.at),
+            _ => Some(self.since),
+        }
     }
 
     /// Sets the bit of `packet`, and returns its earlier value.
@@ -105,38 +150,27 @@ impl<T: Copy + PartialEq> Redelivery<T> {
         before
     }
 
-    /// Notes an event that comes at `now` under `packet`, and returns the time for the ledger.
+    /// Notes that the current message is an event, at `now` under `packet`. Returns the time for the
+    /// ledger.
     pub fn came(&mut self, now: i64, packet: u16) -> i64 {
         self.mark(packet, false);
-        let at = self.time(now);
-        self.waiting.push_back(at);
-        at
-    }
-
-    /// Notes that the ledger has accepted the first of these.
-    pub fn accepted(&mut self) {
-        self.waiting.pop_front();
-    }
-
-    /// Notes that a message was delivered and is never acknowledged on this connection. It may have
-    /// been accepted on an earlier one, so that no answer tells any more what the broker knows.
-    pub const fn left(&mut self) {
-        self.left = true;
+        self.time(now)
     }
 
     /// Notes a message that is sent at `now`.
     pub fn sent(&mut self, token: T, now: i64) {
         let now = self.time(now);
-        let since = self.waiting.front().copied().unwrap_or(now);
-        self.sent.push_back((token, since));
+        self.sent
+            .push_back((token, self.unacknowledged().unwrap_or(now)));
     }
 
     /// Notes that the broker has answered the message, on the connection on which it was sent.
     pub fn answered(&mut self, token: T) {
         if let Some(place) = self.sent.iter().position(|(sent, _)| *sent == token)
             && let Some((_, since)) = self.sent.remove(place)
-            && !self.left
         {
+            // A redelivery may have come after the message was sent.
+            let since = since.min(self.unacknowledged().unwrap_or(since));
             self.answered = self.answered.max(since);
         }
     }
@@ -154,7 +188,8 @@ impl<T: Copy + PartialEq> Redelivery<T> {
     /// Notes that the connection is gone, or failed; `cut` is when the other side has dropped it.
     pub fn disconnected(&mut self, cut: Option<i64>) {
         self.sent.clear();
-        self.left = false;
+        self.waiting.clear();
+        self.again = 0;
         self.since = self.answered;
         if let Some(cut) = cut {
             self.forgotten = Some(cut.saturating_sub(SAVE_AGE));
@@ -184,16 +219,17 @@ mod tests {
     fn an_answer_covers_what_was_acknowledged_before_its_question() {
         let [first, second, third] = [Token::new(), Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(5, 7);
+        redelivery.delivered(1, false, 10);
         assert_eq!(redelivery.came(10, 1), 10);
-        redelivery.accepted();
+        redelivery.settled(1);
         redelivery.sent(first, 20);
-        redelivery.came(30, 2);
+        redelivery.delivered(2, false, 30);
         redelivery.sent(second, 40);
-        redelivery.accepted();
+        redelivery.settled(2);
         redelivery.answered(first);
         assert_eq!(redelivery.known(), 20);
         redelivery.answered(second);
-        assert_eq!(redelivery.known(), 30, "that one was not accepted yet");
+        assert_eq!(redelivery.known(), 30, "that one was not acknowledged yet");
         assert_eq!(
             redelivery.again().unacknowledged,
             5,
@@ -210,8 +246,8 @@ mod tests {
     fn only_the_answer_to_that_very_message_counts() {
         let [first, second] = [Token::new(), Token::new()];
         let mut redelivery = Redelivery::new(0, 0);
-        redelivery.came(10, 1);
-        redelivery.accepted();
+        redelivery.delivered(1, false, 10);
+        redelivery.settled(1);
         redelivery.sent(first, 20);
         redelivery.unanswered(first);
         redelivery.answered(first);
@@ -225,8 +261,7 @@ mod tests {
         // The client before has accepted it at 10, and was killed.
         let mut redelivery = Redelivery::new(5, 10);
         redelivery.sent(first, 20);
-        redelivery.delivered(1, true);
-        redelivery.left();
+        redelivery.delivered(1, true, 25);
         redelivery.sent(second, 30);
         redelivery.answered(first);
         redelivery.answered(second);
@@ -238,15 +273,46 @@ mod tests {
     }
 
     #[test]
+    fn no_answer_covers_what_waits_for_room_or_for_the_ledger() {
+        let [first, second, third] = [Token::new(), Token::new(), Token::new()];
+        let mut redelivery = Redelivery::new(5, 10);
+        // The second is acknowledged after the first only. The third is no event, at QoS 0.
+        redelivery.delivered(1, true, 20);
+        redelivery.delivered(2, false, 21);
+        redelivery.delivered(0, false, 22);
+        redelivery.settled(2);
+        redelivery.sent(first, 30);
+        // Its acknowledgement comes after the first message, and before the second.
+        redelivery.settled(1);
+        redelivery.sent(second, 40);
+        redelivery.answered(first);
+        assert_eq!(redelivery.known(), 5);
+        redelivery.answered(second);
+        assert_eq!(redelivery.known(), 40);
+        redelivery.delivered(3, false, 50);
+        redelivery.delivered(4, false, 60);
+        redelivery.settled(4);
+        redelivery.sent(third, 70);
+        redelivery.answered(third);
+        assert_eq!(redelivery.known(), 50, "the third is not acknowledged");
+        // Acknowledgements of a connection end with it.
+        redelivery.disconnected(None);
+        redelivery.settled(3);
+        redelivery.sent(third, 80);
+        redelivery.answered(third);
+        assert_eq!(redelivery.known(), 80);
+    }
+
+    #[test]
     fn what_an_identifier_has_carried_since_is_told_apart() {
         let mut redelivery = Redelivery::<Token>::new(0, 0);
-        redelivery.delivered(1, true);
+        redelivery.delivered(1, true, 0);
         assert_eq!(redelivery.again().kept, i64::MAX, "nothing was cut");
         redelivery.came(SAVE_AGE, 1);
         redelivery.disconnected(Some(SAVE_AGE));
         redelivery.disconnected(None);
         let mut kept = |packet: u16, recorded: bool| {
-            redelivery.delivered(packet, true);
+            redelivery.delivered(packet, true, 0);
             let kept = redelivery.again().kept;
             if recorded {
                 redelivery.came(SAVE_AGE, packet);
@@ -262,11 +328,11 @@ mod tests {
         assert_eq!((kept(0, false), kept(0, false)), (0, 0), "QoS 0");
         // It continues its numbers, also from the largest to the smallest, and from its save.
         for packet in [7, 20, 5, u16::MAX / 3, u16::MAX / 3 * 2, u16::MAX - 1, 1, 2] {
-            redelivery.delivered(packet, false);
+            redelivery.delivered(packet, false, 0);
             assert!(!redelivery.numbers_anew, "{packet}");
         }
-        redelivery.delivered(1, false);
-        redelivery.delivered(300, true);
+        redelivery.delivered(1, false, 0);
+        redelivery.delivered(300, true, 0);
         assert_eq!(redelivery.again().kept, i64::MAX, "it does not number on");
     }
 
@@ -278,12 +344,13 @@ mod tests {
             (redelivery.came(600, 1), redelivery.came(800, 2)),
             (700, 800)
         );
+        redelivery.delivered(3, false, 100);
         redelivery.sent(first, 100);
-        redelivery.accepted();
-        redelivery.sent(second, 100);
+        redelivery.settled(3);
+        redelivery.sent(second, 900);
         redelivery.answered(first);
-        assert_eq!(redelivery.known(), 700);
-        redelivery.answered(second);
         assert_eq!(redelivery.known(), 800);
+        redelivery.answered(second);
+        assert_eq!(redelivery.known(), 900);
     }
 }

@@ -166,6 +166,13 @@ pub struct Ack {
     qos: QoS,
 }
 
+impl Ack {
+    /// Returns the packet identifier of the message; 0 at QoS 0.
+    pub const fn packet(&self) -> u16 {
+        self.packet
+    }
+}
+
 enum Request {
     Publish(Message, Token),
     Acknowledge(Ack),
