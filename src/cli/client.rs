@@ -17,6 +17,7 @@ use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::cli::values::one_of;
+use crate::cli::work_type;
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
@@ -26,6 +27,7 @@ use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
+use crate::tools::preflight::Place;
 use crate::tools::{dry_run, preflight};
 
 /// Options of `tael client`.
@@ -121,7 +123,10 @@ pub fn mistakes_in(path: &Path, text: &str) -> Vec<String> {
     if let Some(matches) = mistakes.keep(matches)
         && let Ok(client) = Client::from_arg_matches(&matches)
     {
-        let _ = trigger::all(client.trigger, &matches, &layers, &mut mistakes);
+        let has_work = work_type::are_there(&layers);
+        let triggers = trigger::all(client.trigger, &matches, &layers, has_work, &mut mistakes);
+        let triggers = triggers.unwrap_or_default();
+        let _ = work_type::all(&layers, client.max_output, &triggers, &mut mistakes);
     }
     mistakes.lines()
 }
@@ -218,15 +223,16 @@ impl Tool for Client {
             mistakes.name(subject(&config, layers));
             if let Some(state) = mistakes.keep(paths::state_dir()) {
                 for finding in preflight::look(&config, &state) {
-                    let mistake = match (&finding.trigger, layers.with_key("client", finding.key)) {
-                        (Some(place), _) => {
-                            let (key, cause) = (finding.key, &finding.cause);
-                            trigger::wrong(layers, &config.triggers, *place, key, cause)
+                    let (key, cause) = (finding.key, finding.cause);
+                    let mistake = match (finding.place, layers.with_key("client", key)) {
+                        (Place::Trigger(place), _) => {
+                            trigger::wrong(layers, &config.triggers, place, key, &cause)
                         }
-                        (None, Some(layer)) => {
-                            layer.wrong_at(&["client", finding.key], finding.cause)
+                        (Place::Work(place), _) => {
+                            work_type::wrong(layers, &config.work, place, key, &cause)
                         }
-                        (None, None) => Error::config(finding.cause),
+                        (Place::Client, Some(layer)) => layer.wrong_at(&["client", key], cause),
+                        (Place::Client, None) => Error::config(cause),
                     };
                     match finding.is_doubt {
                         true => warn!("{mistake}"),
@@ -356,8 +362,10 @@ impl Client {
                 "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
             )));
         }
-        let triggers = trigger::all(self.trigger, matches, layers, mistakes);
+        let has_work = work_type::are_there(layers);
+        let triggers = trigger::all(self.trigger, matches, layers, has_work, mistakes);
         let mut triggers = triggers.unwrap_or_default();
+        let work = work_type::all(layers, self.max_output, &triggers, mistakes);
         for trigger in &mut triggers {
             Arc::make_mut(&mut trigger.spec).limits.max_output = self.max_output;
         }
@@ -391,6 +399,7 @@ impl Client {
             who,
             host,
             triggers,
+            work,
             max_payload: self.max_payload,
             max_output: self.max_output,
             keep: self.keep,
@@ -414,7 +423,12 @@ fn subject(config: &Config, layers: &Layers) -> String {
     let name = of_file.map_or(config.who.clone(), |(layer, _)| {
         layer.path.display().to_string()
     });
-    format!("{name}: {count} trigger{s}")
+    let work = match config.work.len() {
+        0 => String::new(),
+        1 => ", 1 work type".to_owned(),
+        n => format!(", {n} work types"),
+    };
+    format!("{name}: {count} trigger{s}{work}")
 }
 
 /// Returns the root; by default the first level of the first topic.

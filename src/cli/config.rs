@@ -51,6 +51,8 @@ pub const TABLES: &[&str] = &[
 ];
 /// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";
+/// Tables of work types of a client. Options of `tael work` are a table of the same name.
+const WORK: &str = "work";
 /// Tables of commands of a node.
 const COMMAND: &str = "command";
 
@@ -169,7 +171,7 @@ impl Layers {
                             .extend(own.map(|(key, value)| Ok((layer, true, key.as_str(), value))));
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
-                    Value::Array(_) if key == TRIGGER => {}
+                    Value::Array(_) if key == TRIGGER || key == WORK => {}
                     Value::Table(_) if key == COMMAND => {}
                     Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
                         &[key],
@@ -228,9 +230,18 @@ impl Layers {
 
     /// Returns the `[[trigger]]` tables of the strongest file that has any.
     pub fn triggers(&self) -> Option<(&Layer, &[Value])> {
+        self.tables(TRIGGER)
+    }
+
+    /// Returns the `[[work]]` tables of the strongest file that has any.
+    pub fn work_types(&self) -> Option<(&Layer, &[Value])> {
+        self.tables(WORK)
+    }
+
+    fn tables(&self, key: &str) -> Option<(&Layer, &[Value])> {
         self.layers
             .iter()
-            .find_map(|layer| match layer.table.get(TRIGGER) {
+            .find_map(|layer| match layer.table.get(key) {
                 Some(Value::Array(list)) => Some((layer, list.as_slice())),
                 _ => None,
             })

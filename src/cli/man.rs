@@ -13,6 +13,7 @@ use crate::cli::config::{Layers, TABLES};
 use crate::cli::connection::is_shared;
 use crate::cli::help::examples_of;
 use crate::cli::trigger::TriggerOptions;
+use crate::cli::work_type::WorkOptions;
 use crate::cli::{ENTRIES, Tool, whole};
 use crate::error::{Error, Kind, Result};
 use crate::os::paths;
@@ -239,6 +240,13 @@ fn config_page(whole: &Command) -> String {
     );
     let triggers = TriggerOptions::augment_args(Command::new("trigger"));
     triggers.get_arguments().for_each(|arg| roff.key(arg));
+    roff.section("WORK TYPES");
+    roff.text(
+        "Each [[work]] table is a kind of work that 'tael work submit TYPE' and receptorctl start. It \
+         has a type, and these keys. A file cannot have [work] as well.",
+    );
+    let work = WorkOptions::augment_args(Command::new("work"));
+    work.get_arguments().for_each(|arg| roff.key(arg));
     roff.section("COMMANDS OF A NODE");
     roff.text("Each [command.NAME] table is a command of tael node.");
     roff.item("run", "Command line for sh.");

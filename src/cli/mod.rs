@@ -27,6 +27,7 @@ mod version;
 mod watch;
 mod words;
 mod work;
+mod work_type;
 
 use std::ffi::OsString;
 use std::panic;

@@ -94,7 +94,7 @@ pub struct TriggerOptions {
 }
 
 /// Maximum number of concurrent runs of a trigger.
-const MAX_JOBS: usize = 1024;
+pub const MAX_JOBS: usize = 1024;
 
 fn retained(text: &str) -> Result<bool, String> {
     match text {
@@ -117,16 +117,25 @@ pub fn all(
     options: TriggerOptions,
     matches: &ArgMatches,
     layers: &Layers,
+    has_work: bool,
     mistakes: &mut Mistakes,
 ) -> Option<Vec<Trigger>> {
     let tables = layers.triggers().filter(|(_, list)| !list.is_empty());
     // The topic of a dry run is not a filter.
     let no_topic = options.topic.is_empty();
     let by_hand = |id: &str| is_by_hand(matches, id) && !(id == "topic" && no_topic);
-    let Some((layer, tables)) = tables.filter(|_| !by_hand("topic") && !by_hand("command")) else {
+    let is_one = by_hand("topic") || by_hand("command");
+    if !is_one && (has_work || tables.is_some()) {
+        note_unused(&by_hand, layers, mistakes);
+    }
+    let Some((layer, tables)) = tables.filter(|_| !is_one) else {
+        if options.topic.is_empty() && options.command.is_none() && has_work {
+            return Some(Vec::new());
+        }
         if options.topic.is_empty() && options.command.is_none() {
             mistakes.note_missing(Error::usage(
-                "start client: give -t FILTER and -c CMD, or [[trigger]] tables in a --config file",
+                "start client: give -t FILTER and -c CMD, or [[trigger]] or [[work]] tables in a \
+                 --config file",
             ));
             return None;
         }
@@ -134,7 +143,23 @@ pub fn all(
         let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
         return Some(vec![trigger(options, name, noted)]);
     };
-    // They would change nothing, in silence.
+    let (mut triggers, mut names) = (Vec::new(), HashSet::new());
+    for (n, table) in tables.iter().enumerate() {
+        let Some(trigger) = from_table(layer, table, n + 1, mistakes) else {
+            continue;
+        };
+        if !names.insert(trigger.name.clone()) {
+            let place = ["trigger", &n.to_string(), "name"];
+            let cause = format!("two triggers are called '{}'", trigger.name);
+            mistakes.note(layer.wrong_at(&place, cause));
+        }
+        triggers.push(trigger);
+    }
+    Some(triggers)
+}
+
+/// Notes options of one trigger that would change nothing, in silence: there are tables.
+fn note_unused(by_hand: &impl Fn(&str) -> bool, layers: &Layers, mistakes: &mut Mistakes) {
     let command = TriggerOptions::augment_args(Command::new("trigger"));
     for arg in command.get_arguments() {
         let name = arg.get_long().unwrap_or_default();
@@ -150,19 +175,6 @@ pub fn all(
             )));
         }
     }
-    let (mut triggers, mut names) = (Vec::new(), HashSet::new());
-    for (n, table) in tables.iter().enumerate() {
-        let Some(trigger) = from_table(layer, table, n + 1, mistakes) else {
-            continue;
-        };
-        if !names.insert(trigger.name.clone()) {
-            let place = ["trigger", &n.to_string(), "name"];
-            let cause = format!("two triggers are called '{}'", trigger.name);
-            mistakes.note(layer.wrong_at(&place, cause));
-        }
-        triggers.push(trigger);
-    }
-    Some(triggers)
 }
 
 /// Returns an error about option `key` of the trigger that has `place` in `triggers`.
@@ -202,32 +214,66 @@ fn from_table(
         let cause = format!("trigger {number}: {cause}");
         mistakes.note(layer.wrong_at(&["trigger", &place, key], cause));
     };
-    let Value::Table(table) = table else {
-        noted("", "it is not a table".into());
-        return None;
-    };
-    let command = TriggerOptions::augment_args(Command::new("trigger").no_binary_name(true));
-    let parse = |arguments: &[String]| {
-        let matches = command.clone().try_get_matches_from(arguments);
-        matches.and_then(|matches| TriggerOptions::from_arg_matches(&matches))
-    };
-    let (mut name, mut arguments, mut wrong) = (number.to_string(), Vec::new(), Vec::new());
-    for (key, value) in table {
-        match key_arguments(&command, key, value) {
-            Ok(values) if key == "name" => name = values.concat(),
-            Ok(values) => arguments.push((key.as_str(), values)),
-            Err(cause) => {
-                noted(key, cause);
-                wrong.push(key.as_str());
-            }
-        }
-    }
+    let read = read_table::<TriggerOptions>("name", table, noted)?;
+    let mut wrong = read.wrong;
+    let name = read.name.unwrap_or_else(|| number.to_string());
     if name.is_empty() || name.len() > 128 || name.contains(char::is_control) {
         noted(
             "name",
             "its name has 1 to 128 bytes, no control characters".into(),
         );
-        wrong.push("name");
+        wrong.push("name".to_owned());
+    }
+    let noted = &mut |key: &str, cause: String| {
+        if !is_slip(&wrong, key) {
+            noted(key, cause);
+        }
+    };
+    Some(trigger(read.options, name, noted))
+}
+
+/// Options of a table.
+pub struct ReadTable<T> {
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// The options.
+    pub options: T,
+    /// Keys that are wrong; that was noted.
+    pub wrong: Vec<String>,
+}
+
+/// Returns whether `key`, which is missing, may be one of these `wrong` ones.
+pub fn is_slip(wrong: &[String], key: &str) -> bool {
+    let known = || wrong.iter().map(String::as_str);
+    known().any(|wrong| wrong == key) || nearest(key, known()).is_some()
+}
+
+/// Reads a table whose name has the key `name_key` as if its other keys were options; notes what is
+/// wrong.
+pub fn read_table<T: Args + FromArgMatches>(
+    name_key: &str,
+    table: &Value,
+    noted: &mut impl FnMut(&str, String),
+) -> Option<ReadTable<T>> {
+    let Value::Table(table) = table else {
+        noted("", "it is not a table".into());
+        return None;
+    };
+    let command = T::augment_args(Command::new("table").no_binary_name(true));
+    let parse = |arguments: &[String]| {
+        let matches = command.clone().try_get_matches_from(arguments);
+        matches.and_then(|matches| T::from_arg_matches(&matches))
+    };
+    let (mut name, mut arguments, mut wrong) = (None, Vec::new(), Vec::new());
+    for (key, value) in table {
+        match key_arguments(&command, name_key, key, value) {
+            Ok(values) if key == name_key => name = Some(values.concat()),
+            Ok(values) => arguments.push((key.as_str(), values)),
+            Err(cause) => {
+                noted(key, cause);
+                wrong.push(key.clone());
+            }
+        }
     }
     let all = |arguments: &[(&str, Vec<String>)]| {
         let all = arguments.iter().flat_map(|(_, values)| values.clone());
@@ -240,23 +286,18 @@ fn from_table(
             Ok(_) => true,
             Err(e) => {
                 noted(key, super::file_line(&e));
-                wrong.push(*key);
+                wrong.push((*key).to_owned());
                 false
             }
         });
         parsed = all(&arguments);
     }
-    // What is missing now may be a key whose slip was noted.
-    let slips = |key: &str| wrong.contains(&key) || nearest(key, wrong.iter().copied()).is_some();
     match parsed {
-        Ok(options) => {
-            let noted = &mut |key: &str, cause: String| {
-                if !slips(key) {
-                    noted(key, cause);
-                }
-            };
-            Some(trigger(options, name, noted))
-        }
+        Ok(options) => Some(ReadTable {
+            name,
+            options,
+            wrong,
+        }),
         Err(first) => {
             noted("", super::file_line(&first));
             None
@@ -264,22 +305,27 @@ fn from_table(
     }
 }
 
-/// Returns a key of a `[[trigger]]` table as command line arguments of `command`; the texts
-/// themselves for its name.
-fn key_arguments(command: &Command, key: &str, value: &Value) -> Result<Vec<String>, String> {
+/// Returns a key of a table as command line arguments of `command`; the texts themselves for its
+/// name, which has the key `name_key`.
+fn key_arguments(
+    command: &Command,
+    name_key: &str,
+    key: &str,
+    value: &Value,
+) -> Result<Vec<String>, String> {
     let values = texts(value).ok_or_else(|| format!("'{key}' cannot be {value}"))?;
-    if key == "name" {
+    if key == name_key {
         return Ok(values);
     }
     let named = |arg: &&clap::Arg| arg.get_long() == Some(key);
     let Some(arg) = command.get_arguments().find(named) else {
         let known = command.get_arguments().filter_map(|arg| arg.get_long());
         let known: Vec<&str> = known.collect();
-        if let Some(near) = nearest(key, known.iter().copied().chain(["name"])) {
+        if let Some(near) = nearest(key, known.iter().copied().chain([name_key])) {
             return Err(format!("unknown key '{key}'; did you mean '{near}'?"));
         }
         let known = known.join(", ");
-        return Err(format!("unknown key '{key}': it has name, {known}"));
+        return Err(format!("unknown key '{key}': it has {name_key}, {known}"));
     };
     let flag = matches!(arg.get_action(), clap::ArgAction::SetTrue);
     match (flag, value) {

@@ -267,7 +267,7 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
     client.observer.ended(&ended, &client.pipeline);
     let Ended { unit, outcome, .. } = &ended;
     let config = &client.pipeline.config;
-    let retries = &config.triggers.spec_for(&unit.spec).retries;
+    let retries = &config.spec_for(&unit.spec).retries;
     let now = Timestamp::now();
     let at = now.as_millisecond();
     client.observer.count(unit.lane(), outcome, at);

@@ -70,6 +70,7 @@ impl Client {
                     self.publish(message);
                 }
                 Step::Settle(receipt) => self.settle(receipt, Progress::Ended),
+                Step::Refuse(receipt) => self.settle(receipt, Progress::Refused),
                 Step::Signal(unit) => {
                     if let Err(e) = self.pipeline.dir(&unit).cancel() {
                         warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
@@ -80,10 +81,6 @@ impl Client {
     }
 
     /// Gives a receipt back to its source.
-    #[cfg_attr(
-        not(test),
-        expect(unused_variables, reason = "MQTT's acknowledgement tells no progress")
-    )]
     pub fn settle(&mut self, receipt: Receipt, progress: Progress<'_>) {
         match receipt {
             Receipt::None => {}
@@ -92,6 +89,7 @@ impl Client {
                     self.intake.redelivery.settled(packet);
                 }
             }
+            Receipt::Submitted(submitter) => submitter.tell(progress),
             #[cfg(test)]
             Receipt::Script(receipt) => receipt.spend(progress),
         }

@@ -1,11 +1,15 @@
 //! The configuration of a pipeline.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::meaning::Rules;
+use crate::model::policy::Policy;
+use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
+use crate::model::work::WorkTypes;
 use crate::net::options::BrokerOptions;
 
 /// Maximum number of deliveries that the broker may have in flight, unacknowledged (MQTT 5.0,
@@ -28,8 +32,10 @@ pub struct Config {
     pub host: String,
     /// Topics to which answers may go.
     pub reply_to: Vec<Filter>,
-    /// Its triggers, at least one, of different names.
+    /// Its triggers, of different names. Without work types there is at least one.
     pub triggers: Triggers,
+    /// Its work types, of different names; the lane of none is that of a trigger.
+    pub work: WorkTypes,
     /// Maximum size of a payload, bytes.
     pub max_payload: usize,
     /// Bytes kept of each output stream of a run; 0 keeps all.
@@ -58,5 +64,22 @@ impl Config {
             triggers: &self.triggers,
             max_payload: self.max_payload,
         }
+    }
+
+    /// Returns the spec by which a unit that carries `own` runs: that of its trigger or work type, as
+    /// the configuration is now. If that is gone, it is its own.
+    #[must_use]
+    pub fn spec_for<'a>(&'a self, own: &'a Arc<Spec>) -> &'a Arc<Spec> {
+        match self.work.of_lane(&own.lane) {
+            Some(kind) => &kind.spec,
+            None => self.triggers.spec_for(own),
+        }
+    }
+
+    /// Returns the lanes of its triggers and work types, and their policies.
+    pub fn lanes(&self) -> impl Iterator<Item = (&str, &Policy)> {
+        let triggers = self.triggers.iter().map(|t| (t.name.as_str(), &t.policy));
+        let work = self.work.iter().map(|w| (w.spec.lane.as_str(), &w.policy));
+        triggers.chain(work)
     }
 }

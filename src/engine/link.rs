@@ -42,7 +42,8 @@ fn presence_of(
     since: Timestamp,
 ) -> Message {
     let times = (since, Timestamp::now());
-    let payload = status::presence(state, &config.who, &config.host, &config.triggers, times);
+    let (who, host) = (&config.who, &config.host);
+    let payload = status::presence(state, who, host, &config.triggers, &config.work, times);
     Message {
         topic: topics.presence(),
         payload: Bytes::from(payload.to_string()),

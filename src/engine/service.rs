@@ -39,6 +39,7 @@ use crate::os::signals::Stop;
 use crate::os::socket::Served;
 use crate::store::aside::sweep;
 use crate::store::home::Home;
+use crate::store::payload_file;
 use crate::store::unit_dir::RUNNERS;
 
 /// Maximum number of network events to handle in a row.
@@ -68,8 +69,9 @@ impl Service {
         let reports = Reports::open(&pipeline)?;
         let intake = Intake::open(&pipeline)?;
         sweep(&pipeline.home.path, &pipeline.reader)?;
+        payload_file::sweep(&pipeline.home.path, &pipeline.reader)?;
         let left = recovery::survey(&pipeline)?;
-        let mut work = Units::new(&pipeline.config.triggers, runners);
+        let mut work = Units::new(pipeline.config.lanes(), runners);
         work.pause(pipeline.paused_mark().exists());
         let mut client = Client {
             link: Link::open(&pipeline, identity, id_lock)?,
@@ -308,7 +310,7 @@ impl Service {
         let subscriptions = client.link.prepare(&config, &pipeline.topics)?;
         pipeline.config = config;
         let triggers = &pipeline.config.triggers;
-        client.work.reconfigure(triggers);
+        client.work.reconfigure(pipeline.config.lanes());
         let known = pipeline.reader.heard()?;
         client.intake.silence.take_up(triggers, &known, now_ms());
         info!("reloaded; {} triggers", triggers.len());

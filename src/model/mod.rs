@@ -38,3 +38,4 @@ pub mod trigger;
 pub mod triggers;
 pub mod unit;
 pub mod variables;
+pub mod work;

@@ -9,6 +9,7 @@ use crate::model::duration;
 use crate::model::event::Attributes;
 use crate::model::trigger::Trigger;
 use crate::model::unit::End;
+use crate::model::work::WorkType;
 
 /// Keys that every status sets itself; passthrough cannot use them.
 pub const RESERVED: &[&str] = &[
@@ -117,7 +118,8 @@ pub enum Presence {
     Lost,
 }
 
-/// Maximum number of triggers that a presence lists, and of their bytes as JSON.
+/// Maximum number of triggers, and of work types, that a presence lists, and of the bytes of the
+/// triggers as JSON.
 const MAX_LISTED: usize = 100;
 const MAX_LISTED_BYTES: usize = 16 * 1024;
 
@@ -144,6 +146,12 @@ fn listed(triggers: &[Trigger]) -> Vec<Value> {
     list
 }
 
+/// Returns the work types for a presence, the first ones if there are too many.
+fn listed_work(work: &[WorkType]) -> Vec<Value> {
+    let listed = |kind: &WorkType| json!({"type": kind.name, "params": kind.params, "signed": kind.signed.name()});
+    work.iter().take(MAX_LISTED).map(listed).collect()
+}
+
 /// Returns the presence of a pipeline whose client has run since `since`. The broker publishes
 /// `lost`, and gets it with CONNECT, where it may have 65,535 bytes (MQTT 5.0, section 3.1.3.4). So
 /// it names no triggers. An `offline` one says that the client was stopped `now`.
@@ -153,6 +161,7 @@ pub fn presence(
     who: &str,
     host: &str,
     triggers: &[Trigger],
+    work: &[WorkType],
     (since, now): (Timestamp, Timestamp),
 ) -> Value {
     let mut presence = json!({
@@ -175,6 +184,9 @@ pub fn presence(
     if state != Presence::Lost {
         map.insert("trigger_count".to_owned(), json!(triggers.len()));
         map.insert("triggers".to_owned(), json!(listed(triggers)));
+        if !work.is_empty() {
+            map.insert("work".to_owned(), json!(listed_work(work)));
+        }
     }
     if state == Presence::Paused {
         map.insert("paused".to_owned(), json!(true));
@@ -274,7 +286,7 @@ mod tests {
         };
         for (filter, listed) in [("lab/a".to_owned(), MAX_LISTED), ("x".repeat(1000), 15)] {
             let triggers = vec![trigger(filter); 10_000];
-            let say = |state| presence(state, "p", "h", &triggers, (at(5), at(9)));
+            let say = |state| presence(state, "p", "h", &triggers, &[], (at(5), at(9)));
             let online = say(Presence::Online);
             assert_eq!(online["trigger_count"], 10_000);
             assert_eq!(online["triggers"].as_array().map(Vec::len), Some(listed));

@@ -9,6 +9,7 @@ use crate::model::event::Attributes;
 use crate::model::message::Route;
 use crate::model::spec::Spec;
 use crate::model::variables::{Value, Variables};
+use crate::model::work::Work;
 
 pub use crate::model::outcome::{End, Outcome, Stopped};
 pub use crate::model::state::State;
@@ -44,6 +45,8 @@ pub struct Unit {
     pub payload: Option<Bytes>,
     /// Address for answers, if a request made the unit and names one.
     pub reply: Option<ReplyAddress>,
+    /// What it is, if a person has submitted it.
+    pub work: Option<Arc<Work>>,
 }
 
 /// Address for the answer to a request.

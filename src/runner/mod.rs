@@ -75,6 +75,9 @@ pub struct Job {
     pub unit: String,
     /// Number of bytes of the command's standard input, which follow the line.
     pub stdin: usize,
+    /// File that is the command's standard input instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_file: Option<PathBuf>,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// Program and arguments if the system finds no interpreter for `argv`: a shell runs it.
@@ -373,7 +376,10 @@ fn start(
         shell_argv: &job.shell_argv,
         cwd: job.cwd.as_deref(),
         variables: &job.variables,
-        stdin: LockedDir::stdin(payload)?,
+        stdin: match &job.stdin_file {
+            Some(path) => File::open(path)?,
+            None => LockedDir::stdin(payload)?,
+        },
         stdout,
         stderr,
     };

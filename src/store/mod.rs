@@ -5,5 +5,6 @@ pub mod home;
 pub mod identity;
 pub mod ledger;
 pub mod mark;
+pub mod payload_file;
 pub mod private;
 pub mod unit_dir;

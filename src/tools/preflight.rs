@@ -16,6 +16,7 @@ use crate::model::command::Command;
 use crate::model::duration;
 use crate::model::message::Qos;
 use crate::model::near::nearest;
+use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics, check_who};
 use crate::model::trigger::Trigger;
 use crate::net::attempts::unreachable;
@@ -38,14 +39,25 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Something that a run, or the client, would lack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Place of the trigger in the configuration, if it is about one.
-    pub trigger: Option<usize>,
+    /// What it is about.
+    pub place: Place,
     /// The option.
     pub key: &'static str,
     /// What is wrong.
     pub cause: String,
     /// Whether it may be meant. What a run would lack on this host is none: no event could run.
     pub is_doubt: bool,
+}
+
+/// Part of a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The trigger that has this place in the configuration.
+    Trigger(usize),
+    /// The work type that has this place.
+    Work(usize),
+    /// The client.
+    Client,
 }
 
 /// Looks for programs, files and folders that a pipeline with state in `state` needs.
@@ -55,7 +67,7 @@ pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
     for (place, trigger) in config.triggers.iter().enumerate() {
         let mut found = |key, is_doubt, cause| {
             findings.push(Finding {
-                trigger: Some(place),
+                place: Place::Trigger(place),
                 key,
                 cause,
                 is_doubt,
@@ -63,9 +75,20 @@ pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
         };
         of_trigger(trigger, &mut found);
     }
+    for (place, kind) in config.work.iter().enumerate() {
+        let mut found = |key, is_doubt, cause| {
+            findings.push(Finding {
+                place: Place::Work(place),
+                key,
+                cause,
+                is_doubt,
+            });
+        };
+        of_spec(&kind.spec, &mut found);
+    }
     let mut of_client = |key, cause| {
         findings.push(Finding {
-            trigger: None,
+            place: Place::Client,
             key,
             cause,
             is_doubt: false,
@@ -86,8 +109,8 @@ pub fn look(config: &Config, state: &Path) -> Vec<Finding> {
     findings
 }
 
-fn of_trigger(trigger: &Trigger, found: &mut impl FnMut(&'static str, bool, String)) {
-    let spec = &trigger.spec;
+/// Looks for what the runs of `spec` need.
+fn of_spec(spec: &Spec, found: &mut impl FnMut(&'static str, bool, String)) {
     let start = folder::find().map_or_else(|| PathBuf::from("."), Path::to_owned);
     let cwd = spec.cwd.as_deref().unwrap_or(&start);
     if let Some(cwd) = &spec.cwd {
@@ -113,6 +136,10 @@ fn of_trigger(trigger: &Trigger, found: &mut impl FnMut(&'static str, bool, Stri
     }
     let path = path.unwrap_or_else(|| OsString::from(DEFAULT_PATH));
     of_command(&spec.command, &path, cwd, found);
+}
+
+fn of_trigger(trigger: &Trigger, found: &mut impl FnMut(&'static str, bool, String)) {
+    of_spec(&trigger.spec, found);
     let required = trigger.export.required_names();
     for name in &trigger.passthrough {
         let upper = name.to_ascii_uppercase();

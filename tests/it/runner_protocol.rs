@@ -149,6 +149,7 @@ fn job(unit: &str, command: &str) -> Job {
     Job {
         unit: unit.into(),
         stdin: 0,
+        stdin_file: None,
         shell_argv: argv.clone(),
         argv,
         cwd: None,

@@ -1,5 +1,7 @@
 //! Receipts of sources for their events, and when they are spent.
 
+use tokio::sync::oneshot;
+
 use crate::net::session::SessionAck;
 
 /// Progress of an event.
@@ -11,6 +13,8 @@ pub enum Progress<'a> {
     Accepted,
     /// It was accepted before, and made this unit, if any.
     Duplicate(Option<&'a str>),
+    /// Another event has its id, so that nothing runs for it.
+    Taken,
     /// Its unit has ended, this is on disk, and no retry follows.
     Ended,
 }
@@ -22,6 +26,8 @@ pub enum Receipt {
     None,
     /// Acknowledgement of an MQTT message, spent when the message is on disk.
     Mqtt(SessionAck),
+    /// The answer to a submitter, given when the unit is on disk.
+    Submitted(Submitter),
     /// A number of a test, spent as the test says.
     #[cfg(test)]
     Script(script::Number),
@@ -33,14 +39,42 @@ impl Receipt {
     #[must_use]
     pub const fn is_spent_by(&self, progress: Progress<'_>) -> bool {
         let at_end = match self {
-            Self::None | Self::Mqtt(_) => false,
+            Self::None | Self::Mqtt(_) | Self::Submitted(_) => false,
             #[cfg(test)]
             Self::Script(number) => number.at_end,
         };
         match progress {
-            Progress::Refused | Progress::Ended => true,
+            Progress::Refused | Progress::Taken | Progress::Ended => true,
             Progress::Accepted | Progress::Duplicate(_) => !at_end,
         }
+    }
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Submitted {
+    /// Its unit is on disk, from now on or from before.
+    Accepted,
+    /// Another unit has its id.
+    Taken,
+    /// The configuration has no such type any more.
+    Refused,
+}
+
+/// A submitter that waits for an answer.
+#[derive(Debug)]
+pub struct Submitter(pub oneshot::Sender<Submitted>);
+
+impl Submitter {
+    /// Answers it.
+    pub fn tell(self, progress: Progress<'_>) {
+        let answer = match progress {
+            Progress::Accepted | Progress::Duplicate(_) | Progress::Ended => Submitted::Accepted,
+            Progress::Taken => Submitted::Taken,
+            Progress::Refused => Submitted::Refused,
+        };
+        // One that has gone may ask with its id.
+        let _ = self.0.send(answer);
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Step {
     Publish(Message),
     /// Settle a receipt: the unit of its event has ended.
     Settle(Receipt),
+    /// Settle a receipt: nothing runs for its event.
+    Refuse(Receipt),
     /// Ask the runner of this unit to end it.
     Signal(String),
 }

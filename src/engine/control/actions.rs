@@ -233,7 +233,7 @@ impl Request {
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
         unit.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
-        unit.spec = Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec));
+        unit.spec = Arc::clone(pipeline.config.spec_for(&record.unit.spec));
         Ok(Demand::Run(Box::new(Subject::Again {
             key: self.key.clone(),
             unit: Arc::new(unit),

@@ -58,7 +58,9 @@ impl Stopping {
         let mut deadline = Instant::now() + FLUSH_TIMEOUT;
         let waits_for_units = config.stop_units;
         if waits_for_units {
-            let grace = config.triggers.iter().map(|t| t.spec.limits.grace).max();
+            let triggers = config.triggers.iter().map(|t| &t.spec);
+            let specs = triggers.chain(config.work.iter().map(|w| &w.spec));
+            let grace = specs.map(|spec| spec.limits.grace).max();
             deadline += grace.unwrap_or_default();
         }
         if leaves {

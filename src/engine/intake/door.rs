@@ -209,6 +209,19 @@ impl<T: Copy + PartialEq> Intake<T> {
                     first_retry: first,
                 }],
             },
+            Subject::Submitted { key, unit } => {
+                // It names itself.
+                return Some(Admission {
+                    key,
+                    topic: unit.topic.clone(),
+                    parts: vec![Part::Run {
+                        unit,
+                        start: false,
+                        retained: false,
+                        first_retry: false,
+                    }],
+                });
+            }
             Subject::Refused { key, refused } => Admission {
                 key,
                 topic: control(),
@@ -363,6 +376,7 @@ impl<T: Copy + PartialEq> Intake<T> {
             }
             (_, Acceptance::Known(known)) => (Fate::Duplicate, known.unit.clone(), known.explain()),
             (_, Acceptance::Retried(_)) => return,
+            (_, Acceptance::Taken) => (Fate::Refused, None, "another unit has its id".to_owned()),
         };
         self.recent.add(Note {
             at: now_ms(),

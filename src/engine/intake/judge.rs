@@ -52,6 +52,7 @@ impl Admission {
         for (part, became) in self.parts.iter().zip(became) {
             match (part, became) {
                 (Part::Run { .. }, Acceptance::Fresh) => return Progress::Accepted,
+                (Part::Run { .. }, Acceptance::Taken) => return Progress::Taken,
                 (Part::Run { .. }, Acceptance::Known(known)) => {
                     progress = Progress::Duplicate(known.unit.as_deref());
                 }
@@ -69,7 +70,8 @@ impl Admission {
             (Part::Run { .. }, Acceptance::Known(known)) => {
                 reader.unfinished(known.unit.as_deref()?).ok().flatten()
             }
-            (Part::Run { .. }, Acceptance::Retried(_)) | (Part::Refuse { .. }, _) => None,
+            (Part::Run { .. }, Acceptance::Retried(_) | Acceptance::Taken)
+            | (Part::Refuse { .. }, _) => None,
         };
         self.parts.iter().zip(became).filter_map(unit).collect()
     }
@@ -284,5 +286,6 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         passthrough,
         payload: Some(event.payload.clone()),
         reply: None,
+        work: None,
     }
 }

@@ -12,5 +12,6 @@ pub mod recent;
 mod redelivery;
 pub mod silence;
 pub mod source;
+pub mod submission;
 
 pub use door::{Counts, Intake};

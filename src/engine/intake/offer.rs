@@ -45,6 +45,13 @@ pub enum Subject {
         /// Whether only the first retry of its unit may run.
         first: bool,
     },
+    /// Submitted work.
+    Submitted {
+        /// Identity of the submission.
+        key: EventKey,
+        /// The new unit.
+        unit: Arc<Unit>,
+    },
     /// A refused request, for the record.
     Refused {
         /// Identity of the request.
@@ -60,6 +67,7 @@ impl Offer {
         match &self.subject {
             Subject::Message(delivery) => delivery.memory(),
             Subject::Event { event, .. } => event.payload.len(),
+            Subject::Submitted { unit, .. } => unit.payload.as_ref().map_or(0, |p| p.len()),
             Subject::Again { .. } | Subject::Refused { .. } => 0,
         }
     }

@@ -5,6 +5,7 @@ use crate::engine::commit::receipt::Receipt;
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::intake::offer::{Offer, Subject};
 use crate::engine::intake::silence::Due;
+use crate::engine::intake::submission::Submission;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
 use crate::model::message::Delivery;
@@ -20,6 +21,8 @@ pub enum Source {
     Message(Delivery, Receipt),
     /// A request for a run.
     Request(Box<Subject>, Option<ReplyTo>, Receipt),
+    /// Submitted work.
+    Submission(Box<Submission>, Receipt),
     /// A silence that is long enough.
     Silence(Due),
     /// An offer of a test.
@@ -41,6 +44,17 @@ impl Source {
                 reply,
                 receipt,
             }),
+            Self::Submission(submission, receipt) => {
+                let Some(subject) = submission.subject(&pipeline.config) else {
+                    steps.push_back(Step::Refuse(receipt));
+                    return None;
+                };
+                Some(Offer {
+                    subject,
+                    reply: None,
+                    receipt,
+                })
+            }
             Self::Silence(due) => {
                 let (subject, heard) = due.subject(pipeline)?;
                 // One transaction with its event makes it once for each silence.

@@ -115,7 +115,7 @@ pub fn accepted(parts: &[Part], became: &[Acceptance]) -> Option<Value> {
             let unit = unit.retry_of.as_deref().unwrap_or_default();
             control::refused(Kind::Data, &format!("unit {unit} {cause}"))
         }
-        (Part::Run { .. }, Acceptance::Known(_)) => return None,
+        (Part::Run { .. }, Acceptance::Taken | Acceptance::Known(_)) => return None,
     })
 }
 

@@ -28,6 +28,7 @@ use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::model::unit::{End, Outcome, State};
+use crate::model::work::WorkTypes;
 use crate::net::options::BrokerOptions;
 use crate::os::host::new_id;
 use crate::os::signals;
@@ -72,6 +73,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         host: "h".into(),
         reply_to: Vec::new(),
         triggers: Triggers::new(vec![trigger]),
+        work: WorkTypes::default(),
         max_payload: 1 << 20,
         max_output: 0,
         keep: Duration::from_secs(3600),

@@ -4,6 +4,7 @@
 //! released. When the folder is removed, the mark is deleted too. A client that is killed in
 //! between finds the mark, and never guesses what it may delete.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -14,7 +15,8 @@ use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::SESSION_EXPIRY;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::os::logging::STACK;
-use crate::store::ledger::{Op, Pruned, Retention};
+use crate::store::ledger::{Op, Pruned, Retention, released_file};
+use crate::store::payload_file;
 use crate::store::unit_dir::UnitDir;
 
 /// Maximum number of folders to remove at once.
@@ -214,14 +216,12 @@ impl Cleanup {
             return;
         };
         let last = *last;
-        let dirs: Vec<(String, UnitDir)> = released
-            .into_iter()
-            .map(|(_, unit)| (unit.clone(), pipeline.dir(&unit)))
-            .collect();
+        let marks: Vec<String> = released.into_iter().map(|(_, mark)| mark).collect();
+        let home = pipeline.home.path.clone();
         let done = self.done.0.clone();
         let thread = std::thread::Builder::new().name("cleanup".into());
         let removing = thread.stack_size(STACK).spawn(move || {
-            let _ = done.send(remove(dirs, last));
+            let _ = done.send(remove(&home, marks, last));
         });
         match removing {
             Ok(_) => self.removing = true,
@@ -249,15 +249,20 @@ fn aging_clock(says: i64, start: i64, elapsed: i64) -> i64 {
     says.min(start.saturating_add(elapsed))
 }
 
-/// Removes folders, and logs once if one stays.
-fn remove(dirs: Vec<(String, UnitDir)>, last: i64) -> Removed {
-    let mut gone = Vec::with_capacity(dirs.len());
+/// Removes the folders and payloads in the folder `home` of a pipeline that have these `marks`, and
+/// logs once if one stays.
+fn remove(home: &Path, marks: Vec<String>, last: i64) -> Removed {
+    let mut gone = Vec::with_capacity(marks.len());
     let mut said = false;
-    for (unit, dir) in dirs {
-        match dir.remove() {
-            Ok(()) => gone.push(unit),
+    for mark in marks {
+        let removed = match released_file(&mark) {
+            Some(file) => payload_file::remove(home, file),
+            None => UnitDir::new(home, &mark).remove(),
+        };
+        match removed {
+            Ok(()) => gone.push(mark),
             Err(e) if !std::mem::replace(&mut said, true) => {
-                warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
+                warn!("cannot remove what is left of unit {mark}: {e}");
             }
             Err(_) => {}
         }

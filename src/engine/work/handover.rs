@@ -7,8 +7,10 @@ use crate::engine::work::job::job;
 use crate::engine::work::pool::Pool;
 use crate::error::Error;
 use crate::model::unit::Unit;
+use crate::model::work::Work;
 use crate::os::hooks;
 use crate::runner::Job;
+use crate::store::payload_file;
 
 /// Why no runner could prepare a unit.
 pub enum NotReady {
@@ -62,5 +64,15 @@ pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<()
 
 /// Returns the job of a runner for `unit`, whose command reads `stdin` bytes.
 fn runners_job(pipeline: &Pipeline, unit: &Unit, stdin: usize) -> Result<Job, NotReady> {
-    job(&pipeline.config, &unit.spec, unit, stdin).map_err(NotReady::Job)
+    let mut job = job(&pipeline.config, &unit.spec, unit, stdin).map_err(NotReady::Job)?;
+    if let Some(name) = unit.work.as_deref().and_then(Work::file_name) {
+        let path = payload_file::path(&pipeline.home.path, name);
+        // A runner could only try again.
+        if let Err(e) = path.metadata() {
+            let path = path.display();
+            return Err(NotReady::Job(format!("read its payload {path}: {e}")));
+        }
+        job.stdin_file = Some(path);
+    }
+    Ok(job)
 }

@@ -46,8 +46,12 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
     let from_file = variables.len();
     let hops = unit.hops.to_string();
     let attempt = unit.attempt.to_string();
+    let about = match &unit.work {
+        Some(work) => ("TAEL_WORK_TYPE", &work.kind),
+        None => ("TAEL_TOPIC", &unit.topic),
+    };
     let own = [
-        ("TAEL_TOPIC", &unit.topic),
+        about,
         ("TAEL_REASON", &unit.reason),
         ("TAEL_WHO", &config.who),
         (UNIT_VARIABLE, &unit.id),
@@ -59,10 +63,17 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
     if let Some(traceparent) = &unit.traceparent {
         variables.push(("TRACEPARENT".into(), traceparent.clone().into()));
     }
+    let params = unit.work.as_deref().map_or(&[][..], |work| &work.params);
+    let with_params = |argv: Vec<&str>| -> Vec<String> {
+        let params = params.iter().map(String::as_str);
+        argv.into_iter().chain(params).map(str::to_owned).collect()
+    };
+    let argv = with_params(spec.command.argv());
+    let shell_argv = with_params(spec.command.shell_argv());
     let mut attributes = unit.variables.clone();
     let left_out = exec::fit(
         &mut attributes,
-        size(&spec.command, &variables),
+        size(argv.iter().chain(&shell_argv), &variables),
         exec_limit(),
     );
     if left_out > 0 {
@@ -76,13 +87,13 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
     // Variables of the event were requested by name or prefix, and win over the file.
     variables.splice(from_file..from_file, attributes);
     let start_folder = folder::find().map(Path::to_owned);
-    let owned = |argv: Vec<&str>| argv.into_iter().map(str::to_owned).collect();
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Ok(Job {
         unit: unit.id.clone(),
         stdin,
-        argv: owned(spec.command.argv()),
-        shell_argv: owned(spec.command.shell_argv()),
+        stdin_file: None,
+        argv,
+        shell_argv,
         variables,
         timeout: spec.limits.timeout.map(millis),
         grace: millis(spec.limits.grace),
@@ -91,9 +102,8 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
     })
 }
 
-/// Returns what the arguments of `command` and its environment take without attributes.
-fn size(command: &Command, variables: &Variables) -> usize {
-    let argv = command.argv().into_iter().chain(command.shell_argv());
+/// Returns what the arguments `argv` of a command and its environment take without attributes.
+fn size<'a>(argv: impl Iterator<Item = &'a String>, variables: &Variables) -> usize {
     let argv: usize = argv.map(|word| exec::string(word.len())).sum();
     let inherited =
         std::env::vars_os().map(|(name, value)| exec::variable(name.len(), value.len()));
@@ -105,19 +115,22 @@ fn size(command: &Command, variables: &Variables) -> usize {
 
 /// Warns of files and folders that are missing.
 pub fn warn_of_what_is_missing(config: &Config) {
-    for trigger in &config.triggers {
-        let name = &trigger.name;
-        let spec = &trigger.spec;
+    let triggers = config
+        .triggers
+        .iter()
+        .map(|t| ("trigger", &t.name, &t.spec));
+    let work = config.work.iter().map(|w| ("work type", &w.name, &w.spec));
+    for (kind, name, spec) in triggers.chain(work) {
         let program = spec.command.program();
         let needed = [&spec.cwd, &spec.env_file, &program];
         for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
-            warn!("trigger '{name}': there is no {} yet", path.display());
+            warn!("{kind} '{name}': there is no {} yet", path.display());
         }
         // It is read again at each run.
         if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists())
             && let Err(e) = read_env_file(path)
         {
-            warn!("trigger '{name}': {e}; its runs cannot start until that is corrected");
+            warn!("{kind} '{name}': {e}; its runs cannot start until that is corrected");
         }
     }
     warn_of_metrics(config);

@@ -4,8 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::model::policy::{Arrival, Overlap};
-use crate::model::trigger::Trigger;
+use crate::model::policy::{Arrival, Overlap, Policy};
 
 /// A unit that waits or runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub struct Displaced {
     pub cancel: Option<String>,
 }
 
-/// The lanes of all triggers of a client.
+/// The lanes of all triggers and work types of a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lanes {
     lanes: HashMap<String, Lane>,
@@ -49,28 +48,19 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Returns empty lanes for `triggers`.
-    pub fn new(triggers: &[Trigger]) -> Self {
-        let lane = |trigger: &Trigger| {
-            let lane = Lane {
-                jobs: trigger.policy.jobs,
-                overlap: trigger.policy.overlap,
-                ..Lane::default()
-            };
-            (trigger.name.clone(), lane)
-        };
-        Self {
-            lanes: triggers.iter().map(lane).collect(),
-            ..Self::default()
-        }
+    /// Returns empty lanes of these names and policies.
+    pub fn new<'a>(policies: impl Iterator<Item = (&'a str, &'a Policy)>) -> Self {
+        let mut lanes = Self::default();
+        lanes.reconfigure(policies);
+        lanes
     }
 
-    /// Applies the policies of `triggers`; waiting and running units stay.
-    pub fn reconfigure(&mut self, triggers: &[Trigger]) {
-        for trigger in triggers {
-            let lane = self.lanes.entry(trigger.name.clone()).or_default();
-            lane.jobs = trigger.policy.jobs;
-            lane.overlap = trigger.policy.overlap;
+    /// Applies the `policies` of lanes; waiting and running units stay.
+    pub fn reconfigure<'a>(&mut self, policies: impl Iterator<Item = (&'a str, &'a Policy)>) {
+        for (name, policy) in policies {
+            let lane = self.lanes.entry(name.to_owned()).or_default();
+            lane.jobs = policy.jobs;
+            lane.overlap = policy.overlap;
         }
     }
 
@@ -258,6 +248,15 @@ impl Lanes {
             .map(|entry| &entry.unit)
     }
 
+    /// Returns whether another unit may come to a lane in which at most `limit` may wait: a job is
+    /// free, or there is room.
+    pub fn has_room(&self, lane: &str, limit: usize) -> bool {
+        self.lanes.get(lane).is_none_or(|lane| {
+            let wait = lane.waiting.len() + lane.coming;
+            wait < limit || (wait == 0 && !self.paused && lane.running.len() < lane.jobs)
+        })
+    }
+
     /// Returns how many units wait.
     pub fn waiting(&self) -> usize {
         let lanes = self.waiting.iter().filter_map(|name| self.lanes.get(name));
@@ -384,6 +383,22 @@ mod tests {
         q.remove("t", "now");
         assert_eq!(start(&mut q), None);
         assert_eq!(q.next(2000).map(|(_, unit)| unit).as_deref(), Some("later"));
+    }
+
+    #[test]
+    fn a_lane_has_room_for_a_free_job_and_for_as_many_as_may_wait() {
+        let mut q = queue(1, Overlap::Queue);
+        assert!(q.has_room("t", 0) && q.claim("t", "a"));
+        assert!(!q.has_room("t", 0) && q.has_room("t", 1));
+        assert!(!q.claim("t", "b"));
+        assert!(!q.has_room("t", 1), "one is on its way");
+        q.came("t");
+        q.arrive("t", "b");
+        assert!(!q.has_room("t", 1) && q.has_room("t", 2));
+        q.remove("t", "b");
+        q.remove("t", "a");
+        q.pause(true);
+        assert!(!q.has_room("t", 0));
     }
 
     proptest! {

@@ -19,8 +19,8 @@ use crate::engine::work::pool::{Pool, Report};
 use crate::engine::work::receipts::Receipts;
 use crate::engine::work::recovery::{Left, end_orphans};
 use crate::error::{Error, Kind};
+use crate::model::policy::Policy;
 use crate::model::spec::Spec;
-use crate::model::trigger::Trigger;
 use crate::model::unit::{Outcome, Recovery, Unit};
 use crate::store::home::make_folders;
 use crate::store::ledger::Op;
@@ -44,10 +44,10 @@ pub struct Units {
 }
 
 impl Units {
-    /// Returns the units of a client with these `triggers`; `folder` is for its runners.
-    pub fn new(triggers: &[Trigger], folder: PathBuf) -> Self {
+    /// Returns the units of a client whose lanes have these `policies`; `folder` is for its runners.
+    pub fn new<'a>(policies: impl Iterator<Item = (&'a str, &'a Policy)>, folder: PathBuf) -> Self {
         Self {
-            lanes: Lanes::new(triggers),
+            lanes: Lanes::new(policies),
             pool: Pool::new(folder),
             live: LiveUnits::default(),
             receipts: Receipts::default(),
@@ -77,9 +77,9 @@ impl Units {
         self.lanes.pause(paused);
     }
 
-    /// Applies the policies of `triggers`.
-    pub fn reconfigure(&mut self, triggers: &[Trigger]) {
-        self.lanes.reconfigure(triggers);
+    /// Applies the `policies` of lanes.
+    pub fn reconfigure<'a>(&mut self, policies: impl Iterator<Item = (&'a str, &'a Policy)>) {
+        self.lanes.reconfigure(policies);
     }
 
     /// Starts a runner ahead, if none is idle.
@@ -177,7 +177,7 @@ impl Units {
     /// Delays a retry until `due` (milliseconds since 1970), but not longer than its trigger says:
     /// the clock of the host may have stepped back since.
     pub fn wait(&mut self, pipeline: &Pipeline, spec: &Arc<Spec>, unit: &str, due: i64) {
-        let retries = &pipeline.config.triggers.spec_for(spec).retries;
+        let retries = &pipeline.config.spec_for(spec).retries;
         let limit = i64::try_from(retries.longest_delay().as_millis()).unwrap_or(i64::MAX);
         let due = match due {
             0 => 0,
@@ -214,7 +214,7 @@ impl Units {
             };
             let permit = self.reserve(&unit);
             let unit = Unit {
-                spec: Arc::clone(pipeline.config.triggers.spec_for(&record.unit.spec)),
+                spec: Arc::clone(pipeline.config.spec_for(&record.unit.spec)),
                 ..record.unit
             };
             steps.push_back(Step::Start(Arc::new(unit), permit));

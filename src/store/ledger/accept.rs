@@ -77,6 +77,8 @@ pub enum Acceptance {
     Known(Known),
     /// It is not in the ledger: its unit was retried meanwhile, as this unit.
     Retried(String),
+    /// It is submitted work whose id other work or another unit has. Nothing changes.
+    Taken,
 }
 
 /// Accepts an event that came at `at` (milliseconds since 1970) under this `boot`. Returns the
@@ -98,6 +100,14 @@ pub(super) fn accept(
             && let Some(other) = retried_meanwhile(tx, part)?
         {
             became.push(Acceptance::Retried(other));
+            continue;
+        }
+        if before.is_none()
+            && let Part::Run { unit, .. } = part
+            && unit.work.is_some()
+            && is_taken(tx, &unit.id)?
+        {
+            became.push(Acceptance::Taken);
             continue;
         }
         let before = match (before, part) {
@@ -170,6 +180,14 @@ fn retried_meanwhile(tx: &Connection, part: &Part) -> rusqlite::Result<Option<St
         }
         Part::Run { .. } | Part::Refuse { .. } => Ok(None),
     }
+}
+
+/// Returns whether a unit has, or had, the id `unit` that a submitter has chosen.
+fn is_taken(tx: &Connection, unit: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM unit WHERE id = ?1
+               UNION ALL SELECT 1 FROM event WHERE sender = ?1 AND unit IS NOT NULL
+               UNION ALL SELECT 1 FROM released WHERE unit = ?1";
+    tx.prepare_cached(sql)?.exists(params![unit])
 }
 
 /// Inserts the row of an event. Its number is larger than all others, and its time is not smaller:

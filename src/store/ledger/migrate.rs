@@ -225,6 +225,12 @@ const MIGRATIONS: &[&str] = &[
         SELECT seq, topic, payload, qos, retain, properties FROM outbox ORDER BY seq;
     DROP TABLE outbox;
     ALTER TABLE outbox_new RENAME TO outbox;",
+    // Submitted work; a payload may be a file; what a person wants of a unit once it has ended.
+    "ALTER TABLE unit ADD COLUMN work TEXT;
+    ALTER TABLE unit ADD COLUMN wanted TEXT;
+    ALTER TABLE payload ADD COLUMN file TEXT;
+    CREATE INDEX unit_wanted ON unit (wanted) WHERE wanted IS NOT NULL;
+    CREATE INDEX unit_work ON unit (seq) WHERE work IS NOT NULL;",
 ];
 
 /// Maximum content of a ledger that is rewritten so that it can shrink, bytes.

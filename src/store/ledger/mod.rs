@@ -26,7 +26,7 @@ pub use identity::{Again, EventKey, Known, Naming};
 pub use prune::{Pruned, Retention};
 pub use reader::{LastEnds, Reader, Totals};
 pub use records::Record;
-pub use rows::Queued;
+pub use rows::{Queued, released_file};
 pub use schema::file;
 pub use write::{Done, Heard, Op};
 pub use writer::{Committed, Fault, Ledger, OnDisk};

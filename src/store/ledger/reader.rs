@@ -11,7 +11,7 @@ use crate::model::unit::State;
 use crate::store::ledger::failure::wrong;
 use crate::store::ledger::identity::{self, EventKey, Known, Naming};
 use crate::store::ledger::records::{LastSpec, NARROW, RETRY_OF, Record, WHOLE, record, whole};
-use crate::store::ledger::rows::{Queued, read_message, read_payload, read_state};
+use crate::store::ledger::rows::{FILE_MARK, Queued, read_message, read_payload, read_state};
 use crate::store::ledger::schema::{self, file};
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Heard, Op, apply};
@@ -158,12 +158,41 @@ impl Reader {
         );
         let record = |row: &Row<'_>| {
             let mut record = whole(&self.connection, &self.specs, row)?;
-            record.unit.payload = Some(read_payload(row, 21)?);
+            record.unit.payload = Some(read_payload(row, 22)?);
             Ok(record)
         };
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut query| query.query_row(params![id], record).optional())
+            .map_err(wrong)
+    }
+
+    /// Returns the names of the files that hold payloads, also of those that were released and may
+    /// not be removed yet.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn payload_files(&self) -> Result<Vec<String>> {
+        let sql = "SELECT file FROM payload WHERE file IS NOT NULL UNION ALL
+                   SELECT substr(unit, length(?1) + 1) FROM released
+                   WHERE substr(unit, 1, length(?1)) = ?1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| {
+                let names = query.query_map(params![FILE_MARK], |row| row.get(0))?;
+                names.collect()
+            })
+            .map_err(wrong)
+    }
+
+    /// Returns the units that are to be released, and may have ended.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn wanted_releases(&self) -> Result<Vec<String>> {
+        self.connection
+            .prepare_cached("SELECT id FROM unit WHERE wanted = 'release'")
+            .and_then(|mut query| query.query_map([], |row| row.get(0))?.collect())
             .map_err(wrong)
     }
 

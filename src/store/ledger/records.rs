@@ -92,6 +92,7 @@ pub(super) fn record(
             passthrough: serde_json::Map::new(),
             payload: None,
             reply: None,
+            work: None,
         },
         state: read_state(row, 11)?,
         boot: row.get(12)?,
@@ -103,9 +104,9 @@ pub(super) fn record(
     })
 }
 
-/// The columns of [`NARROW`], variables, passthrough attributes, and the address of answers.
+/// The columns of [`NARROW`], variables, passthrough attributes, the address of answers, and submitted work.
 pub(super) const WHOLE: &str = "seq, unit.id, spec, event, topic, reason, hops, traceparent, attempt,
-    retry_of, due, state, boot, accepted, started, ended, outcome, note, variables, passthrough, reply";
+    retry_of, due, state, boot, accepted, started, ended, outcome, note, variables, passthrough, reply, work";
 
 /// Reads a row of [`WHOLE`].
 pub(super) fn whole(
@@ -121,5 +122,9 @@ pub(super) fn whole(
     }
     let reply: Option<String> = row.get(20)?;
     record.unit.reply = reply.and_then(|text| serde_json::from_str(&text).ok());
+    let work: Option<String> = row.get(21)?;
+    record.unit.work = work
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .map(Arc::new);
     Ok(record)
 }

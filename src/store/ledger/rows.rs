@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::model::message::{Message, Properties, Qos, Route};
 use crate::model::unit::{State, Unit};
+use crate::model::work::Work;
 use crate::store::ledger::state::WriterState;
 
 /// Maximum size of a payload in the row of its unit, bytes. It then needs no page of its own in the
@@ -53,15 +54,18 @@ pub(super) fn insert_unit(
         Some(stored) => stored,
         None => match stored_of(tx, unit.retry_of.as_deref())? {
             Some(stored) => stored,
-            None => store_payload(tx, unit.payload.as_deref().unwrap_or_default())?,
+            None => {
+                let file = unit.work.as_deref().and_then(Work::file_name);
+                store_payload(tx, unit.payload.as_deref().unwrap_or_default(), file)?
+            }
         },
     };
     let spec = state.spec(tx, &unit.spec)?;
     let sql = "INSERT INTO unit
                    (id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due, state,
-                    boot, accepted, payload, reply, variables, passthrough, body)
+                    boot, accepted, payload, reply, variables, passthrough, body, work)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
-                    ?18)";
+                    ?18, ?19)";
     tx.prepare_cached(sql)?.execute(params![
         unit.id,
         spec,
@@ -81,6 +85,7 @@ pub(super) fn insert_unit(
         json!(unit.variables).to_string(),
         Value::Object(unit.passthrough.clone()).to_string(),
         stored.body,
+        unit.work.as_ref().map(|work| json!(**work).to_string()),
     ])?;
     *shared = Some(stored);
     Ok(())
@@ -102,12 +107,13 @@ fn stored_of(tx: &Connection, id: Option<&str>) -> rusqlite::Result<Option<Store
         .optional()
 }
 
-/// Stores the payload of a new unit. A large one goes into its table, under the number of the unit.
-fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
-    if bytes.is_empty() {
+/// Stores the payload of a new unit. A large one goes into its table, under the number of the unit;
+/// so does the name of a `file` that holds it.
+fn store_payload(tx: &Connection, bytes: &[u8], file: Option<&str>) -> rusqlite::Result<Stored> {
+    if bytes.is_empty() && file.is_none() {
         return Ok(Stored::default());
     }
-    if bytes.len() <= MAX_BODY {
+    if bytes.len() <= MAX_BODY && file.is_none() {
         return Ok(Stored {
             number: None,
             body: Some(bytes.to_vec()),
@@ -117,16 +123,26 @@ fn store_payload(tx: &Connection, bytes: &[u8]) -> rusqlite::Result<Stored> {
     let seq: i64 = tx.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
     // A number that is free among units is free here: every unit that refers to a payload came with
     // it or later.
-    let sql = "INSERT OR REPLACE INTO payload (id, bytes) VALUES (?1, ?2)";
-    tx.prepare_cached(sql)?.execute(params![seq, bytes])?;
+    let sql = "INSERT OR REPLACE INTO payload (id, bytes, file) VALUES (?1, ?2, ?3)";
+    tx.prepare_cached(sql)?.execute(params![seq, bytes, file])?;
     Ok(Stored {
         number: Some(seq),
         body: None,
     })
 }
 
+/// Prefix of the mark of a released payload file. Other marks are ids of units.
+pub(super) const FILE_MARK: &str = "payload-";
+
+/// Returns the name of the payload file that a mark is about; `None` if it is about a unit.
+#[must_use]
+pub fn released_file(mark: &str) -> Option<&str> {
+    mark.strip_prefix(FILE_MARK)
+}
+
 /// Deletes the unit of this number, marks its folder as released, and deletes the payload unless
-/// another unit shares it. Returns the id of the unit.
+/// another unit shares it; a file of the payload is marked as released as well. Returns the id of
+/// the unit.
 pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String> {
     let sql = "DELETE FROM unit WHERE seq = ?1 RETURNING id, payload";
     let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
@@ -134,12 +150,20 @@ pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String>
         tx.prepare_cached(sql)?.query_row(params![seq], row)?;
     let sql = "DELETE FROM payload WHERE id = ?1
                AND NOT EXISTS (SELECT 1 FROM unit WHERE seq = ?1 AND payload = ?1)
-               AND NOT EXISTS (SELECT 1 FROM unit WHERE payload = ?1 AND payload <> seq)";
+               AND NOT EXISTS (SELECT 1 FROM unit WHERE payload = ?1 AND payload <> seq)
+               RETURNING file";
+    let mut file = None;
     if let Some(payload) = payload {
-        tx.prepare_cached(sql)?.execute(params![payload])?;
+        let mut delete = tx.prepare_cached(sql)?;
+        let deleted = delete.query_row(params![payload], |row| row.get::<_, Option<String>>(0));
+        file = deleted.optional()?.flatten();
     }
     let sql = "INSERT OR IGNORE INTO released (unit) VALUES (?1)";
-    tx.prepare_cached(sql)?.execute(params![id])?;
+    let mut mark = tx.prepare_cached(sql)?;
+    mark.execute(params![id])?;
+    if let Some(file) = file {
+        mark.execute(params![format!("{FILE_MARK}{file}")])?;
+    }
     Ok(id)
 }
 

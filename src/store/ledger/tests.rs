@@ -74,6 +74,7 @@ impl Fixture {
             passthrough: serde_json::Map::new(),
             payload: Some(vec![b'x'; payload].into()),
             reply: None,
+            work: None,
         }
     }
 

@@ -115,6 +115,11 @@ pub enum Op {
     Prune(Retention),
     /// The folders of these released units are removed.
     Removed(Vec<String>),
+    /// Forget a unit as soon as it has ended.
+    WantRelease {
+        /// The unit.
+        unit: String,
+    },
     /// Forget a unit that has ended, and mark its folder as released.
     Release {
         /// The unit.
@@ -258,6 +263,11 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
                 delete.execute(params![unit])?;
             }
             Ok(changed(units.len(), vec![]))
+        }
+        Op::WantRelease { unit } => {
+            let sql = "UPDATE unit SET wanted = 'release' WHERE id = ?1";
+            let rows = tx.prepare_cached(sql)?.execute(params![unit])?;
+            Ok(changed(rows, vec![]))
         }
         Op::Release { unit, force } => {
             let wanted = match force {

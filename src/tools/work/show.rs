@@ -1,5 +1,6 @@
 //! `tael work status`: everything known about a unit.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,10 +17,12 @@ use crate::model::table::Colour;
 use crate::model::text::printable;
 use crate::model::topic;
 use crate::model::unit::{Outcome, State, Unit};
+use crate::model::work::Work;
 use crate::model::{duration, json, moment};
 use crate::os::terminal::Terminal;
 use crate::store::ledger::Record;
 use crate::store::ledger::listing::attempts;
+use crate::store::payload_file;
 use crate::store::unit_dir::UnitDir;
 use crate::tools::work::{Found, effective};
 
@@ -71,7 +74,11 @@ pub(super) fn report(
         "unit": unit.id,
         "state": state.name(),
         "pipeline": who,
+        "kind": if unit.work.is_some() { "work" } else { "event" },
         "trigger": unit.lane(),
+        "work_type": unit.work.as_ref().map(|work| &work.kind),
+        "params": unit.work.as_ref().map(|work| &work.params),
+        "submitter": unit.work.as_ref().map(|work| &work.submitter),
         "event": unit.event,
         "topic": unit.topic,
         "reason": unit.reason,
@@ -97,6 +104,9 @@ pub(super) fn report(
 /// Returns who has sent the event of a unit, as far as that is known: the pipeline that a status is
 /// from, otherwise the `user` of the payload.
 fn sender(unit: &Unit, payload: Option<&[u8]>) -> Option<String> {
+    if let Some(work) = &unit.work {
+        return Some(work.submitter.clone());
+    }
     if let Some(who) = topic::pipeline_of_status(&unit.topic) {
         return Some(who.to_owned());
     }
@@ -133,6 +143,7 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
         (state, outcome.as_ref()),
     );
     let payload = found.reader.payload(&unit.id)?;
+    let payload_file = unit.work.as_ref().and_then(|work| work.file.as_ref());
     if let Value::Object(report) = &mut report {
         let text = |(name, value): &(String, _)| (name.clone(), json!(value));
         let about = about(&unit.spec.required, &unit.variables, &unit.passthrough);
@@ -153,7 +164,10 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
             ("attempts".to_owned(), all_attempts(found)?.into()),
             (
                 "payload_bytes".to_owned(),
-                json!(payload.map_or(0, |p| p.len())),
+                json!(match &payload_file {
+                    Some(file) => file.bytes,
+                    None => payload.map_or(0, |p| p.len()) as u64,
+                }),
             ),
         ]);
     }
@@ -229,15 +243,23 @@ fn at(seconds: f64) -> String {
 /// # Errors
 /// When the ledger cannot be read, or stdout cannot be written.
 pub(super) fn payload(found: &Found) -> Result<ExitCode> {
-    let payload = found
-        .reader
-        .payload(&found.record.unit.id)?
-        .unwrap_or_default();
+    let unit = &found.record.unit;
     let mut out = io::stdout().lock();
+    if let Some(name) = unit.work.as_deref().and_then(Work::file_name) {
+        let path = payload_file::path(&found.pipeline, name);
+        let mut file = File::open(&path)
+            .map_err(|e| Error::cannot_create(format!("read {}: {e}", path.display())))?;
+        let copied = io::copy(&mut file, &mut out).and_then(|_| out.flush());
+        copied.map_err(not_written)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let payload = found.reader.payload(&unit.id)?.unwrap_or_default();
     let written = out.write_all(&payload).and_then(|()| out.flush());
-    written.map_err(|e| {
-        crate::tools::ended_by_reader(&e);
-        Error::cannot_create(format!("write to stdout: {e}"))
-    })?;
+    written.map_err(not_written)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn not_written(e: io::Error) -> Error {
+    crate::tools::ended_by_reader(&e);
+    Error::cannot_create(format!("write to stdout: {e}"))
 }

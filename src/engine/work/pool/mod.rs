@@ -415,6 +415,7 @@ mod tests {
         let job = Job {
             unit: "u".into(),
             stdin: 20_000,
+            stdin_file: None,
             argv: vec!["true".into()],
             shell_argv: Vec::new(),
             cwd: None,

@@ -1,0 +1,211 @@
+//! Submitted work: a person starts a command of the configuration by the name of its type.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ring::digest::{Context, SHA256};
+use serde_json::{Map, json};
+
+use crate::engine::config::Config;
+use crate::engine::intake::offer::Subject;
+use crate::model::unit::Unit;
+use crate::model::work::{Params, PayloadFile, Work, lane_of};
+use crate::store::ledger::EventKey;
+
+/// Work of a submitter, with its whole payload.
+#[derive(Debug)]
+pub struct Submission {
+    /// Id of the unit, a ULID.
+    pub id: String,
+    /// Whether no earlier unit can have the id.
+    pub is_new: bool,
+    /// Name of the work type.
+    pub kind: String,
+    /// Parameters.
+    pub params: Params,
+    /// Who submits it: `user@host`.
+    pub submitter: String,
+    /// Payload: the standard input of the command.
+    pub payload: Payload,
+}
+
+/// The payload of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// It is small, and goes into the ledger.
+    Inline(Bytes),
+    /// It is in a file, with this SHA-256. The file is on disk.
+    File(PayloadFile, [u8; 32]),
+}
+
+impl Payload {
+    /// Returns its size, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::File(file, _) => file.bytes,
+        }
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Inline(bytes) => {
+                let mut context = Context::new(&SHA256);
+                context.update(bytes);
+                finish(context)
+            }
+            Self::File(_, digest) => *digest,
+        }
+    }
+}
+
+/// Returns the SHA-256 of what `context` got.
+#[must_use]
+pub fn finish(context: Context) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+impl Submission {
+    /// Returns the SHA-256 of type, parameters and payload: the same under one id is the same work.
+    fn digest(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        let mut part = |bytes: &[u8]| {
+            // The length keeps parts separate.
+            context.update(&(bytes.len() as u64).to_be_bytes());
+            context.update(bytes);
+        };
+        part(self.kind.as_bytes());
+        part(&(self.params.words.len() as u64).to_be_bytes());
+        self.params
+            .words
+            .iter()
+            .for_each(|word| part(word.as_bytes()));
+        for (name, value) in &self.params.named {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        part(&self.payload.digest());
+        finish(context)
+    }
+
+    /// Returns what it offers; `None` if the configuration has no such type any more.
+    #[must_use]
+    pub fn subject(self, config: &Config) -> Option<Subject> {
+        let kind = config.work.named(&self.kind)?;
+        let key = EventKey {
+            id: self.id.clone(),
+            sender: Some(self.id.clone()),
+            digest: self.digest(),
+            packet: 0,
+            again: None,
+            replay: false,
+            request: false,
+            is_new: self.is_new,
+        };
+        let (payload, file) = match self.payload {
+            Payload::Inline(bytes) => (bytes, None),
+            Payload::File(file, _) => (Bytes::new(), Some(file)),
+        };
+        let about = [
+            ("work_type", json!(self.kind)),
+            ("submitter", json!(self.submitter)),
+        ];
+        let about = about.map(|(key, value)| (key.to_owned(), value));
+        let variables = self.params.variables();
+        let work = Work {
+            kind: self.kind,
+            params: self.params.words,
+            submitter: self.submitter,
+            file,
+        };
+        let unit = Unit {
+            event: self.id.clone(),
+            id: self.id,
+            spec: Arc::clone(&kind.spec),
+            topic: lane_of(&kind.name),
+            reason: work.to_string(),
+            hops: 0,
+            traceparent: None,
+            attempt: 1,
+            retry_of: None,
+            due: 0,
+            variables,
+            passthrough: Map::from_iter(about),
+            payload: Some(payload),
+            reply: None,
+            work: Some(Arc::new(work)),
+        };
+        Some(Subject::Submitted {
+            key,
+            unit: Arc::new(unit),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submission() -> Submission {
+        Submission {
+            id: "01JBV7Y3ZK8Q5W2N4T6R9M1XCD".into(),
+            is_new: true,
+            kind: "echo".into(),
+            params: Params {
+                words: vec!["a".into(), "b".into()],
+                named: Vec::new(),
+            },
+            submitter: "ann@host".into(),
+            payload: Payload::Inline(Bytes::from_static(b"abc")),
+        }
+    }
+
+    #[test]
+    fn the_same_work_has_the_same_digest_and_other_work_another() {
+        let same = submission().digest();
+        let in_a_file = Payload::File(
+            PayloadFile {
+                name: "f".into(),
+                bytes: 3,
+            },
+            submission().payload.digest(),
+        );
+        let filed = Submission {
+            payload: in_a_file,
+            submitter: "bob@host".into(),
+            ..submission()
+        };
+        assert_eq!(filed.digest(), same, "who submits it, and how, is no part");
+        let params = |words: &[&str], named: &[(&str, &str)]| Params {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            named: named
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        let others = [
+            Submission {
+                kind: "other".into(),
+                ..submission()
+            },
+            Submission {
+                params: params(&["a b"], &[]),
+                ..submission()
+            },
+            Submission {
+                params: params(&[], &[("a", "b")]),
+                ..submission()
+            },
+            Submission {
+                payload: Payload::Inline(Bytes::from_static(b"abd")),
+                ..submission()
+            },
+        ];
+        for other in others {
+            assert_ne!(other.digest(), same, "{other:?}");
+        }
+    }
+}
