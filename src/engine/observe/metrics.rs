@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::engine::observe::ends::{BUCKETS, Ends, OfTrigger};
 use crate::engine::observe::snapshot::Snapshot;
 use crate::error::Result;
 use crate::model::unit::Outcome;
-use crate::store::ledger::Reader;
+use crate::store::ledger::{MAX_ENDS, Reader};
 
 /// Minimum time between two writes.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -50,7 +50,14 @@ impl Metrics {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn open(path: PathBuf, reader: &Reader) -> Result<Self> {
-        Ok(Self::new(path, Ends::of(reader.last_ends()?)))
+        let (known, more) = reader.last_ends()?;
+        if more {
+            info!(
+                "metrics: the last ends of triggers are those of the last {MAX_ENDS} runs, until the \
+                 next ones end"
+            );
+        }
+        Ok(Self::new(path, Ends::of(known)))
     }
 
     fn new(path: PathBuf, ends: Ends) -> Self {

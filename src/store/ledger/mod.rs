@@ -24,7 +24,7 @@ mod writer;
 pub use accept::{Acceptance, Part, Refused};
 pub use identity::{Again, EventKey, Known, Naming};
 pub use prune::{Pruned, Retention};
-pub use reader::{LastEnds, Reader, Totals};
+pub use reader::{LastEnds, MAX_ENDS, Reader, Totals};
 pub use records::Record;
 pub use rows::{Queued, released_file};
 pub use schema::file;

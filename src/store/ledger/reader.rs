@@ -1,5 +1,6 @@
 //! Reads the ledger.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -37,6 +38,10 @@ pub struct Totals {
     /// Messages that wait to be published.
     pub outbox: u64,
 }
+
+/// Maximum number of ended runs that are read to find when those of each lane ended last: as many as a
+/// ledger remembers by default (`--keep-units`), read within 20 ms.
+pub const MAX_ENDS: usize = 10_000;
 
 /// When runs of one lane ended last, milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -333,28 +338,48 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Returns when the runs of each lane ended last; more than once for a lane whose spec has
-    /// changed. It reads all units.
+    /// Returns when the runs of each lane ended last. Reads the newest ends until each lane of the
+    /// ledger has two, [`MAX_ENDS`] at most. The second value is whether older ones were not read.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn last_ends(&self) -> Result<Vec<LastEnds>> {
-        let sql = "SELECT json_extract(content, '$.lane'), last, success FROM spec JOIN
-                   (SELECT spec, max(ended) AS last,
-                       max(CASE WHEN state = 'succeeded' THEN ended END) AS success
-                    FROM unit WHERE ended IS NOT NULL AND outcome IS NOT NULL GROUP BY spec)
-                   ON spec = spec.id";
-        let row = |row: &Row<'_>| {
-            Ok(LastEnds {
-                lane: row.get(0)?,
-                last: row.get(1)?,
-                success: row.get(2)?,
-            })
-        };
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut query| query.query_map([], row)?.collect())
-            .map_err(wrong)
+    pub fn last_ends(&self) -> Result<(Vec<LastEnds>, bool)> {
+        self.read_last_ends().map_err(wrong)
+    }
+
+    fn read_last_ends(&self) -> rusqlite::Result<(Vec<LastEnds>, bool)> {
+        let sql = "SELECT id, json_extract(content, '$.lane') FROM spec";
+        let mut query = self.connection.prepare_cached(sql)?;
+        let lanes = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let lanes: HashMap<i64, String> = lanes.collect::<Result<_, _>>()?;
+        // What has ended without an outcome was no run.
+        let sql = "SELECT spec, ended, state = 'succeeded', outcome IS NOT NULL FROM unit
+                   WHERE ended IS NOT NULL ORDER BY ended DESC";
+        let mut query = self.connection.prepare_cached(sql)?;
+        let mut rows = query.query([])?;
+        let mut wanted: HashSet<&str> = lanes.values().map(String::as_str).collect();
+        let mut ends: HashMap<&str, LastEnds> = HashMap::new();
+        for _ in 0..MAX_ENDS {
+            let Some(row) = rows.next()?.filter(|_| !wanted.is_empty()) else {
+                return Ok((ends.into_values().collect(), false));
+            };
+            let (ended, succeeded, ran): (i64, bool, bool) =
+                (row.get(1)?, row.get(2)?, row.get(3)?);
+            let Some(lane) = lanes.get(&row.get(0)?).filter(|_| ran) else {
+                continue;
+            };
+            let end = ends.entry(lane).or_insert_with(|| LastEnds {
+                lane: lane.clone(),
+                last: ended,
+                success: None,
+            });
+            if succeeded {
+                end.success.get_or_insert(ended);
+                wanted.remove(lane.as_str());
+            }
+        }
+        let more = rows.next()?.is_some();
+        Ok((ends.into_values().collect(), more))
     }
 
     /// Returns whether the folder of unit `id` can be removed.

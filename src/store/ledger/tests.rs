@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -411,4 +412,62 @@ fn no_question_of_the_start_reads_all_units_or_events() {
         let sorts = plan.contains("B-TREE FOR ORDER BY");
         assert!(plan.contains(index) && !sorts, "{sql}: {plan}");
     }
+}
+
+#[test]
+fn last_ends_are_found_without_reading_every_run() {
+    const RUNS: i64 = 100_000;
+    // Without optimisation SQLite takes five times as long.
+    const LIMIT: Duration = match cfg!(debug_assertions) {
+        true => Duration::from_millis(100),
+        false => Duration::from_millis(20),
+    };
+    let fixture = Fixture::new();
+    let ledger = &fixture.connection;
+    for (id, lane) in [(1, "busy"), (2, "broken"), (3, "rare"), (4, "new")] {
+        let spec = format!(r#"{{"lane":"{lane}"}}"#);
+        let insert = "INSERT INTO spec (id, content) VALUES (?1, ?2)";
+        ledger.execute(insert, (id, spec)).expect("spec");
+    }
+    // The last run of "rare" was long ago, "broken" never succeeds, "new" was dropped before it ran.
+    let insert = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+        INSERT INTO unit (id, spec, event, topic, reason, hops, attempt, due, accepted, state,
+                ended, outcome, variables, passthrough)
+            SELECT n, CASE WHEN n = 7 THEN 3 WHEN n = ?1 THEN 4 ELSE 1 + n % 2 END, 'e', 't', 'r',
+                0, 1, 0, n, CASE WHEN n = ?1 THEN 'canceled' WHEN n % 2 THEN 'failed'
+                ELSE 'succeeded' END, n, CASE WHEN n < ?1 THEN '{}' END, printf('%.*c', 300, 'x'), '{}'
+            FROM n";
+    ledger.execute(insert, [RUNS]).expect("units");
+    let reader = fixture.reader();
+    let ends = || {
+        let (ends, more) = reader.last_ends().expect("ends");
+        let mut ends: Vec<_> = ends
+            .into_iter()
+            .map(|end| (end.lane, end.last, end.success))
+            .collect();
+        ends.sort();
+        (ends, more)
+    };
+    let found = vec![
+        ("broken".to_owned(), RUNS - 1, None),
+        ("busy".to_owned(), RUNS - 2, Some(RUNS - 2)),
+    ];
+    assert_eq!(ends(), (found, true), "those of \"rare\" are too old");
+    // Other tests take processor time.
+    let quickest = (0..20).map(|_| {
+        let begun = Instant::now();
+        ends();
+        begun.elapsed()
+    });
+    let quickest = quickest.min().expect("times");
+    assert!(quickest < LIMIT, "{quickest:?}");
+    // Within the bound all of them are found.
+    let keep = "DELETE FROM unit WHERE ended > ?1";
+    ledger.execute(keep, [20]).expect("delete");
+    let found = vec![
+        ("broken".to_owned(), 19, None),
+        ("busy".to_owned(), 20, Some(20)),
+        ("rare".to_owned(), 7, None),
+    ];
+    assert_eq!(ends(), (found, false));
 }
