@@ -30,7 +30,7 @@ use tael::model::policy::Policy;
 use tael::model::spec::Spec;
 use tael::model::topic::Filter;
 use tael::model::trigger::{Decision, Trigger};
-use tael::store::ledger::{Done, Ledger, OnDisk, Op};
+use tael::store::ledger::{Done, Ledger, OnDisk, Op, Openable};
 use tokio::runtime::Builder;
 
 const TOPIC: &str = "bench/seq/status";
@@ -139,7 +139,9 @@ impl OnDisk for Nothing {
 }
 
 fn ledger() {
-    let (mut ledger, _reader): (Ledger<Nothing>, _) = Ledger::open(&state()).expect("ledger");
+    let (mut ledger, _reader): (Ledger<Nothing>, _) = Openable::find(&state())
+        .and_then(Ledger::open)
+        .expect("ledger");
     let post = || {
         Op::Post(Message {
             topic: TOPIC.into(),

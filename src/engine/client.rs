@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -9,8 +11,11 @@ use crate::engine::after::After;
 use crate::engine::commit::Commits;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
+use crate::engine::config::Config;
+use crate::engine::control::retry_socket::RetrySocket;
 use crate::engine::intake::Intake;
 use crate::engine::link::{self, Link};
+use crate::engine::observe::event_socket;
 use crate::engine::observe::snapshot::Snapshot;
 use crate::engine::observe::{Observer, Signs};
 use crate::engine::pipeline::{Pipeline, now_ms};
@@ -18,12 +23,19 @@ use crate::engine::report::Reports;
 use crate::engine::report::outbox::Loss;
 use crate::engine::work::Units;
 use crate::engine::work::cleanup::{Cleanup, Removed};
+use crate::engine::work::recovery::{self, Left};
+use crate::error::Result;
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
 use crate::model::unit::Unit;
 use crate::net::mqtt::{Refused, Refuser, Token};
 use crate::net::session::{Event, SessionReceived};
-use crate::store::ledger::Op;
+use crate::os::notify::Notify;
+use crate::os::socket::Served;
+use crate::store::aside::sweep;
+use crate::store::home::Home;
+use crate::store::ledger::{Op, Openable};
+use crate::store::payload_file;
 
 /// A client: its parts, which decide, and its connections to the ledger and the broker. No part
 /// knows another.
@@ -243,5 +255,62 @@ impl Client {
         let parts = (&self.work, &self.intake, &self.reports);
         let snapshot = Snapshot::of(&self.pipeline, parts, false);
         self.observer.show_last(&snapshot);
+    }
+}
+
+/// The opened state of a pipeline.
+pub struct Opened {
+    pub commits: Commits<After>,
+    pub pipeline: Pipeline,
+    pub reports: Reports<Token>,
+    pub intake: Intake<Token>,
+    pub observer: Observer,
+    /// Tells readers what becomes of messages.
+    pub events: Option<Served>,
+    pub retries: RetrySocket,
+    /// What an earlier client has left.
+    pub left: Vec<Left>,
+}
+
+impl Opened {
+    /// Opens the state of a pipeline. Between two steps, others have their turn.
+    ///
+    /// # Errors
+    /// When it cannot be opened or read.
+    pub async fn open(
+        config: Config,
+        home: Home,
+        notify: Notify,
+        since: Timestamp,
+        found: Openable,
+    ) -> Result<Self> {
+        yield_now().await;
+        let (commits, reader) = Commits::open(found)?;
+        yield_now().await;
+        let pipeline = Pipeline::new(config, home, reader, since);
+        let reports = Reports::open(&pipeline)?;
+        yield_now().await;
+        let intake = Intake::open(&pipeline)?;
+        yield_now().await;
+        let events = event_socket::open(&pipeline.home.path, &intake.recent);
+        // What another process writes from now on is named here, or found below.
+        let retries = RetrySocket::open(&pipeline.home.path);
+        yield_now().await;
+        sweep(&pipeline.home.path, &pipeline.reader)?;
+        payload_file::sweep(&pipeline.home.path, &pipeline.reader)?;
+        let left = recovery::survey(&pipeline)?;
+        yield_now().await;
+        let metrics = pipeline.config.metrics.clone();
+        let observer = Observer::open(notify, metrics, &pipeline.reader)?;
+        Ok(Self {
+            commits,
+            pipeline,
+            reports,
+            intake,
+            observer,
+            events,
+            retries,
+            left,
+        })
     }
 }

@@ -83,18 +83,23 @@ enum Goodbye {
 }
 
 impl Link {
-    /// Returns the link of a pipeline with this `identity`. It starts to connect when the session
-    /// is asked for its first event.
+    /// Returns the link of a pipeline with this `identity`, whose client has started at `since`. It
+    /// starts to connect when the session is asked for its first event.
     ///
     /// # Errors
     /// When the control topic is too long, or the file of the identity cannot be written.
-    pub fn open(pipeline: &Pipeline, mut identity: Identity, id_lock: HostLock) -> Result<Self> {
-        let config = &pipeline.config;
-        let subscriptions = subscriptions(config, &pipeline.topics)?;
+    pub fn open(
+        config: &Config,
+        since: Timestamp,
+        mut identity: Identity,
+        id_lock: HostLock,
+    ) -> Result<Self> {
+        let topics = PipelineTopics::new(&config.root, &config.who);
+        let subscriptions = subscriptions(config, &topics)?;
         // Before the new ones are noted, which the broker does not hold yet.
         let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
         will_hold(&mut identity, config, &subscriptions)?;
-        let settings = settings(config, &pipeline.topics, pipeline.since);
+        let settings = settings(config, &topics, since);
         Ok(Self {
             session: Session::new(settings, subscriptions)
                 .resume(held, expected)

@@ -41,11 +41,12 @@ pub fn now_ms() -> i64 {
 }
 
 impl Pipeline {
-    /// Returns what is known of the pipeline in the folder `home`, whose ledger `reader` reads.
-    pub fn new(config: Config, home: Home, reader: Reader) -> Self {
+    /// Returns what is known of the pipeline in the folder `home`, whose ledger `reader` reads, for a
+    /// client that has started at `since`.
+    pub fn new(config: Config, home: Home, reader: Reader, since: Timestamp) -> Self {
         Self {
             topics: PipelineTopics::new(&config.root, &config.who),
-            since: Timestamp::now(),
+            since,
             reader,
             boot: boot_id(),
             begin: Instant::now(),

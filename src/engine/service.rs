@@ -3,13 +3,14 @@
 use std::future::{Future, ready};
 use std::pin::pin;
 
+use jiff::Timestamp;
 use serde_json::json;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use crate::engine::chain;
-use crate::engine::client::Client;
-use crate::engine::commit::Commits;
+use crate::engine::client::{Client, Opened};
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
@@ -17,17 +18,13 @@ use crate::engine::control::actions::{self, Demand, Request};
 use crate::engine::control::reload::{self, Reload};
 use crate::engine::control::retry_socket::{Retried, RetrySocket};
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
-use crate::engine::intake::Intake;
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
-use crate::engine::observe::Observer;
-use crate::engine::observe::event_socket;
-use crate::engine::pipeline::{Pipeline, now_ms};
-use crate::engine::report::Reports;
+use crate::engine::pipeline::now_ms;
+use crate::engine::work::Units;
 use crate::engine::work::cleanup::Cleanup;
 use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
-use crate::engine::work::{Units, recovery};
 use crate::error::Result;
 use crate::model::message::Delivery;
 use crate::model::unit::State;
@@ -37,9 +34,8 @@ use crate::os::memory;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::os::socket::Served;
-use crate::store::aside::sweep;
 use crate::store::home::Home;
-use crate::store::payload_file;
+use crate::store::ledger::Openable;
 use crate::store::unit_dir::RUNNERS;
 
 /// Maximum number of network events to handle in a row.
@@ -55,27 +51,54 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the state of a pipeline, and continues what an earlier client has left.
+    /// Opens the state of a pipeline, and continues what an earlier client has left. The client
+    /// connects meanwhile.
     ///
     /// # Errors
-    /// When the state is damaged or newer; it is unchanged then.
-    pub fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
+    /// When the state is damaged or newer; it is unchanged then. When the broker refuses the client
+    /// for good.
+    pub async fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
         warn_of_what_is_missing(&config);
         let identity = link::identify(&mut config, &home.path)?;
         let id_lock = link::hold_id(&config)?;
-        let runners = home.path.join(RUNNERS);
-        let (commits, reader) = Commits::open(&home.path)?;
-        let pipeline = Pipeline::new(config, home, reader);
-        let reports = Reports::open(&pipeline)?;
-        let intake = Intake::open(&pipeline)?;
-        sweep(&pipeline.home.path, &pipeline.reader)?;
-        payload_file::sweep(&pipeline.home.path, &pipeline.reader)?;
-        let left = recovery::survey(&pipeline)?;
+        let found = Openable::find(&home.path)?;
+        // To create or to upgrade a ledger comes first. And a worker must be able to run what it takes
+        // from the others.
+        let early = found.is_current() && !config.triggers.are_shared();
+        let since = Timestamp::now();
+        let mut link = Link::open(&config, since, identity, id_lock)?;
+        let opened = Opened::open(config, home, notify, since, found);
+        let opened = match early {
+            true => link.session.connect_during(opened).await,
+            false => opened.await,
+        };
+        match opened {
+            Ok(opened) => Ok(Self::begin(link, opened)),
+            Err(e) => {
+                link.session.abandon().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Continues what an earlier client has left.
+    fn begin(link: Link, opened: Opened) -> Self {
+        let Opened {
+            commits,
+            pipeline,
+            reports,
+            intake,
+            observer,
+            events,
+            retries,
+            left,
+        } = opened;
+        let runners = pipeline.home.path.join(RUNNERS);
         let mut work = Units::new(pipeline.config.lanes(), runners);
         work.pause(pipeline.paused_mark().exists());
         let mut client = Client {
-            link: Link::open(&pipeline, identity, id_lock)?,
-            observer: Observer::open(notify, pipeline.config.metrics.clone(), &pipeline.reader)?,
+            link,
+            observer,
             commits,
             intake,
             work,
@@ -92,16 +115,11 @@ impl Service {
             client.perform();
             chain::end(&mut client, ended);
         }
-        client.cleanup.prune(&client.pipeline, &mut client.steps);
-        client.perform();
-        let events = event_socket::open(&client.pipeline.home.path, &client.intake.recent);
-        // What is written from now on is not among what was taken up.
-        let retries = RetrySocket::open(&client.pipeline.home.path);
-        Ok(Self {
+        Self {
             client,
             events,
             retries,
-        })
+        }
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -127,6 +145,8 @@ impl Service {
             chain::flush_reports(&mut self.client)?;
             self.client.observe();
             if told && !settled {
+                // The presence goes out first.
+                yield_now().await;
                 self.settle_in();
                 settled = true;
             }
@@ -189,9 +209,12 @@ impl Service {
 
     /// Does what a start need not wait for: to start a process takes longer than to connect.
     fn settle_in(&mut self) {
-        let Client { pipeline, work, .. } = &mut self.client;
-        work.keep_warm();
+        let client = &mut self.client;
+        client.work.keep_warm();
+        let pipeline = &client.pipeline;
         warn_without_holes(&pipeline.config, &pipeline.home.path.join(RUNNERS));
+        client.cleanup.prune(pipeline, &mut client.steps);
+        client.perform();
         memory::give_back();
     }
 

@@ -2,6 +2,7 @@
 //! distinguishes passing failures from final ones.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -173,6 +174,8 @@ impl Session {
                             self.say_that_it_waits();
                             continue;
                         }
+                        // A timer takes a millisecond at least.
+                        None if *until <= Instant::now() => {}
                         None => sleep_until(*until).await,
                     }
                     self.connections += 1;
@@ -269,6 +272,22 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Connects while `work` goes on, and returns the result of that. The first event ends this, and
+    /// stays for [`Session::next`].
+    ///
+    /// # Errors
+    /// Those of the work, and those of [`Session::next`], which end the work.
+    pub async fn connect_during<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = pin!(work);
+        let first = tokio::select! {
+            biased;
+            event = self.next() => event?,
+            done = &mut work => return done,
+        };
+        self.ready.push_front(first);
+        work.await
     }
 
     /// Publishes `message` if the session is online, and returns its token. [`Event::Published`]
@@ -396,10 +415,18 @@ impl Session {
     /// Says goodbye within a bounded time. Publishes in flight may be lost.
     pub async fn close(self) {
         if let State::Open {
-            mut connection,
             online_since: Some(_),
+            ..
         } = self.state
         {
+            self.abandon().await;
+        }
+    }
+
+    /// Says goodbye within a bounded time, also to a broker that has not answered yet: it publishes no
+    /// will then.
+    pub async fn abandon(self) {
+        if let State::Open { mut connection, .. } = self.state {
             connection.disconnect();
             let closed = async {
                 while !matches!(

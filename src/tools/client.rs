@@ -77,7 +77,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
             requests: signals::reload()?,
             read: options.reread,
         };
-        let service = Service::open(options.config, home, Notify::from_environment())?;
+        let service = Service::open(options.config, home, Notify::from_environment()).await?;
         service.run(&mut stop, reload).await
     })?;
     Ok(ExitCode::SUCCESS)

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::raw::{Connect, Raw, packet, publish, publish_with};
+use crate::common::raw::{Connect, Raw, Scripted, packet, publish, publish_with};
 use crate::common::raw::{subscribe_filters, unsubscribe_filters};
 use crate::common::scene::{CONTROL, RUN, SEQ, Scene, event};
-use crate::common::{Process, World, ran, refuses, wait_until};
+use crate::common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
 
 fn file(scene: &Scene) -> PathBuf {
     scene.dir.path().join("p.toml")
@@ -627,4 +627,32 @@ fn thousands_of_triggers_connect_and_each_gets_its_events() {
     runs.sort();
     assert_eq!(runs, ["1", "1", "1", "2"]);
     client.stop();
+}
+
+#[test]
+fn a_client_that_cannot_read_its_state_leaves_no_will_with_the_broker() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let client = || {
+        let mut command = bare_command(&dir, "tael-client");
+        command.args(["--who", "p", "-t", "lab/one", "-c", "true"]);
+        command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+        spawn(&dir, &mut command)
+    };
+    let first = client();
+    let mut raw = broker.accept();
+    raw.serve_until(|m| m.topic.ends_with("/presence"));
+    first.kill();
+    let ledger = dir.path().join("state/p/ledger.db");
+    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    ledger.execute_batch("DROP TABLE silence").expect("drop");
+    drop(ledger);
+    let mut second = client();
+    let (mut raw, _) = broker.greet(true, &[]);
+    // Its first requests may come before.
+    let mut kind = 0;
+    while kind != 0xe0 {
+        kind = next(&mut raw).0;
+    }
+    assert_eq!(second.wait(), 73, "{}", second.log_text());
 }

@@ -1,13 +1,11 @@
 //! Changes that wait for the ledger.
 
-use std::path::Path;
-
 use tokio::time::Instant;
 
 use crate::engine::commit::batch::Batch;
 use crate::engine::config::RECEIVE_MAXIMUM;
 use crate::error::Result;
-use crate::store::ledger::{Committed, Ledger, OnDisk, Op, Reader};
+use crate::store::ledger::{Committed, Ledger, OnDisk, Op, Openable, Reader};
 
 /// Maximum number of operations that wait for the ledger, and maximum size of their messages,
 /// bytes. Beyond either, no more messages are taken.
@@ -25,12 +23,12 @@ pub struct Commits<T> {
 }
 
 impl<T: OnDisk + Default + Send + 'static> Commits<T> {
-    /// Opens the ledger of the pipeline in the folder `home`, for reading as well.
+    /// Opens the ledger that was found, for reading as well.
     ///
     /// # Errors
-    /// When it is damaged or newer; it is then untouched.
-    pub fn open(home: &Path) -> Result<(Self, Reader)> {
-        let (ledger, reader) = Ledger::open(home)?;
+    /// When it cannot be opened or created; it is then untouched.
+    pub fn open(found: Openable) -> Result<(Self, Reader)> {
+        let (ledger, reader) = Ledger::open(found)?;
         let commits = Self {
             ledger,
             batch: Batch::default(),

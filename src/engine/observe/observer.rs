@@ -100,12 +100,14 @@ impl Observer {
 mod tests {
     use super::*;
     use crate::engine::after::After;
-    use crate::store::ledger::Ledger;
+    use crate::store::ledger::{Ledger, Openable};
 
     #[test]
     fn only_a_metrics_file_wakes_an_idle_client() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (_writer, reader) = Ledger::<After>::open(dir.path()).expect("ledger");
+        let (_writer, reader) = Openable::find(dir.path())
+            .and_then(Ledger::<After>::open)
+            .expect("ledger");
         let wake = |metrics: Option<PathBuf>| {
             let observer = Observer::open(Notify::from_environment(), metrics, &reader);
             observer.expect("observer").wake()

@@ -112,7 +112,7 @@ fn message(id: &str, payload: &str) -> Subject {
 const FINISHED: &str = r#"{"status":"finished"}"#;
 
 impl Bench {
-    fn new(trigger: Trigger) -> Self {
+    async fn new(trigger: Trigger) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let home = Home::acquire(dir.path(), "p").expect("home").expect("free");
         let runners = dir.path().join("p").join(RUNNERS);
@@ -124,7 +124,9 @@ impl Bench {
         let broker = TcpListener::bind(("127.0.0.1", 0)).expect("port");
         let port = broker.local_addr().expect("address").port();
         let config = config(trigger, port);
-        let mut service = Service::open(config, home, Notify::from_environment()).expect("open");
+        let mut service = Service::open(config, home, Notify::from_environment())
+            .await
+            .expect("open");
         let runner = "src/engine/service/scripted-runner";
         let runner = Path::new(env!("CARGO_MANIFEST_DIR")).join(runner);
         service.client.work.play(runner);
@@ -247,7 +249,7 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn a_receipt_comes_back_once_its_event_is_on_disk() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.offer(1, false, message("A", FINISHED));
         assert_eq!(bench.receipts(1).await, [(1, "Accepted".to_owned())]);
         let reader = Reader::open(&bench.dir.path().join("p")).expect("reader");
@@ -269,7 +271,7 @@ fn a_receipt_comes_back_once_its_event_is_on_disk() {
 #[test]
 fn a_redelivery_of_a_running_unit_waits_with_it_for_its_end() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.offer(1, true, message("A", FINISHED));
         bench
             .until(|r| r.totals().expect("totals").running == 1)
@@ -305,7 +307,7 @@ fn a_receipt_waits_for_the_retries_of_its_unit() {
             limit: 1,
             ..Retries::default()
         };
-        let mut bench = Bench::new(trigger(Policy::default(), retries, None));
+        let mut bench = Bench::new(trigger(Policy::default(), retries, None)).await;
         bench.outcome(1);
         bench.offer(1, true, message("A", FINISHED));
         bench.open_gate();
@@ -329,7 +331,7 @@ fn a_unit_that_does_not_run_gives_its_receipt_back() {
             overlap: Overlap::Skip,
             ..Policy::default()
         };
-        let mut bench = Bench::new(trigger(policy, Retries::default(), None));
+        let mut bench = Bench::new(trigger(policy, Retries::default(), None)).await;
         bench.offer(1, true, message("A", FINISHED));
         bench
             .until(|r| r.totals().expect("totals").running == 1)
@@ -345,7 +347,7 @@ fn a_unit_that_does_not_run_gives_its_receipt_back() {
 fn silence_and_requests_come_through_the_door_of_messages() {
     run(async {
         let absent = Some(Duration::from_millis(50));
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), absent));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), absent)).await;
         // Without a broker its silence is unknown.
         bench.service.client.intake.silence.online(true);
         bench
@@ -368,7 +370,7 @@ fn silence_and_requests_come_through_the_door_of_messages() {
 #[test]
 fn the_second_of_two_retries_of_a_unit_at_once_is_refused() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.outcome(1);
         bench.offer(1, true, message("A", FINISHED));
         bench.open_gate();
@@ -398,7 +400,7 @@ fn the_second_of_two_retries_of_a_unit_at_once_is_refused() {
 #[test]
 fn a_unit_that_runs_keeps_its_receipt_when_a_drop_comes_too_late() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.offer(1, true, message("A", FINISHED));
         bench
             .until(|r| r.totals().expect("totals").running == 1)
@@ -417,7 +419,7 @@ fn a_unit_that_runs_keeps_its_receipt_when_a_drop_comes_too_late() {
 #[test]
 fn a_drop_of_a_released_unit_gives_its_receipt_back() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.service.client.work.pause(true);
         bench.offer(1, true, message("A", FINISHED));
         bench
@@ -444,7 +446,7 @@ fn a_redelivery_waits_for_the_retry_that_is_due_later() {
             delay: Duration::from_secs(3600),
             ..Retries::default()
         };
-        let mut bench = Bench::new(trigger(Policy::default(), retries, None));
+        let mut bench = Bench::new(trigger(Policy::default(), retries, None)).await;
         bench.outcome(1);
         bench.offer(1, true, message("A", FINISHED));
         bench.open_gate();
@@ -472,7 +474,7 @@ fn a_redelivery_waits_for_the_retry_that_is_due_later() {
 #[test]
 fn a_unit_for_which_no_runner_was_reserved_goes_to_a_new_one() {
     run(async {
-        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None));
+        let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
         bench.offer(1, true, message("A", FINISHED));
         bench.open_gate();
         bench.receipts(1).await;

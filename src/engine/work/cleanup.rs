@@ -41,6 +41,9 @@ const MAX_RETAINED: u64 = 100_000;
 const MIN_WAIT: Duration = Duration::from_secs(10 * 60);
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Time that a start has before old runs are forgotten, if no broker answers: to connect comes first.
+const HEAD_START: Duration = Duration::from_secs(1);
+
 /// Result of removing some folders.
 #[derive(Debug)]
 pub struct Removed {
@@ -85,7 +88,7 @@ impl Default for Cleanup {
             tried: 0,
             since: 0,
             rounds: 0,
-            due: None,
+            due: Some(Instant::now() + HEAD_START),
             said: [false; 3],
             leaving: false,
         }

@@ -29,7 +29,7 @@ pub use records::Record;
 pub use rows::{Queued, released_file};
 pub use schema::file;
 pub use write::{Done, Heard, Op};
-pub use writer::{Committed, Fault, Ledger, OnDisk};
+pub use writer::{Committed, Fault, Ledger, OnDisk, Openable};
 
 #[cfg(test)]
 mod tests;

@@ -106,6 +106,7 @@ fn open_to_look(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// A ledger that was looked at.
+#[derive(Debug)]
 pub struct Looked {
     /// Whether it has the current version.
     pub current: bool,

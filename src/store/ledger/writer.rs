@@ -15,7 +15,7 @@ use crate::os::logging::STACK;
 use crate::store::ledger::failure::{lasting, passes};
 use crate::store::ledger::place::{Found, Place};
 use crate::store::ledger::reader::Reader;
-use crate::store::ledger::schema;
+use crate::store::ledger::schema::{self, Looked};
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Op, apply};
 
@@ -68,16 +68,40 @@ pub struct Ledger<T> {
     committed: tokio_mpsc::UnboundedReceiver<Result<Committed<T>, Fault>>,
 }
 
+/// The place of a ledger that can be opened: there is none yet, or one of no newer version.
+#[derive(Debug)]
+pub struct Openable {
+    path: PathBuf,
+    looked: Option<Looked>,
+}
+
+impl Openable {
+    /// Looks for the ledger in folder `pipeline`, and changes nothing.
+    ///
+    /// # Errors
+    /// When it is no ledger or cannot be read (73), or is newer than this program (78).
+    pub fn find(pipeline: &Path) -> Result<Self> {
+        let path = schema::file(pipeline);
+        let looked = path.exists().then(|| schema::check(&path)).transpose()?;
+        Ok(Self { path, looked })
+    }
+
+    /// Returns whether it need not be created or upgraded first.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.looked.as_ref().is_some_and(|looked| looked.current)
+    }
+}
+
 impl<T: OnDisk + Send + 'static> Ledger<T> {
-    /// Opens or creates the ledger in folder `pipeline`, for reading and, in a thread of its own, for
+    /// Opens or creates the ledger that was found, for reading and, in a thread of its own, for
     /// writing. The thread reads all pages before, so that a client can connect meanwhile: a ledger
     /// that is damaged inside is a fault, and unchanged too.
     ///
     /// # Errors
-    /// When it cannot be opened or created (73), or is newer (78); it is unchanged then.
-    pub fn open(pipeline: &Path) -> Result<(Self, Reader)> {
-        let path = schema::file(pipeline);
-        let looked = path.exists().then(|| schema::check(&path)).transpose()?;
+    /// When it cannot be opened or created (73); it is unchanged then.
+    pub fn open(found: Openable) -> Result<(Self, Reader)> {
+        let Openable { path, looked } = found;
         // An upgrade writes, so its ledger is read before.
         let opened = match &looked {
             None => Some(Writer::open(&path)?),
