@@ -40,10 +40,10 @@ pub struct Events {
     /// Show messages of this time, such as 2d
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     since: Option<Duration>,
-    /// Show the newest N messages
+    /// Show the newest N messages; 0 with --follow shows only what comes
     #[arg(short = 'n', long, value_name = "N", default_value = "50")]
     lines: usize,
-    /// Go on with what comes
+    /// Go on with what comes, and say how the runs end
     #[arg(short, long)]
     follow: bool,
     /// Print one JSON object a line
@@ -75,8 +75,8 @@ impl Tool for Events {
         if let Some(who) = &self.who {
             topic::check_who(who).map_err(Error::usage)?;
         }
-        if !(1..=MAX_LINES).contains(&self.lines) {
-            return Err(Error::usage(format!("--lines has 1 to {MAX_LINES}")));
+        if self.lines > MAX_LINES {
+            return Err(Error::usage(format!("--lines has 0 to {MAX_LINES}")));
         }
         let chosen = [self.accepted, self.duplicate, self.refused, self.ignored];
         let chosen = Fate::ALL.into_iter().zip(chosen);

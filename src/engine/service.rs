@@ -286,6 +286,7 @@ impl Service {
                     TAEL_EVENT = unit.event,
                     "retried by an operator"
                 );
+                client.intake.retried(&unit);
                 let pipeline = &client.pipeline;
                 client.work.wait(pipeline, &unit.spec, &unit.id, unit.due);
             }

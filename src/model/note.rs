@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::status;
+
 /// What became of a message for a trigger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,6 +63,24 @@ pub struct Note {
     /// Whether another trigger took the message.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub aside: bool,
+}
+
+/// Reason of a run that `tael control WHO raise` has started.
+pub const RAISED: &str = "raised by hand";
+
+/// Reason of a run that a person has had run again.
+pub const RETRIED: &str = "retried by hand";
+
+/// Returns why a unit was made, for the note about its event; empty if a message of `topic` made it, as
+/// a rule. `reason` is that of the unit. A retry with an event of its own is that of a person.
+#[must_use]
+pub fn occasion(reason: &str, topic: &str, is_retry: bool) -> String {
+    match reason {
+        _ if is_retry => RETRIED.to_owned(),
+        status::REASON_RAISED => RAISED.to_owned(),
+        reason if reason == status::reason_finished(topic) => String::new(),
+        other => other.to_owned(),
+    }
 }
 
 /// Maximum length of a reason in a note, bytes: about that, a character is whole.
@@ -163,6 +183,25 @@ mod tests {
         }
         assert_eq!(Line::parse(r#"{"kind":"later"}"#), Some(Line::Unknown));
         assert_eq!(Line::parse("{"), None);
+    }
+
+    #[test]
+    fn what_is_not_the_rule_has_a_reason() {
+        let finished = "lab/seq/status finished";
+        let silent = "lab/seq/status silent for 1h";
+        for (reason, is_retry, why) in [
+            (finished, false, ""),
+            (finished, true, RETRIED),
+            (status::REASON_RAISED, false, RAISED),
+            (status::REASON_RAISED, true, RETRIED),
+            (silent, false, silent),
+        ] {
+            assert_eq!(
+                occasion(reason, "lab/seq/status", is_retry),
+                why,
+                "{reason}"
+            );
+        }
     }
 
     #[test]

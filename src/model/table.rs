@@ -82,6 +82,59 @@ pub fn cut(text: &str, limit: usize) -> String {
     text.to_owned()
 }
 
+/// Returns `text` in at most `limit` columns; one that is cut shows its beginning and its end, which
+/// tell topics apart.
+#[must_use]
+pub fn cut_middle(text: &str, limit: usize) -> String {
+    if width(text) <= limit {
+        return text.to_owned();
+    }
+    let Some(room) = limit.checked_sub(1) else {
+        return String::new();
+    };
+    // It ends with the mark.
+    let short = cut(text, room / 2 + 1);
+    let left = limit.saturating_sub(width(&short));
+    let (mut end, mut used) = (text.len(), 0);
+    for (at, c) in text.char_indices().rev() {
+        used += char_width(c);
+        if used > left {
+            break;
+        }
+        end = at;
+    }
+    short + text.get(end..).unwrap_or_default()
+}
+
+/// Returns `text` in at most `lines` lines of at most `limit` columns, 2 at least, broken at blanks if there are
+/// any. What does not fit is cut.
+#[must_use]
+pub fn wrap(text: &str, limit: usize, lines: usize) -> Vec<String> {
+    let mut wrapped = Vec::new();
+    let mut rest = text;
+    while width(rest) > limit && wrapped.len() + 1 < lines {
+        let (mut used, mut end) = (0, 0);
+        for (at, c) in rest.char_indices() {
+            used += char_width(c);
+            if used > limit && end > 0 {
+                break;
+            }
+            end = at + c.len_utf8();
+        }
+        let (line, after) = rest.split_at(end);
+        // The blank itself may be the character that did not fit.
+        let blank = match after.starts_with(' ') {
+            true => Some(end),
+            false => line.rfind(' ').filter(|at| *at > 0),
+        };
+        let (line, after) = rest.split_at(blank.unwrap_or(end));
+        wrapped.push(line.trim_end().to_owned());
+        rest = after.trim_start();
+    }
+    wrapped.push(cut(rest, limit));
+    wrapped
+}
+
 /// Side at which the cells of a column stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
@@ -103,6 +156,8 @@ pub struct Column {
     pub least: usize,
     /// Maximum number of columns that it takes on a terminal, except for the last one of a table.
     pub most: usize,
+    /// Whether its cells are cut in the middle, not at their ends.
+    pub middle: bool,
 }
 
 impl Column {
@@ -114,6 +169,7 @@ impl Column {
             align: Align::Left,
             least: 0,
             most: usize::MAX,
+            middle: false,
         }
     }
 
@@ -134,6 +190,23 @@ impl Column {
             align: Align::Left,
             least,
             most,
+            middle: false,
+        }
+    }
+
+    /// Returns the column with cells that are cut in the middle.
+    #[must_use]
+    pub const fn middle(self) -> Self {
+        Self {
+            middle: true,
+            ..self
+        }
+    }
+
+    fn cut(&self, text: &str, limit: usize) -> String {
+        match self.middle {
+            true => cut_middle(text, limit),
+            false => cut(text, limit),
         }
     }
 }
@@ -201,6 +274,35 @@ impl Layout {
         self.line(heads)
     }
 
+    /// Returns the lines of a row as [`Layout::line`] does, but the last cell goes on below itself, in
+    /// `lines` lines at most.
+    pub fn wrapped<'a>(
+        &self,
+        cells: impl IntoIterator<Item = (&'a str, Option<Colour>)>,
+        lines: usize,
+    ) -> String {
+        let mut cells: Vec<_> = cells.into_iter().collect();
+        let last = self.columns.len().saturating_sub(1);
+        let before = self.columns.iter().take(last);
+        let indent = before.map(|(_, wide)| wide + GAP.len()).sum::<usize>();
+        let room = self.limit.and_then(|limit| limit.checked_sub(indent));
+        let (Some(room @ 2..), Some((text, _))) = (room, cells.last_mut()) else {
+            return self.line(cells);
+        };
+        let pieces = wrap(text, room, lines);
+        let (first, rest) = pieces
+            .split_first()
+            .map_or(("", &[][..]), |(first, rest)| (first, rest));
+        *text = first;
+        let mut row = self.line(cells);
+        for piece in rest {
+            row.push('\n');
+            row.extend(std::iter::repeat_n(' ', indent));
+            row += piece;
+        }
+        row
+    }
+
     /// Returns the line of a row: a printable text for each column, and its colour. It has no blanks
     /// at its end.
     pub fn line<'a>(&self, cells: impl IntoIterator<Item = (&'a str, Option<Colour>)>) -> String {
@@ -211,8 +313,8 @@ impl Layout {
             // A terminal that is too narrow for the table wraps no line.
             let left = self.limit.map(|limit| limit.saturating_sub(used + gap));
             let text = match left {
-                Some(left) if n == last => cut(text, left),
-                Some(left) => cut(text, left.min(*wide)),
+                Some(left) if n == last => column.cut(text, left),
+                Some(left) => column.cut(text, left.min(*wide)),
                 None => text.to_owned(),
             };
             let room = left
@@ -280,6 +382,40 @@ mod tests {
         assert_eq!(cut("e\u{301}e\u{301}e\u{301}", 2), "e\u{301}…");
         assert_eq!(cut("abc", 1), "…");
         assert_eq!(cut("abc", 0), "");
+    }
+
+    #[test]
+    fn a_topic_that_is_cut_keeps_both_ends() {
+        assert_eq!(cut_middle("lab/seq/status", 14), "lab/seq/status");
+        assert_eq!(cut_middle("lab/seq/run7/status", 14), "lab/se…/status");
+        assert_eq!(cut_middle("lab/日本語/status", 12), "lab/…/status");
+        assert_eq!(cut_middle("abc", 2), "…c");
+        assert_eq!(cut_middle("abc", 1), "…");
+        assert_eq!(cut_middle("abc", 0), "");
+    }
+
+    #[test]
+    fn a_text_goes_on_at_a_blank() {
+        let text = "its payload is not JSON: a value";
+        assert_eq!(wrap(text, 40, 3), [text]);
+        assert_eq!(
+            wrap(text, 12, 4),
+            ["its payload", "is not JSON:", "a value"]
+        );
+        assert_eq!(wrap(text, 12, 2), ["its payload", "is not JSON…"]);
+        assert_eq!(wrap("abcdefgh", 3, 9), ["abc", "def", "gh"]);
+        assert_eq!(wrap("", 5, 2), [""]);
+    }
+
+    #[test]
+    fn the_last_cell_goes_on_below_itself() {
+        let columns = [Column::whole("A"), Column::text("WHY", 5, usize::MAX)];
+        let layout = Layout::fit(&columns, [["one", "a long text"]], Some(12));
+        let row = [("one", None), ("a long text", None)];
+        assert_eq!(layout.wrapped(row, 3), "one  a long\n     text");
+        assert_eq!(layout.wrapped(row, 1), "one  a long…");
+        let layout = Layout::fit(&columns, [["one", "a long text"]], None);
+        assert_eq!(layout.wrapped(row, 3), "one  a long text");
     }
 
     #[test]
@@ -359,6 +495,22 @@ mod tests {
             let cut = cut(&text, limit);
             prop_assert!(width(&cut) <= limit);
             prop_assert!(cut == text || cut.is_empty() || cut.ends_with(CUT));
+        }
+
+        #[test]
+        fn a_text_cut_in_its_middle_fits(text in any::<String>(), limit in 0..50usize) {
+            let cut = cut_middle(&text, limit);
+            prop_assert!(width(&cut) <= limit);
+            prop_assert!(cut == text || cut.is_empty() || cut.contains(CUT));
+        }
+
+        #[test]
+        fn wrapped_lines_fit(text in "[ -~日本é😀]{0,60}", limit in 2..30usize, lines in 1..5usize) {
+            let wrapped = wrap(&text, limit, lines);
+            prop_assert!(wrapped.len() <= lines);
+            for line in wrapped {
+                prop_assert!(width(&line) <= limit, "{line:?}");
+            }
         }
     }
 }

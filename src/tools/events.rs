@@ -4,6 +4,8 @@
 //! tells it on a socket in its state folder.
 
 mod hear;
+mod row;
+mod runs;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
@@ -11,27 +13,23 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
-use serde_json::{Value, json};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout_at};
 
 use crate::engine::pipeline::PAUSED;
 use crate::error::Result;
-use crate::model::moment;
 use crate::model::note::{Fate, Line, Note};
-use crate::model::table::{Colour, Column, Layout};
-use crate::model::text::printable;
-use crate::model::trigger::ONLY_TRIGGER;
-use crate::model::unit::{State, short_id};
+use crate::model::table::{Colour, Layout};
 use crate::os::logging::say;
 use crate::os::signals::Stop;
 use crate::os::terminal::Terminal;
 use crate::store::ledger::Reader;
-use crate::store::ledger::received::{Received, Which, received};
+use crate::store::ledger::received::{Which, newest, received};
 use crate::tools::work::{Scope, pipelines};
 use hear::{Heard, LOOK_AGAIN, ask};
+use row::{COLUMNS, MAX_WHY_LINES, Row, WIDTH};
+use runs::{MAX_RUNS, Runs};
 
 /// Maximum number of messages to show at once; they are merged in memory.
 pub const MAX_LINES: usize = 10_000;
@@ -47,7 +45,7 @@ const MAX_WAITING: usize = 256;
 pub struct Options {
     /// The pipelines.
     pub scope: Scope,
-    /// Number of messages to show, the newest ones.
+    /// Number of messages to show first, the newest ones; 0 for none.
     pub lines: usize,
     /// Maximum age of the messages to show.
     pub since: Option<Duration>,
@@ -55,7 +53,7 @@ pub struct Options {
     pub fates: Vec<Fate>,
     /// The trigger; by default all. With one, messages that another trigger takes are shown too.
     pub trigger: Option<String>,
-    /// Whether to go on with what comes.
+    /// Whether to go on with what comes, and with the ends of the runs that were shown.
     pub follow: bool,
     /// Whether to print one JSON object a line.
     pub json: bool,
@@ -75,14 +73,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     super::runtime()?.block_on(events(options, pipelines))
-}
-
-/// A message to show.
-#[derive(Debug, Clone)]
-struct Shown {
-    who: usize,
-    note: Note,
-    unit: Option<(State, Option<String>)>,
 }
 
 async fn events(options: &Options, pipelines: Vec<(String, PathBuf)>) -> Result<ExitCode> {
@@ -135,6 +125,11 @@ struct View<'a> {
     /// Number of the last record of each ledger that was read.
     last: Vec<i64>,
     known: Known,
+    /// Runs whose ends are awaited.
+    runs: Runs,
+    /// Whether the headings are printed.
+    headed: bool,
+    /// The columns on a terminal, found with the first rows.
     layout: Option<Layout>,
     terminal: Terminal,
     code: ExitCode,
@@ -147,6 +142,8 @@ impl<'a> View<'a> {
             last: vec![0; pipelines.len()],
             pipelines,
             known: Known::default(),
+            runs: Runs::default(),
+            headed: false,
             layout: None,
             terminal: Terminal::of_stdout(),
             code: ExitCode::SUCCESS,
@@ -181,21 +178,20 @@ impl<'a> View<'a> {
             }
         }
         absent.extend(waiting);
-        let mut rows: Vec<Shown> = Vec::new();
+        let mut rows: Vec<Row> = Vec::new();
         for who in 0..self.pipelines.len() {
-            rows.extend(self.records(who));
+            match self.options.lines {
+                0 => self.skip_records(who),
+                lines => rows.extend(self.records(who, lines)),
+            }
         }
-        let of_client = notes.into_iter().map(|(who, note)| Shown {
-            who,
-            note,
-            unit: None,
-        });
+        let of_client = notes.into_iter().map(|(who, note)| Row::told(who, note));
         rows.extend(of_client.filter(|row| self.is_wanted(&row.note)));
         rows.sort_by_key(|row| row.note.at);
         let first = rows.len().saturating_sub(self.options.lines);
         let rows = rows.split_off(first);
         self.show(&rows)?;
-        if rows.is_empty() {
+        if rows.is_empty() && self.options.lines > 0 {
             say("no message is known that fits");
         }
         self.tell_of(&absent, forgotten);
@@ -219,7 +215,10 @@ impl<'a> View<'a> {
                 biased;
                 () = &mut stop => return Ok(()),
                 Some((who, heard)) = heard.recv() => self.live(who, heard)?,
-                _ = look.tick() => self.find(&sender),
+                _ = look.tick() => {
+                    self.find(&sender);
+                    self.show_ends()?;
+                }
             }
         }
     }
@@ -280,8 +279,25 @@ impl<'a> View<'a> {
         trigger && self.wants(note.fate) && note.at >= self.since()
     }
 
-    /// Returns the records of the pipeline `who` that were not read before.
-    fn records(&mut self, who: usize) -> Vec<Shown> {
+    /// Shows the ends of runs that were shown before.
+    fn show_ends(&mut self) -> Result<()> {
+        let ended = self.runs.ended(&self.pipelines).into_iter();
+        let rows = ended.map(|(run, now)| Row::end(run.who, run.note, now));
+        self.show(&rows.collect::<Vec<_>>())
+    }
+
+    /// Leaves out the records of the pipeline `who` so far.
+    fn skip_records(&mut self, who: usize) {
+        let folder = self.pipelines.get(who).map(|(_, folder)| folder);
+        let newest = folder.map(|folder| Reader::open(folder).and_then(|reader| newest(&reader)));
+        // One that cannot be read is reported when it is to be shown.
+        if let (Some(Ok(newest)), Some(last)) = (newest, self.last.get_mut(who)) {
+            *last = newest;
+        }
+    }
+
+    /// Returns the newest records of the pipeline `who` that were not read before, `limit` at most.
+    fn records(&mut self, who: usize, limit: usize) -> Vec<Row> {
         let (Some((name, folder)), Some(last)) = (self.pipelines.get(who), self.last.get(who))
         else {
             return Vec::new();
@@ -300,7 +316,7 @@ impl<'a> View<'a> {
             since: self.since(),
             trigger: self.options.trigger.as_deref(),
             fate,
-            limit: self.options.lines,
+            limit,
         };
         let read = Reader::open(folder).and_then(|reader| received(&reader, which));
         let records = match read {
@@ -316,9 +332,8 @@ impl<'a> View<'a> {
             *last = newest.seq;
         }
         let fresh = records.into_iter().rev().filter_map(|record| {
-            let Received { note, unit, .. } = record;
-            let key = key(who, &note);
-            self.known.add(key).then_some(Shown { who, note, unit })
+            let row = Row::recorded(who, record);
+            self.known.add(key(who, &row.note)).then_some(row)
         });
         fresh.collect()
     }
@@ -330,13 +345,12 @@ impl<'a> View<'a> {
             Heard::Line(Line::Note(note)) => {
                 let in_ledger = matches!(note.fate, Fate::Accepted | Fate::Refused);
                 if self.is_wanted(&note) && (!in_ledger || self.known.add(key(who, &note))) {
-                    let unit = None;
-                    self.show(&[Shown { who, note, unit }])?;
+                    self.show(&[Row::told(who, note)])?;
                 }
             }
             // What it accepted before it could be heard is in the ledger.
             Heard::Line(Line::Live { .. }) => {
-                let rows = self.records(who);
+                let rows = self.records(who, MAX_LINES);
                 self.show(&rows)?;
             }
             Heard::Line(Line::Lost { count }) => say(&format!(
@@ -353,130 +367,64 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    fn show(&mut self, rows: &[Shown]) -> Result<()> {
+    fn show(&mut self, rows: &[Row]) -> Result<()> {
+        if self.options.follow {
+            for row in rows.iter().filter(|row| row.is_open()) {
+                if self.runs.add(row.who, &row.note) {
+                    say(&format!(
+                        "more than {MAX_RUNS} runs go on: the ends of the oldest are not shown"
+                    ));
+                }
+            }
+        }
         if self.options.json {
-            let print = |row: &Shown| super::print_json(&self.report(row));
+            let print = |row: &Row| super::print_json(&row.json(self.who(row)));
             return rows.iter().try_for_each(print);
         }
         if rows.is_empty() {
             return Ok(());
         }
-        let cells: Vec<[String; 5]> = rows.iter().map(|row| self.cells(row)).collect();
-        if self.layout.is_none() {
-            // What comes later may have another result.
-            let longest = ["", Fate::Duplicate.name(), "", "", ""];
-            let longest = self.options.follow.then_some(longest);
-            let texts = cells.iter().map(|row| row.each_ref().map(String::as_str));
-            let layout = Layout::fit(COLUMNS, texts.chain(longest), self.terminal.width);
-            super::print(&layout.heading())?;
-            self.layout = Some(layout);
+        let cells = rows.iter().map(|row| {
+            let is_paused = || self.is_paused(row);
+            row.cells(self.who(row), is_paused, self.terminal)
+        });
+        let cells: Vec<[String; WIDTH]> = cells.collect();
+        if !std::mem::replace(&mut self.headed, true) {
+            let heads = COLUMNS.map(|column| column.head);
+            self.layout = self.terminal.width.map(|width| {
+                // What comes later may have another result.
+                let longest = ["", Fate::Duplicate.name(), "", "", ""];
+                let texts = cells.iter().map(|row| row.each_ref().map(String::as_str));
+                Layout::fit(&COLUMNS, texts.chain([longest]), Some(width))
+            });
+            self.print(heads, None)?;
         }
-        let Some(layout) = &self.layout else {
-            return Ok(());
-        };
         for (row, cells) in rows.iter().zip(&cells) {
-            let colour = self.terminal.colour.then(|| colour(row)).flatten();
-            let colours = [None, colour, None, None, None];
-            let cells = cells.iter().map(String::as_str).zip(colours);
-            super::print(&layout.line(cells))?;
+            let colour = row.colour().filter(|_| self.terminal.colour);
+            self.print(cells.each_ref().map(String::as_str), colour)?;
         }
         Ok(())
     }
 
-    fn who(&self, row: &Shown) -> &str {
-        self.pipelines.get(row.who).map_or("", |(who, _)| who)
-    }
-
-    fn report(&self, row: &Shown) -> Value {
-        let note = &row.note;
-        #[allow(clippy::cast_precision_loss)] // milliseconds since 1970 stay below 2^53
-        let time = note.at as f64 / 1000.0;
-        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        json!({
-            "time": time,
-            "pipeline": self.who(row),
-            "trigger": given(&note.trigger),
-            "result": note.fate.name(),
-            "why": given(&note.why),
-            "topic": note.topic,
-            "event": given(&note.event),
-            "unit": note.unit,
-            "state": row.unit.as_ref().map(|(state, _)| state.name()),
-            "note": row.unit.as_ref().and_then(|(_, note)| note.as_ref()),
-            "taken": note.aside || note.fate == Fate::Accepted,
+    /// Prints a row: in columns on a terminal, otherwise without blanks that a later row would need.
+    fn print(&self, cells: [&str; WIDTH], colour: Option<Colour>) -> Result<()> {
+        let colours = [None, colour, None, None, None];
+        super::print(&match &self.layout {
+            Some(layout) => layout.wrapped(cells.into_iter().zip(colours), MAX_WHY_LINES),
+            None => cells.join("  ").trim_end().to_owned(),
         })
     }
 
-    fn cells(&self, row: &Shown) -> [String; 5] {
-        let note = &row.note;
-        let now = Zoned::now();
-        let at = Timestamp::from_millisecond(note.at).unwrap_or_default();
-        let at = at.to_zoned(TimeZone::system());
-        let at = match self.terminal.is_terminal() {
-            true => moment::near(&at, &now),
-            false => moment::word(&at),
-        };
-        let who = match &*note.trigger {
-            "" | ONLY_TRIGGER => self.who(row).to_owned(),
-            trigger => format!("{}/{trigger}", self.who(row)),
-        };
-        [
-            at,
-            note.fate.name().to_owned(),
-            printable(&who, MAX_CELL),
-            printable(&note.topic, MAX_CELL),
-            printable(&self.why(row), MAX_CELL),
-        ]
+    fn who(&self, row: &Row) -> &str {
+        self.pipelines.get(row.who).map_or("", |(who, _)| who)
     }
 
-    /// Returns what became of a message, and why.
-    fn why(&self, row: &Shown) -> String {
-        let note = &row.note;
-        let Some(unit) = &note.unit else {
-            return note.why.clone();
-        };
-        let short = short_id(unit);
-        if !note.why.is_empty() {
-            return note.why.replace(unit, short);
-        }
-        match &row.unit {
-            None => format!("unit {short}"),
-            Some((State::Pending, _)) if self.is_paused(row) => {
-                format!("unit {short} waits: the pipeline is paused")
-            }
-            Some((State::Pending, _)) => format!("unit {short} waits"),
-            Some((state, None)) => format!("unit {short} {state}"),
-            Some((state, Some(note))) => format!("unit {short} {state}: {note}"),
-        }
-    }
-
-    fn is_paused(&self, row: &Shown) -> bool {
+    fn is_paused(&self, row: &Row) -> bool {
         let folder = self.pipelines.get(row.who).map(|(_, folder)| folder);
         folder.is_some_and(|folder| folder.join(PAUSED).exists())
     }
 }
 
-/// Maximum length of a cell, characters.
-const MAX_CELL: usize = 500;
-
-const COLUMNS: &[Column] = &[
-    Column::whole("TIME"),
-    Column::whole("RESULT"),
-    Column::text("PIPELINE", 8, 24),
-    Column::text("TOPIC", 10, 32),
-    // What people look for: the topic is cut first.
-    Column::text("WHY", 44, usize::MAX),
-];
-
 fn key(who: usize, note: &Note) -> Key {
     (who, note.fate, note.event.clone(), note.trigger.clone())
-}
-
-fn colour(row: &Shown) -> Option<Colour> {
-    match (row.note.fate, &row.unit) {
-        (Fate::Accepted, Some((State::Failed, _))) | (Fate::Refused, _) => Some(Colour::Red),
-        (Fate::Accepted, Some((state, _))) => Colour::of_state(state.name()),
-        (Fate::Accepted, None) => Some(Colour::Green),
-        (Fate::Duplicate | Fate::Ignored, _) => Some(Colour::Faint),
-    }
 }

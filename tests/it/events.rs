@@ -157,6 +157,196 @@ fn follow(world: &World, which: &[&str]) -> (Process, mpsc::Receiver<Value>) {
     (process, lines)
 }
 
+fn next_line(lines: &mpsc::Receiver<Value>) -> Value {
+    lines.recv_timeout(crate::common::PATIENCE).expect("a line")
+}
+
+/// The next line about a message.
+fn next_message(lines: &mpsc::Receiver<Value>) -> Value {
+    loop {
+        let line = next_line(lines);
+        if line["result"] != "ended" {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn the_end_of_a_run_follows_its_message() {
+    let world = World::new();
+    let run = r#"[ "$TAEL_ATTEMPT" = 2 ] || exit 3"#;
+    let arguments = ["-t", SEQ, "-c", run, "--retries", "1"];
+    let more = ["--retry-delay", "1ms"];
+    let client = world.client("p", &[&arguments[..], &more].concat());
+    let send = |id: &str| world.publish(SEQ, r#"{"status":"finished"}"#, &[("tael-id", id)]);
+    send("before");
+    world.wait_report("p", "/units/succeeded", 1);
+    // Nothing of what was before is shown.
+    let (mut process, lines) = follow(&world, &["-n", "0"]);
+    let ignored = r#"{"status":"started"}"#;
+    wait_until("it follows", || {
+        world.publish(SEQ, ignored, &[]);
+        lines
+            .try_recv()
+            .is_ok_and(|line| line["result"] == "ignored")
+    });
+    send("after");
+    let next = || loop {
+        let line = next_line(&lines);
+        if line["result"] != "ignored" {
+            break line;
+        }
+    };
+    let accepted = next();
+    assert_eq!(
+        (&accepted["result"], &accepted["event"]),
+        (&"accepted".into(), &"after".into())
+    );
+    let first = next();
+    assert_eq!(
+        (&first["result"], &first["state"], &first["return_code"]),
+        (&"ended".into(), &"failed".into(), &3.into())
+    );
+    assert_eq!(
+        (&first["unit"], &first["event"], &first["why"]),
+        (&accepted["unit"], &"after".into(), &"exited with 3".into())
+    );
+    assert!(
+        first["elapsed"]
+            .as_f64()
+            .is_some_and(|elapsed| elapsed > 0.0)
+    );
+    let second = next();
+    assert_eq!(
+        (&second["result"], &second["state"], &second["unit"]),
+        (&"ended".into(), &"succeeded".into(), &first["retry"])
+    );
+    // A sentinel: no end is told twice.
+    send("sentinel");
+    assert_eq!(next()["event"], "sentinel");
+    process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(process.wait(), 0);
+    let (none, said) = events(&world, &["-n", "0"]);
+    assert_eq!((none.len(), said.as_str()), (0, ""));
+    client.stop();
+}
+
+#[test]
+fn what_a_person_starts_is_an_event_with_its_reason() {
+    let world = World::new();
+    let arguments = ["-t", SEQ, "-c", "true"];
+    let client = world.client("p", &arguments);
+    let (mut process, lines) = follow(&world, &[]);
+    wait_until("it follows", || {
+        world.message(SEQ, &[("status", "started")]);
+        lines.try_recv().is_ok()
+    });
+    let next = || loop {
+        let line = next_message(&lines);
+        if line["result"] != "ignored" {
+            break line;
+        }
+    };
+    assert_eq!(world.control(&["p", "raise"]).0, 0);
+    let raised = next();
+    assert_eq!(
+        (&raised["result"], &raised["why"]),
+        (&"accepted".into(), &"raised by hand".into())
+    );
+    world.wait_report("p", "/units/succeeded", 1);
+    assert_eq!(
+        world
+            .control(&[
+                "p",
+                "retry",
+                "--again",
+                raised["unit"].as_str().expect("unit")
+            ])
+            .0,
+        0
+    );
+    let retried = next();
+    assert_eq!(retried["why"], "retried by hand");
+    world.wait_report("p", "/units/succeeded", 2);
+    let (code, _, stderr) = ran(&mut world.tael(["work", "retry", "--again"]));
+    assert_eq!(code, 0, "{stderr}");
+    let here = next();
+    assert_eq!(
+        (&here["why"], &here["event"]),
+        (&"retried by hand".into(), &here["unit"])
+    );
+    world.wait_report("p", "/units/succeeded", 3);
+    client.stop();
+    // What is in the ledger is not shown again when the client is back.
+    let client = world.client("p", &arguments);
+    world.publish(SEQ, r#"{"status":"finished"}"#, &[("tael-id", "sentinel")]);
+    assert_eq!(next()["event"], "sentinel");
+    world.wait_report("p", "/units/succeeded", 4);
+    process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(process.wait(), 0);
+    let (notes, _) = events(&world, &["--accepted"]);
+    let units: Vec<&Value> = notes.iter().map(|note| &note["unit"]).collect();
+    assert_eq!(
+        units[..3],
+        [&raised["unit"], &retried["unit"], &here["unit"]]
+    );
+    let retried = "accepted|default|retried by hand";
+    let wanted = [
+        "accepted|default|raised by hand",
+        retried,
+        retried,
+        "accepted|default|-",
+    ];
+    assert_eq!(told(&notes), wanted);
+    let (_, table, _) = ran(&mut world.tael(["events", "--accepted"]));
+    let line = table.lines().nth(1).expect("line");
+    let unit = raised["unit"].as_str().expect("unit");
+    assert!(
+        line.ends_with(&format!("raised by hand: unit {unit} succeeded")),
+        "{table}"
+    );
+    client.stop();
+}
+
+#[test]
+fn a_run_that_was_released_says_so() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    world.message(SEQ, &[("status", "finished")]);
+    world.wait_report("p", "/units/succeeded", 1);
+    assert_eq!(ran(&mut world.tael(["work", "release", "latest"])).0, 0);
+    let (notes, _) = events(&world, &[]);
+    assert_eq!(notes[0]["state"], "released");
+    let (_, table, _) = ran(&mut world.tael(["events"]));
+    assert!(table.trim_end().ends_with(" released"), "{table}");
+    client.stop();
+}
+
+#[test]
+fn a_pipe_gets_words_without_blanks_around_them() {
+    let world = World::new();
+    let client = world.client("p", &["-t", "lab/#", "-c", "true"]);
+    let long = format!("lab/{}/status", "long".repeat(20));
+    for (n, topic) in ["lab/a", &long, "lab/two words"].iter().enumerate() {
+        world.message(topic, &[("status", "finished")]);
+        world.wait_report("p", "/units/succeeded", n as u64 + 1);
+    }
+    let (_, table, _) = ran(&mut world.tael(["events"]));
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows[0], "TIME  RESULT  PIPELINE  TOPIC  WHY");
+    for (row, topic) in rows[1..]
+        .iter()
+        .zip(["lab/a", &long, "lab/two\\u{20}words"])
+    {
+        assert!(!row.contains("   ") && !row.ends_with(' '), "{row}");
+        let words: Vec<&str> = row.split("  ").collect();
+        assert_eq!(words[1..4], ["accepted", "p", topic]);
+        let unit = words[4].split(' ').nth(1).expect("unit");
+        assert_eq!(unit.len(), 26, "the whole id: {row}");
+    }
+    client.stop();
+}
+
 #[test]
 fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
     let world = World::new();
@@ -169,8 +359,7 @@ fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
     send(0, "finished");
     world.wait_report("p", "/units/succeeded", 1);
     let (mut process, lines) = follow(&world, &["--who", "p"]);
-    let patience = crate::common::PATIENCE;
-    let next = || lines.recv_timeout(patience).expect("a line");
+    let next = || next_message(&lines);
     assert_eq!(next()["event"], "e0");
     send(1, "finished");
     assert_eq!(next()["event"], "e1");
@@ -197,7 +386,7 @@ fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
     });
     send(5, "finished");
     let last = loop {
-        let line = lines.recv_timeout(patience).expect("a line");
+        let line = next();
         if line["result"] == "accepted" {
             break line;
         }
@@ -213,7 +402,7 @@ fn a_pipeline_that_is_new_is_followed_too() {
     let world = World::new();
     let first = world.client("p", &["-t", SEQ, "-c", "true"]);
     let (mut process, lines) = follow(&world, &[]);
-    let next = || lines.recv_timeout(crate::common::PATIENCE).expect("a line");
+    let next = || next_line(&lines);
     wait_until("it follows the first", || {
         world.message(SEQ, &[("status", "started")]);
         lines.try_recv().is_ok()
@@ -274,7 +463,7 @@ fn a_pipeline_that_does_not_exist_is_an_error() {
     let (code, _, stderr) = ran(&mut world.tael(["events"]));
     assert_eq!(code, 0);
     assert!(stderr.contains("no pipeline has state in"), "{stderr}");
-    assert_eq!(ran(&mut world.tael(["events", "-n", "0"])).0, 64);
+    assert_eq!(ran(&mut world.tael(["events", "-n", "10001"])).0, 64);
 }
 
 /// The table of the guide, but for times and ids.

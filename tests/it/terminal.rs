@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::common::pty::{Terminal, golden, masked};
 use crate::common::raw::{self, Raw};
-use crate::common::{World, bare_command, wait_until};
+use crate::common::{World, bare_command, ran, wait_until};
 use serde_json::{Value, json};
 
 fn shell(script: &str) -> Command {
@@ -44,7 +44,11 @@ const LOOKS: [(u16, bool); 3] = [(80, true), (80, false), (120, true)];
 
 /// Shows `command` on each of these terminals, and compares the screens with `NAME-80` and so on.
 #[track_caller]
-fn looks(name: &str, command: impl Fn() -> Command, shown: impl Fn(u16, bool, Terminal) -> String) {
+fn looks(
+    name: &str,
+    command: impl Fn() -> Command,
+    mut shown: impl FnMut(u16, bool, Terminal) -> String,
+) {
     for (columns, colour) in LOOKS {
         let mut command = command();
         if !colour {
@@ -258,12 +262,15 @@ fn the_list_of_events_fits_the_terminal() {
     wait("refused");
     world.publish("lab/seq/status", first, &[("tael-id", "one")]);
     wait("duplicate");
+    let (_, list, _) = ran(&mut world.tael(["work", "list"]));
+    let unit = list.lines().nth(1).expect("a run")[20..26].to_owned();
     let command = || world.tael(["events", "--who", "align"]);
     looks("events", command, |_, _, terminal| {
         let (code, screen) = terminal.end();
         assert_eq!(code, 0, "{screen}");
         let screen = masked(&screen, "99:99:99", "12:34:56");
-        masked(&screen, "unit @@@@@@", "unit 4TQ2XN")
+        // It stands wherever a line is broken.
+        screen.replace(&unit, "4TQ2XN")
     });
     client.stop();
 }
@@ -311,4 +318,39 @@ fn the_answers_of_a_pipeline_fit_the_terminal() {
         (0, format!("align: canceling unit {first}\n"))
     );
     client.kill();
+}
+
+#[test]
+fn the_ends_of_runs_fit_the_terminal() {
+    let world = World::new();
+    let run = "sleep 0.01; exit $ATTR_N";
+    let client = world.client("align", &["-t", "lab/seq/status", "-c", run]);
+    let mut done = 0;
+    let command = || world.tael(["events", "--follow", "-n", "0"]);
+    looks("events-follow", command, |_, _, mut terminal| {
+        wait_until("it follows", || {
+            done += 1;
+            world.message("lab/seq/status", &[("status", "started")]);
+            world.wait_report("align", "/events/ignored", done);
+            terminal.text().contains("ignored")
+        });
+        for (n, end) in [("0", "succeeded after"), ("3", "exited with")] {
+            world.message("lab/seq/status", &[("status", "finished"), ("n", n)]);
+            terminal.wait_for(end);
+        }
+        terminal.press("\u{3}");
+        let (code, screen) = terminal.end();
+        assert_eq!(code, 0, "{screen}");
+        // It may have taken several messages until it followed.
+        let (heading, rest) = screen.split_once('\n').expect("lines");
+        let runs = rest
+            .split_inclusive('\n')
+            .skip_while(|line| !line.contains("accepted"));
+        let screen = format!("{heading}\n{}", runs.collect::<String>());
+        let screen = masked(&screen, "99:99:99", "12:34:56");
+        let screen = masked(&screen, "unit @@@@@@", "unit 4TQ2XN");
+        let screen = masked(&screen, "after #ms", "after 9ms");
+        masked(&screen, "after #s", "after 9ms")
+    });
+    client.stop();
 }

@@ -21,8 +21,9 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::Result;
 use crate::model::meaning::Meaning;
 use crate::model::message::Delivery;
-use crate::model::note::{Fate, Note};
+use crate::model::note::{self, Fate, Note};
 use crate::model::text::printable_bytes;
+use crate::model::unit::Unit;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Part};
 
@@ -361,6 +362,24 @@ impl<T: Copy + PartialEq> Intake<T> {
             }
         }
     }
+
+    /// Notes a retry that another process has written into the ledger.
+    pub fn retried(&self, unit: &Unit) {
+        if self.recent.is_read() {
+            self.recent.add(Note {
+                at: now_ms(),
+                fate: Fate::Accepted,
+                trigger: unit.lane().to_owned(),
+                topic: unit.topic.clone(),
+                // As the ledger calls it.
+                event: unit.id.clone(),
+                unit: Some(unit.id.clone()),
+                why: note::RETRIED.to_owned(),
+                aside: false,
+            });
+        }
+    }
+
     /// Adds a note about one part of an event. The ledger has what is new.
     fn note(&self, (event, topic): (&str, &str), part: &Part, became: &Acceptance) {
         let fresh = *became == Acceptance::Fresh;
@@ -369,7 +388,8 @@ impl<T: Copy + PartialEq> Intake<T> {
         }
         let (fate, unit, why) = match (part, became) {
             (Part::Run { unit, .. }, Acceptance::Fresh) => {
-                (Fate::Accepted, Some(unit.id.clone()), String::new())
+                let why = note::occasion(&unit.reason, &unit.topic, unit.retry_of.is_some());
+                (Fate::Accepted, Some(unit.id.clone()), why)
             }
             (Part::Refuse { refused, .. }, Acceptance::Fresh) => {
                 (Fate::Refused, None, refused.detail.clone())

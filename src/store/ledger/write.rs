@@ -235,6 +235,7 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
                 at: *at,
             };
             insert_unit(tx, state, retry, &entry, &mut None)?;
+            record_retry(tx, retry, *at)?;
             Ok(changed(1, vec![]))
         }
         Op::Sent { list, answered } => {
@@ -283,6 +284,17 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             }
         }
     }
+}
+
+/// Records the retry of a person as an event that is called like its unit. It has no sender and an empty
+/// digest, so that no message is taken for it.
+fn record_retry(tx: &Connection, retry: &Unit, at: i64) -> rusqlite::Result<()> {
+    // Events are pruned in the order of their numbers, which is that of their times.
+    let sql = "INSERT INTO event (trigger, id, digest, topic, accepted, unit)
+               VALUES (?1, ?2, x'', ?3, max(?4, coalesce(
+                   (SELECT accepted FROM event ORDER BY seq DESC LIMIT 1), 0)), ?2)";
+    let row = params![retry.lane(), retry.id, retry.topic, at];
+    tx.prepare_cached(sql)?.execute(row).map(drop)
 }
 
 /// Decision of the table of states about a change.

@@ -51,7 +51,8 @@ pub(super) fn list(scope: &Scope, filter: &Filter) -> Result<ExitCode> {
         true => print_json(&mut walk)?,
         false => print_table(&mut walk)?,
     };
-    if printed == 0 && !filter.json && walk.unreadable.is_none() {
+    let wanted = filter.newest != Some(0) && !filter.json;
+    if printed == 0 && wanted && walk.unreadable.is_none() {
         let folder = scope.state.display();
         let what = match walk.sources.is_empty() {
             true => format!("no pipeline has run here: there is no ledger in {folder}"),
