@@ -27,8 +27,7 @@ pub struct Control {
     /// Action: raise, retry, cancel, pause, resume or status
     #[arg(value_parser = one_of(any, &["raise", "retry", "cancel", "pause", "resume", "status"]))]
     action: String,
-    /// Run to retry [default: the last failed one] or cancel [default: the only one that runs]: its
-    /// id, or the beginning or end of it; with raise, attributes of the event as KEY=VALUE
+    /// Run to retry or cancel, by its id or the end of it; with raise, attributes as KEY=VALUE
     #[arg(value_name = "UNIT")]
     words: Vec<String>,
     /// One attribute of the raised event; repeatable. Also written --attr KEY=VALUE

@@ -290,7 +290,7 @@ impl<'a> View<'a> {
     fn skip_records(&mut self, who: usize) {
         let folder = self.pipelines.get(who).map(|(_, folder)| folder);
         let newest = folder.map(|folder| Reader::open(folder).and_then(|reader| newest(&reader)));
-        // One that cannot be read is reported when it is to be shown.
+        // One that cannot be read is reported when it must be shown.
         if let (Some(Ok(newest)), Some(last)) = (newest, self.last.get_mut(who)) {
             *last = newest;
         }

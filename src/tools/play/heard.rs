@@ -100,7 +100,7 @@ impl Heard {
                 said.contains(status)
             }
         };
-        // These two are states: they hold whatever was sent since.
+        // These two are states: what was sent since does not end them.
         let is = match status {
             ALIVE => voice.present,
             TERMINATED => voice.has_ended(),
