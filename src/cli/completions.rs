@@ -63,6 +63,9 @@ impl Tool for Completions {
 /// Commands whose next word is the name of a pipeline.
 const WHO: &[&str] = &["control", "forget"];
 
+/// States of runs, which `--state` of `tael work list` takes beside folders.
+const STATES: &str = "pending running succeeded failed canceled";
+
 /// Returns the verbs of `tael work` whose next word is a unit.
 fn unit_verbs() -> Vec<String> {
     let whole = whole();
@@ -74,8 +77,8 @@ fn unit_verbs() -> Vec<String> {
     verbs.map(|verb| verb.get_name().to_owned()).collect()
 }
 
-/// Adds the ids of units and the names of pipelines to the completions of `tael`. They are known only
-/// when a person asks.
+/// Adds the ids of units, their states and the names of pipelines to the completions of `tael`. Ids and
+/// names are known only when a person asks.
 fn live(shell: Shell, text: String) -> String {
     let verbs = unit_verbs();
     match shell {
@@ -93,10 +96,14 @@ fn bash(verbs: &[String]) -> String {
     local cur="${{COMP_WORDS[COMP_CWORD]}}" kind=""
     if [[ ${{COMP_WORDS[COMP_CWORD-1]}} == --who ]]; then
         kind=pipelines
+    elif [[ ${{COMP_WORDS[COMP_CWORD-1]}} == --state && ${{COMP_WORDS[1]}} == work &&
+        " ${{COMP_WORDS[*]}} " == *" list "* ]]; then
+        COMPREPLY=($(compgen -W "{STATES}" -- "$cur") $(compgen -d -- "$cur"))
+        return
     elif [[ $cur != -* ]]; then
         case "${{COMP_WORDS[1]}},${{COMP_WORDS[2]}}" in
             {}) [[ $COMP_CWORD -eq 3 ]] && kind=units ;;
-            {}) [[ $COMP_CWORD -eq 2 ]] && kind=pipelines ;;
+            {}) [[ $COMP_CWORD -eq 2 || ${{COMP_WORDS[1]}} == forget ]] && kind=pipelines ;;
         esac
     fi
     if [[ -n $kind ]]; then
@@ -115,26 +122,64 @@ complete -F _tael_live -o bashdefault -o default tael
 fn fish(verbs: &[String]) -> String {
     let seen = |names: &[&str]| format!("__fish_seen_subcommand_from {}", names.join(" "));
     let verbs: Vec<&str> = verbs.iter().map(String::as_str).collect();
-    format!(
-        "complete -c tael -n \"{}; and {}\" -f -a \"(tael complete units 2>/dev/null)\"\n\
-         complete -c tael -n \"{}\" -f -a \"(tael complete pipelines 2>/dev/null)\"\n\
-         complete -c tael -l who -x -a \"(tael complete pipelines 2>/dev/null)\"\n",
-        seen(&["work"]),
-        seen(&verbs),
-        seen(WHO)
-    )
+    let place = |words: usize| format!("test (__tael_words) -eq {words}");
+    let (work, control) = (seen(&["work"]), seen(&["control"]));
+    let mut out = String::from(
+        "function __tael_words\n    count (string match -v -- '-*' (commandline -opc))\nend\n",
+    );
+    let mut add = |condition: &str, words: &str| {
+        out += &format!("complete -c tael -n \"{condition}\" {words}\n");
+    };
+    let (units, pipelines) = ("tael complete units", "tael complete pipelines");
+    add(
+        &format!("{work}; and {}; and {}", seen(&verbs), place(3)),
+        &format!("-f -a \"({units} 2>/dev/null)\""),
+    );
+    for name in WHO {
+        let first = match *name {
+            "control" => format!("{control}; and {}", place(2)),
+            name => seen(&[name]),
+        };
+        add(&first, &format!("-f -a \"({pipelines} 2>/dev/null)\""));
+    }
+    add(
+        "true",
+        &format!("-l who -x -a \"({pipelines} 2>/dev/null)\""),
+    );
+    add(
+        &format!("{work}; and {}", seen(&["list"])),
+        &format!("-l state -x -a \"{STATES} (__fish_complete_directories)\""),
+    );
+    // The generator leaves out the values of arguments that are no options.
+    for command in whole().get_subcommands() {
+        for (n, arg) in command.get_positionals().enumerate() {
+            let values = arg.get_possible_values();
+            let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
+            if !values.is_empty() && !command.is_hide_set() {
+                add(
+                    &format!("{}; and {}", seen(&[command.get_name()]), place(n + 2)),
+                    &format!("-f -a \"{}\"", values.join(" ")),
+                );
+            }
+        }
+    }
+    out
 }
 
 /// Replaces the completion of units and pipelines, which files are by default.
 fn zsh(text: &str) -> String {
     const BEGIN: &str = "if [ \"$funcstack[1]\" = \"_tael\" ]";
     const DEFAULT: &str = ":_default' \\";
-    let functions = "_tael_units() { compadd -- ${(f)\"$(tael complete units 2>/dev/null)\"} }\n\
-                     _tael_pipelines() { compadd -- ${(f)\"$(tael complete pipelines 2>/dev/null)\"} }\n\n";
+    const STATE: &str = ":DIR:_files -/' \\";
+    let functions = format!(
+        "_tael_units() {{ compadd -- ${{(f)\"$(tael complete units 2>/dev/null)\"}} }}\n\
+         _tael_pipelines() {{ compadd -- ${{(f)\"$(tael complete pipelines 2>/dev/null)\"}} }}\n\
+         _tael_states() {{ (( words[(I)list] )) && compadd -- {STATES}; _files -/ }}\n\n"
+    );
     let mut out = String::new();
     for line in text.lines() {
         if line.starts_with(BEGIN) {
-            out += functions;
+            out += &functions;
         }
         let words = if line.contains(":unit -- ") {
             ":_tael_units' \\"
@@ -143,9 +188,12 @@ fn zsh(text: &str) -> String {
         } else {
             DEFAULT
         };
-        match line.strip_suffix(DEFAULT) {
-            Some(start) => out += &format!("{start}{words}\n"),
-            None => out += &format!("{line}\n"),
+        let of_state = line.strip_suffix(STATE);
+        let of_state = of_state.filter(|start| start.starts_with("'*--state=["));
+        match (line.strip_suffix(DEFAULT), of_state) {
+            (Some(start), _) => out += &format!("{start}{words}\n"),
+            (None, Some(start)) => out += &format!("{start}:DIR:_tael_states' \\\n"),
+            (None, None) => out += &format!("{line}\n"),
         }
     }
     out
