@@ -403,7 +403,7 @@ fn parse(
 }
 
 /// Returns the mistake that the parser has found in the `words` of a command line of `tool`; `Err` is
-/// an end that is none, such as the help.
+/// an end without a mistake, such as the help.
 fn ended(
     error: &clap::Error,
     words: &[OsString],

@@ -75,6 +75,46 @@ pub fn short_id(id: &str) -> &str {
     id.get(start..).unwrap_or(id)
 }
 
+/// Number of characters of a ULID (github.com/ulid/spec).
+const ULID: usize = 26;
+
+/// Returns whether `word` has the form of the ids that we make.
+fn is_ulid(word: &str) -> bool {
+    let digits = |c: u8| c.is_ascii_digit() || (c.is_ascii_uppercase() && !b"ILOU".contains(&c));
+    word.len() == ULID && word.starts_with(|c| ('0'..='7').contains(&c)) && word.bytes().all(digits)
+}
+
+/// Returns a text for a person, with the ids in it short. They stay whole if two of them have the same
+/// end, and where they are a part of a path or of another word.
+#[must_use]
+pub fn short_ids(text: &str) -> String {
+    let of_word = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let (mut short, mut ids) = (String::with_capacity(text.len()), Vec::<&str>::new());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let start = rest.find(of_word).unwrap_or(rest.len());
+        let (between, after) = rest.split_at(start);
+        let (word, after) = after.split_at(after.find(|c| !of_word(c)).unwrap_or(after.len()));
+        short += between;
+        let bare = word.trim_end_matches('.');
+        if is_ulid(bare) {
+            if ids
+                .iter()
+                .any(|id| *id != bare && short_id(id) == short_id(bare))
+            {
+                return text.to_owned();
+            }
+            ids.push(bare);
+            short += short_id(bare);
+            short += word.get(bare.len()..).unwrap_or_default();
+        } else {
+            short += word;
+        }
+        rest = after;
+    }
+    short
+}
+
 impl Unit {
     /// Returns the lane that it waits in.
     #[must_use]
@@ -194,5 +234,35 @@ mod tests {
             serde_json::from_str::<ReplyAddress>(&text).expect("read"),
             address
         );
+    }
+
+    #[test]
+    fn ids_in_a_text_are_short_unless_that_is_ambiguous() {
+        let (a, b) = ("01JBV7Y3ZK8Q5W2N4T6R9M1XCD", "01JBV7Y3ZK8Q5W2N4T6RAAAAAA");
+        for (text, short) in [
+            (
+                format!("cancel unit {a}: it has ended"),
+                "cancel unit 9M1XCD: it has ended",
+            ),
+            (
+                format!("'tael work cancel {a}', {b}."),
+                "'tael work cancel 9M1XCD', AAAAAA.",
+            ),
+            (a.to_owned(), "9M1XCD"),
+            (format!("{a} {a}"), "9M1XCD 9M1XCD"),
+            ("日本 and nothing".to_owned(), "日本 and nothing"),
+        ] {
+            assert_eq!(short_ids(&text), short);
+        }
+        for text in [
+            format!("read /state/p/units/{a}/outcome"),
+            format!("/state/p/units/{a}"),
+            format!("x{a}"),
+            format!("{a}-x"),
+            a.to_lowercase(),
+            format!("{a} or {}", a.replace("01J", "01K")),
+        ] {
+            assert_eq!(short_ids(&text), text);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Playbooks over nodes: in step, without gaps, and with nothing of a sender's evaluated.
+//! Playbooks over nodes: their order, their statuses, and that no text of a sender is evaluated.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use crate::common::{Process, World, ran, refuses, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// What MQTT-Orchestrate's users write, with a stand-in for a program that runs for long.
+/// Functions as users of MQTT-Orchestrate write them. A `sleep` replaces their long program.
 const FUNCTIONS: &str = r#"
 initFunction() { echo "init" >>"$OUT/calls"; }
 startFunction() {
@@ -22,7 +22,7 @@ startFunction() {
 stopFunction() { echo "stop" >>"$OUT/calls"; kill "$LAST_PID"; }
 "#;
 
-/// The playbook that MQTT-Orchestrate shows.
+/// The sample playbook of MQTT-Orchestrate.
 const SAMPLE: &str = "\
 # WAITFOR node3 ALIVE
 WAITFOR node1 ALIVE
@@ -66,7 +66,7 @@ fn play_command(world: &World, text: &str) -> Command {
     command
 }
 
-/// Plays, and returns exit code and what was printed.
+/// Plays `text`, and returns the exit code and everything that was printed.
 fn play(world: &World, text: &str) -> (i32, String) {
     let (code, out, stderr) = ran(play_command(world, text).env("TAEL_LOG", "warn"));
     (code, out + &stderr)
@@ -86,7 +86,7 @@ fn the_sample_of_the_original_plays() {
     let result = world.path("mqttnode2.tmp");
     fs::write(&result, "measured").expect("result");
     let port = free_port();
-    // Word for word but for the file, the address and the port, which are this test's.
+    // Only the file, the address and the port differ from the original.
     let sample = SAMPLE
         .replace("/tmp/mqttnode2.tmp", &result.display().to_string())
         .replace("192.168.139.239", "127.0.0.1")
@@ -191,7 +191,7 @@ fn a_node_that_is_killed_fails_the_wait_at_once() {
     assert_eq!(playing.wait().expect("play").code(), Some(69));
     assert!(shown().contains("n is lost"), "{}", shown());
     assert_eq!(world.lines("cleaned"), ["cleaned"]);
-    // What it has started goes with it.
+    // Its commands end with the node.
     let mark = format!("OUT={}", world.dir.path().display());
     wait_until("nothing is left", || {
         !fs::read_dir("/proc").expect("proc").flatten().any(|entry| {
@@ -249,7 +249,7 @@ fn nothing_of_a_sender_is_evaluated() {
     for text in &hostile {
         world.publish("lab/n/COMMAND", text, &[]);
     }
-    // No command at all: too long, no text, an open quote, a NUL that would begin another call.
+    // These are no commands: too long, not text, an open quote, a NUL that would begin another call.
     let bad: [&[u8]; 4] = [
         &[b'x'; 100_000],
         b"START \xff",
@@ -288,7 +288,7 @@ fn terminate_overtakes_what_waits_and_what_has_no_end() {
         stopFunction() { echo stop >>"$OUT/calls"; }
     "#;
     let at = |ahead: i64| (jiff::Timestamp::now().as_millisecond() + ahead).to_string();
-    // An instant that is far away, and further than is allowed.
+    // The first instant is far away, the second one further than is allowed.
     let mut node = node_with(&world, "n", functions, &[]);
     let ears = world.ears(&["lab/n/STATUS"]);
     assert_eq!(play(&world, "WAITFOR n ALIVE\n").0, 0);
@@ -302,9 +302,9 @@ fn terminate_overtakes_what_waits_and_what_has_no_end() {
     world.publish("lab/n/COMMAND", "STOP", &[]);
     world.publish("lab/n/COMMAND", "TERMINATE", &[]);
     assert_eq!(node.wait(), 0);
-    // What waited behind it is done.
+    // The command that waited behind it has run.
     assert_eq!(world.lines("calls"), ["stop"]);
-    // A function without end.
+    // This function does not end.
     let mut node = node_with(&world, "n", functions, &["--grace", "100ms"]);
     assert_eq!(play(&world, "WAITFOR n ALIVE\n").0, 0);
     world.publish("lab/n/COMMAND", "START endless", &[]);
@@ -327,16 +327,16 @@ fn files_leave_only_the_folders_that_were_named_and_are_emptied_only_when_taken(
     let _node = node_with(&world, "n", FUNCTIONS, &["--allow-dir", allow]);
     let file = |folder: &Path| folder.join("file").display().to_string();
     let (good, bad) = (file(&inside), file(&outside));
-    // Refused, and not even read.
+    // The file is refused, and not read.
     let text = format!("WAITFOR n ALIVE\nSEND n SENDFILE {bad} 127.0.0.1 1\nWAITFOR n FAILED\n");
     assert_eq!(play(&world, &text).0, 0);
-    // Nobody is there to take it: it stays as it is.
+    // No program takes the file, so it stays as it is.
     let port = free_port();
     let text = format!("SEND n SENDFILE {good} 127.0.0.1 {port} TRUNCATE\nWAITFOR n SENT\n");
     let (code, out) = play(&world, &text);
     assert_eq!(code, 69, "{out}");
     assert_eq!(fs::metadata(&good).expect("file").len(), 1 << 20);
-    // A plain program takes it.
+    // A program without Tael takes it.
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = listener.local_addr().expect("address").port();
     let taker = std::thread::spawn(move || {
@@ -354,7 +354,7 @@ fn files_leave_only_the_folders_that_were_named_and_are_emptied_only_when_taken(
         0,
         "taken, and emptied"
     );
-    // And a plain program sends one to a playbook, into its folders only.
+    // A program without Tael sends a file to a playbook, which writes into its folders only.
     let (code, out) = play(&world, "RECEIVE 6000 /etc/nothing\n");
     assert_eq!(code, 73, "{out}");
     let port = free_port();
@@ -365,7 +365,7 @@ fn files_leave_only_the_folders_that_were_named_and_are_emptied_only_when_taken(
         sent = TcpStream::connect(("127.0.0.1", port)).ok();
         sent.is_some()
     });
-    // A connection that brings nothing is none.
+    // A connection without data is ignored.
     drop(sent.take());
     wait_until("it listens still", || {
         sent = TcpStream::connect(("127.0.0.1", port)).ok();
@@ -429,7 +429,7 @@ fn a_node_that_has_ended_is_not_waited_for() {
         let cause = "failed: n has ended (its STATUS is TERMINATED): start it with 'tael node'";
         assert!(out.contains(&format!("{line}: {cause}")), "{out}");
     }
-    // What is wanted has happened.
+    // A node that has ended is as these steps want it.
     let again = "SEND n TERMINATE\nWAITFOR n TERMINATED\n";
     let (code, out) = play(&world, again);
     assert_eq!(code, 0, "{out}");
@@ -480,7 +480,7 @@ fn a_node_that_is_asked_for_too_much_goes_on() {
     let (code, out) = play(&world, &text);
     assert_eq!(code, 0, "{out}");
     assert_eq!(world.lines("calls"), ["start at", "stop"]);
-    // It is there, whatever it has said last.
+    // The node is alive, also if its last status is another one.
     assert_eq!(play(&world, "WAITFOR n ALIVE TIMEOUT 5s\n").0, 0);
 }
 
@@ -527,7 +527,7 @@ fn a_playbook_is_read_whole_before_anything_is_sent() {
         65,
         "line 3, column 6: 'soon' is not a duration",
     );
-    // A check needs no broker.
+    // A check connects to no broker.
     let mut command = play_command(&world, "SEND n START\nWAIT 1");
     let (code, out, stderr) = ran(command.args(["--check", "-p", "1"]));
     assert_eq!((code, out.as_str(), stderr.as_str()), (0, "", ""));
@@ -575,7 +575,7 @@ fn pipelines_take_part_and_reports_are_written() {
     client.stop();
 }
 
-/// A playbook that waits for ever after it has started `n`, and its lines so far.
+/// Starts a playbook that starts `n` and then waits without end, and returns when it waits.
 fn endless(world: &World, more: &[&str]) -> Process {
     let text = "WAITFOR n ALIVE\nSEND n START\nWAITFOR n STARTED\nWAITFOR n STOPPED TIMEOUT 10m\n";
     let mut command = play_command(world, text);
@@ -600,7 +600,7 @@ fn whoever_interrupts_a_playbook_stops_what_runs_and_keeps_the_nodes() {
     let last = shown.lines().last().expect("result");
     assert_eq!(last, "interrupted at line 4, after 3 of 4 steps; stopped n");
     assert_eq!(world.lines("calls"), ["init", "start <>", "stop"]);
-    // The node is there for the next playbook.
+    // The node takes the commands of the next playbook.
     let text =
         "WAITFOR n ALIVE\nSEND n START 2\nWAITFOR n STARTED\nSEND n STOP\nWAITFOR n STOPPED\n";
     let (code, out) = play(&world, text);
@@ -611,7 +611,7 @@ fn whoever_interrupts_a_playbook_stops_what_runs_and_keeps_the_nodes() {
 #[test]
 fn a_second_interruption_ends_the_nodes_and_so_does_terminate() {
     let world = World::new();
-    // What runs takes its time to stop.
+    // The command needs some time to stop.
     let functions = r#"
         startFunction() { echo start >>"$OUT/calls"; }
         stopFunction() { sleep 600; }
@@ -692,7 +692,7 @@ fn nodes_begin_at_one_instant() {
     }
 }
 
-/// The script in `tests/interop`, against this test's broker.
+/// Returns the command that runs a script of `tests/interop` with the broker of the test.
 fn script(world: &World, name: &str) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/interop")

@@ -317,6 +317,16 @@ fn the_answers_of_a_pipeline_fit_the_terminal() {
         (code, screen),
         (0, format!("align: canceling unit {first}\n"))
     );
+    // Errors have the same short form.
+    let whole = running[0].as_str().expect("id");
+    wait_until("it is canceled", || {
+        let (_, list, _) = ran(&mut world.tael(["work", "list", "--state", "canceled"]));
+        list.contains(whole)
+    });
+    let command = world.tael(["work", "cancel", whole]);
+    let (code, screen) = Terminal::start(command, 80).end();
+    let error = format!("tael: cancel unit {first}: it has ended: canceled\n");
+    assert_eq!((code, screen), (65, error));
     client.kill();
 }
 

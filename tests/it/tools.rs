@@ -1,4 +1,4 @@
-//! Watch, broker and demo.
+//! The commands `watch`, `beacon`, `broker` and `demo`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use crate::common::{self, Process, World, bare_command, ran, refuses, wait_until};
 use serde_json::Value;
 
-/// `tael watch` with its output at hand, once it listens.
+/// Starts `tael watch`, and returns it with its output when it is connected.
 fn watch(world: &World, arguments: &[&str]) -> (Process, BufReader<std::process::ChildStdout>) {
     let mut command = world.tael(["watch", "-t", "lab/#", "-q", "1"]);
     command.args(arguments).stdout(Stdio::piped());
@@ -29,7 +29,7 @@ fn retained_messages_follow_the_line_about_the_connection() {
     let world = World::new();
     let mut retain = world.tael(["message", "-t", "lab/ready", "--retain", "k=v"]);
     assert_eq!(ran(&mut retain).0, 0);
-    // One pipe for both streams, as on a terminal.
+    // Both streams share a pipe, as they share a terminal.
     let (reader, writer) = std::io::pipe().expect("pipe");
     let mut command = world.tael(["watch", "-t", "lab/#"]);
     command.stdout(writer.try_clone().expect("clone"));
@@ -154,7 +154,7 @@ fn watch_ends_quietly_when_nobody_reads() {
     let (mut process, lines) = watch(&world, &[]);
     drop(lines);
     world.publish("lab/a", "{}", &[]);
-    // As a program that SIGPIPE ends, which is what shells expect of a pipeline's left side.
+    // Shells expect the left side of a pipe to end as by SIGPIPE.
     assert_eq!(process.wait(), 141);
     let log = process.log_text();
     assert!(
@@ -200,7 +200,6 @@ fn the_broker_is_careful_about_where_it_listens() {
     refuses(&mut broker(&["--cafile", file]), 64, "--cafile needs");
 }
 
-/// Processes that were started below `dir`, by what their environment says.
 #[test]
 fn what_a_broker_keeps_is_its_users_alone() {
     use std::os::unix::fs::PermissionsExt;
@@ -239,6 +238,7 @@ fn what_a_broker_keeps_is_its_users_alone() {
     assert!(files > 0, "it has kept something");
 }
 
+/// Returns the processes whose environment names `dir`.
 fn processes_of(dir: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").expect("proc").flatten();
     let ours = all.filter(|entry| {
@@ -251,7 +251,7 @@ fn processes_of(dir: &str) -> Vec<String> {
 
 fn demo(dir: &tempfile::TempDir) -> Child {
     let mut command = bare_command(dir, "tael");
-    // What a user has set for the real broker is none of the tour's business.
+    // The demo ignores the settings for the real broker.
     command
         .arg("demo")
         .env("TAEL_HOST", "nowhere.invalid")
@@ -303,7 +303,7 @@ fn the_demo_shows_the_chain_and_leaves_nothing_behind() {
         .expect("state")
         .collect();
     assert!(left.is_empty(), "{left:?}");
-    // Nor when it is stopped halfway.
+    // No process is left either when it is interrupted.
     let mut half = demo(&dir);
     let stdout = half.stdout.take().expect("stdout");
     let mut lines = BufReader::new(stdout).lines();

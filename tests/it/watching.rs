@@ -1,5 +1,5 @@
-//! What a monitoring system sees: checks, silences, the state of the network, figures, and
-//! what the service manager is told.
+//! Monitoring: checks, silences, the state of the network, metrics, and messages to the service
+//! manager.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -12,8 +12,8 @@ use serde_json::Value;
 const BEACON: &str = "lab/test/beacon/status";
 const SEQ: &str = "lab/seq/status";
 
-/// Runs a check, reads its output as a monitoring system would, and returns its exit code,
-/// its text, and its figures.
+/// Runs a check, reads its output as a monitoring system does, and returns its exit code, its text,
+/// and its performance data.
 #[track_caller]
 fn checked(command: &mut Command) -> (i32, String, Vec<(String, f64)>) {
     let (code, out, stderr) = ran(command.env("TAEL_LOG", "warn"));
@@ -205,7 +205,7 @@ fn a_check_may_demand_a_success_and_a_short_queue() {
     until(&["--success-within", "1d"], 0, "last run finished");
     send("4");
     until(&["--success-within", "1d"], 1, "last run failed with 4, ");
-    // A restart does not forget it.
+    // The ledger keeps it through a restart.
     client.stop();
     let client = world.client("p", &arguments);
     let (code, text, figures) = check(&["--success-within", "1d"]);
@@ -227,7 +227,7 @@ fn a_check_may_demand_a_success_and_a_short_queue() {
     let (code, text, _) = check(&["--max-waiting", "1", "--failed", "critical"]);
     assert_eq!(code, 2, "{text}");
     client.stop();
-    // A client that is stopped is not asked.
+    // A stopped client gets no request.
     let (code, text, _) = check(&["--max-waiting", "1"]);
     assert!(code == 1 && !text.contains("wait"), "{text}");
     for arguments in [
@@ -273,7 +273,7 @@ fn a_pipeline_that_is_gone_is_forgotten() {
     let last = "lab/infrastructure/pipelines/gone/last";
     retained(&world, last, r#"{"last":{"status":"finished","ts":1}}"#);
     assert_eq!(names(), ["gone", "here", "new", "old"]);
-    // One that is there keeps all of them.
+    // A client that is online keeps all its messages.
     let (code, out, stderr) = forget(&["old", "here"]);
     assert_eq!((code, out.as_str()), (65, ""), "{stderr}");
     assert!(stderr.contains("it is online on "), "{stderr}");
@@ -292,7 +292,7 @@ fn a_pipeline_that_is_gone_is_forgotten() {
     let want = "forgot gone, lost on h\nforgot new, offline on h\n";
     assert_eq!((code, out.as_str(), stderr.as_str()), (0, want, ""));
     assert_eq!(names(), ["here"]);
-    // The last end is gone as well.
+    // The retained last end is cleared as well.
     let ears = world.ears(&["lab/infrastructure/pipelines/+/last"]);
     ears.wait("the last end of the other", |m| m.topic.contains("/here/"));
     assert!(!ears.any(|m| m.topic == last));
@@ -329,7 +329,7 @@ fn the_network_is_shown_with_who_starts_whom() {
     assert!(graph("dot").contains("p0 -> p1;"));
     call.kill();
     wait_until("one is lost", || list()[1]["state"] == "lost");
-    // What others retain there does not confuse it.
+    // Retained messages of other programs are ignored.
     let other = |who: &str, text: &str| {
         let topic = format!("other/infrastructure/pipelines/{who}/last");
         retained(&world, &topic, text);
@@ -360,7 +360,7 @@ fn the_network_is_shown_with_who_starts_whom() {
         rows[2].contains("lost") && rows[2].contains("failed (3)"),
         "{table}"
     );
-    // The broker, which says that it is lost, does not know what it waited for.
+    // The will, which says that it is lost, does not name its topics.
     assert!(graph("mermaid").contains("p1[\"call<br>lost\"]"));
     let (code, empty, hint) = ran(&mut world.tael(["status", "--root", "nobody"]));
     assert_eq!((code, empty.as_str()), (0, ""));
@@ -386,7 +386,7 @@ fn a_silence_runs_its_command_once_over_restarts_and_again_after_it_was_broken()
     let payload: Value = serde_json::from_str(&world.lines("payloads")[0]).expect("json");
     assert_eq!(payload["status"], "silent");
     client.stop();
-    // The same silence, after a restart and a kill: told once.
+    // One silence runs once, also after a restart and a kill.
     world.client("p", &arguments).kill();
     let other = [
         "-t",
@@ -398,14 +398,14 @@ fn a_silence_runs_its_command_once_over_restarts_and_again_after_it_was_broken()
     ];
     let witness = world.client("witness", &other);
     let client = world.client("p", &arguments);
-    // What is not JSON breaks a silence too, if nothing is asked for.
+    // Without a condition, a message that is not JSON ends a silence too.
     world.publish("lab/beat", "ON", &[]);
     wait_until("the next silence is noticed", || {
         world.lines("runs").len() == 2
     });
     witness.stop();
     client.stop();
-    // Another topic is another silence, though the trigger has the same name.
+    // A trigger of the same name on another topic has a silence of its own.
     let moved = [
         "-t",
         "lab/moved",
@@ -462,7 +462,7 @@ fn figures_are_written_for_a_collector() {
     let ends = (figure(&text, success), figure(&text, end));
     assert!(ends.0.is_some() && ends.1.is_some(), "{text}");
     assert_eq!(figure(&text, count), Some(2.0));
-    // The next client knows when the last runs ended, and counts anew.
+    // The next client knows when the last runs ended, and its counters begin at 0.
     fs::remove_file(&file).expect("remove");
     let client = world.client("p", &arguments);
     wait_until("the next client writes", || file.exists());
@@ -475,7 +475,7 @@ fn figures_are_written_for_a_collector() {
     client.stop();
 }
 
-/// A service manager's end of the socket.
+/// The socket of a service manager.
 struct Manager {
     socket: UnixDatagram,
     heard: Vec<String>,
@@ -599,7 +599,7 @@ fn commands_have_the_folder_and_the_variables_that_were_asked_for() {
     send();
     wait_until("it runs", || world.lines("runs").len() == 1);
     assert_eq!(world.lines("runs")[0], format!("{cwd}|x y|1"));
-    // Read at each run; what is wrong then is told.
+    // The file is read at each run, and its mistakes are reported then.
     fs::write(env, "nonsense\n").expect("env");
     send();
     ears.status("p", "falsestart");

@@ -23,7 +23,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
-use crate::model::unit::short_id;
+use crate::model::unit::{short_id, short_ids};
 use crate::model::{duration, moment};
 use crate::os::host::is_id;
 use limit::{Limit, MAX_NOTES, MAX_WARNINGS, Summary};
@@ -114,8 +114,10 @@ pub fn init(target: Target, level: Option<&str>, daemon: bool, who: Option<&str>
         .map_err(|e| Error::bug(format!("start logging: {e}")))
 }
 
-/// Prints `text` on one line of stderr, independently of the log.
+/// Prints `text` on one line of stderr, independently of the log. On a terminal ids in it are short.
 pub fn say(text: &str) {
+    let short = io::stderr().is_terminal().then(|| short_ids(text));
+    let text = short.as_deref().unwrap_or(text);
     STDERR.push(format!("tael: {}\n", printable(text, MAX_LINE)).into_bytes());
     flush();
 }

@@ -190,7 +190,7 @@ impl Reader {
             .map_err(wrong)
     }
 
-    /// Returns the units that are to be released, and may have ended.
+    /// Returns the units that must be released, and may have ended.
     ///
     /// # Errors
     /// When the ledger cannot be read.

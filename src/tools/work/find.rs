@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::model::moment;
 use crate::model::text::printable;
 use crate::model::unit::State;
-use crate::os::terminal::Terminal;
 use crate::store::ledger::listing::{Listing, Selection, with_part};
 use crate::store::ledger::{Reader, Record};
 use crate::tools::work::{Found, Scope, effective, elsewhere, pipelines};
@@ -256,8 +255,7 @@ pub(super) fn only_running(scope: &Scope) -> Result<Found> {
     }
     if running.len() > 1 {
         let command = |running: &Candidate| {
-            let id = Terminal::of_stderr().id(&running.record.unit.id);
-            let text = running.place();
+            let (id, text) = (&running.record.unit.id, running.place());
             format!("'tael work cancel {id}' ({text})")
         };
         let (number, list) = (running.len(), candidates(&running, command));

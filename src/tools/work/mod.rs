@@ -134,8 +134,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
         } => find_begun(scope, which)
             .and_then(|found| {
                 if which.is_newest() && Terminal::of_stderr().is_terminal() {
-                    let id = Terminal::of_stderr().id(&found.record.unit.id);
-                    say(&format!("unit {id} of {}", found.who));
+                    say(&format!("unit {} of {}", found.record.unit.id, found.who));
                 }
                 results::results(&found, *stream, *follow, *from)
             })

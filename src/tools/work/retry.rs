@@ -53,7 +53,6 @@ pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Re
     let who = &found.who;
     let taken = client.is_ok_and(|client| is_taken(client).unwrap_or(false));
     if !taken && !is_taken_up(&found.pipeline, &id)? {
-        let id = Terminal::of_stderr().id(&id);
         say(&format!(
             "unit {id} waits in the ledger of {who}: its client starts it when it is started"
         ));
