@@ -201,10 +201,28 @@ impl fmt::Display for Error {
             if n > 0 {
                 f.write_str(" ")?;
             }
-            f.write_str(line.trim_end())?;
+            write_without_numbers(f, line.trim_end())?;
         }
         Ok(())
     }
+}
+
+/// Writes `text` without the numbers that the standard library adds to the errors of the system, as in
+/// `No such file or directory (os error 2)`: the words say the same.
+fn write_without_numbers(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    const NUMBER: &str = " (os error ";
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(NUMBER) {
+        f.write_str(before)?;
+        rest = match after.split_once(')') {
+            Some((number, end)) if number.bytes().all(|b| b.is_ascii_digit()) => end,
+            _ => {
+                f.write_str(NUMBER)?;
+                after
+            }
+        };
+    }
+    f.write_str(rest)
 }
 
 impl std::error::Error for Error {}
@@ -232,5 +250,18 @@ mod tests {
     fn an_error_is_one_line() {
         let error = Error::data("read payload: expected value\n at line 1");
         assert_eq!(error.to_string(), "read payload: expected value  at line 1");
+    }
+
+    #[test]
+    fn the_words_of_the_system_say_enough() {
+        let cause = io::Error::from_raw_os_error(libc::ENOENT);
+        let error = Error::config(format!("read a: {cause}; read b: {cause}"));
+        assert_eq!(
+            error.to_string(),
+            "read a: No such file or directory; read b: No such file or directory"
+        );
+        for odd in ["use ' (os error x)'", "use ' (os error 2"] {
+            assert_eq!(Error::config(odd).to_string(), odd);
+        }
     }
 }

@@ -14,10 +14,14 @@ use crate::cli::values::one_of;
 use crate::error::{Error, Result};
 use crate::model::control::{ACTIONS, Action, ENVELOPE};
 use crate::model::event::Attributes;
+use crate::model::near::nearest;
 use crate::model::roots::Content;
 use crate::model::text::printable;
 use crate::model::{duration, topic};
 use crate::tools::control::{self, Options};
+
+/// Actions, as [`ACTIONS`] names them.
+const NAMES: &[&str] = &["raise", "retry", "cancel", "pause", "resume", "status"];
 
 /// Options of `tael control`.
 #[derive(Debug, Args)]
@@ -25,7 +29,7 @@ pub struct Control {
     /// Name of the pipeline
     who: String,
     /// Action: raise, retry, cancel, pause, resume or status
-    #[arg(value_parser = one_of(any, &["raise", "retry", "cancel", "pause", "resume", "status"]))]
+    #[arg(value_parser = one_of(any, NAMES))]
     action: String,
     /// Run to retry or cancel, by its id or the end of it; with raise, attributes as KEY=VALUE
     #[arg(value_name = "UNIT")]
@@ -95,7 +99,7 @@ impl Tool for Control {
         if let Some(word) = words.next() {
             let (action, word) = (&self.action, printable(&word, 80));
             return Err(Error::usage(format!(
-                "{action} takes one unit: what is '{word}'?"
+                "{action} takes one unit: '{word}' is one too many"
             )));
         }
         let action = match (self.action.as_str(), unit) {
@@ -118,9 +122,19 @@ impl Tool for Control {
                 return Err(Error::usage(format!("{} takes no unit", self.action)));
             }
             (other, _) => {
-                return Err(Error::usage(format!(
-                    "there is no action '{other}': {ACTIONS}"
-                )));
+                let who = self.who.as_str();
+                let swapped = NAMES.contains(&who) && !NAMES.contains(&other);
+                return Err(Error::usage(
+                    match (nearest(other, NAMES.iter().copied()), swapped) {
+                        (_, true) => {
+                            format!("the pipeline comes first: tael control {other} {who}")
+                        }
+                        (Some(near), _) => {
+                            format!("there is no action '{other}'; did you mean {near}?")
+                        }
+                        (None, _) => format!("there is no action '{other}': {ACTIONS}"),
+                    },
+                ));
             }
         };
         let root = self.root.find(&broker, &content, self.timeout)?;

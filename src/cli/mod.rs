@@ -509,11 +509,20 @@ fn parser_line(error: &clap::Error, otherwise: &str) -> String {
         (None, ErrorKind::UnknownArgument) if !argument.starts_with('-') => {
             "; a value with blanks needs quotes; see --help".to_owned()
         }
+        // The error of the value says what is right.
+        (None, ErrorKind::ValueValidation) => String::new(),
         (None, _) => otherwise.to_owned(),
     };
     // The standard library words its errors for programmers.
+    if error.kind() == ErrorKind::MissingRequiredArgument
+        && let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
+    {
+        let verb = if missing.len() == 1 { "is" } else { "are" };
+        return format!("{} {verb} missing{hint}", missing.join(" and "));
+    }
     let text = words
         .join(" ")
+        .replace("unrecognized subcommand", "there is no command")
         .replace("invalid digit found in string", "it is not a whole number")
         .replace("number too large to fit in target type", "it is too large")
         .replace("cannot parse integer from empty string", "it is empty");

@@ -8,6 +8,7 @@ mod keep;
 mod users;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -32,6 +33,7 @@ use tracing::{debug, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::net::options::{Secret, TlsFiles};
+use crate::net::tls;
 use door::{Door, Seat, Strangers};
 use keep::{Keep, MAX_RETAINED};
 use users::Users;
@@ -106,7 +108,13 @@ impl Broker {
             Error::new(kind, format!("start broker on {listen}: {e}"))
         };
         let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|e| failed(Kind::Unavailable, &e))?;
+        let listener = listener.map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => {
+                let hint = "another program listens there, perhaps a broker: use that one, or another --listen";
+                failed(Kind::Unavailable, &hint)
+            }
+            _ => failed(Kind::Unavailable, &e),
+        })?;
         let address = listener.local_addr();
         let address = address.map_err(|e| failed(Kind::Unavailable, &e))?;
         if let Some(data) = &options.data {
@@ -116,7 +124,7 @@ impl Broker {
         }
         let secure = match &options.tls {
             None => None,
-            Some(files) => Some(secure(files).await?),
+            Some(files) => Some(secure(files)?),
         };
         let strangers = Arc::new(Strangers::for_descriptors(options.descriptors));
         let users = Users::new(&options.users, Arc::clone(&strangers))?;
@@ -273,25 +281,23 @@ async fn serve(parts: Parts, mut door: Door, secure: Option<Secure>) {
     }
 }
 
-async fn secure(files: &TlsFiles) -> Result<Secure> {
+fn secure(files: &TlsFiles) -> Result<Secure> {
     let Some((cert, key)) = &files.identity else {
         return Err(Error::usage("a broker with TLS needs --cert and --key"));
     };
-    let wrong = |file: &PathBuf, e: &dyn std::fmt::Display| {
-        Error::config(format!("read {}: {e}", file.display()))
-    };
-    let chain = TlsAcceptorConfig::load_cert_chain_from_file(cert).await;
-    let chain = chain.map_err(|e| wrong(cert, &e))?;
-    let secret = TlsAcceptorConfig::load_private_key_from_file(key).await;
-    let mut config = TlsAcceptorConfig::new(chain, secret.map_err(|e| wrong(key, &e))?);
+    let chain = tls::certificates(cert, "our certificate")?;
+    let mut config = TlsAcceptorConfig::new(chain, tls::key(key)?);
     if let Some(cafile) = &files.cafile {
-        let authorities = TlsAcceptorConfig::load_cert_chain_from_file(cafile).await;
-        let authorities = authorities.map_err(|e| wrong(cafile, &e))?;
+        let authorities = tls::certificates(cafile, "certificate authorities")?;
         config = config
             .with_client_ca_certs(authorities)
             .with_require_client_cert(true);
     }
-    let acceptor = Arc::new(config.build_acceptor().map_err(|e| wrong(cert, &e))?);
+    let wrong = |e| {
+        let (cert, key) = (cert.display(), key.display());
+        Error::config(format!("use certificate {cert} with key {key}: {e}"))
+    };
+    let acceptor = Arc::new(config.build_acceptor().map_err(wrong)?);
     Ok(Arc::new(move |stream, client| {
         let acceptor = Arc::clone(&acceptor);
         Box::pin(async move { accept_tls_connection(&acceptor, stream, client).await })

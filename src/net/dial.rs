@@ -72,7 +72,13 @@ pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         return Err(io::Error::new(e.kind(), cause));
     }
     let list = wanted.await.unwrap_or_else(|_| Ok(Vec::new()));
-    list.map_err(|e| io::Error::new(e.kind(), format!("look up '{host}': {e}")))
+    list.map_err(|e| {
+        let text = e.to_string();
+        // The standard library says that it is a lookup, too.
+        let cause = text.strip_prefix("failed to lookup address information: ");
+        let cause = cause.unwrap_or(&text);
+        io::Error::new(e.kind(), format!("look up '{host}': {cause}"))
+    })
 }
 
 /// Orders addresses so that the two families alternate, beginning with the first of the resolver

@@ -18,19 +18,35 @@ use crate::net::options::TlsFiles;
 /// Maximum number of files to read in a folder of certificate authorities.
 const MAX_CAPATH_FILES: usize = 4096;
 
-fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
+/// Returns the certificates of a PEM file, which an error calls `what`.
+///
+/// # Errors
+/// When it cannot be read or holds none (78).
+pub(super) fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
     let wrong =
         |cause: String| Error::config(format!("read {what} from {}: {cause}", path.display()));
     let list = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| wrong(e.to_string()))?;
+        .map_err(|e| wrong(said(e)))?;
     if list.is_empty() {
         return Err(wrong("it holds no certificate in PEM".into()));
     }
     Ok(list)
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+/// Returns the cause of a PEM file that cannot be read.
+fn said(error: pem::Error) -> String {
+    match error {
+        pem::Error::Io(e) => e.to_string(),
+        e => e.to_string(),
+    }
+}
+
+/// Returns the private key of a PEM file.
+///
+/// # Errors
+/// When it cannot be read or holds none that can be used (78).
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_file(path).map_err(|e| {
         let shown = path.display();
         let cause = match e {
@@ -39,7 +55,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
                  without by openssl pkey -in {shown} -out FILE"
             ),
             pem::Error::NoItemsFound => "it holds no private key in PEM".into(),
-            e => e.to_string(),
+            e => said(e),
         };
         Error::config(format!("read our private key from {shown}: {cause}"))
     })

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::common::raw::Scripted;
-use crate::common::{self, World, bare_command, ran, ran_with, refuses};
+use crate::common::{self, Setup, World, bare_command, ran, ran_with, refuses};
 use tempfile::{TempDir, tempdir};
 
 const SEQ: &str = "lab/seq/status";
@@ -119,7 +119,7 @@ fn options_that_are_wrong_in_themselves() {
     let mut raise = tool(&dir, "tael", &["control", "x", "raise"]);
     refuses(raise.args(["--attr", "a=b", "c"]), 64, "argument 'c'");
     let mut retry = tool(&dir, "tael", &["control", "x", "retry", "U1", "U2"]);
-    refuses(&mut retry, 64, "what is 'U2'?");
+    refuses(&mut retry, 64, "'U2' is one too many");
     for (qos, cause) in [("-q0", "QoS 0"), ("-q2", "QoS 2")] {
         let mut message = message(&dir, &[qos, "--need-listener"]);
         refuses(&mut message, 64, cause);
@@ -361,4 +361,202 @@ fn no_broker_and_brokers_that_do_not_answer() {
         refuses(&mut command, 75, "may or may not have arrived");
         drop(deaf.join().expect("client"));
     }
+}
+
+#[test]
+fn what_newcomers_do_wrong_is_one_line_that_says_what_to_do() {
+    let dir = tempdir().expect("tempdir");
+    let taken = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
+    let taken = taken.local_addr().expect("address").to_string();
+    fs::write(dir.path().join("key.pem"), "no PEM").expect("write");
+    let (none, key) = ("/nowhere/file", dir.path().join("key.pem"));
+    let key = key.to_str().expect("path");
+    let table: &[(&[&str], i32, &str)] = &[
+        (
+            &["mesage"],
+            64,
+            "there is no command 'mesage'; did you mean message?",
+        ),
+        (
+            &["work", "lst"],
+            64,
+            "there is no command 'lst'; did you mean list?",
+        ),
+        (&["message"], 64, "send message: give a topic with -t"),
+        (
+            &["message", "-t", "a", "--atr", "b"],
+            64,
+            "did you mean --attr?",
+        ),
+        (
+            &["message", "-t", "a/#", "b=c"],
+            64,
+            "has a wildcard (+ or #)",
+        ),
+        (
+            &["message", "-t", "a", "-p", "x"],
+            64,
+            "'--port <PORT>': it is not a whole number\n",
+        ),
+        (
+            &["message", "-t", "a", "-q", "3"],
+            64,
+            "'3' is not a QoS: 0, 1 or 2\n",
+        ),
+        (
+            &["message", "-t", "a", "--timeout", "soon"],
+            64,
+            "write 10s, 5m, 1h30m or 2d\n",
+        ),
+        (
+            &["message", "-t", "a", "--broker", "http://h"],
+            64,
+            "mqtt or mqtts",
+        ),
+        (
+            &["message", "-t", "a", "--broker", "h:99999"],
+            64,
+            "'99999' in the broker URL",
+        ),
+        (
+            &["message", "-t", "a", "-H", "h:1883"],
+            64,
+            "the port goes with -p",
+        ),
+        (
+            &["message", "-t", "a", "-H", "127.0.0.1", "-p", "1"],
+            69,
+            "is the broker running?",
+        ),
+        (
+            &["message", "-t", "a", "-H", "no.invalid", "--timeout", "5s"],
+            69,
+            "look up 'no.invalid'",
+        ),
+        (
+            &["message", "-t", "a", "--password-file", none],
+            78,
+            "read password from /nowhere/file: No such file or directory\n",
+        ),
+        (
+            &["message", "-t", "a", "--cafile", none],
+            78,
+            "read certificate authorities from /nowhere/file: No such file or directory\n",
+        ),
+        (
+            &["message", "-t", "a", "--cert", key],
+            64,
+            "--cert and --key go together",
+        ),
+        (
+            &["control"],
+            64,
+            "<WHO> and <ACTION> are missing; see --help",
+        ),
+        (&["control", "p"], 64, "<ACTION> is missing; see --help"),
+        (&["control", "p", "statu"], 64, "did you mean status?"),
+        (
+            &["control", "p", "stop"],
+            64,
+            "raise, retry, cancel, pause, resume or status",
+        ),
+        (
+            &["control", "raise", "p"],
+            64,
+            "the pipeline comes first: tael control p raise",
+        ),
+        (
+            &["control", "p", "raise", "a", "b"],
+            64,
+            "an attribute is sample=S1",
+        ),
+        (&["control", "p", "pause", "a"], 64, "pause takes no unit"),
+        (&["status", "--jsn"], 64, "did you mean --json?"),
+        (&["status", "--graph", "svg"], 64, "mermaid or dot\n"),
+        (
+            &["check", "--who"],
+            3,
+            "a value is required for '--who <NAME>'",
+        ),
+        (&["watch", "--count", "x"], 64, "it is not a whole number\n"),
+        (&["forget"], 64, "<WHO>... is missing; see --help"),
+        (
+            &["work", "list", "--state", "runing"],
+            64,
+            "pending, running, succeeded",
+        ),
+        (&["work", "results", "NOPE"], 125, "see 'tael work list'"),
+        (&["events", "--who", "nobody"], 65, "it has no ledger in "),
+        (
+            &["play", none],
+            78,
+            "read playbook /nowhere/file: No such file or directory\n",
+        ),
+        (&["node", "n"], 64, "give --functions FILE"),
+        (&["client", "--who", "p"], 64, "give -t FILTER and -c CMD"),
+        (&["client", "--who", "p", "-t", "a"], 64, "give one with -c"),
+        (
+            &["client", "--who", "p", "-t", "a", "-c", "b", "--connect"],
+            64,
+            "--check is missing",
+        ),
+        (&["completions", "tcsh"], 64, "bash, zsh or fish\n"),
+    ];
+    for (arguments, code, text) in table {
+        let mut command = tool(&dir, "tael", arguments);
+        if arguments[0] == "check" {
+            // A monitoring system reads stdout.
+            let (got, out, error) = ran(&mut command);
+            assert_eq!((got, &*error), (*code, ""), "{arguments:?}: {out}");
+            assert!(out.contains(text) && out.lines().count() == 1, "{out}");
+            continue;
+        }
+        refuses(&mut command, *code, text);
+    }
+    if cfg!(feature = "embedded-broker") {
+        for (more, code, text) in [
+            (
+                &["--listen", &taken][..],
+                69,
+                "use that one, or another --listen",
+            ),
+            (&["--listen", "h"], 64, "such as 127.0.0.1:1883\n"),
+            (
+                &["--users", none],
+                78,
+                "read users from /nowhere/file: No such file",
+            ),
+            (&["--cert", key], 64, "--cert and --key go together"),
+            (
+                &["--cert", key, "--key", key],
+                78,
+                "it holds no certificate in PEM",
+            ),
+        ] {
+            let mut broker = tool(&dir, "tael", &["broker", "--listen", "127.0.0.1:0"]);
+            if more[0] == "--listen" {
+                broker = tool(&dir, "tael", &["broker"]);
+            }
+            refuses(broker.args(more), code, text);
+        }
+    }
+}
+
+#[test]
+fn a_client_without_a_name_learns_that_the_broker_wants_one() {
+    let world = World::with(Setup {
+        password: Some("secret".into()),
+        ..Setup::default()
+    });
+    let hint = "no user name was given: give -u USER and --password-file FILE";
+    let mut anonymous = world.command("tael-message");
+    anonymous
+        .env_remove("TAEL_USERNAME")
+        .env_remove("TAEL_PASSWORD");
+    refuses(anonymous.args(["-t", SEQ]), 77, hint);
+    let mut wrong = world.command("tael-message");
+    let (code, _, error) = ran(wrong.env("TAEL_PASSWORD", "wrong").args(["-t", SEQ]));
+    assert_eq!(code, 77, "{error}");
+    assert!(error.contains("bad user name or password") || error.contains("not authorised"));
+    assert!(!error.contains("no user name was given"), "{error}");
 }

@@ -58,6 +58,8 @@ pub(super) struct Plan {
     pub connect: Packet,
     /// Whether it has a password and no user name.
     pub nameless: bool,
+    /// Whether it has none of user name, password and certificate.
+    pub anonymous: bool,
     pub keep_alive: Duration,
     /// Maximum size of a packet from the broker, bytes.
     pub max_packet: u32,
@@ -161,10 +163,13 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
                 }
                 Ok(Some(Answer::Connack(reason, offer))) => {
                     let failure = turned_away(&reason, offer.server_reference.as_deref());
-                    Err(if plan.nameless {
-                        named(failure)
-                    } else {
-                        failure
+                    Err(match plan {
+                        _ if plan.nameless => hinted(failure, NAMELESS),
+                        // Codes of MQTT 5.0 and 3.1.1.
+                        _ if plan.anonymous && matches!(reason.code, 4 | 5 | 0x86 | 0x87) => {
+                            hinted(failure, ANONYMOUS)
+                        }
+                        _ => failure,
                     })
                 }
                 Ok(Some(Answer::Disconnect(reason, server))) => {
@@ -193,11 +198,14 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
 /// Hint for a client that has a password and no user name.
 const NAMELESS: &str = "there is a password and no user name: give -u USER";
 
-/// Adds the probable cause to the refusal of a client that has a password and no user name.
-fn named(failure: Failure) -> Failure {
+/// Hint for a client that does not say who it is.
+const ANONYMOUS: &str = "no user name was given: give -u USER and --password-file FILE";
+
+/// Adds the probable cause to the refusal of a client.
+fn hinted(failure: Failure, hint: &str) -> Failure {
     match failure {
         Failure::Fatal(e) if e.kind() == Kind::NotAuthorised => {
-            Failure::Fatal(Error::new(e.kind(), format!("{e}; {NAMELESS}")))
+            Failure::Fatal(Error::new(e.kind(), format!("{e}; {hint}")))
         }
         other => other,
     }

@@ -222,6 +222,12 @@ impl Connection {
             tls: broker.tls.as_ref().map(encrypted).transpose()?,
             connect: wire::connect(settings, plain)?,
             nameless: broker.password.is_some() && broker.username.is_none(),
+            anonymous: broker.password.is_none()
+                && broker.username.is_none()
+                && broker
+                    .tls
+                    .as_ref()
+                    .is_none_or(|files| files.identity.is_none()),
             keep_alive: broker.keep_alive.max(MIN_KEEP_ALIVE),
             max_packet: settings.max_packet,
         };
