@@ -87,6 +87,15 @@ pub struct Client {
     /// Topics that answers to requests may go to; repeatable [default: ROOT/infrastructure/#]
     #[arg(long, value_name = "FILTER", action = clap::ArgAction::Append)]
     reply_to: Vec<String>,
+    /// Path of a control socket, beside that in the state folder
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Mode of that socket, octal
+    #[arg(long, value_name = "MODE", value_parser = octal, default_value = "0600", requires = "control_socket")]
+    control_mode: u32,
+    /// Version that receptorctl gets, which warns of one that is not its own
+    #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+    receptor_version: String,
     /// File for the textfile collector of Prometheus, NAME.prom
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -188,6 +197,9 @@ impl Tool for Client {
                     "max-output",
                     "keep",
                     "keep-units",
+                    "control-socket",
+                    "control-mode",
+                    "receptor-version",
                     "metrics",
                 ],
             ),
@@ -405,6 +417,11 @@ impl Client {
             keep: self.keep,
             keep_units: self.keep_units,
             stop_units: self.stop_units,
+            control_socket: self.control_socket.map(|path| {
+                let path = mistakes.keep(absolute_socket(&path)).unwrap_or(path);
+                (path, self.control_mode)
+            }),
+            receptor_version: self.receptor_version,
             metrics: self.metrics,
             broker: broker.unwrap_or_else(Connection::unused),
             chosen_id,
@@ -429,6 +446,20 @@ fn subject(config: &Config, layers: &Layers) -> String {
         n => format!(", {n} work types"),
     };
     format!("{name}: {count} trigger{s}{work}")
+}
+
+/// Returns the path of a socket from the root on: a client may be started anywhere.
+fn absolute_socket(path: &Path) -> Result<PathBuf> {
+    let found = std::path::absolute(path);
+    found.map_err(|e| Error::usage(format!("--control-socket {}: {e}", path.display())))
+}
+
+/// Parses the mode of a socket.
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!("'{text}' is not a mode, such as 0660")),
+    }
 }
 
 /// Returns the root; by default the first level of the first topic.

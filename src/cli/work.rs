@@ -15,6 +15,7 @@ use crate::model::unit::State;
 use crate::model::{duration, topic};
 use crate::os::paths;
 use crate::store::unit_dir::stream::Stream;
+use crate::tools::work::submit::{Payload, Submission};
 use crate::tools::work::{self, Filter, Scope, Verb, Which};
 
 /// Options of `tael work`.
@@ -47,6 +48,45 @@ struct Unit {
 
 #[derive(Debug, Subcommand)]
 enum Verbs {
+    /// Start work of a type that a running client has
+    Submit {
+        /// Type of the work
+        #[arg(value_name = "TYPE")]
+        kind: String,
+        /// Words for its command, if the type takes parameters; after -- they may begin with a dash
+        #[arg(value_name = "PARAM")]
+        words: Vec<String>,
+        /// Send a file as its payload; - is standard input
+        #[arg(short, long, value_name = "FILE", group = "what")]
+        payload: Option<PathBuf>,
+        /// Send a text and a line break as its payload
+        #[arg(
+            short = 'l',
+            long,
+            value_name = "TEXT",
+            group = "what",
+            allow_hyphen_values = true
+        )]
+        payload_literal: Option<String>,
+        /// Send no payload [default]
+        #[arg(short, long, group = "what")]
+        no_payload: bool,
+        /// Parameter, WORK_KEY in the environment of its command; repeatable
+        #[arg(long, value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
+        param: Vec<String>,
+        /// Print its output until it ends, and exit with its code
+        #[arg(short, long)]
+        follow: bool,
+        /// With --follow: release it then
+        #[arg(long, requires = "follow")]
+        rm: bool,
+        /// Id of the unit, a ULID: the same work under the same id is the same unit
+        #[arg(long, value_name = "ULID")]
+        id: Option<String>,
+        /// Print a JSON object
+        #[arg(long, conflicts_with = "follow")]
+        json: bool,
+    },
     /// List runs, newest last
     List {
         /// List failed runs only
@@ -147,6 +187,17 @@ impl Unit {
     }
 }
 
+/// Splits a parameter.
+fn pair(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => {
+            let text = printable(text, 80);
+            Err(Error::usage(format!("--param '{text}' is not KEY=VALUE")))
+        }
+    }
+}
+
 /// Returns the folder and the states of runs that `--state` names.
 fn states(list: Vec<String>, lists: bool) -> Result<(Option<PathBuf>, Vec<State>)> {
     let (mut folder, mut states) = (None, Vec::new());
@@ -177,7 +228,7 @@ fn states(list: Vec<String>, lists: bool) -> Result<(Option<PathBuf>, Vec<State>
 
 impl Tool for Work {
     const NAME: &'static str = "work";
-    const ABOUT: &'static str = "Show, end and retry the runs of this host";
+    const ABOUT: &'static str = "Submit work; show, end and retry the runs of this host";
 
     const HELP: Page = Page {
         first: &[],
@@ -219,6 +270,32 @@ impl Tool for Work {
                     json,
                 })
             }
+            Verbs::Submit {
+                kind,
+                words,
+                payload,
+                payload_literal,
+                no_payload: _,
+                param,
+                follow,
+                rm,
+                id,
+                json,
+            } => Verb::Submit(Submission {
+                kind,
+                words,
+                named: param.iter().map(|text| pair(text)).collect::<Result<_>>()?,
+                payload: match (payload, payload_literal) {
+                    (Some(path), _) if path.as_os_str() == "-" => Payload::Stdin,
+                    (Some(path), _) => Payload::File(path),
+                    (None, Some(text)) => Payload::Text(text),
+                    (None, None) => Payload::Nothing,
+                },
+                id,
+                follow,
+                release: rm,
+                json,
+            }),
             Verbs::Status {
                 which,
                 json,

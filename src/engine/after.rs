@@ -35,6 +35,8 @@ pub enum After {
     },
     /// The unit does not run, and its receipts are settled.
     Dropped(String),
+    /// Readers of its output hear that it is gone, and its folder goes.
+    Released(String),
     /// Nothing follows.
     #[default]
     Nothing,

@@ -15,6 +15,7 @@ use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::now_ms;
+use crate::engine::report::followers::Stage;
 use crate::engine::report::last::End;
 use crate::engine::report::reply::{self, ReplyTo};
 use crate::engine::report::status;
@@ -157,6 +158,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             }
             let retry = retry.as_ref().map(|retry| &*retry.id);
             client.work.settled(&unit, retry, &mut client.steps);
+            ended(client, &unit);
         }
         // The drop came too late, and the unit runs or has ended.
         (After::Dropped(unit), Done::Changed { applied: false, .. })
@@ -164,6 +166,11 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         (After::Settled { unit, .. }, Done::Illegal { .. })
         | (After::Dropped(unit), Done::Changed { .. } | Done::Illegal { .. }) => {
             client.work.settled(&unit, None, &mut client.steps);
+            ended(client, &unit);
+        }
+        (After::Released(unit), _) => {
+            client.followers.tell(&unit, Stage::Released);
+            client.cleanup.prune(&client.pipeline, &mut client.steps);
         }
         (After::Nothing, Done::Changed { queued, .. }) => client.reports.extend(queued),
         (After::Nothing, Done::Pruned(pruned)) => {
@@ -173,6 +180,12 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         (after, done) => debug!("unexpected: {after:?} brought {done:?}"),
     }
     client.perform();
+}
+
+/// The end of a unit is on disk: its readers hear of it, and it goes if a person wants that.
+fn ended(client: &mut Client, unit: &str) {
+    client.followers.tell(unit, Stage::Ended);
+    client.cleanup.ended(unit, &mut client.steps);
 }
 
 /// Receipt: the source gets it now, or when the units have ended.
@@ -241,12 +254,23 @@ pub fn on_report(client: &mut Client, report: Report) {
     let ended = match report {
         Report::Started(unit, at) => {
             if let Some(unit) = client.work.started(&unit, at) {
+                if client.followers.wait_for(&unit.id) {
+                    // Without the mark, the end of the run wakes its readers.
+                    let _ = pipeline.dir(&unit.id).follow();
+                }
                 client.observer.started(unit, pipeline);
                 client.commits.started(Op::Started {
                     unit: unit.id.clone(),
                     at,
                     status: status::started(&pipeline.config, unit, at),
                 });
+            }
+            None
+        }
+        Report::Wrote(unit) => {
+            match client.followers.wait_for(&unit) {
+                true => client.followers.tell(&unit, Stage::Open),
+                false => pipeline.dir(&unit).unfollow(),
             }
             None
         }

@@ -13,6 +13,7 @@ use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
 use crate::engine::control::retry_socket::RetrySocket;
+use crate::engine::control::socket::ControlSocket;
 use crate::engine::intake::Intake;
 use crate::engine::link::{self, Link};
 use crate::engine::observe::event_socket;
@@ -20,6 +21,7 @@ use crate::engine::observe::snapshot::Snapshot;
 use crate::engine::observe::{Observer, Signs};
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::Reports;
+use crate::engine::report::followers::Followers;
 use crate::engine::report::outbox::Loss;
 use crate::engine::work::Units;
 use crate::engine::work::cleanup::{Cleanup, Removed};
@@ -47,6 +49,7 @@ pub struct Client {
     pub work: Units,
     pub cleanup: Cleanup,
     pub reports: Reports<Token>,
+    pub followers: Followers,
     pub observer: Observer,
     /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
@@ -76,6 +79,13 @@ impl Client {
                         note: note.to_owned(),
                     };
                     self.commits.submit(op, After::Dropped(unit));
+                }
+                Step::Release(unit, force) => {
+                    let op = Op::Release {
+                        unit: unit.clone(),
+                        force,
+                    };
+                    self.commits.submit(op, After::Released(unit));
                 }
                 Step::Sent(seq) => self.commits.sent(seq, self.intake.redelivery.known()),
                 Step::Publish(message) => {
@@ -268,8 +278,12 @@ pub struct Opened {
     /// Tells readers what becomes of messages.
     pub events: Option<Served>,
     pub retries: RetrySocket,
+    /// Brings submitted work, and questions about it.
+    pub control: ControlSocket,
     /// What an earlier client has left.
     pub left: Vec<Left>,
+    /// Units that must be released when they have ended.
+    pub wanted: Vec<String>,
 }
 
 impl Opened {
@@ -298,7 +312,10 @@ impl Opened {
         yield_now().await;
         sweep(&pipeline.home.path, &pipeline.reader)?;
         payload_file::sweep(&pipeline.home.path, &pipeline.reader)?;
+        // The sweep would take the payload of a submission for one that was not accepted.
+        let control = ControlSocket::open(&pipeline)?;
         let left = recovery::survey(&pipeline)?;
+        let wanted = pipeline.reader.wanted_releases()?;
         yield_now().await;
         let metrics = pipeline.config.metrics.clone();
         let observer = Observer::open(notify, metrics, &pipeline.reader)?;
@@ -310,7 +327,9 @@ impl Opened {
             observer,
             events,
             retries,
+            control,
             left,
+            wanted,
         })
     }
 }

@@ -46,6 +46,10 @@ pub struct Config {
     pub keep_units: u64,
     /// Whether stopping the client cancels its runs.
     pub stop_units: bool,
+    /// Path of a second control socket, and its mode.
+    pub control_socket: Option<(PathBuf, u32)>,
+    /// Version of Receptor that the control socket says it has.
+    pub receptor_version: String,
     /// File for metrics.
     pub metrics: Option<PathBuf>,
     /// Broker, and our credentials.

@@ -6,6 +6,7 @@
 //! event through them, and `service` is the loop.
 
 mod after;
+mod calls;
 mod chain;
 mod client;
 mod commit;

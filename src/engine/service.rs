@@ -9,19 +9,23 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
+use crate::engine::calls;
 use crate::engine::chain;
 use crate::engine::client::{Client, Opened};
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
 use crate::engine::control::actions::{self, Demand, Request};
+use crate::engine::control::call::Call;
 use crate::engine::control::reload::{self, Reload};
 use crate::engine::control::retry_socket::{Retried, RetrySocket};
+use crate::engine::control::socket::ControlSocket;
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::pipeline::now_ms;
+use crate::engine::report::followers::Followers;
 use crate::engine::work::Units;
 use crate::engine::work::cleanup::Cleanup;
 use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
@@ -48,6 +52,8 @@ pub struct Service {
     events: Option<Served>,
     /// Brings runs that another process has written into the ledger.
     retries: RetrySocket,
+    /// Brings submitted work, and questions about it.
+    control: ControlSocket,
 }
 
 impl Service {
@@ -91,7 +97,9 @@ impl Service {
             observer,
             events,
             retries,
+            control,
             left,
+            wanted,
         } = opened;
         let runners = pipeline.home.path.join(RUNNERS);
         let mut work = Units::new(pipeline.config.lanes(), runners);
@@ -103,6 +111,7 @@ impl Service {
             intake,
             work,
             cleanup: Cleanup::default(),
+            followers: Followers::default(),
             reports,
             steps: Steps::new(),
             starting: Vec::new(),
@@ -115,10 +124,12 @@ impl Service {
             client.perform();
             chain::end(&mut client, ended);
         }
+        calls::take_up_releases(&mut client, wanted);
         Self {
             client,
             events,
             retries,
+            control,
         }
     }
 
@@ -155,8 +166,19 @@ impl Service {
             tokio::select! {
                 biased;
                 () = &mut stop => return Ok(()),
-                Some(()) = reload.requests.recv() => self.reload(&reload.read),
+                Some(()) = reload.requests.recv() => {
+                    // It was logged.
+                    let _ = self.reload(&reload.read);
+                }
                 retried = self.retries.next() => self.take_up(retried),
+                call = self.control.next() => match call {
+                    Call::Reload(to) => {
+                        let reloaded = self.reload(&reload.read).map_err(|e| e.to_string());
+                        // A connection that has gone needs no answer.
+                        let _ = to.send(reloaded);
+                    }
+                    call => calls::answer(&mut self.client, call),
+                },
                 committed = self.client.commits.next() => {
                     chain::on_committed(&mut self.client, committed?);
                     while let Some(committed) = self.client.commits.try_next()? {
@@ -294,8 +316,12 @@ impl Service {
         retried.taken();
     }
 
-    /// Applies a new configuration in the same session. A mistake in it changes nothing.
-    fn reload(&mut self, read: impl Fn() -> Result<Config>) {
+    /// Applies a new configuration in the same session. A mistake in it changes nothing, and is
+    /// logged.
+    ///
+    /// # Errors
+    /// When there is one.
+    fn reload(&mut self, read: impl Fn() -> Result<Config>) -> Result<()> {
         self.client.observer.health.notify.reloading();
         // The path of the configuration may be relative to it.
         let _ = folder::find();
@@ -307,6 +333,7 @@ impl Service {
         if !matches!(reloaded, Ok(true)) {
             self.client.observer.health.notify.ready();
         }
+        reloaded.map(drop)
     }
 
     /// Pauses or resumes according to the mark in the state folder. A request to resume comes after
@@ -431,7 +458,7 @@ impl Service {
         }
         self.client.observe_last();
         // A client that starts when this one has released its folder makes its own.
-        drop((self.events.take(), self.retries));
+        drop((self.events.take(), self.retries, self.control));
         // The remaining mark makes the next client look for removed folders.
         if self.client.cleanup.is_removing()
             && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await

@@ -26,6 +26,7 @@ pub mod outcome;
 pub mod passthrough;
 pub mod playbook;
 pub mod policy;
+pub mod receptor;
 pub mod roots;
 mod sources;
 pub mod spec;

@@ -33,9 +33,23 @@ pub fn hostname() -> String {
 /// Returns the login name of the effective user; the number if there is none.
 #[must_use]
 pub fn username() -> String {
-    let uid = Uid::effective();
-    match User::from_uid(uid) {
+    username_of(Uid::effective().as_raw())
+}
+
+/// Returns the login name of user `uid`; the number if there is none.
+#[must_use]
+pub fn username_of(uid: u32) -> String {
+    match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
     }
+}
+
+/// Returns the size of the memory of this host, MiB; 0 if it is not known (`proc_meminfo(5)`).
+#[must_use]
+pub fn memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }

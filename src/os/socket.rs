@@ -3,16 +3,19 @@
 //! The address of a Unix socket holds 108 bytes (`unix(7)`), and a state folder may have a longer
 //! path. So the folder is opened, and addressed by its descriptor.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::libc;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -43,7 +46,24 @@ impl Served {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = tokio::net::UnixListener::from_std(listen(folder, name)?)?;
+        Self::with_mode(folder, name, MODE, each)
+    }
+
+    /// Does the same for a socket of this `mode`.
+    ///
+    /// # Errors
+    /// As the system.
+    pub fn with_mode<F>(
+        folder: &Path,
+        name: impl AsRef<OsStr>,
+        mode: u32,
+        each: impl Fn(tokio::net::UnixStream) -> F + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let name = name.as_ref();
+        let listener = tokio::net::UnixListener::from_std(listen(folder, name, mode)?)?;
         let task = tokio::spawn(async move {
             loop {
                 match listener.accept().await {
@@ -76,12 +96,12 @@ fn short(folder: &Path) -> io::Result<(File, PathBuf)> {
     Ok((folder, path))
 }
 
-/// Listens on the socket `name` in `folder`, and replaces one that an ended process has left. The
+/// Listens on the socket `name` of this `mode` in `folder`, and replaces one that an ended process has left. The
 /// folder belongs to its only listener.
 ///
 /// # Errors
 /// As the system.
-pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
+pub fn listen(folder: &Path, name: impl AsRef<Path>, mode: u32) -> io::Result<UnixListener> {
     let (_open, short) = short(folder)?;
     let path = short.join(name);
     match fs::remove_file(&path) {
@@ -89,16 +109,78 @@ pub fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
-    fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+    fs::set_permissions(&path, Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Returns the folder and the name of the socket `path`, on which nothing may listen.
+///
+/// # Errors
+/// When another process listens there, or there is something else than a socket.
+pub fn free(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::other("it names no file"));
+    };
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(io::Error::other("there is a file that is not a socket"));
+        }
+        Ok(_) if connect(folder, name).is_ok() => {
+            return Err(io::Error::other("another process listens there"));
+        }
+        _ => {}
+    }
+    Ok((folder, name))
+}
+
+/// Returns whether the other side of `stream` is closed for both directions, as after the end of its
+/// process. Half of it may be closed by a process that waits for an answer.
+#[must_use]
+pub fn has_hung_up(stream: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let polled = poll(&mut fds, Some(&now));
+    let [fd] = &fds;
+    polled.is_ok() && fd.revents().contains(PollFlags::HUP)
+}
+
+/// Waits until the other side of a connection has hung up. It has a descriptor of its own, so that
+/// reading and writing are not disturbed.
+#[derive(Debug)]
+pub struct HangUp(tokio::net::UnixStream);
+
+impl HangUp {
+    /// Returns that of `stream`.
+    ///
+    /// # Errors
+    /// When descriptors are short.
+    pub fn of(stream: &impl AsFd) -> io::Result<Self> {
+        let own = stream.as_fd().try_clone_to_owned()?;
+        tokio::net::UnixStream::from_std(UnixStream::from(own)).map(Self)
+    }
+
+    /// Returns when it has. Cancel safe.
+    pub async fn wait(&self) {
+        while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
+            if ready.is_write_closed() {
+                return;
+            }
+            // There is always room to write, and that is not what is waited for.
+            let again = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.0.try_io(Interest::WRITABLE, again);
+        }
+    }
 }
 
 /// Connects to the socket `name` in `folder`.
 ///
 /// # Errors
 /// As the system: `NotFound` or `ConnectionRefused` when no process listens.
-pub fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
+pub fn connect(folder: &Path, name: impl AsRef<Path>) -> io::Result<UnixStream> {
     let (_open, short) = short(folder)?;
     let stream = UnixStream::connect(short.join(name))?;
     stream.set_nonblocking(true)?;
@@ -116,7 +198,7 @@ mod tests {
         fs::create_dir(&folder).expect("folder");
         assert!(connect(&folder, "s").is_err(), "no listener");
         for _ in 0..2 {
-            let listener = listen(&folder, "s").expect("listen");
+            let listener = listen(&folder, "s", MODE).expect("listen");
             connect(&folder, "s").expect("connect");
             let mode = fs::metadata(folder.join("s"))
                 .expect("socket")
@@ -126,6 +208,6 @@ mod tests {
         }
         let left = connect(&folder, "s").expect_err("no listener");
         assert_eq!(left.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(listen(&folder.join("none"), "s").is_err());
+        assert!(listen(&folder.join("none"), "s", MODE).is_err());
     }
 }

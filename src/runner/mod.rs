@@ -27,6 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::io::ioctl_fionread;
 use serde::{Deserialize, Serialize};
 
 use crate::model::outcome::outcome_text;
@@ -41,7 +42,7 @@ use crate::store::unit_dir::locked::LockedDir;
 use crate::store::unit_dir::output::{Output, Rest};
 use crate::store::unit_dir::recycle::EndedDir;
 use crate::store::unit_dir::stream::Stream;
-use supervise::{Run, drain_rest, read_rest};
+use supervise::{Run, Sign, drain_rest, read_rest};
 
 /// First argument that turns one of our binaries into a runner. The second is the folder for other
 /// files of runners.
@@ -78,6 +79,9 @@ pub struct Job {
     /// File that is the command's standard input instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin_file: Option<PathBuf>,
+    /// Whether someone may wait for its output from its first moments on.
+    #[serde(default)]
+    pub is_followed: bool,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// Program and arguments if the system finds no interpreter for `argv`: a shell runs it.
@@ -116,7 +120,7 @@ pub fn main(runners: Option<PathBuf>) -> ExitCode {
 ///
 /// The calling process must have no other thread and no other children, and must be a child
 /// subreaper.
-fn serve(requests: OwnedFd, reports: impl Write, runners: &Path, pipeline: &Path) {
+fn serve(requests: OwnedFd, reports: impl Write + AsFd, runners: &Path, pipeline: &Path) {
     let mut runner = Runner {
         requests: BufReader::with_capacity(4096, File::from(requests)),
         reports,
@@ -212,10 +216,18 @@ struct Runner<'a, W> {
     began: Option<(i64, Instant)>,
 }
 
-impl<W: Write> Runner<'_, W> {
+impl<W: Write + AsFd> Runner<'_, W> {
     /// Tells the client, if there still is one.
     fn say(&mut self, line: &str) {
         let _ = writeln!(self.reports, "{line}").and_then(|()| self.reports.flush());
+    }
+
+    /// Tells the client that the command has written something, unless it has not read the last line
+    /// yet: it looks at all output then.
+    fn say_wrote(&mut self) {
+        if ioctl_fionread(&self.reports).is_ok_and(|bytes| bytes == 0) {
+            self.say("wrote");
+        }
     }
 
     /// Waits for a job, and syncs the last outcome unless one comes first.
@@ -271,7 +283,10 @@ impl<W: Write> Runner<'_, W> {
                 self.say(&format!("started {began}"));
                 let boot = self.boot.clone();
                 let run = Run::new(job, running, &mut dir, &mut output, clock);
-                let outcome = run.supervise(began, &boot, || self.make_ahead());
+                let outcome = run.supervise(began, &boot, |sign| match sign {
+                    Sign::TakesLonger => self.make_ahead(),
+                    Sign::Wrote => self.say_wrote(),
+                });
                 rest = Some(output);
                 outcome.unwrap_or_else(Outcome::not_started)
             }

@@ -35,6 +35,15 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Interval between two checks of a process that outlives its command.
 const LOOK_AT_REST: Duration = Duration::from_secs(5);
 
+/// What the supervisor says while a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// The command takes longer than most. It is said once.
+    TakesLonger,
+    /// It has written something, and someone may wait for that.
+    Wrote,
+}
+
 /// A running command, and what belongs to it.
 pub(super) struct Run<'a> {
     running: Running,
@@ -47,6 +56,10 @@ pub(super) struct Run<'a> {
     grace: Duration,
     /// When to read the output again, if that waits for more.
     gather: Option<Instant>,
+    /// Whether someone may wait for the output from the start.
+    is_followed: bool,
+    /// Number of bytes of output that were announced.
+    announced: u64,
 }
 
 impl<'a> Run<'a> {
@@ -67,11 +80,13 @@ impl<'a> Run<'a> {
             limit: limit.and_then(|limit| clock.checked_add(limit)),
             grace: Duration::from_millis(job.grace),
             gather: None,
+            is_followed: job.is_followed,
+            announced: 0,
         }
     }
 
     /// Supervises the command until its end. It has begun at `started` (milliseconds since 1970);
-    /// `boot` identifies this boot of the host. Calls `meanwhile` once if the command takes longer.
+    /// `boot` identifies this boot of the host. Calls `say` meanwhile.
     ///
     /// # Errors
     /// When the system does not report how the command has ended.
@@ -79,12 +94,12 @@ impl<'a> Run<'a> {
         mut self,
         started: i64,
         boot: &str,
-        meanwhile: impl FnOnce(),
+        mut say: impl FnMut(Sign),
     ) -> io::Result<Outcome> {
         let mut stopped = None;
-        if !self.is_over_within(BRIEF) && !self.is_over_while_pumped(SHORT) {
-            meanwhile();
-            stopped = self.watch(boot);
+        if !self.is_over_within(BRIEF) && !self.is_over_while_pumped(SHORT, &mut say) {
+            say(Sign::TakesLonger);
+            stopped = self.watch(boot, &mut say);
         }
         let (output, dir) = (self.output, self.dir);
         let mut remains = None;
@@ -120,11 +135,15 @@ impl<'a> Run<'a> {
         is_over_by(&self.running, self.before_limit(time))
     }
 
-    fn is_over_while_pumped(&mut self, time: Duration) -> bool {
+    fn is_over_while_pumped(&mut self, time: Duration, say: &mut impl FnMut(Sign)) -> bool {
         let until = self.before_limit(time);
         loop {
             match self.wait_and_read(until) {
-                Woken::Readable if Instant::now() < until => {}
+                Woken::Readable if Instant::now() < until => {
+                    if self.is_followed {
+                        self.announce(say);
+                    }
+                }
                 Woken::Readable | Woken::TimedOut => return false,
                 Woken::Ended => return true,
             }
@@ -149,13 +168,22 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Says that the command has written something, if it has.
+    fn announce(&mut self, say: &mut impl FnMut(Sign)) {
+        let seen = self.output.seen();
+        if seen > self.announced {
+            self.announced = seen;
+            say(Sign::Wrote);
+        }
+    }
+
     fn before_limit(&self, time: Duration) -> Instant {
         let until = Instant::now() + time;
         self.limit.map_or(until, |limit| limit.min(until))
     }
 
     /// Supervises a command that takes longer, until it ends or must be ended.
-    fn watch(&mut self, boot: &str) -> Option<Stopped> {
+    fn watch(&mut self, boot: &str, say: &mut impl FnMut(Sign)) -> Option<Stopped> {
         self.dir.watch();
         let pid = self.running.pid();
         // It is needed only if we are killed. Without it the command would then be left alone.
@@ -166,6 +194,9 @@ impl<'a> Run<'a> {
         loop {
             if self.dir.is_canceled() {
                 return Some(Stopped::Canceled);
+            }
+            if self.output.seen() > self.announced && self.dir.dir().is_followed() {
+                self.announce(say);
             }
             if self.limit.is_some_and(|limit| Instant::now() >= limit) {
                 return Some(Stopped::TimedOut);

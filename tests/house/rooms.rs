@@ -20,7 +20,8 @@ const ENGINE: &[(&str, usize)] = &[
     ("control", 6),
     ("client", 7),
     ("chain", 8),
-    ("service", 9),
+    ("calls", 9),
+    ("service", 10),
 ];
 
 /// Files of the engine that may name what the network is made of: the link, the client that holds

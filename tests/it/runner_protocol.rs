@@ -150,6 +150,7 @@ fn job(unit: &str, command: &str) -> Job {
         unit: unit.into(),
         stdin: 0,
         stdin_file: None,
+        is_followed: false,
         shell_argv: argv.clone(),
         argv,
         cwd: None,

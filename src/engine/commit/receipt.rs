@@ -53,12 +53,16 @@ impl Receipt {
 /// What became of a submission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Submitted {
-    /// Its unit is on disk, from now on or from before.
+    /// Its unit is on disk.
     Accepted,
+    /// Its unit was on disk before.
+    Known,
     /// Another unit has its id.
     Taken,
     /// The configuration has no such type any more.
-    Refused,
+    Gone,
+    /// Too many units wait.
+    Full,
 }
 
 /// A submitter that waits for an answer.
@@ -69,9 +73,10 @@ impl Submitter {
     /// Answers it.
     pub fn tell(self, progress: Progress<'_>) {
         let answer = match progress {
-            Progress::Accepted | Progress::Duplicate(_) | Progress::Ended => Submitted::Accepted,
+            Progress::Accepted | Progress::Ended => Submitted::Accepted,
+            Progress::Duplicate(_) => Submitted::Known,
             Progress::Taken => Submitted::Taken,
-            Progress::Refused => Submitted::Refused,
+            Progress::Refused => Submitted::Gone,
         };
         // One that has gone may ask with its id.
         let _ = self.0.send(answer);

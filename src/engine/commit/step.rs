@@ -21,6 +21,8 @@ pub enum Step {
     Drop(String, &'static str),
     /// Remove the message of this number from the ledger, together with other changes.
     Sent(u64),
+    /// Commit that a unit is forgotten, also (`true`) if it has not ended.
+    Release(String, bool),
     /// Publish a message that no ledger holds, if there is a connection.
     Publish(Message),
     /// Settle a receipt: the unit of its event has ended.

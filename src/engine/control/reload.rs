@@ -31,6 +31,10 @@ pub fn merge(old: &Config, config: Config) -> Result<Config> {
         ("root", old.root == config.root),
         ("broker", old.broker.is_same_broker(&config.broker)),
         ("metrics", old.metrics == config.metrics),
+        (
+            "control-socket",
+            old.control_socket == config.control_socket,
+        ),
     ];
     for (name, same) in fixed {
         if !same {
@@ -43,6 +47,7 @@ pub fn merge(old: &Config, config: Config) -> Result<Config> {
         host: old.host.clone(),
         broker: old.broker.clone(),
         metrics: old.metrics.clone(),
+        control_socket: old.control_socket.clone(),
         chosen_id: old.chosen_id,
         ..config
     };

@@ -79,6 +79,8 @@ fn config(trigger: Trigger, port: u16) -> Config {
         keep: Duration::from_secs(3600),
         keep_units: 1000,
         stop_units: false,
+        control_socket: None,
+        receptor_version: String::new(),
         metrics: None,
         broker: BrokerOptions {
             host: "127.0.0.1".into(),

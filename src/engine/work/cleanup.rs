@@ -4,6 +4,7 @@
 //! released. When the folder is removed, the mark is deleted too. A client that is killed in
 //! between finds the mark, and never guesses what it may delete.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct Cleanup {
     said: [bool; 3],
     /// Whether nothing new is begun.
     leaving: bool,
+    /// Units to release when they have ended. The ledger knows them too.
+    wanted: HashSet<String>,
 }
 
 impl Default for Cleanup {
@@ -91,6 +94,7 @@ impl Default for Cleanup {
             due: Some(Instant::now() + HEAD_START),
             said: [false; 3],
             leaving: false,
+            wanted: HashSet::new(),
         }
     }
 }
@@ -109,6 +113,18 @@ impl Cleanup {
     /// Finishes what is running, and begins nothing more.
     pub const fn leave(&mut self) {
         self.leaving = true;
+    }
+
+    /// Releases `unit` when it has ended.
+    pub fn release_at_end(&mut self, unit: &str) {
+        self.wanted.insert(unit.to_owned());
+    }
+
+    /// Notes that the end of `unit` is on disk.
+    pub fn ended(&mut self, unit: &str, steps: &mut Steps) {
+        if let Some(unit) = self.wanted.take(unit) {
+            steps.push_back(Step::Release(unit, false));
+        }
     }
 
     /// Returns whether folders are being removed.

@@ -92,6 +92,7 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
         unit: unit.id.clone(),
         stdin,
         stdin_file: None,
+        is_followed: unit.work.is_some(),
         argv,
         shell_argv,
         variables,

@@ -56,6 +56,11 @@ impl LiveUnits {
         self.units.len()
     }
 
+    /// Returns whether the runner of an earlier client has `unit`.
+    pub fn is_adopted(&self, unit: &str) -> bool {
+        self.units.get(unit).is_some_and(|live| live.adopted)
+    }
+
     /// Returns the next adopted unit whose runner is gone. Cancel safe.
     pub async fn next_unlocked(&mut self) -> Option<String> {
         self.adopted.next().await

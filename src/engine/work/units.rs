@@ -72,6 +72,11 @@ impl Units {
         self.live.len()
     }
 
+    /// Returns whether the runner of an earlier client has `unit`.
+    pub fn is_adopted(&self, unit: &str) -> bool {
+        self.live.is_adopted(unit)
+    }
+
     /// Pauses or allows starts.
     pub const fn pause(&mut self, paused: bool) {
         self.lanes.pause(paused);

@@ -20,6 +20,9 @@ use crate::store::ledger::write::{Done, Heard, Op, apply};
 /// Maximum number of units to read at once.
 const PAGE: usize = 256;
 
+/// Maximum number of units of submitted work to read at once. Their files are looked at too.
+const SUBMITTED_PAGE: usize = 64;
+
 /// Numbers of events and units in the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -187,6 +190,45 @@ impl Reader {
                 let names = query.query_map(params![FILE_MARK], |row| row.get(0))?;
                 names.collect()
             })
+            .map_err(wrong)
+    }
+
+    /// Returns whether the file of a payload can be removed.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn is_file_released(&self, name: &str) -> Result<bool> {
+        self.is_released(&format!("{FILE_MARK}{name}"))
+    }
+
+    /// Returns whether work was submitted under the id `unit`: its unit is there, or was.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn is_submitted(&self, unit: &str) -> Result<bool> {
+        // Only submitted work has the id of its unit as that of its sender.
+        let sql = "SELECT 1 FROM event WHERE sender = ?1 AND unit = ?1
+                   UNION ALL SELECT 1 FROM unit WHERE id = ?1 AND work IS NOT NULL";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.exists(params![unit]))
+            .map_err(wrong)
+    }
+
+    /// Returns some units of submitted work after the one at `seq`, oldest first, and none after the
+    /// last.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn submitted_page(&self, seq: i64) -> Result<Vec<Record>> {
+        let sql = format!(
+            "SELECT {WHOLE} FROM unit WHERE work IS NOT NULL AND seq > ?1
+             ORDER BY seq LIMIT {SUBMITTED_PAGE}"
+        );
+        let record = |row: &Row<'_>| whole(&self.connection, &self.specs, row);
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut query| query.query_map(params![seq], record)?.collect())
             .map_err(wrong)
     }
 

@@ -6,6 +6,7 @@
 //! units/<id>/order         switches between both, if it wrote to both
 //! units/<id>/outcome       the record of the run, locked by its runner until the run has ended
 //! units/<id>/cancel-<id>   created to cancel the unit
+//! units/<id>/follow-<id>   created while someone waits for its output
 //! ```
 //!
 //! The folder of a run that left nothing behind serves another unit, once the ledger knows how the
@@ -121,6 +122,32 @@ impl UnitDir {
     #[must_use]
     pub fn is_canceled(&self) -> bool {
         self.cancel_mark().exists()
+    }
+
+    /// Makes the runner of the unit say when its command has written something. It looks for that from
+    /// its first moments on.
+    ///
+    /// # Errors
+    /// When the unit has no folder, or as the file system.
+    pub fn follow(&self) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).mode(MODE);
+        options.open(self.follow_mark()).map(drop)
+    }
+
+    /// Ends that. A mark that stays costs a little time.
+    pub fn unfollow(&self) {
+        let _ = fs::remove_file(self.follow_mark());
+    }
+
+    /// Whether someone waits for what the command writes.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.follow_mark().exists()
+    }
+
+    fn follow_mark(&self) -> PathBuf {
+        self.path.join(format!("follow-{}", self.id()))
     }
 
     fn cancel_mark(&self) -> PathBuf {

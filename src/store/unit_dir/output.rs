@@ -82,6 +82,12 @@ impl Output {
         pipes.map(AsFd::as_fd)
     }
 
+    /// Number of bytes that the command has written so far.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.sinks.iter().map(|sink| sink.seen).sum()
+    }
+
     /// Whether a process can still write.
     #[must_use]
     pub fn is_open(&self) -> bool {

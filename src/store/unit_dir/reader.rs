@@ -104,6 +104,28 @@ pub fn tail(unit: &UnitDir, stream: Stream, bytes: u64, ended: Ended) -> Vec<u8>
     tail
 }
 
+/// Returns how many bytes of both streams of `unit` can be read; `outcome` is that of a run that has
+/// ended.
+#[must_use]
+pub fn stored(unit: &UnitDir, outcome: Option<&Outcome>) -> u64 {
+    let of = |stream| {
+        let mut reader = output(unit, stream, 0);
+        // Nothing is read of a file that cannot be.
+        let (Ok(()), Ok(size)) = (reader.open(), reader.file_size()) else {
+            return 0;
+        };
+        let ended = match outcome {
+            Some(outcome) => Ended::with(Some(outcome), stream),
+            None => Ended::No,
+        };
+        match reader.gap(size, ended) {
+            Some(gap) if gap.is_hole => size.saturating_sub(gap.bytes.unwrap_or(0)),
+            _ => size,
+        }
+    };
+    of(Stream::Stdout) + of(Stream::Stderr)
+}
+
 /// A stream of a run that is read in order.
 #[derive(Debug)]
 pub struct OutputReader {

@@ -1,11 +1,13 @@
 //! `tael work`: shows and ends the units of this host, with or without a running client.
 
 pub mod complete;
+mod connection;
 mod find;
 mod list;
 mod results;
 mod retry;
 mod show;
+pub mod submit;
 mod walk;
 
 use std::fs;
@@ -20,13 +22,16 @@ use jiff::Timestamp;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::unit::{Outcome, State, Trace};
+use crate::model::work::Work;
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::os::paths;
 use crate::os::terminal::Terminal;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
+use crate::store::payload_file;
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::stream::Stream;
+use connection::Connection;
 use find::{find, find_begun};
 
 pub use find::Which;
@@ -72,6 +77,8 @@ pub enum Verb {
         /// First byte to print.
         from: u64,
     },
+    /// Submit work to a running client.
+    Submit(submit::Submission),
     /// Run the event of a unit again.
     Retry {
         /// The unit.
@@ -140,6 +147,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             })
             // Every other code may be that of the command.
             .map_err(|e| e.into_kind(Kind::NoCode)),
+        Verb::Submit(work) => submit::submit(scope, work),
         Verb::Retry { which, again, json } => retry::retry(scope, which, *again, *json),
         Verb::Cancel { unit, timeout } => cancel(scope, unit.as_deref(), *timeout),
         Verb::Release {
@@ -345,12 +353,34 @@ impl Found {
 
     /// Drops the unit if it still waits. Returns whether it did.
     fn drop_waiting(&mut self) -> Result<bool> {
+        let unit = &self.record.unit;
+        if unit.work.is_some() {
+            // Its client counts the units that wait. Without one, the ledger alone does.
+            let request = format!("work cancel {}", unit.id);
+            let asked =
+                Connection::open(&self.pipeline).and_then(|mut client| client.ask(&request));
+            if asked.is_ok() {
+                self.refresh()?;
+                return Ok(self.record.state.is_end());
+            }
+        }
         let dropped = self.reader.apply(&Op::Drop {
             unit: self.record.unit.id.clone(),
             at: Timestamp::now().as_millisecond(),
             note: "canceled by tael work".into(),
         })?;
         Ok(matches!(dropped, Done::Changed { applied: true, .. }))
+    }
+
+    /// Removes the file of the payload, unless another unit has it too.
+    fn remove_payload(&self) -> io::Result<()> {
+        match self.record.unit.work.as_deref().and_then(Work::file_name) {
+            // One that stays is removed by the client.
+            Some(file) if matches!(self.reader.is_file_released(file), Ok(true)) => {
+                payload_file::remove(&self.pipeline, file)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn release(&mut self, force: bool, limit: Duration) -> Result<()> {
@@ -373,7 +403,7 @@ impl Found {
             unit: unit.clone(),
             force,
         })?;
-        let removed = self.dir().remove();
+        let removed = self.dir().remove().and_then(|()| self.remove_payload());
         removed.map_err(|e| Error::cannot_create(format!("remove folder of unit {unit}: {e}")))
     }
 }

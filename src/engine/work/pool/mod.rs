@@ -38,6 +38,8 @@ const CAUTION: Duration = Duration::from_secs(10);
 pub enum Report {
     /// Its command has started, at this time (milliseconds since 1970).
     Started(String, i64),
+    /// Its command has written something, and a reader waits for that.
+    Wrote(String),
     /// It has ended.
     Ended(String, Outcome),
     /// Its runner failed at this, and has not begun it.
@@ -332,6 +334,7 @@ impl Pool {
                         handle.state = RunnerState::Begun(unit.clone());
                         Some(Report::Started(unit, rest.parse().ok()?))
                     }
+                    "wrote" => Some(Report::Wrote(unit)),
                     "ended" => Some(match parse_outcome(rest.as_bytes()) {
                         Some(outcome) => Report::Ended(unit, outcome),
                         None => Report::Unknown(unit),
@@ -416,6 +419,7 @@ mod tests {
             unit: "u".into(),
             stdin: 20_000,
             stdin_file: None,
+            is_followed: false,
             argv: vec!["true".into()],
             shell_argv: Vec::new(),
             cwd: None,

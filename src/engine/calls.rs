@@ -1,0 +1,323 @@
+//! Answers what connections of the control socket ask of the client.
+
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing::info;
+
+use crate::engine::chain;
+use crate::engine::client::Client;
+use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
+use crate::engine::commit::step::Step;
+use crate::engine::control::call::{Answer, Call, Ending, Output, Page, Ticket};
+use crate::engine::intake::backlog::Load;
+use crate::engine::intake::source::Source;
+use crate::engine::intake::submission::Submission;
+use crate::engine::report::followers::Stage;
+use crate::error::Error;
+use crate::model::receptor::{self, Submit, TRY_AGAIN};
+use crate::model::text::printable;
+use crate::model::unit::State;
+use crate::model::work::{Params, Work, WorkType, split};
+use crate::os::host::{is_id, memory_mib, new_id};
+use crate::store::ledger::{Op, Record};
+use crate::store::unit_dir::reader::stored;
+
+/// Maximum number of parameters of a submission.
+const MAX_PARAMS: usize = 4096;
+
+/// Answers a call, or sees to it that it is answered. A reload is for the service.
+pub fn answer(client: &mut Client, call: Call) {
+    // A connection that has gone needs no answer.
+    match call {
+        Call::Status(to) => drop(to.send(Ok(status(client)))),
+        Call::Reload(to) => drop(to.send(Err("reload: not here".to_owned()))),
+        Call::Offer(submit, to) => drop(to.send(offer(client, *submit))),
+        Call::Submit(submission, to) => submit(client, submission, to),
+        Call::List(after, to) => drop(to.send(list(client, after))),
+        Call::Unit(unit, to) => {
+            let found = record(client, &unit);
+            drop(to.send(found.map(|record| unit_status(client, &record))));
+        }
+        Call::Output(unit, to) => drop(to.send(output(client, &unit))),
+        Call::Cancel(unit, to) => {
+            let ending = cancel(client, &unit);
+            drop(to.send(ending));
+        }
+        Call::Release {
+            unit,
+            force,
+            answer,
+        } => release(client, &unit, force, answer),
+    }
+}
+
+fn unreadable(e: Error) -> String {
+    format!("{TRY_AGAIN}{e}")
+}
+
+/// Returns the state of the node, with the keys that Receptor has.
+fn status(client: &Client) -> Value {
+    let config = &client.pipeline.config;
+    let who = &config.who;
+    let work = config.work.iter();
+    let work: Vec<Value> = work
+        .map(|kind| {
+            let secure = kind.signed == crate::model::work::Signed::Required;
+            json!({"WorkType": kind.name, "Secure": secure})
+        })
+        .collect();
+    json!({
+        "NodeID": who,
+        "Version": config.receptor_version,
+        "SystemCPUCount": available_parallelism().map_or(1, NonZero::get),
+        "SystemMemoryMiB": memory_mib(),
+        "Connections": [],
+        "KnownConnectionCosts": {who: {}},
+        "RoutingTable": {},
+        "Advertisements": [{
+            "NodeID": who,
+            "Service": receptor::SERVICE,
+            "Time": Timestamp::now().to_string(),
+            "ConnType": 1,
+            "Tags": {"type": "Control Service"},
+            "WorkCommands": work,
+        }],
+    })
+}
+
+// --- Submissions ---
+
+/// Decides whether work may be submitted, before its payload is read.
+fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
+    if submit.ttl.is_some() {
+        return Err("ttl option is intended for remote work only".into());
+    }
+    let config = &client.pipeline.config;
+    let kind = config.work.named(&submit.kind);
+    let kind = kind.ok_or_else(|| format!("unknown work type {}", printable(&submit.kind, 80)))?;
+    let mut words = split(&submit.params)?;
+    words.extend(submit.words);
+    let params = Params {
+        words,
+        named: submit.named,
+    };
+    let is_signed = submit.sign || submit.signature.is_some();
+    if let Some(refusal) = kind.refusal(&params, is_signed) {
+        return Err(refusal);
+    }
+    if is_signed {
+        return Err("this client has no key to sign with, and none to verify with".into());
+    }
+    if params.words.len() + params.named.len() > MAX_PARAMS {
+        return Err(format!("there are more than {MAX_PARAMS} params"));
+    }
+    if params.words.iter().any(|word| word.contains('\0')) {
+        return Err("params contain a NUL character".into());
+    }
+    let (id, is_new) = match submit.id {
+        Some(id) if is_id(&id) => (id.to_ascii_uppercase(), false),
+        Some(id) => {
+            let id = printable(&id, 80);
+            return Err(format!(
+                "work unit ID '{id}' is not a ULID: 26 letters and digits"
+            ));
+        }
+        None => (new_id(), true),
+    };
+    let ticket = Ticket {
+        kind: kind.name.clone(),
+        max_stdin: kind.max_stdin,
+        id,
+        is_new,
+        params,
+    };
+    // One that was submitted before is answered again.
+    let is_known = !is_new
+        && client
+            .pipeline
+            .reader
+            .is_submitted(&ticket.id)
+            .map_err(unreadable)?;
+    let (lane, queue) = (kind.spec.lane.clone(), kind.queue);
+    if !is_known && !has_room(client, &lane, queue) {
+        return Err(format!(
+            "{TRY_AGAIN}{queue} units of type '{}' wait",
+            ticket.kind
+        ));
+    }
+    Ok(ticket)
+}
+
+/// Returns whether one more unit may come to `lane`, in which `queue` may wait.
+fn has_room(client: &mut Client, lane: &str, queue: usize) -> bool {
+    let (pipeline, work) = (&client.pipeline, &client.work);
+    let load = || Load::of(work.lanes(), client.commits.waiting());
+    work.lanes().has_room(lane, queue) && client.intake.has_room(pipeline, load)
+}
+
+fn submit(client: &mut Client, submission: Box<Submission>, to: Submitter) {
+    // Others may have come while its payload was read. An id of the submitter's may be known.
+    let kind = client.pipeline.config.work.named(&submission.kind);
+    let kind = kind.map(|kind: &WorkType| (kind.spec.lane.clone(), kind.queue));
+    if let Some((lane, queue)) = kind
+        && submission.is_new
+        && !has_room(client, &lane, queue)
+    {
+        // One that has gone needs no answer.
+        let _ = to.0.send(Submitted::Full);
+        return;
+    }
+    chain::on_source(
+        client,
+        Source::Submission(submission, Receipt::Submitted(to)),
+    );
+}
+
+// --- Units ---
+
+/// Returns a unit of submitted work.
+fn record(client: &Client, unit: &str) -> Answer<Record> {
+    let reader = &client.pipeline.reader;
+    let found = reader.unit(unit).map_err(unreadable)?;
+    match found.filter(|record| record.unit.work.is_some()) {
+        Some(record) => Ok(record),
+        None if reader.is_submitted(unit).map_err(unreadable)? => {
+            Err(receptor::released_unit(unit))
+        }
+        None => Err(receptor::unknown_unit(unit)),
+    }
+}
+
+/// Returns the state of a unit, with the keys that Receptor has, and two of our own.
+fn unit_status(client: &Client, record: &Record) -> Value {
+    let (unit, outcome) = (&record.unit, record.outcome.as_ref());
+    let work = unit.work.as_deref();
+    let (number, name) = receptor::state(record.state);
+    let dir = client.pipeline.dir(&unit.id);
+    let extra = match record.state {
+        State::Running => {
+            let process = dir.notes().process(&client.pipeline.boot);
+            json!({
+                "Pid": process.map_or(0, |(pid, _)| pid),
+                "Params": work.map(|work| shell_words::join(&work.params)),
+            })
+        }
+        _ => Value::Null,
+    };
+    json!({
+        "State": number,
+        "StateName": name,
+        "Detail": receptor::detail(record.state, outcome, record.note.as_deref()),
+        "StdoutSize": stored(&dir, outcome),
+        "WorkType": work.map(|work| &work.kind),
+        "ExtraData": extra,
+        "ExitCode": outcome.and_then(|outcome| outcome.reported().return_code()),
+        "Submitter": work.map(|work: &Work| &work.submitter),
+    })
+}
+
+fn list(client: &Client, after: i64) -> Answer<Page> {
+    let records = client.pipeline.reader.submitted_page(after);
+    let records = records.map_err(unreadable)?;
+    Ok(Page {
+        next: records.last().map(|record| record.seq),
+        units: records
+            .iter()
+            .map(|record| (record.unit.id.clone(), unit_status(client, record)))
+            .collect(),
+    })
+}
+
+fn output(client: &mut Client, unit: &str) -> Answer<Output> {
+    let record = record(client, unit)?;
+    let stage = match record.state.is_end() {
+        true => Stage::Ended,
+        false => Stage::Open,
+    };
+    let dir = client.pipeline.dir(unit);
+    if record.state == State::Running {
+        // Without the mark, the end of the run wakes its readers.
+        let _ = dir.follow();
+    }
+    Ok(Output {
+        dir,
+        state: record.state,
+        outcome: record.outcome,
+        is_told: !client.work.is_adopted(unit),
+        stage: client.followers.follow(unit, stage),
+    })
+}
+
+// --- Ends ---
+
+fn cancel(client: &mut Client, unit: &str) -> Answer<Ending> {
+    let record = record(client, unit)?;
+    if record.state.is_end() {
+        return Ok(Ending::Already);
+    }
+    let stage = client.followers.follow(unit, Stage::Open);
+    info!(TAEL_UNIT = unit, "canceled on the control socket");
+    client
+        .work
+        .cancel(record.unit.lane(), unit, &mut client.steps);
+    client.perform();
+    Ok(Ending::Waits(stage))
+}
+
+fn release(client: &mut Client, unit: &str, force: bool, to: oneshot::Sender<Answer<Ending>>) {
+    let record = match record(client, unit) {
+        Ok(record) => record,
+        Err(cause) => {
+            // What is gone needs no release.
+            let gone = matches!(client.pipeline.reader.is_submitted(unit), Ok(true));
+            let _ = to.send(if gone {
+                Ok(Ending::Already)
+            } else {
+                Err(cause)
+            });
+            return;
+        }
+    };
+    let stage = client.followers.follow(unit, Stage::Open);
+    let ended = record.state.is_end();
+    if !ended {
+        client
+            .work
+            .cancel(record.unit.lane(), unit, &mut client.steps);
+    }
+    if ended || force {
+        client
+            .steps
+            .push_back(Step::Release(unit.to_owned(), force));
+    } else {
+        let wanted = Op::WantRelease {
+            unit: unit.to_owned(),
+        };
+        client.steps.push_back(Step::Commit(wanted));
+        client.cleanup.release_at_end(unit);
+    }
+    client.perform();
+    let _ = to.send(Ok(Ending::Waits(stage)));
+}
+
+/// Continues with units that a person wanted to be released before the last client stopped.
+pub fn take_up_releases(client: &mut Client, wanted: Vec<String>) {
+    for unit in wanted {
+        // What cannot be read now is tried by the next client.
+        let Ok(Some(record)) = client.pipeline.reader.unit(&unit) else {
+            continue;
+        };
+        client.cleanup.release_at_end(&unit);
+        match record.state.is_end() {
+            true => client.cleanup.ended(&unit, &mut client.steps),
+            false => client
+                .work
+                .cancel(record.unit.lane(), &unit, &mut client.steps),
+        }
+    }
+    client.perform();
+}

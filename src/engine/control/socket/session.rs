@@ -1,0 +1,292 @@
+//! One connection: its requests, and their answers.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::engine::commit::receipt::{Submitted, Submitter};
+use crate::engine::control::call::{Answer, Call, Ending, Ticket};
+use crate::engine::control::socket::node::{Node, STOPPING};
+use crate::engine::control::socket::wire::{Line, Wire};
+use crate::engine::control::socket::{payload, results};
+use crate::engine::intake::submission::{Payload, Submission};
+use crate::engine::report::followers::Stage;
+use crate::model::receptor::{self, MAX_LINE, Request, SERVICE, Submit, TRY_AGAIN};
+use crate::model::text::printable;
+use crate::os::hooks;
+use crate::os::host::username_of;
+use crate::store::payload_file;
+
+/// Maximum time for a unit to end before its cancel, or its release, is answered as pending.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Error for another node.
+const NO_ROUTE: &str = "no route to node";
+
+/// A connection, and its client.
+pub struct Session {
+    /// The connection.
+    pub wire: Wire,
+    /// The client.
+    pub node: Arc<Node>,
+}
+
+impl Session {
+    /// Answers requests until there are no more.
+    ///
+    /// # Errors
+    /// When the requester has gone, or takes no answer.
+    pub async fn converse(mut self) -> io::Result<()> {
+        let greeting = receptor::greeting(&self.node.name);
+        self.wire.say(&greeting).await?;
+        loop {
+            let request = match self.wire.line().await? {
+                Line::Whole(line) => receptor::parse(&line),
+                Line::TooLong => {
+                    let cause = format!("the line is longer than {MAX_LINE} bytes");
+                    return self.wire.say(&receptor::error(&cause)).await;
+                }
+                Line::End => return Ok(()),
+            };
+            let answer = match request {
+                Ok(None) => continue,
+                Ok(Some(Request::Submit(submit))) => match self.submit(*submit).await? {
+                    Some(refusal) => Err(refusal),
+                    None => return Ok(()),
+                },
+                Ok(Some(Request::Results { unit, from, output })) => {
+                    match results::send(&mut self.wire, &self.node, unit, from, output).await? {
+                        Some(refusal) => Err(refusal),
+                        None => return Ok(()),
+                    }
+                }
+                Ok(Some(Request::List(None))) => match self.list().await? {
+                    Some(refusal) => Err(refusal),
+                    None => continue,
+                },
+                Ok(Some(request)) => self.answer(request).await,
+                Err(cause) => Err(cause),
+            };
+            match answer {
+                Ok(line) => self.wire.say(&line).await?,
+                Err(cause) => self.wire.say(&receptor::error(&cause)).await?,
+            }
+        }
+    }
+
+    // --- Requests with one line for an answer ---
+
+    async fn answer(&mut self, request: Request) -> Answer<String> {
+        let node = &self.node;
+        let answer = match request {
+            Request::Status { fields } => {
+                let mut status = node.ask(Call::Status).await?;
+                if let Value::Object(status) = &mut status
+                    && !fields.is_empty()
+                {
+                    status.retain(|key, _| fields.contains(key));
+                }
+                status
+            }
+            Request::Ping(target) => {
+                let asked = Instant::now();
+                match node.is(&target) {
+                    true => {
+                        node.ask(Call::Status).await?;
+                        receptor::pong(&node.name, asked.elapsed())
+                    }
+                    false => json!({"Success": false, "Error": NO_ROUTE}),
+                }
+            }
+            Request::Traceroute(target) => {
+                let asked = Instant::now();
+                let own = node.is(&target);
+                node.ask(Call::Status).await?;
+                let mut hop = receptor::pong(&node.name, asked.elapsed());
+                if let Value::Object(hop) = &mut hop {
+                    hop.remove("Success");
+                    if !own {
+                        hop.insert("Error".to_owned(), NO_ROUTE.into());
+                    }
+                }
+                json!({"0": hop})
+            }
+            Request::Connect { node: to, service } => {
+                if !node.is(&to) {
+                    return Err(no_route(&to));
+                }
+                if service != SERVICE {
+                    let service = printable(&service, 80);
+                    return Err(format!("there is no service '{service}' on this node"));
+                }
+                let greeting = receptor::greeting(&node.name);
+                return Ok(format!("Connecting\n{greeting}"));
+            }
+            Request::Reload => match node.ask(Call::Reload).await {
+                Ok(()) => json!({"Success": true}),
+                // The client exits with this code.
+                Err(cause) => json!({"Success": false, "Error": format!("{cause} ERRORCODE 3")}),
+            },
+            Request::List(Some(unit)) | Request::UnitStatus(unit) if unit.len() > MAX_LINE => {
+                return Err(receptor::unknown_unit(&unit));
+            }
+            Request::List(Some(unit)) => {
+                let status = node.ask(|answer| Call::Unit(unit.clone(), answer)).await?;
+                json!({unit: status})
+            }
+            Request::UnitStatus(unit) => node.ask(|answer| Call::Unit(unit, answer)).await?,
+            Request::Cancel(unit) => {
+                let ending = node
+                    .ask(|answer| Call::Cancel(unit.clone(), answer))
+                    .await?;
+                let done = match ending {
+                    Ending::Already => "already finished",
+                    Ending::Waits(stage) => match ended(stage, Stage::Ended).await {
+                        true => "cancelled",
+                        false => "cancel pending",
+                    },
+                };
+                json!({done: unit})
+            }
+            Request::Release { unit, force } => {
+                let call = |answer| Call::Release {
+                    unit: unit.clone(),
+                    force,
+                    answer,
+                };
+                let done = match node.ask(call).await? {
+                    Ending::Already => "released",
+                    Ending::Waits(stage) => match ended(stage, Stage::Released).await {
+                        true => "released",
+                        false => "release pending",
+                    },
+                };
+                json!({done: unit})
+            }
+            // They have answers of their own.
+            Request::Submit(_) | Request::Results { .. } | Request::List(None) => {
+                return Err("bad command".to_owned());
+            }
+        };
+        Ok(receptor::line(&answer))
+    }
+
+    /// Sends all units on one line, a page at a time. Returns why not, if it cannot.
+    async fn list(&mut self) -> io::Result<Option<String>> {
+        let node = Arc::clone(&self.node);
+        let (mut after, mut text) = (0, String::from("{"));
+        loop {
+            let page = match node.ask(|answer| Call::List(after, answer)).await {
+                Ok(page) => page,
+                Err(cause) if after == 0 => return Ok(Some(cause)),
+                // An end in the middle is an error for every JSON parser.
+                Err(cause) => return Err(io::Error::other(cause)),
+            };
+            for (unit, status) in page.units {
+                if text.len() > 1 || after > 0 {
+                    text.push(',');
+                }
+                let name = Value::from(unit);
+                text += &format!("{name}:{status}");
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+            self.wire.say(&text).await?;
+            text.clear();
+        }
+        text += "}\n";
+        self.wire.say(&text).await?;
+        Ok(None)
+    }
+
+    // --- Submissions ---
+
+    /// Takes work, and answers when it is on disk. Returns why not, if it was not asked for a payload.
+    async fn submit(&mut self, submit: Submit) -> io::Result<Option<String>> {
+        let node = Arc::clone(&self.node);
+        if !node.is(&submit.node) {
+            return Ok(Some(no_route(&submit.node)));
+        }
+        let ticket = node
+            .ask(|answer| Call::Offer(Box::new(submit), answer))
+            .await;
+        let ticket = match ticket {
+            Ok(ticket) => ticket,
+            Err(cause) => return Ok(Some(cause)),
+        };
+        self.wire.say(&receptor::send_payload(&ticket.id)).await?;
+        let line = match payload::read(&mut self.wire, &node.home, ticket.max_stdin).await? {
+            Ok(payload) => {
+                let id = ticket.id.clone();
+                match self.accept(ticket, payload).await {
+                    Ok(()) => receptor::line(&json!({"result": "Job Started", "unitid": id})),
+                    Err(cause) => receptor::error(&cause),
+                }
+            }
+            Err(cause) => receptor::error(&cause),
+        };
+        self.wire.say(&line).await?;
+        Ok(None)
+    }
+
+    /// Gives the client the work, and waits until it is on disk.
+    async fn accept(&mut self, ticket: Ticket, payload: Payload) -> Answer<()> {
+        let uid = self.wire.stream().peer_cred();
+        let uid = uid
+            .map_err(|e| format!("find the user of the connection: {e}"))?
+            .uid();
+        let name = spawn_blocking(move || username_of(uid)).await;
+        let name = name.unwrap_or_else(|_| uid.to_string());
+        let (sender, answer) = oneshot::channel();
+        let file = match &payload {
+            Payload::Inline(_) => None,
+            Payload::File(file, _) => Some(file.name.clone()),
+        };
+        hooks::failpoint("payload.after");
+        let kind = ticket.kind.clone();
+        let id = ticket.id.clone();
+        let submission = Submission {
+            id: ticket.id,
+            is_new: ticket.is_new,
+            kind: ticket.kind,
+            params: ticket.params,
+            submitter: format!("{name}@{}", self.node.host),
+            payload,
+        };
+        let call = Call::Submit(Box::new(submission), Submitter(sender));
+        if self.node.calls.send(call).await.is_err() {
+            return Err(STOPPING.to_owned());
+        }
+        // Without an answer the ledger may have the work, and the next start knows.
+        let answer = answer.await.map_err(|_| STOPPING.to_owned())?;
+        if answer != Submitted::Accepted
+            && let Some(file) = file
+        {
+            // The next start removes one that stays.
+            let _ = payload_file::remove(&self.node.home, &file);
+        }
+        match answer {
+            Submitted::Accepted | Submitted::Known => Ok(()),
+            Submitted::Taken => Err(format!("work unit ID {id} belongs to other work")),
+            Submitted::Gone => Err(format!("unknown work type {kind}")),
+            Submitted::Full => Err(format!("{TRY_AGAIN}too many units of type '{kind}' wait")),
+        }
+    }
+}
+
+fn no_route(node: &str) -> String {
+    format!("{NO_ROUTE} '{}'", printable(node, 80))
+}
+
+/// Waits until a unit is at `stage`, for a bounded time. Returns whether it is.
+async fn ended(mut now: watch::Receiver<Stage>, stage: Stage) -> bool {
+    let reached = now.wait_for(|now| *now == stage || *now == Stage::Released);
+    matches!(timeout(ENDING, reached).await, Ok(Ok(_)))
+}

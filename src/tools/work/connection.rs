@@ -1,0 +1,101 @@
+//! A connection to the control socket of a client.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::engine::control::socket::SOCKET;
+use crate::error::{Error, Kind, Result};
+use crate::model::receptor::TRY_AGAIN;
+use crate::model::text::printable;
+use crate::os::socket;
+
+/// Maximum time for a client to answer.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Maximum length of a line of a client, bytes.
+const MAX_ANSWER: u64 = 1024 * 1024;
+
+/// A connection to a client.
+pub(super) struct Connection {
+    /// The stream, with what was read ahead.
+    pub stream: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Connects to the client of the pipeline in `folder`.
+    ///
+    /// # Errors
+    /// When none runs (69), or it serves no more connections (75).
+    pub fn open(folder: &Path) -> Result<Self> {
+        let cannot = |e: io::Error| {
+            let cause = format!("ask the client in {}: {e}", folder.display());
+            Error::new(Kind::Unavailable, cause)
+        };
+        let connected = socket::connect(folder, SOCKET).and_then(|stream| {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(ANSWER))?;
+            stream.set_write_timeout(Some(ANSWER))?;
+            Ok(stream)
+        });
+        let mut connection = Self {
+            stream: BufReader::new(connected.map_err(cannot)?),
+        };
+        // The greeting.
+        connection.line()?;
+        Ok(connection)
+    }
+
+    /// Sends a request, and returns the line that answers it.
+    ///
+    /// # Errors
+    /// What the client says (65, 75), or that it does not answer (69).
+    pub fn ask(&mut self, request: &str) -> Result<String> {
+        let sent = self
+            .stream
+            .get_mut()
+            .write_all(format!("{request}\n").as_bytes());
+        sent.map_err(|e| Error::new(Kind::Unavailable, format!("ask the client: {e}")))?;
+        self.line()
+    }
+
+    /// Does the same with an answer of JSON.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub fn ask_json(&mut self, request: &str) -> Result<Value> {
+        let line = self.ask(request)?;
+        serde_json::from_str(&line)
+            .map_err(|e| Error::data(format!("read the answer of the client: {e}")))
+    }
+
+    /// Returns the next line.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let unavailable = |cause: &dyn std::fmt::Display| {
+            Error::new(Kind::Unavailable, format!("ask the client: {cause}"))
+        };
+        let read = (&mut self.stream).take(MAX_ANSWER).read_line(&mut line);
+        read.map_err(|e| unavailable(&e))?;
+        let Some(line) = line.strip_suffix('\n') else {
+            return Err(unavailable(&"it has closed the connection"));
+        };
+        let Some(cause) = line.strip_prefix("ERROR: ") else {
+            return Ok(line.to_owned());
+        };
+        let kind = match cause.starts_with(TRY_AGAIN) {
+            true => Kind::TryAgain,
+            false => Kind::Data,
+        };
+        Err(Error::new(
+            kind,
+            format!("work: {}", printable(cause, 2000)),
+        ))
+    }
+}

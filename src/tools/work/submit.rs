@@ -1,0 +1,341 @@
+//! `tael work submit`: starts work of a type that a running client has.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, Read, Write};
+use std::net::Shutdown;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::receptor::LOCALHOST;
+use crate::model::text::printable;
+use crate::os::logging::say;
+use crate::os::terminal::Terminal;
+use crate::tools::work::connection::Connection;
+use crate::tools::work::{LOOK, Scope};
+
+/// Maximum time for a client that has stopped to come back, while its output is followed.
+const RETURN: Duration = Duration::from_secs(60);
+
+/// Keys of a submission that are no parameters.
+const RESERVED: &[&str] = &[
+    "command",
+    "subcommand",
+    "node",
+    "worktype",
+    "params",
+    "words",
+    "ttl",
+    "signwork",
+    "signature",
+    "tlsclient",
+    "workUnitID",
+];
+
+/// Work to submit.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Its type.
+    pub kind: String,
+    /// Words for its command.
+    pub words: Vec<String>,
+    /// Parameters for its environment.
+    pub named: Vec<(String, String)>,
+    /// Its payload.
+    pub payload: Payload,
+    /// Id of the unit, if it is chosen.
+    pub id: Option<String>,
+    /// Whether to print its output until it ends.
+    pub follow: bool,
+    /// Whether to release it then.
+    pub release: bool,
+    /// Print a JSON object.
+    pub json: bool,
+}
+
+/// The payload of work.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// None.
+    Nothing,
+    /// This text.
+    Text(String),
+    /// The content of this file.
+    File(PathBuf),
+    /// What standard input has.
+    Stdin,
+}
+
+/// A client that runs.
+struct Client {
+    who: String,
+    folder: PathBuf,
+}
+
+/// Submits work, and follows it if that is wanted.
+///
+/// # Errors
+/// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
+/// While it is followed every error is 125: other codes may be that of the command.
+pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
+    let mut payload = open(&work.payload)?;
+    for (key, _) in &work.named {
+        if RESERVED.contains(&key.as_str()) || key.is_empty() {
+            let key = printable(key, 80);
+            return Err(Error::usage(format!(
+                "--param: '{key}' cannot be the name of a parameter"
+            )));
+        }
+    }
+    let client = find(scope, &work.kind)?;
+    let unit = client.submit(work, &mut payload)?;
+    if !work.follow {
+        match work.json {
+            true => crate::tools::print_json(
+                &json!({"unit": unit, "pipeline": client.who, "type": work.kind}),
+            )?,
+            false => crate::tools::print(&unit)?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if Terminal::of_stderr().is_terminal() {
+        say(&format!("unit {unit} of {}", client.who));
+    }
+    let code = client.follow(&unit);
+    if work.release {
+        let released = client
+            .connect()
+            .and_then(|mut connection| connection.ask(&format!("work release {unit}")));
+        if let Err(e) = released {
+            say(&format!("release unit {unit}: {e}"));
+        }
+    }
+    code.map_err(|e| e.into_kind(Kind::NoCode))
+}
+
+/// Opens the payload.
+fn open(payload: &Payload) -> Result<Box<dyn Read>> {
+    Ok(match payload {
+        Payload::Nothing => Box::new(io::empty()),
+        Payload::Text(text) => Box::new(io::Cursor::new(format!("{text}\n"))),
+        Payload::Stdin => Box::new(io::stdin()),
+        Payload::File(path) => {
+            let file = File::open(path)
+                .map_err(|e| Error::data(format!("read payload {}: {e}", path.display())))?;
+            Box::new(file)
+        }
+    })
+}
+
+/// Returns the client that has the type `kind`: that of the scope, or the only one that runs.
+fn find(scope: &Scope, kind: &str) -> Result<Client> {
+    let shown = printable(kind, 80);
+    let state = scope.state.display();
+    if let Some(who) = &scope.who {
+        let client = Client {
+            who: who.clone(),
+            folder: scope.state.join(who),
+        };
+        return match client.connect() {
+            Ok(_) => Ok(client),
+            Err(_) => Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "submit work: no client called '{who}' runs in {state}: start it with \
+                     'tael client --who {who} --config FILE'"
+                ),
+            )),
+        };
+    }
+    let (mut having, mut others) = (Vec::new(), Vec::new());
+    let entries = fs::read_dir(&scope.state).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    for name in names {
+        let client = Client {
+            who: name.to_string_lossy().into_owned(),
+            folder: scope.state.join(&name),
+        };
+        let Ok(types) = client.types() else { continue };
+        match types.iter().any(|known| known == kind) {
+            true => having.push(client),
+            false => others.push(format!("{} has {}", client.who, list(&types))),
+        }
+    }
+    if having.len() > 1 {
+        let names: Vec<&str> = having.iter().map(|client| client.who.as_str()).collect();
+        let names = names.join(", ");
+        return Err(Error::usage(format!(
+            "submit work: several clients have type '{shown}': say which with --who: {names}"
+        )));
+    }
+    having.pop().ok_or_else(|| match others.is_empty() {
+        true => Error::new(
+            Kind::Unavailable,
+            format!(
+                "submit work: no client runs in {state}: start one with 'tael client --config FILE', \
+                 whose file has [[work]] and type = \"{shown}\""
+            ),
+        ),
+        false => Error::data(format!(
+            "submit work: no client has type '{shown}': {}",
+            others.join("; ")
+        )),
+    })
+}
+
+/// Returns names of types for people.
+fn list(types: &[String]) -> String {
+    match types.is_empty() {
+        true => "none".to_owned(),
+        false => types.join(", "),
+    }
+}
+
+impl Client {
+    fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.folder)
+    }
+
+    /// Returns the types of work that it has.
+    fn types(&self) -> Result<Vec<String>> {
+        let status = self.connect()?.ask_json("status")?;
+        let commands = status.pointer("/Advertisements/0/WorkCommands");
+        let commands = commands.and_then(Value::as_array).into_iter().flatten();
+        let name = |command: &Value| Some(command.get("WorkType")?.as_str()?.to_owned());
+        Ok(commands.filter_map(name).collect())
+    }
+
+    /// Submits work, and returns its unit.
+    fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<String> {
+        let mut connection = self.connect()?;
+        let mut request = Map::new();
+        for (key, value) in [
+            ("command", "work"),
+            ("subcommand", "submit"),
+            ("node", LOCALHOST),
+            ("worktype", &work.kind),
+        ] {
+            request.insert(key.to_owned(), value.into());
+        }
+        if !work.words.is_empty() {
+            request.insert("words".to_owned(), json!(work.words));
+        }
+        if let Some(id) = &work.id {
+            request.insert("workUnitID".to_owned(), json!(id));
+        }
+        for (key, value) in &work.named {
+            request.insert(key.clone(), json!(value));
+        }
+        connection.ask(&Value::Object(request).to_string())?;
+        let stream = connection.stream.get_mut();
+        let sent = io::copy(payload, stream).and_then(|_| stream.shutdown(Shutdown::Write));
+        // A client that refuses a payload says why.
+        let answer = connection.line();
+        let answer = match (answer, sent) {
+            (Ok(answer), _) => answer,
+            (Err(_), Err(e)) => {
+                return Err(Error::new(Kind::TryAgain, format!("send the payload: {e}")));
+            }
+            (Err(e), Ok(())) => return Err(e),
+        };
+        let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+        let unit = answer.get("unitid").and_then(Value::as_str);
+        let unit = unit.ok_or_else(|| Error::data("submit work: the client sent no unit"))?;
+        Ok(unit.to_owned())
+    }
+
+    fn status(&self, unit: &str) -> Result<Value> {
+        self.connect()?.ask_json(&format!("work status {unit}"))
+    }
+
+    /// Prints the output of `unit` until it has ended, and returns the exit code of its command.
+    fn follow(&self, unit: &str) -> Result<ExitCode> {
+        let (stdout, stderr) = thread::scope(|scope| {
+            let stderr = scope.spawn(|| self.copy(unit, "stderr", &mut io::stderr()));
+            let stdout = self.copy(unit, "stdout", &mut io::stdout());
+            (stdout, stderr.join())
+        });
+        stdout?;
+        stderr.unwrap_or_else(|_| Err(Error::bug("follow: the thread of stderr has failed")))?;
+        let status = self.status(unit)?;
+        if let Some(code) = status.get("ExitCode").and_then(Value::as_i64) {
+            return Ok(crate::tools::exit_code(code));
+        }
+        let detail = status.get("Detail").and_then(Value::as_str);
+        say(&format!(
+            "unit {unit}: {}",
+            printable(detail.unwrap_or("it did not run"), 500)
+        ));
+        Ok(ExitCode::from(Kind::NoCode.exit_code()))
+    }
+
+    /// Copies one stream of `unit` to `out`. A client may stop and start meanwhile.
+    fn copy(&self, unit: &str, stream: &str, out: &mut dyn Write) -> Result<()> {
+        let (mut from, mut is_last) = (0, false);
+        let mut deadline = Instant::now() + RETURN;
+        loop {
+            let copied = self.copy_on(unit, stream, &mut from, out);
+            let ended = copied.and_then(|()| {
+                let state = self.status(unit)?.get("State").and_then(Value::as_u64);
+                // From 2 on it has ended.
+                Ok(state.is_some_and(|state| state >= 2))
+            });
+            match ended {
+                Ok(_) if is_last => return Ok(()),
+                // There may be more since the connection was cut.
+                Ok(ended) => {
+                    is_last = ended;
+                    deadline = Instant::now() + RETURN;
+                }
+                Err(e) if matches!(e.kind(), Kind::Unavailable | Kind::TryAgain) => {
+                    if Instant::now() >= deadline {
+                        return Err(Error::new(
+                            Kind::TryAgain,
+                            format!(
+                                "follow unit {unit}: {e}; it goes on: 'tael work results -f {unit}'"
+                            ),
+                        ));
+                    }
+                    thread::sleep(LOOK);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Copies the stream from byte `from` on, which moves on, until the client closes the connection.
+    fn copy_on(&self, unit: &str, stream: &str, from: &mut u64, out: &mut dyn Write) -> Result<()> {
+        let mut connection = self.connect()?;
+        let request = json!({
+            "command": "work",
+            "subcommand": "results",
+            "unitid": unit,
+            "stream": stream,
+            "startpos": *from,
+        });
+        connection.ask(&request.to_string())?;
+        // A command may be silent for as long as it likes.
+        let socket = connection.stream.get_ref();
+        let cut = |e: io::Error| Error::new(Kind::TryAgain, format!("read its output: {e}"));
+        socket.set_read_timeout(None).map_err(cut)?;
+        loop {
+            let there = connection.stream.fill_buf().map_err(cut)?;
+            if there.is_empty() {
+                return Ok(());
+            }
+            let written = out.write_all(there).and_then(|()| out.flush());
+            written.map_err(|e| {
+                crate::tools::ended_by_reader(&e);
+                Error::cannot_create(format!("write to {stream}: {e}"))
+            })?;
+            let used = there.len();
+            *from += used as u64;
+            connection.stream.consume(used);
+        }
+    }
+}

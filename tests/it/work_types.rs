@@ -1,0 +1,501 @@
+//! Work that people submit: types, parameters, payloads, identity.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::common::{Process, World, ended, ran, ran_with, refuses, wait_until};
+
+/// Types of the tests, and their commands.
+const TYPES: &str = r#"
+[[work]]
+type = "upper"
+command = "tr a-z A-Z"
+
+[[work]]
+type = "exit"
+command = "sh -c 'exit $0'"
+params = true
+
+[[work]]
+type = "note"
+command = "sh -c 'echo $TAEL_UNIT >>$OUT/runs'"
+
+[[work]]
+type = "show"
+command = "sh -c 'printf %s\\\\n \"$@\"; env | grep -E ^WORK_\\|^TAEL_ | sort >&2' show"
+params = true
+"#;
+
+/// Writes the configuration file of the client `node`, and returns its path.
+fn config(world: &World, text: &str) -> String {
+    let path = world.path("node.toml");
+    fs::write(&path, text).expect("config");
+    path.to_str().expect("path").to_owned()
+}
+
+/// Starts the client `node` with the types of `text`.
+fn node(world: &World, text: &str) -> Process {
+    world.client("node", &["--config", &config(world, text)])
+}
+
+fn submit(world: &World, arguments: &[&str]) -> Command {
+    let mut command = world.tael(["work", "submit"]);
+    command.args(arguments);
+    command
+}
+
+/// Submits work that is accepted, and returns its unit.
+#[track_caller]
+fn unit(world: &World, arguments: &[&str]) -> String {
+    let (code, out, stderr) = ran(&mut submit(world, arguments));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    out.trim().to_owned()
+}
+
+fn report(world: &World, unit: &str) -> Value {
+    let (code, out, stderr) = ran(&mut world.tael(["work", "status", "--json", unit]));
+    assert_eq!(code, 0, "{stderr}");
+    serde_json::from_str(&out).expect("json")
+}
+
+/// Waits until the ledger has the end of `unit`, and returns its state.
+#[track_caller]
+fn end(world: &World, unit: &str) -> String {
+    let mut state = String::new();
+    wait_until("the unit has ended", || {
+        let report = report(world, unit);
+        state = report["state"].as_str().expect("state").to_owned();
+        !report["ended"].is_null()
+    });
+    state
+}
+
+/// Names of the files of payloads.
+fn files(world: &World) -> Vec<PathBuf> {
+    let entries = fs::read_dir(world.home("node").join("payloads"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn a_client_without_a_trigger_runs_what_is_submitted() {
+    let world = World::new();
+    let client = node(&world, TYPES);
+    let ears = world.ears(&["tael/#", "lab/#"]);
+    let (code, out, stderr) = ran(&mut submit(&world, &["upper", "-l", "hello", "-f"]));
+    assert_eq!((code, out.as_str(), stderr.as_str()), (0, "HELLO\n", ""));
+    let finished = ears.status("node", "finished");
+    assert_eq!(finished.payload["work_type"], "upper");
+    let submitter = finished.payload["submitter"].as_str().expect("submitter");
+    assert!(submitter.contains('@'), "{submitter}");
+    let started = ears.status("node", "started");
+    assert_eq!(
+        started.payload["reason"],
+        format!("submitted by {submitter}")
+    );
+    let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+    let list: Value = serde_json::from_str(&out).expect("json");
+    let [listed] = &list.as_array().expect("list")[..] else {
+        panic!("{list}");
+    };
+    let expected = [
+        ("kind", "work"),
+        ("work_type", "upper"),
+        ("submitter", submitter),
+        ("state", "succeeded"),
+        ("pipeline", "node"),
+    ];
+    for (key, value) in expected {
+        assert_eq!(listed[key], value, "{key}");
+    }
+    let presence = ears.wait("presence", |m| m.topic.ends_with("/node/presence"));
+    assert_eq!(presence.payload["work"][0]["type"], "upper");
+    client.stop();
+}
+
+#[test]
+fn the_code_of_the_command_is_that_of_submit() {
+    let world = World::new();
+    let _client = node(
+        &world,
+        &format!(
+            "{TYPES}\n[[work]]\ntype = \"die\"\ncommand = \"sh -c 'kill -TERM $$'\"\n\
+         [[work]]\ntype = \"none\"\ncommand = \"/nowhere/program\"\n"
+        ),
+    );
+    for (arguments, expected) in [
+        (&["exit", "7", "-f"][..], 7),
+        (&["exit", "0", "-f"], 0),
+        (&["die", "-f"], 128 + 15),
+        (&["none", "-f"], 127),
+    ] {
+        let (code, _, stderr) = ran(&mut submit(&world, arguments));
+        assert_eq!(code, expected, "{arguments:?}: {stderr}");
+    }
+    // Without a reader's knowledge, the unit is gone afterwards.
+    let (code, ..) = ran(&mut submit(&world, &["exit", "3", "-f", "--rm"]));
+    assert_eq!(code, 3);
+    let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+    let list: Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(list.as_array().expect("list").len(), 4);
+}
+
+#[test]
+fn parameters_are_words_and_variables_that_nothing_evaluates() {
+    let world = World::new();
+    let _client = node(&world, TYPES);
+    let words = ["a b", "$(id)", "'", "*"];
+    let mut arguments = vec!["show", "-f", "--param", "the key=x;y $HOME"];
+    arguments.push("--");
+    arguments.extend(words);
+    let (code, out, stderr) = ran(&mut submit(&world, &arguments));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(out.lines().collect::<Vec<_>>(), words);
+    let has = |line: &str| stderr.lines().any(|known| known == line);
+    assert!(has("WORK_THE_KEY=x;y $HOME"), "{stderr}");
+    assert!(has("TAEL_WORK_TYPE=show") && has("TAEL_WHO=node") && has("TAEL_ATTEMPT=1"));
+    assert!(stderr.contains("TAEL_UNIT=01") && !stderr.contains("TAEL_TOPIC"));
+    let no = "extra params provided but not allowed";
+    refuses(&mut submit(&world, &["upper", "a"]), 65, no);
+    refuses(&mut submit(&world, &["upper", "--param", "a=b"]), 65, no);
+    refuses(
+        &mut submit(&world, &["show", "--param", "node=b"]),
+        64,
+        "'node'",
+    );
+    refuses(
+        &mut submit(&world, &["show", "--param", "b"]),
+        64,
+        "is not KEY=VALUE",
+    );
+}
+
+#[test]
+fn without_a_client_or_a_type_the_error_says_what_to_do() {
+    let world = World::new();
+    refuses(
+        &mut submit(&world, &["upper"]),
+        69,
+        "start one with 'tael client --config FILE'",
+    );
+    refuses(
+        &mut submit(&world, &["upper", "--who", "node"]),
+        69,
+        "no client called 'node' runs",
+    );
+    let _client = node(&world, TYPES);
+    refuses(
+        &mut submit(&world, &["lower"]),
+        65,
+        "no client has type 'lower': node has upper, exit, note, show",
+    );
+    refuses(
+        &mut submit(&world, &["lower", "--who", "node"]),
+        65,
+        "unknown work type lower",
+    );
+    refuses(
+        &mut submit(&world, &["upper", "--id", "x"]),
+        65,
+        "is not a ULID",
+    );
+    refuses(
+        &mut submit(&world, &["upper", "-p", "/nowhere"]),
+        65,
+        "/nowhere",
+    );
+    let _other = world.client("other", &["--config", &config(&world, TYPES)]);
+    refuses(
+        &mut submit(&world, &["upper"]),
+        64,
+        "say which with --who: node, other",
+    );
+}
+
+#[test]
+fn the_same_work_under_one_id_runs_once() {
+    let world = World::new();
+    let _client = node(&world, TYPES);
+    let id = "01JBV7Y3ZK8Q5W2N4T6R9M1XCD";
+    let again = || unit(&world, &["note", "-l", "x", "--id", id]);
+    assert_eq!(again(), id);
+    assert_eq!(again(), id);
+    assert_eq!(end(&world, id), "succeeded");
+    assert_eq!(again(), id, "also after its end");
+    let other = "belongs to other work";
+    refuses(
+        &mut submit(&world, &["note", "-l", "y", "--id", id]),
+        65,
+        other,
+    );
+    refuses(
+        &mut submit(&world, &["upper", "-l", "x", "--id", id]),
+        65,
+        other,
+    );
+    let (code, _, stderr) = ran(&mut world.tael(["work", "release", id]));
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(again(), id, "and when it is released");
+    refuses(
+        &mut submit(&world, &["note", "-l", "y", "--id", id]),
+        65,
+        other,
+    );
+    let last = unit(&world, &["note"]);
+    end(&world, &last);
+    assert_eq!(world.lines("runs"), [id, &last]);
+}
+
+#[test]
+fn an_id_of_a_run_of_a_trigger_is_taken() {
+    let world = World::new();
+    let text = format!("{TYPES}\n[[trigger]]\ntopic = \"lab/seq/status\"\ncommand = \"true\"\n");
+    let _client = node(&world, &text);
+    world.message("lab/seq/status", &[("status", "finished")]);
+    let mut id = String::new();
+    wait_until("the trigger has run", || {
+        let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+        let list: Value = serde_json::from_str(&out).expect("json");
+        id = list[0]["unit"].as_str().unwrap_or_default().to_owned();
+        !id.is_empty()
+    });
+    refuses(
+        &mut submit(&world, &["note", "--id", &id]),
+        65,
+        "belongs to other work",
+    );
+    // The ledger goes on.
+    let unit = unit(&world, &["note"]);
+    assert_eq!(end(&world, &unit), "succeeded");
+}
+
+#[test]
+fn a_large_payload_is_a_file_until_its_last_unit_is_released() {
+    let world = World::new();
+    let text = r#"
+        [[work]]
+        type = "count"
+        command = "sh -c 'wc -c; [ $TAEL_ATTEMPT -gt 1 ]'"
+        retries = 1
+        retry-delay = "0s"
+        max-stdin = 3000000
+    "#;
+    let _client = node(&world, text);
+    let payload = vec![b'x'; 3_000_000];
+    let (code, out, stderr) = ran_with(&mut submit(&world, &["count", "-p", "-"]), &payload);
+    assert_eq!(code, 0, "{stderr}");
+    let first = out.trim().to_owned();
+    assert_eq!(end(&world, &first), "failed");
+    let (_, out, _) = ran(&mut world.tael(["work", "status", "--payload", &first]));
+    assert!(out.len() == payload.len() && files(&world).len() == 1);
+    let mut second = String::new();
+    wait_until("it is tried again", || {
+        let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+        let list: Value = serde_json::from_str(&out).expect("json");
+        second = list[1]["unit"].as_str().unwrap_or_default().to_owned();
+        !second.is_empty()
+    });
+    assert_eq!(end(&world, &second), "succeeded");
+    for unit in [&first, &second] {
+        let (_, out, _) = ran(&mut world.tael(["work", "results", unit]));
+        assert_eq!(out.trim(), "3000000");
+    }
+    assert_eq!(report(&world, &second)["payload_bytes"], 3_000_000);
+    let release = |unit: &str| {
+        let (code, _, stderr) = ran(&mut world.tael(["work", "release", unit]));
+        assert_eq!(code, 0, "{stderr}");
+    };
+    release(&first);
+    assert_eq!(files(&world).len(), 1, "the retry has it too");
+    release(&second);
+    assert_eq!(files(&world).len(), 0);
+    // One byte more is refused, and leaves nothing.
+    let (code, _, stderr) = ran_with(
+        &mut submit(&world, &["count", "-p", "-"]),
+        &vec![b'x'; 3_000_001],
+    );
+    assert_eq!(code, 65);
+    assert!(stderr.contains("larger than 3000000 bytes"), "{stderr}");
+    assert_eq!(files(&world).len(), 0);
+}
+
+#[test]
+fn a_payload_whose_sender_is_killed_is_not_run() {
+    let world = World::new();
+    let client = node(&world, TYPES);
+    for size in [1000, 100_000] {
+        let mut command = submit(&world, &["note", "-p", "-"]);
+        let mut sender = command.stdin(Stdio::piped()).spawn().expect("spawn");
+        let mut stdin = sender.stdin.take().expect("stdin");
+        stdin.write_all(&vec![b'x'; size]).expect("write");
+        if size > 16 * 1024 {
+            wait_until("the payload arrives", || files(&world).len() == 1);
+        }
+        sender.kill().expect("kill");
+        ended(sender);
+    }
+    let last = unit(&world, &["note"]);
+    end(&world, &last);
+    assert_eq!(world.lines("runs"), [last]);
+    wait_until("the file is gone", || files(&world).is_empty());
+    client.stop();
+}
+
+#[test]
+fn a_client_that_is_killed_around_the_commit_runs_the_work_once() {
+    for (place, size) in [
+        ("payload.after", 100_000),
+        ("commit.before", 100_000),
+        ("commit.after", 100_000),
+        ("commit.after", 10),
+        ("spawn.after", 10),
+    ] {
+        let world = World::new();
+        let path = config(&world, TYPES);
+        let mut command = world.command("tael-client");
+        command.args(["--who", "node", "--root", "lab", "--config", &path]);
+        command.env("TAEL_FAILPOINT", place);
+        let mut client = world.online("node", command);
+        let id = "01JBV7Y3ZK8Q5W2N4T6R9M1XCD";
+        let again = || {
+            ran_with(
+                &mut submit(&world, &["note", "-p", "-", "--id", id]),
+                &vec![b'x'; size],
+            )
+        };
+        let (code, ..) = again();
+        assert!(code == 69 || code == 75, "{place}: {code}");
+        assert_eq!(client.wait(), 128 + 9, "{place}");
+        let _client = node(&world, TYPES);
+        if place == "payload.after" {
+            assert_eq!(files(&world).len(), 0, "{place}");
+        }
+        let (code, out, stderr) = again();
+        assert_eq!((code, out.trim()), (0, id), "{place}: {stderr}");
+        assert_eq!(end(&world, id), "succeeded", "{place}");
+        let last = unit(&world, &["note"]);
+        end(&world, &last);
+        assert_eq!(world.lines("runs"), [id, &last], "{place}");
+        assert_eq!(
+            files(&world).len(),
+            usize::from(size > 16 * 1024),
+            "{place}"
+        );
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_and_takes_again() {
+    let world = World::new();
+    let text = r#"
+        [[work]]
+        type = "wait"
+        command = "sh -c 'until [ -e $OUT/go ]; do sleep 0.02; done'"
+        queue = 2
+    "#;
+    let _client = node(&world, text);
+    let units: Vec<String> = (0..3).map(|_| unit(&world, &["wait"])).collect();
+    let full = "try again: 2 units of type 'wait' wait";
+    refuses(&mut submit(&world, &["wait"]), 75, full);
+    let (code, _, stderr) = ran(&mut world.tael(["work", "cancel", &units[2]]));
+    assert_eq!(code, 0, "{stderr}");
+    let mut taken = String::new();
+    wait_until("there is room again", || {
+        let (code, out, _) = ran(&mut submit(&world, &["wait"]));
+        taken = out.trim().to_owned();
+        code == 0
+    });
+    refuses(&mut submit(&world, &["wait"]), 75, full);
+    fs::write(world.path("go"), "").expect("go");
+    for unit in [&units[0], &units[1], &taken] {
+        assert_eq!(end(&world, unit), "succeeded");
+    }
+}
+
+#[test]
+fn a_type_and_a_trigger_of_one_name_are_two() {
+    let world = World::new();
+    let text = r#"
+        [[trigger]]
+        name = "both"
+        topic = "lab/seq/status"
+        command = "echo trigger >>$OUT/runs; sleep 600"
+
+        [[work]]
+        type = "both"
+        command = "sh -c 'echo work >>$OUT/runs'"
+    "#;
+    let _client = node(&world, text);
+    world.message("lab/seq/status", &[("status", "finished")]);
+    wait_until("the trigger runs", || world.lines("runs") == ["trigger"]);
+    let unit = unit(&world, &["both"]);
+    assert_eq!(end(&world, &unit), "succeeded", "it has a job of its own");
+    let (code, _, stderr) = ran(&mut world.tael(["work", "cancel"]));
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
+fn a_reload_adds_and_removes_types() {
+    let world = World::new();
+    let client = node(&world, TYPES);
+    let more = format!("{TYPES}\n[[work]]\ntype = \"more\"\ncommand = \"echo more\"\n");
+    config(&world, &more);
+    client.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("the type is there", || {
+        let (code, out, _) = ran(&mut submit(&world, &["more", "-f"]));
+        (code, out.as_str()) == (0, "more\n")
+    });
+    config(&world, TYPES);
+    client.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("the type is gone", || {
+        ran(&mut submit(&world, &["more"])).0 == 65
+    });
+}
+
+#[test]
+fn check_finds_the_mistakes_of_work_types() {
+    let world = World::new();
+    let text = r#"
+        [[work]]
+        type = "a b"
+        command = "true"
+
+        [[work]]
+        type = "x"
+        comand = "true"
+
+        [[work]]
+        type = "x"
+        command = "true 'open"
+        jobs = 0
+        signed = "sometimes"
+
+        [[work]]
+        type = "y"
+        command = "no-such-program-here"
+    "#;
+    let path = config(&world, text);
+    let mut check = world.tael(["client", "--who", "node", "--check", "--config", &path]);
+    let (code, out, stderr) = ran(&mut check);
+    assert_eq!(code, 78, "{stderr}");
+    let all = out + &stderr;
+    for expected in [
+        "line 3: work type 1: its 'type' has 1 to 64",
+        "line 8: work type 2: unknown key 'comand'; did you mean 'command'?",
+        "work type 3: command 'true 'open' has an open quote",
+        "work type 3: 0 jobs are out of range",
+        "'sometimes' is not a choice: required, accepted or never",
+        "two work types are called 'x'",
+        "line 18: work type 4: ",
+    ] {
+        assert!(all.contains(expected), "{expected} in\n{all}");
+    }
+    let path = config(&world, TYPES);
+    let (code, _, stderr) =
+        ran(&mut world.tael(["client", "--who", "node", "--check", "--config", &path]));
+    assert_eq!(code, 0, "{stderr}");
+}
