@@ -18,6 +18,8 @@ mod common;
 mod broker;
 #[path = "docs/commands.rs"]
 mod commands;
+#[path = "docs/day.rs"]
+mod day;
 #[path = "docs/page.rs"]
 mod page;
 #[path = "docs/pages.rs"]

@@ -110,7 +110,7 @@ impl Broker {
         let listener = TcpListener::bind(listen).await;
         let listener = listener.map_err(|e| match e.kind() {
             io::ErrorKind::AddrInUse => {
-                let hint = "another program listens there, perhaps a broker: use that one, or another --listen";
+                let hint = "another program listens there: use it if it is a broker, or choose another --listen";
                 failed(Kind::Unavailable, &hint)
             }
             _ => failed(Kind::Unavailable, &e),

@@ -136,7 +136,7 @@ fn long_options(text: &str) -> BTreeSet<String> {
 )]
 fn options_commands_and_variables_exist() {
     let help = |arguments: &[&str]| ran(Command::new(binary("tael")).args(arguments)).1;
-    let guide = page("docs/guide.md").text;
+    let reference = page("docs/reference.md").text;
     let all: String = pages().into_iter().map(|page| page.text).collect();
     let overview = help(&["--help"]);
     let listed = overview.split_once("Commands:\n").expect("commands").1;
@@ -147,7 +147,10 @@ fn options_commands_and_variables_exist() {
         .filter(|command| *command != "help");
     let mut helps = String::new();
     for command in commands {
-        assert!(guide.contains(&format!("| `tael {command}")), "{command}");
+        assert!(
+            reference.contains(&format!("| `tael {command}")),
+            "{command}"
+        );
         helps += &help(&[command, "--help"]);
     }
     for verb in ["list", "status", "results", "cancel", "retry", "release"] {
@@ -178,7 +181,7 @@ fn options_commands_and_variables_exist() {
     let manual: String = pages
         .map(|entry| fs::read_to_string(entry.path()).expect("page"))
         .collect();
-    let all = page("docs/guide.md").text;
+    let all = page("docs/reference.md").text;
     let section = all.split_once("\n## Environment").expect("section").1;
     let section = section.split("\n## ").next().unwrap_or_default();
     let words = section.split(|c: char| !c.is_ascii_uppercase() && c != '_');
@@ -251,7 +254,7 @@ fn exit_codes_are_all_explained() {
     ]);
     let others = BTreeSet::from([0, Kind::NoCode.exit_code()]);
     assert_eq!(
-        codes("docs/guide.md", "\n## Exit codes\n"),
+        codes("docs/reference.md", "\n## Exit codes\n"),
         &errors | &others
     );
     assert_eq!(codes("docs/operations.md", "\n### By exit code\n"), errors);

@@ -16,6 +16,12 @@ pub const KINDS: &[&str] = &[
     "sh terminal",
     // Commands that end with 0.
     "sh run",
+    // A script, the client that runs it, commands that end with 0, and commands with what a terminal
+    // shows, in the order of docs/guide.md.
+    "sh script",
+    "sh client",
+    "sh day",
+    "text day",
     // Commands with their output, except numbers and names of hosts.
     "sh check",
     // Functions of a node, its command, a playbook for it, and a node in a file: the playbook runs.

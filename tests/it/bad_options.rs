@@ -515,11 +515,7 @@ fn what_newcomers_do_wrong_is_one_line_that_says_what_to_do() {
     }
     if cfg!(feature = "embedded-broker") {
         for (more, code, text) in [
-            (
-                &["--listen", &taken][..],
-                69,
-                "use that one, or another --listen",
-            ),
+            (&["--listen", &taken][..], 69, "choose another --listen"),
             (&["--listen", "h"], 64, "such as 127.0.0.1:1883\n"),
             (
                 &["--users", none],
