@@ -13,15 +13,15 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
-    unmap_code();
+    unmap_program();
 }
 
-/// Unmaps the code of the program. The kernel maps again what is used, which takes some
-/// microseconds for each 64 KiB. Of a client that waits for events that is a small part: the rest
-/// reads options, files and certificates.
-fn unmap_code() {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    if let Some((start, length)) = code(&maps, unmap_code as fn() as usize) {
+/// Unmaps the code and the constants of the program. The kernel maps again what is used, which takes
+/// some microseconds for each 64 KiB. Of a client that waits for events that is a small part: the
+/// rest reads options, files and certificates, and tells the loader where to put what.
+fn unmap_program() {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    for (start, length) in unchanged(&maps, unmap_program as fn() as usize) {
         // SAFETY: the kernel reads the unchanged pages of a private mapping of a file from the file
         // when they are used again (madvise(2), MADV_DONTNEED). It does the same at any time when
         // memory is short.
@@ -32,19 +32,62 @@ fn unmap_code() {
     }
 }
 
-/// Returns the mapping in `maps` (`proc_pid_maps(5)`) that contains `address`, if it is a file's,
-/// private, and cannot be written to: its first address and its length, bytes.
-fn code(maps: &str, address: usize) -> Option<(usize, usize)> {
-    maps.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let (start, end) = fields.next()?.split_once('-')?;
-        let start = usize::from_str_radix(start, 16).ok()?;
-        let end = usize::from_str_radix(end, 16).ok()?;
-        let private = fields.next()? == "r-xp";
-        let file = fields.nth(3)?.starts_with('/');
-        let here = (start..end).contains(&address);
-        (private && file && here).then(|| (start, end - start))
+/// A mapping of `proc_pid_smaps(5)`.
+struct Mapping<'a> {
+    start: usize,
+    end: usize,
+    /// Whether it is private and cannot be written to.
+    constant: bool,
+    /// Its file, if it has one.
+    file: &'a str,
+    /// Bytes that are no longer those of the file, KiB: the loader has written them before it took
+    /// the permission away. `None` if the kernel does not say.
+    changed: Option<u64>,
+}
+
+/// Returns the mapping that a line of `proc_pid_smaps(5)` begins, or `None` if it tells more of one.
+fn begins(line: &str) -> Option<Mapping<'_>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    Some(Mapping {
+        start: usize::from_str_radix(start, 16).ok()?,
+        end: usize::from_str_radix(end, 16).ok()?,
+        constant: permissions.starts_with("r-") && permissions.ends_with('p'),
+        file: fields
+            .nth(3)
+            .filter(|file| file.starts_with('/'))
+            .unwrap_or_default(),
+        changed: None,
     })
+}
+
+/// Returns the mappings in `smaps` that are of the same file as the code at `address`, and whose
+/// pages are all those of the file: their first addresses and lengths, bytes.
+fn unchanged(smaps: &str, address: usize) -> Vec<(usize, usize)> {
+    let mut mappings: Vec<Mapping<'_>> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(mapping) = begins(line) {
+            mappings.push(mapping);
+        } else if let (Some(mapping), Some((key, value))) =
+            (mappings.last_mut(), line.split_once(':'))
+            && matches!(key, "Anonymous" | "Swap")
+        {
+            let size = value.trim().trim_end_matches(" kB");
+            // What cannot be read may have changed.
+            let size: u64 = size.parse().unwrap_or(1);
+            mapping.changed = Some(mapping.changed.unwrap_or(0) + size);
+        }
+    }
+    let here = |mapping: &&Mapping<'_>| (mapping.start..mapping.end).contains(&address);
+    let Some(file) = mappings.iter().find(here).map(|code| code.file) else {
+        return Vec::new();
+    };
+    let same = |mapping: &&Mapping<'_>| {
+        mapping.constant && mapping.changed == Some(0) && !file.is_empty() && mapping.file == file
+    };
+    let range = |mapping: &Mapping<'_>| (mapping.start, mapping.end - mapping.start);
+    mappings.iter().filter(same).map(range).collect()
 }
 
 #[cfg(test)]
@@ -52,16 +95,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_from_a_file_is_unmapped() {
-        let maps = "1000-3000 r--p 00000000 fe:00 7 /usr/bin/tael\n\
-                    3000-6000 r-xp 00002000 fe:00 7 /usr/bin/tael (deleted)\n\
-                    6000-7000 rw-p 00005000 fe:00 7 /usr/bin/tael\n\
-                    7000-8000 r-xp 00000000 00:00 0 [vdso]\n\
-                    8000-9000 r-xp 00000000 00:00 0 \n";
-        assert_eq!(code(maps, 0x3000), Some((0x3000, 0x3000)));
-        assert_eq!(code(maps, 0x5fff), Some((0x3000, 0x3000)));
-        for other in [0xfff, 0x2fff, 0x6000, 0x7000, 0x8000, 0x9000] {
-            assert_eq!(code(maps, other), None, "{other:x}");
+    fn only_unchanged_pages_of_the_program_are_unmapped() {
+        let smaps = "1000-3000 r--p 00000000 fe:00 7 /usr/bin/tael\n\
+                     Rss:                  8 kB\nAnonymous:            0 kB\nSwap: 0 kB\n\
+                     3000-6000 r-xp 00002000 fe:00 7 /usr/bin/tael (deleted)\n\
+                     Anonymous:            0 kB\n\
+                     6000-7000 r--p 00005000 fe:00 7 /usr/bin/tael\n\
+                     Anonymous:            4 kB\n\
+                     7000-8000 r--p 00006000 fe:00 7 /usr/bin/tael\n\
+                     Anonymous:            0 kB\nSwap:                 4 kB\n\
+                     8000-9000 rw-p 00007000 fe:00 7 /usr/bin/tael\n\
+                     Anonymous:            0 kB\n\
+                     9000-a000 r--s 00000000 fe:00 7 /usr/bin/tael\n\
+                     Anonymous:            0 kB\n\
+                     9000-a000 r--p 00000000 fe:00 7 /usr/bin/tael\n\
+                     a000-b000 r--p 00000000 fe:00 8 /usr/lib/libc.so.6\n\
+                     Anonymous:            0 kB\n\
+                     b000-c000 r-xp 00000000 00:00 0 [vdso]\n\
+                     c000-d000 r-xp 00000000 00:00 0 \n";
+        for code in [0x3000, 0x5fff] {
+            assert_eq!(unchanged(smaps, code), [(0x1000, 0x2000), (0x3000, 0x3000)]);
+        }
+        for other in [0xfff, 0xb000, 0xc000, 0xd000] {
+            assert_eq!(unchanged(smaps, other), [], "{other:x}");
         }
     }
 
@@ -79,9 +135,14 @@ mod tests {
     #[test]
     #[ignore = "what_was_unmapped_is_used_again runs it, in a process of its own"]
     fn alone() {
+        // The mapping with the code, and how much of it is in memory, KiB.
         let mapping = || {
+            let address = unmap_program as fn() as usize;
             let maps = fs::read_to_string("/proc/self/smaps").expect("smaps");
-            let (start, length) = code(&maps, unmap_code as fn() as usize).expect("code");
+            let mut ranges = unchanged(&maps, address).into_iter();
+            let here =
+                |&(start, length): &(usize, usize)| (start..start + length).contains(&address);
+            let (start, length) = ranges.find(here).expect("code");
             let line = format!("{start:x}-");
             let mut lines = maps.lines().skip_while(|text| !text.starts_with(&line));
             let rss = lines.find_map(|text| text.strip_prefix("Rss:"));
