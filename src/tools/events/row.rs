@@ -29,7 +29,8 @@ const ENDED: &str = "ended";
 pub const COLUMNS: [Column; WIDTH] = [
     Column::whole("TIME"),
     Column::whole("RESULT"),
-    Column::text("PIPELINE", 8, 24),
+    // A trigger follows the name.
+    Column::text("PIPELINE", 8, 24).middle(),
     Column::text("TOPIC", 10, 32).middle(),
     Column::text("WHY", 32, usize::MAX),
 ];
