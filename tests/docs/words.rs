@@ -202,9 +202,8 @@ fn words_are_the_ones_of_the_field() {
     for piece in &pieces {
         let text = words(&piece.text);
         for (form, instead) in BANNED.iter().filter(|(form, _)| has(&text, form)) {
-            let is_foreign = |(file, foreign): &(&str, &str)| {
-                piece.place.starts_with(file) && foreign == form
-            };
+            let is_foreign =
+                |(file, foreign): &(&str, &str)| piece.place.starts_with(file) && foreign == form;
             if FOREIGN.iter().any(is_foreign) {
                 continue;
             }
