@@ -153,7 +153,9 @@ fn options_commands_and_variables_exist() {
         );
         helps += &help(&[command, "--help"]);
     }
-    for verb in ["list", "status", "results", "cancel", "retry", "release"] {
+    for verb in [
+        "submit", "list", "status", "results", "cancel", "retry", "release",
+    ] {
         helps += &help(&["work", verb, "--help"]);
     }
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
@@ -165,6 +167,8 @@ fn options_commands_and_variables_exist() {
         "--path",
         "--prefix",
         "--no-build",
+        // Of receptorctl.
+        "--node",
         "--now",
         "--user",
     ]

@@ -62,6 +62,9 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh restore", "docs/backup.md", "tests/it/ledger.rs"),
     ("sh certificates", "docs/tls.md", "tests/it/tls.rs"),
     ("text events", "docs/guide.md", "tests/it/events.rs"),
+    ("toml work", "docs/work.md", "tests/it/work_types.rs"),
+    ("sh work", "docs/work.md", "tests/it/work_types.rs"),
+    ("toml receptor", "docs/work.md", "tests/it/work_types.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";

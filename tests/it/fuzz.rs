@@ -83,6 +83,7 @@ targets! {
     no_text_breaks_the_parser_of_configurations: config,
     no_payload_breaks_the_parser_of_requests: control,
     no_file_breaks_the_parser_of_variables: env_file,
+    no_line_breaks_the_parser_of_the_control_socket: receptor,
 }
 
 /// Otherwise the targets would see refused inputs only.
@@ -106,6 +107,12 @@ fn the_seeds_are_understood() {
         assert_eq!(action.expect("action").name(), path);
     }
     tael::model::env_file::parse(&seed("env_file/lines")).expect("lines");
+    for path in [
+        "version", "submit", "results", "words", "connect", "release",
+    ] {
+        let request = tael::model::receptor::parse(&seed(&format!("receptor/{path}")));
+        assert!(matches!(request, Ok(Some(_))), "{path}: {request:?}");
+    }
     let event = seed("event/python");
     let payload = event.splitn(2, |b| *b == b'\n').nth(1).expect("payload");
     tael::model::event::attributes(payload, 1000).expect("event");

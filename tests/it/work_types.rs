@@ -457,6 +457,57 @@ fn a_reload_adds_and_removes_types() {
 }
 
 #[test]
+fn the_page_about_work_does_what_it_says() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/work.md");
+    let page = fs::read_to_string(page).expect("page");
+    let block = |kind: &str, name: &str| {
+        let rest = page.split_once(&format!("```{kind} {name}\n"));
+        let rest = rest.expect(name).1;
+        rest.split("```").next().expect(name).to_owned()
+    };
+    let world = World::new();
+    let path = config(&world, &block("toml", "work"));
+    let _client = world.client("node7", &["--config", &path]);
+    for line in block("sh", "work").lines() {
+        let words = shell_words::split(line).expect(line);
+        let (code, out, stderr) = ran(&mut world.tael(&words[1..]));
+        assert_eq!(code, 0, "{line}: {stderr}");
+        if line.contains("align") {
+            assert!(out.starts_with("aligning S12 for mice"), "{out}");
+        }
+    }
+    let path = config(&world, &block("toml", "receptor"));
+    let mut check = world.tael([
+        "client", "--check", "--config", &path, "-t", "lab/a", "-c", "true",
+    ]);
+    let (code, _, stderr) = ran(&mut check);
+    assert_eq!(code, 0, "{stderr}");
+    // The reports of users of Receptor are tests.
+    let table = page
+        .split_once("What users of Receptor report")
+        .expect("table")
+        .1;
+    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
+    let mut tests = String::new();
+    for entry in fs::read_dir(sources).expect("tests").flatten() {
+        if entry.path().is_file() {
+            tests += &fs::read_to_string(entry.path()).expect("test");
+        }
+    }
+    let names = table
+        .split('`')
+        .filter(|name| name.len() > 20 && !name.contains([' ', '\n']));
+    let names: Vec<&str> = names.collect();
+    assert!(names.len() > 10);
+    for name in names {
+        assert!(
+            tests.contains(&format!("fn {name}()")),
+            "no test is called {name}"
+        );
+    }
+}
+
+#[test]
 fn check_finds_the_mistakes_of_work_types() {
     let world = World::new();
     let text = r#"

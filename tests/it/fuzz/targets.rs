@@ -9,7 +9,9 @@ use tael::cli::client::mistakes_in;
 use tael::model::filter_index::FilterIndex;
 use tael::model::message::{Delivery, Properties};
 use tael::model::playbook::Playbook;
+use tael::model::receptor::{self, Request};
 use tael::model::topic::{self, Filter};
+use tael::model::work::split;
 use tael::model::{control, env_file, event, json};
 
 /// Maximum size of a payload, bytes. Inputs can exceed it.
@@ -148,4 +150,25 @@ pub fn env_file(data: &[u8]) {
     }
     // In the form of `env -0`.
     assert_eq!(env_file::parse(&printed), Ok(variables));
+}
+
+/// Parses a line of the control socket.
+pub fn receptor(data: &[u8]) {
+    let (line, _) = halves(data);
+    match receptor::parse(line) {
+        Ok(Some(Request::Submit(submit))) => {
+            assert!(!submit.node.is_empty() && !submit.kind.is_empty());
+            if let Ok(words) = split(&submit.params) {
+                // Nothing but quoting is undone.
+                assert_eq!(split(&shell_words::join(&words)), Ok(words));
+            }
+        }
+        Ok(_) => {}
+        Err(cause) => {
+            let answer = receptor::error(&cause);
+            let text = answer.strip_prefix("ERROR: ").expect("an error");
+            // A requester reads one line.
+            assert!(text.ends_with('\n') && text.matches(['\n', '\r']).count() == 1);
+        }
+    }
 }
