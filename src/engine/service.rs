@@ -73,7 +73,8 @@ impl Service {
         let early = found.is_current() && !config.triggers.are_shared();
         let since = Timestamp::now();
         let mut link = Link::open(&config, since, identity, id_lock)?;
-        let opened = Opened::open(config, home, notify, since, found);
+        // On the heap: the stack may be small.
+        let opened = Box::pin(Opened::open(config, home, notify, since, found));
         let opened = match early {
             true => link.session.connect_during(opened).await,
             false => opened.await,

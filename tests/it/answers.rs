@@ -24,15 +24,17 @@ fn message(dir: &tempfile::TempDir, port: u16) -> Command {
     command
 }
 
-/// Asserts that `command` ends with `code` and one line that contains `text`, while `serve` answers.
+/// Asserts that `command` ends with `code` and one line of an error that contains `text`, while `serve`
+/// answers.
 #[track_caller]
 fn ends_while(command: &mut Command, code: i32, text: &str, serve: impl FnOnce() + Send) {
     thread::scope(|scope| {
         scope.spawn(serve);
         let (got, stdout, stderr) = ran(command);
         assert_eq!((got, stdout.as_str()), (code, ""), "{stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        assert!(stderr.contains(text), "{stderr:?} lacks {text:?}");
+        let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("tael:")).collect();
+        assert_eq!(errors.len(), 1, "{stderr}");
+        assert!(errors[0].contains(text), "{stderr:?} lacks {text:?}");
     });
 }
 
