@@ -68,6 +68,13 @@ impl Tool for Node {
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
         Some(|node, matches, layers, mistakes| {
             if let Some(options) = node.options(matches, layers, mistakes) {
+                mistakes.name(match &options.means {
+                    Means::Functions(file) => format!("{}: {}", options.name, file.display()),
+                    Means::Lines(lines) => {
+                        let s = if lines.len() == 1 { "" } else { "s" };
+                        format!("{}: {} command{s}", options.name, lines.len())
+                    }
+                });
                 // A start would only find the first of them.
                 for (line, cause) in node::mistakes(&options.means) {
                     let layer = layers.commands().map(|(layer, _)| layer);

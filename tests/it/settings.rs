@@ -487,3 +487,54 @@ fn a_password_without_a_user_is_named_when_it_is_refused() {
     assert_eq!(code, 77);
     assert!(!error.contains("-u USER"), "{error}");
 }
+
+#[test]
+fn a_check_that_finds_nothing_is_one_line_on_a_terminal() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let write = |name: &str, text: &str| {
+        fs::write(dir.path().join(name), text).expect("file");
+    };
+    write(
+        "tael.toml",
+        "[client]\nwho = 'p'\n[[trigger]]\ntopic = 'lab/a'\ncommand = 'true'\n\
+         [[trigger]]\ntopic = 'lab/b'\ncommand = 'true'\n",
+    );
+    write("node.toml", "[command.START]\nrun = 'true'\n");
+    write("start.sh", "START() { true; }\n");
+    write("playbook", "WAIT 1s\nWAIT 2s\n");
+    for (arguments, line) in [
+        (
+            &["client", "--config", "tael.toml"][..],
+            "tael.toml: 2 triggers, no mistakes",
+        ),
+        (
+            &["client", "--who", "p", "-t", "lab/a", "-c", "true"],
+            "p: 1 trigger, no mistakes",
+        ),
+        (&["beacon", "--root", "lab"], "no mistakes"),
+        (
+            &["node", "n", "--config", "node.toml"],
+            "n: 1 command, no mistakes",
+        ),
+        (
+            &["node", "n", "--functions", "start.sh"],
+            "start.sh, no mistakes",
+        ),
+        (&["play", "playbook"], "playbook: 2 steps, no mistakes"),
+    ] {
+        let check = || {
+            let mut command = common::bare_command(&dir, "tael");
+            command
+                .current_dir(dir.path())
+                .args(arguments)
+                .arg("--check");
+            command
+        };
+        let (code, screen) = Terminal::start(check(), 200).end();
+        assert_eq!(code, 0, "{arguments:?}: {screen}");
+        assert_eq!(screen.trim_end().lines().count(), 1, "{screen}");
+        assert!(screen.trim_end().ends_with(line), "{line}: {screen}");
+        // Scripts see the code.
+        assert_eq!(ran(&mut check()), (0, String::new(), String::new()));
+    }
+}
