@@ -201,16 +201,23 @@ impl fmt::Display for Error {
             if n > 0 {
                 f.write_str(" ")?;
             }
-            write_without_numbers(f, line.trim_end())?;
+            write_plainly(f, line.trim_end())?;
         }
         Ok(())
     }
 }
 
 /// Writes `text` without the numbers that the standard library adds to the errors of the system, as in
-/// `No such file or directory (os error 2)`: the words say the same.
-fn write_without_numbers(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+/// `No such file or directory (os error 2)`: the words say the same. What it says about a file that is no
+/// text is worded for users.
+fn write_plainly(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     const NUMBER: &str = " (os error ";
+    const NO_TEXT: &str = "stream did not contain valid UTF-8";
+    if let Some((before, after)) = text.split_once(NO_TEXT) {
+        write_plainly(f, before)?;
+        f.write_str("it is not text in UTF-8")?;
+        return write_plainly(f, after);
+    }
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(NUMBER) {
         f.write_str(before)?;
@@ -260,6 +267,12 @@ mod tests {
             error.to_string(),
             "read a: No such file or directory; read b: No such file or directory"
         );
+        // The text of the standard library.
+        let cause = io::read_to_string(&[0xff][..]).expect_err("no text");
+        let error = Error::data(format!("read a: {cause}"));
+        assert_eq!(error.to_string(), "read a: it is not text in UTF-8");
+        let error = Error::data("read a: stream did not contain valid UTF-8 (os error 2)");
+        assert_eq!(error.to_string(), "read a: it is not text in UTF-8");
         for odd in ["use ' (os error x)'", "use ' (os error 2"] {
             assert_eq!(Error::config(odd).to_string(), odd);
         }

@@ -459,7 +459,7 @@ fn from_variable(error: &clap::Error, tool: &str, given: &[OsString]) -> Option<
     let has = std::env::var(&name).is_ok_and(|text| text == value);
     let typed = given
         .iter()
-        .any(|word| word.to_string_lossy().ends_with(value));
+        .any(|word| words::has_value(&word.to_string_lossy(), value));
     (has && !typed).then_some(name)
 }
 

@@ -118,8 +118,12 @@ impl Node {
                     .ok()
                     .filter(|path| path.is_file());
                 if absolute.is_none() {
-                    let file = file.display();
-                    mistakes.note(Error::config(format!("read {file}: there is no such file")));
+                    let (path, file) = (&file, file.display());
+                    let cause = match path.exists() {
+                        true => "it is not a file",
+                        false => "there is no such file",
+                    };
+                    mistakes.note(Error::config(format!("read {file}: {cause}")));
                 }
                 absolute.map(Means::Functions)
             }

@@ -61,6 +61,17 @@ pub fn prepared(command: &Command, arguments: Vec<OsString>) -> Result<Vec<OsStr
     Ok(prepared)
 }
 
+/// Returns whether a word is `value`, or an option with that value, as in `--port=x` and `-px`.
+pub fn has_value(word: &str, value: &str) -> bool {
+    match word.strip_suffix(value) {
+        Some("") => true,
+        Some(option) => {
+            option.starts_with('-') && (option.ends_with('=') || option.chars().count() == 2)
+        }
+        None => false,
+    }
+}
+
 /// Removes from `arguments` the option that the parser has refused with `error`, with its value, so that
 /// the parser can read the others. Returns whether it was there.
 pub fn leave_out(error: &clap::Error, arguments: &mut Vec<OsString>) -> bool {
@@ -77,7 +88,7 @@ pub fn leave_out(error: &clap::Error, arguments: &mut Vec<OsString>) -> bool {
         (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(value))
             if !value.is_empty() =>
         {
-            let ends = |word: &OsString| word.to_string_lossy().ends_with(value);
+            let ends = |word: &OsString| has_value(&word.to_string_lossy(), value);
             let Some(at) = arguments.iter().skip(1).position(ends).map(|at| at + 1) else {
                 return false;
             };

@@ -369,8 +369,11 @@ fn what_newcomers_do_wrong_is_one_line_that_says_what_to_do() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
     let taken = taken.local_addr().expect("address").to_string();
     fs::write(dir.path().join("key.pem"), "no PEM").expect("write");
+    fs::write(dir.path().join("binary"), [0xff, 0xfe]).expect("write");
     let (none, key) = ("/nowhere/file", dir.path().join("key.pem"));
     let key = key.to_str().expect("path");
+    let binary = dir.path().join("binary");
+    let binary = binary.to_str().expect("path");
     let table: &[(&[&str], i32, &str)] = &[
         (
             &["mesage"],
@@ -437,6 +440,17 @@ fn what_newcomers_do_wrong_is_one_line_that_says_what_to_do() {
             &["message", "-t", "a", "--password-file", none],
             78,
             "read password from /nowhere/file: No such file or directory\n",
+        ),
+        (
+            &["client", "--who", "p", "--config", binary],
+            78,
+            "binary: it is not text in UTF-8\n",
+        ),
+        (&["play", binary], 65, "binary: it is not text in UTF-8\n"),
+        (
+            &["node", "n", "--functions", "/"],
+            78,
+            "read /: it is not a file",
         ),
         (
             &["message", "-t", "a", "--cafile", none],

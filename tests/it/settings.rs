@@ -155,7 +155,16 @@ envreq = ["PATH"]
     fs::write(&file, text).expect("file");
     let mut command = world.command("tael-client");
     command.args(["--check", "--who", "p", "--jbos", "2", "--qos", "0"]);
-    command.args(["--grace", "soon", "--timeout", "later", "--config"]);
+    // The topic ends with one of these words, too.
+    command.args([
+        "--when",
+        "x=soon",
+        "--grace",
+        "soon",
+        "--timeout",
+        "later",
+        "--config",
+    ]);
     let (code, stdout, stderr) = ran(command.arg(&file).env("TAEL_LOG", "error"));
     assert_eq!((code, stdout.as_str()), (78, ""), "{stderr}");
     let place = format!("tael: use {}, ", file.display());
@@ -435,6 +444,8 @@ fn errors_name_the_variable_that_a_value_comes_from() {
         ("TAEL_CLIENT_JOBS", "two"),
         ("TAEL_CLIENT_OVERLAP", "maybe"),
         ("TAEL_BROKER", "mqtt://"),
+        // The topic ends with it, too.
+        ("TAEL_PORT", "status"),
     ] {
         refuses(
             client(&[]).env(variable, value),
