@@ -28,6 +28,7 @@ pub mod playbook;
 pub mod policy;
 pub mod receptor;
 pub mod roots;
+pub mod signature;
 mod sources;
 pub mod spec;
 pub mod state;
