@@ -15,6 +15,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
+use crate::cli::signing;
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::cli::values::one_of;
 use crate::cli::work_type;
@@ -412,6 +413,7 @@ impl Client {
             host,
             triggers,
             work,
+            verify: signing::verify(layers, mistakes),
             max_payload: self.max_payload,
             max_output: self.max_output,
             keep: self.keep,

@@ -53,6 +53,8 @@ pub const TABLES: &[&str] = &[
 const TRIGGER: &str = "trigger";
 /// Tables of work types of a client. Options of `tael work` are a table of the same name.
 const WORK: &str = "work";
+/// Tables of the keys that sign work, and of those whose signatures are taken.
+const KEYS: &[&str] = &["signing", "verify"];
 /// Tables of commands of a node.
 const COMMAND: &str = "command";
 
@@ -172,7 +174,7 @@ impl Layers {
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
                     Value::Array(_) if key == TRIGGER || key == WORK => {}
-                    Value::Table(_) if key == COMMAND => {}
+                    Value::Table(_) if key == COMMAND || KEYS.contains(&key.as_str()) => {}
                     Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
                         &[key],
                         "a trigger is written [[trigger]], with two brackets",
@@ -216,6 +218,39 @@ impl Layers {
                 Some(Value::Table(table)) => table.contains_key(key),
                 _ => false,
             })
+    }
+
+    /// Returns the files that `key` of the table `[table]` names, from the strongest file that has
+    /// that table.
+    ///
+    /// # Errors
+    /// When the table has another key, or the value is no list of files (78).
+    pub fn files_of(&self, table: &str, key: &str) -> Result<Vec<PathBuf>> {
+        let found = self
+            .layers
+            .iter()
+            .find_map(|layer| match layer.table.get(table) {
+                Some(Value::Table(found)) => Some((layer, found)),
+                _ => None,
+            });
+        let Some((layer, found)) = found else {
+            return Ok(Vec::new());
+        };
+        if let Some(other) = found.keys().find(|other| *other != key) {
+            let cause = format!("unknown key '{other}': [{table}] has '{key}' only");
+            return Err(layer.wrong_at(&[table, other], cause));
+        }
+        let files = found
+            .get(key)
+            .map(texts)
+            .unwrap_or_default()
+            .unwrap_or_default();
+        match files.is_empty() {
+            true => {
+                Err(layer.wrong_at(&[table, key], format!("[{table}] names no file as '{key}'")))
+            }
+            false => Ok(files.into_iter().map(PathBuf::from).collect()),
+        }
     }
 
     /// Returns the `[command.NAME]` tables of the strongest file that has any.

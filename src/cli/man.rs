@@ -247,6 +247,16 @@ fn config_page(whole: &Command) -> String {
     );
     let work = WorkOptions::augment_args(Command::new("work"));
     work.get_arguments().for_each(|arg| roff.key(arg));
+    roff.section("KEYS");
+    roff.text("Signatures of work for other nodes.");
+    roff.item(
+        "key in [signing]",
+        "Private key that tael work --node --sign signs with, PEM: RSA or Ed25519.",
+    );
+    roff.item(
+        "keys in [verify]",
+        "Public keys whose signatures the client takes, PEM. Several may be in force at once.",
+    );
     roff.section("COMMANDS OF A NODE");
     roff.text("Each [command.NAME] table is a command of tael node.");
     roff.item("run", "Command line for sh.");

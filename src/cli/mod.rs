@@ -19,6 +19,7 @@ pub mod message;
 mod mistakes;
 mod node;
 mod play;
+mod signing;
 mod status;
 mod trigger;
 mod values;
@@ -27,6 +28,7 @@ mod version;
 mod watch;
 mod words;
 mod work;
+mod work_node;
 mod work_type;
 
 use std::ffi::OsString;

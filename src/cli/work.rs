@@ -9,12 +9,16 @@ use clap::{ArgMatches, Args, Subcommand};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::help::Page;
+use crate::cli::work_node::{Broker, NodeOptions, whole_id};
 use crate::error::{Error, Result};
+use crate::model::remote::wire::StreamName;
 use crate::model::text::printable;
 use crate::model::unit::State;
 use crate::model::{duration, topic};
+use crate::os::host;
 use crate::os::paths;
 use crate::store::unit_dir::stream::Stream;
+use crate::tools::work::node::{self, Submit, Task};
 use crate::tools::work::submit::{Payload, Submission};
 use crate::tools::work::{self, Filter, Scope, Verb, Which};
 
@@ -31,9 +35,8 @@ pub struct Work {
     /// runs: pending, running, succeeded, failed or canceled; repeatable
     #[arg(long, value_name = "DIR", global = true, action = clap::ArgAction::Append)]
     state: Vec<String>,
-    /// Configuration file
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    broker: Broker,
 }
 
 /// The run that a command is about.
@@ -48,7 +51,7 @@ struct Unit {
 
 #[derive(Debug, Subcommand)]
 enum Verbs {
-    /// Start work of a type that a running client has
+    /// Start work of a type that a running client has, here or on another node
     Submit {
         /// Type of the work
         #[arg(value_name = "TYPE")]
@@ -86,6 +89,17 @@ enum Verbs {
         /// Print a JSON object
         #[arg(long, conflicts_with = "follow")]
         json: bool,
+        /// With --node: the node alone keeps the unit, and no client of this host does
+        #[arg(long, requires = "node")]
+        direct: bool,
+        /// With --node: time after which the node does not accept the work any more
+        #[arg(long, value_parser = duration::parse, value_name = "DURATION", requires = "node")]
+        ttl: Option<Duration>,
+        /// With --node: maximum time to wait until the work is accepted
+        #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
+        timeout: Duration,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// List runs, newest last
     List {
@@ -116,6 +130,8 @@ enum Verbs {
         /// Print the payload of its message, byte for byte
         #[arg(long, conflicts_with = "json")]
         payload: bool,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// Print the output of a run, and exit with its code, or with 125 if it has none yet. The latest run
     /// is the newest one that has begun
@@ -134,6 +150,8 @@ enum Verbs {
         /// Start at this byte
         #[arg(long, value_name = "OFFSET", default_value = "0")]
         from: u64,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// Run the event of a run that has ended again, with or without a running client
     Retry {
@@ -153,6 +171,8 @@ enum Verbs {
         /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
         timeout: Duration,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// End a run if it still runs, and delete everything that is kept of it
     Release {
@@ -161,6 +181,8 @@ enum Verbs {
         /// Maximum time to wait for its end
         #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
         timeout: Duration,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// Do the same, and go on after errors
     ForceRelease {
@@ -226,6 +248,120 @@ fn states(list: Vec<String>, lists: bool) -> Result<(Option<PathBuf>, Vec<State>
     Ok((folder, states))
 }
 
+/// Maximum time for a node to answer, where no option says it.
+const NODE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Verbs {
+    /// Takes the options for another node, and the maximum time for its answer.
+    fn node(&mut self) -> (NodeOptions, Duration) {
+        match self {
+            Self::Submit { node, timeout, .. }
+            | Self::Cancel { node, timeout, .. }
+            | Self::Release { node, timeout, .. } => (std::mem::take(node), *timeout),
+            Self::Status { node, .. } | Self::Results { node, .. } => {
+                (std::mem::take(node), NODE_TIMEOUT)
+            }
+            Self::List { .. } | Self::Retry { .. } | Self::ForceRelease { .. } => {
+                (NodeOptions::default(), NODE_TIMEOUT)
+            }
+        }
+    }
+
+    /// Returns the work of a submission.
+    fn submission(self) -> Result<Submission> {
+        let Self::Submit {
+            kind,
+            words,
+            payload,
+            payload_literal,
+            param,
+            follow,
+            rm,
+            id,
+            json,
+            ..
+        } = self
+        else {
+            return Err(Error::bug("submit another verb"));
+        };
+        Ok(Submission {
+            kind,
+            words,
+            named: param.iter().map(|text| pair(text)).collect::<Result<_>>()?,
+            payload: match (payload, payload_literal) {
+                (Some(path), _) if path.as_os_str() == "-" => Payload::Stdin,
+                (Some(path), _) => Payload::File(path),
+                (None, Some(text)) => Payload::Text(text),
+                (None, None) => Payload::Nothing,
+            },
+            id,
+            follow,
+            release: rm,
+            json,
+        })
+    }
+
+    /// Returns what another node is asked for.
+    fn task(self) -> Result<Task> {
+        let unit = |which: Unit| match which.failed {
+            true => Err(Error::usage("--failed does not go with --node")),
+            false => whole_id(which.unit),
+        };
+        Ok(match self {
+            Self::Submit { direct: false, .. } => {
+                return Err(Error::usage(
+                    "submit --node: add --direct: the node alone keeps the unit",
+                ));
+            }
+            Self::Submit { ttl, .. } => {
+                let mut work = self.submission()?;
+                let unit = match work.id.take() {
+                    Some(unit) => whole_id(Some(unit))?,
+                    None => host::new_id(),
+                };
+                Task::Submit(Box::new(Submit { work, unit, ttl }))
+            }
+            Self::Status {
+                which,
+                json,
+                payload: false,
+                ..
+            } => Task::Status {
+                unit: unit(which)?,
+                json,
+            },
+            Self::Results {
+                which,
+                stderr,
+                both,
+                follow,
+                from: 0,
+                ..
+            } => Task::Results {
+                unit: unit(which)?,
+                stream: match (both, stderr) {
+                    (true, _) => None,
+                    (false, true) => Some(StreamName::Stderr),
+                    (false, false) => Some(StreamName::Stdout),
+                },
+                follow,
+            },
+            Self::Cancel { unit, .. } => Task::Cancel {
+                unit: whole_id(unit)?,
+            },
+            Self::Release { unit, .. } => Task::Release {
+                unit: whole_id(Some(unit))?,
+            },
+            Self::Status { .. } | Self::Results { .. } => {
+                return Err(Error::usage("--payload and --from do not go with --node"));
+            }
+            Self::List { .. } | Self::Retry { .. } | Self::ForceRelease { .. } => {
+                return Err(Error::bug("ask a node for another verb"));
+            }
+        })
+    }
+}
+
 impl Tool for Work {
     const NAME: &'static str = "work";
     const ABOUT: &'static str = "Submit work; show, end and retry the runs of this host";
@@ -235,17 +371,28 @@ impl Tool for Work {
         groups: &[],
         examples: &[
             "tael work list --since 2d --failed",
+            "tael work submit --node node7 --direct --follow align -p reads.txt",
             "tael work results --failed --both",
             "tael work status M1XCD",
             "tael work retry --failed --who align",
         ],
     };
 
-    fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+    fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
+        let mut verb = self.verb;
+        let (node, timeout) = verb.node();
+        if node.is_given() {
+            // What is wrong with the task shows before the broker is asked.
+            let task = verb.task()?;
+            return match node.node(self.broker, matches, layers, timeout)? {
+                Some(node) => node::run(&node, &task),
+                None => Err(Error::bug("find the node")),
+            };
+        }
         if let Some(who) = &self.who {
             topic::check_who(who).map_err(Error::usage)?;
         }
-        let (folder, mut states) = states(self.state, matches!(self.verb, Verbs::List { .. }))?;
+        let (folder, mut states) = states(self.state, matches!(verb, Verbs::List { .. }))?;
         let scope = Scope {
             state: match folder {
                 Some(folder) => folder,
@@ -253,7 +400,7 @@ impl Tool for Work {
             },
             who: self.who,
         };
-        let verb = match self.verb {
+        let verb = match verb {
             Verbs::List {
                 failed,
                 since,
@@ -270,36 +417,12 @@ impl Tool for Work {
                     json,
                 })
             }
-            Verbs::Submit {
-                kind,
-                words,
-                payload,
-                payload_literal,
-                no_payload: _,
-                param,
-                follow,
-                rm,
-                id,
-                json,
-            } => Verb::Submit(Submission {
-                kind,
-                words,
-                named: param.iter().map(|text| pair(text)).collect::<Result<_>>()?,
-                payload: match (payload, payload_literal) {
-                    (Some(path), _) if path.as_os_str() == "-" => Payload::Stdin,
-                    (Some(path), _) => Payload::File(path),
-                    (None, Some(text)) => Payload::Text(text),
-                    (None, None) => Payload::Nothing,
-                },
-                id,
-                follow,
-                release: rm,
-                json,
-            }),
+            Verbs::Submit { .. } => Verb::Submit(verb.submission()?),
             Verbs::Status {
                 which,
                 json,
                 payload,
+                ..
             } => Verb::Status {
                 which: which.which()?,
                 json,
@@ -311,6 +434,7 @@ impl Tool for Work {
                 both,
                 follow,
                 from,
+                ..
             } => Verb::Results {
                 which: which.which()?,
                 stream: match (both, stderr) {
@@ -326,8 +450,8 @@ impl Tool for Work {
                 again,
                 json,
             },
-            Verbs::Cancel { unit, timeout } => Verb::Cancel { unit, timeout },
-            Verbs::Release { unit, timeout } => Verb::Release {
+            Verbs::Cancel { unit, timeout, .. } => Verb::Cancel { unit, timeout },
+            Verbs::Release { unit, timeout, .. } => Verb::Release {
                 unit,
                 force: false,
                 timeout,

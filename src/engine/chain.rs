@@ -170,6 +170,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         }
         (After::Released(unit), _) => {
             client.followers.tell(&unit, Stage::Released);
+            client.remote.ended(&client.pipeline, &unit);
             client.cleanup.prune(&client.pipeline, &mut client.steps);
         }
         (After::Nothing, Done::Changed { queued, .. }) => client.reports.extend(queued),
@@ -182,9 +183,11 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
     client.perform();
 }
 
-/// The end of a unit is on disk: its readers hear of it, and it goes if a person wants that.
+/// The end of a unit is on disk: its readers hear of it, here and on other nodes, and it goes if a
+/// person wants that.
 fn ended(client: &mut Client, unit: &str) {
     client.followers.tell(unit, Stage::Ended);
+    client.remote.ended(&client.pipeline, unit);
     client.cleanup.ended(unit, &mut client.steps);
 }
 
@@ -259,6 +262,7 @@ pub fn on_report(client: &mut Client, report: Report) {
                     let _ = pipeline.dir(&unit.id).follow();
                 }
                 client.observer.started(unit, pipeline);
+                client.remote.started(&unit.id);
                 client.commits.started(Op::Started {
                     unit: unit.id.clone(),
                     at,
@@ -310,6 +314,16 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
         .cleanup
         .one_more_to_keep(&client.pipeline, &mut client.steps);
     client.perform();
+}
+
+/// Sends output of units to other nodes.
+pub fn send_output(client: &mut Client) {
+    let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
+    client.remote.send(|message| {
+        let token = session.publish(message)?;
+        redelivery.sent(token, now_ms());
+        Some(token)
+    });
 }
 
 /// Publish: what the outbox may send now.

@@ -12,6 +12,7 @@ use crate::engine::commit::Commits;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
+use crate::engine::control::remote::Remote;
 use crate::engine::control::retry_socket::RetrySocket;
 use crate::engine::control::socket::ControlSocket;
 use crate::engine::intake::Intake;
@@ -30,7 +31,7 @@ use crate::error::Result;
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
 use crate::model::unit::Unit;
-use crate::net::mqtt::{Refused, Refuser, Token};
+use crate::net::mqtt::{Audience, Refused, Refuser, Token};
 use crate::net::session::{Event, SessionReceived};
 use crate::os::notify::Notify;
 use crate::os::socket::Served;
@@ -50,6 +51,7 @@ pub struct Client {
     pub cleanup: Cleanup,
     pub reports: Reports<Token>,
     pub followers: Followers,
+    pub remote: Remote<Token>,
     pub observer: Observer,
     /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
@@ -135,6 +137,7 @@ impl Client {
                 self.tell_presence();
                 answers.into_iter().for_each(|answer| self.answer(answer));
                 self.intake.silence.online(true);
+                self.remote.went_online();
                 self.reports.last.due();
                 self.observer.health.ready();
             }
@@ -153,6 +156,7 @@ impl Client {
                     false => Loss::Link,
                 };
                 self.reports.lost(loss, &mut self.steps);
+                self.remote.went_offline();
                 self.perform();
                 self.intake.disconnected(cut.then(now_ms));
             }
@@ -164,6 +168,9 @@ impl Client {
                     }
                 }
                 self.link.published(token);
+                let heard = result.as_ref().map_err(|Refused(e, _)| e);
+                let heard = heard.map(|audience| *audience != Audience::None);
+                self.remote.published(token, heard);
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::model::meaning::Rules;
 use crate::model::policy::Policy;
+use crate::model::signature::Keys;
 use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
@@ -36,6 +37,8 @@ pub struct Config {
     pub triggers: Triggers,
     /// Its work types, of different names; the lane of none is that of a trigger.
     pub work: WorkTypes,
+    /// Keys that sign work for it.
+    pub verify: Keys,
     /// Maximum size of a payload, bytes.
     pub max_payload: usize,
     /// Bytes kept of each output stream of a run; 0 keeps all.

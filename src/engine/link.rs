@@ -11,6 +11,7 @@ use crate::engine::config::{Config, RECEIVE_MAXIMUM, SESSION_EXPIRY};
 use crate::engine::pipeline::Pipeline;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Message, Properties, Qos};
+use crate::model::remote::{MAX_HEADER, MAX_PIECE};
 use crate::model::status::{self, Presence};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics, minimal};
@@ -212,7 +213,7 @@ fn settings(config: &Config, topics: &PipelineTopics, since: Timestamp) -> Setti
         },
         clean_start: false,
         will: Some(presence_of(config, topics, Presence::Lost, since)),
-        max_packet: max_packet(config.max_payload),
+        max_packet: max_packet(config.max_payload.max(MAX_HEADER + MAX_PIECE)),
         receive_maximum: RECEIVE_MAXIMUM,
     }
 }
@@ -272,13 +273,17 @@ fn will_hold(
 /// When its control topic is too long.
 fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
     let control = Filter::new(topics.control()).map_err(|e| Error::new(Kind::Usage, e))?;
+    let mut optional = vec![control];
+    if !config.work.is_empty() {
+        optional.push(Filter::new(topics.work()).map_err(|e| Error::new(Kind::Usage, e))?);
+    }
     let filters = config
         .triggers
         .iter()
         .flat_map(|trigger| trigger.filters.iter().cloned());
     Ok(Subscriptions {
         required: filters.collect(),
-        optional: vec![control],
+        optional,
         qos: Qos::AtLeastOnce,
     })
 }

@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 mod intake;
 mod link;
+mod node;
 pub mod observe;
 pub mod pipeline;
 pub mod preview;

@@ -18,12 +18,14 @@ use crate::engine::config::Config;
 use crate::engine::control::actions::{self, Demand, Request};
 use crate::engine::control::call::Call;
 use crate::engine::control::reload::{self, Reload};
+use crate::engine::control::remote::Remote;
 use crate::engine::control::retry_socket::{Retried, RetrySocket};
 use crate::engine::control::socket::ControlSocket;
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
+use crate::engine::node;
 use crate::engine::pipeline::now_ms;
 use crate::engine::report::followers::Followers;
 use crate::engine::work::Units;
@@ -114,6 +116,7 @@ impl Service {
             cleanup: Cleanup::default(),
             followers: Followers::default(),
             reports,
+            remote: Remote::default(),
             steps: Steps::new(),
             starting: Vec::new(),
             pipeline,
@@ -155,6 +158,7 @@ impl Service {
                 hooks::failpoint("publish.before");
             }
             chain::flush_reports(&mut self.client)?;
+            chain::send_output(&mut self.client);
             self.client.observe();
             if told && !settled {
                 // The presence goes out first.
@@ -193,6 +197,7 @@ impl Service {
                     self.on_received(received);
                     self.take_in().await?;
                 }
+                actions = self.client.remote.next() => node::act(&mut self.client, actions),
                 source = self.client.intake.next() => chain::on_source(&mut self.client, source),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
@@ -226,6 +231,9 @@ impl Service {
         };
         if delivery.topic == self.client.pipeline.topics.control().as_bytes() {
             return self.on_control(delivery, receipt);
+        }
+        if node::is_request(&self.client, &delivery) {
+            return node::on_request(&mut self.client, &delivery, receipt);
         }
         chain::on_source(&mut self.client, Source::Message(delivery, receipt));
     }

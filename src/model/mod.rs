@@ -27,6 +27,7 @@ pub mod passthrough;
 pub mod playbook;
 pub mod policy;
 pub mod receptor;
+pub mod remote;
 pub mod roots;
 pub mod signature;
 mod sources;

@@ -289,6 +289,12 @@ impl PipelineTopics {
         format!("{}/control", self.prefix)
     }
 
+    /// Returns the topic on which the pipeline receives requests for work.
+    #[must_use]
+    pub fn work(&self) -> String {
+        format!("{}/work", self.prefix)
+    }
+
     /// Returns the topic of its retained presence.
     #[must_use]
     pub fn presence(&self) -> String {

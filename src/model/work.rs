@@ -193,6 +193,9 @@ pub struct Work {
     pub params: Vec<String>,
     /// Who has submitted it: `user@host`.
     pub submitter: String,
+    /// Whether the submission was signed. Requests about the unit must be signed as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed: bool,
     /// File of its payload, if that is too large for the ledger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PayloadFile>,
@@ -284,10 +287,12 @@ mod tests {
             kind: "echo".into(),
             params: Vec::new(),
             submitter: "ann@host".into(),
+            signed: false,
             file: None,
         };
         let whole = Work {
             params: vec!["a b".into()],
+            signed: true,
             file: Some(PayloadFile {
                 name: "f".into(),
                 bytes: 7,

@@ -19,3 +19,4 @@ pub mod program;
 pub mod signals;
 pub mod socket;
 pub mod terminal;
+pub mod watch;

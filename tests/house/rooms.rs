@@ -21,6 +21,7 @@ const ENGINE: &[(&str, usize)] = &[
     ("client", 7),
     ("chain", 8),
     ("calls", 9),
+    ("node", 9),
     ("service", 10),
 ];
 

@@ -84,6 +84,8 @@ targets! {
     no_payload_breaks_the_parser_of_requests: control,
     no_file_breaks_the_parser_of_variables: env_file,
     no_line_breaks_the_parser_of_the_control_socket: receptor,
+    no_message_breaks_the_parsers_of_work_between_nodes: remote,
+    no_text_breaks_the_parsers_of_keys_and_tokens: signature,
 }
 
 /// Otherwise the targets would see refused inputs only.
@@ -113,6 +115,15 @@ fn the_seeds_are_understood() {
         let request = tael::model::receptor::parse(&seed(&format!("receptor/{path}")));
         assert!(matches!(request, Ok(Some(_))), "{path}: {request:?}");
     }
+    for path in ["submit", "payload", "results", "cancel"] {
+        let message = bytes::Bytes::from(seed(&format!("remote/{path}")));
+        tael::model::remote::wire::read_request(&message).expect(path);
+    }
+    for path in ["output", "end"] {
+        let message = bytes::Bytes::from(seed(&format!("remote/{path}")));
+        tael::model::remote::wire::read_answer(&message).expect(path);
+    }
+    tael::model::signature::Verifier::from_pem(&seed("signature/key")).expect("key");
     let event = seed("event/python");
     let payload = event.splitn(2, |b| *b == b'\n').nth(1).expect("payload");
     tael::model::event::attributes(payload, 1000).expect("event");

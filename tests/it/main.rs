@@ -45,6 +45,7 @@ mod package;
 mod playbooks;
 mod receptor;
 mod redelivery;
+mod remote;
 mod requests;
 mod retained;
 mod roots;

@@ -25,6 +25,8 @@ pub struct Submission {
     pub params: Params,
     /// Who submits it: `user@host`.
     pub submitter: String,
+    /// Whether it is signed.
+    pub signed: bool,
     /// Payload: the standard input of the command.
     pub payload: Payload,
 }
@@ -119,6 +121,7 @@ impl Submission {
             kind: self.kind,
             params: self.params.words,
             submitter: self.submitter,
+            signed: self.signed,
             file,
         };
         let unit = Unit {
@@ -159,6 +162,7 @@ mod tests {
                 named: Vec::new(),
             },
             submitter: "ann@host".into(),
+            signed: false,
             payload: Payload::Inline(Bytes::from_static(b"abc")),
         }
     }

@@ -56,6 +56,25 @@ impl ReplyTo {
         }
     }
 
+    /// Its topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Returns the message with these bytes, which identify their request themselves.
+    pub fn carrying(self, payload: Bytes) -> Message {
+        Message {
+            topic: self.topic,
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            properties: Properties {
+                correlation_data: self.correlation,
+                ..Properties::default()
+            },
+        }
+    }
+
     /// Returns the message with `answer`.
     pub fn message(self, mut answer: Value) -> Message {
         if let (Some(id), Value::Object(map)) = (self.request, &mut answer) {
@@ -90,7 +109,7 @@ fn allowed(config: &Config, topic: &str) -> Result<(), String> {
     let below = topic.strip_prefix(&pipelines);
     let spoken = |rest: &str| {
         let name = rest.split_once('/').map(|(_, name)| name);
-        name.is_some_and(|name| ["status", "control", "presence", "last"].contains(&name))
+        name.is_some_and(|name| ["status", "control", "work", "presence", "last"].contains(&name))
     };
     match below.is_some_and(spoken) {
         true => Err("a pipeline uses that topic itself".into()),

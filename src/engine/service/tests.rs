@@ -23,6 +23,7 @@ use crate::model::env::Export;
 use crate::model::message::{Delivery, Properties, property};
 use crate::model::outcome::outcome_text;
 use crate::model::policy::{Overlap, Policy, Retries};
+use crate::model::signature::Keys;
 use crate::model::spec::Spec;
 use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
@@ -74,6 +75,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         reply_to: Vec::new(),
         triggers: Triggers::new(vec![trigger]),
         work: WorkTypes::default(),
+        verify: Keys::default(),
         max_payload: 1 << 20,
         max_output: 0,
         keep: Duration::from_secs(3600),

@@ -182,12 +182,17 @@ fn retried_meanwhile(tx: &Connection, part: &Part) -> rusqlite::Result<Option<St
     }
 }
 
-/// Returns whether a unit has, or had, the id `unit` that a submitter has chosen.
+/// Refusal of work that was canceled before it came. It uses the id of the unit up.
+pub const CANCELED: &str = "canceled";
+
+/// Returns whether a unit has, or had, the id `unit` that a submitter has chosen, or was canceled
+/// before it came.
 fn is_taken(tx: &Connection, unit: &str) -> rusqlite::Result<bool> {
     let sql = "SELECT 1 FROM unit WHERE id = ?1
-               UNION ALL SELECT 1 FROM event WHERE sender = ?1 AND unit IS NOT NULL
+               UNION ALL SELECT 1 FROM event
+                   WHERE sender = ?1 AND (unit IS NOT NULL OR refusal = ?2)
                UNION ALL SELECT 1 FROM released WHERE unit = ?1";
-    tx.prepare_cached(sql)?.exists(params![unit])
+    tx.prepare_cached(sql)?.exists(params![unit, CANCELED])
 }
 
 /// Inserts the row of an event. Its number is larger than all others, and its time is not smaller:

@@ -21,7 +21,7 @@ mod state;
 mod write;
 mod writer;
 
-pub use accept::{Acceptance, Part, Refused};
+pub use accept::{Acceptance, CANCELED, Part, Refused};
 pub use identity::{Again, EventKey, Known, Naming};
 pub use prune::{Pruned, Retention};
 pub use reader::{LastEnds, MAX_ENDS, Reader, Totals};

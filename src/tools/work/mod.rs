@@ -4,6 +4,7 @@ pub mod complete;
 mod connection;
 mod find;
 mod list;
+pub mod node;
 mod results;
 mod retry;
 mod show;

@@ -10,6 +10,8 @@ use tael::model::filter_index::FilterIndex;
 use tael::model::message::{Delivery, Properties};
 use tael::model::playbook::Playbook;
 use tael::model::receptor::{self, Request};
+use tael::model::remote::{MAX_PIECE, wire};
+use tael::model::signature::{self, Keys, Signer, Verifier};
 use tael::model::topic::{self, Filter};
 use tael::model::work::split;
 use tael::model::{control, env_file, event, json};
@@ -135,6 +137,37 @@ pub fn control(data: &[u8]) {
     // As in `event`, the bytes are compared, and not their form in strings.
     let same = same.map(|same| same.payload(&again));
     assert_eq!(same, Ok(payload));
+}
+
+/// Parses a message of work between nodes, as a request and as an answer.
+pub fn remote(data: &[u8]) {
+    let message = Bytes::copy_from_slice(data);
+    if let Ok((request, body)) = wire::read_request(&message) {
+        assert!(body.len() <= MAX_PIECE && request.unit().len() == 26);
+        let again = wire::read_request(&wire::write(&request, &body));
+        assert_eq!(again, Ok((request, body)));
+    }
+    if let Ok((answer, body)) = wire::read_answer(&message) {
+        let again = wire::read_answer(&wire::write(&answer, &body));
+        assert_eq!(again, Ok((answer, body)));
+    }
+}
+
+/// Parses a token, a public key and a private key.
+pub fn signature(data: &[u8]) {
+    let _ = (Verifier::from_pem(data), Signer::from_pem(data));
+    let request = signature::Request {
+        op: signature::Operation::Cancel,
+        unit: String::new(),
+        aud: String::new(),
+        reply: String::new(),
+        work: None,
+    };
+    let key = include_bytes!("../../fixtures/keys/ed25519.pub.pem");
+    let keys = Keys(Verifier::from_pem(key).into_iter().collect());
+    let token = String::from_utf8_lossy(data);
+    // Nobody has signed it for that request.
+    assert!(keys.verify(&token, &request, 1_800_000_000).is_err());
 }
 
 /// Parses a file of variables.

@@ -258,6 +258,7 @@ impl Session {
             kind: ticket.kind,
             params: ticket.params,
             submitter: format!("{name}@{}", self.node.host),
+            signed: false,
             payload,
         };
         let call = Call::Submit(Box::new(submission), Submitter(sender));

@@ -1,0 +1,488 @@
+//! Work for other nodes: requests on the work topic of the pipeline, and their answers.
+
+mod permission;
+mod senders;
+mod uploads;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
+use crate::engine::intake::offer::Subject;
+use crate::engine::intake::source::Source;
+use crate::engine::intake::submission::{Payload, Submission, finish};
+use crate::engine::pipeline::Pipeline;
+use crate::engine::report::reply::ReplyTo;
+use crate::error::{Error, Kind};
+use crate::model::control::Envelope;
+use crate::model::message::{Delivery, Message};
+use crate::model::remote::wire::{self, Answer, Done, Manifest, Request, State, Target};
+use crate::model::signature::hex;
+use crate::model::text::printable;
+use crate::model::work::PayloadFile;
+use crate::os::hooks;
+use crate::os::logging::SENDERS;
+use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
+use permission::allow;
+use ring::digest::{Context, SHA256};
+use senders::{Senders, finished};
+use uploads::{DIGEST, Progress, Upload, Uploads};
+
+/// Work for other nodes. `T` identifies a publish.
+#[derive(Debug)]
+pub struct Remote<T> {
+    uploads: Uploads,
+    senders: Senders<T>,
+    told: mpsc::UnboundedSender<Told>,
+    tells: mpsc::UnboundedReceiver<Told>,
+}
+
+/// What a task has found out.
+#[derive(Debug)]
+enum Told {
+    /// A payload is on disk.
+    Stored(Box<Manifest>, ReplyTo, Result<Payload, Error>),
+    /// A submission was judged; its message is acknowledged with the answer.
+    Judged(String, ReplyTo, Receipt, Submitted),
+    /// A unit that is not here was canceled, so that it does not run when it comes.
+    Canceled(String, ReplyTo, Receipt),
+}
+
+/// What the client does for a request.
+#[derive(Debug)]
+pub enum Action {
+    /// Publish this answer.
+    Answer(Message),
+    /// Acknowledge the message of the request.
+    Settle(Receipt),
+    /// Take in submitted work.
+    Submit(Box<Source>),
+    /// End a unit that has not ended.
+    Cancel {
+        /// The unit.
+        unit: String,
+        /// Its lane.
+        lane: String,
+    },
+    /// Delete a unit when it has ended.
+    Release {
+        /// The unit.
+        unit: String,
+        /// Its lane.
+        lane: String,
+        /// Whether it has ended.
+        ended: bool,
+    },
+}
+
+/// Refusal of work when the queue of its type is full.
+const TOO_MANY: &str = "too many units wait: try again";
+
+/// Actions in the order in which they are done.
+type Actions = Vec<Action>;
+
+/// Returns the state of a unit for its requester.
+fn state(record: &Record) -> State {
+    let work = record.unit.work.as_deref();
+    let outcome = record.outcome.as_ref();
+    let code = outcome.and_then(|outcome| outcome.reported().return_code());
+    let detail = match (outcome, &record.note) {
+        (Some(outcome), _) => outcome.reported().to_string(),
+        (None, Some(note)) => note.clone(),
+        (None, None) => record.state.to_string(),
+    };
+    State {
+        unit: record.unit.id.clone(),
+        kind: work.map(|work| work.kind.clone()).unwrap_or_default(),
+        state: record.state.to_string(),
+        detail,
+        code: code.and_then(|code| u8::try_from(code).ok()),
+        submitter: work.map(|work| work.submitter.clone()).unwrap_or_default(),
+    }
+}
+
+fn answer(reply: &ReplyTo, answer: &Answer) -> Action {
+    Action::Answer(reply.clone().carrying(wire::write(answer, b"")))
+}
+
+fn refuse(reply: &ReplyTo, unit: &str, error: &Error) -> Action {
+    info!(target: SENDERS, TAEL_UNIT = unit, "request for work refused: {error}");
+    let refused = Answer::Refused {
+        unit: unit.to_owned(),
+        code: error.kind().exit_code(),
+        error: error.to_string(),
+    };
+    answer(reply, &refused)
+}
+
+fn unknown(unit: &str) -> Error {
+    Error::data(format!("unknown work unit ID {unit}"))
+}
+
+impl<T> Default for Remote<T> {
+    fn default() -> Self {
+        let (told, tells) = mpsc::unbounded_channel();
+        Self {
+            uploads: Uploads::default(),
+            senders: Senders::default(),
+            told,
+            tells,
+        }
+    }
+}
+
+impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
+    // --- Requests ---
+
+    /// Takes a message on the work topic. `has_room` is whether one more unit may wait in this lane.
+    pub fn on_request(
+        &mut self,
+        pipeline: &Pipeline,
+        delivery: &Delivery,
+        receipt: Receipt,
+        has_room: impl FnOnce(&str) -> bool,
+    ) -> Actions {
+        let settled = |receipt| vec![Action::Settle(receipt)];
+        // A retained request would come at every start, and an empty message clears it.
+        if delivery.retained || delivery.payload.is_empty() {
+            return settled(receipt);
+        }
+        let Some(reply) = ReplyTo::of(&pipeline.config, delivery, &Envelope::default()) else {
+            warn!(target: SENDERS, "request for work refused: it has no Response Topic for the answer");
+            return settled(receipt);
+        };
+        let (request, body) = match wire::read_request(&delivery.payload) {
+            Ok(read) => read,
+            Err(e) => {
+                let refused = refuse(&reply, "", &Error::data(format!("read the request: {e}")));
+                return vec![refused, Action::Settle(receipt)];
+            }
+        };
+        let unit = request.unit().to_owned();
+        let done = match self.demand(pipeline, request, &reply, body, has_room) {
+            Ok(Demand::Inline(submission)) => return self.submit(*submission, reply, receipt),
+            Ok(Demand::CancelAhead) => return self.cancel_ahead(unit, reply, receipt),
+            Ok(Demand::Actions(actions)) => Ok(actions),
+            Err(e) => Err(e),
+        };
+        let mut actions = done.unwrap_or_else(|e| vec![refuse(&reply, &unit, &e)]);
+        actions.push(Action::Settle(receipt));
+        actions
+    }
+
+    fn demand(
+        &mut self,
+        pipeline: &Pipeline,
+        request: Request,
+        reply: &ReplyTo,
+        body: Bytes,
+        has_room: impl FnOnce(&str) -> bool,
+    ) -> Result<Demand, Error> {
+        let record = match &request {
+            Request::Submit(_) | Request::Payload { .. } | Request::Ack { .. } => None,
+            other => {
+                let record = pipeline.reader.unit(other.unit())?;
+                record.filter(|record| record.unit.work.is_some())
+            }
+        };
+        allow(pipeline, &request, reply, record.as_ref())?;
+        let unit = request.unit().to_owned();
+        let actions = match request {
+            Request::Submit(manifest) => {
+                return self.on_manifest(pipeline, manifest, reply, body, has_room);
+            }
+            Request::Payload { offset, .. } => self.on_piece(&unit, reply, offset, body),
+            Request::Results { from, .. } => {
+                let record = record.ok_or_else(|| unknown(&unit))?;
+                let ended = record
+                    .state
+                    .is_end()
+                    .then(|| finished(pipeline, &unit))
+                    .flatten();
+                let dir = pipeline.dir(&unit);
+                self.senders
+                    .begin(dir, &unit, reply.clone(), from, ended)
+                    .map_err(|e| Error::new(Kind::TryAgain, e))?;
+                Vec::new()
+            }
+            Request::Ack { at, .. } => {
+                self.senders.acked(&unit, reply, at);
+                Vec::new()
+            }
+            Request::Status(_) => {
+                let record = record.ok_or_else(|| unknown(&unit))?;
+                vec![answer(reply, &Answer::State(state(&record)))]
+            }
+            Request::Cancel(_) if record.is_none() => return Ok(Demand::CancelAhead),
+            Request::Cancel(Target { unit, .. }) => {
+                let (result, action) = match record {
+                    None => (Done::Unknown, None),
+                    Some(record) if record.state.is_end() => (Done::Ended, None),
+                    Some(record) => {
+                        let lane = record.unit.lane().to_owned();
+                        let unit = unit.clone();
+                        (Done::Canceled, Some(Action::Cancel { unit, lane }))
+                    }
+                };
+                let done = answer(reply, &Answer::Done { unit, result });
+                action.into_iter().chain([done]).collect()
+            }
+            Request::Release(Target { unit, .. }) => {
+                let (result, action) = match record {
+                    None => (Done::Unknown, None),
+                    Some(record) => {
+                        let action = Action::Release {
+                            lane: record.unit.lane().to_owned(),
+                            unit: unit.clone(),
+                            ended: record.state.is_end(),
+                        };
+                        (Done::Released, Some(action))
+                    }
+                };
+                let done = answer(reply, &Answer::Done { unit, result });
+                action.into_iter().chain([done]).collect()
+            }
+        };
+        Ok(Demand::Actions(actions))
+    }
+
+    fn on_manifest(
+        &mut self,
+        pipeline: &Pipeline,
+        manifest: Manifest,
+        reply: &ReplyTo,
+        body: Bytes,
+        has_room: impl FnOnce(&str) -> bool,
+    ) -> Result<Demand, Error> {
+        let config = &pipeline.config;
+        let kind = config.work.named(&manifest.kind).ok_or_else(|| {
+            let kind = printable(&manifest.kind, 80);
+            Error::data(format!("unknown work type {kind}"))
+        })?;
+        if let Some(cause) = kind.refusal(&manifest.parameters(), manifest.signature.is_some()) {
+            return Err(Error::data(cause));
+        }
+        if manifest.length > kind.max_stdin {
+            return Err(Error::data(format!(
+                "the payload has {} bytes, and the node takes {}",
+                manifest.length, kind.max_stdin
+            )));
+        }
+        // What was accepted before is not judged again by what is true now.
+        if !pipeline.reader.is_submitted(&manifest.unit)? {
+            let late = manifest.expires.map(|at| Timestamp::now().as_second() - at);
+            if let Some(late) = late.filter(|late| *late > 0) {
+                return Err(Error::new(
+                    Kind::TryAgain,
+                    format!("it came {late}s after its time (or a clock is wrong)"),
+                ));
+            }
+            if !has_room(&kind.spec.lane) {
+                return Err(Error::new(Kind::TryAgain, TOO_MANY));
+            }
+        }
+        if !manifest.is_inline() {
+            let unit = manifest.unit.clone();
+            let home = &pipeline.home.path;
+            let offset = self.uploads.begin(home, manifest, reply.clone())?;
+            let want = answer(reply, &Answer::Want { unit, offset });
+            return Ok(Demand::Actions(vec![want]));
+        }
+        let mut context = Context::new(&SHA256);
+        context.update(&body);
+        if hex(&finish(context)) != manifest.sha256 {
+            return Err(Error::data(DIGEST));
+        }
+        let submission = submission(manifest, Payload::Inline(body));
+        Ok(Demand::Inline(Box::new(submission)))
+    }
+
+    fn on_piece(&mut self, unit: &str, reply: &ReplyTo, offset: u64, body: Bytes) -> Actions {
+        match self.uploads.take(unit, reply, offset, body) {
+            Progress::Quiet => Vec::new(),
+            Progress::Want(offset) => {
+                let unit = unit.to_owned();
+                vec![answer(reply, &Answer::Want { unit, offset })]
+            }
+            Progress::Refused(e) => vec![refuse(reply, unit, &e)],
+            Progress::Unknown => {
+                let unit = unit.to_owned();
+                vec![answer(reply, &Answer::Lost { unit })]
+            }
+            Progress::Whole(upload) => {
+                let told = self.told.clone();
+                // To sync takes as long as the disk needs. A client that stops does not need it.
+                drop(spawn_blocking(move || {
+                    let Upload {
+                        manifest,
+                        reply,
+                        file,
+                        sha256,
+                        ..
+                    } = *upload;
+                    hooks::failpoint("upload.before");
+                    let stored = match file.keep() {
+                        Ok((name, bytes)) => Ok(Payload::File(PayloadFile { name, bytes }, sha256)),
+                        Err(e) => Err(Error::state(&e, format!("write the payload: {e}"))),
+                    };
+                    hooks::failpoint("upload.after");
+                    let _ = told.send(Told::Stored(Box::new(manifest), reply, stored));
+                }));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Submits work. The message of its request is acknowledged with the answer.
+    fn submit(&self, submission: Submission, reply: ReplyTo, receipt: Receipt) -> Actions {
+        let (submitter, judged) = oneshot::channel();
+        let (unit, told) = (submission.id.clone(), self.told.clone());
+        drop(tokio::spawn(async move {
+            // Without an answer the client stops, and the request comes again.
+            if let Ok(became) = judged.await {
+                let _ = told.send(Told::Judged(unit, reply, receipt, became));
+            }
+        }));
+        let receipt = Receipt::Submitted(Submitter(submitter));
+        let source = Source::Submission(Box::new(submission), receipt);
+        vec![Action::Submit(Box::new(source))]
+    }
+
+    /// Cancels a unit that is not here: its submission may come later, and does not run then.
+    fn cancel_ahead(&mut self, unit: String, reply: ReplyTo, receipt: Receipt) -> Actions {
+        let refused = self.uploads.remove(&unit).map(|submitter| {
+            let cause = Error::data("it was canceled before its payload was whole");
+            refuse(&submitter, &unit, &cause)
+        });
+        let key = EventKey {
+            id: unit.clone(),
+            sender: Some(unit.clone()),
+            digest: [0; 32],
+            packet: 0,
+            again: None,
+            replay: false,
+            request: true,
+            is_new: false,
+        };
+        let subject = Subject::Refused {
+            key,
+            refused: Refused {
+                code: CANCELED,
+                detail: format!("unit {unit} was canceled before it came"),
+                status: None,
+            },
+        };
+        let (submitter, noted) = oneshot::channel();
+        let told = self.told.clone();
+        drop(tokio::spawn(async move {
+            // Without an answer the client stops, and the request comes again.
+            if noted.await.is_ok() {
+                let _ = told.send(Told::Canceled(unit, reply, receipt));
+            }
+        }));
+        let receipt = Receipt::Submitted(Submitter(submitter));
+        let source = Source::Request(Box::new(subject), None, receipt);
+        refused
+            .into_iter()
+            .chain([Action::Submit(Box::new(source))])
+            .collect()
+    }
+
+    // --- What follows ---
+
+    /// Returns what follows a request; cancel safe.
+    pub async fn next(&mut self) -> Actions {
+        let told = tokio::select! {
+            Some(told) = self.tells.recv() => told,
+            () = self.senders.next() => return Vec::new(),
+        };
+        match told {
+            Told::Stored(manifest, reply, Ok(payload)) => {
+                self.submit(submission(*manifest, payload), reply, Receipt::None)
+            }
+            Told::Stored(manifest, reply, Err(e)) => vec![refuse(&reply, &manifest.unit, &e)],
+            Told::Canceled(unit, reply, receipt) => {
+                let result = Done::Unknown;
+                let done = answer(&reply, &Answer::Done { unit, result });
+                vec![done, Action::Settle(receipt)]
+            }
+            Told::Judged(unit, reply, receipt, became) => {
+                let action = match became {
+                    Submitted::Accepted | Submitted::Known => {
+                        answer(&reply, &Answer::Accepted { unit })
+                    }
+                    Submitted::Taken => {
+                        let cause = "other work has this id, or it was canceled or released";
+                        refuse(&reply, &unit, &Error::data(cause))
+                    }
+                    Submitted::Full => refuse(&reply, &unit, &Error::new(Kind::TryAgain, TOO_MANY)),
+                    Submitted::Gone => {
+                        let cause = "the node has no such work type any more";
+                        refuse(&reply, &unit, &Error::data(cause))
+                    }
+                };
+                vec![action, Action::Settle(receipt)]
+            }
+        }
+    }
+
+    /// Notes that the command of a unit has started.
+    pub fn started(&mut self, unit: &str) {
+        if self.senders.has(unit) {
+            self.senders.started(unit);
+        }
+    }
+
+    /// Notes that a unit has ended, or was released.
+    pub fn ended(&mut self, pipeline: &Pipeline, unit: &str) {
+        if self.senders.has(unit) {
+            self.senders.ended(unit, finished(pipeline, unit).as_ref());
+        }
+    }
+
+    /// Notes that a publish is complete: `heard` is whether anyone subscribes to it, or why the broker
+    /// does not take it.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) {
+        self.senders.published(token, heard);
+    }
+
+    /// Notes that there is a connection.
+    pub const fn went_online(&mut self) {
+        self.senders.went_online();
+    }
+
+    /// Notes that the connection is gone.
+    pub fn went_offline(&mut self) {
+        self.senders.went_offline();
+    }
+
+    /// Sends output. `publish` returns `None` if nothing goes out now.
+    pub fn send(&mut self, publish: impl FnMut(Message) -> Option<T>) {
+        self.senders.send(publish);
+    }
+}
+
+/// What a request demands.
+enum Demand {
+    /// These actions.
+    Actions(Actions),
+    /// Work, whose payload came with the request.
+    Inline(Box<Submission>),
+    /// The end of a unit that is not here.
+    CancelAhead,
+}
+
+fn submission(manifest: Manifest, payload: Payload) -> Submission {
+    Submission {
+        params: manifest.parameters(),
+        id: manifest.unit,
+        is_new: false,
+        kind: manifest.kind,
+        submitter: manifest.submitter,
+        signed: manifest.signature.is_some(),
+        payload,
+    }
+}

@@ -1,0 +1,57 @@
+//! Does what requests of other nodes demand.
+
+use crate::engine::chain;
+use crate::engine::client::Client;
+use crate::engine::commit::receipt::{Progress, Receipt};
+use crate::engine::commit::step::Step;
+use crate::engine::control::remote::Action;
+use crate::engine::intake::backlog::Load;
+use crate::model::message::Delivery;
+use crate::store::ledger::Op;
+
+/// Returns whether a message is a request for work.
+pub fn is_request(client: &Client, delivery: &Delivery) -> bool {
+    let pipeline = &client.pipeline;
+    !pipeline.config.work.is_empty() && delivery.topic == pipeline.topics.work().as_bytes()
+}
+
+/// Takes a request for work.
+pub fn on_request(client: &mut Client, delivery: &Delivery, receipt: Receipt) {
+    let (pipeline, work) = (&client.pipeline, &client.work);
+    let has_room = |lane: &str| {
+        let kind = pipeline.config.work.of_lane(lane);
+        let load = || Load::of(work.lanes(), client.commits.waiting());
+        kind.is_some_and(|kind| work.lanes().has_room(lane, kind.queue))
+            && client.intake.has_room(pipeline, load)
+    };
+    let actions = client
+        .remote
+        .on_request(pipeline, delivery, receipt, has_room);
+    act(client, actions);
+}
+
+/// Does what a request demands.
+pub fn act(client: &mut Client, actions: Vec<Action>) {
+    for action in actions {
+        match action {
+            Action::Answer(answer) => client.answer(answer),
+            Action::Settle(receipt) => client.settle(receipt, Progress::Refused),
+            Action::Submit(source) => chain::on_source(client, *source),
+            Action::Cancel { unit, lane } => {
+                client.work.cancel(&lane, &unit, &mut client.steps);
+            }
+            Action::Release { unit, lane, ended } => {
+                if ended {
+                    client.steps.push_back(Step::Release(unit, false));
+                } else {
+                    client.work.cancel(&lane, &unit, &mut client.steps);
+                    client.cleanup.release_at_end(&unit);
+                    client
+                        .steps
+                        .push_back(Step::Commit(Op::WantRelease { unit }));
+                }
+            }
+        }
+        client.perform();
+    }
+}

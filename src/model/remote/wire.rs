@@ -1,0 +1,395 @@
+//! Messages of work between nodes. A message is a header of one line of JSON, which names its kind,
+//! and bytes after it. docs/protocol.md describes all of them.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ring::digest::{Context, SHA256};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::remote::{MAX_HEADER, MAX_PIECE};
+use crate::model::signature::{self, Operation, hex};
+use crate::model::work::Params;
+
+/// Length of a SHA-256 in hexadecimal digits.
+const HEX_SHA256: usize = 64;
+
+/// A request to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Run work. The payload follows, if it has at most [`MAX_PIECE`] bytes.
+    Submit(Manifest),
+    /// A piece of a payload, which follows.
+    Payload {
+        /// The unit.
+        unit: String,
+        /// Its place in the payload.
+        offset: u64,
+    },
+    /// Send output from these offsets of stdout and stderr on, and the end.
+    Results {
+        /// The unit.
+        unit: String,
+        /// The offsets.
+        from: [u64; 2],
+        /// Signature, if the work was signed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signature: Option<String>,
+    },
+    /// Output up to these offsets of stdout and stderr has come.
+    Ack {
+        /// The unit.
+        unit: String,
+        /// The offsets.
+        at: [u64; 2],
+    },
+    /// End the unit.
+    Cancel(Target),
+    /// End the unit if it still runs, and delete what is kept of it.
+    Release(Target),
+    /// Tell the state of the unit.
+    Status(Target),
+}
+
+/// The unit of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its id.
+    pub unit: String,
+    /// Signature, if the work was signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+/// Work that is submitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Id of the unit, which the submitter chooses.
+    pub unit: String,
+    /// The work type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Words for the command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub params: Vec<String>,
+    /// Names and values for the environment of the command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<(String, String)>,
+    /// Who submits it: `user@host`.
+    pub submitter: String,
+    /// Length of the payload, bytes.
+    pub length: u64,
+    /// SHA-256 of the payload, hexadecimal.
+    pub sha256: String,
+    /// From when on the work must not be accepted any more, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
+    /// Signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl Manifest {
+    /// Returns whether the payload follows the header.
+    #[must_use]
+    pub const fn is_inline(&self) -> bool {
+        self.length <= MAX_PIECE as u64
+    }
+
+    /// Returns the parameters.
+    #[must_use]
+    pub fn parameters(&self) -> Params {
+        Params {
+            words: self.params.clone(),
+            named: self.variables.clone(),
+        }
+    }
+
+    /// Returns what a signature names of it.
+    #[must_use]
+    pub fn signed(&self) -> signature::Work {
+        let mut context = Context::new(&SHA256);
+        let mut part = |bytes: &[u8]| {
+            // The length keeps parts separate.
+            context.update(&(bytes.len() as u64).to_be_bytes());
+            context.update(bytes);
+        };
+        part(&(self.params.len() as u64).to_be_bytes());
+        self.params.iter().for_each(|word| part(word.as_bytes()));
+        for (name, value) in &self.variables {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+        signature::Work {
+            kind: self.kind.clone(),
+            params: hex(context.finish().as_ref()),
+            length: self.length,
+            sha256: self.sha256.clone(),
+        }
+    }
+}
+
+impl Request {
+    /// Returns the unit that it is about.
+    #[must_use]
+    pub fn unit(&self) -> &str {
+        match self {
+            Self::Submit(manifest) => &manifest.unit,
+            Self::Payload { unit, .. } | Self::Results { unit, .. } | Self::Ack { unit, .. } => {
+                unit
+            }
+            Self::Cancel(target) | Self::Release(target) | Self::Status(target) => &target.unit,
+        }
+    }
+
+    /// Returns what a signature must allow, and the signature. `None` if the request continues one
+    /// that was allowed.
+    #[must_use]
+    pub fn allowance(&self, node: &str, reply: &str) -> Option<(signature::Request, Option<&str>)> {
+        let (op, signature, work) = match self {
+            Self::Submit(manifest) => {
+                let work = Some(manifest.signed());
+                (Operation::Submit, &manifest.signature, work)
+            }
+            Self::Results { signature, .. } => (Operation::Results, signature, None),
+            Self::Status(target) => (Operation::Results, &target.signature, None),
+            Self::Cancel(target) => (Operation::Cancel, &target.signature, None),
+            Self::Release(target) => (Operation::Release, &target.signature, None),
+            Self::Payload { .. } | Self::Ack { .. } => return None,
+        };
+        let request = signature::Request {
+            op,
+            unit: self.unit().to_owned(),
+            aud: node.to_owned(),
+            reply: reply.to_owned(),
+            work,
+        };
+        Some((request, signature.as_deref()))
+    }
+
+    /// Sets the signature.
+    pub fn sign(&mut self, token: String) {
+        match self {
+            Self::Submit(Manifest { signature, .. })
+            | Self::Results { signature, .. }
+            | Self::Cancel(Target { signature, .. })
+            | Self::Release(Target { signature, .. })
+            | Self::Status(Target { signature, .. }) => *signature = Some(token),
+            Self::Payload { .. } | Self::Ack { .. } => {}
+        }
+    }
+
+    /// Checks what the type does not say. `body` is the number of bytes that follow.
+    fn check(&self, body: u64) -> Result<(), String> {
+        let unit = self.unit();
+        if ulid::Ulid::from_string(unit).is_err() || unit.bytes().any(|b| b.is_ascii_lowercase()) {
+            return Err("its unit is no ULID".into());
+        }
+        match self {
+            Self::Submit(manifest) => {
+                let sha256 = &manifest.sha256;
+                let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+                if sha256.len() != HEX_SHA256 || !sha256.bytes().all(is_hex) {
+                    return Err("its sha256 is no SHA-256 in hexadecimal digits".into());
+                }
+                let expected = match manifest.is_inline() {
+                    true => manifest.length,
+                    false => 0,
+                };
+                match body == expected {
+                    true => Ok(()),
+                    false => Err(format!("{body} bytes follow it, and not {expected}")),
+                }
+            }
+            Self::Payload { .. } if body == 0 => Err("no bytes follow it".into()),
+            Self::Payload { .. } => Ok(()),
+            _ if body > 0 => Err("bytes follow it".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An answer of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The work is on disk and runs once, now or later.
+    Accepted {
+        /// The unit.
+        unit: String,
+    },
+    /// The request is refused.
+    Refused {
+        /// The unit.
+        unit: String,
+        /// Exit code for the requester.
+        code: u8,
+        /// Cause, for people.
+        error: String,
+    },
+    /// The payload is here up to this offset. The submitter sends up to [`super::WINDOW`] bytes more.
+    Want {
+        /// The unit.
+        unit: String,
+        /// The offset.
+        offset: u64,
+    },
+    /// The node knows nothing of the payload, of which a piece came: it was started anew. The
+    /// submitter begins again.
+    Lost {
+        /// The unit.
+        unit: String,
+    },
+    /// Output, which follows.
+    Output {
+        /// The unit.
+        unit: String,
+        /// The stream.
+        stream: StreamName,
+        /// Its place in the stream.
+        offset: u64,
+    },
+    /// Output that was dropped, because there was too much.
+    Gap {
+        /// The unit.
+        unit: String,
+        /// The stream.
+        stream: StreamName,
+        /// Its place in the stream.
+        offset: u64,
+        /// Number of missing bytes; `None` if all from here on are missing.
+        bytes: Option<u64>,
+    },
+    /// The unit has ended, and its output was sent.
+    End(End),
+    /// The state of the unit.
+    State(State),
+    /// A cancel or release has this result.
+    Done {
+        /// The unit.
+        unit: String,
+        /// The result.
+        result: Done,
+    },
+}
+
+/// A stream of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamName {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl StreamName {
+    /// Both, in the order of pairs.
+    pub const BOTH: [Self; 2] = [Self::Stdout, Self::Stderr];
+}
+
+/// State of a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The unit.
+    pub unit: String,
+    /// Its work type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its state: `pending`, `running`, `succeeded`, `failed` or `canceled`.
+    pub state: String,
+    /// The same, for people.
+    pub detail: String,
+    /// Exit code, 128 and more for a signal, if its command has ended.
+    pub code: Option<u8>,
+    /// Who has submitted it.
+    pub submitter: String,
+}
+
+/// End of a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Its last state.
+    pub state: State,
+    /// Lengths of stdout and stderr, bytes, with what was dropped.
+    pub lengths: [u64; 2],
+    /// SHA-256 of stdout and stderr, hexadecimal, without what was dropped.
+    pub sha256: [String; 2],
+}
+
+/// Result of a cancel or release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Done {
+    /// The command gets its signal.
+    Canceled,
+    /// It had ended before.
+    Ended,
+    /// It is deleted, or will be when it has ended.
+    Released,
+    /// The node knows no such unit: it has none to end or to delete.
+    Unknown,
+}
+
+impl Answer {
+    /// Returns the unit that it is about.
+    #[must_use]
+    pub fn unit(&self) -> &str {
+        match self {
+            Self::Accepted { unit }
+            | Self::Lost { unit }
+            | Self::Refused { unit, .. }
+            | Self::Want { unit, .. }
+            | Self::Output { unit, .. }
+            | Self::Gap { unit, .. }
+            | Self::Done { unit, .. } => unit,
+            Self::End(end) => &end.state.unit,
+            Self::State(state) => &state.unit,
+        }
+    }
+}
+
+/// Returns the message with `header`, followed by `body`.
+#[must_use]
+pub fn write(header: &impl Serialize, body: &[u8]) -> Bytes {
+    // The headers have no maps with other keys than strings, and nothing else fails.
+    let header = serde_json::to_vec(header).unwrap_or_default();
+    let mut message = BytesMut::with_capacity(header.len() + 1 + body.len());
+    message.put_slice(&header);
+    message.put_u8(b'\n');
+    message.put_slice(body);
+    message.freeze()
+}
+
+fn read<T: DeserializeOwned>(message: &Bytes) -> Result<(T, Bytes), String> {
+    let end = message
+        .iter()
+        .take(MAX_HEADER + 1)
+        .position(|b| *b == b'\n');
+    let end = end.ok_or_else(|| format!("it has no line of at most {MAX_HEADER} bytes"))?;
+    let header = message.get(..end).unwrap_or_default();
+    let header = serde_json::from_slice(header).map_err(|e| format!("its header is wrong: {e}"))?;
+    let body = message.slice(end + 1..);
+    match body.len() > MAX_PIECE {
+        true => Err(format!("more than {MAX_PIECE} bytes follow its header")),
+        false => Ok((header, body)),
+    }
+}
+
+/// Reads a request, and the bytes that follow its header.
+///
+/// # Errors
+/// A text for the requester.
+pub fn read_request(message: &Bytes) -> Result<(Request, Bytes), String> {
+    let (request, body) = read::<Request>(message)?;
+    request.check(body.len() as u64)?;
+    Ok((request, body))
+}
+
+/// Reads an answer, and the bytes that follow its header.
+///
+/// # Errors
+/// A text for people.
+pub fn read_answer(message: &Bytes) -> Result<(Answer, Bytes), String> {
+    read(message)
+}

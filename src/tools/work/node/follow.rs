@@ -1,0 +1,185 @@
+//! Output of a unit as it comes.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ring::digest::{Context, SHA256};
+use tokio::time::Instant;
+
+use crate::error::{Error, Kind, Result};
+use crate::model::remote::assembly::{Assembly, Piece};
+use crate::model::remote::wire::{Answer, End, Request, StreamName};
+use crate::model::signature::hex;
+use crate::model::text::printable;
+use crate::os::logging::say;
+use crate::tools::work::node::dialog::{Dialog, Heard};
+
+/// Time without a limit: a run may take days.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// What of the output is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// Both streams, each on ours.
+    Both,
+    /// Both streams on stdout.
+    Merged,
+    /// One stream on stdout.
+    One(StreamName),
+}
+
+impl Show {
+    fn write(self, stream: StreamName, bytes: &[u8]) -> Result<()> {
+        let to_stderr = match self {
+            Self::Both => stream == StreamName::Stderr,
+            Self::One(one) if one != stream => return Ok(()),
+            Self::One(_) | Self::Merged => false,
+        };
+        let written = match to_stderr {
+            true => io::stderr().lock().write_all(bytes),
+            false => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+        };
+        written
+            .inspect_err(crate::tools::ended_by_reader)
+            .map_err(|e| Error::cannot_create(format!("write the output: {e}")))
+    }
+}
+
+/// A stream that comes.
+struct Coming {
+    pieces: Assembly,
+    digest: Context,
+    /// Whether the rest is missing at the node.
+    is_cut: bool,
+}
+
+/// Prints the output of the unit as it comes, and returns its end.
+///
+/// # Errors
+/// When the node refuses, or the output cannot be written.
+pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
+    let coming = || Coming {
+        pieces: Assembly::default(),
+        digest: Context::new(&SHA256),
+        is_cut: false,
+    };
+    let mut streams = [coming(), coming()];
+    let at = |streams: &[Coming; 2]| {
+        let [stdout, stderr] = streams;
+        [stdout.pieces.offset(), stderr.pieces.offset()]
+    };
+    let unit = dialog.unit.to_owned();
+    let request = |from| Request::Results {
+        unit: unit.clone(),
+        from,
+        signature: None,
+    };
+    let patience = Instant::now() + FOR_EVER;
+    let mut first = Instant::now() + dialog.node.timeout;
+    // Whether the node was told since something new came that we have what it sends.
+    let mut repeated = false;
+    // Whether output was asked for since something new came.
+    let mut asked = dialog.send(request([0, 0]), b"", None)?;
+    loop {
+        let (answer, body) = match dialog.next(first).await? {
+            Heard::Online | Heard::Back => {
+                asked = dialog.send(request(at(&streams)), b"", None)?;
+                continue;
+            }
+            // A unit that says nothing sends nothing.
+            Heard::Late => {
+                first = patience;
+                continue;
+            }
+            Heard::Answer(answer, body) => (answer, body),
+        };
+        first = patience;
+        match answer {
+            Answer::Output { stream, offset, .. } => {
+                let Some(coming) = streams.get_mut(stream as usize) else {
+                    continue;
+                };
+                match coming.pieces.take(offset, body) {
+                    Piece::Next(bytes) => {
+                        (asked, repeated) = (false, false);
+                        coming.digest.update(&bytes);
+                        show.write(stream, &bytes)?;
+                    }
+                    Piece::Known if !repeated => {
+                        // An earlier request was delivered late. The node goes on from here.
+                        repeated = true;
+                        let (unit, at) = (unit.clone(), at(&streams));
+                        dialog.send(Request::Ack { unit, at }, b"", None)?;
+                    }
+                    Piece::Known => {}
+                    Piece::Early if !asked => {
+                        asked = dialog.send(request(at(&streams)), b"", None)?;
+                    }
+                    Piece::Early => {}
+                }
+            }
+            Answer::Gap {
+                stream,
+                offset,
+                bytes,
+                ..
+            } => {
+                let Some(coming) = streams.get_mut(stream as usize) else {
+                    continue;
+                };
+                match bytes {
+                    Some(bytes) if coming.pieces.skip(offset, bytes) => {
+                        say(&format!("{bytes} bytes were dropped here"));
+                    }
+                    Some(_) => {}
+                    None if !std::mem::replace(&mut coming.is_cut, true) => {
+                        say("the rest was dropped here");
+                    }
+                    None => {}
+                }
+            }
+            Answer::End(end) => {
+                let whole = streams.iter().zip(&end.lengths);
+                let mut whole = whole
+                    .map(|(coming, length)| coming.is_cut || coming.pieces.offset() == *length);
+                if !whole.all(|whole| whole) {
+                    asked = dialog.send(request(at(&streams)), b"", None)?;
+                    continue;
+                }
+                for (coming, sha256) in streams.iter().zip(&end.sha256) {
+                    let digest = hex(coming.digest.clone().finish().as_ref());
+                    if !coming.is_cut && digest != *sha256 {
+                        return Err(Error::data(format!(
+                            "read output of unit {unit}: its SHA-256 is not that of the node"
+                        )));
+                    }
+                }
+                return Ok(end);
+            }
+            Answer::Refused { code, error, .. } => {
+                return Err(dialog.refused("read output", code, &error));
+            }
+            _ => {}
+        }
+        if streams.iter_mut().any(|coming| coming.pieces.is_ack_due()) {
+            let (unit, at) = (unit.clone(), at(&streams));
+            dialog.send(Request::Ack { unit, at }, b"", None)?;
+        }
+    }
+}
+
+/// Returns the exit code of a unit that has ended.
+pub fn exit(end: &End) -> ExitCode {
+    match end.state.code {
+        Some(code) => ExitCode::from(code),
+        None => {
+            let (unit, detail) = (&end.state.unit, printable(&end.state.detail, 500));
+            say(&format!("unit {unit}: {detail}"));
+            ExitCode::from(Kind::NoCode.exit_code())
+        }
+    }
+}

@@ -1,0 +1,833 @@
+//! Work on another node: over the broker, without a client on this host.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tael::model::remote::wire::{self, Answer, Done, Manifest, Request, Target};
+use tael::model::signature::{self, Claims, Signer, hex};
+
+use crate::common::raw::{Raw, publish_with, request_properties};
+use crate::common::{Process, Setup, World, ended, ran, ran_with, refuses, wait_until};
+
+const NODE: &str = "lab/infrastructure/pipelines/node7";
+
+/// Work types of the node.
+const TYPES: &str = r#"
+[[work]]
+type = "cat"
+command = "sh -c 'echo run >>$OUT/runs; cat'"
+max-output = 0
+
+[[work]]
+type = "both"
+command = "sh -c 'echo out; echo err >&2; exit 3'"
+
+[[work]]
+type = "wait"
+command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sleep 0.02; done; echo done'"
+
+[[work]]
+type = "words"
+command = "printf '%s.'"
+params = true
+"#;
+
+/// Starts the node with these work types, and `more` in its file.
+fn node_with(world: &World, types: &str, change: impl Fn(&mut Command)) -> Process {
+    let config = world.path("node7.toml");
+    fs::write(&config, types).expect("config");
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "node7", "--root", "lab", "--config"])
+        .arg(&config);
+    change(&mut command);
+    world.online("node7", command)
+}
+
+fn node(world: &World) -> Process {
+    node_with(world, TYPES, |_| {})
+}
+
+/// Returns `tael work VERB` for the node.
+fn work(world: &World, verb: &str, words: &[&str]) -> Command {
+    let mut command = world.tael(["work", verb, "--node", "node7", "--root", "lab"]);
+    if verb == "submit" {
+        command.arg("--direct");
+    }
+    command.args(words).env("TAEL_LOG", "warn");
+    command
+}
+
+fn submit(world: &World, words: &[&str]) -> Command {
+    work(world, "submit", words)
+}
+
+fn state(world: &World, unit: &str) -> Value {
+    let (code, out, stderr) = ran(&mut work(world, "status", &[unit, "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    serde_json::from_str(&out).expect("json")
+}
+
+fn new_id() -> String {
+    ulid::Ulid::generate().to_string()
+}
+
+/// Returns bytes that compress badly, the same for the same `size`.
+fn noise(size: usize) -> Vec<u8> {
+    let mut number = 7_u64;
+    let mut next = || {
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        number.to_le_bytes()[0]
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+#[test]
+fn work_on_another_node_runs_and_its_output_and_code_come_back() {
+    let world = World::new();
+    let node = node(&world);
+    let (code, out, stderr) = ran(&mut submit(&world, &["-f", "both"]));
+    assert_eq!((code, &*out, &*stderr), (3, "out\n", "err\n"));
+    let (code, out, _) = ran(&mut submit(&world, &["-f", "cat", "-l", "hello"]));
+    assert_eq!((code, &*out), (0, "hello\n"));
+    let (code, out, _) = ran(&mut submit(&world, &["-f", "words", "a b", "$(id)"]));
+    assert_eq!((code, &*out), (0, "a b.$(id)."));
+    node.stop();
+}
+
+#[test]
+fn a_payload_in_pieces_and_its_output_come_byte_for_byte() {
+    let world = World::new();
+    let node = node(&world);
+    let bytes = noise(5_000_000);
+    fs::write(world.path("payload"), &bytes).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let output = submit(&world, &["-f", "cat", "-p", path])
+        .output()
+        .expect("submit");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+    // Standard input can be read once only.
+    let mut command = submit(&world, &["-f", "cat", "-p", "-"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    let mut stdin = child.stdin.take().expect("stdin");
+    let piece = bytes[..300_000].to_vec();
+    std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &piece));
+    let output = child.wait_with_output().expect("wait");
+    assert!(
+        output.stdout == bytes[..300_000],
+        "{} bytes",
+        output.stdout.len()
+    );
+    assert_eq!(world.lines("runs").len(), 2);
+    node.stop();
+}
+
+#[test]
+fn the_same_id_is_the_same_unit_and_other_work_under_it_is_refused() {
+    let world = World::new();
+    let node = node(&world);
+    let unit = new_id();
+    for _ in 0..2 {
+        let (code, out, stderr) = ran(&mut submit(&world, &["cat", "-l", "a", "--id", &unit]));
+        assert_eq!((code, out.trim()), (0, &*unit), "{stderr}");
+    }
+    refuses(
+        &mut submit(&world, &["cat", "-l", "b", "--id", &unit]),
+        65,
+        "other work has this id",
+    );
+    refuses(
+        &mut submit(&world, &["both", "--id", &unit]),
+        65,
+        "other work has this id",
+    );
+    let (code, out, _) = ran(&mut work(&world, "results", &["-f", &unit]));
+    assert_eq!((code, &*out), (0, "a\n"));
+    assert_eq!(world.lines("runs").len(), 1);
+    // The id of a unit that was released stays its own.
+    let (code, _, stderr) = ran(&mut work(&world, "release", &[&unit]));
+    assert_eq!(code, 0, "{stderr}");
+    wait_until("it is released", || {
+        ran(&mut work(&world, "status", &[&unit])).0 == 65
+    });
+    refuses(
+        &mut submit(&world, &["cat", "-l", "b", "--id", &unit]),
+        65,
+        "other work has this id",
+    );
+    ran(&mut submit(&world, &["cat", "-l", "a", "--id", &unit]));
+    // What is submitted now runs after all of that.
+    let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
+    assert_eq!(code, 0);
+    assert_eq!(world.lines("runs").len(), 2);
+    node.stop();
+}
+
+#[test]
+fn a_unit_is_looked_at_canceled_and_released_from_anywhere() {
+    let world = World::new();
+    let node = node(&world);
+    let (code, out, stderr) = ran(&mut submit(&world, &["wait", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    let submitted: Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(submitted["node"], "node7");
+    let unit = submitted["unit"].as_str().expect("unit");
+    wait_until("it runs", || state(&world, unit)["state"] == "running");
+    assert_eq!(state(&world, unit)["type"], "wait");
+    let early = &mut work(&world, "results", &[unit]);
+    refuses(early, 125, "has not ended: it is running");
+    let followed = work(&world, "results", &["-f", unit])
+        .stdout(Stdio::piped())
+        .spawn();
+    let followed = followed.expect("spawn");
+    let (code, _, stderr) = ran(&mut work(&world, "cancel", &[unit]));
+    assert_eq!(code, 0, "{stderr}");
+    // The output of a canceled unit ends.
+    let (code, out, stderr) = ended(followed);
+    assert_eq!((code, &*out), (128 + 15, "begun\n"), "{stderr}");
+    assert_eq!(state(&world, unit)["state"], "canceled");
+    refuses(&mut work(&world, "cancel", &[unit]), 65, "it has ended");
+    refuses(
+        &mut work(&world, "cancel", &[&new_id()]),
+        65,
+        "knows no such unit",
+    );
+    let (code, _, stderr) = ran(&mut work(&world, "release", &[unit]));
+    assert_eq!((code, &*stderr), (0, ""));
+    wait_until("it is released", || {
+        ran(&mut work(&world, "status", &[unit])).0 == 65
+    });
+    // What is gone needs no release.
+    let (code, _, stderr) = ran(&mut work(&world, "release", &[unit]));
+    assert!(
+        code == 0 && stderr.contains("knows no such unit"),
+        "{stderr}"
+    );
+    node.stop();
+}
+
+#[test]
+fn a_unit_is_released_with_its_run() {
+    let world = World::new();
+    let node = node(&world);
+    let (_, out, _) = ran(&mut submit(&world, &["wait"]));
+    let unit = out.trim();
+    wait_until("it runs", || world.lines("runs").len() == 1);
+    let (code, _, stderr) = ran(&mut work(&world, "release", &[unit]));
+    assert_eq!(code, 0, "{stderr}");
+    wait_until("it is released", || {
+        ran(&mut work(&world, "status", &[unit])).0 == 65
+    });
+    let (code, ..) = ran(&mut submit(&world, &["-f", "--rm", "both"]));
+    assert_eq!(code, 3);
+    wait_until("both are released", || {
+        let (_, out, _) = ran(&mut world.tael(["work", "list", "--json"]));
+        out.trim() == "[]"
+    });
+    node.stop();
+}
+
+#[test]
+fn what_a_node_does_not_take_is_refused_in_the_call() {
+    let world = World::new();
+    let types =
+        format!("{TYPES}\n[[work]]\ntype = 'small'\ncommand = 'cat'\nmax-stdin = 3\nqueue = 1\n");
+    let node = node_with(&world, &types, |_| {});
+    refuses(
+        &mut submit(&world, &["nothing"]),
+        65,
+        "unknown work type nothing",
+    );
+    refuses(
+        &mut submit(&world, &["cat", "word"]),
+        65,
+        "extra params provided but not allowed",
+    );
+    refuses(
+        &mut submit(&world, &["cat", "--param", "a=b"]),
+        65,
+        "extra params",
+    );
+    refuses(
+        &mut submit(&world, &["small", "-l", "abc"]),
+        65,
+        "the payload has 4 bytes",
+    );
+    let key = key(&world, "ed25519");
+    refuses(
+        &mut submit(&world, &["cat", "--signing-key", &key]),
+        65,
+        "did not expect a signature",
+    );
+    refuses(
+        &mut work(&world, "status", &[&new_id()]),
+        65,
+        "unknown work unit ID",
+    );
+    refuses(
+        &mut work(&world, "results", &[&new_id()]),
+        125,
+        "unknown work unit ID",
+    );
+    refuses(&mut work(&world, "status", &["M1XCD"]), 64, "no whole id");
+    let mut other = world.tael([
+        "work", "submit", "--node", "node8", "--root", "lab", "--direct",
+    ]);
+    other
+        .args(["cat", "--timeout", "500ms"])
+        .env("TAEL_LOG", "warn");
+    let (code, _, stderr) = ran(&mut other);
+    // The embedded broker tells that nobody listens.
+    assert!([69, 75].contains(&code), "{code} {stderr}");
+    assert_eq!(world.lines("runs").len(), 0);
+    node.stop();
+}
+
+#[test]
+fn a_cancel_that_overtakes_its_submission_wins() {
+    let world = World::new();
+    let node = node(&world);
+    let unit = new_id();
+    refuses(
+        &mut work(&world, "cancel", &[&unit]),
+        65,
+        "knows no such unit",
+    );
+    let mut late = submit(&world, &["cat", "-l", "a", "--id", &unit]);
+    refuses(&mut late, 65, "it was canceled");
+    // In the middle of its payload.
+    let mut forger = Forger::new(&world, "ann");
+    let payload = noise(200_000);
+    let manifest = manifest("cat", &payload);
+    let unit = manifest.unit.clone();
+    let want = forger.ask(&wire::write(&Request::Submit(manifest), b""));
+    assert!(matches!(want, Answer::Want { offset: 0, .. }), "{want:?}");
+    refuses(
+        &mut work(&world, "cancel", &[&unit]),
+        65,
+        "knows no such unit",
+    );
+    let refused = forger.refused(&wire::write(
+        &Request::Payload { unit, offset: 0 },
+        &payload[..9],
+    ));
+    assert!(refused.contains("canceled"), "{refused}");
+    let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
+    assert_eq!(code, 0);
+    assert_eq!(world.lines("runs").len(), 1);
+    node.stop();
+}
+
+// --- Kills and cuts ---
+
+#[test]
+fn output_goes_on_after_its_node_was_killed() {
+    let world = World::new();
+    let client = node(&world);
+    let followed = submit(&world, &["-f", "wait"])
+        .stdout(Stdio::piped())
+        .spawn();
+    let followed = followed.expect("spawn");
+    wait_until("it runs", || world.lines("runs").len() == 1);
+    client.kill();
+    let client = node(&world);
+    fs::write(world.path("go"), "").expect("go");
+    let (code, out, stderr) = ended(followed);
+    assert_eq!((code, &*out), (0, "begun\ndone\n"), "{stderr}");
+    assert_eq!(world.lines("runs").len(), 1);
+    client.stop();
+}
+
+#[test]
+fn a_node_that_is_killed_at_any_step_runs_work_once() {
+    let payload = noise(200_000);
+    for step in [
+        "commit.before",
+        "commit.after",
+        "upload.before",
+        "upload.after",
+        "spawn.before",
+        "spawn.after",
+        "settle.before",
+        "settle.after",
+    ] {
+        let world = World::new();
+        fs::write(world.path("payload"), &payload).expect("payload");
+        let mut client = node_with(&world, TYPES, |command| {
+            command.env("TAEL_FAILPOINT", step);
+        });
+        let path = world.path("payload");
+        let path = path.to_str().expect("path");
+        let mut command = submit(&world, &["-f", "cat", "-p", path]);
+        let submitter = command.stdout(Stdio::piped()).spawn().expect("spawn");
+        assert_eq!(client.wait(), 128 + 9, "{step}: {}", client.log_text());
+        let client = node(&world);
+        let output = submitter.wait_with_output().expect("wait");
+        assert!(output.status.success(), "{step}: {output:?}");
+        assert!(
+            output.stdout == payload,
+            "{step}: {} bytes",
+            output.stdout.len()
+        );
+        let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
+        assert_eq!(code, 0, "{step}");
+        assert_eq!(world.lines("runs").len(), 2, "{step}");
+        client.stop();
+    }
+}
+
+#[test]
+fn output_is_whole_when_the_broker_is_restarted_in_the_middle() {
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let client = node(&world);
+    let bytes = noise(8_000_000);
+    fs::write(world.path("payload"), &bytes).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let out = fs::File::create(world.path("out")).expect("out");
+    let mut command = submit(&world, &["-f", "cat", "-p", path]);
+    let mut submitter = world.spawn({
+        command.stdout(out);
+        command
+    });
+    for size in [1, 2_000_000] {
+        wait_until("output comes", || {
+            let size_of = |meta: fs::Metadata| meta.len();
+            fs::metadata(world.path("out")).map_or(0, size_of) >= size
+        });
+        world.broker.stop();
+        world.broker.restart();
+    }
+    assert_eq!(submitter.wait(), 0, "{}", submitter.log_text());
+    assert!(fs::read(world.path("out")).expect("out") == bytes);
+    assert_eq!(world.lines("runs").len(), 1);
+    client.stop();
+}
+
+#[test]
+fn a_submitter_that_was_killed_attaches_again() {
+    let world = World::new();
+    let client = node(&world);
+    let unit = new_id();
+    let mut command = submit(&world, &["-f", "wait", "--id", &unit]);
+    command.stdout(Stdio::null());
+    let submitter = world.spawn(command);
+    wait_until("it runs", || world.lines("runs").len() == 1);
+    submitter.kill();
+    fs::write(world.path("go"), "").expect("go");
+    let (code, out, _) = ran(&mut submit(&world, &["-f", "wait", "--id", &unit]));
+    assert_eq!((code, &*out), (0, "begun\ndone\n"));
+    let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
+    assert_eq!(code, 0);
+    assert_eq!(world.lines("runs").len(), 2);
+    client.stop();
+}
+
+#[test]
+fn dropped_output_is_told() {
+    let world = World::new();
+    let types = "[[work]]\ntype = 'cat'\ncommand = 'cat'\nmax-output = 100000\n";
+    let client = node_with(&world, types, |_| {});
+    let bytes = noise(3_000_000);
+    fs::write(world.path("payload"), &bytes).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let mut command = submit(&world, &["cat", "-p", path]);
+    let (_, out, stderr) = ran(&mut command);
+    let unit = out.trim();
+    wait_until(&format!("it ends: {stderr}"), || {
+        state(&world, unit)["state"] == "succeeded"
+    });
+    let output = work(&world, "results", &[unit]).output().expect("results");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && stderr.contains("bytes were dropped here"),
+        "{stderr}"
+    );
+    let (head, tail) = output.stdout.split_at(output.stdout.len() / 2);
+    assert!(bytes.starts_with(&head[..40_000]) && bytes.ends_with(&tail[tail.len() - 40_000..]));
+    client.stop();
+}
+
+// --- Signatures ---
+
+fn fixture(name: &str) -> String {
+    format!(
+        "{}/tests/fixtures/keys/{name}.pem",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
+/// Returns a private key in a file that only we can read.
+fn key(world: &World, name: &str) -> String {
+    let path = world.path(name);
+    fs::copy(fixture(name), &path).expect("key");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("mode");
+    path.to_str().expect("path").to_owned()
+}
+
+fn signer(name: &str) -> Signer {
+    Signer::from_pem(&fs::read(fixture(name)).expect("key")).expect("key")
+}
+
+/// Starts a node that takes signed work only, by two keys.
+fn signed_node(world: &World) -> Process {
+    let keys = [fixture("rsa-pkcs1.pub"), fixture("ed25519.pub")];
+    let types = format!(
+        "[verify]\nkeys = {keys:?}\n{}\n[[work]]\ntype = 'other'\ncommand = 'true'\nsigned = 'required'\n",
+        TYPES.replace("max-output = 0", "signed = 'required'")
+    );
+    node_with(world, &types, |_| {})
+}
+
+#[test]
+fn signed_work_runs_and_needs_a_signature_for_everything() {
+    let world = World::new();
+    let node = signed_node(&world);
+    refuses(&mut submit(&world, &["cat"]), 77, "a signature is required");
+    for key in ["rsa-pkcs1", "ed25519"] {
+        let key = self::key(&world, key);
+        let signed = ["--signing-key", &*key];
+        let (code, out, stderr) = ran(&mut submit(
+            &world,
+            &["cat", "-l", "a", signed[0], signed[1]],
+        ));
+        assert_eq!(code, 0, "{stderr}");
+        let unit = out.trim();
+        for (verb, code) in [
+            ("status", 77),
+            ("results", 125),
+            ("cancel", 77),
+            ("release", 77),
+        ] {
+            refuses(
+                &mut work(&world, verb, &[unit]),
+                code,
+                "a signature is required",
+            );
+        }
+        let (code, out, stderr) = ran(&mut work(
+            &world,
+            "results",
+            &["-f", unit, signed[0], signed[1]],
+        ));
+        assert_eq!((code, &*out), (0, "a\n"), "{stderr}");
+        let (code, _, stderr) = ran(&mut work(&world, "release", &[unit, signed[0], signed[1]]));
+        assert_eq!(code, 0, "{stderr}");
+    }
+    let stranger = key(&world, "rsa-pkcs8");
+    let mut foreign = submit(&world, &["cat", "--signing-key", &stranger]);
+    refuses(&mut foreign, 77, "not among those of [verify] keys");
+    assert_eq!(world.lines("runs").len(), 2);
+    node.stop();
+}
+
+#[test]
+fn the_signing_key_may_stand_in_a_file() {
+    let world = World::new();
+    let node = signed_node(&world);
+    let config = world.path("submitter.toml");
+    let key = key(&world, "ed25519");
+    fs::write(&config, format!("[signing]\nkey = '{key}'\n")).expect("config");
+    let config = config.to_str().expect("path");
+    let (code, out, stderr) = ran(&mut submit(
+        &world,
+        &["--config", config, "--sign", "-f", "cat", "-l", "a"],
+    ));
+    assert_eq!((code, &*out), (0, "a\n"), "{stderr}");
+    refuses(
+        &mut submit(&world, &["--sign", "cat"]),
+        78,
+        "there is no key",
+    );
+    node.stop();
+}
+
+/// A requester that writes its messages itself.
+struct Forger {
+    raw: Raw,
+    reply: String,
+    next: u16,
+}
+
+impl Forger {
+    fn new(world: &World, name: &str) -> Self {
+        let mut raw = Raw::connect(world.broker.port());
+        let reply = format!("{NODE}/reply/{name}");
+        raw.subscribe(&reply);
+        Self {
+            raw,
+            reply,
+            next: 100,
+        }
+    }
+
+    fn send(&mut self, message: &[u8]) {
+        self.next += 1;
+        let properties = request_properties(&self.reply, b"");
+        let topic = format!("{NODE}/work");
+        let packet = publish_with(
+            topic.as_bytes(),
+            message,
+            Some(self.next),
+            &properties,
+            false,
+        );
+        self.raw.send(&packet);
+    }
+
+    fn ask(&mut self, message: &[u8]) -> Answer {
+        self.send(message);
+        let reply = self.reply.clone();
+        let heard = self.raw.hear("the answer", |m| m.topic == reply);
+        let (answer, _) = wire::read_answer(&Bytes::from(heard.payload)).expect("answer");
+        answer
+    }
+
+    /// Asks, and returns the cause of the refusal.
+    #[track_caller]
+    fn refused(&mut self, message: &[u8]) -> String {
+        match self.ask(message) {
+            Answer::Refused { error, .. } => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
+}
+
+fn manifest(kind: &str, payload: &[u8]) -> Manifest {
+    Manifest {
+        unit: new_id(),
+        kind: kind.into(),
+        params: Vec::new(),
+        variables: Vec::new(),
+        submitter: "ann@host".into(),
+        length: payload.len() as u64,
+        sha256: sha256(payload),
+        expires: None,
+        signature: None,
+    }
+}
+
+/// Returns the request with a token, whose claims were changed.
+fn signed(
+    key: &str,
+    mut request: Request,
+    reply: &str,
+    change: impl FnOnce(&mut Claims),
+) -> Request {
+    let now = jiff::Timestamp::now().as_second();
+    let (asked, _) = request.allowance("node7", reply).expect("signed");
+    let mut claims = Claims {
+        request: asked,
+        iat: now,
+        exp: now + 600,
+        jti: new_id(),
+    };
+    change(&mut claims);
+    request.sign(signature::sign(&signer(key), &claims).expect("sign"));
+    request
+}
+
+#[test]
+fn forged_signatures_are_refused_in_the_call() {
+    let world = World::new();
+    let node = signed_node(&world);
+    let mut forger = Forger::new(&world, "ann");
+    let reply = forger.reply.clone();
+    let submit = || Request::Submit(manifest("cat", b"a"));
+    type Change = fn(&mut Claims);
+    let forged: [(&str, &str, Change); 9] = [
+        ("rsa-pkcs8", "not among those", |_| {}),
+        ("ed25519", "another node", |c| {
+            c.request.aud = "node8".into()
+        }),
+        ("ed25519", "another operation", |c| {
+            c.request.op = signature::Operation::Cancel
+        }),
+        ("ed25519", "another unit", |c| c.request.unit = new_id()),
+        ("ed25519", "another requester", |c| c.request.reply += "x"),
+        ("ed25519", "another work type", |c| {
+            c.request.work.as_mut().expect("work").kind = "other".into();
+        }),
+        ("ed25519", "another payload", |c| {
+            c.request.work.as_mut().expect("work").sha256 = sha256(b"b");
+        }),
+        ("ed25519", "compare the clocks", |c| c.exp = c.iat - 61),
+        ("ed25519", "compare the clocks", |c| c.iat += 3600),
+    ];
+    for (key, cause, change) in forged {
+        let request = signed(key, submit(), &reply, change);
+        let refused = forger.refused(&wire::write(&request, b"a"));
+        assert!(refused.contains(cause), "{cause}: {refused}");
+    }
+    // alg: none
+    let request = signed("ed25519", submit(), &reply, |_| {});
+    let Request::Submit(whole) = &request else {
+        panic!("{request:?}");
+    };
+    let token = whole.signature.clone().expect("token");
+    let mut parts = token.split('.');
+    let (_, claims) = (parts.next(), parts.next().expect("claims"));
+    let unsigned = Request::Submit(Manifest {
+        signature: Some(format!("eyJhbGciOiJub25lIiwia2lkIjoieCJ9.{claims}.")),
+        ..whole.clone()
+    });
+    let refused = forger.refused(&wire::write(&unsigned, b"a"));
+    assert!(refused.contains("not among those"), "{refused}");
+    assert!(matches!(
+        forger.ask(&wire::write(&request, b"a")),
+        Answer::Accepted { .. }
+    ));
+    wait_until("the signed work runs", || !world.lines("runs").is_empty());
+    assert_eq!(world.lines("runs").len(), 1);
+    node.stop();
+}
+
+#[test]
+fn a_replayed_signature_runs_nothing_again() {
+    let world = World::new();
+    let node = signed_node(&world);
+    let (mut ann, mut eve) = (Forger::new(&world, "ann"), Forger::new(&world, "eve"));
+    let request = Request::Submit(manifest("cat", b"a"));
+    let unit = request.unit().to_owned();
+    let request = signed("ed25519", request, &ann.reply, |_| {});
+    let message = wire::write(&request, b"a");
+    assert!(matches!(ann.ask(&message), Answer::Accepted { .. }));
+    // Another requester gets nothing, and with other content not even the first one does.
+    let refused = eve.refused(&message);
+    assert!(refused.contains("another requester"), "{refused}");
+    let Request::Submit(whole) = &request else {
+        panic!("{request:?}");
+    };
+    let other = Manifest {
+        params: vec!["x".into()],
+        ..whole.clone()
+    };
+    let refused = ann.refused(&wire::write(&Request::Submit(other), b"a"));
+    assert!(
+        refused.contains("extra params") || refused.contains("another"),
+        "{refused}"
+    );
+    // The same message again, as a broker may deliver it, is the same unit: also after its release.
+    assert!(matches!(ann.ask(&message), Answer::Accepted { .. }));
+    let target = Target {
+        unit: unit.clone(),
+        signature: None,
+    };
+    let status = |ann: &mut Forger| {
+        let reply = ann.reply.clone();
+        let request = signed("ed25519", Request::Status(target.clone()), &reply, |_| {});
+        ann.ask(&wire::write(&request, b""))
+    };
+    wait_until(
+        "it ends",
+        || matches!(status(&mut ann), Answer::State(s) if s.state == "succeeded"),
+    );
+    let reply = ann.reply.clone();
+    let release = signed("ed25519", Request::Release(target.clone()), &reply, |_| {});
+    let released = ann.ask(&wire::write(&release, b""));
+    assert!(
+        matches!(
+            released,
+            Answer::Done {
+                result: Done::Released,
+                ..
+            }
+        ),
+        "{released:?}"
+    );
+    wait_until("it is released", || {
+        matches!(status(&mut ann), Answer::Refused { .. })
+    });
+    ann.ask(&message);
+    let sentinel = signed(
+        "ed25519",
+        Request::Submit(manifest("cat", b"b")),
+        &reply,
+        |_| {},
+    );
+    assert!(matches!(
+        ann.ask(&wire::write(&sentinel, b"b")),
+        Answer::Accepted { .. }
+    ));
+    wait_until("the sentinel runs", || world.lines("runs").len() >= 2);
+    assert_eq!(world.lines("runs").len(), 2);
+    node.stop();
+}
+
+// --- Bad input ---
+
+#[test]
+fn what_is_no_request_is_refused_and_the_node_goes_on() {
+    let world = World::new();
+    let node = node(&world);
+    let mut forger = Forger::new(&world, "eve");
+    let whole = wire::write(&Request::Submit(manifest("cat", b"a")), b"a");
+    let mut bodies: Vec<Vec<u8>> = vec![
+        b"x".to_vec(),
+        b"\n".to_vec(),
+        b"{}\n".to_vec(),
+        b"{\"submit\":{}}\n".to_vec(),
+        vec![b'x'; 200_000],
+        whole[..whole.len() - 1].to_vec(),
+        [&whole[..], b"b"].concat(),
+        wire::write(&Request::Submit(manifest("cat", b"a")), b"b").to_vec(),
+    ];
+    let odd = json!({"cancel": {"unit": "../../etc/passwd"}});
+    bodies.push(format!("{odd}\n").into_bytes());
+    for body in bodies {
+        let refused = forger.refused(&body);
+        assert!(!refused.is_empty());
+    }
+    // Pieces that nobody has announced are asked for from the start.
+    let piece = Request::Payload {
+        unit: new_id(),
+        offset: 7,
+    };
+    let lost = forger.ask(&wire::write(&piece, b"x"));
+    assert!(matches!(lost, Answer::Lost { .. }), "{lost:?}");
+    // Without a Response Topic there is nobody to tell.
+    world.publish(&format!("{NODE}/work"), b"x", &[]);
+    let (code, out, _) = ran_with(&mut submit(&world, &["-f", "cat", "-p", "-"]), b"sentinel");
+    assert_eq!((code, &*out), (0, "sentinel"));
+    assert_eq!(world.lines("runs").len(), 1);
+    node.stop();
+}
+
+#[test]
+fn work_that_comes_too_late_does_not_run() {
+    let world = World::new();
+    let node = node(&world);
+    let mut forger = Forger::new(&world, "ann");
+    let late = Manifest {
+        expires: Some(jiff::Timestamp::now().as_second() - 5),
+        ..manifest("cat", b"a")
+    };
+    let refused = forger.refused(&wire::write(&Request::Submit(late), b"a"));
+    assert!(refused.contains("after its time"), "{refused}");
+    let (code, ..) = ran(&mut submit(
+        &world,
+        &["-f", "--ttl", "1h", "cat", "-l", "sentinel"],
+    ));
+    assert_eq!(code, 0);
+    assert_eq!(world.lines("runs").len(), 1);
+    node.stop();
+}
