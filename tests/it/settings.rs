@@ -157,8 +157,8 @@ envreq = ["PATH"]
     command.args(["--check", "--who", "p", "--jbos", "2", "--qos", "0"]);
     // The topic ends with one of these words, too.
     command.args([
-        "--when",
-        "x=soon",
+        "--reply-to",
+        "lab/soon",
         "--grace",
         "soon",
         "--timeout",
