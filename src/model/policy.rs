@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::duration::millis;
-use crate::model::unit::{End, Outcome, State};
+use crate::model::outcome::{End, Outcome};
+use crate::model::state::State;
 
 /// Policy for an event while all jobs of its lane are busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
