@@ -260,6 +260,8 @@ pub fn on_report(client: &mut Client, report: Report) {
                 if client.followers.wait_for(&unit.id) {
                     // Without the mark, the end of the run wakes its readers.
                     let _ = pipeline.dir(&unit.id).follow();
+                    // The runner says nothing of output before this line is read.
+                    client.followers.tell(&unit.id, Stage::Open);
                 }
                 client.observer.started(unit, pipeline);
                 client.remote.started(&unit.id);

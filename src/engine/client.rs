@@ -317,8 +317,8 @@ impl Opened {
         // What another process writes from now on is named here, or found below.
         let retries = RetrySocket::open(&pipeline.home.path);
         yield_now().await;
-        sweep(&pipeline.home.path, &pipeline.reader)?;
-        payload_file::sweep(&pipeline.home.path, &pipeline.reader)?;
+        let replaced = sweep(&pipeline.home.path, &pipeline.reader)?;
+        payload_file::sweep(&pipeline.home.path, &pipeline.reader, replaced)?;
         // The sweep would take the payload of a submission for one that was not accepted.
         let control = ControlSocket::open(&pipeline)?;
         let left = recovery::survey(&pipeline)?;

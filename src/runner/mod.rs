@@ -223,7 +223,7 @@ impl<W: Write + AsFd> Runner<'_, W> {
     }
 
     /// Tells the client that the command has written something, unless it has not read the last line
-    /// yet: it looks at all output then.
+    /// yet: for every line, it looks at the output. So a client that stands still fills no pipe.
     fn say_wrote(&mut self) {
         if ioctl_fionread(&self.reports).is_ok_and(|bytes| bytes == 0) {
             self.say("wrote");

@@ -19,7 +19,7 @@ use crate::store::private::create_private_dir;
 use crate::store::unit_dir::{GONE, RUNNERS, UNITS, UnitDir};
 
 /// Name of the folder for units that the ledger does not know, beside that of the units.
-const ASIDE: &str = "units-aside";
+pub(super) const ASIDE: &str = "units-aside";
 
 /// Maximum number of folders that are moved under one name.
 const NAMESAKES: u32 = 100;
@@ -27,9 +27,11 @@ const NAMESAKES: u32 = 100;
 /// Moves the folders of unknown units aside, and removes what killed runners have left. Released
 /// units are handled elsewhere.
 ///
+/// Returns whether there were any: then the ledger is not the last one of this folder.
+///
 /// # Errors
 /// When the ledger or the folders cannot be read.
-pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
+pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<bool> {
     let mut aside = 0;
     let mut ids = names(&pipeline.join(UNITS))?;
     // Everything else was put there by another program.
@@ -53,7 +55,7 @@ pub fn sweep(pipeline: &Path, reader: &Reader) -> Result<()> {
     for name in names(&runners)? {
         sweep_runner(&runners.join(&name), &name)?;
     }
-    Ok(())
+    Ok(aside > 0)
 }
 
 /// Removes what a killed runner has left, and what was being removed.

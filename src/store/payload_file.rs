@@ -10,10 +10,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::error::{Error, Result};
 use crate::os::host::{is_id, new_id};
+use crate::store::aside::ASIDE;
 use crate::store::ledger::Reader;
 use crate::store::private::create_private_dir;
 
@@ -106,12 +107,12 @@ pub fn remove(home: &Path, name: &str) -> io::Result<()> {
     }
 }
 
-/// Removes files of the pipeline in the folder `home` that its ledger does not know. Nothing may be
-/// submitted meanwhile.
+/// Removes files of the pipeline in the folder `home` that its ledger does not know. If the ledger was
+/// `replaced` by another one, they are moved aside. Nothing may be submitted meanwhile.
 ///
 /// # Errors
 /// When the ledger or the folder cannot be read.
-pub fn sweep(home: &Path, reader: &Reader) -> Result<()> {
+pub fn sweep(home: &Path, reader: &Reader, replaced: bool) -> Result<()> {
     let folder = home.join(FOLDER);
     let unreadable = |e: io::Error| Error::state(&e, format!("read {}: {e}", folder.display()));
     let entries = match fs::read_dir(&folder) {
@@ -123,8 +124,21 @@ pub fn sweep(home: &Path, reader: &Reader) -> Result<()> {
         let name = entry.map_err(unreadable)?.file_name();
         let name = name.to_string_lossy();
         // Everything else was put there by another program.
-        if is_id(&name) && !known.contains(&*name) && remove(home, &name).is_ok() {
-            info!("removed a payload that was not accepted: {name}");
+        if !is_id(&name) || known.contains(&*name) {
+            continue;
+        }
+        let aside = home.join(ASIDE);
+        let done = match replaced {
+            true => create_private_dir(&aside).is_ok_and(|()| {
+                let aside = aside.join(format!("payload-{name}"));
+                fs::rename(path(home, &name), aside).is_ok()
+            }),
+            false => remove(home, &name).is_ok(),
+        };
+        match (done, replaced) {
+            (true, true) => info!("moved payload {name} to {}", aside.display()),
+            (true, false) => info!("removed a payload that was not accepted: {name}"),
+            (false, _) => warn!("cannot remove payload {name}, which no unit has"),
         }
     }
     Ok(())

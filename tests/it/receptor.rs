@@ -414,6 +414,19 @@ fn results_come_as_they_are_written_and_end_with_a_canceled_unit() {
 }
 
 #[test]
+fn the_first_line_of_a_run_does_not_wait_for_the_next() {
+    let node = Node::new();
+    for _ in 0..40 {
+        let unit = node.run("echo up; exec sleep 600");
+        let mut session = node.connect();
+        session.ask(&format!("work results {unit} 0"));
+        assert_eq!(session.line(), "up");
+        node.ask(&format!("work force-release {unit}"));
+        assert_eq!(session.rest(), b"");
+    }
+}
+
+#[test]
 fn a_release_outlives_the_client_until_the_unit_has_ended() {
     let mut node = Node::new();
     let unit = node.run("trap '' TERM; echo up; until [ -e $OUT/go ]; do sleep 0.02; done");

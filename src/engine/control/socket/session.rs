@@ -154,18 +154,12 @@ impl Session {
                 json!({done: unit})
             }
             Request::Release { unit, force } => {
-                let call = |answer| Call::Release {
-                    unit: unit.clone(),
-                    force,
-                    answer,
-                };
-                let done = match node.ask(call).await? {
-                    Ending::Already => "released",
-                    Ending::Waits(stage) => match ended(stage, Stage::Released).await {
-                        true => "released",
-                        false => "release pending",
-                    },
-                };
+                let mut done = release(node, &unit, false).await?;
+                if force && !done {
+                    // Its runner knows by now that it must end.
+                    done = release(node, &unit, true).await?;
+                }
+                let done = if done { "released" } else { "release pending" };
                 json!({done: unit})
             }
             // They have answers of their own.
@@ -284,6 +278,19 @@ impl Session {
 
 fn no_route(node: &str) -> String {
     format!("{NO_ROUTE} '{}'", printable(node, 80))
+}
+
+/// Releases `unit` when it has ended; with `now`, at once. Returns whether it is gone.
+async fn release(node: &Node, unit: &str, now: bool) -> Answer<bool> {
+    let call = |answer| Call::Release {
+        unit: unit.to_owned(),
+        force: now,
+        answer,
+    };
+    Ok(match node.ask(call).await? {
+        Ending::Already => true,
+        Ending::Waits(stage) => ended(stage, Stage::Released).await,
+    })
 }
 
 /// Waits until a unit is at `stage`, for a bounded time. Returns whether it is.
