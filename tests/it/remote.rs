@@ -418,6 +418,83 @@ fn output_is_whole_when_the_broker_is_restarted_in_the_middle() {
     client.stop();
 }
 
+/// Returns the size of the payloads that come in pieces.
+fn arrived(world: &World) -> u64 {
+    let folder = world.home("node7").join("payloads");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
+}
+
+#[test]
+fn a_payload_is_whole_when_node_and_broker_are_killed_in_the_middle() {
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let client = node(&world);
+    let bytes = noise(20_000_000);
+    fs::write(world.path("payload"), &bytes).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let out = fs::File::create(world.path("out")).expect("out");
+    let mut command = submit(&world, &["-f", "cat", "-p", path]);
+    command.stdout(out);
+    let mut submitter = world.spawn(command);
+    wait_until("pieces come", || arrived(&world) > 1_000_000);
+    world.broker.stop();
+    world.broker.restart();
+    wait_until("more comes", || arrived(&world) > 3_000_000);
+    client.kill();
+    let client = node(&world);
+    assert_eq!(submitter.wait(), 0, "{}", submitter.log_text());
+    assert!(fs::read(world.path("out")).expect("out") == bytes);
+    assert_eq!(world.lines("runs").len(), 1);
+    client.stop();
+}
+
+#[test]
+fn a_node_that_is_killed_again_and_again_runs_each_work_once() {
+    const UNITS: usize = 24;
+    let world = World::new();
+    let types = TYPES.replace("max-output = 0", "max-output = 0\njobs = 4");
+    let mut client = node_with(&world, &types, |_| {});
+    let payload = noise(150_000);
+    fs::write(world.path("payload"), &payload).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let mut submitters: Vec<Process> = (0..UNITS)
+        .map(|n| {
+            let out = fs::File::create(world.path(&format!("out{n}"))).expect("out");
+            // Half of the payloads come with their manifests.
+            let payload = match n % 2 {
+                0 => ["-p", path],
+                _ => ["-l", "short"],
+            };
+            let mut command = submit(&world, &["-f", "cat"]);
+            command.args(payload).stdout(out);
+            world.spawn(command)
+        })
+        .collect();
+    for runs in [1, 5, 10, 15, 20] {
+        wait_until("more have run", || world.lines("runs").len() >= runs);
+        client.kill();
+        client = node_with(&world, &types, |_| {});
+    }
+    for (n, submitter) in submitters.iter_mut().enumerate() {
+        assert_eq!(submitter.wait(), 0, "{}", submitter.log_text());
+        let out = fs::read(world.path(&format!("out{n}"))).expect("out");
+        let expected: &[u8] = if n % 2 == 0 { &payload } else { b"short\n" };
+        assert!(out == expected, "{n}: {} bytes", out.len());
+    }
+    let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
+    assert_eq!(code, 0);
+    assert_eq!(world.lines("runs").len(), UNITS + 1);
+    client.stop();
+}
+
 #[test]
 fn a_submitter_that_was_killed_attaches_again() {
     let world = World::new();
