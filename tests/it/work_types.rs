@@ -468,7 +468,9 @@ fn the_page_about_work_does_what_it_says() {
     let world = World::new();
     let path = config(&world, &block("toml", "work"));
     let _client = world.client("node7", &["--config", &path]);
-    for line in block("sh", "work").lines() {
+    let commands = page.split("```sh work\n").skip(1);
+    let commands = commands.filter_map(|rest| rest.split("```").next());
+    for line in commands.flat_map(str::lines) {
         let words = shell_words::split(line).expect(line);
         let (code, out, stderr) = ran(&mut world.tael(&words[1..]));
         assert_eq!(code, 0, "{line}: {stderr}");
