@@ -414,6 +414,7 @@ impl Client {
             triggers,
             work,
             verify: signing::verify(layers, mistakes),
+            signer: signing::of_client(layers, mistakes).map(Arc::new),
             max_payload: self.max_payload,
             max_output: self.max_output,
             keep: self.keep,

@@ -251,7 +251,7 @@ fn config_page(whole: &Command) -> String {
     roff.text("Signatures of work for other nodes.");
     roff.item(
         "key in [signing]",
-        "Private key that tael work --node --sign signs with, PEM: RSA or Ed25519.",
+        "Private key that tael work --node --sign and the client sign with, PEM: RSA or Ed25519.",
     );
     roff.item(
         "keys in [verify]",

@@ -41,6 +41,16 @@ pub fn verify(layers: &Layers, mistakes: &mut Mistakes) -> Keys {
     Keys(keys.collect())
 }
 
+/// Returns the key of `[signing] key`, if the files of a client have that table; notes what is wrong
+/// (78).
+pub fn of_client(layers: &Layers, mistakes: &mut Mistakes) -> Option<Signer> {
+    let files = mistakes.keep(layers.files_of("signing", "key"))?;
+    match files.is_empty() {
+        true => None,
+        false => mistakes.keep(signer(layers, None)),
+    }
+}
+
 /// Returns the key of `file`, otherwise that of `[signing] key`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, Id};
 
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::mistakes::Mistakes;
 use crate::cli::signing;
 use crate::error::{Error, Result};
 use crate::model::roots::Content;
@@ -29,6 +30,9 @@ pub struct NodeOptions {
     /// Sign the request with this private key, PEM: RSA or Ed25519
     #[arg(long, value_name = "FILE", requires = "node")]
     signing_key: Option<PathBuf>,
+    /// Take the end of a unit only if a key of [verify] has signed it
+    #[arg(long, requires = "node")]
+    verify: bool,
 }
 
 /// The options of the broker, without their short forms, which verbs have too. Help pages leave them
@@ -104,6 +108,14 @@ impl NodeOptions {
             true => Some(signing::signer(layers, self.signing_key)?),
             false => None,
         };
+        let verify = match self.verify {
+            true => {
+                let mut mistakes = Mistakes::default();
+                let keys = signing::verify(layers, &mut mistakes);
+                Some(mistakes.or_first(Some(keys))?)
+            }
+            false => None,
+        };
         let Broker { root, connection } = broker;
         let broker = connection.resolve(matches, connection::random_id())?;
         let root = root.find(&broker, &Content::Pipeline(name.clone()), timeout)?;
@@ -112,6 +124,7 @@ impl NodeOptions {
             topics: PipelineTopics::new(&root, &name),
             name,
             signer,
+            verify,
             timeout,
         }))
     }

@@ -321,7 +321,9 @@ pub fn end(client: &mut Client, ended: Option<Ended>) {
 /// Sends output of units to other nodes.
 pub fn send_output(client: &mut Client) {
     let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
-    client.remote.send(|message| {
+    let config = &client.pipeline.config;
+    let node = (config.who.as_str(), config.signer.as_ref());
+    client.remote.send(node, |message| {
         let token = session.publish(message)?;
         redelivery.sent(token, now_ms());
         Some(token)

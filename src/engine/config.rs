@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::model::meaning::Rules;
 use crate::model::policy::Policy;
-use crate::model::signature::Keys;
+use crate::model::signature::{Keys, Signer};
 use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
@@ -39,6 +39,8 @@ pub struct Config {
     pub work: WorkTypes,
     /// Keys that sign work for it.
     pub verify: Keys,
+    /// Key that confirms ends of work of other nodes.
+    pub signer: Option<Arc<Signer>>,
     /// Maximum size of a payload, bytes.
     pub max_payload: usize,
     /// Bytes kept of each output stream of a run; 0 keeps all.

@@ -634,6 +634,38 @@ fn the_signing_key_may_stand_in_a_file() {
     node.stop();
 }
 
+#[test]
+fn an_end_that_no_known_key_has_signed_is_refused_if_wanted() {
+    let world = World::new();
+    let key = key(&world, "ed25519");
+    let verify = |name: &str| {
+        let config = world.path("submitter.toml");
+        let text = format!("[verify]\nkeys = ['{}']\n", fixture(name));
+        fs::write(&config, text).expect("config");
+        let config = config.to_str().expect("path").to_owned();
+        let mut command = submit(&world, &["-f", "both", "--verify", "--config", &config]);
+        ran(&mut command)
+    };
+    let types = format!("[signing]\nkey = '{key}'\n{TYPES}");
+    let client = node_with(&world, &types, |_| {});
+    let (code, out, stderr) = verify("ed25519.pub");
+    assert_eq!((code, &*out, &*stderr), (3, "out\n", "err\n"));
+    let (code, _, stderr) = verify("rsa-pkcs1.pub");
+    assert_eq!(code, 125);
+    assert!(
+        stderr.contains("not among those of [verify] keys"),
+        "{stderr}"
+    );
+    client.stop();
+    let client = node(&world);
+    let (code, _, stderr) = verify("ed25519.pub");
+    assert!(
+        code == 125 && stderr.contains("it is not signed"),
+        "{stderr}"
+    );
+    client.stop();
+}
+
 /// A requester that writes its messages itself.
 struct Forger {
     raw: Raw,

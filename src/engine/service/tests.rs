@@ -76,6 +76,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         triggers: Triggers::new(vec![trigger]),
         work: WorkTypes::default(),
         verify: Keys::default(),
+        signer: None,
         max_payload: 1 << 20,
         max_output: 0,
         keep: Duration::from_secs(3600),

@@ -315,6 +315,46 @@ pub struct End {
     pub lengths: [u64; 2],
     /// SHA-256 of stdout and stderr, hexadecimal, without what was dropped.
     pub sha256: [String; 2],
+    /// Token that confirms it, if the node has a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+/// What a node confirms of the end of a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// Name of the node.
+    node: String,
+    /// The unit.
+    unit: String,
+    /// Its work type.
+    #[serde(rename = "type")]
+    kind: String,
+    /// Its last state.
+    state: String,
+    /// Its exit code.
+    code: Option<u8>,
+    /// Lengths of stdout and stderr.
+    lengths: [u64; 2],
+    /// SHA-256 of stdout and stderr.
+    sha256: [String; 2],
+}
+
+impl End {
+    /// Returns what `node` confirms of it.
+    #[must_use]
+    pub fn confirmation(&self, node: &str) -> Confirmation {
+        Confirmation {
+            node: node.to_owned(),
+            unit: self.state.unit.clone(),
+            kind: self.state.kind.clone(),
+            state: self.state.state.clone(),
+            code: self.state.code,
+            lengths: self.lengths,
+            sha256: self.sha256.clone(),
+        }
+    }
 }
 
 /// Result of a cancel or release.

@@ -9,6 +9,7 @@ mod key;
 use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use key::{Algorithm, Signer, Verifier};
@@ -123,6 +124,18 @@ struct Header {
 /// # Errors
 /// When the key does not sign.
 pub fn sign(key: &Signer, claims: &Claims) -> Result<String, String> {
+    token(key, claims)
+}
+
+/// Returns the token by which `key` confirms `statement`, which is no [`Claims`].
+///
+/// # Errors
+/// When the key does not sign.
+pub fn confirm(key: &Signer, statement: &impl Serialize) -> Result<String, String> {
+    token(key, statement)
+}
+
+fn token(key: &Signer, claims: &impl Serialize) -> Result<String, String> {
     let header = Header {
         alg: key.algorithm().name().into(),
         typ: Some("JWT".into()),
@@ -231,6 +244,21 @@ impl Keys {
     /// # Errors
     /// When it does not.
     pub fn verify(&self, token: &str, request: &Request, now: i64) -> Result<Claims, Refusal> {
+        let claims: Claims = self.opened(token)?;
+        claims.is_current(now)?;
+        claims.request.is_for(request)?;
+        Ok(claims)
+    }
+
+    /// Returns the statement that `token` confirms.
+    ///
+    /// # Errors
+    /// When no key has signed it, or it is another kind of statement.
+    pub fn confirmed<T: DeserializeOwned>(&self, token: &str) -> Result<T, Refusal> {
+        self.opened(token)
+    }
+
+    fn opened<T: DeserializeOwned>(&self, token: &str) -> Result<T, Refusal> {
         if token.len() > MAX_TOKEN {
             return Err(Refusal::TooLong);
         }
@@ -249,14 +277,11 @@ impl Keys {
         if !key.verifies(signed.as_bytes(), &signature) {
             return Err(Refusal::Forged);
         }
-        let claims: Claims = part(claims)?;
-        claims.is_current(now)?;
-        claims.request.is_for(request)?;
-        Ok(claims)
+        part(claims)
     }
 }
 
-fn part<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, Refusal> {
+fn part<T: DeserializeOwned>(text: &str) -> Result<T, Refusal> {
     let json = base64::decode(text).ok_or(Refusal::Malformed)?;
     serde_json::from_slice(&json).map_err(|_| Refusal::Malformed)
 }

@@ -28,7 +28,7 @@ use crate::os::logging::SENDERS;
 use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
 use permission::allow;
 use ring::digest::{Context, SHA256};
-use senders::{Senders, finished};
+use senders::{Identity, Senders, finished};
 use uploads::{DIGEST, Progress, Upload, Uploads};
 
 /// Work for other nodes. `T` identifies a publish.
@@ -460,8 +460,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     }
 
     /// Sends output. `publish` returns `None` if nothing goes out now.
-    pub fn send(&mut self, publish: impl FnMut(Message) -> Option<T>) {
-        self.senders.send(publish);
+    pub fn send(&mut self, node: Identity<'_>, publish: impl FnMut(Message) -> Option<T>) {
+        self.senders.send(node, publish);
     }
 }
 

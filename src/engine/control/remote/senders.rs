@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ring::digest::{Context, SHA256};
@@ -16,7 +17,7 @@ use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::WINDOW;
 use crate::model::remote::wire::{self, Answer, End, State, StreamName};
-use crate::model::signature::hex;
+use crate::model::signature::{self, Signer, hex};
 use crate::model::unit::Outcome;
 use crate::os::logging::SENDERS;
 use crate::os::watch::{Watch, Watched};
@@ -54,12 +55,15 @@ pub struct Senders<T> {
     refusals: Vec<Message>,
 }
 
-/// Lengths and digests of the streams of a unit.
+/// The last message about a unit, or why there is none.
 #[derive(Debug)]
 struct Hashed {
     unit: String,
-    result: io::Result<([u64; 2], [String; 2])>,
+    end: io::Result<Bytes>,
 }
+
+/// Name and key of the node, for what it confirms.
+pub type Identity<'a> = (&'a str, Option<&'a Arc<Signer>>);
 
 /// A unit whose output goes to a requester.
 #[derive(Debug)]
@@ -281,8 +285,8 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
 
     fn take_hashed(&mut self, hashed: Hashed) {
         let unit = hashed.unit;
-        let (lengths, sha256) = match hashed.result {
-            Ok(known) => known,
+        let end = match hashed.end {
+            Ok(end) => end,
             Err(e) => {
                 warn!(
                     TAEL_UNIT = unit,
@@ -292,19 +296,14 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             }
         };
         for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
-            if let (Last::Open { .. }, Some(ended)) = (&sender.last, &sender.ended) {
-                let end = Answer::End(End {
-                    state: ended.state.clone(),
-                    lengths,
-                    sha256: sha256.clone(),
-                });
-                sender.last = Last::Ready(wire::write(&end, b""));
+            if let Last::Open { .. } = &sender.last {
+                sender.last = Last::Ready(end.clone());
             }
         }
     }
 
     /// Sends what may be sent. `publish` returns `None` if nothing goes out now.
-    pub fn send(&mut self, mut publish: impl FnMut(Message) -> Option<T>) {
+    pub fn send(&mut self, node: Identity<'_>, mut publish: impl FnMut(Message) -> Option<T>) {
         if !std::mem::take(&mut self.due) {
             return;
         }
@@ -335,7 +334,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                     Err(e) => failed.push((sender.unit.clone(), e)),
                 }
                 if sender.is_sent() && matches!(sender.last, Last::Open { hashing: false }) {
-                    sender.hash(self.hashed.clone());
+                    sender.hash(self.hashed.clone(), node);
                 }
             }
             for (unit, e) in failed.drain(..) {
@@ -460,15 +459,30 @@ impl<T: Copy> Sender<T> {
         Ok(None)
     }
 
-    /// Finds out lengths and digests of the streams, beside the loop.
-    fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>) {
+    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop.
+    fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
+        let Some(Finished { state, outcome }) = self.ended.clone() else {
+            return;
+        };
         self.last = Last::Open { hashing: true };
         let (unit, dir) = (self.unit.clone(), self.dir.clone());
-        let outcome = self.ended.as_ref().and_then(|ended| ended.outcome.clone());
+        let (node, key) = (node.to_owned(), key.cloned());
         // A client that stops does not need it.
         drop(spawn_blocking(move || {
-            let result = hash(&dir, outcome.as_ref());
-            let _ = hashed.send(Hashed { unit, result });
+            let end = hash(&dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
+                let mut end = End {
+                    state,
+                    lengths,
+                    sha256,
+                    signature: None,
+                };
+                if let Some(key) = key {
+                    let token = signature::confirm(&key, &end.confirmation(&node));
+                    end.signature = Some(token.map_err(io::Error::other)?);
+                }
+                Ok(wire::write(&Answer::End(end), b""))
+            });
+            let _ = hashed.send(Hashed { unit, end });
         }));
     }
 }

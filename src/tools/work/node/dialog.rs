@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::remote::wire::{self, Answer, Request};
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
-use crate::model::signature::{self, Claims, LIFETIME, MAX_SKEW, Signer};
+use crate::model::signature::{self, Claims, Keys, LIFETIME, MAX_SKEW, Signer};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
@@ -35,6 +35,8 @@ pub struct Node {
     pub name: String,
     /// Key that signs the requests.
     pub signer: Option<Signer>,
+    /// Keys of which one must have signed the end of a unit.
+    pub verify: Option<Keys>,
     /// Maximum time to wait for an answer.
     pub timeout: Duration,
 }

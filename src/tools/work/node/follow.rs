@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::remote::assembly::{Assembly, Piece};
-use crate::model::remote::wire::{Answer, End, Request, StreamName};
-use crate::model::signature::hex;
+use crate::model::remote::wire::{Answer, Confirmation, End, Request, StreamName};
+use crate::model::signature::{Keys, hex};
 use crate::model::text::printable;
 use crate::os::logging::say;
 use crate::tools::work::node::dialog::{Dialog, Heard};
@@ -158,6 +158,9 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                         )));
                     }
                 }
+                if let Some(keys) = &dialog.node.verify {
+                    is_confirmed(&end, keys, &dialog.node.name)?;
+                }
                 return Ok(end);
             }
             Answer::Refused { code, error, .. } => {
@@ -170,6 +173,26 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
             dialog.send(Request::Ack { unit, at }, b"", None)?;
         }
     }
+}
+
+/// Checks that the node has confirmed the end.
+///
+/// # Errors
+/// 77 if it has not.
+fn is_confirmed(end: &End, keys: &Keys, node: &str) -> Result<()> {
+    let cause = match &end.signature {
+        None => "it is not signed".to_owned(),
+        Some(token) => match keys.confirmed::<Confirmation>(token) {
+            Ok(confirmed) if confirmed == end.confirmation(node) => return Ok(()),
+            Ok(_) => "the signature is for another end".to_owned(),
+            Err(e) => e.to_string(),
+        },
+    };
+    let unit = &end.state.unit;
+    Err(Error::new(
+        Kind::NotAuthorised,
+        format!("take the end of unit {unit} on node {node}: {cause}"),
+    ))
 }
 
 /// Returns the exit code of a unit that has ended.
