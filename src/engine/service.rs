@@ -474,7 +474,8 @@ impl Service {
         {
             self.client.on_removed(removed);
         }
-        self.client.link.session.close().await;
+        // Without a goodbye, also of a connection that is not online yet, the broker publishes the will.
+        self.client.link.session.abandon().await;
         // The last connection to close copies the log.
         drop(self.client.pipeline);
         if !self.client.commits.close().await {

@@ -656,3 +656,31 @@ fn a_client_that_cannot_read_its_state_leaves_no_will_with_the_broker() {
     }
     assert_eq!(second.wait(), 73, "{}", second.log_text());
 }
+
+#[test]
+fn a_client_that_is_stopped_before_it_is_online_leaves_no_will_with_the_broker() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for is_greeted in [false, true] {
+        let broker = Scripted::listen();
+        let mut command = bare_command(&dir, "tael-client");
+        command.args(["--who", "p", "-t", "lab/one", "-c", "true"]);
+        command.args(["-H", "127.0.0.1", "-p", &broker.port().to_string()]);
+        let mut client = spawn(&dir, &mut command);
+        let greeting = packet(0x20, &[0, 0, 0]);
+        let (mut raw, _) = broker.hear_connect();
+        if is_greeted {
+            raw.send(&greeting);
+            subscribe(&mut raw);
+        }
+        client.signal(Signal::SIGTERM);
+        wait_until("it stops", || client.log_text().contains("stopping"));
+        if !is_greeted {
+            raw.send(&greeting);
+        }
+        let mut kind = 0;
+        while kind != 0xe0 {
+            kind = next(&mut raw).0;
+        }
+        assert_eq!(client.wait(), 0, "{}", client.log_text());
+    }
+}

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -342,6 +343,22 @@ fn a_payload_whose_sender_is_killed_is_not_run() {
     end(&world, &last);
     assert_eq!(world.lines("runs"), [last]);
     wait_until("the file is gone", || files(&world).is_empty());
+    client.stop();
+}
+
+#[test]
+fn a_payload_that_cannot_be_read_is_said_at_once_and_not_run() {
+    let world = World::new();
+    let client = node(&world, TYPES);
+    let begun = Instant::now();
+    let (code, _, stderr) = ran(&mut submit(&world, &["note", "-p", "/"]));
+    assert_eq!(code, 65, "{stderr}");
+    assert!(stderr.contains("read payload"), "{stderr}");
+    // The client would wait a minute for the end of the payload.
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    let last = unit(&world, &["note"]);
+    end(&world, &last);
+    assert_eq!(world.lines("runs"), [last]);
     client.stop();
 }
 

@@ -21,6 +21,9 @@ use crate::tools::work::{LOOK, Scope};
 /// Maximum time for a client that has stopped to come back, while its output is followed.
 const RETURN: Duration = Duration::from_secs(60);
 
+/// Number of bytes of a payload to send at once.
+const CHUNK: usize = 64 * 1024;
+
 /// Keys of a submission that are no parameters.
 const RESERVED: &[&str] = &[
     "command",
@@ -188,6 +191,25 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
     })
 }
 
+/// Sends all of `payload`. The inner error is that of the stream.
+///
+/// # Errors
+/// When the payload cannot be read (65).
+fn send(payload: &mut dyn Read, stream: &mut dyn Write) -> Result<io::Result<()>> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let read = match payload.read(&mut chunk) {
+            Ok(0) => return Ok(Ok(())),
+            Ok(read) => read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::data(format!("read payload: {e}"))),
+        };
+        if let Err(e) = stream.write_all(chunk.get(..read).unwrap_or_default()) {
+            return Ok(Err(e));
+        }
+    }
+}
+
 /// Returns names of types for people.
 fn list(types: &[String]) -> String {
     match types.is_empty() {
@@ -233,7 +255,8 @@ impl Client {
         }
         connection.ask(&Value::Object(request).to_string())?;
         let stream = connection.stream.get_mut();
-        let sent = io::copy(payload, stream).and_then(|_| stream.shutdown(Shutdown::Write));
+        // Without its end, the client starts nothing.
+        let sent = send(payload, stream)?.and_then(|()| stream.shutdown(Shutdown::Write));
         // A client that refuses a payload says why.
         let answer = connection.line();
         let answer = match (answer, sent) {
