@@ -15,7 +15,7 @@ use crate::engine::client::{Client, Opened};
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
-use crate::engine::control::actions::{self, Demand, Request};
+use crate::engine::control::actions::{self, Canceled, Demand, Request};
 use crate::engine::control::call::Call;
 use crate::engine::control::reload::{self, Reload};
 use crate::engine::control::remote::Remote;
@@ -56,6 +56,7 @@ pub struct Service {
     retries: RetrySocket,
     /// Brings submitted work, and questions about it.
     control: ControlSocket,
+    canceled: Canceled,
 }
 
 impl Service {
@@ -134,6 +135,7 @@ impl Service {
             events,
             retries,
             control,
+            canceled: Canceled::default(),
         }
     }
 
@@ -264,7 +266,7 @@ impl Service {
         let (pipeline, intake) = (&client.pipeline, &mut client.intake);
         let load = || Load::of(client.work.lanes(), client.commits.waiting());
         let has_room = || intake.has_room(pipeline, load);
-        let answer = match request.demand(pipeline, has_room) {
+        let answer = match request.demand(pipeline, &mut self.canceled, has_room) {
             Demand::Run(subject) => {
                 let source = Source::Request(subject, request.reply, receipt);
                 return chain::on_source(client, source);

@@ -1,11 +1,14 @@
 //! Requests to a client: where their answers go, and what happens to requests that come late, or
 //! over a bridge that drops their properties. Also statuses over such a bridge.
 
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::raw::{Heard, Raw, Scripted, publish, publish_with, request_properties};
-use crate::common::scene::{CONTROL, RUN, SEQ, Scene};
+use crate::common::raw::{
+    Heard, Raw, Scripted, publish, publish_with, request_properties, user_properties,
+};
+use crate::common::scene::{CONTROL, RUN, SEQ, Scene, event};
 use crate::common::{Process, World, bare_command, wait_until};
 use serde_json::{Value, json};
 
@@ -339,5 +342,60 @@ fn what_waits_in_case_of_a_loop_waits_on_after_a_restart() {
     let sentinel = r#"{"status":"finished","n":3,"s":2}"#;
     say(&mut raw, sentinel, 3, &[("tael-hops", "1")]);
     scene.have_run(&["1", "3"]);
+    client.kill();
+}
+
+#[test]
+fn a_request_to_cancel_the_only_run_that_comes_again_cancels_no_other() {
+    let scene = Scene::new();
+    let hold = r#"echo "$ATTR_N" >>"$OUT/runs"; until [ -e "$OUT/free" ]; do sleep 0.05; done"#;
+    let client = scene.start(&["-t", SEQ, "-c", hold]);
+    let mut raw = scene.online();
+    for n in 1..=2 {
+        let packet = u16::try_from(n).expect("number");
+        raw.send(&publish(
+            SEQ.as_bytes(),
+            event(n).as_bytes(),
+            Some(packet),
+            &[],
+            false,
+        ));
+        raw.serve_until_acknowledged(packet);
+    }
+    scene.have_run(&["1"]);
+    let mut ask = |packet: u16, action: &str, id: &str, dup: bool| {
+        let properties = [
+            request_properties(REPLY, b""),
+            user_properties(&[("tael-id", id)]),
+        ]
+        .concat();
+        let payload = format!(r#"{{"action":"{action}"}}"#);
+        let (topic, payload) = (CONTROL.as_bytes(), payload.as_bytes());
+        raw.send(&publish_with(
+            topic,
+            payload,
+            Some(packet),
+            &properties,
+            dup,
+        ));
+        answer(&raw.serve_until(|m| m.topic == REPLY))
+    };
+    let first = ask(3, "cancel", "one", false);
+    assert_eq!(first["ok"], true, "{first}");
+    scene.have_run(&["1", "2"]);
+    // A requester whose connection broke asks again under its id.
+    assert_eq!(ask(4, "cancel", "one", false), first);
+    // The client before may have done this one.
+    let refused = ask(5, "cancel", "two", true);
+    assert_eq!(refused["ok"], false, "{refused}");
+    fs::write(scene.dir.path().join("free"), "").expect("free");
+    let mut packet = 5;
+    wait_until("both have ended", || {
+        packet += 1;
+        let units = ask(packet, "status", &packet.to_string(), false)["units"].clone();
+        let ended = json!({"pending": 0, "running": 0, "succeeded": 1, "failed": 0, "canceled": 1});
+        assert_ne!(units["canceled"], 2, "{units}");
+        units == ended
+    });
     client.kill();
 }

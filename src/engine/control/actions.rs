@@ -1,6 +1,7 @@
 //! Requests, and their answers. A new action is a variant of [`crate::model::control::Action`] and
 //! of [`Demand`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -91,6 +92,30 @@ pub fn remember_pause(pipeline: &Pipeline, paused: bool) -> Result<(), Refusal> 
     kept.map_err(|e| (Kind::CannotCreate, format!("cannot store that: {e}")))
 }
 
+/// Maximum number of requests to cancel the only run that are remembered.
+const MAX_CANCELED: usize = 64;
+
+/// The last requests that have canceled the only run, and its unit, oldest first. The ledger does not
+/// know them.
+#[derive(Debug, Default)]
+pub struct Canceled(VecDeque<(String, String)>);
+
+impl Canceled {
+    /// Returns the unit that `request` has canceled.
+    fn by(&self, request: &str) -> Option<&str> {
+        let mut known = self.0.iter();
+        let (_, unit) = known.find(|(known, _)| known == request)?;
+        Some(unit)
+    }
+
+    fn add(&mut self, request: &str, unit: &str) {
+        if self.0.len() == MAX_CANCELED {
+            self.0.pop_front();
+        }
+        self.0.push_back((request.to_owned(), unit.to_owned()));
+    }
+}
+
 impl Request {
     /// Reads a message on the control topic. `again` has the times since which it may have been
     /// accepted. `None` if it is not a request. A request is about now: a retained one, which comes
@@ -125,7 +150,12 @@ impl Request {
     }
 
     /// Returns what the request demands; `has_room` is whether one more unit may wait.
-    pub fn demand(&mut self, pipeline: &Pipeline, has_room: impl FnOnce() -> bool) -> Demand {
+    pub fn demand(
+        &mut self,
+        pipeline: &Pipeline,
+        canceled: &mut Canceled,
+        has_room: impl FnOnce() -> bool,
+    ) -> Demand {
         if let Some(refused) = self.expired() {
             let key = self.key.clone();
             return Demand::Run(Box::new(Subject::Refused { key, refused }));
@@ -147,7 +177,10 @@ impl Request {
             Ok(Action::Retry { unit, again }) => {
                 room().and_then(|()| self.retry(pipeline, unit.as_deref(), again))
             }
-            Ok(Action::Cancel { unit }) => cancel(pipeline, unit.as_deref()),
+            Ok(Action::Cancel { unit: Some(unit) }) => {
+                named(&pipeline.reader, &unit).and_then(|record| cancel(&record))
+            }
+            Ok(Action::Cancel { unit: None }) => self.cancel_only(pipeline, canceled),
             Ok(Action::Pause) => Ok(Demand::Pause(true)),
             Ok(Action::Resume) => Ok(Demand::Pause(false)),
             Ok(Action::Status) => {
@@ -182,6 +215,24 @@ impl Request {
         let answer = reply::repeated(&known)?;
         info!(target: SENDERS, TAEL_EVENT = self.key.id, "request came again; not done again");
         Some(answer)
+    }
+
+    /// Cancels the only run. When the request comes again, another run may be the only one.
+    fn cancel_only(&self, pipeline: &Pipeline, canceled: &mut Canceled) -> Result<Demand, Refusal> {
+        let request = &self.key.id;
+        if let Some(unit) = canceled.by(request) {
+            info!(target: SENDERS, TAEL_EVENT = request, "request came again; not done again");
+            let unit = fields([("unit", Value::from(unit))]);
+            return Ok(Demand::Repeated(answer(Ok(unit))));
+        }
+        if self.delivery.duplicate {
+            let cause =
+                "the request came again, and may have canceled a run before; say which unit";
+            return Err((Kind::Data, cause.to_owned()));
+        }
+        let record = only_running(pipeline)?;
+        canceled.add(request, &record.unit.id);
+        cancel(&record)
     }
 
     fn raise(
@@ -301,11 +352,7 @@ fn candidates(found: &[Record], text: impl Fn(&str) -> String) -> String {
     list.join(", ")
 }
 
-fn cancel(pipeline: &Pipeline, unit: Option<&str>) -> Result<Demand, Refusal> {
-    let record = match unit {
-        Some(unit) => named(&pipeline.reader, unit)?,
-        None => only_running(pipeline)?,
-    };
+fn cancel(record: &Record) -> Result<Demand, Refusal> {
     let unit = record.unit.id.clone();
     if record.state.is_end() {
         return Err((

@@ -198,7 +198,9 @@ impl Bench {
         delivery.topic = Bytes::from(client.pipeline.topics.control());
         let again = client.intake.redelivery.again();
         let mut request = Request::read(&client.pipeline, delivery, again).expect("request");
-        let Demand::Run(subject) = request.demand(&client.pipeline, || true) else {
+        let Demand::Run(subject) =
+            request.demand(&client.pipeline, &mut Canceled::default(), || true)
+        else {
             panic!("a run");
         };
         *subject
