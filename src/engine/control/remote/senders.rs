@@ -353,8 +353,18 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
 impl<T: Copy> Sender<T> {
     fn watch(&mut self, watch: &mut Watch) {
         if self.ended.is_none() && self.watched.is_none() {
-            // A unit that waits has no folder yet.
-            self.watched = watch.add(self.dir.path()).ok();
+            self.watched = match watch.add(self.dir.path()) {
+                Ok(watched) => Some(watched),
+                // A unit that waits has no folder yet.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => {
+                    warn!(
+                        TAEL_UNIT = self.unit,
+                        "cannot watch its folder: {e}; another node gets its output at its end"
+                    );
+                    None
+                }
+            };
         }
     }
 
