@@ -38,6 +38,13 @@ pub fn run(config: &Config, delivery: &Delivery) -> Result<ExitCode> {
             show(job)?;
         }
     }
+    for kind in &config.work {
+        let line = format!(
+            "work type '{0}': no message starts it: tael work submit {0}",
+            kind.name
+        );
+        super::print(&line)?;
+    }
     Ok(match runs {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(Kind::Data.exit_code()),
