@@ -19,7 +19,7 @@ use crate::model::duration;
 use crate::model::env::{self, Export};
 use crate::model::near::nearest;
 use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
-use crate::model::spec::{Limits, Spec};
+use crate::model::spec::{Exports, Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
 use crate::model::trigger::{ONLY_TRIGGER, Trigger};
@@ -438,6 +438,10 @@ fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, S
             on_interrupt: options.on_interrupt,
         },
         required: export.required_names(),
+        exports: Some(Exports {
+            export: export.clone(),
+            passthrough: options.payload_passthrough.clone(),
+        }),
     };
     Trigger {
         name,

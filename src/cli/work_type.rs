@@ -206,6 +206,7 @@ fn from_table(
             on_interrupt: options.on_interrupt,
         },
         required: Vec::new(),
+        exports: None,
     };
     Some(WorkType {
         name,

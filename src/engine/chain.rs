@@ -23,6 +23,7 @@ use crate::engine::work::retry::retry;
 use crate::engine::work::{Ended, Report};
 use crate::error::Result;
 use crate::model::message::Message;
+use crate::model::unit::Unit;
 use crate::os::hooks;
 use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
 
@@ -235,12 +236,16 @@ pub fn start_waiting(client: &mut Client) -> Result<()> {
     if client.intake.pressure.holds_until(Instant::now()).is_some() {
         return Ok(());
     }
-    let started = client
+    let refused = client
         .work
         .start_waiting(&client.pipeline, &mut client.steps);
     client.perform();
     make_ready(client);
-    started
+    for ended in refused? {
+        // Another attempt would lack the same.
+        book(client, ended, None, Timestamp::now());
+    }
+    Ok(())
 }
 
 /// Makes the ledger commit the submitted operations, while runners prepare what starts.
@@ -294,14 +299,20 @@ pub fn on_report(client: &mut Client, report: Report) {
 /// End: the outcome, its statuses and the retry go to the ledger in one change.
 pub fn end(client: &mut Client, ended: Option<Ended>) {
     let Some(ended) = ended else { return };
+    let Ended { unit, outcome, .. } = &ended;
+    let retries = &client.pipeline.config.spec_for(&unit.spec).retries;
+    let now = Timestamp::now();
+    let retry = retry(retries, unit, outcome, now);
+    book(client, ended, retry, now);
+}
+
+/// Commits the end of a unit at `now`, with its `retry`.
+fn book(client: &mut Client, ended: Ended, retry: Option<Unit>, now: Timestamp) {
     client.observer.ended(&ended, &client.pipeline);
     let Ended { unit, outcome, .. } = &ended;
     let config = &client.pipeline.config;
-    let retries = &config.spec_for(&unit.spec).retries;
-    let now = Timestamp::now();
     let at = now.as_millisecond();
     client.observer.count(unit.lane(), outcome, at);
-    let retry = retry(retries, unit, outcome, now);
     let statuses = status::ended(config, unit, outcome, ended.said, at);
     let last = End::of(unit, outcome, at);
     let op = ended.op(statuses, retry.clone(), now);

@@ -65,10 +65,10 @@ impl Client {
         while let Some(step) = self.steps.pop_front() {
             match step {
                 Step::Commit(op) => self.commits.submit(op, After::Nothing),
-                Step::Start(unit, permit) => {
+                Step::Start { unit, anew, permit } => {
                     let op = Op::Start {
-                        unit: unit.id.clone(),
-                        spec: Arc::clone(&unit.spec),
+                        unit: Arc::clone(&unit),
+                        anew,
                         boot: self.pipeline.boot.clone(),
                     };
                     self.starting.push(Arc::clone(&unit));

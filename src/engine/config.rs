@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::event::Refusal;
+use crate::model::follow::{Followed, follow};
 use crate::model::meaning::Rules;
 use crate::model::policy::Policy;
 use crate::model::signature::{Keys, Signer};
 use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
+use crate::model::unit::Unit;
 use crate::model::work::WorkTypes;
 use crate::net::options::BrokerOptions;
 
@@ -82,6 +85,20 @@ impl Config {
         match self.work.of_lane(&own.lane) {
             Some(kind) => &kind.spec,
             None => self.triggers.spec_for(own),
+        }
+    }
+
+    /// Makes `unit`, which has its payload, run as the configuration says now; see [`follow`].
+    ///
+    /// # Errors
+    /// When the event lacks what its trigger requires.
+    pub fn follow(&self, unit: &mut Unit) -> Result<Followed, Refusal> {
+        match self.triggers.named(unit.lane()) {
+            Some(trigger) if unit.work.is_none() => follow(trigger, unit),
+            _ => {
+                unit.spec = Arc::clone(self.spec_for(&unit.spec));
+                Ok(Followed::AsAccepted)
+            }
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::event::{Attributes, Lacking, attribute_value};
 use crate::model::exec;
 use crate::model::json;
@@ -126,10 +128,13 @@ pub fn sanitize(key: &str) -> String {
         .collect()
 }
 
-/// The attributes that a trigger exports, and their names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The attributes that a trigger exports, and their names. The ledger holds it as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Export {
+    #[serde(skip_serializing_if = "Option::is_none")]
     prefix: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     required: Vec<String>,
 }
 

@@ -11,6 +11,7 @@ pub mod env_file;
 pub mod event;
 pub mod exec;
 pub mod filter_index;
+pub mod follow;
 pub mod json;
 pub mod marker;
 pub mod meaning;

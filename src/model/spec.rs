@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::command::Command;
 use crate::model::duration::{millis, millis_if_any};
+use crate::model::env::Export;
 use crate::model::policy::Retries;
 
 /// The common part of all runs of one lane. The ledger holds it as JSON, once for all units that
@@ -33,6 +34,21 @@ pub struct Spec {
     /// Names of the variables that the trigger requires: they say what a run is about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub required: Vec<String>,
+    /// How variables and passthrough attributes of its units were made; `None` in a ledger of an
+    /// earlier version, and for work types.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exports: Option<Exports>,
+}
+
+/// What a trigger takes from the attributes of its events.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Exports {
+    /// For the environment of the command.
+    pub export: Export,
+    /// Names of the variables that the statuses repeat.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passthrough: Vec<String>,
 }
 
 /// Bounds of a run. The ledger holds times in milliseconds.
@@ -71,6 +87,7 @@ impl Spec {
             limits: Limits::default(),
             retries: Retries::default(),
             required: Vec::new(),
+            exports: None,
         }
     }
 }
@@ -97,6 +114,10 @@ mod tests {
                 on_interrupt: OnInterrupt::Rerun,
             },
             required: vec!["SAMPLE".into()],
+            exports: Some(Exports {
+                export: Export::new(Some("X".into()), vec!["SAMPLE".into()]).expect("export"),
+                passthrough: vec!["SAMPLE".into()],
+            }),
             ..small.clone()
         };
         for spec in [small, whole] {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::condition::Condition;
-use crate::model::env::Export;
-use crate::model::event::{Event, MAX_HOPS, Refusal};
+use crate::model::env::{Export, Exported};
+use crate::model::event::{Attributes, Event, MAX_HOPS, Refusal};
+use crate::model::json;
+use crate::model::passthrough;
 use crate::model::policy::Policy;
 use crate::model::spec::Spec;
 use crate::model::text::printable;
 use crate::model::topic::Filter;
+use crate::model::variables::Variables;
 
 /// Name of the trigger of a command line, which is the only one.
 pub const ONLY_TRIGGER: &str = "default";
@@ -35,6 +38,17 @@ pub struct Trigger {
     pub policy: Policy,
     /// Spec of its units, which carry it.
     pub spec: Arc<Spec>,
+}
+
+/// What a run takes from the attributes of its event.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Taken {
+    /// Variables for the command.
+    pub variables: Variables,
+    /// Attributes for the statuses.
+    pub passthrough: Attributes,
+    /// Attributes that were left out, and why.
+    pub warnings: Vec<String>,
 }
 
 /// Decision about an event.
@@ -161,11 +175,35 @@ impl Trigger {
         if event.hops > MAX_HOPS {
             return Decision::Refuse(Refusal::Loop(event.hops));
         }
-        let missing = self.export.missing(&event.attributes);
-        if missing.is_empty() {
-            Decision::Run
-        } else {
-            Decision::Refuse(Refusal::Missing(missing))
+        match self.lacking(&event.attributes) {
+            None => Decision::Run,
+            Some(refusal) => Decision::Refuse(refusal),
+        }
+    }
+
+    /// Returns the refusal of an event that lacks required attributes, if it does.
+    #[must_use]
+    pub fn lacking(&self, attributes: &Attributes) -> Option<Refusal> {
+        let missing = self.export.missing(attributes);
+        (!missing.is_empty()).then_some(Refusal::Missing(missing))
+    }
+
+    /// Returns what a run takes from `attributes`.
+    #[must_use]
+    pub fn take(&self, attributes: &Attributes) -> Taken {
+        let Exported {
+            variables,
+            warnings,
+        } = self.export.apply(attributes);
+        let passed = passthrough::select(&self.passthrough, self.export.prefix(), &variables);
+        let passthrough = passed
+            .into_iter()
+            .map(|(key, value)| (key, json::string_of(value.as_bytes()).into()))
+            .collect();
+        Taken {
+            variables,
+            passthrough,
+            warnings,
         }
     }
 }

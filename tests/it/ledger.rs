@@ -651,6 +651,82 @@ fn a_unit_whose_trigger_is_gone_runs_by_what_it_carries() {
 }
 
 #[test]
+fn a_run_that_waits_or_is_retried_exports_as_its_trigger_does_now() {
+    let world = World::new();
+    let config = world.path("p.toml");
+    let ears = world.ears(&["lab/infrastructure/#"]);
+    let start = || {
+        let mut command = world.command("tael-client");
+        command
+            .args(["--who", "p", "--root", "lab", "--config"])
+            .arg(&config);
+        world.online("p", command)
+    };
+    let write = |word: &str, more: &str| {
+        let text = format!(
+            "[[trigger]]\nname = \"t\"\ntopic = \"{SEQ}\"\n{more}\n\
+             command = '''echo \"{word} [$SAMPLE] [$ATTR_SAMPLE]\" >>\"$OUT/runs\"; [ {word} != old ]'''\n"
+        );
+        fs::write(&config, text).expect("config");
+    };
+    let send = |sample: &str| {
+        world.message(SEQ, &[("status", "finished"), ("sample", sample)]);
+    };
+    write("old", "");
+    let client = start();
+    send("S7");
+    booked(&world, 1);
+    let failed = units(&world)[0]["unit"].as_str().expect("unit").to_owned();
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    send("S8");
+    world.message(SEQ, FINISHED);
+    let raised = world.control(&["p", "raise", "sample=S9"]);
+    assert_eq!(raised.0, 0, "{raised:?}");
+    waiting(&world, 3);
+    client.kill();
+    write(
+        "new",
+        "envreq = [\"SAMPLE\"]\npayload-passthrough = [\"SAMPLE\"]\nretries = 2\nretry-delay = \"0s\"",
+    );
+    let client = start();
+    assert_eq!(world.control(&["p", "resume"]).0, 0);
+    booked(&world, 4);
+    ears.status("p", "falsestart");
+    let retried = world.control(&["p", "retry", &failed]);
+    assert_eq!(retried.0, 0, "{retried:?}");
+    booked(&world, 5);
+    let new = ["old [] [S7]", "new [S8] []", "new [S9] []", "new [S7] []"];
+    assert_eq!(world.lines("runs"), new);
+    ears.wait("S7 in a status", |m| m.payload["SAMPLE"] == "S7");
+    // The event without a sample runs at no attempt, and a person hears why.
+    let all = units(&world);
+    let lacks = |unit: &&Value| {
+        let note = unit["note"].as_str();
+        note.is_some_and(|note| note.contains("it lacks the required attribute SAMPLE"))
+    };
+    let lacking = all.iter().find(lacks).expect("a false start");
+    let lacking = lacking["unit"].as_str().expect("unit");
+    let refused = world.control(&["p", "retry", lacking]);
+    assert_eq!(refused.0, 65, "{refused:?}");
+    assert!(
+        refused.2.contains("it lacks the required attribute SAMPLE"),
+        "{refused:?}"
+    );
+    // The same after a reload.
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    send("S10");
+    waiting(&world, 1);
+    write("newer", "");
+    client.signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("it is reloaded", || client.log_text().contains("reloaded;"));
+    assert_eq!(world.control(&["p", "resume"]).0, 0);
+    booked(&world, 6);
+    assert_eq!(world.lines("runs")[4..], ["newer [] [S10]"]);
+    assert_eq!(ears.count("p", "falsestart"), 1);
+    client.stop();
+}
+
+#[test]
 fn a_unit_of_an_earlier_version_whose_trigger_is_gone_says_why_it_does_not_run() {
     let world = World::new();
     world.earlier_ledger("p", include_str!("../fixtures/ledger-v7.sql"));

@@ -16,7 +16,14 @@ pub enum Step {
     Commit(Op),
     /// Commit that a waiting unit runs. Its runner prepares it meanwhile, and begins with the
     /// permit.
-    Start(Arc<Unit>, Option<StartPermit>),
+    Start {
+        /// The unit.
+        unit: Arc<Unit>,
+        /// Whether its environment is other than in the ledger.
+        anew: bool,
+        /// The permit of its runner.
+        permit: Option<StartPermit>,
+    },
     /// Commit that a waiting unit will not run, with the reason for people.
     Drop(String, &'static str),
     /// Remove the message of this number from the ledger, together with other changes.

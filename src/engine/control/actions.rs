@@ -284,7 +284,11 @@ impl Request {
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));
         unit.payload = Some(payload.map_err(unavailable)?.ok_or_else(released)?);
-        unit.spec = Arc::clone(pipeline.config.spec_for(&record.unit.spec));
+        let followed = pipeline.config.follow(&mut unit);
+        followed.map_err(|refusal| {
+            let id = &record.unit.id;
+            (Kind::Data, format!("retry unit {id}: {refusal}"))
+        })?;
         Ok(Demand::Run(Box::new(Subject::Again {
             key: self.key.clone(),
             unit: Arc::new(unit),

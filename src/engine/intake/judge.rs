@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
-use serde_json::Map;
 use tracing::warn;
 
 use crate::engine::commit::receipt::Progress;
 use crate::engine::config::Config;
 use crate::engine::report::status::falsestart;
 use crate::model::event::{Event, Refusal};
-use crate::model::json;
 use crate::model::meaning::{Meaning, NO_TRIGGER, Rules};
 use crate::model::message::{Delivery, Message, property};
-use crate::model::passthrough;
 use crate::model::status;
 use crate::model::text::printable_bytes;
 use crate::model::trigger::{Decision, Objection, Trigger};
@@ -258,19 +255,10 @@ fn refuse(trigger: String, refusal: &Refusal, retained: bool, status: Option<Mes
 }
 
 fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Unit {
-    let exported = trigger.export.apply(&event.attributes);
-    for warning in &exported.warnings {
+    let taken = trigger.take(&event.attributes);
+    for warning in &taken.warnings {
         warn!(target: SENDERS, TAEL_EVENT = event_id, TAEL_TOPIC = event.topic, "{warning}");
     }
-    let passed = passthrough::select(
-        &trigger.passthrough,
-        trigger.export.prefix(),
-        &exported.variables,
-    );
-    let passthrough = passed
-        .into_iter()
-        .map(|(key, value)| (key, json::string_of(value.as_bytes()).into()))
-        .collect::<Map<_, _>>();
     Unit {
         id: new_id(),
         spec: Arc::clone(&trigger.spec),
@@ -282,8 +270,8 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         attempt: 1,
         retry_of: None,
         due: 0,
-        variables: exported.variables,
-        passthrough,
+        variables: taken.variables,
+        passthrough: taken.passthrough,
         payload: Some(event.payload.clone()),
         reply: None,
         work: None,

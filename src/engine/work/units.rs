@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::Receipt;
@@ -19,9 +19,11 @@ use crate::engine::work::pool::{Pool, Report};
 use crate::engine::work::receipts::Receipts;
 use crate::engine::work::recovery::{Left, end_orphans};
 use crate::error::{Error, Kind};
+use crate::model::follow::Followed;
 use crate::model::policy::Policy;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, Recovery, Unit};
+use crate::os::logging::SENDERS;
 use crate::store::home::make_folders;
 use crate::store::ledger::Op;
 
@@ -30,6 +32,10 @@ const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
 /// Maximum delay of an event because of its pace, milliseconds.
 pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
+
+/// Maximum number of units that are found at once not to start any more. The ends of others are
+/// committed before the next ones are looked at.
+const MAX_REFUSED: usize = 100;
 
 /// The units that wait and run.
 pub struct Units {
@@ -195,12 +201,19 @@ impl Units {
 
     // --- Starting ---
 
-    /// Starts the units that may start now.
+    /// Starts the units that may start now, as the configuration says now. Returns those that cannot
+    /// start any more, a few at a time: their events lack what their triggers require now.
     ///
     /// # Errors
     /// When the ledger cannot be read any more.
-    pub fn start_waiting(&mut self, pipeline: &Pipeline, steps: &mut Steps) -> Result<(), Error> {
-        while self.held_until.is_none_or(|until| Instant::now() >= until)
+    pub fn start_waiting(
+        &mut self,
+        pipeline: &Pipeline,
+        steps: &mut Steps,
+    ) -> Result<Vec<Ended>, Error> {
+        let mut refused = Vec::new();
+        while refused.len() < MAX_REFUSED
+            && self.held_until.is_none_or(|until| Instant::now() >= until)
             && self.pool.held_until().is_none()
             && let Some((lane, unit)) = self.lanes.next(pipeline.ticks())
         {
@@ -217,14 +230,29 @@ impl Units {
                     continue;
                 }
             };
-            let permit = self.reserve(&unit);
-            let unit = Unit {
-                spec: Arc::clone(pipeline.config.spec_for(&record.unit.spec)),
-                ..record.unit
+            let mut unit = record.unit;
+            let anew = match pipeline.config.follow(&mut unit) {
+                Ok(Followed::AsAccepted) => false,
+                Ok(Followed::Anew(warnings)) => {
+                    for warning in &warnings {
+                        warn!(target: SENDERS, TAEL_UNIT = unit.id, "{warning}");
+                    }
+                    true
+                }
+                Err(refusal) => {
+                    refused.push(self.finish(Ended {
+                        unit,
+                        outcome: Outcome::not_started(refusal),
+                        said: false,
+                    }));
+                    continue;
+                }
             };
-            steps.push_back(Step::Start(Arc::new(unit), permit));
+            let permit = self.reserve(&unit.id);
+            let unit = Arc::new(unit);
+            steps.push_back(Step::Start { unit, anew, permit });
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Makes the runners that were taken for `units` prepare them, while the ledger commits that

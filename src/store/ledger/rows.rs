@@ -82,13 +82,28 @@ pub(super) fn insert_unit(
         entry.at,
         stored.number,
         unit.reply.as_ref().map(|reply| json!(reply).to_string()),
-        json!(unit.variables).to_string(),
-        Value::Object(unit.passthrough.clone()).to_string(),
+        variables_text(unit),
+        passthrough_text(unit),
         stored.body,
         unit.work.as_ref().map(|work| json!(**work).to_string()),
     ])?;
     *shared = Some(stored);
     Ok(())
+}
+
+fn variables_text(unit: &Unit) -> String {
+    json!(unit.variables).to_string()
+}
+
+fn passthrough_text(unit: &Unit) -> String {
+    Value::Object(unit.passthrough.clone()).to_string()
+}
+
+/// Writes the variables and the passthrough attributes of `unit`, whose number is `seq`.
+pub(super) fn write_environment(tx: &Connection, seq: i64, unit: &Unit) -> rusqlite::Result<()> {
+    let sql = "UPDATE unit SET variables = ?2, passthrough = ?3 WHERE seq = ?1";
+    let row = params![seq, variables_text(unit), passthrough_text(unit)];
+    tx.prepare_cached(sql)?.execute(row).map(drop)
 }
 
 /// Returns where the payload of unit `id` is stored, if there is such a unit.

@@ -298,14 +298,24 @@ fn a_unit_carries_what_it_started_with() {
     let unit = ledger.unit(10);
     let op = ledger.accept(&unit, false, true);
     ledger.one(op);
-    let other = Spec::new("seq", Command::direct("false").expect("command"));
+    let other = Unit {
+        spec: Arc::new(Spec::new("seq", Command::direct("false").expect("command"))),
+        variables: vec![("OTHER".to_owned(), "1".into())],
+        passthrough: serde_json::Map::new(),
+        payload: None,
+        ..unit
+    };
     ledger.one(Op::Start {
-        unit: unit.id.clone(),
-        spec: Arc::new(other.clone()),
+        unit: Arc::new(other.clone()),
+        anew: true,
         boot: "boot".into(),
     });
-    let read = ledger.reader().unit(&unit.id).expect("read").expect("unit");
-    assert_eq!((read.state, &*read.unit.spec), (State::Running, &other));
+    let read = ledger
+        .reader()
+        .unit(&other.id)
+        .expect("read")
+        .expect("unit");
+    assert_eq!((read.state, read.unit), (State::Running, other));
 }
 
 #[test]

@@ -6,13 +6,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::model::message::Message;
 use crate::model::outcome::outcome_text;
-use crate::model::spec::Spec;
 use crate::model::state::{Change, IllegalChange, Next, Stage};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
 use crate::store::ledger::prune::{Pruned, Retention, prune};
-use crate::store::ledger::rows::{Entry, Queued, delete_unit, insert_unit, post_all, read_state};
+use crate::store::ledger::rows::{
+    Entry, Queued, delete_unit, insert_unit, post_all, read_state, write_environment,
+};
 use crate::store::ledger::state::WriterState;
 
 /// Last message for a trigger that waits for silence.
@@ -44,10 +45,10 @@ pub enum Op {
     },
     /// A waiting unit goes to a runner.
     Start {
-        /// The unit.
-        unit: String,
-        /// Its spec, which it carries from now on.
-        spec: Arc<Spec>,
+        /// The unit, with the spec that it carries from now on.
+        unit: Arc<Unit>,
+        /// Whether it has another environment from now on.
+        anew: bool,
         /// Identifies this boot of the host.
         boot: String,
     },
@@ -173,8 +174,11 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             let (parts, queued) = accept(tx, state, key, topic, *at, boot, parts)?;
             Ok(Done::Accepted { parts, queued })
         }
-        Op::Start { unit, spec, boot } => change(tx, unit, Change::Start, |seq, next| {
-            let spec = state.spec(tx, spec)?;
+        Op::Start { unit, anew, boot } => change(tx, &unit.id, Change::Start, |seq, next| {
+            if *anew {
+                write_environment(tx, seq, unit)?;
+            }
+            let spec = state.spec(tx, &unit.spec)?;
             let sql = "UPDATE unit SET state = ?2, spec = ?3, boot = ?4 WHERE seq = ?1";
             let row = params![seq, next.state().name(), spec, boot];
             tx.prepare_cached(sql)?.execute(row)?;
