@@ -346,10 +346,20 @@ pub fn line(answer: &Value) -> String {
     line
 }
 
+/// Beginning of the line that asks for a payload.
+const CREATED: &str = "Work unit created with ID ";
+
 /// Returns the line that asks for the payload of unit `id`.
 #[must_use]
 pub fn send_payload(id: &str) -> String {
-    format!("Work unit created with ID {id}. Send stdin data and EOF.\n")
+    format!("{CREATED}{id}. Send stdin data and EOF.\n")
+}
+
+/// Returns the unit whose payload `line` asks for.
+#[must_use]
+pub fn asks_for(line: &str) -> Option<&str> {
+    let (unit, _) = line.strip_prefix(CREATED)?.split_once('.')?;
+    Some(unit)
 }
 
 /// Returns the error for a unit that does not exist.

@@ -406,6 +406,28 @@ fn a_client_that_is_killed_around_the_commit_runs_the_work_once() {
 }
 
 #[test]
+fn work_whose_acceptance_is_not_known_runs_once_under_the_id_of_the_error() {
+    for place in ["commit.before", "commit.after"] {
+        let world = World::new();
+        let path = config(&world, TYPES);
+        let mut command = world.command("tael-client");
+        command.args(["--who", "node", "--root", "lab", "--config", &path]);
+        command.env("TAEL_FAILPOINT", place);
+        let mut client = world.online("node", command);
+        let (code, _, stderr) = ran(&mut submit(&world, &["note"]));
+        assert_eq!(client.wait(), 128 + 9, "{place}");
+        assert_eq!(code, 69, "{place}: {stderr}");
+        let (_, id) = stderr.trim().rsplit_once("--id ").expect("an id");
+        let _client = node(&world, TYPES);
+        assert_eq!(unit(&world, &["note", "--id", id]), id, "{place}");
+        assert_eq!(end(&world, id), "succeeded", "{place}");
+        let last = unit(&world, &["note"]);
+        end(&world, &last);
+        assert_eq!(world.lines("runs"), [id, &last], "{place}");
+    }
+}
+
+#[test]
 fn a_full_queue_refuses_and_takes_again() {
     let world = World::new();
     let text = r#"

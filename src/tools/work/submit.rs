@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::receptor::LOCALHOST;
+use crate::model::receptor::{self, LOCALHOST};
 use crate::model::text::printable;
 use crate::os::logging::say;
 use crate::os::terminal::Terminal;
@@ -253,7 +253,7 @@ impl Client {
         for (key, value) in &work.named {
             request.insert(key.clone(), json!(value));
         }
-        connection.ask(&Value::Object(request).to_string())?;
+        let asked = connection.ask(&Value::Object(request).to_string())?;
         let stream = connection.stream.get_mut();
         // Without its end, the client starts nothing.
         let sent = send(payload, stream)?.and_then(|()| stream.shutdown(Shutdown::Write));
@@ -263,6 +263,14 @@ impl Client {
             (Ok(answer), _) => answer,
             (Err(_), Err(e)) => {
                 return Err(Error::new(Kind::TryAgain, format!("send the payload: {e}")));
+            }
+            // It may be in the ledger.
+            (Err(e), Ok(())) if e.kind() == Kind::Unavailable => {
+                let unit = receptor::asks_for(&asked).unwrap_or("?");
+                return Err(Error::new(
+                    e.kind(),
+                    format!("{e}; it may have the work: submit it again with --id {unit}"),
+                ));
             }
             (Err(e), Ok(())) => return Err(e),
         };

@@ -260,7 +260,9 @@ impl Session {
             return Err(STOPPING.to_owned());
         }
         // Without an answer the ledger may have the work, and the next start knows.
-        let answer = answer.await.map_err(|_| STOPPING.to_owned())?;
+        let unknown =
+            |_| format!("{STOPPING}, and may have the work: submit it again as unit {id}");
+        let answer = answer.await.map_err(unknown)?;
         if answer != Submitted::Accepted
             && let Some(file) = file
         {
