@@ -59,10 +59,15 @@ impl Tool for Forget {
         for who in &self.who {
             topic::check_who(who).map_err(|e| Error::usage(format!("forget: {e}")))?;
         }
-        let first = self.who.first().cloned().unwrap_or_default();
-        let content = Content::Pipeline(first);
+        // A name that is below several roots is ambiguous also beside one that is not.
+        let mut root = None;
+        for who in &self.who {
+            let content = Content::Pipeline(who.clone());
+            let found = self.root.clone().find(&broker, &content, self.timeout)?;
+            root.get_or_insert(found);
+        }
         forget::run(&Options {
-            root: self.root.find(&broker, &content, self.timeout)?,
+            root: root.unwrap_or_default(),
             broker,
             who: self.who,
             force: self.force,

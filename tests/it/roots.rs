@@ -127,6 +127,21 @@ fn forgetting_finds_the_root() {
         65,
         elsewhere,
     );
+    // One that is below several roots is not forgotten where another name happens to be.
+    was_here(&world, "lab", "sort");
+    was_here(&world, "site/two", "sort");
+    let several = "sort is below lab, site/two: choose one by --root";
+    for names in [["sort", "align"], ["align", "sort"]] {
+        refuses(
+            &mut tael(&world, &["forget", names[0], names[1]]),
+            64,
+            several,
+        );
+    }
+    for root in ["lab", "site/two"] {
+        let (code, out, _) = ran(&mut tael(&world, &["forget", "sort", "--root", root]));
+        assert_eq!((code, out.as_str()), (0, "forgot sort, offline on h\n"));
+    }
     let both = "pipelines are below lab, site/two: choose one by --root";
     refuses(&mut tael(&world, &["status", "--prune", "1s"]), 64, both);
     let (code, out, _) = ran(&mut tael(&world, &["forget", "align"]));
