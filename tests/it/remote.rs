@@ -756,6 +756,45 @@ fn signed(
 }
 
 #[test]
+fn an_end_is_about_the_whole_output_wherever_its_reader_begins() {
+    let world = World::new();
+    let client = node(&world);
+    let bytes = noise(300_000);
+    fs::write(world.path("payload"), &bytes).expect("payload");
+    let path = world.path("payload");
+    let path = path.to_str().expect("path");
+    let unit = new_id();
+    let submission = ["-f", "cat", "-p", path, "--id", &unit];
+    let output = submit(&world, &submission).output().expect("submit");
+    assert!(output.status.success(), "{output:?}");
+    let mut forger = Forger::new(&world, "reader");
+    // From the middle, the beginning, the middle again, and the end.
+    for from in [200_000, 0, 123_456, 300_000] {
+        let results = Request::Results {
+            unit: unit.clone(),
+            from: [from, 0],
+            signature: None,
+        };
+        forger.send(&wire::write(&results, b""));
+        let (mut at, reply) = (from, forger.reply.clone());
+        let end = loop {
+            let heard = forger.raw.hear("output", |m| m.topic == reply);
+            match wire::read_answer(&Bytes::from(heard.payload)).expect("answer") {
+                (Answer::Output { offset, .. }, body) => {
+                    assert_eq!(offset, at);
+                    at += body.len() as u64;
+                }
+                (Answer::End(end), _) => break end,
+                (other, _) => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((at, end.lengths), (300_000, [300_000, 0]), "{from}");
+        assert_eq!(end.sha256, [sha256(&bytes), sha256(b"")], "{from}");
+    }
+    client.stop();
+}
+
+#[test]
 fn forged_signatures_are_refused_in_the_call() {
     let world = World::new();
     let node = signed_node(&world);

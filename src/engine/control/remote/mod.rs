@@ -1,5 +1,6 @@
 //! Work for other nodes: requests on the work topic of the pipeline, and their answers.
 
+mod digest;
 mod permission;
 mod senders;
 mod uploads;

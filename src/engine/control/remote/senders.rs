@@ -5,19 +5,19 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Duration, Instant};
 use tracing::{info, warn};
 
+use crate::engine::control::remote::digest::{self, Digest};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::WINDOW;
 use crate::model::remote::wire::{self, Answer, End, State, StreamName};
-use crate::model::signature::{self, Signer, hex};
+use crate::model::signature::{self, Signer};
 use crate::model::unit::Outcome;
 use crate::os::logging::SENDERS;
 use crate::os::watch::{Watch, Watched};
@@ -55,10 +55,11 @@ pub struct Senders<T> {
     refusals: Vec<Message>,
 }
 
-/// The last message about a unit, or why there is none.
+/// The last message for a requester, or why there is none.
 #[derive(Debug)]
 struct Hashed {
-    unit: String,
+    /// Number of its sender.
+    number: u64,
     end: io::Result<Bytes>,
 }
 
@@ -86,6 +87,7 @@ struct Sending {
     reader: OutputReader,
     acked: u64,
     done: bool,
+    digest: Digest,
 }
 
 /// A unit that has ended.
@@ -133,7 +135,7 @@ impl<T> Default for Senders<T> {
 
 impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     /// Sends the output of a unit from these offsets on to `reply`. The same requester may ask
-    /// again, and then gets the output from other offsets.
+    /// again, and then gets the output from other offsets. Nothing is hashed twice for it.
     ///
     /// # Errors
     /// When there are too many.
@@ -145,7 +147,11 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         from: [u64; 2],
         ended: Option<Finished>,
     ) -> Result<(), String> {
-        self.remove(|sender| sender.unit == unit && sender.reply == reply);
+        let is_it = |sender: &Sender<T>| sender.unit == unit && sender.reply == reply;
+        let earlier = self.list.iter().find(|sender| is_it(sender));
+        let digests = earlier.map(|sender| sender.streams.each_ref().map(|s| s.digest.clone()));
+        let [out_digest, err_digest] = digests.unwrap_or_default();
+        self.remove(is_it);
         if self.list.len() >= MAX_SENDERS {
             self.remove(|sender| sender.is_stalled() && sender.touched.elapsed() > IDLE);
         }
@@ -153,10 +159,11 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             return Err(format!("output goes to {MAX_SENDERS} requesters already"));
         }
         let [out, err] = STREAMS.map(|(stream, _)| stream);
-        let sending = |stream, offset| Sending {
+        let sending = |stream, offset, digest| Sending {
             reader: output(&dir, stream, offset),
             acked: offset,
             done: false,
+            digest,
         };
         let [stdout, stderr] = from;
         self.numbers += 1;
@@ -165,7 +172,10 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             touched: Instant::now(),
             unit: unit.to_owned(),
             reply,
-            streams: [sending(out, stdout), sending(err, stderr)],
+            streams: [
+                sending(out, stdout, out_digest),
+                sending(err, stderr, err_digest),
+            ],
             watched: None,
             ended,
             last: Last::Open { hashing: false },
@@ -284,20 +294,22 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     }
 
     fn take_hashed(&mut self, hashed: Hashed) {
-        let unit = hashed.unit;
-        let end = match hashed.end {
-            Ok(end) => end,
+        let is_it = |sender: &Sender<T>| sender.number == hashed.number;
+        let Some(sender) = self.list.iter_mut().find(|sender| is_it(sender)) else {
+            return;
+        };
+        match hashed.end {
+            Ok(end) => {
+                if let Last::Open { .. } = &sender.last {
+                    sender.last = Last::Ready(end);
+                }
+            }
             Err(e) => {
                 warn!(
-                    TAEL_UNIT = unit,
+                    TAEL_UNIT = sender.unit,
                     "cannot read its output for another node: {e}"
                 );
-                return self.remove(|sender| sender.unit == unit);
-            }
-        };
-        for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
-            if let Last::Open { .. } = &sender.last {
-                sender.last = Last::Ready(end.clone());
+                self.remove(is_it);
             }
         }
     }
@@ -427,7 +439,10 @@ impl<T: Copy> Sender<T> {
                 offset,
                 bytes,
             };
-            let message = match sending.reader.next(ended)? {
+            let chunk = sending.reader.next(ended)?;
+            // What is published later is the same, and passed over then.
+            sending.digest.take(offset, &chunk);
+            let message = match chunk {
                 Chunk::Bytes(bytes) => wire::write(
                     &Answer::Output {
                         unit,
@@ -469,50 +484,35 @@ impl<T: Copy> Sender<T> {
         Ok(None)
     }
 
-    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop.
+    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop: a
+    /// requester that has the beginning did not get it from here, and it is read now.
     fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
         let Some(Finished { state, outcome }) = self.ended.clone() else {
             return;
         };
         self.last = Last::Open { hashing: true };
-        let (unit, dir) = (self.unit.clone(), self.dir.clone());
+        let (number, dir) = (self.number, self.dir.clone());
+        let digests = self.streams.each_ref().map(|s| s.digest.clone());
         let (node, key) = (node.to_owned(), key.cloned());
         // A client that stops does not need it.
         drop(spawn_blocking(move || {
-            let end = hash(&dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
-                let mut end = End {
-                    state,
-                    lengths,
-                    sha256,
-                    signature: None,
-                };
-                if let Some(key) = key {
-                    let token = signature::confirm(&key, &end.confirmation(&node));
-                    end.signature = Some(token.map_err(io::Error::other)?);
-                }
-                Ok(wire::write(&Answer::End(end), b""))
-            });
-            let _ = hashed.send(Hashed { unit, end });
+            let end =
+                digest::finish(digests, &dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
+                    let mut end = End {
+                        state,
+                        lengths,
+                        sha256,
+                        signature: None,
+                    };
+                    if let Some(key) = key {
+                        let token = signature::confirm(&key, &end.confirmation(&node));
+                        end.signature = Some(token.map_err(io::Error::other)?);
+                    }
+                    Ok(wire::write(&Answer::End(end), b""))
+                });
+            let _ = hashed.send(Hashed { number, end });
         }));
     }
-}
-
-/// Returns lengths and digests of the streams of a unit that has ended.
-fn hash(dir: &UnitDir, outcome: Option<&Outcome>) -> io::Result<([u64; 2], [String; 2])> {
-    let of = |stream| {
-        let ended = Ended::with(outcome, stream);
-        let (mut reader, mut context) = (output(dir, stream, 0), Context::new(&SHA256));
-        loop {
-            match reader.next(ended)? {
-                Chunk::Bytes(bytes) => context.update(&bytes),
-                Chunk::Gap(Some(_)) => {}
-                Chunk::Gap(None) | Chunk::Truncated | Chunk::Pending | Chunk::End => break,
-            }
-        }
-        Ok::<_, io::Error>((reader.offset(), hex(context.finish().as_ref())))
-    };
-    let (stdout, stderr) = (of(Stream::Stdout)?, of(Stream::Stderr)?);
-    Ok(([stdout.0, stderr.0], [stdout.1, stderr.1]))
 }
 
 /// Returns a unit of the ledger, if it has ended.
