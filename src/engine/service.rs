@@ -376,6 +376,7 @@ impl Service {
         let known = pipeline.reader.heard()?;
         client.intake.silence.take_up(triggers, &known, now_ms());
         info!("reloaded; {} triggers", triggers.len());
+        client.reports.try_again();
         let asked = client.link.reconfigure(pipeline, subscriptions);
         if client.link.is_online() {
             client.tell_presence();
@@ -422,7 +423,7 @@ impl Service {
             let stage = stopping.stage(Remains {
                 uncommitted: self.client.commits.waiting() > 0,
                 units: self.client.work.live() > 0,
-                statuses: self.client.reports.waiting() > 0,
+                statuses: self.client.reports.may_go_out(),
                 messages: leaving,
                 goodbye: !self.client.link.has_said_goodbye(),
                 online: self.client.link.is_online(),

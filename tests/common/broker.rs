@@ -20,6 +20,8 @@ pub struct Setup {
     pub password: Option<String>,
     /// TLS, with required client certificates.
     pub tls: bool,
+    /// Access rules, as mosquitto reads them: the broker is mosquitto then.
+    pub rules: Option<&'static str>,
 }
 
 pub struct Broker {
@@ -76,7 +78,11 @@ impl Broker {
         fs::create_dir_all(&broker.dir).expect("broker dir");
         // mosquitto cannot choose a port itself, and another process may take ours meanwhile.
         for _ in 0..20 {
-            broker.port = if is_mosquitto() { free_port() } else { 0 };
+            broker.port = if broker.is_mosquitto() {
+                free_port()
+            } else {
+                0
+            };
             if broker.up() {
                 return broker;
             }
@@ -115,8 +121,18 @@ impl Broker {
         wait_until("the broker is up again", || self.up());
     }
 
+    fn is_mosquitto(&self) -> bool {
+        is_mosquitto() || self.setup.rules.is_some()
+    }
+
+    /// Gives mosquitto other access rules.
+    pub fn rule(&self, rules: &str) {
+        fs::write(self.dir.join("rules"), rules).expect("rules");
+        self.signal(Signal::SIGHUP);
+    }
+
     fn up(&mut self) -> bool {
-        if is_mosquitto() {
+        if self.is_mosquitto() {
             self.mosquitto()
         } else {
             self.embedded()
@@ -205,6 +221,11 @@ impl Broker {
                 certificates.path("server.pem"),
                 certificates.path("server.key")
             );
+        }
+        if let Some(rules) = self.setup.rules {
+            let file = self.dir.join("rules");
+            fs::write(&file, rules).expect("rules");
+            text += &format!("acl_file {}\n", file.display());
         }
         if nix::unistd::Uid::effective().is_root() {
             // Otherwise it drops the right to read its own files.

@@ -1,7 +1,10 @@
 //! Statuses that the broker refuses: for now, for good, or by ending the connection.
 
+use crate::common::broker::Setup;
 use crate::common::raw::{Heard, Raw, packet, publish};
 use crate::common::scene::{SEQ, Scene};
+use crate::common::{World, has_program, wait_until};
+use nix::sys::signal::Signal;
 
 fn send_event(raw: &mut Raw, id: &str) {
     let payload = br#"{"status":"finished"}"#;
@@ -84,4 +87,87 @@ fn a_status_that_is_refused_for_now_goes_out_again_on_the_same_connection() {
     assert!(seen.len() <= 2, "{seen:?}");
     let log = client.log_text();
     assert!(log.contains("quota exceeded (0x97): '4 a day'"), "{log}");
+}
+
+#[test]
+fn a_status_that_access_rules_refuse_waits_and_others_overtake_it() {
+    let scene = Scene::new();
+    let client = scene.start(&["-t", SEQ, "-c", "true"]);
+    let mut raw = scene.online();
+    send_event(&mut raw, "E1");
+    let (refused, id) = next_on(&mut raw, "/status");
+    let name = refused.property("tael-id").map(str::to_owned);
+    // Not authorised.
+    raw.send(&packet(0x40, &[&id[..], &[0x87, 0]].concat()));
+    send_event(&mut raw, "E2");
+    for (event, status) in [("E1", "finished"), ("E2", "started"), ("E2", "finished")] {
+        let (heard, id) = next_on(&mut raw, "/status");
+        assert_eq!(heard.property("tael-cause"), Some(event), "it is held up");
+        assert!(heard.text().contains(&format!(r#""status":"{status}""#)));
+        raw.send(&packet(0x40, &id));
+    }
+    // At a reload.
+    client.signal(Signal::SIGHUP);
+    let (again, id) = next_on(&mut raw, "/status");
+    assert_eq!(again.property("tael-id").map(str::to_owned), name);
+    raw.send(&packet(0x40, &[&id[..], &[0x87, 0]].concat()));
+    // At a reconnect.
+    drop(raw);
+    let mut raw = scene.online();
+    let (again, id) = next_on(&mut raw, "/status");
+    assert_eq!(again.property("tael-id").map(str::to_owned), name);
+    raw.send(&packet(0x40, &id));
+    send_event(&mut raw, "E3");
+    let (next, _) = next_on(&mut raw, "/status");
+    assert_eq!(next.property("tael-cause"), Some("E3"), "it came once");
+    let log = client.log_text();
+    assert_eq!(log.matches("not authorised (0x87)").count(), 1, "{log}");
+    let unit = scene
+        .ledger()
+        .query_row("SELECT id FROM unit ORDER BY seq LIMIT 1", [], |row| {
+            row.get::<_, String>(0)
+        });
+    assert!(log.contains(&unit.expect("unit")), "{log}");
+}
+
+/// Rules that forbid the statuses of `p`, and nothing else.
+const NO_STATUS: &str = "topic read #
+topic write ready/#
+topic write lab/seq/status
+topic write lab/infrastructure/pipelines/p/presence
+topic write lab/infrastructure/pipelines/p/last
+";
+
+#[test]
+fn what_access_rules_refuse_is_published_when_they_are_corrected() {
+    if !has_program("mosquitto", "access rules") {
+        return;
+    }
+    let world = World::with(Setup {
+        rules: Some(NO_STATUS),
+        ..Setup::default()
+    });
+    let ears = world.ears(&["lab/#"]);
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    world.message(SEQ, &[("status", "finished")]);
+    wait_until("both are refused", || {
+        let log = client.log_text();
+        log.matches("/status' waits: the broker refused it").count() == 2
+    });
+    assert_eq!(ears.count("p", "started") + ears.count("p", "finished"), 0);
+    // A client that stops does not wait for them, and the next one has them.
+    client.stop();
+    let client = world.client("p", &["-t", SEQ, "-c", "true"]);
+    world.broker.rule("topic readwrite #\n");
+    // The broker reads the rules at some time after its signal.
+    wait_until("both are published", || {
+        client.signal(Signal::SIGHUP);
+        ears.count("p", "finished") > 0
+    });
+    world.message(SEQ, &[("status", "finished")]);
+    wait_until("the next run has ended", || {
+        ears.count("p", "finished") == 2
+    });
+    assert_eq!(ears.count("p", "started"), 2, "each came once");
+    client.stop();
 }

@@ -30,8 +30,16 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Maximum number of doublings of that delay.
 const MAX_DOUBLINGS: u32 = 5;
 
-/// Maximum number of times that a broker may refuse a message for now; about 8 hours.
-const MAX_TRIES: u32 = 1000;
+/// Number of times that a message is sent again soon, about 8 minutes. Later it waits like one that
+/// access rules refuse.
+const MAX_TRIES: u32 = 20;
+
+/// Delay before a message is sent again that access rules refuse: the first delay, which doubles.
+const REFUSED: Duration = Duration::from_secs(60);
+const MAX_REFUSED: Duration = Duration::from_secs(60 * 60);
+
+/// Maximum number of doublings of that delay.
+const MAX_REFUSED_DOUBLINGS: u32 = 6;
 
 /// Maximum number of connections that one message may end, when the broker reports a wrong packet
 /// of ours.
@@ -61,8 +69,21 @@ struct Row<T> {
     /// When it may be sent again.
     not_before: Option<Instant>,
     tries: u32,
+    /// How often its publish was refused in a way that an operator can mend.
+    refused: u32,
     costs: u32,
     silent_costs: u32,
+}
+
+/// A message that the broker refuses, and that waits.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Waits<'a> {
+    /// The message.
+    pub message: &'a Message,
+    /// Whether it is refused for the first time.
+    pub first: bool,
+    /// Delay before it is sent again on this connection.
+    pub delay: Duration,
 }
 
 /// The outbox in memory, in the order of the ledger. `T` identifies a publish on a connection.
@@ -138,6 +159,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
             token: None,
             not_before: None,
             tries: 0,
+            refused: 0,
             costs: 0,
             silent_costs: 0,
         });
@@ -237,6 +259,8 @@ impl<T: Copy + PartialEq> Outbox<T> {
         for row in &mut self.rows {
             row.token = None;
         }
+        // The rules may be other ones when the broker is back.
+        self.try_again();
         let place = self
             .rows
             .iter()
@@ -254,21 +278,74 @@ impl<T: Copy + PartialEq> Outbox<T> {
         self.rows.iter().position(|row| row.token == Some(token))
     }
 
+    /// Returns whether a publish is one of ours.
+    pub fn holds(&self, token: T) -> bool {
+        self.place(token).is_some()
+    }
+
     /// Removes the message that the broker has answered.
     pub fn complete(&mut self, token: T) -> Option<Queued> {
         let place = self.place(token)?;
+        self.progressed();
+        self.remove(place)
+    }
+
+    /// Notes that the broker works on our messages.
+    fn progressed(&mut self) {
         self.fruitless = 0;
         self.window = (self.window * 2).min(WINDOW);
         for row in &mut self.rows {
             row.silent_costs = 0;
         }
-        self.remove(place)
     }
 
-    /// Notes that the broker could not take a message now; it is sent again later. Returns it after
-    /// too many attempts; it is not sent again. `None` also if the publish is not ours.
-    pub fn retry(&mut self, token: T) -> Option<Queued> {
+    /// Notes that the broker refuses a message in a way that an operator can mend, as access rules do.
+    /// It stays, and others overtake it. It is sent again after a delay that grows, on the next
+    /// connection, and by [`Outbox::try_again`]. `None` if the publish is not ours.
+    pub fn refuse(&mut self, token: T) -> Option<Waits<'_>> {
         let place = self.place(token)?;
+        self.progressed();
+        let row = self.rows.get_mut(place)?;
+        row.token = None;
+        let delay = REFUSED.saturating_mul(1 << row.refused.min(MAX_REFUSED_DOUBLINGS));
+        let delay = delay.min(MAX_REFUSED);
+        row.not_before = Some(Instant::now() + delay);
+        row.refused = row.refused.saturating_add(1);
+        Some(Waits {
+            message: &row.queued.message,
+            first: row.refused == 1,
+            delay,
+        })
+    }
+
+    /// Lets all messages go out again that were refused.
+    pub fn try_again(&mut self) {
+        for row in self.rows.iter_mut().filter(|row| row.refused > 0) {
+            row.not_before = None;
+        }
+    }
+
+    /// Returns how many messages in memory wait because they were refused.
+    pub fn refused(&self) -> usize {
+        let waits = |row: &&Row<T>| row.refused > 0 && row.not_before.is_some();
+        self.rows.iter().filter(waits).count()
+    }
+
+    /// Returns whether so many messages were refused that no others are read from the ledger.
+    pub fn is_blocked(&self) -> bool {
+        self.behind.is_some_and(|behind| behind > 0)
+            && self.wants().is_none()
+            && self.refused() == self.rows.len()
+    }
+
+    /// Notes that the broker could not take a message now; it is sent again soon. After too many
+    /// attempts it waits as in [`Outbox::refuse`], and is returned. `None` also if the publish is not
+    /// ours.
+    pub fn retry(&mut self, token: T) -> Option<Waits<'_>> {
+        let place = self.place(token)?;
+        if self.rows.get(place)?.tries >= MAX_TRIES {
+            return self.refuse(token);
+        }
         let now = Instant::now();
         self.window = 1;
         self.paused_until = Some(now + RETRY);
@@ -277,10 +354,7 @@ impl<T: Copy + PartialEq> Outbox<T> {
         let delay = RETRY.saturating_mul(1 << row.tries.min(MAX_DOUBLINGS));
         row.not_before = Some(now + delay.min(MAX_RETRY));
         row.tries += 1;
-        if row.tries < MAX_TRIES {
-            return None;
-        }
-        self.remove(place)
+        None
     }
 
     /// Removes the oldest message, if too many wait and it is not in flight.

@@ -6,10 +6,11 @@ use tracing::{debug, error, warn};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::last::LastEnd;
-use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, Outbox, shown};
+use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, Outbox, Waits, shown};
 use crate::engine::report::status::without_passthrough;
 use crate::error::{Error, Kind, Result};
-use crate::model::message::Message;
+use crate::model::duration;
+use crate::model::message::{Message, property};
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Op, Queued};
@@ -27,6 +28,8 @@ pub struct Reports<T> {
     unseen: bool,
     /// Whether it was logged that the broker cannot take statuses now.
     refusing: bool,
+    /// Whether it was logged that refused statuses hold up others.
+    blocked: bool,
 }
 
 impl<T: Copy + PartialEq> Reports<T> {
@@ -42,12 +45,23 @@ impl<T: Copy + PartialEq> Reports<T> {
             last: LastEnd::read(reader)?,
             unseen: false,
             refusing: false,
+            blocked: false,
         })
     }
 
     /// Returns how many statuses wait.
     pub fn waiting(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// Returns whether some of them may go out soon on this connection.
+    pub fn may_go_out(&self) -> bool {
+        self.outbox.len() > self.outbox.refused() && !self.outbox.is_blocked()
+    }
+
+    /// Publishes again what the broker has refused: its operator may have changed the rules.
+    pub fn try_again(&mut self) {
+        self.outbox.try_again();
     }
 
     /// Adds statuses that were just committed.
@@ -108,17 +122,26 @@ impl<T: Copy + PartialEq> Reports<T> {
     ) {
         self.outbox.answered();
         if let Err(e) = &result
-            && e.kind() == Kind::TryAgain
+            && self.outbox.holds(name)
         {
-            return self.retry(name, e, steps);
+            match e.kind() {
+                Kind::TryAgain => return self.retry(pipeline, name, e),
+                Kind::NotAuthorised => {
+                    let waits = self.outbox.refuse(name);
+                    waits.iter().for_each(|waits| say(pipeline, waits, e));
+                    return self.note_blocked();
+                }
+                _ => {}
+            }
         }
         let Some(Queued { seq, message }) = self.outbox.complete(name) else {
             if let Err(e) = result
                 && !std::mem::replace(&mut self.unseen, true)
             {
-                let prefix = pipeline.topics.presence();
                 warn!(
-                    "cannot publish to '{prefix}' and beside it: statuses are missing there: {e}"
+                    "cannot publish the presence, the last end or an answer of '{}': {e}; 'tael \
+                     status' may not show how it is",
+                    pipeline.config.who
                 );
             }
             return;
@@ -136,17 +159,47 @@ impl<T: Copy + PartialEq> Reports<T> {
         steps.push_back(Step::Sent(seq));
     }
 
-    /// Sends a status again later that the broker cannot take now.
-    fn retry(&mut self, name: T, cause: &Error, steps: &mut Steps) {
+    /// Sends a status again soon that the broker cannot take now.
+    fn retry(&mut self, pipeline: &Pipeline, name: T, cause: &Error) {
         match self.outbox.retry(name) {
             None => debug!("a status has to wait: {cause}"),
-            Some(guilty) => {
-                error!("status on {} is given up: {cause}", shown(&guilty.message));
-                steps.push_back(Step::Sent(guilty.seq));
-            }
+            Some(waits) => say(pipeline, &waits, cause),
         }
         if !std::mem::replace(&mut self.refusing, true) {
             warn!("the broker cannot take a status for now: {cause}; trying again");
         }
+        self.note_blocked();
     }
+
+    /// Logs, once, that refused statuses hold up others.
+    fn note_blocked(&mut self) {
+        if self.outbox.is_blocked() && !std::mem::replace(&mut self.blocked, true) {
+            warn!(
+                "the broker refuses {} statuses: the others wait in the ledger until it takes some",
+                self.outbox.refused()
+            );
+        }
+    }
+}
+
+/// Logs, once for each status, that it is refused and waits.
+fn say(pipeline: &Pipeline, waits: &Waits<'_>, cause: &Error) {
+    if !waits.first {
+        return;
+    }
+    let event = waits.message.properties.user(property::CAUSE);
+    let units = event.map(|event| pipeline.reader.recent_units_of(event));
+    // Several triggers may have run for the event.
+    let unit = match units {
+        Some(Ok(mut units)) if units.len() == 1 => units.pop(),
+        _ => None,
+    };
+    warn!(
+        TAEL_UNIT = unit.as_deref(),
+        TAEL_EVENT = event,
+        "status on '{}' waits: {cause}; it is published when the broker takes it: after the next \
+         reload or connection, or in {}",
+        waits.message.topic,
+        duration::text(waits.delay)
+    );
 }

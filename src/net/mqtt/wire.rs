@@ -154,9 +154,9 @@ pub(super) fn published(reason: &Reason) -> Result<Audience, Refused> {
     }
     let kind = match reason.code {
         0x87 => Kind::NotAuthorised,
-        // Unspecified and implementation specific errors, server busy, receive maximum exceeded,
-        // message rate too high, quota exceeded: these pass.
-        0x80 | 0x83 | 0x88 | 0x89 | 0x93 | 0x96 | 0x97 => Kind::TryAgain,
+        // Unspecified and implementation specific errors, server busy, packet identifier in use,
+        // receive maximum exceeded, message rate too high, quota exceeded: these pass.
+        0x80 | 0x83 | 0x88 | 0x89 | 0x91 | 0x93 | 0x96 | 0x97 => Kind::TryAgain,
         _ => Kind::Data,
     };
     Err(refused(kind, &reason.to_string()))

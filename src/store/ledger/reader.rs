@@ -23,6 +23,9 @@ const PAGE: usize = 256;
 /// Maximum number of units of submitted work to read at once. Their files are looked at too.
 const SUBMITTED_PAGE: usize = 64;
 
+/// Number of units among which those of an event are looked for, as no index has them.
+const RECENT: usize = 256;
+
 /// Numbers of events and units in the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -465,6 +468,24 @@ impl Reader {
         self.connection
             .prepare_cached("SELECT trigger, heard, fired FROM silence")
             .and_then(|mut query| query.query_map([], row)?.collect())
+            .map_err(wrong)
+    }
+
+    /// Returns the last units of an event, newest first, two at most. Older ones than the last
+    /// [`RECENT`] are not found.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn recent_units_of(&self, event: &str) -> Result<Vec<String>> {
+        let sql = "SELECT id FROM (SELECT id, event FROM unit ORDER BY seq DESC LIMIT ?2)
+                   WHERE event = ?1 LIMIT 2";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| {
+                query
+                    .query_map(params![event, RECENT], |row| row.get(0))?
+                    .collect()
+            })
             .map_err(wrong)
     }
 

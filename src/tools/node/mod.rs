@@ -192,8 +192,16 @@ fn published(outbox: &mut Outbox<Token>, token: Token, result: Result<Audience, 
             outbox.complete(token);
             None
         }
-        Err(Refused(e, _)) if e.kind() == Kind::TryAgain => {
-            outbox.retry(token).map(|status| (status, e))
+        Err(Refused(e, _)) if matches!(e.kind(), Kind::TryAgain | Kind::NotAuthorised) => {
+            let waits = match e.kind() {
+                Kind::TryAgain => outbox.retry(token),
+                _ => outbox.refuse(token),
+            };
+            if let Some(waits) = waits.filter(|waits| waits.first) {
+                let status = shown(waits.message);
+                warn!("status {status} waits: {e}; it is published when the broker takes it");
+            }
+            None
         }
         Err(Refused(e, _)) => outbox.complete(token).map(|status| (status, e)),
     };

@@ -105,7 +105,7 @@ fn what_goes_out_beside_one_is_not_its_fault() {
 fn one_that_is_refused_for_now_waits_and_the_others_overtake_it() {
     let mut outbox = outbox(3);
     let went = send(&mut outbox);
-    assert_eq!(outbox.retry(went[0].1), None);
+    assert!(outbox.retry(went[0].1).is_none());
     assert_eq!(outbox.len(), 3);
     assert!(send(&mut outbox).is_empty(), "paused");
     let wake = outbox.wake().expect("a time");
@@ -113,14 +113,68 @@ fn one_that_is_refused_for_now_waits_and_the_others_overtake_it() {
     assert!(outbox.complete(went[1].1).is_some());
     assert!(outbox.complete(went[2].1).is_some());
     assert_eq!(outbox.len(), 1);
-    // It is not tried for ever.
-    let refused = (1..MAX_TRIES).find_map(|_| {
+    // It does not hold up the others for ever, and it is not lost.
+    let refused = (1..=MAX_TRIES).find_map(|_| {
         outbox.paused_until = None;
         outbox.rows[0].not_before = None;
         let went = send(&mut outbox);
-        outbox.retry(went[0].1)
+        outbox
+            .retry(went[0].1)
+            .map(|waits| (waits.first, waits.delay))
     });
-    assert_eq!(refused.map(|queued| queued.seq), Some(1));
+    assert_eq!(refused, Some((true, REFUSED)));
+    assert_eq!(outbox.len(), 1);
+}
+
+#[test]
+fn one_that_is_refused_stays_and_the_others_overtake_it() {
+    let mut outbox = outbox(3);
+    let went = send(&mut outbox);
+    let waits = outbox.refuse(went[0].1).expect("ours");
+    assert_eq!((waits.first, waits.delay), (true, REFUSED));
+    outbox.extend([queued(4, 10)]);
+    assert_eq!(seqs(&send(&mut outbox)), [4], "no pause for the others");
+    assert!(outbox.complete(went[1].1).is_some());
+    assert_eq!((outbox.len(), outbox.refused()), (3, 1));
+    assert!(outbox.refuse(Token::new()).is_none(), "not ours");
+    // The wait grows up to its limit.
+    let delays: Vec<Duration> = (0..8)
+        .map(|_| {
+            outbox.rows[0].not_before = None;
+            let went = send(&mut outbox);
+            assert_eq!(seqs(&went), [1]);
+            let waits = outbox.refuse(went[0].1).expect("ours");
+            assert!(!waits.first);
+            waits.delay
+        })
+        .collect();
+    assert!(delays.is_sorted() && delays[0] == REFUSED * 2);
+    assert_eq!(delays[7], MAX_REFUSED);
+    // Rules may have changed: at a reload, and at a new connection.
+    outbox.try_again();
+    let went = send(&mut outbox);
+    assert_eq!(seqs(&went), [1]);
+    outbox.refuse(went[0].1).expect("ours");
+    outbox.lost(Loss::Link);
+    assert_eq!(seqs(&send(&mut outbox)), [1, 3, 4]);
+}
+
+#[test]
+fn a_full_memory_of_refused_ones_loses_none() {
+    let mut outbox = outbox(MAX_ROWS as u64 + 10);
+    loop {
+        let went = send(&mut outbox);
+        if went.is_empty() {
+            break;
+        }
+        for (_, token) in went {
+            outbox.refuse(token).expect("ours");
+        }
+    }
+    assert!(outbox.is_blocked());
+    assert_eq!((outbox.refused(), outbox.len()), (MAX_ROWS, MAX_ROWS + 10));
+    outbox.try_again();
+    assert!(!outbox.is_blocked());
 }
 
 #[test]
