@@ -134,6 +134,7 @@ impl Client {
         match event {
             Event::Online => {
                 let answers = self.link.went_online();
+                self.link.say_what_it_waits_for(&self.pipeline.config);
                 self.tell_presence();
                 answers.into_iter().for_each(|answer| self.answer(answer));
                 self.intake.silence.online(true);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::engine::config::{Config, RECEIVE_MAXIMUM, SESSION_EXPIRY};
 use crate::engine::pipeline::Pipeline;
@@ -15,6 +15,7 @@ use crate::model::remote::{MAX_HEADER, MAX_PIECE};
 use crate::model::status::{self, Presence};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics, minimal};
+use crate::model::trigger::waits_for;
 use crate::net::mqtt::{Settings, Token};
 use crate::net::session::{Session, Subscriptions};
 use crate::os::host_lock::HostLock;
@@ -62,6 +63,8 @@ pub struct Link {
     /// Keeps other processes of this host from using our client identifier.
     _id_lock: HostLock,
     online: bool,
+    /// What was logged last about the messages that the client waits for.
+    said: String,
     goodbye: Goodbye,
     /// Answers that wait until the session is online.
     answers: Vec<Message>,
@@ -108,6 +111,7 @@ impl Link {
             identity,
             _id_lock: id_lock,
             online: false,
+            said: String::new(),
             goodbye: Goodbye::Unsaid,
             answers: Vec::new(),
         })
@@ -123,6 +127,15 @@ impl Link {
     pub fn went_online(&mut self) -> Vec<Message> {
         self.online = true;
         std::mem::take(&mut self.answers)
+    }
+
+    /// Logs what the client waits for, if that has changed.
+    pub fn say_what_it_waits_for(&mut self, config: &Config) {
+        let waits = waits_for(&config.triggers, &config.work);
+        if waits != self.said {
+            info!("{waits}");
+            self.said = waits;
+        }
     }
 
     /// Notes that the session is offline. Returns whether the other side has dropped a connection

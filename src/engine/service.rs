@@ -379,6 +379,8 @@ impl Service {
         client.reports.try_again();
         let asked = client.link.reconfigure(pipeline, subscriptions);
         if client.link.is_online() {
+            let config = &client.pipeline.config;
+            client.link.say_what_it_waits_for(config);
             client.tell_presence();
         }
         Ok(asked)

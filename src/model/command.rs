@@ -1,7 +1,5 @@
 //! A command, and how the system executes it.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 /// A command. The ledger holds it as JSON.
@@ -58,14 +56,6 @@ impl Command {
             Self::Direct(words) => words.iter().map(String::as_str).collect(),
             Self::Recorded(_) => Vec::new(),
         }
-    }
-
-    /// Returns the program, if its path is absolute.
-    #[must_use]
-    pub fn program(&self) -> Option<PathBuf> {
-        let program = PathBuf::from(self.argv().into_iter().next()?);
-        // The line of a shell names one too, but parsing it is the job of the shell.
-        program.is_absolute().then_some(program)
     }
 
     /// Returns the first word of the line of a shell, if it is the program: the shell would not

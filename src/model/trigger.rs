@@ -13,6 +13,7 @@ use crate::model::spec::Spec;
 use crate::model::text::printable;
 use crate::model::topic::Filter;
 use crate::model::variables::Variables;
+use crate::model::work::WorkType;
 
 /// Name of the trigger of a command line, which is the only one.
 pub const ONLY_TRIGGER: &str = "default";
@@ -92,7 +93,7 @@ impl Objection<'_> {
     }
 }
 
-/// Maximum number of filters to name.
+/// Maximum number of filters, and of work types, to name.
 const MAX_FILTERS: usize = 3;
 
 /// Maximum length of a topic or filter to show, characters.
@@ -109,17 +110,36 @@ fn other_topic(filters: &[Filter], topic: &str) -> String {
             shown(near.as_str())
         );
     }
-    let names: Vec<String> = filters
-        .iter()
-        .take(MAX_FILTERS)
-        .map(|filter| shown(filter.as_str()))
-        .collect();
-    let more = match filters.len().saturating_sub(MAX_FILTERS) {
+    let names = listed(filters.iter().map(Filter::as_str));
+    format!("its topic does not match {names}")
+}
+
+/// Returns some of `names`, printable, and how many more there are.
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = match names.len().saturating_sub(MAX_FILTERS) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let names = names.join(", ");
-    format!("its topic does not match {names}{more}")
+    let first = names.take(MAX_FILTERS);
+    let first: Vec<String> = first.map(|name| printable(name, MAX_SHOWN)).collect();
+    first.join(", ") + &more
+}
+
+/// Returns what a client with these triggers and work types waits for, on one line.
+#[must_use]
+pub fn waits_for(triggers: &[Trigger], work: &[WorkType]) -> String {
+    let mut filters: Vec<&str> = Vec::new();
+    for filter in triggers.iter().flat_map(|trigger| &trigger.filters) {
+        if !filters.contains(&filter.as_str()) {
+            filters.push(filter.as_str());
+        }
+    }
+    let messages =
+        (!filters.is_empty()).then(|| format!("messages on {}", listed(filters.into_iter())));
+    let types = work.iter().map(|kind| kind.name.as_str());
+    let work = (!work.is_empty()).then(|| format!("work of type {}", listed(types)));
+    let all: Vec<String> = messages.into_iter().chain(work).collect();
+    format!("waiting for {}", all.join(", and for "))
 }
 
 impl Trigger {
@@ -213,6 +233,7 @@ mod tests {
     use super::*;
     use crate::model::command::Command;
     use crate::model::event::Lacking;
+    use crate::model::work::Signed;
     use bytes::Bytes;
     use serde_json::{Value, json};
 
@@ -322,5 +343,46 @@ mod tests {
             trigger().decide(&looping, "me"),
             Decision::Refuse(Refusal::Loop(33))
         );
+    }
+
+    #[test]
+    fn what_a_client_waits_for_is_one_line() {
+        let with = |filters: &[&str]| Trigger {
+            filters: filters
+                .iter()
+                .map(|filter| Filter::new(*filter).expect("filter"))
+                .collect(),
+            ..trigger()
+        };
+        let text = |triggers: &[Trigger]| waits_for(triggers, &[]);
+        assert_eq!(
+            text(&[with(&["lab/a", "lab/+/b"]), with(&["lab/a"])]),
+            "waiting for messages on lab/a, lab/+/b"
+        );
+        assert_eq!(
+            text(&[with(&["a", "b", "c", "d", "e\u{202e}"])]),
+            "waiting for messages on a, b, c and 2 more"
+        );
+        assert_eq!(
+            text(&[with(&["e\u{202e}"])]),
+            "waiting for messages on e\\u{202e}"
+        );
+        let kind = WorkType {
+            name: "echo".into(),
+            params: false,
+            signed: Signed::Never,
+            policy: Policy::default(),
+            queue: 1,
+            max_stdin: 1,
+            spec: trigger().spec,
+        };
+        let kinds = std::slice::from_ref(&kind);
+        assert_eq!(waits_for(&[], kinds), "waiting for work of type echo");
+        assert_eq!(
+            waits_for(&[with(&["a"])], kinds),
+            "waiting for messages on a, and for work of type echo"
+        );
+        let long = "x".repeat(60_000);
+        assert!(text(&[with(&[&long, "b", "c"])]).len() < 2 * MAX_SHOWN);
     }
 }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{AccessFlags, eaccess};
 
+use crate::model::command::Command;
 use crate::model::text::{printable, printable_bytes};
 
 /// Folders of programs without `PATH` (`execvp(3)`).
@@ -188,6 +189,32 @@ pub fn look(program: &str, path: &OsStr, folder: &Path) -> Result<(), String> {
         }
     }
     Err(why)
+}
+
+/// Looks for the program of `command`, and first for its shell. A word that its shell would not execute
+/// as it is counts as found.
+///
+/// # Errors
+/// A text for the user: why there is none.
+pub fn look_for(command: &Command, path: &OsStr, folder: &Path) -> Result<(), String> {
+    match command {
+        Command::Shell { shell, .. } => {
+            look(shell, path, folder)?;
+            let Some(first) = command.first_word() else {
+                return Ok(());
+            };
+            // A bare name may be a built-in of the shell, which is asked only then.
+            look(first, path, folder).or_else(|cause| {
+                let is_known = !first.contains('/') && shell_knows(shell, first, path);
+                if is_known { Ok(()) } else { Err(cause) }
+            })
+        }
+        Command::Direct(words) => match words.first() {
+            Some(first) => look(first, path, folder),
+            None => Ok(()),
+        },
+        Command::Recorded(_) => Ok(()),
+    }
 }
 
 /// Checks that the interpreter of a script exists.

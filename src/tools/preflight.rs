@@ -1,7 +1,7 @@
 //! What `tael client --check` looks for on this host and at the broker. Nothing is started or changed.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::engine::config::{Config, RECEIVE_MAXIMUM};
-use crate::engine::work::job::read_env_file;
+use crate::engine::work::job::{read_env_file, search_path};
 use crate::error::{Error, Kind, Result};
 use crate::model::command::Command;
 use crate::model::duration;
@@ -19,11 +19,12 @@ use crate::model::near::nearest;
 use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics, check_who};
 use crate::model::trigger::Trigger;
+use crate::model::variables::Variables;
 use crate::net::attempts::unreachable;
 use crate::net::mqtt::{Connection, Event, Failure, Settings, Subscribe};
 use crate::net::options::BrokerOptions;
 use crate::os::folder;
-use crate::os::program::{self, DEFAULT_PATH};
+use crate::os::program;
 use crate::store::private;
 use crate::tools::MAX_PACKET;
 
@@ -124,17 +125,12 @@ fn of_spec(spec: &Spec, found: &mut impl FnMut(&'static str, bool, String)) {
             ),
         }
     }
-    let mut path = std::env::var_os("PATH");
-    if let Some(file) = &spec.env_file {
-        match read_env_file(file) {
-            Ok(variables) => {
-                let own = variables.iter().rev().find(|(name, _)| name == "PATH");
-                path = own.map(|(_, value)| value.as_os_str().to_owned()).or(path);
-            }
-            Err(cause) => found("env-file", false, cause),
-        }
+    let variables = spec.env_file.as_deref().map(read_env_file);
+    let variables = variables.unwrap_or_else(|| Ok(Variables::new()));
+    let path = search_path(variables.as_deref().unwrap_or_default());
+    if let Err(cause) = variables {
+        found("env-file", false, cause);
     }
-    let path = path.unwrap_or_else(|| OsString::from(DEFAULT_PATH));
     of_command(&spec.command, &path, cwd, found);
 }
 
@@ -159,29 +155,16 @@ fn of_command(
     cwd: &Path,
     found: &mut impl FnMut(&'static str, bool, String),
 ) {
-    let look = |program: &str| program::look(program, path, cwd);
-    match command {
-        Command::Shell { shell, line } => {
-            if let Err(cause) = look(shell) {
-                return found("shell", false, cause);
-            }
-            if let Err(cause) = program::check_syntax(shell, line) {
-                return found("command", false, format!("its shell refuses it: {cause}"));
-            }
-            if let Some(first) = command.first_word()
-                && let Err(cause) = look(first)
-                // A bare name may be a built-in of the shell.
-                && (first.contains('/') || !program::shell_knows(shell, first, path))
-            {
-                found("command", false, cause);
-            }
+    if let Command::Shell { shell, line } = command {
+        if let Err(cause) = program::look(shell, path, cwd) {
+            return found("shell", false, cause);
         }
-        Command::Direct(words) => {
-            if let Some(Err(cause)) = words.first().map(|first| look(first)) {
-                found("command", false, cause);
-            }
+        if let Err(cause) = program::check_syntax(shell, line) {
+            return found("command", false, format!("its shell refuses it: {cause}"));
         }
-        Command::Recorded(_) => {}
+    }
+    if let Err(cause) = program::look_for(command, path, cwd) {
+        found("command", false, cause);
     }
 }
 

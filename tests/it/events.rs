@@ -1044,3 +1044,29 @@ fn a_run_that_waits_or_was_dropped_says_why() {
     assert_eq!(lines.len(), 3, "{table}");
     client.stop();
 }
+
+#[test]
+fn a_failed_run_says_how_its_last_retry_ended() {
+    let world = World::new();
+    let run = r#"[ "$TAEL_ATTEMPT" = 3 ]"#;
+    let arguments = ["-t", SEQ, "-c", run, "--retries", "2"];
+    let client = world.client("p", &[&arguments[..], &["--retry-delay", "1ms"]].concat());
+    world.message(SEQ, &[("status", "finished")]);
+    let mut last = Vec::new();
+    wait_until("the last retry has ended", || {
+        last = events(&world, &["--accepted"]).0;
+        last.first()
+            .is_some_and(|note| note["retry_state"] == "succeeded")
+    });
+    assert_eq!(last.len(), 1, "{last:?}");
+    assert_eq!(
+        (&last[0]["result"], &last[0]["state"]),
+        (&"accepted".into(), &"failed".into())
+    );
+    let (_, out, _) = ran(&mut world.tael(["events", "--accepted"]));
+    assert!(
+        out.contains("; tried again as unit ") && out.contains(": succeeded"),
+        "{out}"
+    );
+    client.stop();
+}

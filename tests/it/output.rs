@@ -168,6 +168,7 @@ fn a_terminal_shows_what_runs_are_about_and_what_they_write() {
     command.args(["-c", line, "--envreq", "SAMPLE"]);
     let mut terminal = Terminal::start(command, 120);
     terminal.wait_for("connected to");
+    terminal.wait_for("waiting for messages on lab/seq/status");
     for (sample, end) in [("S1", "finished after"), ("S2", "failed after")] {
         world.message(
             "lab/seq/status",

@@ -1,5 +1,6 @@
 //! The job of a runner for a unit: its command and its variables.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -11,11 +12,12 @@ use crate::engine::config::Config;
 use crate::model::command::Command;
 use crate::model::spec::Spec;
 use crate::model::unit::Unit;
-use crate::model::variables::Variables;
+use crate::model::variables::{Value, Variables};
 use crate::model::{env_file, exec};
 use crate::os::folder;
 use crate::os::logging::SENDERS;
 use crate::os::process::exec_limit;
+use crate::os::program::{self, DEFAULT_PATH};
 use crate::runner::Job;
 use crate::store::unit_dir::holes::can_have_holes;
 use crate::store::unit_dir::output::TAIL;
@@ -114,7 +116,7 @@ fn size<'a>(argv: impl Iterator<Item = &'a String>, variables: &Variables) -> us
     argv + inherited.chain(ours).sum::<usize>()
 }
 
-/// Warns of files and folders that are missing.
+/// Warns of files, folders and programs that are missing.
 pub fn warn_of_what_is_missing(config: &Config) {
     let triggers = config
         .triggers
@@ -122,19 +124,40 @@ pub fn warn_of_what_is_missing(config: &Config) {
         .map(|t| ("trigger", &t.name, &t.spec));
     let work = config.work.iter().map(|w| ("work type", &w.name, &w.spec));
     for (kind, name, spec) in triggers.chain(work) {
-        let program = spec.command.program();
-        let needed = [&spec.cwd, &spec.env_file, &program];
-        for path in needed.into_iter().flatten().filter(|path| !path.exists()) {
-            warn!("{kind} '{name}': there is no {} yet", path.display());
+        for path in [&spec.cwd, &spec.env_file].into_iter().flatten() {
+            if !path.exists() {
+                warn!("{kind} '{name}': there is no {} yet", path.display());
+            }
         }
+        let mut variables = Variables::new();
         // It is read again at each run.
-        if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists())
-            && let Err(e) = read_env_file(path)
+        if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists()) {
+            match read_env_file(path) {
+                Ok(read) => variables = read,
+                Err(e) => warn_of_runs(kind, name, &e),
+            }
+        }
+        let start = folder::find().unwrap_or(Path::new("."));
+        let folder = spec.cwd.as_deref().unwrap_or(start);
+        if folder.exists()
+            && let Err(e) = program::look_for(&spec.command, &search_path(&variables), folder)
         {
-            warn!("{kind} '{name}': {e}; its runs cannot start until that is corrected");
+            warn_of_runs(kind, name, &e);
         }
     }
     warn_of_metrics(config);
+}
+
+fn warn_of_runs(kind: &str, name: &str, cause: &str) {
+    warn!("{kind} '{name}': {cause}; its runs cannot start until that is corrected");
+}
+
+/// Returns the `PATH` of a command that gets `variables` from a file.
+pub fn search_path(variables: &[(String, Value)]) -> OsString {
+    let own = variables.iter().rev().find(|(name, _)| name == "PATH");
+    let own = own.map(|(_, value)| value.as_os_str().to_owned());
+    own.or_else(|| std::env::var_os("PATH"))
+        .unwrap_or_else(|| OsString::from(DEFAULT_PATH))
 }
 
 /// Warns of a metrics file that is not collected.

@@ -24,7 +24,7 @@ const PAGE: usize = 256;
 const SUBMITTED_PAGE: usize = 64;
 
 /// Number of units among which those of an event are looked for, as no index has them.
-const RECENT: usize = 256;
+const RECENT: i64 = 256;
 
 /// Numbers of events and units in the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The record of events: which messages were accepted and which were refused.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::Result;
@@ -20,6 +22,8 @@ pub struct Received {
     /// Present state of its unit, and a note about that for people; `None` without a unit, or if
     /// the unit was released.
     pub unit: Option<(State, Option<String>)>,
+    /// The last retry of the unit, and its state.
+    pub retry: Option<(String, State)>,
 }
 
 /// End of a run.
@@ -126,11 +130,36 @@ pub fn received(reader: &Reader, which: Which<'_>) -> Result<Vec<Received>> {
     let refused = which.fate.map(|fate| fate == Fate::Refused);
     let limit = i64::try_from(which.limit).unwrap_or(i64::MAX);
     let row = params![which.after, which.since, which.trigger, refused, limit];
-    reader
-        .connection
-        .prepare_cached(sql)
-        .and_then(|mut query| query.query_map(row, record)?.collect())
-        .map_err(wrong)
+    let read = || {
+        let mut query = reader.connection.prepare_cached(sql)?;
+        let found = query.query_map(row, record)?;
+        let mut found: Vec<Received> = found.collect::<rusqlite::Result<_>>()?;
+        add_retries(reader, &mut found)?;
+        Ok(found)
+    };
+    read().map_err(wrong)
+}
+
+/// Adds the last retries of the units of `records`.
+fn add_retries(reader: &Reader, records: &mut [Received]) -> rusqlite::Result<()> {
+    let has_failed = |record: &Received| matches!(record.unit, Some((State::Failed, _)));
+    if !records.iter().any(has_failed) {
+        return Ok(());
+    }
+    // No index has what retries a unit: one look at all of them finds the retries of all records.
+    let sql = "SELECT retry_of, id, state FROM unit WHERE retry_of IS NOT NULL ORDER BY seq";
+    let mut query = reader.connection.prepare_cached(sql)?;
+    let row = |row: &Row<'_>| Ok((row.get(0)?, (row.get(1)?, read_state(row, 2)?)));
+    let retries = query.query_map([], row)?;
+    let retries: HashMap<String, (String, State)> = retries.collect::<rusqlite::Result<_>>()?;
+    for record in records.iter_mut().filter(|record| has_failed(record)) {
+        let first = record.note.unit.as_ref().and_then(|unit| retries.get(unit));
+        let next = |retry: &&(String, State)| retries.get(&retry.0);
+        // A retry comes after its unit, so that this ends; a damaged ledger must not hang us.
+        let line = std::iter::successors(first, next).take(retries.len());
+        record.retry = line.last().cloned();
+    }
+    Ok(())
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Received> {
@@ -159,5 +188,6 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Received> {
             aside: false,
         },
         unit,
+        retry: None,
     })
 }

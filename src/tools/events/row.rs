@@ -59,6 +59,8 @@ pub struct Row {
     /// The note about the message. Its time is that of the row.
     pub note: Note,
     run: Run,
+    /// The last retry of its run, and the state of that.
+    retry: Option<(String, State)>,
 }
 
 impl Row {
@@ -68,18 +70,26 @@ impl Row {
             who,
             note,
             run: Run::New,
+            retry: None,
         }
     }
 
     /// Returns the row of a record of the ledger of pipeline `who`.
     pub fn recorded(who: usize, record: Received) -> Self {
-        let Received { note, unit, .. } = record;
+        let Received {
+            note, unit, retry, ..
+        } = record;
         let run = match unit {
             Some((state, text)) => Run::Is(state, text),
             None if note.unit.is_some() => Run::Released,
             None => Run::New,
         };
-        Self { who, note, run }
+        Self {
+            who,
+            note,
+            run,
+            retry,
+        }
     }
 
     /// Returns the row of the end of the run that `note` is about.
@@ -94,6 +104,7 @@ impl Row {
             who,
             note: Note { at, ..note },
             run: Run::End(end),
+            retry: None,
         }
     }
 
@@ -123,9 +134,10 @@ impl Row {
         }
     }
 
-    /// Returns the colour of its result.
+    /// Returns the colour of its result: that of the last retry, if its run was retried.
     pub fn colour(&self) -> Option<Colour> {
-        match (self.note.fate, self.state()) {
+        let retry = self.retry.as_ref().map(|(_, state)| state.name());
+        match (self.note.fate, retry.or(self.state())) {
             (Fate::Refused, _) => Some(Colour::Red),
             (Fate::Accepted, Some("released")) => Some(Colour::Faint),
             (Fate::Accepted, Some(state)) => Colour::of_state(state),
@@ -162,6 +174,10 @@ impl Row {
             "note": text,
             "taken": note.aside || note.fate == Fate::Accepted,
         });
+        if let (Some((retry, state)), Value::Object(row)) = (&self.retry, &mut row) {
+            row.insert("retry".to_owned(), json!(retry));
+            row.insert("retry_state".to_owned(), json!(state.name()));
+        }
         if let (Run::End(Some(end)), Value::Object(row)) = (&self.run, &mut row) {
             let outcome = end.outcome.as_ref();
             let elapsed = outcome.map(|o| Duration::from_micros(o.elapsed).as_secs_f64());
@@ -228,6 +244,18 @@ impl Row {
             Run::Is(state, None) => format!("unit {shown} {state}"),
             Run::Is(state, Some(text)) => format!("unit {shown} {state}: {text}"),
             Run::Released | Run::End(None) => format!("unit {shown} released"),
+        };
+        let unit = match &self.retry {
+            None => unit,
+            Some((retry, State::Pending)) => {
+                format!("{unit}; unit {} will try again", terminal.id(retry))
+            }
+            Some((retry, state)) => {
+                format!(
+                    "{unit}; tried again as unit {}: {state}",
+                    terminal.id(retry)
+                )
+            }
         };
         match note.why.is_empty() || matches!(self.run, Run::End(_)) {
             true => unit,
@@ -313,9 +341,43 @@ mod tests {
             (None, "", "unit 9M1XCD released", false),
         ] {
             let (seq, note) = (1, accepted(reason));
-            let row = Row::recorded(0, Received { seq, note, unit });
+            let retry = None;
+            let row = Row::recorded(
+                0,
+                Received {
+                    seq,
+                    note,
+                    unit,
+                    retry,
+                },
+            );
             assert_eq!((&*why(&row), row.is_open()), (shown, open));
         }
+        let retried = |state| {
+            let retry = "01JBV7Y3ZK8Q5W2N4T6RABCDEF".to_owned();
+            let record = Received {
+                seq: 1,
+                note: accepted(""),
+                unit: Some((State::Failed, None)),
+                retry: Some((retry, state)),
+            };
+            Row::recorded(0, record)
+        };
+        let row = retried(State::Succeeded);
+        let text = "unit 9M1XCD failed; tried again as unit ABCDEF: succeeded";
+        assert_eq!(
+            (&*why(&row), row.colour()),
+            (text, Colour::of_state("succeeded"))
+        );
+        let json = row.json("p");
+        assert_eq!(
+            (&json["state"], &json["retry_state"]),
+            (&json!("failed"), &json!("succeeded"))
+        );
+        assert_eq!(
+            why(&retried(State::Pending)),
+            "unit 9M1XCD failed; unit ABCDEF will try again"
+        );
         let row = Row::told(0, accepted("retried by hand"));
         assert_eq!(why(&row), "retried by hand: unit 9M1XCD");
         assert!(row.is_open());
