@@ -549,3 +549,29 @@ fn a_check_that_finds_nothing_is_one_line_on_a_terminal() {
         assert_eq!(ran(&mut check()), (0, String::new(), String::new()));
     }
 }
+
+#[test]
+fn a_client_warns_at_its_start_of_a_program_that_is_missing() {
+    let world = World::new();
+    let script = world.script("there.sh", "#!/bin/sh\n");
+    for (command, missing) in [
+        ("./nope.sh \"$ATTR_SAMPLE\"", Some("./nope.sh")),
+        (
+            "no-such-program-of-tael -x",
+            Some("'no-such-program-of-tael'"),
+        ),
+        ("echo \"$ATTR_SAMPLE\"; ./nope.sh", None),
+        (script.to_str().expect("path"), None),
+    ] {
+        let client = world.client("p", &["-t", SEQ, "-c", command]);
+        let log = client.log_text();
+        match missing {
+            Some(name) => assert!(
+                log.contains(name) && log.contains("its runs fail until that is corrected"),
+                "{log}"
+            ),
+            None => assert!(!log.contains("until that is corrected"), "{log}"),
+        }
+        client.stop();
+    }
+}

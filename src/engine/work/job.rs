@@ -134,7 +134,9 @@ pub fn warn_of_what_is_missing(config: &Config) {
         if let Some(path) = spec.env_file.as_deref().filter(|path| path.exists()) {
             match read_env_file(path) {
                 Ok(read) => variables = read,
-                Err(e) => warn_of_runs(kind, name, &e),
+                Err(e) => {
+                    warn!("{kind} '{name}': {e}; its runs cannot start until that is corrected");
+                }
             }
         }
         let start = folder::find().unwrap_or(Path::new("."));
@@ -142,14 +144,10 @@ pub fn warn_of_what_is_missing(config: &Config) {
         if folder.exists()
             && let Err(e) = program::look_for(&spec.command, &search_path(&variables), folder)
         {
-            warn_of_runs(kind, name, &e);
+            warn!("{kind} '{name}': {e}; its runs fail until that is corrected");
         }
     }
     warn_of_metrics(config);
-}
-
-fn warn_of_runs(kind: &str, name: &str, cause: &str) {
-    warn!("{kind} '{name}': {cause}; its runs cannot start until that is corrected");
 }
 
 /// Returns the `PATH` of a command that gets `variables` from a file.
