@@ -532,7 +532,7 @@ fn a_presence_that_is_refused_is_said_once() {
     }
     let log = client.log_text();
     assert_eq!(
-        log.matches("statuses are missing there").count(),
+        log.matches("cannot publish the presence").count(),
         1,
         "{log}"
     );
