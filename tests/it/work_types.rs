@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::{Process, World, ended, ran, ran_with, refuses, wait_until};
@@ -425,6 +426,30 @@ fn work_whose_acceptance_is_not_known_runs_once_under_the_id_of_the_error() {
         end(&world, &last);
         assert_eq!(world.lines("runs"), [id, &last], "{place}");
     }
+}
+
+#[test]
+fn a_client_that_does_not_answer_is_named_and_holds_up_no_other() {
+    let world = World::new();
+    let stopped = node(&world, TYPES);
+    stopped.signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    for arguments in [&["upper"][..], &["upper", "--who", "node"]] {
+        let (code, _, stderr) = ran(&mut submit(&world, arguments));
+        assert_eq!(code, 69, "{stderr}");
+        let cause = "the client 'node' does not answer";
+        assert!(stderr.contains(cause), "{stderr}");
+    }
+    let other = world.path("other.toml");
+    fs::write(&other, "[[work]]\ntype = \"pass\"\ncommand = \"cat\"\n").expect("config");
+    let client = world.client("other", &["--config", other.to_str().expect("path")]);
+    let (code, out, stderr) = ran(&mut submit(&world, &["pass", "-l", "x", "-f"]));
+    assert_eq!((code, out.as_str()), (0, "x\n"), "{stderr}");
+    // An answer may take a minute.
+    assert!(begun.elapsed() < Duration::from_secs(50));
+    stopped.signal(Signal::SIGCONT);
+    stopped.stop();
+    client.stop();
 }
 
 #[test]

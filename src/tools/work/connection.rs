@@ -31,14 +31,22 @@ impl Connection {
     /// # Errors
     /// When none runs (69), or it serves no more connections (75).
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_within(folder, ANSWER)
+    }
+
+    /// Does the same for a client that must give each answer within `limit`.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub fn open_within(folder: &Path, limit: Duration) -> Result<Self> {
         let cannot = |e: io::Error| {
             let cause = format!("ask the client in {}: {e}", folder.display());
             Error::new(Kind::Unavailable, cause)
         };
         let connected = socket::connect(folder, SOCKET).and_then(|stream| {
             stream.set_nonblocking(false)?;
-            stream.set_read_timeout(Some(ANSWER))?;
-            stream.set_write_timeout(Some(ANSWER))?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.set_write_timeout(Some(limit))?;
             Ok(stream)
         });
         let mut connection = Self {

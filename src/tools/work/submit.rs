@@ -10,16 +10,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
 use crate::model::receptor::{self, LOCALHOST};
 use crate::model::text::printable;
 use crate::os::logging::say;
+use crate::os::socket;
 use crate::os::terminal::Terminal;
 use crate::tools::work::connection::Connection;
 use crate::tools::work::{LOOK, Scope};
 
 /// Maximum time for a client that has stopped to come back, while its output is followed.
 const RETURN: Duration = Duration::from_secs(60);
+
+/// Maximum time for a client to say which types it has. One that is stopped holds up work for others for
+/// this time.
+const TYPES: Duration = Duration::from_secs(5);
 
 /// Number of bytes of a payload to send at once.
 const CHUNK: usize = 64 * 1024;
@@ -143,8 +149,9 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
             who: who.clone(),
             folder: scope.state.join(who),
         };
-        return match client.connect() {
+        return match client.types() {
             Ok(_) => Ok(client),
+            Err(e) if client.is_there() => Err(silent(who, &e)),
             Err(_) => Err(Error::new(
                 Kind::Unavailable,
                 format!(
@@ -154,7 +161,7 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
             )),
         };
     }
-    let (mut having, mut others) = (Vec::new(), Vec::new());
+    let (mut having, mut others, mut quiet) = (Vec::new(), Vec::new(), None);
     let entries = fs::read_dir(&scope.state).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
     names.sort();
@@ -163,7 +170,15 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
             who: name.to_string_lossy().into_owned(),
             folder: scope.state.join(&name),
         };
-        let Ok(types) = client.types() else { continue };
+        let types = match client.types() {
+            Ok(types) => types,
+            Err(e) => {
+                if client.is_there() {
+                    quiet.get_or_insert_with(|| silent(&client.who, &e));
+                }
+                continue;
+            }
+        };
         match types.iter().any(|known| known == kind) {
             true => having.push(client),
             false => others.push(format!("{} has {}", client.who, list(&types))),
@@ -175,6 +190,11 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
         return Err(Error::usage(format!(
             "submit work: several clients have type '{shown}': say which with --who: {names}"
         )));
+    }
+    if having.is_empty()
+        && let Some(e) = quiet
+    {
+        return Err(e);
     }
     having.pop().ok_or_else(|| match others.is_empty() {
         true => Error::new(
@@ -210,6 +230,15 @@ fn send(payload: &mut dyn Read, stream: &mut dyn Write) -> Result<io::Result<()>
     }
 }
 
+/// Returns the error about a client that runs and does not say which types it has.
+fn silent(who: &str, cause: &Error) -> Error {
+    let who = printable(who, 80);
+    Error::new(
+        cause.kind(),
+        format!("submit work: the client '{who}' does not answer: {cause}"),
+    )
+}
+
 /// Returns names of types for people.
 fn list(types: &[String]) -> String {
     match types.is_empty() {
@@ -223,9 +252,15 @@ impl Client {
         Connection::open(&self.folder)
     }
 
+    /// Returns whether it runs, although it may not answer.
+    fn is_there(&self) -> bool {
+        socket::connect(&self.folder, SOCKET).is_ok()
+    }
+
     /// Returns the types of work that it has.
     fn types(&self) -> Result<Vec<String>> {
-        let status = self.connect()?.ask_json("status")?;
+        let mut connection = Connection::open_within(&self.folder, TYPES)?;
+        let status = connection.ask_json("status")?;
         let commands = status.pointer("/Advertisements/0/WorkCommands");
         let commands = commands.and_then(Value::as_array).into_iter().flatten();
         let name = |command: &Value| Some(command.get("WorkType")?.as_str()?.to_owned());
