@@ -119,6 +119,8 @@ enum Verbs {
         /// Print a JSON array
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        node: NodeOptions,
     },
     /// Show everything known about a run
     Status {
@@ -258,10 +260,10 @@ impl Verbs {
             Self::Submit { node, timeout, .. }
             | Self::Cancel { node, timeout, .. }
             | Self::Release { node, timeout, .. } => (std::mem::take(node), *timeout),
-            Self::Status { node, .. } | Self::Results { node, .. } => {
+            Self::List { node, .. } | Self::Status { node, .. } | Self::Results { node, .. } => {
                 (std::mem::take(node), NODE_TIMEOUT)
             }
-            Self::List { .. } | Self::Retry { .. } | Self::ForceRelease { .. } => {
+            Self::Retry { .. } | Self::ForceRelease { .. } => {
                 (NodeOptions::default(), NODE_TIMEOUT)
             }
         }
@@ -346,6 +348,17 @@ impl Verbs {
                 },
                 follow,
             },
+            Self::List {
+                failed,
+                since: None,
+                lines: None,
+                grep: None,
+                json,
+                ..
+            } => Task::List { failed, json },
+            Self::List { .. } => {
+                return Err(Error::usage("--since, -n and --grep do not go with --node"));
+            }
             Self::Cancel { unit, .. } => Task::Cancel {
                 unit: whole_id(unit)?,
             },
@@ -355,7 +368,7 @@ impl Verbs {
             Self::Status { .. } | Self::Results { .. } => {
                 return Err(Error::usage("--payload and --from do not go with --node"));
             }
-            Self::List { .. } | Self::Retry { .. } | Self::ForceRelease { .. } => {
+            Self::Retry { .. } | Self::ForceRelease { .. } => {
                 return Err(Error::bug("ask a node for another verb"));
             }
         })
@@ -407,6 +420,7 @@ impl Tool for Work {
                 lines,
                 grep,
                 json,
+                ..
             } => {
                 states.extend(failed.then_some(State::Failed));
                 Verb::List(Filter {

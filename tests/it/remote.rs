@@ -666,6 +666,82 @@ fn an_end_that_no_known_key_has_signed_is_refused_if_wanted() {
     client.stop();
 }
 
+#[test]
+fn the_units_of_a_node_are_listed_page_by_page() {
+    const UNITS: usize = 70;
+    let world = World::new();
+    let types = TYPES.replace("params = true", "params = true\njobs = 8");
+    let client = node_with(&world, &types, |_| {});
+    let list = |words: &[&str]| ran(&mut work(&world, "list", words));
+    let (code, out, stderr) = list(&[]);
+    assert_eq!((code, &*out), (0, ""), "{stderr}");
+    assert!(stderr.contains("no unit to list on node node7"), "{stderr}");
+    assert_eq!(list(&["--json"]).1, "[]\n");
+    // Units that another node sends are kept as those of a submitter of this host are.
+    let ids: Vec<String> = (0..UNITS)
+        .map(|_| {
+            let words = ["work", "submit", "--who", "node7", "words", "a"];
+            let (code, id, stderr) = ran(&mut world.tael(words));
+            assert_eq!(code, 0, "{stderr}");
+            id.trim().to_owned()
+        })
+        .collect();
+    let failed = new_id();
+    let (code, ..) = ran(&mut submit(&world, &["-f", "both", "--id", &failed]));
+    assert_eq!(code, 3);
+    wait_until("all have ended", || {
+        list(&[]).1.matches(" succeeded ").count() == UNITS
+    });
+    let (_, out, _) = list(&[]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("UNIT"), "{out}");
+    let listed: Vec<&str> = lines[1..]
+        .iter()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let all: Vec<&str> = ids.iter().chain([&failed]).map(String::as_str).collect();
+    assert_eq!(listed, all);
+    let (_, out, _) = list(&["--json"]);
+    let units: Value = serde_json::from_str(&out).expect("json");
+    let units = units.as_array().expect("array");
+    assert_eq!(units.len(), UNITS + 1);
+    assert_eq!(units[UNITS], state(&world, &failed));
+    let (_, out, _) = list(&["--failed"]);
+    assert!(out.lines().count() == 2 && out.contains(&failed), "{out}");
+    refuses(
+        &mut work(&world, "list", &["-n", "3"]),
+        64,
+        "do not go with --node",
+    );
+    client.stop();
+}
+
+#[test]
+fn a_list_has_units_of_signed_work_only_if_it_is_signed() {
+    let world = World::new();
+    let client = signed_node(&world);
+    let open = new_id();
+    let (code, _, stderr) = ran(&mut submit(&world, &["-f", "both", "--id", &open]));
+    assert_eq!(code, 3, "{stderr}");
+    let secret = new_id();
+    let key = key(&world, "ed25519");
+    let sign = ["--signing-key", &key];
+    let mut command = submit(&world, &["-f", "cat", "-l", "a", "--id", &secret]);
+    let (code, _, stderr) = ran(command.args(sign));
+    assert_eq!(code, 0, "{stderr}");
+    let (code, out, _) = ran(&mut work(&world, "list", &[]));
+    assert!(
+        code == 0 && out.contains(&open) && !out.contains(&secret),
+        "{out}"
+    );
+    let (code, out, _) = ran(&mut work(&world, "list", &sign));
+    assert!(
+        code == 0 && out.contains(&open) && out.contains(&secret),
+        "{out}"
+    );
+    client.stop();
+}
+
 /// A requester that writes its messages itself.
 struct Forger {
     raw: Raw,

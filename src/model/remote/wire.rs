@@ -49,6 +49,14 @@ pub enum Request {
     Release(Target),
     /// Tell the state of the unit.
     Status(Target),
+    /// List the units of submitted work, oldest first.
+    List {
+        /// Place behind which the list begins: 0, or that of the last answer.
+        after: i64,
+        /// Signature, for a list with the units of signed work.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signature: Option<String>,
+    },
 }
 
 /// The unit of a request.
@@ -130,10 +138,11 @@ impl Manifest {
 }
 
 impl Request {
-    /// Returns the unit that it is about.
+    /// Returns the unit that it is about; nothing for a list.
     #[must_use]
     pub fn unit(&self) -> &str {
         match self {
+            Self::List { .. } => "",
             Self::Submit(manifest) => &manifest.unit,
             Self::Payload { unit, .. } | Self::Results { unit, .. } | Self::Ack { unit, .. } => {
                 unit
@@ -153,6 +162,7 @@ impl Request {
             }
             Self::Results { signature, .. } => (Operation::Results, signature, None),
             Self::Status(target) => (Operation::Results, &target.signature, None),
+            Self::List { signature, .. } => (Operation::Results, signature, None),
             Self::Cancel(target) => (Operation::Cancel, &target.signature, None),
             Self::Release(target) => (Operation::Release, &target.signature, None),
             Self::Payload { .. } | Self::Ack { .. } => return None,
@@ -172,6 +182,7 @@ impl Request {
         match self {
             Self::Submit(Manifest { signature, .. })
             | Self::Results { signature, .. }
+            | Self::List { signature, .. }
             | Self::Cancel(Target { signature, .. })
             | Self::Release(Target { signature, .. })
             | Self::Status(Target { signature, .. }) => *signature = Some(token),
@@ -182,7 +193,10 @@ impl Request {
     /// Checks what the type does not say. `body` is the number of bytes that follow.
     fn check(&self, body: u64) -> Result<(), String> {
         let unit = self.unit();
-        if ulid::Ulid::from_string(unit).is_err() || unit.bytes().any(|b| b.is_ascii_lowercase()) {
+        let is_list = matches!(self, Self::List { .. });
+        let is_id =
+            ulid::Ulid::from_string(unit).is_ok() && !unit.bytes().any(|b| b.is_ascii_lowercase());
+        if !is_list && !is_id {
             return Err("its unit is no ULID".into());
         }
         match self {
@@ -264,6 +278,15 @@ pub enum Answer {
     End(End),
     /// The state of the unit.
     State(State),
+    /// Some units of submitted work, oldest first.
+    Units {
+        /// The place that the request named.
+        after: i64,
+        /// The units.
+        units: Vec<State>,
+        /// Place behind which the list goes on; `None` at its end.
+        next: Option<i64>,
+    },
     /// A cancel or release has this result.
     Done {
         /// The unit.
@@ -372,10 +395,11 @@ pub enum Done {
 }
 
 impl Answer {
-    /// Returns the unit that it is about.
+    /// Returns the unit that it is about; nothing for a list.
     #[must_use]
     pub fn unit(&self) -> &str {
         match self {
+            Self::Units { .. } => "",
             Self::Accepted { unit }
             | Self::Lost { unit }
             | Self::Refused { unit, .. }

@@ -1,6 +1,7 @@
 //! Work for other nodes: requests on the work topic of the pipeline, and their answers.
 
 mod digest;
+mod list;
 mod permission;
 mod senders;
 mod uploads;
@@ -183,7 +184,10 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         has_room: impl FnOnce(&str) -> bool,
     ) -> Result<Demand, Error> {
         let record = match &request {
-            Request::Submit(_) | Request::Payload { .. } | Request::Ack { .. } => None,
+            Request::Submit(_)
+            | Request::Payload { .. }
+            | Request::Ack { .. }
+            | Request::List { .. } => None,
             other => {
                 let record = pipeline.reader.unit(other.unit())?;
                 record.filter(|record| record.unit.work.is_some())
@@ -216,6 +220,12 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             Request::Status(_) => {
                 let record = record.ok_or_else(|| unknown(&unit))?;
                 vec![answer(reply, &Answer::State(state(&record)))]
+            }
+            Request::List { after, signature } => {
+                vec![answer(
+                    reply,
+                    &list::page(pipeline, after, signature.is_some())?,
+                )]
             }
             Request::Cancel(_) if record.is_none() => return Ok(Demand::CancelAhead),
             Request::Cancel(Target { unit, .. }) => {

@@ -37,20 +37,26 @@ pub fn allow(
         config.verify.verify(token, &asked, now).map_err(refused)?;
         return Ok(());
     }
-    let required = |kind: &str| {
-        let kind = config.work.named(kind);
-        kind.is_some_and(|kind| kind.signed == Signed::Required)
-    };
     let needs = match (
         request,
         record.and_then(|record| record.unit.work.as_deref()),
     ) {
-        (Request::Submit(manifest), _) => required(&manifest.kind),
-        (_, Some(Work { kind, signed, .. })) => *signed || required(kind),
+        (Request::Submit(manifest), _) => is_required(pipeline, &manifest.kind),
+        (_, Some(work)) => is_signed(pipeline, work),
         (_, None) => false,
     };
     match needs {
         true => Err(refused(Refusal::Missing)),
         false => Ok(()),
     }
+}
+
+/// Returns whether a request about `work` needs a signature.
+pub fn is_signed(pipeline: &Pipeline, work: &Work) -> bool {
+    work.signed || is_required(pipeline, &work.kind)
+}
+
+fn is_required(pipeline: &Pipeline, kind: &str) -> bool {
+    let kind = pipeline.config.work.named(kind);
+    kind.is_some_and(|kind| kind.signed == Signed::Required)
 }

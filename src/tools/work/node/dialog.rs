@@ -57,11 +57,11 @@ pub enum Heard {
     Late,
 }
 
-/// A dialog with a node about one unit.
+/// A dialog with a node about one unit, or about its list of units.
 pub struct Dialog<'a> {
     /// The node.
     pub node: &'a Node,
-    /// The unit.
+    /// The unit; empty for a list.
     pub unit: &'a str,
     session: Session,
     reply: String,
@@ -223,10 +223,15 @@ impl<'a> Dialog<'a> {
             true => "its client is away; the broker may keep the request for it",
             false => "does its client run, with work types?",
         };
+        // A list is about no unit.
+        let what = match unit {
+            "" => verb.to_owned(),
+            unit => format!("{verb} unit {unit}"),
+        };
         Error::new(
             Kind::TryAgain,
             format!(
-                "{verb} unit {unit} on node {name}: no answer within {}; {cause}",
+                "{what} on node {name}: no answer within {}; {cause}",
                 duration::text(limit)
             ),
         )

@@ -3,12 +3,13 @@
 
 mod dialog;
 mod follow;
+mod list;
 mod payload;
 mod send;
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
@@ -16,6 +17,7 @@ use crate::model::text::{escaped_json, printable};
 use crate::os::logging::say;
 use dialog::Dialog;
 use follow::{Show, exit, follow};
+use list::list;
 use send::submit;
 
 pub use dialog::Node;
@@ -40,6 +42,13 @@ pub enum Task {
         /// The unit.
         unit: String,
         /// As a JSON object.
+        json: bool,
+    },
+    /// List the units.
+    List {
+        /// Failed ones only.
+        failed: bool,
+        /// As a JSON array.
         json: bool,
     },
     /// End a unit.
@@ -72,6 +81,7 @@ pub fn run(node: &Node, task: &Task) -> Result<ExitCode> {
                 // Every other code may be that of the command.
                 .map_err(|e| e.into_kind(Kind::NoCode)),
             Task::Status { unit, json } => status(node, unit, *json).await,
+            Task::List { failed, json } => list(node, *failed, *json).await,
             Task::Cancel { unit } => cancel(node, unit).await,
             Task::Release { unit } => release(node, unit).await,
         }
@@ -120,24 +130,26 @@ async fn ask_state(dialog: &mut Dialog<'_>) -> Result<wire::State> {
     dialog.ask("read status", &request, state).await
 }
 
+/// Returns what is reported of a unit.
+fn report(node: &Node, state: &wire::State) -> Value {
+    json!({
+        "id": state.unit,
+        "node": node.name,
+        "type": state.kind,
+        "state": state.state,
+        "detail": state.detail,
+        "return_code": state.code,
+        "submitter": state.submitter,
+    })
+}
+
 async fn status(node: &Node, unit: &str, as_json: bool) -> Result<ExitCode> {
     let mut dialog = Dialog::open(node, unit)?;
     let state = ask_state(&mut dialog).await?;
     dialog.close().await;
     let shown = |text: &str| printable(text, 500);
     let text = match as_json {
-        true => {
-            let state = json!({
-                "id": state.unit,
-                "node": node.name,
-                "type": state.kind,
-                "state": state.state,
-                "detail": state.detail,
-                "return_code": state.code,
-                "submitter": state.submitter,
-            });
-            escaped_json(&state.to_string())
-        }
+        true => escaped_json(&report(node, &state).to_string()),
         false => format!(
             "unit:      {}\nnode:      {}\ntype:      {}\nstate:     {}\ndetail:    {}\nsubmitter: {}",
             shown(&state.unit),
