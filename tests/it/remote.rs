@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tael::model::remote::wire::{self, Answer, Done, Manifest, Request, Target};
 use tael::model::signature::{self, Claims, Signer, hex};
@@ -492,6 +493,102 @@ fn a_node_that_is_killed_again_and_again_runs_each_work_once() {
     let (code, ..) = ran(&mut submit(&world, &["-f", "cat", "-l", "sentinel"]));
     assert_eq!(code, 0);
     assert_eq!(world.lines("runs").len(), UNITS + 1);
+    client.stop();
+}
+
+/// A pseudo-random number below `below` (a linear congruential generator: Knuth's MMIX).
+fn random(seed: &mut u64, below: usize) -> usize {
+    *seed = seed
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    usize::try_from(*seed >> 33).expect("usize") % below
+}
+
+/// `TAEL_TEST_SEED` selects who is killed, in which order.
+#[test]
+fn units_run_once_and_their_output_is_whole_whoever_is_killed() {
+    const UNITS: usize = 40;
+    const KILLS: usize = 16;
+    let seed = std::env::var("TAEL_TEST_SEED").map_or(7, |seed| seed.parse().expect("seed"));
+    let mut number = seed;
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let types = r#"
+[[work]]
+type = "large"
+command = "sh -c 'echo $TAEL_UNIT >>$OUT/runs; cat; cat $OUT/noise; echo end >&2'"
+max-output = 0
+jobs = 4
+"#;
+    let noise = noise(256 * 1024);
+    fs::write(world.path("noise"), &noise).expect("noise");
+    let mut client = node_with(&world, types, |_| {});
+    let ids: Vec<String> = (0..UNITS).map(|_| new_id()).collect();
+    let start = |world: &World, n: usize| {
+        let out = fs::File::create(world.path(&format!("out{n}"))).expect("out");
+        let text = format!("unit {n}");
+        let mut command = submit(world, &["-f", "large", "-l", &text, "--id", &ids[n]]);
+        command.stdout(out);
+        world.spawn(command)
+    };
+    let mut submitters: Vec<Process> = (0..UNITS).map(|n| start(&world, n)).collect();
+    let mut killed = [0; 3];
+    for kill in 0..KILLS {
+        wait_until(&format!("more have run, with seed {seed}"), || {
+            world.lines("runs").len() >= kill * UNITS / KILLS
+        });
+        let victim = random(&mut number, 3);
+        killed[victim] += 1;
+        match victim {
+            0 => {
+                client.kill();
+                client = node_with(&world, types, |_| {});
+            }
+            1 => {
+                world.broker.kill();
+                world.broker.restart();
+            }
+            _ => {
+                let n = random(&mut number, UNITS);
+                submitters[n].signal(Signal::SIGKILL);
+                submitters[n].wait();
+                submitters[n] = start(&world, n);
+            }
+        }
+    }
+    assert!(!killed.contains(&0), "seed {seed} kills {killed:?}");
+    let is_whole = |n: usize, out: &[u8]| {
+        let expected = [format!("unit {n}\n").as_bytes(), &noise].concat();
+        assert!(
+            out == expected,
+            "seed {seed}: unit {n}: {} bytes",
+            out.len()
+        );
+    };
+    for (n, submitter) in submitters.iter_mut().enumerate() {
+        let code = submitter.wait();
+        assert_eq!(code, 0, "seed {seed}: unit {n}: {}", submitter.log_text());
+        is_whole(n, &fs::read(world.path(&format!("out{n}"))).expect("out"));
+    }
+    for (n, unit) in ids.iter().enumerate() {
+        let output = work(&world, "results", &["-f", unit])
+            .output()
+            .expect("results");
+        assert!(output.status.success(), "seed {seed}: {output:?}");
+        is_whole(n, &output.stdout);
+    }
+    let (code, ..) = ran(&mut submit(
+        &world,
+        &["-f", "large", "-l", "sentinel", "--id", &new_id()],
+    ));
+    assert_eq!(code, 0);
+    let mut runs = world.lines("runs");
+    runs.sort();
+    runs.dedup();
+    assert_eq!(world.lines("runs").len(), UNITS + 1, "seed {seed}");
+    assert_eq!(runs.len(), UNITS + 1, "seed {seed}");
     client.stop();
 }
 
