@@ -20,7 +20,7 @@ use crate::os::paths;
 use crate::store::unit_dir::stream::Stream;
 use crate::tools::work::node::{self, Submit, Task};
 use crate::tools::work::submit::{Payload, Submission};
-use crate::tools::work::{self, Filter, Scope, Verb, Which};
+use crate::tools::work::{self, Filter, LeaveOut, Runs, Scope, Verb, Which};
 
 /// Options of `tael work`.
 #[derive(Debug, Args)]
@@ -103,7 +103,7 @@ enum Verbs {
     },
     /// List runs, newest last
     List {
-        /// List failed runs only
+        /// List failed runs only, unless a retry has succeeded
         #[arg(long)]
         failed: bool,
         /// List what waited or ran within this time, such as 2d
@@ -155,14 +155,32 @@ enum Verbs {
         #[command(flatten)]
         node: NodeOptions,
     },
-    /// Run the event of a run that has ended again, with or without a running client
+    /// Run the events of runs that have ended again, with or without a running client
     Retry {
-        #[command(flatten)]
-        which: Unit,
+        /// Their ids, the beginnings or ends of their ids, or 'latest' [default: latest]
+        #[arg(value_name = "UNIT")]
+        units: Vec<String>,
+        /// Take the newest run that has failed and was not retried
+        #[arg(long, conflicts_with = "units")]
+        failed: bool,
+        /// With --failed: take all that have failed and were not retried
+        #[arg(long, requires = "failed", conflicts_with = "again")]
+        all: bool,
+        /// With --failed: take all that ended within this time, such as 12h
+        #[arg(long, requires = "failed", conflicts_with = "again", value_parser = duration::parse, value_name = "DURATION")]
+        since: Option<Duration>,
+        /// With --failed: take all that contain TEXT, as in list
+        #[arg(
+            long,
+            requires = "failed",
+            conflicts_with = "again",
+            value_name = "TEXT"
+        )]
+        grep: Option<String>,
         /// Do so also if the run has succeeded, or was retried already
         #[arg(long)]
         again: bool,
-        /// Print a JSON object
+        /// Print a JSON object for each
         #[arg(long)]
         json: bool,
     },
@@ -209,6 +227,15 @@ impl Unit {
             false => Ok(which),
         }
     }
+}
+
+/// Returns the runs called `units`; by default the newest one.
+fn named(units: Vec<String>, failed: bool) -> Runs {
+    let which = |unit| Which { unit, failed };
+    Runs::Named(match units.is_empty() {
+        true => vec![which(None)],
+        false => units.into_iter().map(|unit| which(Some(unit))).collect(),
+    })
 }
 
 /// Splits a parameter.
@@ -422,9 +449,18 @@ impl Tool for Work {
                 json,
                 ..
             } => {
+                if failed && !states.is_empty() {
+                    return Err(Error::usage(
+                        "--failed lists failed runs only: for more, write --state failed instead",
+                    ));
+                }
                 states.extend(failed.then_some(State::Failed));
                 Verb::List(Filter {
                     states,
+                    leave_out: match failed {
+                        true => LeaveOut::MadeGood,
+                        false => LeaveOut::Nothing,
+                    },
                     since,
                     newest: lines,
                     grep,
@@ -459,8 +495,24 @@ impl Tool for Work {
                 follow,
                 from,
             },
-            Verbs::Retry { which, again, json } => Verb::Retry {
-                which: which.which()?,
+            Verbs::Retry {
+                units,
+                failed,
+                all,
+                since,
+                grep,
+                again,
+                json,
+            } => Verb::Retry {
+                runs: match failed && !again {
+                    true if all || since.is_some() || grep.is_some() => Runs::AllFailed(Filter {
+                        since,
+                        grep,
+                        ..Filter::default()
+                    }),
+                    true => Runs::Failed,
+                    false => named(units, failed),
+                },
                 again,
                 json,
             },

@@ -32,7 +32,7 @@ impl Colour {
             "succeeded" | "finished" | "online" | "ok" | "OK" => Some(Self::Green),
             "failed" | "falsestart" | "lost" | "CRITICAL" | "FAILED" => Some(Self::Red),
             "running" | "started" | "RUNNING" => Some(Self::Cyan),
-            "canceled" | "paused" | "WARNING" => Some(Self::Yellow),
+            "canceled" | "retried" | "paused" | "WARNING" => Some(Self::Yellow),
             "pending" | "offline" | "UNKNOWN" | "DOWN" => Some(Self::Faint),
             _ => None,
         }

@@ -235,6 +235,11 @@ fn filters_narrow_the_list() {
         "no state of runs",
     );
     refuses(
+        &mut world.tael(["work", "list", "--failed", "--state", "succeeded"]),
+        64,
+        "write --state failed instead",
+    );
+    refuses(
         &mut world.tael(["work", "status", "--state", "failed"]),
         64,
         "goes with list only",

@@ -114,7 +114,7 @@ fn a_retry_without_a_client_runs_at_its_next_start() {
     refuses(
         &mut world.tael(["work", "retry", "--failed"]),
         65,
-        "was retried",
+        "was not retried already",
     );
     refuses(
         &mut world.tael(["work", "retry"]),
@@ -287,5 +287,83 @@ fn a_run_that_a_person_has_ended_is_canceled_wherever_people_look() {
             && m.payload["last"]["return_code"] == 3
             && m.payload.get("end").is_none()
     });
+    client.stop();
+}
+
+#[test]
+fn all_that_failed_last_night_are_retried_once() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", FAILS]);
+    for n in ["1", "2", "3", "4"] {
+        event(&world, n);
+    }
+    let first = booked(&world, &["failed"; 4]);
+    fs::write(world.path("fixed"), "").expect("fixed");
+    let retry = |arguments: &[&str]| {
+        let mut command = world.tael(["work", "retry"]);
+        let (code, out, stderr) = ran(command.args(arguments));
+        (code, out.lines().count(), stderr)
+    };
+    // One after the other, the newest first, and none twice.
+    let newest = retried(&world, &["--failed"]);
+    let answer = units(&world);
+    let of = |id: &str| answer.iter().find(|unit| unit["unit"] == *id);
+    assert_eq!(of(&newest).expect("retry")["retry_of"], *first[3]);
+    // Several units, of which one needs none.
+    let (code, lines, stderr) = retry(&[&first[3], &first[0]]);
+    assert_eq!((code, lines), (65, 1), "{stderr}");
+    assert!(stderr.contains("was retried as unit"), "{stderr}");
+    let (code, lines, stderr) = retry(&["--failed", "--grep", "n=7"]);
+    assert_eq!((code, lines), (65, 0), "{stderr}");
+    let (code, lines, stderr) = retry(&["--failed", "--since", "1d"]);
+    assert_eq!((code, lines, stderr.as_str()), (0, 2, ""));
+    for arguments in [&["--failed", "--all"][..], &["--failed"]] {
+        let (code, lines, stderr) = retry(arguments);
+        assert_eq!((code, lines), (65, 0), "{stderr}");
+        assert!(stderr.contains("was not retried already"), "{stderr}");
+    }
+    let states = [["failed"; 4], ["succeeded"; 4]].concat();
+    booked(&world, &states);
+    event(&world, "sentinel");
+    booked(&world, &[&states[..], &["succeeded"]].concat());
+    assert_eq!(world.lines("runs").len(), 9);
+    // Nothing is left to do, and the list says so; all four are still there.
+    let listed = |arguments: &[&str]| {
+        let mut command = world.tael(["work", "list"]);
+        let (code, out, _) = ran(command.args(arguments));
+        assert_eq!(code, 0);
+        out.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&["--failed"]), [""; 0]);
+    let failed = listed(&["--state", "failed"]);
+    assert_eq!(failed.len(), 4);
+    assert!(failed.iter().all(|row| row.contains(" retried ")));
+    for wrong in [&["--all"][..], &["--failed", "--all", "--again"]] {
+        assert_eq!(retry(wrong).0, 64, "{wrong:?}");
+    }
+    client.stop();
+}
+
+#[test]
+fn a_retry_that_fails_again_stays_in_the_list() {
+    let world = World::new();
+    let client = world.client("p", &["-t", SEQ, "-c", FAILS, "--retries", "1"]);
+    event(&world, "1");
+    let ids = booked(&world, &["failed", "failed"]);
+    let mut list = world.tael(["work", "list", "--failed"]);
+    let (_, out, _) = ran(&mut list);
+    let states: Vec<&str> = out
+        .lines()
+        .skip(1)
+        .filter_map(|row| row.split_whitespace().nth(3))
+        .collect();
+    assert_eq!(states, ["retried", "failed"]);
+    fs::write(world.path("fixed"), "").expect("fixed");
+    let (code, _, stderr) = ran(&mut world.tael(["work", "retry", "--failed", "--all"]));
+    assert_eq!(code, 0, "{stderr}");
+    let all = booked(&world, &["failed", "failed", "succeeded"]);
+    assert_eq!(units(&world)[2]["retry_of"], *ids[1], "{all:?}");
+    let (_, out, _) = ran(&mut world.tael(["work", "list", "--failed", "--json"]));
+    assert_eq!(out, "[]\n");
     client.stop();
 }

@@ -1,7 +1,10 @@
 //! Lists of units, a page at a time.
 
+use std::collections::HashMap;
+
 use rusqlite::{Row as SqlRow, params};
 use serde_json::Map;
+use tracing::debug;
 
 use crate::error::Result;
 use crate::model::about::{About, about};
@@ -15,6 +18,9 @@ const PAGE: usize = 64;
 
 /// Maximum number of attempts for an event to read.
 const MAX_ATTEMPTS: usize = 100;
+
+/// Maximum number of retries of a ledger that a list knows, the newest ones.
+const MAX_RETRIES: usize = 100_000;
 
 /// Which units a list holds. Units that have not ended in the ledger are in every list, because their
 /// folders know more.
@@ -125,6 +131,57 @@ pub fn attempts(reader: &Reader, unit: &Record) -> Result<Vec<Record>> {
          ORDER BY seq LIMIT {MAX_ATTEMPTS}"
     );
     records(reader, &sql, params![unit.unit.event, unit.unit.lane()])
+}
+
+/// The units of a ledger that were retried.
+#[derive(Debug, Default)]
+pub struct Retried {
+    /// Whether a retry of the unit, or a retry of that, has succeeded.
+    made_good: HashMap<String, bool>,
+}
+
+impl Retried {
+    /// Reads them. No index has what retries a unit, so that this reads the whole table once.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn read(reader: &Reader) -> Result<Self> {
+        let sql = format!(
+            "SELECT retry_of, id, state FROM unit WHERE retry_of IS NOT NULL
+             ORDER BY seq DESC LIMIT {MAX_RETRIES}"
+        );
+        let mut made_good = HashMap::new();
+        let mut read = || {
+            let mut query = reader.connection.prepare_cached(&sql)?;
+            let mut rows = query.query([])?;
+            // A retry comes after its unit, so that what became of the retry is known already.
+            while let Some(row) = rows.next()? {
+                let (unit, retry): (String, String) = (row.get(0)?, row.get(1)?);
+                let state: String = row.get(2)?;
+                let good = state == State::Succeeded.name()
+                    || made_good.get(&retry).copied().unwrap_or(false);
+                *made_good.entry(unit).or_insert(false) |= good;
+            }
+            if made_good.len() >= MAX_RETRIES {
+                debug!("more than {MAX_RETRIES} retries: the oldest are unknown to the list");
+            }
+            Ok(())
+        };
+        read().map_err(wrong)?;
+        Ok(Self { made_good })
+    }
+
+    /// Returns whether `unit` was retried.
+    #[must_use]
+    pub fn has(&self, unit: &str) -> bool {
+        self.made_good.contains_key(unit)
+    }
+
+    /// Returns whether a retry of `unit` has succeeded.
+    #[must_use]
+    pub fn is_made_good(&self, unit: &str) -> bool {
+        self.made_good.get(unit).copied().unwrap_or(false)
+    }
 }
 
 /// Returns the number of lanes that units wait or have waited in.

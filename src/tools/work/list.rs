@@ -29,6 +29,9 @@ const CHUNK: usize = 16 * 1024;
 const MAX_TEXT: usize = 1000;
 const MAX_VALUE: usize = 200;
 
+/// State of a failed unit that was retried, in a table.
+const RETRIED: &str = "retried";
+
 /// The columns. On a terminal, names and attributes shrink before the command is gone.
 const COLUMNS: &[Column] = &[
     Column::whole("UNIT"),
@@ -103,6 +106,9 @@ fn print_json(walk: &mut Walk<'_>) -> Result<usize> {
                 .into_iter()
                 .map(|(name, value)| (name, value.into()));
             report.insert("about".to_owned(), Value::Object(about.collect()));
+            if row.retried {
+                report.insert("retried".to_owned(), true.into());
+            }
         }
         let start = if rows == 0 { "[" } else { "," };
         out.add(&format!("{start}{}", escaped_json(&json::to_text(&report))))?;
@@ -198,6 +204,10 @@ fn cells(walk: &Walk<'_>, row: &Row, terminal: Terminal) -> [String; 8] {
             false => text.replace(' ', "\\u{20}"),
         }
     };
+    let state = match row.retried {
+        true => RETRIED,
+        false => row.state.name(),
+    };
     let none = || "-".to_owned();
     let about = match about_text(about, word, separator) {
         text if text.is_empty() => none(),
@@ -207,7 +217,7 @@ fn cells(walk: &Walk<'_>, row: &Row, terminal: Terminal) -> [String; 8] {
         id,
         started.unwrap_or_else(none),
         word(&pipeline),
-        row.state.name().to_owned(),
+        state.to_owned(),
         elapsed.unwrap_or_else(none),
         exit.unwrap_or_else(none),
         about,

@@ -36,7 +36,8 @@ use connection::Connection;
 use find::{find, find_begun};
 
 pub use find::Which;
-pub use walk::Filter;
+pub use retry::Runs;
+pub use walk::{Filter, LeaveOut};
 
 /// Interval between two looks at a unit that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -80,11 +81,11 @@ pub enum Verb {
     },
     /// Submit work to a running client.
     Submit(submit::Submission),
-    /// Run the event of a unit again.
+    /// Run the events of units again.
     Retry {
-        /// The unit.
-        which: Which,
-        /// Whether to do so also if it has succeeded, or was retried already.
+        /// The units.
+        runs: Runs,
+        /// Whether to do so also if one has succeeded, or was retried already.
         again: bool,
         /// As a JSON object.
         json: bool,
@@ -149,7 +150,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             // Every other code may be that of the command.
             .map_err(|e| e.into_kind(Kind::NoCode)),
         Verb::Submit(work) => submit::submit(scope, work),
-        Verb::Retry { which, again, json } => retry::retry(scope, which, *again, *json),
+        Verb::Retry { runs, again, json } => retry::run(scope, runs, *again, *json),
         Verb::Cancel { unit, timeout } => cancel(scope, unit.as_deref(), *timeout),
         Verb::Release {
             unit,

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::engine::control::retry_socket::{SOCKET, TAKEN};
 use crate::error::{Error, Kind, Result};
 use crate::model::control::needs_no_retry;
+use crate::model::unit::State;
 use crate::os::hooks;
 use crate::os::host::new_id;
 use crate::os::lock::Lock;
@@ -22,10 +23,100 @@ use crate::os::socket;
 use crate::os::terminal::Terminal;
 use crate::store::ledger::{Done, Op};
 use crate::tools::work::find::{Which, find};
-use crate::tools::work::{Found, LOOK, Scope};
+use crate::tools::work::walk::{Filter, LeaveOut, Walk};
+use crate::tools::work::{Found, LOOK, Scope, elsewhere};
 
 /// Maximum time for a running client to take up a run, and for its answer.
 const TAKING: Duration = Duration::from_secs(10);
+
+/// Maximum number of runs that one command retries. It names the rest.
+const MAX_AT_ONCE: usize = 10_000;
+
+/// The runs to retry.
+#[derive(Debug, Clone)]
+pub enum Runs {
+    /// These.
+    Named(Vec<Which>),
+    /// The newest one that has failed and has no retry.
+    Failed,
+    /// All that have failed and have no retry, and that the filter lets through.
+    AllFailed(Filter),
+}
+
+/// Retries `runs`, oldest first. One that cannot be retried does not keep the others back.
+///
+/// # Errors
+/// As [`retry`], for one run. Of several, the first error gives the exit code.
+pub(super) fn run(scope: &Scope, runs: &Runs, again: bool, json: bool) -> Result<ExitCode> {
+    let (filter, all) = match runs {
+        Runs::Named(list) => {
+            let retries = list.iter().map(|which| retry(scope, which, again, json));
+            return each(retries);
+        }
+        Runs::Failed => (Filter::default(), false),
+        Runs::AllFailed(filter) => (filter.clone(), true),
+    };
+    let filter = Filter {
+        states: vec![State::Failed],
+        leave_out: LeaveOut::Retried,
+        newest: (!all).then_some(1),
+        ..filter
+    };
+    let mut walk = Walk::new(scope, &filter)?;
+    let (mut list, mut more) = (Vec::new(), 0_u64);
+    while let Some(row) = walk.next()? {
+        match walk.sources.get(row.source) {
+            Some(source) if list.len() < MAX_AT_ONCE => {
+                list.push((source.who.clone(), row.listed.record.unit.id));
+            }
+            _ => more += 1,
+        }
+    }
+    let unreadable = walk.unreadable.take();
+    if list.is_empty() {
+        return Err(unreadable.unwrap_or_else(|| {
+            let (state, elsewhere) = (scope.state.display(), elsewhere(scope));
+            Error::data(format!(
+                "retry: no run has failed that was not retried already, in {state}{elsewhere}; \
+                 'tael work retry UNIT --again' runs one once more"
+            ))
+        }));
+    }
+    let count = list.len();
+    let retries = list.into_iter().map(|(who, unit)| {
+        let scope = Scope {
+            who: Some(who),
+            ..scope.clone()
+        };
+        retry(&scope, &Which::named(&unit), again, json)
+    });
+    let code = each(retries.chain(unreadable.map(Err)));
+    if more > 0 {
+        say(&format!(
+            "retried the oldest {count} runs; {more} more wait for another 'tael work retry'"
+        ));
+    }
+    code
+}
+
+/// Does all of `retries`. Prints their errors, except the last one if it is the only result.
+fn each(retries: impl Iterator<Item = Result<()>>) -> Result<ExitCode> {
+    let mut code = None;
+    let mut retries = retries.peekable();
+    let mut first = true;
+    while let Some(done) = retries.next() {
+        let only = std::mem::take(&mut first) && retries.peek().is_none();
+        match done {
+            Err(e) if only => return Err(e),
+            Err(e) => {
+                say(&e.to_string());
+                code.get_or_insert(ExitCode::from(e.exit_code()));
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
 
 /// Writes a new run of the unit's event into the ledger. The client, if one runs, starts it by the
 /// policy of its trigger; otherwise the next client does.
@@ -33,7 +124,7 @@ const TAKING: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the unit has not ended, has succeeded, or was retried already, unless `again` (65); when its
 /// client has not booked its end (75).
-pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Result<ExitCode> {
+fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Result<()> {
     let mut found = find(scope, which)?;
     refuse(&found, which, again)?;
     let old = found.record.unit.id.clone();
@@ -64,7 +155,7 @@ pub(super) fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Re
             crate::tools::print(&format!("{who}: tried again as unit {id}"))?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Refuses a unit that has no need of a retry.

@@ -10,18 +10,32 @@ use crate::error::{Error, Result};
 use crate::model::unit::{Outcome, State};
 use crate::os::logging::say;
 use crate::store::ledger::Reader;
-use crate::store::ledger::listing::{Listed, Listing, Selection, lanes};
+use crate::store::ledger::listing::{Listed, Listing, Retried, Selection, lanes};
 use crate::tools::work::{Scope, effective, pipelines};
 
 /// Maximum number of ledgers that stay open while the list is printed. Others are opened for each
 /// page.
 const MAX_OPEN: usize = 64;
 
+/// Failed units that a list leaves out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LeaveOut {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those with a retry that has succeeded.
+    MadeGood,
+    /// Those with a retry.
+    Retried,
+}
+
 /// Which units to list, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// States to list; empty for all.
     pub states: Vec<State>,
+    /// Failed units to leave out.
+    pub leave_out: LeaveOut,
     /// Lists what waited or ran within this time.
     pub since: Option<Duration>,
     /// Maximum number of units, the newest ones.
@@ -42,6 +56,8 @@ pub(super) struct Row {
     pub state: State,
     /// How it ended, if it has.
     pub outcome: Option<Outcome>,
+    /// Whether it has failed, and was retried.
+    pub retried: bool,
 }
 
 /// The units of one pipeline.
@@ -53,6 +69,8 @@ pub(super) struct Source {
     reader: Option<Reader>,
     /// Whether it has several triggers.
     pub several: bool,
+    /// Those that were retried, once they are needed.
+    retried: Option<Retried>,
     page: VecDeque<Listed>,
     /// Number of the last unit of the page.
     at: i64,
@@ -60,6 +78,18 @@ pub(super) struct Source {
     done: bool,
     /// Whether it could not be read.
     broken: bool,
+}
+
+impl Source {
+    /// Returns its units that were retried.
+    fn retried(&mut self) -> Result<&Retried> {
+        let retried = match (self.retried.take(), &self.reader) {
+            (Some(retried), _) => retried,
+            (None, Some(reader)) => Retried::read(reader)?,
+            (None, None) => Retried::read(&Reader::open(&self.pipeline)?)?,
+        };
+        Ok(self.retried.insert(retried))
+    }
 }
 
 /// The direction of a walk through the units.
@@ -94,6 +124,7 @@ impl<'a> Walk<'a> {
             pipeline,
             reader: None,
             several: false,
+            retried: None,
             page: VecDeque::new(),
             at: 0,
             done: false,
@@ -170,13 +201,33 @@ impl<'a> Walk<'a> {
                     continue;
                 }
             };
+            let (mut retried, mut made_good) = (false, false);
+            if state == State::Failed {
+                match source.retried() {
+                    Ok(all) => {
+                        let unit = &listed.record.unit.id;
+                        (retried, made_good) = (all.has(unit), all.is_made_good(unit));
+                    }
+                    Err(e) => {
+                        say(&e.to_string());
+                        self.unreadable.get_or_insert(e);
+                        continue;
+                    }
+                }
+            }
+            let left_out = match self.filter.leave_out {
+                LeaveOut::Nothing => false,
+                LeaveOut::MadeGood => made_good,
+                LeaveOut::Retried => retried,
+            };
             let row = Row {
                 source: n,
                 listed,
                 state,
                 outcome,
+                retried,
             };
-            if self.lets_through(&row) {
+            if !left_out && self.lets_through(&row) {
                 return Ok(Some(row));
             }
         }
