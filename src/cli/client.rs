@@ -37,7 +37,7 @@ pub struct Client {
     #[command(flatten)]
     trigger: TriggerOptions,
     /// Name of this pipeline
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_parser = pipeline_name, value_name = "NAME")]
     who: Option<String>,
     /// Report all mistakes in the configuration, and exit; starts and changes nothing
     #[arg(long)]
@@ -351,8 +351,6 @@ impl Client {
             mistakes.note_missing(Error::usage(
                 "start client: name the pipeline with --who, or who below [client]",
             ));
-        } else if let Err(e) = topic::check_who(&who) {
-            mistakes.note(Error::usage(format!("start client: {e}")));
         }
         let host = host::hostname();
         let chosen_id = self.connection.has_id();
@@ -455,6 +453,14 @@ fn subject(config: &Config, layers: &Layers) -> String {
 fn absolute_socket(path: &Path) -> Result<PathBuf> {
     let found = std::path::absolute(path);
     found.map_err(|e| Error::usage(format!("--control-socket {}: {e}", path.display())))
+}
+
+/// Checks the name of a pipeline. An empty one counts as missing.
+fn pipeline_name(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Ok(String::new()),
+        false => topic::check_who(text).map(|()| text.to_owned()),
+    }
 }
 
 /// Parses the mode of a socket.

@@ -9,7 +9,7 @@
 //! command = "align.sh"
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -91,19 +91,18 @@ impl Layers {
     /// Reads the same files; notes those that cannot be read.
     pub fn load_all(arguments: &[OsString], mistakes: &mut Mistakes) -> Self {
         let first = match named(arguments) {
-            Some(path) => read(&path).and_then(|layer| match layer {
-                None => Err(Error::config(format!(
-                    "read {}: there is no such file",
-                    path.display()
-                ))),
-                layer => Ok(layer),
-            }),
-            None => paths::user_config().map_or(Ok(None), |path| read(&path)),
+            Some(path) => {
+                if matches!(path.try_exists(), Ok(false)) {
+                    let cause = format!("read {}: there is no such file", path.display());
+                    mistakes.note(Error::config(cause));
+                }
+                read(&path, mistakes)
+            }
+            None => paths::user_config().and_then(|path| read(&path, mistakes)),
         };
-        let files = [first, read(Path::new(paths::SYSTEM_CONFIG))];
-        let layers = files.map(|file| mistakes.keep(file).flatten());
+        let system = read(Path::new(paths::SYSTEM_CONFIG), mistakes);
         Self {
-            layers: layers.into_iter().flatten().collect(),
+            layers: first.into_iter().chain(system).collect(),
         }
     }
 
@@ -112,10 +111,11 @@ impl Layers {
     /// # Errors
     /// When it is not TOML (78).
     pub fn of_text(path: &Path, text: &str) -> Result<Self> {
-        let layer = Layer::parse(path, text)?;
-        Ok(Self {
+        let mut mistakes = Mistakes::default();
+        let layer = Layer::parse(path, text, &mut mistakes);
+        mistakes.or_first(layer.map(|layer| Self {
             layers: vec![layer],
-        })
+        }))
     }
 
     /// Gives `command` the values of the files as defaults.
@@ -284,24 +284,28 @@ impl Layers {
 }
 
 impl Layer {
-    fn parse(path: &Path, text: &str) -> Result<Self> {
-        let table = text.parse::<Table>().map_err(|e| {
-            let line = e.span().map_or(1, |span| {
-                text.get(..span.start)
-                    .unwrap_or_default()
-                    .matches('\n')
-                    .count()
-                    + 1
-            });
-            let place = Place {
-                file: path.to_owned(),
-                line: Some(line),
-            };
-            unreadable(path, &format!("line {line}: {}", e.message())).at(place)
-        })?;
-        Ok(Self {
+    /// Parses the `text` of the file at `path`; notes the first mistake of each line.
+    fn parse(path: &Path, text: &str, mistakes: &mut Mistakes) -> Option<Self> {
+        let table = text.parse::<Table>();
+        if let Err(first) = &table {
+            let (_, all) = DeTable::parse_recoverable(text);
+            let mut seen = HashSet::new();
+            for e in std::iter::once(first).chain(&all) {
+                let before = e.span().and_then(|span| text.get(..span.start));
+                let line = before.unwrap_or_default().matches('\n').count() + 1;
+                if seen.insert(line) {
+                    let place = Place {
+                        file: path.to_owned(),
+                        line: Some(line),
+                    };
+                    let cause = format!("line {line}: {}", e.message());
+                    mistakes.note(unreadable(path, &cause).at(place));
+                }
+            }
+        }
+        Some(Self {
             path: path.to_owned(),
-            table,
+            table: table.ok()?,
             text: text.to_owned(),
             lines: OnceLock::new(),
         })
@@ -338,7 +342,13 @@ impl Layer {
         if let Some(near) = nearest(key, super::connection::shared()) {
             return self.wrong_at(&[key], format_args!("{cause}; did you mean '{near}'?"));
         }
-        if let Some(near) = nearest(key, TABLES.iter().copied().chain([TRIGGER, COMMAND])) {
+        if let Some(near) = nearest(key, TABLES.iter().copied().chain([TRIGGER, WORK, COMMAND])) {
+            let list = [TRIGGER, WORK].contains(&near);
+            let near = if list {
+                format!("[{near}]")
+            } else {
+                near.to_owned()
+            };
             return self.wrong_at(&[key], format_args!("{cause}; did you mean [{near}]?"));
         }
         let tool = command.get_name();
@@ -469,14 +479,19 @@ fn named(arguments: &[OsString]) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-fn read(path: &Path) -> Result<Option<Layer>> {
+/// Reads the file at `path`, if there is one; notes what is wrong with it.
+fn read(path: &Path, mistakes: &mut Mistakes) -> Option<Layer> {
     match fs::read_to_string(path) {
-        Ok(text) => Layer::parse(path, &text).map(Some),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(unreadable(path, &e.to_string()).at(Place {
-            file: path.to_owned(),
-            line: None,
-        })),
+        Ok(text) => Layer::parse(path, &text, mistakes),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => {
+            let place = Place {
+                file: path.to_owned(),
+                line: None,
+            };
+            mistakes.note(unreadable(path, &e.to_string()).at(place));
+            None
+        }
     }
 }
 

@@ -110,7 +110,7 @@ pub struct Connection {
     #[arg(short, long)]
     port: Option<u16>,
     /// Broker: [mqtt[s]://][user@]host[:port], or several of a cluster: a,b
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_parser = broker_urls, value_name = "URL")]
     broker: Option<String>,
     /// The brokers of --broker are one cluster, which shares the sessions of its clients
     #[arg(long)]
@@ -421,6 +421,11 @@ impl Root {
 
 /// The levels of quality of service.
 pub const QOS: &[&str] = &["0", "1", "2"];
+
+/// Checks the addresses of brokers.
+fn broker_urls(text: &str) -> Result<String, String> {
+    parse_brokers(text).map(|_| text.to_owned())
+}
 
 /// Parses a QoS.
 pub fn qos(text: &str) -> Result<Qos, String> {

@@ -41,6 +41,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::error::{Error, Kind, Result};
+use crate::model::topic;
 use crate::os::folder;
 use crate::os::inherit::{keep_descriptors, unblock_signals};
 use crate::os::init::reap_as_first_process;
@@ -431,7 +432,10 @@ fn ended(
             Some(layer) => layer.wrong(file_line(error)),
             None => match from_variable(error, tool, words) {
                 Some(name) => Error::usage(format!("{name}: {}", usage_line(error))),
-                None => Error::usage(usage_line(error)),
+                None => {
+                    let hint = stray_hint(error, tool);
+                    Error::usage(parser_line(error, "; see --help", hint))
+                }
             },
         }),
     }
@@ -467,13 +471,13 @@ fn from_variable(error: &clap::Error, tool: &str, given: &[OsString]) -> Option<
 
 /// Returns an error of the parser about a command line as one line.
 fn usage_line(error: &clap::Error) -> String {
-    parser_line(error, "; see --help")
+    parser_line(error, "; see --help", None)
 }
 
 /// Returns an error of the parser about a value in a file as one line. It names the key, not the
 /// option, and does not lead to the help of the command line.
 fn file_line(error: &clap::Error) -> String {
-    let line = parser_line(error, "");
+    let line = parser_line(error, "", None);
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(option)) => {
             let key = option.trim_start_matches('-').split([' ', '=']).next();
@@ -483,11 +487,45 @@ fn file_line(error: &clap::Error) -> String {
     }
 }
 
-fn parser_line(error: &clap::Error, otherwise: &str) -> String {
+/// Returns a hint about a word that a command line of `tool` has no place for.
+fn stray_hint(error: &clap::Error, tool: &str) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    if error.kind() == ErrorKind::InvalidSubcommand && tool.is_empty() {
+        let word = context(ContextKind::InvalidSubcommand)?;
+        let has = |entry: &&Entry| (entry.command)().find_subcommand(word).is_some();
+        let entry = ENTRIES.iter().find(has)?;
+        return Some(format!("; did you mean tael {} {word}?", entry.name));
+    }
+    let word = context(ContextKind::InvalidArg)?;
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return None;
+    }
+    let entry = ENTRIES.iter().find(|entry| entry.name == tool)?;
+    let command = (entry.command)();
+    let has = |long: &str| {
+        command
+            .get_arguments()
+            .any(|arg| arg.get_long() == Some(long))
+    };
+    if word.contains('=') {
+        return match (has("when"), has("attr")) {
+            (true, false) => Some("; give each condition with a --when of its own".to_owned()),
+            (_, true) => None,
+            (false, false) => Some("; a value with blanks needs quotes; see --help".to_owned()),
+        };
+    }
+    // The words of a command that is not quoted look like this too.
+    let names_pipeline = has("who") && !has("command") && topic::check_who(word).is_ok();
+    names_pipeline.then(|| format!("; did you mean --who {word}?"))
+}
+
+fn parser_line(error: &clap::Error, otherwise: &str, stray: Option<String>) -> String {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).trim();
-    let words: Vec<&str> = first.split_whitespace().collect();
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
@@ -498,7 +536,9 @@ fn parser_line(error: &clap::Error, otherwise: &str) -> String {
             ContextValue::Strings(list) => list.first().cloned(),
             other => Some(other.to_string()),
         });
+    let suggested = suggested.filter(|_| stray.is_none());
     let hint = match (suggested, error.kind()) {
+        (None, _) if stray.is_some() => stray.unwrap_or_default(),
         (Some(suggested), _) => format!("; did you mean {suggested}?"),
         (None, ErrorKind::WrongNumberOfValues) if argument.contains("<KEY> <VALUE>") => {
             format!("; {}", attr::HINT)
@@ -515,6 +555,12 @@ fn parser_line(error: &clap::Error, otherwise: &str) -> String {
         (None, ErrorKind::ValueValidation) => String::new(),
         (None, _) => otherwise.to_owned(),
     };
+    // A URL may have a password in it.
+    let first = match first.split_once(" for '--broker ") {
+        Some((_, rest)) => format!("invalid value for '--broker {rest}"),
+        None => first.to_owned(),
+    };
+    let words: Vec<&str> = first.split_whitespace().collect();
     // The standard library words its errors for programmers.
     if error.kind() == ErrorKind::MissingRequiredArgument
         && let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)

@@ -10,14 +10,17 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
-use crate::error::Result;
-use crate::model::duration;
+use crate::error::{Error, Result};
 use crate::model::roots::Content;
+use crate::model::{duration, topic};
 use crate::tools::status::{self, Form, Options};
 
 /// Options of `tael status`.
 #[derive(Debug, Args)]
 pub struct Status {
+    /// Show this pipeline only
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["graph", "prune"])]
+    who: Option<String>,
     /// Show versions too, and the topics of pipelines instead of their names
     #[arg(long)]
     all: bool,
@@ -53,6 +56,7 @@ impl Tool for Status {
 
     const HELP: Page = Page {
         first: &[
+            "who",
             "all",
             "json",
             "graph",
@@ -74,10 +78,18 @@ impl Tool for Status {
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let table = if self.json { Form::Json } else { Form::Table };
-        let root = self.root.find(&broker, &Content::Pipelines, self.timeout)?;
+        let content = match &self.who {
+            Some(who) => {
+                topic::check_who(who).map_err(Error::usage)?;
+                Content::Pipeline(who.clone())
+            }
+            None => Content::Pipelines,
+        };
+        let root = self.root.find(&broker, &content, self.timeout)?;
         status::run(&Options {
             broker,
             root,
+            who: self.who,
             form: self.graph.unwrap_or(table),
             all: self.all,
             prune: self.prune,

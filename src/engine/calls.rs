@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::model::receptor::{self, Submit, TRY_AGAIN};
 use crate::model::text::printable;
 use crate::model::unit::State;
-use crate::model::work::{Params, Work, WorkType, split};
+use crate::model::work::{Params, UNKNOWN_TYPE, Work, WorkType, split};
 use crate::os::host::{is_id, memory_mib, new_id};
 use crate::store::ledger::{Op, Record};
 use crate::store::unit_dir::reader::stored;
@@ -98,7 +98,7 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
     }
     let config = &client.pipeline.config;
     let kind = config.work.named(&submit.kind);
-    let kind = kind.ok_or_else(|| format!("unknown work type {}", printable(&submit.kind, 80)))?;
+    let kind = kind.ok_or_else(|| format!("{UNKNOWN_TYPE} {}", printable(&submit.kind, 80)))?;
     let mut words = split(&submit.params)?;
     words.extend(submit.words);
     let params = Params {

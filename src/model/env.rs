@@ -178,6 +178,19 @@ impl Export {
         }
         for key in &required {
             let name = sanitize(key);
+            let shown = printable(key, 80);
+            // No sender has such a key, so that every message would be refused.
+            if key.contains('=') {
+                return Err(format!(
+                    "'{shown}' is a condition, not the name of an attribute: give it as 'when'"
+                ));
+            }
+            if key.contains(char::is_whitespace) {
+                return Err(format!(
+                    "'{shown}' has blanks: give each attribute as a word of its own, and one whose \
+                     name has blanks as {name}"
+                ));
+            }
             if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
                 return Err(format!(
                     "'{}' is not an environment name",

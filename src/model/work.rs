@@ -23,6 +23,9 @@ pub const MAX_NAME: usize = 64;
 /// Refusal of parameters, as Receptor words it (`pkg/workceptor/command.go`).
 pub const NO_PARAMS: &str = "extra params provided but not allowed";
 
+/// Beginning of the refusal of work whose type a client does not have.
+pub const UNKNOWN_TYPE: &str = "unknown work type";
+
 /// Returns the name of the lane of a work type.
 #[must_use]
 pub fn lane_of(kind: &str) -> String {

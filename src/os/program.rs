@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::ptr;
 use std::thread;
@@ -178,7 +178,11 @@ pub fn look(program: &str, path: &OsStr, folder: &Path) -> Result<(), String> {
         ),
     };
     for path in &found.paths {
-        let path = folder.join(OsStr::from_bytes(path.as_bytes()));
+        // Without a `./` before that of the folder.
+        let path: PathBuf = folder
+            .join(OsStr::from_bytes(path.as_bytes()))
+            .components()
+            .collect();
         let Ok(meta) = path.metadata() else { continue };
         if meta.is_dir() {
             why = format!("{} is a folder", path.display());

@@ -187,7 +187,7 @@ async fn pipeline(options: &Options, who: &str, wanted: &Wanted) -> Result<Repor
         let root = &options.root;
         let content = Content::Pipeline(who.to_owned());
         let hint = roots::hint(&options.broker, &content, root).await;
-        let text = format!("{who} has never been seen below {root}; {hint}");
+        let text = format!("nothing is retained about {who} below {root}; {hint}");
         return Ok(report.with(Level::Critical, text));
     };
     let state = match seen.state.as_str() {

@@ -43,8 +43,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
         Err(_) if options.if_not_running => return Ok(ExitCode::SUCCESS),
         Err(holder) => {
             return Err(Error::cannot_create(format!(
-                "start client: one called '{who}' runs already in {}: {holder}; choose another \
-                 --who",
+                "start client: one called '{who}' runs already in {}: {holder}; end it first, or add \
+                 --if-not-running; another --who is another pipeline, which runs every event too",
                 options.state.display()
             )));
         }
@@ -66,7 +66,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
                 holder.kind(),
                 format!(
                     "start client: one called '{who}' runs already, from another state folder: \
-                     {holder}; choose another --who"
+                     {holder}; end it first, or add --if-not-running; another --who is another \
+                     pipeline, which runs every event too"
                 ),
             ));
         }

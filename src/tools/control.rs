@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::control::{Action, Envelope, refusal};
@@ -27,6 +27,9 @@ use crate::tools::roots;
 
 /// Maximum size of an answer, bytes.
 const MAX_REPLY: u32 = 1024 * 1024;
+
+/// Time without a sign of the client after which the broker is asked whether it has ever been there.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// Options of the command.
 #[derive(Debug, Clone)]
@@ -99,10 +102,23 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
     };
     let mut session = Session::new(settings, subscriptions).announced();
     let mut reached = false;
-    let (mut sent, mut stopped) = (false, false);
+    let (mut sent, mut seen, mut stopped) = (false, false, false);
+    // Until then a client that is there is seen.
+    let mut unseen = None;
     let answered = async {
         loop {
-            match session.next().await? {
+            let event = tokio::select! {
+                event = session.next() => event?,
+                () = sleep_until(unseen.unwrap_or_else(Instant::now)), if unseen.is_some() => {
+                    unseen = None;
+                    let known = roots::pipelines(&options.broker, options.timeout).await;
+                    if known.is_ok_and(|known| known.lack(&options.who)) {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+            };
+            match event {
                 // After a broken connection it is sent again, and its id is known.
                 Event::Online => {
                     reached = true;
@@ -121,8 +137,14 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 Event::Published(_, Ok(Audience::None)) => {
                     return Ok(None);
                 }
-                Event::Published(_, Ok(Audience::Possible)) => sent = true,
+                Event::Published(_, Ok(Audience::Possible)) => {
+                    if !sent && !seen {
+                        unseen = Instant::now().checked_add(UNSEEN);
+                    }
+                    sent = true;
+                }
                 Event::Received(received) => {
+                    (seen, unseen) = (true, None);
                     let presence = json::parse(&received.delivery.payload).unwrap_or_default();
                     stopped = super::text(&presence, "state") == Some("offline");
                 }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nix::unistd::{AccessFlags, eaccess};
 use tokio::time::timeout;
 use tracing::warn;
@@ -14,17 +15,17 @@ use crate::engine::work::job::{read_env_file, search_path};
 use crate::error::{Error, Kind, Result};
 use crate::model::command::Command;
 use crate::model::duration;
-use crate::model::message::Qos;
+use crate::model::message::{Message, Properties, Qos};
 use crate::model::near::nearest;
 use crate::model::spec::Spec;
 use crate::model::topic::{Filter, PipelineTopics, check_who};
 use crate::model::trigger::Trigger;
 use crate::model::variables::Variables;
 use crate::net::attempts::unreachable;
-use crate::net::mqtt::{Connection, Event, Failure, Settings, Subscribe};
+use crate::net::mqtt::{Connection, Event, Failure, Refused, Settings, Subscribe, Token};
 use crate::net::options::BrokerOptions;
-use crate::os::folder;
 use crate::os::program;
+use crate::os::{folder, host};
 use crate::store::private;
 use crate::tools::MAX_PACKET;
 
@@ -191,9 +192,9 @@ fn state_of(state: &Path, who: &str) -> Result<(), String> {
     parent.map_or(Ok(()), writable)
 }
 
-/// Asks each broker of a pipeline whether it accepts the client and its subscriptions, as a client
-/// with an identifier of its own, so that the session of the pipeline is not touched. Returns a line
-/// for each thing that it accepts.
+/// Asks each broker of a pipeline whether it accepts the client, its subscriptions and a message below
+/// the topics of the pipeline, as a client with an identifier of its own, so that the session of the
+/// pipeline is not touched. Returns a line for each thing that it accepts.
 pub fn ask_broker(config: &Config, client_id: &str) -> Vec<Result<String>> {
     let settings = Settings {
         broker: BrokerOptions {
@@ -208,10 +209,14 @@ pub fn ask_broker(config: &Config, client_id: &str) -> Vec<Result<String>> {
     };
     let mut answers = Vec::new();
     let filters = wanted(config, &mut answers);
+    let named = check_who(&config.who).is_ok();
+    let trial =
+        named.then(|| PipelineTopics::new(&config.root, &config.who).reply(&host::new_id()));
     let asked = super::runtime().map(|runtime| {
         runtime.block_on(async {
             for turn in 0..settings.broker.count() {
-                if let Err(e) = ask(&settings, turn, &filters, &mut answers).await {
+                if let Err(e) = ask(&settings, turn, &filters, trial.as_deref(), &mut answers).await
+                {
                     answers.push(Err(e));
                 }
             }
@@ -241,11 +246,12 @@ fn wanted(config: &Config, answers: &mut Vec<Result<String>>) -> Vec<Filter> {
     wanted
 }
 
-/// Asks the broker whose `turn` it is. The error is why it could not be asked.
+/// Asks the broker whose `turn` it is; publishes an empty message to the topic `trial`. The error is why it could not be asked.
 async fn ask(
     settings: &Settings,
     turn: usize,
     filters: &[Filter],
+    trial: Option<&str>,
     answers: &mut Vec<Result<String>>,
 ) -> Result<()> {
     let address = settings.broker.address_at(turn);
@@ -313,6 +319,33 @@ async fn ask(
             )),
             Some(Err(e)) => Err(refused(e)),
             None => Err(refused(Error::new(Kind::Unavailable, "it sent no answer"))),
+        });
+    }
+    if let Some(topic) = trial {
+        let refused = |e: Error| e.context(format_args!("publish to '{topic}' at {address}"));
+        // Our clients ignore an empty message, and nothing listens on the topic.
+        let message = Message {
+            topic: topic.to_owned(),
+            payload: Bytes::new(),
+            qos: QOS,
+            retain: false,
+            properties: Properties::default(),
+        };
+        connection.publish(message, Token::new());
+        let published = async {
+            loop {
+                match connection.next().await {
+                    Event::Published(_, result) => return Ok(result),
+                    Event::Failed(failure) => return Err(lost(failure)),
+                    Event::Closed => return Err(lost(Failure::Passing("it hung up".into()))),
+                    _ => {}
+                }
+            }
+        };
+        let published = timeout(ANSWER, published).await.map_err(|_| late())??;
+        answers.push(match published {
+            Ok(_) => Ok(format!("{address} accepts a message to '{topic}'")),
+            Err(Refused(e, _)) => Err(refused(e)),
         });
     }
     connection.disconnect();

@@ -41,6 +41,8 @@ pub struct Options {
     pub broker: BrokerOptions,
     /// The root of the pipelines.
     pub root: String,
+    /// One pipeline; by default all.
+    pub who: Option<String>,
     /// Form of the output.
     pub form: Form,
     /// Whether the table has versions, and whole topics instead of the names of pipelines.
@@ -80,13 +82,26 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             network.add(&options.root, &topic, &payload);
         }
     }
+    let shown = |seen: &&Seen| options.who.as_ref().is_none_or(|who| *who == seen.who);
+    let absent = match &options.who {
+        Some(who) => !network.pipelines().any(|seen| seen.who == *who),
+        None => false,
+    };
+    if let Some(who) = options.who.as_ref().filter(|_| absent) {
+        let root = &options.root;
+        let content = Content::Pipeline(who.clone());
+        let hint = super::runtime()?.block_on(roots::hint(&options.broker, &content, root));
+        return Err(Error::data(format!(
+            "status {who}: nothing is retained about it below {root}; {hint}"
+        )));
+    }
     if let Some(span) = options.prune {
         super::runtime()?.block_on(prune(options, &network, span))?;
         return Ok(ExitCode::SUCCESS);
     }
     match options.form {
         Form::Json => {
-            let list: Vec<Value> = network.pipelines().map(Seen::json).collect();
+            let list: Vec<Value> = network.pipelines().filter(shown).map(Seen::json).collect();
             super::print_json(&Value::Array(list))?;
         }
         Form::Mermaid | Form::Dot => {
@@ -106,11 +121,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 let hint = roots::hint(&options.broker, &Content::Pipelines, root);
                 let hint = super::runtime()?.block_on(hint);
                 say(&format!(
-                    "no pipeline has ever been seen below {root}; {hint}"
+                    "no pipeline is seen below {root}: nothing is retained there, or the access \
+                     rules of the broker hide it; {hint}"
                 ));
                 return Ok(ExitCode::SUCCESS);
             }
-            for line in table(options, &network) {
+            let rows = network
+                .pipelines()
+                .filter(shown)
+                .map(|seen| row(options, seen));
+            for line in table(options, rows.collect()) {
                 super::print(&line)?;
             }
         }
@@ -119,7 +139,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Returns the lines of the table.
-fn table(options: &Options, network: &Network) -> Vec<String> {
+fn table(options: &Options, rows: Vec<Row>) -> Vec<String> {
     let version = Column::text("VERSION", 7, 16);
     let columns: Vec<Column> = [
         Column::text("PIPELINE", 8, 24),
@@ -134,7 +154,6 @@ fn table(options: &Options, network: &Network) -> Vec<String> {
     .filter(|column| options.all || column.head != version.head)
     .collect();
     let terminal = Terminal::of_stdout();
-    let rows: Vec<Row> = network.pipelines().map(|seen| row(options, seen)).collect();
     let texts = rows
         .iter()
         .map(|row| row.iter().map(|(text, _)| text.as_str()));

@@ -570,3 +570,114 @@ fn a_client_without_a_name_learns_that_the_broker_wants_one() {
     assert!(error.contains("bad user name or password") || error.contains("not authorised"));
     assert!(!error.contains("no user name was given"), "{error}");
 }
+
+#[test]
+fn a_stray_word_gets_the_hint_that_fits() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for (arguments, hint) in [
+        (&["check", "align"][..], "did you mean --who align?"),
+        (&["events", "align"], "did you mean --who align?"),
+        (&["status", "align"], "did you mean --who align?"),
+        (&["work", "list", "align"], "did you mean --who align?"),
+        (&["results"], "did you mean tael work results?"),
+        (
+            &["client", "--when", "status=failed", "sample=S1"],
+            "give each condition with a --when of its own",
+        ),
+        (&["client", "-c", "echo", "hi"], "needs quotes"),
+        (&["status", "a=b"], "needs quotes"),
+        (&["client", "--who", "re/port"], "cannot name a pipeline"),
+        (
+            &[
+                "client",
+                "--who",
+                "p",
+                "-t",
+                "a",
+                "-c",
+                "true",
+                "--envreq",
+                "status=finished",
+            ],
+            "is a condition",
+        ),
+        (
+            &[
+                "client", "--who", "p", "-t", "a", "-c", "true", "--envreq", "A B",
+            ],
+            "has blanks",
+        ),
+    ] {
+        let mut command = tool(&dir, "tael", arguments);
+        let (code, out, stderr) = ran(&mut command);
+        // A monitoring plugin has other codes, and says all on standard output.
+        let plugin = arguments[0] == "check";
+        assert_eq!(code, if plugin { 3 } else { 64 }, "{arguments:?}: {stderr}");
+        let text = if plugin { &out } else { &stderr };
+        assert!(text.contains(hint), "{arguments:?}: {text}");
+    }
+    let book = dir.path().join("book");
+    std::fs::write(&book, "ON FAILURE\n").expect("playbook");
+    let (_, _, stderr) = ran(&mut tool(
+        &dir,
+        "tael",
+        &["play", "--check", book.to_str().expect("path")],
+    ));
+    assert!(
+        stderr.contains("ON FAILURE has a step after it"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_check_gives_each_mistake_of_a_file_its_line() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("t.toml");
+    let script = dir.path().join("report.sh");
+    std::fs::write(&script, "").expect("script");
+    let check = |text: &str| {
+        std::fs::write(&file, text).expect("file");
+        let path = file.to_str().expect("path");
+        ran(&mut tool(
+            &dir,
+            "tael",
+            &["client", "--config", path, "--check"],
+        ))
+        .2
+    };
+    let trigger = "[[trigger]]\ntopic = 'a'\n";
+    for (text, causes) in [
+        (
+            format!(
+                "broker = 'mqtt://h:99999'\n[client]\nwho = 're/port'\n{trigger}command = 'true'\n"
+            ),
+            &[
+                "line 1: ",
+                "'99999' in the broker URL",
+                "line 3: ",
+                "cannot name",
+            ][..],
+        ),
+        (
+            "[[triger]]\ntopic = 'a'\n[client]\nwho = 'p'\n".to_owned(),
+            &["did you mean [[trigger]]?"],
+        ),
+        (
+            "a = \n[client]\nb = \n".to_owned(),
+            &["line 1: ", "line 3: "],
+        ),
+        (
+            format!(
+                "[client]\nwho = 'p'\n{trigger}command = '{}/./report.sh'\n",
+                dir.path().display()
+            ),
+            &["/report.sh is not executable"],
+        ),
+    ] {
+        let stderr = check(&text);
+        assert!(!stderr.contains("/./"), "{stderr}");
+        for cause in causes {
+            assert!(stderr.contains(cause), "{cause}: {stderr}");
+        }
+    }
+}

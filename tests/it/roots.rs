@@ -74,6 +74,21 @@ fn errors_name_the_root_that_is_right() {
     // A name that is nowhere.
     let mut control = tael(&world, &["control", "nobody", "status", "--timeout", "1s"]);
     refuses(&mut control, 75, "is --root right?");
+    // A slip of one that is there, long before the end of the wait.
+    let mut control = tael(&world, &["control", "algin", "status", "--timeout", "60s"]);
+    let begun = std::time::Instant::now();
+    refuses(&mut control, 75, "did you mean align below lab?");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(40));
+    let (code, out, _) = ran(&mut tael(&world, &["check", "--who", "algin"]));
+    assert_eq!(code, 2, "{out}");
+    assert!(out.contains("did you mean align below lab?"), "{out}");
+    refuses(
+        &mut tael(&world, &["status", "--who", "algin"]),
+        65,
+        "did you mean align below lab?",
+    );
+    let (code, out, _) = ran(&mut tael(&world, &["status", "--who", "align"]));
+    assert_eq!((code, out.lines().count()), (0, 2), "{out}");
     client.stop();
 }
 

@@ -198,8 +198,16 @@ fn without_a_client_or_a_type_the_error_says_what_to_do() {
     refuses(
         &mut submit(&world, &["lower", "--who", "node"]),
         65,
-        "unknown work type lower",
+        "unknown work type lower; node has upper, exit, note, show",
     );
+    refuses(
+        &mut submit(&world, &["upper", "-p", "/no/file"]),
+        78,
+        "read payload /no/file",
+    );
+    let (code, _, stderr) = world.control(&["node", "raise"]);
+    assert_eq!(code, 65);
+    assert!(stderr.contains("there is no trigger to raise"), "{stderr}");
     refuses(
         &mut submit(&world, &["upper", "--id", "x"]),
         65,
@@ -207,7 +215,7 @@ fn without_a_client_or_a_type_the_error_says_what_to_do() {
     );
     refuses(
         &mut submit(&world, &["upper", "-p", "/nowhere"]),
-        65,
+        78,
         "/nowhere",
     );
     let _other = world.client("other", &["--config", &config(&world, TYPES)]);

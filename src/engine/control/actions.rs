@@ -307,6 +307,11 @@ fn chosen<'a>(pipeline: &'a Pipeline, name: Option<&str>) -> Result<&'a Trigger,
             .trigger(name)
             .ok_or_else(|| (Kind::Data, format!("there is no trigger '{name}'"))),
         (None, [only]) => Ok(only),
+        (None, []) => {
+            let cause =
+                "there is no trigger to raise: 'tael work submit TYPE' starts work of its types";
+            Err((Kind::Data, cause.to_owned()))
+        }
         (None, all) => {
             let names: Vec<&str> = all.iter().map(|t| t.name.as_str()).collect();
             let names = names.join(", ");

@@ -137,6 +137,9 @@ impl Reading {
 
 fn unknown(keyword: &str) -> String {
     let upper = keyword.to_uppercase();
+    if upper == "ON" {
+        return "ON FAILURE has a step after it, such as ON FAILURE RUN ./tidy.sh".to_owned();
+    }
     let known = ["SEND", "WAITFOR", "WAIT", "RECEIVE", "RAISE", "RUN", "SET"];
     if known.contains(&upper.as_str()) {
         return format!("'{keyword}' is written {upper}");

@@ -129,7 +129,10 @@ impl Heard {
                 Some(code) => format!("{name} last said '{last}': {}", explain(code)),
                 None => format!("{name} last said '{last}'"),
             },
-            None => format!("{name} has said nothing: does it run, and is --root right?"),
+            None => format!(
+                "{name} has said nothing since this playbook began: does it run, is it started, and is \
+                 --root right?"
+            ),
         }
     }
 

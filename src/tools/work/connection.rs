@@ -23,6 +23,8 @@ const MAX_ANSWER: u64 = 1024 * 1024;
 pub(super) struct Connection {
     /// The stream, with what was read ahead.
     pub stream: BufReader<UnixStream>,
+    /// What it is for, as the beginning of an error.
+    pub task: String,
 }
 
 impl Connection {
@@ -51,6 +53,7 @@ impl Connection {
         });
         let mut connection = Self {
             stream: BufReader::new(connected.map_err(cannot)?),
+            task: "work".to_owned(),
         };
         // The greeting.
         connection.line()?;
@@ -103,7 +106,7 @@ impl Connection {
         };
         Err(Error::new(
             kind,
-            format!("work: {}", printable(cause, 2000)),
+            format!("{}: {}", self.task, printable(cause, 2000)),
         ))
     }
 }

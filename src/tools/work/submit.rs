@@ -14,6 +14,7 @@ use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
 use crate::model::receptor::{self, LOCALHOST};
 use crate::model::text::printable;
+use crate::model::work::{NO_PARAMS, UNKNOWN_TYPE};
 use crate::os::logging::say;
 use crate::os::socket;
 use crate::os::terminal::Terminal;
@@ -134,7 +135,7 @@ fn open(payload: &Payload) -> Result<Box<dyn Read>> {
         Payload::Stdin => Box::new(io::stdin()),
         Payload::File(path) => {
             let file = File::open(path)
-                .map_err(|e| Error::data(format!("read payload {}: {e}", path.display())))?;
+                .map_err(|e| Error::config(format!("read payload {}: {e}", path.display())))?;
             Box::new(file)
         }
     })
@@ -270,6 +271,11 @@ impl Client {
     /// Submits work, and returns its unit.
     fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<String> {
         let mut connection = self.connect()?;
+        connection.task = format!(
+            "submit work of type '{}' to {}",
+            printable(&work.kind, 80),
+            self.who
+        );
         let mut request = Map::new();
         for (key, value) in [
             ("command", "work"),
@@ -288,7 +294,8 @@ impl Client {
         for (key, value) in &work.named {
             request.insert(key.clone(), json!(value));
         }
-        let asked = connection.ask(&Value::Object(request).to_string())?;
+        let asked = connection.ask(&Value::Object(request).to_string());
+        let asked = asked.map_err(|e| self.explained(e))?;
         let stream = connection.stream.get_mut();
         // Without its end, the client starts nothing.
         let sent = send(payload, stream)?.and_then(|()| stream.shutdown(Shutdown::Write));
@@ -307,12 +314,28 @@ impl Client {
                     format!("{e}; it may have the work: submit it again with --id {unit}"),
                 ));
             }
-            (Err(e), Ok(())) => return Err(e),
+            (Err(e), Ok(())) => return Err(self.explained(e)),
         };
         let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
         let unit = answer.get("unitid").and_then(Value::as_str);
         let unit = unit.ok_or_else(|| Error::data("submit work: the client sent no unit"))?;
         Ok(unit.to_owned())
+    }
+
+    /// Adds what to do to the refusal of a client.
+    fn explained(&self, refusal: Error) -> Error {
+        let text = refusal.to_string();
+        let hint = if text.ends_with(NO_PARAMS) {
+            "; its [[work]] table allows words and --param with params = true".to_owned()
+        } else if text.contains(UNKNOWN_TYPE) {
+            match self.types() {
+                Ok(types) => format!("; {} has {}", self.who, list(&types)),
+                Err(_) => return refusal,
+            }
+        } else {
+            return refusal;
+        };
+        Error::new(refusal.kind(), format!("{text}{hint}"))
     }
 
     fn status(&self, unit: &str) -> Result<Value> {

@@ -271,7 +271,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         let config = &pipeline.config;
         let kind = config.work.named(&manifest.kind).ok_or_else(|| {
             let kind = printable(&manifest.kind, 80);
-            Error::data(format!("unknown work type {kind}"))
+            Error::data(format!("{} {kind}", crate::model::work::UNKNOWN_TYPE))
         })?;
         if let Some(cause) = kind.refusal(&manifest.parameters(), manifest.signature.is_some()) {
             return Err(Error::data(cause));

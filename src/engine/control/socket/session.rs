@@ -18,6 +18,7 @@ use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::report::followers::Stage;
 use crate::model::receptor::{self, MAX_LINE, Request, SERVICE, Submit, TRY_AGAIN};
 use crate::model::text::printable;
+use crate::model::work::UNKNOWN_TYPE;
 use crate::os::hooks;
 use crate::os::host::username_of;
 use crate::store::payload_file;
@@ -272,7 +273,7 @@ impl Session {
         match answer {
             Submitted::Accepted | Submitted::Known => Ok(()),
             Submitted::Taken => Err(format!("work unit ID {id} belongs to other work")),
-            Submitted::Gone => Err(format!("unknown work type {kind}")),
+            Submitted::Gone => Err(format!("{UNKNOWN_TYPE} {kind}")),
             Submitted::Full => Err(format!("{TRY_AGAIN}too many units of type '{kind}' wait")),
         }
     }

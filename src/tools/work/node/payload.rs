@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use ring::digest::{Context, SHA256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::remote::MAX_PIECE;
 use crate::model::signature::hex;
 use crate::os::host;
@@ -27,7 +27,7 @@ impl Payload {
     /// Opens the payload, and reads it once.
     ///
     /// # Errors
-    /// When it cannot be read (65).
+    /// When it cannot be read: 78 for a file, otherwise 65.
     pub fn read(source: &Source) -> Result<Self> {
         let (mut file, what) = match source {
             Source::Nothing => return Ok(Self::inline(Vec::new())),
@@ -42,7 +42,11 @@ impl Payload {
                 (file, path.display().to_string())
             }
         };
-        let wrong = |e: io::Error| Error::data(format!("read payload from {what}: {e}"));
+        let kind = match source {
+            Source::File(_) => Kind::Config,
+            _ => Kind::Data,
+        };
+        let wrong = |e: io::Error| Error::new(kind, format!("read payload from {what}: {e}"));
         let file = file
             .as_mut()
             .map_err(|e| wrong(io::Error::from(e.kind())))?;
