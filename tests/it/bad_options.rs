@@ -586,6 +586,10 @@ fn a_stray_word_gets_the_hint_that_fits() {
         ),
         (&["client", "-c", "echo", "hi"], "needs quotes"),
         (&["status", "a=b"], "needs quotes"),
+        (
+            &["message", "-t", "a", "status=finished", "status=failed"],
+            "'status' is given twice",
+        ),
         (&["client", "--who", "re/port"], "cannot name a pipeline"),
         (
             &[
