@@ -54,7 +54,7 @@ pub struct TriggerOptions {
     /// Policy for an event while all jobs are busy: queue, skip, replace or coalesce
     #[arg(long, value_parser = one_of(Overlap::parse, OVERLAPS), value_name = "POLICY", default_value = "queue")]
     overlap: Overlap,
-    /// Maximum time of a run; then it is ended; 0 is no limit [default: no limit]
+    /// Maximum time of a run; then it is ended [default: no limit]
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     timeout: Option<Duration>,
     /// Time between TERM and KILL when a run is ended
