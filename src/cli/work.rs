@@ -229,15 +229,6 @@ impl Unit {
     }
 }
 
-/// Returns the runs called `units`; by default the newest one.
-fn named(units: Vec<String>, failed: bool) -> Runs {
-    let which = |unit| Which { unit, failed };
-    Runs::Named(match units.is_empty() {
-        true => vec![which(None)],
-        false => units.into_iter().map(|unit| which(Some(unit))).collect(),
-    })
-}
-
 /// Splits a parameter.
 fn pair(text: &str) -> Result<(String, String)> {
     match text.split_once('=') {
@@ -511,7 +502,7 @@ impl Tool for Work {
                         ..Filter::default()
                     }),
                     true => Runs::Failed,
-                    false => named(units, failed),
+                    false => Runs::named(units, failed),
                 },
                 again,
                 json,

@@ -43,6 +43,18 @@ pub enum Runs {
     AllFailed(Filter),
 }
 
+impl Runs {
+    /// Returns the runs called `units`; by default the newest one.
+    #[must_use]
+    pub fn named(units: Vec<String>, failed: bool) -> Self {
+        let which = |unit| Which { unit, failed };
+        Self::Named(match units.is_empty() {
+            true => vec![which(None)],
+            false => units.into_iter().map(|unit| which(Some(unit))).collect(),
+        })
+    }
+}
+
 /// Retries `runs`, oldest first. One that cannot be retried does not keep the others back.
 ///
 /// # Errors
