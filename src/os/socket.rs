@@ -11,10 +11,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -24,6 +26,14 @@ const MODE: u32 = 0o600;
 
 /// Delay after a connection could not be accepted: descriptors may be short.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
+/// Maximum number of connections that wait to be accepted. The system may allow fewer
+/// (`net.core.somaxconn`).
+const BACKLOG: i32 = 128;
+
+/// Maximum time for a listener to accept one of those that wait, and time between two attempts.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A socket that is served until this is dropped, which removes it.
 #[derive(Debug)]
@@ -108,10 +118,13 @@ pub fn listen(folder: &Path, name: impl AsRef<Path>, mode: u32) -> io::Result<Un
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    // Before anybody can connect: the umask of this process may allow all.
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
 }
 
 /// Returns the folder and the name of the socket `path`, on which nothing may listen.
@@ -126,9 +139,11 @@ pub fn free(path: &Path) -> io::Result<(&Path, &OsStr)> {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(io::Error::other("there is a file that is not a socket"));
         }
-        Ok(_) if connect(folder, name).is_ok() => {
-            return Err(io::Error::other("another process listens there"));
-        }
+        Ok(_) => match try_connect(folder, name) {
+            // A process that takes no connection listens all the same.
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {}
+            _ => return Err(io::Error::other("another process listens there")),
+        },
         _ => {}
     }
     Ok((folder, name))
@@ -176,15 +191,32 @@ impl HangUp {
     }
 }
 
-/// Connects to the socket `name` in `folder`.
+/// Connects to the socket `name` in `folder`. While too many others wait to be accepted, it tries again,
+/// for [`PATIENCE`] at most.
 ///
 /// # Errors
-/// As the system: `NotFound` or `ConnectionRefused` when no process listens.
+/// As the system: `NotFound` or `ConnectionRefused` when no process listens, `WouldBlock` when one does
+/// not accept.
 pub fn connect(folder: &Path, name: impl AsRef<Path>) -> io::Result<UnixStream> {
+    let name = name.as_ref();
+    let by = Instant::now() + PATIENCE;
+    loop {
+        match try_connect(folder, name) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < by => {
+                thread::sleep(AGAIN);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Connects without waiting.
+fn try_connect(folder: &Path, name: impl AsRef<Path>) -> io::Result<UnixStream> {
     let (_open, short) = short(folder)?;
-    let stream = UnixStream::connect(short.join(name))?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(short.join(name))?)?;
+    Ok(UnixStream::from(socket))
 }
 
 #[cfg(test)]
@@ -209,5 +241,23 @@ mod tests {
         let left = connect(&folder, "s").expect_err("no listener");
         assert_eq!(left.kind(), io::ErrorKind::ConnectionRefused);
         assert!(listen(&folder.join("none"), "s", MODE).is_err());
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nothing_is_one_and_holds_up_nobody() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("s");
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let socket = socket.expect("socket");
+        bind(&socket, &SocketAddrUnix::new(&path).expect("address")).expect("bind");
+        assert!(free(&path).is_ok(), "nobody listens yet");
+        rustix::net::listen(&socket, 0).expect("listen");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = try_connect(dir.path(), "s") {
+            waiting.push(stream);
+        }
+        let refused = free(&path).expect_err("its queue is full");
+        assert!(refused.to_string().contains("listens there"), "{refused}");
     }
 }

@@ -1,5 +1,6 @@
 //! Hands units over to runners.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::engine::pipeline::Pipeline;
@@ -68,7 +69,7 @@ fn runners_job(pipeline: &Pipeline, unit: &Unit, stdin: usize) -> Result<Job, No
     if let Some(name) = unit.work.as_deref().and_then(Work::file_name) {
         let path = payload_file::path(&pipeline.home.path, name);
         // A runner could only try again.
-        if let Err(e) = path.metadata() {
+        if let Err(e) = File::open(&path) {
             let path = path.display();
             return Err(NotReady::Job(format!("read its payload {path}: {e}")));
         }
