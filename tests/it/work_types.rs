@@ -620,6 +620,13 @@ fn check_finds_the_mistakes_of_work_types() {
         assert!(all.contains(expected), "{expected} in\n{all}");
     }
     let path = config(&world, TYPES);
+    let mut dry_run = world.tael(["client", "--who", "node", "--dry-run", "--config", &path]);
+    let (code, out, _) = ran(dry_run.args(["-t", "lab/a", "-m", "{}"]));
+    assert_eq!(code, 65);
+    assert!(
+        out.contains("work type 'upper': no message starts it"),
+        "{out}"
+    );
     let (code, _, stderr) =
         ran(&mut world.tael(["client", "--who", "node", "--check", "--config", &path]));
     assert_eq!(code, 0, "{stderr}");
