@@ -365,7 +365,7 @@ fn the_network_is_shown_with_who_starts_whom() {
     let (code, empty, hint) = ran(&mut world.tael(["status", "--root", "nobody"]));
     assert_eq!((code, empty.as_str()), (0, ""));
     assert!(
-        hint.contains("below nobody; pipelines are below lab: --root lab"),
+        hint.contains("below nobody: ") && hint.contains("; pipelines are below lab: --root lab"),
         "{hint}"
     );
     align.stop();
