@@ -464,11 +464,10 @@ impl Service {
                 "the broker has more for this worker than it could take in time: those messages are lost"
             );
         }
-        if self.client.reports.waiting() > 0 {
-            info!(
-                "{} statuses wait for the next start",
-                self.client.reports.waiting()
-            );
+        match self.client.reports.waiting() {
+            0 => {}
+            1 => info!("1 status waits for the next start"),
+            waiting => info!("{waiting} statuses wait for the next start"),
         }
         self.client.observe_last();
         // A client that starts when this one has released its folder makes its own.

@@ -121,7 +121,7 @@ pub fn listen(folder: &Path, name: impl AsRef<Path>, mode: u32) -> io::Result<Un
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     bind(&socket, &SocketAddrUnix::new(&path)?)?;
-    // Before anybody can connect: the umask of this process may allow all.
+    // Before any user can connect: the umask of this process may allow all.
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
@@ -251,7 +251,7 @@ mod tests {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
         let socket = socket.expect("socket");
         bind(&socket, &SocketAddrUnix::new(&path).expect("address")).expect("bind");
-        assert!(free(&path).is_ok(), "nobody listens yet");
+        assert!(free(&path).is_ok(), "no process listens yet");
         rustix::net::listen(&socket, 0).expect("listen");
         let mut waiting = Vec::new();
         while let Ok(stream) = try_connect(dir.path(), "s") {
