@@ -473,13 +473,13 @@ fn the_guide_shows_what_is_shown() {
     let arguments = ["-t", SEQ, "-c", "true", "--envreq", "SAMPLE"];
     let client = world.client("align", &arguments);
     let send = |payload: &str| world.publish(SEQ, payload, &[("tael-id", payload)]);
-    let first = r#"{"status":"finished","SAMPLE":"1"}"#;
+    let first = r#"{"status":"finished","sample":"S2"}"#;
     send(first);
     world.wait_report("align", "/units/succeeded", 1);
     // Messages of one millisecond have no order.
-    send(r#"{"status":"Finished","SAMPLE":"1"}"#);
+    send(r#"{"status":"Finished","sample":"S2"}"#);
     world.wait_report("align", "/events/ignored", 1);
-    send(r#"{"status":"finished","SAMPEL":"1"}"#);
+    send(r#"{"status":"finished","sampel":"S4"}"#);
     world.wait_report("align", "/events/refused", 1);
     send(first);
     world.wait_report("align", "/events/duplicate", 1);
