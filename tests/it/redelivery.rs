@@ -34,9 +34,11 @@ fn all_told(scene: &Scene) {
     wait_until("all statuses are acknowledged", || untold(scene) == 0);
 }
 
-/// Waits for the end of a run.
+/// Waits for the end of a run. The retained `last` of an earlier one may come before.
 fn finished(raw: &mut Raw) {
-    raw.serve_until(|m| m.text().contains(r#""status":"finished""#));
+    raw.serve_until(|m| {
+        m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
+    });
 }
 
 /// Sends the request `raise`, and returns the unit that it makes when that has ended.
@@ -86,9 +88,7 @@ fn settle_one(scene: &Scene, raw: &mut Raw) {
     raw.send(&publish(SEQ, ONE, Some(1), &[], false));
     raw.serve_until_acknowledged(1);
     // The broker answers a later message of the client, so the acknowledgement has arrived.
-    raw.serve_until(|m| {
-        m.topic.ends_with("/status") && m.text().contains(r#""status":"finished""#)
-    });
+    finished(raw);
     all_told(scene);
 }
 
