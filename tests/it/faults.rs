@@ -39,6 +39,13 @@ fn once_each(world: &World, client: &Process, events: usize) {
     );
 }
 
+/// Waits until the client has a runner. One that begins later would be traced as its child.
+fn has_runner(client: &Process) {
+    wait_until("it has a runner", || {
+        !children_of(client.child.id()).is_empty()
+    });
+}
+
 /// Waits until pipeline `p` has noted `count` successes and published all of them.
 #[track_caller]
 fn all_told(world: &World, count: u64) {
@@ -335,6 +342,7 @@ fn a_disk_that_fails_to_sync_for_a_while() {
     }
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    has_runner(&client);
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
     strace.args(["-e", "inject=fsync,fdatasync:error=EIO:when=1..6"]);
@@ -471,6 +479,7 @@ fn a_process_that_is_killed_before_it_becomes_its_command() {
     let world = World::new();
     let client = world.client("p", &["-t", SEQ, "-c", RUN]);
     let pid = client.child.id();
+    has_runner(&client);
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
     strace.args(["-e", "inject=fsync,fdatasync:delay_enter=1000000"]);
