@@ -79,7 +79,8 @@ pub fn short_id(id: &str) -> &str {
 const ULID: usize = 26;
 
 /// Returns whether `word` has the form of the ids that we make.
-fn is_ulid(word: &str) -> bool {
+#[must_use]
+pub fn is_ulid(word: &str) -> bool {
     let digits = |c: u8| c.is_ascii_digit() || (c.is_ascii_uppercase() && !b"ILOU".contains(&c));
     word.len() == ULID && word.starts_with(|c| ('0'..='7').contains(&c)) && word.bytes().all(digits)
 }

@@ -90,6 +90,9 @@ impl Signed {
     }
 }
 
+/// Maximum number of parameters of a submission.
+const MAX_PARAMS: usize = 4096;
+
 /// Parameters of a submission.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params {
@@ -100,6 +103,16 @@ pub struct Params {
 }
 
 impl Params {
+    /// Passes `part` the parts of a digest. Only equal parameters have equal parts.
+    pub fn parts(&self, part: &mut impl FnMut(&[u8])) {
+        part(&(self.words.len() as u64).to_be_bytes());
+        self.words.iter().for_each(|word| part(word.as_bytes()));
+        for (name, value) in &self.named {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+    }
+
     /// Returns whether there are none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -130,6 +143,12 @@ impl WorkType {
     pub fn refusal(&self, params: &Params, signed: bool) -> Option<String> {
         if !self.params && !params.is_empty() {
             return Some(NO_PARAMS.to_owned());
+        }
+        if params.words.len() + params.named.len() > MAX_PARAMS {
+            return Some(format!("there are more than {MAX_PARAMS} params"));
+        }
+        if params.words.iter().any(|word| word.contains('\0')) {
+            return Some("params contain a NUL character".to_owned());
         }
         match (self.signed, signed) {
             (Signed::Required, false) => {

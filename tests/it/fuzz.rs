@@ -115,15 +115,21 @@ fn the_seeds_are_understood() {
         let request = tael::model::receptor::parse(&seed(&format!("receptor/{path}")));
         assert!(matches!(request, Ok(Some(_))), "{path}: {request:?}");
     }
-    for path in ["submit", "payload", "results", "cancel"] {
+    for path in ["submit", "payload", "results", "cancel", "ack"] {
         let message = bytes::Bytes::from(seed(&format!("remote/{path}")));
         tael::model::remote::wire::read_request(&message).expect(path);
     }
-    for path in ["output", "end"] {
+    for path in ["output", "end", "done", "gap", "refused"] {
         let message = bytes::Bytes::from(seed(&format!("remote/{path}")));
         tael::model::remote::wire::read_answer(&message).expect(path);
     }
-    tael::model::signature::Verifier::from_pem(&seed("signature/key")).expect("key");
+    for path in ["signature/key", "signature/rsa"] {
+        tael::model::signature::Verifier::from_pem(&seed(path)).expect(path);
+    }
+    tael::model::signature::Signer::from_pem(&seed("signature/private")).expect("private");
+    // Its signature is right, and its claims are read.
+    let refusal = targets::cancel_by(&seed("signature/token")).expect_err("it is a submission");
+    assert_eq!(refusal, tael::model::signature::Refusal::Other("operation"));
     let event = seed("event/python");
     let payload = event.splitn(2, |b| *b == b'\n').nth(1).expect("payload");
     tael::model::event::attributes(payload, 1000).expect("event");

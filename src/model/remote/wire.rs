@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
 use crate::model::signature::{self, Operation, hex};
+use crate::model::unit::is_ulid;
 use crate::model::work::Params;
 
 /// Length of a SHA-256 in hexadecimal digits.
@@ -122,12 +123,7 @@ impl Manifest {
             context.update(&(bytes.len() as u64).to_be_bytes());
             context.update(bytes);
         };
-        part(&(self.params.len() as u64).to_be_bytes());
-        self.params.iter().for_each(|word| part(word.as_bytes()));
-        for (name, value) in &self.variables {
-            part(name.as_bytes());
-            part(value.as_bytes());
-        }
+        self.parameters().parts(&mut part);
         signature::Work {
             kind: self.kind.clone(),
             params: hex(context.finish().as_ref()),
@@ -193,10 +189,7 @@ impl Request {
     /// Checks what the type does not say. `body` is the number of bytes that follow.
     fn check(&self, body: u64) -> Result<(), String> {
         let unit = self.unit();
-        let is_list = matches!(self, Self::List { .. });
-        let is_id =
-            ulid::Ulid::from_string(unit).is_ok() && !unit.bytes().any(|b| b.is_ascii_lowercase());
-        if !is_list && !is_id {
+        if !matches!(self, Self::List { .. }) && !is_ulid(unit) {
             return Err("its unit is no ULID".into());
         }
         match self {

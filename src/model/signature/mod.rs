@@ -119,23 +119,11 @@ struct Header {
     kid: String,
 }
 
-/// Returns the token by which `key` allows `claims`.
+/// Returns the token by which `key` allows a request, as [`Claims`], or confirms another statement.
 ///
 /// # Errors
 /// When the key does not sign.
-pub fn sign(key: &Signer, claims: &Claims) -> Result<String, String> {
-    token(key, claims)
-}
-
-/// Returns the token by which `key` confirms `statement`, which is no [`Claims`].
-///
-/// # Errors
-/// When the key does not sign.
-pub fn confirm(key: &Signer, statement: &impl Serialize) -> Result<String, String> {
-    token(key, statement)
-}
-
-fn token(key: &Signer, claims: &impl Serialize) -> Result<String, String> {
+pub fn sign(key: &Signer, claims: &impl Serialize) -> Result<String, String> {
     let header = Header {
         alg: key.algorithm().name().into(),
         typ: Some("JWT".into()),

@@ -156,6 +156,12 @@ pub fn remote(data: &[u8]) {
 /// Parses a token, a public key and a private key.
 pub fn signature(data: &[u8]) {
     let _ = (Verifier::from_pem(data), Signer::from_pem(data));
+    // Nobody has signed it for that request.
+    assert!(cancel_by(data).is_err());
+}
+
+/// Returns whether a token allows a request to cancel.
+pub fn cancel_by(token: &[u8]) -> Result<signature::Claims, signature::Refusal> {
     let request = signature::Request {
         op: signature::Operation::Cancel,
         unit: String::new(),
@@ -165,9 +171,7 @@ pub fn signature(data: &[u8]) {
     };
     let key = include_bytes!("../../fixtures/keys/ed25519.pub.pem");
     let keys = Keys(Verifier::from_pem(key).into_iter().collect());
-    let token = String::from_utf8_lossy(data);
-    // Nobody has signed it for that request.
-    assert!(keys.verify(&token, &request, 1_800_000_000).is_err());
+    keys.verify(&String::from_utf8_lossy(token), &request, 1_800_000_000)
 }
 
 /// Parses a file of variables.
