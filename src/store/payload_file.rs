@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::os::host::{is_id, new_id};
 use crate::store::aside::ASIDE;
 use crate::store::ledger::Reader;
+use crate::store::ledger::submitted::payload_files;
 use crate::store::private::create_private_dir;
 
 /// Mode of a file.
@@ -119,7 +120,7 @@ pub fn sweep(home: &Path, reader: &Reader, replaced: bool) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(unreadable)?,
     };
-    let known: HashSet<String> = reader.payload_files()?.into_iter().collect();
+    let known: HashSet<String> = payload_files(reader)?.into_iter().collect();
     for entry in entries {
         let name = entry.map_err(unreadable)?.file_name();
         let name = name.to_string_lossy();

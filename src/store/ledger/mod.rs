@@ -6,6 +6,7 @@
 mod accept;
 mod failure;
 mod identity;
+pub mod last_ends;
 pub mod listing;
 mod migrate;
 mod network;
@@ -18,13 +19,14 @@ mod records;
 mod rows;
 mod schema;
 mod state;
+pub mod submitted;
 mod write;
 mod writer;
 
 pub use accept::{Acceptance, CANCELED, Part, Refused};
 pub use identity::{Again, EventKey, Known, Naming};
 pub use prune::{Pruned, Retention};
-pub use reader::{LastEnds, MAX_ENDS, Reader, Totals};
+pub use reader::{Reader, Totals};
 pub use records::Record;
 pub use rows::{Queued, released_file};
 pub use schema::file;

@@ -1,6 +1,5 @@
 //! Reads the ledger.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -12,16 +11,13 @@ use crate::model::unit::State;
 use crate::store::ledger::failure::wrong;
 use crate::store::ledger::identity::{self, EventKey, Known, Naming};
 use crate::store::ledger::records::{LastSpec, NARROW, RETRY_OF, Record, WHOLE, record, whole};
-use crate::store::ledger::rows::{FILE_MARK, Queued, read_message, read_payload, read_state};
+use crate::store::ledger::rows::{Queued, read_message, read_payload, read_state};
 use crate::store::ledger::schema::{self, file};
 use crate::store::ledger::state::WriterState;
 use crate::store::ledger::write::{Done, Heard, Op, apply};
 
 /// Maximum number of units to read at once.
 const PAGE: usize = 256;
-
-/// Maximum number of units of submitted work to read at once. Their files are looked at too.
-const SUBMITTED_PAGE: usize = 64;
 
 /// Number of units among which those of an event are looked for, as no index has them.
 const RECENT: i64 = 256;
@@ -43,21 +39,6 @@ pub struct Totals {
     pub refused: u64,
     /// Messages that wait to be published.
     pub outbox: u64,
-}
-
-/// Maximum number of ended runs that are read to find when those of each lane ended last: as many as a
-/// ledger remembers by default (`--keep-units`), read within 20 ms.
-pub const MAX_ENDS: usize = 10_000;
-
-/// When runs of one lane ended last, milliseconds since 1970.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastEnds {
-    /// The lane.
-    pub lane: String,
-    /// The last end.
-    pub last: i64,
-    /// The last end of a run that succeeded.
-    pub success: Option<i64>,
 }
 
 /// The ledger, opened beside its writer.
@@ -175,74 +156,6 @@ impl Reader {
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut query| query.query_row(params![id], record).optional())
-            .map_err(wrong)
-    }
-
-    /// Returns the names of the files that hold payloads, also of those that were released and may
-    /// not be removed yet.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn payload_files(&self) -> Result<Vec<String>> {
-        let sql = "SELECT file FROM payload WHERE file IS NOT NULL UNION ALL
-                   SELECT substr(unit, length(?1) + 1) FROM released
-                   WHERE substr(unit, 1, length(?1)) = ?1";
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut query| {
-                let names = query.query_map(params![FILE_MARK], |row| row.get(0))?;
-                names.collect()
-            })
-            .map_err(wrong)
-    }
-
-    /// Returns whether the file of a payload can be removed.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn is_file_released(&self, name: &str) -> Result<bool> {
-        self.is_released(&format!("{FILE_MARK}{name}"))
-    }
-
-    /// Returns whether work was submitted under the id `unit`: its unit is there, or was.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn is_submitted(&self, unit: &str) -> Result<bool> {
-        // Only submitted work has the id of its unit as that of its sender.
-        let sql = "SELECT 1 FROM event WHERE sender = ?1 AND unit = ?1
-                   UNION ALL SELECT 1 FROM unit WHERE id = ?1 AND work IS NOT NULL";
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut query| query.exists(params![unit]))
-            .map_err(wrong)
-    }
-
-    /// Returns some units of submitted work after the one at `seq`, oldest first, and none after the
-    /// last.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn submitted_page(&self, seq: i64) -> Result<Vec<Record>> {
-        let sql = format!(
-            "SELECT {WHOLE} FROM unit WHERE work IS NOT NULL AND seq > ?1
-             ORDER BY seq LIMIT {SUBMITTED_PAGE}"
-        );
-        let record = |row: &Row<'_>| whole(&self.connection, &self.specs, row);
-        self.connection
-            .prepare_cached(&sql)
-            .and_then(|mut query| query.query_map(params![seq], record)?.collect())
-            .map_err(wrong)
-    }
-
-    /// Returns the units that must be released, and may have ended.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn wanted_releases(&self) -> Result<Vec<String>> {
-        self.connection
-            .prepare_cached("SELECT id FROM unit WHERE wanted = 'release'")
-            .and_then(|mut query| query.query_map([], |row| row.get(0))?.collect())
             .map_err(wrong)
     }
 
@@ -381,50 +294,6 @@ impl Reader {
             .prepare_cached(sql)
             .and_then(|mut query| query.query_row([], |row| row.get(0)).optional())
             .map_err(wrong)
-    }
-
-    /// Returns when the runs of each lane ended last. Reads the newest ends until each lane of the
-    /// ledger has two, [`MAX_ENDS`] at most. The second value is whether older ones were not read.
-    ///
-    /// # Errors
-    /// When the ledger cannot be read.
-    pub fn last_ends(&self) -> Result<(Vec<LastEnds>, bool)> {
-        self.read_last_ends().map_err(wrong)
-    }
-
-    fn read_last_ends(&self) -> rusqlite::Result<(Vec<LastEnds>, bool)> {
-        let sql = "SELECT id, json_extract(content, '$.lane') FROM spec";
-        let mut query = self.connection.prepare_cached(sql)?;
-        let lanes = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let lanes: HashMap<i64, String> = lanes.collect::<Result<_, _>>()?;
-        // What has ended without an outcome was no run.
-        let sql = "SELECT spec, ended, state = 'succeeded', outcome IS NOT NULL FROM unit
-                   WHERE ended IS NOT NULL ORDER BY ended DESC";
-        let mut query = self.connection.prepare_cached(sql)?;
-        let mut rows = query.query([])?;
-        let mut wanted: HashSet<&str> = lanes.values().map(String::as_str).collect();
-        let mut ends: HashMap<&str, LastEnds> = HashMap::new();
-        for _ in 0..MAX_ENDS {
-            let Some(row) = rows.next()?.filter(|_| !wanted.is_empty()) else {
-                return Ok((ends.into_values().collect(), false));
-            };
-            let (ended, succeeded, ran): (i64, bool, bool) =
-                (row.get(1)?, row.get(2)?, row.get(3)?);
-            let Some(lane) = lanes.get(&row.get(0)?).filter(|_| ran) else {
-                continue;
-            };
-            let end = ends.entry(lane).or_insert_with(|| LastEnds {
-                lane: lane.clone(),
-                last: ended,
-                success: None,
-            });
-            if succeeded {
-                end.success.get_or_insert(ended);
-                wanted.remove(lane.as_str());
-            }
-        }
-        let more = rows.next()?.is_some();
-        Ok((ends.into_values().collect(), more))
     }
 
     /// Returns whether the folder of unit `id` can be removed.

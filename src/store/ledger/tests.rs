@@ -450,7 +450,7 @@ fn last_ends_are_found_without_reading_every_run() {
     ledger.execute(insert, [RUNS]).expect("units");
     let reader = fixture.reader();
     let ends = || {
-        let (ends, more) = reader.last_ends().expect("ends");
+        let (ends, more) = last_ends::last_ends(&reader).expect("ends");
         let mut ends: Vec<_> = ends
             .into_iter()
             .map(|end| (end.lane, end.last, end.success))
