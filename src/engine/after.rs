@@ -7,6 +7,7 @@ use crate::engine::commit::receipt::Receipt;
 use crate::engine::intake::judge::Admission;
 use crate::engine::report::last::End;
 use crate::engine::report::reply::ReplyTo;
+use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::os::hooks;
 use crate::store::ledger::{Acceptance, Done, OnDisk};
@@ -37,6 +38,8 @@ pub enum After {
     Dropped(String),
     /// Readers of its output hear that it is gone, and its folder goes.
     Released(String),
+    /// The answer goes out, and the message of its request is acknowledged.
+    Answered(Box<Message>, Receipt),
     /// Nothing follows.
     #[default]
     Nothing,

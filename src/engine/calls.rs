@@ -18,16 +18,13 @@ use crate::engine::intake::source::Source;
 use crate::engine::intake::submission::Submission;
 use crate::engine::report::followers::Stage;
 use crate::error::Error;
-use crate::model::receptor::{self, Submit, TRY_AGAIN};
+use crate::model::receptor::{self, Submit, TRY_AGAIN, go};
 use crate::model::text::printable;
 use crate::model::unit::State;
 use crate::model::work::{Params, UNKNOWN_TYPE, Work, WorkType, split};
 use crate::os::host::{is_id, memory_mib, new_id};
-use crate::store::ledger::{Op, Record};
+use crate::store::ledger::{Op, Record, submitted};
 use crate::store::unit_dir::reader::stored;
-
-/// Maximum number of parameters of a submission.
-const MAX_PARAMS: usize = 4096;
 
 /// Answers a call, or sees to it that it is answered. A reload is for the service.
 pub fn answer(client: &mut Client, call: Call) {
@@ -112,12 +109,6 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
     if is_signed {
         return Err("this client has no key to sign with, and none to verify with".into());
     }
-    if params.words.len() + params.named.len() > MAX_PARAMS {
-        return Err(format!("there are more than {MAX_PARAMS} params"));
-    }
-    if params.words.iter().any(|word| word.contains('\0')) {
-        return Err("params contain a NUL character".into());
-    }
     let (id, is_new) = match submit.id {
         Some(id) if is_id(&id) => (id.to_ascii_uppercase(), false),
         Some(id) => {
@@ -137,11 +128,7 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
     };
     // One that was submitted before is answered again.
     let is_known = !is_new
-        && client
-            .pipeline
-            .reader
-            .is_submitted(&ticket.id)
-            .map_err(unreadable)?;
+        && submitted::is_submitted(&client.pipeline.reader, &ticket.id).map_err(unreadable)?;
     let (lane, queue) = (kind.spec.lane.clone(), kind.queue);
     if !is_known && !has_room(client, &lane, queue) {
         return Err(format!(
@@ -185,7 +172,7 @@ fn record(client: &Client, unit: &str) -> Answer<Record> {
     let found = reader.unit(unit).map_err(unreadable)?;
     match found.filter(|record| record.unit.work.is_some()) {
         Some(record) => Ok(record),
-        None if reader.is_submitted(unit).map_err(unreadable)? => {
+        None if submitted::is_submitted(reader, unit).map_err(unreadable)? => {
             Err(receptor::released_unit(unit))
         }
         None => Err(receptor::unknown_unit(unit)),
@@ -196,7 +183,7 @@ fn record(client: &Client, unit: &str) -> Answer<Record> {
 fn unit_status(client: &Client, record: &Record) -> Value {
     let (unit, outcome) = (&record.unit, record.outcome.as_ref());
     let work = unit.work.as_deref();
-    let (number, name) = receptor::state(record.state);
+    let (number, name) = go::state(record.state);
     let dir = client.pipeline.dir(&unit.id);
     let extra = match record.state {
         State::Running => {
@@ -211,7 +198,7 @@ fn unit_status(client: &Client, record: &Record) -> Value {
     json!({
         "State": number,
         "StateName": name,
-        "Detail": receptor::detail(record.state, outcome, record.note.as_deref()),
+        "Detail": go::detail(record.state, outcome, record.note.as_deref()),
         "StdoutSize": stored(&dir, outcome),
         "WorkType": work.map(|work| &work.kind),
         "ExtraData": extra,
@@ -221,7 +208,7 @@ fn unit_status(client: &Client, record: &Record) -> Value {
 }
 
 fn list(client: &Client, after: i64) -> Answer<Page> {
-    let records = client.pipeline.reader.submitted_page(after);
+    let records = submitted::page(&client.pipeline.reader, after);
     let records = records.map_err(unreadable)?;
     Ok(Page {
         next: records.last().map(|record| record.seq),
@@ -273,7 +260,10 @@ fn release(client: &mut Client, unit: &str, force: bool, to: oneshot::Sender<Ans
         Ok(record) => record,
         Err(cause) => {
             // What is gone needs no release.
-            let gone = matches!(client.pipeline.reader.is_submitted(unit), Ok(true));
+            let gone = matches!(
+                submitted::is_submitted(&client.pipeline.reader, unit),
+                Ok(true)
+            );
             let _ = to.send(if gone {
                 Ok(Ending::Already)
             } else {

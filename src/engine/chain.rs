@@ -174,6 +174,10 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.remote.ended(&client.pipeline, &unit);
             client.cleanup.prune(&client.pipeline, &mut client.steps);
         }
+        (After::Answered(answer, receipt), _) => {
+            client.answer(*answer);
+            client.settle(receipt, Progress::Refused);
+        }
         (After::Nothing, Done::Changed { queued, .. }) => client.reports.extend(queued),
         (After::Nothing, Done::Pruned(pruned)) => {
             let cleanup = &mut client.cleanup;

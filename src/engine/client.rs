@@ -37,6 +37,7 @@ use crate::os::notify::Notify;
 use crate::os::socket::Served;
 use crate::store::aside::sweep;
 use crate::store::home::Home;
+use crate::store::ledger::submitted::wanted_releases;
 use crate::store::ledger::{Op, Openable};
 use crate::store::payload_file;
 
@@ -323,7 +324,7 @@ impl Opened {
         // The sweep would take the payload of a submission for one that was not accepted.
         let control = ControlSocket::open(&pipeline)?;
         let left = recovery::survey(&pipeline)?;
-        let wanted = pipeline.reader.wanted_releases()?;
+        let wanted = wanted_releases(&pipeline.reader)?;
         yield_now().await;
         let metrics = pipeline.config.metrics.clone();
         let observer = Observer::open(notify, metrics, &pipeline.reader)?;

@@ -1,5 +1,6 @@
 //! Does what requests of other nodes demand.
 
+use crate::engine::after::After;
 use crate::engine::chain;
 use crate::engine::client::Client;
 use crate::engine::commit::receipt::{Progress, Receipt};
@@ -40,15 +41,22 @@ pub fn act(client: &mut Client, actions: Vec<Action>) {
             Action::Cancel { unit, lane } => {
                 client.work.cancel(&lane, &unit, &mut client.steps);
             }
-            Action::Release { unit, lane, ended } => {
+            Action::Release {
+                unit,
+                lane,
+                ended,
+                answer,
+                receipt,
+            } => {
+                let wanted = Op::WantRelease { unit: unit.clone() };
+                client
+                    .commits
+                    .submit(wanted, After::Answered(answer, receipt));
                 if ended {
                     client.steps.push_back(Step::Release(unit, false));
                 } else {
                     client.work.cancel(&lane, &unit, &mut client.steps);
                     client.cleanup.release_at_end(&unit);
-                    client
-                        .steps
-                        .push_back(Step::Commit(Op::WantRelease { unit }));
                 }
             }
         }

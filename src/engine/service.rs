@@ -67,7 +67,6 @@ impl Service {
     /// When the state is damaged or newer; it is unchanged then. When the broker refuses the client
     /// for good.
     pub async fn open(mut config: Config, home: Home, notify: Notify) -> Result<Self> {
-        warn_of_what_is_missing(&config);
         let identity = link::identify(&mut config, &home.path)?;
         let id_lock = link::hold_id(&config)?;
         let found = Openable::find(&home.path)?;
@@ -93,48 +92,37 @@ impl Service {
 
     /// Continues what an earlier client has left.
     fn begin(link: Link, opened: Opened) -> Self {
-        let Opened {
-            commits,
-            pipeline,
-            reports,
-            intake,
-            observer,
-            events,
-            retries,
-            control,
-            left,
-            wanted,
-        } = opened;
+        let pipeline = opened.pipeline;
         let runners = pipeline.home.path.join(RUNNERS);
         let mut work = Units::new(pipeline.config.lanes(), runners);
         work.pause(pipeline.paused_mark().exists());
         let mut client = Client {
             link,
-            observer,
-            commits,
-            intake,
+            observer: opened.observer,
+            commits: opened.commits,
+            intake: opened.intake,
             work,
             cleanup: Cleanup::default(),
             followers: Followers::default(),
-            reports,
+            reports: opened.reports,
             remote: Remote::default(),
             steps: Steps::new(),
             starting: Vec::new(),
             pipeline,
         };
-        for left in left {
+        for left in opened.left {
             let ended = client
                 .work
                 .take_up(&client.pipeline, left, &mut client.steps);
             client.perform();
             chain::end(&mut client, ended);
         }
-        calls::take_up_releases(&mut client, wanted);
+        calls::take_up_releases(&mut client, opened.wanted);
         Self {
             client,
-            events,
-            retries,
-            control,
+            events: opened.events,
+            retries: opened.retries,
+            control: opened.control,
             canceled: Canceled::default(),
         }
     }
@@ -199,7 +187,7 @@ impl Service {
                     self.on_received(received);
                     self.take_in().await?;
                 }
-                actions = self.client.remote.next() => node::act(&mut self.client, actions),
+                actions = self.client.remote.next(&self.client.pipeline.home.path) => node::act(&mut self.client, actions),
                 source = self.client.intake.next() => chain::on_source(&mut self.client, source),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
@@ -245,6 +233,7 @@ impl Service {
         let client = &mut self.client;
         client.work.keep_warm();
         let pipeline = &client.pipeline;
+        warn_of_what_is_missing(&pipeline.config);
         warn_without_holes(&pipeline.config, &pipeline.home.path.join(RUNNERS));
         client.cleanup.prune(pipeline, &mut client.steps);
         client.perform();

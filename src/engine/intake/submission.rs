@@ -80,15 +80,7 @@ impl Submission {
             context.update(bytes);
         };
         part(self.kind.as_bytes());
-        part(&(self.params.words.len() as u64).to_be_bytes());
-        self.params
-            .words
-            .iter()
-            .for_each(|word| part(word.as_bytes()));
-        for (name, value) in &self.params.named {
-            part(name.as_bytes());
-            part(value.as_bytes());
-        }
+        self.params.parts(&mut part);
         part(&self.payload.digest());
         finish(context)
     }

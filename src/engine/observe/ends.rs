@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::model::unit::{Outcome, State};
-use crate::store::ledger::LastEnds;
+use crate::store::ledger::last_ends::LastEnds;
 
 /// Upper bounds of the buckets of the histogram of run times, seconds: from a script to a run of
 /// days.

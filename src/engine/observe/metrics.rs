@@ -15,7 +15,8 @@ use crate::engine::observe::ends::{BUCKETS, Ends, OfTrigger};
 use crate::engine::observe::snapshot::Snapshot;
 use crate::error::Result;
 use crate::model::unit::Outcome;
-use crate::store::ledger::{MAX_ENDS, Reader};
+use crate::store::ledger::Reader;
+use crate::store::ledger::last_ends::{MAX_ENDS, last_ends};
 
 /// Minimum time between two writes.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -50,7 +51,7 @@ impl Metrics {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn open(path: PathBuf, reader: &Reader) -> Result<Self> {
-        let (known, more) = reader.last_ends()?;
+        let (known, more) = last_ends(reader)?;
         if more {
             info!(
                 "metrics: the last ends of triggers are those of the last {MAX_ENDS} runs, until the \

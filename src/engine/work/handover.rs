@@ -1,6 +1,7 @@
 //! Hands units over to runners.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::engine::pipeline::Pipeline;
@@ -69,9 +70,14 @@ fn runners_job(pipeline: &Pipeline, unit: &Unit, stdin: usize) -> Result<Job, No
     if let Some(name) = unit.work.as_deref().and_then(Work::file_name) {
         let path = payload_file::path(&pipeline.home.path, name);
         // A runner could only try again.
-        if let Err(e) = File::open(&path) {
-            let path = path.display();
-            return Err(NotReady::Job(format!("read its payload {path}: {e}")));
+        match File::open(&path) {
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                let path = path.display();
+                return Err(NotReady::Job(format!("read its payload {path}: {e}")));
+            }
+            // Descriptors may be short.
+            Err(e) => return Err(NotReady::Runner(e)),
         }
         job.stdin_file = Some(path);
     }

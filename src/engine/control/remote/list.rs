@@ -6,6 +6,7 @@ use crate::engine::pipeline::Pipeline;
 use crate::error::Result;
 use crate::model::remote::MAX_HEADER;
 use crate::model::remote::wire::{Answer, State};
+use crate::store::ledger::submitted;
 
 /// Size of the units in an answer after which the next answer goes on, bytes. One more unit still
 /// has room.
@@ -21,7 +22,7 @@ const MAX_TEXT: usize = 200;
 /// When the ledger cannot be read.
 pub fn page(pipeline: &Pipeline, after: i64, is_allowed: bool) -> Result<Answer> {
     let (mut units, mut next, mut size) = (Vec::new(), None, 0);
-    for record in pipeline.reader.submitted_page(after)? {
+    for record in submitted::page(&pipeline.reader, after)? {
         // There may be more behind the last one. The answer after that is empty.
         next = Some(record.seq);
         let work = record.unit.work.as_deref();

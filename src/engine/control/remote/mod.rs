@@ -1,16 +1,19 @@
 //! Work for other nodes: requests on the work topic of the pipeline, and their answers.
 
+mod answers;
 mod digest;
 mod list;
 mod permission;
 mod senders;
 mod uploads;
 
+use std::path::Path;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
 use crate::engine::intake::offer::Subject;
@@ -21,16 +24,19 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::{Error, Kind};
 use crate::model::control::Envelope;
 use crate::model::message::{Delivery, Message};
-use crate::model::remote::wire::{self, Answer, Done, Manifest, Request, State, Target};
+use crate::model::remote::wire::{self, Answer, Done, Manifest, Request};
 use crate::model::signature::hex;
 use crate::model::text::printable;
 use crate::model::work::PayloadFile;
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
-use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
+use crate::store::ledger::submitted::is_submitted;
+use crate::store::ledger::{CANCELED, EventKey, Refused};
+use crate::store::payload_file;
+use answers::{answer, message, refuse, state, unknown};
 use permission::allow;
 use ring::digest::{Context, SHA256};
-use senders::{Identity, Senders, finished};
+use senders::{Finished, Identity, Senders};
 use uploads::{DIGEST, Progress, Upload, Uploads};
 
 /// Work for other nodes. `T` identifies a publish.
@@ -69,7 +75,8 @@ pub enum Action {
         /// Its lane.
         lane: String,
     },
-    /// Delete a unit when it has ended.
+    /// Delete a unit when it has ended. The answer goes out, and the message of the request is
+    /// acknowledged, when that is on disk.
     Release {
         /// The unit.
         unit: String,
@@ -77,6 +84,10 @@ pub enum Action {
         lane: String,
         /// Whether it has ended.
         ended: bool,
+        /// The answer.
+        answer: Box<Message>,
+        /// The message of the request.
+        receipt: Receipt,
     },
 }
 
@@ -85,44 +96,6 @@ const TOO_MANY: &str = "too many units wait: try again";
 
 /// Actions in the order in which they are done.
 type Actions = Vec<Action>;
-
-/// Returns the state of a unit for its requester.
-fn state(record: &Record) -> State {
-    let work = record.unit.work.as_deref();
-    let outcome = record.outcome.as_ref();
-    let code = outcome.and_then(|outcome| outcome.reported().return_code());
-    let detail = match (outcome, &record.note) {
-        (Some(outcome), _) => outcome.reported().to_string(),
-        (None, Some(note)) => note.clone(),
-        (None, None) => record.state.to_string(),
-    };
-    State {
-        unit: record.unit.id.clone(),
-        kind: work.map(|work| work.kind.clone()).unwrap_or_default(),
-        state: record.state.to_string(),
-        detail,
-        code: code.and_then(|code| u8::try_from(code).ok()),
-        submitter: work.map(|work| work.submitter.clone()).unwrap_or_default(),
-    }
-}
-
-fn answer(reply: &ReplyTo, answer: &Answer) -> Action {
-    Action::Answer(reply.clone().carrying(wire::write(answer, b"")))
-}
-
-fn refuse(reply: &ReplyTo, unit: &str, error: &Error) -> Action {
-    info!(target: SENDERS, TAEL_UNIT = unit, "request for work refused: {error}");
-    let refused = Answer::Refused {
-        unit: unit.to_owned(),
-        code: error.kind().exit_code(),
-        error: error.to_string(),
-    };
-    answer(reply, &refused)
-}
-
-fn unknown(unit: &str) -> Error {
-    Error::data(format!("unknown work unit ID {unit}"))
-}
 
 impl<T> Default for Remote<T> {
     fn default() -> Self {
@@ -165,8 +138,25 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         };
         let unit = request.unit().to_owned();
         let done = match self.demand(pipeline, request, &reply, body, has_room) {
-            Ok(Demand::Inline(submission)) => return self.submit(*submission, reply, receipt),
+            Ok(Demand::Inline(submission)) => {
+                return self.submit(&pipeline.home.path, *submission, reply, receipt);
+            }
             Ok(Demand::CancelAhead) => return self.cancel_ahead(unit, reply, receipt),
+            Ok(Demand::Release { lane, ended }) => {
+                let result = Done::Released;
+                let done = Answer::Done {
+                    unit: unit.clone(),
+                    result,
+                };
+                let answer = Box::new(message(&reply, &done));
+                return vec![Action::Release {
+                    unit,
+                    lane,
+                    ended,
+                    answer,
+                    receipt,
+                }];
+            }
             Ok(Demand::Actions(actions)) => Ok(actions),
             Err(e) => Err(e),
         };
@@ -202,11 +192,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             Request::Payload { offset, .. } => self.on_piece(&unit, reply, offset, body),
             Request::Results { from, .. } => {
                 let record = record.ok_or_else(|| unknown(&unit))?;
-                let ended = record
-                    .state
-                    .is_end()
-                    .then(|| finished(pipeline, &unit))
-                    .flatten();
+                let ended = Finished::of(&record);
                 let dir = pipeline.dir(&unit);
                 self.senders
                     .begin(dir, &unit, reply.clone(), from, ended)
@@ -227,12 +213,13 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                     &list::page(pipeline, after, signature.is_some())?,
                 )]
             }
-            Request::Cancel(_) if record.is_none() => return Ok(Demand::CancelAhead),
-            Request::Cancel(Target { unit, .. }) => {
-                let (result, action) = match record {
-                    None => (Done::Unknown, None),
-                    Some(record) if record.state.is_end() => (Done::Ended, None),
-                    Some(record) => {
+            Request::Cancel(_) => {
+                let Some(record) = record else {
+                    return Ok(Demand::CancelAhead);
+                };
+                let (result, action) = match record.state.is_end() {
+                    true => (Done::Ended, None),
+                    false => {
                         let lane = record.unit.lane().to_owned();
                         let unit = unit.clone();
                         (Done::Canceled, Some(Action::Cancel { unit, lane }))
@@ -241,20 +228,15 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 let done = answer(reply, &Answer::Done { unit, result });
                 action.into_iter().chain([done]).collect()
             }
-            Request::Release(Target { unit, .. }) => {
-                let (result, action) = match record {
-                    None => (Done::Unknown, None),
-                    Some(record) => {
-                        let action = Action::Release {
-                            lane: record.unit.lane().to_owned(),
-                            unit: unit.clone(),
-                            ended: record.state.is_end(),
-                        };
-                        (Done::Released, Some(action))
-                    }
-                };
-                let done = answer(reply, &Answer::Done { unit, result });
-                action.into_iter().chain([done]).collect()
+            Request::Release(_) => {
+                if let Some(record) = record {
+                    return Ok(Demand::Release {
+                        lane: record.unit.lane().to_owned(),
+                        ended: record.state.is_end(),
+                    });
+                }
+                let result = Done::Unknown;
+                vec![answer(reply, &Answer::Done { unit, result })]
             }
         };
         Ok(Demand::Actions(actions))
@@ -283,7 +265,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             )));
         }
         // What was accepted before is not judged again by what is true now.
-        if !pipeline.reader.is_submitted(&manifest.unit)? {
+        if !is_submitted(&pipeline.reader, &manifest.unit)? {
             let late = manifest.expires.map(|at| Timestamp::now().as_second() - at);
             if let Some(late) = late.filter(|late| *late > 0) {
                 return Err(Error::new(
@@ -347,17 +329,41 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         }
     }
 
-    /// Submits work. The message of its request is acknowledged with the answer.
-    fn submit(&self, submission: Submission, reply: ReplyTo, receipt: Receipt) -> Actions {
+    /// Returns a receipt whose progress is `told` to this.
+    fn receipt(&self, told: impl FnOnce(Submitted) -> Told + Send + 'static) -> Receipt {
         let (submitter, judged) = oneshot::channel();
-        let (unit, told) = (submission.id.clone(), self.told.clone());
+        let sender = self.told.clone();
         drop(tokio::spawn(async move {
             // Without an answer the client stops, and the request comes again.
             if let Ok(became) = judged.await {
-                let _ = told.send(Told::Judged(unit, reply, receipt, became));
+                let _ = sender.send(told(became));
             }
         }));
-        let receipt = Receipt::Submitted(Submitter(submitter));
+        Receipt::Submitted(Submitter(submitter))
+    }
+
+    /// Submits work. The message of its request is acknowledged with the answer.
+    fn submit(
+        &self,
+        home: &Path,
+        submission: Submission,
+        reply: ReplyTo,
+        receipt: Receipt,
+    ) -> Actions {
+        let unit = submission.id.clone();
+        let file = match &submission.payload {
+            Payload::Inline(_) => None,
+            Payload::File(file, _) => Some((home.to_owned(), file.name.clone())),
+        };
+        let receipt = self.receipt(move |became| {
+            if became != Submitted::Accepted
+                && let Some((home, name)) = &file
+            {
+                // The next start removes one that stays.
+                let _ = payload_file::remove(home, name);
+            }
+            Told::Judged(unit, reply, receipt, became)
+        });
         let source = Source::Submission(Box::new(submission), receipt);
         vec![Action::Submit(Box::new(source))]
     }
@@ -386,15 +392,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 status: None,
             },
         };
-        let (submitter, noted) = oneshot::channel();
-        let told = self.told.clone();
-        drop(tokio::spawn(async move {
-            // Without an answer the client stops, and the request comes again.
-            if noted.await.is_ok() {
-                let _ = told.send(Told::Canceled(unit, reply, receipt));
-            }
-        }));
-        let receipt = Receipt::Submitted(Submitter(submitter));
+        let receipt = self.receipt(|_| Told::Canceled(unit, reply, receipt));
         let source = Source::Request(Box::new(subject), None, receipt);
         refused
             .into_iter()
@@ -404,15 +402,15 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
 
     // --- What follows ---
 
-    /// Returns what follows a request; cancel safe.
-    pub async fn next(&mut self) -> Actions {
+    /// Returns what follows a request, for the pipeline in the folder `home`; cancel safe.
+    pub async fn next(&mut self, home: &Path) -> Actions {
         let told = tokio::select! {
             Some(told) = self.tells.recv() => told,
             () = self.senders.next() => return Vec::new(),
         };
         match told {
             Told::Stored(manifest, reply, Ok(payload)) => {
-                self.submit(submission(*manifest, payload), reply, Receipt::None)
+                self.submit(home, submission(*manifest, payload), reply, Receipt::None)
             }
             Told::Stored(manifest, reply, Err(e)) => vec![refuse(&reply, &manifest.unit, &e)],
             Told::Canceled(unit, reply, receipt) => {
@@ -450,7 +448,13 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     /// Notes that a unit has ended, or was released.
     pub fn ended(&mut self, pipeline: &Pipeline, unit: &str) {
         if self.senders.has(unit) {
-            self.senders.ended(unit, finished(pipeline, unit).as_ref());
+            match pipeline.reader.unit(unit) {
+                Ok(record) => {
+                    let ended = record.as_ref().and_then(Finished::of);
+                    self.senders.ended(unit, ended.as_ref());
+                }
+                Err(e) => warn!(TAEL_UNIT = unit, "cannot tell another node of its end: {e}"),
+            }
         }
     }
 
@@ -484,6 +488,8 @@ enum Demand {
     Inline(Box<Submission>),
     /// The end of a unit that is not here.
     CancelAhead,
+    /// The release of the unit, which is in this lane and may have ended.
+    Release { lane: String, ended: bool },
 }
 
 fn submission(manifest: Manifest, payload: Payload) -> Submission {

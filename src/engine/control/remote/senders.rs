@@ -8,10 +8,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::engine::control::remote::digest::{self, Digest};
-use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
@@ -19,8 +18,8 @@ use crate::model::remote::WINDOW;
 use crate::model::remote::wire::{self, Answer, End, State, StreamName};
 use crate::model::signature::{self, Signer};
 use crate::model::unit::Outcome;
-use crate::os::logging::SENDERS;
 use crate::os::watch::{Watch, Watched};
+use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output};
 use crate::store::unit_dir::stream::Stream;
@@ -252,20 +251,26 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             return self.remove(|sender| sender.number == number);
         }
         if let Err(e) = heard {
-            if let Some(sender) = self.list.iter().find(|sender| sender.number == number) {
-                warn!(TAEL_UNIT = sender.unit, "cannot send its output: {e}");
-                let refused = Answer::Refused {
-                    unit: sender.unit.clone(),
-                    code: e.kind().exit_code(),
-                    error: format!("its output cannot be sent: {e}"),
-                };
-                let refused = wire::write(&refused, b"");
-                self.refusals.push(sender.reply.clone().carrying(refused));
-            }
-            return self.remove(|sender| sender.number == number);
+            return self.fail(number, e);
         }
         let told = |sender: &Sender<T>| matches!(sender.last, Last::Sent(_, last) if last == token);
         self.remove(told);
+    }
+
+    /// Tells the requester with this `number` why it gets no more, and forgets it.
+    fn fail(&mut self, number: u64, error: &Error) {
+        if let Some(sender) = self.list.iter().find(|sender| sender.number == number) {
+            warn!(TAEL_UNIT = sender.unit, "cannot send its output: {error}");
+            let refused = Answer::Refused {
+                unit: sender.unit.clone(),
+                code: error.kind().exit_code(),
+                error: format!("its output cannot be sent: {error}"),
+            };
+            let refused = wire::write(&refused, b"");
+            self.refusals.push(sender.reply.clone().carrying(refused));
+            self.due = true;
+        }
+        self.remove(|sender| sender.number == number);
     }
 
     /// Notes that there is a connection.
@@ -305,11 +310,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 }
             }
             Err(e) => {
-                warn!(
-                    TAEL_UNIT = sender.unit,
-                    "cannot read its output for another node: {e}"
-                );
-                self.remove(is_it);
+                self.fail(hashed.number, &Error::state(&e, format!("read it: {e}")));
             }
         }
     }
@@ -329,12 +330,13 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             // A requester that does not hear of it asks again.
             let _ = publish(refusal);
         }
-        let (mut sent, mut failed) = (true, Vec::new());
+        let (mut sent, mut failed, mut is_full) = (true, Vec::new(), false);
         // A message of each in turn, so that none waits for all output of another.
-        'full: while std::mem::take(&mut sent) {
+        while std::mem::take(&mut sent) && !is_full {
             for sender in &mut self.list {
-                if self.unacknowledged_bytes >= MAX_UNACKNOWLEDGED {
-                    break 'full;
+                is_full = self.unacknowledged_bytes >= MAX_UNACKNOWLEDGED;
+                if is_full {
+                    break;
                 }
                 match sender.step(&mut publish) {
                     Ok(Some((token, size))) => {
@@ -343,16 +345,15 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                         sent = true;
                     }
                     Ok(None) => {}
-                    Err(e) => failed.push((sender.unit.clone(), e)),
+                    Err(e) => failed.push((sender.number, e)),
                 }
                 if sender.is_sent() && matches!(sender.last, Last::Open { hashing: false }) {
                     sender.hash(self.hashed.clone(), node);
                 }
             }
-            for (unit, e) in failed.drain(..) {
-                info!(target: SENDERS, TAEL_UNIT = unit, "cannot send its output: {e}");
-                self.remove(|sender| sender.unit == unit);
-            }
+        }
+        for (number, e) in failed {
+            self.fail(number, &Error::state(&e, format!("read it: {e}")));
         }
         self.is_blocked = is_blocked;
         // One in front would always come first.
@@ -505,7 +506,7 @@ impl<T: Copy> Sender<T> {
                         signature: None,
                     };
                     if let Some(key) = key {
-                        let token = signature::confirm(&key, &end.confirmation(&node));
+                        let token = signature::sign(&key, &end.confirmation(&node));
                         end.signature = Some(token.map_err(io::Error::other)?);
                     }
                     Ok(wire::write(&Answer::End(end), b""))
@@ -515,10 +516,11 @@ impl<T: Copy> Sender<T> {
     }
 }
 
-/// Returns a unit of the ledger, if it has ended.
-pub fn finished(pipeline: &Pipeline, unit: &str) -> Option<Finished> {
-    let record = pipeline.reader.unit(unit).ok().flatten()?;
-    let outcome = record.outcome.clone();
-    let state = record.state.is_end().then(|| super::state(&record))?;
-    Some(Finished { state, outcome })
+impl Finished {
+    /// Returns the end of a unit, if it has ended.
+    pub fn of(record: &Record) -> Option<Self> {
+        let state = record.state.is_end().then(|| super::state(record))?;
+        let outcome = record.outcome.clone();
+        Some(Self { state, outcome })
+    }
 }

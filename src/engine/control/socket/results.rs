@@ -11,7 +11,7 @@ use crate::engine::control::call::{Call, Output};
 use crate::engine::control::socket::node::Node;
 use crate::engine::control::socket::wire::Wire;
 use crate::engine::report::followers::Stage;
-use crate::model::receptor::WhichOutput;
+use crate::model::remote::wire::StreamName;
 use crate::model::unit::Outcome;
 use crate::os::socket::HangUp;
 use crate::store::unit_dir::both::{BothReader, Piece, both};
@@ -35,7 +35,7 @@ pub async fn send(
     node: &Node,
     unit: String,
     from: u64,
-    which: WhichOutput,
+    which: Option<StreamName>,
 ) -> io::Result<Option<String>> {
     let look = || node.ask(|answer| Call::Output(unit.clone(), answer));
     let mut run = match look().await {
@@ -93,12 +93,12 @@ enum OutputSource {
 }
 
 impl OutputSource {
-    fn new(run: &Output, from: u64, which: WhichOutput) -> Self {
+    fn new(run: &Output, from: u64, which: Option<StreamName>) -> Self {
         let one = |stream| Self::One(stream, output(&run.dir, stream, from));
         match which {
-            WhichOutput::Stdout => one(Stream::Stdout),
-            WhichOutput::Stderr => one(Stream::Stderr),
-            WhichOutput::Both => Self::Both(Box::new(both(&run.dir)), from),
+            Some(StreamName::Stdout) => one(Stream::Stdout),
+            Some(StreamName::Stderr) => one(Stream::Stderr),
+            None => Self::Both(Box::new(both(&run.dir)), from),
         }
     }
 
