@@ -296,10 +296,11 @@ const MAX_NAMED: usize = 8;
 /// Returns the status for a person: a line for each subject, cut to `width` columns.
 fn status_lines(who: &str, answer: &Value, terminal: Terminal, width: usize) -> String {
     let numbers = Numbers(answer);
-    let (state, colour) = match numbers.is_paused() {
-        true => ("paused", Colour::of_state("paused")),
-        false => ("online", Colour::of_state("online")),
+    let state = match numbers.is_paused() {
+        true => "paused",
+        false => "online",
     };
+    let colour = Colour::of_state(state);
     let mut units: Vec<String> = numbers
         .running()
         .take(MAX_NAMED)

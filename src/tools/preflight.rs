@@ -228,17 +228,20 @@ pub fn ask_broker(config: &Config, client_id: &str) -> Vec<Result<String>> {
     answers
 }
 
-/// Returns the filters of a pipeline, each once, in the order of the triggers. Its control topic comes
+/// Returns the filters of a pipeline, each once, in the order of the triggers. Its own topics come
 /// last.
 fn wanted(config: &Config, answers: &mut Vec<Result<String>>) -> Vec<Filter> {
     let filters = config.triggers.iter().flat_map(|trigger| &trigger.filters);
     let mut wanted: Vec<Filter> = filters.cloned().collect();
     // A name that is wrong was reported.
     if check_who(&config.who).is_ok() {
-        let control = PipelineTopics::new(&config.root, &config.who).control();
-        match Filter::new(control) {
-            Ok(control) => wanted.push(control),
-            Err(e) => answers.push(Err(Error::usage(e))),
+        let topics = PipelineTopics::new(&config.root, &config.who);
+        let work = (!config.work.is_empty()).then(|| topics.work());
+        for topic in std::iter::once(topics.control()).chain(work) {
+            match Filter::new(topic) {
+                Ok(own) => wanted.push(own),
+                Err(e) => answers.push(Err(Error::usage(e))),
+            }
         }
     }
     let mut seen = HashSet::new();

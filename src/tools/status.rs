@@ -83,11 +83,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     let shown = |seen: &&Seen| options.who.as_ref().is_none_or(|who| *who == seen.who);
-    let absent = match &options.who {
-        Some(who) => !network.pipelines().any(|seen| seen.who == *who),
-        None => false,
-    };
-    if let Some(who) = options.who.as_ref().filter(|_| absent) {
+    if let Some(who) = &options.who
+        && !network.pipelines().any(|seen| seen.who == *who)
+    {
         let root = &options.root;
         let content = Content::Pipeline(who.clone());
         let hint = super::runtime()?.block_on(roots::hint(&options.broker, &content, root));

@@ -28,6 +28,7 @@ use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::os::paths;
 use crate::os::terminal::Terminal;
+use crate::store::ledger::submitted::is_file_released;
 use crate::store::ledger::{self, Done, Op, Reader, Record};
 use crate::store::payload_file;
 use crate::store::unit_dir::UnitDir;
@@ -378,7 +379,7 @@ impl Found {
     fn remove_payload(&self) -> io::Result<()> {
         match self.record.unit.work.as_deref().and_then(Work::file_name) {
             // One that stays is removed by the client.
-            Some(file) if matches!(self.reader.is_file_released(file), Ok(true)) => {
+            Some(file) if matches!(is_file_released(&self.reader, file), Ok(true)) => {
                 payload_file::remove(&self.pipeline, file)
             }
             _ => Ok(()),

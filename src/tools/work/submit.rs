@@ -115,7 +115,10 @@ pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
     if Terminal::of_stderr().is_terminal() {
         say(&format!("unit {unit} of {}", client.who));
     }
-    let code = client.follow(&unit);
+    // Output that was not seen whole stays.
+    let code = client
+        .follow(&unit)
+        .map_err(|e| e.into_kind(Kind::NoCode))?;
     if work.release {
         let released = client
             .connect()
@@ -124,7 +127,7 @@ pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
             say(&format!("release unit {unit}: {e}"));
         }
     }
-    code.map_err(|e| e.into_kind(Kind::NoCode))
+    Ok(code)
 }
 
 /// Opens the payload.

@@ -29,7 +29,7 @@ impl Payload {
     /// # Errors
     /// When it cannot be read: 78 for a file, otherwise 65.
     pub fn read(source: &Source) -> Result<Self> {
-        let (mut file, what) = match source {
+        let (file, what) = match source {
             Source::Nothing => return Ok(Self::inline(Vec::new())),
             Source::Text(text) => return Ok(Self::inline(format!("{text}\n").into_bytes())),
             Source::Stdin => (copied(&mut io::stdin().lock()), "standard input".to_owned()),
@@ -47,9 +47,7 @@ impl Payload {
             _ => Kind::Data,
         };
         let wrong = |e: io::Error| Error::new(kind, format!("read payload from {what}: {e}"));
-        let file = file
-            .as_mut()
-            .map_err(|e| wrong(io::Error::from(e.kind())))?;
+        let mut file = file.map_err(wrong)?;
         let (mut context, mut length) = (Context::new(&SHA256), 0);
         let mut piece = vec![0; MAX_PIECE];
         loop {
@@ -62,12 +60,12 @@ impl Payload {
         }
         if length <= MAX_PIECE as u64 {
             let mut inline = Vec::new();
-            io::Seek::rewind(file).map_err(wrong)?;
+            io::Seek::rewind(&mut file).map_err(wrong)?;
             file.read_to_end(&mut inline).map_err(wrong)?;
             return Ok(Self::inline(inline));
         }
         Ok(Self {
-            file: Some(file.try_clone().map_err(wrong)?),
+            file: Some(file),
             inline: Vec::new(),
             length,
             sha256: hex(context.finish().as_ref()),

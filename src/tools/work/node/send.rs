@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::remote::wire::{self, Answer, Manifest, Request, Target};
+use crate::model::remote::wire::{self, Answer, Manifest, Request};
 use crate::model::remote::{MAX_HEADER, WINDOW};
 use crate::model::text::escaped_json;
 use crate::os::host;
@@ -17,6 +17,7 @@ use crate::os::terminal::Terminal;
 use crate::tools::work::node::dialog::{Dialog, Heard, Node};
 use crate::tools::work::node::follow::{Show, exit, follow};
 use crate::tools::work::node::payload::Payload;
+use crate::tools::work::node::{done, target};
 use crate::tools::work::submit::Submission;
 
 /// Time without progress after which a manifest is sent again.
@@ -81,15 +82,16 @@ pub async fn submit(node: &Node, submit: &Submit) -> Result<ExitCode> {
     }
     let end = follow(&mut dialog, Show::Both).await;
     let end = end.map_err(|e| e.into_kind(Kind::NoCode))?;
-    if work.release {
-        let target = Target {
-            unit: submit.unit.clone(),
-            signature: None,
-        };
-        let done = |answer| matches!(answer, Answer::Done { .. }).then_some(());
-        dialog
-            .ask("release", &Request::Release(target), done)
-            .await?;
+    // The code of the command comes first.
+    if work.release
+        && let Err(e) = done(
+            &mut dialog,
+            "release",
+            &Request::Release(target(&submit.unit)),
+        )
+        .await
+    {
+        say(&e.to_string());
     }
     dialog.close().await;
     Ok(exit(&end))
