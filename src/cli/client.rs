@@ -233,7 +233,7 @@ impl Tool for Client {
             let connect = client.connect;
             let (config, can_connect) = client.draft(matches, layers, mistakes);
             client::warn(&config);
-            mistakes.name(subject(&config, layers));
+            mistakes.name(subject(&config, matches, layers));
             if let Some(state) = mistakes.keep(paths::state_dir()) {
                 for finding in preflight::look(&config, &state) {
                     let (key, cause) = (finding.key, finding.cause);
@@ -432,12 +432,15 @@ impl Client {
 }
 
 /// Returns what a check was about: the file of the triggers, or the pipeline, and how many there are.
-fn subject(config: &Config, layers: &Layers) -> String {
+fn subject(config: &Config, matches: &ArgMatches, layers: &Layers) -> String {
     let count = config.triggers.len();
     let s = if count == 1 { "" } else { "s" };
+    let is_one = ["topic", "command"]
+        .iter()
+        .any(|id| trigger::is_by_hand(matches, id));
     let of_file = layers
         .triggers()
-        .filter(|(_, tables)| tables.len() == count);
+        .filter(|(_, tables)| !is_one && !tables.is_empty());
     let name = of_file.map_or(config.who.clone(), |(layer, _)| {
         layer.path.display().to_string()
     });

@@ -9,7 +9,7 @@
 //! command = "align.sh"
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -19,9 +19,10 @@ use std::sync::OnceLock;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 use toml::{Table, Value};
 
+use crate::cli::key_lines::KeyLines;
 use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Place, Result};
 use crate::model::near::nearest;
@@ -35,7 +36,7 @@ pub struct Layer {
     table: Table,
     text: String,
     /// Found when the first mistake is noted.
-    lines: OnceLock<Lines>,
+    lines: OnceLock<KeyLines>,
 }
 
 /// All files that apply, the strongest first.
@@ -144,7 +145,7 @@ impl Layers {
                 match alone.try_get_matches_from([""; 0]) {
                     Err(e) if e.kind() != ErrorKind::MissingRequiredArgument => {
                         let tool = if own { command.get_name() } else { "" };
-                        Err(layer.wrong_at(&[tool, key], super::file_line(&e)))
+                        Err(layer.wrong_at(&[tool, key], crate::cli::parser_error::file_line(&e)))
                     }
                     _ => Ok((layer, own, key, value)),
                 }
@@ -326,7 +327,7 @@ impl Layer {
     /// Returns an error about what stands at `place` in this file: keys of tables and numbers of
     /// triggers, counted from 0. Empty ones do not count.
     pub fn wrong_at(&self, place: &[&str], cause: impl std::fmt::Display) -> Error {
-        let lines = self.lines.get_or_init(|| Lines::of(&self.text));
+        let lines = self.lines.get_or_init(|| KeyLines::of(&self.text));
         match lines.line(place) {
             Some(line) => {
                 Error::config(format!("use {}, line {line}: {cause}", self.path.display()))
@@ -389,73 +390,6 @@ impl Layer {
             .filter(|_| flag == matches!(value, Value::Boolean(_)))
             .ok_or_else(|| self.wrong_at(&place, format_args!("'{key}' cannot be {value}")))?;
         Ok(command.mut_arg(id, |arg| arg.default_values(values)))
-    }
-}
-
-/// The lines of the keys of a file, by their places.
-#[derive(Debug, Clone, Default)]
-struct Lines(HashMap<Vec<String>, usize>);
-
-/// Maximum depth of a key: number and key of a trigger.
-const MAX_DEPTH: usize = 3;
-
-impl Lines {
-    fn of(text: &str) -> Self {
-        let starts: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
-        let mut lines = Self::default();
-        if let Ok(table) = DeTable::parse(text) {
-            lines.add(&mut Vec::new(), table.get_ref(), &starts);
-        }
-        lines
-    }
-
-    fn add(&mut self, place: &mut Vec<String>, table: &DeTable<'_>, breaks: &[usize]) {
-        for (key, value) in table {
-            let at = key.span().start;
-            let line = breaks.partition_point(|end| *end < at) + 1;
-            place.push(key.get_ref().to_string());
-            self.note(place, line);
-            if place.len() < MAX_DEPTH {
-                match value.get_ref() {
-                    DeValue::Table(inner) => self.add(place, inner, breaks),
-                    DeValue::Array(list) => {
-                        for (n, item) in list.iter().enumerate() {
-                            if let DeValue::Table(inner) = item.get_ref() {
-                                place.push(n.to_string());
-                                self.add(place, inner, breaks);
-                                place.pop();
-                            }
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            place.pop();
-        }
-    }
-
-    /// Notes the line of a key. A table without one of its own has that of its first key.
-    fn note(&mut self, place: &[String], line: usize) {
-        self.0.insert(place.to_vec(), line);
-        if let Some((_, table)) = place.split_last()
-            && !table.is_empty()
-        {
-            let first = self.0.entry(table.to_vec()).or_insert(line);
-            *first = line.min(*first);
-        }
-    }
-
-    /// Returns the line of `place`, otherwise that of the innermost table that contains it.
-    fn line(&self, place: &[&str]) -> Option<usize> {
-        let place = place.iter().filter(|part| !part.is_empty());
-        let mut place: Vec<String> = place.map(|part| (*part).to_owned()).collect();
-        while !place.is_empty() {
-            if let Some(line) = self.0.get(&place) {
-                return Some(*line);
-            }
-            place.pop();
-        }
-        None
     }
 }
 

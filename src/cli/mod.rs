@@ -14,14 +14,18 @@ mod control;
 mod events;
 mod forget;
 mod help;
+mod key_lines;
 mod man;
 pub mod message;
 mod mistakes;
 mod node;
+mod option_table;
+mod parse;
 mod parser_error;
 mod play;
 mod signing;
 mod status;
+mod submit;
 mod trigger;
 mod values;
 mod variables;
@@ -37,23 +41,20 @@ use std::panic;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use clap::builder::Resettable;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::topic;
 use crate::os::folder;
 use crate::os::inherit::{keep_descriptors, unblock_signals};
 use crate::os::init::reap_as_first_process;
 use crate::os::logging::{self, Target};
 use crate::os::process::{hear_of_children, survive_file_size_limit};
 use crate::runner;
-use crate::tools::print_part;
-use config::{Layer, Layers};
+use config::Layers;
 use help::Page;
 use mistakes::Mistakes;
-use parser_error::{file_line, parser_line, usage_line};
+use parse::{parse, parse_all};
+use parser_error::usage_line;
 
 /// One command: its options, and its work.
 trait Tool: Args + FromArgMatches {
@@ -114,7 +115,8 @@ const fn entry<T: Tool>() -> Entry {
     }
 }
 
-/// All commands of `tael`, as its help lists them.
+/// All commands of `tael`, as its help lists them. Only `tael` reaches them: the other binaries link
+/// one tool.
 const ENTRIES: &[Entry] = &[
     entry::<client::Client>(),
     entry::<message::Message>(),
@@ -193,50 +195,6 @@ fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
         Err(end) => return end,
     }
     mistakes.report()
-}
-
-/// Parses a command line of `tool` as [`parse`] does. Notes each option that is wrong, and goes on
-/// without it; `None` if nothing is left.
-fn parse_all(
-    mut command: Command,
-    arguments: Vec<OsString>,
-    tool: &str,
-    layers: &Layers,
-    mistakes: &mut Mistakes,
-) -> Result<Option<ArgMatches>, Result<ExitCode>> {
-    let program = arguments.first().cloned();
-    let prepared = words::prepared(&command, arguments);
-    let mut whole = prepared.is_ok();
-    let mut words = prepared.unwrap_or_else(|e| {
-        mistakes.note(e);
-        mistakes.note_unread();
-        program.into_iter().collect()
-    });
-    loop {
-        let error = match command.clone().try_get_matches_from(&words) {
-            Ok(matches) => return Ok(Some(matches)),
-            Err(error) => error,
-        };
-        // What is missing now may have been left out.
-        if error.kind() == ErrorKind::MissingRequiredArgument && !whole {
-            return Ok(None);
-        }
-        mistakes.note(ended(&error, &words, tool, layers)?);
-        mistakes.note_unread();
-        whole = false;
-        if words::leave_out(&error, &mut words) {
-            continue;
-        }
-        // Then it came from the environment, or options do not fit together.
-        let long = wrong_value(&error).map(|(long, _)| long);
-        let set = |arg: &&Arg| long.is_some() && arg.get_long() == long && arg.get_env().is_some();
-        let option = command.get_arguments().find(set);
-        match option.map(|arg| arg.get_id().clone()) {
-            Some(id) => command = command.mut_arg(id, |arg| arg.env(Resettable::Reset)),
-            None if words.len() > 1 => words.truncate(1),
-            None => return Ok(None),
-        }
-    }
 }
 
 /// Returns the command line of `tael T …` as that of `tael-T …`.
@@ -388,120 +346,4 @@ fn start(work: impl FnOnce(Vec<OsString>) -> Result<ExitCode>) -> ExitCode {
     });
     logging::finish();
     code
-}
-
-/// Parses a command line of `tool`; `Err` is an end that is reached already.
-fn parse(
-    command: Command,
-    arguments: Vec<OsString>,
-    tool: &str,
-    layers: &Layers,
-) -> Result<ArgMatches, Result<ExitCode>> {
-    let own = command.find_subcommand(tool).unwrap_or(&command);
-    let words = words::prepared(own, arguments).map_err(Err)?;
-    command
-        .try_get_matches_from(&words)
-        .map_err(|e| match ended(&e, &words, tool, layers) {
-            Ok(mistake) => Err(mistake),
-            Err(end) => end,
-        })
-}
-
-/// Returns the mistake that the parser has found in the `words` of a command line of `tool`; `Err` is
-/// an end without a mistake, such as the help.
-fn ended(
-    error: &clap::Error,
-    words: &[OsString],
-    tool: &str,
-    layers: &Layers,
-) -> Result<Error, Result<ExitCode>> {
-    // In other tools -h names a host. A script that means that must not succeed in silence.
-    let help = words.iter().position(|word| word == "-h");
-    let host = help.and_then(|place| words.get(place + 1));
-    match (error.kind(), host) {
-        (ErrorKind::DisplayHelp, Some(host)) => Ok(Error::usage(format!(
-            "-h is help and takes no value; the broker is -H {}",
-            host.to_string_lossy()
-        ))),
-        (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, _) => {
-            Err(print_part(&error.render().to_string()).map(|()| ExitCode::SUCCESS))
-        }
-        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => {
-            eprint!("{error}");
-            Err(Ok(ExitCode::from(Kind::Usage.exit_code())))
-        }
-        _ => Ok(match from_file(error, tool, layers) {
-            Some(layer) => layer.wrong(file_line(error)),
-            None => match from_variable(error, tool, words) {
-                Some(name) => Error::usage(format!("{name}: {}", usage_line(error))),
-                None => {
-                    let hint = stray_hint(error, tool);
-                    Error::usage(parser_line(error, "; see --help", hint))
-                }
-            },
-        }),
-    }
-}
-
-/// Returns the long option of a wrong value, and the value.
-fn wrong_value(error: &clap::Error) -> Option<(&str, &str)> {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let option = context(ContextKind::InvalidArg)?.strip_prefix("--")?;
-    let long = option.split([' ', '=']).next()?;
-    Some((long, context(ContextKind::InvalidValue)?))
-}
-
-/// Returns the file that a wrong value came from, if it came from one.
-fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
-    let (long, value) = wrong_value(error)?;
-    layers.source_of(tool, long, value)
-}
-
-/// Returns the variable that a wrong value came from, if none of the words that were `given` has it.
-fn from_variable(error: &clap::Error, tool: &str, given: &[OsString]) -> Option<String> {
-    let (long, value) = wrong_value(error)?;
-    let name = connection::variable(tool, long)?;
-    let has = std::env::var(&name).is_ok_and(|text| text == value);
-    let typed = given
-        .iter()
-        .any(|word| words::has_value(&word.to_string_lossy(), value));
-    (has && !typed).then_some(name)
-}
-
-/// Returns a hint about a word that a command line of `tool` has no place for.
-fn stray_hint(error: &clap::Error, tool: &str) -> Option<String> {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    if error.kind() == ErrorKind::InvalidSubcommand && tool.is_empty() {
-        let word = context(ContextKind::InvalidSubcommand)?;
-        let has = |entry: &&Entry| (entry.command)().find_subcommand(word).is_some();
-        let entry = ENTRIES.iter().find(has)?;
-        return Some(format!("; did you mean tael {} {word}?", entry.name));
-    }
-    let word = context(ContextKind::InvalidArg)?;
-    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
-        return None;
-    }
-    let entry = ENTRIES.iter().find(|entry| entry.name == tool)?;
-    let command = (entry.command)();
-    let has = |long: &str| {
-        command
-            .get_arguments()
-            .any(|arg| arg.get_long() == Some(long))
-    };
-    if word.contains('=') {
-        return match (has("when"), has("attr")) {
-            (true, false) => Some("; give each condition with a --when of its own".to_owned()),
-            (_, true) => None,
-            (false, false) => Some("; a value with blanks needs quotes; see --help".to_owned()),
-        };
-    }
-    // The words of a command that is not quoted look like this too.
-    let names_pipeline = has("who") && !has("command") && topic::check_who(word).is_ok();
-    names_pipeline.then(|| format!("; did you mean --who {word}?"))
 }

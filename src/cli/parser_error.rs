@@ -4,6 +4,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cli::attr;
 
+/// Returns a text that the parser has added to its error.
+pub fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text),
+        _ => None,
+    }
+}
+
 /// Returns an error of the parser about a command line as one line.
 pub fn usage_line(error: &clap::Error) -> String {
     parser_line(error, "; see --help", None)
@@ -13,12 +21,12 @@ pub fn usage_line(error: &clap::Error) -> String {
 /// option, and does not lead to the help of the command line.
 pub fn file_line(error: &clap::Error) -> String {
     let line = parser_line(error, "", None);
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(option)) => {
+    match context(error, ContextKind::InvalidArg) {
+        Some(option) => {
             let key = option.trim_start_matches('-').split([' ', '=']).next();
             line.replace(option, key.unwrap_or_default())
         }
-        _ => line,
+        None => line,
     }
 }
 
@@ -27,10 +35,7 @@ pub fn parser_line(error: &clap::Error, otherwise: &str, stray: Option<String>) 
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).trim();
-    let argument = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(text)) => text.as_str(),
-        _ => "",
-    };
+    let argument = context(error, ContextKind::InvalidArg).unwrap_or_default();
     let suggested = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
         .into_iter()
         .find_map(|kind| match error.get(kind)? {

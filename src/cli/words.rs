@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
+use crate::cli::parser_error::context;
 use crate::error::{Error, Result};
 use crate::model::text::printable;
 
@@ -75,16 +76,12 @@ pub fn has_value(word: &str, value: &str) -> bool {
 /// Removes from `arguments` the option that the parser has refused with `error`, with its value, so that
 /// the parser can read the others. Returns whether it was there.
 pub fn leave_out(error: &clap::Error, arguments: &mut Vec<OsString>) -> bool {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let Some(option) = context(ContextKind::InvalidArg) else {
+    let Some(option) = context(error, ContextKind::InvalidArg) else {
         return false;
     };
     let text = |at: usize| arguments.get(at).map(|word| word.to_string_lossy());
     let is_option = |at: usize| text(at).is_some_and(|word| word.starts_with('-'));
-    let range = match (error.kind(), context(ContextKind::InvalidValue)) {
+    let range = match (error.kind(), context(error, ContextKind::InvalidValue)) {
         (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(value))
             if !value.is_empty() =>
         {

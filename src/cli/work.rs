@@ -9,17 +9,16 @@ use clap::{ArgMatches, Args, Subcommand};
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::help::Page;
+use crate::cli::submit::SubmitOptions;
 use crate::cli::work_node::{Broker, NodeOptions, whole_id};
 use crate::error::{Error, Result};
 use crate::model::remote::wire::StreamName;
 use crate::model::text::printable;
 use crate::model::unit::State;
 use crate::model::{duration, topic};
-use crate::os::host;
 use crate::os::paths;
 use crate::store::unit_dir::stream::Stream;
-use crate::tools::work::node::{self, Submit, Task};
-use crate::tools::work::submit::{Payload, Submission};
+use crate::tools::work::node::{self, Task};
 use crate::tools::work::{self, Filter, LeaveOut, Runs, Scope, Verb, Which};
 
 /// Options of `tael work`.
@@ -52,55 +51,7 @@ struct Unit {
 #[derive(Debug, Subcommand)]
 enum Verbs {
     /// Start work of a type that a running client has, here or on another node
-    Submit {
-        /// Type of the work
-        #[arg(value_name = "TYPE")]
-        kind: String,
-        /// Words for its command, if the type takes parameters; after -- they may begin with a dash
-        #[arg(value_name = "PARAM")]
-        words: Vec<String>,
-        /// Send a file as its payload; - is standard input
-        #[arg(short, long, value_name = "FILE", group = "what")]
-        payload: Option<PathBuf>,
-        /// Send a text and a line break as its payload
-        #[arg(
-            short = 'l',
-            long,
-            value_name = "TEXT",
-            group = "what",
-            allow_hyphen_values = true
-        )]
-        payload_literal: Option<String>,
-        /// Send no payload [default]
-        #[arg(short, long, group = "what")]
-        no_payload: bool,
-        /// Parameter, WORK_KEY in the environment of its command; repeatable
-        #[arg(long, value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
-        param: Vec<String>,
-        /// Print its output until it ends, and exit with its code
-        #[arg(short, long)]
-        follow: bool,
-        /// With --follow: release it then
-        #[arg(long, requires = "follow")]
-        rm: bool,
-        /// Id of the unit, a ULID: the same work under the same id is the same unit
-        #[arg(long, value_name = "ULID")]
-        id: Option<String>,
-        /// Print a JSON object
-        #[arg(long, conflicts_with = "follow")]
-        json: bool,
-        /// With --node: the node alone keeps the unit, and no client of this host does
-        #[arg(long, requires = "node")]
-        direct: bool,
-        /// With --node: time after which the node does not accept the work any more
-        #[arg(long, value_parser = duration::parse, value_name = "DURATION", requires = "node")]
-        ttl: Option<Duration>,
-        /// With --node: maximum time to wait until the work is accepted
-        #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
-        timeout: Duration,
-        #[command(flatten)]
-        node: NodeOptions,
-    },
+    Submit(Box<SubmitOptions>),
     /// List runs, newest last
     List {
         /// List failed runs only, unless a retry has succeeded
@@ -229,17 +180,6 @@ impl Unit {
     }
 }
 
-/// Splits a parameter.
-fn pair(text: &str) -> Result<(String, String)> {
-    match text.split_once('=') {
-        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-        None => {
-            let text = printable(text, 80);
-            Err(Error::usage(format!("--param '{text}' is not KEY=VALUE")))
-        }
-    }
-}
-
 /// Returns the folder and the states of runs that `--state` names.
 fn states(list: Vec<String>, lists: bool) -> Result<(Option<PathBuf>, Vec<State>)> {
     let (mut folder, mut states) = (None, Vec::new());
@@ -275,9 +215,10 @@ impl Verbs {
     /// Takes the options for another node, and the maximum time for its answer.
     fn node(&mut self) -> (NodeOptions, Duration) {
         match self {
-            Self::Submit { node, timeout, .. }
-            | Self::Cancel { node, timeout, .. }
-            | Self::Release { node, timeout, .. } => (std::mem::take(node), *timeout),
+            Self::Submit(submit) => (std::mem::take(&mut submit.node), submit.timeout),
+            Self::Cancel { node, timeout, .. } | Self::Release { node, timeout, .. } => {
+                (std::mem::take(node), *timeout)
+            }
             Self::List { node, .. } | Self::Status { node, .. } | Self::Results { node, .. } => {
                 (std::mem::take(node), NODE_TIMEOUT)
             }
@@ -287,40 +228,6 @@ impl Verbs {
         }
     }
 
-    /// Returns the work of a submission.
-    fn submission(self) -> Result<Submission> {
-        let Self::Submit {
-            kind,
-            words,
-            payload,
-            payload_literal,
-            param,
-            follow,
-            rm,
-            id,
-            json,
-            ..
-        } = self
-        else {
-            return Err(Error::bug("submit another verb"));
-        };
-        Ok(Submission {
-            kind,
-            words,
-            named: param.iter().map(|text| pair(text)).collect::<Result<_>>()?,
-            payload: match (payload, payload_literal) {
-                (Some(path), _) if path.as_os_str() == "-" => Payload::Stdin,
-                (Some(path), _) => Payload::File(path),
-                (None, Some(text)) => Payload::Text(text),
-                (None, None) => Payload::Nothing,
-            },
-            id,
-            follow,
-            release: rm,
-            json,
-        })
-    }
-
     /// Returns what another node is asked for.
     fn task(self) -> Result<Task> {
         let unit = |which: Unit| match which.failed {
@@ -328,19 +235,7 @@ impl Verbs {
             false => whole_id(which.unit),
         };
         Ok(match self {
-            Self::Submit { direct: false, .. } => {
-                return Err(Error::usage(
-                    "submit --node: add --direct: the node alone keeps the unit",
-                ));
-            }
-            Self::Submit { ttl, .. } => {
-                let mut work = self.submission()?;
-                let unit = match work.id.take() {
-                    Some(unit) => whole_id(Some(unit))?,
-                    None => host::new_id(),
-                };
-                Task::Submit(Box::new(Submit { work, unit, ttl }))
-            }
+            Self::Submit(submit) => Task::Submit(Box::new(submit.direct()?)),
             Self::Status {
                 which,
                 json,
@@ -411,8 +306,14 @@ impl Tool for Work {
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let mut verb = self.verb;
+        let (folder, mut states) = states(self.state, matches!(verb, Verbs::List { .. }))?;
         let (node, timeout) = verb.node();
         if node.is_given() {
+            if !states.is_empty() {
+                return Err(Error::usage(
+                    "--state with a state of runs does not go with --node; --failed does",
+                ));
+            }
             // What is wrong with the task shows before the broker is asked.
             let task = verb.task()?;
             return match node.node(self.broker, matches, layers, timeout)? {
@@ -423,7 +324,6 @@ impl Tool for Work {
         if let Some(who) = &self.who {
             topic::check_who(who).map_err(Error::usage)?;
         }
-        let (folder, mut states) = states(self.state, matches!(verb, Verbs::List { .. }))?;
         let scope = Scope {
             state: match folder {
                 Some(folder) => folder,
@@ -458,7 +358,7 @@ impl Tool for Work {
                     json,
                 })
             }
-            Verbs::Submit { .. } => Verb::Submit(verb.submission()?),
+            Verbs::Submit(submit) => Verb::Submit(submit.submission()?),
             Verbs::Status {
                 which,
                 json,

@@ -30,7 +30,7 @@ pub struct NodeOptions {
     /// Sign the request with this private key, PEM: RSA or Ed25519
     #[arg(long, value_name = "FILE", requires = "node")]
     signing_key: Option<PathBuf>,
-    /// Take the end of a unit only if a key of [verify] has signed it
+    /// Take the end of a unit only if a key of [verify] has signed it; with 'results' and 'submit -f'
     #[arg(long, requires = "node")]
     verify: bool,
 }

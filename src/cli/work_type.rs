@@ -10,7 +10,8 @@ use toml::Value;
 
 use crate::cli::config::Layers;
 use crate::cli::mistakes::Mistakes;
-use crate::cli::trigger::{MAX_JOBS, is_slip, read_table};
+use crate::cli::option_table::{is_slip, read_table};
+use crate::cli::trigger::MAX_JOBS;
 use crate::cli::values::one_of;
 use crate::error::Error;
 use crate::model::command::Command;

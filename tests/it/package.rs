@@ -56,3 +56,21 @@ fn the_client_library_brings_no_tls_of_its_own() {
     assert!(!lock.contains("name = \"rustls-pemfile\""));
     assert!(!lock.contains("name = \"rustls-webpki\"\nversion = \"0.102"));
 }
+
+/// `tael-message` starts thousands of times a day: it is one tool, not all of them.
+#[test]
+fn one_tool_links_nothing_of_the_others() {
+    let holds = |binary: &str, bytes: &[u8]| {
+        let binary = std::fs::read(binary).expect("binary");
+        binary.windows(bytes.len()).any(|window| window == bytes)
+    };
+    // A text that the ledger has; a binary with the ledger shows that it would be found.
+    let ledger = b"SQLite format 3";
+    assert!(holds(env!("CARGO_BIN_EXE_tael-client"), ledger));
+    for binary in [
+        env!("CARGO_BIN_EXE_tael-message"),
+        env!("CARGO_BIN_EXE_tael-beacon"),
+    ] {
+        assert!(!holds(binary, ledger), "{binary} links the ledger");
+    }
+}
