@@ -391,7 +391,9 @@ fn nodes_may_be_lines_of_a_configuration() {
         run = 'echo "start $1 $2" >>"$OUT/calls"; exec sleep 600'
         background = true
         [command.MEASURE]
-        run = 'echo "measure $*" >>"$OUT/calls"; return "$1"'
+        run = '''
+            until grep -q start "$OUT/calls"; do sleep 0.01; done
+            echo "measure $*" >>"$OUT/calls"; return "$1"'''
         status = "MEASURED"
     "#;
     fs::write(&file, text).expect("file");

@@ -213,11 +213,6 @@ fn without_a_client_or_a_type_the_error_says_what_to_do() {
         65,
         "is not a ULID",
     );
-    refuses(
-        &mut submit(&world, &["upper", "-p", "/nowhere"]),
-        78,
-        "/nowhere",
-    );
     let _other = world.client("other", &["--config", &config(&world, TYPES)]);
     refuses(
         &mut submit(&world, &["upper"]),
