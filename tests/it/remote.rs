@@ -34,6 +34,10 @@ type = "wait"
 command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sleep 0.02; done; echo done'"
 
 [[work]]
+type = "silent"
+command = "sh -c 'echo run >>$OUT/runs; until [ -e $OUT/go ]; do sleep 0.02; done'"
+
+[[work]]
 type = "words"
 command = "printf '%s.'"
 params = true
@@ -915,6 +919,99 @@ fn a_list_has_units_of_signed_work_only_if_it_is_signed() {
     client.stop();
 }
 
+#[test]
+fn a_requester_hears_when_a_silent_unit_starts() {
+    let world = World::new();
+    let client = node(&world);
+    let (_, first, stderr) = ran(&mut submit(&world, &["silent"]));
+    let (_, unit, _) = ran(&mut submit(&world, &["silent"]));
+    let unit = unit.trim();
+    assert!(!unit.is_empty(), "{stderr}");
+    let mut forger = Forger::new(&world, "reader");
+    let results = Request::Results {
+        unit: unit.into(),
+        from: [0, 0],
+        signature: None,
+    };
+    let hears = |answer, expected: &str| match answer {
+        Answer::State(state) if state.unit == unit => assert_eq!(state.state, expected),
+        other => panic!("{other:?}"),
+    };
+    hears(forger.ask(&wire::write(&results, b"")), "pending");
+    let (code, _, stderr) = ran(&mut work(&world, "cancel", &[first.trim()]));
+    assert_eq!(code, 0, "{stderr}");
+    hears(forger.heard(), "running");
+    client.kill();
+    let client = node(&world);
+    hears(forger.ask(&wire::write(&results, b"")), "running");
+    fs::write(world.path("go"), "").expect("go");
+    match forger.heard() {
+        Answer::End(end) => assert_eq!(end.state.state, "succeeded"),
+        other => panic!("{other:?}"),
+    }
+    client.stop();
+}
+
+#[test]
+fn a_requester_hears_of_the_start_before_the_first_output() {
+    let world = World::new();
+    let client = node(&world);
+    fs::write(world.path("go"), "").expect("go");
+    // The lane has one job.
+    let units: Vec<String> = (0..20).map(|_| new_id()).collect();
+    let mut forger = Forger::new(&world, "reader");
+    for unit in &units {
+        let manifest = Manifest {
+            unit: unit.clone(),
+            ..manifest("wait", b"")
+        };
+        forger.send(&wire::write(&Request::Submit(manifest), b""));
+        let results = Request::Results {
+            unit: unit.clone(),
+            from: [0, 0],
+            signature: None,
+        };
+        forger.send(&wire::write(&results, b""));
+    }
+    let mut heard: Vec<(String, &str)> = Vec::new();
+    let mut ends = 0;
+    while ends < units.len() {
+        let answer = forger.heard();
+        let what = match &answer {
+            Answer::State(state) => match &*state.state {
+                "pending" => "pending",
+                "running" => "running",
+                _ => "ended",
+            },
+            Answer::Output { .. } => "output",
+            Answer::End(_) => "end",
+            // It was not on disk yet.
+            Answer::Refused { .. } => {
+                let results = Request::Results {
+                    unit: answer.unit().into(),
+                    from: [0, 0],
+                    signature: None,
+                };
+                forger.send(&wire::write(&results, b""));
+                continue;
+            }
+            _ => continue,
+        };
+        ends += usize::from(what == "end");
+        heard.push((answer.unit().to_owned(), what));
+    }
+    for unit in &units {
+        let of = heard.iter().filter(|(of, _)| of == unit);
+        let mut of: Vec<&str> = of.map(|(_, what)| *what).collect();
+        of.dedup();
+        match of[..] {
+            ["pending", "running", "output", "end"] | ["running" | "ended", "output", "end"] => {}
+            _ => panic!("{of:?}"),
+        }
+    }
+    client.stop();
+}
+
 /// A requester that writes its messages itself.
 struct Forger {
     raw: Raw,
@@ -950,6 +1047,11 @@ impl Forger {
 
     fn ask(&mut self, message: &[u8]) -> Answer {
         self.send(message);
+        self.heard()
+    }
+
+    /// Returns the next answer.
+    fn heard(&mut self) -> Answer {
         let reply = self.reply.clone();
         let heard = self.raw.hear("the answer", |m| m.topic == reply);
         let (answer, _) = wire::read_answer(&Bytes::from(heard.payload)).expect("answer");
@@ -1034,6 +1136,7 @@ fn an_end_is_about_the_whole_output_wherever_its_reader_begins() {
                     at += body.len() as u64;
                 }
                 (Answer::End(end), _) => break end,
+                (Answer::State(state), _) => assert_eq!(state.state, "succeeded"),
                 (other, _) => panic!("{other:?}"),
             }
         };

@@ -4,6 +4,7 @@ mod answers;
 mod digest;
 mod list;
 mod permission;
+mod sender;
 mod senders;
 mod uploads;
 
@@ -36,7 +37,8 @@ use crate::store::payload_file;
 use answers::{answer, message, refuse, state, unknown};
 use permission::allow;
 use ring::digest::{Context, SHA256};
-use senders::{Finished, Identity, Senders};
+use sender::{Finished, Identity};
+use senders::Senders;
 use uploads::{DIGEST, Progress, Upload, Uploads};
 
 /// Work for other nodes. `T` identifies a publish.
@@ -192,10 +194,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             Request::Payload { offset, .. } => self.on_piece(&unit, reply, offset, body),
             Request::Results { from, .. } => {
                 let record = record.ok_or_else(|| unknown(&unit))?;
-                let ended = Finished::of(&record);
-                let dir = pipeline.dir(&unit);
                 self.senders
-                    .begin(dir, &unit, reply.clone(), from, ended)
+                    .begin(pipeline.dir(&unit), &record, reply.clone(), from)
                     .map_err(|e| Error::new(Kind::TryAgain, e))?;
                 Vec::new()
             }

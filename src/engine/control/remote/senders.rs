@@ -1,28 +1,19 @@
 //! Output of units on its way to other nodes.
 
 use std::collections::HashMap;
-use std::io;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 use tracing::warn;
 
-use crate::engine::control::remote::digest::{self, Digest};
+use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
-use crate::model::remote::WINDOW;
-use crate::model::remote::wire::{self, Answer, End, State, StreamName};
-use crate::model::signature::{self, Signer};
-use crate::model::unit::Outcome;
-use crate::os::watch::{Watch, Watched};
+use crate::model::remote::wire::{self, Answer};
+use crate::os::watch::Watch;
 use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
-use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output};
-use crate::store::unit_dir::stream::Stream;
 
 /// Maximum number of requesters that output goes to. Further ones are refused.
 const MAX_SENDERS: usize = 4096;
@@ -54,66 +45,6 @@ pub struct Senders<T> {
     refusals: Vec<Message>,
 }
 
-/// The last message for a requester, or why there is none.
-#[derive(Debug)]
-struct Hashed {
-    /// Number of its sender.
-    number: u64,
-    end: io::Result<Bytes>,
-}
-
-/// Name and key of the node, for what it confirms.
-pub type Identity<'a> = (&'a str, Option<&'a Arc<Signer>>);
-
-/// A unit whose output goes to a requester.
-#[derive(Debug)]
-struct Sender<T> {
-    number: u64,
-    /// When its requester was last heard of.
-    touched: Instant,
-    unit: String,
-    reply: ReplyTo,
-    dir: UnitDir,
-    streams: [Sending; 2],
-    watched: Option<Watched>,
-    ended: Option<Finished>,
-    last: Last<T>,
-}
-
-/// A stream that is sent.
-#[derive(Debug)]
-struct Sending {
-    reader: OutputReader,
-    acked: u64,
-    done: bool,
-    digest: Digest,
-}
-
-/// A unit that has ended.
-#[derive(Debug, Clone)]
-pub struct Finished {
-    /// Its last state.
-    pub state: State,
-    /// Its outcome, if it has run.
-    pub outcome: Option<Outcome>,
-}
-
-/// The way of the last message.
-#[derive(Debug)]
-enum Last<T> {
-    /// The output is not sent yet, or the digests are not known.
-    Open { hashing: bool },
-    /// This is the message.
-    Ready(Bytes),
-    /// This publish carries it.
-    Sent(Bytes, T),
-}
-
-const STREAMS: [(Stream, StreamName); 2] = [
-    (Stream::Stdout, StreamName::Stdout),
-    (Stream::Stderr, StreamName::Stderr),
-];
-
 impl<T> Default for Senders<T> {
     fn default() -> Self {
         let (hashed, hashes) = mpsc::unbounded_channel();
@@ -133,23 +64,23 @@ impl<T> Default for Senders<T> {
 }
 
 impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
-    /// Sends the output of a unit from these offsets on to `reply`. The same requester may ask
-    /// again, and then gets the output from other offsets. Nothing is hashed twice for it.
+    /// Sends the state of a unit to `reply`, and then its output from these offsets on. The same
+    /// requester may ask again, and then gets the output from other offsets. Nothing is hashed twice
+    /// for it.
     ///
     /// # Errors
     /// When there are too many.
     pub fn begin(
         &mut self,
         dir: UnitDir,
-        unit: &str,
+        record: &Record,
         reply: ReplyTo,
         from: [u64; 2],
-        ended: Option<Finished>,
     ) -> Result<(), String> {
+        let unit = record.unit.id.as_str();
         let is_it = |sender: &Sender<T>| sender.unit == unit && sender.reply == reply;
         let earlier = self.list.iter().find(|sender| is_it(sender));
-        let digests = earlier.map(|sender| sender.streams.each_ref().map(|s| s.digest.clone()));
-        let [out_digest, err_digest] = digests.unwrap_or_default();
+        let digests = earlier.map(Sender::digests).unwrap_or_default();
         self.remove(is_it);
         if self.list.len() >= MAX_SENDERS {
             self.remove(|sender| sender.is_stalled() && sender.touched.elapsed() > IDLE);
@@ -157,29 +88,8 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         if self.list.len() >= MAX_SENDERS {
             return Err(format!("output goes to {MAX_SENDERS} requesters already"));
         }
-        let [out, err] = STREAMS.map(|(stream, _)| stream);
-        let sending = |stream, offset, digest| Sending {
-            reader: output(&dir, stream, offset),
-            acked: offset,
-            done: false,
-            digest,
-        };
-        let [stdout, stderr] = from;
         self.numbers += 1;
-        let mut sender = Sender {
-            number: self.numbers,
-            touched: Instant::now(),
-            unit: unit.to_owned(),
-            reply,
-            streams: [
-                sending(out, stdout, out_digest),
-                sending(err, stderr, err_digest),
-            ],
-            watched: None,
-            ended,
-            last: Last::Open { hashing: false },
-            dir,
-        };
+        let mut sender = Sender::new(self.numbers, dir, record, reply, from, digests);
         sender.watch(&mut self.watch);
         self.list.push(sender);
         self.due = true;
@@ -212,6 +122,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     /// Notes that `unit` has begun, so that its folder exists.
     pub fn started(&mut self, unit: &str) {
         for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
+            sender.started();
             sender.watch(&mut self.watch);
             self.due = true;
         }
@@ -223,7 +134,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             return self.remove(|sender| sender.unit == unit);
         };
         for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
-            sender.ended.get_or_insert_with(|| finished.clone());
+            sender.ended(finished);
             self.due = true;
         }
     }
@@ -360,167 +271,5 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         if !self.list.is_empty() {
             self.list.rotate_left(1);
         }
-    }
-}
-
-impl<T: Copy> Sender<T> {
-    fn watch(&mut self, watch: &mut Watch) {
-        if self.ended.is_none() && self.watched.is_none() {
-            self.watched = match watch.add(self.dir.path()) {
-                Ok(watched) => Some(watched),
-                // A unit that waits has no folder yet.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => {
-                    warn!(
-                        TAEL_UNIT = self.unit,
-                        "cannot watch its folder: {e}; another node gets its output at its end"
-                    );
-                    None
-                }
-            };
-        }
-    }
-
-    /// Notes that the requester has output up to these offsets. It may have more than was sent: a
-    /// request for it was delivered late.
-    fn acked(&mut self, at: [u64; 2]) {
-        self.touched = Instant::now();
-        for ((sending, (stream, _)), at) in self.streams.iter_mut().zip(STREAMS).zip(at) {
-            if at > sending.reader.offset() && !sending.done {
-                sending.reader = output(&self.dir, stream, at);
-            }
-            sending.acked = sending.acked.max(at.min(sending.reader.offset()));
-        }
-    }
-
-    /// Returns whether output waits for an acknowledgement.
-    fn is_stalled(&self) -> bool {
-        let full = |sending: &Sending| {
-            !sending.done && sending.reader.offset() >= sending.acked.saturating_add(WINDOW)
-        };
-        self.streams.iter().any(full)
-    }
-
-    fn go_back(&mut self) {
-        for (sending, (stream, _)) in self.streams.iter_mut().zip(STREAMS) {
-            if sending.reader.offset() != sending.acked {
-                sending.reader = output(&self.dir, stream, sending.acked);
-                sending.done = false;
-            }
-        }
-        let sent = Last::Open { hashing: false };
-        self.last = match std::mem::replace(&mut self.last, sent) {
-            Last::Sent(end, _) => Last::Ready(end),
-            other => other,
-        };
-    }
-
-    /// Returns whether all output was sent.
-    fn is_sent(&self) -> bool {
-        self.ended.is_some() && self.streams.iter().all(|stream| stream.done)
-    }
-
-    /// Sends the next message. Returns its size.
-    fn step(
-        &mut self,
-        publish: &mut impl FnMut(Message) -> Option<T>,
-    ) -> io::Result<Option<(T, usize)>> {
-        for (sending, (stream, name)) in self.streams.iter_mut().zip(STREAMS) {
-            let offset = sending.reader.offset();
-            if sending.done || offset >= sending.acked.saturating_add(WINDOW) {
-                continue;
-            }
-            let ended = self.ended.as_ref().map_or(Ended::No, |ended| {
-                Ended::with(ended.outcome.as_ref(), stream)
-            });
-            let unit = self.unit.clone();
-            let gap = |bytes| Answer::Gap {
-                unit: unit.clone(),
-                stream: name,
-                offset,
-                bytes,
-            };
-            let chunk = sending.reader.next(ended)?;
-            // What is published later is the same, and passed over then.
-            sending.digest.take(offset, &chunk);
-            let message = match chunk {
-                Chunk::Bytes(bytes) => wire::write(
-                    &Answer::Output {
-                        unit,
-                        stream: name,
-                        offset,
-                    },
-                    &bytes,
-                ),
-                Chunk::Gap(Some(bytes)) => wire::write(&gap(Some(bytes)), b""),
-                // The rest cannot be read any more.
-                Chunk::Gap(None) | Chunk::Truncated => {
-                    sending.done = true;
-                    wire::write(&gap(None), b"")
-                }
-                Chunk::Pending => continue,
-                Chunk::End => {
-                    sending.done = true;
-                    continue;
-                }
-            };
-            let size = message.len();
-            let token = publish(self.reply.clone().carrying(message));
-            if token.is_none() {
-                sending.reader = output(&self.dir, stream, offset);
-                sending.done = false;
-            }
-            return Ok(token.map(|token| (token, size)));
-        }
-        if self.is_sent()
-            && let Last::Ready(end) = &self.last
-        {
-            let (end, size) = (end.clone(), end.len());
-            let token = publish(self.reply.clone().carrying(end.clone()));
-            if let Some(token) = token {
-                self.last = Last::Sent(end, token);
-            }
-            return Ok(token.map(|token| (token, size)));
-        }
-        Ok(None)
-    }
-
-    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop: a
-    /// requester that has the beginning did not get it from here, and it is read now.
-    fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
-        let Some(Finished { state, outcome }) = self.ended.clone() else {
-            return;
-        };
-        self.last = Last::Open { hashing: true };
-        let (number, dir) = (self.number, self.dir.clone());
-        let digests = self.streams.each_ref().map(|s| s.digest.clone());
-        let (node, key) = (node.to_owned(), key.cloned());
-        // A client that stops does not need it.
-        drop(spawn_blocking(move || {
-            let end =
-                digest::finish(digests, &dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
-                    let mut end = End {
-                        state,
-                        lengths,
-                        sha256,
-                        signature: None,
-                    };
-                    if let Some(key) = key {
-                        let token = signature::sign(&key, &end.confirmation(&node));
-                        end.signature = Some(token.map_err(io::Error::other)?);
-                    }
-                    Ok(wire::write(&Answer::End(end), b""))
-                });
-            let _ = hashed.send(Hashed { number, end });
-        }));
-    }
-}
-
-impl Finished {
-    /// Returns the end of a unit, if it has ended.
-    pub fn of(record: &Record) -> Option<Self> {
-        let state = record.state.is_end().then(|| super::state(record))?;
-        let outcome = record.outcome.clone();
-        Some(Self { state, outcome })
     }
 }

@@ -1,0 +1,334 @@
+//! Output of one unit on its way to one requester.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::engine::control::remote::answers;
+use crate::engine::control::remote::digest::{self, Digest};
+use crate::engine::report::reply::ReplyTo;
+use crate::model::message::Message;
+use crate::model::remote::WINDOW;
+use crate::model::remote::wire::{self, Answer, End, State, StreamName};
+use crate::model::signature::{self, Signer};
+use crate::model::unit::{self, Outcome};
+use crate::os::watch::{Watch, Watched};
+use crate::store::ledger::Record;
+use crate::store::unit_dir::UnitDir;
+use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output};
+use crate::store::unit_dir::stream::Stream;
+
+/// The last message for a requester, or why there is none.
+#[derive(Debug)]
+pub struct Hashed {
+    /// Number of its sender.
+    pub number: u64,
+    /// The message.
+    pub end: io::Result<Bytes>,
+}
+
+/// Name and key of the node, for what it confirms.
+pub type Identity<'a> = (&'a str, Option<&'a Arc<Signer>>);
+
+/// A unit whose output goes to a requester.
+#[derive(Debug)]
+pub struct Sender<T> {
+    /// Number among all.
+    pub number: u64,
+    /// When its requester was last heard of.
+    pub touched: Instant,
+    /// The unit.
+    pub unit: String,
+    /// Where its output goes.
+    pub reply: ReplyTo,
+    dir: UnitDir,
+    state: Box<State>,
+    /// Whether the requester was told this state.
+    is_told: bool,
+    streams: [Sending; 2],
+    /// Its folder, while something may be written there.
+    pub watched: Option<Watched>,
+    ended: Option<Finished>,
+    /// Its last message.
+    pub last: Last<T>,
+}
+
+/// A stream that is sent.
+#[derive(Debug)]
+struct Sending {
+    reader: OutputReader,
+    acked: u64,
+    done: bool,
+    digest: Digest,
+}
+
+/// A unit that has ended.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Its last state.
+    pub state: State,
+    /// Its outcome, if it has run.
+    pub outcome: Option<Outcome>,
+}
+
+/// The way of the last message.
+#[derive(Debug)]
+pub enum Last<T> {
+    /// The output is not sent yet, or the digests are not known.
+    Open {
+        /// Whether they are being found out.
+        hashing: bool,
+    },
+    /// This is the message.
+    Ready(Bytes),
+    /// This publish carries it.
+    Sent(Bytes, T),
+}
+
+const STREAMS: [(Stream, StreamName); 2] = [
+    (Stream::Stdout, StreamName::Stdout),
+    (Stream::Stderr, StreamName::Stderr),
+];
+
+impl<T: Copy> Sender<T> {
+    /// Returns a sender with this `number`, which has sent nothing. `digests` are those of an earlier
+    /// sender to the same requester.
+    pub fn new(
+        number: u64,
+        dir: UnitDir,
+        record: &Record,
+        reply: ReplyTo,
+        from: [u64; 2],
+        digests: [Digest; 2],
+    ) -> Self {
+        let sending = |(stream, _), offset, digest| Sending {
+            reader: output(&dir, stream, offset),
+            acked: offset,
+            done: false,
+            digest,
+        };
+        let ([out, err], [out_from, err_from], [out_digest, err_digest]) = (STREAMS, from, digests);
+        Self {
+            number,
+            touched: Instant::now(),
+            unit: record.unit.id.clone(),
+            reply,
+            streams: [
+                sending(out, out_from, out_digest),
+                sending(err, err_from, err_digest),
+            ],
+            state: Box::new(answers::state(record)),
+            is_told: false,
+            watched: None,
+            ended: Finished::of(record),
+            last: Last::Open { hashing: false },
+            dir,
+        }
+    }
+
+    /// Returns what was hashed of both streams.
+    pub fn digests(&self) -> [Digest; 2] {
+        self.streams.each_ref().map(|stream| stream.digest.clone())
+    }
+
+    /// Watches the folder of the unit, if there is one and the unit has not ended.
+    pub fn watch(&mut self, watch: &mut Watch) {
+        if self.ended.is_none() && self.watched.is_none() {
+            self.watched = match watch.add(self.dir.path()) {
+                Ok(watched) => Some(watched),
+                // A unit that waits has no folder yet.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => {
+                    warn!(
+                        TAEL_UNIT = self.unit,
+                        "cannot watch its folder: {e}; another node gets its output at its end"
+                    );
+                    None
+                }
+            };
+        }
+    }
+
+    /// Notes that the requester has output up to these offsets. It may have more than was sent: a
+    /// request for it was delivered late.
+    pub fn acked(&mut self, at: [u64; 2]) {
+        self.touched = Instant::now();
+        for ((sending, (stream, _)), at) in self.streams.iter_mut().zip(STREAMS).zip(at) {
+            if at > sending.reader.offset() && !sending.done {
+                sending.reader = output(&self.dir, stream, at);
+            }
+            sending.acked = sending.acked.max(at.min(sending.reader.offset()));
+        }
+    }
+
+    /// Returns whether output waits for an acknowledgement.
+    pub fn is_stalled(&self) -> bool {
+        let full = |sending: &Sending| {
+            !sending.done && sending.reader.offset() >= sending.acked.saturating_add(WINDOW)
+        };
+        self.streams.iter().any(full)
+    }
+
+    /// Notes that the unit has begun.
+    pub fn started(&mut self) {
+        if self.waits() {
+            let running = unit::State::Running.to_string();
+            self.state.detail.clone_from(&running);
+            self.state.state = running;
+            self.is_told = false;
+        }
+    }
+
+    /// Returns whether the unit waits: its output comes when it has begun, after the news of that.
+    fn waits(&self) -> bool {
+        self.ended.is_none() && self.state.state == unit::State::Pending.name()
+    }
+
+    /// Goes back to what the requester has acknowledged.
+    pub fn go_back(&mut self) {
+        self.is_told = false;
+        for (sending, (stream, _)) in self.streams.iter_mut().zip(STREAMS) {
+            if sending.reader.offset() != sending.acked {
+                sending.reader = output(&self.dir, stream, sending.acked);
+                sending.done = false;
+            }
+        }
+        let sent = Last::Open { hashing: false };
+        self.last = match std::mem::replace(&mut self.last, sent) {
+            Last::Sent(end, _) => Last::Ready(end),
+            other => other,
+        };
+    }
+
+    /// Notes that the unit has ended.
+    pub fn ended(&mut self, finished: &Finished) {
+        self.ended.get_or_insert_with(|| finished.clone());
+    }
+
+    /// Returns whether all output was sent.
+    pub fn is_sent(&self) -> bool {
+        self.ended.is_some() && self.streams.iter().all(|stream| stream.done)
+    }
+
+    /// Sends the next message. Returns its size.
+    ///
+    /// # Errors
+    /// When the output cannot be read.
+    pub fn step(
+        &mut self,
+        publish: &mut impl FnMut(Message) -> Option<T>,
+    ) -> io::Result<Option<(T, usize)>> {
+        if !self.is_told {
+            let state = wire::write(&Answer::State((*self.state).clone()), b"");
+            let size = state.len();
+            let token = publish(self.reply.clone().carrying(state));
+            self.is_told = token.is_some();
+            return Ok(token.map(|token| (token, size)));
+        }
+        if self.waits() {
+            return Ok(None);
+        }
+        for (sending, (stream, name)) in self.streams.iter_mut().zip(STREAMS) {
+            let offset = sending.reader.offset();
+            if sending.done || offset >= sending.acked.saturating_add(WINDOW) {
+                continue;
+            }
+            let ended = self.ended.as_ref().map_or(Ended::No, |ended| {
+                Ended::with(ended.outcome.as_ref(), stream)
+            });
+            let unit = self.unit.clone();
+            let gap = |bytes| Answer::Gap {
+                unit: unit.clone(),
+                stream: name,
+                offset,
+                bytes,
+            };
+            let chunk = sending.reader.next(ended)?;
+            // What is published later is the same, and passed over then.
+            sending.digest.take(offset, &chunk);
+            let message = match chunk {
+                Chunk::Bytes(bytes) => wire::write(
+                    &Answer::Output {
+                        unit,
+                        stream: name,
+                        offset,
+                    },
+                    &bytes,
+                ),
+                Chunk::Gap(Some(bytes)) => wire::write(&gap(Some(bytes)), b""),
+                // The rest cannot be read any more.
+                Chunk::Gap(None) | Chunk::Truncated => {
+                    sending.done = true;
+                    wire::write(&gap(None), b"")
+                }
+                Chunk::Pending => continue,
+                Chunk::End => {
+                    sending.done = true;
+                    continue;
+                }
+            };
+            let size = message.len();
+            let token = publish(self.reply.clone().carrying(message));
+            if token.is_none() {
+                sending.reader = output(&self.dir, stream, offset);
+                sending.done = false;
+            }
+            return Ok(token.map(|token| (token, size)));
+        }
+        if self.is_sent()
+            && let Last::Ready(end) = &self.last
+        {
+            let (end, size) = (end.clone(), end.len());
+            let token = publish(self.reply.clone().carrying(end.clone()));
+            if let Some(token) = token {
+                self.last = Last::Sent(end, token);
+            }
+            return Ok(token.map(|token| (token, size)));
+        }
+        Ok(None)
+    }
+
+    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop: a
+    /// requester that has the beginning did not get it from here, and it is read now.
+    pub fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
+        let Some(Finished { state, outcome }) = self.ended.clone() else {
+            return;
+        };
+        self.last = Last::Open { hashing: true };
+        let (number, dir) = (self.number, self.dir.clone());
+        let digests = self.digests();
+        let (node, key) = (node.to_owned(), key.cloned());
+        // A client that stops does not need it.
+        drop(spawn_blocking(move || {
+            let end =
+                digest::finish(digests, &dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
+                    let mut end = End {
+                        state,
+                        lengths,
+                        sha256,
+                        signature: None,
+                    };
+                    if let Some(key) = key {
+                        let token = signature::sign(&key, &end.confirmation(&node));
+                        end.signature = Some(token.map_err(io::Error::other)?);
+                    }
+                    Ok(wire::write(&Answer::End(end), b""))
+                });
+            let _ = hashed.send(Hashed { number, end });
+        }));
+    }
+}
+
+impl Finished {
+    /// Returns the end of a unit, if it has ended.
+    pub fn of(record: &Record) -> Option<Self> {
+        let state = record.state.is_end().then(|| answers::state(record))?;
+        let outcome = record.outcome.clone();
+        Some(Self { state, outcome })
+    }
+}
