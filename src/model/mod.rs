@@ -31,6 +31,7 @@ pub mod receptor;
 pub mod remote;
 pub mod roots;
 pub mod signature;
+pub mod size;
 mod sources;
 pub mod spec;
 pub mod state;

@@ -7,4 +7,5 @@ pub mod ledger;
 pub mod mark;
 pub mod payload_file;
 pub mod private;
+pub mod room;
 pub mod unit_dir;
