@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use crate::store::ledger::Op;
 
-/// Maximum delay before the row of an acknowledged message is removed from the outbox. If the
-/// client is killed before that, the next one publishes the message again, under the same id.
+/// Maximum delay before the row of an acknowledged message is removed from the outbox, and before the
+/// ledger knows that output was fetched. If the client is killed before that, the next one publishes
+/// the message again, under the same id.
 const SENT_DELAY: Duration = Duration::from_millis(200);
 
 /// Maximum delay before the start of a command is committed and published: a command that ends
@@ -21,6 +22,7 @@ pub struct Batch {
     starts: Vec<Op>,
     sent: Vec<u64>,
     answered: i64,
+    fetched: Vec<String>,
     due: Option<Instant>,
 }
 
@@ -30,6 +32,13 @@ impl Batch {
     pub fn sent(&mut self, seq: u64, answered: i64) {
         self.sent.push(seq);
         self.answered = answered;
+        self.by(SENT_DELAY);
+    }
+
+    /// Adds that the output of `unit` was fetched. If the client is killed before that is on disk, the
+    /// unit stays a little longer.
+    pub fn fetched(&mut self, unit: String) {
+        self.fetched.push(unit);
         self.by(SENT_DELAY);
     }
 
@@ -59,6 +68,9 @@ impl Batch {
                 list: std::mem::take(&mut self.sent),
                 answered: self.answered,
             });
+        }
+        if !self.fetched.is_empty() {
+            ops.push(Op::Fetched(std::mem::take(&mut self.fetched)));
         }
         ops
     }

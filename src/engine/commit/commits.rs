@@ -67,6 +67,11 @@ impl<T: OnDisk + Default + Send + 'static> Commits<T> {
         self.batch.sent(seq, answered);
     }
 
+    /// Delays the note that the output of `unit` was fetched until other changes come.
+    pub fn fetched(&mut self, unit: String) {
+        self.batch.fetched(unit);
+    }
+
     /// Submits changes that wait to share a commit.
     pub fn flush(&mut self) {
         for op in self.batch.take() {

@@ -231,6 +231,9 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE payload ADD COLUMN file TEXT;
     CREATE INDEX unit_wanted ON unit (wanted) WHERE wanted IS NOT NULL;
     CREATE INDEX unit_work ON unit (seq) WHERE work IS NOT NULL;",
+    // Submitted work whose output was fetched, and when it ended: it is forgotten first.
+    "ALTER TABLE unit ADD COLUMN fetched INTEGER;
+    CREATE INDEX unit_fetched ON unit (fetched) WHERE fetched IS NOT NULL;",
 ];
 
 /// Maximum content of a ledger that is rewritten so that it can shrink, bytes.

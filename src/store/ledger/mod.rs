@@ -10,6 +10,7 @@ pub mod last_ends;
 pub mod listing;
 mod migrate;
 mod network;
+pub mod oldest;
 mod packets;
 mod place;
 mod prune;

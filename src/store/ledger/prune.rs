@@ -16,7 +16,8 @@ const EVENTS: usize = 128;
 pub struct Retention {
     /// Units that ended before this time are forgotten, milliseconds since 1970.
     pub units_since: i64,
-    /// Maximum number of ended units; the first to end are forgotten first.
+    /// Maximum number of ended units. Those whose output was fetched are forgotten first, and the
+    /// first to end first among them; then the first to end.
     pub units: u64,
     /// Events accepted before this time are forgotten, milliseconds since 1970, unless their unit
     /// has not ended.
@@ -94,24 +95,35 @@ fn surplus(there: i64, keep: u64) -> i64 {
 
 /// Returns how many were forgotten, and whether there are more.
 fn forget_units(tx: &Connection, keep: &Retention) -> rusqlite::Result<(i64, bool)> {
-    // An index alone answers both.
+    // An index alone answers each.
     let ended = count(tx, "SELECT count(*) FROM unit WHERE ended IS NOT NULL")?;
-    let surplus = surplus(ended, keep.units);
-    let sql = "SELECT seq, ended FROM unit WHERE ended IS NOT NULL ORDER BY ended LIMIT ?1";
-    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let oldest: Vec<(i64, i64)> = tx
-        .prepare_cached(sql)?
-        .query_map(params![UNITS], row)?
-        .collect::<rusqlite::Result<_>>()?;
-    let mut gone = 0;
-    for (seq, ended) in oldest {
-        if gone >= surplus && ended >= keep.units_since {
-            break;
+    let aged = "SELECT seq FROM unit WHERE ended < ?2 ORDER BY ended LIMIT ?1";
+    let mut gone = delete_units(tx, aged, params![UNITS, keep.units_since])?;
+    let fetched = "SELECT seq FROM unit WHERE fetched IS NOT NULL ORDER BY fetched LIMIT ?1";
+    let first = "SELECT seq FROM unit WHERE ended IS NOT NULL ORDER BY ended LIMIT ?1";
+    for sql in [fetched, first] {
+        let most = surplus(ended - gone, keep.units).min(UNITS - gone);
+        if most > 0 {
+            gone += delete_units(tx, sql, params![most])?;
         }
-        delete_unit(tx, seq)?;
-        gone += 1;
     }
-    Ok((gone, gone < surplus))
+    Ok((gone, surplus(ended - gone, keep.units) > 0))
+}
+
+/// Deletes the units whose numbers `sql` finds. Returns how many.
+fn delete_units(
+    tx: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> rusqlite::Result<i64> {
+    let found: Vec<i64> = tx
+        .prepare_cached(sql)?
+        .query_map(params, |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for seq in &found {
+        delete_unit(tx, *seq)?;
+    }
+    Ok(i64::try_from(found.len()).unwrap_or(i64::MAX))
 }
 
 /// The unit of an event has not ended: a redelivery must be recognised.
@@ -231,7 +243,7 @@ mod tests {
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
              INSERT INTO unit SELECT i, 'u' || i, i % 100, 'e' || i, '', '', 0, NULL, 1, NULL, 0,
                  iif(i < {count}, 'failed', 'pending'), NULL, i, NULL, iif(i < {count}, i, NULL),
-                 NULL, NULL, i - (i % 2 = 0), NULL, '[]', '{{}}', NULL, NULL, NULL FROM n;
+                 NULL, NULL, i - (i % 2 = 0), NULL, '[]', '{{}}', NULL, NULL, NULL, NULL FROM n;
              INSERT INTO spec SELECT DISTINCT spec, spec FROM unit;
              INSERT INTO payload (id, bytes) SELECT seq, zeroblob(10) FROM unit WHERE payload = seq;
              INSERT INTO event (trigger, id, digest, topic, accepted, unit, refusal)
@@ -285,6 +297,35 @@ mod tests {
         assert_eq!(number(&db, orphans), 0);
         let without = "SELECT count(*) FROM unit WHERE payload NOT IN (SELECT id FROM payload)";
         assert_eq!(number(&db, without), 0);
+    }
+
+    #[test]
+    fn units_whose_output_was_fetched_go_first_by_number_and_not_by_age() {
+        let (_dir, mut db) = ledger();
+        fill(&db, 101);
+        db.execute_batch("UPDATE unit SET fetched = ended WHERE seq IN (90, 50)")
+            .expect("fetched");
+        let left = |db: &Connection| {
+            let list = "SELECT group_concat(seq) FROM (SELECT seq FROM unit ORDER BY seq LIMIT 3)";
+            let list = db.query_row(list, [], |row| row.get::<_, String>(0));
+            (
+                list.expect("list"),
+                number(db, "SELECT count(*) FROM unit WHERE seq IN (90, 50)"),
+            )
+        };
+        let by_age = Retention {
+            units_since: 3,
+            ..KEEP
+        };
+        run(&mut db, &by_age);
+        assert_eq!(left(&db), ("3,4,5".into(), 2));
+        for (units, first, fetched) in [(97, "3,4,5", 1), (96, "3,4,5", 0), (94, "5,6,7", 0)] {
+            run(&mut db, &Retention { units, ..KEEP });
+            assert_eq!(left(&db), (first.into(), fetched));
+        }
+        // 90 of 94 units go in small steps.
+        assert!(run(&mut db, &Retention { units: 4, ..KEEP }).len() > 1);
+        assert_eq!(left(&db).0, "97,98,99");
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub enum Op {
     Prune(Retention),
     /// The folders of these released units are removed.
     Removed(Vec<String>),
+    /// The output of these units was fetched, all of it.
+    Fetched(Vec<String>),
     /// Forget a unit as soon as it has ended.
     WantRelease {
         /// The unit.
@@ -266,6 +268,14 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             let mut delete = tx.prepare_cached("DELETE FROM released WHERE unit = ?1")?;
             for unit in units {
                 delete.execute(params![unit])?;
+            }
+            Ok(changed(units.len(), vec![]))
+        }
+        Op::Fetched(units) => {
+            let sql = "UPDATE unit SET fetched = ended WHERE id = ?1 AND fetched IS NULL";
+            let mut update = tx.prepare_cached(sql)?;
+            for unit in units {
+                update.execute(params![unit])?;
             }
             Ok(changed(units.len(), vec![]))
         }
