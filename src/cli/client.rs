@@ -23,6 +23,7 @@ use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::message::{Delivery, Properties, Qos};
+use crate::model::size;
 use crate::model::topic::{self, DEFAULT_ROOT, Filter};
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
@@ -85,6 +86,10 @@ pub struct Client {
     /// Maximum number of ended runs to remember
     #[arg(long, value_name = "N", default_value = "10000")]
     keep_units: u64,
+    /// Maximum size of the state folder, such as 50G: when it is nearly full, ended runs are forgotten
+    /// earlier; when it is full, submitted work is refused (75) [default: no limit]
+    #[arg(long, value_parser = state_size, value_name = "SIZE")]
+    max_state: Option<u64>,
     /// Topics that answers to requests may go to; repeatable [default: ROOT/infrastructure/#]
     #[arg(long, value_name = "FILTER", action = clap::ArgAction::Append)]
     reply_to: Vec<String>,
@@ -198,6 +203,7 @@ impl Tool for Client {
                     "max-output",
                     "keep",
                     "keep-units",
+                    "max-state",
                     "control-socket",
                     "control-mode",
                     "receptor-version",
@@ -417,6 +423,7 @@ impl Client {
             max_output: self.max_output,
             keep: self.keep,
             keep_units: self.keep_units,
+            max_state: self.max_state.unwrap_or(0),
             stop_units: self.stop_units,
             control_socket: self.control_socket.map(|path| {
                 let path = mistakes.keep(absolute_socket(&path)).unwrap_or(path);
@@ -463,6 +470,17 @@ fn pipeline_name(text: &str) -> Result<String, String> {
     match text.is_empty() {
         true => Ok(String::new()),
         false => topic::check_who(text).map(|()| text.to_owned()),
+    }
+}
+
+/// Smallest `--max-state`, bytes: the ledger and its log take some of it.
+const MIN_MAX_STATE: u64 = 16 << 20;
+
+/// Parses the maximum size of the state folder; 0 is no limit.
+fn state_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        bytes @ 1..MIN_MAX_STATE => Err(format!("{bytes} bytes are too few: write 16M or more")),
+        bytes => Ok(bytes),
     }
 }
 

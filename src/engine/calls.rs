@@ -40,6 +40,9 @@ pub fn answer(client: &mut Client, call: Call) {
             drop(to.send(found.map(|record| unit_status(client, &record))));
         }
         Call::Output(unit, to) => drop(to.send(output(client, &unit))),
+        Call::Fetched(unit) => client.commits.fetched(unit),
+        // The loop looks for room when it goes on.
+        Call::NoRoom => {}
         Call::Cancel(unit, to) => {
             let ending = cancel(client, &unit);
             drop(to.send(ending));
@@ -119,22 +122,27 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
         }
         None => (new_id(), true),
     };
+    // One that was submitted before is answered again.
+    let is_known =
+        !is_new && submitted::is_submitted(&client.pipeline.reader, &id).map_err(unreadable)?;
+    let room = &client.pipeline.room;
     let ticket = Ticket {
         kind: kind.name.clone(),
-        max_stdin: kind.max_stdin,
+        max_stdin: room.cap(kind.max_stdin),
         id,
         is_new,
+        is_known,
         params,
     };
-    // One that was submitted before is answered again.
-    let is_known = !is_new
-        && submitted::is_submitted(&client.pipeline.reader, &ticket.id).map_err(unreadable)?;
     let (lane, queue) = (kind.spec.lane.clone(), kind.queue);
     if !is_known && !has_room(client, &lane, queue) {
         return Err(format!(
             "{TRY_AGAIN}{queue} units of type '{}' wait",
             ticket.kind
         ));
+    }
+    if !is_known && let Err(full) = client.pipeline.room.share(0) {
+        return Err(format!("{TRY_AGAIN}{full}"));
     }
     Ok(ticket)
 }
@@ -303,7 +311,7 @@ pub fn take_up_releases(client: &mut Client, wanted: Vec<String>) {
         };
         client.cleanup.release_at_end(&unit);
         match record.state.is_end() {
-            true => client.cleanup.ended(&unit, &mut client.steps),
+            true => client.cleanup.release_wanted(&unit, &mut client.steps),
             false => client
                 .work
                 .cancel(record.unit.lane(), &unit, &mut client.steps),

@@ -172,6 +172,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         (After::Released(unit), _) => {
             client.followers.tell(&unit, Stage::Released);
             client.remote.ended(&client.pipeline, &unit);
+            client.cleanup.released(&unit);
             client.cleanup.prune(&client.pipeline, &mut client.steps);
         }
         (After::Answered(answer, receipt), _) => {
@@ -193,7 +194,9 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
 fn ended(client: &mut Client, unit: &str) {
     client.followers.tell(unit, Stage::Ended);
     client.remote.ended(&client.pipeline, unit);
-    client.cleanup.ended(unit, &mut client.steps);
+    client
+        .cleanup
+        .ended(&client.pipeline, unit, &mut client.steps);
 }
 
 /// Receipt: the source gets it now, or when the units have ended.

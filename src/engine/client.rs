@@ -25,7 +25,7 @@ use crate::engine::report::Reports;
 use crate::engine::report::followers::Followers;
 use crate::engine::report::outbox::Loss;
 use crate::engine::work::Units;
-use crate::engine::work::cleanup::{Cleanup, Removed};
+use crate::engine::work::cleanup::{Beside, Cleanup};
 use crate::engine::work::recovery::{self, Left};
 use crate::error::Result;
 use crate::model::message::{Delivery, Message};
@@ -172,7 +172,9 @@ impl Client {
                 self.link.published(token);
                 let heard = result.as_ref().map_err(|Refused(e, _)| e);
                 let heard = heard.map(|audience| *audience != Audience::None);
-                self.remote.published(token, heard);
+                if let Some(unit) = self.remote.published(token, heard) {
+                    self.commits.fetched(unit);
+                }
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);
@@ -226,7 +228,7 @@ impl Client {
             self.observer.wake(),
             self.reports.last.wake(),
             self.reports.wake().filter(|_| self.link.is_online()),
-            self.cleanup.wake(),
+            self.cleanup.wake(&self.pipeline, self.work.live() > 0),
             self.intake.wake(),
         ];
         times.into_iter().flatten().min()
@@ -237,14 +239,17 @@ impl Client {
         self.work.on_time();
         self.commits.flush_due();
         self.reports.last.tell(&self.pipeline, &mut self.steps);
-        self.cleanup.on_time(&self.pipeline, &mut self.steps);
+        let work = &self.work;
+        let running = || work.lanes().running().cloned().collect();
+        self.cleanup
+            .on_time(&self.pipeline, (work.live() > 0, running), &mut self.steps);
         self.perform();
     }
 
-    /// Continues after folders were removed.
-    pub fn on_removed(&mut self, removed: Removed) {
+    /// Continues after work beside the loop: folders were removed, or the state was measured.
+    pub fn on_beside(&mut self, beside: Beside) {
         let cleanup = &mut self.cleanup;
-        cleanup.on_removed(&self.pipeline, removed, &mut self.steps);
+        cleanup.on_beside(&self.pipeline, beside, &mut self.steps);
         self.perform();
     }
 

@@ -52,6 +52,8 @@ pub struct Config {
     pub keep: Duration,
     /// Maximum number of ended units to remember.
     pub keep_units: u64,
+    /// Maximum size of its state folder, bytes; 0 is no limit.
+    pub max_state: u64,
     /// Whether stopping the client cancels its runs.
     pub stop_units: bool,
     /// Path of a second control socket, and its mode.

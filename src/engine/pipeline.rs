@@ -1,6 +1,7 @@
 //! Facts about the pipeline of a client. Its parts read them, and only a reload changes them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use crate::model::trigger::Trigger;
 use crate::os::process::boot_id;
 use crate::store::home::Home;
 use crate::store::ledger::Reader;
+use crate::store::room::Room;
 use crate::store::unit_dir::UnitDir;
 
 /// A pipeline, for all parts of its client.
@@ -20,6 +22,8 @@ pub struct Pipeline {
     pub config: Config,
     /// Its folder.
     pub home: Home,
+    /// Room in it.
+    pub room: Arc<Room>,
     /// Its own topics.
     pub topics: PipelineTopics,
     /// When this client started.
@@ -50,6 +54,7 @@ impl Pipeline {
             reader,
             boot: boot_id(),
             begin: Instant::now(),
+            room: Room::new(config.max_state),
             config,
             home,
         }

@@ -181,7 +181,7 @@ impl Service {
                     }
                 }
                 report = self.client.work.next() => chain::on_report(&mut self.client, report),
-                Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
+                Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),
                 event = self.client.link.session.next(), if self.client.takes_more() => {
                     let received = self.client.on_session(event?);
                     self.on_received(received);
@@ -360,6 +360,8 @@ impl Service {
         warn_of_what_is_missing(&config);
         let subscriptions = client.link.prepare(&config, &pipeline.topics)?;
         pipeline.config = config;
+        pipeline.room.set_limit(pipeline.config.max_state);
+        client.cleanup.reconfigured();
         let triggers = &pipeline.config.triggers;
         client.work.reconfigure(pipeline.config.lanes());
         let known = pipeline.reader.heard()?;
@@ -437,7 +439,7 @@ impl Service {
                     chain::on_committed(&mut self.client, committed?);
                 }
                 report = self.client.work.next() => chain::on_report(&mut self.client, report),
-                Some(removed) = self.client.cleanup.next() => self.client.on_removed(removed),
+                Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),
                 event = self.client.link.session.next(), if !leaving || self.client.takes_more() => {
                     let received = self.client.on_session(event?);
                     // Otherwise it is not acknowledged, so the next client gets it.
@@ -463,9 +465,9 @@ impl Service {
         drop((self.events.take(), self.retries, self.control));
         // The remaining mark makes the next client look for removed folders.
         if self.client.cleanup.is_removing()
-            && let Ok(Some(removed)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await
+            && let Ok(Some(beside)) = timeout(CLEANUP_TIMEOUT, self.client.cleanup.next()).await
         {
-            self.client.on_removed(removed);
+            self.client.on_beside(beside);
         }
         // Without a goodbye, also of a connection that is not online yet, the broker publishes the will.
         self.client.link.session.abandon().await;

@@ -95,3 +95,19 @@ pub fn network_fs() -> bool {
 pub const fn network_fs() -> bool {
     false
 }
+
+/// Returns for how long submitted work that has ended is kept in any case, as `TAEL_TEST_FRESH` sets it,
+/// milliseconds.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn fresh() -> Option<Duration> {
+    let text = std::env::var("TAEL_TEST_FRESH").ok()?;
+    text.parse().ok().map(Duration::from_millis)
+}
+
+/// Returns `None` in a release build.
+#[cfg(not(debug_assertions))]
+#[must_use]
+pub const fn fresh() -> Option<Duration> {
+    None
+}

@@ -43,6 +43,7 @@ mod outbox;
 mod output;
 mod package;
 mod playbooks;
+mod quota;
 mod receptor;
 mod redelivery;
 mod remote;

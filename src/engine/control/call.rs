@@ -36,6 +36,8 @@ pub struct Ticket {
     pub id: String,
     /// Whether no earlier unit can have the id.
     pub is_new: bool,
+    /// Whether its unit is there, or was.
+    pub is_known: bool,
     /// Its type.
     pub kind: String,
     /// Its parameters.
@@ -79,6 +81,10 @@ pub enum Call {
     Unit(String, oneshot::Sender<Answer<Value>>),
     /// A unit whose output is read.
     Output(String, oneshot::Sender<Answer<Output>>),
+    /// All output of a unit that has ended was sent.
+    Fetched(String),
+    /// There was no room for a payload.
+    NoRoom,
     /// A unit is to end.
     Cancel(String, oneshot::Sender<Answer<Ending>>),
     /// A unit is to end, and to be forgotten.

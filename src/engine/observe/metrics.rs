@@ -174,6 +174,30 @@ impl Metrics {
             "When the client started.",
             &one(seconds(snapshot.since.as_millisecond())),
         );
+        if let Some(state) = snapshot.state {
+            for (name, kind, help, value) in [
+                (
+                    "state_bytes",
+                    "gauge",
+                    "Size of the state folder.",
+                    state.used,
+                ),
+                (
+                    "state_limit_bytes",
+                    "gauge",
+                    "Maximum size of the state folder.",
+                    state.limit,
+                ),
+                (
+                    "state_refusals_total",
+                    "counter",
+                    "Submissions that were refused because the state folder was full.",
+                    state.refused,
+                ),
+            ] {
+                family(name, kind, help, &one(count(value)));
+            }
+        }
         let heard: Vec<_> = snapshot
             .heard
             .iter()
@@ -316,6 +340,7 @@ mod tests {
                 ..Counts::default()
             },
             outbox: 0,
+            state: None,
             heard: vec![("t", 1500)],
         }
     }

@@ -9,6 +9,7 @@ use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::Reports;
 use crate::engine::work::Units;
 use crate::store::ledger::Totals;
+use crate::store::room::Fill;
 
 /// A client at one moment.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Snapshot<'a> {
     pub counts: Counts,
     /// Number of statuses that are not published yet.
     pub outbox: usize,
+    /// Size and limit of the state folder, if there is a limit.
+    pub state: Option<Fill>,
     /// Time of the last message of each trigger that waits for silence, milliseconds since 1970.
     pub heard: Vec<(&'a str, i64)>,
 }
@@ -56,6 +59,7 @@ impl<'a> Snapshot<'a> {
             waiting: lanes.waiting(),
             counts: intake.counts,
             outbox: reports.waiting(),
+            state: pipeline.room.fill(),
             heard: intake.silence.last_heard().collect(),
         }
     }
@@ -108,8 +112,11 @@ impl<'a> Snapshot<'a> {
             ),
             ("outbox", json!(self.outbox)),
         ];
+        let state = |fill: Fill| json!({"bytes": fill.used, "limit": fill.limit});
+        let state = self.state.map(|fill| ("disk", state(fill)));
         fields
             .into_iter()
+            .chain(state)
             .map(|(key, value)| (key.to_owned(), value))
             .collect()
     }
@@ -133,6 +140,11 @@ mod tests {
             waiting: 3,
             counts: Counts::default(),
             outbox: 2,
+            state: Some(Fill {
+                used: 5,
+                limit: 7,
+                refused: 0,
+            }),
             heard: Vec::new(),
         };
         let line = snapshot.line();
@@ -147,5 +159,6 @@ mod tests {
             (&json!(3), &json!(2))
         );
         assert_eq!(fields["paused"], json!(true));
+        assert_eq!(fields["disk"], json!({"bytes": 5, "limit": 7}));
     }
 }

@@ -81,6 +81,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         max_output: 0,
         keep: Duration::from_secs(3600),
         keep_units: 1000,
+        max_state: 0,
         stop_units: false,
         control_socket: None,
         receptor_version: String::new(),

@@ -5,6 +5,7 @@
 //! between finds the mark, and never guesses what it may delete.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,9 +16,12 @@ use tracing::{info, warn};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::SESSION_EXPIRY;
 use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::work::quota::{FRESH, Found, Look, Next, Quota, Task};
+use crate::os::hooks;
 use crate::os::logging::STACK;
 use crate::store::ledger::{Op, Pruned, Retention, released_file};
 use crate::store::payload_file;
+use crate::store::room::size;
 use crate::store::unit_dir::UnitDir;
 
 /// Maximum number of folders to remove at once.
@@ -45,6 +49,15 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Time that a start has before old runs are forgotten, if no broker answers: to connect comes first.
 const HEAD_START: Duration = Duration::from_secs(1);
 
+/// Result of work in a thread beside the loop.
+#[derive(Debug)]
+pub enum Beside {
+    /// Folders are removed.
+    Removed(Removed),
+    /// Something is known about the size of the state.
+    Found(Found),
+}
+
 /// Result of removing some folders.
 #[derive(Debug)]
 pub struct Removed {
@@ -52,14 +65,16 @@ pub struct Removed {
     last: i64,
     /// Units whose folders are removed.
     gone: Vec<String>,
+    /// Size of what is removed, bytes; 0 if no one wants to know.
+    bytes: u64,
 }
 
 /// State of the cleanup.
 #[derive(Debug)]
 pub struct Cleanup {
     done: (
-        mpsc::UnboundedSender<Removed>,
-        mpsc::UnboundedReceiver<Removed>,
+        mpsc::UnboundedSender<Beside>,
+        mpsc::UnboundedReceiver<Beside>,
     ),
     /// Whether folders are being removed, and rows.
     removing: bool,
@@ -79,6 +94,7 @@ pub struct Cleanup {
     leaving: bool,
     /// Units to release when they have ended. The ledger knows them too.
     wanted: HashSet<String>,
+    quota: Quota,
 }
 
 impl Default for Cleanup {
@@ -95,19 +111,23 @@ impl Default for Cleanup {
             said: [false; 3],
             leaving: false,
             wanted: HashSet::new(),
+            quota: Quota::new(HEAD_START),
         }
     }
 }
 
 impl Cleanup {
-    /// Returns the result of removing folders. Cancel safe.
-    pub async fn next(&mut self) -> Option<Removed> {
+    /// Returns the result of work beside the loop. Cancel safe.
+    pub async fn next(&mut self) -> Option<Beside> {
         self.done.1.recv().await
     }
 
-    /// Returns when something expires.
-    pub const fn wake(&self) -> Option<Instant> {
-        self.due
+    /// Returns when something expires, or the state must be measured; `has_live` is whether units have
+    /// not ended.
+    pub fn wake(&self, pipeline: &Pipeline, has_live: bool) -> Option<Instant> {
+        let measure = self.quota.wake(&pipeline.room, has_live);
+        let measure = measure.filter(|_| !self.leaving);
+        [self.due, measure].into_iter().flatten().min()
     }
 
     /// Finishes what is running, and begins nothing more.
@@ -120,11 +140,27 @@ impl Cleanup {
         self.wanted.insert(unit.to_owned());
     }
 
-    /// Notes that the end of `unit` is on disk.
-    pub fn ended(&mut self, unit: &str, steps: &mut Steps) {
+    /// Notes that the end of `unit` is on disk, whose output counts from now on.
+    pub fn ended(&mut self, pipeline: &Pipeline, unit: &str, steps: &mut Steps) {
+        self.quota.ended(&pipeline.room, &pipeline.dir(unit), unit);
+        self.release_wanted(unit, steps);
+    }
+
+    /// Releases `unit`, which has ended, if a person wants that.
+    pub fn release_wanted(&mut self, unit: &str, steps: &mut Steps) {
         if let Some(unit) = self.wanted.take(unit) {
             steps.push_back(Step::Release(unit, false));
         }
+    }
+
+    /// Notes that `unit` is out of the ledger.
+    pub fn released(&mut self, unit: &str) {
+        self.quota.released(unit);
+    }
+
+    /// Notes that the limit of the state may be another.
+    pub fn reconfigured(&mut self) {
+        self.quota.reconfigured();
     }
 
     /// Returns whether folders are being removed.
@@ -150,7 +186,7 @@ impl Cleanup {
         let (units, events) = Self::ages(pipeline);
         let counts = self.rounds.is_multiple_of(COUNT_EVERY);
         self.rounds = self.rounds.wrapping_add(1);
-        let now = aging_clock(now_ms(), pipeline.since.as_millisecond(), pipeline.ticks());
+        let now = now_to_age(pipeline);
         let retention = Retention {
             units_since: now.saturating_sub(units),
             units: pipeline.config.keep_units,
@@ -189,11 +225,55 @@ impl Cleanup {
         });
     }
 
-    /// Handles what has expired.
-    pub fn on_time(&mut self, pipeline: &Pipeline, steps: &mut Steps) {
+    /// Handles what has expired, and measures the state if it is time; `live` returns the units that
+    /// have not ended, if it `has_live` ones.
+    pub fn on_time(
+        &mut self,
+        pipeline: &Pipeline,
+        (has_live, live): (bool, impl FnOnce() -> Vec<String>),
+        steps: &mut Steps,
+    ) {
         if self.due.is_some_and(|due| Instant::now() >= due) {
             self.prune(pipeline, steps);
         }
+        if self.leaving {
+            return;
+        }
+        let home = &pipeline.home.path;
+        if let Some(task) = self.quota.on_time(&pipeline.room, home, has_live, live) {
+            self.begin(task);
+        }
+    }
+
+    /// Does a task of the quota beside the loop.
+    fn begin(&mut self, task: Task) {
+        let begun = self.beside(move || Beside::Found(task.perform()));
+        if let Err(e) = begun {
+            warn!("cannot start a thread to measure the state: {e}");
+            self.quota.not_begun();
+        }
+    }
+
+    /// Does what the quota wants next.
+    fn follow(&mut self, next: Next, steps: &mut Steps) {
+        match next {
+            Next::Nothing => {}
+            Next::Do(task) => self.begin(task),
+            Next::Forget(units) => {
+                let release = |unit| Step::Release(unit, false);
+                steps.extend(units.into_iter().map(release));
+            }
+        }
+    }
+
+    /// Does `work` in a thread beside the loop, which hears of its result.
+    fn beside(&self, work: impl FnOnce() -> Beside + Send + 'static) -> io::Result<()> {
+        let done = self.done.0.clone();
+        let thread = std::thread::Builder::new().name("cleanup".into());
+        let thread = thread.stack_size(STACK).spawn(move || {
+            let _ = done.send(work());
+        });
+        thread.map(drop)
     }
 
     /// Handles the result of a step of pruning.
@@ -231,27 +311,40 @@ impl Cleanup {
         let Some((last, _)) = released.last() else {
             if !self.leaving && std::mem::take(&mut self.more) {
                 self.prune(pipeline, steps);
+            } else if !self.leaving {
+                let next = self.quota.all_removed(&pipeline.room, look(pipeline));
+                self.follow(next, steps);
             }
             return;
         };
         let last = *last;
         let marks: Vec<String> = released.into_iter().map(|(_, mark)| mark).collect();
         let home = pipeline.home.path.clone();
-        let done = self.done.0.clone();
-        let thread = std::thread::Builder::new().name("cleanup".into());
-        let removing = thread.stack_size(STACK).spawn(move || {
-            let _ = done.send(remove(&home, marks, last));
-        });
+        let counts = pipeline.room.fill().is_some();
+        let removing = self.beside(move || Beside::Removed(remove(&home, marks, last, counts)));
         match removing {
-            Ok(_) => self.removing = true,
+            Ok(()) => self.removing = true,
             // The next pruning tries again.
             Err(e) => warn!("cannot start a thread to remove folders: {e}"),
         }
     }
 
+    /// Handles the result of work beside the loop.
+    pub fn on_beside(&mut self, pipeline: &Pipeline, beside: Beside, steps: &mut Steps) {
+        match beside {
+            Beside::Removed(removed) => self.on_removed(pipeline, removed, steps),
+            Beside::Found(_) if self.leaving => {}
+            Beside::Found(found) => {
+                let next = self.quota.found(&pipeline.room, found, look(pipeline));
+                self.follow(next, steps);
+            }
+        }
+    }
+
     /// Notes that some folders are removed.
-    pub fn on_removed(&mut self, pipeline: &Pipeline, removed: Removed, steps: &mut Steps) {
+    fn on_removed(&mut self, pipeline: &Pipeline, removed: Removed, steps: &mut Steps) {
         self.removing = false;
+        self.quota.removed(&pipeline.room, removed.bytes);
         self.tried = removed.last;
         steps.push_back(Step::Commit(Op::Removed(removed.gone)));
         if !self.leaving {
@@ -268,25 +361,49 @@ fn aging_clock(says: i64, start: i64, elapsed: i64) -> i64 {
     says.min(start.saturating_add(elapsed))
 }
 
+/// Returns the time for the age of runs of `pipeline`, milliseconds since 1970.
+fn now_to_age(pipeline: &Pipeline) -> i64 {
+    aging_clock(now_ms(), pipeline.since.as_millisecond(), pipeline.ticks())
+}
+
+/// Returns what a look for units to forget needs to know.
+fn look(pipeline: &Pipeline) -> Look<'_> {
+    let fresh = hooks::fresh().unwrap_or(FRESH);
+    let fresh = i64::try_from(fresh.as_millis()).unwrap_or(i64::MAX);
+    Look {
+        home: &pipeline.home.path,
+        fresh: now_to_age(pipeline).saturating_sub(fresh),
+    }
+}
+
 /// Removes the folders and payloads in the folder `home` of a pipeline that have these `marks`, and
-/// logs once if one stays.
-fn remove(home: &Path, marks: Vec<String>, last: i64) -> Removed {
+/// logs once if one stays. Measures them if that `counts`.
+fn remove(home: &Path, marks: Vec<String>, last: i64, counts: bool) -> Removed {
     let mut gone = Vec::with_capacity(marks.len());
-    let mut said = false;
+    let (mut said, mut bytes) = (false, 0);
     for mark in marks {
-        let removed = match released_file(&mark) {
+        let dir = UnitDir::new(home, &mark);
+        let (path, file) = match released_file(&mark) {
+            Some(file) => (payload_file::path(home, file), Some(file)),
+            None => (dir.path().to_owned(), None),
+        };
+        let held = if counts { size(&path) } else { 0 };
+        let removed = match file {
             Some(file) => payload_file::remove(home, file),
-            None => UnitDir::new(home, &mark).remove(),
+            None => dir.remove(),
         };
         match removed {
-            Ok(()) => gone.push(mark),
+            Ok(()) => {
+                bytes += held;
+                gone.push(mark);
+            }
             Err(e) if !std::mem::replace(&mut said, true) => {
                 warn!("cannot remove what is left of unit {mark}: {e}");
             }
             Err(_) => {}
         }
     }
-    Removed { last, gone }
+    Removed { last, gone, bytes }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod job;
 pub mod lanes;
 mod live;
 mod pool;
+pub mod quota;
 mod receipts;
 pub mod recovery;
 pub mod retry;

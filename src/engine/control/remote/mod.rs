@@ -34,6 +34,7 @@ use crate::os::logging::SENDERS;
 use crate::store::ledger::submitted::is_submitted;
 use crate::store::ledger::{CANCELED, EventKey, Refused};
 use crate::store::payload_file;
+use crate::store::room::{Room, Share};
 use answers::{answer, message, refuse, state, unknown};
 use permission::allow;
 use ring::digest::{Context, SHA256};
@@ -53,8 +54,8 @@ pub struct Remote<T> {
 /// What a task has found out.
 #[derive(Debug)]
 enum Told {
-    /// A payload is on disk.
-    Stored(Box<Manifest>, ReplyTo, Result<Payload, Error>),
+    /// A payload is on disk, and has its share of the room there.
+    Stored(Box<Manifest>, ReplyTo, Result<(Payload, Share), Error>),
     /// A submission was judged; its message is acknowledged with the answer.
     Judged(String, ReplyTo, Receipt, Submitted),
     /// A unit that is not here was canceled, so that it does not run when it comes.
@@ -140,8 +141,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         };
         let unit = request.unit().to_owned();
         let done = match self.demand(pipeline, request, &reply, body, has_room) {
-            Ok(Demand::Inline(submission)) => {
-                return self.submit(&pipeline.home.path, *submission, reply, receipt);
+            Ok(Demand::Inline(submission, share)) => {
+                let home = &pipeline.home.path;
+                return self.submit(home, *submission, share, reply, receipt);
             }
             Ok(Demand::CancelAhead) => return self.cancel_ahead(unit, reply, receipt),
             Ok(Demand::Release { lane, ended }) => {
@@ -258,14 +260,23 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         if let Some(cause) = kind.refusal(&manifest.parameters(), manifest.signature.is_some()) {
             return Err(Error::data(cause));
         }
-        if manifest.length > kind.max_stdin {
+        let most = pipeline.room.cap(kind.max_stdin);
+        if manifest.length > most {
             return Err(Error::data(format!(
-                "the payload has {} bytes, and the node takes {}",
-                manifest.length, kind.max_stdin
+                "the payload has {} bytes, and the node takes {most}",
+                manifest.length
             )));
         }
-        // What was accepted before is not judged again by what is true now.
-        if !is_submitted(&pipeline.reader, &manifest.unit)? {
+        // What was accepted before is not judged again by what is true now, and takes no room.
+        let is_known = is_submitted(&pipeline.reader, &manifest.unit)?;
+        let share = |bytes| match is_known {
+            true => Ok(Room::new(0).reserve()),
+            false => pipeline.room.share(bytes).map_err(|full| {
+                let cause = format!("{full}: try again");
+                Error::new(Kind::TryAgain, cause)
+            }),
+        };
+        if !is_known {
             let late = manifest.expires.map(|at| Timestamp::now().as_second() - at);
             if let Some(late) = late.filter(|late| *late > 0) {
                 return Err(Error::new(
@@ -280,7 +291,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         if !manifest.is_inline() {
             let unit = manifest.unit.clone();
             let home = &pipeline.home.path;
-            let offset = self.uploads.begin(home, manifest, reply.clone())?;
+            let offset = self.uploads.begin(home, manifest, reply.clone(), share)?;
             let want = answer(reply, &Answer::Want { unit, offset });
             return Ok(Demand::Actions(vec![want]));
         }
@@ -289,8 +300,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         if hex(&finish(context)) != manifest.sha256 {
             return Err(Error::data(DIGEST));
         }
+        let share = share(manifest.length)?;
         let submission = submission(manifest, Payload::Inline(body));
-        Ok(Demand::Inline(Box::new(submission)))
+        Ok(Demand::Inline(Box::new(submission), share))
     }
 
     fn on_piece(&mut self, unit: &str, reply: &ReplyTo, offset: u64, body: Bytes) -> Actions {
@@ -313,12 +325,16 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                         manifest,
                         reply,
                         file,
+                        share,
                         sha256,
                         ..
                     } = *upload;
                     hooks::failpoint("upload.before");
                     let stored = match file.keep() {
-                        Ok((name, bytes)) => Ok(Payload::File(PayloadFile { name, bytes }, sha256)),
+                        Ok((name, bytes)) => {
+                            let file = PayloadFile { name, bytes };
+                            Ok((Payload::File(file, sha256), share))
+                        }
                         Err(e) => Err(Error::state(&e, format!("write the payload: {e}"))),
                     };
                     hooks::failpoint("upload.after");
@@ -342,11 +358,13 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         Receipt::Submitted(Submitter(submitter))
     }
 
-    /// Submits work. The message of its request is acknowledged with the answer.
+    /// Submits work, whose payload has its `share` of the room in the folder `home`. The message of its
+    /// request is acknowledged with the answer.
     fn submit(
         &self,
         home: &Path,
         submission: Submission,
+        share: Share,
         reply: ReplyTo,
         receipt: Receipt,
     ) -> Actions {
@@ -356,11 +374,11 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             Payload::File(file, _) => Some((home.to_owned(), file.name.clone())),
         };
         let receipt = self.receipt(move |became| {
-            if became != Submitted::Accepted
-                && let Some((home, name)) = &file
-            {
+            match (&became, &file) {
+                (Submitted::Accepted, _) => share.keep(),
                 // The next start removes one that stays.
-                let _ = payload_file::remove(home, name);
+                (_, Some((home, name))) => drop(payload_file::remove(home, name)),
+                (_, None) => {}
             }
             Told::Judged(unit, reply, receipt, became)
         });
@@ -409,8 +427,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             () = self.senders.next() => return Vec::new(),
         };
         match told {
-            Told::Stored(manifest, reply, Ok(payload)) => {
-                self.submit(home, submission(*manifest, payload), reply, Receipt::None)
+            Told::Stored(manifest, reply, Ok((payload, share))) => {
+                let submission = submission(*manifest, payload);
+                self.submit(home, submission, share, reply, Receipt::None)
             }
             Told::Stored(manifest, reply, Err(e)) => vec![refuse(&reply, &manifest.unit, &e)],
             Told::Canceled(unit, reply, receipt) => {
@@ -459,9 +478,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     }
 
     /// Notes that a publish is complete: `heard` is whether anyone subscribes to it, or why the broker
-    /// does not take it.
-    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) {
-        self.senders.published(token, heard);
+    /// does not take it. Returns the unit that a requester has all of now.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) -> Option<String> {
+        self.senders.published(token, heard)
     }
 
     /// Notes that there is a connection.
@@ -484,8 +503,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
 enum Demand {
     /// These actions.
     Actions(Actions),
-    /// Work, whose payload came with the request.
-    Inline(Box<Submission>),
+    /// Work, whose payload came with the request, and its share of the room.
+    Inline(Box<Submission>, Share),
     /// The end of a unit that is not here.
     CancelAhead,
     /// The release of the unit, which is in this lane and may have ended.

@@ -149,23 +149,29 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     }
 
     /// Notes that a publish is complete: it has come to the broker, and `heard` is whether anyone
-    /// subscribes to it; or the broker does not take it.
-    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) {
+    /// subscribes to it; or the broker does not take it. Returns the unit whose end it was: its
+    /// requester has all of it.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) -> Option<String> {
         self.due |= self.is_blocked;
-        let Some((size, number)) = self.unacknowledged.remove(&token) else {
-            return;
-        };
+        let (size, number) = self.unacknowledged.remove(&token)?;
         self.unacknowledged_bytes -= size;
         self.due = true;
         // A requester that comes back asks again.
         if heard == Ok(false) {
-            return self.remove(|sender| sender.number == number);
+            self.remove(|sender| sender.number == number);
+            return None;
         }
         if let Err(e) = heard {
-            return self.fail(number, e);
+            self.fail(number, e);
+            return None;
         }
         let told = |sender: &Sender<T>| matches!(sender.last, Last::Sent(_, last) if last == token);
-        self.remove(told);
+        let unit = self.list.iter().find(|sender| told(sender));
+        let unit = unit.map(|sender| sender.unit.clone());
+        if unit.is_some() {
+            self.remove(told);
+        }
+        unit
     }
 
     /// Tells the requester with this `number` why it gets no more, and forgets it.

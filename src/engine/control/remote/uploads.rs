@@ -15,6 +15,7 @@ use crate::model::remote::assembly::{Assembly, Piece};
 use crate::model::remote::wire::Manifest;
 use crate::model::signature::hex;
 use crate::store::payload_file::Writing;
+use crate::store::room::Share;
 
 /// Maximum number of payloads that come at a time. Further ones are refused, and their submitters
 /// try again.
@@ -35,6 +36,8 @@ pub struct Upload {
     pub reply: ReplyTo,
     /// Its file.
     pub file: Writing,
+    /// Its share of the room in the state folder.
+    pub share: Share,
     /// SHA-256 of the payload, once it is whole.
     pub sha256: [u8; 32],
     digest: Context,
@@ -64,12 +67,19 @@ pub enum Progress {
 }
 
 impl Uploads {
-    /// Begins a payload in the folder `home`, or continues it. Returns the offset of the next byte.
+    /// Begins a payload in the folder `home`, or continues it. A new one takes its `share` of the room
+    /// there. Returns the offset of the next byte.
     ///
     /// # Errors
-    /// 65 if another payload comes for the same unit, 75 if too many come, 73 if its file cannot be
-    /// created.
-    pub fn begin(&mut self, home: &Path, manifest: Manifest, reply: ReplyTo) -> Result<u64> {
+    /// 65 if another payload comes for the same unit, 75 if too many come or there is no room, 73 if
+    /// its file cannot be created.
+    pub fn begin(
+        &mut self,
+        home: &Path,
+        manifest: Manifest,
+        reply: ReplyTo,
+        share: impl FnOnce(u64) -> Result<Share>,
+    ) -> Result<u64> {
         if let Some(upload) = self.0.get_mut(&manifest.unit) {
             let same = |manifest: &Manifest| (manifest.signed(), manifest.kind.clone());
             if same(&upload.manifest) != same(&manifest) {
@@ -87,6 +97,7 @@ impl Uploads {
         }
         let upload = Upload {
             reply,
+            share: share(manifest.length)?,
             file: Writing::create(home)?,
             sha256: [0; 32],
             digest: Context::new(&SHA256),
@@ -116,12 +127,14 @@ impl Uploads {
         };
         upload.digest.update(&next);
         let length = upload.manifest.length;
-        let wrong = match upload.file.write(&next) {
-            Err(e) => Some(Error::state(&e, format!("write the payload: {e}"))),
-            Ok(()) if upload.pieces.offset() > length => Some(Error::data(format!(
-                "the payload has more than {length} bytes"
-            ))),
-            Ok(()) => None,
+        let too_long = upload.pieces.offset() > length;
+        let too_long = too_long.then(|| format!("the payload has more than {length} bytes"));
+        let wrong = match too_long.map_or_else(|| upload.share.grow(next.len() as u64), Err) {
+            Err(cause) => Some(Error::data(cause)),
+            Ok(()) => upload.file.write(&next).err().map(|e| {
+                let cause = format!("write the payload: {e}");
+                Error::state(&e, cause)
+            }),
         };
         if let Some(wrong) = wrong {
             self.0.remove(unit);

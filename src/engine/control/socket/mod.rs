@@ -56,6 +56,7 @@ impl ControlSocket {
             name: pipeline.config.who.clone(),
             host: pipeline.config.host.clone(),
             home: pipeline.home.path.clone(),
+            room: Arc::clone(&pipeline.room),
             calls: sender,
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         });

@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::engine::control::call::{Answer, Call};
 use crate::model::receptor::LOCALHOST;
+use crate::store::room::Room;
 
 /// Answer to a requester when the client does not answer any more.
 pub const STOPPING: &str = "try again: the client is stopping";
@@ -20,6 +21,8 @@ pub struct Node {
     pub host: String,
     /// Folder of its pipeline.
     pub home: PathBuf,
+    /// Room in it.
+    pub room: Arc<Room>,
     /// Takes what connections ask.
     pub calls: mpsc::Sender<Call>,
     /// Room for connections.

@@ -16,6 +16,7 @@ use crate::model::receptor::TRY_AGAIN;
 use crate::model::work::PayloadFile;
 use crate::os::socket::has_hung_up;
 use crate::store::payload_file::Writing;
+use crate::store::room::Share;
 
 /// Maximum size of a payload that goes into the ledger, bytes. A larger one gets a file.
 const MAX_INLINE: usize = 16 * 1024;
@@ -24,12 +25,17 @@ const MAX_INLINE: usize = 16 * 1024;
 /// to read the error.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Reads a payload of at most `limit` bytes, for the pipeline in the folder `home`. The inner error is
-/// for its sender.
+/// Reads a payload of at most `limit` bytes, for the pipeline in the folder `home`, of which it takes
+/// its `share`. The inner error is for its sender.
 ///
 /// # Errors
 /// When its sender has gone.
-pub async fn read(wire: &mut Wire, home: &Path, limit: u64) -> io::Result<Answer<Payload>> {
+pub async fn read(
+    wire: &mut Wire,
+    home: &Path,
+    limit: u64,
+    share: &mut Share,
+) -> io::Result<Answer<Payload>> {
     let mut small = Vec::new();
     let mut large: Option<(Writing, Context)> = None;
     let mut total: u64 = 0;
@@ -45,6 +51,11 @@ pub async fn read(wire: &mut Wire, home: &Path, limit: u64) -> io::Result<Answer
             // Its sender reads the error when it has sent all.
             let _ = timeout(DRAIN, drain(wire, &mut chunk)).await;
             return Ok(Err(format!("the payload is larger than {limit} bytes")));
+        }
+        if let Err(full) = share.grow(read as u64) {
+            drop(large.take());
+            let _ = timeout(DRAIN, drain(wire, &mut chunk)).await;
+            return Ok(Err(format!("{TRY_AGAIN}{full}")));
         }
         small.extend_from_slice(chunk.get(..read).unwrap_or_default());
         if large.is_none() && small.len() <= MAX_INLINE {

@@ -68,6 +68,11 @@ pub async fn send(
             wire.send(chunk).await?;
         }
         if ends {
+            // Standard error alone is not what a submitter waits for.
+            if which != Some(StreamName::Stderr) {
+                // A client that has much to do may forget it: the unit stays a little longer.
+                let _ = node.calls.try_send(Call::Fetched(unit));
+            }
             return Ok(None);
         }
         if !chunks.is_empty() {

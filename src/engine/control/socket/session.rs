@@ -22,6 +22,7 @@ use crate::model::work::UNKNOWN_TYPE;
 use crate::os::hooks;
 use crate::os::host::username_of;
 use crate::store::payload_file;
+use crate::store::room::{Room, Share};
 
 /// Maximum time for a unit to end before its cancel, or its release, is answered as pending.
 const ENDING: Duration = Duration::from_secs(2);
@@ -217,22 +218,36 @@ impl Session {
             Err(cause) => return Ok(Some(cause)),
         };
         self.wire.say(&receptor::send_payload(&ticket.id)).await?;
-        let line = match payload::read(&mut self.wire, &node.home, ticket.max_stdin).await? {
+        // What is known already takes no room.
+        let room = match ticket.is_known {
+            true => Room::new(0),
+            false => Arc::clone(&node.room),
+        };
+        let mut share = room.reserve();
+        let limit = ticket.max_stdin;
+        let line = match payload::read(&mut self.wire, &node.home, limit, &mut share).await? {
             Ok(payload) => {
                 let id = ticket.id.clone();
-                match self.accept(ticket, payload).await {
+                match self.accept(ticket, payload, share).await {
                     Ok(()) => receptor::line(&json!({"result": "Job Started", "unitid": id})),
                     Err(cause) => receptor::error(&cause),
                 }
             }
-            Err(cause) => receptor::error(&cause),
+            Err(cause) => {
+                if room.is_wanted() {
+                    // One that has stopped does not look for room.
+                    let _ = node.calls.send(Call::NoRoom).await;
+                }
+                receptor::error(&cause)
+            }
         };
         self.wire.say(&line).await?;
         Ok(None)
     }
 
-    /// Gives the client the work, and waits until it is on disk.
-    async fn accept(&mut self, ticket: Ticket, payload: Payload) -> Answer<()> {
+    /// Gives the client the work, and waits until it is on disk. The payload has its `share` of the
+    /// room there.
+    async fn accept(&mut self, ticket: Ticket, payload: Payload, share: Share) -> Answer<()> {
         let uid = self.wire.stream().peer_cred();
         let uid = uid
             .map_err(|e| format!("find the user of the connection: {e}"))?
@@ -264,11 +279,11 @@ impl Session {
         let unknown =
             |_| format!("{STOPPING}, and may have the work: submit it again as unit {id}");
         let answer = answer.await.map_err(unknown)?;
-        if answer != Submitted::Accepted
-            && let Some(file) = file
-        {
+        match (&answer, file) {
+            (Submitted::Accepted, _) => share.keep(),
             // The next start removes one that stays.
-            let _ = payload_file::remove(&self.node.home, &file);
+            (_, Some(file)) => drop(payload_file::remove(&self.node.home, &file)),
+            (_, None) => {}
         }
         match answer {
             Submitted::Accepted | Submitted::Known => Ok(()),
