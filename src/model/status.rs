@@ -118,6 +118,25 @@ pub enum Presence {
     Lost,
 }
 
+impl Presence {
+    /// Returns whether a pipeline with this state does not hear what it is asked.
+    #[must_use]
+    pub fn is_away(state: &str) -> bool {
+        [Self::Offline, Self::Lost]
+            .iter()
+            .any(|away| away.name() == state)
+    }
+
+    /// Returns its name on the wire. A paused pipeline says so beside it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Online | Self::Paused => "online",
+            Self::Offline => "offline",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// Maximum number of triggers, and of work types, that a presence lists, and of the bytes of the
 /// triggers as JSON.
 const MAX_LISTED: usize = 100;
@@ -165,11 +184,7 @@ pub fn presence(
     (since, now): (Timestamp, Timestamp),
 ) -> Value {
     let mut presence = json!({
-        "state": match state {
-            Presence::Online | Presence::Paused => "online",
-            Presence::Offline => "offline",
-            Presence::Lost => "lost",
-        },
+        "state": state.name(),
         "who": who,
         "host": host,
         "version": env!("CARGO_PKG_VERSION"),

@@ -139,7 +139,10 @@ pub fn waits_for(triggers: &[Trigger], work: &[WorkType]) -> String {
     let types = work.iter().map(|kind| kind.name.as_str());
     let work = (!work.is_empty()).then(|| format!("work of type {}", listed(types)));
     let all: Vec<String> = messages.into_iter().chain(work).collect();
-    format!("waiting for {}", all.join(", and for "))
+    match all.is_empty() {
+        true => "waiting for work to submit to other nodes".to_owned(),
+        false => format!("waiting for {}", all.join(", and for ")),
+    }
 }
 
 impl Trigger {

@@ -9,7 +9,7 @@ use crate::model::event::Attributes;
 use crate::model::message::Route;
 use crate::model::spec::Spec;
 use crate::model::variables::{Value, Variables};
-use crate::model::work::Work;
+use crate::model::work::{Delegation, Work};
 
 pub use crate::model::outcome::{End, Outcome, Stopped};
 pub use crate::model::state::State;
@@ -117,6 +117,12 @@ pub fn short_ids(text: &str) -> String {
 }
 
 impl Unit {
+    /// Returns what another node is told of it, if one runs it.
+    #[must_use]
+    pub fn delegation(&self) -> Option<&Delegation> {
+        self.work.as_deref()?.delegation.as_deref()
+    }
+
     /// Returns the lane that it waits in.
     #[must_use]
     pub fn lane(&self) -> &str {

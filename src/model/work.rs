@@ -14,6 +14,9 @@ use crate::model::variables::Variables;
 /// Beginning of the names of their lanes, which differ so from those of triggers.
 const LANE: &str = "work/";
 
+/// Beginning of the names of the lanes of other nodes.
+const NODE_LANE: &str = "node/";
+
 /// Prefix of the variables that a submitter sets.
 const PREFIX: &str = "WORK_";
 
@@ -30,6 +33,18 @@ pub const UNKNOWN_TYPE: &str = "unknown work type";
 #[must_use]
 pub fn lane_of(kind: &str) -> String {
     format!("{LANE}{kind}")
+}
+
+/// Returns the name of the lane of the work that `node` runs.
+#[must_use]
+pub fn lane_of_node(node: &str) -> String {
+    format!("{NODE_LANE}{node}")
+}
+
+/// Returns the node that runs the work of a lane, if another one does.
+#[must_use]
+pub fn node_of_lane(lane: &str) -> Option<&str> {
+    lane.strip_prefix(NODE_LANE)
 }
 
 /// A kind of work that may be submitted.
@@ -111,6 +126,14 @@ impl Params {
             part(name.as_bytes());
             part(value.as_bytes());
         }
+    }
+
+    /// Returns the number of their bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let mut size = 0;
+        self.parts(&mut |part| size += part.len());
+        size
     }
 
     /// Returns whether there are none.
@@ -215,12 +238,33 @@ pub struct Work {
     pub params: Vec<String>,
     /// Who has submitted it: `user@host`.
     pub submitter: String,
-    /// Whether the submission was signed. Requests about the unit must be signed as well.
+    /// Whether the submission was signed, or is signed for another node. Requests about the unit must be
+    /// signed as well.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub signed: bool,
     /// File of its payload, if that is too large for the ledger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PayloadFile>,
+    /// The node that runs it, if another one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegation: Option<Box<Delegation>>,
+}
+
+/// What another node is told of work that it runs for this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegation {
+    /// Name of the node.
+    pub node: String,
+    /// Names and values for the environment of the command, as the submitter has given them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<(String, String)>,
+    /// Length of the payload, bytes.
+    pub length: u64,
+    /// SHA-256 of the payload, hexadecimal.
+    pub sha256: String,
+    /// From when on the node must not accept it any more, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
 }
 
 /// A payload in a file of its own, in the folder of the pipeline.
@@ -311,6 +355,7 @@ mod tests {
             submitter: "ann@host".into(),
             signed: false,
             file: None,
+            delegation: None,
         };
         let whole = Work {
             params: vec!["a b".into()],
@@ -319,6 +364,13 @@ mod tests {
                 name: "f".into(),
                 bytes: 7,
             }),
+            delegation: Some(Box::new(Delegation {
+                node: "node7".into(),
+                named: vec![("a".into(), "b".into())],
+                length: 7,
+                sha256: "00".repeat(32),
+                expires: Some(1),
+            })),
             ..small.clone()
         };
         for work in [small, whole] {

@@ -18,6 +18,13 @@ pub const fn state(state: State) -> (u8, &'static str) {
     }
 }
 
+/// Returns a time, seconds since 1970, as Go prints it; none is the zero time of Go.
+#[must_use]
+pub fn time(at: Option<i64>) -> String {
+    let at = at.and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map_or_else(|| "0001-01-01T00:00:00Z".into(), |at| at.to_string())
+}
+
 /// Names of signals as Go prints them (`syscall.Signal.String`, Linux).
 const SIGNALS: &[(i32, &str)] = &[
     (1, "hangup"),
@@ -37,6 +44,10 @@ const SIGNALS: &[(i32, &str)] = &[
 #[must_use]
 pub fn detail(state: State, outcome: Option<&Outcome>, note: Option<&str>) -> String {
     match (state, outcome) {
+        // Of a unit on another node, the note says what it waits for.
+        (State::Pending | State::Running, _) if note.is_some() => {
+            note.unwrap_or_default().to_owned()
+        }
         (State::Pending, _) => "Waiting for a job".into(),
         (State::Running, _) => "Running".into(),
         (State::Canceled, _) => "Canceled".into(),

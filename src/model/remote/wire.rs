@@ -1,15 +1,17 @@
 //! Messages of work between nodes. A message is a header of one line of JSON, which names its kind,
 //! and bytes after it. docs/protocol.md describes all of them.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
-use crate::model::signature::{self, Operation, hex};
+use crate::model::signature::{self, Claims, LIFETIME, MAX_SKEW, Operation, Signer, hex};
 use crate::model::unit::is_ulid;
-use crate::model::work::Params;
+use crate::model::work::{Delegation, Params, Work};
 
 /// Length of a SHA-256 in hexadecimal digits.
 const HEX_SHA256: usize = 64;
@@ -99,6 +101,22 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Returns the manifest of `unit`, which is `work` that the node of the delegation runs.
+    #[must_use]
+    pub fn of(unit: &str, work: &Work, delegation: &Delegation) -> Self {
+        Self {
+            unit: unit.to_owned(),
+            kind: work.kind.clone(),
+            params: work.params.clone(),
+            variables: delegation.named.clone(),
+            submitter: work.submitter.clone(),
+            length: delegation.length,
+            sha256: delegation.sha256.clone(),
+            expires: delegation.expires,
+            signature: None,
+        }
+    }
+
     /// Returns whether the payload follows the header.
     #[must_use]
     pub const fn is_inline(&self) -> bool {
@@ -171,6 +189,35 @@ impl Request {
             work,
         };
         Some((request, signature.as_deref()))
+    }
+
+    /// Signs it for `node` with `key` at `now` (seconds since 1970), for `life`. `jti` is for one use.
+    /// The answer goes to `reply`. A request that continues another one needs no signature.
+    ///
+    /// # Errors
+    /// When the key cannot sign.
+    pub fn sign_with(
+        &mut self,
+        key: &Signer,
+        (node, reply): (&str, &str),
+        (now, life): (i64, Option<Duration>),
+        jti: String,
+    ) -> Result<(), String> {
+        let Some((request, _)) = self.allowance(node, reply) else {
+            return Ok(());
+        };
+        let seconds = |life: Duration| i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
+        let life = life.map_or(LIFETIME, |life| {
+            seconds(life).saturating_add(MAX_SKEW).min(LIFETIME)
+        });
+        let claims = Claims {
+            request,
+            iat: now,
+            exp: now + life,
+            jti,
+        };
+        self.sign(signature::sign(key, &claims)?);
+        Ok(())
     }
 
     /// Sets the signature.

@@ -234,6 +234,12 @@ const MIGRATIONS: &[&str] = &[
     // Submitted work whose output was fetched, and when it ended: it is forgotten first.
     "ALTER TABLE unit ADD COLUMN fetched INTEGER;
     CREATE INDEX unit_fetched ON unit (fetched) WHERE fetched IS NOT NULL;",
+    // Releases that other nodes must hear of.
+    "CREATE TABLE debt (
+        unit TEXT PRIMARY KEY,
+        node TEXT NOT NULL,
+        signed INTEGER NOT NULL
+    ) WITHOUT ROWID;",
 ];
 
 /// Maximum content of a ledger that is rewritten so that it can shrink, bytes.

@@ -71,6 +71,37 @@ pub fn page(reader: &Reader, seq: i64) -> Result<Vec<Record>> {
         .map_err(wrong)
 }
 
+/// A released unit whose node must hear of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debt {
+    /// The unit.
+    pub unit: String,
+    /// The node.
+    pub node: String,
+    /// Whether the node wants a signature.
+    pub signed: bool,
+}
+
+/// Returns the released units whose nodes must hear of that; with `unit`, only this one.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub fn debts(reader: &Reader, unit: Option<&str>) -> Result<Vec<Debt>> {
+    let debt = |row: &Row<'_>| {
+        Ok(Debt {
+            unit: row.get(0)?,
+            node: row.get(1)?,
+            signed: row.get(2)?,
+        })
+    };
+    let sql = "SELECT unit, node, signed FROM debt WHERE ?1 IS NULL OR unit = ?1";
+    reader
+        .connection
+        .prepare_cached(sql)
+        .and_then(|mut query| query.query_map(params![unit], debt)?.collect())
+        .map_err(wrong)
+}
+
 /// Returns the units that must be released, and may have ended.
 ///
 /// # Errors

@@ -123,7 +123,20 @@ pub enum Op {
         /// The unit.
         unit: String,
     },
-    /// Forget a unit that has ended, and mark its folder as released.
+    /// What people read of a unit that has not ended.
+    Note {
+        /// The unit.
+        unit: String,
+        /// The note; `None` removes it.
+        note: Option<String>,
+    },
+    /// The node that ran this released unit knows that.
+    Paid {
+        /// The unit.
+        unit: String,
+    },
+    /// Forget a unit that has ended, and mark its folder as released. The node that has run it, if
+    /// another one has, must hear of that.
     Release {
         /// The unit.
         unit: String,
@@ -284,6 +297,16 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             let rows = tx.prepare_cached(sql)?.execute(params![unit])?;
             Ok(changed(rows, vec![]))
         }
+        Op::Note { unit, note } => {
+            let sql = "UPDATE unit SET note = ?2 WHERE id = ?1 AND ended IS NULL";
+            let rows = tx.prepare_cached(sql)?.execute(params![unit, note])?;
+            Ok(changed(rows, vec![]))
+        }
+        Op::Paid { unit } => {
+            let sql = "DELETE FROM debt WHERE unit = ?1";
+            let rows = tx.prepare_cached(sql)?.execute(params![unit])?;
+            Ok(changed(rows, vec![]))
+        }
         Op::Release { unit, force } => {
             let wanted = match force {
                 true => Change::ForceRelease,
@@ -291,6 +314,7 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             };
             match decide(tx, unit, wanted)? {
                 Decision::Changes(seq, _) => {
+                    owe_release(tx, seq)?;
                     delete_unit(tx, seq)?;
                     Ok(changed(1, vec![]))
                 }
@@ -298,6 +322,15 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             }
         }
     }
+}
+
+/// Notes that the node that has run the unit of this number must hear of its release, if another one
+/// has.
+fn owe_release(tx: &Connection, seq: i64) -> rusqlite::Result<()> {
+    let sql = "INSERT OR IGNORE INTO debt (unit, node, signed)
+               SELECT id, work ->> '$.delegation.node', coalesce(work ->> '$.signed', 0)
+               FROM unit WHERE seq = ?1 AND work ->> '$.delegation.node' IS NOT NULL";
+    tx.prepare_cached(sql)?.execute(params![seq]).map(drop)
 }
 
 /// Records the retry of a person as an event that is called like its unit. It has no sender and an empty

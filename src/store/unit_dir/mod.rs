@@ -15,6 +15,7 @@
 
 pub mod both;
 pub mod holes;
+pub mod incoming;
 pub mod journal;
 pub mod locked;
 mod order;
