@@ -99,6 +99,9 @@ pub struct Client {
     /// Mode of that socket, octal
     #[arg(long, value_name = "MODE", value_parser = octal, default_value = "0600", requires = "control_socket")]
     control_mode: u32,
+    /// Run without a trigger and without a work type: only to submit work to other nodes
+    #[arg(long)]
+    submit_only: bool,
     /// Version that receptorctl gets, which warns of one that is not its own
     #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
     receptor_version: String,
@@ -138,7 +141,7 @@ pub fn mistakes_in(path: &Path, text: &str) -> Vec<String> {
     if let Some(matches) = mistakes.keep(matches)
         && let Ok(client) = Client::from_arg_matches(&matches)
     {
-        let has_work = work_type::are_there(&layers);
+        let has_work = client.submit_only || work_type::are_there(&layers);
         let triggers = trigger::all(client.trigger, &matches, &layers, has_work, &mut mistakes);
         let triggers = triggers.unwrap_or_default();
         let _ = work_type::all(&layers, client.max_output, &triggers, &mut mistakes);
@@ -379,7 +382,7 @@ impl Client {
                 "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
             )));
         }
-        let has_work = work_type::are_there(layers);
+        let has_work = self.submit_only || work_type::are_there(layers);
         let triggers = trigger::all(self.trigger, matches, layers, has_work, mistakes);
         let mut triggers = triggers.unwrap_or_default();
         let work = work_type::all(layers, self.max_output, &triggers, mistakes);

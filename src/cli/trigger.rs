@@ -135,7 +135,7 @@ pub fn all(
         if options.topic.is_empty() && options.command.is_none() {
             mistakes.note_missing(Error::usage(
                 "start client: give -t FILTER and -c CMD, or [[trigger]] or [[work]] tables in a \
-                 --config file",
+                 --config file (or --submit-only)",
             ));
             return None;
         }

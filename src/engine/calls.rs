@@ -15,13 +15,16 @@ use crate::engine::commit::step::Step;
 use crate::engine::control::call::{Answer, Call, Ending, Output, Page, Ticket};
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
-use crate::engine::intake::submission::Submission;
+use crate::engine::intake::submission::{Away, Submission};
 use crate::engine::report::followers::Stage;
 use crate::error::Error;
-use crate::model::receptor::{self, Submit, TRY_AGAIN, go};
+use crate::model::duration;
+use crate::model::receptor::{self, LOCALHOST, Submit, TRY_AGAIN, go};
+use crate::model::remote::MAX_HEADER;
 use crate::model::text::printable;
+use crate::model::topic::check_who;
 use crate::model::unit::State;
-use crate::model::work::{Params, UNKNOWN_TYPE, Work, WorkType, split};
+use crate::model::work::{MAX_NAME, Params, UNKNOWN_TYPE, Work, WorkType, lane_of_node, split};
 use crate::os::host::{is_id, memory_mib, new_id};
 use crate::store::ledger::{Op, Record, submitted};
 use crate::store::unit_dir::reader::stored;
@@ -34,6 +37,7 @@ pub fn answer(client: &mut Client, call: Call) {
         Call::Reload(to) => drop(to.send(Err("reload: not here".to_owned()))),
         Call::Offer(submit, to) => drop(to.send(offer(client, *submit))),
         Call::Submit(submission, to) => submit(client, submission, to),
+        Call::Offered(unit, to) => drop(to.send(Ok(client.delegates.watch(&unit)))),
         Call::List(after, to) => drop(to.send(list(client, after))),
         Call::Unit(unit, to) => {
             let found = record(client, &unit);
@@ -54,6 +58,9 @@ pub fn answer(client: &mut Client, call: Call) {
         } => release(client, &unit, force, answer),
     }
 }
+
+/// Work type of units that another node runs, as Receptor calls it.
+const REMOTE: &str = "remote";
 
 fn unreadable(e: Error) -> String {
     format!("{TRY_AGAIN}{e}")
@@ -92,19 +99,22 @@ fn status(client: &Client) -> Value {
 // --- Submissions ---
 
 /// Decides whether work may be submitted, before its payload is read.
-fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
+fn offer(client: &mut Client, mut submit: Submit) -> Answer<Ticket> {
+    let mut words = split(&submit.params)?;
+    words.append(&mut submit.words);
+    let params = Params {
+        words,
+        named: std::mem::take(&mut submit.named),
+    };
+    if submit.node != client.pipeline.config.who && submit.node != LOCALHOST {
+        return offer_away(client, submit, params);
+    }
     if submit.ttl.is_some() {
         return Err("ttl option is intended for remote work only".into());
     }
     let config = &client.pipeline.config;
     let kind = config.work.named(&submit.kind);
     let kind = kind.ok_or_else(|| format!("{UNKNOWN_TYPE} {}", printable(&submit.kind, 80)))?;
-    let mut words = split(&submit.params)?;
-    words.extend(submit.words);
-    let params = Params {
-        words,
-        named: submit.named,
-    };
     let is_signed = submit.sign || submit.signature.is_some();
     if let Some(refusal) = kind.refusal(&params, is_signed) {
         return Err(refusal);
@@ -112,21 +122,14 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
     if is_signed {
         return Err("this client has no key to sign with, and none to verify with".into());
     }
-    let (id, is_new) = match submit.id {
-        Some(id) if is_id(&id) => (id.to_ascii_uppercase(), false),
-        Some(id) => {
-            let id = printable(&id, 80);
-            return Err(format!(
-                "work unit ID '{id}' is not a ULID: 26 letters and digits"
-            ));
-        }
-        None => (new_id(), true),
-    };
+    let (id, is_new) = unit_id(submit.id)?;
     // One that was submitted before is answered again.
     let is_known =
         !is_new && submitted::is_submitted(&client.pipeline.reader, &id).map_err(unreadable)?;
     let room = &client.pipeline.room;
     let ticket = Ticket {
+        node: None,
+        signed: false,
         kind: kind.name.clone(),
         max_stdin: room.cap(kind.max_stdin),
         id,
@@ -147,6 +150,66 @@ fn offer(client: &mut Client, submit: Submit) -> Answer<Ticket> {
     Ok(ticket)
 }
 
+/// Decides whether work for another node may be submitted, before its payload is read.
+fn offer_away(client: &mut Client, submit: Submit, params: Params) -> Answer<Ticket> {
+    check_who(&submit.node)?;
+    if submit.kind.is_empty() || submit.kind.len() > MAX_NAME {
+        return Err(format!("{UNKNOWN_TYPE} {}", printable(&submit.kind, 80)));
+    }
+    if submit.signature.is_some() {
+        return Err("this client signs the work for other nodes itself: see signwork".into());
+    }
+    if submit.sign && client.pipeline.config.signer.is_none() {
+        return Err("this client has no key to sign with: see [signing]".into());
+    }
+    if params.size() > MAX_HEADER / 2 {
+        let limit = MAX_HEADER / 2;
+        return Err(format!(
+            "the params have more than {limit} bytes; use the payload"
+        ));
+    }
+    let ttl = submit.ttl.as_deref().map(duration::parse).transpose();
+    let ttl = ttl.map_err(|e| format!("bad ttl: {e}"))?;
+    let expires = ttl.map(|ttl| {
+        let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        Timestamp::now().as_second().saturating_add(ttl)
+    });
+    let (id, is_new) = unit_id(submit.id)?;
+    let is_known =
+        !is_new && submitted::is_submitted(&client.pipeline.reader, &id).map_err(unreadable)?;
+    if !is_known && !has_room(client, &lane_of_node(&submit.node), usize::MAX) {
+        return Err(format!("{TRY_AGAIN}too many units wait"));
+    }
+    Ok(Ticket {
+        kind: submit.kind,
+        // The node has a limit.
+        max_stdin: client.pipeline.room.cap(u64::MAX),
+        id,
+        is_new,
+        is_known,
+        params,
+        signed: submit.sign,
+        node: Some(Away {
+            node: submit.node,
+            expires,
+        }),
+    })
+}
+
+/// Returns the id of a new unit, and whether no earlier one can have it.
+fn unit_id(chosen: Option<String>) -> Answer<(String, bool)> {
+    match chosen {
+        Some(id) if is_id(&id) => Ok((id.to_ascii_uppercase(), false)),
+        Some(id) => {
+            let id = printable(&id, 80);
+            Err(format!(
+                "work unit ID '{id}' is not a ULID: 26 letters and digits"
+            ))
+        }
+        None => Ok((new_id(), true)),
+    }
+}
+
 /// Returns whether one more unit may come to `lane`, in which `queue` may wait.
 fn has_room(client: &mut Client, lane: &str, queue: usize) -> bool {
     let (pipeline, work) = (&client.pipeline, &client.work);
@@ -159,6 +222,7 @@ fn submit(client: &mut Client, submission: Box<Submission>, to: Submitter) {
     let kind = client.pipeline.config.work.named(&submission.kind);
     let kind = kind.map(|kind: &WorkType| (kind.spec.lane.clone(), kind.queue));
     if let Some((lane, queue)) = kind
+        && submission.node.is_none()
         && submission.is_new
         && !has_room(client, &lane, queue)
     {
@@ -191,24 +255,44 @@ fn record(client: &Client, unit: &str) -> Answer<Record> {
 fn unit_status(client: &Client, record: &Record) -> Value {
     let (unit, outcome) = (&record.unit, record.outcome.as_ref());
     let work = unit.work.as_deref();
-    let (number, name) = go::state(record.state);
+    // A node that has it may let it wait.
+    let state = match (record.state, unit.delegation(), record.started) {
+        (State::Running, Some(_), None) => State::Pending,
+        (state, ..) => state,
+    };
+    let (number, name) = go::state(state);
     let dir = client.pipeline.dir(&unit.id);
-    let extra = match record.state {
-        State::Running => {
+    let extra = match (record.state, unit.delegation()) {
+        (_, Some(delegation)) => json!({
+            "RemoteNode": delegation.node,
+            "RemoteWorkType": work.map(|work| &work.kind),
+            "RemoteParams": {"params": work.map(|work| shell_words::join(&work.params))},
+            "RemoteUnitID": unit.id,
+            "RemoteStarted": record.started.is_some(),
+            "LocalCancelled": dir.is_canceled(),
+            "LocalReleased": false,
+            "SignWork": work.is_some_and(|work| work.signed),
+            "TLSClient": "",
+            "Expiration": go::time(delegation.expires),
+        }),
+        (State::Running, None) => {
             let process = dir.notes().process(&client.pipeline.boot);
             json!({
                 "Pid": process.map_or(0, |(pid, _)| pid),
                 "Params": work.map(|work| shell_words::join(&work.params)),
             })
         }
-        _ => Value::Null,
+        (_, None) => Value::Null,
     };
     json!({
         "State": number,
         "StateName": name,
         "Detail": go::detail(record.state, outcome, record.note.as_deref()),
         "StdoutSize": stored(&dir, outcome),
-        "WorkType": work.map(|work| &work.kind),
+        "WorkType": match unit.delegation() {
+            Some(_) => Some(REMOTE),
+            None => work.map(|work| work.kind.as_str()),
+        },
         "ExtraData": extra,
         "ExitCode": outcome.and_then(|outcome| outcome.reported().return_code()),
         "Submitter": work.map(|work: &Work| &work.submitter),

@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::os::hooks;
+use crate::store::ledger::submitted::debts;
 use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
 
 /// Offer: a source has delivered something.
@@ -84,7 +85,7 @@ fn commit(client: &mut Client, mut admission: Admission, receipt: Receipt, reply
             bytes += payload + unit.exported_bytes();
             client.intake.came(payload);
             *start = client.work.claim(unit, holds);
-            if *start && let Some(permit) = client.work.reserve(&unit.id) {
+            if *start && let Some(permit) = client.work.reserve(unit) {
                 permits.push((place, permit));
                 client.starting.push(Arc::clone(unit));
             }
@@ -173,6 +174,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.followers.tell(&unit, Stage::Released);
             client.remote.ended(&client.pipeline, &unit);
             client.cleanup.released(&unit);
+            owe_release(client, unit);
             client.cleanup.prune(&client.pipeline, &mut client.steps);
         }
         (After::Answered(answer, receipt), _) => {
@@ -187,6 +189,16 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         (after, done) => debug!("unexpected: {after:?} brought {done:?}"),
     }
     client.perform();
+}
+
+/// The node that has run a released unit, if another one has, hears of that.
+fn owe_release(client: &mut Client, unit: String) {
+    // What cannot be read now is read by the next client.
+    let debts = debts(&client.pipeline.reader, Some(&unit)).unwrap_or_default();
+    let Some(debt) = debts.first() else { return };
+    if client.owe_release(debt) {
+        on_report(client, Report::Unknown(unit));
+    }
 }
 
 /// The end of a unit is on disk: its readers hear of it, here and on other nodes, and it goes if a
@@ -301,6 +313,32 @@ pub fn on_report(client: &mut Client, report: Report) {
     };
     client.perform();
     end(client, ended);
+}
+
+/// Continues with what became of units that other nodes run.
+pub fn on_reports(client: &mut Client, reports: Vec<Report>) {
+    client.perform();
+    for report in reports {
+        on_report(client, report);
+    }
+}
+
+/// Sends requests to other nodes, and continues with units that ended meanwhile.
+pub fn send_requests(client: &mut Client) {
+    let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
+    let publish = |message| {
+        let token = session.publish(message);
+        if let Some(token) = token {
+            redelivery.sent(token, now_ms());
+        }
+        token.is_some()
+    };
+    let mut reports = std::mem::take(&mut client.reported);
+    let sent = client
+        .delegates
+        .send(&client.pipeline, &mut client.steps, publish);
+    reports.extend(sent);
+    on_reports(client, reports);
 }
 
 /// End: the outcome, its statuses and the retry go to the ledger in one change.

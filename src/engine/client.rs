@@ -24,9 +24,10 @@ use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::report::Reports;
 use crate::engine::report::followers::Followers;
 use crate::engine::report::outbox::Loss;
-use crate::engine::work::Units;
 use crate::engine::work::cleanup::{Beside, Cleanup};
+use crate::engine::work::delegates::Delegates;
 use crate::engine::work::recovery::{self, Left};
+use crate::engine::work::{Report, Units};
 use crate::error::Result;
 use crate::model::message::{Delivery, Message};
 use crate::model::status::Presence;
@@ -37,7 +38,7 @@ use crate::os::notify::Notify;
 use crate::os::socket::Served;
 use crate::store::aside::sweep;
 use crate::store::home::Home;
-use crate::store::ledger::submitted::wanted_releases;
+use crate::store::ledger::submitted::{Debt, debts, wanted_releases};
 use crate::store::ledger::{Op, Openable};
 use crate::store::payload_file;
 
@@ -53,9 +54,12 @@ pub struct Client {
     pub reports: Reports<Token>,
     pub followers: Followers,
     pub remote: Remote<Token>,
+    pub delegates: Delegates,
     pub observer: Observer,
     /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
+    /// What became of units that other nodes run; empty between two turns of the loop.
+    pub reported: Vec<Report>,
     /// Units whose start is being committed, until their runners prepare them.
     pub starting: Vec<Arc<Unit>>,
 }
@@ -97,11 +101,48 @@ impl Client {
                 Step::Settle(receipt) => self.settle(receipt, Progress::Ended),
                 Step::Refuse(receipt) => self.settle(receipt, Progress::Refused),
                 Step::Signal(unit) => {
+                    self.delegates.cancel(&unit);
                     if let Err(e) = self.pipeline.dir(&unit).cancel() {
                         warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
                     }
                 }
+                Step::Delegate(unit) => {
+                    self.delegates.begin(&self.pipeline, &unit);
+                    self.subscribe_to_nodes();
+                }
+                Step::Resume(unit, started) => {
+                    let ended = self.delegates.take_up(&self.pipeline, &unit, started);
+                    self.reported.extend(ended);
+                    self.subscribe_to_nodes();
+                }
             }
+        }
+    }
+
+    /// Takes a released unit, of which its node must hear that.
+    pub fn owe_release(&mut self, debt: &Debt) -> bool {
+        let was_here = self.delegates.owe(&self.pipeline, debt);
+        self.subscribe_to_nodes();
+        was_here
+    }
+
+    /// Asks the broker for the answers of nodes that have run nothing for us before.
+    fn subscribe_to_nodes(&mut self) {
+        if !self.delegates.wants_subscriptions() {
+            return;
+        }
+        let prepared = self.delegates.filters().and_then(|filters| {
+            let (config, topics) = (&self.pipeline.config, &self.pipeline.topics);
+            self.link.prepare(config, topics, filters)
+        });
+        match prepared {
+            Ok(subscriptions) => {
+                let asked = self.link.session.subscribe(subscriptions);
+                if !asked && self.link.is_online() {
+                    self.delegates.subscribed();
+                }
+            }
+            Err(e) => error!("cannot subscribe to the answers of other nodes: {e}"),
         }
     }
 
@@ -140,12 +181,16 @@ impl Client {
                 answers.into_iter().for_each(|answer| self.answer(answer));
                 self.intake.silence.online(true);
                 self.remote.went_online();
+                self.delegates.subscribed();
                 self.reports.last.due();
                 self.observer.health.ready();
             }
             Event::Subscribed(result) => {
                 if let Err(e) = result {
                     error!("reload: {e}; events of that filter do not come");
+                }
+                if self.link.is_online() {
+                    self.delegates.subscribed();
                 }
                 self.observer.health.notify.ready();
             }
@@ -159,6 +204,7 @@ impl Client {
                 };
                 self.reports.lost(loss, &mut self.steps);
                 self.remote.went_offline();
+                self.delegates.went_offline();
                 self.perform();
                 self.intake.disconnected(cut.then(now_ms));
             }
@@ -175,6 +221,7 @@ impl Client {
                 if let Some(unit) = self.remote.published(token, heard) {
                     self.commits.fetched(unit);
                 }
+                self.delegates.published();
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);
@@ -230,6 +277,7 @@ impl Client {
             self.reports.wake().filter(|_| self.link.is_online()),
             self.cleanup.wake(&self.pipeline, self.work.live() > 0),
             self.intake.wake(),
+            self.delegates.wake(),
         ];
         times.into_iter().flatten().min()
     }
@@ -243,6 +291,7 @@ impl Client {
         let running = || work.lanes().running().cloned().collect();
         self.cleanup
             .on_time(&self.pipeline, (work.live() > 0, running), &mut self.steps);
+        self.delegates.on_time(&mut self.steps);
         self.perform();
     }
 
@@ -298,6 +347,8 @@ pub struct Opened {
     pub left: Vec<Left>,
     /// Units that must be released when they have ended.
     pub wanted: Vec<String>,
+    /// Released units whose nodes must hear of that.
+    pub debts: Vec<Debt>,
 }
 
 impl Opened {
@@ -330,6 +381,7 @@ impl Opened {
         let control = ControlSocket::open(&pipeline)?;
         let left = recovery::survey(&pipeline)?;
         let wanted = wanted_releases(&pipeline.reader)?;
+        let debts = debts(&pipeline.reader, None)?;
         yield_now().await;
         let metrics = pipeline.config.metrics.clone();
         let observer = Observer::open(notify, metrics, &pipeline.reader)?;
@@ -344,6 +396,7 @@ impl Opened {
             control,
             left,
             wanted,
+            debts,
         })
     }
 }

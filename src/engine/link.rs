@@ -99,7 +99,8 @@ impl Link {
         id_lock: HostLock,
     ) -> Result<Self> {
         let topics = PipelineTopics::new(&config.root, &config.who);
-        let subscriptions = subscriptions(config, &topics)?;
+        // Those to other nodes follow when the ledger is read.
+        let subscriptions = subscriptions(config, &topics, Vec::new())?;
         // Before the new ones are noted, which the broker does not hold yet.
         let (held, expected) = identity.held(&config.broker.client_id, &config.broker.address());
         will_hold(&mut identity, config, &subscriptions)?;
@@ -195,13 +196,18 @@ impl Link {
         }
     }
 
-    /// Notes what the broker will hold for a pipeline with this `config`, and returns the
-    /// subscriptions.
+    /// Notes what the broker will hold for a pipeline with this `config`, and with these filters of
+    /// `nodes` that run its work, and returns the subscriptions.
     ///
     /// # Errors
     /// When the control topic is too long, or the file of the identity cannot be written.
-    pub fn prepare(&mut self, config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
-        let subscriptions = subscriptions(config, topics)?;
+    pub fn prepare(
+        &mut self,
+        config: &Config,
+        topics: &PipelineTopics,
+        nodes: Vec<Filter>,
+    ) -> Result<Subscriptions> {
+        let subscriptions = subscriptions(config, topics, nodes)?;
         will_hold(&mut self.identity, config, &subscriptions)?;
         Ok(subscriptions)
     }
@@ -284,9 +290,14 @@ fn will_hold(
 ///
 /// # Errors
 /// When its control topic is too long.
-fn subscriptions(config: &Config, topics: &PipelineTopics) -> Result<Subscriptions> {
+fn subscriptions(
+    config: &Config,
+    topics: &PipelineTopics,
+    nodes: Vec<Filter>,
+) -> Result<Subscriptions> {
     let control = Filter::new(topics.control()).map_err(|e| Error::new(Kind::Usage, e))?;
     let mut optional = vec![control];
+    optional.extend(nodes);
     if !config.work.is_empty() {
         optional.push(Filter::new(topics.work()).map_err(|e| Error::new(Kind::Usage, e))?);
     }

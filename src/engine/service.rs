@@ -30,6 +30,7 @@ use crate::engine::pipeline::now_ms;
 use crate::engine::report::followers::Followers;
 use crate::engine::work::Units;
 use crate::engine::work::cleanup::Cleanup;
+use crate::engine::work::delegates::Delegates;
 use crate::engine::work::job::{warn_of_what_is_missing, warn_without_holes};
 use crate::error::Result;
 use crate::model::message::Delivery;
@@ -106,7 +107,9 @@ impl Service {
             followers: Followers::default(),
             reports: opened.reports,
             remote: Remote::default(),
+            delegates: Delegates::default(),
             steps: Steps::new(),
+            reported: Vec::new(),
             starting: Vec::new(),
             pipeline,
         };
@@ -118,6 +121,9 @@ impl Service {
             chain::end(&mut client, ended);
         }
         calls::take_up_releases(&mut client, opened.wanted);
+        for debt in &opened.debts {
+            client.owe_release(debt);
+        }
         Self {
             client,
             events: opened.events,
@@ -149,6 +155,7 @@ impl Service {
             }
             chain::flush_reports(&mut self.client)?;
             chain::send_output(&mut self.client);
+            chain::send_requests(&mut self.client);
             self.client.observe();
             if told && !settled {
                 // The presence goes out first.
@@ -188,6 +195,11 @@ impl Service {
                     self.take_in().await?;
                 }
                 actions = self.client.remote.next(&self.client.pipeline.home.path) => node::act(&mut self.client, actions),
+                Some(checked) = self.client.delegates.next() => {
+                    let client = &mut self.client;
+                    let reports = client.delegates.on_checked(checked, &mut client.steps);
+                    chain::on_reports(client, reports);
+                }
                 source = self.client.intake.next() => chain::on_source(&mut self.client, source),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
@@ -221,6 +233,17 @@ impl Service {
         };
         if delivery.topic == self.client.pipeline.topics.control().as_bytes() {
             return self.on_control(delivery, receipt);
+        }
+        if self
+            .client
+            .delegates
+            .takes(&self.client.pipeline, &delivery)
+        {
+            let client = &mut self.client;
+            let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+            let reports = client.delegates.on_message(pipeline, &delivery, steps);
+            chain::on_reports(client, reports);
+            return client.settle(receipt, Progress::Refused);
         }
         if node::is_request(&self.client, &delivery) {
             return node::on_request(&mut self.client, &delivery, receipt);
@@ -358,7 +381,8 @@ impl Service {
         let pipeline = &mut client.pipeline;
         let config = reload::merge(&pipeline.config, config)?;
         warn_of_what_is_missing(&config);
-        let subscriptions = client.link.prepare(&config, &pipeline.topics)?;
+        let nodes = client.delegates.filters()?;
+        let subscriptions = client.link.prepare(&config, &pipeline.topics, nodes)?;
         pipeline.config = config;
         pipeline.room.set_limit(pipeline.config.max_state);
         client.cleanup.reconfigured();

@@ -23,6 +23,7 @@ mod cluster;
 mod config;
 mod control;
 mod crash;
+mod delegation;
 mod descent;
 mod embedded;
 mod events;

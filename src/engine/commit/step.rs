@@ -36,8 +36,13 @@ pub enum Step {
     Settle(Receipt),
     /// Settle a receipt: nothing runs for its event.
     Refuse(Receipt),
-    /// Ask the runner of this unit to end it.
+    /// Ask the runner of this unit, or its node, to end it.
     Signal(String),
+    /// Let another node run a unit.
+    Delegate(Box<Unit>),
+    /// Go on with a unit that another node runs, and whose command may have started (milliseconds
+    /// since 1970).
+    Resume(Box<Unit>, Option<i64>),
 }
 
 /// Steps in the order in which they are performed. The client keeps the buffer, so that an event

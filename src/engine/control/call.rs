@@ -4,8 +4,9 @@ use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
 use crate::engine::commit::receipt::Submitter;
-use crate::engine::intake::submission::Submission;
+use crate::engine::intake::submission::{Away, Submission};
 use crate::engine::report::followers::Stage;
+use crate::engine::work::delegates::Offered;
 use crate::model::receptor::Submit;
 use crate::model::unit::{Outcome, State};
 use crate::model::work::Params;
@@ -44,6 +45,10 @@ pub struct Ticket {
     pub params: Params,
     /// Maximum size of its payload, bytes.
     pub max_stdin: u64,
+    /// The other node that runs it, if one does.
+    pub node: Option<Away>,
+    /// Whether requests to that node are signed.
+    pub signed: bool,
 }
 
 /// A part of the list of units.
@@ -75,6 +80,11 @@ pub enum Call {
     Offer(Box<Submit>, oneshot::Sender<Answer<Ticket>>),
     /// Work with its whole payload.
     Submit(Box<Submission>, Submitter),
+    /// What becomes of the offer of a unit to another node; nothing if that is known already.
+    Offered(
+        String,
+        oneshot::Sender<Answer<Option<watch::Receiver<Offered>>>>,
+    ),
     /// Units after this number.
     List(i64, oneshot::Sender<Answer<Page>>),
     /// The state of a unit.

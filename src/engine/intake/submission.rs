@@ -8,8 +8,11 @@ use serde_json::{Map, json};
 
 use crate::engine::config::Config;
 use crate::engine::intake::offer::Subject;
+use crate::model::command::Command;
+use crate::model::signature::hex;
+use crate::model::spec::Spec;
 use crate::model::unit::Unit;
-use crate::model::work::{Params, PayloadFile, Work, lane_of};
+use crate::model::work::{Delegation, Params, PayloadFile, Work, lane_of, lane_of_node};
 use crate::store::ledger::EventKey;
 
 /// Work of a submitter, with its whole payload.
@@ -29,6 +32,17 @@ pub struct Submission {
     pub signed: bool,
     /// Payload: the standard input of the command.
     pub payload: Payload,
+    /// The other node that runs it, if one does.
+    pub node: Option<Away>,
+}
+
+/// The other node that runs submitted work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    /// Its name.
+    pub node: String,
+    /// From when on it must not accept the work any more, seconds since 1970.
+    pub expires: Option<i64>,
 }
 
 /// The payload of a submission.
@@ -79,6 +93,9 @@ impl Submission {
             context.update(&(bytes.len() as u64).to_be_bytes());
             context.update(bytes);
         };
+        if let Some(away) = &self.node {
+            part(away.node.as_bytes());
+        }
         part(self.kind.as_bytes());
         self.params.parts(&mut part);
         part(&self.payload.digest());
@@ -88,7 +105,14 @@ impl Submission {
     /// Returns what it offers; `None` if the configuration has no such type any more.
     #[must_use]
     pub fn subject(self, config: &Config) -> Option<Subject> {
-        let kind = config.work.named(&self.kind)?;
+        let spec = match &self.node {
+            Some(away) => Arc::new(away.spec(&self.kind, &self.params)),
+            None => Arc::clone(&config.work.named(&self.kind)?.spec),
+        };
+        let topic = match &self.node {
+            Some(away) => lane_of_node(&away.node),
+            None => lane_of(&self.kind),
+        };
         let key = EventKey {
             id: self.id.clone(),
             sender: Some(self.id.clone()),
@@ -99,6 +123,15 @@ impl Submission {
             request: false,
             is_new: self.is_new,
         };
+        let delegation = self.node.map(|away| {
+            Box::new(Delegation {
+                node: away.node,
+                named: self.params.named.clone(),
+                length: self.payload.bytes(),
+                sha256: hex(&self.payload.digest()),
+                expires: away.expires,
+            })
+        });
         let (payload, file) = match self.payload {
             Payload::Inline(bytes) => (bytes, None),
             Payload::File(file, _) => (Bytes::new(), Some(file)),
@@ -115,12 +148,13 @@ impl Submission {
             submitter: self.submitter,
             signed: self.signed,
             file,
+            delegation,
         };
         let unit = Unit {
             event: self.id.clone(),
             id: self.id,
-            spec: Arc::clone(&kind.spec),
-            topic: lane_of(&kind.name),
+            spec,
+            topic,
             reason: work.to_string(),
             hops: 0,
             traceparent: None,
@@ -140,6 +174,14 @@ impl Submission {
     }
 }
 
+impl Away {
+    /// Returns the spec of work of type `kind`. Only people read its command; the node has the limits.
+    fn spec(&self, kind: &str, params: &Params) -> Spec {
+        let words = [kind.to_owned()].into_iter().chain(params.words.clone());
+        Spec::new(&lane_of_node(&self.node), Command::Direct(words.collect()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +198,7 @@ mod tests {
             submitter: "ann@host".into(),
             signed: false,
             payload: Payload::Inline(Bytes::from_static(b"abc")),
+            node: None,
         }
     }
 
@@ -183,6 +226,13 @@ mod tests {
                 .collect(),
         };
         let others = [
+            Submission {
+                node: Some(Away {
+                    node: "node7".into(),
+                    expires: None,
+                }),
+                ..submission()
+            },
             Submission {
                 kind: "other".into(),
                 ..submission()

@@ -27,7 +27,7 @@ pub enum NotReady {
 /// Makes the runners that were taken for `units` prepare them, while the ledger commits that they
 /// run.
 pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[Arc<Unit>]) {
-    for unit in units {
+    for unit in units.iter().filter(|unit| unit.delegation().is_none()) {
         // After a failure, it is tried again when the unit begins.
         let payload = unit.payload.as_deref().unwrap_or_default();
         match runners_job(pipeline, unit, payload.len()) {

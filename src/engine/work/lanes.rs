@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::model::policy::{Arrival, Overlap, Policy};
+use crate::model::work::node_of_lane;
 
 /// A unit that waits or runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +67,12 @@ impl Lanes {
 
     fn lane(&mut self, trigger: &str) -> &mut Lane {
         // A trigger that was removed from the configuration still has its old units, one by one.
+        // Other nodes have limits of their own.
+        let jobs = node_of_lane(trigger).map_or(1, |_| usize::MAX);
         self.lanes
             .entry(trigger.to_owned())
             .or_insert_with(|| Lane {
-                jobs: 1,
+                jobs,
                 ..Lane::default()
             })
     }

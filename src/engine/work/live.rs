@@ -44,6 +44,8 @@ pub enum Fate {
 #[derive(Debug, Default)]
 pub struct LiveUnits {
     units: HashMap<String, Live>,
+    /// Number of them that other nodes have.
+    away: usize,
     /// Runs whose runner another client has started.
     adopted: Adopted,
     /// Whether each unit that starts is canceled: the client stops with its units.
@@ -51,9 +53,9 @@ pub struct LiveUnits {
 }
 
 impl LiveUnits {
-    /// Returns how many there are.
+    /// Returns how many runners of this host have.
     pub fn len(&self) -> usize {
-        self.units.len()
+        self.units.len() - self.away
     }
 
     /// Returns whether the runner of an earlier client has `unit`.
@@ -69,7 +71,7 @@ impl LiveUnits {
     /// Notes that a runner has `unit`, after this many others.
     pub fn begin(&mut self, unit: Unit, handovers: u32, steps: &mut Steps) {
         let id = unit.id.clone();
-        if self.cancels_all {
+        if self.cancels_all && unit.delegation().is_none() {
             steps.push_back(Step::Signal(id.clone()));
         }
         let live = Live {
@@ -83,7 +85,18 @@ impl LiveUnits {
                 ..unit
             },
         };
+        self.add(id, live);
+    }
+
+    fn add(&mut self, id: String, live: Live) {
+        self.away += usize::from(live.unit.delegation().is_some());
         self.units.insert(id, live);
+    }
+
+    fn take(&mut self, unit: &str) -> Option<Live> {
+        let live = self.units.remove(unit)?;
+        self.away -= usize::from(live.unit.delegation().is_some());
+        Some(live)
     }
 
     /// Notes that the runner of an earlier client has `unit`, and `started` its command at this
@@ -99,16 +112,31 @@ impl LiveUnits {
         self.wait_for(pipeline, live);
     }
 
+    /// Notes that another node has `unit`, and has `started` its command at this time (milliseconds
+    /// since 1970).
+    pub fn delegated(&mut self, unit: &Unit, started: Option<i64>) {
+        let live = Live {
+            said: started.is_some(),
+            started,
+            handovers: 1,
+            adopted: false,
+            unit: unit.clone(),
+        };
+        self.add(unit.id.clone(), live);
+    }
+
     fn wait_for(&mut self, pipeline: &Pipeline, live: Live) {
         let unit = live.unit.id.clone();
         self.adopted.wait_for(pipeline, unit.clone());
-        self.units.insert(unit, live);
+        self.add(unit, live);
     }
 
-    /// Cancels all, and each that begins from now on.
+    /// Cancels all that run here, and each that begins from now on.
     pub fn cancel_all(&mut self, steps: &mut Steps) {
         self.cancels_all = true;
-        steps.extend(self.units.keys().cloned().map(Step::Signal));
+        let here = |live: &&Live| live.unit.delegation().is_none();
+        let units = self.units.values().filter(here);
+        steps.extend(units.map(|live| Step::Signal(live.unit.id.clone())));
     }
 
     // --- What runners report ---
@@ -125,8 +153,9 @@ impl LiveUnits {
     /// Takes a unit that has ended.
     pub fn ended(&mut self, pipeline: &Pipeline, unit: &str, outcome: Outcome) -> Option<Fate> {
         hooks::failpoint("outcome.before");
-        let live = self.units.remove(unit)?;
-        if self.cancels_all && outcome.was_canceled_before_it_began() {
+        let live = self.take(unit)?;
+        let is_here = live.unit.delegation().is_none();
+        if self.cancels_all && is_here && outcome.was_canceled_before_it_began() {
             // We are stopping, and that must not use up its event.
             if let Err(e) = pipeline.dir(unit).remove() {
                 warn!(TAEL_UNIT = unit, "cannot remove the unit's folder: {e}");
@@ -138,13 +167,13 @@ impl LiveUnits {
 
     /// Takes a unit that its runner has not begun.
     pub fn refused(&mut self, unit: &str) -> Option<Unit> {
-        self.units.remove(unit).map(|live| live.unit)
+        self.take(unit).map(|live| live.unit)
     }
 
     /// Takes a unit unless its runner still has it, and finds out from its folder why that has
     /// released it.
     pub fn unknown(&mut self, pipeline: &Pipeline, unit: &str) -> Option<Fate> {
-        let live = self.units.remove(unit)?;
+        let live = self.take(unit)?;
         let dir = pipeline.dir(unit);
         Some(match dir.trace() {
             Ok(Trace::Ended(outcome)) => live.end(outcome),

@@ -2,6 +2,7 @@
 
 mod adopted;
 pub mod cleanup;
+pub mod delegates;
 mod end;
 mod handover;
 pub mod job;

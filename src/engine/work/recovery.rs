@@ -11,6 +11,7 @@ use crate::engine::work::job::UNIT_VARIABLE;
 use crate::error::Result;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, Recovery, State, Unit, recover};
+use crate::model::work::node_of_lane;
 use crate::os::descent::{kill_orphans, values_of};
 use crate::store::ledger::Record;
 
@@ -38,6 +39,13 @@ pub enum Left {
         started: Option<i64>,
         /// What to do.
         recovery: Recovery,
+    },
+    /// Another node runs it, or was to.
+    Delegated {
+        /// The unit, without its payload.
+        unit: Box<Unit>,
+        /// When its command was heard to have started, milliseconds since 1970.
+        started: Option<i64>,
     },
 }
 
@@ -70,6 +78,14 @@ fn look(
     record: Record,
     processes: &LazyCell<HashSet<String>, impl FnOnce() -> HashSet<String>>,
 ) -> Result<Left> {
+    let is_away = node_of_lane(record.unit.lane()).is_some();
+    if is_away && record.state == State::Running {
+        let record = pipeline.reader.unit(&record.unit.id)?.unwrap_or(record);
+        return Ok(Left::Delegated {
+            started: record.started,
+            unit: Box::new(record.unit),
+        });
+    }
     let trace = pipeline.dir(&record.unit.id).trace()?;
     let same_boot = record.boot.as_deref() == Some(&*pipeline.boot);
     let unit = &record.unit.id;

@@ -136,9 +136,12 @@ impl Units {
         false
     }
 
-    /// Takes a runner for a unit that starts. If there is none now, [`Units::begin`] tries again.
-    pub fn reserve(&mut self, unit: &str) -> Option<StartPermit> {
-        self.pool.reserve(unit).ok()
+    /// Takes a runner for a unit that starts here. If there is none now, [`Units::begin`] tries again.
+    pub fn reserve(&mut self, unit: &Unit) -> Option<StartPermit> {
+        match unit.delegation() {
+            Some(_) => None,
+            None => self.pool.reserve(&unit.id).ok(),
+        }
     }
 
     /// Continues with the unit of an event that is on disk: it runs if the event is `fresh`.
@@ -248,7 +251,7 @@ impl Units {
                     continue;
                 }
             };
-            let permit = self.reserve(&unit.id);
+            let permit = self.reserve(&unit);
             let unit = Arc::new(unit);
             steps.push_back(Step::Start { unit, anew, permit });
         }
@@ -279,7 +282,9 @@ impl Units {
         handovers: u32,
         steps: &mut Steps,
     ) -> Option<Ended> {
-        if !self.pool.told(&unit.id) {
+        if unit.delegation().is_some() {
+            steps.push_back(Step::Delegate(Box::new(unit.clone())));
+        } else if !self.pool.told(&unit.id) {
             match hand_over(&mut self.pool, pipeline, &unit) {
                 Ok(()) => {}
                 Err(NotReady::Runner(e)) => {
@@ -453,6 +458,12 @@ impl Units {
                 started,
                 recovery,
             } => (*unit, started, recovery),
+            Left::Delegated { unit, started } => {
+                self.lanes.adopt(unit.lane(), &unit.id);
+                self.live.delegated(&unit, started);
+                steps.push_back(Step::Resume(unit, started));
+                return None;
+            }
         };
         let outcome = match recovery {
             Recovery::Queue => {

@@ -520,5 +520,6 @@ fn submission(manifest: Manifest, payload: Payload) -> Submission {
         submitter: manifest.submitter,
         signed: manifest.signature.is_some(),
         payload,
+        node: None,
     }
 }

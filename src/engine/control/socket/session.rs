@@ -16,6 +16,7 @@ use crate::engine::control::socket::wire::{Line, Wire};
 use crate::engine::control::socket::{payload, results};
 use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::report::followers::Stage;
+use crate::engine::work::delegates::Offered;
 use crate::model::receptor::{self, MAX_LINE, Request, SERVICE, Submit, TRY_AGAIN};
 use crate::model::text::printable;
 use crate::model::work::UNKNOWN_TYPE;
@@ -26,6 +27,9 @@ use crate::store::room::{Room, Share};
 
 /// Maximum time for a unit to end before its cancel, or its release, is answered as pending.
 const ENDING: Duration = Duration::from_secs(2);
+
+/// Maximum time for another node to accept work, before its submission is answered.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// Error for another node.
 const NO_ROUTE: &str = "no route to node";
@@ -207,9 +211,6 @@ impl Session {
     /// Takes work, and answers when it is on disk. Returns why not, if it was not asked for a payload.
     async fn submit(&mut self, submit: Submit) -> io::Result<Option<String>> {
         let node = Arc::clone(&self.node);
-        if !node.is(&submit.node) {
-            return Ok(Some(no_route(&submit.node)));
-        }
         let ticket = node
             .ask(|answer| Call::Offer(Box::new(submit), answer))
             .await;
@@ -227,9 +228,13 @@ impl Session {
         let limit = ticket.max_stdin;
         let line = match payload::read(&mut self.wire, &node.home, limit, &mut share).await? {
             Ok(payload) => {
-                let id = ticket.id.clone();
-                match self.accept(ticket, payload, share).await {
-                    Ok(()) => receptor::line(&json!({"result": "Job Started", "unitid": id})),
+                let (id, is_away) = (ticket.id.clone(), ticket.node.is_some());
+                let accepted = match self.accept(ticket, payload, share).await {
+                    Ok(()) if is_away => self.offered(&id).await,
+                    other => other.map(|()| "Job Started"),
+                };
+                match accepted {
+                    Ok(result) => receptor::line(&json!({"result": result, "unitid": id})),
                     Err(cause) => receptor::error(&cause),
                 }
             }
@@ -243,6 +248,22 @@ impl Session {
         };
         self.wire.say(&line).await?;
         Ok(None)
+    }
+
+    /// Waits until another node has answered the offer of `unit`, for a bounded time.
+    async fn offered(&self, unit: &str) -> Answer<&'static str> {
+        let call = |answer| Call::Offered(unit.to_owned(), answer);
+        let Some(mut offered) = self.node.ask(call).await? else {
+            return Ok("Job Started");
+        };
+        let answered = offered.wait_for(|offered| *offered != Offered::Waits);
+        match timeout(STARTING, answered).await {
+            Ok(Ok(offered)) => match &*offered {
+                Offered::Refused(cause) => Err(format!("unit {unit}: {cause}")),
+                Offered::Accepted | Offered::Waits => Ok("Job Started"),
+            },
+            Ok(Err(_)) | Err(_) => Ok("Job Submitted"),
+        }
     }
 
     /// Gives the client the work, and waits until it is on disk. The payload has its `share` of the
@@ -268,8 +289,9 @@ impl Session {
             kind: ticket.kind,
             params: ticket.params,
             submitter: format!("{name}@{}", self.node.host),
-            signed: false,
+            signed: ticket.signed,
             payload,
+            node: ticket.node,
         };
         let call = Call::Submit(Box::new(submission), Submitter(sender));
         if self.node.calls.send(call).await.is_err() {

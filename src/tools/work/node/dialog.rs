@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::remote::wire::{self, Answer, Request};
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
-use crate::model::signature::{self, Claims, Keys, LIFETIME, MAX_SKEW, Signer};
+use crate::model::signature::{Keys, Signer};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
@@ -110,22 +110,11 @@ impl<'a> Dialog<'a> {
         body: &[u8],
         ttl: Option<Duration>,
     ) -> Result<bool> {
-        if let Some(key) = &self.node.signer
-            && let Some((asked, _)) = request.allowance(&self.node.name, &self.reply)
-        {
+        if let Some(key) = &self.node.signer {
+            let way = (&*self.node.name, &*self.reply);
             let now = Timestamp::now().as_second();
-            let seconds = |ttl: Duration| i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-            let life = ttl.map_or(LIFETIME, |ttl| {
-                seconds(ttl).saturating_add(MAX_SKEW).min(LIFETIME)
-            });
-            let claims = Claims {
-                request: asked,
-                iat: now,
-                exp: now + life,
-                jti: host::new_id(),
-            };
-            let token = signature::sign(key, &claims);
-            request.sign(token.map_err(|e| Error::bug(format!("sign the request: {e}")))?);
+            let signed = request.sign_with(key, way, (now, ttl), host::new_id());
+            signed.map_err(|e| Error::bug(format!("sign the request: {e}")))?;
         }
         let message = Message {
             topic: self.node.topics.work(),

@@ -1,0 +1,540 @@
+//! The units that other nodes run: to the rest of the client, a node is a runner.
+//!
+//! docs/protocol.md has the messages. Of a unit, the ledger holds that it runs, its folder holds what
+//! came of its output, and everything else is asked of its node, which knows it.
+
+mod delegate;
+mod ends;
+mod following;
+mod offer;
+mod payload;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::engine::commit::step::{Step, Steps};
+use crate::engine::pipeline::Pipeline;
+use crate::engine::work::delegates::delegate::{Delegate, Effect};
+use crate::engine::work::pool::Report;
+use crate::error::{Error, Kind};
+use crate::model::json;
+use crate::model::message::{Delivery, Message, Properties, Qos};
+use crate::model::remote::wire;
+use crate::model::status::Presence;
+use crate::model::topic::{Filter, PipelineTopic, PipelineTopics};
+use crate::model::unit::{Outcome, Unit};
+use crate::os::host::new_id;
+use crate::os::logging::SENDERS;
+use crate::store::ledger::Op;
+use crate::store::ledger::submitted::Debt;
+use crate::store::unit_dir::incoming::Incoming;
+
+/// Time for which a broker keeps a request for a node that is away. A node that comes back is asked
+/// again.
+const EXPIRY: Duration = Duration::from_secs(60);
+
+/// Time after which the units of a node that is away are called lost.
+const LOST: Duration = Duration::from_secs(60);
+
+/// What has become of an offer, for its submitter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offered {
+    /// The node has not answered.
+    Waits,
+    /// The node has accepted the work.
+    Accepted,
+    /// It was refused for this reason.
+    Refused(String),
+}
+
+/// The units that other nodes run.
+#[derive(Debug, Default)]
+pub struct Delegates {
+    list: HashMap<String, Delegate>,
+    nodes: HashMap<String, Node>,
+    /// Units of which something may go out.
+    ready: VecDeque<String>,
+    /// Whether the last message did not go out: there was no connection, or no room.
+    is_blocked: bool,
+    /// Whether there is a connection.
+    is_online: bool,
+    checks: Checks,
+    /// Tell submitters what becomes of their offers.
+    offers: HashMap<String, watch::Sender<Offered>>,
+}
+
+/// Output that is being checked.
+#[derive(Debug)]
+struct Checks {
+    sender: mpsc::UnboundedSender<Checked>,
+    receiver: mpsc::UnboundedReceiver<Checked>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver }
+    }
+}
+
+/// Output that was checked.
+#[derive(Debug)]
+pub struct Checked {
+    unit: String,
+    incoming: Box<Incoming>,
+    end: Box<wire::End>,
+    digests: std::io::Result<[[u8; 32]; 2]>,
+}
+
+/// A node that runs units for us.
+#[derive(Debug)]
+struct Node {
+    topics: PipelineTopics,
+    /// Topic of its answers.
+    reply: String,
+    /// Whether the broker sends us its answers.
+    is_subscribed: bool,
+    /// Since when it is away.
+    away: Option<Instant>,
+    /// Whether its units are called lost.
+    is_lost: bool,
+}
+
+impl Node {
+    fn of(pipeline: &Pipeline, name: &str) -> Self {
+        let topics = PipelineTopics::new(&pipeline.config.root, name);
+        Self {
+            reply: topics.reply(&pipeline.config.who),
+            topics,
+            is_subscribed: false,
+            away: None,
+            is_lost: false,
+        }
+    }
+}
+
+impl Delegates {
+    // --- Units ---
+
+    /// Takes a new unit, which is running in the ledger.
+    pub fn begin(&mut self, pipeline: &Pipeline, unit: &Unit) {
+        let Some(work) = &unit.work else { return };
+        let Some(delegation) = &work.delegation else {
+            return;
+        };
+        let node = delegation.node.clone();
+        let delegate = Delegate::offered(&unit.id, &node, Arc::clone(work));
+        self.add(pipeline, delegate);
+    }
+
+    /// Takes a unit that an earlier client has left. `started` is when its command was heard to have
+    /// started, milliseconds since 1970. Returns its end, if its output has no place.
+    #[must_use]
+    pub fn take_up(
+        &mut self,
+        pipeline: &Pipeline,
+        unit: &Unit,
+        started: Option<i64>,
+    ) -> Option<Report> {
+        let work = unit.work.as_ref()?;
+        let node = work.delegation.as_ref()?.node.clone();
+        match Delegate::found(pipeline, &unit.id, &node, Arc::clone(work), started) {
+            Ok(delegate) => {
+                self.add(pipeline, delegate);
+                None
+            }
+            Err(e) => {
+                let cause = format!("read its folder: {e}");
+                Some(Report::Ended(unit.id.clone(), Outcome::not_started(cause)))
+            }
+        }
+    }
+
+    /// Takes a released unit, of which its node must hear that. Returns whether it was here before.
+    pub fn owe(&mut self, pipeline: &Pipeline, debt: &Debt) -> bool {
+        let delegate = Delegate::released(&debt.unit, &debt.node, debt.signed);
+        self.add(pipeline, delegate)
+    }
+
+    fn add(&mut self, pipeline: &Pipeline, delegate: Delegate) -> bool {
+        let node = delegate.node.clone();
+        self.nodes
+            .entry(node.clone())
+            .or_insert_with(|| Node::of(pipeline, &node));
+        self.ready.push_back(delegate.unit.clone());
+        self.list.insert(delegate.unit.clone(), delegate).is_some()
+    }
+
+    /// Returns whether another node runs `unit` for us.
+    #[must_use]
+    pub fn has(&self, unit: &str) -> bool {
+        self.list.get(unit).is_some_and(|d| !d.is_released())
+    }
+
+    /// Notes that a person wants the end of `unit`.
+    pub fn cancel(&mut self, unit: &str) {
+        if let Some(delegate) = self.list.get_mut(unit) {
+            delegate.cancel();
+            self.ready.push_back(unit.to_owned());
+        }
+    }
+
+    /// Returns what tells a submitter what becomes of the offer of `unit`; nothing if it was accepted
+    /// before, or has ended.
+    pub fn watch(&mut self, unit: &str) -> Option<watch::Receiver<Offered>> {
+        self.offers.retain(|_, sender| !sender.is_closed());
+        if !self.list.contains_key(unit) {
+            return None;
+        }
+        let sender = self
+            .offers
+            .entry(unit.to_owned())
+            .or_insert_with(|| watch::channel(Offered::Waits).0);
+        Some(sender.subscribe())
+    }
+
+    // --- Subscriptions ---
+
+    /// Returns the filters of the answers and the presence of all nodes.
+    ///
+    /// # Errors
+    /// 65 if a topic is too long.
+    pub fn filters(&self) -> Result<Vec<Filter>, Error> {
+        let topics = self
+            .nodes
+            .values()
+            .flat_map(|node| [node.reply.clone(), node.topics.presence()]);
+        let filters = topics.map(|topic| Filter::new(topic).map_err(Error::data));
+        filters.collect()
+    }
+
+    /// Returns whether a node has come since the last [`Delegates::subscribed`].
+    #[must_use]
+    pub fn wants_subscriptions(&self) -> bool {
+        self.nodes.values().any(|node| !node.is_subscribed)
+    }
+
+    /// Notes that the broker has the subscriptions, and there is a connection.
+    pub fn subscribed(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.is_subscribed = true;
+        }
+        if !std::mem::replace(&mut self.is_online, true) {
+            self.list.values_mut().for_each(Delegate::ask_again);
+        }
+        self.ready = self.list.keys().cloned().collect();
+    }
+
+    /// Notes that the connection is gone.
+    pub const fn went_offline(&mut self) {
+        self.is_online = false;
+    }
+
+    /// Notes that the broker has taken a message.
+    pub const fn published(&mut self) {
+        self.is_blocked = false;
+    }
+
+    // --- Messages ---
+
+    /// Returns the node whose message `delivery` is: an answer or a presence.
+    fn node_of<'a>(&self, pipeline: &Pipeline, delivery: &'a Delivery) -> Option<(&'a str, bool)> {
+        if self.nodes.is_empty() {
+            return None;
+        }
+        let topic = std::str::from_utf8(&delivery.topic).ok()?;
+        let parts = PipelineTopic::parse(topic)?;
+        let node = self.nodes.get(parts.who)?;
+        let is_answer = topic == node.reply;
+        let is_presence = parts.root == pipeline.config.root && parts.name == "presence";
+        (is_answer || is_presence).then_some((parts.who, is_answer))
+    }
+
+    /// Returns whether a message is an answer or the presence of a node that runs units for us.
+    #[must_use]
+    pub fn takes(&self, pipeline: &Pipeline, delivery: &Delivery) -> bool {
+        self.node_of(pipeline, delivery).is_some()
+    }
+
+    /// Takes an answer or a presence.
+    pub fn on_message(
+        &mut self,
+        pipeline: &Pipeline,
+        delivery: &Delivery,
+        steps: &mut Steps,
+    ) -> Vec<Report> {
+        let Some((node, is_answer)) = self.node_of(pipeline, delivery) else {
+            return Vec::new();
+        };
+        if !is_answer {
+            self.on_presence(node, delivery, steps);
+            return Vec::new();
+        }
+        let (answer, body) = match wire::read_answer(&delivery.payload) {
+            Ok(read) => read,
+            Err(e) => {
+                warn!(target: SENDERS, "answer of node {node} ignored: {e}");
+                return Vec::new();
+            }
+        };
+        let unit = answer.unit().to_owned();
+        let of_node = |delegate: &&mut Delegate| delegate.node == node;
+        let Some(delegate) = self.list.get_mut(&unit).filter(of_node) else {
+            return Vec::new();
+        };
+        let effects = delegate.on_answer(pipeline, answer, body);
+        self.ready.push_back(unit.clone());
+        self.follow(&unit, effects, steps)
+    }
+
+    fn on_presence(&mut self, name: &str, delivery: &Delivery, steps: &mut Steps) {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        let presence = json::parse(&delivery.payload).unwrap_or_default();
+        let state = presence.get("state").and_then(|state| state.as_str());
+        if state.is_some_and(Presence::is_away) {
+            node.away.get_or_insert_with(Instant::now);
+            return;
+        }
+        let was_away = node.away.take().is_some();
+        let was_lost = std::mem::take(&mut node.is_lost);
+        if !was_away && delivery.retained {
+            return;
+        }
+        // What it was asked before may be lost.
+        for (unit, delegate) in &mut self.list {
+            if delegate.node == name {
+                delegate.ask_again();
+                self.ready.push_back(unit.clone());
+                if was_lost {
+                    steps.push_back(Step::Commit(Op::Note {
+                        unit: unit.clone(),
+                        note: None,
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Returns the next output that was checked. Cancel safe.
+    pub async fn next(&mut self) -> Option<Checked> {
+        self.checks.receiver.recv().await
+    }
+
+    /// Continues with output that was checked.
+    pub fn on_checked(&mut self, checked: Checked, steps: &mut Steps) -> Vec<Report> {
+        let Checked {
+            unit,
+            incoming,
+            end,
+            digests,
+        } = checked;
+        let Some(delegate) = self.list.get_mut(&unit) else {
+            return Vec::new();
+        };
+        let effects = delegate.checked(*incoming, &end, digests);
+        self.ready.push_back(unit.clone());
+        self.follow(&unit, effects, steps)
+    }
+
+    /// Does what follows an answer about `unit`. Returns what that means, as a runner would report it.
+    fn follow(&mut self, unit: &str, effects: Vec<Effect>, steps: &mut Steps) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Accepted => {
+                    self.tell(unit, Offered::Accepted);
+                    steps.push_back(Step::Commit(Op::Note {
+                        unit: unit.to_owned(),
+                        note: None,
+                    }));
+                }
+                Effect::Refused(cause) => self.tell(unit, Offered::Refused(cause)),
+                Effect::Started(at) => reports.push(Report::Started(unit.to_owned(), at)),
+                Effect::Wrote => reports.push(Report::Wrote(unit.to_owned())),
+                Effect::Ended(outcome) => {
+                    self.list.remove(unit);
+                    self.tell(unit, Offered::Accepted);
+                    reports.push(Report::Ended(unit.to_owned(), outcome));
+                }
+                Effect::Waits(cause) => {
+                    info!(TAEL_UNIT = unit, "waits: {cause}");
+                    steps.push_back(Step::Commit(Op::Note {
+                        unit: unit.to_owned(),
+                        note: Some(format!("waits: {cause}")),
+                    }));
+                }
+                Effect::Check(incoming, end) => self.check(unit, incoming, end),
+                Effect::Paid => {
+                    self.list.remove(unit);
+                    steps.push_back(Step::Commit(Op::Paid {
+                        unit: unit.to_owned(),
+                    }));
+                }
+            }
+        }
+        reports
+    }
+
+    fn tell(&mut self, unit: &str, offered: Offered) {
+        if let Some(sender) = self.offers.remove(unit) {
+            // One that has gone needs no answer.
+            let _ = sender.send(offered);
+        }
+    }
+
+    /// Finds the digests of the output of `unit`, beside the loop.
+    fn check(&self, unit: &str, mut incoming: Box<Incoming>, end: Box<wire::End>) {
+        let (unit, checked) = (unit.to_owned(), self.checks.sender.clone());
+        // A client that stops does not need it.
+        drop(spawn_blocking(move || {
+            let digests = incoming.finish();
+            let _ = checked.send(Checked {
+                unit,
+                incoming,
+                end,
+                digests,
+            });
+        }));
+    }
+
+    /// Sends what may go out. `publish` returns whether it did. Returns ends of units whose work
+    /// cannot be offered.
+    pub fn send(
+        &mut self,
+        pipeline: &Pipeline,
+        steps: &mut Steps,
+        mut publish: impl FnMut(Message) -> bool,
+    ) -> Vec<Report> {
+        let mut reports = Vec::new();
+        if !self.is_online || self.is_blocked {
+            return reports;
+        }
+        while let Some(unit) = self.ready.pop_front() {
+            let Some(delegate) = self.list.get_mut(&unit) else {
+                continue;
+            };
+            let Some(node) = self.nodes.get(&delegate.node) else {
+                continue;
+            };
+            // One that is away is asked when it is back: what it gets then is what is wanted then.
+            if !node.is_subscribed || node.away.is_some() {
+                continue;
+            }
+            loop {
+                let message = match delegate.next(pipeline) {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    Err(e) => {
+                        let effect = delegate.cannot(&e);
+                        reports.extend(self.follow(&unit, vec![effect], steps));
+                        break;
+                    }
+                };
+                let request = match request(pipeline, node, delegate.signed, &message) {
+                    Ok(request) => request,
+                    Err(e) => {
+                        let effect = delegate.cannot(&e);
+                        reports.extend(self.follow(&unit, vec![effect], steps));
+                        break;
+                    }
+                };
+                if !publish(request) {
+                    self.is_blocked = true;
+                    self.ready.push_front(unit);
+                    return reports;
+                }
+                delegate.sent(&message);
+            }
+        }
+        reports
+    }
+
+    // --- The time ---
+
+    /// Returns when something is due.
+    #[must_use]
+    pub fn wake(&self) -> Option<Instant> {
+        let again = self.list.values().filter_map(|delegate| {
+            let is_away = |node: &Node| node.away.is_some();
+            let waits = self.nodes.get(&delegate.node).is_some_and(is_away);
+            delegate.again().filter(|_| self.is_online && !waits)
+        });
+        let lost = self
+            .nodes
+            .values()
+            .filter(|node| !node.is_lost)
+            .filter_map(|node| Some(node.away? + LOST));
+        again.chain(lost).min()
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self, steps: &mut Steps) {
+        let now = Instant::now();
+        for (name, node) in &mut self.nodes {
+            if node.is_lost || node.away.is_none_or(|since| since + LOST > now) {
+                continue;
+            }
+            node.is_lost = true;
+            let since = Timestamp::now();
+            for (unit, _) in self.list.iter().filter(|(_, d)| d.node == *name) {
+                steps.push_back(Step::Commit(Op::Note {
+                    unit: unit.clone(),
+                    note: Some(format!("lost: node {name} is away (noted {since:.0})")),
+                }));
+            }
+        }
+        for (unit, delegate) in &mut self.list {
+            let is_away = |node: &Node| node.away.is_some();
+            if !self.nodes.get(&delegate.node).is_some_and(is_away) && delegate.on_time(now) {
+                self.ready.push_back(unit.clone());
+            }
+        }
+    }
+}
+
+/// Returns the message with a request for `node`.
+///
+/// # Errors
+/// 78 if it must be signed and cannot be.
+fn request(
+    pipeline: &Pipeline,
+    node: &Node,
+    is_signed: bool,
+    (request, body): &offer::Message,
+) -> Result<Message, Error> {
+    let mut request = request.clone();
+    if is_signed {
+        let Some(key) = &pipeline.config.signer else {
+            return Err(Error::new(
+                Kind::Config,
+                "it is signed work, and there is no key to sign with any more",
+            ));
+        };
+        let parts = PipelineTopic::parse(&node.reply);
+        let name = parts.map_or("", |parts| parts.who);
+        // A broker may keep it for a node that is away; to ask again makes another one.
+        let now = Timestamp::now().as_second();
+        let signed = request.sign_with(key, (name, &node.reply), (now, Some(EXPIRY)), new_id());
+        signed.map_err(|e| Error::new(Kind::Config, format!("sign a request: {e}")))?;
+    }
+    Ok(Message {
+        topic: node.topics.work(),
+        payload: wire::write(&request, body),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: Properties {
+            response_topic: Some(node.reply.clone()),
+            message_expiry: u32::try_from(EXPIRY.as_secs()).ok(),
+            ..Properties::default()
+        },
+    })
+}

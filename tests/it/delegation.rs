@@ -1,0 +1,253 @@
+//! Work that a client gives to another node, and keeps: the submitter's half.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::{PATIENCE, Process, World, wait_until};
+
+/// Work types of the node.
+const TYPES: &str = r#"
+[[work]]
+type = "cat"
+command = "sh -c 'echo run >>$OUT/runs; cat'"
+max-output = 0
+jobs = 8
+
+[[work]]
+type = "both"
+command = "sh -c 'echo out; echo err >&2; exit 3'"
+jobs = 8
+
+[[work]]
+type = "wait"
+command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sleep 0.02; done; echo done'"
+jobs = 8
+"#;
+
+/// Returns the command of the node.
+fn node_command(world: &World, types: &str) -> Command {
+    let config = world.path("node7.toml");
+    fs::write(&config, types).expect("config");
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "node7", "--root", "lab", "--config"])
+        .arg(&config);
+    command
+}
+
+fn node(world: &World) -> Process {
+    world.online("node7", node_command(world, TYPES))
+}
+
+fn submitter(world: &World) -> Process {
+    world.client("desk", &["--submit-only"])
+}
+
+/// Connects to the control socket of the submitter.
+fn connect(world: &World) -> BufReader<UnixStream> {
+    let socket = world.home("desk").join("control");
+    let stream = UnixStream::connect(socket).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let mut session = BufReader::new(stream);
+    assert!(line(&mut session).starts_with("Receptor Control"));
+    session
+}
+
+fn line(session: &mut BufReader<UnixStream>) -> String {
+    let mut line = String::new();
+    session.read_line(&mut line).expect("line");
+    line.trim_end().to_owned()
+}
+
+fn ask(world: &World, request: &str) -> String {
+    let mut session = connect(world);
+    writeln!(session.get_mut(), "{request}").expect("request");
+    line(&mut session)
+}
+
+/// Submits work to the node, and returns the answer.
+fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, String> {
+    let mut request = json!({"command": "work", "subcommand": "submit", "node": "node7"});
+    let keys = keys.as_object().expect("keys").clone();
+    request.as_object_mut().expect("object").extend(keys);
+    let mut session = connect(world);
+    writeln!(session.get_mut(), "{request}").expect("request");
+    let asked = line(&mut session);
+    if asked.starts_with("ERROR") {
+        return Err(asked);
+    }
+    session.get_mut().write_all(payload).expect("payload");
+    session.get_mut().shutdown(Shutdown::Write).expect("half");
+    let answer = line(&mut session);
+    serde_json::from_str(&answer).map_err(|_| answer)
+}
+
+#[track_caller]
+fn started(world: &World, kind: &str, payload: &[u8]) -> String {
+    let answer = submit(world, &json!({"worktype": kind}), payload).expect("submitted");
+    assert_eq!(answer["result"], "Job Started");
+    answer["unitid"].as_str().expect("unit").to_owned()
+}
+
+fn status(world: &World, unit: &str) -> Value {
+    let line = ask(world, &format!("work status {unit}"));
+    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
+#[track_caller]
+fn wait(world: &World, unit: &str, state: &str) {
+    wait_until(&format!("{unit} is {state}"), || {
+        status(world, unit)["StateName"] == state
+    });
+}
+
+fn results(world: &World, unit: &str) -> Vec<u8> {
+    let mut session = connect(world);
+    writeln!(session.get_mut(), "work results {unit} 0").expect("request");
+    assert!(line(&mut session).starts_with("Streaming"));
+    let mut output = Vec::new();
+    session.read_to_end(&mut output).expect("output");
+    output
+}
+
+/// Returns bytes that compress badly, the same for the same `size`.
+fn noise(size: usize) -> Vec<u8> {
+    let mut number = 7_u64;
+    let mut next = || {
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        number.to_le_bytes()[0]
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+#[test]
+fn work_for_another_node_is_a_unit_here() {
+    let world = World::new();
+    let (node, desk) = (node(&world), submitter(&world));
+    let unit = started(&world, "both", b"");
+    wait(&world, &unit, "Failed");
+    let status = status(&world, &unit);
+    assert_eq!(status["Detail"], "exit status 3");
+    assert_eq!(status["ExitCode"], 3);
+    assert_eq!(status["WorkType"], "remote");
+    assert_eq!(status["ExtraData"]["RemoteNode"], "node7");
+    assert_eq!(status["ExtraData"]["RemoteWorkType"], "both");
+    assert_eq!(status["ExtraData"]["RemoteUnitID"], *unit);
+    let output = String::from_utf8(results(&world, &unit)).expect("text");
+    assert!(["out\nerr\n", "err\nout\n"].contains(&&*output), "{output}");
+    // Large payloads and output, small ones, and none.
+    for size in [0, 1, 70_000, 3_000_000] {
+        let payload = noise(size);
+        let unit = started(&world, "cat", &payload);
+        assert!(results(&world, &unit) == payload, "{size} bytes");
+        wait(&world, &unit, "Succeeded");
+    }
+    assert_eq!(world.lines("runs").len(), 4);
+    desk.stop();
+    node.stop();
+}
+
+#[test]
+fn a_refusal_of_the_node_fails_the_submission() {
+    let world = World::new();
+    let (node, desk) = (node(&world), submitter(&world));
+    let refusal = submit(&world, &json!({"worktype": "none"}), b"").expect_err("refused");
+    assert!(refusal.contains("unknown work type none"), "{refusal}");
+    let refusal = submit(&world, &json!({"worktype": "cat", "params": "x"}), b"");
+    let refusal = refusal.expect_err("refused");
+    assert!(refusal.contains("extra params"), "{refusal}");
+    desk.stop();
+    node.stop();
+}
+
+#[test]
+fn a_node_that_is_away_gets_the_work_when_it_comes() {
+    let world = World::new();
+    let desk = submitter(&world);
+    let answer = submit(&world, &json!({"worktype": "cat"}), b"later").expect("submitted");
+    assert_eq!(answer["result"], "Job Submitted");
+    let unit = answer["unitid"].as_str().expect("unit").to_owned();
+    assert_eq!(status(&world, &unit)["StateName"], "Pending");
+    desk.kill();
+    let desk = submitter(&world);
+    let node = node(&world);
+    wait(&world, &unit, "Succeeded");
+    assert_eq!(results(&world, &unit), b"later");
+    assert_eq!(world.lines("runs").len(), 1);
+    desk.stop();
+    node.stop();
+}
+
+#[test]
+fn either_side_may_be_killed_while_it_runs() {
+    let world = World::new();
+    let (node_process, desk) = (node(&world), submitter(&world));
+    let unit = started(&world, "wait", b"");
+    wait(&world, &unit, "Running");
+    desk.kill();
+    let desk = submitter(&world);
+    wait(&world, &unit, "Running");
+    node_process.kill();
+    let node_process = node(&world);
+    fs::write(world.path("go"), "").expect("go");
+    wait(&world, &unit, "Succeeded");
+    assert_eq!(results(&world, &unit), b"begun\ndone\n");
+    assert_eq!(world.lines("runs").len(), 1);
+    desk.stop();
+    node_process.stop();
+}
+
+#[test]
+fn a_cancel_and_a_release_reach_the_node() {
+    let world = World::new();
+    let (node, desk) = (node(&world), submitter(&world));
+    let unit = started(&world, "wait", b"");
+    wait(&world, &unit, "Running");
+    let answer = ask(&world, &format!("work cancel {unit}"));
+    assert_eq!(answer, json!({"cancelled": unit}).to_string());
+    assert_eq!(status(&world, &unit)["StateName"], "Canceled");
+    assert_eq!(results(&world, &unit), b"begun\n");
+    let folder = world.home("node7").join("units").join(&unit);
+    assert!(folder.exists());
+    let answer = ask(&world, &format!("work release {unit}"));
+    assert_eq!(answer, json!({"released": unit}).to_string());
+    wait_until("the node has released it", || !folder.exists());
+    desk.stop();
+    node.stop();
+}
+
+#[test]
+fn what_is_wanted_while_the_node_is_away_is_done_when_it_comes() {
+    let world = World::new();
+    let (node_process, desk) = (node(&world), submitter(&world));
+    let [running, ended] = ["wait", "both"].map(|kind| started(&world, kind, b""));
+    wait(&world, &running, "Running");
+    wait(&world, &ended, "Failed");
+    node_process.kill();
+    let answer = submit(&world, &json!({"worktype": "cat"}), b"never").expect("submitted");
+    let offered = answer["unitid"].as_str().expect("unit").to_owned();
+    for unit in [&running, &offered] {
+        let answer = ask(&world, &format!("work cancel {unit}"));
+        assert_eq!(answer, json!({"cancel pending": unit}).to_string());
+    }
+    let answer = ask(&world, &format!("work force-release {ended}"));
+    assert_eq!(answer, json!({"released": ended}).to_string());
+    desk.kill();
+    let desk = submitter(&world);
+    let node_process = node(&world);
+    wait(&world, &running, "Canceled");
+    wait(&world, &offered, "Canceled");
+    let folder = world.home("node7").join("units").join(&ended);
+    wait_until("the debt is paid", || !folder.exists());
+    // Nothing has run that was canceled before it came.
+    assert_eq!(world.lines("runs").len(), 1);
+    desk.stop();
+    node_process.stop();
+}
