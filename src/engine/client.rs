@@ -297,6 +297,9 @@ impl Client {
 
     /// Continues after work beside the loop: folders were removed, or the state was measured.
     pub fn on_beside(&mut self, beside: Beside) {
+        for unit in beside.removed() {
+            self.remote.ended(&self.pipeline, unit);
+        }
         let cleanup = &mut self.cleanup;
         cleanup.on_beside(&self.pipeline, beside, &mut self.steps);
         self.perform();

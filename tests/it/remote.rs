@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tael::model::remote::wire::{self, Answer, Done, Manifest, Request, Target};
+use tael::model::remote::wire::{self, Answer, Done, Dropped, Manifest, Request, Target};
 use tael::model::signature::{self, Claims, Signer, hex};
 
 use crate::common::broker::is_mosquitto;
@@ -36,6 +36,11 @@ command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sle
 [[work]]
 type = "silent"
 command = "sh -c 'echo run >>$OUT/runs; until [ -e $OUT/go ]; do sleep 0.02; done'"
+
+[[work]]
+type = "large"
+command = "sh -c 'echo run >>$OUT/runs; head -c 2000000 /dev/zero; until [ -e $OUT/go ]; do sleep 0.02; done'"
+max-output = 0
 
 [[work]]
 type = "words"
@@ -708,6 +713,112 @@ fn dropped_output_is_told() {
     client.stop();
 }
 
+/// Readers of output that is dropped meanwhile get the same end: one that has it from before, one
+/// whose node was killed since, and one that comes late.
+#[test]
+fn readers_of_output_that_is_dropped_get_the_same_end() {
+    const LIMIT: usize = 100_000;
+    const TYPES: &str = r#"
+[[work]]
+type = "chatty"
+command = "sh -c 'cat $OUT/first; until [ -e $OUT/go ]; do sleep 0.02; done; cat $OUT/second'"
+max-output = 100000
+"#;
+    let world = World::new();
+    let client = node_with(&world, TYPES, |_| {});
+    let bytes = noise(3_060_000);
+    let (first, second) = bytes.split_at(60_000);
+    fs::write(world.path("first"), first).expect("first");
+    fs::write(world.path("second"), second).expect("second");
+    let tail = &bytes[bytes.len() - LIMIT / 2..];
+    let kept = [&bytes[..LIMIT / 2], tail].concat();
+    let unit = new_id();
+    let follow = |verb: &str, words: &[&str], n: u8| {
+        let out = fs::File::create(world.path(&format!("out{n}"))).expect("out");
+        let mut command = work(&world, verb, words);
+        command.stdout(out);
+        world.spawn(command)
+    };
+    let out = |n: u8| fs::read(world.path(&format!("out{n}"))).expect("out");
+    let mut early = follow("submit", &["-f", "chatty", "--id", &unit], 0);
+    wait_until("the first bytes come", || out(0).len() == first.len());
+    client.kill();
+    let client = node_with(&world, TYPES, |_| {});
+    let mut forger = Forger::new(&world, "reader");
+    let results = wire::write(&results(&unit, [0, 0]), b"");
+    forger.send(&results);
+    let mut received = 0;
+    while received < first.len() {
+        if let (Answer::Output { .. }, body) = forger.heard_with_body() {
+            received += body.len();
+        }
+    }
+    fs::write(world.path("go"), "").expect("go");
+    assert_eq!(early.wait(), 0, "{}", early.log_text());
+    assert!(out(0).starts_with(first) && out(0).ends_with(tail));
+    let mut late = follow("results", &[&unit], 1);
+    assert_eq!(late.wait(), 0, "{}", late.log_text());
+    assert!(out(1) == kept, "{} bytes", out(1).len());
+    // What was dropped is acknowledged as what has come.
+    let at = [bytes.len() as u64, 0];
+    let unit = unit.clone();
+    let has_all = wire::write(&Request::Ack { unit, at }, b"");
+    let mut end = |request: &[u8]| {
+        forger.send(request);
+        loop {
+            match forger.heard() {
+                Answer::End(end) => return end,
+                Answer::Gap { .. } => forger.send(&has_all),
+                _ => {}
+            }
+        }
+    };
+    // The first one goes on behind the bytes that it has from before.
+    let first_end = end(&has_all);
+    assert_eq!(first_end, end(&results));
+    assert_eq!(first_end.sha256[0], sha256(&kept));
+    assert_eq!(first_end.lengths, at);
+    let dropped = Dropped {
+        offset: LIMIT as u64 / 2,
+        bytes: Some((bytes.len() - LIMIT) as u64),
+    };
+    assert_eq!(first_end.dropped, [Some(dropped), None]);
+    client.stop();
+}
+
+#[test]
+fn a_requester_hears_that_its_unit_is_gone() {
+    let world = World::new();
+    let client = node(&world);
+    let unit = new_id();
+    let (code, _, stderr) = ran(&mut submit(&world, &["large", "--id", &unit]));
+    assert_eq!(code, 0, "{stderr}");
+    let mut forger = Forger::new(&world, "reader");
+    // It acknowledges nothing, and so lacks output when the unit goes.
+    let first = forger.ask(&wire::write(&results(&unit, [0, 0]), b""));
+    assert!(matches!(first, Answer::State(_)), "{first:?}");
+    let (code, _, stderr) = ran(&mut work(&world, "release", &[&unit]));
+    assert_eq!(code, 0, "{stderr}");
+    let refused = loop {
+        match forger.heard() {
+            Answer::Refused { error, .. } => break error,
+            Answer::Output { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(refused.contains("unknown work unit"), "{refused}");
+    client.stop();
+}
+
+/// Returns the request for all results of a unit from these offsets on.
+fn results(unit: &str, from: [u64; 2]) -> Request {
+    Request::Results {
+        unit: unit.into(),
+        from,
+        signature: None,
+    }
+}
+
 // --- Signatures ---
 
 fn fixture(name: &str) -> String {
@@ -928,11 +1039,7 @@ fn a_requester_hears_when_a_silent_unit_starts() {
     let unit = unit.trim();
     assert!(!unit.is_empty(), "{stderr}");
     let mut forger = Forger::new(&world, "reader");
-    let results = Request::Results {
-        unit: unit.into(),
-        from: [0, 0],
-        signature: None,
-    };
+    let results = results(unit, [0, 0]);
     let hears = |answer, expected: &str| match answer {
         Answer::State(state) if state.unit == unit => assert_eq!(state.state, expected),
         other => panic!("{other:?}"),
@@ -966,12 +1073,7 @@ fn a_requester_hears_of_the_start_before_the_first_output() {
             ..manifest("wait", b"")
         };
         forger.send(&wire::write(&Request::Submit(manifest), b""));
-        let results = Request::Results {
-            unit: unit.clone(),
-            from: [0, 0],
-            signature: None,
-        };
-        forger.send(&wire::write(&results, b""));
+        forger.send(&wire::write(&results(unit, [0, 0]), b""));
     }
     let mut heard: Vec<(String, &str)> = Vec::new();
     let mut ends = 0;
@@ -987,12 +1089,7 @@ fn a_requester_hears_of_the_start_before_the_first_output() {
             Answer::End(_) => "end",
             // It was not on disk yet.
             Answer::Refused { .. } => {
-                let results = Request::Results {
-                    unit: answer.unit().into(),
-                    from: [0, 0],
-                    signature: None,
-                };
-                forger.send(&wire::write(&results, b""));
+                forger.send(&wire::write(&results(answer.unit(), [0, 0]), b""));
                 continue;
             }
             _ => continue,
@@ -1052,10 +1149,14 @@ impl Forger {
 
     /// Returns the next answer.
     fn heard(&mut self) -> Answer {
+        self.heard_with_body().0
+    }
+
+    /// Returns the next answer, and what follows its header.
+    fn heard_with_body(&mut self) -> (Answer, Bytes) {
         let reply = self.reply.clone();
         let heard = self.raw.hear("the answer", |m| m.topic == reply);
-        let (answer, _) = wire::read_answer(&Bytes::from(heard.payload)).expect("answer");
-        answer
+        wire::read_answer(&Bytes::from(heard.payload)).expect("answer")
     }
 
     /// Asks, and returns the cause of the refusal.
@@ -1121,12 +1222,7 @@ fn an_end_is_about_the_whole_output_wherever_its_reader_begins() {
     let mut forger = Forger::new(&world, "reader");
     // From the middle, the beginning, the middle again, and the end.
     for from in [200_000, 0, 123_456, 300_000] {
-        let results = Request::Results {
-            unit: unit.clone(),
-            from: [from, 0],
-            signature: None,
-        };
-        forger.send(&wire::write(&results, b""));
+        forger.send(&wire::write(&results(&unit, [from, 0]), b""));
         let (mut at, reply) = (from, forger.reply.clone());
         let end = loop {
             let heard = forger.raw.hear("output", |m| m.topic == reply);

@@ -58,6 +58,16 @@ pub enum Beside {
     Found(Found),
 }
 
+impl Beside {
+    /// Returns the units whose folders are removed.
+    pub fn removed(&self) -> &[String] {
+        match self {
+            Self::Removed(removed) => &removed.gone,
+            Self::Found(_) => &[],
+        }
+    }
+}
+
 /// Result of removing some folders.
 #[derive(Debug)]
 pub struct Removed {

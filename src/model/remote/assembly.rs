@@ -1,8 +1,11 @@
 //! Assembles a stream of bytes from pieces, which may come twice, and of which some may be missing.
 
+use std::cmp::Ordering;
+
 use bytes::{Buf, Bytes};
 
 use crate::model::remote::ACK_EVERY;
+use crate::model::remote::wire::Dropped;
 
 /// What a piece brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,19 @@ pub enum Piece {
     Early,
 }
 
+/// How a stream that was received fits its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// It is what the sender keeps: their digests are the same.
+    Same,
+    /// It has bytes that the sender has dropped since, so that their digests differ.
+    More,
+    /// More is to come.
+    Short,
+    /// It cannot be the stream of this end.
+    Wrong,
+}
+
 /// A stream that is received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Assembly {
@@ -22,6 +38,10 @@ pub struct Assembly {
     at: u64,
     /// Number of bytes that were acknowledged.
     acked: u64,
+    /// Number of bytes that were dropped before they came.
+    missing: u64,
+    /// Whether all bytes from here on are missing.
+    is_cut: bool,
 }
 
 impl Assembly {
@@ -31,6 +51,8 @@ impl Assembly {
         Self {
             at: offset,
             acked: offset,
+            missing: 0,
+            is_cut: false,
         }
     }
 
@@ -62,9 +84,34 @@ impl Assembly {
         let end = offset.saturating_add(bytes);
         let is_next = offset <= self.at && end > self.at;
         if is_next {
+            self.missing = self.missing.saturating_add(end - self.at);
             self.at = end;
         }
         is_next
+    }
+
+    /// Notes that all bytes from here on are missing. Returns whether that is new.
+    pub const fn cut(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_cut, true)
+    }
+
+    /// Returns how this stream, which was received from its beginning on, fits an end that tells its
+    /// `length` and what was `dropped` of it. All that was missing here is missing there.
+    #[must_use]
+    pub fn fits(&self, length: u64, dropped: Option<Dropped>) -> Fit {
+        let there = match dropped {
+            None => 0,
+            Some(dropped) => dropped.bytes.unwrap_or(0),
+        };
+        // If the missing bytes were not counted, more may have come than is kept.
+        let is_open = self.is_cut || dropped.is_some_and(|dropped| dropped.bytes.is_none());
+        match self.at.cmp(&length) {
+            Ordering::Equal if self.missing == there => Fit::Same,
+            Ordering::Equal if self.missing < there => Fit::More,
+            Ordering::Less if !self.is_cut => Fit::Short,
+            _ if is_open => Fit::More,
+            _ => Fit::Wrong,
+        }
     }
 
     /// Returns whether an acknowledgement is due, and takes it as sent.
@@ -88,6 +135,50 @@ mod tests {
         assert!(stream.skip(10, 5) && !stream.skip(10, 5) && !stream.skip(20, 5));
         assert_eq!(stream.offset(), 15);
         assert!(stream.skip(0, u64::MAX) && !stream.skip(0, u64::MAX));
+    }
+
+    #[test]
+    fn a_stream_fits_the_end_of_what_was_kept() {
+        let at = |bytes| {
+            let mut stream = Assembly::default();
+            stream.take(0, vec![b'x'; bytes].into());
+            stream
+        };
+        let gap = |offset, bytes| Some(Dropped { offset, bytes });
+        let whole = at(10);
+        assert_eq!(whole.fits(10, None), Fit::Same);
+        assert_eq!(whole.fits(11, None), Fit::Short);
+        assert_eq!(whole.fits(9, None), Fit::Wrong);
+        // It came as it was written, and its middle was dropped since.
+        assert_eq!(whole.fits(10, gap(2, Some(5))), Fit::More);
+        // Its reader was slower than its writer, twice.
+        let mut slow = at(2);
+        assert!(slow.skip(2, 3));
+        assert_eq!(slow.fits(10, gap(2, Some(5))), Fit::Short);
+        slow.take(5, vec![b'x'; 1].into());
+        assert!(slow.skip(6, 1));
+        slow.take(7, vec![b'x'; 3].into());
+        assert_eq!(slow.fits(10, gap(2, Some(5))), Fit::More);
+        assert_eq!(slow.fits(10, gap(2, Some(4))), Fit::Same);
+        // The sender does not say that so much is missing.
+        assert_eq!(slow.fits(10, gap(2, Some(3))), Fit::Wrong);
+        assert_eq!(slow.fits(10, None), Fit::Wrong);
+    }
+
+    #[test]
+    fn a_stream_that_was_cut_ends_where_it_is() {
+        let mut cut = Assembly::default();
+        cut.take(0, vec![b'x'; 7].into());
+        let dropped = |offset| {
+            let bytes = None;
+            Some(Dropped { offset, bytes })
+        };
+        assert_eq!(cut.fits(9, dropped(9)), Fit::Short);
+        assert!(cut.cut() && !cut.cut());
+        assert_eq!(cut.fits(7, dropped(7)), Fit::Same);
+        // It came further than it is kept, or the file was truncated.
+        assert_eq!(cut.fits(5, dropped(5)), Fit::More);
+        assert_eq!(cut.fits(9, None), Fit::More);
     }
 
     #[test]

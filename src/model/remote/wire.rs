@@ -378,9 +378,26 @@ pub struct End {
     pub lengths: [u64; 2],
     /// SHA-256 of stdout and stderr, hexadecimal, without what was dropped.
     pub sha256: [String; 2],
+    /// What was dropped of stdout and stderr.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub dropped: [Option<Dropped>; 2],
     /// Token that confirms it, if the node has a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+}
+
+/// Bytes of a stream that the node does not keep, because there were too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropped {
+    /// Offset of the first one.
+    pub offset: u64,
+    /// Their number; `None` if all from here on are missing, and were not counted.
+    pub bytes: Option<u64>,
+}
+
+fn is_nothing(dropped: &[Option<Dropped>; 2]) -> bool {
+    dropped.iter().all(Option::is_none)
 }
 
 /// What a node confirms of the end of a unit.
@@ -402,6 +419,9 @@ pub struct Confirmation {
     lengths: [u64; 2],
     /// SHA-256 of stdout and stderr.
     sha256: [String; 2],
+    /// What was dropped of them.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    dropped: [Option<Dropped>; 2],
 }
 
 impl End {
@@ -416,6 +436,7 @@ impl End {
             code: self.state.code,
             lengths: self.lengths,
             sha256: self.sha256.clone(),
+            dropped: self.dropped,
         }
     }
 }

@@ -43,12 +43,16 @@ pub fn answer(reply: &ReplyTo, answer: &Answer) -> Action {
 /// Returns the action that refuses a request about `unit`, and logs it.
 pub fn refuse(reply: &ReplyTo, unit: &str, error: &Error) -> Action {
     info!(target: SENDERS, TAEL_UNIT = unit, "request for work refused: {error}");
-    let refused = Answer::Refused {
+    answer(reply, &refused(unit, error))
+}
+
+/// Returns the refusal of a request about `unit`.
+pub fn refused(unit: &str, error: &Error) -> Answer {
+    Answer::Refused {
         unit: unit.to_owned(),
         code: error.kind().exit_code(),
         error: error.to_string(),
-    };
-    answer(reply, &refused)
+    }
 }
 
 /// Returns the refusal of a unit that is not here.

@@ -5,6 +5,7 @@ use std::io;
 
 use ring::digest::{Context, SHA256};
 
+use crate::model::remote::wire::Dropped;
 use crate::model::signature::hex;
 use crate::model::unit::Outcome;
 use crate::store::unit_dir::UnitDir;
@@ -58,22 +59,55 @@ impl Digest {
         }
     }
 
-    /// Reads the rest of a stream that has `ended`. Returns its length and its SHA-256.
-    fn finish(mut self, dir: &UnitDir, stream: Stream, ended: Ended) -> io::Result<(u64, String)> {
-        let mut reader = output(dir, stream, self.at);
+    /// Reads the rest of a stream that has `ended`. Readers that were slow, and ones that come late,
+    /// lack bytes that others have: the digest is about what is kept, which is the same for all. If
+    /// something may have been dropped, all of that is read. Processes that outlive the command may
+    /// write more than was `sent`.
+    fn finish(self, dir: &UnitDir, stream: Stream, ended: Ended, sent: u64) -> io::Result<Kept> {
+        let mut digest = match ended {
+            Ended::Yes(Some(0)) => self,
+            Ended::Yes(_) | Ended::No => Self::default(),
+        };
+        let mut reader = output(dir, stream, digest.at);
+        let mut dropped = None;
         loop {
             let offset = reader.offset();
-            match reader.next(ended)? {
-                chunk @ (Chunk::Bytes(_) | Chunk::Gap(Some(_))) => self.take(offset, &chunk),
-                Chunk::Gap(None) | Chunk::Truncated | Chunk::Pending | Chunk::End => break,
+            let mut chunk = reader.next(ended)?;
+            match &mut chunk {
+                Chunk::Bytes(_) if offset >= sent => break,
+                Chunk::Bytes(bytes) => {
+                    let room = usize::try_from(sent - offset).unwrap_or(usize::MAX);
+                    bytes.truncate(room);
+                }
+                Chunk::Gap(bytes) => {
+                    let bytes = *bytes;
+                    dropped = Some(Dropped { offset, bytes });
+                }
+                Chunk::Truncated | Chunk::Pending | Chunk::End => break,
             }
+            digest.take(offset, &chunk);
         }
-        Ok((self.at, hex(self.context.finish().as_ref())))
+        Ok(Kept {
+            length: digest.at,
+            sha256: hex(digest.context.finish().as_ref()),
+            dropped,
+        })
     }
 }
 
-/// Returns lengths and digests of stdout and stderr of a unit that has ended. What `digests` have
-/// is not read again.
+/// What is kept of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Length of the stream, bytes, with what was dropped.
+    pub length: u64,
+    /// SHA-256 of what is kept.
+    pub sha256: String,
+    /// What was dropped.
+    pub dropped: Option<Dropped>,
+}
+
+/// Returns what is kept of stdout and stderr of a unit that has ended, up to the offsets that were
+/// `sent`. What `digests` have is not read again if nothing was dropped.
 ///
 /// # Errors
 /// As the file system.
@@ -81,11 +115,17 @@ pub fn finish(
     digests: [Digest; 2],
     dir: &UnitDir,
     outcome: Option<&Outcome>,
-) -> io::Result<([u64; 2], [String; 2])> {
-    let of = |digest: Digest, stream| digest.finish(dir, stream, Ended::with(outcome, stream));
-    let [stdout, stderr] = digests;
-    let (stdout, stderr) = (of(stdout, Stream::Stdout)?, of(stderr, Stream::Stderr)?);
-    Ok(([stdout.0, stderr.0], [stdout.1, stderr.1]))
+    sent: [u64; 2],
+) -> io::Result<[Kept; 2]> {
+    let of = |digest: Digest, stream, sent| {
+        let ended = Ended::with(outcome, stream);
+        digest.finish(dir, stream, ended, sent)
+    };
+    let ([out, err], [out_sent, err_sent]) = (digests, sent);
+    Ok([
+        of(out, Stream::Stdout, out_sent)?,
+        of(err, Stream::Stderr, err_sent)?,
+    ])
 }
 
 #[cfg(test)]
@@ -109,15 +149,18 @@ mod tests {
         Chunk::Bytes(Bytes::from_static(&WHOLE[from..to]))
     }
 
-    fn end(digest: Digest, dir: &UnitDir) -> (u64, String) {
+    fn end(digest: Digest, dir: &UnitDir) -> Kept {
         digest
-            .finish(dir, Stream::Stdout, Ended::Yes(Some(0)))
+            .finish(dir, Stream::Stdout, Ended::Yes(Some(0)), u64::MAX)
             .expect("finish")
     }
 
-    fn whole() -> (u64, String) {
-        let digest = ring::digest::digest(&SHA256, WHOLE);
-        (WHOLE.len() as u64, hex(digest.as_ref()))
+    fn whole() -> Kept {
+        Kept {
+            length: WHOLE.len() as u64,
+            sha256: hex(ring::digest::digest(&SHA256, WHOLE).as_ref()),
+            dropped: None,
+        }
     }
 
     #[test]
@@ -142,17 +185,45 @@ mod tests {
     }
 
     #[test]
-    fn gaps_count_in_the_length_only() {
+    fn what_is_kept_is_hashed_whatever_was_sent_before() {
         let (dir, _state) = unit();
-        let mut digest = Digest::default();
-        digest.take(0, &bytes(0, 4));
-        for _ in 0..2 {
-            digest.take(4, &Chunk::Gap(Some(10)));
-        }
-        digest.take(14, &bytes(14, WHOLE.len()));
+        let bytes = 10;
+        // The file has both ends, with a hole in between.
+        let journal = format!("hole-stdout {} 4 12\n", "01JBV7Y3ZK8Q5W2N4T6R9M1XCD");
+        fs::write(dir.record(), journal).expect("journal");
+        assert_eq!(WHOLE.len(), 4 + bytes + 12);
         let kept = [&WHOLE[..4], &WHOLE[14..]].concat();
-        let expected = hex(ring::digest::digest(&SHA256, &kept).as_ref());
-        assert_eq!(end(digest, &dir), (WHOLE.len() as u64, expected));
+        let expected = Kept {
+            length: WHOLE.len() as u64,
+            sha256: hex(ring::digest::digest(&SHA256, &kept).as_ref()),
+            dropped: Some(Dropped {
+                offset: 4,
+                bytes: Some(bytes as u64),
+            }),
+        };
+        let mut sent = Digest::default();
+        sent.take(0, &self::bytes(0, 20));
+        for digest in [sent, Digest::default()] {
+            let ended = Ended::Yes(Some(bytes as u64));
+            let kept = digest.finish(&dir, Stream::Stdout, ended, 26);
+            assert_eq!(kept.expect("finish"), expected);
+        }
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_not_hashed() {
+        let (dir, _state) = unit();
+        let mut all = Digest::default();
+        all.take(0, &bytes(0, 7));
+        for digest in [all, Digest::default()] {
+            let kept = digest.finish(&dir, Stream::Stdout, Ended::Yes(Some(0)), 7);
+            let expected = Kept {
+                length: 7,
+                sha256: hex(ring::digest::digest(&SHA256, &WHOLE[..7]).as_ref()),
+                dropped: None,
+            };
+            assert_eq!(kept.expect("finish"), expected);
+        }
     }
 
     #[test]

@@ -90,6 +90,13 @@ pub enum Last<T> {
     Sent(Bytes, T),
 }
 
+impl<T> Last<T> {
+    /// Returns whether it is still to be sent.
+    pub const fn is_open(&self) -> bool {
+        !matches!(self, Self::Sent(..))
+    }
+}
+
 const STREAMS: [(Stream, StreamName); 2] = [
     (Stream::Stdout, StreamName::Stdout),
     (Stream::Stderr, StreamName::Stderr),
@@ -302,23 +309,25 @@ impl<T: Copy> Sender<T> {
         self.last = Last::Open { hashing: true };
         let (number, dir) = (self.number, self.dir.clone());
         let digests = self.digests();
+        let sent = self.streams.each_ref().map(|s| s.reader.offset());
         let (node, key) = (node.to_owned(), key.cloned());
         // A client that stops does not need it.
         drop(spawn_blocking(move || {
-            let end =
-                digest::finish(digests, &dir, outcome.as_ref()).and_then(|(lengths, sha256)| {
-                    let mut end = End {
-                        state,
-                        lengths,
-                        sha256,
-                        signature: None,
-                    };
-                    if let Some(key) = key {
-                        let token = signature::sign(&key, &end.confirmation(&node));
-                        end.signature = Some(token.map_err(io::Error::other)?);
-                    }
-                    Ok(wire::write(&Answer::End(end), b""))
-                });
+            let kept = digest::finish(digests, &dir, outcome.as_ref(), sent);
+            let end = kept.and_then(|[out, err]| {
+                let mut end = End {
+                    state,
+                    lengths: [out.length, err.length],
+                    sha256: [out.sha256, err.sha256],
+                    dropped: [out.dropped, err.dropped],
+                    signature: None,
+                };
+                if let Some(key) = key {
+                    let token = signature::sign(&key, &end.confirmation(&node));
+                    end.signature = Some(token.map_err(io::Error::other)?);
+                }
+                Ok(wire::write(&Answer::End(end), b""))
+            });
             let _ = hashed.send(Hashed { number, end });
         }));
     }

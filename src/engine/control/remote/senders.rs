@@ -6,11 +6,12 @@ use tokio::sync::mpsc;
 use tokio::time::Duration;
 use tracing::warn;
 
+use crate::engine::control::remote::answers;
 use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
-use crate::model::remote::wire::{self, Answer};
+use crate::model::remote::wire;
 use crate::os::watch::Watch;
 use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
@@ -131,12 +132,23 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     /// Notes that `unit` has ended; without `finished` it was released.
     pub fn ended(&mut self, unit: &str, finished: Option<&Finished>) {
         let Some(finished) = finished else {
-            return self.remove(|sender| sender.unit == unit);
+            return self.released(unit);
         };
         for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
             sender.ended(finished);
             self.due = true;
         }
+    }
+
+    /// Tells the requesters of a unit that it is gone. The end of one may be on its way.
+    fn released(&mut self, unit: &str) {
+        let is_open = |sender: &&Sender<T>| sender.unit == unit && sender.last.is_open();
+        for sender in self.list.iter().filter(is_open) {
+            let gone = wire::write(&answers::refused(unit, &answers::unknown(unit)), b"");
+            self.refusals.push(sender.reply.clone().carrying(gone));
+            self.due = true;
+        }
+        self.remove(|sender| sender.unit == unit);
     }
 
     /// Notes that a requester has output up to these offsets.
@@ -178,12 +190,9 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     fn fail(&mut self, number: u64, error: &Error) {
         if let Some(sender) = self.list.iter().find(|sender| sender.number == number) {
             warn!(TAEL_UNIT = sender.unit, "cannot send its output: {error}");
-            let refused = Answer::Refused {
-                unit: sender.unit.clone(),
-                code: error.kind().exit_code(),
-                error: format!("its output cannot be sent: {error}"),
-            };
-            let refused = wire::write(&refused, b"");
+            let kind = error.kind();
+            let error = Error::new(kind, format!("its output cannot be sent: {error}"));
+            let refused = wire::write(&answers::refused(&sender.unit, &error), b"");
             self.refusals.push(sender.reply.clone().carrying(refused));
             self.due = true;
         }

@@ -8,7 +8,7 @@ use ring::digest::{Context, SHA256};
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::remote::assembly::{Assembly, Piece};
+use crate::model::remote::assembly::{Assembly, Fit, Piece};
 use crate::model::remote::wire::{Answer, Confirmation, End, Request, StreamName};
 use crate::model::signature::{Keys, hex};
 use crate::model::text::printable;
@@ -17,6 +17,10 @@ use crate::tools::work::node::dialog::{Dialog, Heard};
 
 /// Time without a limit: a run may take days.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Maximum number of ends in a row that tell of more output, although nothing came since the last one
+/// and all was asked for. An end may be one of an earlier request.
+const MAX_SHORTS: u32 = 16;
 
 /// What of the output is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +57,6 @@ impl Show {
 struct Coming {
     pieces: Assembly,
     digest: Context,
-    /// Whether the rest is missing at the node.
-    is_cut: bool,
 }
 
 /// Prints the output of the unit as it comes, and returns its end.
@@ -65,7 +67,6 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
     let coming = || Coming {
         pieces: Assembly::default(),
         digest: Context::new(&SHA256),
-        is_cut: false,
     };
     let mut streams = [coming(), coming()];
     let at = |streams: &[Coming; 2]| {
@@ -82,6 +83,8 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
     let mut first = Instant::now() + dialog.node.timeout;
     // Whether the node was told since something new came that we have what it sends.
     let mut repeated = false;
+    // Number of ends since something new came that told of more.
+    let mut shorts = 0;
     // Whether output was asked for since something new came.
     let mut asked = dialog.send(request([0, 0]), b"", None)?;
     loop {
@@ -105,7 +108,7 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                 };
                 match coming.pieces.take(offset, body) {
                     Piece::Next(bytes) => {
-                        (asked, repeated) = (false, false);
+                        (asked, repeated, shorts) = (false, false, 0);
                         coming.digest.update(&bytes);
                         show.write(stream, &bytes)?;
                     }
@@ -133,33 +136,31 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                 };
                 match bytes {
                     Some(bytes) if coming.pieces.skip(offset, bytes) => {
+                        (asked, shorts) = (false, 0);
                         say(&format!("{bytes} bytes were dropped here"));
                     }
                     Some(_) => {}
-                    None if !std::mem::replace(&mut coming.is_cut, true) => {
+                    None if coming.pieces.cut() => {
                         say("the rest was dropped here");
                     }
                     None => {}
                 }
             }
             Answer::End(end) => {
-                let whole = streams.iter().zip(&end.lengths);
-                let mut whole = whole
-                    .map(|(coming, length)| coming.is_cut || coming.pieces.offset() == *length);
-                if !whole.all(|whole| whole) {
+                let fits = fits(&streams, &end)?;
+                if fits.contains(&Fit::Short) {
+                    shorts += 1;
+                    if shorts > MAX_SHORTS {
+                        return Err(wrong(&unit, "the node does not send all of it"));
+                    }
                     asked = dialog.send(request(at(&streams)), b"", None)?;
                     continue;
                 }
-                for (coming, sha256) in streams.iter().zip(&end.sha256) {
-                    let digest = hex(coming.digest.clone().finish().as_ref());
-                    if !coming.is_cut && digest != *sha256 {
-                        return Err(Error::data(format!(
-                            "read output of unit {unit}: its SHA-256 is not that of the node"
-                        )));
-                    }
-                }
                 if let Some(keys) = &dialog.node.verify {
                     is_confirmed(&end, keys, &dialog.node.name)?;
+                    if fits.contains(&Fit::More) {
+                        say("no signature covers the output that the node has dropped since");
+                    }
                 }
                 return Ok(end);
             }
@@ -173,6 +174,35 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
             dialog.send(Request::Ack { unit, at }, b"", None)?;
         }
     }
+}
+
+/// Returns how the output fits its end.
+///
+/// # Errors
+/// When it does not.
+fn fits(streams: &[Coming; 2], end: &End) -> Result<[Fit; 2]> {
+    let unit = &end.state.unit;
+    let mut fits = [Fit::Same; 2];
+    for (n, (fit, coming)) in fits.iter_mut().zip(streams).enumerate() {
+        let told = (end.lengths.get(n), end.sha256.get(n), end.dropped.get(n));
+        let (Some(length), Some(sha256), Some(dropped)) = told else {
+            continue;
+        };
+        *fit = coming.pieces.fits(*length, *dropped);
+        let is_same = || hex(coming.digest.clone().finish().as_ref()) == *sha256;
+        match fit {
+            Fit::Same if !is_same() => {
+                return Err(wrong(unit, "its SHA-256 is not that of the node"));
+            }
+            Fit::Wrong => return Err(wrong(unit, "its length is not that of the node")),
+            Fit::Same | Fit::More | Fit::Short => {}
+        }
+    }
+    Ok(fits)
+}
+
+fn wrong(unit: &str, cause: &str) -> Error {
+    Error::data(format!("read output of unit {unit}: {cause}"))
 }
 
 /// Checks that the node has confirmed the end.
