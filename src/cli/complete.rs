@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 use crate::os::paths;
 use crate::tools::print_part;
 use crate::tools::work::Scope;
-use crate::tools::work::complete::{names, units};
+use crate::tools::work::complete::{names, types, units};
 
 /// Options of `tael complete`.
 #[derive(Debug, Args)]
 pub struct Complete {
-    /// Words to print: units or pipelines
-    #[arg(value_parser = one_of(kind, &["units", "pipelines"]))]
+    /// Words to print: units, pipelines or types
+    #[arg(value_parser = one_of(kind, &["units", "pipelines", "types"]))]
     kind: Kind,
 }
 
@@ -25,13 +25,17 @@ pub struct Complete {
 enum Kind {
     Units,
     Pipelines,
+    Types,
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
     match text {
         "units" => Ok(Kind::Units),
         "pipelines" => Ok(Kind::Pipelines),
-        _ => Err(format!("'{text}' cannot be completed: units or pipelines")),
+        "types" => Ok(Kind::Types),
+        _ => Err(format!(
+            "'{text}' cannot be completed: units, pipelines or types"
+        )),
     }
 }
 
@@ -48,6 +52,7 @@ impl Tool for Complete {
         let words = match self.kind {
             Kind::Units => units(&scope),
             Kind::Pipelines => names(&scope),
+            Kind::Types => types(&scope),
         }?;
         let lines: String = words.iter().map(|word| format!("{word}\n")).collect();
         print_part(&lines)?;

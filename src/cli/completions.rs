@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Args, Command};
+use clap::{Arg, ArgMatches, Args, Command};
 use clap_complete::{Shell, generate};
 
 use crate::cli::config::Layers;
@@ -72,13 +72,14 @@ fn unit_verbs() -> Vec<String> {
     let Some(work) = whole.find_subcommand("work") else {
         return Vec::new();
     };
-    let takes = |verb: &&Command| verb.get_positionals().any(|arg| arg.get_id() == "unit");
+    let is_unit = |arg: &Arg| arg.get_id() == "unit" || arg.get_id() == "units";
+    let takes = |verb: &&Command| verb.get_positionals().any(is_unit);
     let verbs = work.get_subcommands().filter(takes);
     verbs.map(|verb| verb.get_name().to_owned()).collect()
 }
 
-/// Adds the ids of units, their states and the names of pipelines to the completions of `tael`. Ids and
-/// names are known only when a person asks.
+/// Adds the ids of units, their states, types of work and the names of pipelines to the completions of
+/// `tael`. Ids, types and names are known only when a person asks.
 fn live(shell: Shell, text: String) -> String {
     let verbs = unit_verbs();
     match shell {
@@ -103,6 +104,7 @@ fn bash(verbs: &[String]) -> String {
     elif [[ $cur != -* ]]; then
         case "${{COMP_WORDS[1]}},${{COMP_WORDS[2]}}" in
             {}) [[ $COMP_CWORD -eq 3 ]] && kind=units ;;
+            work,submit) [[ $COMP_CWORD -eq 3 ]] && kind=types ;;
             {}) [[ $COMP_CWORD -eq 2 || ${{COMP_WORDS[1]}} == forget ]] && kind=pipelines ;;
         esac
     fi
@@ -131,6 +133,10 @@ fn fish(verbs: &[String]) -> String {
         out += &format!("complete -c tael -n \"{condition}\" {words}\n");
     };
     let (units, pipelines) = ("tael complete units", "tael complete pipelines");
+    add(
+        &format!("{work}; and {}; and {}", seen(&["submit"]), place(3)),
+        "-f -a \"(tael complete types 2>/dev/null)\"",
+    );
     add(
         &format!("{work}; and {}; and {}", seen(&verbs), place(3)),
         &format!("-f -a \"({units} 2>/dev/null)\""),
@@ -166,13 +172,14 @@ fn fish(verbs: &[String]) -> String {
     out
 }
 
-/// Replaces the completion of units and pipelines, which files are by default.
+/// Replaces the completion of units, types of work and pipelines, which files are by default.
 fn zsh(text: &str) -> String {
     const BEGIN: &str = "if [ \"$funcstack[1]\" = \"_tael\" ]";
     const DEFAULT: &str = ":_default' \\";
     const STATE: &str = ":DIR:_files -/' \\";
     let functions = format!(
         "_tael_units() {{ compadd -- ${{(f)\"$(tael complete units 2>/dev/null)\"}} }}\n\
+         _tael_types() {{ compadd -- ${{(f)\"$(tael complete types 2>/dev/null)\"}} }}\n\
          _tael_pipelines() {{ compadd -- ${{(f)\"$(tael complete pipelines 2>/dev/null)\"}} }}\n\
          _tael_states() {{ (( words[(I)list] )) && compadd -- {STATES}; _files -/ }}\n\n"
     );
@@ -181,8 +188,10 @@ fn zsh(text: &str) -> String {
         if line.starts_with(BEGIN) {
             out += &functions;
         }
-        let words = if line.contains(":unit -- ") {
+        let words = if line.contains(":unit -- ") || line.contains(":units -- ") {
             ":_tael_units' \\"
+        } else if line.starts_with("':kind -- Type of the work:") {
+            ":_tael_types' \\"
         } else if line.contains(":who -- ") || line.starts_with("'--who=[") {
             ":_tael_pipelines' \\"
         } else {

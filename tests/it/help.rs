@@ -218,8 +218,23 @@ fn shells_complete_values_units_and_pipelines() {
     assert_eq!(units.len(), 1, "{units:?}");
     let (code, line, _) = ran(&mut world.tael(["work", "status", &units[0], "--json"]));
     assert_eq!(code, 0, "{line}");
-    assert_eq!(offered(&["work", "cancel", &units[0][..10]]), units);
+    for verb in ["cancel", "retry"] {
+        assert_eq!(offered(&["work", verb, &units[0][..10]]), units);
+    }
     assert!(offered(&["work", "results", "--fo"]).contains(&"--follow".to_owned()));
+    assert!(
+        !offered(&["work", "submit", ""]).contains(&units[0]),
+        "a type and no unit"
+    );
+    let types = world.path("types.toml");
+    let text =
+        "[[work]]\ntype = 'upper'\ncommand = 'cat'\n[[work]]\ntype = 'up.2'\ncommand = 'cat'\n";
+    fs::write(&types, text).expect("types");
+    let node = world.client("node", &["--config", types.to_str().expect("path")]);
+    assert_eq!(offered(&["work", "submit", ""]), ["up.2", "upper"]);
+    assert_eq!(offered(&["work", "submit", "upp"]), ["upper"]);
+    node.stop();
+    assert!(!offered(&["work", "submit", "upp"]).contains(&"upper".to_owned()));
     client.stop();
     // Without state, and with state that cannot be read, it says nothing.
     for state in ["nowhere", "tael.bash"] {
@@ -229,7 +244,10 @@ fn shells_complete_values_units_and_pipelines() {
     }
     let zsh = ran(&mut world.tael(["completions", "zsh"])).1;
     let fish = ran(&mut world.tael(["completions", "fish"])).1;
-    assert!(zsh.contains(":_tael_units'") && zsh.contains(":_tael_pipelines'"));
+    for function in ["units", "pipelines", "types"] {
+        assert!(zsh.contains(&format!(":_tael_{function}'")), "{function}");
+    }
+    assert!(fish.contains("tael complete types"));
     assert!(fish.contains("tael complete units") && fish.contains("-l who -x"));
 }
 

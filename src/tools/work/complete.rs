@@ -1,14 +1,33 @@
-//! Words that shells complete: ids of units, and names of pipelines.
+//! Words that shells complete: ids of units, types of work, and names of pipelines.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::store::ledger::Reader;
 use crate::store::ledger::listing::{Listing, Selection};
+use crate::tools::work::connection::Connection;
 use crate::tools::work::{Scope, pipelines};
 
 /// Maximum number of ids to offer, the newest ones.
 const MAX_UNITS: usize = 100;
+
+/// Maximum time for a client to say which types of work it has. A person waits for all of them.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// Returns the types of work that running clients have. Leaves out clients that do not answer.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn types(scope: &Scope) -> Result<Vec<String>> {
+    let mut found = BTreeSet::new();
+    for (_, pipeline) in pipelines(scope)? {
+        let types = Connection::open_within(&pipeline, ANSWER).and_then(|mut c| c.types());
+        found.extend(types.unwrap_or_default());
+    }
+    Ok(found.into_iter().collect())
+}
 
 /// Returns the names of the pipelines.
 ///

@@ -83,6 +83,18 @@ impl Connection {
             .map_err(|e| Error::data(format!("read the answer of the client: {e}")))
     }
 
+    /// Returns the types of work that the client has.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub fn types(&mut self) -> Result<Vec<String>> {
+        let status = self.ask_json("status")?;
+        let commands = status.pointer("/Advertisements/0/WorkCommands");
+        let commands = commands.and_then(Value::as_array).into_iter().flatten();
+        let name = |command: &Value| Some(command.get("WorkType")?.as_str()?.to_owned());
+        Ok(commands.filter_map(name).collect())
+    }
+
     /// Returns the next line.
     ///
     /// # Errors

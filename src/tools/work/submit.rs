@@ -263,12 +263,7 @@ impl Client {
 
     /// Returns the types of work that it has.
     fn types(&self) -> Result<Vec<String>> {
-        let mut connection = Connection::open_within(&self.folder, TYPES)?;
-        let status = connection.ask_json("status")?;
-        let commands = status.pointer("/Advertisements/0/WorkCommands");
-        let commands = commands.and_then(Value::as_array).into_iter().flatten();
-        let name = |command: &Value| Some(command.get("WorkType")?.as_str()?.to_owned());
-        Ok(commands.filter_map(name).collect())
+        Connection::open_within(&self.folder, TYPES)?.types()
     }
 
     /// Submits work, and returns its unit.
