@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -574,6 +575,71 @@ fn the_page_about_work_does_what_it_says() {
             "no test is called {name}"
         );
     }
+}
+
+#[test]
+fn the_example_of_work_does_what_it_says() {
+    let package = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = fs::read_to_string(package.join("examples/work.toml")).expect("example");
+    let keys = package.join("tests/fixtures/keys");
+    let world = World::new();
+    let here = format!("mqtt://127.0.0.1:{}", world.broker.port());
+    let public = keys.join("ed25519.pub.pem").display().to_string();
+    // A private key is read only if no other user can.
+    let private = world.path("ann.pem");
+    fs::copy(keys.join("ed25519.pem"), &private).expect("key");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).expect("mode");
+    let private = private.to_str().expect("path");
+    let mut text = example.clone();
+    for (shown, own) in [
+        ("mqtt://mqtt.lab.example", here.as_str()),
+        ("/etc/tael/ann.pub.pem", &public),
+        ("/etc/tael/node7.pem", private),
+    ] {
+        assert!(text.contains(shown), "{shown}");
+        text = text.replace(shown, own);
+    }
+    let path = config(&world, &text);
+    let mut check = world.tael(["client", "--check", "--config", &path]);
+    let (code, _, stderr) = ran(&mut check);
+    assert_eq!(code, 0, "{stderr}");
+    // What is commented out is a key too.
+    let key = |line: &&str| {
+        let name = line
+            .strip_prefix('#')
+            .and_then(|line| line.split(" = ").next());
+        name.is_some_and(|name| !name.contains(' ')) || line.starts_with("#[")
+    };
+    let all: Vec<&str> = text
+        .lines()
+        .map(|line| if key(&line) { &line[1..] } else { line })
+        .filter(|line| !line.starts_with("env-file") && !line.starts_with("cwd"))
+        .collect();
+    let all = config(&world, &all.join("\n"));
+    let (code, out, stderr) = ran(&mut world.tael(["client", "--check", "--config", &all]));
+    assert_eq!(code, 0, "{out}{stderr}");
+    let path = config(&world, &text);
+    let _client = world.client("node7", &["--config", &path]);
+    let lines = example.lines().filter_map(|line| line.strip_prefix("#   "));
+    let lines = lines.filter(|line| line.starts_with("tael "));
+    let mut outputs = Vec::new();
+    for line in lines {
+        let line = line.replace("ann.pem", private);
+        let line = line.split(" #").next().expect("a command");
+        let words = shell_words::split(line).expect("words");
+        let (code, out, stderr) = ran(world.tael(&words[1..]).env("TAEL_LOG", "warn"));
+        assert_eq!(code, 0, "{line}: {stderr}");
+        outputs.push(out);
+    }
+    assert_eq!(outputs, ["HELLO\n", "HELLO\n", "aligning S12 for mice\n"]);
+    let unsigned = [
+        "--node", "node7", "--root", "lab", "--direct", "align", "S12",
+    ];
+    refuses(
+        submit(&world, &unsigned).env("TAEL_LOG", "warn"),
+        77,
+        "a signature is required",
+    );
 }
 
 #[test]
