@@ -245,7 +245,6 @@ fn a_session_goes_on_after_errors_and_takes_odd_lines() {
         ("work list nope", "unknown work unit nope"),
         ("work cancel", "missing work unit ID"),
         ("work submit node nope", "unknown work type nope"),
-        ("work submit other upper", "no route to node 'other'"),
         (
             "work submit node upper a",
             "extra params provided but not allowed",
