@@ -13,7 +13,7 @@ use crate::engine::client::Client;
 use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
 use crate::engine::commit::step::Step;
 use crate::engine::control::call::{Answer, Call, Ending, Output, Page, Ticket};
-use crate::engine::intake::backlog::Load;
+use crate::engine::intake::backlog::{Load, TOO_MANY};
 use crate::engine::intake::source::Source;
 use crate::engine::intake::submission::{Away, Submission};
 use crate::engine::report::followers::Stage;
@@ -137,15 +137,9 @@ fn offer(client: &mut Client, mut submit: Submit) -> Answer<Ticket> {
         is_known,
         params,
     };
-    let (lane, queue) = (kind.spec.lane.clone(), kind.queue);
-    if !is_known && !has_room(client, &lane, queue) {
-        return Err(format!(
-            "{TRY_AGAIN}{queue} units of type '{}' wait",
-            ticket.kind
-        ));
-    }
-    if !is_known && let Err(full) = client.pipeline.room.share(0) {
-        return Err(format!("{TRY_AGAIN}{full}"));
+    let (lane, queue, full) = (kind.spec.lane.clone(), kind.queue, kind.is_full());
+    if !is_known {
+        look_for_room(client, &lane, queue, full)?;
     }
     Ok(ticket)
 }
@@ -177,8 +171,9 @@ fn offer_away(client: &mut Client, submit: Submit, params: Params) -> Answer<Tic
     let (id, is_new) = unit_id(submit.id)?;
     let is_known =
         !is_new && submitted::is_submitted(&client.pipeline.reader, &id).map_err(unreadable)?;
-    if !is_known && !has_room(client, &lane_of_node(&submit.node), usize::MAX) {
-        return Err(format!("{TRY_AGAIN}too many units wait"));
+    if !is_known {
+        let lane = lane_of_node(&submit.node);
+        look_for_room(client, &lane, usize::MAX, TOO_MANY.to_owned())?;
     }
     Ok(Ticket {
         kind: submit.kind,
@@ -208,6 +203,21 @@ fn unit_id(chosen: Option<String>) -> Answer<(String, bool)> {
         }
         None => Ok((new_id(), true)),
     }
+}
+
+/// Refuses a new unit if it has no room in `lane`, in which `queue` may wait and which is then `full`, or
+/// in the client, or on its disk.
+fn look_for_room(client: &mut Client, lane: &str, queue: usize, full: String) -> Answer<()> {
+    let cause = if !client.work.lanes().has_room(lane, queue) {
+        full
+    } else if !has_room(client, lane, queue) {
+        TOO_MANY.to_owned()
+    } else if let Err(full) = client.pipeline.room.share(0) {
+        full
+    } else {
+        return Ok(());
+    };
+    Err(format!("{TRY_AGAIN}{cause}"))
 }
 
 /// Returns whether one more unit may come to `lane`, in which `queue` may wait.

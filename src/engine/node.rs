@@ -6,8 +6,9 @@ use crate::engine::client::Client;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::Step;
 use crate::engine::control::remote::Action;
-use crate::engine::intake::backlog::Load;
+use crate::engine::intake::backlog::{Load, TOO_MANY};
 use crate::model::message::Delivery;
+use crate::model::work::WorkType;
 use crate::store::ledger::Op;
 
 /// Returns whether a message is a request for work.
@@ -19,11 +20,15 @@ pub fn is_request(client: &Client, delivery: &Delivery) -> bool {
 /// Takes a request for work.
 pub fn on_request(client: &mut Client, delivery: &Delivery, receipt: Receipt) {
     let (pipeline, work) = (&client.pipeline, &client.work);
-    let has_room = |lane: &str| {
-        let kind = pipeline.config.work.of_lane(lane);
+    let has_room = |kind: &WorkType| {
+        if !work.lanes().has_room(&kind.spec.lane, kind.queue) {
+            return Err(kind.is_full());
+        }
         let load = || Load::of(work.lanes(), client.commits.waiting());
-        kind.is_some_and(|kind| work.lanes().has_room(lane, kind.queue))
-            && client.intake.has_room(pipeline, load)
+        match client.intake.has_room(pipeline, load) {
+            true => Ok(()),
+            false => Err(TOO_MANY.to_owned()),
+        }
     };
     let actions = client
         .remote

@@ -161,6 +161,17 @@ pub fn split(params: &str) -> Result<Vec<String>, String> {
 }
 
 impl WorkType {
+    /// Returns the refusal of work when its queue is full.
+    #[must_use]
+    pub fn is_full(&self) -> String {
+        let name = &self.name;
+        match self.queue {
+            0 => format!("all jobs of type '{name}' are busy"),
+            1 => format!("1 unit of type '{name}' waits"),
+            queue => format!("{queue} units of type '{name}' wait"),
+        }
+    }
+
     /// Returns why it does not take work with these `params`, `signed` or not, if it does not.
     #[must_use]
     pub fn refusal(&self, params: &Params, signed: bool) -> Option<String> {

@@ -1,7 +1,9 @@
 //! The quota of the state folder: what is refused, and what is forgotten to make room.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -113,6 +115,17 @@ fn a_full_state_refuses_work_and_events_still_run() {
         remote.args(["take", "-l", "a"]),
         75,
         "of 16777216 bytes (--max-state)",
+    );
+    // Work that another node shall run is kept here too.
+    let socket = world.home("node").join("control");
+    let mut session = BufReader::new(UnixStream::connect(socket).expect("connect"));
+    writeln!(session.get_mut(), "work submit other take").expect("request");
+    let mut lines = session.lines().map(|line| line.expect("line"));
+    assert!(lines.next().expect("greeting").starts_with("Receptor"));
+    let refused = lines.next().expect("answer");
+    assert!(
+        refused.starts_with("ERROR: try again: the state of the client has"),
+        "{refused}"
     );
     world.message("lab/seq/status", &[("status", "finished")]);
     wait_until("the event runs", || world.lines("runs").len() == 2);

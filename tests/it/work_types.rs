@@ -484,6 +484,93 @@ fn a_full_queue_refuses_and_takes_again() {
     }
 }
 
+/// Submits to the client `node` over the broker.
+fn direct(world: &World, arguments: &[&str]) -> Command {
+    let mut command = submit(world, &["--node", "node", "--root", "lab", "--direct"]);
+    command.args(arguments).env("TAEL_LOG", "warn");
+    command
+}
+
+/// How work may be submitted: on the control socket, or over the broker.
+const WAYS: [fn(&World, &[&str]) -> Command; 2] = [submit, direct];
+
+#[test]
+fn a_type_runs_as_many_units_as_it_has_jobs_and_says_when_its_queue_is_full() {
+    for way in WAYS {
+        let world = World::new();
+        let text = r#"
+            [[work]]
+            type = "wait"
+            command = "sh -c 'echo $TAEL_UNIT >>$OUT/runs; until [ -e $OUT/go ]; do sleep 0.02; done'"
+            jobs = 2
+            queue = 1
+        "#;
+        let _client = node(&world, text);
+        let started = || {
+            let (code, out, stderr) = ran(&mut way(&world, &["wait"]));
+            assert_eq!(code, 0, "{stderr}");
+            out.trim().to_owned()
+        };
+        let [first, second, third] = [started(), started(), started()];
+        wait_until("two run", || world.lines("runs").len() == 2);
+        let full = "1 unit of type 'wait' waits";
+        refuses(&mut way(&world, &["wait"]), 75, full);
+        assert_eq!(report(&world, &third)["state"], "pending");
+        fs::write(world.path("go"), "").expect("go");
+        for unit in [&first, &second, &third] {
+            assert_eq!(end(&world, unit), "succeeded");
+        }
+        assert_eq!(world.lines("runs").len(), 3, "the refused one does not run");
+    }
+}
+
+#[test]
+fn a_payload_a_run_and_its_output_have_the_limits_of_their_type() {
+    let text = r#"
+        [[work]]
+        type = "small"
+        command = "sh -c 'cat; echo run >>$OUT/runs'"
+        max-stdin = 5
+
+        [[work]]
+        type = "slow"
+        command = "sleep 600"
+        timeout = "100ms"
+
+        [[work]]
+        type = "chatty"
+        command = "sh -c 'head -c 30000 /dev/zero | tr \\\\0 a; head -c 30000 /dev/zero | tr \\\\0 b'"
+        max-output = 20000
+    "#;
+    for (way, large) in WAYS.into_iter().zip([
+        "the payload is larger than 5 bytes",
+        "the payload has 6 bytes, and the node takes 5",
+    ]) {
+        let world = World::new();
+        let _client = node(&world, text);
+        refuses(&mut way(&world, &["small", "-l", "12345"]), 65, large);
+        let (code, out, stderr) = ran(&mut way(&world, &["small", "-l", "1234", "-f"]));
+        assert_eq!((code, out.as_str()), (0, "1234\n"), "{stderr}");
+        assert_eq!(world.lines("runs").len(), 1);
+        let (code, _, stderr) = ran(&mut way(&world, &["slow", "-f"]));
+        assert_eq!(code, 128 + 15, "{stderr}");
+        let (code, out, stderr) = ran(&mut way(&world, &["chatty", "-f"]));
+        assert_eq!(code, 0, "{stderr}");
+        let count = |letter| out.bytes().filter(|byte| *byte == letter).count();
+        // A reader that is fast enough gets more than what is kept.
+        assert!(count(b'a') >= 10_000 && count(b'b') >= 10_000);
+        let (_, list, _) = ran(&mut world.tael(["work", "list", "--json"]));
+        let list: Value = serde_json::from_str(&list).expect("json");
+        let unit = |place: usize| list[place]["unit"].as_str().expect("unit");
+        let slow = report(&world, unit(1));
+        assert_eq!(slow["state"], "failed");
+        assert_eq!(slow["note"], "timed out", "{slow}");
+        let (_, out, stderr) = ran(&mut world.tael(["work", "results", unit(2)]));
+        assert_eq!(out, ["a".repeat(10_000), "b".repeat(10_000)].concat());
+        assert!(stderr.contains("40000 bytes were dropped here"), "{stderr}");
+    }
+}
+
 #[test]
 fn a_type_and_a_trigger_of_one_name_are_two() {
     let world = World::new();

@@ -20,6 +20,9 @@ use crate::os::logging::SENDERS;
 /// Maximum number of units that wait. Beyond it no events are accepted.
 const MAX_UNITS: usize = 100_000;
 
+/// Refusal of work when too many units wait, or too many bytes.
+pub const TOO_MANY: &str = "too many units wait";
+
 /// Maximum size of their payloads, bytes.
 const MAX_BYTES: u64 = 4 << 30;
 

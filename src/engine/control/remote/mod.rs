@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
+use crate::engine::intake::backlog::TOO_MANY;
 use crate::engine::intake::offer::Subject;
 use crate::engine::intake::source::Source;
 use crate::engine::intake::submission::{Payload, Submission, finish};
@@ -28,7 +29,7 @@ use crate::model::message::{Delivery, Message};
 use crate::model::remote::wire::{self, Answer, Done, Manifest, Request};
 use crate::model::signature::hex;
 use crate::model::text::printable;
-use crate::model::work::PayloadFile;
+use crate::model::work::{PayloadFile, WorkType};
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::submitted::is_submitted;
@@ -94,9 +95,6 @@ pub enum Action {
     },
 }
 
-/// Refusal of work when the queue of its type is full.
-const TOO_MANY: &str = "too many units wait: try again";
-
 /// Actions in the order in which they are done.
 type Actions = Vec<Action>;
 
@@ -115,13 +113,14 @@ impl<T> Default for Remote<T> {
 impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     // --- Requests ---
 
-    /// Takes a message on the work topic. `has_room` is whether one more unit may wait in this lane.
+    /// Takes a message on the work topic. `has_room` returns why no further unit of a type may wait, if
+    /// so.
     pub fn on_request(
         &mut self,
         pipeline: &Pipeline,
         delivery: &Delivery,
         receipt: Receipt,
-        has_room: impl FnOnce(&str) -> bool,
+        has_room: impl FnOnce(&WorkType) -> Result<(), String>,
     ) -> Actions {
         let settled = |receipt| vec![Action::Settle(receipt)];
         // A retained request would come at every start, and an empty message clears it.
@@ -175,7 +174,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         request: Request,
         reply: &ReplyTo,
         body: Bytes,
-        has_room: impl FnOnce(&str) -> bool,
+        has_room: impl FnOnce(&WorkType) -> Result<(), String>,
     ) -> Result<Demand, Error> {
         let record = match &request {
             Request::Submit(_)
@@ -250,7 +249,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         manifest: Manifest,
         reply: &ReplyTo,
         body: Bytes,
-        has_room: impl FnOnce(&str) -> bool,
+        has_room: impl FnOnce(&WorkType) -> Result<(), String>,
     ) -> Result<Demand, Error> {
         let config = &pipeline.config;
         let kind = config.work.named(&manifest.kind).ok_or_else(|| {
@@ -271,10 +270,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         let is_known = is_submitted(&pipeline.reader, &manifest.unit)?;
         let share = |bytes| match is_known {
             true => Ok(Room::new(0).reserve()),
-            false => pipeline.room.share(bytes).map_err(|full| {
-                let cause = format!("{full}: try again");
-                Error::new(Kind::TryAgain, cause)
-            }),
+            false => pipeline.room.share(bytes).map_err(later),
         };
         if !is_known {
             let late = manifest.expires.map(|at| Timestamp::now().as_second() - at);
@@ -284,9 +280,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                     format!("it came {late}s after its time (or a clock is wrong)"),
                 ));
             }
-            if !has_room(&kind.spec.lane) {
-                return Err(Error::new(Kind::TryAgain, TOO_MANY));
-            }
+            has_room(kind).map_err(later)?;
         }
         if !manifest.is_inline() {
             let unit = manifest.unit.clone();
@@ -446,7 +440,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                         let cause = "other work has this id, or it was canceled or released";
                         refuse(&reply, &unit, &Error::data(cause))
                     }
-                    Submitted::Full => refuse(&reply, &unit, &Error::new(Kind::TryAgain, TOO_MANY)),
+                    Submitted::Full => refuse(&reply, &unit, &later(TOO_MANY.to_owned())),
                     Submitted::Gone => {
                         let cause = "the node has no such work type any more";
                         refuse(&reply, &unit, &Error::data(cause))
@@ -497,6 +491,11 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     pub fn send(&mut self, node: Identity<'_>, publish: impl FnMut(Message) -> Option<T>) {
         self.senders.send(node, publish);
     }
+}
+
+/// Returns the refusal of work that may be taken later.
+fn later(cause: String) -> Error {
+    Error::new(Kind::TryAgain, format!("{cause}: try again"))
 }
 
 /// What a request demands.
