@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::model::unit::{End, Outcome};
 use crate::store::unit_dir::UnitDir;
@@ -77,7 +77,6 @@ pub fn output(unit: &UnitDir, stream: Stream, offset: u64) -> OutputReader {
         at: offset,
         size: 0,
         lost: false,
-        buffer: BytesMut::new(),
     }
 }
 
@@ -139,7 +138,6 @@ pub struct OutputReader {
     size: u64,
     /// Whether the rest of the stream is gone.
     lost: bool,
-    buffer: BytesMut,
 }
 
 impl OutputReader {
@@ -191,7 +189,7 @@ impl OutputReader {
                     }
                 });
             }
-            let chunk = self.read(gap)?;
+            let chunk = self.read(gap, size)?;
             if chunk.is_empty() {
                 return Ok(nothing);
             }
@@ -238,22 +236,24 @@ impl OutputReader {
         })
     }
 
-    /// Reads from the file, up to the gap if that is still to come.
-    fn read(&mut self, gap: Option<Gap>) -> io::Result<Bytes> {
-        let want = self.bytes_before(gap).min(CHUNK);
+    /// Reads from the file, which has `size` bytes, up to the gap if that is still to come. A reader
+    /// that waits holds no memory for bytes.
+    fn read(&self, gap: Option<Gap>, size: u64) -> io::Result<Bytes> {
         let place = match gap {
             Some(gap) if !gap.is_hole && self.at > gap.at => {
                 self.at - gap.bytes.unwrap_or(0).min(self.at)
             }
             _ => self.at,
         };
-        self.buffer.resize(want, 0);
-        let read = match &self.file {
-            Some(file) => file.read_at(&mut self.buffer, place)?,
-            None => 0,
+        let there = usize::try_from(size.saturating_sub(place)).unwrap_or(usize::MAX);
+        let want = self.bytes_before(gap).min(there).min(CHUNK);
+        let Some(file) = self.file.as_ref().filter(|_| want > 0) else {
+            return Ok(Bytes::new());
         };
-        self.buffer.truncate(read);
-        Ok(self.buffer.split().freeze())
+        let mut buffer = vec![0; want];
+        let read = file.read_at(&mut buffer, place)?;
+        buffer.truncate(read);
+        Ok(buffer.into())
     }
 
     /// Number of bytes between the offset and a gap that is still to come.

@@ -38,8 +38,9 @@ pub type Identity<'a> = (&'a str, Option<&'a Arc<Signer>>);
 /// A unit whose output goes to a requester.
 #[derive(Debug)]
 pub struct Sender<T> {
-    /// Number among all.
-    pub number: u64,
+    number: u64,
+    /// Whether its turn comes.
+    pub is_queued: bool,
     /// When its requester was last heard of.
     pub touched: Instant,
     /// The unit.
@@ -74,6 +75,23 @@ pub struct Finished {
     pub state: State,
     /// Its outcome, if it has run.
     pub outcome: Option<Outcome>,
+}
+
+/// What a sender has done in its turn.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// It has sent a message of this size.
+    Sent(T, usize),
+    /// It has nothing to send now.
+    Nothing,
+    /// It has something to send, and nothing goes out now.
+    Blocked,
+}
+
+impl<T> Step<T> {
+    fn of(sent: Option<T>, size: usize) -> Self {
+        sent.map_or(Self::Blocked, |token| Self::Sent(token, size))
+    }
 }
 
 /// The way of the last message.
@@ -122,6 +140,7 @@ impl<T: Copy> Sender<T> {
         let ([out, err], [out_from, err_from], [out_digest, err_digest]) = (STREAMS, from, digests);
         Self {
             number,
+            is_queued: false,
             touched: Instant::now(),
             unit: record.unit.id.clone(),
             reply,
@@ -143,22 +162,25 @@ impl<T: Copy> Sender<T> {
         self.streams.each_ref().map(|stream| stream.digest.clone())
     }
 
-    /// Watches the folder of the unit, if there is one and the unit has not ended.
-    pub fn watch(&mut self, watch: &mut Watch) {
-        if self.ended.is_none() && self.watched.is_none() {
-            self.watched = match watch.add(self.dir.path()) {
-                Ok(watched) => Some(watched),
-                // A unit that waits has no folder yet.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => {
-                    warn!(
-                        TAEL_UNIT = self.unit,
-                        "cannot watch its folder: {e}; another node gets its output at its end"
-                    );
-                    None
-                }
-            };
+    /// Watches the folder of the unit, if there is one and the unit has not ended. Returns its number if
+    /// it was not watched before.
+    pub fn watch(&mut self, watch: &mut Watch) -> Option<Watched> {
+        if self.ended.is_some() || self.watched.is_some() {
+            return None;
         }
+        self.watched = match watch.add(self.dir.path()) {
+            Ok(watched) => Some(watched),
+            // A unit that waits has no folder yet.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => {
+                warn!(
+                    TAEL_UNIT = self.unit,
+                    "cannot watch its folder: {e}; another node gets its output at its end"
+                );
+                None
+            }
+        };
+        self.watched
     }
 
     /// Notes that the requester has output up to these offsets. It may have more than was sent: a
@@ -218,27 +240,24 @@ impl<T: Copy> Sender<T> {
     }
 
     /// Returns whether all output was sent.
-    pub fn is_sent(&self) -> bool {
+    fn is_sent(&self) -> bool {
         self.ended.is_some() && self.streams.iter().all(|stream| stream.done)
     }
 
-    /// Sends the next message. Returns its size.
+    /// Sends the next message. `publish` returns `None` if nothing goes out now.
     ///
     /// # Errors
     /// When the output cannot be read.
-    pub fn step(
-        &mut self,
-        publish: &mut impl FnMut(Message) -> Option<T>,
-    ) -> io::Result<Option<(T, usize)>> {
+    pub fn step(&mut self, publish: &mut impl FnMut(Message) -> Option<T>) -> io::Result<Step<T>> {
         if !self.is_told {
             let state = wire::write(&Answer::State((*self.state).clone()), b"");
             let size = state.len();
             let token = publish(self.reply.clone().carrying(state));
             self.is_told = token.is_some();
-            return Ok(token.map(|token| (token, size)));
+            return Ok(Step::of(token, size));
         }
         if self.waits() {
-            return Ok(None);
+            return Ok(Step::Nothing);
         }
         for (sending, (stream, name)) in self.streams.iter_mut().zip(STREAMS) {
             let offset = sending.reader.offset();
@@ -285,7 +304,7 @@ impl<T: Copy> Sender<T> {
                 sending.reader = output(&self.dir, stream, offset);
                 sending.done = false;
             }
-            return Ok(token.map(|token| (token, size)));
+            return Ok(Step::of(token, size));
         }
         if self.is_sent()
             && let Last::Ready(end) = &self.last
@@ -295,17 +314,22 @@ impl<T: Copy> Sender<T> {
             if let Some(token) = token {
                 self.last = Last::Sent(end, token);
             }
-            return Ok(token.map(|token| (token, size)));
+            return Ok(Step::of(token, size));
         }
-        Ok(None)
+        Ok(Step::Nothing)
     }
 
-    /// Finds out lengths and digests of the streams, and confirms the end, beside the loop: a
-    /// requester that has the beginning did not get it from here, and it is read now.
-    pub fn hash(&mut self, hashed: mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
+    /// Finds out lengths and digests of the streams, and confirms the end, when all output was sent.
+    /// That is done beside the loop: a requester that has the beginning did not get it from here, and
+    /// it is read now.
+    pub fn hash(&mut self, hashed: &mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
+        if !self.is_sent() || !matches!(self.last, Last::Open { hashing: false }) {
+            return;
+        }
         let Some(Finished { state, outcome }) = self.ended.clone() else {
             return;
         };
+        let hashed = hashed.clone();
         self.last = Last::Open { hashing: true };
         let (number, dir) = (self.number, self.dir.clone());
         let digests = self.digests();

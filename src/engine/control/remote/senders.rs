@@ -1,18 +1,19 @@
 //! Output of units on its way to other nodes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
 
 use tokio::sync::mpsc;
 use tokio::time::Duration;
 use tracing::warn;
 
 use crate::engine::control::remote::answers;
-use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender};
+use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender, Step};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::wire;
-use crate::os::watch::Watch;
+use crate::os::watch::{Watch, Watched};
 use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
 
@@ -26,10 +27,20 @@ const IDLE: Duration = Duration::from_secs(60);
 const MAX_UNACKNOWLEDGED: usize = 2 * 1024 * 1024;
 
 /// Units whose output goes to other nodes. `T` identifies a publish.
+///
+/// There may be thousands that say nothing, so that nothing here looks at all of them for an event of
+/// one.
 #[derive(Debug)]
 pub struct Senders<T> {
-    list: Vec<Sender<T>>,
+    /// All of them, by number.
+    all: BTreeMap<u64, Sender<T>>,
+    /// Numbers by unit.
+    units: HashMap<String, Vec<u64>>,
+    /// Numbers by watched folder. A folder that is watched for several requesters is one.
+    watched: HashMap<Watched, Vec<u64>>,
     watch: Watch,
+    /// Numbers of those that may have something to send, each in its turn. Some may be gone.
+    turns: VecDeque<u64>,
     /// Messages that the broker has not acknowledged: their sizes, and numbers of their senders.
     unacknowledged: HashMap<T, (usize, u64)>,
     /// Sum of these sizes.
@@ -50,8 +61,11 @@ impl<T> Default for Senders<T> {
     fn default() -> Self {
         let (hashed, hashes) = mpsc::unbounded_channel();
         Self {
-            list: Vec::new(),
+            all: BTreeMap::new(),
+            units: HashMap::new(),
+            watched: HashMap::new(),
             watch: Watch::default(),
+            turns: VecDeque::new(),
             unacknowledged: HashMap::new(),
             unacknowledged_bytes: 0,
             hashed,
@@ -79,84 +93,117 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         from: [u64; 2],
     ) -> Result<(), String> {
         let unit = record.unit.id.as_str();
-        let is_it = |sender: &Sender<T>| sender.unit == unit && sender.reply == reply;
-        let earlier = self.list.iter().find(|sender| is_it(sender));
-        let digests = earlier.map(Sender::digests).unwrap_or_default();
-        self.remove(is_it);
-        if self.list.len() >= MAX_SENDERS {
-            self.remove(|sender| sender.is_stalled() && sender.touched.elapsed() > IDLE);
+        let earlier = self.to(unit, &reply);
+        let earlier = earlier.and_then(|number| self.remove(number));
+        let digests = earlier.map(|sender| sender.digests()).unwrap_or_default();
+        if self.all.len() >= MAX_SENDERS {
+            let is_idle =
+                |sender: &Sender<T>| sender.is_stalled() && sender.touched.elapsed() > IDLE;
+            let idle = self.all.iter().filter(|(_, sender)| is_idle(sender));
+            let idle: Vec<u64> = idle.map(|(number, _)| *number).collect();
+            for number in idle {
+                self.remove(number);
+            }
         }
-        if self.list.len() >= MAX_SENDERS {
+        if self.all.len() >= MAX_SENDERS {
             return Err(format!("output goes to {MAX_SENDERS} requesters already"));
         }
         self.numbers += 1;
-        let mut sender = Sender::new(self.numbers, dir, record, reply, from, digests);
-        sender.watch(&mut self.watch);
-        self.list.push(sender);
-        self.due = true;
+        let number = self.numbers;
+        let sender = Sender::new(number, dir, record, reply, from, digests);
+        self.all.insert(number, sender);
+        self.units.entry(unit.to_owned()).or_default().push(number);
+        self.watch(number);
+        self.ready(number);
         Ok(())
     }
 
-    fn remove(&mut self, ends: impl Fn(&Sender<T>) -> bool) {
-        let mut place = 0;
-        while let Some(sender) = self.list.get(place) {
-            if !ends(sender) {
-                place += 1;
-                continue;
+    /// Returns the number of the sender of `unit` to `reply`.
+    fn to(&self, unit: &str, reply: &ReplyTo) -> Option<u64> {
+        let is_it = |number: &&u64| self.all.get(number).is_some_and(|s| s.reply == *reply);
+        self.units.get(unit)?.iter().find(is_it).copied()
+    }
+
+    /// Returns the numbers of the senders of `unit`.
+    fn of(&self, unit: &str) -> Vec<u64> {
+        self.units.get(unit).cloned().unwrap_or_default()
+    }
+
+    /// Notes that a sender may have something to send.
+    fn ready(&mut self, number: u64) {
+        queue(&mut self.all, &mut self.turns, number);
+        self.due = true;
+    }
+
+    /// Watches the folder of a sender, if there is one and its unit has not ended.
+    fn watch(&mut self, number: u64) {
+        let sender = self.all.get_mut(&number);
+        if let Some(watched) = sender.and_then(|sender| sender.watch(&mut self.watch)) {
+            self.watched.entry(watched).or_default().push(number);
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Sender<T>> {
+        let sender = self.all.remove(&number)?;
+        if let Some(numbers) = self.units.get_mut(&sender.unit) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.units.remove(&sender.unit);
             }
-            let sender = self.list.swap_remove(place);
-            let watched = sender.watched;
-            // Folders that are watched for several requesters have one number.
-            if let Some(watched) = watched
-                && !self.list.iter().any(|other| other.watched == Some(watched))
-            {
+        }
+        if let Some(watched) = sender.watched
+            && let Some(numbers) = self.watched.get_mut(&watched)
+        {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.watched.remove(&watched);
                 self.watch.remove(watched);
             }
         }
+        Some(sender)
     }
 
     /// Returns whether the output of `unit` goes to a requester.
     pub fn has(&self, unit: &str) -> bool {
-        !self.list.is_empty() && self.list.iter().any(|sender| sender.unit == unit)
+        self.units.contains_key(unit)
     }
 
     /// Notes that `unit` has begun, so that its folder exists.
     pub fn started(&mut self, unit: &str) {
-        for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
-            sender.started();
-            sender.watch(&mut self.watch);
-            self.due = true;
+        for number in self.of(unit) {
+            if let Some(sender) = self.all.get_mut(&number) {
+                sender.started();
+            }
+            self.watch(number);
+            self.ready(number);
         }
     }
 
     /// Notes that `unit` has ended; without `finished` it was released.
     pub fn ended(&mut self, unit: &str, finished: Option<&Finished>) {
-        let Some(finished) = finished else {
-            return self.released(unit);
-        };
-        for sender in self.list.iter_mut().filter(|sender| sender.unit == unit) {
-            sender.ended(finished);
-            self.due = true;
+        for number in self.of(unit) {
+            match (finished, self.all.get_mut(&number)) {
+                (Some(finished), Some(sender)) => sender.ended(finished),
+                // The end of one may be on its way.
+                (None, Some(sender)) if sender.last.is_open() => {
+                    let gone = wire::write(&answers::refused(unit, &answers::unknown(unit)), b"");
+                    self.refusals.push(sender.reply.clone().carrying(gone));
+                    self.remove(number);
+                }
+                (None, _) => drop(self.remove(number)),
+                (Some(_), None) => {}
+            }
+            self.ready(number);
         }
-    }
-
-    /// Tells the requesters of a unit that it is gone. The end of one may be on its way.
-    fn released(&mut self, unit: &str) {
-        let is_open = |sender: &&Sender<T>| sender.unit == unit && sender.last.is_open();
-        for sender in self.list.iter().filter(is_open) {
-            let gone = wire::write(&answers::refused(unit, &answers::unknown(unit)), b"");
-            self.refusals.push(sender.reply.clone().carrying(gone));
-            self.due = true;
-        }
-        self.remove(|sender| sender.unit == unit);
     }
 
     /// Notes that a requester has output up to these offsets.
     pub fn acked(&mut self, unit: &str, reply: &ReplyTo, at: [u64; 2]) {
-        let of = |sender: &&mut Sender<T>| sender.unit == unit && sender.reply == *reply;
-        for sender in self.list.iter_mut().filter(of) {
+        if let Some(number) = self.to(unit, reply)
+            && let Some(sender) = self.all.get_mut(&number)
+        {
             sender.acked(at);
-            self.due = true;
+            self.ready(number);
         }
     }
 
@@ -170,33 +217,31 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         self.due = true;
         // A requester that comes back asks again.
         if heard == Ok(false) {
-            self.remove(|sender| sender.number == number);
+            self.remove(number);
             return None;
         }
         if let Err(e) = heard {
             self.fail(number, e);
             return None;
         }
-        let told = |sender: &Sender<T>| matches!(sender.last, Last::Sent(_, last) if last == token);
-        let unit = self.list.iter().find(|sender| told(sender));
-        let unit = unit.map(|sender| sender.unit.clone());
-        if unit.is_some() {
-            self.remove(told);
+        let sender = self.all.get(&number)?;
+        match sender.last {
+            Last::Sent(_, last) if last == token => self.remove(number).map(|sender| sender.unit),
+            _ => None,
         }
-        unit
     }
 
     /// Tells the requester with this `number` why it gets no more, and forgets it.
     fn fail(&mut self, number: u64, error: &Error) {
-        if let Some(sender) = self.list.iter().find(|sender| sender.number == number) {
-            warn!(TAEL_UNIT = sender.unit, "cannot send its output: {error}");
-            let kind = error.kind();
-            let error = Error::new(kind, format!("its output cannot be sent: {error}"));
-            let refused = wire::write(&answers::refused(&sender.unit, &error), b"");
-            self.refusals.push(sender.reply.clone().carrying(refused));
-            self.due = true;
-        }
-        self.remove(|sender| sender.number == number);
+        let Some(sender) = self.remove(number) else {
+            return;
+        };
+        warn!(TAEL_UNIT = sender.unit, "cannot send its output: {error}");
+        let kind = error.kind();
+        let error = Error::new(kind, format!("its output cannot be sent: {error}"));
+        let refused = wire::write(&answers::refused(&sender.unit, &error), b"");
+        self.refusals.push(sender.reply.carrying(refused));
+        self.due = true;
     }
 
     /// Notes that there is a connection.
@@ -208,36 +253,38 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
     pub fn went_offline(&mut self) {
         self.unacknowledged.clear();
         self.unacknowledged_bytes = 0;
-        for sender in &mut self.list {
+        for sender in self.all.values_mut() {
             sender.go_back();
+            sender.is_queued = true;
         }
+        self.turns = self.all.keys().copied().collect();
         self.due = true;
     }
 
     /// Waits until something was written, or digests are known. Cancel safe.
     pub async fn next(&mut self) {
         tokio::select! {
-            // Reading takes all of them.
-            _ = self.watch.next() => {}
+            written = self.watch.next() => {
+                let watching = written.iter().filter_map(|watched| self.watched.get(watched));
+                for number in watching.flatten() {
+                    queue(&mut self.all, &mut self.turns, *number);
+                }
+                self.due = true;
+            }
             Some(hashed) = self.hashes.recv() => self.take_hashed(hashed),
         }
-        self.due = true;
     }
 
-    fn take_hashed(&mut self, hashed: Hashed) {
-        let is_it = |sender: &Sender<T>| sender.number == hashed.number;
-        let Some(sender) = self.list.iter_mut().find(|sender| is_it(sender)) else {
-            return;
-        };
-        match hashed.end {
-            Ok(end) => {
+    fn take_hashed(&mut self, Hashed { number, end }: Hashed) {
+        match (end, self.all.get_mut(&number)) {
+            (Ok(end), Some(sender)) => {
                 if let Last::Open { .. } = &sender.last {
                     sender.last = Last::Ready(end);
                 }
+                self.ready(number);
             }
-            Err(e) => {
-                self.fail(hashed.number, &Error::state(&e, format!("read it: {e}")));
-            }
+            (Err(e), _) => self.fail(number, &unreadable(&e)),
+            (Ok(_), None) => {}
         }
     }
 
@@ -246,45 +293,48 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         if !std::mem::take(&mut self.due) {
             return;
         }
-        let mut is_blocked = false;
-        let mut publish = |message| {
-            let token = publish(message);
-            is_blocked |= token.is_none();
-            token
-        };
+        self.is_blocked = false;
         for refusal in self.refusals.drain(..) {
             // A requester that does not hear of it asks again.
             let _ = publish(refusal);
         }
-        let (mut sent, mut failed, mut is_full) = (true, Vec::new(), false);
         // A message of each in turn, so that none waits for all output of another.
-        while std::mem::take(&mut sent) && !is_full {
-            for sender in &mut self.list {
-                is_full = self.unacknowledged_bytes >= MAX_UNACKNOWLEDGED;
-                if is_full {
+        while self.unacknowledged_bytes < MAX_UNACKNOWLEDGED
+            && let Some(number) = self.turns.pop_front()
+        {
+            let Some(sender) = self.all.get_mut(&number) else {
+                continue;
+            };
+            match sender.step(&mut publish) {
+                Ok(Step::Sent(token, size)) => {
+                    self.unacknowledged.insert(token, (size, number));
+                    self.unacknowledged_bytes += size;
+                    self.turns.push_back(number);
+                }
+                Ok(Step::Blocked) => {
+                    self.turns.push_front(number);
+                    self.is_blocked = true;
                     break;
                 }
-                match sender.step(&mut publish) {
-                    Ok(Some((token, size))) => {
-                        self.unacknowledged.insert(token, (size, sender.number));
-                        self.unacknowledged_bytes += size;
-                        sent = true;
-                    }
-                    Ok(None) => {}
-                    Err(e) => failed.push((sender.number, e)),
+                Ok(Step::Nothing) => {
+                    sender.is_queued = false;
+                    sender.hash(&self.hashed, node);
                 }
-                if sender.is_sent() && matches!(sender.last, Last::Open { hashing: false }) {
-                    sender.hash(self.hashed.clone(), node);
-                }
+                Err(e) => self.fail(number, &unreadable(&e)),
             }
         }
-        for (number, e) in failed {
-            self.fail(number, &Error::state(&e, format!("read it: {e}")));
-        }
-        self.is_blocked = is_blocked;
-        // One in front would always come first.
-        if !self.list.is_empty() {
-            self.list.rotate_left(1);
-        }
     }
+}
+
+/// Puts a sender at the end of `turns`, unless its turn comes.
+fn queue<T>(all: &mut BTreeMap<u64, Sender<T>>, turns: &mut VecDeque<u64>, number: u64) {
+    if let Some(sender) = all.get_mut(&number)
+        && !std::mem::replace(&mut sender.is_queued, true)
+    {
+        turns.push_back(number);
+    }
+}
+
+fn unreadable(e: &io::Error) -> Error {
+    Error::state(e, format!("read it: {e}"))
 }
