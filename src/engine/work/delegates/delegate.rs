@@ -17,7 +17,7 @@ use crate::error::{Error, Kind};
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
-use crate::model::unit::{End, Outcome, State};
+use crate::model::unit::{End, Outcome, State, Stopped};
 use crate::model::work::Work;
 use crate::store::unit_dir::incoming::Incoming;
 use crate::store::unit_dir::stream::Stream;
@@ -25,6 +25,10 @@ use crate::store::unit_dir::stream::Stream;
 /// First and longest time without an answer after which a request is sent again.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
+
+/// Longest time after which a request is sent again that was refused for a reason that passes: a full
+/// queue has room when a run has ended.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(60);
 
 /// A unit that another node runs.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct Delegate {
     wait: Duration,
     /// When the command was heard to have started.
     started: Option<(i64, Instant)>,
+    /// What it waits for, as people read it.
+    note: Option<String>,
 }
 
 /// What is said to the node.
@@ -87,8 +93,8 @@ pub enum Effect {
     Ended(Outcome),
     /// It was refused for this reason, and has ended.
     Refused(String),
-    /// It waits for this.
-    Waits(String),
+    /// People read this of it now; `None` is nothing.
+    Note(Option<String>),
     /// What came must be checked against what the node says of its end.
     Check(Box<Incoming>, Box<wire::End>),
     /// The node knows that the unit was released.
@@ -108,6 +114,7 @@ impl Delegate {
             again: None,
             wait: FIRST_WAIT,
             started: None,
+            note: None,
         }
     }
 
@@ -137,6 +144,8 @@ impl Delegate {
         let phase = Phase::Following(Box::new(following));
         let mut delegate = Self::new(unit, node, signed, phase);
         delegate.started = started.map(|at| (at, Instant::now()));
+        // The ledger may have one of the earlier client.
+        delegate.note = Some(String::new());
         if pipeline.dir(unit).is_canceled() {
             delegate.cancel = Cancel::Wanted;
         }
@@ -258,10 +267,13 @@ impl Delegate {
 
     /// Takes an answer of the node, with what follows its header.
     pub fn on_answer(&mut self, pipeline: &Pipeline, answer: Answer, body: Bytes) -> Vec<Effect> {
-        self.was_answered();
+        // A refusal that passes is met less and less often.
+        if !matches!(answer, Answer::Refused { .. }) {
+            self.was_answered();
+        }
         match answer {
             Answer::Accepted { .. } => match &self.phase {
-                Phase::Offering(_) => self.follow(pipeline, vec![Effect::Accepted]),
+                Phase::Offering(_) => self.follow(pipeline),
                 _ => Vec::new(),
             },
             Answer::Want { offset, .. } => {
@@ -296,28 +308,42 @@ impl Delegate {
     }
 
     /// Asks for output, because the node has the work.
-    fn follow(&mut self, pipeline: &Pipeline, mut effects: Vec<Effect>) -> Vec<Effect> {
+    fn follow(&mut self, pipeline: &Pipeline) -> Vec<Effect> {
         match Following::open(pipeline, &self.unit) {
             Ok(following) => {
                 self.phase = Phase::Following(Box::new(following));
                 self.asks = true;
+                let mut effects = self.noted(None);
+                effects.push(Effect::Accepted);
+                effects
             }
             // The next answer to the offer is the same.
-            Err(e) => effects.push(self.short_of(&format_args!("write its output: {e}"))),
+            Err(e) => self.short_of(&format_args!("write its output: {e}")),
         }
-        effects
     }
 
     /// Asks again later, because something is missing here or there.
-    fn short_of(&mut self, cause: &std::fmt::Arguments<'_>) -> Effect {
+    fn short_of(&mut self, cause: &std::fmt::Arguments<'_>) -> Vec<Effect> {
+        self.wait = self.wait.min(LONGEST_REFUSAL);
         self.wait_for_answer();
-        Effect::Waits(cause.to_string())
+        self.noted(Some(format!("waits: {cause}")))
+    }
+
+    /// Sets what people read of it.
+    pub fn noted(&mut self, note: Option<String>) -> Vec<Effect> {
+        match self.note == note || self.is_released() {
+            true => Vec::new(),
+            false => {
+                self.note.clone_from(&note);
+                vec![Effect::Note(note)]
+            }
+        }
     }
 
     /// Returns what follows when a request cannot be made.
-    pub fn cannot(&mut self, error: &Error) -> Effect {
+    pub fn cannot(&mut self, error: &Error) -> Vec<Effect> {
         match error.kind() {
-            Kind::Data => Effect::Ended(Outcome::not_started(error)),
+            Kind::Data => vec![Effect::Ended(Outcome::not_started(error))],
             _ => {
                 self.asks = false;
                 self.short_of(&format_args!("{error}"))
@@ -336,7 +362,7 @@ impl Delegate {
                 }
                 let late = offer.is_late();
                 if kind == Kind::TryAgain && !late {
-                    return vec![self.short_of(&format_args!("{cause}"))];
+                    return self.short_of(&format_args!("{cause}"));
                 }
                 self.phase = Phase::Checking { is_second: true };
                 vec![
@@ -352,9 +378,9 @@ impl Delegate {
                 }
                 None => vec![Effect::Ended(lost(&cause))],
             },
-            Phase::Following(_) => vec![self.short_of(&format_args!("{cause}"))],
+            Phase::Following(_) => self.short_of(&format_args!("{cause}")),
             Phase::Checking { .. } => Vec::new(),
-            Phase::Releasing if may_pass => vec![self.short_of(&format_args!("{cause}"))],
+            Phase::Releasing if may_pass => self.short_of(&format_args!("{cause}")),
             Phase::Releasing => vec![Effect::Paid],
         }
     }
@@ -368,7 +394,13 @@ impl Delegate {
             // It has used the id up, so that the work does not run later.
             (Phase::Offering(_) | Phase::Following(_), Done::Unknown) => {
                 self.cancel = Cancel::Known;
-                vec![Effect::Ended(canceled())]
+                vec![Effect::Ended(match self.started {
+                    Some((at, _)) => Outcome {
+                        stopped: Some(Stopped::Canceled),
+                        ..Outcome::interrupted(at)
+                    },
+                    None => canceled(),
+                })]
             }
             _ => {
                 self.cancel = Cancel::Known;
@@ -384,10 +416,11 @@ impl Delegate {
         if let Phase::Following(following) = &mut self.phase {
             following.offered = None;
         }
-        match State::from_name(state) {
-            Some(State::Running) => self.began(),
-            _ => Vec::new(),
+        let mut effects = self.noted(None);
+        if State::from_name(state) == Some(State::Running) {
+            effects.extend(self.began());
         }
+        effects
     }
 
     fn began(&mut self) -> Vec<Effect> {
@@ -418,7 +451,7 @@ impl Delegate {
                 self.asks = true;
                 Vec::new()
             }
-            Err(e) => vec![self.short_of(&format_args!("write its output: {e}"))],
+            Err(e) => self.short_of(&format_args!("write its output: {e}")),
         }
     }
 
@@ -428,7 +461,7 @@ impl Delegate {
         };
         match following.skip(stream, offset, bytes) {
             Ok(()) => vec![Effect::Wrote],
-            Err(e) => vec![self.short_of(&format_args!("{e}"))],
+            Err(e) => self.short_of(&format_args!("{e}")),
         }
     }
 
@@ -468,7 +501,7 @@ impl Delegate {
             Ok(digests) => digests.map(|digest| hex(&digest)),
             Err(e) => {
                 self.phase = follows(incoming, is_second);
-                return vec![self.short_of(&format_args!("write its output: {e}"))];
+                return self.short_of(&format_args!("write its output: {e}"));
             }
         };
         let is_same = digests == end.sha256;
@@ -476,7 +509,7 @@ impl Delegate {
             // A power failure may have left zeros at the end of a file.
             if let Err(e) = incoming.begin_again() {
                 self.phase = follows(incoming, is_second);
-                return vec![self.short_of(&format_args!("write its output: {e}"))];
+                return self.short_of(&format_args!("write its output: {e}"));
             }
             self.phase = follows(incoming, true);
             self.asks = true;

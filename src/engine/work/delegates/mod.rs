@@ -305,22 +305,26 @@ impl Delegates {
             return;
         }
         let was_away = node.away.take().is_some();
-        let was_lost = std::mem::take(&mut node.is_lost);
+        node.is_lost = false;
         if !was_away && delivery.retained {
             return;
         }
         // What it was asked before may be lost.
+        let mut effects = Vec::new();
         for (unit, delegate) in &mut self.list {
             if delegate.node == name {
                 delegate.ask_again();
                 self.ready.push_back(unit.clone());
-                if was_lost {
-                    steps.push_back(Step::Commit(Op::Note {
-                        unit: unit.clone(),
-                        note: None,
-                    }));
-                }
+                effects.push((unit.clone(), delegate.noted(None)));
             }
+        }
+        self.note(effects, steps);
+    }
+
+    /// Does what follows for several units, of which none ends.
+    fn note(&mut self, effects: Vec<(String, Vec<Effect>)>, steps: &mut Steps) {
+        for (unit, effects) in effects {
+            drop(self.follow(&unit, effects, steps));
         }
     }
 
@@ -350,13 +354,7 @@ impl Delegates {
         let mut reports = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Accepted => {
-                    self.tell(unit, Offered::Accepted);
-                    steps.push_back(Step::Commit(Op::Note {
-                        unit: unit.to_owned(),
-                        note: None,
-                    }));
-                }
+                Effect::Accepted => self.tell(unit, Offered::Accepted),
                 Effect::Refused(cause) => self.tell(unit, Offered::Refused(cause)),
                 Effect::Started(at) => reports.push(Report::Started(unit.to_owned(), at)),
                 Effect::Wrote => reports.push(Report::Wrote(unit.to_owned())),
@@ -365,12 +363,12 @@ impl Delegates {
                     self.tell(unit, Offered::Accepted);
                     reports.push(Report::Ended(unit.to_owned(), outcome));
                 }
-                Effect::Waits(cause) => {
-                    info!(TAEL_UNIT = unit, "waits: {cause}");
-                    steps.push_back(Step::Commit(Op::Note {
-                        unit: unit.to_owned(),
-                        note: Some(format!("waits: {cause}")),
-                    }));
+                Effect::Note(note) => {
+                    if let Some(note) = &note {
+                        info!(TAEL_UNIT = unit, "{note}");
+                    }
+                    let unit = unit.to_owned();
+                    steps.push_back(Step::Commit(Op::Note { unit, note }));
                 }
                 Effect::Check(incoming, end) => self.check(unit, incoming, end),
                 Effect::Paid => {
@@ -434,16 +432,16 @@ impl Delegates {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
                     Err(e) => {
-                        let effect = delegate.cannot(&e);
-                        reports.extend(self.follow(&unit, vec![effect], steps));
+                        let effects = delegate.cannot(&e);
+                        reports.extend(self.follow(&unit, effects, steps));
                         break;
                     }
                 };
                 let request = match request(pipeline, node, delegate.signed, &message) {
                     Ok(request) => request,
                     Err(e) => {
-                        let effect = delegate.cannot(&e);
-                        reports.extend(self.follow(&unit, vec![effect], steps));
+                        let effects = delegate.cannot(&e);
+                        reports.extend(self.follow(&unit, effects, steps));
                         break;
                     }
                 };
@@ -479,17 +477,18 @@ impl Delegates {
     /// Does what is due.
     pub fn on_time(&mut self, steps: &mut Steps) {
         let now = Instant::now();
+        let mut effects = Vec::new();
         for (name, node) in &mut self.nodes {
             if node.is_lost || node.away.is_none_or(|since| since + LOST > now) {
                 continue;
             }
             node.is_lost = true;
             let since = Timestamp::now();
-            for (unit, _) in self.list.iter().filter(|(_, d)| d.node == *name) {
-                steps.push_back(Step::Commit(Op::Note {
-                    unit: unit.clone(),
-                    note: Some(format!("lost: node {name} is away (noted {since:.0})")),
-                }));
+            let note = format!("lost: node {name} is away (noted {since:.0})");
+            for (unit, delegate) in &mut self.list {
+                if delegate.node == *name {
+                    effects.push((unit.clone(), delegate.noted(Some(note.clone()))));
+                }
             }
         }
         for (unit, delegate) in &mut self.list {
@@ -498,6 +497,7 @@ impl Delegates {
                 self.ready.push_back(unit.clone());
             }
         }
+        self.note(effects, steps);
     }
 }
 
