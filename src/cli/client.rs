@@ -432,6 +432,7 @@ impl Client {
                 let path = mistakes.keep(absolute_socket(&path)).unwrap_or(path);
                 (path, self.control_mode)
             }),
+            submit_only: self.submit_only,
             receptor_version: self.receptor_version,
             metrics: self.metrics,
             broker: broker.unwrap_or_else(Connection::unused),

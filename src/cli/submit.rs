@@ -11,7 +11,7 @@ use crate::model::duration;
 use crate::model::text::printable;
 use crate::os::host;
 use crate::tools::work::node::Submit;
-use crate::tools::work::submit::{Payload, Submission};
+use crate::tools::work::submit::{Away, Payload, Submission};
 
 /// The options of `tael work submit`.
 #[derive(Debug, Args)]
@@ -52,13 +52,14 @@ pub struct SubmitOptions {
     /// Print a JSON object
     #[arg(long, conflicts_with = "follow")]
     json: bool,
-    /// With --node: the node alone keeps the unit, and no client of this host does
+    /// With --node: the node alone keeps the unit. By default a client of this host keeps it too: it
+    /// asks again until the node is there, and has the output
     #[arg(long, requires = "node")]
-    direct: bool,
+    pub direct: bool,
     /// With --node: time after which the node does not accept the work any more
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", requires = "node")]
     ttl: Option<Duration>,
-    /// With --node: maximum time to wait until the work is accepted
+    /// With --direct: maximum time to wait until the work is accepted
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
     pub timeout: Duration,
     #[command(flatten)]
@@ -80,8 +81,13 @@ impl SubmitOptions {
     /// Returns the work.
     ///
     /// # Errors
-    /// 64 if a parameter is not KEY=VALUE.
+    /// 64 if a parameter is not KEY=VALUE, or an option goes with --direct only.
     pub fn submission(self) -> Result<Submission> {
+        let ttl = self.ttl;
+        let away = self
+            .node
+            .kept()?
+            .map(|(node, sign)| Away { node, sign, ttl });
         let named = self.param.iter().map(|text| pair(text));
         Ok(Submission {
             kind: self.kind,
@@ -97,19 +103,16 @@ impl SubmitOptions {
             follow: self.follow,
             release: self.rm,
             json: self.json,
+            away,
         })
     }
 
     /// Returns the work for a node that alone keeps the unit.
     ///
     /// # Errors
-    /// 64 if an option is wrong, or if a client of this host is to keep the unit too.
-    pub fn direct(self) -> Result<Submit> {
-        if !self.direct {
-            return Err(Error::usage(
-                "submit --node: add --direct: the node alone keeps the unit",
-            ));
-        }
+    /// 64 if an option is wrong.
+    pub fn direct(mut self) -> Result<Submit> {
+        self.node = NodeOptions::default();
         let ttl = self.ttl;
         let mut work = self.submission()?;
         let unit = match work.id.take() {

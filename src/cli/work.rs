@@ -215,14 +215,17 @@ impl Verbs {
     /// Takes the options for another node, and the maximum time for its answer.
     fn node(&mut self) -> (NodeOptions, Duration) {
         match self {
-            Self::Submit(submit) => (std::mem::take(&mut submit.node), submit.timeout),
+            // Otherwise a client of this host asks.
+            Self::Submit(submit) if submit.direct => {
+                (std::mem::take(&mut submit.node), submit.timeout)
+            }
             Self::Cancel { node, timeout, .. } | Self::Release { node, timeout, .. } => {
                 (std::mem::take(node), *timeout)
             }
             Self::List { node, .. } | Self::Status { node, .. } | Self::Results { node, .. } => {
                 (std::mem::take(node), NODE_TIMEOUT)
             }
-            Self::Retry { .. } | Self::ForceRelease { .. } => {
+            Self::Submit(_) | Self::Retry { .. } | Self::ForceRelease { .. } => {
                 (NodeOptions::default(), NODE_TIMEOUT)
             }
         }
@@ -297,7 +300,7 @@ impl Tool for Work {
         groups: &[],
         examples: &[
             "tael work list --since 2d --failed",
-            "tael work submit --node node7 --direct --follow align -p reads.txt",
+            "tael work submit --node node7 --follow align -p reads.txt",
             "tael work results --failed --both",
             "tael work status M1XCD",
             "tael work retry --failed --who align",

@@ -21,7 +21,8 @@ use crate::tools::work::node::Node;
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Other nodes")]
 pub struct NodeOptions {
-    /// Client to ask over the broker. --broker, --root and all other options for the broker apply
+    /// Client to ask over the broker. --broker, --root and all other options for the broker apply, except
+    /// to a submission without --direct
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
     /// Sign the request with the key of [signing]
@@ -86,6 +87,27 @@ impl NodeOptions {
     /// Returns whether a node is named.
     pub const fn is_given(&self) -> bool {
         self.node.is_some()
+    }
+
+    /// Returns the node that a client of this host asks, if one is named, and whether it signs.
+    ///
+    /// # Errors
+    /// 64 for options of those who ask themselves.
+    pub fn kept(self) -> Result<Option<(String, bool)>> {
+        let Some(node) = self.node else {
+            return Ok(None);
+        };
+        topic::check_who(&node).map_err(Error::usage)?;
+        if self.signing_key.is_some() {
+            return Err(Error::usage(
+                "--signing-key goes with --direct: otherwise the client signs with the key of its \
+                 [signing], see --sign",
+            ));
+        }
+        match self.verify {
+            true => Err(Error::usage("--verify goes with --direct")),
+            false => Ok(Some((node, self.sign))),
+        }
     }
 
     /// Returns the node to ask, if one is named.

@@ -77,6 +77,10 @@ fn status(client: &Client) -> Value {
             json!({"WorkType": kind.name, "Secure": secure})
         })
         .collect();
+    let tags = match config.submit_only {
+        true => json!({"type": "Control Service", (receptor::SUBMIT_ONLY): "true"}),
+        false => json!({"type": "Control Service"}),
+    };
     json!({
         "NodeID": who,
         "Version": config.receptor_version,
@@ -90,7 +94,7 @@ fn status(client: &Client) -> Value {
             "Service": receptor::SERVICE,
             "Time": Timestamp::now().to_string(),
             "ConnType": 1,
-            "Tags": {"type": "Control Service"},
+            "Tags": tags,
             "WorkCommands": work,
         }],
     })

@@ -58,6 +58,8 @@ pub struct Config {
     pub stop_units: bool,
     /// Path of a second control socket, and its mode.
     pub control_socket: Option<(PathBuf, u32)>,
+    /// Whether it is there only to submit work to other nodes.
+    pub submit_only: bool,
     /// Version of Receptor that the control socket says it has.
     pub receptor_version: String,
     /// File for metrics.

@@ -142,6 +142,21 @@ impl Unit {
         }
     }
 
+    /// Returns a new unit `id` for a person who retries this one `now`, which was `accepted` earlier;
+    /// both are milliseconds since 1970. Another node that runs it has as much time to accept it as it
+    /// had then.
+    #[must_use]
+    pub fn retried(&self, id: String, accepted: i64, now: i64) -> Self {
+        let mut unit = self.again(id, 0);
+        if let Some(work) = &mut unit.work
+            && let Some(delegation) = &mut Arc::make_mut(work).delegation
+            && let Some(expires) = &mut delegation.expires
+        {
+            *expires = expires.saturating_add(now.saturating_sub(accepted) / 1000);
+        }
+        unit
+    }
+
     /// Returns the size of the variables for the command, bytes.
     #[must_use]
     pub fn exported_bytes(&self) -> usize {

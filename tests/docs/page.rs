@@ -65,6 +65,8 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("toml work", "docs/work.md", "tests/it/work_types.rs"),
     ("sh work", "docs/work.md", "tests/it/work_types.rs"),
     ("toml receptor", "docs/work.md", "tests/it/work_types.rs"),
+    ("sh desk", "docs/work.md", "tests/it/kept.rs"),
+    ("sh kept", "docs/work.md", "tests/it/kept.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";

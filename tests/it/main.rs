@@ -34,6 +34,7 @@ mod fuzz;
 mod help;
 mod hostile_text;
 mod identity;
+mod kept;
 mod lasting;
 mod ledger;
 mod limits;

@@ -279,7 +279,7 @@ impl Request {
             }
         }
         // The request is the new event; the unit keeps the original one.
-        let mut unit = record.unit.again(new_id(), 0);
+        let mut unit = record.unit.retried(new_id(), record.accepted, now_ms());
         // The unit may be released before this one is in the ledger.
         let payload = reader.payload(&record.unit.id);
         let released = || (Kind::Data, format!("there is no unit '{}'", record.unit.id));

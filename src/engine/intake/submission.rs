@@ -123,6 +123,7 @@ impl Submission {
             request: false,
             is_new: self.is_new,
         };
+        let node = self.node.as_ref().map(|away| ("node", json!(away.node)));
         let delegation = self.node.map(|away| {
             Box::new(Delegation {
                 node: away.node,
@@ -140,6 +141,7 @@ impl Submission {
             ("work_type", json!(self.kind)),
             ("submitter", json!(self.submitter)),
         ];
+        let about = about.into_iter().chain(node);
         let about = about.map(|(key, value)| (key.to_owned(), value));
         let variables = self.params.variables();
         let work = Work {

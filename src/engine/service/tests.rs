@@ -84,6 +84,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         max_state: 0,
         stop_units: false,
         control_socket: None,
+        submit_only: false,
         receptor_version: String::new(),
         metrics: None,
         broker: BrokerOptions {

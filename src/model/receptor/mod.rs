@@ -22,6 +22,15 @@ pub const LOCALHOST: &str = "localhost";
 /// Name of the service that speaks this protocol.
 pub const SERVICE: &str = "control";
 
+/// Tag of a client that is there only to submit work to other nodes. Receptor has no such tag.
+pub const SUBMIT_ONLY: &str = "submit-only";
+
+/// Result of a submission: the work is on disk here, and its node has not accepted it yet.
+pub const SUBMITTED: &str = "Job Submitted";
+
+/// Result of a submission that its node has accepted.
+pub const STARTED: &str = "Job Started";
+
 /// Maximum length of a text of a requester in an answer, characters.
 const MAX_SHOWN: usize = 200;
 

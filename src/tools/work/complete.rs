@@ -23,8 +23,8 @@ const ANSWER: Duration = Duration::from_millis(500);
 pub fn types(scope: &Scope) -> Result<Vec<String>> {
     let mut found = BTreeSet::new();
     for (_, pipeline) in pipelines(scope)? {
-        let types = Connection::open_within(&pipeline, ANSWER).and_then(|mut c| c.types());
-        found.extend(types.unwrap_or_default());
+        let about = Connection::open_within(&pipeline, ANSWER).and_then(|mut c| c.about());
+        found.extend(about.into_iter().flat_map(|about| about.types));
     }
     Ok(found.into_iter().collect())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
-use crate::model::receptor::TRY_AGAIN;
+use crate::model::receptor::{SUBMIT_ONLY, TRY_AGAIN};
 use crate::model::text::printable;
 use crate::os::socket;
 
@@ -25,6 +25,14 @@ pub(super) struct Connection {
     pub stream: BufReader<UnixStream>,
     /// What it is for, as the beginning of an error.
     pub task: String,
+}
+
+/// What a client says of itself.
+pub(super) struct About {
+    /// The types of work that it has.
+    pub types: Vec<String>,
+    /// Whether it is there only to submit work to other nodes.
+    pub submit_only: bool,
 }
 
 impl Connection {
@@ -83,16 +91,20 @@ impl Connection {
             .map_err(|e| Error::data(format!("read the answer of the client: {e}")))
     }
 
-    /// Returns the types of work that the client has.
+    /// Returns what the client says of itself.
     ///
     /// # Errors
     /// As [`Connection::ask`].
-    pub fn types(&mut self) -> Result<Vec<String>> {
+    pub fn about(&mut self) -> Result<About> {
         let status = self.ask_json("status")?;
-        let commands = status.pointer("/Advertisements/0/WorkCommands");
-        let commands = commands.and_then(Value::as_array).into_iter().flatten();
+        let own = status.pointer("/Advertisements/0");
+        let own = |key| own.and_then(|own: &Value| own.get(key));
+        let commands = own("WorkCommands").and_then(Value::as_array);
         let name = |command: &Value| Some(command.get("WorkType")?.as_str()?.to_owned());
-        Ok(commands.filter_map(name).collect())
+        Ok(About {
+            types: commands.into_iter().flatten().filter_map(name).collect(),
+            submit_only: own("Tags").is_some_and(|tags| tags.get(SUBMIT_ONLY).is_some()),
+        })
     }
 
     /// Returns the next line.

@@ -17,7 +17,7 @@ use crate::os::terminal::Terminal;
 use crate::store::ledger::listing::Listed;
 use crate::tools::work::show::{Times, report};
 use crate::tools::work::walk::{Filter, Row, Walk};
-use crate::tools::work::{Scope, elsewhere};
+use crate::tools::work::{Scope, elsewhere, state_name};
 
 /// Number of rows that decide about the widths of columns: a large screen.
 const SAMPLE: usize = 60;
@@ -206,7 +206,7 @@ fn cells(walk: &Walk<'_>, row: &Row, terminal: Terminal) -> [String; 8] {
     };
     let state = match row.retried {
         true => RETRIED,
-        false => row.state.name(),
+        false => state_name(record, row.state),
     };
     let none = || "-".to_owned();
     let about = match about_text(about, word, separator) {

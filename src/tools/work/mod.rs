@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::model::unit::{Outcome, State, Trace};
-use crate::model::work::Work;
+use crate::model::work::{Work, node_of_lane};
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::os::paths;
@@ -255,11 +255,33 @@ fn elsewhere(scope: &Scope) -> String {
     }
 }
 
+/// Returns the node that runs a unit, if another one does.
+fn away(record: &Record) -> Option<&str> {
+    node_of_lane(record.unit.lane())
+}
+
+/// Name of the state of a unit whose node is away for too long.
+const LOST: &str = "lost";
+
+/// Returns the name of the present `state` of a unit.
+fn state_name(record: &Record, state: State) -> &'static str {
+    let note = record.note.as_deref().unwrap_or_default();
+    match away(record).is_some() && note.starts_with(LOST) && !state.is_end() {
+        true => LOST,
+        false => state.name(),
+    }
+}
+
 /// Returns the present state and outcome of a unit: from the ledger, or from its folder while no
 /// client has booked its end.
 fn effective(pipeline: &Path, record: &Record) -> Result<(State, Option<Outcome>)> {
     if record.state.is_end() {
         return Ok((record.state, record.outcome.clone()));
+    }
+    // Its folder has output only. A node that has the work may let it wait.
+    if away(record).is_some() {
+        let runs = record.started.is_some();
+        return Ok((if runs { State::Running } else { State::Pending }, None));
     }
     Ok(match UnitDir::new(pipeline, &record.unit.id).trace()? {
         Trace::Ended(outcome) => (outcome.state(), Some(outcome)),
@@ -323,11 +345,13 @@ impl Found {
 
     /// Ends the unit, and waits until it has ended.
     fn cancel(&mut self, limit: Duration) -> Result<()> {
-        let unit = self.record.unit.id.clone();
-        let cannot = |e| Error::cannot_create(format!("cancel unit {unit}: {e}"));
         let mut asked = false;
         self.refresh()?;
-        self.wait(limit, "it has not ended", |found| {
+        let what = match away(&self.record) {
+            Some(node) => format!("node {node} has not ended it"),
+            None => "it has not ended".to_owned(),
+        };
+        self.wait(limit, &what, |found| {
             if found.record.state == State::Pending {
                 // Its client, if one runs, asks the ledger before it starts the unit. The unit may
                 // have been about to begin, and wait again.
@@ -336,10 +360,38 @@ impl Found {
             }
             let ended = found.state()?.is_end();
             if !ended && !std::mem::replace(&mut asked, true) {
-                found.dir().cancel().map_err(cannot)?;
+                found.end()?;
             }
             Ok(ended)
         })
+    }
+
+    /// Makes the runner of the unit end it, or the node that runs it.
+    fn end(&self) -> Result<()> {
+        let unit = &self.record.unit.id;
+        let marked = self.dir().cancel();
+        marked.map_err(|e| Error::cannot_create(format!("cancel unit {unit}: {e}")))?;
+        let Some(node) = away(&self.record) else {
+            return Ok(());
+        };
+        // The mark is for the next client. One that runs is asked after it.
+        match self.ask(&format!("work cancel {unit}")) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == Kind::Unavailable => {
+                let who = &self.who;
+                let cause = format!(
+                    "cancel unit {unit}: it is noted, and node {node} is told when the client {who} \
+                     runs: start it"
+                );
+                Err(Error::new(Kind::TryAgain, cause))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Asks the client, if it runs.
+    fn ask(&self, request: &str) -> Result<String> {
+        Connection::open(&self.pipeline)?.ask(request)
     }
 
     /// Reports what of an ended run could not be ended with it.
@@ -359,10 +411,7 @@ impl Found {
         let unit = &self.record.unit;
         if unit.work.is_some() {
             // Its client counts the units that wait. Without one, the ledger alone does.
-            let request = format!("work cancel {}", unit.id);
-            let asked =
-                Connection::open(&self.pipeline).and_then(|mut client| client.ask(&request));
-            if asked.is_ok() {
+            if self.ask(&format!("work cancel {}", unit.id)).is_ok() {
                 self.refresh()?;
                 return Ok(self.record.state.is_end());
             }
@@ -386,7 +435,36 @@ impl Found {
         }
     }
 
+    /// Makes the client, if it runs, release a unit of another node, which it tells. Returns whether it
+    /// does.
+    fn release_by_client(&self, force: bool, limit: Duration) -> Result<bool> {
+        let (unit, deadline) = (&self.record.unit.id, Instant::now() + limit);
+        let verb = if force { "force-release" } else { "release" };
+        match self.ask(&format!("work {verb} {unit}")) {
+            Ok(_) => {}
+            // The next client pays what this one leaves.
+            Err(e) if e.kind() == Kind::Unavailable => return Ok(false),
+            Err(e) => return Err(e),
+        }
+        while self.reader.holds(unit)? {
+            if Instant::now() >= deadline {
+                let node = away(&self.record).unwrap_or_default();
+                let limit = duration::text(limit);
+                let cause = format!(
+                    "release unit {unit}: node {node} has not ended it within {limit}; it is released \
+                     when it has"
+                );
+                return Err(Error::new(Kind::TryAgain, cause));
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(true)
+    }
+
     fn release(&mut self, force: bool, limit: Duration) -> Result<()> {
+        if away(&self.record).is_some() && self.release_by_client(force, limit)? {
+            return Ok(());
+        }
         let unit = self.record.unit.id.clone();
         let canceled = if self.state()?.is_end() {
             Ok(())

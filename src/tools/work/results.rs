@@ -12,7 +12,7 @@ use crate::store::ledger::Record;
 use crate::store::unit_dir::both::{BothReader, Piece, both};
 use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output, tail};
 use crate::store::unit_dir::stream::Stream;
-use crate::tools::work::{Found, LOOK, effective};
+use crate::tools::work::{Found, LOOK, effective, state_name};
 
 /// The output to print.
 enum Reader {
@@ -65,7 +65,10 @@ pub(super) fn results(
         if !follow {
             return Err(Error::new(
                 Kind::NoCode,
-                format!("unit {unit} has not ended: it is {state}; --follow waits"),
+                format!(
+                    "unit {unit} has not ended: it is {}; --follow waits",
+                    state_name(&record, state)
+                ),
             ));
         }
         thread::sleep(LOOK);

@@ -140,12 +140,13 @@ fn retry(scope: &Scope, which: &Which, again: bool, json: bool) -> Result<()> {
     let mut found = find(scope, which)?;
     refuse(&found, which, again)?;
     let old = found.record.unit.id.clone();
-    let retry = found.record.unit.again(new_id(), 0);
+    let (accepted, now) = (found.record.accepted, Timestamp::now().as_millisecond());
+    let retry = found.record.unit.retried(new_id(), accepted, now);
     let id = retry.id.clone();
     let client = tell(&found.pipeline, &id);
     let done = found.reader.apply(&Op::Retry {
         retry: Box::new(retry),
-        at: Timestamp::now().as_millisecond(),
+        at: now,
         again,
     })?;
     if !matches!(done, Done::Changed { applied: true, .. }) {

@@ -24,7 +24,7 @@ use crate::store::ledger::Record;
 use crate::store::ledger::listing::attempts;
 use crate::store::payload_file;
 use crate::store::unit_dir::UnitDir;
-use crate::tools::work::{Found, effective};
+use crate::tools::work::{Found, away, effective, state_name};
 
 /// Maximum size of a payload in which a sender is looked for, bytes.
 const MAX_READ: usize = 1024 * 1024;
@@ -72,13 +72,14 @@ pub(super) fn report(
     let unit = &record.unit;
     json!({
         "unit": unit.id,
-        "state": state.name(),
+        "state": state_name(record, state),
         "pipeline": who,
         "kind": if unit.work.is_some() { "work" } else { "event" },
         "trigger": unit.lane(),
         "work_type": unit.work.as_ref().map(|work| &work.kind),
         "params": unit.work.as_ref().map(|work| &work.params),
         "submitter": unit.work.as_ref().map(|work| &work.submitter),
+        "node": away(record),
         "event": unit.event,
         "topic": unit.topic,
         "reason": unit.reason,
@@ -122,7 +123,7 @@ fn all_attempts(found: &Found) -> Result<Vec<Value>> {
         list.push(json!({
             "unit": record.unit.id,
             "attempt": record.unit.attempt,
-            "state": state.name(),
+            "state": state_name(&record, state),
             "return_code": outcome.and_then(|o| o.reported().return_code()),
         }));
     }

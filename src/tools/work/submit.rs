@@ -12,13 +12,14 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
-use crate::model::receptor::{self, LOCALHOST};
+use crate::model::duration;
+use crate::model::receptor::{self, LOCALHOST, SUBMITTED};
 use crate::model::text::printable;
 use crate::model::work::{NO_PARAMS, UNKNOWN_TYPE};
 use crate::os::logging::say;
 use crate::os::socket;
 use crate::os::terminal::Terminal;
-use crate::tools::work::connection::Connection;
+use crate::tools::work::connection::{About, Connection};
 use crate::tools::work::{LOOK, Scope};
 
 /// Maximum time for a client that has stopped to come back, while its output is followed.
@@ -65,6 +66,19 @@ pub struct Submission {
     pub release: bool,
     /// Print a JSON object.
     pub json: bool,
+    /// The other node that runs it, if one does.
+    pub away: Option<Away>,
+}
+
+/// The node that runs work, while a client of this host keeps the unit.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// Its name.
+    pub node: String,
+    /// Whether the client signs its requests.
+    pub sign: bool,
+    /// Time after which the node does not accept the work any more.
+    pub ttl: Option<Duration>,
 }
 
 /// The payload of work.
@@ -86,6 +100,13 @@ struct Client {
     folder: PathBuf,
 }
 
+/// Work that a client has taken.
+struct Taken {
+    unit: String,
+    /// Whether the node that runs it has accepted it.
+    accepted: bool,
+}
+
 /// Submits work, and follows it if that is wanted.
 ///
 /// # Errors
@@ -101,19 +122,36 @@ pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
             )));
         }
     }
-    let client = find(scope, &work.kind)?;
-    let unit = client.submit(work, &mut payload)?;
+    let client = find(scope, work)?;
+    let Taken { unit, accepted } = client.submit(work, &mut payload)?;
     if !work.follow {
-        match work.json {
-            true => crate::tools::print_json(
+        match (work.json, &work.away) {
+            (false, _) => crate::tools::print(&unit)?,
+            (true, None) => crate::tools::print_json(
                 &json!({"unit": unit, "pipeline": client.who, "type": work.kind}),
             )?,
-            false => crate::tools::print(&unit)?,
+            (true, Some(away)) => crate::tools::print_json(&json!({
+                "unit": unit,
+                "pipeline": client.who,
+                "type": work.kind,
+                "node": away.node,
+                "accepted": accepted,
+            }))?,
         }
-        return Ok(ExitCode::SUCCESS);
     }
     if Terminal::of_stderr().is_terminal() {
-        say(&format!("unit {unit} of {}", client.who));
+        if work.follow {
+            say(&format!("unit {unit} of {}", client.who));
+        }
+        if let (Some(away), false) = (&work.away, accepted) {
+            say(&format!(
+                "unit {unit}: node {} has not accepted it yet; {} asks again until it does",
+                away.node, client.who
+            ));
+        }
+    }
+    if !work.follow {
+        return Ok(ExitCode::SUCCESS);
     }
     // Output that was not seen whole stays.
     let code = client
@@ -144,16 +182,16 @@ fn open(payload: &Payload) -> Result<Box<dyn Read>> {
     })
 }
 
-/// Returns the client that has the type `kind`: that of the scope, or the only one that runs.
-fn find(scope: &Scope, kind: &str) -> Result<Client> {
-    let shown = printable(kind, 80);
+/// Returns the client for `work`: that of the scope; otherwise the only one that runs and has the type,
+/// or, for work of another node, the only one, or the only one that is there for that.
+fn find(scope: &Scope, work: &Submission) -> Result<Client> {
     let state = scope.state.display();
     if let Some(who) = &scope.who {
         let client = Client {
             who: who.clone(),
             folder: scope.state.join(who),
         };
-        return match client.types() {
+        return match client.about() {
             Ok(_) => Ok(client),
             Err(e) if client.is_there() => Err(silent(who, &e)),
             Err(_) => Err(Error::new(
@@ -165,7 +203,7 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
             )),
         };
     }
-    let (mut having, mut others, mut quiet) = (Vec::new(), Vec::new(), None);
+    let (mut running, mut quiet) = (Vec::new(), None);
     let entries = fs::read_dir(&scope.state).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
     names.sort();
@@ -174,25 +212,36 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
             who: name.to_string_lossy().into_owned(),
             folder: scope.state.join(&name),
         };
-        let types = match client.types() {
-            Ok(types) => types,
-            Err(e) => {
-                if client.is_there() {
-                    quiet.get_or_insert_with(|| silent(&client.who, &e));
-                }
-                continue;
+        match client.about() {
+            Ok(about) => running.push((client, about)),
+            Err(e) if client.is_there() => {
+                quiet.get_or_insert_with(|| silent(&client.who, &e));
             }
-        };
-        match types.iter().any(|known| known == kind) {
-            true => having.push(client),
-            false => others.push(format!("{} has {}", client.who, list(&types))),
+            Err(_) => {}
         }
     }
+    match &work.away {
+        Some(away) => keeper(scope, &away.node, running, quiet),
+        None => having(scope, &work.kind, running, quiet),
+    }
+}
+
+/// Returns the only one of the `running` clients that has the type `kind`. `quiet` is the error about
+/// one that does not answer.
+fn having(
+    scope: &Scope,
+    kind: &str,
+    running: Vec<(Client, About)>,
+    quiet: Option<Error>,
+) -> Result<Client> {
+    let shown = printable(kind, 80);
+    let state = scope.state.display();
+    let has = |(_, about): &(Client, About)| about.types.iter().any(|known| known == kind);
+    let (mut having, others): (Vec<_>, Vec<_>) = running.into_iter().partition(has);
     if having.len() > 1 {
-        let names: Vec<&str> = having.iter().map(|client| client.who.as_str()).collect();
-        let names = names.join(", ");
         return Err(Error::usage(format!(
-            "submit work: several clients have type '{shown}': say which with --who: {names}"
+            "submit work: several clients have type '{shown}': say which with --who: {}",
+            names(&having)
         )));
     }
     if having.is_empty()
@@ -200,7 +249,12 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
     {
         return Err(e);
     }
-    having.pop().ok_or_else(|| match others.is_empty() {
+    let found = having.pop().map(|(client, _)| client);
+    let other = |(client, about): &(Client, About)| {
+        let types = list(&about.types);
+        format!("{} has {types}", client.who)
+    };
+    found.ok_or_else(|| match others.is_empty() {
         true => Error::new(
             Kind::Unavailable,
             format!(
@@ -210,9 +264,50 @@ fn find(scope: &Scope, kind: &str) -> Result<Client> {
         ),
         false => Error::data(format!(
             "submit work: no client has type '{shown}': {}",
-            others.join("; ")
+            others.iter().map(other).collect::<Vec<_>>().join("; ")
         )),
     })
+}
+
+/// Returns the one of the `running` clients that keeps units of `node`. `quiet` is the error about one
+/// that does not answer.
+fn keeper(
+    scope: &Scope,
+    node: &str,
+    mut running: Vec<(Client, About)>,
+    quiet: Option<Error>,
+) -> Result<Client> {
+    if running.len() > 1 {
+        let is_for_it = |(_, about): &(Client, About)| about.submit_only;
+        if running.iter().filter(|client| is_for_it(client)).count() == 1 {
+            running.retain(is_for_it);
+        }
+    }
+    if running.len() > 1 {
+        return Err(Error::usage(format!(
+            "submit work to node {node}: several clients run here: say with --who which keeps the \
+             unit: {}",
+            names(&running)
+        )));
+    }
+    let state = scope.state.display();
+    let none = || {
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "submit work to node {node}: no client runs in {state} that keeps the unit: start one \
+                 with 'tael client --who NAME --submit-only', or add --direct: then the node alone \
+                 keeps it"
+            ),
+        )
+    };
+    let found = running.pop().map(|(client, _)| client);
+    found.ok_or_else(|| quiet.unwrap_or_else(none))
+}
+
+fn names(clients: &[(Client, About)]) -> String {
+    let names = clients.iter().map(|(client, _)| client.who.as_str());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Sends all of `payload`. The inner error is that of the stream.
@@ -261,24 +356,25 @@ impl Client {
         socket::connect(&self.folder, SOCKET).is_ok()
     }
 
-    /// Returns the types of work that it has.
-    fn types(&self) -> Result<Vec<String>> {
-        Connection::open_within(&self.folder, TYPES)?.types()
+    /// Returns what it says of itself.
+    fn about(&self) -> Result<About> {
+        Connection::open_within(&self.folder, TYPES)?.about()
     }
 
-    /// Submits work, and returns its unit.
-    fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<String> {
+    /// Submits work.
+    fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<Taken> {
         let mut connection = self.connect()?;
+        let node = work.away.as_ref().map(|away| away.node.as_str());
         connection.task = format!(
             "submit work of type '{}' to {}",
             printable(&work.kind, 80),
-            self.who
+            node.unwrap_or(&self.who)
         );
         let mut request = Map::new();
         for (key, value) in [
             ("command", "work"),
             ("subcommand", "submit"),
-            ("node", LOCALHOST),
+            ("node", node.unwrap_or(LOCALHOST)),
             ("worktype", &work.kind),
         ] {
             request.insert(key.to_owned(), value.into());
@@ -289,11 +385,19 @@ impl Client {
         if let Some(id) = &work.id {
             request.insert("workUnitID".to_owned(), json!(id));
         }
+        if let Some(away) = &work.away {
+            if let Some(ttl) = away.ttl {
+                request.insert("ttl".to_owned(), duration::text(ttl).into());
+            }
+            if away.sign {
+                request.insert("signwork".to_owned(), "true".into());
+            }
+        }
         for (key, value) in &work.named {
             request.insert(key.clone(), json!(value));
         }
         let asked = connection.ask(&Value::Object(request).to_string());
-        let asked = asked.map_err(|e| self.explained(e))?;
+        let asked = asked.map_err(|e| self.explained(e, node.is_some()))?;
         let stream = connection.stream.get_mut();
         // Without its end, the client starts nothing.
         let sent = send(payload, stream)?.and_then(|()| stream.shutdown(Shutdown::Write));
@@ -312,23 +416,26 @@ impl Client {
                     format!("{e}; it may have the work: submit it again with --id {unit}"),
                 ));
             }
-            (Err(e), Ok(())) => return Err(self.explained(e)),
+            (Err(e), Ok(())) => return Err(self.explained(e, node.is_some())),
         };
         let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
         let unit = answer.get("unitid").and_then(Value::as_str);
         let unit = unit.ok_or_else(|| Error::data("submit work: the client sent no unit"))?;
-        Ok(unit.to_owned())
+        Ok(Taken {
+            unit: unit.to_owned(),
+            accepted: answer.get("result").and_then(Value::as_str) != Some(SUBMITTED),
+        })
     }
 
     /// Adds what to do to the refusal of a client.
-    fn explained(&self, refusal: Error) -> Error {
+    fn explained(&self, refusal: Error, is_away: bool) -> Error {
         let text = refusal.to_string();
         let hint = if text.ends_with(NO_PARAMS) {
             "; its [[work]] table allows words and --param with params = true".to_owned()
         } else if text.contains(UNKNOWN_TYPE) {
-            match self.types() {
-                Ok(types) => format!("; {} has {}", self.who, list(&types)),
-                Err(_) => return refusal,
+            match self.about() {
+                Ok(about) if !is_away => format!("; {} has {}", self.who, list(&about.types)),
+                _ => return refusal,
             }
         } else {
             return refusal;

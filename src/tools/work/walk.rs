@@ -11,7 +11,7 @@ use crate::model::unit::{Outcome, State};
 use crate::os::logging::say;
 use crate::store::ledger::Reader;
 use crate::store::ledger::listing::{Listed, Listing, Retried, Selection, lanes};
-use crate::tools::work::{Scope, effective, pipelines};
+use crate::tools::work::{Scope, effective, pipelines, state_name};
 
 /// Maximum number of ledgers that stay open while the list is printed. Others are opened for each
 /// page.
@@ -294,7 +294,7 @@ impl<'a> Walk<'a> {
             &unit.topic,
             &unit.event,
             &command,
-            row.state.name(),
+            state_name(record, row.state),
         ];
         let texts = texts.into_iter().chain(record.note.as_deref());
         let any_case = !wanted.contains(char::is_uppercase);

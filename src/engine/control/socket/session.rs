@@ -17,7 +17,9 @@ use crate::engine::control::socket::{payload, results};
 use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::report::followers::Stage;
 use crate::engine::work::delegates::Offered;
-use crate::model::receptor::{self, MAX_LINE, Request, SERVICE, Submit, TRY_AGAIN};
+use crate::model::receptor::{
+    self, MAX_LINE, Request, SERVICE, STARTED, SUBMITTED, Submit, TRY_AGAIN,
+};
 use crate::model::text::printable;
 use crate::model::work::UNKNOWN_TYPE;
 use crate::os::hooks;
@@ -231,7 +233,7 @@ impl Session {
                 let (id, is_away) = (ticket.id.clone(), ticket.node.is_some());
                 let accepted = match self.accept(ticket, payload, share).await {
                     Ok(()) if is_away => self.offered(&id).await,
-                    other => other.map(|()| "Job Started"),
+                    other => other.map(|()| STARTED),
                 };
                 match accepted {
                     Ok(result) => receptor::line(&json!({"result": result, "unitid": id})),
@@ -254,15 +256,15 @@ impl Session {
     async fn offered(&self, unit: &str) -> Answer<&'static str> {
         let call = |answer| Call::Offered(unit.to_owned(), answer);
         let Some(mut offered) = self.node.ask(call).await? else {
-            return Ok("Job Started");
+            return Ok(STARTED);
         };
         let answered = offered.wait_for(|offered| *offered != Offered::Waits);
         match timeout(STARTING, answered).await {
             Ok(Ok(offered)) => match &*offered {
                 Offered::Refused(cause) => Err(format!("unit {unit}: {cause}")),
-                Offered::Accepted | Offered::Waits => Ok("Job Started"),
+                Offered::Accepted | Offered::Waits => Ok(STARTED),
             },
-            Ok(Err(_)) | Err(_) => Ok("Job Submitted"),
+            Ok(Err(_)) | Err(_) => Ok(SUBMITTED),
         }
     }
 
