@@ -11,7 +11,7 @@ use crate::model::text::printable;
 use crate::model::unit::State;
 use crate::store::ledger::listing::{Listing, Selection, with_part};
 use crate::store::ledger::{Reader, Record};
-use crate::tools::work::{Found, Scope, effective, elsewhere, pipelines};
+use crate::tools::work::{Found, Scope, away, effective, elsewhere, pipelines};
 
 /// Word for the newest unit.
 const LATEST: &str = "latest";
@@ -142,6 +142,15 @@ fn named(scope: &Scope, unit: &str) -> Result<Found> {
             Ok(())
         };
         (found, unreadable) = search(scope, part)?;
+    }
+    let is_same =
+        |pair: &[Candidate]| matches!(pair, [a, b] if a.record.unit.id == b.record.unit.id);
+    if found.len() > 1 && found.windows(2).all(is_same) {
+        // Node and submitter may be of one host. The submitter tells the node.
+        let is_kept = |candidate: &Candidate| away(&candidate.record).is_some();
+        if found.iter().filter(|candidate| is_kept(candidate)).count() == 1 {
+            found.retain(is_kept);
+        }
     }
     let unit = printable(unit, 80);
     if found.len() > 1 {
