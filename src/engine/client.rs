@@ -275,7 +275,7 @@ impl Client {
             self.observer.wake(),
             self.reports.last.wake(),
             self.reports.wake().filter(|_| self.link.is_online()),
-            self.cleanup.wake(&self.pipeline, self.work.live() > 0),
+            self.cleanup.wake(&self.pipeline, self.work.has_live()),
             self.intake.wake(),
             self.delegates.wake(),
         ];
@@ -290,7 +290,7 @@ impl Client {
         let work = &self.work;
         let running = || work.lanes().running().cloned().collect();
         self.cleanup
-            .on_time(&self.pipeline, (work.live() > 0, running), &mut self.steps);
+            .on_time(&self.pipeline, (work.has_live(), running), &mut self.steps);
         self.delegates.on_time(&mut self.steps);
         self.perform();
     }

@@ -58,6 +58,11 @@ impl LiveUnits {
         self.units.len() - self.away
     }
 
+    /// Returns whether there are any, here or on other nodes.
+    pub fn has_any(&self) -> bool {
+        !self.units.is_empty()
+    }
+
     /// Returns whether the runner of an earlier client has `unit`.
     pub fn is_adopted(&self, unit: &str) -> bool {
         self.units.get(unit).is_some_and(|live| live.adopted)

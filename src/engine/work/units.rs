@@ -73,6 +73,11 @@ impl Units {
         &self.lanes
     }
 
+    /// Returns whether runners or other nodes have units.
+    pub fn has_live(&self) -> bool {
+        self.live.has_any()
+    }
+
     /// Returns how many units runners have.
     pub fn live(&self) -> usize {
         self.live.len()
