@@ -204,6 +204,7 @@ fn owe_release(client: &mut Client, unit: String) {
 /// The end of a unit is on disk: its readers hear of it, here and on other nodes, and it goes if a
 /// person wants that.
 fn ended(client: &mut Client, unit: &str) {
+    client.delegates.settled(unit);
     client.followers.tell(unit, Stage::Ended);
     client.remote.ended(&client.pipeline, unit);
     client

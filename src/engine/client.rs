@@ -218,9 +218,7 @@ impl Client {
                 self.link.published(token);
                 let heard = result.as_ref().map_err(|Refused(e, _)| e);
                 let heard = heard.map(|audience| *audience != Audience::None);
-                if let Some(unit) = self.remote.published(token, heard) {
-                    self.commits.fetched(unit);
-                }
+                self.remote.published(token, heard);
                 self.delegates.published();
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;

@@ -43,6 +43,7 @@ pub fn act(client: &mut Client, actions: Vec<Action>) {
             Action::Answer(answer) => client.answer(answer),
             Action::Settle(receipt) => client.settle(receipt, Progress::Refused),
             Action::Submit(source) => chain::on_source(client, *source),
+            Action::Fetched(unit) => client.commits.fetched(unit),
             Action::Cancel { unit, lane } => {
                 client.work.cancel(&lane, &unit, &mut client.steps);
             }

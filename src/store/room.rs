@@ -65,10 +65,12 @@ impl Room {
         })
     }
 
-    /// Returns the smaller of `bytes` and the limit.
+    /// Returns the maximum size of a payload that may have `bytes`. One that takes more than three
+    /// quarters of the limit would hardly find room: the ledger and other units take some.
     #[must_use]
     pub fn cap(&self, bytes: u64) -> u64 {
-        self.fill().map_or(bytes, |fill| bytes.min(fill.limit))
+        self.fill()
+            .map_or(bytes, |fill| bytes.min(fill.limit / 4 * 3))
     }
 
     /// Adds `bytes` that were written.

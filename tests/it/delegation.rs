@@ -154,6 +154,40 @@ fn work_for_another_node_is_a_unit_here() {
     node.stop();
 }
 
+/// Whether the ledger of `who` says that the output of `unit` was fetched.
+fn is_fetched(world: &World, who: &str, unit: &str) -> bool {
+    let ledger = world.home(who).join("ledger.db");
+    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    let sql = "SELECT fetched IS NOT NULL FROM unit WHERE id = ?1";
+    ledger
+        .query_row(sql, [unit], |row| row.get(0))
+        .expect("unit")
+}
+
+#[test]
+fn a_node_hears_that_its_output_is_on_the_disk_of_the_submitter() {
+    let world = World::new();
+    let (node, desk) = (node(&world), submitter(&world));
+    let waits = started(&world, "wait", b"");
+    for (kind, payload) in [("cat", noise(3_000_000)), ("both", Vec::new())] {
+        let unit = started(&world, kind, &payload);
+        wait_until("the node knows", || is_fetched(&world, "node7", &unit));
+        assert_ne!(status(&world, &unit)["StateName"], "Running");
+        assert!(!is_fetched(&world, "desk", &unit), "its own is not read");
+        results(&world, &unit);
+        wait_until("and now it is", || is_fetched(&world, "desk", &unit));
+    }
+    wait(&world, &waits, "Running");
+    assert!(
+        !is_fetched(&world, "node7", &waits),
+        "what runs is not all there"
+    );
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("it has ended", || is_fetched(&world, "node7", &waits));
+    desk.stop();
+    node.stop();
+}
+
 #[test]
 fn a_refusal_of_the_node_fails_the_submission() {
     let world = World::new();

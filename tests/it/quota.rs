@@ -153,7 +153,7 @@ fn a_payload_that_does_not_fit_is_refused_while_it_is_read() {
     let large = vec![b'x'; 17 << 20];
     let (code, _, stderr) = ran_with(&mut submit(&world, &["take", "-p", "-"]), &large);
     assert_eq!(code, 65, "{stderr}");
-    assert!(stderr.contains("larger than 16777216 bytes"), "{stderr}");
+    assert!(stderr.contains("larger than 12582912 bytes"), "{stderr}");
     fill(&world, "8800000");
     let medium = &large[..8 << 20];
     let (code, _, stderr) = ran_with(&mut submit(&world, &["take", "-p", "-"]), medium);
@@ -166,7 +166,7 @@ fn a_payload_that_does_not_fit_is_refused_while_it_is_read() {
     remote.args(["take", "-p"]).arg(&path);
     refuses(&mut remote, 75, "(--max-state)");
     fs::write(&path, &large).expect("payload");
-    refuses(&mut remote, 65, "and the node takes 16777216");
+    refuses(&mut remote, 65, "and the node takes 12582912");
     assert_eq!(payloads(&world), 0, "nothing of them stays");
     // What fits is taken, on both ways.
     let small = &large[..1 << 20];

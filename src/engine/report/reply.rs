@@ -61,6 +61,16 @@ impl ReplyTo {
         &self.topic
     }
 
+    /// Returns the address at `topic`.
+    #[cfg(test)]
+    pub fn at(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            correlation: None,
+            request: None,
+        }
+    }
+
     /// Returns the message with these bytes, which identify their request themselves.
     pub fn carrying(self, payload: Bytes) -> Message {
         Message {

@@ -6,6 +6,7 @@ mod list;
 mod permission;
 mod sender;
 mod senders;
+mod told;
 mod uploads;
 
 use std::path::Path;
@@ -70,6 +71,8 @@ pub enum Action {
     Answer(Message),
     /// Acknowledge the message of the request.
     Settle(Receipt),
+    /// Note that a requester has all output of this unit, which has ended.
+    Fetched(String),
     /// Take in submitted work.
     Submit(Box<Source>),
     /// End a unit that has not ended.
@@ -201,8 +204,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 Vec::new()
             }
             Request::Ack { at, .. } => {
-                self.senders.acked(&unit, reply, at);
-                Vec::new()
+                let is_last = self.senders.acked(&unit, reply, at);
+                is_last.then(|| Action::Fetched(unit)).into_iter().collect()
             }
             Request::Status(_) => {
                 let record = record.ok_or_else(|| unknown(&unit))?;
@@ -472,9 +475,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
     }
 
     /// Notes that a publish is complete: `heard` is whether anyone subscribes to it, or why the broker
-    /// does not take it. Returns the unit that a requester has all of now.
-    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) -> Option<String> {
-        self.senders.published(token, heard)
+    /// does not take it.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) {
+        self.senders.published(token, heard);
     }
 
     /// Notes that there is a connection.

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use crate::engine::control::remote::answers;
 use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender, Step};
+use crate::engine::control::remote::told::{Told, is_all};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
@@ -39,6 +40,7 @@ pub struct Senders<T> {
     /// Numbers by watched folder. A folder that is watched for several requesters is one.
     watched: HashMap<Watched, Vec<u64>>,
     watch: Watch,
+    told: Told,
     /// Numbers of those that may have something to send, each in its turn. Some may be gone.
     turns: VecDeque<u64>,
     /// Messages that the broker has not acknowledged: their sizes, and numbers of their senders.
@@ -65,6 +67,7 @@ impl<T> Default for Senders<T> {
             units: HashMap::new(),
             watched: HashMap::new(),
             watch: Watch::default(),
+            told: Told::default(),
             turns: VecDeque::new(),
             unacknowledged: HashMap::new(),
             unacknowledged_bytes: 0,
@@ -197,37 +200,49 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         }
     }
 
-    /// Notes that a requester has output up to these offsets.
-    pub fn acked(&mut self, unit: &str, reply: &ReplyTo, at: [u64; 2]) {
-        if let Some(number) = self.to(unit, reply)
-            && let Some(sender) = self.all.get_mut(&number)
-        {
-            sender.acked(at);
-            self.ready(number);
-        }
+    /// Notes that a requester has output up to these offsets. Returns whether that is all, and the unit
+    /// has ended.
+    pub fn acked(&mut self, unit: &str, reply: &ReplyTo, at: [u64; 2]) -> bool {
+        let Some(number) = self.to(unit, reply) else {
+            return self.told.acked(unit, reply, at);
+        };
+        let Some(sender) = self.all.get_mut(&number) else {
+            return false;
+        };
+        sender.acked(at);
+        // The broker may be late to acknowledge the end that it has delivered.
+        let is_last = match &sender.last {
+            Last::Open { .. } => false,
+            Last::Ready(end) | Last::Sent(end, _) => is_all(end, at),
+        };
+        self.ready(number);
+        is_last
     }
 
     /// Notes that a publish is complete: it has come to the broker, and `heard` is whether anyone
-    /// subscribes to it; or the broker does not take it. Returns the unit whose end it was: its
-    /// requester has all of it.
-    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) -> Option<String> {
+    /// subscribes to it; or the broker does not take it.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>) {
         self.due |= self.is_blocked;
-        let (size, number) = self.unacknowledged.remove(&token)?;
+        let Some((size, number)) = self.unacknowledged.remove(&token) else {
+            return;
+        };
         self.unacknowledged_bytes -= size;
         self.due = true;
         // A requester that comes back asks again.
         if heard == Ok(false) {
             self.remove(number);
-            return None;
+            return;
         }
         if let Err(e) = heard {
-            self.fail(number, e);
-            return None;
+            return self.fail(number, e);
         }
-        let sender = self.all.get(&number)?;
-        match sender.last {
-            Last::Sent(_, last) if last == token => self.remove(number).map(|sender| sender.unit),
-            _ => None,
+        let is_told =
+            |sender: &Sender<T>| matches!(sender.last, Last::Sent(_, last) if last == token);
+        if self.all.get(&number).is_some_and(is_told)
+            && let Some(sender) = self.remove(number)
+            && let Last::Sent(end, _) = sender.last
+        {
+            self.told.add(sender.reply, &end);
         }
     }
 

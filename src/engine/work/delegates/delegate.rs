@@ -61,8 +61,8 @@ enum Phase {
     Offering(Offer),
     /// That we want its output and its end.
     Following(Box<Following>),
-    /// Nothing: what came is being checked, for the second time if so.
-    Checking { is_second: bool },
+    /// Nothing: what came up to these offsets is being checked, for the second time if so.
+    Checking { is_second: bool, at: [u64; 2] },
     /// That the unit was released.
     Releasing,
 }
@@ -97,6 +97,8 @@ pub enum Effect {
     Note(Option<String>),
     /// What came must be checked against what the node says of its end.
     Check(Box<Incoming>, Box<wire::End>),
+    /// All output is here, up to these offsets.
+    Fetched([u64; 2]),
     /// The node knows that the unit was released.
     Paid,
 }
@@ -364,7 +366,10 @@ impl Delegate {
                 if kind == Kind::TryAgain && !late {
                     return self.short_of(&format_args!("{cause}"));
                 }
-                self.phase = Phase::Checking { is_second: true };
+                self.phase = Phase::Checking {
+                    is_second: true,
+                    at: [0, 0],
+                };
                 vec![
                     Effect::Refused(cause.clone()),
                     Effect::Ended(Outcome::not_started(cause)),
@@ -478,6 +483,7 @@ impl Delegate {
         }
         let checking = Phase::Checking {
             is_second: following.is_second,
+            at,
         };
         let Phase::Following(following) = std::mem::replace(&mut self.phase, checking) else {
             return Vec::new();
@@ -494,7 +500,10 @@ impl Delegate {
         end: &wire::End,
         digests: std::io::Result<[[u8; 32]; 2]>,
     ) -> Vec<Effect> {
-        let is_second = matches!(self.phase, Phase::Checking { is_second: true });
+        let (is_second, at) = match self.phase {
+            Phase::Checking { is_second, at } => (is_second, at),
+            _ => (false, [0, 0]),
+        };
         let follows =
             |incoming, is_second| Phase::Following(Box::new(Following::from(incoming, is_second)));
         let digests = match digests {
@@ -524,8 +533,11 @@ impl Delegate {
             let node = &self.node;
             outcome.remains = Some(format!("its output differs from that on node {node}"));
         }
-        // A run that was too short to be seen has started, too.
         let mut effects = Vec::new();
+        if is_same {
+            effects.push(Effect::Fetched(at));
+        }
+        // A run that was too short to be seen has started, too.
         if !matches!(outcome.end, End::NotStarted(_)) && self.started.is_none() {
             effects.push(Effect::Started(outcome.started));
         }

@@ -3,6 +3,8 @@
 //! docs/protocol.md has the messages. Of a unit, the ledger holds that it runs, its folder holds what
 //! came of its output, and everything else is asked of its node, which knows it.
 
+mod acks;
+mod checks;
 mod delegate;
 mod ends;
 mod following;
@@ -14,13 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
+use crate::engine::work::delegates::acks::Acks;
+use crate::engine::work::delegates::checks::{Checked, Checks};
 use crate::engine::work::delegates::delegate::{Delegate, Effect};
 use crate::engine::work::pool::Report;
 use crate::error::{Error, Kind};
@@ -34,7 +37,6 @@ use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::Op;
 use crate::store::ledger::submitted::Debt;
-use crate::store::unit_dir::incoming::Incoming;
 
 /// Time for which a broker keeps a request for a node that is away. A node that comes back is asked
 /// again.
@@ -66,31 +68,9 @@ pub struct Delegates {
     /// Whether there is a connection.
     is_online: bool,
     checks: Checks,
+    acks: Acks,
     /// Tell submitters what becomes of their offers.
     offers: HashMap<String, watch::Sender<Offered>>,
-}
-
-/// Output that is being checked.
-#[derive(Debug)]
-struct Checks {
-    sender: mpsc::UnboundedSender<Checked>,
-    receiver: mpsc::UnboundedReceiver<Checked>,
-}
-
-impl Default for Checks {
-    fn default() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver }
-    }
-}
-
-/// Output that was checked.
-#[derive(Debug)]
-pub struct Checked {
-    unit: String,
-    incoming: Box<Incoming>,
-    end: Box<wire::End>,
-    digests: std::io::Result<[[u8; 32]; 2]>,
 }
 
 /// A node that runs units for us.
@@ -330,7 +310,7 @@ impl Delegates {
 
     /// Returns the next output that was checked. Cancel safe.
     pub async fn next(&mut self) -> Option<Checked> {
-        self.checks.receiver.recv().await
+        self.checks.next().await
     }
 
     /// Continues with output that was checked.
@@ -370,7 +350,12 @@ impl Delegates {
                     let unit = unit.to_owned();
                     steps.push_back(Step::Commit(Op::Note { unit, note }));
                 }
-                Effect::Check(incoming, end) => self.check(unit, incoming, end),
+                Effect::Fetched(at) => {
+                    if let Some(delegate) = self.list.get(unit) {
+                        self.acks.fetched(unit, &delegate.node, at);
+                    }
+                }
+                Effect::Check(incoming, end) => self.checks.begin(unit, incoming, end),
                 Effect::Paid => {
                     self.list.remove(unit);
                     steps.push_back(Step::Commit(Op::Paid {
@@ -382,26 +367,16 @@ impl Delegates {
         reports
     }
 
+    /// Notes that the end of `unit` is on disk.
+    pub fn settled(&mut self, unit: &str) {
+        self.acks.settled(unit);
+    }
+
     fn tell(&mut self, unit: &str, offered: Offered) {
         if let Some(sender) = self.offers.remove(unit) {
             // One that has gone needs no answer.
             let _ = sender.send(offered);
         }
-    }
-
-    /// Finds the digests of the output of `unit`, beside the loop.
-    fn check(&self, unit: &str, mut incoming: Box<Incoming>, end: Box<wire::End>) {
-        let (unit, checked) = (unit.to_owned(), self.checks.sender.clone());
-        // A client that stops does not need it.
-        drop(spawn_blocking(move || {
-            let digests = incoming.finish();
-            let _ = checked.send(Checked {
-                unit,
-                incoming,
-                end,
-                digests,
-            });
-        }));
     }
 
     /// Sends what may go out. `publish` returns whether it did. Returns ends of units whose work
@@ -414,6 +389,17 @@ impl Delegates {
     ) -> Vec<Report> {
         let mut reports = Vec::new();
         if !self.is_online || self.is_blocked {
+            return reports;
+        }
+        let nodes = &self.nodes;
+        let acknowledged = self.acks.send(|name, ack| {
+            let node = nodes.get(name).filter(|node| node.away.is_none());
+            // It is not signed, and needs no key. One that is away keeps the unit.
+            let request = node.and_then(|node| request(pipeline, node, false, ack).ok());
+            request.is_none_or(&mut publish)
+        });
+        if !acknowledged {
+            self.is_blocked = true;
             return reports;
         }
         while let Some(unit) = self.ready.pop_front() {

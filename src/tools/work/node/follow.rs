@@ -162,6 +162,9 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                         say("no signature covers the output that the node has dropped since");
                     }
                 }
+                // A node that hears of it forgets this unit before others when it needs room.
+                let (unit, at) = (unit.clone(), at(&streams));
+                dialog.send(Request::Ack { unit, at }, b"", None)?;
                 return Ok(end);
             }
             Answer::Refused { code, error, .. } => {
