@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -45,6 +45,12 @@ pub fn answer(client: &mut Client, call: Call) {
         }
         Call::Output(unit, to) => drop(to.send(output(client, &unit))),
         Call::Fetched(unit) => client.commits.fetched(unit),
+        Call::Ask {
+            node,
+            request,
+            signed,
+            answer,
+        } => client.ask_node(node, (request, signed), answer),
         // The loop looks for room when it goes on.
         Call::NoRoom => {}
         Call::Cancel(unit, to) => {
@@ -70,6 +76,14 @@ fn unreadable(e: Error) -> String {
 fn status(client: &Client) -> Value {
     let config = &client.pipeline.config;
     let who = &config.who;
+    let here = client.delegates.here();
+    let each = |value: fn(&str) -> Value| -> Map<String, Value> {
+        let nodes = here.iter();
+        nodes
+            .map(|node| ((*node).to_owned(), value(node)))
+            .collect()
+    };
+    let costs = each(|_| json!(1));
     let work = config.work.iter();
     let work: Vec<Value> = work
         .map(|kind| {
@@ -81,22 +95,34 @@ fn status(client: &Client) -> Value {
         true => json!({"type": "Control Service", (receptor::SUBMIT_ONLY): "true"}),
         false => json!({"type": "Control Service"}),
     };
-    json!({
-        "NodeID": who,
-        "Version": config.receptor_version,
-        "SystemCPUCount": available_parallelism().map_or(1, NonZero::get),
-        "SystemMemoryMiB": memory_mib(),
-        "Connections": [],
-        "KnownConnectionCosts": {who: {}},
-        "RoutingTable": {},
-        "Advertisements": [{
-            "NodeID": who,
+    let advertisement = |node: &str, tags: Value, work: Value| {
+        json!({
+            "NodeID": node,
             "Service": receptor::SERVICE,
             "Time": Timestamp::now().to_string(),
             "ConnType": 1,
             "Tags": tags,
             "WorkCommands": work,
-        }],
+        })
+    };
+    let own = advertisement(who, tags, work.into());
+    // Which types they have is not known here.
+    let control = || json!({"type": "Control Service"});
+    let others = here
+        .iter()
+        .map(|node| advertisement(node, control(), Value::Null));
+    let advertisements: Vec<Value> = [own].into_iter().chain(others).collect();
+    let connections = here.iter().map(|node| json!({"NodeID": node, "Cost": 1}));
+    let connections: Vec<Value> = connections.collect();
+    json!({
+        "NodeID": who,
+        "Version": config.receptor_version,
+        "SystemCPUCount": available_parallelism().map_or(1, NonZero::get),
+        "SystemMemoryMiB": memory_mib(),
+        "Connections": connections,
+        "KnownConnectionCosts": {who: costs},
+        "RoutingTable": each(|node| json!(node)),
+        "Advertisements": advertisements,
     })
 }
 

@@ -26,10 +26,12 @@ use crate::engine::report::followers::Followers;
 use crate::engine::report::outbox::Loss;
 use crate::engine::work::cleanup::{Beside, Cleanup};
 use crate::engine::work::delegates::Delegates;
+use crate::engine::work::delegates::asks::Asker;
 use crate::engine::work::recovery::{self, Left};
 use crate::engine::work::{Report, Units};
 use crate::error::Result;
 use crate::model::message::{Delivery, Message};
+use crate::model::remote::wire::Request;
 use crate::model::status::Presence;
 use crate::model::unit::Unit;
 use crate::net::mqtt::{Audience, Refused, Refuser, Token};
@@ -54,7 +56,7 @@ pub struct Client {
     pub reports: Reports<Token>,
     pub followers: Followers,
     pub remote: Remote<Token>,
-    pub delegates: Delegates,
+    pub delegates: Delegates<Token>,
     pub observer: Observer,
     /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
@@ -124,6 +126,12 @@ impl Client {
         let was_here = self.delegates.owe(&self.pipeline, debt);
         self.subscribe_to_nodes();
         was_here
+    }
+
+    /// Asks another node something that is about no unit of ours.
+    pub fn ask_node(&mut self, node: String, question: (Request, bool), asker: Asker) {
+        self.delegates.ask(&self.pipeline, node, question, asker);
+        self.subscribe_to_nodes();
     }
 
     /// Asks the broker for the answers of nodes that have run nothing for us before.
@@ -220,6 +228,9 @@ impl Client {
                 let heard = heard.map(|audience| *audience != Audience::None);
                 self.remote.published(token, heard);
                 self.delegates.published();
+                if matches!(heard, Ok(false)) {
+                    self.delegates.not_heard(token);
+                }
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);

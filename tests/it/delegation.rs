@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -49,7 +50,7 @@ fn submitter(world: &World) -> Process {
 }
 
 /// Connects to the control socket of the submitter.
-fn connect(world: &World) -> BufReader<UnixStream> {
+pub fn connect(world: &World) -> BufReader<UnixStream> {
     let socket = world.home("desk").join("control");
     let stream = UnixStream::connect(socket).expect("connect");
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -58,7 +59,7 @@ fn connect(world: &World) -> BufReader<UnixStream> {
     session
 }
 
-fn line(session: &mut BufReader<UnixStream>) -> String {
+pub fn line(session: &mut BufReader<UnixStream>) -> String {
     let mut line = String::new();
     session.read_line(&mut line).expect("line");
     line.trim_end().to_owned()
@@ -284,4 +285,104 @@ fn what_is_wanted_while_the_node_is_away_is_done_when_it_comes() {
     assert_eq!(world.lines("runs").len(), 1);
     desk.stop();
     node_process.stop();
+}
+
+/// Sends `request`, and returns the answer as JSON.
+fn json_of(session: &mut BufReader<UnixStream>, request: &str) -> Value {
+    writeln!(session.get_mut(), "{request}").expect("request");
+    let line = line(session);
+    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{request}: {e}: {line}"))
+}
+
+#[test]
+fn other_nodes_are_asked_through_the_socket() {
+    let world = World::new();
+    let (node, desk) = (node(&world), submitter(&world));
+    let mut session = connect(&world);
+    let own = json_of(&mut session, "status");
+    assert_eq!(own["RoutingTable"], json!({}));
+    let pong = json_of(&mut session, "ping node7");
+    assert_eq!(
+        (&pong["Success"], &pong["From"]),
+        (&json!(true), &json!("node7"))
+    );
+    assert!(pong["Time"].as_u64().is_some_and(|time| time > 0), "{pong}");
+    let hops = json_of(&mut session, "traceroute node7");
+    assert_eq!(
+        (&hops["0"]["From"], &hops["1"]["From"]),
+        (&json!("desk"), &json!("node7"))
+    );
+    // One that has answered is known.
+    let own = json_of(&mut session, "status");
+    assert_eq!(own["KnownConnectionCosts"], json!({"desk": {"node7": 1}}));
+    assert_eq!(own["RoutingTable"], json!({"node7": "node7"}));
+    assert_eq!(own["Connections"], json!([{"NodeID": "node7", "Cost": 1}]));
+    assert_eq!(own["Advertisements"][1]["NodeID"], "node7");
+    // Names that are no node's do not stay.
+    let lost = json!({"Success": false, "Error": "no route to node"});
+    thread::scope(|scope| {
+        for n in 0..70 {
+            let world = &world;
+            scope.spawn(move || {
+                let pong = ask(world, &format!("ping nobody{n}"));
+                assert!(pong.contains("\"Success\":false"), "{pong}");
+            });
+        }
+    });
+    assert_eq!(json_of(&mut session, "ping no/body"), lost);
+    assert_eq!(json_of(&mut session, "ping node7")["Success"], true);
+    // A connection to the node, about units of all submitters.
+    let units = ["both", "wait"].map(|kind| started(&world, kind, b""));
+    wait(&world, &units[0], "Failed");
+    wait(&world, &units[1], "Running");
+    writeln!(session.get_mut(), "connect node7 control ").expect("request");
+    assert_eq!(line(&mut session), "Connecting");
+    assert_eq!(line(&mut session), "Receptor Control, node node7");
+    let list = json_of(&mut session, "work list");
+    let state = |unit: &str| (list[unit]["State"].clone(), list[unit]["Detail"].clone());
+    assert_eq!(state(&units[0]), (json!(3), json!("exit status 3")));
+    assert_eq!(state(&units[1]), (json!(1), json!("Running")));
+    assert_eq!(list[&units[0]]["WorkType"], "both");
+    let status = json_of(&mut session, &format!("work status {}", units[0]));
+    assert_eq!(status, list[&units[0]]);
+    let one = json_of(&mut session, &format!("work list {}", units[0]));
+    assert_eq!(one[&units[0]], list[&units[0]]);
+    let cancel = format!("work cancel {}", units[1]);
+    assert_eq!(
+        json_of(&mut session, &cancel),
+        json!({"cancelled": units[1]})
+    );
+    let release = format!("work release {}", units[0]);
+    assert_eq!(
+        json_of(&mut session, &release),
+        json!({"released": units[0]})
+    );
+    for (request, error) in [
+        ("work status nope", "unknown work unit nope"),
+        (
+            "work status 01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
+            "unknown work unit",
+        ),
+        ("status", "asked over the broker: work list, status"),
+    ] {
+        writeln!(session.get_mut(), "{request}").expect("request");
+        let answer = line(&mut session);
+        assert!(
+            answer.starts_with("ERROR: ") && answer.contains(error),
+            "{answer}"
+        );
+    }
+    wait(&world, &units[1], "Canceled");
+    // A node that is gone.
+    node.kill();
+    let mut session = connect(&world);
+    wait_until("the node is away", || {
+        json_of(&mut session, "ping node7") == lost
+    });
+    assert_eq!(json_of(&mut session, "status")["Connections"], json!([]));
+    assert_eq!(
+        ask(&world, "connect node7 control "),
+        "ERROR: no route to node 'node7'"
+    );
+    desk.stop();
 }

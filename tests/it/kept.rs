@@ -1,11 +1,14 @@
 //! `tael work` and units that other nodes run and a client of this host keeps.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::common::{Process, World, ended, ran, ran_with, refuses, wait_until};
+use crate::delegation::{connect, line};
 
 /// Work types of the node.
 const TYPES: &str = r#"
@@ -337,4 +340,83 @@ fn the_page_about_work_says_how_a_client_keeps_units_of_nodes() {
     }
     desk.stop();
     node.stop();
+}
+
+/// Returns the path of a copy of the private key `name` that only its owner may read.
+fn key(world: &World, name: &str) -> String {
+    let path = world.path(&format!("{name}.pem"));
+    fs::copy(fixture(name), &path).expect("key");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("mode");
+    path.to_str().expect("path").to_owned()
+}
+
+fn fixture(name: &str) -> String {
+    format!(
+        "{}/tests/fixtures/keys/{name}.pem",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
+#[test]
+fn a_client_signs_what_it_asks_of_a_node() {
+    let world = World::new();
+    let types = format!(
+        "[verify]\nkeys = [{:?}]\n{}\n[[work]]\ntype = 'free'\ncommand = 'true'\n",
+        fixture("ed25519.pub"),
+        TYPES.replace("jobs = 8", "jobs = 8\nsigned = 'required'")
+    );
+    let node = || world.online("node7", node_command(&world, &types));
+    let process = node();
+    let config = world.path("desk.toml");
+    fs::write(
+        &config,
+        format!("[signing]\nkey = {:?}\n", key(&world, "ed25519")),
+    )
+    .expect("config");
+    let signing = ["--submit-only", "--config", config.to_str().expect("path")];
+    let signer = world.client("desk", &signing);
+    refuses(&mut submit(&world, &["cat"]), 65, "a signature is required");
+    refuses(
+        &mut submit(&world, &["--sign", "free"]),
+        65,
+        "did not expect a signature",
+    );
+    let (code, out, stderr) = ran(&mut submit(&world, &["--sign", "-f", "cat", "-l", "a"]));
+    assert_eq!((code, &*out), (0, "a\n"), "{stderr}");
+    let unit = unit(&world, &["--sign", "wait"]);
+    wait(&world, &unit, "running");
+    // The node wants a signature for everything about it.
+    let unsigned = ["work", "cancel", "--node", "node7", "--root", "lab", &unit];
+    let mut unsigned = world.tael(unsigned);
+    refuses(
+        unsigned.env("TAEL_LOG", "warn"),
+        77,
+        "a signature is required",
+    );
+    let mut session = connect(&world);
+    writeln!(session.get_mut(), "connect node7 control\nwork list").expect("request");
+    let lines = [(); 3].map(|()| line(&mut session));
+    assert!(lines[2].contains(&unit), "{lines:?}");
+    done(&mut work(&world, &["cancel", &unit]));
+    let (_, out, _) = ran(&mut work(&world, &["results", &unit]));
+    assert_eq!(out, "begun\n");
+    done(&mut work(&world, &["release", &unit]));
+    let folder = world.home("node7").join("units").join(&unit);
+    wait_until("the node has released it", || !folder.exists());
+    // A client without its key says what is missing, and goes on with it.
+    process.kill();
+    let waiting = self::unit(&world, &["--sign", "cat", "-l", "later"]);
+    signer.kill();
+    let bare = desk(&world);
+    let process = node();
+    wait_until("the unit says what it waits for", || {
+        let report = report(&world, &waiting);
+        let note = report["note"].as_str().unwrap_or_default();
+        note.contains("no key to sign with")
+    });
+    bare.stop();
+    let signer = world.client("desk", &signing);
+    wait(&world, &waiting, "succeeded");
+    signer.stop();
+    process.stop();
 }

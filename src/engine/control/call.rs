@@ -7,7 +7,9 @@ use crate::engine::commit::receipt::Submitter;
 use crate::engine::intake::submission::{Away, Submission};
 use crate::engine::report::followers::Stage;
 use crate::engine::work::delegates::Offered;
+use crate::engine::work::delegates::asks::Asker;
 use crate::model::receptor::Submit;
+use crate::model::remote::wire;
 use crate::model::unit::{Outcome, State};
 use crate::model::work::Params;
 use crate::store::unit_dir::UnitDir;
@@ -93,6 +95,17 @@ pub enum Call {
     Output(String, oneshot::Sender<Answer<Output>>),
     /// All output of a unit that has ended was sent.
     Fetched(String),
+    /// A question to another node.
+    Ask {
+        /// The node.
+        node: String,
+        /// What it is asked.
+        request: wire::Request,
+        /// Whether it is signed, if the client has a key.
+        signed: bool,
+        /// The way of the answer.
+        answer: Asker,
+    },
     /// There was no room for a payload.
     NoRoom,
     /// A unit is to end.

@@ -22,6 +22,9 @@ pub const LOCALHOST: &str = "localhost";
 /// Name of the service that speaks this protocol.
 pub const SERVICE: &str = "control";
 
+/// Error for a node that does not answer.
+pub const NO_ROUTE: &str = "no route to node";
+
 /// Tag of a client that is there only to submit work to other nodes. Receptor has no such tag.
 pub const SUBMIT_ONLY: &str = "submit-only";
 

@@ -4,6 +4,7 @@
 //! Each connection is a task of its own, which asks the client for what only that knows, and reads
 //! the output of units itself. So a slow requester holds up itself only.
 
+mod bridge;
 mod node;
 mod payload;
 mod results;
@@ -105,5 +106,5 @@ async fn serve(stream: UnixStream, node: Arc<Node>) {
     };
     let wire = Wire::new(stream);
     // A requester that has gone needs no answer.
-    let _ = Session { wire, node }.converse().await;
+    let _ = Session::new(wire, node).converse().await;
 }

@@ -13,12 +13,12 @@ use crate::engine::commit::receipt::{Submitted, Submitter};
 use crate::engine::control::call::{Answer, Call, Ending, Ticket};
 use crate::engine::control::socket::node::{Node, STOPPING};
 use crate::engine::control::socket::wire::{Line, Wire};
-use crate::engine::control::socket::{payload, results};
+use crate::engine::control::socket::{bridge, payload, results};
 use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::report::followers::Stage;
 use crate::engine::work::delegates::Offered;
 use crate::model::receptor::{
-    self, MAX_LINE, Request, SERVICE, STARTED, SUBMITTED, Submit, TRY_AGAIN,
+    self, LOCALHOST, MAX_LINE, NO_ROUTE, Request, SERVICE, STARTED, SUBMITTED, Submit, TRY_AGAIN,
 };
 use crate::model::text::printable;
 use crate::model::work::UNKNOWN_TYPE;
@@ -33,18 +33,26 @@ const ENDING: Duration = Duration::from_secs(2);
 /// Maximum time for another node to accept work, before its submission is answered.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// Error for another node.
-const NO_ROUTE: &str = "no route to node";
-
 /// A connection, and its client.
 pub struct Session {
     /// The connection.
-    pub wire: Wire,
+    wire: Wire,
     /// The client.
-    pub node: Arc<Node>,
+    node: Arc<Node>,
+    /// The other node that it is connected to, if it is.
+    to: Option<String>,
 }
 
 impl Session {
+    /// Returns that of a new connection to the client `node`.
+    pub const fn new(wire: Wire, node: Arc<Node>) -> Self {
+        Self {
+            wire,
+            node,
+            to: None,
+        }
+    }
+
     /// Answers requests until there are no more.
     ///
     /// # Errors
@@ -63,6 +71,15 @@ impl Session {
             };
             let answer = match request {
                 Ok(None) => continue,
+                Ok(Some(Request::List(None))) => match self.list().await? {
+                    Some(refusal) => Err(refusal),
+                    None => continue,
+                },
+                Ok(Some(request)) if self.to.is_some() => {
+                    let to = self.to.as_deref().unwrap_or_default();
+                    let answer = bridge::answer(&self.node, to, request).await;
+                    answer.map(|answer| receptor::line(&answer))
+                }
                 Ok(Some(Request::Submit(submit))) => match self.submit(*submit).await? {
                     Some(refusal) => Err(refusal),
                     None => return Ok(()),
@@ -73,10 +90,6 @@ impl Session {
                         None => return Ok(()),
                     }
                 }
-                Ok(Some(Request::List(None))) => match self.list().await? {
-                    Some(refusal) => Err(refusal),
-                    None => continue,
-                },
                 Ok(Some(request)) => self.answer(request).await,
                 Err(cause) => Err(cause),
             };
@@ -101,38 +114,47 @@ impl Session {
                 }
                 status
             }
-            Request::Ping(target) => {
-                let asked = Instant::now();
-                match node.is(&target) {
-                    true => {
-                        node.ask(Call::Status).await?;
-                        receptor::pong(&node.name, asked.elapsed())
-                    }
-                    false => json!({"Success": false, "Error": NO_ROUTE}),
-                }
-            }
+            Request::Ping(target) => match self.ping(&target).await {
+                Ok((name, time)) => receptor::pong(&name, time),
+                Err(cause) => json!({"Success": false, "Error": cause}),
+            },
             Request::Traceroute(target) => {
-                let asked = Instant::now();
-                let own = node.is(&target);
-                node.ask(Call::Status).await?;
-                let mut hop = receptor::pong(&node.name, asked.elapsed());
-                if let Value::Object(hop) = &mut hop {
-                    hop.remove("Success");
-                    if !own {
-                        hop.insert("Error".to_owned(), NO_ROUTE.into());
+                let hop = |name: &str, time| {
+                    let mut hop = receptor::pong(name, time);
+                    if let Value::Object(hop) = &mut hop {
+                        hop.remove("Success");
+                    }
+                    hop
+                };
+                let (name, time) = self.ping(LOCALHOST).await?;
+                let mut first = hop(&name, time);
+                match self.ping(&target).await {
+                    Ok(_) if node.is(&target) => json!({"0": first}),
+                    Ok((name, time)) => json!({"0": first, "1": hop(&name, time)}),
+                    Err(cause) => {
+                        if let Value::Object(first) = &mut first {
+                            first.insert("Error".to_owned(), cause.into());
+                        }
+                        json!({"0": first})
                     }
                 }
-                json!({"0": hop})
             }
             Request::Connect { node: to, service } => {
-                if !node.is(&to) {
-                    return Err(no_route(&to));
-                }
-                if service != SERVICE {
+                if service != SERVICE && node.is(&to) {
                     let service = printable(&service, 80);
                     return Err(format!("there is no service '{service}' on this node"));
                 }
-                let greeting = receptor::greeting(&node.name);
+                let route = |cause| match cause == NO_ROUTE {
+                    true => no_route(&to),
+                    false => cause,
+                };
+                let (name, _) = self.ping(&to).await.map_err(route)?;
+                if service != SERVICE {
+                    let service = printable(&service, 80);
+                    return Err(format!("there is no way to service '{service}' of a node"));
+                }
+                let greeting = receptor::greeting(&name);
+                self.to = (!node.is(&to)).then_some(name);
                 return Ok(format!("Connecting\n{greeting}"));
             }
             Request::Reload => match node.ask(Call::Reload).await {
@@ -178,12 +200,27 @@ impl Session {
         Ok(receptor::line(&answer))
     }
 
+    /// Returns the name of the node `target`, and how long it takes to answer.
+    async fn ping(&self, target: &str) -> Answer<(String, Duration)> {
+        if !self.node.is(target) {
+            let time = bridge::ping(&self.node, target).await?;
+            return Ok((target.to_owned(), time));
+        }
+        let asked = Instant::now();
+        self.node.ask(Call::Status).await?;
+        Ok((self.node.name.clone(), asked.elapsed()))
+    }
+
     /// Sends all units on one line, a page at a time. Returns why not, if it cannot.
     async fn list(&mut self) -> io::Result<Option<String>> {
         let node = Arc::clone(&self.node);
         let (mut after, mut text) = (0, String::from("{"));
         loop {
-            let page = match node.ask(|answer| Call::List(after, answer)).await {
+            let page = match &self.to {
+                Some(to) => bridge::page(&node, to, after).await,
+                None => node.ask(|answer| Call::List(after, answer)).await,
+            };
+            let page = match page {
                 Ok(page) => page,
                 Err(cause) if after == 0 => return Ok(Some(cause)),
                 // An end in the middle is an error for every JSON parser.

@@ -525,7 +525,7 @@ impl Delegate {
             return Vec::new();
         }
         let sizes = incoming.sizes();
-        let mut outcome = outcome(end, self.started);
+        let mut outcome = outcome(&end.state, self.started);
         for ((dropped, length), size) in outcome.dropped.iter_mut().zip(end.lengths).zip(sizes) {
             *dropped = length.saturating_sub(size);
         }

@@ -24,8 +24,7 @@ pub fn lost(cause: &str) -> Outcome {
 const BY_SIGNAL: &str = "killed by signal ";
 
 /// Returns the outcome that a node reports; `started` is when its command was heard to have started.
-pub fn outcome(end: &wire::End, started: Option<(i64, Instant)>) -> Outcome {
-    let state = &end.state;
+pub fn outcome(state: &wire::State, started: Option<(i64, Instant)>) -> Outcome {
     let detail = printable(&state.detail, 500);
     let signal = state.detail.strip_prefix(BY_SIGNAL);
     let how = match (state.code, signal.and_then(|text| text.parse().ok())) {

@@ -4,10 +4,12 @@
 //! came of its output, and everything else is asked of its node, which knows it.
 
 mod acks;
+pub mod asks;
 mod checks;
 mod delegate;
-mod ends;
+pub mod ends;
 mod following;
+mod node;
 mod offer;
 mod payload;
 
@@ -23,24 +25,22 @@ use tracing::{info, warn};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::acks::Acks;
+use crate::engine::work::delegates::asks::{Asker, Questions};
 use crate::engine::work::delegates::checks::{Checked, Checks};
 use crate::engine::work::delegates::delegate::{Delegate, Effect};
+use crate::engine::work::delegates::node::{Node, Nodes};
 use crate::engine::work::pool::Report;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::model::json;
-use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::model::remote::wire;
+use crate::model::message::{Delivery, Message};
+use crate::model::receptor::{NO_ROUTE, TRY_AGAIN};
+use crate::model::remote::wire::{self, Request};
 use crate::model::status::Presence;
-use crate::model::topic::{Filter, PipelineTopic, PipelineTopics};
+use crate::model::topic::{Filter, PipelineTopic};
 use crate::model::unit::{Outcome, Unit};
-use crate::os::host::new_id;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::Op;
 use crate::store::ledger::submitted::Debt;
-
-/// Time for which a broker keeps a request for a node that is away. A node that comes back is asked
-/// again.
-const EXPIRY: Duration = Duration::from_secs(60);
 
 /// Time after which the units of a node that is away are called lost.
 const LOST: Duration = Duration::from_secs(60);
@@ -56,11 +56,11 @@ pub enum Offered {
     Refused(String),
 }
 
-/// The units that other nodes run.
-#[derive(Debug, Default)]
-pub struct Delegates {
+/// The units that other nodes run; `T` is a token of a publish.
+#[derive(Debug)]
+pub struct Delegates<T> {
     list: HashMap<String, Delegate>,
-    nodes: HashMap<String, Node>,
+    nodes: Nodes,
     /// Units of which something may go out.
     ready: VecDeque<String>,
     /// Whether the last message did not go out: there was no connection, or no room.
@@ -71,36 +71,26 @@ pub struct Delegates {
     acks: Acks,
     /// Tell submitters what becomes of their offers.
     offers: HashMap<String, watch::Sender<Offered>>,
+    questions: Questions<T>,
 }
 
-/// A node that runs units for us.
-#[derive(Debug)]
-struct Node {
-    topics: PipelineTopics,
-    /// Topic of its answers.
-    reply: String,
-    /// Whether the broker sends us its answers.
-    is_subscribed: bool,
-    /// Since when it is away.
-    away: Option<Instant>,
-    /// Whether its units are called lost.
-    is_lost: bool,
-}
-
-impl Node {
-    fn of(pipeline: &Pipeline, name: &str) -> Self {
-        let topics = PipelineTopics::new(&pipeline.config.root, name);
+impl<T> Default for Delegates<T> {
+    fn default() -> Self {
         Self {
-            reply: topics.reply(&pipeline.config.who),
-            topics,
-            is_subscribed: false,
-            away: None,
-            is_lost: false,
+            list: HashMap::new(),
+            nodes: Nodes::new(),
+            ready: VecDeque::new(),
+            is_blocked: false,
+            is_online: false,
+            checks: Checks::default(),
+            acks: Acks::default(),
+            offers: HashMap::new(),
+            questions: Questions::default(),
         }
     }
 }
 
-impl Delegates {
+impl<T: Copy + Eq> Delegates<T> {
     // --- Units ---
 
     /// Takes a new unit, which is running in the ledger.
@@ -180,6 +170,61 @@ impl Delegates {
         Some(sender.subscribe())
     }
 
+    // --- Questions ---
+
+    /// Asks `node` something that is about no unit of ours; signs it if that is `signed` and we have a
+    /// key.
+    pub fn ask(
+        &mut self,
+        pipeline: &Pipeline,
+        node: String,
+        (request, signed): (Request, bool),
+        asker: Asker,
+    ) {
+        let is_away = |node: &Node| node.away.is_some();
+        let units = self.list.values();
+        let refused = match () {
+            () if !self.is_online => Err(format!("{TRY_AGAIN}the broker is away")),
+            () if self.nodes.get(&node).is_some_and(is_away) => Err(NO_ROUTE.to_owned()),
+            () => self
+                .questions
+                .make_room(&mut self.nodes, &node, units.map(|d| d.node.as_str())),
+        };
+        if let Err(cause) = refused {
+            // Who has gone needs no answer.
+            let _ = asker.send(Err(cause));
+            return;
+        }
+        self.nodes
+            .entry(node.clone())
+            .or_insert_with(|| Node::of(pipeline, &node));
+        self.questions.add(node, request, signed, asker);
+    }
+
+    /// Sends questions. `publish` returns nothing if one did not go out.
+    pub fn send_questions(
+        &mut self,
+        pipeline: &Pipeline,
+        publish: impl FnMut(Message) -> Option<T>,
+    ) {
+        if self.is_online && !self.is_blocked {
+            self.is_blocked = !self.questions.send(pipeline, &self.nodes, publish);
+        }
+    }
+
+    /// Notes that no one has heard what was published as `token`.
+    pub fn not_heard(&mut self, token: T) {
+        self.questions.not_heard(token);
+    }
+
+    /// Returns the names of the nodes that have said that they are there.
+    pub fn here(&self) -> Vec<&str> {
+        let here = self.nodes.iter().filter(|(_, node)| node.is_here);
+        let mut here: Vec<&str> = here.map(|(name, _)| name.as_str()).collect();
+        here.sort_unstable();
+        here
+    }
+
     // --- Subscriptions ---
 
     /// Returns the filters of the answers and the presence of all nodes.
@@ -213,8 +258,9 @@ impl Delegates {
     }
 
     /// Notes that the connection is gone.
-    pub const fn went_offline(&mut self) {
+    pub fn went_offline(&mut self) {
         self.is_online = false;
+        self.questions.went_offline();
     }
 
     /// Notes that the broker has taken a message.
@@ -257,6 +303,9 @@ impl Delegates {
             self.on_presence(node, delivery, steps);
             return Vec::new();
         }
+        if self.questions.take(node, delivery) {
+            return Vec::new();
+        }
         let (answer, body) = match wire::read_answer(&delivery.payload) {
             Ok(read) => read,
             Err(e) => {
@@ -280,8 +329,12 @@ impl Delegates {
         };
         let presence = json::parse(&delivery.payload).unwrap_or_default();
         let state = presence.get("state").and_then(|state| state.as_str());
-        if state.is_some_and(Presence::is_away) {
+        let is_away = state.is_some_and(Presence::is_away);
+        // Nothing is said any more of one that was cleared.
+        node.is_here = state.is_some() && !is_away;
+        if is_away {
             node.away.get_or_insert_with(Instant::now);
+            self.questions.is_away(name);
             return;
         }
         let was_away = node.away.take().is_some();
@@ -395,7 +448,7 @@ impl Delegates {
         let acknowledged = self.acks.send(|name, ack| {
             let node = nodes.get(name).filter(|node| node.away.is_none());
             // It is not signed, and needs no key. One that is away keeps the unit.
-            let request = node.and_then(|node| request(pipeline, node, false, ack).ok());
+            let request = node.and_then(|node| node.request(pipeline, false, ack).ok());
             request.is_none_or(&mut publish)
         });
         if !acknowledged {
@@ -423,7 +476,7 @@ impl Delegates {
                         break;
                     }
                 };
-                let request = match request(pipeline, node, delegate.signed, &message) {
+                let request = match node.request(pipeline, delegate.signed, &message) {
                     Ok(request) => request,
                     Err(e) => {
                         let effects = delegate.cannot(&e);
@@ -485,42 +538,4 @@ impl Delegates {
         }
         self.note(effects, steps);
     }
-}
-
-/// Returns the message with a request for `node`.
-///
-/// # Errors
-/// 78 if it must be signed and cannot be.
-fn request(
-    pipeline: &Pipeline,
-    node: &Node,
-    is_signed: bool,
-    (request, body): &offer::Message,
-) -> Result<Message, Error> {
-    let mut request = request.clone();
-    if is_signed {
-        let Some(key) = &pipeline.config.signer else {
-            return Err(Error::new(
-                Kind::Config,
-                "it is signed work, and there is no key to sign with any more",
-            ));
-        };
-        let parts = PipelineTopic::parse(&node.reply);
-        let name = parts.map_or("", |parts| parts.who);
-        // A broker may keep it for a node that is away; to ask again makes another one.
-        let now = Timestamp::now().as_second();
-        let signed = request.sign_with(key, (name, &node.reply), (now, Some(EXPIRY)), new_id());
-        signed.map_err(|e| Error::new(Kind::Config, format!("sign a request: {e}")))?;
-    }
-    Ok(Message {
-        topic: node.topics.work(),
-        payload: wire::write(&request, body),
-        qos: Qos::AtLeastOnce,
-        retain: false,
-        properties: Properties {
-            response_topic: Some(node.reply.clone()),
-            message_expiry: u32::try_from(EXPIRY.as_secs()).ok(),
-            ..Properties::default()
-        },
-    })
 }
