@@ -316,6 +316,11 @@ fn a_unit_shows_what_it_waits_for_and_that_its_node_is_lost() {
     assert_eq!(out.matches(" lost ").count(), 2, "{out}");
     let (code, _, stderr) = ran(&mut work(&world, &["results", &running]));
     assert!(code == 125 && stderr.contains("it is lost"), "{stderr}");
+    let (process, node) = (desk(&world), self::node(&world));
+    wait(&world, waiting, "succeeded");
+    done(&mut work(&world, &["cancel", &running]));
+    process.stop();
+    node.stop();
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub enum Left {
         unit: Box<Unit>,
         /// When its command was heard to have started, milliseconds since 1970.
         started: Option<i64>,
+        /// Whether the earlier client has noted what it waits for.
+        noted: bool,
     },
 }
 
@@ -83,6 +85,7 @@ fn look(
         let record = pipeline.reader.unit(&record.unit.id)?.unwrap_or(record);
         return Ok(Left::Delegated {
             started: record.started,
+            noted: record.note.is_some(),
             unit: Box::new(record.unit),
         });
     }

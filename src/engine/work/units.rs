@@ -463,7 +463,16 @@ impl Units {
                 started,
                 recovery,
             } => (*unit, started, recovery),
-            Left::Delegated { unit, started } => {
+            Left::Delegated {
+                unit,
+                started,
+                noted,
+            } => {
+                if noted {
+                    // That may have passed.
+                    let (unit, note) = (unit.id.clone(), None);
+                    steps.push_back(Step::Commit(Op::Note { unit, note }));
+                }
                 self.lanes.adopt(unit.lane(), &unit.id);
                 self.live.delegated(&unit, started);
                 steps.push_back(Step::Resume(unit, started));

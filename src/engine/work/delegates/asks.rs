@@ -35,8 +35,8 @@ struct Question<T> {
     sent: Option<T>,
 }
 
-/// The questions without an answer. Whoever asks gives up after a bounded time, and the connections of
-/// the control socket, which ask one at a time, bound their number.
+/// The questions without an answer. Connections of the control socket ask one at a time, and give up after
+/// a bounded time: that bounds their number.
 #[derive(Debug)]
 pub struct Questions<T> {
     list: HashMap<Bytes, Question<T>>,
