@@ -33,6 +33,8 @@ use tael::model::trigger::{Decision, Trigger};
 use tael::store::ledger::{Done, Ledger, OnDisk, Op, Openable};
 use tokio::runtime::Builder;
 
+mod work;
+
 const TOPIC: &str = "bench/seq/status";
 const FINISHED: &str = r#"{"status":"finished","sample":"S1","n":1}"#;
 const STARTED: &str = r#"{"status":"started","sample":"S1","n":1}"#;
@@ -58,7 +60,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 15] = [
+    let parts: [(&str, fn()); 18] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -74,6 +76,9 @@ fn main() {
         ("status", status),
         ("stock", stock),
         ("waiting", waiting),
+        ("work-submit", work::submit),
+        ("work-results", work::results),
+        ("work-units", work::units),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
