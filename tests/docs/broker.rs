@@ -17,7 +17,7 @@ fn free_port() -> u16 {
 fn mosquitto(world: &World, port: u16) -> Process {
     let users = world.path("passwd");
     fs::write(&users, "").expect("users");
-    for user in ["align", "seq", "monitor", "ann"] {
+    for user in ["align", "desk", "seq", "monitor", "ann"] {
         let (code, _, error) = ran(Command::new("mosquitto_passwd")
             .arg("-b")
             .arg(&users)
@@ -85,8 +85,13 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     });
     assert_eq!(ran(&mut tael("seq", "wrong", &finished)).0, 77);
     let ran_as = |user: &str, arguments: &[&str]| ran(&mut tael(user, "secret", arguments));
+    let types = world.path("align.toml");
+    let upper = "[[work]]\ntype = \"upper\"\ncommand = \"tr a-z A-Z\"\n";
+    fs::write(&types, upper).expect("types");
     let run = [
         "client",
+        "--config",
+        types.to_str().expect("path"),
         "--who",
         "align",
         "-t",
@@ -105,6 +110,20 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     wait_until("the client is seen", || state().contains(r#""online""#));
     assert_eq!(ran_as("seq", &finished).0, 0);
     wait_until("its end is seen", || state().contains(r#""finished""#));
+    let desk = tael(
+        "desk",
+        "secret",
+        &["client", "--who", "desk", "--submit-only"],
+    );
+    let desk = world.spawn(desk);
+    let submit = [
+        "work", "submit", "--node", "align", "-f", "upper", "-l", "a",
+    ];
+    wait_until("work comes back from the node", || {
+        let (code, out, _) = ran_as("desk", &submit);
+        (code, &*out) == (0, "A\n")
+    });
+    desk.stop();
     let (code, out, error) = ran_as("ann", &["control", "align", "status"]);
     assert_eq!(code, 0, "{out}{error}");
     assert_eq!(ran_as("seq", &["beacon", "--once"]).0, 0);
@@ -121,7 +140,8 @@ fn mosquitto_lets_its_users_do_what_the_page_says() {
     wait_until("the next message runs", || world.lines("ran").len() == 2);
     let (_, out, _) = ran_as("ann", &["control", "align", "status", "--json"]);
     assert!(out.contains(r#""paused":false"#), "{out}");
-    assert!(out.contains(r#""accepted":2"#), "{out}");
+    // Two messages, and the work.
+    assert!(out.contains(r#""accepted":3"#), "{out}");
     client.stop();
     mosquitto.stop();
 }
