@@ -61,7 +61,10 @@ impl Node {
         client.env("STATE_DIRECTORY", &home);
         client.args(["--who", NODE, "--root", "lab", "--log", "none"]);
         client.args(["-H", "127.0.0.1", "-p", &broker.port.to_string()]);
-        client.arg("--control-socket").arg(home.join("c"));
+        client
+            .arg("--stop-units")
+            .arg("--control-socket")
+            .arg(home.join("c"));
         client.arg("--config").arg(&config);
         let client = spawn(&mut client);
         let node = Self {
@@ -133,6 +136,15 @@ impl Node {
 
     fn folder(&self, unit: &str) -> PathBuf {
         self.home.join(NODE).join("units").join(unit)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its units end with it.
+        let pid = nix::unistd::Pid::from_raw(self.client.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.client.0.wait();
     }
 }
 

@@ -82,6 +82,20 @@ pub const fn no_holes() -> bool {
     false
 }
 
+/// Whether the system gives no watches of folders: `TAEL_TEST_NO_WATCHES` is set.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn no_watches() -> bool {
+    std::env::var_os("TAEL_TEST_NO_WATCHES").is_some()
+}
+
+/// Returns false in a release build.
+#[cfg(not(debug_assertions))]
+#[must_use]
+pub const fn no_watches() -> bool {
+    false
+}
+
 /// Whether every file system is treated as a network file system: `TAEL_TEST_NETWORK_FS` is set.
 #[cfg(debug_assertions)]
 #[must_use]

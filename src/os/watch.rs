@@ -10,6 +10,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::os::hooks;
+
 /// A watched folder, by its number.
 pub type Watched = WatchDescriptor;
 
@@ -37,8 +39,11 @@ impl Watch {
     ///
     /// # Errors
     /// When there is no such folder, or the system has no more watches
-    /// (`fs.inotify.max_user_watches`).
+    /// (`fs.inotify.max_user_watches`, `fs.inotify.max_user_instances`).
     pub fn add(&mut self, folder: &Path) -> io::Result<Watched> {
+        if hooks::no_watches() && folder.exists() {
+            return Err(Errno::EMFILE.into());
+        }
         let watch = match &mut self.0 {
             Some(watch) => watch,
             none => {

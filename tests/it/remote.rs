@@ -669,6 +669,24 @@ jobs = 4
 }
 
 #[test]
+fn output_comes_although_the_system_has_no_more_watches() {
+    let world = World::new();
+    let client = node_with(&world, TYPES, |command| {
+        command.env("TAEL_TEST_NO_WATCHES", "1");
+    });
+    let mut command = submit(&world, &["-f", "wait"]);
+    command.stdout(fs::File::create(world.path("out")).expect("out"));
+    let mut submitter = world.spawn(command);
+    let out = || fs::read_to_string(world.path("out")).expect("out");
+    wait_until("output comes while it runs", || out() == "begun\n");
+    assert!(client.log_text().contains("cannot watch its folder"));
+    fs::write(world.path("go"), "").expect("go");
+    assert_eq!(submitter.wait(), 0, "{}", submitter.log_text());
+    assert_eq!(out(), "begun\ndone\n");
+    client.stop();
+}
+
+#[test]
 fn a_submitter_that_was_killed_attaches_again() {
     let world = World::new();
     let client = node(&world);

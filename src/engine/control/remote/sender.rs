@@ -7,7 +7,6 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
-use tracing::warn;
 
 use crate::engine::control::remote::answers;
 use crate::engine::control::remote::digest::{self, Digest};
@@ -164,23 +163,20 @@ impl<T: Copy> Sender<T> {
 
     /// Watches the folder of the unit, if there is one and the unit has not ended. Returns its number if
     /// it was not watched before.
-    pub fn watch(&mut self, watch: &mut Watch) -> Option<Watched> {
+    ///
+    /// # Errors
+    /// When the system has no more watches.
+    pub fn watch(&mut self, watch: &mut Watch) -> io::Result<Option<Watched>> {
         if self.ended.is_some() || self.watched.is_some() {
-            return None;
+            return Ok(None);
         }
         self.watched = match watch.add(self.dir.path()) {
             Ok(watched) => Some(watched),
             // A unit that waits has no folder yet.
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => {
-                warn!(
-                    TAEL_UNIT = self.unit,
-                    "cannot watch its folder: {e}; another node gets its output at its end"
-                );
-                None
-            }
+            Err(e) => return Err(e),
         };
-        self.watched
+        Ok(self.watched)
     }
 
     /// Notes that the requester has output up to these offsets. It may have more than was sent: a

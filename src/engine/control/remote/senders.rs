@@ -1,10 +1,10 @@
 //! Output of units on its way to other nodes.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 
 use tokio::sync::mpsc;
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant, sleep_until};
 use tracing::warn;
 
 use crate::engine::control::remote::answers;
@@ -27,6 +27,10 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Maximum size of messages with output that the broker has not acknowledged, bytes.
 const MAX_UNACKNOWLEDGED: usize = 2 * 1024 * 1024;
 
+/// Interval between two looks at the output of units whose folders cannot be watched, because the
+/// system has no more watches. Runners use watches too.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Units whose output goes to other nodes. `T` identifies a publish.
 ///
 /// There may be thousands that say nothing, so that nothing here looks at all of them for an event of
@@ -40,6 +44,11 @@ pub struct Senders<T> {
     /// Numbers by watched folder. A folder that is watched for several requesters is one.
     watched: HashMap<Watched, Vec<u64>>,
     watch: Watch,
+    /// Numbers of those whose folders cannot be watched, when they are looked at, and whether that was
+    /// logged.
+    unwatched: BTreeSet<u64>,
+    look_at: Instant,
+    is_logged: bool,
     told: Told,
     /// Numbers of those that may have something to send, each in its turn. Some may be gone.
     turns: VecDeque<u64>,
@@ -67,6 +76,9 @@ impl<T> Default for Senders<T> {
             units: HashMap::new(),
             watched: HashMap::new(),
             watch: Watch::default(),
+            unwatched: BTreeSet::new(),
+            look_at: Instant::now(),
+            is_logged: false,
             told: Told::default(),
             turns: VecDeque::new(),
             unacknowledged: HashMap::new(),
@@ -140,14 +152,31 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
 
     /// Watches the folder of a sender, if there is one and its unit has not ended.
     fn watch(&mut self, number: u64) {
-        let sender = self.all.get_mut(&number);
-        if let Some(watched) = sender.and_then(|sender| sender.watch(&mut self.watch)) {
-            self.watched.entry(watched).or_default().push(number);
+        let Some(sender) = self.all.get_mut(&number) else {
+            return;
+        };
+        match sender.watch(&mut self.watch) {
+            Ok(Some(watched)) => self.watched.entry(watched).or_default().push(number),
+            Ok(None) => {}
+            Err(e) => {
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    warn!(
+                        TAEL_UNIT = sender.unit,
+                        "cannot watch its folder: {e}; looking every {LOOK:?} for output that goes \
+                         to other nodes (fs.inotify.max_user_instances)"
+                    );
+                }
+                if self.unwatched.is_empty() {
+                    self.look_at = Instant::now() + LOOK;
+                }
+                self.unwatched.insert(number);
+            }
         }
     }
 
     fn remove(&mut self, number: u64) -> Option<Sender<T>> {
         let sender = self.all.remove(&number)?;
+        self.unwatched.remove(&number);
         if let Some(numbers) = self.units.get_mut(&sender.unit) {
             numbers.retain(|other| *other != number);
             if numbers.is_empty() {
@@ -196,6 +225,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 (None, _) => drop(self.remove(number)),
                 (Some(_), None) => {}
             }
+            self.unwatched.remove(&number);
             self.ready(number);
         }
     }
@@ -284,6 +314,13 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 for number in watching.flatten() {
                     queue(&mut self.all, &mut self.turns, *number);
                 }
+                self.due = true;
+            }
+            () = sleep_until(self.look_at), if !self.unwatched.is_empty() => {
+                for number in &self.unwatched {
+                    queue(&mut self.all, &mut self.turns, *number);
+                }
+                self.look_at = Instant::now() + LOOK;
                 self.due = true;
             }
             Some(hashed) = self.hashes.recv() => self.take_hashed(hashed),
