@@ -134,7 +134,13 @@ impl NodeOptions {
             true => {
                 let mut mistakes = Mistakes::default();
                 let keys = signing::verify(layers, &mut mistakes);
-                Some(mistakes.or_first(Some(keys))?)
+                let keys = mistakes.or_first(Some(keys))?;
+                if keys.0.is_empty() {
+                    return Err(Error::config(
+                        "--verify: there is no key to verify with: name some as keys below [verify]",
+                    ));
+                }
+                Some(keys)
             }
             false => None,
         };

@@ -24,7 +24,9 @@ use crate::model::remote::MAX_HEADER;
 use crate::model::text::printable;
 use crate::model::topic::check_who;
 use crate::model::unit::State;
-use crate::model::work::{MAX_NAME, Params, UNKNOWN_TYPE, Work, WorkType, lane_of_node, split};
+use crate::model::work::{
+    MAX_NAME, Params, Signed, UNKNOWN_TYPE, Work, WorkType, lane_of_node, split,
+};
 use crate::os::host::{is_id, memory_mib, new_id};
 use crate::store::ledger::{Op, Record, submitted};
 use crate::store::unit_dir::reader::stored;
@@ -87,7 +89,7 @@ fn status(client: &Client) -> Value {
     let work = config.work.iter();
     let work: Vec<Value> = work
         .map(|kind| {
-            let secure = kind.signed == crate::model::work::Signed::Required;
+            let secure = kind.signed == Signed::Required;
             json!({"WorkType": kind.name, "Secure": secure})
         })
         .collect();
@@ -146,7 +148,9 @@ fn offer(client: &mut Client, mut submit: Submit) -> Answer<Ticket> {
     let kind = config.work.named(&submit.kind);
     let kind = kind.ok_or_else(|| format!("{UNKNOWN_TYPE} {}", printable(&submit.kind, 80)))?;
     let is_signed = submit.sign || submit.signature.is_some();
-    if let Some(refusal) = kind.refusal(&params, is_signed) {
+    // Who may open the socket needs no signature.
+    let is_trusted = kind.signed == Signed::Required;
+    if let Some(refusal) = kind.refusal(&params, is_signed || is_trusted) {
         return Err(refusal);
     }
     if is_signed {
@@ -194,6 +198,9 @@ fn offer_away(client: &mut Client, submit: Submit, params: Params) -> Answer<Tic
     }
     let ttl = submit.ttl.as_deref().map(duration::parse).transpose();
     let ttl = ttl.map_err(|e| format!("bad ttl: {e}"))?;
+    if ttl.is_some_and(|ttl| ttl.as_secs() == 0) {
+        return Err("bad ttl: it is less than a second".into());
+    }
     let expires = ttl.map(|ttl| {
         let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         Timestamp::now().as_second().saturating_add(ttl)

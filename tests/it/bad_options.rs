@@ -558,7 +558,7 @@ fn a_client_without_a_name_learns_that_the_broker_wants_one() {
         password: Some("secret".into()),
         ..Setup::default()
     });
-    let hint = "no user name was given: give -u USER and --password-file FILE";
+    let hint = "no user name was given: give --username USER and --password-file FILE";
     let mut anonymous = world.command("tael-message");
     anonymous
         .env_remove("TAEL_USERNAME")

@@ -504,7 +504,7 @@ fn a_password_without_a_user_is_named_when_it_is_refused() {
     let (code, _, error) = ran(&mut message);
     // Some brokers drop it without an answer.
     assert!([69, 77].contains(&code), "{code}: {error}");
-    let hint = "there is a password and no user name: give -u USER";
+    let hint = "there is a password and no user name: give --username USER";
     assert!(error.contains(hint), "{error}");
     // A wrong password is something else.
     let mut message = world.command("tael-message");

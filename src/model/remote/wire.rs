@@ -367,6 +367,12 @@ pub struct State {
     pub code: Option<u8>,
     /// Who has submitted it.
     pub submitter: String,
+    /// When its command was started, milliseconds since 1970 on the clock of the node, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<i64>,
+    /// How long it has run, microseconds, if it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed: Option<u64>,
 }
 
 /// End of a unit.

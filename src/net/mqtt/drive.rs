@@ -196,10 +196,10 @@ async fn reach(plan: &Plan) -> Result<(Stream, BytesMut, Offer), Failure> {
 }
 
 /// Hint for a client that has a password and no user name.
-const NAMELESS: &str = "there is a password and no user name: give -u USER";
+const NAMELESS: &str = "there is a password and no user name: give --username USER";
 
 /// Hint for a client that does not say who it is.
-const ANONYMOUS: &str = "no user name was given: give -u USER and --password-file FILE";
+const ANONYMOUS: &str = "no user name was given: give --username USER and --password-file FILE";
 
 /// Adds the probable cause to the refusal of a client.
 fn hinted(failure: Failure, hint: &str) -> Failure {

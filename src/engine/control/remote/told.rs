@@ -80,6 +80,8 @@ mod tests {
             detail: String::new(),
             code: Some(0),
             submitter: "ann@host".into(),
+            started: None,
+            elapsed: None,
         };
         let end = wire::End {
             state,
