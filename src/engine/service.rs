@@ -194,7 +194,7 @@ impl Service {
                     self.on_received(received);
                     self.take_in().await?;
                 }
-                actions = self.client.remote.next(&self.client.pipeline.home.path) => node::act(&mut self.client, actions),
+                actions = self.client.remote.next(&self.client.pipeline) => node::act(&mut self.client, actions),
                 Some(checked) = self.client.delegates.next() => {
                     let client = &mut self.client;
                     let reports = client.delegates.on_checked(checked, &mut client.steps);

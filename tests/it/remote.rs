@@ -377,6 +377,47 @@ fn a_cancel_that_overtakes_its_submission_wins() {
     node.stop();
 }
 
+#[test]
+fn a_cancel_or_a_release_right_behind_its_submission_ends_the_unit() {
+    let world = World::new();
+    let node = node(&world);
+    for kind in ["cancel", "release"] {
+        let mut forger = Forger::new(&world, "ann");
+        let manifest = manifest("silent", b"");
+        let unit = manifest.unit.clone();
+        let target = Target {
+            unit: unit.clone(),
+            signature: None,
+        };
+        let wish = match kind {
+            "cancel" => Request::Cancel(target),
+            _ => Request::Release(target),
+        };
+        // The node reads both before the first one is on disk.
+        let packets = [Request::Submit(manifest), wish].map(|request| {
+            let request = wire::write(&request, b"");
+            forger.packet(&request)
+        });
+        forger.raw.send(&packets.concat());
+        while !matches!(forger.heard(), Answer::Done { .. }) {}
+        wait_until(&format!("the {kind} is done"), || {
+            let (code, out, stderr) = ran(&mut work(&world, "status", &[&unit]));
+            match kind {
+                "cancel" => out.contains("canceled") || code == 65,
+                _ => code == 65 && stderr.contains("unknown work unit"),
+            }
+        });
+    }
+    // Another one can run: none of them is left.
+    let (code, out, stderr) = ran(&mut submit(&world, &["silent"]));
+    assert_eq!(code, 0, "{stderr}");
+    let last = out.trim();
+    wait_until("it runs", || state(&world, last)["state"] == "running");
+    fs::write(world.path("go"), "").expect("go");
+    wait_until("it ends", || state(&world, last)["state"] == "succeeded");
+    node.stop();
+}
+
 // --- Kills and cuts ---
 
 #[test]
@@ -1146,17 +1187,21 @@ impl Forger {
         }
     }
 
-    fn send(&mut self, message: &[u8]) {
+    fn packet(&mut self, message: &[u8]) -> Vec<u8> {
         self.next += 1;
         let properties = request_properties(&self.reply, b"");
         let topic = format!("{NODE}/work");
-        let packet = publish_with(
+        publish_with(
             topic.as_bytes(),
             message,
             Some(self.next),
             &properties,
             false,
-        );
+        )
+    }
+
+    fn send(&mut self, message: &[u8]) {
+        let packet = self.packet(message);
         self.raw.send(&packet);
     }
 

@@ -27,18 +27,18 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::{Error, Kind};
 use crate::model::control::Envelope;
 use crate::model::message::{Delivery, Message};
-use crate::model::remote::wire::{self, Answer, Done, Manifest, Request};
+use crate::model::remote::wire::{self, Answer, Done, Manifest, Request, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
 use crate::model::work::{PayloadFile, WorkType};
 use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::submitted::is_submitted;
-use crate::store::ledger::{CANCELED, EventKey, Refused};
+use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
 use crate::store::payload_file;
 use crate::store::room::{Room, Share};
 use answers::{answer, message, refuse, state, unknown};
-use permission::allow;
+use permission::{allow, is_signed, unsigned};
 use ring::digest::{Context, SHA256};
 use sender::{Finished, Identity};
 use senders::Senders;
@@ -60,8 +60,17 @@ enum Told {
     Stored(Box<Manifest>, ReplyTo, Result<(Payload, Share), Error>),
     /// A submission was judged; its message is acknowledged with the answer.
     Judged(String, ReplyTo, Receipt, Submitted),
-    /// A unit that is not here was canceled, so that it does not run when it comes.
-    Canceled(String, ReplyTo, Receipt),
+    /// A unit that was not here does not run when it comes, unless it had come meanwhile.
+    Ahead(Wish, Target, ReplyTo, Receipt),
+}
+
+/// What a requester wants of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// That it ends.
+    Cancel,
+    /// That it ends, and is deleted.
+    Release,
 }
 
 /// What the client does for a request.
@@ -147,21 +156,9 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 let home = &pipeline.home.path;
                 return self.submit(home, *submission, share, reply, receipt);
             }
-            Ok(Demand::CancelAhead) => return self.cancel_ahead(unit, reply, receipt),
-            Ok(Demand::Release { lane, ended }) => {
-                let result = Done::Released;
-                let done = Answer::Done {
-                    unit: unit.clone(),
-                    result,
-                };
-                let answer = Box::new(message(&reply, &done));
-                return vec![Action::Release {
-                    unit,
-                    lane,
-                    ended,
-                    answer,
-                    receipt,
-                }];
+            Ok(Demand::Wish(wish, record)) => return end(wish, &record, &reply, receipt),
+            Ok(Demand::Ahead(wish, target)) => {
+                return self.end_ahead(wish, target, reply, receipt);
             }
             Ok(Demand::Actions(actions)) => Ok(actions),
             Err(e) => Err(e),
@@ -217,31 +214,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                     &list::page(pipeline, after, signature.is_some())?,
                 )]
             }
-            Request::Cancel(_) => {
-                let Some(record) = record else {
-                    return Ok(Demand::CancelAhead);
-                };
-                let (result, action) = match record.state.is_end() {
-                    true => (Done::Ended, None),
-                    false => {
-                        let lane = record.unit.lane().to_owned();
-                        let unit = unit.clone();
-                        (Done::Canceled, Some(Action::Cancel { unit, lane }))
-                    }
-                };
-                let done = answer(reply, &Answer::Done { unit, result });
-                action.into_iter().chain([done]).collect()
-            }
-            Request::Release(_) => {
-                if let Some(record) = record {
-                    return Ok(Demand::Release {
-                        lane: record.unit.lane().to_owned(),
-                        ended: record.state.is_end(),
-                    });
-                }
-                let result = Done::Unknown;
-                vec![answer(reply, &Answer::Done { unit, result })]
-            }
+            Request::Cancel(target) => return Ok(Demand::of(Wish::Cancel, target, record)),
+            Request::Release(target) => return Ok(Demand::of(Wish::Release, target, record)),
         };
         Ok(Demand::Actions(actions))
     }
@@ -383,8 +357,15 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         vec![Action::Submit(Box::new(source))]
     }
 
-    /// Cancels a unit that is not here: its submission may come later, and does not run then.
-    fn cancel_ahead(&mut self, unit: String, reply: ReplyTo, receipt: Receipt) -> Actions {
+    /// Uses up the id of a unit that is not here: its submission may come later, and does not run then.
+    fn end_ahead(
+        &mut self,
+        wish: Wish,
+        target: Target,
+        reply: ReplyTo,
+        receipt: Receipt,
+    ) -> Actions {
+        let unit = target.unit.clone();
         let refused = self.uploads.remove(&unit).map(|submitter| {
             let cause = Error::data("it was canceled before its payload was whole");
             refuse(&submitter, &unit, &cause)
@@ -407,7 +388,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 status: None,
             },
         };
-        let receipt = self.receipt(|_| Told::Canceled(unit, reply, receipt));
+        let receipt = self.receipt(move |_| Told::Ahead(wish, target, reply, receipt));
         let source = Source::Request(Box::new(subject), None, receipt);
         refused
             .into_iter()
@@ -417,8 +398,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
 
     // --- What follows ---
 
-    /// Returns what follows a request, for the pipeline in the folder `home`; cancel safe.
-    pub async fn next(&mut self, home: &Path) -> Actions {
+    /// Returns what follows a request; cancel safe.
+    pub async fn next(&mut self, pipeline: &Pipeline) -> Actions {
         let told = tokio::select! {
             Some(told) = self.tells.recv() => told,
             () = self.senders.next() => return Vec::new(),
@@ -426,13 +407,11 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         match told {
             Told::Stored(manifest, reply, Ok((payload, share))) => {
                 let submission = submission(*manifest, payload);
-                self.submit(home, submission, share, reply, Receipt::None)
+                self.submit(&pipeline.home.path, submission, share, reply, Receipt::None)
             }
             Told::Stored(manifest, reply, Err(e)) => vec![refuse(&reply, &manifest.unit, &e)],
-            Told::Canceled(unit, reply, receipt) => {
-                let result = Done::Unknown;
-                let done = answer(&reply, &Answer::Done { unit, result });
-                vec![done, Action::Settle(receipt)]
+            Told::Ahead(wish, target, reply, receipt) => {
+                after_ahead(pipeline, wish, target, &reply, receipt)
             }
             Told::Judged(unit, reply, receipt, became) => {
                 let action = match became {
@@ -507,10 +486,74 @@ enum Demand {
     Actions(Actions),
     /// Work, whose payload came with the request, and its share of the room.
     Inline(Box<Submission>, Share),
+    /// The end of a unit.
+    Wish(Wish, Box<Record>),
     /// The end of a unit that is not here.
-    CancelAhead,
-    /// The release of the unit, which is in this lane and may have ended.
-    Release { lane: String, ended: bool },
+    Ahead(Wish, Target),
+}
+
+impl Demand {
+    fn of(wish: Wish, target: Target, record: Option<Record>) -> Self {
+        match record {
+            Some(record) => Self::Wish(wish, Box::new(record)),
+            None => Self::Ahead(wish, target),
+        }
+    }
+}
+
+/// Continues when the id of a unit that was not here is used up: its submission may have been on its
+/// way to the disk, and came before.
+fn after_ahead(
+    pipeline: &Pipeline,
+    wish: Wish,
+    target: Target,
+    reply: &ReplyTo,
+    receipt: Receipt,
+) -> Actions {
+    let unit = target.unit.clone();
+    let record = match pipeline.reader.unit(&unit) {
+        Ok(record) => record.filter(|record| record.unit.work.is_some()),
+        Err(e) => return vec![refuse(reply, &unit, &e), Action::Settle(receipt)],
+    };
+    let Some(record) = record else {
+        let result = Done::Unknown;
+        let done = answer(reply, &Answer::Done { unit, result });
+        return vec![done, Action::Settle(receipt)];
+    };
+    // A signature was checked before.
+    let work = record.unit.work.as_deref();
+    if target.signature.is_none() && work.is_some_and(|work| is_signed(pipeline, work)) {
+        return vec![refuse(reply, &unit, &unsigned()), Action::Settle(receipt)];
+    }
+    end(wish, &record, reply, receipt)
+}
+
+/// Ends a unit, or deletes it.
+fn end(wish: Wish, record: &Record, reply: &ReplyTo, receipt: Receipt) -> Actions {
+    let (unit, lane) = (record.unit.id.clone(), record.unit.lane().to_owned());
+    let ended = record.state.is_end();
+    let result = match (wish, ended) {
+        (Wish::Release, _) => Done::Released,
+        (Wish::Cancel, true) => Done::Ended,
+        (Wish::Cancel, false) => Done::Canceled,
+    };
+    let done = Answer::Done {
+        unit: unit.clone(),
+        result,
+    };
+    if wish == Wish::Release {
+        let answer = Box::new(message(reply, &done));
+        return vec![Action::Release {
+            unit,
+            lane,
+            ended,
+            answer,
+            receipt,
+        }];
+    }
+    let action = (!ended).then_some(Action::Cancel { unit, lane });
+    let rest = [answer(reply, &done), Action::Settle(receipt)];
+    action.into_iter().chain(rest).collect()
 }
 
 fn submission(manifest: Manifest, payload: Payload) -> Submission {

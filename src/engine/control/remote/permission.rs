@@ -46,9 +46,14 @@ pub fn allow(
         (_, None) => false,
     };
     match needs {
-        true => Err(refused(Refusal::Missing)),
+        true => Err(unsigned()),
         false => Ok(()),
     }
+}
+
+/// Returns the refusal of a request that needs a signature and has none.
+pub fn unsigned() -> Error {
+    Error::new(Kind::NotAuthorised, Refusal::Missing.to_string())
 }
 
 /// Returns whether a request about `work` needs a signature.
