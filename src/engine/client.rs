@@ -287,6 +287,7 @@ impl Client {
             self.cleanup.wake(&self.pipeline, self.work.has_live()),
             self.intake.wake(),
             self.delegates.wake(),
+            self.remote.wake(),
         ];
         times.into_iter().flatten().min()
     }
@@ -301,6 +302,7 @@ impl Client {
         self.cleanup
             .on_time(&self.pipeline, (work.has_live(), running), &mut self.steps);
         self.delegates.on_time(&mut self.steps);
+        self.remote.on_time();
         self.perform();
     }
 

@@ -110,6 +110,22 @@ pub const fn network_fs() -> bool {
     false
 }
 
+/// Returns after how long the units of a node that is away are called lost, as `TAEL_TEST_LOST` sets it,
+/// milliseconds.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn lost() -> Option<Duration> {
+    let text = std::env::var("TAEL_TEST_LOST").ok()?;
+    text.parse().ok().map(Duration::from_millis)
+}
+
+/// Returns `None` in a release build.
+#[cfg(not(debug_assertions))]
+#[must_use]
+pub const fn lost() -> Option<Duration> {
+    None
+}
+
 /// Returns for how long submitted work that has ended is kept in any case, as `TAEL_TEST_FRESH` sets it,
 /// milliseconds.
 #[cfg(debug_assertions)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::common::{PATIENCE, Process, World, wait_until};
 
 /// Work types of the node.
-const TYPES: &str = r#"
+pub const TYPES: &str = r#"
 [[work]]
 type = "cat"
 command = "sh -c 'echo run >>$OUT/runs; cat'"
@@ -31,7 +31,7 @@ jobs = 8
 "#;
 
 /// Returns the command of the node.
-fn node_command(world: &World, types: &str) -> Command {
+pub fn node_command(world: &World, types: &str) -> Command {
     let config = world.path("node7.toml");
     fs::write(&config, types).expect("config");
     let mut command = world.command("tael-client");
@@ -41,17 +41,22 @@ fn node_command(world: &World, types: &str) -> Command {
     command
 }
 
-fn node(world: &World) -> Process {
+pub fn node(world: &World) -> Process {
     world.online("node7", node_command(world, TYPES))
 }
 
-fn submitter(world: &World) -> Process {
+pub fn submitter(world: &World) -> Process {
     world.client("desk", &["--submit-only"])
 }
 
 /// Connects to the control socket of the submitter.
 pub fn connect(world: &World) -> BufReader<UnixStream> {
-    let socket = world.home("desk").join("control");
+    connect_to(world, "desk")
+}
+
+/// Connects to the control socket of client `who`.
+pub fn connect_to(world: &World, who: &str) -> BufReader<UnixStream> {
+    let socket = world.home(who).join("control");
     let stream = UnixStream::connect(socket).expect("connect");
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
     let mut session = BufReader::new(stream);
@@ -65,14 +70,14 @@ pub fn line(session: &mut BufReader<UnixStream>) -> String {
     line.trim_end().to_owned()
 }
 
-fn ask(world: &World, request: &str) -> String {
+pub fn ask(world: &World, request: &str) -> String {
     let mut session = connect(world);
     writeln!(session.get_mut(), "{request}").expect("request");
     line(&mut session)
 }
 
 /// Submits work to the node, and returns the answer.
-fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, String> {
+pub fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, String> {
     let mut request = json!({"command": "work", "subcommand": "submit", "node": "node7"});
     let keys = keys.as_object().expect("keys").clone();
     request.as_object_mut().expect("object").extend(keys);
@@ -89,25 +94,25 @@ fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, String> 
 }
 
 #[track_caller]
-fn started(world: &World, kind: &str, payload: &[u8]) -> String {
+pub fn started(world: &World, kind: &str, payload: &[u8]) -> String {
     let answer = submit(world, &json!({"worktype": kind}), payload).expect("submitted");
     assert_eq!(answer["result"], "Job Started");
     answer["unitid"].as_str().expect("unit").to_owned()
 }
 
-fn status(world: &World, unit: &str) -> Value {
+pub fn status(world: &World, unit: &str) -> Value {
     let line = ask(world, &format!("work status {unit}"));
     serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
 }
 
 #[track_caller]
-fn wait(world: &World, unit: &str, state: &str) {
+pub fn wait(world: &World, unit: &str, state: &str) {
     wait_until(&format!("{unit} is {state}"), || {
         status(world, unit)["StateName"] == state
     });
 }
 
-fn results(world: &World, unit: &str) -> Vec<u8> {
+pub fn results(world: &World, unit: &str) -> Vec<u8> {
     let mut session = connect(world);
     writeln!(session.get_mut(), "work results {unit} 0").expect("request");
     assert!(line(&mut session).starts_with("Streaming"));
@@ -117,7 +122,7 @@ fn results(world: &World, unit: &str) -> Vec<u8> {
 }
 
 /// Returns bytes that compress badly, the same for the same `size`.
-fn noise(size: usize) -> Vec<u8> {
+pub fn noise(size: usize) -> Vec<u8> {
     let mut number = 7_u64;
     let mut next = || {
         number ^= number << 13;

@@ -99,7 +99,7 @@ fn a_broker_that_hangs_for_longer_than_the_keep_alive() {
 }
 
 /// Returns whether the test of `what` can run, which needs root and `program`. In CI it must.
-fn can_run(what: &str, program: &str) -> bool {
+pub fn can_run(what: &str, program: &str) -> bool {
     has_root(what) && has_program(program, what)
 }
 
@@ -230,10 +230,10 @@ fn a_link_that_is_cut_and_comes_back() {
 }
 
 /// A small file system for the state of a client.
-struct Tmpfs<'a>(&'a Path);
+pub struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
-    fn mount(path: &'a Path, size: &str) -> Self {
+    pub fn mount(path: &'a Path, size: &str) -> Self {
         fs::create_dir_all(path).expect("mount point");
         let options = format!("size={size},mode=0700");
         run(

@@ -24,6 +24,7 @@ mod config;
 mod control;
 mod crash;
 mod delegation;
+mod delegation_faults;
 mod descent;
 mod embedded;
 mod events;

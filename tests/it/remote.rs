@@ -821,7 +821,14 @@ max-output = 100000
     // What was dropped is acknowledged as what has come.
     let at = [bytes.len() as u64, 0];
     let unit = unit.clone();
-    let has_all = wire::write(&Request::Ack { unit, at }, b"");
+    let has_all = wire::write(
+        &Request::Ack {
+            unit,
+            at,
+            end: false,
+        },
+        b"",
+    );
     let mut end = |request: &[u8]| {
         forger.send(request);
         loop {

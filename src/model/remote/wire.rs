@@ -45,6 +45,9 @@ pub enum Request {
         unit: String,
         /// The offsets.
         at: [u64; 2],
+        /// Whether the end has come, too, and is on disk or was shown.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        end: bool,
     },
     /// End the unit.
     Cancel(Target),
@@ -70,6 +73,17 @@ pub struct Target {
     /// Signature, if the work was signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+}
+
+impl Target {
+    /// Returns the target `unit`, without a signature.
+    #[must_use]
+    pub fn of(unit: &str) -> Self {
+        Self {
+            unit: unit.to_owned(),
+            signature: None,
+        }
+    }
 }
 
 /// Work that is submitted.

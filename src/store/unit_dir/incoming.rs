@@ -30,6 +30,8 @@ pub struct Incoming {
 struct Coming {
     /// Size of its file.
     size: u64,
+    /// Whether bytes are missing in it.
+    is_cut: bool,
     /// SHA-256 of the first bytes of the file, and their number.
     digest: (Context, u64),
 }
@@ -38,6 +40,7 @@ impl Default for Coming {
     fn default() -> Self {
         Self {
             size: 0,
+            is_cut: false,
             digest: (Context::new(&SHA256), 0),
         }
     }
@@ -108,14 +111,18 @@ impl Incoming {
         Ok(())
     }
 
-    /// Notes that bytes of a stream are missing here. A stream has one gap at most.
+    /// Notes that bytes of a stream are missing here. A stream is read with one gap, the first: who asks
+    /// for it while it is written may miss more.
     ///
     /// # Errors
     /// As the file system.
     pub fn skip(&mut self, stream: Stream) -> Result<(), Error> {
-        let Some(coming) = self.streams.get(stream as usize) else {
+        let Some(coming) = self.streams.get_mut(stream as usize) else {
             return Ok(());
         };
+        if coming.is_cut {
+            return Ok(());
+        }
         let record = self.dir.record();
         let id = self.dir.id().into_owned();
         let cannot = |e: io::Error| Error::state(&e, format!("write {}: {e}", record.display()));
@@ -123,6 +130,7 @@ impl Incoming {
         journal.resume(&record, &id).map_err(cannot)?;
         journal.cut(&id, stream, coming.size).map_err(cannot)?;
         drop(journal.release());
+        coming.is_cut = true;
         Ok(())
     }
 

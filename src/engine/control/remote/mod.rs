@@ -6,8 +6,8 @@ mod list;
 mod permission;
 mod sender;
 mod senders;
-mod told;
 mod uploads;
+mod wish;
 
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
@@ -27,7 +28,7 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::{Error, Kind};
 use crate::model::control::Envelope;
 use crate::model::message::{Delivery, Message};
-use crate::model::remote::wire::{self, Answer, Done, Manifest, Request, Target};
+use crate::model::remote::wire::{self, Answer, Manifest, Request, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
 use crate::model::work::{PayloadFile, WorkType};
@@ -37,12 +38,13 @@ use crate::store::ledger::submitted::is_submitted;
 use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
 use crate::store::payload_file;
 use crate::store::room::{Room, Share};
-use answers::{answer, message, refuse, state, unknown};
-use permission::{allow, is_signed, unsigned};
+use answers::{answer, refuse, state, unknown};
+use permission::allow;
 use ring::digest::{Context, SHA256};
 use sender::{Finished, Identity};
 use senders::Senders;
 use uploads::{DIGEST, Progress, Upload, Uploads};
+use wish::{Wish, after_ahead, end};
 
 /// Work for other nodes. `T` identifies a publish.
 #[derive(Debug)]
@@ -62,15 +64,6 @@ enum Told {
     Judged(String, ReplyTo, Receipt, Submitted),
     /// A unit that was not here does not run when it comes, unless it had come meanwhile.
     Ahead(Wish, Target, ReplyTo, Receipt),
-}
-
-/// What a requester wants of a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    /// That it ends.
-    Cancel,
-    /// That it ends, and is deleted.
-    Release,
 }
 
 /// What the client does for a request.
@@ -200,9 +193,12 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                     .map_err(|e| Error::new(Kind::TryAgain, e))?;
                 Vec::new()
             }
-            Request::Ack { at, .. } => {
-                let is_last = self.senders.acked(&unit, reply, at);
-                is_last.then(|| Action::Fetched(unit)).into_iter().collect()
+            Request::Ack { at, end, .. } => {
+                let has_all = self.senders.acked(&unit, reply, at, end);
+                has_all
+                    .then_some(Action::Fetched(unit))
+                    .into_iter()
+                    .collect()
             }
             Request::Status(_) => {
                 let record = record.ok_or_else(|| unknown(&unit))?;
@@ -459,6 +455,16 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         self.senders.published(token, heard);
     }
 
+    /// Returns when something is due.
+    pub fn wake(&self) -> Option<Instant> {
+        self.senders.wake()
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self) {
+        self.senders.on_time();
+    }
+
     /// Notes that there is a connection.
     pub const fn went_online(&mut self) {
         self.senders.went_online();
@@ -499,61 +505,6 @@ impl Demand {
             None => Self::Ahead(wish, target),
         }
     }
-}
-
-/// Continues when the id of a unit that was not here is used up: its submission may have been on its
-/// way to the disk, and came before.
-fn after_ahead(
-    pipeline: &Pipeline,
-    wish: Wish,
-    target: Target,
-    reply: &ReplyTo,
-    receipt: Receipt,
-) -> Actions {
-    let unit = target.unit.clone();
-    let record = match pipeline.reader.unit(&unit) {
-        Ok(record) => record.filter(|record| record.unit.work.is_some()),
-        Err(e) => return vec![refuse(reply, &unit, &e), Action::Settle(receipt)],
-    };
-    let Some(record) = record else {
-        let result = Done::Unknown;
-        let done = answer(reply, &Answer::Done { unit, result });
-        return vec![done, Action::Settle(receipt)];
-    };
-    // A signature was checked before.
-    let work = record.unit.work.as_deref();
-    if target.signature.is_none() && work.is_some_and(|work| is_signed(pipeline, work)) {
-        return vec![refuse(reply, &unit, &unsigned()), Action::Settle(receipt)];
-    }
-    end(wish, &record, reply, receipt)
-}
-
-/// Ends a unit, or deletes it.
-fn end(wish: Wish, record: &Record, reply: &ReplyTo, receipt: Receipt) -> Actions {
-    let (unit, lane) = (record.unit.id.clone(), record.unit.lane().to_owned());
-    let ended = record.state.is_end();
-    let result = match (wish, ended) {
-        (Wish::Release, _) => Done::Released,
-        (Wish::Cancel, true) => Done::Ended,
-        (Wish::Cancel, false) => Done::Canceled,
-    };
-    let done = Answer::Done {
-        unit: unit.clone(),
-        result,
-    };
-    if wish == Wish::Release {
-        let answer = Box::new(message(reply, &done));
-        return vec![Action::Release {
-            unit,
-            lane,
-            ended,
-            answer,
-            receipt,
-        }];
-    }
-    let action = (!ended).then_some(Action::Cancel { unit, lane });
-    let rest = [answer(reply, &done), Action::Settle(receipt)];
-    action.into_iter().chain(rest).collect()
 }
 
 fn submission(manifest: Manifest, payload: Payload) -> Submission {

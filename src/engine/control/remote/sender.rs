@@ -42,6 +42,10 @@ pub struct Sender<T> {
     pub is_queued: bool,
     /// When its requester was last heard of.
     pub touched: Instant,
+    /// Number of reminders since then.
+    pub reminders: u32,
+    /// Whether one is planned.
+    pub is_timed: bool,
     /// The unit.
     pub unit: String,
     /// Where its output goes.
@@ -105,12 +109,14 @@ pub enum Last<T> {
     Ready(Bytes),
     /// This publish carries it.
     Sent(Bytes, T),
+    /// The broker has it. The requester has not said so.
+    Told(Bytes),
 }
 
 impl<T> Last<T> {
     /// Returns whether it is still to be sent.
     pub const fn is_open(&self) -> bool {
-        !matches!(self, Self::Sent(..))
+        !matches!(self, Self::Sent(..) | Self::Told(_))
     }
 }
 
@@ -141,6 +147,8 @@ impl<T: Copy> Sender<T> {
             number,
             is_queued: false,
             touched: Instant::now(),
+            reminders: 0,
+            is_timed: false,
             unit: record.unit.id.clone(),
             reply,
             streams: [
@@ -182,7 +190,7 @@ impl<T: Copy> Sender<T> {
     /// Notes that the requester has output up to these offsets. It may have more than was sent: a
     /// request for it was delivered late.
     pub fn acked(&mut self, at: [u64; 2]) {
-        self.touched = Instant::now();
+        (self.touched, self.reminders) = (Instant::now(), 0);
         for ((sending, (stream, _)), at) in self.streams.iter_mut().zip(STREAMS).zip(at) {
             if at > sending.reader.offset() && !sending.done {
                 sending.reader = output(&self.dir, stream, at);
@@ -194,7 +202,7 @@ impl<T: Copy> Sender<T> {
     /// Returns whether output waits for an acknowledgement.
     pub fn is_stalled(&self) -> bool {
         let full = |sending: &Sending| {
-            !sending.done && sending.reader.offset() >= sending.acked.saturating_add(WINDOW)
+            !sending.done && sending.reader.offset().saturating_sub(sending.acked) >= WINDOW
         };
         self.streams.iter().any(full)
     }
@@ -225,9 +233,46 @@ impl<T: Copy> Sender<T> {
         }
         let sent = Last::Open { hashing: false };
         self.last = match std::mem::replace(&mut self.last, sent) {
-            Last::Sent(end, _) => Last::Ready(end),
+            Last::Sent(end, _) | Last::Told(end) => Last::Ready(end),
             other => other,
         };
+    }
+
+    /// Notes that the broker has the message of this publish.
+    pub fn published(&mut self, token: T)
+    where
+        T: Eq,
+    {
+        if let Last::Sent(end, last) = &mut self.last
+            && *last == token
+        {
+            self.last = Last::Told(std::mem::take(end));
+        }
+    }
+
+    /// Returns whether output up to the offsets `at` is all of a unit that has ended.
+    pub fn is_all(&self, at: [u64; 2]) -> bool {
+        let (Last::Ready(end) | Last::Sent(end, _) | Last::Told(end)) = &self.last else {
+            return false;
+        };
+        let covers = |end: &End| at.iter().zip(end.lengths).all(|(at, length)| *at >= length);
+        matches!(wire::read_answer(end), Ok((Answer::End(end), _)) if covers(&end))
+    }
+
+    /// Returns whether nothing goes on without a message from the requester.
+    pub fn is_waiting(&self) -> bool {
+        self.is_stalled() || matches!(self.last, Last::Told(_))
+    }
+
+    /// Says again what the requester has not answered: a broker may drop messages. One that hears its
+    /// state again asks for what it lacks.
+    pub fn remind(&mut self) {
+        self.reminders += 1;
+        let open = Last::Open { hashing: false };
+        match std::mem::replace(&mut self.last, open) {
+            Last::Told(end) => self.last = Last::Ready(end),
+            other => (self.last, self.is_told) = (other, false),
+        }
     }
 
     /// Notes that the unit has ended.
@@ -257,7 +302,7 @@ impl<T: Copy> Sender<T> {
         }
         for (sending, (stream, name)) in self.streams.iter_mut().zip(STREAMS) {
             let offset = sending.reader.offset();
-            if sending.done || offset >= sending.acked.saturating_add(WINDOW) {
+            if sending.done || offset.saturating_sub(sending.acked) >= WINDOW {
                 continue;
             }
             let ended = self.ended.as_ref().map_or(Ended::No, |ended| {

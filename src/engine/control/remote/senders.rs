@@ -5,11 +5,10 @@ use std::io;
 
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep_until};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::engine::control::remote::answers;
 use crate::engine::control::remote::sender::{Finished, Hashed, Identity, Last, Sender, Step};
-use crate::engine::control::remote::told::{Told, is_all};
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
@@ -31,6 +30,12 @@ const MAX_UNACKNOWLEDGED: usize = 2 * 1024 * 1024;
 /// system has no more watches. Runners use watches too.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Time without a message from a requester after which it is reminded. It doubles with each reminder.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Maximum number of reminders in a row: the last one goes out after three quarters of an hour.
+const MAX_REMINDERS: u32 = 8;
+
 /// Units whose output goes to other nodes. `T` identifies a publish.
 ///
 /// There may be thousands that say nothing, so that nothing here looks at all of them for an event of
@@ -49,9 +54,10 @@ pub struct Senders<T> {
     unwatched: BTreeSet<u64>,
     look_at: Instant,
     is_logged: bool,
-    told: Told,
     /// Numbers of those that may have something to send, each in its turn. Some may be gone.
     turns: VecDeque<u64>,
+    /// When requesters that say nothing are reminded, and numbers of their senders.
+    reminders: BTreeSet<(Instant, u64)>,
     /// Messages that the broker has not acknowledged: their sizes, and numbers of their senders.
     unacknowledged: HashMap<T, (usize, u64)>,
     /// Sum of these sizes.
@@ -79,8 +85,8 @@ impl<T> Default for Senders<T> {
             unwatched: BTreeSet::new(),
             look_at: Instant::now(),
             is_logged: false,
-            told: Told::default(),
             turns: VecDeque::new(),
+            reminders: BTreeSet::new(),
             unacknowledged: HashMap::new(),
             unacknowledged_bytes: 0,
             hashed,
@@ -230,23 +236,58 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         }
     }
 
-    /// Notes that a requester has output up to these offsets. Returns whether that is all, and the unit
-    /// has ended.
-    pub fn acked(&mut self, unit: &str, reply: &ReplyTo, at: [u64; 2]) -> bool {
+    /// Notes that a requester has output up to these offsets, and has the `end`. Returns whether that is
+    /// all of a unit that has ended.
+    pub fn acked(&mut self, unit: &str, reply: &ReplyTo, at: [u64; 2], end: bool) -> bool {
         let Some(number) = self.to(unit, reply) else {
-            return self.told.acked(unit, reply, at);
-        };
-        let Some(sender) = self.all.get_mut(&number) else {
             return false;
         };
-        sender.acked(at);
-        // The broker may be late to acknowledge the end that it has delivered.
-        let is_last = match &sender.last {
-            Last::Open { .. } => false,
-            Last::Ready(end) | Last::Sent(end, _) => is_all(end, at),
-        };
-        self.ready(number);
-        is_last
+        if end {
+            return self.remove(number).is_some_and(|sender| sender.is_all(at));
+        }
+        if let Some(sender) = self.all.get_mut(&number) {
+            sender.acked(at);
+            self.ready(number);
+        }
+        false
+    }
+
+    // --- Reminders ---
+
+    /// Returns when a requester is reminded.
+    pub fn wake(&self) -> Option<Instant> {
+        self.reminders.first().map(|(at, _)| *at)
+    }
+
+    /// Reminds requesters that have said nothing for long.
+    pub fn on_time(&mut self) {
+        let now = Instant::now();
+        while let Some((at, number)) = self.reminders.first().copied()
+            && at <= now
+        {
+            self.reminders.pop_first();
+            let Some(sender) = self.all.get_mut(&number) else {
+                continue;
+            };
+            sender.is_timed = false;
+            if !sender.is_waiting() {
+                continue;
+            }
+            if now.duration_since(sender.touched) < PATIENCE {
+                remind_later(&mut self.reminders, number, sender);
+            } else if sender.reminders < MAX_REMINDERS {
+                sender.remind();
+                remind_later(&mut self.reminders, number, sender);
+                self.ready(number);
+            } else {
+                info!(
+                    TAEL_UNIT = sender.unit,
+                    "its output goes to {} no more: it answers no message",
+                    sender.reply.topic()
+                );
+                self.remove(number);
+            }
+        }
     }
 
     /// Notes that a publish is complete: it has come to the broker, and `heard` is whether anyone
@@ -258,21 +299,17 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         };
         self.unacknowledged_bytes -= size;
         self.due = true;
-        // A requester that comes back asks again.
-        if heard == Ok(false) {
-            self.remove(number);
-            return;
-        }
-        if let Err(e) = heard {
-            return self.fail(number, e);
-        }
-        let is_told =
-            |sender: &Sender<T>| matches!(sender.last, Last::Sent(_, last) if last == token);
-        if self.all.get(&number).is_some_and(is_told)
-            && let Some(sender) = self.remove(number)
-            && let Last::Sent(end, _) = sender.last
-        {
-            self.told.add(sender.reply, &end);
+        match (heard, self.all.get_mut(&number)) {
+            // A requester that comes back asks again.
+            (Ok(false), _) => drop(self.remove(number)),
+            (Err(e), _) => self.fail(number, e),
+            (Ok(true), Some(sender)) => {
+                sender.published(token);
+                if sender.is_waiting() {
+                    remind_later(&mut self.reminders, number, sender);
+                }
+            }
+            (Ok(true), None) => {}
         }
     }
 
@@ -300,8 +337,10 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         self.unacknowledged_bytes = 0;
         for sender in self.all.values_mut() {
             sender.go_back();
-            sender.is_queued = true;
+            (sender.is_queued, sender.is_timed) = (true, false);
         }
+        // What is sent again is a reminder.
+        self.reminders.clear();
         self.turns = self.all.keys().copied().collect();
         self.due = true;
     }
@@ -371,6 +410,9 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 Ok(Step::Nothing) => {
                     sender.is_queued = false;
                     sender.hash(&self.hashed, node);
+                    if sender.is_waiting() {
+                        remind_later(&mut self.reminders, number, sender);
+                    }
                 }
                 Err(e) => self.fail(number, &unreadable(&e)),
             }
@@ -384,6 +426,13 @@ fn queue<T>(all: &mut BTreeMap<u64, Sender<T>>, turns: &mut VecDeque<u64>, numbe
         && !std::mem::replace(&mut sender.is_queued, true)
     {
         turns.push_back(number);
+    }
+}
+
+/// Plans to remind the requester of a sender, unless that is planned.
+fn remind_later<T>(reminders: &mut BTreeSet<(Instant, u64)>, number: u64, sender: &mut Sender<T>) {
+    if !std::mem::replace(&mut sender.is_timed, true) {
+        reminders.insert((Instant::now() + PATIENCE * (1 << sender.reminders), number));
     }
 }
 

@@ -16,7 +16,7 @@ use crate::engine::control::socket::wire::{Line, Wire};
 use crate::engine::control::socket::{bridge, payload, results};
 use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::report::followers::Stage;
-use crate::engine::work::delegates::Offered;
+use crate::engine::work::delegates::offers::Offered;
 use crate::model::receptor::{
     self, LOCALHOST, MAX_LINE, NO_ROUTE, Request, SERVICE, STARTED, SUBMITTED, Submit, TRY_AGAIN,
 };

@@ -10,6 +10,7 @@ use tracing::debug;
 
 use crate::engine::work::delegates::offer;
 use crate::model::remote::wire::Request;
+use crate::os::hooks;
 
 /// Maximum number of acknowledgements that wait for a connection.
 const MAX_ACKS: usize = 1024;
@@ -32,21 +33,33 @@ impl Acks {
 
     /// Notes that the end of `unit` is on disk.
     pub fn settled(&mut self, unit: &str) {
-        let Some((node, at)) = self.fetched.remove(unit) else {
-            return;
-        };
+        if let Some((node, at)) = self.fetched.remove(unit) {
+            self.add(unit, node, at);
+        }
+    }
+
+    /// Notes that the node reports the end of `unit` again, which has these lengths.
+    pub fn again(&mut self, unit: &str, node: &str, at: [u64; 2]) {
+        if !self.fetched.contains_key(unit) {
+            self.add(unit, node.to_owned(), at);
+        }
+    }
+
+    fn add(&mut self, unit: &str, node: String, at: [u64; 2]) {
         if self.waiting.len() >= MAX_ACKS {
             self.waiting.pop_front();
             debug!("more than {MAX_ACKS} ends wait to be acknowledged: the oldest is not");
         }
         let unit = unit.to_owned();
-        let ack = (Request::Ack { unit, at }, Bytes::new());
+        let end = true;
+        let ack = (Request::Ack { unit, at, end }, Bytes::new());
         self.waiting.push_back((node, ack));
     }
 
     /// Sends them. `publish` returns whether one went out, or cannot. Returns whether none is left.
     pub fn send(&mut self, mut publish: impl FnMut(&str, &offer::Message) -> bool) -> bool {
         while let Some((node, ack)) = self.waiting.front() {
+            hooks::failpoint("thanks.before");
             if !publish(node, ack) {
                 return false;
             }
@@ -74,8 +87,18 @@ mod tests {
             sent.push((node.to_owned(), ack.clone()));
             true
         }));
-        let unit = "u".to_owned();
-        assert_eq!(sent, [("n".to_owned(), Request::Ack { unit, at: [5, 3] })]);
+        let ack = |at| Request::Ack {
+            unit: "u".to_owned(),
+            at,
+            end: true,
+        };
+        assert_eq!(sent, [("n".to_owned(), ack([5, 3]))]);
+        // Its node has not heard of it.
+        acks.again("u", "n", [6, 3]);
+        assert!(acks.send(|node, (sent, _)| node == "n" && *sent == ack([6, 3])));
+        acks.fetched("v", "n", [5, 3]);
+        acks.again("v", "n", [5, 3]);
+        assert!(acks.send(|_, _| panic!("it is not on disk")));
         for n in 0..=MAX_ACKS {
             acks.fetched(&n.to_string(), "n", [0, 0]);
             acks.settled(&n.to_string());

@@ -4,31 +4,24 @@
 //! answered, and after every interruption. The node knows by the id of the unit what it has done.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::engine::pipeline::{Pipeline, now_ms};
-use crate::engine::work::delegates::ends::{canceled, lost, outcome};
-use crate::engine::work::delegates::following::{Following, Took};
+use crate::engine::work::delegates::effect::Effect;
+use crate::engine::work::delegates::ends::{canceled, dropped, lost, outcome};
+use crate::engine::work::delegates::following::{Following, Taken, Took};
 use crate::engine::work::delegates::offer::{Message, Offer};
+use crate::engine::work::delegates::patience::Patience;
+use crate::engine::work::delegates::phase::{Cancel, Phase};
 use crate::error::{Error, Kind};
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
-use crate::model::unit::{End, Outcome, State, Stopped};
+use crate::model::unit::{End, Outcome, State};
 use crate::model::work::Work;
 use crate::store::unit_dir::incoming::Incoming;
-use crate::store::unit_dir::stream::Stream;
-
-/// First and longest time without an answer after which a request is sent again.
-const FIRST_WAIT: Duration = Duration::from_secs(10);
-const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
-
-/// Longest time after which a request is sent again that was refused for a reason that passes: a full
-/// queue has room when a run has ended.
-const LONGEST_REFUSAL: Duration = Duration::from_secs(60);
 
 /// A unit that another node runs.
 #[derive(Debug)]
@@ -45,62 +38,16 @@ pub struct Delegate {
     asks: bool,
     /// Whether an acknowledgement must go out.
     acks: bool,
-    /// When requests without an answer are sent again, and how long the next answer may take.
-    again: Option<Instant>,
-    wait: Duration,
+    /// Whether output cannot be written. What comes is passed over until it is asked for again.
+    is_full: bool,
+    /// Whether output could not be written, and none was written since.
+    lacks_space: bool,
+    /// When requests without an answer are sent again.
+    pub patience: Patience,
     /// When the command was heard to have started.
     started: Option<(i64, Instant)>,
     /// What it waits for, as people read it.
     note: Option<String>,
-}
-
-/// What is said to the node.
-#[derive(Debug)]
-enum Phase {
-    /// The work, until the node has accepted it.
-    Offering(Offer),
-    /// That we want its output and its end.
-    Following(Box<Following>),
-    /// Nothing: what came up to these offsets is being checked, for the second time if so.
-    Checking { is_second: bool, at: [u64; 2] },
-    /// That the unit was released.
-    Releasing,
-}
-
-/// A wish of a person that the unit ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cancel {
-    /// There is none.
-    No,
-    /// The node must hear of it.
-    Wanted,
-    /// It was asked.
-    Asked,
-    /// It knows.
-    Known,
-}
-
-/// What follows an answer.
-#[derive(Debug)]
-pub enum Effect {
-    /// The node has accepted the work.
-    Accepted,
-    /// Its command has started, at this time (milliseconds since 1970).
-    Started(i64),
-    /// There is more output.
-    Wrote,
-    /// It has ended.
-    Ended(Outcome),
-    /// It was refused for this reason, and has ended.
-    Refused(String),
-    /// People read this of it now; `None` is nothing.
-    Note(Option<String>),
-    /// What came must be checked against what the node says of its end.
-    Check(Box<Incoming>, Box<wire::End>),
-    /// All output is here, up to these offsets.
-    Fetched([u64; 2]),
-    /// The node knows that the unit was released.
-    Paid,
 }
 
 impl Delegate {
@@ -113,8 +60,9 @@ impl Delegate {
             cancel: Cancel::No,
             asks: true,
             acks: false,
-            again: None,
-            wait: FIRST_WAIT,
+            is_full: false,
+            lacks_space: false,
+            patience: Patience::default(),
             started: None,
             note: None,
         }
@@ -141,7 +89,7 @@ impl Delegate {
         let signed = work.signed;
         let mut following = Following::open(pipeline, unit)?;
         if started.is_none() && following.incoming.sizes() == [0, 0] {
-            following.offered = Some(work);
+            following.offered = Taken::Perhaps(work);
         }
         let phase = Phase::Following(Box::new(following));
         let mut delegate = Self::new(unit, node, signed, phase);
@@ -175,10 +123,10 @@ impl Delegate {
 
     /// Notes that what was sent may be lost: the connection is new, or the node is back.
     pub fn ask_again(&mut self) {
-        self.asks = true;
-        self.again = None;
-        self.wait = FIRST_WAIT;
-        if self.cancel == Cancel::Asked {
+        (self.asks, self.is_full) = (true, false);
+        self.patience.begin();
+        // A node that was killed may have forgotten what it has answered.
+        if self.cancel != Cancel::No {
             self.cancel = Cancel::Wanted;
         }
         if let Phase::Offering(offer) = &mut self.phase {
@@ -186,39 +134,29 @@ impl Delegate {
         }
     }
 
-    /// Returns when requests without an answer are sent again.
-    pub const fn again(&self) -> Option<Instant> {
-        self.again
-    }
-
     /// Sends requests without an answer again, if it is time. Returns whether it is.
     pub fn on_time(&mut self, now: Instant) -> bool {
-        let is_due = self.again.is_some_and(|at| at <= now);
+        let is_due = self.patience.until().is_some_and(|at| at <= now);
         if is_due {
-            let wait = self.wait;
+            let patience = self.patience;
             self.ask_again();
-            self.wait = wait;
+            self.patience.go_on(patience);
         }
         is_due
     }
 
-    fn wait_for_answer(&mut self) {
-        self.again = Some(Instant::now() + self.wait);
-        self.wait = self.wait.saturating_mul(2).min(LONGEST_WAIT);
-    }
-
-    /// Notes that the node answers. A cancel has an answer of its own.
-    const fn was_answered(&mut self) {
-        self.wait = FIRST_WAIT;
-        if !matches!(self.cancel, Cancel::Asked) {
-            self.again = None;
+    /// Notes an answer to the request of the phase.
+    fn was_answered(&mut self) {
+        if !self.is_full {
+            self.patience.answered();
+            self.rest();
         }
     }
 
-    fn target(&self) -> Target {
-        Target {
-            unit: self.unit.clone(),
-            signature: None,
+    /// Waits for no answer, if there is none to come.
+    fn rest(&mut self) {
+        if self.cancel != Cancel::Asked {
+            self.patience.rest();
         }
     }
 
@@ -229,7 +167,7 @@ impl Delegate {
     pub fn next(&mut self, pipeline: &Pipeline) -> Result<Option<Message>, Error> {
         let none = |request| Ok(Some((request, Bytes::new())));
         if self.cancel == Cancel::Wanted && !matches!(self.phase, Phase::Checking { .. }) {
-            return none(Request::Cancel(self.target()));
+            return none(Request::Cancel(Target::of(&self.unit)));
         }
         match &mut self.phase {
             Phase::Offering(offer) => offer.next(pipeline, &self.unit, self.asks),
@@ -241,8 +179,9 @@ impl Delegate {
             Phase::Following(following) if self.acks => none(Request::Ack {
                 unit: self.unit.clone(),
                 at: following.at(),
+                end: false,
             }),
-            Phase::Releasing if self.asks => none(Request::Release(self.target())),
+            Phase::Releasing if self.asks => none(Request::Release(Target::of(&self.unit))),
             Phase::Following(_) | Phase::Checking { .. } | Phase::Releasing => Ok(None),
         }
     }
@@ -255,25 +194,35 @@ impl Delegate {
                 self.acks = false;
                 return;
             }
+            // The answer is awaited from the last piece on.
             Request::Payload { .. } => {
                 if let Phase::Offering(offer) = &mut self.phase {
                     offer.sent += body.len() as u64;
                 }
+                self.patience.wait();
+                return;
             }
-            _ => self.asks = false,
+            _ => {
+                self.asks = false;
+                self.patience.asked();
+            }
         }
-        self.wait_for_answer();
+        if let (Request::Submit(_), Phase::Offering(offer)) = (request, &mut self.phase) {
+            offer.was_sent = true;
+        }
+        self.patience.wait_longer();
     }
 
     // --- Answers ---
 
-    /// Takes an answer of the node, with what follows its header.
+    /// Takes an answer of the node, with what follows its header. An answer may be one to an earlier
+    /// request.
     pub fn on_answer(&mut self, pipeline: &Pipeline, answer: Answer, body: Bytes) -> Vec<Effect> {
-        // A refusal that passes is met less and less often.
-        if !matches!(answer, Answer::Refused { .. }) {
-            self.was_answered();
-        }
         match answer {
+            // It comes again when it is asked for.
+            Answer::Output { .. } | Answer::Gap { .. } | Answer::End(_) if self.is_full => {
+                Vec::new()
+            }
             Answer::Accepted { .. } => match &self.phase {
                 Phase::Offering(_) => self.follow(pipeline),
                 _ => Vec::new(),
@@ -281,12 +230,18 @@ impl Delegate {
             Answer::Want { offset, .. } => {
                 if let Phase::Offering(offer) = &mut self.phase {
                     offer.wants(offset);
+                    // The last answer is about the whole payload.
+                    self.patience.begin();
+                    self.patience.wait();
                 }
                 Vec::new()
             }
             Answer::Lost { .. } => {
-                if let Phase::Offering(offer) = &mut self.phase {
-                    (offer.is_fresh, self.asks) = (true, true);
+                // Each piece on its way gets this answer.
+                if let Phase::Offering(offer) = &mut self.phase
+                    && !std::mem::replace(&mut offer.is_fresh, true)
+                {
+                    self.asks = true;
                 }
                 Vec::new()
             }
@@ -295,7 +250,7 @@ impl Delegate {
             Answer::State(state) => self.is_in(&state.state),
             Answer::Output { stream, offset, .. } => {
                 let mut effects = self.began();
-                effects.extend(self.output(file_of(stream), offset, body));
+                effects.extend(self.output(stream, offset, body));
                 effects
             }
             Answer::Gap {
@@ -303,7 +258,7 @@ impl Delegate {
                 offset,
                 bytes,
                 ..
-            } => self.gap(file_of(stream), offset, bytes),
+            } => self.gap(stream, offset, bytes),
             Answer::End(end) => self.end(end),
             Answer::Units { .. } => Vec::new(),
         }
@@ -314,21 +269,29 @@ impl Delegate {
         match Following::open(pipeline, &self.unit) {
             Ok(following) => {
                 self.phase = Phase::Following(Box::new(following));
+                self.was_answered();
                 self.asks = true;
                 let mut effects = self.noted(None);
                 effects.push(Effect::Accepted);
                 effects
             }
             // The next answer to the offer is the same.
-            Err(e) => self.short_of(&format_args!("write its output: {e}")),
+            Err(e) => self.cannot_write(&e),
         }
     }
 
     /// Asks again later, because something is missing here or there.
     fn short_of(&mut self, cause: &std::fmt::Arguments<'_>) -> Vec<Effect> {
-        self.wait = self.wait.min(LONGEST_REFUSAL);
-        self.wait_for_answer();
+        self.patience.refused();
         self.noted(Some(format!("waits: {cause}")))
+    }
+
+    /// Asks for output again later, because it cannot be written.
+    fn cannot_write(&mut self, error: &dyn std::fmt::Display) -> Vec<Effect> {
+        (self.is_full, self.lacks_space, self.acks) = (true, true, false);
+        // Space may be there soon, and the node is not to blame.
+        self.patience.begin();
+        self.short_of(&format_args!("write its output: {error}"))
     }
 
     /// Sets what people read of it.
@@ -343,13 +306,24 @@ impl Delegate {
     }
 
     /// Returns what follows when a request cannot be made.
-    pub fn cannot(&mut self, error: &Error) -> Vec<Effect> {
-        match error.kind() {
-            Kind::Data => vec![Effect::Ended(Outcome::not_started(error))],
-            _ => {
-                self.asks = false;
-                self.short_of(&format_args!("{error}"))
-            }
+    pub fn cannot(&mut self, pipeline: &Pipeline, error: &Error) -> Vec<Effect> {
+        if error.kind() != Kind::Data {
+            self.asks = false;
+            return self.short_of(&format_args!("{error}"));
+        }
+        match &self.phase {
+            // The node may have accepted it, and then tells how it ends.
+            Phase::Offering(offer) if offer.was_sent => match Following::open(pipeline, &self.unit)
+            {
+                Ok(mut following) => {
+                    following.offered = Taken::Fails(error.to_string());
+                    self.phase = Phase::Following(Box::new(following));
+                    self.asks = true;
+                    Vec::new()
+                }
+                Err(e) => self.cannot_write(&e),
+            },
+            _ => vec![Effect::Ended(Outcome::not_started(error))],
         }
     }
 
@@ -360,69 +334,79 @@ impl Delegate {
         match &mut self.phase {
             Phase::Offering(offer) => {
                 if self.cancel != Cancel::No {
-                    return vec![Effect::Ended(canceled())];
+                    return vec![Effect::Ended(canceled(None))];
                 }
                 let late = offer.is_late();
                 if kind == Kind::TryAgain && !late {
                     return self.short_of(&format_args!("{cause}"));
                 }
                 self.phase = Phase::Checking {
-                    is_second: true,
                     at: [0, 0],
+                    is_second: true,
                 };
                 vec![
                     Effect::Refused(cause.clone()),
                     Effect::Ended(Outcome::not_started(cause)),
                 ]
             }
-            Phase::Following(following) if !may_pass => match following.offered.take() {
-                Some(work) => {
-                    self.phase = Phase::Offering(Offer::of(work));
-                    self.asks = true;
-                    Vec::new()
+            Phase::Following(following) if !may_pass => {
+                match std::mem::take(&mut following.offered) {
+                    Taken::Perhaps(work) => {
+                        self.phase = Phase::Offering(Offer::of(work));
+                        self.asks = true;
+                        Vec::new()
+                    }
+                    Taken::Fails(cause) => vec![Effect::Ended(Outcome::not_started(cause))],
+                    Taken::Yes => vec![Effect::Ended(lost(&cause))],
                 }
-                None => vec![Effect::Ended(lost(&cause))],
-            },
+            }
             Phase::Following(_) => self.short_of(&format_args!("{cause}")),
-            Phase::Checking { .. } => Vec::new(),
             Phase::Releasing if may_pass => self.short_of(&format_args!("{cause}")),
-            Phase::Releasing => vec![Effect::Paid],
+            // It answers an earlier request.
+            Phase::Checking { .. } | Phase::Releasing => Vec::new(),
         }
     }
 
     /// Takes the result of a cancel or a release.
     fn done(&mut self, result: Done) -> Vec<Effect> {
         match (&self.phase, result) {
-            (Phase::Releasing, Done::Canceled) => Vec::new(),
-            (Phase::Releasing, _) => vec![Effect::Paid],
+            (Phase::Releasing, Done::Released | Done::Unknown) => vec![Effect::Paid],
+            // They answer an earlier cancel.
+            (Phase::Releasing, Done::Canceled | Done::Ended) => Vec::new(),
             _ if self.cancel == Cancel::No => Vec::new(),
             // It has used the id up, so that the work does not run later.
             (Phase::Offering(_) | Phase::Following(_), Done::Unknown) => {
                 self.cancel = Cancel::Known;
-                vec![Effect::Ended(match self.started {
-                    Some((at, _)) => Outcome {
-                        stopped: Some(Stopped::Canceled),
-                        ..Outcome::interrupted(at)
-                    },
-                    None => canceled(),
-                })]
+                vec![Effect::Ended(canceled(self.started))]
             }
             _ => {
                 self.cancel = Cancel::Known;
-                self.again = None;
                 // The node has the work, and answers so to an offer.
                 self.asks |= matches!(self.phase, Phase::Offering(_));
+                self.rest();
                 Vec::new()
             }
         }
     }
 
     fn is_in(&mut self, state: &str) -> Vec<Effect> {
-        if let Phase::Following(following) = &mut self.phase {
-            following.offered = None;
+        let Phase::Following(following) = &mut self.phase else {
+            return Vec::new();
+        };
+        following.offered = Taken::Yes;
+        let state = State::from_name(state);
+        let is_news = std::mem::replace(&mut following.state, state) != state;
+        match (self.patience.is_unanswered(), is_news) {
+            (true, _) => self.was_answered(),
+            // The node misses an acknowledgement, and we may miss output.
+            (false, false) => self.asks = true,
+            (false, true) => {}
         }
-        let mut effects = self.noted(None);
-        if State::from_name(state) == Some(State::Running) {
+        let mut effects = match self.lacks_space {
+            true => Vec::new(),
+            false => self.noted(None),
+        };
+        if state == Some(State::Running) {
             effects.extend(self.began());
         }
         effects
@@ -437,58 +421,74 @@ impl Delegate {
         vec![Effect::Started(at)]
     }
 
-    fn output(&mut self, stream: Stream, offset: u64, body: Bytes) -> Vec<Effect> {
+    fn output(&mut self, stream: StreamName, offset: u64, body: Bytes) -> Vec<Effect> {
         let Phase::Following(following) = &mut self.phase else {
             return Vec::new();
         };
-        following.offered = None;
-        match following.take(stream, offset, body) {
+        following.offered = Taken::Yes;
+        let took = following.take(stream, offset, body);
+        self.took(took)
+    }
+
+    /// Returns what follows output that came.
+    fn took(&mut self, took: Result<Took, Error>) -> Vec<Effect> {
+        match took {
             Ok(Took::Next { is_ack_due }) => {
                 self.acks |= is_ack_due;
-                vec![Effect::Wrote]
+                let mut effects = vec![Effect::Wrote];
+                if std::mem::take(&mut self.lacks_space) {
+                    effects.extend(self.noted(None));
+                }
+                effects
             }
             // An earlier request was delivered late. The node goes on from here.
-            Ok(Took::Known) => {
-                self.acks = true;
+            Ok(Took::Known { is_first }) => {
+                self.acks |= is_first;
                 Vec::new()
             }
             Ok(Took::Early) => {
-                self.asks = true;
+                // Each piece on its way comes too early, until the node hears of it.
+                self.asks |= !self.patience.is_unanswered();
                 Vec::new()
             }
-            Err(e) => self.short_of(&format_args!("write its output: {e}")),
+            Err(e) => self.cannot_write(&e),
         }
     }
 
-    fn gap(&mut self, stream: Stream, offset: u64, bytes: Option<u64>) -> Vec<Effect> {
+    fn gap(&mut self, stream: StreamName, offset: u64, bytes: Option<u64>) -> Vec<Effect> {
         let Phase::Following(following) = &mut self.phase else {
             return Vec::new();
         };
-        match following.skip(stream, offset, bytes) {
-            Ok(()) => vec![Effect::Wrote],
-            Err(e) => self.short_of(&format_args!("{e}")),
-        }
+        let took = following.skip(stream, offset, bytes);
+        self.took(took)
     }
 
     fn end(&mut self, end: wire::End) -> Vec<Effect> {
-        let Phase::Following(following) = &self.phase else {
+        let Phase::Following(following) = &mut self.phase else {
             return Vec::new();
         };
-        let at = following.at();
-        // What is missing of a stream is missing up to its end, or comes again.
-        let is_here = at.iter().zip(end.lengths).all(|(at, length)| *at >= length);
-        if !is_here {
-            self.asks = true;
-            return Vec::new();
+        match following.short_ends(&end) {
+            None => {}
+            // It may have been on its way before we asked.
+            Some(1) => {
+                self.asks |= !self.patience.is_unanswered();
+                return Vec::new();
+            }
+            Some(_) => {
+                self.patience.refused();
+                return Vec::new();
+            }
         }
         let checking = Phase::Checking {
+            at: following.at(),
             is_second: following.is_second,
-            at,
         };
         let Phase::Following(following) = std::mem::replace(&mut self.phase, checking) else {
             return Vec::new();
         };
-        self.asks = false;
+        (self.asks, self.acks) = (false, false);
+        self.patience.answered();
+        self.rest();
         let incoming = following.incoming;
         vec![Effect::Check(Box::new(incoming), Box::new(end))]
     }
@@ -500,43 +500,35 @@ impl Delegate {
         end: &wire::End,
         digests: std::io::Result<[[u8; 32]; 2]>,
     ) -> Vec<Effect> {
-        let (is_second, at) = match self.phase {
-            Phase::Checking { is_second, at } => (is_second, at),
-            _ => (false, [0, 0]),
+        // It may have been released meanwhile.
+        let Phase::Checking { at, is_second } = self.phase else {
+            return Vec::new();
         };
-        let follows =
-            |incoming, is_second| Phase::Following(Box::new(Following::from(incoming, is_second)));
         let digests = match digests {
             Ok(digests) => digests.map(|digest| hex(&digest)),
-            Err(e) => {
-                self.phase = follows(incoming, is_second);
-                return self.short_of(&format_args!("write its output: {e}"));
-            }
+            Err(e) => return self.follow_again(incoming, at, is_second, &e),
         };
         let is_same = digests == end.sha256;
         if !is_same && !is_second {
             // A power failure may have left zeros at the end of a file.
             if let Err(e) = incoming.begin_again() {
-                self.phase = follows(incoming, is_second);
-                return self.short_of(&format_args!("write its output: {e}"));
+                return self.follow_again(incoming, at, false, &e);
             }
-            self.phase = follows(incoming, true);
+            self.phase = Phase::Following(Box::new(Following::from(incoming, [0, 0], true)));
             self.asks = true;
             return Vec::new();
         }
-        let sizes = incoming.sizes();
-        let mut outcome = outcome(&end.state, self.started);
-        for ((dropped, length), size) in outcome.dropped.iter_mut().zip(end.lengths).zip(sizes) {
-            *dropped = length.saturating_sub(size);
-        }
+        let mut outcome = Outcome {
+            dropped: dropped(end.lengths, incoming.sizes()),
+            ..outcome(&end.state, self.started)
+        };
         if !is_same {
             let node = &self.node;
             outcome.remains = Some(format!("its output differs from that on node {node}"));
         }
-        let mut effects = Vec::new();
-        if is_same {
-            effects.push(Effect::Fetched(at));
-        }
+        // The output of an end that is wrong is no reason to forget the one of the node.
+        let fetched = if is_same { end.lengths } else { [0, 0] };
+        let mut effects = vec![Effect::Fetched(fetched)];
         // A run that was too short to be seen has started, too.
         if !matches!(outcome.end, End::NotStarted(_)) && self.started.is_none() {
             effects.push(Effect::Started(outcome.started));
@@ -544,12 +536,16 @@ impl Delegate {
         effects.push(Effect::Ended(outcome));
         effects
     }
-}
 
-/// Returns the stream whose file holds this output.
-const fn file_of(stream: StreamName) -> Stream {
-    match stream {
-        StreamName::Stdout => Stream::Stdout,
-        StreamName::Stderr => Stream::Stderr,
+    /// Asks for the end again later: what is here up to `at` could not be checked.
+    fn follow_again(
+        &mut self,
+        incoming: Incoming,
+        at: [u64; 2],
+        is_second: bool,
+        error: &std::io::Error,
+    ) -> Vec<Effect> {
+        self.phase = Phase::Following(Box::new(Following::from(incoming, at, is_second)));
+        self.cannot_write(error)
     }
 }

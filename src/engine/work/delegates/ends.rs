@@ -7,11 +7,16 @@ use crate::model::remote::wire;
 use crate::model::text::printable;
 use crate::model::unit::{End, Outcome, State, Stopped};
 
-/// Returns the outcome of a unit that a person has ended before the node ran it.
-pub fn canceled() -> Outcome {
+/// Returns the outcome of a unit that a person has ended, and of which its node knows nothing; `started`
+/// is when its command was heard to have started.
+pub fn canceled(started: Option<(i64, Instant)>) -> Outcome {
+    let outcome = match started {
+        Some((at, _)) => Outcome::interrupted(at),
+        None => Outcome::not_started("canceled before the node ran it"),
+    };
     Outcome {
         stopped: Some(Stopped::Canceled),
-        ..Outcome::not_started("canceled before the node ran it")
+        ..outcome
     }
 }
 
@@ -23,14 +28,31 @@ pub fn lost(cause: &str) -> Outcome {
 /// Beginning of the detail of a run that a signal has ended, as [`End`] is shown.
 const BY_SIGNAL: &str = "killed by signal ";
 
+/// Largest number of a signal (`signal(7)`, `SIGRTMAX` of MIPS).
+const MAX_SIGNAL: i32 = 128;
+
+/// Maximum length of a stream, bytes. A node that reports more is wrong, and sums must not overflow.
+const MAX_LENGTH: u64 = 1 << 60;
+
+/// Returns how much is missing of streams with these `lengths`, whose files have these `sizes`, bytes.
+pub fn dropped(lengths: [u64; 2], sizes: [u64; 2]) -> [u64; 2] {
+    let mut missing = lengths.map(|length| length.min(MAX_LENGTH));
+    for (missing, size) in missing.iter_mut().zip(sizes) {
+        *missing = missing.saturating_sub(size);
+    }
+    missing
+}
+
 /// Returns the outcome that a node reports; `started` is when its command was heard to have started.
 pub fn outcome(state: &wire::State, started: Option<(i64, Instant)>) -> Outcome {
     let detail = printable(&state.detail, 500);
     let signal = state.detail.strip_prefix(BY_SIGNAL);
-    let how = match (state.code, signal.and_then(|text| text.parse().ok())) {
-        (_, Some(signal)) => End::Signaled(signal),
-        (Some(code), None) => End::Exited(code.into()),
-        (None, None) => End::NotStarted(detail.to_string()),
+    let signal = signal.and_then(|text| text.parse().ok());
+    let how = match (state.code, signal) {
+        _ if state.detail == End::Interrupted.to_string() => End::Interrupted,
+        (_, Some(signal @ 1..=MAX_SIGNAL)) => End::Signaled(signal),
+        (Some(code), _) => End::Exited(code.into()),
+        (None, _) => End::NotStarted(detail.to_string()),
     };
     let is_canceled = State::from_name(&state.state) == Some(State::Canceled);
     let elapsed = started.map(|(_, since)| since.elapsed().as_micros());

@@ -7,27 +7,51 @@ use bytes::Bytes;
 use crate::engine::pipeline::Pipeline;
 use crate::error::Error;
 use crate::model::remote::assembly::{Assembly, Piece};
+use crate::model::remote::wire::{self, StreamName};
+use crate::model::unit::State;
 use crate::model::work::Work;
 use crate::store::unit_dir::incoming::Incoming;
 use crate::store::unit_dir::stream::Stream;
 
+/// Maximum number of ends in a row that tell of more output than comes. Then the output that is here
+/// is all of it.
+const MAX_SHORT_ENDS: u32 = 5;
+
 /// Output that comes.
 #[derive(Debug)]
 pub struct Following {
-    /// The work, if the node may not have accepted it.
-    pub offered: Option<Arc<Work>>,
+    /// Whether the node has the work.
+    pub offered: Taken,
+    /// State that the node has told.
+    pub state: Option<State>,
     pub incoming: Incoming,
     pieces: [Assembly; 2],
     /// Whether it has come from its beginning a second time.
     pub is_second: bool,
+    /// Whether output came again since the last that was new.
+    is_repeated: bool,
+    /// Number of ends since the last new output that told of more.
+    short_ends: u32,
+}
+
+/// Whether a node has work that was offered.
+#[derive(Debug, Default)]
+pub enum Taken {
+    /// It has.
+    #[default]
+    Yes,
+    /// It may have; otherwise it gets the work.
+    Perhaps(Arc<Work>),
+    /// It may have; otherwise the unit fails, for this reason.
+    Fails(String),
 }
 
 /// What became of a piece of output.
 pub enum Took {
     /// It is written.
     Next { is_ack_due: bool },
-    /// It was here.
-    Known,
+    /// It was here. It is the first such since the last that was new if so.
+    Known { is_first: bool },
     /// What comes before it is missing.
     Early,
 }
@@ -38,16 +62,21 @@ impl Following {
     /// # Errors
     /// As the file system.
     pub fn open(pipeline: &Pipeline, unit: &str) -> std::io::Result<Self> {
-        Incoming::open(pipeline.dir(unit)).map(|incoming| Self::from(incoming, false))
+        let incoming = Incoming::open(pipeline.dir(unit))?;
+        let sizes = incoming.sizes();
+        Ok(Self::from(incoming, sizes, false))
     }
 
-    /// Continues behind what is here; for the second time if so.
-    pub fn from(incoming: Incoming, is_second: bool) -> Self {
+    /// Continues behind what is here up to the offsets `at`; for the second time if so.
+    pub fn from(incoming: Incoming, at: [u64; 2], is_second: bool) -> Self {
         Self {
-            offered: None,
-            pieces: incoming.sizes().map(Assembly::from),
+            offered: Taken::Yes,
+            state: None,
+            pieces: at.map(Assembly::from),
             incoming,
             is_second,
+            is_repeated: false,
+            short_ends: 0,
         }
     }
 
@@ -60,9 +89,10 @@ impl Following {
     ///
     /// # Errors
     /// As the file system.
-    pub fn take(&mut self, stream: Stream, offset: u64, bytes: Bytes) -> std::io::Result<Took> {
+    pub fn take(&mut self, stream: StreamName, offset: u64, bytes: Bytes) -> Result<Took, Error> {
+        let stream = file_of(stream);
         let Some(pieces) = self.pieces.get_mut(stream as usize) else {
-            return Ok(Took::Known);
+            return Ok(Took::Known { is_first: false });
         };
         // What cannot be written did not come.
         let before = *pieces;
@@ -70,34 +100,70 @@ impl Following {
             Piece::Next(bytes) => {
                 if let Err(e) = self.incoming.write(stream, &bytes) {
                     *pieces = before;
-                    return Err(e);
+                    return Err(Error::state(&e, format!("{e}")));
                 }
+                (self.is_repeated, self.short_ends) = (false, 0);
                 Took::Next {
                     is_ack_due: pieces.is_ack_due(),
                 }
             }
-            Piece::Known => Took::Known,
+            Piece::Known => Took::Known {
+                is_first: !std::mem::replace(&mut self.is_repeated, true),
+            },
             Piece::Early => Took::Early,
         })
     }
 
-    /// Takes a gap of `bytes` bytes; `None` is one up to the end.
+    /// Takes a gap of `bytes` bytes; `None` is one up to the end. One that cannot be noted did not come.
     ///
     /// # Errors
     /// As the file system.
-    pub fn skip(&mut self, stream: Stream, offset: u64, bytes: Option<u64>) -> Result<(), Error> {
+    pub fn skip(
+        &mut self,
+        stream: StreamName,
+        offset: u64,
+        bytes: Option<u64>,
+    ) -> Result<Took, Error> {
+        let stream = file_of(stream);
         let Some(pieces) = self.pieces.get_mut(stream as usize) else {
-            return Ok(());
+            return Ok(Took::Known { is_first: false });
         };
+        if offset > pieces.offset() {
+            return Ok(Took::Early);
+        }
         let before = *pieces;
         // Of a gap up to the end, the end of the unit tells the length.
         let bytes = bytes.unwrap_or(u64::MAX);
-        if pieces.skip(offset, bytes)
-            && let Err(e) = self.incoming.skip(stream)
-        {
+        if !pieces.skip(offset, bytes) {
+            let is_first = !std::mem::replace(&mut self.is_repeated, true);
+            return Ok(Took::Known { is_first });
+        }
+        if let Err(e) = self.incoming.skip(stream) {
             *pieces = before;
             return Err(e);
         }
-        Ok(())
+        (self.is_repeated, self.short_ends) = (false, 0);
+        Ok(Took::Next { is_ack_due: false })
+    }
+
+    /// Returns how many ends in a row have told of more output than is here, with this one; `None` if
+    /// all is here, or will not come.
+    pub fn short_ends(&mut self, end: &wire::End) -> Option<u32> {
+        // What is missing of a stream is missing up to its end, or comes again.
+        let is_short = |(at, length): (&u64, u64)| *at < length;
+        let at = self.at();
+        if !at.iter().zip(end.lengths).any(is_short) || self.short_ends >= MAX_SHORT_ENDS {
+            return None;
+        }
+        self.short_ends += 1;
+        Some(self.short_ends)
+    }
+}
+
+/// Returns the stream whose file holds this output.
+const fn file_of(stream: StreamName) -> Stream {
+    match stream {
+        StreamName::Stdout => Stream::Stdout,
+        StreamName::Stderr => Stream::Stderr,
     }
 }

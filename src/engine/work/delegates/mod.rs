@@ -7,15 +7,18 @@ mod acks;
 pub mod asks;
 mod checks;
 mod delegate;
+mod effect;
 pub mod ends;
 mod following;
 mod node;
 mod offer;
+pub mod offers;
+mod patience;
 mod payload;
+mod phase;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -27,34 +30,23 @@ use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::acks::Acks;
 use crate::engine::work::delegates::asks::{Asker, Questions};
 use crate::engine::work::delegates::checks::{Checked, Checks};
-use crate::engine::work::delegates::delegate::{Delegate, Effect};
-use crate::engine::work::delegates::node::{Node, Nodes};
+use crate::engine::work::delegates::delegate::Delegate;
+use crate::engine::work::delegates::effect::Effect;
+use crate::engine::work::delegates::node::{Node, Nodes, place};
+use crate::engine::work::delegates::offers::{Offered, Offers};
 use crate::engine::work::pool::Report;
 use crate::error::Error;
 use crate::model::json;
 use crate::model::message::{Delivery, Message};
 use crate::model::receptor::{NO_ROUTE, TRY_AGAIN};
-use crate::model::remote::wire::{self, Request};
+use crate::model::remote::wire::{self, Answer, Request};
 use crate::model::status::Presence;
 use crate::model::topic::{Filter, PipelineTopic};
 use crate::model::unit::{Outcome, Unit};
+use crate::os::hooks;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::Op;
 use crate::store::ledger::submitted::Debt;
-
-/// Time after which the units of a node that is away are called lost.
-const LOST: Duration = Duration::from_secs(60);
-
-/// What has become of an offer, for its submitter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Offered {
-    /// The node has not answered.
-    Waits,
-    /// The node has accepted the work.
-    Accepted,
-    /// It was refused for this reason.
-    Refused(String),
-}
 
 /// The units that other nodes run; `T` is a token of a publish.
 #[derive(Debug)]
@@ -69,8 +61,7 @@ pub struct Delegates<T> {
     is_online: bool,
     checks: Checks,
     acks: Acks,
-    /// Tell submitters what becomes of their offers.
-    offers: HashMap<String, watch::Sender<Offered>>,
+    offers: Offers,
     questions: Questions<T>,
 }
 
@@ -84,7 +75,7 @@ impl<T> Default for Delegates<T> {
             is_online: false,
             checks: Checks::default(),
             acks: Acks::default(),
-            offers: HashMap::new(),
+            offers: Offers::default(),
             questions: Questions::default(),
         }
     }
@@ -99,8 +90,13 @@ impl<T: Copy + Eq> Delegates<T> {
         let Some(delegation) = &work.delegation else {
             return;
         };
+        hooks::failpoint("delegate.before");
         let node = delegation.node.clone();
-        let delegate = Delegate::offered(&unit.id, &node, Arc::clone(work));
+        let mut delegate = Delegate::offered(&unit.id, &node, Arc::clone(work));
+        // It may have been canceled before it was here.
+        if pipeline.dir(&unit.id).is_canceled() {
+            delegate.cancel();
+        }
         self.add(pipeline, delegate);
     }
 
@@ -159,15 +155,8 @@ impl<T: Copy + Eq> Delegates<T> {
     /// Returns what tells a submitter what becomes of the offer of `unit`; nothing if it was accepted
     /// before, or has ended.
     pub fn watch(&mut self, unit: &str) -> Option<watch::Receiver<Offered>> {
-        self.offers.retain(|_, sender| !sender.is_closed());
-        if !self.list.contains_key(unit) {
-            return None;
-        }
-        let sender = self
-            .offers
-            .entry(unit.to_owned())
-            .or_insert_with(|| watch::channel(Offered::Waits).0);
-        Some(sender.subscribe())
+        let is_open = self.list.contains_key(unit);
+        is_open.then(|| self.offers.watch(unit))
     }
 
     // --- Questions ---
@@ -314,6 +303,13 @@ impl<T: Copy + Eq> Delegates<T> {
             }
         };
         let unit = answer.unit().to_owned();
+        if let Answer::End(end) = &answer
+            && !self.list.contains_key(&unit)
+        {
+            // The node has not heard that it is on disk; or it is not wanted any more.
+            self.acks.again(&unit, node, end.lengths);
+            return Vec::new();
+        }
         let of_node = |delegate: &&mut Delegate| delegate.node == node;
         let Some(delegate) = self.list.get_mut(&unit).filter(of_node) else {
             return Vec::new();
@@ -374,6 +370,7 @@ impl<T: Copy + Eq> Delegates<T> {
             end,
             digests,
         } = checked;
+        hooks::failpoint("check.after");
         let Some(delegate) = self.list.get_mut(&unit) else {
             return Vec::new();
         };
@@ -387,13 +384,19 @@ impl<T: Copy + Eq> Delegates<T> {
         let mut reports = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Accepted => self.tell(unit, Offered::Accepted),
-                Effect::Refused(cause) => self.tell(unit, Offered::Refused(cause)),
+                Effect::Accepted => {
+                    hooks::failpoint("accepted.before");
+                    self.offers.tell(unit, Offered::Accepted);
+                }
+                Effect::Refused(cause) => self.offers.tell(unit, Offered::Refused(cause)),
                 Effect::Started(at) => reports.push(Report::Started(unit.to_owned(), at)),
-                Effect::Wrote => reports.push(Report::Wrote(unit.to_owned())),
+                Effect::Wrote => {
+                    hooks::failpoint("wrote.after");
+                    reports.push(Report::Wrote(unit.to_owned()));
+                }
                 Effect::Ended(outcome) => {
                     self.list.remove(unit);
-                    self.tell(unit, Offered::Accepted);
+                    self.offers.tell(unit, Offered::Accepted);
                     reports.push(Report::Ended(unit.to_owned(), outcome));
                 }
                 Effect::Note(note) => {
@@ -408,8 +411,12 @@ impl<T: Copy + Eq> Delegates<T> {
                         self.acks.fetched(unit, &delegate.node, at);
                     }
                 }
-                Effect::Check(incoming, end) => self.checks.begin(unit, incoming, end),
+                Effect::Check(incoming, end) => {
+                    hooks::failpoint("check.before");
+                    self.checks.begin(unit, incoming, end);
+                }
                 Effect::Paid => {
+                    hooks::failpoint("paid.before");
                     self.list.remove(unit);
                     steps.push_back(Step::Commit(Op::Paid {
                         unit: unit.to_owned(),
@@ -423,13 +430,6 @@ impl<T: Copy + Eq> Delegates<T> {
     /// Notes that the end of `unit` is on disk.
     pub fn settled(&mut self, unit: &str) {
         self.acks.settled(unit);
-    }
-
-    fn tell(&mut self, unit: &str, offered: Offered) {
-        if let Some(sender) = self.offers.remove(unit) {
-            // One that has gone needs no answer.
-            let _ = sender.send(offered);
-        }
     }
 
     /// Sends what may go out. `publish` returns whether it did. Returns ends of units whose work
@@ -471,7 +471,7 @@ impl<T: Copy + Eq> Delegates<T> {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
                     Err(e) => {
-                        let effects = delegate.cannot(&e);
+                        let effects = delegate.cannot(pipeline, &e);
                         reports.extend(self.follow(&unit, effects, steps));
                         break;
                     }
@@ -479,17 +479,19 @@ impl<T: Copy + Eq> Delegates<T> {
                 let request = match node.request(pipeline, delegate.signed, &message) {
                     Ok(request) => request,
                     Err(e) => {
-                        let effects = delegate.cannot(&e);
+                        let effects = delegate.cannot(pipeline, &e);
                         reports.extend(self.follow(&unit, effects, steps));
                         break;
                     }
                 };
+                hooks::failpoint(place(&message.0, false));
                 if !publish(request) {
                     self.is_blocked = true;
                     self.ready.push_front(unit);
                     return reports;
                 }
                 delegate.sent(&message);
+                hooks::failpoint(place(&message.0, true));
             }
         }
         reports
@@ -503,13 +505,12 @@ impl<T: Copy + Eq> Delegates<T> {
         let again = self.list.values().filter_map(|delegate| {
             let is_away = |node: &Node| node.away.is_some();
             let waits = self.nodes.get(&delegate.node).is_some_and(is_away);
-            delegate.again().filter(|_| self.is_online && !waits)
+            delegate
+                .patience
+                .until()
+                .filter(|_| self.is_online && !waits)
         });
-        let lost = self
-            .nodes
-            .values()
-            .filter(|node| !node.is_lost)
-            .filter_map(|node| Some(node.away? + LOST));
+        let lost = self.nodes.values().filter_map(Node::lost_at);
         again.chain(lost).min()
     }
 
@@ -518,7 +519,7 @@ impl<T: Copy + Eq> Delegates<T> {
         let now = Instant::now();
         let mut effects = Vec::new();
         for (name, node) in &mut self.nodes {
-            if node.is_lost || node.away.is_none_or(|since| since + LOST > now) {
+            if node.lost_at().is_none_or(|at| at > now) {
                 continue;
             }
             node.is_lost = true;

@@ -10,13 +10,17 @@ use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::offer;
 use crate::error::{Error, Kind};
 use crate::model::message::{Message, Properties, Qos};
-use crate::model::remote::wire;
+use crate::model::remote::wire::{self, Request};
 use crate::model::topic::{PipelineTopic, PipelineTopics};
+use crate::os::hooks;
 use crate::os::host::new_id;
 
 /// Time for which a broker keeps a request for a node that is away. A node that comes back is asked
 /// again.
 const EXPIRY: Duration = Duration::from_secs(60);
+
+/// Time after which the units of a node that is away are called lost.
+const LOST: Duration = Duration::from_secs(60);
 
 /// Nodes by their names.
 pub type Nodes = HashMap<String, Node>;
@@ -50,6 +54,12 @@ impl Node {
             is_here: false,
             is_lost: false,
         }
+    }
+
+    /// Returns when its units will be called lost: if it is away, and they are not yet.
+    pub fn lost_at(&self) -> Option<Instant> {
+        let since = self.away.filter(|_| !self.is_lost)?;
+        Some(since + hooks::lost().unwrap_or(LOST))
     }
 
     /// Returns the message with a request for it.
@@ -88,5 +98,20 @@ impl Node {
                 ..Properties::default()
             },
         })
+    }
+}
+
+/// Returns the name of the place before a request goes out, or after it.
+pub const fn place(request: &Request, is_after: bool) -> &'static str {
+    match (request, is_after) {
+        (Request::Submit(_), false) => "offer.before",
+        (Request::Submit(_), true) => "offer.after",
+        (Request::Results { .. }, false) => "results.before",
+        (Request::Results { .. }, true) => "results.after",
+        (Request::Payload { .. }, _) => "piece.after",
+        (Request::Cancel(_), _) => "cancel.after",
+        (Request::Release(_), false) => "debt.before",
+        (Request::Release(_), true) => "debt.after",
+        _ => "request",
     }
 }

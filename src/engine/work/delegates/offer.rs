@@ -21,6 +21,8 @@ pub struct Offer {
     payload: Option<Payload>,
     /// Whether the next offset is the answer to a manifest; then the payload goes on from there.
     pub is_fresh: bool,
+    /// Whether the node may know of it.
+    pub was_sent: bool,
     pub sent: u64,
     acked: u64,
 }
@@ -32,6 +34,7 @@ impl Offer {
             work,
             payload: None,
             is_fresh: true,
+            was_sent: false,
             sent: 0,
             acked: 0,
         }

@@ -116,7 +116,8 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                         // An earlier request was delivered late. The node goes on from here.
                         repeated = true;
                         let (unit, at) = (unit.clone(), at(&streams));
-                        dialog.send(Request::Ack { unit, at }, b"", None)?;
+                        let end = false;
+                        dialog.send(Request::Ack { unit, at, end }, b"", None)?;
                     }
                     Piece::Known => {}
                     Piece::Early if !asked => {
@@ -163,8 +164,12 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                     }
                 }
                 // A node that hears of it forgets this unit before others when it needs room.
-                let (unit, at) = (unit.clone(), at(&streams));
-                dialog.send(Request::Ack { unit, at }, b"", None)?;
+                let ack = Request::Ack {
+                    unit: unit.clone(),
+                    at: end.lengths,
+                    end: true,
+                };
+                dialog.send(ack, b"", None)?;
                 return Ok(end);
             }
             Answer::Refused { code, error, .. } => {
@@ -174,7 +179,8 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
         }
         if streams.iter_mut().any(|coming| coming.pieces.is_ack_due()) {
             let (unit, at) = (unit.clone(), at(&streams));
-            dialog.send(Request::Ack { unit, at }, b"", None)?;
+            let end = false;
+            dialog.send(Request::Ack { unit, at, end }, b"", None)?;
         }
     }
 }

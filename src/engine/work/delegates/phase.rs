@@ -1,0 +1,30 @@
+//! What is said to the node of a unit.
+
+use crate::engine::work::delegates::following::Following;
+use crate::engine::work::delegates::offer::Offer;
+
+/// What is said to the node.
+#[derive(Debug)]
+pub enum Phase {
+    /// The work, until the node has accepted it.
+    Offering(Offer),
+    /// That we want its output and its end.
+    Following(Box<Following>),
+    /// Nothing: what came up to these offsets is being checked, for the second time if so.
+    Checking { at: [u64; 2], is_second: bool },
+    /// That the unit was released.
+    Releasing,
+}
+
+/// A wish of a person that the unit ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancel {
+    /// There is none.
+    No,
+    /// The node must hear of it.
+    Wanted,
+    /// It was asked.
+    Asked,
+    /// It knows.
+    Known,
+}
