@@ -5,7 +5,7 @@ use std::thread::available_parallelism;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::info;
 
 use crate::engine::chain;
@@ -17,13 +17,14 @@ use crate::engine::intake::backlog::{Load, TOO_MANY};
 use crate::engine::intake::source::Source;
 use crate::engine::intake::submission::{Away, Submission};
 use crate::engine::report::followers::Stage;
+use crate::engine::work::delegates::offers::Offered;
 use crate::error::Error;
 use crate::model::duration;
 use crate::model::receptor::{self, LOCALHOST, Submit, TRY_AGAIN, go};
 use crate::model::remote::MAX_HEADER;
 use crate::model::text::printable;
 use crate::model::topic::check_who;
-use crate::model::unit::State;
+use crate::model::unit::{End, State};
 use crate::model::work::{
     MAX_NAME, Params, Signed, UNKNOWN_TYPE, Work, WorkType, lane_of_node, split,
 };
@@ -39,7 +40,7 @@ pub fn answer(client: &mut Client, call: Call) {
         Call::Reload(to) => drop(to.send(Err("reload: not here".to_owned()))),
         Call::Offer(submit, to) => drop(to.send(offer(client, *submit))),
         Call::Submit(submission, to) => submit(client, submission, to),
-        Call::Offered(unit, to) => drop(to.send(Ok(client.delegates.watch(&unit)))),
+        Call::Offered(unit, to) => drop(to.send(offered(client, &unit))),
         Call::List(after, to) => drop(to.send(list(client, after))),
         Call::Unit(unit, to) => {
             let found = record(client, &unit);
@@ -226,6 +227,23 @@ fn offer_away(client: &mut Client, submit: Submit, params: Params) -> Answer<Tic
             expires,
         }),
     })
+}
+
+/// Returns what tells the submitter of `unit` what becomes of its offer to a node; nothing if that was
+/// accepted. A second submission of refused work is refused too.
+fn offered(client: &mut Client, unit: &str) -> Answer<Option<watch::Receiver<Offered>>> {
+    let waits = client.delegates.watch(unit);
+    if waits.is_some() {
+        return Ok(waits);
+    }
+    let record = client.pipeline.reader.unit(unit).map_err(unreadable)?;
+    match record.and_then(|record| record.outcome) {
+        Some(outcome) if outcome.stopped.is_none() => match outcome.end {
+            End::NotStarted(cause) => Err(format!("unit {unit}: {cause}")),
+            _ => Ok(None),
+        },
+        _ => Ok(None),
+    }
 }
 
 /// Returns the id of a new unit, and whether no earlier one can have it.

@@ -146,7 +146,11 @@ fn what_a_node_or_a_client_refuses_is_said() {
     let cat = || submit(&world, &["cat"]);
     refuses(&mut cat(), 69, "--submit-only', or add --direct");
     let (node, desk) = (node(&world), desk(&world));
-    refuses(&mut submit(&world, &["none"]), 65, "unknown work type none");
+    // Also when it is submitted again.
+    for _ in 0..2 {
+        let none = ["--id", ID, "none"];
+        refuses(&mut submit(&world, &none), 65, "unknown work type none");
+    }
     refuses(
         &mut submit(&world, &["cat", "word"]),
         65,
@@ -193,6 +197,11 @@ fn all_verbs_take_units_of_other_nodes() {
     let (node, desk) = (node(&world), desk(&world));
     let running = unit(&world, &["wait"]);
     wait(&world, &running, "running");
+    // Its node has accepted it, as another attempt says.
+    let again = ["--json", "--id", &running, "wait"];
+    let (_, out, _) = ran(&mut submit(&world, &again));
+    let again: Value = serde_json::from_str(&out).expect("json");
+    assert_eq!(again["accepted"], true);
     let (code, _, stderr) = ran(&mut work(&world, &["results", &running]));
     assert_eq!(code, 125);
     assert!(stderr.contains("it is running"), "{stderr}");

@@ -122,7 +122,9 @@ impl Lanes {
         let entry = self.entry(unit, 0);
         let lane = self.lane(trigger);
         let first = lane.waiting.is_empty() && lane.coming == 0;
-        let free = !paused && first && lane.running.len() < lane.jobs;
+        // Work that is submitted again has the id of its unit, which may run.
+        let is_new = || lane.running.iter().all(|running| running.unit != unit);
+        let free = !paused && first && lane.running.len() < lane.jobs && is_new();
         if free {
             lane.running.push(entry);
         } else {
@@ -322,6 +324,15 @@ mod tests {
         assert_eq!(start(&mut q).as_deref(), Some("c"));
         assert_eq!(start(&mut q), None);
         assert_eq!(q.waiting(), 1);
+    }
+
+    #[test]
+    fn a_unit_that_runs_takes_no_second_job() {
+        let mut q = queue(2, Overlap::Queue);
+        assert!(q.claim("t", "a") && !q.claim("t", "a"));
+        q.came("t");
+        assert!(q.claim("t", "b"));
+        assert_eq!(q.running().count(), 2);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct Delegate {
     pub node: String,
     /// Whether requests are signed.
     pub signed: bool,
-    phase: Phase,
+    /// What is said to the node.
+    pub phase: Phase,
     cancel: Cancel,
     /// Whether the request of the phase must go out.
     asks: bool,

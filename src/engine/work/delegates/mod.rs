@@ -155,8 +155,8 @@ impl<T: Copy + Eq> Delegates<T> {
     /// Returns what tells a submitter what becomes of the offer of `unit`; nothing if it was accepted
     /// before, or has ended.
     pub fn watch(&mut self, unit: &str) -> Option<watch::Receiver<Offered>> {
-        let is_open = self.list.contains_key(unit);
-        is_open.then(|| self.offers.watch(unit))
+        let phase = &self.list.get(unit)?.phase;
+        phase.is_offered().then(|| self.offers.watch(unit))
     }
 
     // --- Questions ---

@@ -1,6 +1,6 @@
 //! What is said to the node of a unit.
 
-use crate::engine::work::delegates::following::Following;
+use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
 
 /// What is said to the node.
@@ -14,6 +14,16 @@ pub enum Phase {
     Checking { at: [u64; 2], is_second: bool },
     /// That the unit was released.
     Releasing,
+}
+
+impl Phase {
+    /// Returns whether the node may not have accepted the work.
+    pub fn is_offered(&self) -> bool {
+        match self {
+            Self::Following(following) => !matches!(following.offered, Taken::Yes),
+            phase => matches!(phase, Self::Offering(_)),
+        }
+    }
 }
 
 /// A wish of a person that the unit ends.
