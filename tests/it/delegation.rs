@@ -9,7 +9,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, Process, World, wait_until};
+use crate::common::{PATIENCE, Process, World, ran, wait_until};
 
 /// Work types of the node.
 pub const TYPES: &str = r#"
@@ -17,6 +17,13 @@ pub const TYPES: &str = r#"
 type = "cat"
 command = "sh -c 'echo run >>$OUT/runs; cat'"
 max-output = 0
+jobs = 8
+
+[[work]]
+type = "loud"
+command = "sh -c 'cat; until [ -e $OUT/go ]; do sleep 0.02; done'"
+max-output = 1000000
+max-stdin = 100000000
 jobs = 8
 
 [[work]]
@@ -390,4 +397,70 @@ fn other_nodes_are_asked_through_the_socket() {
         "ERROR: no route to node 'node7'"
     );
     desk.stop();
+}
+
+/// Returns how many bytes of stdout are missing here.
+fn dropped(world: &World, unit: &str) -> u64 {
+    let mut command = world.tael(["work", "status", "--who", "desk", unit, "--json"]);
+    let (code, out, stderr) = ran(&mut command);
+    assert_eq!(code, 0, "{stderr}");
+    let status: Value = serde_json::from_str(&out).expect("json");
+    status["dropped_stdout"].as_u64().expect("dropped_stdout")
+}
+
+#[test]
+fn output_that_the_node_drops_ends_and_is_not_told_twice() {
+    let world = World::new();
+    let (node_process, mut desk) = (node(&world), Some(submitter(&world)));
+    let sizes = [900_000, 1_500_000, 3_000_000, 20_000_000];
+    // Followed as it comes; then fetched when it has ended.
+    for is_late in [false, true] {
+        let mut units = Vec::new();
+        for size in sizes {
+            let payload = noise(size);
+            units.push((started(&world, "loud", &payload), payload));
+        }
+        if is_late {
+            for (unit, _) in &units {
+                wait(&world, unit, "Running");
+            }
+            desk.take().expect("desk").kill();
+        }
+        let reader = (!is_late).then(|| {
+            let (world, unit) = (&world, units[3].0.clone());
+            let mut session = connect(world);
+            writeln!(session.get_mut(), "work results {unit} 0").expect("request");
+            assert!(line(&mut session).starts_with("Streaming"));
+            session
+        });
+        fs::write(world.path("go"), "").expect("go");
+        if is_late {
+            wait_until("the node has ended all", || {
+                let (_, out, _) = ran(&mut world.tael(["work", "list", "--who", "node7"]));
+                out.lines().count() > 2 * sizes.len() && !out.contains("running")
+            });
+            desk = Some(submitter(&world));
+        }
+        for (unit, payload) in &units {
+            wait(&world, unit, "Succeeded");
+            let output = results(&world, unit);
+            let missing = usize::try_from(dropped(&world, unit)).expect("size");
+            let length = payload.len();
+            assert_eq!(output.len() + missing, length, "of {length}");
+            let half = 500_000.min(length / 2);
+            assert!(output[..half] == payload[..half], "the head of {length}");
+            let (end, whole) = (output.len() - half, length - half);
+            assert!(output[end..] == payload[whole..], "the tail of {length}");
+        }
+        if let Some(mut session) = reader {
+            let mut output = Vec::new();
+            session.read_to_end(&mut output).expect("output");
+            let payload = &units[3].1;
+            assert!(output.len() <= payload.len(), "{} bytes", output.len());
+            assert!(output[..500_000] == payload[..500_000]);
+        }
+        fs::remove_file(world.path("go")).expect("go");
+    }
+    desk.expect("desk").stop();
+    node_process.stop();
 }

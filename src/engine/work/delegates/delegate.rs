@@ -16,6 +16,7 @@ use crate::engine::work::delegates::offer::{Message, Offer};
 use crate::engine::work::delegates::patience::Patience;
 use crate::engine::work::delegates::phase::{Cancel, Phase};
 use crate::error::{Error, Kind};
+use crate::model::remote::assembly::Fit;
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
@@ -343,6 +344,7 @@ impl Delegate {
                 }
                 self.phase = Phase::Checking {
                     at: [0, 0],
+                    fits: [Fit::Wrong; 2],
                     is_second: true,
                 };
                 vec![
@@ -482,6 +484,7 @@ impl Delegate {
         }
         let checking = Phase::Checking {
             at: following.at(),
+            fits: following.fits(&end),
             is_second: following.is_second,
         };
         let Phase::Following(following) = std::mem::replace(&mut self.phase, checking) else {
@@ -502,14 +505,23 @@ impl Delegate {
         digests: std::io::Result<[[u8; 32]; 2]>,
     ) -> Vec<Effect> {
         // It may have been released meanwhile.
-        let Phase::Checking { at, is_second } = self.phase else {
+        let Phase::Checking {
+            at,
+            fits,
+            is_second,
+        } = self.phase
+        else {
             return Vec::new();
         };
         let digests = match digests {
             Ok(digests) => digests.map(|digest| hex(&digest)),
             Err(e) => return self.follow_again(incoming, at, is_second, &e),
         };
-        let is_same = digests == end.sha256;
+        // Output that the node has dropped since is here, too, and has another digest there.
+        let is_same = fits
+            .iter()
+            .zip(digests.iter().zip(&end.sha256))
+            .all(|(fit, (here, there))| *fit == Fit::More || here == there);
         if !is_same && !is_second {
             // A power failure may have left zeros at the end of a file.
             if let Err(e) = incoming.begin_again() {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::engine::pipeline::Pipeline;
 use crate::error::Error;
-use crate::model::remote::assembly::{Assembly, Piece};
+use crate::model::remote::assembly::{Assembly, Fit, Piece};
 use crate::model::remote::wire::{self, StreamName};
 use crate::model::unit::State;
 use crate::model::work::Work;
@@ -133,8 +133,11 @@ impl Following {
         }
         let before = *pieces;
         // Of a gap up to the end, the end of the unit tells the length.
-        let bytes = bytes.unwrap_or(u64::MAX);
-        if !pieces.skip(offset, bytes) {
+        let is_new = match bytes {
+            Some(bytes) => pieces.skip(offset, bytes),
+            None => pieces.cut(),
+        };
+        if !is_new {
             let is_first = !std::mem::replace(&mut self.is_repeated, true);
             return Ok(Took::Known { is_first });
         }
@@ -143,16 +146,26 @@ impl Following {
             return Err(e);
         }
         (self.is_repeated, self.short_ends) = (false, 0);
-        Ok(Took::Next { is_ack_due: false })
+        // Missing bytes count in the window of the node.
+        Ok(Took::Next {
+            is_ack_due: pieces.is_ack_due(),
+        })
+    }
+
+    /// Returns how the streams fit the `end` of the unit.
+    pub fn fits(&self, end: &wire::End) -> [Fit; 2] {
+        let [stdout, stderr] = &self.pieces;
+        let ([out_length, err_length], [out_dropped, err_dropped]) = (end.lengths, end.dropped);
+        [
+            stdout.fits(out_length, out_dropped),
+            stderr.fits(err_length, err_dropped),
+        ]
     }
 
     /// Returns how many ends in a row have told of more output than is here, with this one; `None` if
     /// all is here, or will not come.
     pub fn short_ends(&mut self, end: &wire::End) -> Option<u32> {
-        // What is missing of a stream is missing up to its end, or comes again.
-        let is_short = |(at, length): (&u64, u64)| *at < length;
-        let at = self.at();
-        if !at.iter().zip(end.lengths).any(is_short) || self.short_ends >= MAX_SHORT_ENDS {
+        if !self.fits(end).contains(&Fit::Short) || self.short_ends >= MAX_SHORT_ENDS {
             return None;
         }
         self.short_ends += 1;

@@ -2,6 +2,7 @@
 
 use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
+use crate::model::remote::assembly::Fit;
 
 /// What is said to the node.
 #[derive(Debug)]
@@ -10,8 +11,13 @@ pub enum Phase {
     Offering(Offer),
     /// That we want its output and its end.
     Following(Box<Following>),
-    /// Nothing: what came up to these offsets is being checked, for the second time if so.
-    Checking { at: [u64; 2], is_second: bool },
+    /// Nothing: what came up to these offsets, and fits the end so, is being checked, for the second time
+    /// if so.
+    Checking {
+        at: [u64; 2],
+        fits: [Fit; 2],
+        is_second: bool,
+    },
     /// That the unit was released.
     Releasing,
 }
