@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::work::delegates::effect::Effect;
-use crate::engine::work::delegates::ends::{canceled, dropped, lost, outcome};
+use crate::engine::work::delegates::ends::{canceled, effects, is_same, lost};
 use crate::engine::work::delegates::following::{Following, Taken, Took};
 use crate::engine::work::delegates::offer::{Message, Offer};
 use crate::engine::work::delegates::patience::Patience;
@@ -20,7 +20,7 @@ use crate::model::remote::assembly::Fit;
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
-use crate::model::unit::{End, Outcome, State};
+use crate::model::unit::{Outcome, State};
 use crate::model::work::Work;
 use crate::store::unit_dir::incoming::Incoming;
 
@@ -517,11 +517,7 @@ impl Delegate {
             Ok(digests) => digests.map(|digest| hex(&digest)),
             Err(e) => return self.follow_again(incoming, at, is_second, &e),
         };
-        // Output that the node has dropped since is here, too, and has another digest there.
-        let is_same = fits
-            .iter()
-            .zip(digests.iter().zip(&end.sha256))
-            .all(|(fit, (here, there))| *fit == Fit::More || here == there);
+        let is_same = is_same(fits, &digests, end);
         if !is_same && !is_second {
             // A power failure may have left zeros at the end of a file.
             if let Err(e) = incoming.begin_again() {
@@ -531,23 +527,7 @@ impl Delegate {
             self.asks = true;
             return Vec::new();
         }
-        let mut outcome = Outcome {
-            dropped: dropped(end.lengths, incoming.sizes()),
-            ..outcome(&end.state, self.started)
-        };
-        if !is_same {
-            let node = &self.node;
-            outcome.remains = Some(format!("its output differs from that on node {node}"));
-        }
-        // The output of an end that is wrong is no reason to forget the one of the node.
-        let fetched = if is_same { end.lengths } else { [0, 0] };
-        let mut effects = vec![Effect::Fetched(fetched)];
-        // A run that was too short to be seen has started, too.
-        if !matches!(outcome.end, End::NotStarted(_)) && self.started.is_none() {
-            effects.push(Effect::Started(outcome.started));
-        }
-        effects.push(Effect::Ended(outcome));
-        effects
+        effects(end, incoming.sizes(), is_same, &self.node, self.started)
     }
 
     /// Asks for the end again later: what is here up to `at` could not be checked.
