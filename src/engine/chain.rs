@@ -9,6 +9,7 @@ use tracing::debug;
 
 use crate::engine::after::After;
 use crate::engine::client::Client;
+use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::judge::Admission;
@@ -86,8 +87,8 @@ fn commit(client: &mut Client, mut admission: Admission, receipt: Receipt, reply
             client.intake.came(payload);
             *start = client.work.claim(unit, holds);
             if *start && let Some(permit) = client.work.reserve(unit) {
+                client.starting.push((Arc::clone(unit), permit.clone()));
                 permits.push((place, permit));
-                client.starting.push(Arc::clone(unit));
             }
         }
     }
@@ -118,7 +119,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         (
             After::Accepted {
                 admission,
-                permits: _,
+                permits,
                 receipt,
                 reply,
                 bytes,
@@ -136,15 +137,17 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             {
                 client.answer(reply.message(answer));
             }
-            start(client, *admission, &parts);
+            start(client, *admission, permits, &parts);
         }
-        (After::Start(unit, _), Done::Changed { applied: true, .. }) => {
-            let ended = client.work.begin(&client.pipeline, unit, &mut client.steps);
+        (After::Start(unit, permit), Done::Changed { applied: true, .. }) => {
+            let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+            let ended = client.work.begin(pipeline, unit, permit.as_ref(), steps);
             client.perform();
             end(client, ended);
         }
-        (After::Start(unit, _), Done::Changed { .. } | Done::Illegal { .. }) => {
-            client.work.not_started(&unit, &mut client.steps);
+        (After::Start(unit, permit), Done::Changed { .. } | Done::Illegal { .. }) => {
+            let permit = permit.as_ref();
+            client.work.not_started(&unit, permit, &mut client.steps);
         }
         (After::Settled { unit, retry, last }, Done::Changed { applied, queued }) => {
             hooks::failpoint("settle.after");
@@ -225,18 +228,24 @@ fn give_back(client: &mut Client, receipt: Receipt, admission: &Admission, becam
     }
 }
 
-/// Start: the units of a new event begin, or wait.
-fn start(client: &mut Client, admission: Admission, became: &[Acceptance]) {
+/// Start: the units of a new event begin, or wait. `permits` are in the order of the parts.
+fn start(
+    client: &mut Client,
+    admission: Admission,
+    permits: Vec<(usize, StartPermit)>,
+    became: &[Acceptance],
+) {
     let names = (&*admission.key.id, &*admission.topic);
-    for (part, became) in admission.parts.into_iter().zip(became) {
+    let mut permits = permits.into_iter().peekable();
+    for (place, (part, became)) in admission.parts.into_iter().zip(became).enumerate() {
         client.intake.count(names, &part, became);
         let fresh = *became == Acceptance::Fresh;
         match part {
             Part::Run { unit, start, .. } => {
-                let ended =
-                    client
-                        .work
-                        .accepted(&client.pipeline, unit, start, fresh, &mut client.steps);
+                let permit = permits.next_if(|(of, _)| *of == place);
+                let start = (start, permit.map(|(_, permit)| permit));
+                let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+                let ended = client.work.accepted(pipeline, unit, start, fresh, steps);
                 client.perform();
                 end(client, ended);
             }

@@ -9,6 +9,7 @@ use tracing::{error, warn};
 
 use crate::engine::after::After;
 use crate::engine::commit::Commits;
+use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
@@ -62,8 +63,9 @@ pub struct Client {
     pub steps: Steps,
     /// What became of units that other nodes run; empty between two turns of the loop.
     pub reported: Vec<Report>,
-    /// Units whose start is being committed, until their runners prepare them.
-    pub starting: Vec<Arc<Unit>>,
+    /// Units whose start is being committed, until their runners prepare them, which wait for these
+    /// permits.
+    pub starting: Vec<(Arc<Unit>, StartPermit)>,
 }
 
 impl Client {
@@ -78,7 +80,9 @@ impl Client {
                         anew,
                         boot: self.pipeline.boot.clone(),
                     };
-                    self.starting.push(Arc::clone(&unit));
+                    if let Some(permit) = &permit {
+                        self.starting.push((Arc::clone(&unit), permit.clone()));
+                    }
                     self.commits.submit(op, After::Start(unit, permit));
                 }
                 Step::Drop(unit, note) => {

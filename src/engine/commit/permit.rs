@@ -32,6 +32,11 @@ impl StartPermit {
         })))
     }
 
+    /// Returns whether `other` is the same permit: that of the same reservation.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Request> {
         // No change of it is ever incomplete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

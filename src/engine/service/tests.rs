@@ -28,12 +28,12 @@ use crate::model::spec::Spec;
 use crate::model::topic::Filter;
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
-use crate::model::unit::{End, Outcome, State};
-use crate::model::work::WorkTypes;
+use crate::model::unit::{End, Outcome, State, Unit};
+use crate::model::work::{Work, WorkTypes};
 use crate::net::options::BrokerOptions;
 use crate::os::host::new_id;
 use crate::os::signals;
-use crate::store::ledger::{Op, Reader};
+use crate::store::ledger::{EventKey, Op, Reader};
 
 /// Longest wait for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -206,6 +206,65 @@ impl Bench {
             panic!("a run");
         };
         *subject
+    }
+
+    /// The same work in `lane`, each time.
+    fn submission(&self, number: u32, lane: &str) -> Offer {
+        let id = "01JBV7Y3ZK8Q5W2N4T6R9M1XCD".to_owned();
+        let work = Work {
+            kind: "t".into(),
+            params: Vec::new(),
+            submitter: "ann@host".into(),
+            signed: false,
+            file: None,
+            delegation: None,
+        };
+        let unit = Unit {
+            id: id.clone(),
+            event: id.clone(),
+            spec: Arc::new(Spec::new(lane, Command::Direct(vec!["true".into()]))),
+            topic: format!("work/{lane}"),
+            reason: work.to_string(),
+            hops: 0,
+            traceparent: None,
+            attempt: 1,
+            retry_of: None,
+            due: 0,
+            variables: Vec::new(),
+            passthrough: serde_json::Map::new(),
+            payload: Some(Bytes::from_static(b"payload")),
+            reply: None,
+            work: Some(Arc::new(work)),
+        };
+        let key = EventKey {
+            id: id.clone(),
+            sender: Some(id),
+            digest: [0; 32],
+            packet: 0,
+            again: None,
+            replay: false,
+            request: false,
+            is_new: false,
+        };
+        let receipt = Receipt::Script(Number {
+            number,
+            at_end: false,
+            spent: self.spend.clone(),
+        });
+        Offer {
+            subject: Subject::Submitted {
+                key,
+                unit: Arc::new(unit),
+            },
+            reply: None,
+            receipt,
+        }
+    }
+
+    /// The runners that have begun units, one for each.
+    fn begun(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.runners().join("begun")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 
     /// Runs the loop until `count` receipts are spent, and returns them.
@@ -495,12 +554,66 @@ fn a_unit_for_which_no_runner_was_reserved_goes_to_a_new_one() {
         let record = reader.unit_with_payload(&id);
         let unit = record.expect("read").expect("unit").unit;
         let (pipeline, steps) = (&client.pipeline, &mut client.steps);
-        let ended = client.work.begin(pipeline, Arc::new(unit), steps);
+        let ended = client.work.begin(pipeline, Arc::new(unit), None, steps);
         assert!(ended.is_none());
         bench.until(|_| begun().lines().count() == 2).await;
         let both = begun();
         let pids: Vec<&str> = both.lines().collect();
         assert_ne!(pids[0], pids[1]);
+    });
+}
+
+/// Wherever a runner dies or fails between two units, another one runs the second.
+#[test]
+fn a_unit_that_its_runner_does_not_begin_goes_to_another_one() {
+    for fate in ["unprepared", "prepared", "released", "lost"] {
+        run(async {
+            let mut bench = Bench::new(trigger(Policy::default(), Retries::default(), None)).await;
+            bench.offer(1, true, message("A", FINISHED));
+            bench.open_gate();
+            assert_eq!(bench.receipts(1).await, [(1, "Ended".to_owned())]);
+            std::fs::write(bench.runners().join("fate"), fate).expect("fate");
+            bench.offer(2, true, message("B", FINISHED));
+            bench.open_gate();
+            assert_eq!(bench.receipts(1).await, [(2, "Ended".to_owned())], "{fate}");
+            bench.offer(3, true, message("C", FINISHED));
+            bench.open_gate();
+            assert_eq!(bench.receipts(1).await, [(3, "Ended".to_owned())], "{fate}");
+            assert!(!bench.runners().join("fate").exists(), "{fate}");
+            assert_eq!(bench.begun().len(), 3, "{fate}");
+        });
+    }
+}
+
+/// A runner that is taken for the second one must not get the job of the first, or its word.
+#[test]
+fn work_that_comes_again_before_it_is_on_disk_runs_once_and_starts() {
+    run(async {
+        let policy = Policy {
+            jobs: 4,
+            ..Policy::default()
+        };
+        let mut bench = Bench::new(trigger(policy, Retries::default(), None)).await;
+        // Some of it under another type.
+        for (number, lane) in (1..).zip(["t", "t", "other", "t"]) {
+            let offer = bench.submission(number, lane);
+            chain::on_source(&mut bench.service.client, Source::Script(offer));
+        }
+        let mut receipts = bench.receipts(4).await;
+        receipts.sort();
+        assert_eq!(receipts[0], (1, "Accepted".to_owned()));
+        let mut others: Vec<_> = receipts[1..].iter().map(|(_, text)| &text[..5]).collect();
+        others.sort_unstable();
+        assert_eq!(others, ["Dupli", "Dupli", "Taken"], "{receipts:?}");
+        bench.open_gate();
+        bench
+            .until(|r| r.totals().expect("totals").succeeded == 1)
+            .await;
+        // The sentinel comes after all of it, and finds a job.
+        bench.offer(5, true, message("B", FINISHED));
+        bench.open_gate();
+        assert_eq!(bench.receipts(1).await, [(5, "Ended".to_owned())]);
+        assert_eq!(bench.begun().len(), 2);
     });
 }
 

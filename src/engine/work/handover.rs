@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use crate::engine::commit::permit::StartPermit;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::work::job::job;
 use crate::engine::work::pool::Pool;
@@ -26,15 +27,15 @@ pub enum NotReady {
 
 /// Makes the runners that were taken for `units` prepare them, while the ledger commits that they
 /// run.
-pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[Arc<Unit>]) {
-    for unit in units.iter().filter(|unit| unit.delegation().is_none()) {
+pub fn make_ready(pool: &mut Pool, pipeline: &Pipeline, units: &[(Arc<Unit>, StartPermit)]) {
+    for (unit, permit) in units {
         // After a failure, it is tried again when the unit begins.
         let payload = unit.payload.as_deref().unwrap_or_default();
         match runners_job(pipeline, unit, payload.len()) {
             Ok(job) => {
-                let _ = pool.make_ready(&unit.id, &job, payload);
+                let _ = pool.make_ready(permit, &job, payload);
             }
-            Err(_) => pool.let_go(&unit.id),
+            Err(_) => pool.let_go(permit),
         }
     }
 }
@@ -50,17 +51,17 @@ pub fn hand_over(pool: &mut Pool, pipeline: &Pipeline, unit: &Unit) -> Result<()
         }
     };
     let job = runners_job(pipeline, unit, payload.len())?;
-    loop {
-        let permit = pool.reserve_new(&unit.id).map_err(NotReady::Runner)?;
+    let permit = loop {
+        let permit = pool.reserve_new().map_err(NotReady::Runner)?;
         hooks::failpoint("spawn.before");
         permit.give(true);
-        match pool.make_ready(&unit.id, &job, &payload) {
-            Ok(()) => break,
+        match pool.make_ready(&permit, &job, &payload) {
+            Ok(()) => break permit,
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
             Err(e) => return Err(NotReady::Runner(e)),
         }
-    }
-    pool.told(&unit.id);
+    };
+    pool.told(&unit.id, &permit);
     Ok(())
 }
 

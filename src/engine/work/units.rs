@@ -131,10 +131,12 @@ impl Units {
     // --- New units ---
 
     /// Takes a job for a new unit, which is being written to the ledger. Returns whether it starts
-    /// at once; it waits if `holds`, or if no job is free.
+    /// at once; it waits if `holds`, if no job is free, or if it is work that comes again while its
+    /// unit runs.
     pub fn claim(&mut self, unit: &Unit, holds: bool) -> bool {
+        let runs = || self.lanes.running().any(|running| *running == unit.id);
         match unit.due {
-            0 if holds => self.lanes.announce(unit.lane()),
+            0 if holds || (unit.work.is_some() && runs()) => self.lanes.announce(unit.lane()),
             0 => return self.lanes.claim(unit.lane(), &unit.id),
             _ => {}
         }
@@ -145,17 +147,18 @@ impl Units {
     pub fn reserve(&mut self, unit: &Unit) -> Option<StartPermit> {
         match unit.delegation() {
             Some(_) => None,
-            None => self.pool.reserve(&unit.id).ok(),
+            None => self.pool.reserve().ok(),
         }
     }
 
-    /// Continues with the unit of an event that is on disk: it runs if the event is `fresh`.
+    /// Continues with the unit of an event that is on disk: it runs if the event is `fresh`. If it
+    /// starts at once, a runner that was taken for it has got this `permit`.
     #[must_use]
     pub fn accepted(
         &mut self,
         pipeline: &Pipeline,
         unit: Arc<Unit>,
-        start: bool,
+        (start, permit): (bool, Option<StartPermit>),
         fresh: bool,
         steps: &mut Steps,
     ) -> Option<Ended> {
@@ -164,9 +167,9 @@ impl Units {
             self.lanes.came(unit.lane());
         }
         match fresh {
-            false if start => self.not_started(&unit, steps),
+            false if start => self.not_started(&unit, permit.as_ref(), steps),
             false => {}
-            true if start => return self.begin(pipeline, unit, steps),
+            true if start => return self.begin(pipeline, unit, permit.as_ref(), steps),
             true if waits => self.arrive(&unit, steps),
             true => {
                 let delay = (unit.due - now_ms()).clamp(0, MAX_PACE_DELAY);
@@ -265,19 +268,26 @@ impl Units {
 
     /// Makes the runners that were taken for `units` prepare them, while the ledger commits that
     /// they run.
-    pub fn make_ready(&mut self, pipeline: &Pipeline, units: &[Arc<Unit>]) {
+    pub fn make_ready(&mut self, pipeline: &Pipeline, units: &[(Arc<Unit>, StartPermit)]) {
         make_ready(&mut self.pool, pipeline, units);
     }
 
-    /// Begins a unit that is running in the ledger.
+    /// Begins a unit that is running in the ledger. A runner that was taken for it has got this
+    /// `permit`.
     #[must_use]
     pub fn begin(
         &mut self,
         pipeline: &Pipeline,
         unit: Arc<Unit>,
+        permit: Option<&StartPermit>,
         steps: &mut Steps,
     ) -> Option<Ended> {
-        self.dispatch(pipeline, Arc::unwrap_or_clone(unit), 0, steps)
+        let unit = Arc::unwrap_or_clone(unit);
+        if permit.is_some_and(|permit| self.pool.told(&unit.id, permit)) {
+            self.live.begin(unit, 0, steps);
+            return None;
+        }
+        self.dispatch(pipeline, unit, 0, steps)
     }
 
     fn dispatch(
@@ -289,36 +299,37 @@ impl Units {
     ) -> Option<Ended> {
         if unit.delegation().is_some() {
             steps.push_back(Step::Delegate(Box::new(unit.clone())));
-        } else if !self.pool.told(&unit.id) {
-            match hand_over(&mut self.pool, pipeline, &unit) {
-                Ok(()) => {}
-                Err(NotReady::Runner(e)) => {
-                    self.short_of(&unit.id, &format_args!("start a runner: {e}"));
-                    self.postpone(pipeline, unit.lane(), &unit.id, steps);
-                    return None;
-                }
-                Err(NotReady::Payload(e)) => {
-                    // If that lasts, the next start ends the client.
-                    self.short_of(&unit.id, &format_args!("start it: {e}"));
-                    self.postpone(pipeline, unit.lane(), &unit.id, steps);
-                    return None;
-                }
-                Err(NotReady::Job(cause)) => {
-                    return Some(self.finish(Ended {
-                        unit,
-                        outcome: Outcome::not_started(cause),
-                        said: false,
-                    }));
-                }
+            self.live.begin(unit, handovers, steps);
+            return None;
+        }
+        match hand_over(&mut self.pool, pipeline, &unit) {
+            Ok(()) => self.live.begin(unit, handovers, steps),
+            Err(NotReady::Runner(e)) => {
+                self.short_of(&unit.id, &format_args!("start a runner: {e}"));
+                self.postpone(pipeline, unit.lane(), &unit.id, steps);
+            }
+            Err(NotReady::Payload(e)) => {
+                // If that lasts, the next start ends the client.
+                self.short_of(&unit.id, &format_args!("start it: {e}"));
+                self.postpone(pipeline, unit.lane(), &unit.id, steps);
+            }
+            Err(NotReady::Job(cause)) => {
+                return Some(self.finish(Ended {
+                    unit,
+                    outcome: Outcome::not_started(cause),
+                    said: false,
+                }));
             }
         }
-        self.live.begin(unit, handovers, steps);
         None
     }
 
-    /// Forgets a unit that the ledger did not start.
-    pub fn not_started(&mut self, unit: &Unit, steps: &mut Steps) {
-        self.pool.dropped(&unit.id);
+    /// Forgets a unit that the ledger did not start. A runner that was taken for it has heard that
+    /// by this `permit`.
+    pub fn not_started(&mut self, unit: &Unit, permit: Option<&StartPermit>, steps: &mut Steps) {
+        if let Some(permit) = permit {
+            self.pool.dropped(permit);
+        }
         self.released(unit.lane(), &unit.id, steps);
     }
 

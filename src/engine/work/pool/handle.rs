@@ -30,14 +30,24 @@ pub(super) enum Line {
 pub(super) enum RunnerState {
     /// It is idle.
     Idle,
-    /// It prepares a unit, and waits for the permit; with its lines meanwhile.
-    Ready(String, StartPermit, Vec<String>),
+    /// It prepares a unit, and waits for this permit; with its lines meanwhile.
+    Ready(StartPermit, Vec<String>),
     /// It has permission to begin a unit.
     Told(String),
     /// Its unit has begun.
     Begun(String),
-    /// Its unit will not run.
-    Dropped,
+    /// It has released its unit, or was not to begin it, and is not idle yet.
+    Done,
+}
+
+impl RunnerState {
+    /// Returns the unit whose runner reports on it.
+    pub(super) fn into_unit(self) -> Option<String> {
+        match self {
+            Self::Told(unit) | Self::Begun(unit) => Some(unit),
+            Self::Idle | Self::Ready(..) | Self::Done => None,
+        }
+    }
 }
 
 /// A runner.
@@ -107,9 +117,9 @@ impl Handle {
         matches!(self.state, RunnerState::Idle)
     }
 
-    /// Returns whether it prepares `unit`.
-    pub(super) fn is_ready(&self, unit: &str) -> bool {
-        matches!(&self.state, RunnerState::Ready(ready, ..) if ready == unit)
+    /// Returns whether it prepares a unit, and waits for `permit`.
+    pub(super) fn waits_for(&self, permit: &StartPermit) -> bool {
+        matches!(&self.state, RunnerState::Ready(own, _) if own.is(permit))
     }
 }
 

@@ -144,80 +144,80 @@ impl Pool {
             .filter(|_| self.is_careful() && self.handles.iter().any(starting))
     }
 
-    /// Takes a runner for `unit`. [`Pool::make_ready`] must follow, and, after the permit,
-    /// [`Pool::told`] or [`Pool::dropped`].
+    /// Takes a runner for a unit. [`Pool::make_ready`] must follow, and, after the permit,
+    /// [`Pool::told`] or [`Pool::dropped`]. They go by the permit, because work that comes again has
+    /// the id of the unit that is here.
     ///
     /// # Errors
     /// When no process can be started.
-    pub fn reserve(&mut self, unit: &str) -> io::Result<StartPermit> {
+    pub fn reserve(&mut self) -> io::Result<StartPermit> {
         match self.handles.iter().position(Handle::is_idle) {
-            Some(place) => self.take(unit, place),
-            None => self.reserve_new(unit),
+            Some(place) => self.take(place),
+            None => self.reserve_new(),
         }
     }
 
-    /// Starts a runner for `unit`, which may begin before the ledger holds the last end. An idle
+    /// Starts a runner for a unit, which may begin before the ledger holds the last end. An idle
     /// runner that may begin knows that the ledger does, and uses the folder of that unit again.
     ///
     /// # Errors
     /// As [`Pool::reserve`].
-    pub fn reserve_new(&mut self, unit: &str) -> io::Result<StartPermit> {
+    pub fn reserve_new(&mut self) -> io::Result<StartPermit> {
         let place = self.start()?;
-        self.take(unit, place)
+        self.take(place)
     }
 
-    fn take(&mut self, unit: &str, place: usize) -> io::Result<StartPermit> {
+    fn take(&mut self, place: usize) -> io::Result<StartPermit> {
         let handle = self.handles.get_mut(place);
         let handle = handle.ok_or(io::ErrorKind::NotFound)?;
         let permit = StartPermit::new(handle.requests.as_fd().try_clone_to_owned()?);
-        handle.state = RunnerState::Ready(unit.to_owned(), permit.clone(), Vec::new());
+        handle.state = RunnerState::Ready(permit.clone(), Vec::new());
         Ok(permit)
     }
 
-    /// Sends `unit` to the runner that was taken for it, with the input of its command. The runner
+    /// Sends `job` to the runner that waits for `permit`, with the input of its command. The runner
     /// prepares everything, and waits for the permit.
     ///
     /// # Errors
     /// When that runner is gone (`BrokenPipe`), or as the file system.
-    pub fn make_ready(&mut self, unit: &str, job: &Job, payload: &[u8]) -> io::Result<()> {
-        let (permit, capacity) = match self.ready(unit) {
-            Some(Handle {
-                state: RunnerState::Ready(_, permit, _),
-                capacity,
-                ..
-            }) => (permit.clone(), *capacity),
-            _ => return Err(io::ErrorKind::BrokenPipe.into()),
+    pub fn make_ready(
+        &mut self,
+        permit: &StartPermit,
+        job: &Job,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let capacity = match self.ready(permit) {
+            Some(handle) => handle.capacity,
+            None => return Err(io::ErrorKind::BrokenPipe.into()),
         };
-        let text = self.text(unit, job, payload, MAX_LINE.min(capacity - 1));
+        let text = self.text(job, payload, MAX_LINE.min(capacity - 1));
         let sent = text.and_then(|text| permit.send(text));
         match &sent {
             // It died while it was idle.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
-                self.handles.retain(|handle| !handle.is_ready(unit));
+                self.handles.retain(|handle| !handle.waits_for(permit));
             }
-            Err(_) => self.let_go(unit),
+            Err(_) => self.let_go(permit),
             Ok(()) => {}
         }
         sent
     }
 
-    /// Releases the runner that was taken for `unit` and got no job.
-    pub fn let_go(&mut self, unit: &str) {
-        if let Some(handle) = self.ready(unit) {
-            if let RunnerState::Ready(_, permit, _) = &handle.state {
-                permit.forget();
-            }
+    /// Releases the runner that waits for `permit` and got no job.
+    pub fn let_go(&mut self, permit: &StartPermit) {
+        if let Some(handle) = self.ready(permit) {
+            permit.forget();
             handle.state = RunnerState::Idle;
         }
     }
 
-    /// Returns what the runner of `unit` reads, at most `limit` bytes.
-    fn text(&self, unit: &str, job: &Job, payload: &[u8], limit: usize) -> io::Result<Vec<u8>> {
+    /// Returns what the runner of `job` reads, at most `limit` bytes.
+    fn text(&self, job: &Job, payload: &[u8], limit: usize) -> io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec(job)?;
         text.push(b'\n');
         text.extend_from_slice(payload);
         if text.len() > limit {
-            let name = format!("{unit}.job");
+            let name = format!("{}.job", job.unit);
             let path = self.dir.join(&name);
             let mut options = File::options();
             options.write(true).create(true).truncate(true).mode(0o600);
@@ -231,27 +231,28 @@ impl Pool {
         Ok(text)
     }
 
-    /// Returns the runner that was taken for `unit`.
-    fn ready(&mut self, unit: &str) -> Option<&mut Handle> {
-        self.handles.iter_mut().find(|handle| handle.is_ready(unit))
+    /// Returns the runner that waits for `permit`.
+    fn ready(&mut self, permit: &StartPermit) -> Option<&mut Handle> {
+        let mut handles = self.handles.iter_mut();
+        handles.find(|handle| handle.waits_for(permit))
     }
 
-    /// Notes that the runner that prepared `unit` got its permit, and reports on it from now on;
+    /// Notes that the runner that prepared `unit` got its `permit`, and reports on it from now on;
     /// `false` if there is none.
-    pub fn told(&mut self, unit: &str) -> bool {
-        self.hear(unit, RunnerState::Told(unit.to_owned()))
+    pub fn told(&mut self, unit: &str, permit: &StartPermit) -> bool {
+        self.hear(permit, RunnerState::Told(unit.to_owned()))
     }
 
-    /// Notes that the runner that prepared `unit`, if there is one, must not run it.
-    pub fn dropped(&mut self, unit: &str) {
-        self.hear(unit, RunnerState::Dropped);
+    /// Notes that the runner that waits for `permit`, if there is one, must not run its unit.
+    pub fn dropped(&mut self, permit: &StartPermit) {
+        self.hear(permit, RunnerState::Done);
     }
 
-    fn hear(&mut self, unit: &str, state: RunnerState) -> bool {
-        let Some(handle) = self.ready(unit) else {
+    fn hear(&mut self, permit: &StartPermit, state: RunnerState) -> bool {
+        let Some(handle) = self.ready(permit) else {
             return false;
         };
-        if let RunnerState::Ready(_, _, said) = std::mem::replace(&mut handle.state, state) {
+        if let RunnerState::Ready(_, said) = std::mem::replace(&mut handle.state, state) {
             let number = handle.number;
             let said = said.into_iter().map(|text| Line::Said(number, text));
             self.held.extend(said);
@@ -297,52 +298,50 @@ impl Pool {
                 let place = self.handles.iter().position(|h| h.number == number)?;
                 let gone = self.handles.remove(place);
                 self.keep_warm();
-                match gone.state {
-                    RunnerState::Told(unit) | RunnerState::Begun(unit) => {
-                        Some(Report::Unknown(unit))
-                    }
-                    // A unit that was only prepared is prepared again before it begins.
-                    RunnerState::Idle | RunnerState::Ready(..) | RunnerState::Dropped => None,
-                }
+                // A unit that was only prepared is prepared again before it begins.
+                gone.state.into_unit().map(Report::Unknown)
             }
             Line::Said(number, text) => {
                 let handle = self.handles.iter_mut().find(|h| h.number == number)?;
-                if let RunnerState::Ready(_, _, said) = &mut handle.state {
+                if let RunnerState::Ready(_, said) = &mut handle.state {
                     said.push(text);
                     return None;
                 }
                 let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
                 if word == "idle" || word == "leaving" {
-                    handle.state = match word {
+                    let next = match word {
                         "idle" => RunnerState::Idle,
                         // A process of its unit still runs, and it takes no other unit.
-                        _ => RunnerState::Dropped,
+                        _ => RunnerState::Done,
                     };
+                    let last = std::mem::replace(&mut handle.state, next);
                     handle.idle_since = Instant::now();
                     if self.is_careful() {
                         self.thin_out(Duration::ZERO);
                     }
                     self.keep_warm();
-                    return None;
+                    // It has lost a unit: otherwise it has said what became of it.
+                    return last.into_unit().map(Report::Unknown);
                 }
-                let (RunnerState::Told(unit) | RunnerState::Begun(unit)) = &handle.state else {
-                    return None;
-                };
-                let unit = unit.clone();
-                match word {
-                    "started" => {
-                        handle.state = RunnerState::Begun(unit.clone());
-                        Some(Report::Started(unit, rest.parse().ok()?))
+                let word = match (word, &mut handle.state) {
+                    ("wrote", RunnerState::Told(unit) | RunnerState::Begun(unit)) => {
+                        return Some(Report::Wrote(unit.clone()));
                     }
-                    "wrote" => Some(Report::Wrote(unit)),
-                    "ended" => Some(match parse_outcome(rest.as_bytes()) {
-                        Some(outcome) => Report::Ended(unit, outcome),
-                        None => Report::Unknown(unit),
-                    }),
-                    "refused" => Some(Report::Refused(unit, rest.to_owned())),
-                    "begun" => Some(Report::Unknown(unit)),
-                    _ => None,
-                }
+                    ("started", RunnerState::Told(unit) | RunnerState::Begun(unit)) => {
+                        let unit = unit.clone();
+                        handle.state = RunnerState::Begun(unit.clone());
+                        return Some(Report::Started(unit, rest.parse().ok()?));
+                    }
+                    ("ended" | "refused" | "begun", _) => word,
+                    _ => return None,
+                };
+                let last = std::mem::replace(&mut handle.state, RunnerState::Done);
+                let unit = last.into_unit()?;
+                Some(match (word, parse_outcome(rest.as_bytes())) {
+                    ("ended", Some(outcome)) => Report::Ended(unit, outcome),
+                    ("refused", _) => Report::Refused(unit, rest.to_owned()),
+                    _ => Report::Unknown(unit),
+                })
             }
         }
     }
@@ -355,18 +354,24 @@ mod tests {
     use nix::fcntl::{FcntlArg, fcntl};
     use std::process::{Child, Command, Stdio};
 
-    /// Returns a client with one runner, which prepares a unit; a bystander stands in for it.
-    fn ready() -> (tempfile::TempDir, Pool, Child, StartPermit) {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let mut runners = Pool::new(dir.path().to_owned());
+    /// Returns a bystander that stands in for the runner of this number.
+    fn bystander(number: u64) -> (Handle, Child) {
         let mut child = Command::new("cat")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("cat");
         let requests = child.stdin.take().expect("stdin");
-        runners.handles.push(Handle::new(1, requests));
-        let permit = runners.reserve("u").expect("reserve");
+        (Handle::new(number, requests), child)
+    }
+
+    /// Returns a client with one runner, which prepares a unit.
+    fn ready() -> (tempfile::TempDir, Pool, Child, StartPermit) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut runners = Pool::new(dir.path().to_owned());
+        let (handle, child) = bystander(1);
+        runners.handles.push(handle);
+        let permit = runners.reserve().expect("reserve");
         (dir, runners, child, permit)
     }
 
@@ -382,7 +387,16 @@ mod tests {
         for text in ["started 7", &ended, "idle"] {
             assert!(say(&mut runners, text).is_none());
         }
-        assert!(!runners.told("another") && runners.told("u"));
+        // Another one for the same unit.
+        let other = StartPermit::new(
+            runners.handles[0]
+                .requests
+                .as_fd()
+                .try_clone_to_owned()
+                .expect("pipe"),
+        );
+        runners.dropped(&other);
+        assert!(!runners.told("u", &other) && runners.told("u", &permit));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -396,8 +410,49 @@ mod tests {
             assert!(runners.read(line).is_none());
         }
         assert_eq!(runners.idle(), 1);
-        drop((runners, permit));
+        drop((runners, permit, other));
         child.wait().expect("cat");
+    }
+
+    #[test]
+    fn a_runner_that_loses_a_unit_without_a_word_is_noticed() {
+        let (_dir, mut runners, mut child, mut permit) = ready();
+        // One is idle, so that none is started.
+        let (idle, mut other) = bystander(2);
+        runners.handles.push(idle);
+        let outcome = outcome_text(&Outcome::interrupted(7));
+        let ended = format!("ended {outcome}");
+        for last in ["idle", "leaving"] {
+            for (lines, lost) in [
+                (&[][..], true),
+                (&["started 7"], true),
+                (&["started 7", &ended], false),
+                (&["refused start a process: none"], false),
+                (&["begun"], false),
+            ] {
+                assert!(runners.told("u", &permit));
+                for line in lines {
+                    assert!(say(&mut runners, line).is_some(), "{line}");
+                }
+                let report = say(&mut runners, last);
+                let is_lost = matches!(&report, Some(Report::Unknown(unit)) if unit == "u");
+                assert_eq!(is_lost, lost, "{lines:?}: {report:?}");
+                // What is said of a unit is said once.
+                assert!(say(&mut runners, last).is_none());
+                runners.handles[0].state = RunnerState::Idle;
+                permit = runners.reserve().expect("reserve");
+            }
+        }
+        // It dies when it has told the end.
+        assert!(runners.told("u", &permit));
+        assert!(say(&mut runners, &ended).is_some());
+        let pid = child.id();
+        drop(permit);
+        assert!(runners.read(Line::Gone(1, pid)).is_none());
+        drop(runners);
+        for child in [&mut child, &mut other] {
+            child.wait().expect("cat");
+        }
     }
 
     /// A user who has many pipes gets small ones (`pipe-user-pages-soft`, pipe(7)).
@@ -414,7 +469,7 @@ mod tests {
         let requests = child.stdin.take().expect("stdin");
         fcntl(&requests, FcntlArg::F_SETPIPE_SZ(4096)).expect("size");
         runners.handles.push(Handle::new(1, requests));
-        let permit = runners.reserve("u").expect("reserve");
+        let permit = runners.reserve().expect("reserve");
         let job = Job {
             unit: "u".into(),
             stdin: 20_000,
@@ -430,7 +485,7 @@ mod tests {
         };
         let (done, sent) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let sent = runners.make_ready("u", &job, &[b'x'; 20_000]);
+            let sent = runners.make_ready(&permit, &job, &[b'x'; 20_000]);
             permit.give(true);
             let _ = done.send(sent.is_ok());
         });
@@ -445,10 +500,10 @@ mod tests {
     #[test]
     fn a_runner_that_got_no_job_is_free_and_hears_nothing() {
         let (_dir, mut runners, mut child, permit) = ready();
-        runners.let_go("u");
+        runners.let_go(&permit);
         permit.give(true);
         assert!(permit.send(b"job\n".to_vec()).is_err());
-        assert!(runners.idle() == 1 && !runners.told("u"));
+        assert!(runners.idle() == 1 && !runners.told("u", &permit));
         drop((runners, permit));
         child.wait().expect("cat");
     }
