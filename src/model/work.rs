@@ -29,6 +29,9 @@ pub const NO_PARAMS: &str = "extra params provided but not allowed";
 /// Beginning of the refusal of work whose type a client does not have.
 pub const UNKNOWN_TYPE: &str = "unknown work type";
 
+/// Beginning of the refusal of a request about a unit that a node does not have.
+pub const UNKNOWN_UNIT: &str = "unknown work unit ID";
+
 /// Returns the name of the lane of a work type.
 #[must_use]
 pub fn lane_of(kind: &str) -> String {

@@ -839,6 +839,50 @@ fn a_node_that_lies_gets_one_end_and_no_memory() {
     desk.stop();
 }
 
+/// A submitter that asks for output again after a restart of the broker gets an answer to each request.
+#[test]
+fn late_answers_that_a_unit_is_unknown_change_nothing() {
+    let world = World::new();
+    let mut node = Played::new(&world);
+    let desk = submitter(&world);
+    let unknown = |node: &mut Played, unit: &str| {
+        let refused = Answer::Refused {
+            unit: unit.to_owned(),
+            code: 65,
+            error: format!("unknown work unit ID {unit}"),
+        };
+        node.say(&refused, b"");
+    };
+    let (unit, _session) = offer(&world);
+    node.hear("a submission", |request| match request {
+        Request::Submit(manifest) => Some(manifest.unit),
+        _ => None,
+    });
+    unknown(&mut node, &unit);
+    unknown(&mut node, &unit);
+    node.say(&Answer::Accepted { unit: unit.clone() }, b"");
+    assert_eq!(node.asked(), [0, 0]);
+    unknown(&mut node, &unit);
+    assert_eq!(node.asked(), [0, 0]);
+    node.state(&unit, "running");
+    node.output(&unit, 0, b"abc");
+    node.end(&unit, 3, &sha256_of(b"abc"));
+    node.thanked(&unit);
+    wait(&world, &unit, "Succeeded");
+    assert_eq!(results(&world, &unit), b"abc");
+
+    // A node that has really lost a unit says so each time.
+    let (unit, _session) = offer(&world);
+    node.accept();
+    for _ in 0..4 {
+        unknown(&mut node, &unit);
+        assert_eq!(node.asked(), [0, 0]);
+    }
+    unknown(&mut node, &unit);
+    wait(&world, &unit, "Failed");
+    desk.stop();
+}
+
 #[test]
 fn output_that_its_node_has_lost_in_the_middle_ends() {
     let world = World::new();
@@ -854,10 +898,10 @@ fn output_that_its_node_has_lost_in_the_middle_ends() {
         bytes: None,
     };
     node.say(&gap, b"");
-    // The node is there again: it is asked from behind all that is missing.
+    // The node is there again: it is asked for what is missing, once more.
     node.raw
         .publish(&format!("{NODE}/presence"), br#"{"state":"online"}"#, &[]);
-    assert_eq!(node.asked(), [u64::MAX, 0]);
+    assert_eq!(node.asked(), [3, 0]);
     node.state(&unit, "running");
     node.end(&unit, 10, &sha256_of(b"abc"));
     node.thanked(&unit);

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::wire::{self, Answer, State};
 use crate::model::unit;
+use crate::model::work::UNKNOWN_UNIT;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::Record;
 
@@ -65,5 +66,5 @@ pub fn refused(unit: &str, error: &Error) -> Answer {
 
 /// Returns the refusal of a unit that is not here.
 pub fn unknown(unit: &str) -> Error {
-    Error::data(format!("unknown work unit ID {unit}"))
+    Error::data(format!("{UNKNOWN_UNIT} {unit}"))
 }

@@ -21,7 +21,7 @@ use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target
 use crate::model::signature::hex;
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State};
-use crate::model::work::Work;
+use crate::model::work::{UNKNOWN_UNIT, Work};
 use crate::store::unit_dir::incoming::Incoming;
 
 /// A unit that another node runs.
@@ -333,7 +333,10 @@ impl Delegate {
         let kind = Kind::from_exit_code(code).unwrap_or(Kind::Data);
         let cause = format!("node {}: {}", self.node, printable(error, 500));
         let may_pass = kind != Kind::Data;
+        let is_unknown = error.starts_with(UNKNOWN_UNIT);
         match &mut self.phase {
+            // It answers an earlier request for output: an offer is never answered so.
+            Phase::Offering(_) if is_unknown => Vec::new(),
             Phase::Offering(offer) => {
                 if self.cancel != Cancel::No {
                     return vec![Effect::Ended(canceled(None))];
@@ -360,6 +363,10 @@ impl Delegate {
                         Vec::new()
                     }
                     Taken::Fails(cause) => vec![Effect::Ended(Outcome::not_started(cause))],
+                    Taken::Yes if is_unknown && following.may_be_there() => {
+                        self.asks = true;
+                        Vec::new()
+                    }
                     Taken::Yes => vec![Effect::Ended(lost(&cause))],
                 }
             }
@@ -396,7 +403,7 @@ impl Delegate {
         let Phase::Following(following) = &mut self.phase else {
             return Vec::new();
         };
-        following.offered = Taken::Yes;
+        following.is_there();
         let state = State::from_name(state);
         let is_news = std::mem::replace(&mut following.state, state) != state;
         match (self.patience.is_unanswered(), is_news) {
@@ -428,7 +435,7 @@ impl Delegate {
         let Phase::Following(following) = &mut self.phase else {
             return Vec::new();
         };
-        following.offered = Taken::Yes;
+        following.is_there();
         let took = following.take(stream, offset, body);
         self.took(took)
     }

@@ -17,6 +17,10 @@ use crate::store::unit_dir::stream::Stream;
 /// is all of it.
 const MAX_SHORT_ENDS: u32 = 5;
 
+/// Number of answers in a row that the node does not have the unit after which that is believed. A
+/// broker may deliver answers to earlier requests again.
+const MAX_UNKNOWN: u32 = 5;
+
 /// Output that comes.
 #[derive(Debug)]
 pub struct Following {
@@ -32,6 +36,8 @@ pub struct Following {
     is_repeated: bool,
     /// Number of ends since the last new output that told of more.
     short_ends: u32,
+    /// Number of answers since the last state that the node does not have the unit.
+    unknown: u32,
 }
 
 /// Whether a node has work that was offered.
@@ -77,7 +83,20 @@ impl Following {
             is_second,
             is_repeated: false,
             short_ends: 0,
+            unknown: 0,
         }
+    }
+
+    /// Notes that the node has the unit.
+    pub fn is_there(&mut self) {
+        (self.offered, self.unknown) = (Taken::Yes, 0);
+    }
+
+    /// Notes an answer that the node, which had the unit, does not have it. Returns whether it may be an
+    /// answer to an earlier request.
+    pub const fn may_be_there(&mut self) -> bool {
+        self.unknown += 1;
+        self.unknown < MAX_UNKNOWN
     }
 
     /// Offsets of the next bytes of stdout and stderr.
