@@ -337,11 +337,9 @@ pub fn on_reports(client: &mut Client, reports: Vec<Report>) {
 pub fn send_requests(client: &mut Client) {
     let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
     let publish = |message| {
-        let token = session.publish(message);
-        if let Some(token) = token {
-            redelivery.sent(token, now_ms());
-        }
-        token.is_some()
+        let token = session.publish(message)?;
+        redelivery.sent(token, now_ms());
+        Some(token)
     };
     let mut reports = std::mem::take(&mut client.reported);
     let sent = client

@@ -231,10 +231,7 @@ impl Client {
                 let heard = result.as_ref().map_err(|Refused(e, _)| e);
                 let heard = heard.map(|audience| *audience != Audience::None);
                 self.remote.published(token, heard);
-                self.delegates.published();
-                if matches!(heard, Ok(false)) {
-                    self.delegates.not_heard(token);
-                }
+                self.delegates.published(token, heard, &mut self.steps);
                 let result = result.map(drop).map_err(|Refused(e, _)| e);
                 let reports = &mut self.reports;
                 reports.published(&self.pipeline, token, result, &mut self.steps);

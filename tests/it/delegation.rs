@@ -9,6 +9,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::common::broker::is_mosquitto;
 use crate::common::{PATIENCE, Process, World, ran, wait_until};
 
 /// Work types of the node.
@@ -277,7 +278,12 @@ fn what_is_wanted_while_the_node_is_away_is_done_when_it_comes() {
     let [running, ended] = ["wait", "both"].map(|kind| started(&world, kind, b""));
     wait(&world, &running, "Running");
     wait(&world, &ended, "Failed");
+    let ears = world.ears(&["lab/infrastructure/pipelines/node7/presence"]);
     node_process.kill();
+    // What it is sent before is in the queue of the broker.
+    wait_until("node7 is lost", || {
+        ears.any(|m| m.payload["state"] == "lost")
+    });
     let answer = submit(&world, &json!({"worktype": "cat"}), b"never").expect("submitted");
     let offered = answer["unitid"].as_str().expect("unit").to_owned();
     for unit in [&running, &offered] {
@@ -462,5 +468,35 @@ fn output_that_the_node_drops_ends_and_is_not_told_twice() {
         fs::remove_file(world.path("go")).expect("go");
     }
     desk.expect("desk").stop();
+    node_process.stop();
+}
+
+#[test]
+fn a_unit_says_what_it_waits_for() {
+    let world = World::new();
+    let desk = submitter(&world);
+    let waits = |kind: &str, note: &str| {
+        let answer = submit(&world, &json!({"worktype": kind}), b"").expect("submitted");
+        let unit = answer["unitid"].as_str().expect("unit").to_owned();
+        wait_until(note, || {
+            let detail = status(&world, &unit)["Detail"].to_string();
+            detail.contains(note)
+        });
+        assert_eq!(status(&world, &unit)["StateName"], "Pending");
+        unit
+    };
+    // The embedded broker does not say that nobody subscribes.
+    let unheard =
+        is_mosquitto().then(|| waits("both", "no client with work types is called node7"));
+    let node_process = node(&world);
+    if let Some(unheard) = &unheard {
+        wait(&world, unheard, "Failed");
+    }
+    node_process.stop();
+    let away = waits("both", "node node7 is away");
+    let node_process = node(&world);
+    wait(&world, &away, "Failed");
+    assert_eq!(status(&world, &away)["Detail"], "exit status 3");
+    desk.stop();
     node_process.stop();
 }

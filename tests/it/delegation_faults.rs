@@ -898,10 +898,11 @@ fn output_that_its_node_has_lost_in_the_middle_ends() {
         bytes: None,
     };
     node.say(&gap, b"");
-    // The node is there again: it is asked for what is missing, once more.
+    // The node is there again: it is asked from where output is missing, and says so again.
     node.raw
         .publish(&format!("{NODE}/presence"), br#"{"state":"online"}"#, &[]);
     assert_eq!(node.asked(), [3, 0]);
+    node.say(&gap, b"");
     node.state(&unit, "running");
     node.end(&unit, 10, &sha256_of(b"abc"));
     node.thanked(&unit);

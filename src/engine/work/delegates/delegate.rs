@@ -49,7 +49,7 @@ pub struct Delegate {
     /// When the command was heard to have started.
     started: Option<(i64, Instant)>,
     /// What it waits for, as people read it.
-    note: Option<String>,
+    pub note: Option<String>,
 }
 
 impl Delegate {
@@ -98,9 +98,6 @@ impl Delegate {
         delegate.started = started.map(|at| (at, Instant::now()));
         // The ledger may have one of the earlier client.
         delegate.note = Some(String::new());
-        if pipeline.dir(unit).is_canceled() {
-            delegate.cancel = Cancel::Wanted;
-        }
         Ok(delegate)
     }
 

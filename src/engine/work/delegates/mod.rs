@@ -9,6 +9,7 @@ mod checks;
 mod delegate;
 mod effect;
 pub mod ends;
+mod flight;
 mod following;
 mod node;
 mod offer;
@@ -18,9 +19,9 @@ mod payload;
 mod phase;
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -32,15 +33,14 @@ use crate::engine::work::delegates::asks::{Asker, Questions};
 use crate::engine::work::delegates::checks::{Checked, Checks};
 use crate::engine::work::delegates::delegate::Delegate;
 use crate::engine::work::delegates::effect::Effect;
-use crate::engine::work::delegates::node::{Node, Nodes, place};
+use crate::engine::work::delegates::flight::Flight;
+use crate::engine::work::delegates::node::{Heard, Node, Nodes, place};
 use crate::engine::work::delegates::offers::{Offered, Offers};
 use crate::engine::work::pool::Report;
 use crate::error::Error;
-use crate::model::json;
 use crate::model::message::{Delivery, Message};
 use crate::model::receptor::{NO_ROUTE, TRY_AGAIN};
 use crate::model::remote::wire::{self, Answer, Request};
-use crate::model::status::Presence;
 use crate::model::topic::{Filter, PipelineTopic};
 use crate::model::unit::{Outcome, Unit};
 use crate::os::hooks;
@@ -63,6 +63,7 @@ pub struct Delegates<T> {
     acks: Acks,
     offers: Offers,
     questions: Questions<T>,
+    flight: Flight<T>,
 }
 
 impl<T> Default for Delegates<T> {
@@ -77,26 +78,21 @@ impl<T> Default for Delegates<T> {
             acks: Acks::default(),
             offers: Offers::default(),
             questions: Questions::default(),
+            flight: Flight::default(),
         }
     }
 }
 
-impl<T: Copy + Eq> Delegates<T> {
+impl<T: Copy + Eq + Hash> Delegates<T> {
     // --- Units ---
 
     /// Takes a new unit, which is running in the ledger.
     pub fn begin(&mut self, pipeline: &Pipeline, unit: &Unit) {
-        let Some(work) = &unit.work else { return };
-        let Some(delegation) = &work.delegation else {
+        let (Some(work), Some(delegation)) = (&unit.work, unit.delegation()) else {
             return;
         };
         hooks::failpoint("delegate.before");
-        let node = delegation.node.clone();
-        let mut delegate = Delegate::offered(&unit.id, &node, Arc::clone(work));
-        // It may have been canceled before it was here.
-        if pipeline.dir(&unit.id).is_canceled() {
-            delegate.cancel();
-        }
+        let delegate = Delegate::offered(&unit.id, &delegation.node, Arc::clone(work));
         self.add(pipeline, delegate);
     }
 
@@ -129,19 +125,17 @@ impl<T: Copy + Eq> Delegates<T> {
         self.add(pipeline, delegate)
     }
 
-    fn add(&mut self, pipeline: &Pipeline, delegate: Delegate) -> bool {
+    fn add(&mut self, pipeline: &Pipeline, mut delegate: Delegate) -> bool {
+        // It may have been canceled before it was here.
+        if !delegate.is_released() && pipeline.dir(&delegate.unit).is_canceled() {
+            delegate.cancel();
+        }
         let node = delegate.node.clone();
         self.nodes
             .entry(node.clone())
             .or_insert_with(|| Node::of(pipeline, &node));
         self.ready.push_back(delegate.unit.clone());
         self.list.insert(delegate.unit.clone(), delegate).is_some()
-    }
-
-    /// Returns whether another node runs `unit` for us.
-    #[must_use]
-    pub fn has(&self, unit: &str) -> bool {
-        self.list.get(unit).is_some_and(|d| !d.is_released())
     }
 
     /// Notes that a person wants the end of `unit`.
@@ -170,11 +164,10 @@ impl<T: Copy + Eq> Delegates<T> {
         (request, signed): (Request, bool),
         asker: Asker,
     ) {
-        let is_away = |node: &Node| node.away.is_some();
         let units = self.list.values();
         let refused = match () {
             () if !self.is_online => Err(format!("{TRY_AGAIN}the broker is away")),
-            () if self.nodes.get(&node).is_some_and(is_away) => Err(NO_ROUTE.to_owned()),
+            () if node::is_away(&self.nodes, &node) => Err(NO_ROUTE.to_owned()),
             () => self
                 .questions
                 .make_room(&mut self.nodes, &node, units.map(|d| d.node.as_str())),
@@ -201,11 +194,6 @@ impl<T: Copy + Eq> Delegates<T> {
         }
     }
 
-    /// Notes that no one has heard what was published as `token`.
-    pub fn not_heard(&mut self, token: T) {
-        self.questions.not_heard(token);
-    }
-
     /// Returns the names of the nodes that have said that they are there.
     pub fn here(&self) -> Vec<&str> {
         let here = self.nodes.iter().filter(|(_, node)| node.is_here);
@@ -221,12 +209,7 @@ impl<T: Copy + Eq> Delegates<T> {
     /// # Errors
     /// 65 if a topic is too long.
     pub fn filters(&self) -> Result<Vec<Filter>, Error> {
-        let topics = self
-            .nodes
-            .values()
-            .flat_map(|node| [node.reply.clone(), node.topics.presence()]);
-        let filters = topics.map(|topic| Filter::new(topic).map_err(Error::data));
-        filters.collect()
+        node::filters(&self.nodes)
     }
 
     /// Returns whether a node has come since the last [`Delegates::subscribed`].
@@ -250,11 +233,25 @@ impl<T: Copy + Eq> Delegates<T> {
     pub fn went_offline(&mut self) {
         self.is_online = false;
         self.questions.went_offline();
+        self.flight.went_offline();
     }
 
-    /// Notes that the broker has taken a message.
-    pub const fn published(&mut self) {
+    /// Notes that a publish is complete: `heard` is whether anyone subscribes to it, or why the broker does
+    /// not take it.
+    pub fn published(&mut self, token: T, heard: Result<bool, &Error>, steps: &mut Steps) {
         self.is_blocked = false;
+        if matches!(heard, Ok(false)) {
+            self.questions.not_heard(token);
+        }
+        let Some(unit) = self.flight.published(&token) else {
+            return;
+        };
+        if let Some(delegate) = self.list.get_mut(&unit)
+            && let Some(note) = flight::note(&delegate.node, heard)
+        {
+            let effects = delegate.noted(Some(note));
+            self.note(vec![(unit, effects)], steps);
+        }
     }
 
     // --- Messages ---
@@ -314,6 +311,10 @@ impl<T: Copy + Eq> Delegates<T> {
         let Some(delegate) = self.list.get_mut(&unit).filter(of_node) else {
             return Vec::new();
         };
+        // A refusal may be one of an earlier request.
+        if matches!(answer, Answer::Refused { .. }) && !delegate.phase.is_asked(delivery) {
+            return Vec::new();
+        }
         let effects = delegate.on_answer(pipeline, answer, body);
         self.ready.push_back(unit.clone());
         self.follow(&unit, effects, steps)
@@ -323,20 +324,13 @@ impl<T: Copy + Eq> Delegates<T> {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
-        let presence = json::parse(&delivery.payload).unwrap_or_default();
-        let state = presence.get("state").and_then(|state| state.as_str());
-        let is_away = state.is_some_and(Presence::is_away);
-        // Nothing is said any more of one that was cleared.
-        node.is_here = state.is_some() && !is_away;
-        if is_away {
-            node.away.get_or_insert_with(Instant::now);
-            self.questions.is_away(name);
-            return;
-        }
-        let was_away = node.away.take().is_some();
-        node.is_lost = false;
-        if !was_away && delivery.retained {
-            return;
+        match node.on_presence(delivery) {
+            Heard::Same => return,
+            Heard::Away => {
+                self.questions.is_away(name);
+                return self.waits(name, steps);
+            }
+            Heard::Back => {}
         }
         // What it was asked before may be lost.
         let mut effects = Vec::new();
@@ -347,6 +341,16 @@ impl<T: Copy + Eq> Delegates<T> {
                 effects.push((unit.clone(), delegate.noted(None)));
             }
         }
+        self.note(effects, steps);
+    }
+
+    /// Notes that `node`, which has not accepted some units, is away.
+    fn waits(&mut self, node: &str, steps: &mut Steps) {
+        let offers = self.list.iter_mut();
+        let offers = offers.filter(|(_, d)| d.node == node && d.phase.is_offered());
+        let note = || Some(node::away_note(node));
+        let effects = offers.map(|(unit, d)| (unit.clone(), d.noted(note())));
+        let effects = effects.collect();
         self.note(effects, steps);
     }
 
@@ -400,9 +404,8 @@ impl<T: Copy + Eq> Delegates<T> {
                     reports.push(Report::Ended(unit.to_owned(), outcome));
                 }
                 Effect::Note(note) => {
-                    if let Some(note) = &note {
-                        info!(TAEL_UNIT = unit, "{note}");
-                    }
+                    note.iter()
+                        .for_each(|note| info!(TAEL_UNIT = unit, "{note}"));
                     let unit = unit.to_owned();
                     steps.push_back(Step::Commit(Op::Note { unit, note }));
                 }
@@ -438,7 +441,7 @@ impl<T: Copy + Eq> Delegates<T> {
         &mut self,
         pipeline: &Pipeline,
         steps: &mut Steps,
-        mut publish: impl FnMut(Message) -> bool,
+        mut publish: impl FnMut(Message) -> Option<T>,
     ) -> Vec<Report> {
         let mut reports = Vec::new();
         if !self.is_online || self.is_blocked {
@@ -449,7 +452,7 @@ impl<T: Copy + Eq> Delegates<T> {
             let node = nodes.get(name).filter(|node| node.away.is_none());
             // It is not signed, and needs no key. One that is away keeps the unit.
             let request = node.and_then(|node| node.request(pipeline, false, ack).ok());
-            request.is_none_or(&mut publish)
+            request.is_none_or(|request| publish(request).is_some())
         });
         if !acknowledged {
             self.is_blocked = true;
@@ -463,6 +466,11 @@ impl<T: Copy + Eq> Delegates<T> {
                 continue;
             };
             // One that is away is asked when it is back: what it gets then is what is wanted then.
+            if node.away.is_some() && delegate.phase.is_offered() {
+                let effects = delegate.noted(Some(node::away_note(&delegate.node)));
+                reports.extend(self.follow(&unit, effects, steps));
+                continue;
+            }
             if !node.is_subscribed || node.away.is_some() {
                 continue;
             }
@@ -485,11 +493,12 @@ impl<T: Copy + Eq> Delegates<T> {
                     }
                 };
                 hooks::failpoint(place(&message.0, false));
-                if !publish(request) {
+                let Some(token) = publish(request) else {
                     self.is_blocked = true;
                     self.ready.push_front(unit);
                     return reports;
-                }
+                };
+                self.flight.sent(token, &unit, &message.0);
                 delegate.sent(&message);
                 hooks::failpoint(place(&message.0, true));
             }
@@ -503,12 +512,8 @@ impl<T: Copy + Eq> Delegates<T> {
     #[must_use]
     pub fn wake(&self) -> Option<Instant> {
         let again = self.list.values().filter_map(|delegate| {
-            let is_away = |node: &Node| node.away.is_some();
-            let waits = self.nodes.get(&delegate.node).is_some_and(is_away);
-            delegate
-                .patience
-                .until()
-                .filter(|_| self.is_online && !waits)
+            let may_ask = self.is_online && !node::is_away(&self.nodes, &delegate.node);
+            delegate.patience.until().filter(|_| may_ask)
         });
         let lost = self.nodes.values().filter_map(Node::lost_at);
         again.chain(lost).min()
@@ -518,23 +523,17 @@ impl<T: Copy + Eq> Delegates<T> {
     pub fn on_time(&mut self, steps: &mut Steps) {
         let now = Instant::now();
         let mut effects = Vec::new();
-        for (name, node) in &mut self.nodes {
-            if node.lost_at().is_none_or(|at| at > now) {
-                continue;
-            }
-            node.is_lost = true;
-            let since = Timestamp::now();
-            let note = format!("lost: node {name} is away (noted {since:.0})");
-            for (unit, delegate) in &mut self.list {
-                if delegate.node == *name {
-                    effects.push((unit.clone(), delegate.noted(Some(note.clone()))));
-                }
-            }
+        for (name, note) in node::lost(&mut self.nodes, now) {
+            let units = self.list.iter_mut().filter(|(_, d)| d.node == name);
+            effects.extend(units.map(|(unit, d)| (unit.clone(), d.noted(Some(note.clone())))));
         }
         for (unit, delegate) in &mut self.list {
-            let is_away = |node: &Node| node.away.is_some();
-            if !self.nodes.get(&delegate.node).is_some_and(is_away) && delegate.on_time(now) {
+            if !node::is_away(&self.nodes, &delegate.node) && delegate.on_time(now) {
                 self.ready.push_back(unit.clone());
+                if delegate.phase.is_offered() && delegate.note.is_none() {
+                    let note = format!("waits: node {} does not answer", delegate.node);
+                    effects.push((unit.clone(), delegate.noted(Some(note))));
+                }
             }
         }
         self.note(effects, steps);

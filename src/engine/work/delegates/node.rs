@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::offer;
 use crate::error::{Error, Kind};
-use crate::model::message::{Message, Properties, Qos};
+use crate::model::json;
+use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::remote::wire::{self, Request};
-use crate::model::topic::{PipelineTopic, PipelineTopics};
+use crate::model::status::Presence;
+use crate::model::topic::{Filter, PipelineTopic, PipelineTopics};
 use crate::os::hooks;
 use crate::os::host::new_id;
 
@@ -62,6 +65,24 @@ impl Node {
         Some(since + hooks::lost().unwrap_or(LOST))
     }
 
+    /// Takes its presence.
+    pub fn on_presence(&mut self, delivery: &Delivery) -> Heard {
+        let presence = json::parse(&delivery.payload).unwrap_or_default();
+        let state = presence.get("state").and_then(|state| state.as_str());
+        let is_away = state.is_some_and(Presence::is_away);
+        // Nothing is said any more of one that was cleared.
+        self.is_here = state.is_some() && !is_away;
+        if is_away {
+            self.away.get_or_insert_with(Instant::now);
+            return Heard::Away;
+        }
+        self.is_lost = false;
+        match self.away.take().is_none() && delivery.retained {
+            true => Heard::Same,
+            false => Heard::Back,
+        }
+    }
+
     /// Returns the message with a request for it.
     ///
     /// # Errors
@@ -94,10 +115,68 @@ impl Node {
             retain: false,
             properties: Properties {
                 response_topic: Some(self.reply.clone()),
+                correlation_data: Some(Bytes::from_static(mark(&request))),
                 message_expiry: u32::try_from(EXPIRY.as_secs()).ok(),
                 ..Properties::default()
             },
         })
+    }
+}
+
+/// What the presence of a node says.
+pub enum Heard {
+    /// Nothing new.
+    Same,
+    /// It is away.
+    Away,
+    /// It is back: what it was asked before may be lost.
+    Back,
+}
+
+/// Returns what people read of a unit that the node called `name` has not accepted, and that waits for it.
+pub fn away_note(name: &str) -> String {
+    format!("waits: node {name} is away")
+}
+
+/// Returns the filters of the answers and the presence of all nodes.
+///
+/// # Errors
+/// 65 if a topic is too long.
+pub fn filters(nodes: &Nodes) -> Result<Vec<Filter>, Error> {
+    let nodes = nodes.values();
+    let topics = nodes.flat_map(|node| [node.reply.clone(), node.topics.presence()]);
+    let filters = topics.map(|topic| Filter::new(topic).map_err(Error::data));
+    filters.collect()
+}
+
+/// Returns whether the node called `name` is away, as far as it is known.
+pub fn is_away(nodes: &Nodes, name: &str) -> bool {
+    nodes.get(name).is_some_and(|node| node.away.is_some())
+}
+
+/// Returns the nodes that are called lost from now on, and what people read of their units.
+pub fn lost(nodes: &mut Nodes, now: Instant) -> Vec<(String, String)> {
+    let mut lost = Vec::new();
+    for (name, node) in nodes {
+        if node.lost_at().is_some_and(|at| at <= now) {
+            node.is_lost = true;
+            let since = Timestamp::now();
+            let note = format!("lost: node {name} is away (noted {since:.0})");
+            lost.push((name.clone(), note));
+        }
+    }
+    lost
+}
+
+/// Returns the Correlation Data of a request, which its answers repeat: requests that belong together have
+/// the same.
+pub const fn mark(request: &Request) -> &'static [u8] {
+    match request {
+        Request::Submit(_) | Request::Payload { .. } => b"offer",
+        Request::Results { .. } | Request::Ack { .. } => b"results",
+        Request::Cancel(_) => b"cancel",
+        Request::Release(_) => b"release",
+        Request::Status(_) | Request::List { .. } => b"question",
     }
 }
 

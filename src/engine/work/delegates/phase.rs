@@ -2,6 +2,7 @@
 
 use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
+use crate::model::message::Delivery;
 use crate::model::remote::assembly::Fit;
 
 /// What is said to the node.
@@ -28,6 +29,24 @@ impl Phase {
         match self {
             Self::Following(following) => !matches!(following.offered, Taken::Yes),
             phase => matches!(phase, Self::Offering(_)),
+        }
+    }
+}
+
+impl Phase {
+    /// Returns whether `delivery` answers a request of this phase, as far as its node says.
+    pub fn is_asked(&self, delivery: &Delivery) -> bool {
+        let mark = delivery.properties.correlation_data.as_deref();
+        mark.is_none_or(|mark| mark == self.mark())
+    }
+
+    /// Returns the Correlation Data of its requests; see [`mark`](super::node::mark).
+    const fn mark(&self) -> &'static [u8] {
+        match self {
+            Self::Offering(_) => b"offer",
+            Self::Following(_) => b"results",
+            Self::Releasing => b"release",
+            Self::Checking { .. } => b"",
         }
     }
 }
