@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 use crate::common::pty::Terminal;
 use crate::common::raw::{Scripted, packet, subscribe_filters};
-use crate::common::{self, Setup, World, ran, refuses};
+use crate::common::{self, Setup, World, ran, refuses, wait_until};
 
 const SEQ: &str = "lab/seq/status";
 
@@ -579,13 +581,18 @@ fn a_client_warns_at_its_start_of_a_program_that_is_missing() {
         (script.to_str().expect("path"), None),
     ] {
         let client = world.client("p", &["-t", SEQ, "-c", command]);
-        let log = client.log_text();
         match missing {
-            Some(name) => assert!(
-                log.contains(name) && log.contains("its runs fail until that is corrected"),
-                "{log}"
-            ),
-            None => assert!(!log.contains("until that is corrected"), "{log}"),
+            // It looks when it is online.
+            Some(name) => wait_until("the warning", || {
+                let log = client.log_text();
+                log.contains(name) && log.contains("its runs fail until that is corrected")
+            }),
+            None => {
+                client.signal(Signal::SIGHUP);
+                wait_until("a reload", || client.log_text().contains("reloaded;"));
+                let log = client.log_text();
+                assert!(!log.contains("until that is corrected"), "{log}");
+            }
         }
         client.stop();
     }
