@@ -75,6 +75,8 @@ pub struct Outcome {
     pub dropped: [u64; 2],
     /// Processes that could not be ended, for people; they may still run.
     pub remains: Option<String>,
+    /// What else people must know of it: another node has lost it, or has other output.
+    pub note: Option<String>,
 }
 
 impl Outcome {
@@ -99,6 +101,7 @@ impl Outcome {
             cpu: 0,
             dropped: [0, 0],
             remains: None,
+            note: None,
         }
     }
 
@@ -142,7 +145,7 @@ pub fn outcome_text(outcome: &Outcome) -> String {
         Stopped::Canceled => "canceled",
         Stopped::TimedOut => "timed-out",
     });
-    json!({
+    let mut text = json!({
         "end": end,
         "stopped": stopped,
         "started_ms": outcome.started,
@@ -152,8 +155,11 @@ pub fn outcome_text(outcome: &Outcome) -> String {
         "dropped_stdout": outcome.dropped[0],
         "dropped_stderr": outcome.dropped[1],
         "remains": outcome.remains,
-    })
-    .to_string()
+    });
+    if let (Some(note), Some(map)) = (&outcome.note, text.as_object_mut()) {
+        map.insert("note".to_owned(), json!(note));
+    }
+    text.to_string()
 }
 
 /// Reads the text of [`outcome_text`].
@@ -161,6 +167,10 @@ pub fn outcome_text(outcome: &Outcome) -> String {
 pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     let number = |key: &str| value.get(key).and_then(Value::as_u64);
+    let text = |key: &str| match value.get(key) {
+        None | Some(Value::Null) => Some(None),
+        Some(text) => text.as_str().map(|text| Some(text.to_owned())),
+    };
     let code = |v: &Value| v.as_i64().and_then(|n| i32::try_from(n).ok());
     let end = value.get("end")?;
     let end = match end.as_object().and_then(|o| o.iter().next()) {
@@ -189,11 +199,9 @@ pub fn parse_outcome(bytes: &[u8]) -> Option<Outcome> {
         max_rss: number("max_rss_kib")?,
         cpu: number("cpu_us")?,
         dropped: [number("dropped_stdout")?, number("dropped_stderr")?],
-        // Earlier versions did not write it.
-        remains: match value.get("remains") {
-            None | Some(Value::Null) => None,
-            Some(text) => Some(text.as_str()?.to_owned()),
-        },
+        // Earlier versions did not write them.
+        remains: text("remains")?,
+        note: text("note")?,
     })
 }
 
@@ -217,18 +225,21 @@ mod tests {
         (
             end,
             stopped,
-            any::<(i64, u64, u64, u64, [u64; 2], Option<String>)>(),
+            any::<(i64, u64, u64, u64, [u64; 2], [Option<String>; 2])>(),
         )
             .prop_map(
-                |(end, stopped, (started, elapsed, max_rss, cpu, dropped, remains))| Outcome {
-                    end,
-                    stopped,
-                    started,
-                    elapsed,
-                    max_rss,
-                    cpu,
-                    dropped,
-                    remains,
+                |(end, stopped, (started, elapsed, max_rss, cpu, dropped, [remains, note]))| {
+                    Outcome {
+                        end,
+                        stopped,
+                        started,
+                        elapsed,
+                        max_rss,
+                        cpu,
+                        dropped,
+                        remains,
+                        note,
+                    }
                 },
             )
     }

@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
             cpu: usage.cpu,
             dropped,
             remains,
+            note: None,
         })
     }
 

@@ -104,7 +104,9 @@ pub fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, Stri
 #[track_caller]
 pub fn started(world: &World, kind: &str, payload: &[u8]) -> String {
     let answer = submit(world, &json!({"worktype": kind}), payload).expect("submitted");
-    assert_eq!(answer["result"], "Job Started");
+    // On a busy machine the node needs more than two seconds.
+    let results = ["Job Started", "Job Submitted"].map(Value::from);
+    assert!(results.contains(&answer["result"]), "{answer}");
     answer["unitid"].as_str().expect("unit").to_owned()
 }
 
@@ -145,7 +147,9 @@ pub fn noise(size: usize) -> Vec<u8> {
 fn work_for_another_node_is_a_unit_here() {
     let world = World::new();
     let (node, desk) = (node(&world), submitter(&world));
-    let unit = started(&world, "both", b"");
+    let answer = submit(&world, &json!({"worktype": "both"}), b"").expect("submitted");
+    assert_eq!(answer["result"], "Job Started");
+    let unit = answer["unitid"].as_str().expect("unit").to_owned();
     wait(&world, &unit, "Failed");
     let status = status(&world, &unit);
     assert_eq!(status["Detail"], "exit status 3");

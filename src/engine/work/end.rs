@@ -102,8 +102,9 @@ impl Ended {
             (_, Some(Stopped::TimedOut)) => Some("timed out".to_owned()),
             _ => None,
         };
-        let notes = [note, outcome.remains.clone()].into_iter().flatten();
-        let note = notes.reduce(|note, remains| format!("{note}; {remains}"));
+        let notes = [note, outcome.remains.clone(), outcome.note.clone()];
+        let notes = notes.into_iter().flatten();
+        let note = notes.reduce(|note, other| format!("{note}; {other}"));
         Op::Settle {
             unit: self.unit.id.clone(),
             state: outcome.state(),

@@ -63,7 +63,10 @@ pub fn detail(state: State, outcome: Option<&Outcome>, note: Option<&str>) -> St
                     }
                 }
                 End::NotStarted(cause) => format!("not started: {cause}"),
-                End::Interrupted => "lost: it ended with its host or its runner".into(),
+                End::Interrupted => outcome
+                    .note
+                    .clone()
+                    .unwrap_or_else(|| "lost: it ended with its host or its runner".into()),
             };
             match outcome.stopped {
                 Some(Stopped::TimedOut) => format!("timed out: {end}"),

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
+use crate::model::remote::wire::StreamName;
+
 /// Mode of the files in a unit's folder.
 pub(super) const MODE: u32 = 0o600;
 
@@ -26,6 +28,15 @@ impl Stream {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
+        }
+    }
+}
+
+impl From<StreamName> for Stream {
+    fn from(name: StreamName) -> Self {
+        match name {
+            StreamName::Stdout => Self::Stdout,
+            StreamName::Stderr => Self::Stderr,
         }
     }
 }

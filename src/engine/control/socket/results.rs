@@ -101,8 +101,7 @@ impl OutputSource {
     fn new(run: &Output, from: u64, which: Option<StreamName>) -> Self {
         let one = |stream| Self::One(stream, output(&run.dir, stream, from));
         match which {
-            Some(StreamName::Stdout) => one(Stream::Stdout),
-            Some(StreamName::Stderr) => one(Stream::Stderr),
+            Some(name) => one(name.into()),
             None => Self::Both(Box::new(both(&run.dir)), from),
         }
     }

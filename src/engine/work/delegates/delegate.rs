@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::work::delegates::effect::Effect;
 use crate::engine::work::delegates::ends::{canceled, effects, is_same, lost};
-use crate::engine::work::delegates::following::{Following, Taken, Took};
+use crate::engine::work::delegates::following::{Following, Taken, Took, fits};
 use crate::engine::work::delegates::offer::{Message, Offer};
 use crate::engine::work::delegates::patience::Patience;
 use crate::engine::work::delegates::phase::{Cancel, Phase};
 use crate::error::{Error, Kind};
-use crate::model::remote::assembly::Fit;
+use crate::model::remote::assembly::Assembly;
 use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
 use crate::model::signature::hex;
 use crate::model::text::printable;
@@ -342,11 +342,6 @@ impl Delegate {
                 if kind == Kind::TryAgain && !late {
                     return self.short_of(&format_args!("{cause}"));
                 }
-                self.phase = Phase::Checking {
-                    at: [0, 0],
-                    fits: [Fit::Wrong; 2],
-                    is_second: true,
-                };
                 vec![
                     Effect::Refused(cause.clone()),
                     Effect::Ended(Outcome::not_started(cause)),
@@ -364,7 +359,7 @@ impl Delegate {
                         self.asks = true;
                         Vec::new()
                     }
-                    Taken::Yes => vec![Effect::Ended(lost(&cause))],
+                    Taken::Yes => vec![Effect::Ended(lost(&cause, self.started))],
                 }
             }
             Phase::Following(_) => self.short_of(&format_args!("{cause}")),
@@ -487,8 +482,7 @@ impl Delegate {
             }
         }
         let checking = Phase::Checking {
-            at: following.at(),
-            fits: following.fits(&end),
+            pieces: following.pieces,
             is_second: following.is_second,
         };
         let Phase::Following(following) = std::mem::replace(&mut self.phase, checking) else {
@@ -509,40 +503,39 @@ impl Delegate {
         digests: std::io::Result<[[u8; 32]; 2]>,
     ) -> Vec<Effect> {
         // It may have been released meanwhile.
-        let Phase::Checking {
-            at,
-            fits,
-            is_second,
-        } = self.phase
-        else {
+        let Phase::Checking { pieces, is_second } = self.phase else {
             return Vec::new();
         };
         let digests = match digests {
             Ok(digests) => digests.map(|digest| hex(&digest)),
-            Err(e) => return self.follow_again(incoming, at, is_second, &e),
+            Err(e) => return self.follow_again(incoming, pieces, is_second, &e),
         };
-        let is_same = is_same(fits, &digests, end);
+        let is_same = is_same(fits(&pieces, end), &digests, end);
         if !is_same && !is_second {
             // A power failure may have left zeros at the end of a file.
             if let Err(e) = incoming.begin_again() {
-                return self.follow_again(incoming, at, false, &e);
+                return self.follow_again(incoming, pieces, false, &e);
             }
-            self.phase = Phase::Following(Box::new(Following::from(incoming, [0, 0], true)));
+            self.phase = Phase::Following(Box::new(Following::from(
+                incoming,
+                [Assembly::default(); 2],
+                true,
+            )));
             self.asks = true;
             return Vec::new();
         }
         effects(end, incoming.sizes(), is_same, &self.node, self.started)
     }
 
-    /// Asks for the end again later: what is here up to `at` could not be checked.
+    /// Asks for the end again later: these pieces could not be checked.
     fn follow_again(
         &mut self,
         incoming: Incoming,
-        at: [u64; 2],
+        pieces: [Assembly; 2],
         is_second: bool,
         error: &std::io::Error,
     ) -> Vec<Effect> {
-        self.phase = Phase::Following(Box::new(Following::from(incoming, at, is_second)));
+        self.phase = Phase::Following(Box::new(Following::from(incoming, pieces, is_second)));
         self.cannot_write(error)
     }
 }

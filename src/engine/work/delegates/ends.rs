@@ -22,9 +22,17 @@ pub fn canceled(started: Option<(i64, Instant)>) -> Outcome {
     }
 }
 
-/// Returns the outcome of a unit that its node has lost.
-pub fn lost(cause: &str) -> Outcome {
-    Outcome::not_started(format!("lost: {cause}"))
+/// Returns the outcome of a unit that its node has lost; `started` is when its command was heard to have
+/// started.
+pub fn lost(cause: &str, started: Option<(i64, Instant)>) -> Outcome {
+    let cause = format!("lost: {cause}");
+    match started {
+        Some((at, _)) => Outcome {
+            note: Some(cause),
+            ..Outcome::interrupted(at)
+        },
+        None => Outcome::not_started(cause),
+    }
 }
 
 /// Beginning of the detail of a run that a signal has ended, as [`End`] is shown.
@@ -63,7 +71,7 @@ pub fn effects(
 ) -> Vec<Effect> {
     let outcome = Outcome {
         dropped: dropped(end.lengths, sizes),
-        remains: (!is_same).then(|| format!("its output differs from that on node {node}")),
+        note: (!is_same).then(|| format!("its output differs from that on node {node}")),
         ..outcome(&end.state, started)
     };
     // The output of an end that is wrong is no reason to forget the one of the node.

@@ -29,7 +29,8 @@ pub struct Following {
     /// State that the node has told.
     pub state: Option<State>,
     pub incoming: Incoming,
-    pieces: [Assembly; 2],
+    /// What has come of stdout and stderr.
+    pub pieces: [Assembly; 2],
     /// Whether it has come from its beginning a second time.
     pub is_second: bool,
     /// Whether output came again since the last that was new.
@@ -69,16 +70,16 @@ impl Following {
     /// As the file system.
     pub fn open(pipeline: &Pipeline, unit: &str) -> std::io::Result<Self> {
         let incoming = Incoming::open(pipeline.dir(unit))?;
-        let sizes = incoming.sizes();
-        Ok(Self::from(incoming, sizes, false))
+        let pieces = incoming.sizes().map(Assembly::from);
+        Ok(Self::from(incoming, pieces, false))
     }
 
-    /// Continues behind what is here up to the offsets `at`; for the second time if so.
-    pub fn from(incoming: Incoming, at: [u64; 2], is_second: bool) -> Self {
+    /// Continues behind the `pieces` that are here; for the second time if so.
+    pub const fn from(incoming: Incoming, pieces: [Assembly; 2], is_second: bool) -> Self {
         Self {
             offered: Taken::Yes,
             state: None,
-            pieces: at.map(Assembly::from),
+            pieces,
             incoming,
             is_second,
             is_repeated: false,
@@ -109,7 +110,7 @@ impl Following {
     /// # Errors
     /// As the file system.
     pub fn take(&mut self, stream: StreamName, offset: u64, bytes: Bytes) -> Result<Took, Error> {
-        let stream = file_of(stream);
+        let stream = Stream::from(stream);
         let Some(pieces) = self.pieces.get_mut(stream as usize) else {
             return Ok(Took::Known { is_first: false });
         };
@@ -143,7 +144,7 @@ impl Following {
         offset: u64,
         bytes: Option<u64>,
     ) -> Result<Took, Error> {
-        let stream = file_of(stream);
+        let stream = Stream::from(stream);
         let Some(pieces) = self.pieces.get_mut(stream as usize) else {
             return Ok(Took::Known { is_first: false });
         };
@@ -171,20 +172,10 @@ impl Following {
         })
     }
 
-    /// Returns how the streams fit the `end` of the unit.
-    pub fn fits(&self, end: &wire::End) -> [Fit; 2] {
-        let [stdout, stderr] = &self.pieces;
-        let ([out_length, err_length], [out_dropped, err_dropped]) = (end.lengths, end.dropped);
-        [
-            stdout.fits(out_length, out_dropped),
-            stderr.fits(err_length, err_dropped),
-        ]
-    }
-
     /// Returns how many ends in a row have told of more output than is here, with this one; `None` if
     /// all is here, or will not come.
     pub fn short_ends(&mut self, end: &wire::End) -> Option<u32> {
-        if !self.fits(end).contains(&Fit::Short) || self.short_ends >= MAX_SHORT_ENDS {
+        if !fits(&self.pieces, end).contains(&Fit::Short) || self.short_ends >= MAX_SHORT_ENDS {
             return None;
         }
         self.short_ends += 1;
@@ -192,10 +183,12 @@ impl Following {
     }
 }
 
-/// Returns the stream whose file holds this output.
-const fn file_of(stream: StreamName) -> Stream {
-    match stream {
-        StreamName::Stdout => Stream::Stdout,
-        StreamName::Stderr => Stream::Stderr,
-    }
+/// Returns how `pieces` of stdout and stderr fit the `end` of their unit.
+pub fn fits(pieces: &[Assembly; 2], end: &wire::End) -> [Fit; 2] {
+    let [stdout, stderr] = pieces;
+    let ([out_length, err_length], [out_dropped, err_dropped]) = (end.lengths, end.dropped);
+    [
+        stdout.fits(out_length, out_dropped),
+        stderr.fits(err_length, err_dropped),
+    ]
 }

@@ -9,12 +9,13 @@ use tokio::time::Instant;
 
 use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::offer;
+use crate::engine::work::delegates::phase::mark;
 use crate::error::{Error, Kind};
 use crate::model::json;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::remote::wire::{self, Request};
 use crate::model::status::Presence;
-use crate::model::topic::{Filter, PipelineTopic, PipelineTopics};
+use crate::model::topic::{Filter, PipelineTopics};
 use crate::os::hooks;
 use crate::os::host::new_id;
 
@@ -31,6 +32,8 @@ pub type Nodes = HashMap<String, Node>;
 /// A node.
 #[derive(Debug)]
 pub struct Node {
+    /// Its name.
+    name: String,
     /// Its topics.
     pub topics: PipelineTopics,
     /// Topic of its answers.
@@ -52,6 +55,7 @@ impl Node {
         Self {
             reply: topics.reply(&pipeline.config.who),
             topics,
+            name: name.to_owned(),
             is_subscribed: false,
             away: None,
             is_here: false,
@@ -101,11 +105,14 @@ impl Node {
                     "it is signed work, and there is no key to sign with any more",
                 ));
             };
-            let parts = PipelineTopic::parse(&self.reply);
-            let name = parts.map_or("", |parts| parts.who);
             // A broker may keep it for a node that is away; to ask again makes another one.
             let now = Timestamp::now().as_second();
-            let signed = request.sign_with(key, (name, &self.reply), (now, Some(EXPIRY)), new_id());
+            let signed = request.sign_with(
+                key,
+                (&self.name, &self.reply),
+                (now, Some(EXPIRY)),
+                new_id(),
+            );
             signed.map_err(|e| Error::new(Kind::Config, format!("sign a request: {e}")))?;
         }
         Ok(Message {
@@ -166,18 +173,6 @@ pub fn lost(nodes: &mut Nodes, now: Instant) -> Vec<(String, String)> {
         }
     }
     lost
-}
-
-/// Returns the Correlation Data of a request, which its answers repeat: requests that belong together have
-/// the same.
-pub const fn mark(request: &Request) -> &'static [u8] {
-    match request {
-        Request::Submit(_) | Request::Payload { .. } => b"offer",
-        Request::Results { .. } | Request::Ack { .. } => b"results",
-        Request::Cancel(_) => b"cancel",
-        Request::Release(_) => b"release",
-        Request::Status(_) | Request::List { .. } => b"question",
-    }
 }
 
 /// Returns the name of the place before a request goes out, or after it.

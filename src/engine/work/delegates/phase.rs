@@ -3,7 +3,25 @@
 use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
 use crate::model::message::Delivery;
-use crate::model::remote::assembly::Fit;
+use crate::model::remote::assembly::Assembly;
+use crate::model::remote::wire::Request;
+
+/// Correlation Data of requests, which their answers repeat: requests that belong together have the same.
+const OFFER: &[u8] = b"offer";
+const RESULTS: &[u8] = b"results";
+const CANCEL: &[u8] = b"cancel";
+const RELEASE: &[u8] = b"release";
+
+/// Returns the Correlation Data of a request about a unit. A question about none has its own.
+pub const fn mark(request: &Request) -> &'static [u8] {
+    match request {
+        Request::Submit(_) | Request::Payload { .. } => OFFER,
+        Request::Results { .. } | Request::Ack { .. } => RESULTS,
+        Request::Cancel(_) => CANCEL,
+        Request::Release(_) => RELEASE,
+        Request::Status(_) | Request::List { .. } => b"",
+    }
+}
 
 /// What is said to the node.
 #[derive(Debug)]
@@ -12,11 +30,9 @@ pub enum Phase {
     Offering(Offer),
     /// That we want its output and its end.
     Following(Box<Following>),
-    /// Nothing: what came up to these offsets, and fits the end so, is being checked, for the second time
-    /// if so.
+    /// Nothing: these pieces are being checked, for the second time if so.
     Checking {
-        at: [u64; 2],
-        fits: [Fit; 2],
+        pieces: [Assembly; 2],
         is_second: bool,
     },
     /// That the unit was released.
@@ -31,21 +47,19 @@ impl Phase {
             phase => matches!(phase, Self::Offering(_)),
         }
     }
-}
 
-impl Phase {
     /// Returns whether `delivery` answers a request of this phase, as far as its node says.
     pub fn is_asked(&self, delivery: &Delivery) -> bool {
         let mark = delivery.properties.correlation_data.as_deref();
         mark.is_none_or(|mark| mark == self.mark())
     }
 
-    /// Returns the Correlation Data of its requests; see [`mark`](super::node::mark).
+    /// Returns the Correlation Data of its requests.
     const fn mark(&self) -> &'static [u8] {
         match self {
-            Self::Offering(_) => b"offer",
-            Self::Following(_) => b"results",
-            Self::Releasing => b"release",
+            Self::Offering(_) => OFFER,
+            Self::Following(_) => RESULTS,
+            Self::Releasing => RELEASE,
             Self::Checking { .. } => b"",
         }
     }
