@@ -4,6 +4,7 @@
 //! broker.
 
 pub mod broker;
+pub mod nodes;
 pub mod pty;
 pub mod raw;
 pub mod scene;
@@ -126,6 +127,14 @@ impl World {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Writes a file to the folder of the world, and returns its path.
+    #[track_caller]
+    pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::write(&path, contents).expect(name);
+        path.to_str().expect("path").to_owned()
     }
 
     pub fn state(&self) -> PathBuf {
@@ -514,6 +523,20 @@ pub fn ended(child: Child) -> (i32, String, String) {
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
+}
+
+/// Asserts that a command exits with 0, and returns its stdout.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let (code, stdout, stderr) = ran(command);
+    assert_eq!(code, 0, "{command:?}: {stderr}");
+    stdout
+}
+
+/// Asserts that a command exits with 0, and returns the JSON on its stdout.
+#[track_caller]
+pub fn json_of(command: &mut Command) -> Value {
+    serde_json::from_str(&succeeds(command)).expect("json")
 }
 
 /// Asserts that a command fails with exit `code`, an empty stdout, and one line on stderr that

@@ -1,147 +1,15 @@
 //! Work that a client gives to another node, and keeps: the submitter's half.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::thread;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::broker::is_mosquitto;
-use crate::common::{PATIENCE, Process, World, ran, wait_until};
-
-/// Work types of the node.
-pub const TYPES: &str = r#"
-[[work]]
-type = "cat"
-command = "sh -c 'echo run >>$OUT/runs; cat'"
-max-output = 0
-jobs = 8
-
-[[work]]
-type = "loud"
-command = "sh -c 'cat; until [ -e $OUT/go ]; do sleep 0.02; done'"
-max-output = 1000000
-max-stdin = 100000000
-jobs = 8
-
-[[work]]
-type = "both"
-command = "sh -c 'echo out; echo err >&2; exit 3'"
-jobs = 8
-
-[[work]]
-type = "wait"
-command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sleep 0.02; done; echo done'"
-jobs = 8
-"#;
-
-/// Returns the command of the node.
-pub fn node_command(world: &World, types: &str) -> Command {
-    let config = world.path("node7.toml");
-    fs::write(&config, types).expect("config");
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "node7", "--root", "lab", "--config"])
-        .arg(&config);
-    command
-}
-
-pub fn node(world: &World) -> Process {
-    world.online("node7", node_command(world, TYPES))
-}
-
-pub fn submitter(world: &World) -> Process {
-    world.client("desk", &["--submit-only"])
-}
-
-/// Connects to the control socket of the submitter.
-pub fn connect(world: &World) -> BufReader<UnixStream> {
-    connect_to(world, "desk")
-}
-
-/// Connects to the control socket of client `who`.
-pub fn connect_to(world: &World, who: &str) -> BufReader<UnixStream> {
-    let socket = world.home(who).join("control");
-    let stream = UnixStream::connect(socket).expect("connect");
-    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let mut session = BufReader::new(stream);
-    assert!(line(&mut session).starts_with("Receptor Control"));
-    session
-}
-
-pub fn line(session: &mut BufReader<UnixStream>) -> String {
-    let mut line = String::new();
-    session.read_line(&mut line).expect("line");
-    line.trim_end().to_owned()
-}
-
-pub fn ask(world: &World, request: &str) -> String {
-    let mut session = connect(world);
-    writeln!(session.get_mut(), "{request}").expect("request");
-    line(&mut session)
-}
-
-/// Submits work to the node, and returns the answer.
-pub fn submit(world: &World, keys: &Value, payload: &[u8]) -> Result<Value, String> {
-    let mut request = json!({"command": "work", "subcommand": "submit", "node": "node7"});
-    let keys = keys.as_object().expect("keys").clone();
-    request.as_object_mut().expect("object").extend(keys);
-    let mut session = connect(world);
-    writeln!(session.get_mut(), "{request}").expect("request");
-    let asked = line(&mut session);
-    if asked.starts_with("ERROR") {
-        return Err(asked);
-    }
-    session.get_mut().write_all(payload).expect("payload");
-    session.get_mut().shutdown(Shutdown::Write).expect("half");
-    let answer = line(&mut session);
-    serde_json::from_str(&answer).map_err(|_| answer)
-}
-
-#[track_caller]
-pub fn started(world: &World, kind: &str, payload: &[u8]) -> String {
-    let answer = submit(world, &json!({"worktype": kind}), payload).expect("submitted");
-    // On a busy machine the node needs more than two seconds.
-    let results = ["Job Started", "Job Submitted"].map(Value::from);
-    assert!(results.contains(&answer["result"]), "{answer}");
-    answer["unitid"].as_str().expect("unit").to_owned()
-}
-
-pub fn status(world: &World, unit: &str) -> Value {
-    let line = ask(world, &format!("work status {unit}"));
-    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
-}
-
-#[track_caller]
-pub fn wait(world: &World, unit: &str, state: &str) {
-    wait_until(&format!("{unit} is {state}"), || {
-        status(world, unit)["StateName"] == state
-    });
-}
-
-pub fn results(world: &World, unit: &str) -> Vec<u8> {
-    let mut session = connect(world);
-    writeln!(session.get_mut(), "work results {unit} 0").expect("request");
-    assert!(line(&mut session).starts_with("Streaming"));
-    let mut output = Vec::new();
-    session.read_to_end(&mut output).expect("output");
-    output
-}
-
-/// Returns bytes that compress badly, the same for the same `size`.
-pub fn noise(size: usize) -> Vec<u8> {
-    let mut number = 7_u64;
-    let mut next = || {
-        number ^= number << 13;
-        number ^= number >> 7;
-        number ^= number << 17;
-        number.to_le_bytes()[0]
-    };
-    (0..size).map(|_| next()).collect()
-}
+use crate::common::nodes::{
+    ask, connect, node, noise, results, started, status, submit, submitter, wait,
+};
+use crate::common::{World, json_of, ran, wait_until};
 
 #[test]
 fn work_for_another_node_is_a_unit_here() {
@@ -309,33 +177,26 @@ fn what_is_wanted_while_the_node_is_away_is_done_when_it_comes() {
     node_process.stop();
 }
 
-/// Sends `request`, and returns the answer as JSON.
-fn json_of(session: &mut BufReader<UnixStream>, request: &str) -> Value {
-    writeln!(session.get_mut(), "{request}").expect("request");
-    let line = line(session);
-    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{request}: {e}: {line}"))
-}
-
 #[test]
 fn other_nodes_are_asked_through_the_socket() {
     let world = World::new();
     let (node, desk) = (node(&world), submitter(&world));
     let mut session = connect(&world);
-    let own = json_of(&mut session, "status");
+    let own = session.ask_json("status");
     assert_eq!(own["RoutingTable"], json!({}));
-    let pong = json_of(&mut session, "ping node7");
+    let pong = session.ask_json("ping node7");
     assert_eq!(
         (&pong["Success"], &pong["From"]),
         (&json!(true), &json!("node7"))
     );
     assert!(pong["Time"].as_u64().is_some_and(|time| time > 0), "{pong}");
-    let hops = json_of(&mut session, "traceroute node7");
+    let hops = session.ask_json("traceroute node7");
     assert_eq!(
         (&hops["0"]["From"], &hops["1"]["From"]),
         (&json!("desk"), &json!("node7"))
     );
     // One that has answered is known.
-    let own = json_of(&mut session, "status");
+    let own = session.ask_json("status");
     assert_eq!(own["KnownConnectionCosts"], json!({"desk": {"node7": 1}}));
     assert_eq!(own["RoutingTable"], json!({"node7": "node7"}));
     assert_eq!(own["Connections"], json!([{"NodeID": "node7", "Cost": 1}]));
@@ -351,34 +212,27 @@ fn other_nodes_are_asked_through_the_socket() {
             });
         }
     });
-    assert_eq!(json_of(&mut session, "ping no/body"), lost);
-    assert_eq!(json_of(&mut session, "ping node7")["Success"], true);
+    assert_eq!(session.ask_json("ping no/body"), lost);
+    assert_eq!(session.ask_json("ping node7")["Success"], true);
     // A connection to the node, about units of all submitters.
     let units = ["both", "wait"].map(|kind| started(&world, kind, b""));
     wait(&world, &units[0], "Failed");
     wait(&world, &units[1], "Running");
-    writeln!(session.get_mut(), "connect node7 control ").expect("request");
-    assert_eq!(line(&mut session), "Connecting");
-    assert_eq!(line(&mut session), "Receptor Control, node node7");
-    let list = json_of(&mut session, "work list");
+    assert_eq!(session.ask("connect node7 control "), "Connecting");
+    assert_eq!(session.line(), "Receptor Control, node node7");
+    let list = session.ask_json("work list");
     let state = |unit: &str| (list[unit]["State"].clone(), list[unit]["Detail"].clone());
     assert_eq!(state(&units[0]), (json!(3), json!("exit status 3")));
     assert_eq!(state(&units[1]), (json!(1), json!("Running")));
     assert_eq!(list[&units[0]]["WorkType"], "both");
-    let status = json_of(&mut session, &format!("work status {}", units[0]));
+    let status = session.ask_json(&format!("work status {}", units[0]));
     assert_eq!(status, list[&units[0]]);
-    let one = json_of(&mut session, &format!("work list {}", units[0]));
+    let one = session.ask_json(&format!("work list {}", units[0]));
     assert_eq!(one[&units[0]], list[&units[0]]);
     let cancel = format!("work cancel {}", units[1]);
-    assert_eq!(
-        json_of(&mut session, &cancel),
-        json!({"cancelled": units[1]})
-    );
+    assert_eq!(session.ask_json(&cancel), json!({"cancelled": units[1]}));
     let release = format!("work release {}", units[0]);
-    assert_eq!(
-        json_of(&mut session, &release),
-        json!({"released": units[0]})
-    );
+    assert_eq!(session.ask_json(&release), json!({"released": units[0]}));
     for (request, error) in [
         ("work status nope", "unknown work unit nope"),
         (
@@ -387,8 +241,7 @@ fn other_nodes_are_asked_through_the_socket() {
         ),
         ("status", "asked over the broker: work list, status"),
     ] {
-        writeln!(session.get_mut(), "{request}").expect("request");
-        let answer = line(&mut session);
+        let answer = session.ask(request);
         assert!(
             answer.starts_with("ERROR: ") && answer.contains(error),
             "{answer}"
@@ -399,9 +252,9 @@ fn other_nodes_are_asked_through_the_socket() {
     node.kill();
     let mut session = connect(&world);
     wait_until("the node is away", || {
-        json_of(&mut session, "ping node7") == lost
+        session.ask_json("ping node7") == lost
     });
-    assert_eq!(json_of(&mut session, "status")["Connections"], json!([]));
+    assert_eq!(session.ask_json("status")["Connections"], json!([]));
     assert_eq!(
         ask(&world, "connect node7 control "),
         "ERROR: no route to node 'node7'"
@@ -412,10 +265,9 @@ fn other_nodes_are_asked_through_the_socket() {
 /// Returns how many bytes of stdout are missing here.
 fn dropped(world: &World, unit: &str) -> u64 {
     let mut command = world.tael(["work", "status", "--who", "desk", unit, "--json"]);
-    let (code, out, stderr) = ran(&mut command);
-    assert_eq!(code, 0, "{stderr}");
-    let status: Value = serde_json::from_str(&out).expect("json");
-    status["dropped_stdout"].as_u64().expect("dropped_stdout")
+    json_of(&mut command)["dropped_stdout"]
+        .as_u64()
+        .expect("dropped_stdout")
 }
 
 #[test]
@@ -439,8 +291,7 @@ fn output_that_the_node_drops_ends_and_is_not_told_twice() {
         let reader = (!is_late).then(|| {
             let (world, unit) = (&world, units[3].0.clone());
             let mut session = connect(world);
-            writeln!(session.get_mut(), "work results {unit} 0").expect("request");
-            assert!(line(&mut session).starts_with("Streaming"));
+            session.follow(&unit, 0);
             session
         });
         fs::write(world.path("go"), "").expect("go");
@@ -463,8 +314,7 @@ fn output_that_the_node_drops_ends_and_is_not_told_twice() {
             assert!(output[end..] == payload[whole..], "the tail of {length}");
         }
         if let Some(mut session) = reader {
-            let mut output = Vec::new();
-            session.read_to_end(&mut output).expect("output");
+            let output = session.rest();
             let payload = &units[3].1;
             assert!(output.len() <= payload.len(), "{} bytes", output.len());
             assert!(output[..500_000] == payload[..500_000]);

@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,18 +13,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tael::model::remote::wire::{self, Answer, Done, End, Request, State, StreamName};
-use tael::model::signature::hex;
 
 use crate::common::broker::Setup;
+use crate::common::nodes::{
+    NODE, Session, TYPES, ask, connect, connect_to, new_id, node, node_command, node_with, noise,
+    random, results, sha256_of, started, status, submission, submit, submitter, submitter_command,
+    wait,
+};
 use crate::common::raw::{Raw, publish};
 use crate::common::{Process, World, peak_memory, ran, wait_until};
-use crate::delegation::{
-    TYPES, ask, connect, line, node, node_command, noise, results, started, status, submit,
-    submitter, wait,
-};
 use crate::faults::{Tmpfs, can_run};
-
-const NODE: &str = "lab/infrastructure/pipelines/node7";
 
 /// A work type whose units write when there is a file.
 const LATE: &str = r#"
@@ -38,28 +35,22 @@ jobs = 8
 
 /// Starts the submitter with these variables in its environment.
 fn submitter_with(world: &World, variables: &[(&str, &str)]) -> Process {
-    let mut command = world.command("tael-client");
-    command.args(["--who", "desk", "--root", "lab", "--submit-only"]);
+    let mut command = submitter_command(world);
     command.envs(variables.iter().copied());
     world.online("desk", command)
 }
 
-fn new_id() -> String {
-    ulid::Ulid::generate().to_string()
-}
-
 /// Submits work as the unit `id`. The submitter may die meanwhile.
 fn try_submit(world: &World, id: &str, kind: &str, payload: &[u8]) -> Option<Value> {
-    let request = json!({"command": "work", "subcommand": "submit", "node": "node7",
-        "worktype": kind, "workUnitID": id});
+    let request = submission("node7", &json!({"worktype": kind, "workUnitID": id}));
     let mut session = connect(world);
-    writeln!(session.get_mut(), "{request}").ok()?;
+    writeln!(session.stream(), "{request}").ok()?;
     let mut asked = String::new();
-    std::io::BufRead::read_line(&mut session, &mut asked).ok()?;
-    session.get_mut().write_all(payload).ok()?;
-    session.get_mut().shutdown(Shutdown::Write).ok()?;
+    session.0.read_line(&mut asked).ok()?;
+    session.stream().write_all(payload).ok()?;
+    session.stream().shutdown(Shutdown::Write).ok()?;
     let mut answer = String::new();
-    std::io::BufRead::read_line(&mut session, &mut answer).ok()?;
+    session.0.read_line(&mut answer).ok()?;
     serde_json::from_str(&answer).ok()
 }
 
@@ -170,7 +161,7 @@ fn a_cancel_outlives_the_kill_of_either_side() {
         let unit = started(&world, "wait", b"");
         wait(&world, &unit, "Running");
         let mut session = connect(&world);
-        writeln!(session.get_mut(), "work cancel {unit}").expect("cancel");
+        session.send(&format!("work cancel {unit}"));
         if side == "desk" {
             assert_eq!(desk.wait(), 128 + 9, "{step}: {}", desk.log_text());
             desk = submitter(&world);
@@ -196,7 +187,7 @@ fn a_release_outlives_the_kill_of_the_submitter() {
         let folder = world.home("node7").join("units").join(&unit);
         assert!(folder.exists(), "{step}");
         let mut session = connect(&world);
-        writeln!(session.get_mut(), "work release {unit}").expect("release");
+        session.send(&format!("work release {unit}"));
         assert_eq!(desk.wait(), 128 + 9, "{step}: {}", desk.log_text());
         let desk = submitter(&world);
         wait_until(&format!("the node has released it: {step}"), || {
@@ -212,7 +203,7 @@ fn a_release_outlives_the_kill_of_the_submitter() {
 fn a_unit_whose_runner_is_killed_is_interrupted_on_both_sides() {
     let world = World::new();
     let types = "[[work]]\ntype = 'pid'\ncommand = \"sh -c 'echo run >>$OUT/runs; echo begun; echo $PPID >$OUT/runner; sleep 1000'\"\n";
-    let client = world.online("node7", node_command(&world, &format!("{TYPES}{types}")));
+    let client = node_with(&world, &format!("{TYPES}{types}"));
     let desk = submitter(&world);
     let unit = started(&world, "pid", b"");
     let runner = || world.lines("runner").first()?.parse::<i32>().ok();
@@ -227,7 +218,7 @@ fn a_unit_whose_runner_is_killed_is_interrupted_on_both_sides() {
     );
     assert_eq!(results(&world, &unit), b"begun\n");
     let mut there = world.tael(["work", "status", "--node", "node7", "--root", "lab", &unit]);
-    let (_, there, _) = crate::common::ran(there.arg("--json"));
+    let (_, there, _) = ran(there.arg("--json"));
     assert!(there.contains("interrupted"), "{there}");
     have_run(&world, 1);
     desk.stop();
@@ -300,8 +291,7 @@ fn a_link_that_is_cut_in_a_payload_and_in_its_output_loses_nothing() {
         let cutter = Cutter::new(world.broker.port(), 800_000);
         let port = cutter.port.to_string();
         let mut there = node_command(&world, TYPES);
-        let mut here = world.command("tael-client");
-        here.args(["--who", "desk", "--root", "lab", "--submit-only"]);
+        let mut here = submitter_command(&world);
         match side {
             "desk" => here.env("TAEL_PORT", &port),
             _ => there.env("TAEL_PORT", &port),
@@ -365,7 +355,7 @@ fn output_goes_on_when_a_full_disk_has_space_again() {
     let _tmpfs = Tmpfs::mount(&home, "8m");
     let bytes = noise(3_000_000);
     fs::write(world.path("noise"), &bytes).expect("noise");
-    let client = world.online("node7", node_command(&world, &format!("{TYPES}{LATE}")));
+    let client = node_with(&world, &format!("{TYPES}{LATE}"));
     let desk = submitter(&world);
     let unit = started(&world, "late", b"");
     wait(&world, &unit, "Running");
@@ -500,14 +490,11 @@ fn one_id_at_two_submitters_is_one_unit_and_other_work_under_it_is_refused() {
     let other = world.client("other", &["--submit-only"]);
     let unit = new_id();
     let submit_at = |who: &str, payload: &[u8]| {
-        let mut session = crate::delegation::connect_to(&world, who);
-        let request = json!({"command": "work", "subcommand": "submit", "node": "node7",
-            "worktype": "cat", "workUnitID": unit});
-        writeln!(session.get_mut(), "{request}").expect("request");
-        line(&mut session);
-        session.get_mut().write_all(payload).expect("payload");
-        session.get_mut().shutdown(Shutdown::Write).expect("half");
-        line(&mut session)
+        let mut session = connect_to(&world, who);
+        let keys = json!({"worktype": "cat", "workUnitID": unit});
+        session.ask(&submission("node7", &keys));
+        session.pay(payload);
+        session.line()
     };
     assert!(submit_at("desk", b"same").contains("Job Started"));
     assert!(submit_at("other", b"same").contains("Job Started"));
@@ -517,12 +504,9 @@ fn one_id_at_two_submitters_is_one_unit_and_other_work_under_it_is_refused() {
     let third = world.client("third", &["--submit-only"]);
     let refused = submit_at("third", b"changed");
     assert!(refused.contains("other work has this id"), "{refused}");
-    let mut session = crate::delegation::connect_to(&world, "other");
-    writeln!(session.get_mut(), "work results {unit} 0").expect("request");
-    line(&mut session);
-    let mut output = Vec::new();
-    session.read_to_end(&mut output).expect("output");
-    assert_eq!(output, b"same");
+    let mut session = connect_to(&world, "other");
+    session.follow(&unit, 0);
+    assert_eq!(session.rest(), b"same");
     have_run(&world, 1);
     for process in [desk, other, third, client] {
         process.stop();
@@ -553,8 +537,8 @@ fn a_payload_that_is_gone_fails_its_unit_and_a_folder_from_a_backup_runs_nothing
     desk.kill();
     let backup = world.path("backup");
     let copy = |from: &std::path::Path, to: &std::path::Path| {
-        let mut cp = std::process::Command::new("cp");
-        assert_eq!(crate::common::ran(cp.arg("-a").arg(from).arg(to)).0, 0);
+        let mut cp = Command::new("cp");
+        assert_eq!(ran(cp.arg("-a").arg(from).arg(to)).0, 0);
     };
     copy(&home, &backup);
     let desk = submitter(&world);
@@ -677,19 +661,15 @@ fn end_of(unit: &str, length: u64, sha256: &str) -> End {
     }
 }
 
-fn sha256_of(bytes: &[u8]) -> String {
-    hex(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
-}
-
 /// Submits work to the played node. The answer of the submitter comes later, on the connection.
-fn offer(world: &World) -> (String, BufReader<UnixStream>) {
+fn offer(world: &World) -> (String, Session) {
     let unit = new_id();
-    let request = json!({"command": "work", "subcommand": "submit", "node": "node7",
-        "worktype": "cat", "workUnitID": unit});
     let mut session = connect(world);
-    writeln!(session.get_mut(), "{request}").expect("request");
-    line(&mut session);
-    session.get_mut().shutdown(Shutdown::Write).expect("half");
+    session.ask(&submission(
+        "node7",
+        &json!({"worktype": "cat", "workUnitID": unit}),
+    ));
+    session.close_half();
     (unit, session)
 }
 
@@ -758,7 +738,7 @@ fn a_node_that_lies_gets_one_end_and_no_memory() {
     assert_eq!(results(&world, &unit), b"abc");
     let row = |unit: &str| {
         let mut show = world.tael(["work", "status", unit, "--json"]);
-        crate::common::ran(&mut show).1
+        ran(&mut show).1
     };
     assert!(
         row(&unit).contains("differs from that on node node7"),
@@ -913,14 +893,6 @@ fn output_that_its_node_has_lost_in_the_middle_ends() {
 
 // --- All of it ---
 
-/// A pseudo-random number below `below` (a linear congruential generator: Knuth's MMIX).
-fn random(seed: &mut u64, below: usize) -> usize {
-    *seed = seed
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
-    usize::try_from(*seed >> 33).expect("usize") % below
-}
-
 fn variable(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().expect("number"))
 }
@@ -947,7 +919,7 @@ jobs = 4
 "#;
     let noise = noise(size);
     fs::write(world.path("noise"), &noise).expect("noise");
-    let mut client = world.online("node7", node_command(&world, types));
+    let mut client = node_with(&world, types);
     let mut desk = submitter(&world);
     let ids: Vec<String> = (0..units).map(|_| new_id()).collect();
     let payload = |n: usize| {
@@ -980,7 +952,7 @@ jobs = 4
         match victim {
             "node7" => {
                 client.kill();
-                client = world.online("node7", node_command(&world, types));
+                client = node_with(&world, types);
             }
             "desk" => {
                 desk.kill();

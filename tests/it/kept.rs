@@ -1,55 +1,31 @@
 //! `tael work` and units that other nodes run and a client of this host keeps.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{Process, World, ended, ran, ran_with, refuses, wait_until};
-use crate::delegation::{connect, line};
+use crate::common::nodes::{
+    self, accepted, connect, fixture_key, node_with, private_key, submitter,
+};
+use crate::common::{Process, World, ended, json_of, ran, ran_with, refuses, succeeds, wait_until};
 
-/// Work types of the node.
-const TYPES: &str = r#"
-[[work]]
-type = "cat"
-command = "sh -c 'echo run >>$OUT/runs; cat'"
-jobs = 8
-
-[[work]]
-type = "both"
-command = "sh -c 'echo out; echo err >&2; exit 3'"
-
+/// One more work type of the node.
+const WORDS: &str = r#"
 [[work]]
 type = "words"
 command = "sh -c 'printf %s. \"$@\"; printf %s $WORK_KEY' words"
 params = true
-
-[[work]]
-type = "wait"
-command = "sh -c 'echo run >>$OUT/runs; echo begun; until [ -e $OUT/go ]; do sleep 0.02; done; echo done'"
-jobs = 8
 "#;
 
 const ID: &str = "01JBV7Y3ZK8Q5W2N4T6R9M1XCD";
 
-fn node_command(world: &World, types: &str) -> Command {
-    let config = world.path("node7.toml");
-    fs::write(&config, types).expect("config");
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "node7", "--root", "lab", "--config"])
-        .arg(&config);
-    command
+fn types() -> String {
+    format!("{}{WORDS}", nodes::TYPES)
 }
 
 fn node(world: &World) -> Process {
-    world.online("node7", node_command(world, TYPES))
-}
-
-fn desk(world: &World) -> Process {
-    world.client("desk", &["--submit-only"])
+    node_with(world, &types())
 }
 
 fn submit(world: &World, words: &[&str]) -> Command {
@@ -61,9 +37,7 @@ fn submit(world: &World, words: &[&str]) -> Command {
 /// Submits work that is taken, and returns its unit.
 #[track_caller]
 fn unit(world: &World, words: &[&str]) -> String {
-    let (code, out, stderr) = ran(&mut submit(world, words));
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    out.trim().to_owned()
+    accepted(&mut submit(world, words))
 }
 
 /// Returns `tael work VERB` for the units that the client keeps.
@@ -73,9 +47,7 @@ fn work(world: &World, words: &[&str]) -> Command {
 
 #[track_caller]
 fn report(world: &World, unit: &str) -> Value {
-    let (code, out, stderr) = ran(&mut work(world, &["status", "--json", unit]));
-    assert_eq!(code, 0, "{stderr}");
-    serde_json::from_str(&out).expect("json")
+    json_of(&mut work(world, &["status", "--json", unit]))
 }
 
 #[track_caller]
@@ -85,15 +57,10 @@ fn wait(world: &World, unit: &str, state: &str) {
     });
 }
 
-fn done(command: &mut Command) {
-    let (code, _, stderr) = ran(command);
-    assert_eq!(code, 0, "{stderr}");
-}
-
 #[test]
 fn a_client_of_this_host_gives_work_to_a_node_and_keeps_the_unit() {
     let world = World::new();
-    let (node, desk) = (node(&world), desk(&world));
+    let (node, desk) = (node(&world), submitter(&world));
     let (code, out, stderr) = ran(&mut submit(&world, &["-f", "both"]));
     assert_eq!((code, &*out, &*stderr), (3, "out\n", "err\n"));
     let (code, out, _) = ran(&mut submit(&world, &["-f", "cat", "-l", "hello"]));
@@ -145,7 +112,7 @@ fn what_a_node_or_a_client_refuses_is_said() {
     let world = World::new();
     let cat = || submit(&world, &["cat"]);
     refuses(&mut cat(), 69, "--submit-only', or add --direct");
-    let (node, desk) = (node(&world), desk(&world));
+    let (node, desk) = (node(&world), submitter(&world));
     // Also when it is submitted again.
     for _ in 0..2 {
         let none = ["--id", ID, "none"];
@@ -194,7 +161,7 @@ fn what_a_node_or_a_client_refuses_is_said() {
 #[test]
 fn all_verbs_take_units_of_other_nodes() {
     let world = World::new();
-    let (node, desk) = (node(&world), desk(&world));
+    let (node, desk) = (node(&world), submitter(&world));
     let running = unit(&world, &["wait"]);
     wait(&world, &running, "running");
     // Its node has accepted it, as another attempt says.
@@ -207,19 +174,19 @@ fn all_verbs_take_units_of_other_nodes() {
     assert!(stderr.contains("it is running"), "{stderr}");
     let mut follows = work(&world, &["results", "-f", &running]);
     let follows = follows.stdout(Stdio::piped()).spawn().expect("follow");
-    done(&mut work(&world, &["cancel", &running]));
+    succeeds(&mut work(&world, &["cancel", &running]));
     assert_eq!(report(&world, &running)["state"], "canceled");
     assert_eq!(ended(follows).1, "begun\n");
     refuses(&mut work(&world, &["cancel", &running]), 65, "it has ended");
     let folder = |unit: &str| world.home("node7").join("units").join(unit);
     assert!(folder(&running).exists());
-    done(&mut work(&world, &["release", &running]));
+    succeeds(&mut work(&world, &["release", &running]));
     wait_until("the node has released it", || !folder(&running).exists());
     // A release ends what runs.
     for verb in ["release", "force-release"] {
         let running = unit(&world, &["wait"]);
         wait(&world, &running, "running");
-        done(&mut work(&world, &[verb, &running]));
+        succeeds(&mut work(&world, &[verb, &running]));
         refuses(&mut work(&world, &["status", &running]), 65, "find unit");
         wait_until("the node has released it", || !folder(&running).exists());
     }
@@ -238,7 +205,7 @@ fn all_verbs_take_units_of_other_nodes() {
 #[test]
 fn what_is_asked_while_no_client_runs_reaches_the_node_later() {
     let world = World::new();
-    let (node, process) = (node(&world), desk(&world));
+    let (node, process) = (node(&world), submitter(&world));
     let running = unit(&world, &["wait"]);
     let [ended, forced] = ["both", "wait"].map(|kind| unit(&world, &[kind]));
     wait(&world, &running, "running");
@@ -250,11 +217,11 @@ fn what_is_asked_while_no_client_runs_reaches_the_node_later() {
     let later = "node node7 is told when the client desk runs";
     refuses(&mut work(&world, &["cancel", &running]), 75, later);
     refuses(&mut work(&world, &["release", &running]), 75, later);
-    done(&mut work(&world, &["release", &ended]));
-    done(&mut work(&world, &["force-release", &forced]));
+    succeeds(&mut work(&world, &["release", &ended]));
+    succeeds(&mut work(&world, &["force-release", &forced]));
     let folder = |unit: &str| world.home("node7").join("units").join(unit);
     assert!(folder(&ended).exists() && folder(&forced).exists());
-    let process = desk(&world);
+    let process = submitter(&world);
     wait(&world, &running, "canceled");
     wait_until("the node has released both", || {
         !folder(&ended).exists() && !folder(&forced).exists()
@@ -266,12 +233,11 @@ fn what_is_asked_while_no_client_runs_reaches_the_node_later() {
 #[test]
 fn a_retry_goes_to_the_node_again() {
     let world = World::new();
-    let (node, process) = (node(&world), desk(&world));
+    let (node, process) = (node(&world), submitter(&world));
     let first = unit(&world, &["--ttl", "1h", "cat", "-l", "again"]);
     wait(&world, &first, "succeeded");
     let retry = |unit: &str| {
-        let (code, out, stderr) = ran(&mut work(&world, &["retry", "--again", "--json", unit]));
-        assert_eq!(code, 0, "{stderr}");
+        let out = succeeds(&mut work(&world, &["retry", "--again", "--json", unit]));
         let retried: Value = serde_json::from_str(&out).expect("json");
         retried["unit"].as_str().expect("unit").to_owned()
     };
@@ -280,9 +246,9 @@ fn a_retry_goes_to_the_node_again() {
     // Also if no client runs, and when the first one is gone.
     process.kill();
     let third = retry(&second);
-    done(&mut work(&world, &["release", &first]));
+    succeeds(&mut work(&world, &["release", &first]));
     assert_eq!(report(&world, &third)["state"], "pending");
-    let process = desk(&world);
+    let process = submitter(&world);
     wait(&world, &third, "succeeded");
     for unit in [&second, &third] {
         let (code, out, _) = ran(&mut work(&world, &["results", unit]));
@@ -296,7 +262,7 @@ fn a_retry_goes_to_the_node_again() {
 #[test]
 fn a_unit_shows_what_it_waits_for_and_that_its_node_is_lost() {
     let world = World::new();
-    let (process, node) = (desk(&world), node(&world));
+    let (process, node) = (submitter(&world), node(&world));
     let running = unit(&world, &["wait"]);
     wait(&world, &running, "running");
     node.kill();
@@ -325,9 +291,9 @@ fn a_unit_shows_what_it_waits_for_and_that_its_node_is_lost() {
     assert_eq!(out.matches(" lost ").count(), 2, "{out}");
     let (code, _, stderr) = ran(&mut work(&world, &["results", &running]));
     assert!(code == 125 && stderr.contains("it is lost"), "{stderr}");
-    let (process, node) = (desk(&world), self::node(&world));
+    let (process, node) = (submitter(&world), self::node(&world));
     wait(&world, waiting, "succeeded");
-    done(&mut work(&world, &["cancel", &running]));
+    succeeds(&mut work(&world, &["cancel", &running]));
     process.stop();
     node.stop();
 }
@@ -344,7 +310,7 @@ fn the_page_about_work_says_how_a_client_keeps_units_of_nodes() {
     };
     let world = World::new();
     let types = "[[work]]\ntype = \"upper\"\ncommand = \"tr a-z A-Z\"\n";
-    let node = world.online("node7", node_command(&world, types));
+    let node = node_with(&world, types);
     let mut client = world.command("tael");
     client.args(&block("desk").first().expect("client")[1..]);
     let desk = world.online("desk", client);
@@ -356,38 +322,19 @@ fn the_page_about_work_says_how_a_client_keeps_units_of_nodes() {
     node.stop();
 }
 
-/// Returns the path of a copy of the private key `name` that only its owner may read.
-fn key(world: &World, name: &str) -> String {
-    let path = world.path(&format!("{name}.pem"));
-    fs::copy(fixture(name), &path).expect("key");
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("mode");
-    path.to_str().expect("path").to_owned()
-}
-
-fn fixture(name: &str) -> String {
-    format!(
-        "{}/tests/fixtures/keys/{name}.pem",
-        env!("CARGO_MANIFEST_DIR")
-    )
-}
-
 #[test]
 fn a_client_signs_what_it_asks_of_a_node() {
     let world = World::new();
     let types = format!(
         "[verify]\nkeys = [{:?}]\n{}\n[[work]]\ntype = 'free'\ncommand = 'true'\n",
-        fixture("ed25519.pub"),
-        TYPES.replace("jobs = 8", "jobs = 8\nsigned = 'required'")
+        fixture_key("ed25519.pub"),
+        types().replace("jobs = 8", "jobs = 8\nsigned = 'required'")
     );
-    let node = || world.online("node7", node_command(&world, &types));
+    let node = || node_with(&world, &types);
     let process = node();
-    let config = world.path("desk.toml");
-    fs::write(
-        &config,
-        format!("[signing]\nkey = {:?}\n", key(&world, "ed25519")),
-    )
-    .expect("config");
-    let signing = ["--submit-only", "--config", config.to_str().expect("path")];
+    let key = private_key(&world, "ed25519");
+    let config = world.file("desk.toml", format!("[signing]\nkey = {key:?}\n"));
+    let signing = ["--submit-only", "--config", &config];
     let signer = world.client("desk", &signing);
     refuses(&mut submit(&world, &["cat"]), 65, "a signature is required");
     refuses(
@@ -408,20 +355,20 @@ fn a_client_signs_what_it_asks_of_a_node() {
         "a signature is required",
     );
     let mut session = connect(&world);
-    writeln!(session.get_mut(), "connect node7 control\nwork list").expect("request");
-    let lines = [(); 3].map(|()| line(&mut session));
+    session.send("connect node7 control\nwork list");
+    let lines = [(); 3].map(|()| session.line());
     assert!(lines[2].contains(&unit), "{lines:?}");
-    done(&mut work(&world, &["cancel", &unit]));
+    succeeds(&mut work(&world, &["cancel", &unit]));
     let (_, out, _) = ran(&mut work(&world, &["results", &unit]));
     assert_eq!(out, "begun\n");
-    done(&mut work(&world, &["release", &unit]));
+    succeeds(&mut work(&world, &["release", &unit]));
     let folder = world.home("node7").join("units").join(&unit);
     wait_until("the node has released it", || !folder.exists());
     // A client without its key says what is missing, and goes on with it.
     process.kill();
     let waiting = self::unit(&world, &["--sign", "cat", "-l", "later"]);
     signer.kill();
-    let bare = desk(&world);
+    let bare = submitter(&world);
     let process = node();
     wait_until("the unit says what it waits for", || {
         let report = report(&world, &waiting);

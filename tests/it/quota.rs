@@ -1,16 +1,15 @@
 //! The quota of the state folder: what is refused, and what is forgotten to make room.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::{Process, World, ran, ran_with, refuses, wait_until};
+use crate::common::nodes::{client_command, connect_to};
+use crate::common::{Process, World, json_of, ran, ran_with, refuses, succeeds, wait_until};
 
 /// A small quota, and work that fills it.
 const TYPES: &str = r#"
@@ -34,13 +33,8 @@ command = "head -c ${ATTR_SIZE:-0} /dev/zero; echo event >>$OUT/runs"
 
 /// Starts the client `node` with `text` as its file. Submitted work is fresh for `fresh` milliseconds.
 fn node(world: &World, text: &str, fresh: u64) -> Process {
-    let path = world.path("node.toml");
-    fs::write(&path, text).expect("config");
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "node", "--root", "lab", "--config"])
-        .arg(path)
-        .env("TAEL_TEST_FRESH", fresh.to_string());
+    let mut command = client_command(world, "node", text);
+    command.env("TAEL_TEST_FRESH", fresh.to_string());
     world.online("node", command)
 }
 
@@ -58,9 +52,7 @@ fn direct(world: &World) -> Command {
 }
 
 fn list(world: &World) -> Vec<Value> {
-    let (code, out, stderr) = ran(&mut world.tael(["work", "list", "--json"]));
-    assert_eq!(code, 0, "{stderr}");
-    let list: Value = serde_json::from_str(&out).expect("json");
+    let list = json_of(&mut world.tael(["work", "list", "--json"]));
     list.as_array().expect("list").clone()
 }
 
@@ -73,8 +65,7 @@ fn units(world: &World) -> Vec<String> {
 /// Runs work whose output has this many bytes, and returns its unit when that has ended.
 #[track_caller]
 fn fill(world: &World, bytes: &str) -> String {
-    let (code, out, stderr) = ran(&mut submit(world, &["fill", bytes]));
-    assert_eq!(code, 0, "{stderr}");
+    let out = succeeds(&mut submit(world, &["fill", bytes]));
     let unit = out.trim().to_owned();
     wait_until("it has ended", || {
         let units = list(world);
@@ -117,12 +108,7 @@ fn a_full_state_refuses_work_and_events_still_run() {
         "of 16777216 bytes (--max-state)",
     );
     // Work that another node shall run is kept here too.
-    let socket = world.home("node").join("control");
-    let mut session = BufReader::new(UnixStream::connect(socket).expect("connect"));
-    writeln!(session.get_mut(), "work submit other take").expect("request");
-    let mut lines = session.lines().map(|line| line.expect("line"));
-    assert!(lines.next().expect("greeting").starts_with("Receptor"));
-    let refused = lines.next().expect("answer");
+    let refused = connect_to(&world, "node").ask("work submit other take");
     assert!(
         refused.starts_with("ERROR: try again: the state of the client has"),
         "{refused}"
@@ -136,8 +122,7 @@ fn a_full_state_refuses_work_and_events_still_run() {
         units(&world).contains(&full),
         "its submitter may be about to fetch it"
     );
-    let (code, _, stderr) = ran(&mut world.tael(["work", "release", &full]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut world.tael(["work", "release", &full]));
     wait_until("there is room again", || {
         ran(&mut submit(&world, &["take", "-l", "sentinel"])).0 == 0
     });
@@ -171,8 +156,7 @@ fn a_payload_that_does_not_fit_is_refused_while_it_is_read() {
     // What fits is taken, on both ways.
     let small = &large[..1 << 20];
     fs::write(&path, small).expect("payload");
-    let (code, _, stderr) = ran(&mut remote);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut remote);
     let (code, _, stderr) = ran_with(&mut submit(&world, &["take", "-p", "-"]), small);
     assert_eq!(code, 0, "{stderr}");
     wait_until("both run", || world.lines("runs").len() == 3);
@@ -189,11 +173,9 @@ fn the_same_work_is_answered_again_in_a_full_state() {
     assert_eq!(ran(&mut submit(&world, &words)).0, 0);
     fill(&world, "17000000");
     refuses(&mut submit(&world, &["take"]), 75, "--max-state");
-    let (code, _, stderr) = ran(&mut submit(&world, &words));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut submit(&world, &words));
     let mut remote = direct(&world);
-    let (code, _, stderr) = ran(remote.args(words));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(remote.args(words));
     assert_eq!(world.lines("runs").len(), 2);
     node.stop();
 }

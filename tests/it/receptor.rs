@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::common::nodes::{Session, submission};
 use crate::common::{PATIENCE, Process, World, ran, refuses, wait_until};
 
 const TYPES: &str = r#"
@@ -42,13 +43,9 @@ impl Node {
 
     fn with(arguments: &[&str]) -> Self {
         let world = World::new();
-        let config = world.path("node.toml");
-        fs::write(&config, TYPES).expect("config");
+        world.file("node.toml", TYPES);
+        let client = Self::start(&world, arguments);
         let socket = world.path("c");
-        let mut all = vec!["--config", config.to_str().expect("path")];
-        all.extend(["--control-socket", socket.to_str().expect("path")]);
-        all.extend(arguments);
-        let client = world.client("node", &all);
         Self {
             world,
             client,
@@ -56,8 +53,23 @@ impl Node {
         }
     }
 
+    fn start(world: &World, arguments: &[&str]) -> Process {
+        let [config, socket] = ["node.toml", "c"].map(|name| world.path(name));
+        let mut all = vec!["--config", config.to_str().expect("path")];
+        all.extend(["--control-socket", socket.to_str().expect("path")]);
+        all.extend(arguments);
+        world.client("node", &all)
+    }
+
+    /// Kills the client, and starts it again.
+    fn restart(&mut self) {
+        self.client.signal(Signal::SIGKILL);
+        self.client.wait();
+        self.client = Self::start(&self.world, &[]);
+    }
+
     fn connect(&self) -> Session {
-        Session::open(&self.socket)
+        Session::open(&self.socket, "node")
     }
 
     /// Sends one request on a connection of its own, and returns the line that answers it.
@@ -68,8 +80,7 @@ impl Node {
 
     #[track_caller]
     fn ask_json(&self, request: &str) -> Value {
-        let line = self.ask(request);
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+        self.connect().ask_json(request)
     }
 
     /// Submits a line for the shell, and returns its unit.
@@ -83,14 +94,13 @@ impl Node {
     #[track_caller]
     fn submit(&self, keys: &Value, payload: &[u8]) -> String {
         let mut session = self.connect();
-        let line = session.ask(&submission(keys));
+        let line = session.ask(&submission("localhost", keys));
         let unit = line
             .strip_prefix("Work unit created with ID ")
             .and_then(|rest| rest.strip_suffix(". Send stdin data and EOF."))
             .unwrap_or_else(|| panic!("{line}"))
             .to_owned();
-        session.stream().write_all(payload).expect("payload");
-        session.stream().shutdown(Shutdown::Write).expect("half");
+        session.pay(payload);
         let answer: Value = serde_json::from_str(&session.line()).expect("json");
         assert_eq!(answer, json!({"result": "Job Started", "unitid": unit}));
         assert_eq!(session.rest(), b"", "the connection is closed");
@@ -112,56 +122,9 @@ impl Node {
     #[track_caller]
     fn results(&self, unit: &str, from: u64) -> Vec<u8> {
         let mut session = self.connect();
-        let line = session.ask(&format!("work results {unit} {from}"));
-        assert_eq!(line, format!("Streaming results for work unit {unit}"));
-        session.stream().shutdown(Shutdown::Write).expect("half");
+        session.follow(unit, from);
+        session.close_half();
         session.rest()
-    }
-}
-
-fn submission(keys: &Value) -> String {
-    let mut request = json!({"command": "work", "subcommand": "submit", "node": "localhost"});
-    let keys = keys.as_object().expect("keys").clone();
-    request.as_object_mut().expect("object").extend(keys);
-    request.to_string()
-}
-
-/// A connection that has been greeted.
-struct Session(BufReader<UnixStream>);
-
-impl Session {
-    #[track_caller]
-    fn open(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        let mut session = Self(BufReader::new(stream));
-        assert_eq!(session.line(), "Receptor Control, node node");
-        session
-    }
-
-    fn stream(&mut self) -> &mut UnixStream {
-        self.0.get_mut()
-    }
-
-    #[track_caller]
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("read");
-        line.strip_suffix('\n').expect(&line).to_owned()
-    }
-
-    #[track_caller]
-    fn ask(&mut self, request: &str) -> String {
-        let request = format!("{request}\n");
-        self.stream().write_all(request.as_bytes()).expect("write");
-        self.line()
-    }
-
-    /// Reads until the connection is closed.
-    fn rest(&mut self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        self.0.read_to_end(&mut rest).expect("read");
-        rest
     }
 }
 
@@ -172,7 +135,7 @@ fn the_node_is_described_as_receptor_does_it() {
     // Every call of receptorctl begins so.
     let version = session.ask(r#"{"command":"status","requested_fields":["Version"]}"#);
     assert_eq!(version, r#"{"Version":"1.6.9"}"#);
-    let status: Value = serde_json::from_str(&session.ask("status")).expect("json");
+    let status = session.ask_json("status");
     let mut keys: Vec<&String> = status.as_object().expect("object").keys().collect();
     keys.sort();
     let expected = [
@@ -205,11 +168,11 @@ fn the_node_is_described_as_receptor_does_it() {
             "{time}"
         );
     }
-    let lost: Value = serde_json::from_str(&session.ask("ping other")).expect("json");
+    let lost = session.ask_json("ping other");
     assert_eq!(lost, json!({"Success": false, "Error": "no route to node"}));
-    let hops: Value = serde_json::from_str(&session.ask("traceroute node")).expect("json");
+    let hops = session.ask_json("traceroute node");
     assert!(hops["0"]["From"] == "node" && hops["0"]["Error"].is_null());
-    let hops: Value = serde_json::from_str(&session.ask("traceroute other")).expect("json");
+    let hops = session.ask_json("traceroute other");
     assert_eq!(hops["0"]["Error"], "no route to node");
     // A bridge to the own node is the same service.
     assert_eq!(session.ask("connect node control "), "Connecting");
@@ -354,14 +317,14 @@ fn a_submitter_chooses_the_id_of_its_unit() {
         "the same work is answered again"
     );
     let mut session = node.connect();
-    session.ask(&submission(&keys));
-    session.stream().write_all(b"y").expect("payload");
-    session.stream().shutdown(Shutdown::Write).expect("half");
+    session.ask(&submission("localhost", &keys));
+    session.pay(b"y");
     assert_eq!(
         session.line(),
         format!("ERROR: work unit ID {id} belongs to other work")
     );
     let refused = node.ask(&submission(
+        "localhost",
         &json!({"worktype": "upper", "workUnitID": "../../x"}),
     ));
     assert!(
@@ -382,8 +345,8 @@ fn results_come_as_they_are_written_and_end_with_a_canceled_unit() {
     let node = Node::new();
     let unit = node.run("echo one; until [ -e $OUT/go ]; do sleep 0.02; done; echo two; sleep 600");
     let mut session = node.connect();
-    session.ask(&format!("work results {unit} 0"));
-    session.stream().shutdown(Shutdown::Write).expect("half");
+    session.follow(&unit, 0);
+    session.close_half();
     assert_eq!(session.line(), "one");
     fs::write(node.world.path("go"), "").expect("go");
     assert_eq!(session.line(), "two", "while it runs");
@@ -401,7 +364,7 @@ fn results_come_as_they_are_written_and_end_with_a_canceled_unit() {
     let waits = node.run("echo never");
     assert_eq!(node.status(&waits)["State"], 0);
     let mut session = node.connect();
-    session.ask(&format!("work results {waits} 0"));
+    session.follow(&waits, 0);
     assert_eq!(
         node.ask_json(&format!("work cancel {waits}")),
         json!({"cancelled": waits})
@@ -418,7 +381,7 @@ fn the_first_line_of_a_run_does_not_wait_for_the_next() {
     for _ in 0..40 {
         let unit = node.run("echo up; exec sleep 600");
         let mut session = node.connect();
-        session.ask(&format!("work results {unit} 0"));
+        session.follow(&unit, 0);
         assert_eq!(session.line(), "up");
         node.ask(&format!("work force-release {unit}"));
         assert_eq!(session.rest(), b"");
@@ -430,23 +393,13 @@ fn a_release_outlives_the_client_until_the_unit_has_ended() {
     let mut node = Node::new();
     let unit = node.run("trap '' TERM; echo up; until [ -e $OUT/go ]; do sleep 0.02; done");
     let mut session = node.connect();
-    session.ask(&format!("work results {unit} 0"));
+    session.follow(&unit, 0);
     assert_eq!(session.line(), "up");
     let cancel = node.ask_json(&format!("work cancel {unit}"));
     assert_eq!(cancel, json!({"cancel pending": unit}));
     let release = node.ask_json(&format!("work release {unit}"));
     assert_eq!(release, json!({"release pending": unit}));
-    node.client.signal(nix::sys::signal::Signal::SIGKILL);
-    node.client.wait();
-    let config = node.world.path("node.toml");
-    let socket = node.socket.to_str().expect("path").to_owned();
-    let arguments = [
-        "--config",
-        config.to_str().expect("path"),
-        "--control-socket",
-        &socket,
-    ];
-    node.client = node.world.client("node", &arguments);
+    node.restart();
     assert_eq!(node.status(&unit)["State"], 1);
     fs::write(node.world.path("go"), "").expect("go");
     let gone = format!("ERROR: unknown work unit {unit}: it was released");
@@ -466,19 +419,9 @@ fn output_of_a_run_of_an_earlier_client_is_followed() {
     let mut node = Node::new();
     let unit = node.run("echo one; until [ -e $OUT/go ]; do sleep 0.02; done; echo two");
     node.wait(&unit, "Running");
-    node.client.signal(nix::sys::signal::Signal::SIGKILL);
-    node.client.wait();
-    let config = node.world.path("node.toml");
-    let socket = node.socket.to_str().expect("path").to_owned();
-    let arguments = [
-        "--config",
-        config.to_str().expect("path"),
-        "--control-socket",
-        &socket,
-    ];
-    node.client = node.world.client("node", &arguments);
+    node.restart();
     let mut session = node.connect();
-    session.ask(&format!("work results {unit} 0"));
+    session.follow(&unit, 0);
     assert_eq!(session.line(), "one");
     fs::write(node.world.path("go"), "").expect("go");
     assert_eq!(session.rest(), b"two\n");
@@ -568,7 +511,7 @@ fn a_reader_that_never_reads_holds_up_nobody() {
     let mut stuck: Vec<Session> = Vec::new();
     for _ in 0..20 {
         let mut session = node.connect();
-        session.ask(&format!("work results {unit} 0"));
+        session.follow(&unit, 0);
         stuck.push(session);
     }
     assert_eq!(node.results(&unit, 0).len(), 4_000_000);
@@ -619,8 +562,8 @@ fn a_follower_that_has_gone_gives_its_place_back() {
     node.wait(&unit, "Running");
     for _ in 0..200 {
         let mut session = node.connect();
-        session.ask(&format!("work results {unit} 0"));
-        session.stream().shutdown(Shutdown::Write).expect("half");
+        session.follow(&unit, 0);
+        session.close_half();
     }
     wait_until("there is room again", || {
         let stream = UnixStream::connect(&node.socket).expect("connect");

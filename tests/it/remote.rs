@@ -1,22 +1,23 @@
 //! Work on another node: over the broker, without a client on this host.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tael::model::remote::wire::{self, Answer, Done, Dropped, Manifest, Request, Target};
-use tael::model::signature::{self, Claims, Signer, hex};
+use tael::model::signature::{self, Claims, Signer};
 
 use crate::common::broker::is_mosquitto;
+use crate::common::nodes::{
+    NODE, fixture_key, new_id, node_command, node_with, noise, private_key, random, sha256_of,
+};
 use crate::common::raw::{Raw, publish_with, request_properties};
 use crate::common::{
-    Process, Setup, World, ended, has_program, ran, ran_with, refuses, wait_until,
+    Process, Setup, World, ended, has_program, json_of, ran, ran_with, refuses, succeeds,
+    wait_until,
 };
-
-const NODE: &str = "lab/infrastructure/pipelines/node7";
 
 /// Work types of the node.
 const TYPES: &str = r#"
@@ -48,20 +49,8 @@ command = "printf '%s.'"
 params = true
 "#;
 
-/// Starts the node with these work types, and `more` in its file.
-fn node_with(world: &World, types: &str, change: impl Fn(&mut Command)) -> Process {
-    let config = world.path("node7.toml");
-    fs::write(&config, types).expect("config");
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "node7", "--root", "lab", "--config"])
-        .arg(&config);
-    change(&mut command);
-    world.online("node7", command)
-}
-
 fn node(world: &World) -> Process {
-    node_with(world, TYPES, |_| {})
+    node_with(world, TYPES)
 }
 
 /// Returns `tael work VERB` for the node.
@@ -79,25 +68,7 @@ fn submit(world: &World, words: &[&str]) -> Command {
 }
 
 fn state(world: &World, unit: &str) -> Value {
-    let (code, out, stderr) = ran(&mut work(world, "status", &[unit, "--json"]));
-    assert_eq!(code, 0, "{stderr}");
-    serde_json::from_str(&out).expect("json")
-}
-
-fn new_id() -> String {
-    ulid::Ulid::generate().to_string()
-}
-
-/// Returns bytes that compress badly, the same for the same `size`.
-fn noise(size: usize) -> Vec<u8> {
-    let mut number = 7_u64;
-    let mut next = || {
-        number ^= number << 13;
-        number ^= number >> 7;
-        number ^= number << 17;
-        number.to_le_bytes()[0]
-    };
-    (0..size).map(|_| next()).collect()
+    json_of(&mut work(world, "status", &[unit, "--json"]))
 }
 
 #[test]
@@ -118,10 +89,8 @@ fn a_payload_in_pieces_and_its_output_come_byte_for_byte() {
     let world = World::new();
     let node = node(&world);
     let bytes = noise(5_000_000);
-    fs::write(world.path("payload"), &bytes).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
-    let output = submit(&world, &["-f", "cat", "-p", path])
+    let path = world.file("payload", &bytes);
+    let output = submit(&world, &["-f", "cat", "-p", &path])
         .output()
         .expect("submit");
     assert!(output.status.success(), "{output:?}");
@@ -169,8 +138,7 @@ fn the_same_id_is_the_same_unit_and_other_work_under_it_is_refused() {
     assert_eq!((code, &*out), (0, "a\n"));
     assert_eq!(world.lines("runs").len(), 1);
     // The id of a unit that was released stays its own.
-    let (code, _, stderr) = ran(&mut work(&world, "release", &[&unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "release", &[&unit]));
     wait_until("it is released", || {
         ran(&mut work(&world, "status", &[&unit])).0 == 65
     });
@@ -192,19 +160,10 @@ fn a_large_payload_that_comes_again_leaves_no_file() {
     let world = World::new();
     let node = node(&world);
     let unit = new_id();
-    fs::write(world.path("payload"), noise(200_000)).expect("payload");
-    let path = world.path("payload");
-    let words = [
-        "-f",
-        "cat",
-        "-p",
-        path.to_str().expect("path"),
-        "--id",
-        &unit,
-    ];
+    let path = world.file("payload", noise(200_000));
+    let words = ["-f", "cat", "-p", &path, "--id", &unit];
     for _ in 0..2 {
-        let (code, _, stderr) = ran(&mut submit(&world, &words));
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&mut submit(&world, &words));
         let kept = fs::read_dir(world.home("node7").join("payloads")).expect("folder");
         assert_eq!(kept.count(), 1);
     }
@@ -216,8 +175,7 @@ fn a_large_payload_that_comes_again_leaves_no_file() {
 fn a_unit_is_looked_at_canceled_and_released_from_anywhere() {
     let world = World::new();
     let node = node(&world);
-    let (code, out, stderr) = ran(&mut submit(&world, &["wait", "--json"]));
-    assert_eq!(code, 0, "{stderr}");
+    let out = succeeds(&mut submit(&world, &["wait", "--json"]));
     let submitted: Value = serde_json::from_str(&out).expect("json");
     assert_eq!(submitted["node"], "node7");
     let unit = submitted["unit"].as_str().expect("unit");
@@ -229,8 +187,7 @@ fn a_unit_is_looked_at_canceled_and_released_from_anywhere() {
         .stdout(Stdio::piped())
         .spawn();
     let followed = followed.expect("spawn");
-    let (code, _, stderr) = ran(&mut work(&world, "cancel", &[unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "cancel", &[unit]));
     // The output of a canceled unit ends.
     let (code, out, stderr) = ended(followed);
     assert_eq!((code, &*out), (128 + 15, "begun\n"), "{stderr}");
@@ -262,8 +219,7 @@ fn a_unit_is_released_with_its_run() {
     let (_, out, _) = ran(&mut submit(&world, &["wait"]));
     let unit = out.trim();
     wait_until("it runs", || world.lines("runs").len() == 1);
-    let (code, _, stderr) = ran(&mut work(&world, "release", &[unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "release", &[unit]));
     wait_until("it is released", || {
         ran(&mut work(&world, "status", &[unit])).0 == 65
     });
@@ -281,7 +237,7 @@ fn what_a_node_does_not_take_is_refused_in_the_call() {
     let world = World::new();
     let types =
         format!("{TYPES}\n[[work]]\ntype = 'small'\ncommand = 'cat'\nmax-stdin = 3\nqueue = 1\n");
-    let node = node_with(&world, &types, |_| {});
+    let node = node_with(&world, &types);
     refuses(
         &mut submit(&world, &["nothing"]),
         65,
@@ -302,7 +258,7 @@ fn what_a_node_does_not_take_is_refused_in_the_call() {
         65,
         "the payload has 4 bytes",
     );
-    let key = key(&world, "ed25519");
+    let key = private_key(&world, "ed25519");
     refuses(
         &mut submit(&world, &["cat", "--signing-key", &key]),
         65,
@@ -409,8 +365,7 @@ fn a_cancel_or_a_release_right_behind_its_submission_ends_the_unit() {
         });
     }
     // Another one can run: none of them is left.
-    let (code, out, stderr) = ran(&mut submit(&world, &["silent"]));
-    assert_eq!(code, 0, "{stderr}");
+    let out = succeeds(&mut submit(&world, &["silent"]));
     let last = out.trim();
     wait_until("it runs", || state(&world, last)["state"] == "running");
     fs::write(world.path("go"), "").expect("go");
@@ -452,13 +407,11 @@ fn a_node_that_is_killed_at_any_step_runs_work_once() {
         "settle.after",
     ] {
         let world = World::new();
-        fs::write(world.path("payload"), &payload).expect("payload");
-        let mut client = node_with(&world, TYPES, |command| {
-            command.env("TAEL_FAILPOINT", step);
-        });
-        let path = world.path("payload");
-        let path = path.to_str().expect("path");
-        let mut command = submit(&world, &["-f", "cat", "-p", path]);
+        let path = world.file("payload", &payload);
+        let mut command = node_command(&world, TYPES);
+        command.env("TAEL_FAILPOINT", step);
+        let mut client = world.online("node7", command);
+        let mut command = submit(&world, &["-f", "cat", "-p", &path]);
         let submitter = command.stdout(Stdio::piped()).spawn().expect("spawn");
         assert_eq!(client.wait(), 128 + 9, "{step}: {}", client.log_text());
         let client = node(&world);
@@ -484,8 +437,7 @@ fn a_release_that_was_answered_outlives_its_node() {
     let world = World::new();
     let client = node(&world);
     let unit = new_id();
-    let (code, _, stderr) = ran(&mut submit(&world, &["wait", "--id", &unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut submit(&world, &["wait", "--id", &unit]));
     wait_until("it runs", || world.lines("runs").len() == 1);
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=fsync,fdatasync", "-e", "signal=none"]);
@@ -493,8 +445,7 @@ fn a_release_that_was_answered_outlives_its_node() {
     strace.args(["-p", &client.child.id().to_string()]);
     let strace = world.spawn(strace);
     wait_until("strace is there", || strace.log_text().contains("attached"));
-    let (code, _, stderr) = ran(&mut work(&world, "release", &[&unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "release", &[&unit]));
     client.kill();
     drop(strace);
     let client = node(&world);
@@ -513,11 +464,9 @@ fn output_is_whole_when_the_broker_is_restarted_in_the_middle() {
     });
     let client = node(&world);
     let bytes = noise(8_000_000);
-    fs::write(world.path("payload"), &bytes).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
+    let path = world.file("payload", &bytes);
     let out = fs::File::create(world.path("out")).expect("out");
-    let mut command = submit(&world, &["-f", "cat", "-p", path]);
+    let mut command = submit(&world, &["-f", "cat", "-p", &path]);
     let mut submitter = world.spawn({
         command.stdout(out);
         command
@@ -554,11 +503,9 @@ fn a_payload_is_whole_when_node_and_broker_are_killed_in_the_middle() {
     });
     let client = node(&world);
     let bytes = noise(20_000_000);
-    fs::write(world.path("payload"), &bytes).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
+    let path = world.file("payload", &bytes);
     let out = fs::File::create(world.path("out")).expect("out");
-    let mut command = submit(&world, &["-f", "cat", "-p", path]);
+    let mut command = submit(&world, &["-f", "cat", "-p", &path]);
     command.stdout(out);
     let mut submitter = world.spawn(command);
     wait_until("pieces come", || arrived(&world) > 1_000_000);
@@ -578,17 +525,15 @@ fn a_node_that_is_killed_again_and_again_runs_each_work_once() {
     const UNITS: usize = 24;
     let world = World::new();
     let types = TYPES.replace("max-output = 0", "max-output = 0\njobs = 4");
-    let mut client = node_with(&world, &types, |_| {});
+    let mut client = node_with(&world, &types);
     let payload = noise(150_000);
-    fs::write(world.path("payload"), &payload).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
+    let path = world.file("payload", &payload);
     let mut submitters: Vec<Process> = (0..UNITS)
         .map(|n| {
             let out = fs::File::create(world.path(&format!("out{n}"))).expect("out");
             // Half of the payloads come with their manifests.
             let payload = match n % 2 {
-                0 => ["-p", path],
+                0 => ["-p", &path],
                 _ => ["-l", "short"],
             };
             let mut command = submit(&world, &["-f", "cat"]);
@@ -599,7 +544,7 @@ fn a_node_that_is_killed_again_and_again_runs_each_work_once() {
     for runs in [1, 5, 10, 15, 20] {
         wait_until("more have run", || world.lines("runs").len() >= runs);
         client.kill();
-        client = node_with(&world, &types, |_| {});
+        client = node_with(&world, &types);
     }
     for (n, submitter) in submitters.iter_mut().enumerate() {
         assert_eq!(submitter.wait(), 0, "{}", submitter.log_text());
@@ -611,14 +556,6 @@ fn a_node_that_is_killed_again_and_again_runs_each_work_once() {
     assert_eq!(code, 0);
     assert_eq!(world.lines("runs").len(), UNITS + 1);
     client.stop();
-}
-
-/// A pseudo-random number below `below` (a linear congruential generator: Knuth's MMIX).
-fn random(seed: &mut u64, below: usize) -> usize {
-    *seed = seed
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
-    usize::try_from(*seed >> 33).expect("usize") % below
 }
 
 /// `TAEL_TEST_SEED` selects who is killed, in which order.
@@ -641,7 +578,7 @@ jobs = 4
 "#;
     let noise = noise(256 * 1024);
     fs::write(world.path("noise"), &noise).expect("noise");
-    let mut client = node_with(&world, types, |_| {});
+    let mut client = node_with(&world, types);
     let ids: Vec<String> = (0..UNITS).map(|_| new_id()).collect();
     let start = |world: &World, n: usize| {
         let out = fs::File::create(world.path(&format!("out{n}"))).expect("out");
@@ -661,7 +598,7 @@ jobs = 4
         match victim {
             0 => {
                 client.kill();
-                client = node_with(&world, types, |_| {});
+                client = node_with(&world, types);
             }
             1 => {
                 world.broker.kill();
@@ -712,9 +649,9 @@ jobs = 4
 #[test]
 fn output_comes_although_the_system_has_no_more_watches() {
     let world = World::new();
-    let client = node_with(&world, TYPES, |command| {
-        command.env("TAEL_TEST_NO_WATCHES", "1");
-    });
+    let mut command = node_command(&world, TYPES);
+    command.env("TAEL_TEST_NO_WATCHES", "1");
+    let client = world.online("node7", command);
     let mut command = submit(&world, &["-f", "wait"]);
     command.stdout(fs::File::create(world.path("out")).expect("out"));
     let mut submitter = world.spawn(command);
@@ -750,12 +687,10 @@ fn a_submitter_that_was_killed_attaches_again() {
 fn dropped_output_is_told() {
     let world = World::new();
     let types = "[[work]]\ntype = 'cat'\ncommand = 'cat'\nmax-output = 100000\n";
-    let client = node_with(&world, types, |_| {});
+    let client = node_with(&world, types);
     let bytes = noise(3_000_000);
-    fs::write(world.path("payload"), &bytes).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
-    let mut command = submit(&world, &["cat", "-p", path]);
+    let path = world.file("payload", &bytes);
+    let mut command = submit(&world, &["cat", "-p", &path]);
     let (_, out, stderr) = ran(&mut command);
     let unit = out.trim();
     wait_until(&format!("it ends: {stderr}"), || {
@@ -784,7 +719,7 @@ command = "sh -c 'cat $OUT/first; until [ -e $OUT/go ]; do sleep 0.02; done; cat
 max-output = 100000
 "#;
     let world = World::new();
-    let client = node_with(&world, TYPES, |_| {});
+    let client = node_with(&world, TYPES);
     let bytes = noise(3_060_000);
     let (first, second) = bytes.split_at(60_000);
     fs::write(world.path("first"), first).expect("first");
@@ -802,7 +737,7 @@ max-output = 100000
     let mut early = follow("submit", &["-f", "chatty", "--id", &unit], 0);
     wait_until("the first bytes come", || out(0).len() == first.len());
     client.kill();
-    let client = node_with(&world, TYPES, |_| {});
+    let client = node_with(&world, TYPES);
     let mut forger = Forger::new(&world, "reader");
     let results = wire::write(&results(&unit, [0, 0]), b"");
     forger.send(&results);
@@ -842,7 +777,7 @@ max-output = 100000
     // The first one goes on behind the bytes that it has from before.
     let first_end = end(&has_all);
     assert_eq!(first_end, end(&results));
-    assert_eq!(first_end.sha256[0], sha256(&kept));
+    assert_eq!(first_end.sha256[0], sha256_of(&kept));
     assert_eq!(first_end.lengths, at);
     let dropped = Dropped {
         offset: LIMIT as u64 / 2,
@@ -857,14 +792,12 @@ fn a_requester_hears_that_its_unit_is_gone() {
     let world = World::new();
     let client = node(&world);
     let unit = new_id();
-    let (code, _, stderr) = ran(&mut submit(&world, &["large", "--id", &unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut submit(&world, &["large", "--id", &unit]));
     let mut forger = Forger::new(&world, "reader");
     // It acknowledges nothing, and so lacks output when the unit goes.
     let first = forger.ask(&wire::write(&results(&unit, [0, 0]), b""));
     assert!(matches!(first, Answer::State(_)), "{first:?}");
-    let (code, _, stderr) = ran(&mut work(&world, "release", &[&unit]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "release", &[&unit]));
     let refused = loop {
         match forger.heard() {
             Answer::Refused { error, .. } => break error,
@@ -887,42 +820,26 @@ fn results(unit: &str, from: [u64; 2]) -> Request {
 
 // --- Signatures ---
 
-fn fixture(name: &str) -> String {
-    format!(
-        "{}/tests/fixtures/keys/{name}.pem",
-        env!("CARGO_MANIFEST_DIR")
-    )
-}
-
-/// Returns a private key in a file that only we can read.
-fn key(world: &World, name: &str) -> String {
-    let path = world.path(name);
-    fs::copy(fixture(name), &path).expect("key");
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("mode");
-    path.to_str().expect("path").to_owned()
-}
-
 fn signer(name: &str) -> Signer {
-    Signer::from_pem(&fs::read(fixture(name)).expect("key")).expect("key")
+    Signer::from_pem(&fs::read(fixture_key(name)).expect("key")).expect("key")
 }
 
 /// Starts a node that takes signed work only, by two keys.
 fn signed_node(world: &World) -> Process {
-    let keys = [fixture("rsa-pkcs1.pub"), fixture("ed25519.pub")];
+    let keys = [fixture_key("rsa-pkcs1.pub"), fixture_key("ed25519.pub")];
     let types = format!(
         "[verify]\nkeys = {keys:?}\n{}\n[[work]]\ntype = 'other'\ncommand = 'true'\nsigned = 'required'\n",
         TYPES.replace("max-output = 0", "signed = 'required'")
     );
-    node_with(world, &types, |_| {})
+    node_with(world, &types)
 }
 
 /// Runs signed work to its end. The lane has one job, so what came before has run too.
 #[track_caller]
 fn signed_sentinel(world: &World) {
-    let key = key(world, "ed25519");
+    let key = private_key(world, "ed25519");
     let words = ["-f", "cat", "-l", "sentinel", "--signing-key", &key];
-    let (code, _, stderr) = ran(&mut submit(world, &words));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut submit(world, &words));
 }
 
 #[test]
@@ -931,13 +848,12 @@ fn signed_work_runs_and_needs_a_signature_for_everything() {
     let node = signed_node(&world);
     refuses(&mut submit(&world, &["cat"]), 77, "a signature is required");
     for key in ["rsa-pkcs1", "ed25519"] {
-        let key = self::key(&world, key);
+        let key = private_key(&world, key);
         let signed = ["--signing-key", &*key];
-        let (code, out, stderr) = ran(&mut submit(
+        let out = succeeds(&mut submit(
             &world,
             &["cat", "-l", "a", signed[0], signed[1]],
         ));
-        assert_eq!(code, 0, "{stderr}");
         let unit = out.trim();
         for (verb, code) in [
             ("status", 77),
@@ -957,10 +873,9 @@ fn signed_work_runs_and_needs_a_signature_for_everything() {
             &["-f", unit, signed[0], signed[1]],
         ));
         assert_eq!((code, &*out), (0, "a\n"), "{stderr}");
-        let (code, _, stderr) = ran(&mut work(&world, "release", &[unit, signed[0], signed[1]]));
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&mut work(&world, "release", &[unit, signed[0], signed[1]]));
     }
-    let stranger = key(&world, "rsa-pkcs8");
+    let stranger = private_key(&world, "rsa-pkcs8");
     let mut foreign = submit(&world, &["cat", "--signing-key", &stranger]);
     refuses(&mut foreign, 77, "not among those of [verify] keys");
     assert_eq!(world.lines("runs").len(), 2);
@@ -971,13 +886,11 @@ fn signed_work_runs_and_needs_a_signature_for_everything() {
 fn the_signing_key_may_stand_in_a_file() {
     let world = World::new();
     let node = signed_node(&world);
-    let config = world.path("submitter.toml");
-    let key = key(&world, "ed25519");
-    fs::write(&config, format!("[signing]\nkey = '{key}'\n")).expect("config");
-    let config = config.to_str().expect("path");
+    let key = private_key(&world, "ed25519");
+    let config = world.file("submitter.toml", format!("[signing]\nkey = '{key}'\n"));
     let (code, out, stderr) = ran(&mut submit(
         &world,
-        &["--config", config, "--sign", "-f", "cat", "-l", "a"],
+        &["--config", &config, "--sign", "-f", "cat", "-l", "a"],
     ));
     assert_eq!((code, &*out), (0, "a\n"), "{stderr}");
     refuses(
@@ -991,17 +904,15 @@ fn the_signing_key_may_stand_in_a_file() {
 #[test]
 fn an_end_that_no_known_key_has_signed_is_refused_if_wanted() {
     let world = World::new();
-    let key = key(&world, "ed25519");
+    let key = private_key(&world, "ed25519");
     let verify = |name: &str| {
-        let config = world.path("submitter.toml");
-        let text = format!("[verify]\nkeys = ['{}']\n", fixture(name));
-        fs::write(&config, text).expect("config");
-        let config = config.to_str().expect("path").to_owned();
+        let text = format!("[verify]\nkeys = ['{}']\n", fixture_key(name));
+        let config = world.file("submitter.toml", text);
         let mut command = submit(&world, &["-f", "both", "--verify", "--config", &config]);
         ran(&mut command)
     };
     let types = format!("[signing]\nkey = '{key}'\n{TYPES}");
-    let client = node_with(&world, &types, |_| {});
+    let client = node_with(&world, &types);
     let (code, out, stderr) = verify("ed25519.pub");
     assert_eq!((code, &*out, &*stderr), (3, "out\n", "err\n"));
     let (code, _, stderr) = verify("rsa-pkcs1.pub");
@@ -1025,7 +936,7 @@ fn the_units_of_a_node_are_listed_page_by_page() {
     const UNITS: usize = 70;
     let world = World::new();
     let types = TYPES.replace("params = true", "params = true\njobs = 8");
-    let client = node_with(&world, &types, |_| {});
+    let client = node_with(&world, &types);
     let list = |words: &[&str]| ran(&mut work(&world, "list", words));
     let (code, out, stderr) = list(&[]);
     assert_eq!((code, &*out), (0, ""), "{stderr}");
@@ -1078,11 +989,10 @@ fn a_list_has_units_of_signed_work_only_if_it_is_signed() {
     let (code, _, stderr) = ran(&mut submit(&world, &["-f", "both", "--id", &open]));
     assert_eq!(code, 3, "{stderr}");
     let secret = new_id();
-    let key = key(&world, "ed25519");
+    let key = private_key(&world, "ed25519");
     let sign = ["--signing-key", &key];
     let mut command = submit(&world, &["-f", "cat", "-l", "a", "--id", &secret]);
-    let (code, _, stderr) = ran(command.args(sign));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(command.args(sign));
     let (code, out, _) = ran(&mut work(&world, "list", &[]));
     assert!(
         code == 0 && out.contains(&open) && !out.contains(&secret),
@@ -1111,8 +1021,7 @@ fn a_requester_hears_when_a_silent_unit_starts() {
         other => panic!("{other:?}"),
     };
     hears(forger.ask(&wire::write(&results, b"")), "pending");
-    let (code, _, stderr) = ran(&mut work(&world, "cancel", &[first.trim()]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut work(&world, "cancel", &[first.trim()]));
     hears(forger.heard(), "running");
     client.kill();
     let client = node(&world);
@@ -1239,10 +1148,6 @@ impl Forger {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    hex(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
-}
-
 fn manifest(kind: &str, payload: &[u8]) -> Manifest {
     Manifest {
         unit: new_id(),
@@ -1251,7 +1156,7 @@ fn manifest(kind: &str, payload: &[u8]) -> Manifest {
         variables: Vec::new(),
         submitter: "ann@host".into(),
         length: payload.len() as u64,
-        sha256: sha256(payload),
+        sha256: sha256_of(payload),
         expires: None,
         signature: None,
     }
@@ -1282,11 +1187,9 @@ fn an_end_is_about_the_whole_output_wherever_its_reader_begins() {
     let world = World::new();
     let client = node(&world);
     let bytes = noise(300_000);
-    fs::write(world.path("payload"), &bytes).expect("payload");
-    let path = world.path("payload");
-    let path = path.to_str().expect("path");
+    let path = world.file("payload", &bytes);
     let unit = new_id();
-    let submission = ["-f", "cat", "-p", path, "--id", &unit];
+    let submission = ["-f", "cat", "-p", &path, "--id", &unit];
     let output = submit(&world, &submission).output().expect("submit");
     assert!(output.status.success(), "{output:?}");
     let mut forger = Forger::new(&world, "reader");
@@ -1307,7 +1210,7 @@ fn an_end_is_about_the_whole_output_wherever_its_reader_begins() {
             }
         };
         assert_eq!((at, end.lengths), (300_000, [300_000, 0]), "{from}");
-        assert_eq!(end.sha256, [sha256(&bytes), sha256(b"")], "{from}");
+        assert_eq!(end.sha256, [sha256_of(&bytes), sha256_of(b"")], "{from}");
     }
     client.stop();
 }
@@ -1334,7 +1237,7 @@ fn forged_signatures_are_refused_in_the_call() {
             c.request.work.as_mut().expect("work").kind = "other".into();
         }),
         ("ed25519", "another payload", |c| {
-            c.request.work.as_mut().expect("work").sha256 = sha256(b"b");
+            c.request.work.as_mut().expect("work").sha256 = sha256_of(b"b");
         }),
         ("ed25519", "compare the clocks", |c| c.exp = c.iat - 61),
         ("ed25519", "compare the clocks", |c| c.iat += 3600),

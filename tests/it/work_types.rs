@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::{Process, World, ended, ran, ran_with, refuses, wait_until};
+use crate::common::nodes::accepted;
+use crate::common::{Process, World, ended, json_of, ran, ran_with, refuses, succeeds, wait_until};
 
 /// Types of the tests, and their commands.
 const TYPES: &str = r#"
@@ -35,9 +36,7 @@ params = true
 
 /// Writes the configuration file of the client `node`, and returns its path.
 fn config(world: &World, text: &str) -> String {
-    let path = world.path("node.toml");
-    fs::write(&path, text).expect("config");
-    path.to_str().expect("path").to_owned()
+    world.file("node.toml", text)
 }
 
 /// Starts the client `node` with the types of `text`.
@@ -54,15 +53,11 @@ fn submit(world: &World, arguments: &[&str]) -> Command {
 /// Submits work that is accepted, and returns its unit.
 #[track_caller]
 fn unit(world: &World, arguments: &[&str]) -> String {
-    let (code, out, stderr) = ran(&mut submit(world, arguments));
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    out.trim().to_owned()
+    accepted(&mut submit(world, arguments))
 }
 
 fn report(world: &World, unit: &str) -> Value {
-    let (code, out, stderr) = ran(&mut world.tael(["work", "status", "--json", unit]));
-    assert_eq!(code, 0, "{stderr}");
-    serde_json::from_str(&out).expect("json")
+    json_of(&mut world.tael(["work", "status", "--json", unit]))
 }
 
 /// Waits until the ledger has the end of `unit`, and returns its state.
@@ -243,8 +238,7 @@ fn the_same_work_under_one_id_runs_once() {
         65,
         other,
     );
-    let (code, _, stderr) = ran(&mut world.tael(["work", "release", id]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut world.tael(["work", "release", id]));
     assert_eq!(again(), id, "and when it is released");
     refuses(
         &mut submit(&world, &["note", "-l", "y", "--id", id]),
@@ -312,8 +306,7 @@ fn a_large_payload_is_a_file_until_its_last_unit_is_released() {
     }
     assert_eq!(report(&world, &second)["payload_bytes"], 3_000_000);
     let release = |unit: &str| {
-        let (code, _, stderr) = ran(&mut world.tael(["work", "release", unit]));
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&mut world.tael(["work", "release", unit]));
     };
     release(&first);
     assert_eq!(files(&world).len(), 1, "the retry has it too");
@@ -469,8 +462,7 @@ fn a_full_queue_refuses_and_takes_again() {
     let units: Vec<String> = (0..3).map(|_| unit(&world, &["wait"])).collect();
     let full = "try again: 2 units of type 'wait' wait";
     refuses(&mut submit(&world, &["wait"]), 75, full);
-    let (code, _, stderr) = ran(&mut world.tael(["work", "cancel", &units[2]]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut world.tael(["work", "cancel", &units[2]]));
     let mut taken = String::new();
     wait_until("there is room again", || {
         let (code, out, _) = ran(&mut submit(&world, &["wait"]));
@@ -507,8 +499,7 @@ fn a_type_runs_as_many_units_as_it_has_jobs_and_says_when_its_queue_is_full() {
         "#;
         let _client = node(&world, text);
         let started = || {
-            let (code, out, stderr) = ran(&mut way(&world, &["wait"]));
-            assert_eq!(code, 0, "{stderr}");
+            let out = succeeds(&mut way(&world, &["wait"]));
             out.trim().to_owned()
         };
         let [first, second, third] = [started(), started(), started()];
@@ -554,8 +545,7 @@ fn a_payload_a_run_and_its_output_have_the_limits_of_their_type() {
         assert_eq!(world.lines("runs").len(), 1);
         let (code, _, stderr) = ran(&mut way(&world, &["slow", "-f"]));
         assert_eq!(code, 128 + 15, "{stderr}");
-        let (code, out, stderr) = ran(&mut way(&world, &["chatty", "-f"]));
-        assert_eq!(code, 0, "{stderr}");
+        let out = succeeds(&mut way(&world, &["chatty", "-f"]));
         let count = |letter| out.bytes().filter(|byte| *byte == letter).count();
         // A reader that is fast enough gets more than what is kept.
         assert!(count(b'a') >= 10_000 && count(b'b') >= 10_000);
@@ -589,8 +579,7 @@ fn a_type_and_a_trigger_of_one_name_are_two() {
     wait_until("the trigger runs", || world.lines("runs") == ["trigger"]);
     let unit = unit(&world, &["both"]);
     assert_eq!(end(&world, &unit), "succeeded", "it has a job of its own");
-    let (code, _, stderr) = ran(&mut world.tael(["work", "cancel"]));
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut world.tael(["work", "cancel"]));
 }
 
 #[test]
@@ -637,8 +626,7 @@ fn the_page_about_work_does_what_it_says() {
     let mut check = world.tael([
         "client", "--check", "--config", &path, "-t", "lab/a", "-c", "true",
     ]);
-    let (code, _, stderr) = ran(&mut check);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut check);
     // The reports of users of Receptor are tests.
     let table = page
         .split_once("What users of Receptor report")
@@ -688,8 +676,7 @@ fn the_example_of_work_does_what_it_says() {
     }
     let path = config(&world, &text);
     let mut check = world.tael(["client", "--check", "--config", &path]);
-    let (code, _, stderr) = ran(&mut check);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&mut check);
     // What is commented out is a key too.
     let key = |line: &&str| {
         let name = line
