@@ -109,6 +109,7 @@ fn trigger() -> Trigger {
         conditions: vec![Condition::parse("status=finished").expect("condition")],
         export: Export::new(None, vec!["sample".into()]).expect("export"),
         passthrough: Vec::new(),
+        queue: None,
         accept_retained: false,
         absent: None,
         policy: Policy::default(),

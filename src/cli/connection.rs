@@ -15,10 +15,11 @@ use crate::error::{Error, Kind, Result};
 use crate::model::message::Qos;
 use crate::model::roots::Content;
 use crate::model::topic::{self, DEFAULT_ROOT};
+use crate::model::url::plain_host;
 use crate::model::{duration, text};
 use crate::net::options::{
     BrokerOptions, BrokerUrl, Endpoint, KEEP_ALIVE, MAX_KEEP_ALIVE, MIN_KEEP_ALIVE, PORT, Secret,
-    TLS_PORT, TlsFiles, parse_brokers, plain_host,
+    TLS_PORT, TlsFiles, parse_brokers,
 };
 use crate::net::password::Password;
 use crate::net::tls;

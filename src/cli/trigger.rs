@@ -342,6 +342,7 @@ fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, S
         conditions,
         export,
         passthrough: options.payload_passthrough,
+        queue: None,
         accept_retained: options.retained,
         absent: options.absent,
         policy: Policy {

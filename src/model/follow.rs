@@ -91,6 +91,7 @@ mod tests {
             conditions: Vec::new(),
             export,
             passthrough: vec!["SAMPLE".into()],
+            queue: None,
             accept_retained: false,
             absent: None,
             policy: Policy::default(),

@@ -163,6 +163,7 @@ mod tests {
             conditions: vec![Condition::parse("status=finished").expect("condition")],
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
+            queue: None,
             accept_retained: false,
             absent: None,
             policy: Policy::default(),

@@ -294,6 +294,7 @@ mod tests {
             conditions: Vec::new(),
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
+            queue: None,
             accept_retained: false,
             absent: None,
             policy: Policy::default(),

@@ -9,6 +9,7 @@ use crate::model::event::{Attributes, Event, MAX_HOPS, Refusal};
 use crate::model::json;
 use crate::model::passthrough;
 use crate::model::policy::Policy;
+use crate::model::queue::QueueSource;
 use crate::model::spec::Spec;
 use crate::model::text::printable;
 use crate::model::topic::Filter;
@@ -23,8 +24,10 @@ pub const ONLY_TRIGGER: &str = "default";
 pub struct Trigger {
     /// Name for people; unique in its client. Its lane has the same name.
     pub name: String,
-    /// Filters for its events; at least one.
+    /// Filters for its events; at least one, or it has a queue.
     pub filters: Vec<Filter>,
+    /// Queue that it takes work from.
+    pub queue: Option<Arc<QueueSource>>,
     /// Conditions, all of which must hold.
     pub conditions: Vec<Condition>,
     /// Attributes that the command finds in its environment.
@@ -136,9 +139,17 @@ pub fn waits_for(triggers: &[Trigger], work: &[WorkType]) -> String {
     }
     let messages =
         (!filters.is_empty()).then(|| format!("messages on {}", listed(filters.into_iter())));
+    let mut queues: Vec<&str> = Vec::new();
+    for source in triggers.iter().filter_map(|trigger| trigger.queue.as_ref()) {
+        if !queues.contains(&source.url.queue.as_str()) {
+            queues.push(&source.url.queue);
+        }
+    }
+    let queues =
+        (!queues.is_empty()).then(|| format!("work from queue {}", listed(queues.into_iter())));
     let types = work.iter().map(|kind| kind.name.as_str());
     let work = (!work.is_empty()).then(|| format!("work of type {}", listed(types)));
-    let all: Vec<String> = messages.into_iter().chain(work).collect();
+    let all: Vec<String> = messages.into_iter().chain(queues).chain(work).collect();
     match all.is_empty() {
         true => "waiting for work to submit to other nodes".to_owned(),
         false => format!("waiting for {}", all.join(", and for ")),
@@ -236,6 +247,7 @@ mod tests {
     use super::*;
     use crate::model::command::Command;
     use crate::model::event::Lacking;
+    use crate::model::queue::{QueueUrl, Settle};
     use crate::model::work::Signed;
     use bytes::Bytes;
     use serde_json::{Value, json};
@@ -260,6 +272,7 @@ mod tests {
             conditions: vec![Condition::parse("status=finished").expect("condition")],
             export: Export::new(None, vec!["sample".into()]).expect("export"),
             passthrough: vec![],
+            queue: None,
             accept_retained: false,
             absent: None,
             policy: Policy::default(),
@@ -384,6 +397,26 @@ mod tests {
         assert_eq!(
             waits_for(&[with(&["a"])], kinds),
             "waiting for messages on a, and for work of type echo"
+        );
+        let url = QueueUrl::parse("amqp://h/v/jobs").expect("URL");
+        let queue = Trigger {
+            filters: Vec::new(),
+            queue: Some(Arc::new(QueueSource {
+                url,
+                settle: Settle::Accept,
+                prefetch: None,
+                dead_letter: None,
+                declare: None,
+            })),
+            ..trigger()
+        };
+        assert_eq!(
+            text(std::slice::from_ref(&queue)),
+            "waiting for work from queue jobs"
+        );
+        assert_eq!(
+            waits_for(&[queue, with(&["a"])], kinds),
+            "waiting for messages on a, and for work from queue jobs, and for work of type echo"
         );
         let long = "x".repeat(60_000);
         assert!(text(&[with(&[&long, "b", "c"])]).len() < 2 * MAX_SHOWN);

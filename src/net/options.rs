@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::model::queue::QueueUrl;
+use crate::model::url::{Authority, Fault, parse_authority};
 use crate::net::password::Password;
 pub use crate::net::password::Secret;
 
@@ -103,6 +105,36 @@ impl BrokerOptions {
     }
 }
 
+/// How we log in at the brokers of work queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueAccess {
+    /// User name where a URL names none.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Password>,
+    /// Files for TLS, for `amqps`.
+    pub tls: TlsFiles,
+}
+
+/// User and password that RabbitMQ creates; it accepts them from its own host only
+/// (<https://www.rabbitmq.com/docs/access-control>, "default user").
+const GUEST: &str = "guest";
+
+impl QueueAccess {
+    /// Returns the user and the password for the broker of `url`; without either, a client certificate
+    /// must do. RabbitMQ's own user is the default on this host.
+    #[must_use]
+    pub fn login(&self, url: &QueueUrl) -> Option<(String, Option<Password>)> {
+        let user = url.username.clone().or_else(|| self.username.clone());
+        let has_certificate = url.tls && self.tls.identity.is_some();
+        let guest = (url.is_loopback() && !has_certificate).then(|| GUEST.to_owned());
+        let user = user.or(guest)?;
+        let usual =
+            (user == GUEST && url.is_loopback()).then(|| Password::Text(Secret::new(GUEST)));
+        Some((user, self.password.clone().or(usual)))
+    }
+}
+
 /// The parts of a `--broker` URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
@@ -114,40 +146,6 @@ pub struct BrokerUrl {
     pub host: String,
     /// TCP port.
     pub port: Option<u16>,
-}
-
-/// Decodes `%XX` (RFC 3986, section 2.1).
-fn percent_decoded(text: &str) -> Result<String, String> {
-    let wrong = || format!("'{text}' in the broker URL is not percent-encoded text");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, tail) = rest.split_at_checked(2).ok_or_else(wrong)?;
-        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
-        rest = tail;
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
-}
-
-/// Removes the brackets of an address of version 6, and the escape of its scope (RFC 6874).
-#[must_use]
-pub fn plain_host(host: &str) -> String {
-    let inner = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    match inner {
-        Some(inner) => inner.replacen("%25", "%", 1),
-        None => host.to_owned(),
-    }
 }
 
 /// Parses `mqtt[s]://[user@]host[:port]`; the user may be percent-encoded.
@@ -174,49 +172,24 @@ pub fn parse_url(url: &str) -> Result<BrokerUrl, String> {
         }
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (username, authority) = match rest.rsplit_once('@') {
-        None => (None, rest),
-        Some((user, _)) if user.contains(':') => {
-            return Err(
-                "a password in the broker URL would show in ps: use --password-file".into(),
-            );
+    let Authority {
+        username,
+        host,
+        port,
+    } = parse_authority(rest, "broker URL").map_err(|fault| match fault {
+        Fault::Password => {
+            "a password in the broker URL would show in ps: use --password-file".into()
         }
-        Some((user, authority)) => (Some(user), authority),
-    };
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(v6) => match v6.split_once(']') {
-            Some((host, "")) => (host, None),
-            Some((host, port)) if port.starts_with(':') => (host, port.get(1..)),
-            _ => {
-                return Err(format!(
-                    "'{url}' is not a broker URL: its brackets do not fit"
-                ));
-            }
-        },
-        None => match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        },
-    };
-    let bad_host = |c: char| "/?#[]@ ".contains(c) || c.is_control();
-    if host.is_empty() || host.contains(bad_host) || username == Some("") {
-        return Err(format!(
-            "'{url}' is not a broker URL: write mqtt[s]://[USER@]HOST[:PORT]"
-        ));
-    }
-    let port = port
-        .map(|port| match port.parse::<u16>() {
-            Ok(port) if port > 0 => Ok(port),
-            _ => Err(format!("'{port}' in the broker URL is not a port")),
-        })
-        .transpose()?;
+        Fault::Brackets => format!("'{url}' is not a broker URL: its brackets do not fit"),
+        Fault::Shape => {
+            format!("'{url}' is not a broker URL: write mqtt[s]://[USER@]HOST[:PORT]")
+        }
+        Fault::Other(cause) => cause,
+    })?;
     Ok(BrokerUrl {
         tls,
-        username: username.map(percent_decoded).transpose()?,
-        host: match authority.starts_with('[') {
-            true => plain_host(&format!("[{host}]")),
-            false => host.to_owned(),
-        },
+        username,
+        host,
         port,
     })
 }
@@ -379,17 +352,45 @@ mod tests {
     }
 
     #[test]
-    fn hosts_without_brackets() {
-        for (given, plain) in [
-            ("[::1]", "::1"),
-            ("::1", "::1"),
-            ("[fe80::1%25eth0]", "fe80::1%eth0"),
-            ("fe80::1%eth0", "fe80::1%eth0"),
-            ("[h", "[h"),
-            ("h", "h"),
-        ] {
-            assert_eq!(plain_host(given), plain);
-        }
+    fn queues_have_a_default_user_on_this_host_only() {
+        let login = |access: &QueueAccess, url: &str| {
+            let url = QueueUrl::parse(url).expect("URL");
+            let (user, password) = access.login(&url)?;
+            let secret = password.map(|password| password.reveal().expect("password"));
+            Some((user, secret.map(|secret| secret.reveal().to_owned())))
+        };
+        let pair = |user: &str, password: &str| Some((user.into(), Some(password.into())));
+        let nothing = QueueAccess::default();
+        assert_eq!(
+            login(&nothing, "amqp://localhost/q"),
+            pair("guest", "guest")
+        );
+        assert_eq!(
+            login(&nothing, "amqp://guest@[::1]/q"),
+            pair("guest", "guest")
+        );
+        assert_eq!(login(&nothing, "amqp://h/q"), None);
+        let alone = Some(("ann".to_owned(), None));
+        assert_eq!(login(&nothing, "amqp://ann@localhost/q"), alone);
+        let given = QueueAccess {
+            username: Some("bob".into()),
+            password: Some(Password::Text(Secret::new("s"))),
+            tls: TlsFiles::default(),
+        };
+        assert_eq!(login(&given, "amqp://localhost/q"), pair("bob", "s"));
+        assert_eq!(login(&given, "amqp://ann@h/q"), pair("ann", "s"));
+        let certificate = QueueAccess {
+            tls: TlsFiles {
+                identity: Some(("c".into(), "k".into())),
+                ..TlsFiles::default()
+            },
+            ..nothing
+        };
+        assert_eq!(login(&certificate, "amqps://localhost/q"), None);
+        assert_eq!(
+            login(&certificate, "amqp://localhost/q"),
+            pair("guest", "guest")
+        );
     }
 
     #[test]

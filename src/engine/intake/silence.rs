@@ -317,6 +317,7 @@ mod tests {
             conditions: Vec::new(),
             export: Export::new(None, Vec::new()).expect("export"),
             passthrough: Vec::new(),
+            queue: None,
             accept_retained: false,
             absent: Some(Duration::from_secs(60)),
             policy: Policy::default(),

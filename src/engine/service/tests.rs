@@ -57,6 +57,7 @@ fn trigger(policy: Policy, retries: Retries, absent: Option<Duration>) -> Trigge
         conditions: vec![Condition::parse("status=finished").expect("condition")],
         export: Export::new(None, Vec::new()).expect("export"),
         passthrough: Vec::new(),
+        queue: None,
         accept_retained: false,
         absent,
         policy,
