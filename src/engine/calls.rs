@@ -232,11 +232,14 @@ fn offer_away(client: &mut Client, submit: Submit, params: Params) -> Answer<Tic
 /// Returns what tells the submitter of `unit` what becomes of its offer to a node; nothing if that was
 /// accepted. A second submission of refused work is refused too.
 fn offered(client: &mut Client, unit: &str) -> Answer<Option<watch::Receiver<Offered>>> {
-    let waits = client.delegates.watch(unit);
-    if waits.is_some() {
-        return Ok(waits);
-    }
     let record = client.pipeline.reader.unit(unit).map_err(unreadable)?;
+    let waits = record
+        .as_ref()
+        .is_some_and(|record| record.state == State::Pending);
+    let offer = client.delegates.watch(unit, waits);
+    if offer.is_some() {
+        return Ok(offer);
+    }
     match record.and_then(|record| record.outcome) {
         Some(outcome) if outcome.stopped.is_none() => match outcome.end {
             End::NotStarted(cause) => Err(format!("unit {unit}: {cause}")),
@@ -320,12 +323,7 @@ fn record(client: &Client, unit: &str) -> Answer<Record> {
 fn unit_status(client: &Client, record: &Record) -> Value {
     let (unit, outcome) = (&record.unit, record.outcome.as_ref());
     let work = unit.work.as_deref();
-    // A node that has it may let it wait.
-    let state = match (record.state, unit.delegation(), record.started) {
-        (State::Running, Some(_), None) => State::Pending,
-        (state, ..) => state,
-    };
-    let (number, name) = go::state(state);
+    let (number, name) = go::state(record.shown_state());
     let dir = client.pipeline.dir(&unit.id);
     let extra = match (record.state, unit.delegation()) {
         (_, Some(delegation)) => json!({

@@ -346,14 +346,6 @@ pub fn send_requests(client: &mut Client) {
         .delegates
         .send(&client.pipeline, &mut client.steps, publish);
     reports.extend(sent);
-    let (session, redelivery) = (&mut client.link.session, &mut client.intake.redelivery);
-    client
-        .delegates
-        .send_questions(&client.pipeline, |message| {
-            let token = session.publish(message)?;
-            redelivery.sent(token, now_ms());
-            Some(token)
-        });
     on_reports(client, reports);
 }
 

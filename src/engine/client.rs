@@ -107,7 +107,8 @@ impl Client {
                 Step::Settle(receipt) => self.settle(receipt, Progress::Ended),
                 Step::Refuse(receipt) => self.settle(receipt, Progress::Refused),
                 Step::Signal(unit) => {
-                    self.delegates.cancel(&unit);
+                    let ended = self.delegates.cancel(&unit, &mut self.steps);
+                    self.reported.extend(ended);
                     if let Err(e) = self.pipeline.dir(&unit).cancel() {
                         warn!(TAEL_UNIT = unit, "cannot cancel: {e}");
                     }
@@ -302,7 +303,8 @@ impl Client {
         let running = || work.lanes().running().cloned().collect();
         self.cleanup
             .on_time(&self.pipeline, (work.has_live(), running), &mut self.steps);
-        self.delegates.on_time(&mut self.steps);
+        let ended = self.delegates.on_time(&mut self.steps);
+        self.reported.extend(ended);
         self.remote.on_time();
         self.perform();
     }

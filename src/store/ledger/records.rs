@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::model::outcome::parse_outcome;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, State, Unit};
+use crate::model::work::node_of_lane;
 use crate::store::ledger::rows::read_state;
 
 /// A unit, and what the ledger knows about its run.
@@ -33,6 +34,17 @@ pub struct Record {
     pub outcome: Option<Outcome>,
     /// Note for people.
     pub note: Option<String>,
+}
+
+impl Record {
+    /// Returns the state that people read: another node that has the unit may let it wait.
+    #[must_use]
+    pub fn shown_state(&self) -> State {
+        match (self.state, node_of_lane(self.unit.lane()), self.started) {
+            (State::Running, Some(_), None) => State::Pending,
+            (state, ..) => state,
+        }
+    }
 }
 
 /// Finds the last retry of a unit. A retry comes after its unit, which has mostly ended a short time

@@ -94,12 +94,18 @@ pub fn debts(reader: &Reader, unit: Option<&str>) -> Result<Vec<Debt>> {
             signed: row.get(2)?,
         })
     };
-    let sql = "SELECT unit, node, signed FROM debt WHERE ?1 IS NULL OR unit = ?1";
-    reader
-        .connection
-        .prepare_cached(sql)
-        .and_then(|mut query| query.query_map(params![unit], debt)?.collect())
-        .map_err(wrong)
+    let all = "SELECT unit, node, signed FROM debt";
+    let found = match unit {
+        None => reader
+            .connection
+            .prepare_cached(all)
+            .and_then(|mut query| query.query_map([], debt)?.collect()),
+        Some(unit) => reader
+            .connection
+            .prepare_cached(&format!("{all} WHERE unit = ?1"))
+            .and_then(|mut query| query.query_map(params![unit], debt)?.collect()),
+    };
+    found.map_err(wrong)
 }
 
 /// Returns the units that must be released, and may have ended.

@@ -324,13 +324,20 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
     }
 }
 
+/// Maximum number of releases that other nodes have not heard of. Nodes that never come back would fill
+/// the ledger; they forget what they keep by their own limits.
+const MAX_DEBTS: i64 = 100_000;
+
 /// Notes that the node that has run the unit of this number must hear of its release, if another one
 /// has.
 fn owe_release(tx: &Connection, seq: i64) -> rusqlite::Result<()> {
     let sql = "INSERT OR IGNORE INTO debt (unit, node, signed)
                SELECT id, work ->> '$.delegation.node', coalesce(work ->> '$.signed', 0)
-               FROM unit WHERE seq = ?1 AND work ->> '$.delegation.node' IS NOT NULL";
-    tx.prepare_cached(sql)?.execute(params![seq]).map(drop)
+               FROM unit WHERE seq = ?1 AND work ->> '$.delegation.node' IS NOT NULL
+                   AND (SELECT count(*) FROM debt) < ?2";
+    tx.prepare_cached(sql)?
+        .execute(params![seq, MAX_DEBTS])
+        .map(drop)
 }
 
 /// Records the retry of a person as an event that is called like its unit. It has no sender and an empty

@@ -278,10 +278,9 @@ fn effective(pipeline: &Path, record: &Record) -> Result<(State, Option<Outcome>
     if record.state.is_end() {
         return Ok((record.state, record.outcome.clone()));
     }
-    // Its folder has output only. A node that has the work may let it wait.
+    // Its folder has output only.
     if away(record).is_some() {
-        let runs = record.started.is_some();
-        return Ok((if runs { State::Running } else { State::Pending }, None));
+        return Ok((record.shown_state(), None));
     }
     Ok(match UnitDir::new(pipeline, &record.unit.id).trace()? {
         Trace::Ended(outcome) => (outcome.state(), Some(outcome)),

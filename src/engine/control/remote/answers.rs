@@ -7,7 +7,6 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::wire::{self, Answer, State};
-use crate::model::unit;
 use crate::model::work::UNKNOWN_UNIT;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::Record;
@@ -22,15 +21,10 @@ pub fn state(record: &Record) -> State {
         (None, Some(note)) => note.clone(),
         (None, None) => record.state.to_string(),
     };
-    // A node that has it may let it wait.
-    let state = match (record.state, record.unit.delegation(), record.started) {
-        (unit::State::Running, Some(_), None) => unit::State::Pending,
-        (state, ..) => state,
-    };
     State {
         unit: record.unit.id.clone(),
         kind: work.map(|work| work.kind.clone()).unwrap_or_default(),
-        state: state.to_string(),
+        state: record.shown_state().to_string(),
         detail,
         code: code.and_then(|code| u8::try_from(code).ok()),
         submitter: work.map(|work| work.submitter.clone()).unwrap_or_default(),

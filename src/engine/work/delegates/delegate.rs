@@ -35,7 +35,8 @@ pub struct Delegate {
     pub signed: bool,
     /// What is said to the node.
     pub phase: Phase,
-    cancel: Cancel,
+    /// Whether a person wants its end.
+    pub cancel: Cancel,
     /// Whether the request of the phase must go out.
     asks: bool,
     /// Whether an acknowledgement must go out.
@@ -111,11 +112,40 @@ impl Delegate {
         matches!(self.phase, Phase::Releasing)
     }
 
-    /// Notes that a person wants its end.
-    pub fn cancel(&mut self) {
+    /// Notes that a person wants its end, or that its time may be up. Returns what follows at once: of work
+    /// that no node can have heard of, none must hear.
+    pub fn cancel(&mut self) -> Vec<Effect> {
         if self.cancel == Cancel::No {
             self.cancel = Cancel::Wanted;
         }
+        match &self.phase {
+            Phase::Offering(offer) if offer.sends == 0 => vec![Effect::Ended(canceled(None))],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Notes that nobody has heard its offer.
+    pub const fn was_not_heard(&mut self) {
+        if let Phase::Offering(offer) = &mut self.phase {
+            offer.sends = offer.sends.saturating_sub(1);
+        }
+    }
+
+    /// Returns when it ends, because its time is up and no node can have heard of it.
+    pub fn ends_unheard(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Offering(offer) => offer.ends_unheard(),
+            _ => None,
+        }
+    }
+
+    /// Ends it, if it is time for that.
+    pub fn end_unheard(&self, now: Instant) -> Vec<Effect> {
+        if self.ends_unheard().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let cause = format!("its time was up before node {} could hear of it", self.node);
+        vec![Effect::Ended(Outcome::not_started(cause))]
     }
 
     // --- Asking ---
@@ -207,7 +237,7 @@ impl Delegate {
             }
         }
         if let (Request::Submit(_), Phase::Offering(offer)) = (request, &mut self.phase) {
-            offer.was_sent = true;
+            offer.sends += 1;
         }
         self.patience.wait_longer();
     }
@@ -295,7 +325,7 @@ impl Delegate {
 
     /// Sets what people read of it.
     pub fn noted(&mut self, note: Option<String>) -> Vec<Effect> {
-        match self.note == note || self.is_released() {
+        match self.note == note {
             true => Vec::new(),
             false => {
                 self.note.clone_from(&note);
@@ -312,16 +342,17 @@ impl Delegate {
         }
         match &self.phase {
             // The node may have accepted it, and then tells how it ends.
-            Phase::Offering(offer) if offer.was_sent => match Following::open(pipeline, &self.unit)
-            {
-                Ok(mut following) => {
-                    following.offered = Taken::Fails(error.to_string());
-                    self.phase = Phase::Following(Box::new(following));
-                    self.asks = true;
-                    Vec::new()
+            Phase::Offering(offer) if offer.sends > 0 => {
+                match Following::open(pipeline, &self.unit) {
+                    Ok(mut following) => {
+                        following.offered = Taken::Fails(error.to_string());
+                        self.phase = Phase::Following(Box::new(following));
+                        self.asks = true;
+                        Vec::new()
+                    }
+                    Err(e) => self.cannot_write(&e),
                 }
-                Err(e) => self.cannot_write(&e),
-            },
+            }
             _ => vec![Effect::Ended(Outcome::not_started(error))],
         }
     }
@@ -338,14 +369,11 @@ impl Delegate {
                 if self.cancel != Cancel::No {
                     return vec![Effect::Ended(canceled(None))];
                 }
-                let late = offer.is_late();
-                if kind == Kind::TryAgain && !late {
+                offer.rest();
+                if kind == Kind::TryAgain && !offer.is_late() {
                     return self.short_of(&format_args!("{cause}"));
                 }
-                vec![
-                    Effect::Refused(cause.clone()),
-                    Effect::Ended(Outcome::not_started(cause)),
-                ]
+                vec![Effect::Ended(Outcome::not_started(cause))]
             }
             Phase::Following(following) if !may_pass => {
                 match std::mem::take(&mut following.offered) {

@@ -15,8 +15,6 @@ pub enum Effect {
     Wrote,
     /// It has ended.
     Ended(Outcome),
-    /// It was refused for this reason, and has ended.
-    Refused(String),
     /// People read this of it now; `None` is nothing.
     Note(Option<String>),
     /// What came must be checked against what the node says of its end.

@@ -6,9 +6,9 @@ use std::hash::Hash;
 use crate::error::Error;
 use crate::model::remote::wire::Request;
 
-/// Units by the publishes of their requests; `T` is a token of a publish.
+/// Units by the publishes of their requests, and whether it is an offer; `T` is a token of a publish.
 #[derive(Debug)]
-pub struct Flight<T>(HashMap<T, String>);
+pub struct Flight<T>(HashMap<T, (String, bool)>);
 
 impl<T> Default for Flight<T> {
     fn default() -> Self {
@@ -20,13 +20,14 @@ impl<T: Eq + Hash> Flight<T> {
     /// Notes that `token` carries a request about `unit`. Pieces and acknowledgements follow a request that
     /// was taken.
     pub fn sent(&mut self, token: T, unit: &str, request: &Request) {
+        let is_offer = matches!(request, Request::Submit(_));
         if !matches!(request, Request::Payload { .. } | Request::Ack { .. }) {
-            self.0.insert(token, unit.to_owned());
+            self.0.insert(token, (unit.to_owned(), is_offer));
         }
     }
 
-    /// Notes that a publish is complete. Returns its unit.
-    pub fn published(&mut self, token: &T) -> Option<String> {
+    /// Notes that a publish is complete. Returns its unit, and whether it is its offer.
+    pub fn published(&mut self, token: &T) -> Option<(String, bool)> {
         self.0.remove(token)
     }
 

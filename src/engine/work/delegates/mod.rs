@@ -17,6 +17,7 @@ pub mod offers;
 mod patience;
 mod payload;
 mod phase;
+mod timers;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -36,11 +37,14 @@ use crate::engine::work::delegates::effect::Effect;
 use crate::engine::work::delegates::flight::Flight;
 use crate::engine::work::delegates::node::{Heard, Node, Nodes, place};
 use crate::engine::work::delegates::offers::{Offered, Offers};
+use crate::engine::work::delegates::phase::{CANCEL, Cancel};
+use crate::engine::work::delegates::timers::Timers;
 use crate::engine::work::pool::Report;
 use crate::error::Error;
 use crate::model::message::{Delivery, Message};
 use crate::model::receptor::{NO_ROUTE, TRY_AGAIN};
 use crate::model::remote::wire::{self, Answer, Request};
+use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopic};
 use crate::model::unit::{Outcome, Unit};
 use crate::os::hooks;
@@ -64,6 +68,7 @@ pub struct Delegates<T> {
     offers: Offers,
     questions: Questions<T>,
     flight: Flight<T>,
+    timers: Timers,
 }
 
 impl<T> Default for Delegates<T> {
@@ -79,6 +84,7 @@ impl<T> Default for Delegates<T> {
             offers: Offers::default(),
             questions: Questions::default(),
             flight: Flight::default(),
+            timers: Timers::default(),
         }
     }
 }
@@ -128,8 +134,14 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     fn add(&mut self, pipeline: &Pipeline, mut delegate: Delegate) -> bool {
         // It may have been canceled before it was here.
         if !delegate.is_released() && pipeline.dir(&delegate.unit).is_canceled() {
-            delegate.cancel();
+            delegate.cancel = Cancel::Wanted;
         }
+        self.timers.changed();
+        let units = self.list.values().map(|d| d.node.as_str());
+        // A node of a unit has room in any case.
+        let _ = self
+            .questions
+            .make_room(&mut self.nodes, &delegate.node, units);
         let node = delegate.node.clone();
         self.nodes
             .entry(node.clone())
@@ -139,18 +151,21 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     }
 
     /// Notes that a person wants the end of `unit`.
-    pub fn cancel(&mut self, unit: &str) {
-        if let Some(delegate) = self.list.get_mut(unit) {
-            delegate.cancel();
-            self.ready.push_back(unit.to_owned());
-        }
+    pub fn cancel(&mut self, unit: &str, steps: &mut Steps) -> Vec<Report> {
+        let Some(delegate) = self.list.get_mut(unit) else {
+            return Vec::new();
+        };
+        let effects = delegate.cancel();
+        self.ready.push_back(unit.to_owned());
+        self.follow(unit, effects, steps)
     }
 
-    /// Returns what tells a submitter what becomes of the offer of `unit`; nothing if it was accepted
-    /// before, or has ended.
-    pub fn watch(&mut self, unit: &str) -> Option<watch::Receiver<Offered>> {
-        let phase = &self.list.get(unit)?.phase;
-        phase.is_offered().then(|| self.offers.watch(unit))
+    /// Returns what tells a submitter what becomes of the offer of `unit`, which `waits` in its lane or does
+    /// not; nothing if it was accepted before, or has ended.
+    pub fn watch(&mut self, unit: &str, waits: bool) -> Option<watch::Receiver<Offered>> {
+        let delegate = self.list.get(unit);
+        let is_offered = waits || delegate.is_some_and(|d| d.phase.is_offered());
+        (is_offered || self.offers.is_refused(unit)).then(|| self.offers.watch(unit))
     }
 
     // --- Questions ---
@@ -183,17 +198,6 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         self.questions.add(node, request, signed, asker);
     }
 
-    /// Sends questions. `publish` returns nothing if one did not go out.
-    pub fn send_questions(
-        &mut self,
-        pipeline: &Pipeline,
-        publish: impl FnMut(Message) -> Option<T>,
-    ) {
-        if self.is_online && !self.is_blocked {
-            self.is_blocked = !self.questions.send(pipeline, &self.nodes, publish);
-        }
-    }
-
     /// Returns the names of the nodes that have said that they are there.
     pub fn here(&self) -> Vec<&str> {
         let here = self.nodes.iter().filter(|(_, node)| node.is_here);
@@ -220,6 +224,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
 
     /// Notes that the broker has the subscriptions, and there is a connection.
     pub fn subscribed(&mut self) {
+        self.timers.changed();
         for node in self.nodes.values_mut() {
             node.is_subscribed = true;
         }
@@ -231,6 +236,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
 
     /// Notes that the connection is gone.
     pub fn went_offline(&mut self) {
+        self.timers.changed();
         self.is_online = false;
         self.questions.went_offline();
         self.flight.went_offline();
@@ -243,12 +249,16 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         if matches!(heard, Ok(false)) {
             self.questions.not_heard(token);
         }
-        let Some(unit) = self.flight.published(&token) else {
+        let Some((unit, is_offer)) = self.flight.published(&token) else {
             return;
         };
+        self.timers.changed();
         if let Some(delegate) = self.list.get_mut(&unit)
             && let Some(note) = flight::note(&delegate.node, heard)
         {
+            if is_offer {
+                delegate.was_not_heard();
+            }
             let effects = delegate.noted(Some(note));
             self.note(vec![(unit, effects)], steps);
         }
@@ -311,11 +321,19 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         let Some(delegate) = self.list.get_mut(&unit).filter(of_node) else {
             return Vec::new();
         };
-        // A refusal may be one of an earlier request.
-        if matches!(answer, Answer::Refused { .. }) && !delegate.phase.is_asked(delivery) {
-            return Vec::new();
-        }
-        let effects = delegate.on_answer(pipeline, answer, body);
+        self.timers.changed();
+        let mark = delivery.properties.correlation_data.as_deref();
+        let effects = match answer {
+            Answer::Refused { error, .. } if mark == Some(CANCEL) => {
+                let error = printable(&error, 500);
+                delegate.noted(Some(format!(
+                    "waits: node {node} does not cancel it: {error}"
+                )))
+            }
+            // It may answer an earlier request.
+            Answer::Refused { .. } if !delegate.phase.is_asked(mark) => Vec::new(),
+            answer => delegate.on_answer(pipeline, answer, body),
+        };
         self.ready.push_back(unit.clone());
         self.follow(&unit, effects, steps)
     }
@@ -324,6 +342,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
+        self.timers.changed();
         match node.on_presence(delivery) {
             Heard::Same => return,
             Heard::Away => {
@@ -378,6 +397,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         let Some(delegate) = self.list.get_mut(&unit) else {
             return Vec::new();
         };
+        self.timers.changed();
         let effects = delegate.checked(*incoming, &end, digests);
         self.ready.push_back(unit.clone());
         self.follow(&unit, effects, steps)
@@ -392,7 +412,6 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                     hooks::failpoint("accepted.before");
                     self.offers.tell(unit, Offered::Accepted);
                 }
-                Effect::Refused(cause) => self.offers.tell(unit, Offered::Refused(cause)),
                 Effect::Started(at) => reports.push(Report::Started(unit.to_owned(), at)),
                 Effect::Wrote => {
                     hooks::failpoint("wrote.after");
@@ -400,7 +419,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                 }
                 Effect::Ended(outcome) => {
                     self.list.remove(unit);
-                    self.offers.tell(unit, Offered::Accepted);
+                    self.offers.tell(unit, Offered::at_end(&outcome));
                     reports.push(Report::Ended(unit.to_owned(), outcome));
                 }
                 Effect::Note(note) => {
@@ -433,6 +452,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     /// Notes that the end of `unit` is on disk.
     pub fn settled(&mut self, unit: &str) {
         self.acks.settled(unit);
+        self.offers.settled(unit);
     }
 
     /// Sends what may go out. `publish` returns whether it did. Returns ends of units whose work
@@ -458,7 +478,12 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             self.is_blocked = true;
             return reports;
         }
+        if !self.questions.send(pipeline, nodes, &mut publish) {
+            self.is_blocked = true;
+            return reports;
+        }
         while let Some(unit) = self.ready.pop_front() {
+            self.timers.changed();
             let Some(delegate) = self.list.get_mut(&unit) else {
                 continue;
             };
@@ -511,24 +536,34 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     /// Returns when something is due.
     #[must_use]
     pub fn wake(&self) -> Option<Instant> {
-        let again = self.list.values().filter_map(|delegate| {
-            let may_ask = self.is_online && !node::is_away(&self.nodes, &delegate.node);
-            delegate.patience.until().filter(|_| may_ask)
-        });
-        let lost = self.nodes.values().filter_map(Node::lost_at);
-        again.chain(lost).min()
+        self.timers.next(|| {
+            let again = self.list.values().filter(|d| self.may_ask(d));
+            let again = again.filter_map(|d| d.patience.until());
+            let ends = self.list.values().filter_map(Delegate::ends_unheard);
+            let lost = self.nodes.values().filter_map(Node::lost_at);
+            again.chain(ends).chain(lost).min()
+        })
     }
 
-    /// Does what is due.
-    pub fn on_time(&mut self, steps: &mut Steps) {
+    /// Returns whether the node of a unit may be asked.
+    fn may_ask(&self, delegate: &Delegate) -> bool {
+        self.is_online && !node::is_away(&self.nodes, &delegate.node)
+    }
+
+    /// Does what is due. Returns the ends of units whose time is up.
+    pub fn on_time(&mut self, steps: &mut Steps) -> Vec<Report> {
         let now = Instant::now();
+        self.timers.changed();
         let mut effects = Vec::new();
         for (name, note) in node::lost(&mut self.nodes, now) {
             let units = self.list.iter_mut().filter(|(_, d)| d.node == name);
             effects.extend(units.map(|(unit, d)| (unit.clone(), d.noted(Some(note.clone())))));
         }
+        let is_online = self.is_online;
         for (unit, delegate) in &mut self.list {
-            if !node::is_away(&self.nodes, &delegate.node) && delegate.on_time(now) {
+            effects.push((unit.clone(), delegate.end_unheard(now)));
+            let may_ask = is_online && !node::is_away(&self.nodes, &delegate.node);
+            if may_ask && delegate.on_time(now) {
                 self.ready.push_back(unit.clone());
                 if delegate.phase.is_offered() && delegate.note.is_none() {
                     let note = format!("waits: node {} does not answer", delegate.node);
@@ -536,6 +571,8 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                 }
             }
         }
-        self.note(effects, steps);
+        let each = effects.into_iter();
+        each.flat_map(|(unit, effects)| self.follow(&unit, effects, steps))
+            .collect()
     }
 }

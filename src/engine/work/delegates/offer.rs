@@ -1,8 +1,10 @@
 //! The offer of work to another node: its manifest, and its payload in pieces.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::work::delegates::payload::Payload;
@@ -21,8 +23,8 @@ pub struct Offer {
     payload: Option<Payload>,
     /// Whether the next offset is the answer to a manifest; then the payload goes on from there.
     pub is_fresh: bool,
-    /// Whether the node may know of it.
-    pub was_sent: bool,
+    /// Number of times that it was sent, and somebody may have heard it.
+    pub sends: u32,
     pub sent: u64,
     acked: u64,
 }
@@ -34,16 +36,33 @@ impl Offer {
             work,
             payload: None,
             is_fresh: true,
-            was_sent: false,
+            sends: 0,
             sent: 0,
             acked: 0,
         }
     }
 
+    /// Returns from when on the node must not accept it any more, seconds since 1970.
+    fn expires(&self) -> Option<i64> {
+        self.work.delegation.as_ref()?.expires
+    }
+
     /// Returns whether the node must not accept it any more.
     pub fn is_late(&self) -> bool {
-        let expires = self.work.delegation.as_ref().and_then(|d| d.expires);
-        expires.is_some_and(|at| at <= now_ms() / 1000)
+        self.expires().is_some_and(|at| at <= now_ms() / 1000)
+    }
+
+    /// Returns when its time is up, if no node can have heard of it.
+    pub fn ends_unheard(&self) -> Option<Instant> {
+        let expires = self.expires().filter(|_| self.sends == 0)?;
+        let left = expires.saturating_mul(1000).saturating_sub(now_ms());
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        Instant::now().checked_add(left)
+    }
+
+    /// Gives back what reading the payload needs, until it is read again.
+    pub fn rest(&mut self) {
+        self.payload = None;
     }
 
     /// Notes that the node has the payload up to `offset`.

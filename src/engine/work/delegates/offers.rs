@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use tokio::sync::watch;
 
+use crate::model::unit::{End, Outcome};
+
 /// What has become of an offer, for its submitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offered {
@@ -15,22 +17,52 @@ pub enum Offered {
     Refused(String),
 }
 
+impl Offered {
+    /// Returns what a submitter hears when a unit ends with this `outcome`.
+    pub fn at_end(outcome: &Outcome) -> Self {
+        match (&outcome.end, outcome.stopped) {
+            (End::NotStarted(cause), None) => Self::Refused(cause.clone()),
+            _ => Self::Accepted,
+        }
+    }
+}
+
 /// Tells submitters what becomes of their offers.
 #[derive(Debug, Default)]
-pub struct Offers(HashMap<String, watch::Sender<Offered>>);
+pub struct Offers {
+    waiting: HashMap<String, watch::Sender<Offered>>,
+    /// Refusals of units whose end is not on disk yet.
+    refused: HashMap<String, String>,
+}
 
 impl Offers {
     /// Returns what tells a submitter what becomes of the offer of `unit`.
     pub fn watch(&mut self, unit: &str) -> watch::Receiver<Offered> {
-        self.0.retain(|_, sender| !sender.is_closed());
+        if let Some(cause) = self.refused.get(unit) {
+            return watch::channel(Offered::Refused(cause.clone())).1;
+        }
+        self.waiting.retain(|_, sender| !sender.is_closed());
         let waits = || watch::channel(Offered::Waits).0;
-        let sender = self.0.entry(unit.to_owned()).or_insert_with(waits);
-        sender.subscribe()
+        let sender = self.waiting.entry(unit.to_owned());
+        sender.or_insert_with(waits).subscribe()
+    }
+
+    /// Returns whether `unit` was refused, and its end is not on disk yet.
+    pub fn is_refused(&self, unit: &str) -> bool {
+        self.refused.contains_key(unit)
+    }
+
+    /// Notes that the end of `unit` is on disk.
+    pub fn settled(&mut self, unit: &str) {
+        self.refused.remove(unit);
     }
 
     /// Tells the submitters of `unit`.
     pub fn tell(&mut self, unit: &str, offered: Offered) {
-        if let Some(sender) = self.0.remove(unit) {
+        if let Offered::Refused(cause) = &offered {
+            self.refused.insert(unit.to_owned(), cause.clone());
+        }
+        if let Some(sender) = self.waiting.remove(unit) {
             // One that has gone needs no answer.
             let _ = sender.send(offered);
         }

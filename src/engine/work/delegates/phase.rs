@@ -2,14 +2,13 @@
 
 use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
-use crate::model::message::Delivery;
 use crate::model::remote::assembly::Assembly;
 use crate::model::remote::wire::Request;
 
 /// Correlation Data of requests, which their answers repeat: requests that belong together have the same.
 const OFFER: &[u8] = b"offer";
 const RESULTS: &[u8] = b"results";
-const CANCEL: &[u8] = b"cancel";
+pub const CANCEL: &[u8] = b"cancel";
 const RELEASE: &[u8] = b"release";
 
 /// Returns the Correlation Data of a request about a unit. A question about none has its own.
@@ -48,9 +47,8 @@ impl Phase {
         }
     }
 
-    /// Returns whether `delivery` answers a request of this phase, as far as its node says.
-    pub fn is_asked(&self, delivery: &Delivery) -> bool {
-        let mark = delivery.properties.correlation_data.as_deref();
+    /// Returns whether an answer with this `mark` answers a request of this phase, as far as its node says.
+    pub fn is_asked(&self, mark: Option<&[u8]>) -> bool {
         mark.is_none_or(|mark| mark == self.mark())
     }
 
