@@ -15,7 +15,9 @@ use crate::model::message::{Message, Properties, Qos, Route};
 use crate::model::spec::Spec;
 use crate::model::state::{Change, Stage};
 use crate::model::unit::{End, Outcome, ReplyAddress, State, Unit};
+use crate::model::work::{Delegation, Work};
 use crate::store::ledger::state::WriterState;
+use crate::store::ledger::write::MAX_DEBTS;
 use crate::store::ledger::writer::commit;
 
 struct Fixture {
@@ -214,6 +216,44 @@ fn a_unit_that_waits_can_be_taken_back() {
         queued: Vec::new(),
     };
     assert_eq!(ledger.one(back), stays);
+}
+
+#[test]
+fn releases_that_nodes_have_not_heard_of_have_a_bound() {
+    let mut ledger = Fixture::new();
+    let mut unit = ledger.unit(10);
+    unit.work = Some(Arc::new(Work {
+        kind: "echo".into(),
+        params: Vec::new(),
+        submitter: "ann@host".into(),
+        signed: false,
+        file: None,
+        delegation: Some(Box::new(Delegation {
+            node: "node7".into(),
+            named: Vec::new(),
+            length: 0,
+            sha256: "00".repeat(32),
+            expires: None,
+        })),
+    }));
+    ledger.one(ledger.accept(&unit, true, true));
+    ledger.one(ledger.settle(&unit));
+    let full = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MAX_DEBTS})
+         INSERT INTO debt SELECT printf('00%024d', i), 'node8', 0 FROM n"
+    );
+    ledger.connection.execute_batch(&full).expect("full");
+    let (unit, force) = (unit.id, true);
+    ledger.one(Op::Release {
+        unit: unit.clone(),
+        force,
+    });
+    let debts = submitted::debts(&ledger.reader(), None).expect("debts");
+    assert_eq!(debts.len(), usize::try_from(MAX_DEBTS).expect("bound"));
+    // The oldest is gone.
+    assert_eq!(debts[0].unit, format!("00{:024}", 2));
+    let last = debts.last().expect("debts");
+    assert_eq!((&last.unit, last.node.as_str()), (&unit, "node7"));
 }
 
 #[test]

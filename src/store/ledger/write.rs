@@ -1,8 +1,9 @@
 //! Writes to the ledger, one operation at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use tracing::warn;
 
 use crate::model::message::Message;
 use crate::model::outcome::outcome_text;
@@ -326,18 +327,31 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
 
 /// Maximum number of releases that other nodes have not heard of. Nodes that never come back would fill
 /// the ledger; they forget what they keep by their own limits.
-const MAX_DEBTS: i64 = 100_000;
+pub(super) const MAX_DEBTS: i64 = 100_000;
 
 /// Notes that the node that has run the unit of this number must hear of its release, if another one
 /// has.
 fn owe_release(tx: &Connection, seq: i64) -> rusqlite::Result<()> {
     let sql = "INSERT OR IGNORE INTO debt (unit, node, signed)
                SELECT id, work ->> '$.delegation.node', coalesce(work ->> '$.signed', 0)
-               FROM unit WHERE seq = ?1 AND work ->> '$.delegation.node' IS NOT NULL
-                   AND (SELECT count(*) FROM debt) < ?2";
-    tx.prepare_cached(sql)?
-        .execute(params![seq, MAX_DEBTS])
-        .map(drop)
+               FROM unit WHERE seq = ?1 AND work ->> '$.delegation.node' IS NOT NULL";
+    if tx.prepare_cached(sql)?.execute(params![seq])? == 0 {
+        return Ok(());
+    }
+    // Ids of units begin with a time.
+    let sql = "DELETE FROM debt WHERE unit IN
+                   (SELECT unit FROM debt ORDER BY unit
+                    LIMIT max(0, (SELECT count(*) FROM debt) - ?1))";
+    if tx.prepare_cached(sql)?.execute(params![MAX_DEBTS])? > 0 {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            warn!(
+                "more than {MAX_DEBTS} releases wait for nodes that are away: the ledger forgets the \
+                 oldest, and those nodes keep their units up to their own limits"
+            );
+        });
+    }
+    Ok(())
 }
 
 /// Records the retry of a person as an event that is called like its unit. It has no sender and an empty
