@@ -118,30 +118,15 @@ impl Delegate {
         if self.cancel == Cancel::No {
             self.cancel = Cancel::Wanted;
         }
-        match &self.phase {
-            Phase::Offering(offer) if offer.sends == 0 => vec![Effect::Ended(canceled(None))],
-            _ => Vec::new(),
+        match self.phase.is_unheard() {
+            true => vec![Effect::Ended(canceled(None))],
+            false => Vec::new(),
         }
     }
 
-    /// Notes that nobody has heard its offer.
-    pub const fn was_not_heard(&mut self) {
-        if let Phase::Offering(offer) = &mut self.phase {
-            offer.sends = offer.sends.saturating_sub(1);
-        }
-    }
-
-    /// Returns when it ends, because its time is up and no node can have heard of it.
-    pub fn ends_unheard(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Offering(offer) => offer.ends_unheard(),
-            _ => None,
-        }
-    }
-
-    /// Ends it, if it is time for that.
-    pub fn end_unheard(&self, now: Instant) -> Vec<Effect> {
-        if self.ends_unheard().is_none_or(|at| at > now) {
+    /// Ends it, if its time is up and no node can have heard of it.
+    pub fn end_unheard(&self) -> Vec<Effect> {
+        if !self.phase.is_late() || !self.phase.is_unheard() {
             return Vec::new();
         }
         let cause = format!("its time was up before node {} could hear of it", self.node);

@@ -18,8 +18,8 @@ mod patience;
 mod payload;
 mod phase;
 mod timers;
+mod units;
 
-use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ use crate::engine::work::delegates::flight::Flight;
 use crate::engine::work::delegates::node::{Heard, Node, Nodes, place};
 use crate::engine::work::delegates::offers::{Offered, Offers};
 use crate::engine::work::delegates::phase::{CANCEL, Cancel};
-use crate::engine::work::delegates::timers::Timers;
+use crate::engine::work::delegates::units::{Effects, Units};
 use crate::engine::work::pool::Report;
 use crate::error::Error;
 use crate::model::message::{Delivery, Message};
@@ -55,10 +55,8 @@ use crate::store::ledger::submitted::Debt;
 /// The units that other nodes run; `T` is a token of a publish.
 #[derive(Debug)]
 pub struct Delegates<T> {
-    list: HashMap<String, Delegate>,
+    units: Units,
     nodes: Nodes,
-    /// Units of which something may go out.
-    ready: VecDeque<String>,
     /// Whether the last message did not go out: there was no connection, or no room.
     is_blocked: bool,
     /// Whether there is a connection.
@@ -68,15 +66,13 @@ pub struct Delegates<T> {
     offers: Offers,
     questions: Questions<T>,
     flight: Flight<T>,
-    timers: Timers,
 }
 
 impl<T> Default for Delegates<T> {
     fn default() -> Self {
         Self {
-            list: HashMap::new(),
+            units: Units::default(),
             nodes: Nodes::new(),
-            ready: VecDeque::new(),
             is_blocked: false,
             is_online: false,
             checks: Checks::default(),
@@ -84,7 +80,6 @@ impl<T> Default for Delegates<T> {
             offers: Offers::default(),
             questions: Questions::default(),
             flight: Flight::default(),
-            timers: Timers::default(),
         }
     }
 }
@@ -136,34 +131,27 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         if !delegate.is_released() && pipeline.dir(&delegate.unit).is_canceled() {
             delegate.cancel = Cancel::Wanted;
         }
-        self.timers.changed();
-        let units = self.list.values().map(|d| d.node.as_str());
+        let (questions, node) = (&self.questions, &delegate.node);
         // A node of a unit has room in any case.
-        let _ = self
-            .questions
-            .make_room(&mut self.nodes, &delegate.node, units);
-        let node = delegate.node.clone();
-        self.nodes
-            .entry(node.clone())
-            .or_insert_with(|| Node::of(pipeline, &node));
-        self.ready.push_back(delegate.unit.clone());
-        self.list.insert(delegate.unit.clone(), delegate).is_some()
+        let _ = questions.make_room(&mut self.nodes, node, self.units.nodes());
+        node::know(&mut self.nodes, pipeline, node);
+        self.units.add(delegate)
     }
 
     /// Notes that a person wants the end of `unit`.
     pub fn cancel(&mut self, unit: &str, steps: &mut Steps) -> Vec<Report> {
-        let Some(delegate) = self.list.get_mut(unit) else {
+        let Some(delegate) = self.units.get_mut(unit) else {
             return Vec::new();
         };
         let effects = delegate.cancel();
-        self.ready.push_back(unit.to_owned());
+        self.units.is_ready(unit);
         self.follow(unit, effects, steps)
     }
 
     /// Returns what tells a submitter what becomes of the offer of `unit`, which `waits` in its lane or does
     /// not; nothing if it was accepted before, or has ended.
     pub fn watch(&mut self, unit: &str, waits: bool) -> Option<watch::Receiver<Offered>> {
-        let delegate = self.list.get(unit);
+        let delegate = self.units.get(unit);
         let is_offered = waits || delegate.is_some_and(|d| d.phase.is_offered());
         (is_offered || self.offers.is_refused(unit)).then(|| self.offers.watch(unit))
     }
@@ -179,22 +167,19 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         (request, signed): (Request, bool),
         asker: Asker,
     ) {
-        let units = self.list.values();
         let refused = match () {
             () if !self.is_online => Err(format!("{TRY_AGAIN}the broker is away")),
             () if node::is_away(&self.nodes, &node) => Err(NO_ROUTE.to_owned()),
             () => self
                 .questions
-                .make_room(&mut self.nodes, &node, units.map(|d| d.node.as_str())),
+                .make_room(&mut self.nodes, &node, self.units.nodes()),
         };
         if let Err(cause) = refused {
             // Who has gone needs no answer.
             let _ = asker.send(Err(cause));
             return;
         }
-        self.nodes
-            .entry(node.clone())
-            .or_insert_with(|| Node::of(pipeline, &node));
+        node::know(&mut self.nodes, pipeline, &node);
         self.questions.add(node, request, signed, asker);
     }
 
@@ -224,19 +209,18 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
 
     /// Notes that the broker has the subscriptions, and there is a connection.
     pub fn subscribed(&mut self) {
-        self.timers.changed();
         for node in self.nodes.values_mut() {
             node.is_subscribed = true;
         }
         if !std::mem::replace(&mut self.is_online, true) {
-            self.list.values_mut().for_each(Delegate::ask_again);
+            self.units.ask_again();
         }
-        self.ready = self.list.keys().cloned().collect();
+        self.units.are_ready();
     }
 
     /// Notes that the connection is gone.
     pub fn went_offline(&mut self) {
-        self.timers.changed();
+        self.units.changed();
         self.is_online = false;
         self.questions.went_offline();
         self.flight.went_offline();
@@ -252,12 +236,11 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         let Some((unit, is_offer)) = self.flight.published(&token) else {
             return;
         };
-        self.timers.changed();
-        if let Some(delegate) = self.list.get_mut(&unit)
+        if let Some(delegate) = self.units.get_mut(&unit)
             && let Some(note) = flight::note(&delegate.node, heard)
         {
             if is_offer {
-                delegate.was_not_heard();
+                delegate.phase.was_not_heard();
             }
             let effects = delegate.noted(Some(note));
             self.note(vec![(unit, effects)], steps);
@@ -311,17 +294,16 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         };
         let unit = answer.unit().to_owned();
         if let Answer::End(end) = &answer
-            && !self.list.contains_key(&unit)
+            && self.units.get(&unit).is_none()
         {
             // The node has not heard that it is on disk; or it is not wanted any more.
             self.acks.again(&unit, node, end.lengths);
             return Vec::new();
         }
         let of_node = |delegate: &&mut Delegate| delegate.node == node;
-        let Some(delegate) = self.list.get_mut(&unit).filter(of_node) else {
+        let Some(delegate) = self.units.get_mut(&unit).filter(of_node) else {
             return Vec::new();
         };
-        self.timers.changed();
         let mark = delivery.properties.correlation_data.as_deref();
         let effects = match answer {
             Answer::Refused { error, .. } if mark == Some(CANCEL) => {
@@ -334,7 +316,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             Answer::Refused { .. } if !delegate.phase.is_asked(mark) => Vec::new(),
             answer => delegate.on_answer(pipeline, answer, body),
         };
-        self.ready.push_back(unit.clone());
+        self.units.is_ready(&unit);
         self.follow(&unit, effects, steps)
     }
 
@@ -342,39 +324,32 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
-        self.timers.changed();
+        self.units.changed();
         match node.on_presence(delivery) {
             Heard::Same => return,
             Heard::Away => {
                 self.questions.is_away(name);
-                return self.waits(name, steps);
+                let effects = self.units.change_of(name, |delegate| {
+                    let waits = delegate.phase.is_offered();
+                    waits.then(|| delegate.noted(Some(node::away_note(name))))
+                });
+                return self.note(effects, steps);
             }
             Heard::Back => {}
         }
         // What it was asked before may be lost.
-        let mut effects = Vec::new();
-        for (unit, delegate) in &mut self.list {
-            if delegate.node == name {
-                delegate.ask_again();
-                self.ready.push_back(unit.clone());
-                effects.push((unit.clone(), delegate.noted(None)));
-            }
+        let effects = self.units.change_of(name, |delegate| {
+            delegate.ask_again();
+            Some(delegate.noted(None))
+        });
+        for (unit, _) in &effects {
+            self.units.is_ready(unit);
         }
         self.note(effects, steps);
     }
 
-    /// Notes that `node`, which has not accepted some units, is away.
-    fn waits(&mut self, node: &str, steps: &mut Steps) {
-        let offers = self.list.iter_mut();
-        let offers = offers.filter(|(_, d)| d.node == node && d.phase.is_offered());
-        let note = || Some(node::away_note(node));
-        let effects = offers.map(|(unit, d)| (unit.clone(), d.noted(note())));
-        let effects = effects.collect();
-        self.note(effects, steps);
-    }
-
     /// Does what follows for several units, of which none ends.
-    fn note(&mut self, effects: Vec<(String, Vec<Effect>)>, steps: &mut Steps) {
+    fn note(&mut self, effects: Effects, steps: &mut Steps) {
         for (unit, effects) in effects {
             drop(self.follow(&unit, effects, steps));
         }
@@ -394,12 +369,11 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             digests,
         } = checked;
         hooks::failpoint("check.after");
-        let Some(delegate) = self.list.get_mut(&unit) else {
+        let Some(delegate) = self.units.get_mut(&unit) else {
             return Vec::new();
         };
-        self.timers.changed();
         let effects = delegate.checked(*incoming, &end, digests);
-        self.ready.push_back(unit.clone());
+        self.units.is_ready(&unit);
         self.follow(&unit, effects, steps)
     }
 
@@ -418,7 +392,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                     reports.push(Report::Wrote(unit.to_owned()));
                 }
                 Effect::Ended(outcome) => {
-                    self.list.remove(unit);
+                    self.units.remove(unit);
                     self.offers.tell(unit, Offered::at_end(&outcome));
                     reports.push(Report::Ended(unit.to_owned(), outcome));
                 }
@@ -429,7 +403,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                     steps.push_back(Step::Commit(Op::Note { unit, note }));
                 }
                 Effect::Fetched(at) => {
-                    if let Some(delegate) = self.list.get(unit) {
+                    if let Some(delegate) = self.units.get(unit) {
                         self.acks.fetched(unit, &delegate.node, at);
                     }
                 }
@@ -439,7 +413,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                 }
                 Effect::Paid => {
                     hooks::failpoint("paid.before");
-                    self.list.remove(unit);
+                    self.units.remove(unit);
                     steps.push_back(Step::Commit(Op::Paid {
                         unit: unit.to_owned(),
                     }));
@@ -482,9 +456,8 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             self.is_blocked = true;
             return reports;
         }
-        while let Some(unit) = self.ready.pop_front() {
-            self.timers.changed();
-            let Some(delegate) = self.list.get_mut(&unit) else {
+        while let Some(unit) = self.units.next_ready() {
+            let Some(delegate) = self.units.get_mut(&unit) else {
                 continue;
             };
             let Some(node) = self.nodes.get(&delegate.node) else {
@@ -520,7 +493,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                 hooks::failpoint(place(&message.0, false));
                 let Some(token) = publish(request) else {
                     self.is_blocked = true;
-                    self.ready.push_front(unit);
+                    self.units.is_next(unit);
                     return reports;
                 };
                 self.flight.sent(token, &unit, &message.0);
@@ -536,43 +509,28 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     /// Returns when something is due.
     #[must_use]
     pub fn wake(&self) -> Option<Instant> {
-        self.timers.next(|| {
-            let again = self.list.values().filter(|d| self.may_ask(d));
-            let again = again.filter_map(|d| d.patience.until());
-            let ends = self.list.values().filter_map(Delegate::ends_unheard);
-            let lost = self.nodes.values().filter_map(Node::lost_at);
-            again.chain(ends).chain(lost).min()
-        })
-    }
-
-    /// Returns whether the node of a unit may be asked.
-    fn may_ask(&self, delegate: &Delegate) -> bool {
-        self.is_online && !node::is_away(&self.nodes, &delegate.node)
+        let may_ask = may_ask(self.is_online, &self.nodes);
+        let lost = self.nodes.values().filter_map(Node::lost_at);
+        self.units.wake(may_ask, lost)
     }
 
     /// Does what is due. Returns the ends of units whose time is up.
     pub fn on_time(&mut self, steps: &mut Steps) -> Vec<Report> {
         let now = Instant::now();
-        self.timers.changed();
         let mut effects = Vec::new();
         for (name, note) in node::lost(&mut self.nodes, now) {
-            let units = self.list.iter_mut().filter(|(_, d)| d.node == name);
-            effects.extend(units.map(|(unit, d)| (unit.clone(), d.noted(Some(note.clone())))));
+            let lost = |d: &mut Delegate| Some(d.noted(Some(note.clone())));
+            effects.extend(self.units.change_of(&name, lost));
         }
-        let is_online = self.is_online;
-        for (unit, delegate) in &mut self.list {
-            effects.push((unit.clone(), delegate.end_unheard(now)));
-            let may_ask = is_online && !node::is_away(&self.nodes, &delegate.node);
-            if may_ask && delegate.on_time(now) {
-                self.ready.push_back(unit.clone());
-                if delegate.phase.is_offered() && delegate.note.is_none() {
-                    let note = format!("waits: node {} does not answer", delegate.node);
-                    effects.push((unit.clone(), delegate.noted(Some(note))));
-                }
-            }
-        }
+        let may_ask = may_ask(self.is_online, &self.nodes);
+        effects.extend(self.units.on_time(now, may_ask));
         let each = effects.into_iter();
         each.flat_map(|(unit, effects)| self.follow(&unit, effects, steps))
             .collect()
     }
+}
+
+/// Returns what tells whether the node of a unit may be asked.
+fn may_ask(is_online: bool, nodes: &Nodes) -> impl Fn(&Delegate) -> bool {
+    move |delegate| is_online && !node::is_away(nodes, &delegate.node)
 }

@@ -145,6 +145,13 @@ pub fn away_note(name: &str) -> String {
     format!("waits: node {name} is away")
 }
 
+/// Adds the node called `name`, unless it is known.
+pub fn know(nodes: &mut Nodes, pipeline: &Pipeline, name: &str) {
+    if !nodes.contains_key(name) {
+        nodes.insert(name.to_owned(), Node::of(pipeline, name));
+    }
+}
+
 /// Returns the filters of the answers and the presence of all nodes.
 ///
 /// # Errors

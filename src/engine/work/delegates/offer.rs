@@ -23,7 +23,7 @@ pub struct Offer {
     payload: Option<Payload>,
     /// Whether the next offset is the answer to a manifest; then the payload goes on from there.
     pub is_fresh: bool,
-    /// Number of times that it was sent, and somebody may have heard it.
+    /// Number of times that it was sent, and a node may have got it.
     pub sends: u32,
     pub sent: u64,
     acked: u64,

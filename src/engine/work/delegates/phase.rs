@@ -1,5 +1,7 @@
 //! What is said to the node of a unit.
 
+use tokio::time::Instant;
+
 use crate::engine::work::delegates::following::{Following, Taken};
 use crate::engine::work::delegates::offer::Offer;
 use crate::model::remote::assembly::Assembly;
@@ -44,6 +46,31 @@ impl Phase {
         match self {
             Self::Following(following) => !matches!(following.offered, Taken::Yes),
             phase => matches!(phase, Self::Offering(_)),
+        }
+    }
+
+    /// Notes that no client has got the offer that was sent last.
+    pub const fn was_not_heard(&mut self) {
+        if let Self::Offering(offer) = self {
+            offer.sends = offer.sends.saturating_sub(1);
+        }
+    }
+
+    /// Returns whether no node can have heard of the unit.
+    pub const fn is_unheard(&self) -> bool {
+        matches!(self, Self::Offering(offer) if offer.sends == 0)
+    }
+
+    /// Returns whether the node must not accept the work any more.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Offering(offer) if offer.is_late())
+    }
+
+    /// Returns when the unit ends because its time is up and no node can have heard of it.
+    pub fn ends_unheard(&self) -> Option<Instant> {
+        match self {
+            Self::Offering(offer) => offer.ends_unheard(),
+            _ => None,
         }
     }
 
