@@ -18,6 +18,17 @@ pub enum Piece {
     Early,
 }
 
+/// What a gap brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gap {
+    /// Its bytes are next.
+    Next,
+    /// Nothing: it came before.
+    Known,
+    /// Nothing: what comes before it is missing.
+    Early,
+}
+
 /// How a stream that was received fits its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
@@ -79,20 +90,29 @@ impl Assembly {
         Piece::Next(bytes)
     }
 
-    /// Takes a gap of `bytes` bytes from `offset` on. Returns whether it is new.
-    pub const fn skip(&mut self, offset: u64, bytes: u64) -> bool {
+    /// Takes a gap of `bytes` bytes from `offset` on.
+    pub const fn skip(&mut self, offset: u64, bytes: u64) -> Gap {
         let end = offset.saturating_add(bytes);
-        let is_next = offset <= self.at && end > self.at;
-        if is_next {
-            self.missing = self.missing.saturating_add(end - self.at);
-            self.at = end;
+        if offset > self.at {
+            return Gap::Early;
         }
-        is_next
+        if end <= self.at {
+            return Gap::Known;
+        }
+        self.missing = self.missing.saturating_add(end - self.at);
+        self.at = end;
+        Gap::Next
     }
 
-    /// Notes that all bytes from here on are missing. Returns whether that is new.
-    pub const fn cut(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_cut, true)
+    /// Takes a gap from `offset` up to the end, which tells its length.
+    pub const fn cut(&mut self, offset: u64) -> Gap {
+        if offset > self.at {
+            return Gap::Early;
+        }
+        match std::mem::replace(&mut self.is_cut, true) {
+            false => Gap::Next,
+            true => Gap::Known,
+        }
     }
 
     /// Returns how this stream, which was received from its beginning on, fits an end that tells its
@@ -132,9 +152,12 @@ mod tests {
     #[test]
     fn a_gap_is_taken_once() {
         let mut stream = Assembly::from(10);
-        assert!(stream.skip(10, 5) && !stream.skip(10, 5) && !stream.skip(20, 5));
+        assert_eq!(stream.skip(10, 5), Gap::Next);
+        assert_eq!(stream.skip(10, 5), Gap::Known);
+        assert_eq!(stream.skip(20, 5), Gap::Early);
         assert_eq!(stream.offset(), 15);
-        assert!(stream.skip(0, u64::MAX) && !stream.skip(0, u64::MAX));
+        assert_eq!(stream.skip(0, u64::MAX), Gap::Next);
+        assert_eq!(stream.skip(0, u64::MAX), Gap::Known);
     }
 
     #[test]
@@ -153,10 +176,10 @@ mod tests {
         assert_eq!(whole.fits(10, gap(2, Some(5))), Fit::More);
         // Its reader was slower than its writer, twice.
         let mut slow = at(2);
-        assert!(slow.skip(2, 3));
+        assert_eq!(slow.skip(2, 3), Gap::Next);
         assert_eq!(slow.fits(10, gap(2, Some(5))), Fit::Short);
         slow.take(5, vec![b'x'; 1].into());
-        assert!(slow.skip(6, 1));
+        assert_eq!(slow.skip(6, 1), Gap::Next);
         slow.take(7, vec![b'x'; 3].into());
         assert_eq!(slow.fits(10, gap(2, Some(5))), Fit::More);
         assert_eq!(slow.fits(10, gap(2, Some(4))), Fit::Same);
@@ -174,7 +197,8 @@ mod tests {
             Some(Dropped { offset, bytes })
         };
         assert_eq!(cut.fits(9, dropped(9)), Fit::Short);
-        assert!(cut.cut() && !cut.cut());
+        assert_eq!(cut.cut(7), Gap::Next);
+        assert_eq!(cut.cut(7), Gap::Known);
         assert_eq!(cut.fits(7, dropped(7)), Fit::Same);
         // It came further than it is kept, or the file was truncated.
         assert_eq!(cut.fits(5, dropped(5)), Fit::More);
@@ -182,10 +206,27 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_lacks_a_piece_before_its_cut_is_short() {
+        let mut stream = Assembly::default();
+        stream.take(0, vec![b'x'; 4].into());
+        // The piece from 4 to 7 was lost on its way.
+        assert_eq!(stream.cut(7), Gap::Early);
+        let dropped = Dropped {
+            offset: 7,
+            bytes: None,
+        };
+        assert_eq!(stream.fits(7, Some(dropped)), Fit::Short);
+        stream.take(4, vec![b'x'; 3].into());
+        assert_eq!(stream.cut(7), Gap::Next);
+        assert_eq!(stream.fits(7, Some(dropped)), Fit::Same);
+    }
+
+    #[test]
     fn acknowledgements_come_with_the_bytes() {
         let mut stream = Assembly::default();
         assert!(!stream.is_ack_due());
-        assert!(stream.skip(0, ACK_EVERY) && stream.is_ack_due() && !stream.is_ack_due());
+        assert_eq!(stream.skip(0, ACK_EVERY), Gap::Next);
+        assert!(stream.is_ack_due() && !stream.is_ack_due());
     }
 
     proptest! {

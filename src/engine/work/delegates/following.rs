@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::engine::pipeline::Pipeline;
 use crate::error::Error;
-use crate::model::remote::assembly::{Assembly, Fit, Piece};
+use crate::model::remote::assembly::{Assembly, Fit, Gap, Piece};
 use crate::model::remote::wire::{self, StreamName};
 use crate::model::unit::State;
 use crate::model::work::Work;
@@ -148,18 +148,18 @@ impl Following {
         let Some(pieces) = self.pieces.get_mut(stream as usize) else {
             return Ok(Took::Known { is_first: false });
         };
-        if offset > pieces.offset() {
-            return Ok(Took::Early);
-        }
         let before = *pieces;
-        // Of a gap up to the end, the end of the unit tells the length.
-        let is_new = match bytes {
+        let gap = match bytes {
             Some(bytes) => pieces.skip(offset, bytes),
-            None => pieces.cut(),
+            None => pieces.cut(offset),
         };
-        if !is_new {
-            let is_first = !std::mem::replace(&mut self.is_repeated, true);
-            return Ok(Took::Known { is_first });
+        match gap {
+            Gap::Next => {}
+            Gap::Known => {
+                let is_first = !std::mem::replace(&mut self.is_repeated, true);
+                return Ok(Took::Known { is_first });
+            }
+            Gap::Early => return Ok(Took::Early),
         }
         if let Err(e) = self.incoming.skip(stream) {
             *pieces = before;

@@ -11,6 +11,7 @@ use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::remote::wire::{self, Answer, Request};
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
 use crate::model::signature::{Keys, Signer};
+use crate::model::status::Presence;
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::{duration, json};
@@ -192,7 +193,7 @@ impl<'a> Dialog<'a> {
         let presence = json::parse(&delivery.payload).unwrap_or_default();
         let state = crate::tools::text(&presence, "state").unwrap_or_default();
         let was_away = self.is_away;
-        self.is_away = ["lost", "offline"].contains(&state);
+        self.is_away = Presence::is_away(state);
         if self.is_away && !was_away {
             say(&format!(
                 "node {} is {state}: waiting for it",

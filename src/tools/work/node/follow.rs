@@ -8,8 +8,8 @@ use ring::digest::{Context, SHA256};
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::remote::assembly::{Assembly, Fit, Piece};
-use crate::model::remote::wire::{Answer, Confirmation, End, Request, StreamName};
+use crate::model::remote::assembly::{Assembly, Fit, Gap, Piece};
+use crate::model::remote::wire::{Answer, Confirmation, End, Request, State, StreamName};
 use crate::model::signature::{Keys, hex};
 use crate::model::text::printable;
 use crate::os::logging::say;
@@ -59,6 +59,23 @@ struct Coming {
     digest: Context,
 }
 
+/// Last state that the node has told since output was asked for.
+#[derive(Default)]
+struct Reminders(Option<State>);
+
+impl Reminders {
+    /// Notes that output is asked for: the node tells its state once more.
+    fn asked(&mut self) {
+        self.0 = None;
+    }
+
+    /// Takes a state. Returns whether the node reminds us: it has waited for us, and tells the same again.
+    fn is_reminder(&mut self, state: State) -> bool {
+        let last = self.0.replace(state);
+        last == self.0
+    }
+}
+
 /// Prints the output of the unit as it comes, and returns its end.
 ///
 /// # Errors
@@ -74,10 +91,14 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
         [stdout.pieces.offset(), stderr.pieces.offset()]
     };
     let unit = dialog.unit.to_owned();
-    let request = |from| Request::Results {
-        unit: unit.clone(),
-        from,
-        signature: None,
+    let ask = |dialog: &mut Dialog<'_>, from, reminders: &mut Reminders| {
+        let request = Request::Results {
+            unit: unit.clone(),
+            from,
+            signature: None,
+        };
+        reminders.asked();
+        dialog.send(request, b"", None)
     };
     let patience = Instant::now() + FOR_EVER;
     let mut first = Instant::now() + dialog.node.timeout;
@@ -85,12 +106,13 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
     let mut repeated = false;
     // Number of ends since something new came that told of more.
     let mut shorts = 0;
+    let mut reminders = Reminders::default();
     // Whether output was asked for since something new came.
-    let mut asked = dialog.send(request([0, 0]), b"", None)?;
+    let mut asked = ask(dialog, [0, 0], &mut reminders)?;
     loop {
         let (answer, body) = match dialog.next(first).await? {
             Heard::Online | Heard::Back => {
-                asked = dialog.send(request(at(&streams)), b"", None)?;
+                asked = ask(dialog, at(&streams), &mut reminders)?;
                 continue;
             }
             // A unit that says nothing sends nothing.
@@ -121,7 +143,7 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                     }
                     Piece::Known => {}
                     Piece::Early if !asked => {
-                        asked = dialog.send(request(at(&streams)), b"", None)?;
+                        asked = ask(dialog, at(&streams), &mut reminders)?;
                     }
                     Piece::Early => {}
                 }
@@ -135,16 +157,26 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                 let Some(coming) = streams.get_mut(stream as usize) else {
                     continue;
                 };
-                match bytes {
-                    Some(bytes) if coming.pieces.skip(offset, bytes) => {
+                let gap = match bytes {
+                    Some(bytes) => coming.pieces.skip(offset, bytes),
+                    None => coming.pieces.cut(offset),
+                };
+                match (gap, bytes) {
+                    (Gap::Next, Some(bytes)) => {
                         (asked, shorts) = (false, 0);
                         say(&format!("{bytes} bytes were dropped here"));
                     }
-                    Some(_) => {}
-                    None if coming.pieces.cut() => {
-                        say("the rest was dropped here");
+                    (Gap::Next, None) => say("the rest was dropped here"),
+                    (Gap::Early, _) if !asked => {
+                        asked = ask(dialog, at(&streams), &mut reminders)?;
                     }
-                    None => {}
+                    (Gap::Known | Gap::Early, _) => {}
+                }
+            }
+            // An acknowledgement or a request did not get there, or output did not get here.
+            Answer::State(state) => {
+                if reminders.is_reminder(state) {
+                    asked = ask(dialog, at(&streams), &mut reminders)?;
                 }
             }
             Answer::End(end) => {
@@ -154,7 +186,7 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
                     if shorts > MAX_SHORTS {
                         return Err(wrong(&unit, "the node does not send all of it"));
                     }
-                    asked = dialog.send(request(at(&streams)), b"", None)?;
+                    asked = ask(dialog, at(&streams), &mut reminders)?;
                     continue;
                 }
                 if let Some(keys) = &dialog.node.verify {
@@ -243,5 +275,34 @@ pub fn exit(end: &End) -> ExitCode {
             say(&format!("unit {unit}: {detail}"));
             ExitCode::from(Kind::NoCode.exit_code())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(name: &str) -> State {
+        State {
+            unit: "01JBV7Y3ZK8Q5W2N4T6R9M1XCD".to_owned(),
+            kind: "cat".to_owned(),
+            state: name.to_owned(),
+            detail: name.to_owned(),
+            code: None,
+            submitter: String::new(),
+            started: None,
+            elapsed: None,
+        }
+    }
+
+    #[test]
+    fn a_state_that_comes_again_is_a_reminder_and_its_answer_is_not() {
+        let mut reminders = Reminders::default();
+        assert!(!reminders.is_reminder(state("pending")));
+        assert!(!reminders.is_reminder(state("running")));
+        assert!(reminders.is_reminder(state("running")));
+        reminders.asked();
+        assert!(!reminders.is_reminder(state("running")));
+        assert!(reminders.is_reminder(state("running")));
     }
 }
