@@ -30,6 +30,8 @@ pub struct Incoming {
 struct Coming {
     /// Size of its file.
     size: u64,
+    /// Whether the file may have more bytes: a write has failed halfway, and they could not be removed.
+    is_torn: bool,
     /// Whether bytes are missing in it.
     is_cut: bool,
     /// SHA-256 of the first bytes of the file, and their number.
@@ -40,9 +42,21 @@ impl Default for Coming {
     fn default() -> Self {
         Self {
             size: 0,
+            is_torn: false,
             is_cut: false,
             digest: (Context::new(&SHA256), 0),
         }
+    }
+}
+
+impl Coming {
+    /// Removes what a write that has failed left in `file`.
+    fn mend(&mut self, file: &File) -> io::Result<()> {
+        if self.is_torn {
+            file.set_len(self.size)?;
+            self.is_torn = false;
+        }
+        Ok(())
     }
 }
 
@@ -98,9 +112,12 @@ impl Incoming {
         let Some(coming) = self.streams.get_mut(stream as usize) else {
             return Ok(());
         };
-        let mut file = self.files.open(self.dir.path(), stream)?;
+        let mut file: &File = self.files.open(self.dir.path(), stream)?;
+        coming.mend(file)?;
         if let Err(e) = file.write_all(bytes) {
-            file.set_len(coming.size)?;
+            coming.is_torn = true;
+            // The next write tries it again. The first error is the cause.
+            let _ = coming.mend(file);
             return Err(e);
         }
         if coming.digest.1 == coming.size {
@@ -157,8 +174,11 @@ impl Incoming {
     /// As the file system.
     pub fn finish(&mut self) -> io::Result<[[u8; 32]; 2]> {
         let mut digests = [[0; 32]; 2];
-        let streams = STREAMS.into_iter().zip(&self.streams).zip(&mut digests);
+        let streams = STREAMS.into_iter().zip(&mut self.streams).zip(&mut digests);
         for ((stream, coming), digest) in streams {
+            if coming.is_torn {
+                coming.mend(self.files.open(self.dir.path(), stream)?)?;
+            }
             let (mut context, mut at) = coming.digest.clone();
             match File::open(self.dir.stream(stream)) {
                 Ok(file) => {
@@ -213,6 +233,24 @@ mod tests {
         second.write(Stream::Stderr, b"e").expect("write");
         let digests = second.finish().expect("finish");
         assert_eq!(digests, [sha256(b"abcd"), sha256(b"e")]);
+    }
+
+    #[test]
+    fn a_write_that_has_failed_halfway_leaves_nothing() {
+        let state = tempfile::tempdir().expect("tempdir");
+        let mut incoming = Incoming::open(dir(&state)).expect("open");
+        incoming.write(Stream::Stdout, b"ab").expect("write");
+        let path = dir(&state).stream(Stream::Stdout);
+        for (next, whole) in [(&b"cd"[..], &b"abcd"[..]), (b"", b"abcd")] {
+            let mut file = File::options().append(true).open(&path).expect("file");
+            file.write_all(b"half").expect("half");
+            incoming.streams[0].is_torn = true;
+            if !next.is_empty() {
+                incoming.write(Stream::Stdout, next).expect("write");
+            }
+            assert_eq!(incoming.finish().expect("finish")[0], sha256(whole));
+            assert_eq!(std::fs::read(&path).expect("file"), whole);
+        }
     }
 
     #[test]
