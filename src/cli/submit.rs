@@ -59,12 +59,15 @@ pub struct SubmitOptions {
     /// With --node: time after which the node does not accept the work any more
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", requires = "node")]
     ttl: Option<Duration>,
-    /// With --direct: maximum time to wait until the work is accepted
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "60s")]
-    pub timeout: Duration,
+    /// With --direct: maximum time to wait until the work is accepted [default: 60s]
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    timeout: Option<Duration>,
     #[command(flatten)]
     pub node: NodeOptions,
 }
+
+/// Maximum time to wait until a node accepts work that it alone keeps, unless `--timeout` is given.
+const ACCEPTED: Duration = Duration::from_secs(60);
 
 /// Splits a parameter.
 fn pair(text: &str) -> Result<(String, String)> {
@@ -83,6 +86,9 @@ impl SubmitOptions {
     /// # Errors
     /// 64 if a parameter is not KEY=VALUE, or an option goes with --direct only.
     pub fn submission(self) -> Result<Submission> {
+        if self.timeout.is_some() {
+            return Err(Error::usage("--timeout goes with --direct"));
+        }
         let ttl = self.ttl;
         let away = self
             .node
@@ -107,12 +113,18 @@ impl SubmitOptions {
         })
     }
 
+    /// Maximum time to wait until the node accepts the work.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(ACCEPTED)
+    }
+
     /// Returns the work for a node that alone keeps the unit.
     ///
     /// # Errors
     /// 64 if an option is wrong.
     pub fn direct(mut self) -> Result<Submit> {
         self.node = NodeOptions::default();
+        self.timeout = None;
         let ttl = self.ttl;
         let mut work = self.submission()?;
         let unit = match work.id.take() {

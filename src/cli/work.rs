@@ -217,7 +217,7 @@ impl Verbs {
         match self {
             // Otherwise a client of this host asks.
             Self::Submit(submit) if submit.direct => {
-                (std::mem::take(&mut submit.node), submit.timeout)
+                (std::mem::take(&mut submit.node), submit.timeout())
             }
             Self::Cancel { node, timeout, .. } | Self::Release { node, timeout, .. } => {
                 (std::mem::take(node), *timeout)

@@ -140,6 +140,11 @@ fn what_a_node_or_a_client_refuses_is_said() {
         "--verify goes with --direct",
     );
     refuses(
+        &mut submit(&world, &["--timeout", "5s", "cat"]),
+        64,
+        "--timeout goes with --direct",
+    );
+    refuses(
         &mut world.tael(["work", "submit", "--ttl", "1h", "cat"]),
         64,
         "--node",
