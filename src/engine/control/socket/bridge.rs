@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::engine::control::call::{Answer, Call, Page};
 use crate::engine::control::socket::node::Node;
 use crate::engine::work::delegates::ends;
+use crate::error::Kind;
 use crate::model::receptor::{self, NO_ROUTE, Request, TRY_AGAIN, go};
 use crate::model::remote::wire::{self, Done, Target};
 use crate::model::text::printable;
@@ -18,10 +19,7 @@ use crate::os::host::is_id;
 /// Maximum time for another node to answer.
 const ASKING: Duration = Duration::from_secs(5);
 
-/// Exit code of a refusal that another attempt may not meet.
-const LATER: u8 = 75;
-
-/// Asks the node `to`, over the broker.
+/// Asks the node `to`, over the broker; with a signature if that is `signed` and the client has a key.
 async fn ask(node: &Node, to: &str, request: wire::Request, signed: bool) -> Answer<wire::Answer> {
     check_who(to).map_err(|_| NO_ROUTE.to_owned())?;
     let asked = node.ask(|answer| Call::Ask {
@@ -34,16 +32,15 @@ async fn ask(node: &Node, to: &str, request: wire::Request, signed: bool) -> Ans
     answer.unwrap_or_else(|_| Err(NO_ROUTE.to_owned()))
 }
 
-/// Asks the node `to` about its units, with a signature if the client has a key.
+/// Asks the node `to` about its units, with a signature if that helps.
 async fn ask_allowed(node: &Node, to: &str, request: wire::Request) -> Answer<wire::Answer> {
-    let answer = match ask(node, to, request.clone(), true).await? {
-        // It may not know the key, and unsigned work needs none.
-        wire::Answer::Refused { .. } => ask(node, to, request, false).await?,
-        answer => answer,
-    };
-    match answer {
+    match ask(node, to, request, true).await? {
         wire::Answer::Refused { code, error, .. } => {
-            let again = if code == LATER { TRY_AGAIN } else { "" };
+            let again = if code == Kind::TryAgain.exit_code() {
+                TRY_AGAIN
+            } else {
+                ""
+            };
             Err(format!("{again}{}", printable(&error, 500)))
         }
         answer => Ok(answer),

@@ -8,6 +8,7 @@ use tracing::warn;
 
 use crate::engine::pipeline::Pipeline;
 use crate::engine::work::delegates::node::Nodes;
+use crate::error::Kind;
 use crate::model::message::{Delivery, Message};
 use crate::model::receptor::{NO_ROUTE, TRY_AGAIN};
 use crate::model::remote::wire::{self, Answer, Request};
@@ -28,7 +29,7 @@ struct Question<T> {
     node: String,
     /// What it is asked.
     request: Request,
-    /// Whether it is signed, if we have a key.
+    /// Whether it is signed, if we have a key; once it was sent, whether it was signed.
     signed: bool,
     asker: Asker,
     /// The publish that has carried it.
@@ -57,14 +58,17 @@ impl<T: Copy + Eq> Questions<T> {
     /// Takes a question.
     pub fn add(&mut self, node: String, request: Request, signed: bool, asker: Asker) {
         self.list.retain(|_, question| !question.asker.is_closed());
-        let id = Bytes::from(new_id());
-        let question = Question {
+        self.put(Question {
             node,
             request,
             signed,
             asker,
             sent: None,
-        };
+        });
+    }
+
+    fn put(&mut self, question: Question<T>) {
+        let id = Bytes::from(new_id());
         self.list.insert(id.clone(), question);
         self.ready.push(id);
     }
@@ -121,9 +125,9 @@ impl<T: Copy + Eq> Questions<T> {
                 self.ready.push(id);
                 continue;
             }
-            let signed = question.signed && pipeline.config.signer.is_some();
+            question.signed &= pipeline.config.signer.is_some();
             let asked = (question.request.clone(), Bytes::new());
-            let mut message = match node.request(pipeline, signed, &asked) {
+            let mut message = match node.request(pipeline, question.signed, &asked) {
                 Ok(message) => message,
                 Err(e) => {
                     self.answer(&id, Err(e.to_string()));
@@ -156,17 +160,33 @@ impl<T: Copy + Eq> Questions<T> {
         self.end(|_| true, &format!("{TRY_AGAIN}the broker is away"));
     }
 
-    /// Takes the answer of `node`. Returns whether it is one of these.
+    /// Takes the answer of `node`. Returns whether it is one of these. A question whose signature is
+    /// refused goes out again without: the node may not know the key, and unsigned work needs none.
     pub fn take(&mut self, node: &str, delivery: &Delivery) -> bool {
         let Some(id) = &delivery.properties.correlation_data else {
             return false;
         };
         let asked = self.list.get(id);
-        if asked.is_none_or(|question| question.node != node) {
+        let Some(asked) = asked.filter(|question| question.node == node) else {
             return false;
-        }
+        };
         let answer = wire::read_answer(&delivery.payload);
         let answer = answer.map(|(answer, _)| answer);
+        let refused = |answer: &Answer| match answer {
+            Answer::Refused { code, .. } => *code == Kind::NotAuthorised.exit_code(),
+            _ => false,
+        };
+        if asked.signed
+            && answer.as_ref().is_ok_and(refused)
+            && let Some(question) = self.list.remove(id)
+        {
+            self.put(Question {
+                signed: false,
+                sent: None,
+                ..question
+            });
+            return true;
+        }
         self.answer(
             id,
             answer.map_err(|e| format!("read the answer of the node: {e}")),
