@@ -17,6 +17,7 @@ pub mod proc;
 pub mod process;
 pub mod program;
 pub mod signals;
+pub mod slow;
 pub mod socket;
 pub mod terminal;
 pub mod watch;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::engine::control::remote::answers;
@@ -16,6 +15,7 @@ use crate::model::remote::WINDOW;
 use crate::model::remote::wire::{self, Answer, End, State, StreamName};
 use crate::model::signature::{self, Signer};
 use crate::model::unit::{self, Outcome};
+use crate::os::slow::SlowReads;
 use crate::os::watch::{Watch, Watched};
 use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
@@ -363,7 +363,12 @@ impl<T: Copy> Sender<T> {
     /// Finds out lengths and digests of the streams, and confirms the end, when all output was sent.
     /// That is done beside the loop: a requester that has the beginning did not get it from here, and
     /// it is read now.
-    pub fn hash(&mut self, hashed: &mpsc::UnboundedSender<Hashed>, (node, key): Identity<'_>) {
+    pub fn hash(
+        &mut self,
+        reads: &SlowReads,
+        hashed: &mpsc::UnboundedSender<Hashed>,
+        (node, key): Identity<'_>,
+    ) {
         if !self.is_sent() || !matches!(self.last, Last::Open { hashing: false }) {
             return;
         }
@@ -376,8 +381,7 @@ impl<T: Copy> Sender<T> {
         let digests = self.digests();
         let sent = self.streams.each_ref().map(|s| s.reader.offset());
         let (node, key) = (node.to_owned(), key.cloned());
-        // A client that stops does not need it.
-        drop(spawn_blocking(move || {
+        reads.run(move || {
             let kept = digest::finish(digests, &dir, outcome.as_ref(), sent);
             let end = kept.and_then(|[out, err]| {
                 let mut end = End {
@@ -394,7 +398,7 @@ impl<T: Copy> Sender<T> {
                 Ok(wire::write(&Answer::End(end), b""))
             });
             let _ = hashed.send(Hashed { number, end });
-        }));
+        });
     }
 }
 

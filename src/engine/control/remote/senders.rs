@@ -13,6 +13,7 @@ use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;
 use crate::model::remote::wire;
+use crate::os::slow::SlowReads;
 use crate::os::watch::{Watch, Watched};
 use crate::store::ledger::Record;
 use crate::store::unit_dir::UnitDir;
@@ -35,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Maximum number of reminders in a row: the last one goes out after three quarters of an hour.
 const MAX_REMINDERS: u32 = 8;
+
+/// Maximum number of answers to requesters whose output has ended early that do not go out. The oldest
+/// gives its place to another: its requester asks again.
+const MAX_REFUSALS: usize = 1024;
 
 /// Units whose output goes to other nodes. `T` identifies a publish.
 ///
@@ -62,6 +67,8 @@ pub struct Senders<T> {
     unacknowledged: HashMap<T, (usize, u64)>,
     /// Sum of these sizes.
     unacknowledged_bytes: usize,
+    /// Reads of whole output for its digests.
+    reads: SlowReads,
     hashed: mpsc::UnboundedSender<Hashed>,
     hashes: mpsc::UnboundedReceiver<Hashed>,
     /// Whether something may be sent.
@@ -70,8 +77,8 @@ pub struct Senders<T> {
     is_blocked: bool,
     /// Number of requesters so far.
     numbers: u64,
-    /// Answers to requesters whose output the broker does not take.
-    refusals: Vec<Message>,
+    /// Answers that did not go out to requesters whose output has ended early.
+    refusals: VecDeque<Message>,
 }
 
 impl<T> Default for Senders<T> {
@@ -89,12 +96,13 @@ impl<T> Default for Senders<T> {
             reminders: BTreeSet::new(),
             unacknowledged: HashMap::new(),
             unacknowledged_bytes: 0,
+            reads: SlowReads::default(),
             hashed,
             hashes,
             due: false,
             is_blocked: false,
             numbers: 0,
-            refusals: Vec::new(),
+            refusals: VecDeque::new(),
         }
     }
 }
@@ -225,8 +233,9 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 // The end of one may be on its way.
                 (None, Some(sender)) if sender.last.is_open() => {
                     let gone = wire::write(&answers::refused(unit, &answers::unknown(unit)), b"");
-                    self.refusals.push(sender.reply.clone().carrying(gone));
+                    let gone = sender.reply.clone().carrying(gone);
                     self.remove(number);
+                    self.refuse(gone);
                 }
                 (None, _) => drop(self.remove(number)),
                 (Some(_), None) => {}
@@ -322,7 +331,16 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
         let kind = error.kind();
         let error = Error::new(kind, format!("its output cannot be sent: {error}"));
         let refused = wire::write(&answers::refused(&sender.unit, &error), b"");
-        self.refusals.push(sender.reply.carrying(refused));
+        self.refuse(sender.reply.carrying(refused));
+    }
+
+    /// Answers a requester that it gets no more.
+    fn refuse(&mut self, refusal: Message) {
+        if self.refusals.len() >= MAX_REFUSALS {
+            warn!("more than {MAX_REFUSALS} answers wait for the broker: the oldest is dropped");
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back(refusal);
         self.due = true;
     }
 
@@ -385,9 +403,12 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
             return;
         }
         self.is_blocked = false;
-        for refusal in self.refusals.drain(..) {
-            // A requester that does not hear of it asks again.
-            let _ = publish(refusal);
+        while let Some(refusal) = self.refusals.front() {
+            if publish(refusal.clone()).is_none() {
+                self.is_blocked = true;
+                return;
+            }
+            self.refusals.pop_front();
         }
         // A message of each in turn, so that none waits for all output of another.
         while self.unacknowledged_bytes < MAX_UNACKNOWLEDGED
@@ -409,7 +430,7 @@ impl<T: Copy + Eq + std::hash::Hash> Senders<T> {
                 }
                 Ok(Step::Nothing) => {
                     sender.is_queued = false;
-                    sender.hash(&self.hashed, node);
+                    sender.hash(&self.reads, &self.hashed, node);
                     if sender.is_waiting() {
                         remind_later(&mut self.reminders, number, sender);
                     }
@@ -438,4 +459,56 @@ fn remind_later<T>(reminders: &mut BTreeSet<(Instant, u64)>, number: u64, sender
 
 fn unreadable(e: &io::Error) -> Error {
     Error::state(e, format!("read it: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn refusal(number: usize) -> Message {
+        ReplyTo::at("lab/reply").carrying(Bytes::from(number.to_string()))
+    }
+
+    /// Returns what goes out if `most` messages do.
+    fn sent(senders: &mut Senders<usize>, most: usize) -> Vec<Message> {
+        let mut sent = Vec::new();
+        senders.send(("node", None), |message| {
+            (sent.len() < most).then(|| {
+                sent.push(message);
+                sent.len()
+            })
+        });
+        sent
+    }
+
+    #[test]
+    fn a_refusal_that_does_not_go_out_stays() {
+        let mut senders = Senders::default();
+        for number in 0..3 {
+            senders.refuse(refusal(number));
+        }
+        assert_eq!(sent(&mut senders, 1), [refusal(0)]);
+        // Nothing has changed.
+        assert_eq!(sent(&mut senders, 1), []);
+        senders.published(1, Ok(true));
+        assert_eq!(sent(&mut senders, 1), [refusal(1)]);
+        senders.went_offline();
+        assert_eq!(sent(&mut senders, 0), []);
+        senders.went_online();
+        assert_eq!(sent(&mut senders, 9), [refusal(2)]);
+        senders.went_online();
+        assert_eq!(sent(&mut senders, 9), []);
+    }
+
+    #[test]
+    fn the_number_of_refusals_is_bounded() {
+        let mut senders = Senders::default();
+        for number in 0..=MAX_REFUSALS {
+            senders.refuse(refusal(number));
+        }
+        let sent = sent(&mut senders, usize::MAX);
+        assert_eq!(sent.len(), MAX_REFUSALS);
+        assert_eq!(sent.first(), Some(&refusal(1)));
+    }
 }

@@ -1,14 +1,15 @@
 //! Checks of output that came from another node, beside the loop.
 
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 
 use crate::model::remote::wire;
+use crate::os::slow::SlowReads;
 use crate::store::unit_dir::incoming::Incoming;
 
 /// Output that is being checked.
 #[derive(Debug)]
 pub struct Checks {
+    reads: SlowReads,
     sender: mpsc::UnboundedSender<Checked>,
     receiver: mpsc::UnboundedReceiver<Checked>,
 }
@@ -16,7 +17,11 @@ pub struct Checks {
 impl Default for Checks {
     fn default() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver }
+        Self {
+            reads: SlowReads::default(),
+            sender,
+            receiver,
+        }
     }
 }
 
@@ -37,8 +42,7 @@ impl Checks {
     /// Finds the digests of the output of `unit`.
     pub fn begin(&self, unit: &str, mut incoming: Box<Incoming>, end: Box<wire::End>) {
         let (unit, checked) = (unit.to_owned(), self.sender.clone());
-        // A client that stops does not need it.
-        drop(spawn_blocking(move || {
+        self.reads.run(move || {
             let digests = incoming.finish();
             let _ = checked.send(Checked {
                 unit,
@@ -46,7 +50,7 @@ impl Checks {
                 end,
                 digests,
             });
-        }));
+        });
     }
 
     /// Returns the next output that was checked. Cancel safe.
