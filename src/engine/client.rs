@@ -305,7 +305,7 @@ impl Client {
             .on_time(&self.pipeline, (work.has_live(), running), &mut self.steps);
         let ended = self.delegates.on_time(&mut self.steps);
         self.reported.extend(ended);
-        self.remote.on_time();
+        self.remote.on_time(&self.pipeline);
         self.perform();
     }
 

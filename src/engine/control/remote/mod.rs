@@ -6,6 +6,7 @@ mod list;
 mod permission;
 mod sender;
 mod senders;
+mod untold;
 mod uploads;
 mod wish;
 
@@ -43,6 +44,7 @@ use permission::allow;
 use ring::digest::{Context, SHA256};
 use sender::{Finished, Identity};
 use senders::Senders;
+use untold::Untold;
 use uploads::{DIGEST, Progress, Upload, Uploads};
 use wish::{Wish, after_ahead, end};
 
@@ -51,6 +53,7 @@ use wish::{Wish, after_ahead, end};
 pub struct Remote<T> {
     uploads: Uploads,
     senders: Senders<T>,
+    untold: Untold,
     told: mpsc::UnboundedSender<Told>,
     tells: mpsc::UnboundedReceiver<Told>,
 }
@@ -109,6 +112,7 @@ impl<T> Default for Remote<T> {
         Self {
             uploads: Uploads::default(),
             senders: Senders::default(),
+            untold: Untold::default(),
             told,
             tells,
         }
@@ -444,7 +448,13 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                     let ended = record.as_ref().and_then(Finished::of);
                     self.senders.ended(unit, ended.as_ref());
                 }
-                Err(e) => warn!(TAEL_UNIT = unit, "cannot tell another node of its end: {e}"),
+                Err(e) => {
+                    warn!(
+                        TAEL_UNIT = unit,
+                        "cannot tell another node of its end: {e}; trying again"
+                    );
+                    self.untold.add(unit, Instant::now());
+                }
             }
         }
     }
@@ -457,12 +467,18 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
 
     /// Returns when something is due.
     pub fn wake(&self) -> Option<Instant> {
-        self.senders.wake()
+        let times = [self.senders.wake(), self.uploads.wake(), self.untold.wake()];
+        times.into_iter().flatten().min()
     }
 
     /// Does what is due.
-    pub fn on_time(&mut self) {
+    pub fn on_time(&mut self, pipeline: &Pipeline) {
         self.senders.on_time();
+        let now = Instant::now();
+        self.uploads.on_time(now);
+        for unit in self.untold.take_due(now) {
+            self.ended(pipeline, &unit);
+        }
     }
 
     /// Notes that there is a connection.

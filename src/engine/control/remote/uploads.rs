@@ -7,6 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use ring::digest::{Context, SHA256};
 use tokio::time::{Duration, Instant};
+use tracing::info;
 
 use crate::engine::intake::submission::finish;
 use crate::engine::report::reply::ReplyTo;
@@ -21,7 +22,7 @@ use crate::store::room::Share;
 /// try again.
 const MAX_UPLOADS: usize = 16;
 
-/// Time without a piece after which a payload gives its place to another.
+/// Time without a piece after which a payload gives its place, and its share of the room, to another.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Payloads of which pieces are missing.
@@ -89,9 +90,6 @@ impl Uploads {
             return Ok(upload.pieces.offset());
         }
         if self.0.len() >= MAX_UPLOADS {
-            self.0.retain(|_, upload| upload.touched.elapsed() < IDLE);
-        }
-        if self.0.len() >= MAX_UPLOADS {
             let cause = format!("{MAX_UPLOADS} other payloads come");
             return Err(Error::new(Kind::TryAgain, cause));
         }
@@ -107,6 +105,27 @@ impl Uploads {
         };
         self.0.insert(upload.manifest.unit.clone(), upload);
         Ok(0)
+    }
+
+    /// Returns when a payload has to give its place to another, if no piece comes.
+    pub fn wake(&self) -> Option<Instant> {
+        let touched = self.0.values().map(|upload| upload.touched);
+        touched.min().map(|at| at + IDLE)
+    }
+
+    /// Drops payloads that have got no piece for long at `now`. A submitter that goes on sends them
+    /// again.
+    pub fn on_time(&mut self, now: Instant) {
+        self.0.retain(|unit, upload| {
+            let is_idle = now.duration_since(upload.touched) >= IDLE;
+            if is_idle {
+                info!(
+                    TAEL_UNIT = unit,
+                    "its payload was dropped: no piece came for {IDLE:?}"
+                );
+            }
+            !is_idle
+        });
     }
 
     /// Drops the payload of a unit. Returns where the answers to its submitter go.
@@ -159,3 +178,56 @@ impl Uploads {
 
 /// Refusal of a payload that has changed on its way.
 pub const DIGEST: &str = "the SHA-256 of the payload is not that of its manifest";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::room::Room;
+
+    fn manifest(unit: &str, length: u64) -> Manifest {
+        Manifest {
+            unit: unit.to_owned(),
+            kind: "cat".to_owned(),
+            params: Vec::new(),
+            variables: Vec::new(),
+            submitter: "someone@somewhere".to_owned(),
+            length,
+            sha256: String::new(),
+            expires: None,
+            signature: None,
+        }
+    }
+
+    #[test]
+    fn a_payload_without_pieces_gives_its_share_back() {
+        let home = tempfile::tempdir().expect("tempdir");
+        let room = Room::new(1000);
+        let used = || room.fill().expect("limit").used;
+        let reply = ReplyTo::at("lab/reply");
+        let mut uploads = Uploads::default();
+        let begin = |uploads: &mut Uploads, unit| {
+            let share = |bytes| room.share(bytes).map_err(Error::data);
+            uploads.begin(home.path(), manifest(unit, 100), reply.clone(), share)
+        };
+        assert_eq!(uploads.wake(), None);
+        begin(&mut uploads, "a").expect("begin");
+        let first = uploads.wake().expect("wake");
+        begin(&mut uploads, "b").expect("begin");
+        assert_eq!(used(), 200);
+        assert_eq!(uploads.wake(), Some(first));
+        let piece = Bytes::from_static(b"piece");
+        let progress = uploads.take("a", &reply, 0, piece);
+        assert!(matches!(progress, Progress::Quiet));
+        // Now the other one waits for longer.
+        let second = uploads.wake().expect("wake");
+        assert!(second >= first);
+        uploads.on_time(second - Duration::from_millis(1));
+        assert_eq!(uploads.0.len(), 2);
+        uploads.on_time(second);
+        assert!(!uploads.0.contains_key("b"));
+        uploads.on_time(second + IDLE);
+        assert_eq!((uploads.wake(), used()), (None, 0));
+        let progress = uploads.take("a", &reply, 5, Bytes::new());
+        assert!(matches!(progress, Progress::Unknown));
+    }
+}
