@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::Action;
+use super::action::Action;
 use crate::engine::report::reply::ReplyTo;
 use crate::error::Error;
 use crate::model::message::Message;

@@ -1,5 +1,6 @@
 //! Work for other nodes: requests on the work topic of the pipeline, and their answers.
 
+mod action;
 mod answers;
 mod digest;
 mod list;
@@ -39,6 +40,8 @@ use crate::store::ledger::submitted::is_submitted;
 use crate::store::ledger::{CANCELED, EventKey, Record, Refused};
 use crate::store::payload_file;
 use crate::store::room::{Room, Share};
+pub use action::Action;
+use action::Actions;
 use answers::{answer, refuse, state, unknown};
 use permission::allow;
 use ring::digest::{Context, SHA256};
@@ -68,43 +71,6 @@ enum Told {
     /// A unit that was not here does not run when it comes, unless it had come meanwhile.
     Ahead(Wish, Target, ReplyTo, Receipt),
 }
-
-/// What the client does for a request.
-#[derive(Debug)]
-pub enum Action {
-    /// Publish this answer.
-    Answer(Message),
-    /// Acknowledge the message of the request.
-    Settle(Receipt),
-    /// Note that a requester has all output of this unit, which has ended.
-    Fetched(String),
-    /// Take in submitted work.
-    Submit(Box<Source>),
-    /// End a unit that has not ended.
-    Cancel {
-        /// The unit.
-        unit: String,
-        /// Its lane.
-        lane: String,
-    },
-    /// Delete a unit when it has ended. The answer goes out, and the message of the request is
-    /// acknowledged, when that is on disk.
-    Release {
-        /// The unit.
-        unit: String,
-        /// Its lane.
-        lane: String,
-        /// Whether it has ended.
-        ended: bool,
-        /// The answer.
-        answer: Box<Message>,
-        /// The message of the request.
-        receipt: Receipt,
-    },
-}
-
-/// Actions in the order in which they are done.
-type Actions = Vec<Action>;
 
 impl<T> Default for Remote<T> {
     fn default() -> Self {

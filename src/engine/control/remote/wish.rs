@@ -1,6 +1,6 @@
 //! What requesters want of units: that they end, or are deleted.
 
-use super::{Action, Actions};
+use super::action::{Action, Actions};
 use crate::engine::commit::receipt::Receipt;
 use crate::engine::control::remote::answers::{answer, message, refuse};
 use crate::engine::control::remote::permission::{is_signed, unsigned};

@@ -175,7 +175,8 @@ pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
             }
             // An acknowledgement or a request did not get there, or output did not get here.
             Answer::State(state) => {
-                if reminders.is_reminder(state) {
+                let is_reminder = reminders.is_reminder(state);
+                if is_reminder {
                     asked = ask(dialog, at(&streams), &mut reminders)?;
                 }
             }
