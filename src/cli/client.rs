@@ -1,6 +1,6 @@
 //! The command line of `tael client`.
 
-use std::io::{self, Read};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,8 +13,10 @@ use tracing::warn;
 use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
+use crate::cli::dry_run::DryRun;
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
+use crate::cli::queue_access::{self, QueueLogin, QueueTable};
 use crate::cli::signing;
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::cli::values::one_of;
@@ -22,11 +24,12 @@ use crate::cli::work_type;
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
-use crate::model::message::{Delivery, Properties, Qos};
+use crate::model::message::Qos;
 use crate::model::size;
 use crate::model::topic::{self, DEFAULT_ROOT, Filter};
 use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
+use crate::net::options::QueueAccess;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
 use crate::tools::preflight::Place;
@@ -46,28 +49,8 @@ pub struct Client {
     /// With --check: ask the broker too whether it accepts the client and its subscriptions
     #[arg(long, requires = "check")]
     connect: bool,
-    /// Print which triggers would run what for the message of -m, or why not, and exit; runs and
-    /// changes nothing, and needs no broker
-    #[arg(long)]
-    dry_run: bool,
-    /// Payload of the message of a dry run; - reads it from standard input
-    #[arg(
-        short,
-        long,
-        value_name = "JSON",
-        requires = "dry_run",
-        allow_hyphen_values = true
-    )]
-    message: Option<String>,
-    /// Topic of the message of a dry run [default: -t]
-    #[arg(long, value_name = "TOPIC", requires = "dry_run")]
-    message_topic: Option<String>,
-    /// User property of the message of a dry run; repeatable
-    #[arg(long, value_name = "NAME=VALUE", requires = "dry_run", action = clap::ArgAction::Append)]
-    message_property: Vec<String>,
-    /// The message of a dry run is retained
-    #[arg(long, requires = "dry_run")]
-    message_retained: bool,
+    #[command(flatten)]
+    trial: DryRun,
     /// Exit with 0, in silence, when a client of this name runs already
     #[arg(long)]
     if_not_running: bool,
@@ -112,6 +95,8 @@ pub struct Client {
     #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS), default_value = "1")]
     qos: Qos,
     #[command(flatten)]
+    queue_login: QueueLogin,
+    #[command(flatten)]
     root: Root,
     #[command(flatten)]
     connection: Connection,
@@ -142,7 +127,10 @@ pub fn mistakes_in(path: &Path, text: &str) -> Vec<String> {
         && let Ok(client) = Client::from_arg_matches(&matches)
     {
         let has_work = client.submit_only || work_type::are_there(&layers);
-        let triggers = trigger::all(client.trigger, &matches, &layers, has_work, &mut mistakes);
+        let table = QueueTable::of_file(&layers, &mut mistakes);
+        let broker = table.broker.as_ref();
+        let options = client.trigger;
+        let triggers = trigger::all(options, &matches, &layers, has_work, broker, &mut mistakes);
         let triggers = triggers.unwrap_or_default();
         let _ = work_type::all(&layers, client.max_output, &triggers, &mut mistakes);
     }
@@ -158,13 +146,14 @@ impl Tool for Client {
 
     const HELP: Page = Page {
         first: &[
-            "topic", "when", "envreq", "command", "jobs", "timeout", "who", "broker",
+            "topic", "queue", "when", "envreq", "command", "jobs", "timeout", "who", "broker",
         ],
         groups: &[
             (
                 "Trigger",
                 &[
                     "topic",
+                    "queue",
                     "when",
                     "envreq",
                     "envprefix",
@@ -225,11 +214,13 @@ impl Tool for Client {
                     "message-retained",
                 ],
             ),
+            ("Queue", &["settle", "prefetch", "dead-letter", "declare"]),
             ("Broker", &["reply-to", "qos"]),
         ],
         examples: &[
             "tael client -t lab/seq/status -c /opt/lab/align.sh --who align --envreq SAMPLE",
             "tael client -t lab/test/beacon/status --absent 11m -c /opt/lab/tell.sh --who guard",
+            "tael client --queue amqp://ann@mq.lab/lab/align --jobs 4 -c /opt/lab/align.sh --who align",
             "tael client --config /etc/tael/align.toml --who align --check",
             "tael client -t lab/seq/status -c ./align.sh --who align --dry-run -m '{\"status\":\"Finished\"}'",
         ],
@@ -272,7 +263,7 @@ impl Tool for Client {
         });
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
-        if self.dry_run {
+        if self.trial.is_wanted() {
             return self.dry_run(matches, layers);
         }
         let if_not_running = self.if_not_running;
@@ -292,55 +283,16 @@ impl Tool for Client {
     }
 }
 
-/// Returns a payload that is an argument, or comes from standard input.
-fn payload(message: &str, limit: usize) -> Result<Vec<u8>> {
-    if message != "-" {
-        return Ok(message.as_bytes().to_vec());
-    }
-    let mut input = Vec::new();
-    let limit = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    let read = io::stdin().lock().take(limit).read_to_end(&mut input);
-    read.map_err(|e| Error::data(format!("read message from standard input: {e}")))?;
-    Ok(input)
-}
-
 impl Client {
     /// Prints what the client would do with a message.
     fn dry_run(mut self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
-        let wrong = |cause: &str| Error::usage(format!("dry run: {cause}"));
-        let Some(message) = &self.message else {
-            return Err(wrong("give the message with -m, and its topic with -t"));
-        };
-        let payload = payload(message, self.max_payload)?;
         // With a command, -t is the filter of its trigger.
         let own_trigger = trigger::is_by_hand(matches, "command");
-        let given = match own_trigger {
+        let topics = match own_trigger {
             true => self.trigger.topic.clone(),
             false => std::mem::take(&mut self.trigger.topic),
         };
-        let topic = match (self.message_topic.take(), &given[..]) {
-            (Some(topic), _) => topic,
-            (None, [one]) => one.clone(),
-            (None, []) => return Err(wrong("give the topic of the message with -t")),
-            (None, _) => return Err(wrong("give the topic of the message with --message-topic")),
-        };
-        topic::check_name(&topic).map_err(|e| wrong(&format!("{e}: use --message-topic")))?;
-        let property = |text: &String| match text.split_once('=') {
-            Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-            None => Err(wrong(&format!("property '{text}' is not NAME=VALUE"))),
-        };
-        let user = self.message_property.iter().map(property);
-        let delivery = Delivery {
-            topic: topic.into(),
-            payload: payload.into(),
-            retained: self.message_retained,
-            duplicate: false,
-            packet: 0,
-            properties: Properties {
-                user: user.collect::<Result<_>>()?,
-                ..Properties::default()
-            },
-        };
+        let delivery = self.trial.delivery(&topics, self.max_payload)?;
         let mut mistakes = Mistakes::default();
         let (config, _) = self.draft(matches, layers, &mut mistakes);
         dry_run::run(&mistakes.or_first(Some(config))?, &delivery)
@@ -365,8 +317,9 @@ impl Client {
         let chosen_id = self.connection.has_id();
         // The identifier of versions that kept none in the state folder.
         let id = format!("tael-{who}-{host}");
+        let authorities = self.connection.authorities();
         let before = mistakes.count();
-        let broker = match self.dry_run {
+        let broker = match self.trial.is_wanted() {
             true => Some(Connection::unused()),
             false => {
                 mistakes.keep(self.connection.check_session(matches));
@@ -383,12 +336,31 @@ impl Client {
             )));
         }
         let has_work = self.submit_only || work_type::are_there(layers);
-        let triggers = trigger::all(self.trigger, matches, layers, has_work, mistakes);
+        let table = QueueTable::read(layers, mistakes);
+        let broker_of_queues = table.broker.as_ref();
+        let triggers = trigger::all(
+            self.trigger,
+            matches,
+            layers,
+            has_work,
+            broker_of_queues,
+            mistakes,
+        );
         let mut triggers = triggers.unwrap_or_default();
         let work = work_type::all(layers, self.max_output, &triggers, mistakes);
         for trigger in &mut triggers {
             Arc::make_mut(&mut trigger.spec).limits.max_output = self.max_output;
         }
+        let queues = match self.trial.is_wanted() {
+            true => QueueAccess::default(),
+            false => {
+                let access = self
+                    .queue_login
+                    .resolve(matches, &table, authorities, mistakes);
+                check_logins(&access, &triggers, mistakes);
+                access
+            }
+        };
         let triggers = Triggers::new(triggers);
         if let Some((shared, own)) = triggers.mixed() {
             // A client has one session. The session of a worker ends with it, so that others get
@@ -436,6 +408,7 @@ impl Client {
             receptor_version: self.receptor_version,
             metrics: self.metrics,
             broker: broker.unwrap_or_else(Connection::unused),
+            queues,
             chosen_id,
         };
         (config, can_connect)
@@ -446,7 +419,7 @@ impl Client {
 fn subject(config: &Config, matches: &ArgMatches, layers: &Layers) -> String {
     let count = config.triggers.len();
     let s = if count == 1 { "" } else { "s" };
-    let is_one = ["topic", "command"]
+    let is_one = ["topic", "queue", "command"]
         .iter()
         .any(|id| trigger::is_by_hand(matches, id));
     let of_file = layers
@@ -461,6 +434,18 @@ fn subject(config: &Config, matches: &ArgMatches, layers: &Layers) -> String {
         n => format!(", {n} work types"),
     };
     format!("{name}: {count} trigger{s}{work}")
+}
+
+/// Notes what `access` lacks for the brokers of the queues that `triggers` have.
+fn check_logins(access: &QueueAccess, triggers: &[Trigger], mistakes: &mut Mistakes) {
+    let mut seen = HashSet::new();
+    let queues = triggers.iter().filter_map(|trigger| trigger.queue.as_ref());
+    // One that could not be read has no host.
+    for queue in queues.filter(|queue| !queue.url.host.is_empty()) {
+        if seen.insert(queue.url.queue_broker()) {
+            mistakes.keep(queue_access::check(access, &queue.url));
+        }
+    }
 }
 
 /// Returns the path of a socket from the root on: a client may be started anywhere.
@@ -498,10 +483,8 @@ fn octal(text: &str) -> Result<u32, String> {
 
 /// Returns the root; by default the first level of the first topic.
 fn root(given: Root, triggers: &[Trigger]) -> Result<String> {
-    let first = triggers
-        .first()
-        .and_then(|trigger| trigger.filters.first())
-        .and_then(|filter| filter.first_level());
+    let mut filters = triggers.iter().flat_map(|trigger| &trigger.filters);
+    let first = filters.next().and_then(Filter::first_level);
     Root {
         root: given
             .root

@@ -56,6 +56,8 @@ const TRIGGER: &str = "trigger";
 const WORK: &str = "work";
 /// Tables of the keys that sign work, and of those whose signatures are taken.
 const KEYS: &[&str] = &["signing", "verify"];
+/// Table about the broker of work queues.
+pub const QUEUE: &str = "queue";
 /// Tables of commands of a node.
 const COMMAND: &str = "command";
 
@@ -168,6 +170,7 @@ impl Layers {
         for layer in self.layers.iter().rev() {
             for (key, value) in &layer.table {
                 match value {
+                    Value::Table(_) if key == QUEUE => {}
                     Value::Table(table) if *key == tool => {
                         let own = table.iter();
                         entries
@@ -264,6 +267,16 @@ impl Layers {
             })
     }
 
+    /// Returns the `[queue]` table of the strongest file that has one.
+    pub fn queue(&self) -> Option<(&Layer, &Table)> {
+        self.layers
+            .iter()
+            .find_map(|layer| match layer.table.get(QUEUE) {
+                Some(Value::Table(table)) => Some((layer, table)),
+                _ => None,
+            })
+    }
+
     /// Returns the `[[trigger]]` tables of the strongest file that has any.
     pub fn triggers(&self) -> Option<(&Layer, &[Value])> {
         self.tables(TRIGGER)
@@ -343,7 +356,13 @@ impl Layer {
         if let Some(near) = nearest(key, super::connection::shared()) {
             return self.wrong_at(&[key], format_args!("{cause}; did you mean '{near}'?"));
         }
-        if let Some(near) = nearest(key, TABLES.iter().copied().chain([TRIGGER, WORK, COMMAND])) {
+        if let Some(near) = nearest(
+            key,
+            TABLES
+                .iter()
+                .copied()
+                .chain([TRIGGER, WORK, COMMAND, QUEUE]),
+        ) {
             let list = [TRIGGER, WORK].contains(&near);
             let near = if list {
                 format!("[{near}]")

@@ -79,7 +79,8 @@ pub fn variable(tool: &str, long: &str) -> Option<String> {
         | "message-retained" => return None,
         // Pairs of values do not fit into a variable.
         "attr" => return None,
-        long if SHARED.contains(&long) => format!("TAEL_{long}"),
+        // Those of queues mean the same to the client and to tael queue.
+        long if SHARED.contains(&long) || long.starts_with("queue-") => format!("TAEL_{long}"),
         long => format!("TAEL_{tool}_{long}"),
     };
     Some(name.to_uppercase().replace('-', "_"))
@@ -158,7 +159,7 @@ pub struct Connection {
 }
 
 /// Returns how strong the source of an option is: a flag, the environment, or a file.
-fn rank(matches: &ArgMatches, id: &str) -> u8 {
+pub fn rank(matches: &ArgMatches, id: &str) -> u8 {
     match matches.value_source(id) {
         Some(ValueSource::CommandLine) => 2,
         Some(ValueSource::EnvVariable) => 1,
@@ -308,6 +309,15 @@ impl Connection {
             password: None,
             client_id: String::new(),
             keep_alive: KEEP_ALIVE,
+        }
+    }
+
+    /// Returns the certificate authorities to trust.
+    pub fn authorities(&self) -> TlsFiles {
+        TlsFiles {
+            cafile: self.cafile.clone(),
+            capath: self.capath.clone(),
+            ..TlsFiles::default()
         }
     }
 

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Args, Command};
 use clap_mangen::Man as Page;
 
-use crate::cli::config::{Layers, TABLES};
+use crate::cli::config::{Layers, QUEUE, TABLES};
 use crate::cli::connection::is_shared;
 use crate::cli::help::examples_of;
+use crate::cli::queue_access;
 use crate::cli::trigger::TriggerOptions;
 use crate::cli::work_type::WorkOptions;
 use crate::cli::{ENTRIES, Tool, whole};
@@ -178,6 +179,16 @@ fn page(command: &Command, name: &str, examples: &[&str]) -> io::Result<String> 
             roff.item(variable, meaning);
         }
         roff.item("TAEL_PASSWORD", "The password for the broker.");
+        if variables
+            .iter()
+            .any(|(name, _)| name.starts_with("TAEL_QUEUE_"))
+        {
+            roff.item("TAEL_QUEUE_PASSWORD", "The password for brokers of queues.");
+            roff.item(
+                "TAEL_QUEUE_BROKER",
+                "The broker of queues that are only named, as in [queue].",
+            );
+        }
         roff.item(
             "TAEL_LOG",
             "The level of log lines: error, warn, info, debug or off.",
@@ -257,6 +268,14 @@ fn config_page(whole: &Command) -> String {
         "keys in [verify]",
         "Public keys whose signatures the client takes, PEM. Several may be in force at once.",
     );
+    roff.section("QUEUES");
+    roff.text(
+        "The [queue] table names the broker of work queues, for queue in a [[trigger]], for --queue and \
+         for tael queue.",
+    );
+    for (key, meaning) in queue_access::KEYS {
+        roff.item(&format!("{key} in [{QUEUE}]"), meaning);
+    }
     roff.section("COMMANDS OF A NODE");
     roff.text("Each [command.NAME] table is a command of tael node.");
     roff.item("run", "Command line for sh.");

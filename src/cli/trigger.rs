@@ -19,10 +19,16 @@ use crate::model::condition::Condition;
 use crate::model::duration;
 use crate::model::env::{self, Export};
 use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
+use crate::model::queue::{
+    QueueBroker, QueueSource, QueueType, QueueUrl, Settle, check_name, check_prefetch,
+};
 use crate::model::spec::{Exports, Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
 use crate::model::trigger::{ONLY_TRIGGER, Trigger};
+
+/// Condition on messages of topics, by default.
+const DEFAULT_WHEN: &str = "status=finished";
 
 /// Values of `--overlap`.
 const OVERLAPS: &[&str] = &["queue", "skip", "replace", "coalesce"];
@@ -33,11 +39,27 @@ pub struct TriggerOptions {
     /// MQTT topic filter to subscribe to; repeatable
     #[arg(short, long, num_args = 1.., value_name = "FILTER", action = clap::ArgAction::Append)]
     pub topic: Vec<String>,
+    /// RabbitMQ queue to take work from: amqp[s]://[user@]host/VHOST/QUEUE
+    #[arg(long, value_name = "URL")]
+    pub queue: Option<String>,
+    /// When to acknowledge a message of the queue: accept (its event is in the ledger) or done (its run
+    /// has ended) [default: accept]
+    #[arg(long, value_parser = one_of(Settle::parse, Settle::NAMES), value_name = "WHEN")]
+    settle: Option<Settle>,
+    /// Maximum number of messages of the queue to hold, 1 to 2000 [default: free jobs]
+    #[arg(long, value_parser = clap::value_parser!(u16), value_name = "N")]
+    prefetch: Option<u16>,
+    /// Queue for messages that cannot be read or whose run has failed [default: QUEUE.dead]
+    #[arg(long, value_name = "NAME")]
+    dead_letter: Option<String>,
+    /// Declare the queue as quorum or classic [default: it must be there]
+    #[arg(long, value_parser = one_of(QueueType::parse, QueueType::NAMES), value_name = "TYPE")]
+    declare: Option<QueueType>,
     /// Command to run for each event
     #[arg(short, long, value_name = "CMD", allow_hyphen_values = true)]
     command: Option<String>,
-    /// Condition on an attribute; repeatable, all must hold; '' for none
-    #[arg(long, value_name = "KEY=VALUE", default_value = "status=finished", action = clap::ArgAction::Append)]
+    /// Condition; '' for none [default: status=finished, none for queues]
+    #[arg(long, value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
     when: Vec<String>,
     /// Export every attribute as P_KEY
     #[arg(long, value_name = "P")]
@@ -118,34 +140,37 @@ pub fn all(
     matches: &ArgMatches,
     layers: &Layers,
     has_work: bool,
+    broker: Option<&QueueBroker>,
     mistakes: &mut Mistakes,
 ) -> Option<Vec<Trigger>> {
     let tables = layers.triggers().filter(|(_, list)| !list.is_empty());
     // The topic of a dry run is not a filter.
     let no_topic = options.topic.is_empty();
     let by_hand = |id: &str| is_by_hand(matches, id) && !(id == "topic" && no_topic);
-    let is_one = by_hand("topic") || by_hand("command");
+    let is_one = by_hand("topic") || by_hand("command") || by_hand("queue");
     if !is_one && (has_work || tables.is_some()) {
         note_unused(&by_hand, layers, mistakes);
     }
     let Some((layer, tables)) = tables.filter(|_| !is_one) else {
-        if options.topic.is_empty() && options.command.is_none() && has_work {
+        let is_none =
+            options.topic.is_empty() && options.queue.is_none() && options.command.is_none();
+        if is_none && has_work {
             return Some(Vec::new());
         }
-        if options.topic.is_empty() && options.command.is_none() {
+        if is_none {
             mistakes.note_missing(Error::usage(
-                "start client: give -t FILTER and -c CMD, or [[trigger]] or [[work]] tables in a \
+                "start client: give -t FILTER and -c CMD (or --queue URL and -c CMD), or [[trigger]] or [[work]] tables in a \
                  --config file (or --submit-only)",
             ));
             return None;
         }
         let name = ONLY_TRIGGER.to_owned();
         let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
-        return Some(vec![trigger(options, name, noted)]);
+        return Some(vec![trigger(options, name, broker, noted)]);
     };
     let (mut triggers, mut names) = (Vec::new(), HashSet::new());
     for (n, table) in tables.iter().enumerate() {
-        let Some(trigger) = from_table(layer, table, n + 1, mistakes) else {
+        let Some(trigger) = from_table(layer, table, n + 1, broker, mistakes) else {
             continue;
         };
         if !names.insert(trigger.name.clone()) {
@@ -207,6 +232,7 @@ fn from_table(
     layer: &Layer,
     table: &Value,
     number: usize,
+    broker: Option<&QueueBroker>,
     mistakes: &mut Mistakes,
 ) -> Option<Trigger> {
     let place = (number - 1).to_string();
@@ -229,11 +255,71 @@ fn from_table(
             noted(key, cause);
         }
     };
-    Some(trigger(read.options, name, noted))
+    Some(trigger(read.options, name, broker, noted))
+}
+
+/// Returns the queue of a trigger, if it has one; notes what is wrong with its options.
+fn queue(
+    options: &mut TriggerOptions,
+    broker: Option<&QueueBroker>,
+    noted: &mut impl FnMut(&str, String),
+) -> Option<QueueSource> {
+    let Some(text) = options.queue.take() else {
+        for (key, is_given) in [
+            ("settle", options.settle.is_some()),
+            ("prefetch", options.prefetch.is_some()),
+            ("dead-letter", options.dead_letter.is_some()),
+            ("declare", options.declare.is_some()),
+        ] {
+            if is_given {
+                noted(key, format!("'{key}' is about a queue: give 'queue' too"));
+            }
+        }
+        return None;
+    };
+    if options.absent.is_some() {
+        noted(
+            "absent",
+            "'absent' is about topics: it does not go with a queue".into(),
+        );
+    }
+    if let Some(Err(cause)) = options.prefetch.map(check_prefetch) {
+        noted("prefetch", cause);
+    }
+    let url = match QueueUrl::parse_or_name(&text, broker) {
+        Ok(url) => url,
+        Err(cause) => {
+            noted("queue", cause);
+            // It stands for the one that was meant, so that no topic is missed.
+            QueueUrl::default()
+        }
+    };
+    let source = QueueSource {
+        settle: options.settle.unwrap_or_default(),
+        prefetch: options.prefetch,
+        dead_letter: options.dead_letter.clone(),
+        declare: options.declare,
+        url,
+    };
+    if let Err(cause) = check_name(&source.dead_letter()) {
+        noted("dead-letter", format!("dead-letter queue: {cause}"));
+    } else if source.dead_letter() == source.url.queue {
+        noted(
+            "dead-letter",
+            "a queue cannot be its own dead-letter queue".into(),
+        );
+    }
+    Some(source)
 }
 
 /// Makes a trigger of its options; notes everything that is wrong with them, and leaves that out.
-fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, String)) -> Trigger {
+fn trigger(
+    mut options: TriggerOptions,
+    name: String,
+    broker: Option<&QueueBroker>,
+    noted: &mut impl FnMut(&str, String),
+) -> Trigger {
+    let queue = queue(&mut options, broker, noted);
     let mut wrong = |key: &str, cause: String| noted(key, cause);
     let line = options.command.unwrap_or_default();
     // It cannot be run.
@@ -258,10 +344,11 @@ fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, S
             line,
         };
     }
-    if options.topic.is_empty() {
+    if options.topic.is_empty() && queue.is_none() {
         wrong(
             "topic",
-            "there is no topic: give one with -t, or as 'topic' in a [[trigger]]".into(),
+            "there is no topic: give one with -t, or as 'topic' in a [[trigger]]; or a queue"
+                .into(),
         );
     }
     let mut filters = Vec::new();
@@ -269,6 +356,18 @@ fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, S
         filters.extend(Filter::new(text).map_err(|e| wrong("topic", e)));
     }
     let mut conditions = Vec::new();
+    if options.when.is_empty() && queue.is_none() {
+        options.when.push(DEFAULT_WHEN.to_owned());
+    }
+    if options.when.is_empty() && !filters.is_empty() {
+        wrong(
+            "when",
+            format!(
+                "messages of a queue have no default condition, those of a topic have \
+                 {DEFAULT_WHEN}: say with 'when' which both have, '' for none"
+            ),
+        );
+    }
     for text in options.when.iter().filter(|text| !text.is_empty()) {
         conditions.extend(Condition::parse(text).map_err(|e| wrong("when", e)));
     }
@@ -342,7 +441,7 @@ fn trigger(options: TriggerOptions, name: String, noted: &mut impl FnMut(&str, S
         conditions,
         export,
         passthrough: options.payload_passthrough,
-        queue: None,
+        queue: queue.map(Arc::new),
         accept_retained: options.retained,
         absent: options.absent,
         policy: Policy {

@@ -3,7 +3,7 @@
 use clap::Command;
 use tracing::warn;
 
-use crate::cli::config::TABLES;
+use crate::cli::config::{QUEUE, TABLES};
 use crate::cli::connection::{SHARED, variable};
 use crate::model::near::nearest;
 use crate::model::text;
@@ -19,6 +19,11 @@ const OTHER_VARIABLES: &[&str] = &[
     "TAEL_EVENT",
     "TAEL_ATTEMPT",
     "TAEL_HOPS",
+    "TAEL_QUEUE",
+    "TAEL_REDELIVERED",
+    "TAEL_FENCE",
+    "TAEL_QUEUE_PASSWORD",
+    "TAEL_QUEUE_BROKER",
 ];
 
 /// Warns of variables that look like options of `tool` and are not: in a crontab the environment is
@@ -41,6 +46,7 @@ pub fn warn_of_variables(tool: &str, command: fn() -> Command) {
     let of_another = |name: &str| {
         let tools = TABLES
             .iter()
+            .chain([&QUEUE])
             .map(|tool| format!("TAEL_{}_", tool.to_uppercase()));
         !name.starts_with(&prefix) && tools.into_iter().any(|start| name.starts_with(&start))
     };

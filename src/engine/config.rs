@@ -14,7 +14,7 @@ use crate::model::topic::{Filter, PipelineTopics};
 use crate::model::triggers::Triggers;
 use crate::model::unit::Unit;
 use crate::model::work::WorkTypes;
-use crate::net::options::BrokerOptions;
+use crate::net::options::{BrokerOptions, QueueAccess};
 
 /// Maximum number of deliveries that the broker may have in flight, unacknowledged (MQTT 5.0,
 /// section 3.1.2.11.3): as many as may wait for the ledger. A broker drops messages when more wait
@@ -66,6 +66,8 @@ pub struct Config {
     pub metrics: Option<PathBuf>,
     /// Broker, and our credentials.
     pub broker: BrokerOptions,
+    /// How to log in at the brokers of its queues.
+    pub queues: QueueAccess,
     /// Whether the operator has chosen the client identifier.
     pub chosen_id: bool,
 }

@@ -40,7 +40,7 @@ const KIND: &str = "queue URL";
 const SHAPE: &str = "write amqp[s]://[USER@]HOST[:PORT]/VHOST/QUEUE, %2f for the default vhost";
 
 /// A virtual host of a broker, and the user for it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct QueueBroker {
     /// Whether the connection is encrypted (`amqps`).
     pub tls: bool,
@@ -55,7 +55,7 @@ pub struct QueueBroker {
 }
 
 /// The address of a queue.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct QueueUrl {
     /// Whether the connection is encrypted (`amqps`).
     pub tls: bool,

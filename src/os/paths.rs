@@ -54,7 +54,18 @@ pub const SYSTEM_CONFIG: &str = "/etc/tael/tael.toml";
 /// Returns the password that systemd passes as a credential (`LoadCredential=tael-password:…`).
 #[must_use]
 pub fn credential_password() -> Option<PathBuf> {
+    credential("tael-password")
+}
+
+/// Returns the password for brokers of queues that systemd passes as a credential
+/// (`LoadCredential=tael-queue-password:…`).
+#[must_use]
+pub fn queue_credential() -> Option<PathBuf> {
+    credential("tael-queue-password")
+}
+
+fn credential(name: &str) -> Option<PathBuf> {
     absolute("CREDENTIALS_DIRECTORY")
-        .map(|dir| dir.join("tael-password"))
+        .map(|dir| dir.join(name))
         .filter(|path| path.exists())
 }

@@ -46,6 +46,7 @@ mod outbox;
 mod output;
 mod package;
 mod playbooks;
+mod queue_options;
 mod quota;
 mod receptor;
 mod redelivery;

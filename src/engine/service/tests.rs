@@ -30,7 +30,7 @@ use crate::model::trigger::Trigger;
 use crate::model::triggers::Triggers;
 use crate::model::unit::{End, Outcome, State, Unit};
 use crate::model::work::{Work, WorkTypes};
-use crate::net::options::BrokerOptions;
+use crate::net::options::{BrokerOptions, QueueAccess};
 use crate::os::host::new_id;
 use crate::os::signals;
 use crate::store::ledger::{EventKey, Op, Reader};
@@ -98,6 +98,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
             client_id: new_id(),
             keep_alive: Duration::from_secs(60),
         },
+        queues: QueueAccess::default(),
         chosen_id: true,
     }
 }
