@@ -1,6 +1,7 @@
-//! The network: MQTT through one library, TLS, and a broker of our own for one machine.
+//! The network: MQTT through one library, AMQP by a client of our own, TLS, and a broker of our own for one machine.
 
 mod acks;
+pub mod amqp;
 pub mod attempts;
 mod backoff;
 #[cfg(feature = "embedded-broker")]
