@@ -152,11 +152,18 @@ impl Client {
             Ok(subscriptions) => {
                 let asked = self.link.session.subscribe(subscriptions);
                 if !asked && self.link.is_online() {
-                    self.delegates.subscribed();
+                    self.nodes_answer();
                 }
             }
             Err(e) => error!("cannot subscribe to the answers of other nodes: {e}"),
         }
+    }
+
+    /// Notes that the broker has answered for the topics of the nodes, and there is a connection.
+    fn nodes_answer(&mut self) {
+        let session = &self.link.session;
+        self.delegates
+            .subscribed(|filter| session.is_refused(filter));
     }
 
     /// Gives a receipt back to its source.
@@ -194,7 +201,7 @@ impl Client {
                 answers.into_iter().for_each(|answer| self.answer(answer));
                 self.intake.silence.online(true);
                 self.remote.went_online();
-                self.delegates.subscribed();
+                self.nodes_answer();
                 self.reports.last.due();
                 self.observer.health.ready();
             }
@@ -203,7 +210,7 @@ impl Client {
                     error!("reload: {e}; events of that filter do not come");
                 }
                 if self.link.is_online() {
-                    self.delegates.subscribed();
+                    self.nodes_answer();
                 }
                 self.observer.health.notify.ready();
             }

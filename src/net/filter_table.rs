@@ -309,6 +309,11 @@ impl FilterTable {
             && self.under_way.is_empty()
     }
 
+    /// Returns whether the broker has refused `filter`.
+    pub fn is_refused(&self, filter: &Filter) -> bool {
+        matches!(self.states.get(filter), Some(State::Refused(_)))
+    }
+
     /// Returns whether a request waits for its answer.
     pub fn is_waiting(&self) -> bool {
         !self.under_way.is_empty()

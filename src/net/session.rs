@@ -325,6 +325,12 @@ impl Session {
         self.subscriber.change(subscriptions)
     }
 
+    /// Returns whether the broker has refused `filter` on this connection, and was not asked again.
+    #[must_use]
+    pub fn is_refused(&self, filter: &Filter) -> bool {
+        self.subscriber.is_refused(filter)
+    }
+
     /// Changes the settings. If the broker needs them, the session says goodbye and connects again
     /// at once. If the session would end with the goodbye, the next connection uses them.
     pub fn reconfigure(&mut self, settings: Settings) {

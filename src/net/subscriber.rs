@@ -120,6 +120,11 @@ impl Subscriber {
         !self.is_settled() && identifier.is_ok_and(|id| self.fresh.contains(&id))
     }
 
+    /// Returns whether the broker has refused `filter`.
+    pub fn is_refused(&self, filter: &Filter) -> bool {
+        self.filters.is_refused(filter)
+    }
+
     /// Gives up all filters. Returns one of them.
     pub fn give_up(&mut self) -> Option<Filter> {
         let one = self.wanted.all().into_iter().next();

@@ -20,7 +20,8 @@ use crate::common::nodes::{
     random, results, sha256_of, started, status, submission, submit, submitter, submitter_command,
     wait,
 };
-use crate::common::raw::{Raw, publish};
+use crate::common::raw::{Raw, packet, publish, subscribe_filters};
+use crate::common::scene::Scene;
 use crate::common::{Process, World, peak_memory, ran, wait_until};
 use crate::faults::{Tmpfs, can_run};
 
@@ -434,6 +435,60 @@ fn units_of_a_node_that_is_away_read_lost_until_it_is_back() {
     have_run(&world, 1);
     desk.stop();
     client.stop();
+}
+
+#[test]
+fn a_node_whose_answers_the_broker_refuses_gets_work_when_they_are_allowed() {
+    let scene = Scene::new();
+    let desk = scene.start(&["--submit-only"]);
+    let mut raw = scene.online();
+    let open = || Session::open(&scene.home().join("control"), "p");
+    let mut session = open();
+    let asked = session.ask(&submission("node7", &json!({"worktype": "cat"})));
+    assert!(!asked.starts_with("ERROR"), "{asked}");
+    session.pay(b"work");
+    // Returns the body of the next SUBSCRIBE. No work goes out before it.
+    let subscribes = |raw: &mut Raw| loop {
+        let (kind, body) = raw.receive();
+        if kind >> 4 == 8 {
+            return body;
+        }
+        let heard = raw.serve(kind, &body);
+        assert!(
+            heard.is_none_or(|m| !m.topic.ends_with("/work")),
+            "an offer"
+        );
+    };
+    let body = subscribes(&mut raw);
+    let codes = subscribe_filters(&body);
+    let codes = codes
+        .iter()
+        .map(|filter| match filter.ends_with("/presence") {
+            true => 1,
+            false => 0x87,
+        });
+    let codes: Vec<u8> = codes.collect();
+    raw.send(&packet(
+        0x90,
+        &[&[body[0], body[1], 0], &codes[..]].concat(),
+    ));
+    let answer: Value = serde_json::from_str(&session.line()).expect("answer");
+    let unit = answer["unitid"].as_str().expect("unit");
+    wait_until("the refusal is told", || {
+        let status = open().ask_json(&format!("work status {unit}"));
+        status["Detail"]
+            .to_string()
+            .contains("the broker refuses '")
+    });
+    let pong = open().ask("ping node7");
+    assert!(pong.contains("the broker refuses '"), "{pong}");
+    desk.signal(Signal::SIGHUP);
+    let body = subscribes(&mut raw);
+    raw.serve(0x82, &body);
+    let offer = raw.serve_until(|m| m.topic.ends_with("/work"));
+    let (request, payload) = wire::read_request(&offer.payload.into()).expect("request");
+    assert!(matches!(request, Request::Submit(_)), "{request:?}");
+    assert_eq!(&payload[..], b"work");
 }
 
 /// Time to live of work that no node gets, seconds: longer than a submission waits for its node, which

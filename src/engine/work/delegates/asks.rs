@@ -125,6 +125,10 @@ impl<T: Copy + Eq> Questions<T> {
                 self.ready.push(id);
                 continue;
             }
+            if let Some(refusal) = node.refusal() {
+                self.answer(&id, Err(refusal));
+                continue;
+            }
             question.signed &= pipeline.config.signer.is_some();
             let asked = (question.request.clone(), Bytes::new());
             let mut message = match node.request(pipeline, question.signed, &asked) {

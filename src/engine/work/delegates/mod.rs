@@ -207,10 +207,11 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
         self.nodes.values().any(|node| !node.is_subscribed)
     }
 
-    /// Notes that the broker has the subscriptions, and there is a connection.
-    pub fn subscribed(&mut self) {
+    /// Notes that the broker has answered for the filters, and there is a connection. `is_refused` is
+    /// whether it has refused one.
+    pub fn subscribed(&mut self, is_refused: impl Fn(&Filter) -> bool) {
         for node in self.nodes.values_mut() {
-            node.is_subscribed = true;
+            node.subscribed(&is_refused);
         }
         if !std::mem::replace(&mut self.is_online, true) {
             self.units.ask_again();
@@ -463,9 +464,11 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             let Some(node) = self.nodes.get(&delegate.node) else {
                 continue;
             };
-            // One that is away is asked when it is back: what it gets then is what is wanted then.
-            if node.away.is_some() && delegate.phase.is_offered() {
-                let effects = delegate.noted(Some(node::away_note(&delegate.node)));
+            // It is asked when that has passed: what it gets then is what is wanted then.
+            if delegate.phase.is_offered()
+                && let Some(note) = node.offers_wait(delegate.cancel != Cancel::No)
+            {
+                let effects = delegate.noted(Some(note));
                 reports.extend(self.follow(&unit, effects, steps));
                 continue;
             }

@@ -38,8 +38,10 @@ pub struct Node {
     pub topics: PipelineTopics,
     /// Topic of its answers.
     pub reply: String,
-    /// Whether the broker sends us its answers.
+    /// Whether the broker was asked for its answers.
     pub is_subscribed: bool,
+    /// Whether the broker has refused its answers.
+    is_refused: bool,
     /// Since when it is away.
     pub away: Option<Instant>,
     /// Whether it has said that it is there.
@@ -57,6 +59,7 @@ impl Node {
             topics,
             name: name.to_owned(),
             is_subscribed: false,
+            is_refused: false,
             away: None,
             is_here: false,
             is_lost: false,
@@ -67,6 +70,33 @@ impl Node {
     pub fn lost_at(&self) -> Option<Instant> {
         let since = self.away.filter(|_| !self.is_lost)?;
         Some(since + hooks::lost().unwrap_or(LOST))
+    }
+
+    /// Notes that the broker has answered for its topics. `is_refused` is whether it has refused a filter.
+    pub fn subscribed(&mut self, is_refused: impl Fn(&Filter) -> bool) {
+        self.is_subscribed = true;
+        let answers = Filter::new(self.reply.clone());
+        self.is_refused = answers.is_ok_and(|filter| is_refused(&filter));
+    }
+
+    /// Returns why no answer of it can come, if the broker has refused them.
+    pub fn refusal(&self) -> Option<String> {
+        self.is_refused.then(|| {
+            format!(
+                "the broker refuses '{}', where node {} answers; allow it there and reload",
+                self.reply, self.name
+            )
+        })
+    }
+
+    /// Returns what people read of a unit that is not offered to it now, if so. One that `is_canceled`
+    /// goes on without an answer: the node must hear of that.
+    pub fn offers_wait(&self, is_canceled: bool) -> Option<String> {
+        if self.away.is_some() {
+            return Some(away_note(&self.name));
+        }
+        let refusal = self.refusal().filter(|_| !is_canceled)?;
+        Some(format!("waits: {refusal}"))
     }
 
     /// Takes its presence.
