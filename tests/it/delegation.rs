@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::common::broker::is_mosquitto;
 use crate::common::nodes::{
-    ask, connect, node, noise, results, started, status, submit, submitter, wait,
+    ask, connect, node, node_with, noise, results, started, status, submit, submitter, wait,
 };
 use crate::common::{World, json_of, ran, wait_until};
 
@@ -141,6 +141,39 @@ fn a_cancel_and_a_release_reach_the_node() {
     wait_until("the node has released it", || !folder.exists());
     desk.stop();
     node.stop();
+}
+
+#[test]
+fn more_units_write_than_files_stay_open() {
+    /// Maximum number of units whose files stay open.
+    const MAX_OPEN: usize = 32;
+    /// The output of each unit comes in two pieces.
+    const HOLD: &str = r#"
+[[work]]
+type = "hold"
+command = "sh -c 'echo begun; until [ -e $OUT/go ]; do sleep 0.2; done; echo done'"
+jobs = 40
+"#;
+    let world = World::new();
+    let desk = submitter(&world);
+    let client = node_with(&world, HOLD);
+    let units: Vec<String> = (0..MAX_OPEN + 4)
+        .map(|_| started(&world, "hold", b""))
+        .collect();
+    for unit in &units {
+        wait_until("it has begun", || status(&world, unit)["StdoutSize"] == 6);
+    }
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", desk.pid())).expect("descriptors");
+    let targets = descriptors.filter_map(|fd| fs::read_link(fd.expect("descriptor").path()).ok());
+    let open = targets.filter(|target| target.ends_with("stdout")).count();
+    assert!((1..=MAX_OPEN).contains(&open), "{open} files are open");
+    fs::write(world.path("go"), "").expect("go");
+    for unit in &units {
+        wait(&world, unit, "Succeeded");
+        assert_eq!(results(&world, unit), b"begun\ndone\n");
+    }
+    desk.stop();
+    client.stop();
 }
 
 #[test]

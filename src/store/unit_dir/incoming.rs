@@ -156,7 +156,7 @@ impl Incoming {
     /// # Errors
     /// As the file system.
     pub fn begin_again(&mut self) -> io::Result<()> {
-        self.files = StreamFiles::default();
+        self.close();
         self.streams = [Coming::default(), Coming::default()];
         let paths = STREAMS.map(|stream| self.dir.stream(stream));
         for path in paths.into_iter().chain([self.dir.record()]) {
@@ -166,6 +166,11 @@ impl Incoming {
             }
         }
         Ok(())
+    }
+
+    /// Closes the files, which the next write opens again.
+    pub fn close(&mut self) {
+        self.files = StreamFiles::default();
     }
 
     /// Syncs the files, and returns their digests. It reads what this process has not written.
@@ -200,6 +205,7 @@ impl Incoming {
             digest.copy_from_slice(context.finish().as_ref());
         }
         File::open(self.dir.path())?.sync_all()?;
+        self.close();
         Ok(digests)
     }
 }
@@ -225,7 +231,9 @@ mod tests {
     fn output_goes_on_where_an_earlier_process_has_stopped() {
         let state = tempfile::tempdir().expect("tempdir");
         let mut first = Incoming::open(dir(&state)).expect("open");
-        first.write(Stream::Stdout, b"ab").expect("write");
+        first.write(Stream::Stdout, b"a").expect("write");
+        first.close();
+        first.write(Stream::Stdout, b"b").expect("write");
         drop(first);
         let mut second = Incoming::open(dir(&state)).expect("open");
         assert_eq!(second.sizes(), [2, 0]);

@@ -504,7 +504,8 @@ impl Delegate {
         (self.asks, self.acks) = (false, false);
         self.patience.answered();
         self.rest();
-        let incoming = following.incoming;
+        let mut incoming = following.incoming;
+        incoming.close();
         vec![Effect::Check(Box::new(incoming), Box::new(end))]
     }
 

@@ -120,6 +120,7 @@ impl Following {
             Piece::Next(bytes) => {
                 if let Err(e) = self.incoming.write(stream, &bytes) {
                     *pieces = before;
+                    self.incoming.close();
                     return Err(Error::state(&e, format!("{e}")));
                 }
                 (self.is_repeated, self.short_ends) = (false, 0);

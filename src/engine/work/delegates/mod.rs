@@ -14,6 +14,7 @@ mod following;
 mod node;
 mod offer;
 pub mod offers;
+mod open_files;
 mod patience;
 mod payload;
 mod phase;
@@ -390,6 +391,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
                 Effect::Started(at) => reports.push(Report::Started(unit.to_owned(), at)),
                 Effect::Wrote => {
                     hooks::failpoint("wrote.after");
+                    self.units.wrote(unit);
                     reports.push(Report::Wrote(unit.to_owned()));
                 }
                 Effect::Ended(outcome) => {

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 use crate::engine::work::delegates::delegate::Delegate;
 use crate::engine::work::delegates::effect::Effect;
+use crate::engine::work::delegates::open_files::OpenFiles;
+use crate::engine::work::delegates::phase::Phase;
 use crate::engine::work::delegates::timers::Timers;
 
 /// Units, and what follows for each of them.
@@ -17,6 +19,7 @@ pub struct Units {
     list: HashMap<String, Delegate>,
     /// Units of which something may go out.
     ready: VecDeque<String>,
+    open_files: OpenFiles,
     timers: Timers,
 }
 
@@ -56,6 +59,15 @@ impl Units {
         units
             .filter_map(|d| Some((d.unit.clone(), change(d)?)))
             .collect()
+    }
+
+    /// Notes that output of `unit` was written. The files of another one are closed, if too many are open.
+    pub fn wrote(&mut self, unit: &str) {
+        let idle = self.open_files.wrote(unit);
+        let idle = idle.and_then(|idle| self.list.get_mut(&idle));
+        if let Some(Phase::Following(following)) = idle.map(|delegate| &mut delegate.phase) {
+            following.incoming.close();
+        }
     }
 
     /// Returns the nodes of the units.
