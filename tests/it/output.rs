@@ -104,7 +104,10 @@ fn where_files_have_no_holes_the_end_is_kept_and_the_disk_is_bounded() {
     command.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", LONG]);
     command.args(["--max-output", "65536"]);
     let client = world.online("p", command);
-    assert!(client.log_text().contains("cannot have holes"));
+    // A client looks at its state while it connects.
+    wait_until("the log says that the end is kept", || {
+        client.log_text().contains("cannot have holes")
+    });
     world.message(SEQ, FINISHED);
     ears.status("p", "started");
     let stdout = file(&world, "stdout");
