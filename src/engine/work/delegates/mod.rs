@@ -186,10 +186,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
 
     /// Returns the names of the nodes that have said that they are there.
     pub fn here(&self) -> Vec<&str> {
-        let here = self.nodes.iter().filter(|(_, node)| node.is_here);
-        let mut here: Vec<&str> = here.map(|(name, _)| name.as_str()).collect();
-        here.sort_unstable();
-        here
+        node::here(&self.nodes)
     }
 
     // --- Subscriptions ---

@@ -45,7 +45,7 @@ pub struct Node {
     /// Since when it is away.
     pub away: Option<Instant>,
     /// Whether it has said that it is there.
-    pub is_here: bool,
+    is_here: bool,
     /// Whether its units are called lost.
     pub is_lost: bool,
 }
@@ -180,6 +180,14 @@ pub fn know(nodes: &mut Nodes, pipeline: &Pipeline, name: &str) {
     if !nodes.contains_key(name) {
         nodes.insert(name.to_owned(), Node::of(pipeline, name));
     }
+}
+
+/// Returns the names of the nodes that have said that they are there.
+pub fn here(nodes: &Nodes) -> Vec<&str> {
+    let here = nodes.values().filter(|node| node.is_here);
+    let mut here: Vec<&str> = here.map(|node| node.name.as_str()).collect();
+    here.sort_unstable();
+    here
 }
 
 /// Returns the filters of the answers and the presence of all nodes.
