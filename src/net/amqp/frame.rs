@@ -184,3 +184,94 @@ impl Output<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::amqp::wire::{Reader, Ticket};
+    use proptest::prelude::*;
+
+    const MAX: usize = 4096;
+
+    #[test]
+    fn a_method_looks_as_the_standard_says() {
+        let mut bytes = Vec::new();
+        let mut out = Output {
+            bytes: &mut bytes,
+            max: MAX,
+        };
+        let get = Method::BasicGet {
+            ticket: Ticket,
+            queue: "q".into(),
+            no_ack: true,
+        };
+        out.method(3, &get).expect("it fits");
+        let wanted = b"\x01\0\x03\0\0\0\x09\0\x3c\0\x46\0\0\x01q\x01\xce";
+        assert_eq!(bytes, wanted);
+        let (frame, size) = Frame::read(&bytes, MAX).expect("frame").expect("whole");
+        assert_eq!((frame.channel, size), (3, bytes.len()));
+        assert_eq!(Method::read(&mut Reader::new(frame.payload)), Ok(get));
+        let (beat, _) = Frame::read(&HEARTBEAT, MAX).expect("frame").expect("whole");
+        assert_eq!((beat.kind, beat.channel), (Kind::Heartbeat, 0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_appended() {
+        let mut bytes = b"before".to_vec();
+        let mut out = Output {
+            bytes: &mut bytes,
+            max: MAX,
+        };
+        let publish = Method::BasicPublish {
+            ticket: Ticket,
+            exchange: String::new(),
+            key: "q".into(),
+            bits: 0,
+        };
+        let mut large = Properties::default();
+        large.headers.push("h", "x".repeat(MAX));
+        assert!(out.content(1, &publish, &large, b"body").is_err());
+        let cancel = Method::BasicCancelOk {
+            tag: "x".repeat(256),
+        };
+        assert!(out.method(1, &cancel).is_err());
+        assert_eq!(bytes, b"before");
+    }
+
+    #[test]
+    fn a_frame_has_a_limit() {
+        let mut bytes = Vec::new();
+        let mut out = Output {
+            bytes: &mut bytes,
+            max: MAX,
+        };
+        let publish = Method::BasicCancelOk { tag: "t".into() };
+        out.content(1, &publish, &Properties::default(), &[0; 2 * MAX])
+            .expect("it fits");
+        let mut rest = &bytes[..];
+        let mut sizes = Vec::new();
+        while let Some((_, size)) = Frame::read(rest, MAX).expect("frame") {
+            sizes.push(size);
+            rest = &rest[size..];
+        }
+        assert!(rest.is_empty());
+        assert_eq!(sizes[2..], [MAX, MAX, 2 * OVERHEAD + OVERHEAD]);
+        assert!(Frame::read(&bytes[sizes[0] + sizes[1]..], MAX - 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60), kind in 0..9_u8) {
+            let _ = Frame::read(&bytes, MAX);
+            // A frame of a right kind and size.
+            let size = u8::try_from(bytes.len()).unwrap_or(0);
+            let whole = [&[kind, 0, 1, 0, 0, 0, size][..], &bytes, &[END]].concat();
+            if let Ok(Some((frame, _))) = Frame::read(&whole, MAX) {
+                prop_assert_eq!(frame.payload, &bytes[..]);
+                if let Ok(method) = Method::read(&mut Reader::new(frame.payload)) {
+                    prop_assert!(!method.name().is_empty());
+                }
+            }
+        }
+    }
+}

@@ -479,3 +479,62 @@ fn stranger(bytes: &[u8]) -> Option<Failure> {
 const fn is_text(byte: u8) -> bool {
     byte.is_ascii_graphic() || matches!(byte, b' ' | b'\r' | b'\n')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::options::TlsFiles;
+    use crate::net::password::{Password, Secret};
+
+    fn login(
+        user: Option<&str>,
+        password: Option<&str>,
+        has_certificate: bool,
+    ) -> Result<(&'static str, Bytes), Failure> {
+        let identity = has_certificate.then(|| ("cert".into(), "key".into()));
+        let options = AmqpOptions {
+            username: user.map(str::to_owned),
+            password: password.map(|text| Password::Text(Secret::new(text))),
+            tls: Some(TlsFiles {
+                identity,
+                ..TlsFiles::default()
+            }),
+            ..AmqpOptions::new("h", 1)
+        };
+        Login::new(&options).map(|login| (login.mechanism, login.response))
+    }
+
+    #[test]
+    fn a_certificate_logs_in_unless_a_user_is_named() {
+        for (user, password, has_certificate, mechanism, response) in [
+            (None, None, true, "EXTERNAL", ""),
+            (None, None, false, "PLAIN", "\0guest\0guest"),
+            (Some("guest"), None, true, "PLAIN", "\0guest\0guest"),
+            (Some("ann"), None, true, "PLAIN", "\0ann\0"),
+            (Some("ann"), Some("p"), false, "PLAIN", "\0ann\0p"),
+        ] {
+            let made = login(user, password, has_certificate).expect("login");
+            assert_eq!(made, (mechanism, Bytes::from(response)));
+        }
+        let failure = login(Some("ann"), Some("a\0b"), false).expect_err("NUL");
+        assert_eq!(failure.kind, FailureKind::Config);
+    }
+
+    #[test]
+    fn limits_are_the_smaller_ones() {
+        assert_eq!(limits(0, 0), Ok((MAX_CHANNELS, MAX_FRAME)));
+        assert_eq!(limits(9, 8192), Ok((9, 8192)));
+        assert_eq!(limits(2047, 1 << 30), Ok((MAX_CHANNELS, MAX_FRAME)));
+        assert!(limits(0, 4095).is_err());
+        let seconds = Duration::from_secs;
+        for (ours, theirs, agreed) in [
+            (seconds(10), 60, 10),
+            (seconds(10), 5, 5),
+            (seconds(10), 0, 10),
+            (Duration::ZERO, 0, 1),
+            (seconds(100_000), 0, u16::MAX),
+        ] {
+            assert_eq!(heartbeat(ours, theirs), agreed);
+        }
+    }
+}

@@ -139,3 +139,92 @@ methods! {
     85 10 ConfirmSelect { no_wait: bool }
     85 11 ConfirmSelectOk {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every method, by class and number.
+    const ALL: &[(u16, u16)] = &[
+        (10, 10),
+        (10, 11),
+        (10, 20),
+        (10, 30),
+        (10, 31),
+        (10, 40),
+        (10, 41),
+        (10, 50),
+        (10, 51),
+        (10, 60),
+        (10, 61),
+        (20, 10),
+        (20, 11),
+        (20, 20),
+        (20, 21),
+        (20, 40),
+        (20, 41),
+        (40, 10),
+        (40, 11),
+        (50, 10),
+        (50, 11),
+        (50, 20),
+        (50, 21),
+        (50, 30),
+        (50, 31),
+        (50, 40),
+        (50, 41),
+        (60, 10),
+        (60, 11),
+        (60, 20),
+        (60, 21),
+        (60, 30),
+        (60, 31),
+        (60, 40),
+        (60, 50),
+        (60, 60),
+        (60, 70),
+        (60, 71),
+        (60, 72),
+        (60, 80),
+        (60, 120),
+        (85, 10),
+        (85, 11),
+    ];
+
+    proptest! {
+        /// Arguments are any bytes: of those that form a method, it is written and read again.
+        #[test]
+        fn what_is_written_is_read(
+            place in 0..ALL.len(),
+            arguments in prop::collection::vec(0..6_u8, 40),
+            others in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let (class, number) = ALL[place];
+            for arguments in [arguments, others] {
+                let head = [class.to_be_bytes(), number.to_be_bytes()].concat();
+                let bytes = [head, arguments].concat();
+                let mut from = Reader::new(&bytes);
+                let Ok(method) = Method::read(&mut from) else { continue };
+                let mut written = Vec::new();
+                prop_assert!(method.put(&mut written).is_ok());
+                let mut from = Reader::new(&written);
+                prop_assert_eq!(Method::read(&mut from), Ok(method));
+                prop_assert!(from.is_empty() && from.into_flaw().is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn every_method_is_known() {
+        for (class, number) in ALL {
+            let head = [class.to_be_bytes(), number.to_be_bytes()].concat();
+            let bytes = [head, vec![0; 40]].concat();
+            let method = Method::read(&mut Reader::new(&bytes)).expect("known");
+            assert!(!method.name().is_empty());
+        }
+        let unknown = Method::read(&mut Reader::new(&[0, 60, 0, 99]));
+        let text = unknown.expect_err("unknown").to_string();
+        assert_eq!(text, "method 99 of class 60 is unknown");
+    }
+}

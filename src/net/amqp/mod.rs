@@ -23,6 +23,8 @@ mod options;
 pub mod properties;
 mod shared;
 mod state;
+#[cfg(test)]
+mod tests;
 pub mod value;
 pub mod wire;
 

@@ -198,3 +198,79 @@ impl Head {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_properties() -> impl Strategy<Value = Properties> {
+        let text = || prop::option::of("[a-zä]{0,60}");
+        let headers = prop::collection::vec(("[a-z]{1,5}", any::<i64>()), 0..4);
+        let headers = headers.prop_map(|list| {
+            let mut table = Table::new();
+            for (name, value) in list {
+                table.push(&name, value);
+            }
+            table
+        });
+        let numbers = (
+            any::<Option<u8>>(),
+            any::<Option<u8>>(),
+            any::<Option<u64>>(),
+        );
+        let texts = prop::collection::vec(text(), 10);
+        (headers, numbers, texts).prop_map(|(headers, (mode, priority, timestamp), texts)| {
+            let mut texts = texts.into_iter();
+            let mut text = || texts.next().flatten();
+            Properties {
+                content_type: text(),
+                content_encoding: text(),
+                headers,
+                delivery_mode: mode,
+                priority,
+                correlation_id: text(),
+                reply_to: text(),
+                expiration: text(),
+                message_id: text(),
+                timestamp,
+                kind: text(),
+                user_id: text(),
+                app_id: text(),
+                cluster_id: text(),
+            }
+        })
+    }
+
+    #[test]
+    fn properties_stand_in_the_order_of_the_standard() {
+        let properties = Properties {
+            content_type: Some("t".into()),
+            delivery_mode: Some(PERSISTENT),
+            timestamp: Some(1),
+            app_id: Some("a".into()),
+            ..Properties::default()
+        };
+        let mut bytes = Vec::new();
+        properties.put(3, &mut bytes).expect("it fits");
+        let wanted = b"\0\x3c\0\0\0\0\0\0\0\0\0\x03\x90\x48\x01t\x02\0\0\0\0\0\0\0\x01\x01a";
+        assert_eq!(bytes, wanted);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(properties in any_properties(), size: u64) {
+            let mut bytes = Vec::new();
+            prop_assert!(properties.put(size, &mut bytes).is_ok());
+            let head = Head::read(&bytes);
+            prop_assert_eq!(head, Ok(Head { size, properties, flaw: None }));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Head::read(&bytes);
+            let whole = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &bytes].concat();
+            prop_assert!(Head::read(&whole).is_ok());
+        }
+    }
+}

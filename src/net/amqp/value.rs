@@ -328,3 +328,126 @@ impl Field for Table {
         self.put_at(out, 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Returns any value; numbers with fractions have a value that equals itself.
+    pub fn any_value() -> impl Strategy<Value = Value> {
+        let bytes = || prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from);
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::Bool),
+            any::<i8>().prop_map(Value::I8),
+            any::<u8>().prop_map(Value::U8),
+            any::<i16>().prop_map(Value::I16),
+            any::<u16>().prop_map(Value::U16),
+            any::<i32>().prop_map(Value::I32),
+            any::<u32>().prop_map(Value::U32),
+            any::<i64>().prop_map(Value::I64),
+            prop::num::f32::NORMAL.prop_map(Value::F32),
+            prop::num::f64::NORMAL.prop_map(Value::F64),
+            (any::<u8>(), any::<i32>()).prop_map(|(scale, value)| Value::Decimal { scale, value }),
+            bytes().prop_map(Value::Text),
+            any::<u64>().prop_map(Value::Time),
+            Just(Value::Void),
+            bytes().prop_map(Value::Binary),
+        ];
+        leaf.prop_recursive(4, 40, 5, move |inner| {
+            let entry = (bytes(), inner.clone());
+            prop_oneof![
+                prop::collection::vec(inner, 0..5).prop_map(Value::Array),
+                prop::collection::vec(entry, 0..5).prop_map(|list| Value::Table(Table(list))),
+            ]
+        })
+    }
+
+    fn written(table: &Table) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        table.put(&mut bytes).expect("it fits");
+        bytes
+    }
+
+    #[track_caller]
+    fn read(bytes: &[u8]) -> (Table, Option<String>) {
+        let mut from = Reader::new(bytes);
+        let table = <Table as Field>::read(&mut from).expect("its size is right");
+        assert!(from.is_empty());
+        (table, from.into_flaw().map(|flaw| flaw.to_string()))
+    }
+
+    /// Bytes as RabbitMQ writes them (`rabbit_binary_generator`).
+    #[test]
+    fn values_look_as_rabbitmq_writes_them() {
+        let table = Table::from([
+            ("t", true.into()),
+            ("S", "hi".into()),
+            ("I", Value::I32(-2)),
+            ("l", Value::I64(1)),
+            ("A", Value::Array(vec![Value::Void, Value::U8(3)])),
+            ("F", Value::Table(Table::from([("T", Value::Time(5))]))),
+            ("x", Value::Binary(Bytes::from_static(b"\0"))),
+        ]);
+        let wanted = b"\0\0\0\x43\x01tt\x01\x01SS\0\0\0\x02hi\x01II\xff\xff\xff\xfe\
+            \x01ll\0\0\0\0\0\0\0\x01\x01AA\0\0\0\x03VB\x03\
+            \x01FF\0\0\0\x0b\x01TT\0\0\0\0\0\0\0\x05\x01xx\0\0\0\x01\0";
+        assert_eq!(
+            written(&table).escape_ascii().to_string(),
+            wanted.escape_ascii().to_string()
+        );
+        assert_eq!(read(wanted), (table, None));
+    }
+
+    #[test]
+    fn entries_are_found_by_name() {
+        let mut table = Table::from([("a", Value::I8(-1)), ("b", "x".into()), ("a", true.into())]);
+        assert_eq!(table.get("a").and_then(Value::as_integer), Some(-1));
+        assert_eq!(
+            table.get("b").and_then(Value::as_text).as_deref(),
+            Some("x")
+        );
+        assert_eq!(table.get("c"), None);
+        table.set("a", 5_i64);
+        let names: Vec<_> = table.iter().map(|(name, _)| name.into_owned()).collect();
+        assert_eq!(names, ["b", "a"]);
+    }
+
+    #[test]
+    fn depth_and_size_have_limits() {
+        let mut table = Table::new();
+        for _ in 0..MAX_DEPTH {
+            table = Table::from([("t", Value::Table(table))]);
+        }
+        assert_eq!(read(&written(&table)), (table.clone(), None));
+        let deeper = Table::from([("t", Value::Table(table))]);
+        assert!(deeper.put(&mut Vec::new()).is_err());
+        let mut array = Value::Void;
+        for _ in 0..=MAX_DEPTH {
+            array = Value::Array(vec![array]);
+        }
+        let deeper = Table::from([("a", array)]);
+        assert!(deeper.put(&mut Vec::new()).is_err());
+        let full = Table::from([("a", Value::Array(vec![Value::Void; MAX_VALUES - 1]))]);
+        assert_eq!(read(&written(&full)).1, None);
+        assert_eq!(full.values(), MAX_VALUES);
+        let more = Table::from([("a", Value::Array(vec![Value::Void; MAX_VALUES]))]);
+        let (table, flaw) = read(&written(&more));
+        assert!(table.is_empty());
+        assert_eq!(
+            flaw.as_deref(),
+            Some("a table is unreadable: it has too many values")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(values in prop::collection::vec(any_value(), 0..6)) {
+            let entries = values.into_iter().map(|value| (Bytes::from_static(b"n"), value));
+            let table = Table(entries.collect());
+            let (again, flaw) = read(&written(&table));
+            prop_assert_eq!(flaw, None);
+            prop_assert_eq!(again, table);
+        }
+    }
+}
