@@ -116,6 +116,7 @@ mod tests {
             passthrough: Attributes::new(),
             payload: Some(payload.to_owned().into()),
             reply: None,
+            origin: None,
             work: None,
         };
         let taken = attributes(&unit).map(|attributes| trigger.take(&attributes));

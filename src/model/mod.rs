@@ -2,6 +2,7 @@
 
 pub mod about;
 pub mod check;
+pub mod claim;
 pub mod command;
 pub mod condition;
 pub mod control;
@@ -13,6 +14,7 @@ pub mod exec;
 pub mod filter_index;
 pub mod follow;
 pub mod json;
+pub mod letter;
 pub mod marker;
 pub mod meaning;
 pub mod message;
@@ -28,6 +30,7 @@ pub mod passthrough;
 pub mod playbook;
 pub mod policy;
 pub mod queue;
+pub mod queue_delivery;
 pub mod receptor;
 pub mod remote;
 pub mod roots;

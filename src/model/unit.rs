@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::event::Attributes;
 use crate::model::message::Route;
+use crate::model::queue_delivery::QueueOrigin;
 use crate::model::spec::Spec;
 use crate::model::variables::{Value, Variables};
 use crate::model::work::{Delegation, Work};
@@ -45,6 +46,8 @@ pub struct Unit {
     pub payload: Option<Bytes>,
     /// Address for answers, if a request made the unit and names one.
     pub reply: Option<ReplyAddress>,
+    /// The message that made it, if it came from a queue.
+    pub origin: Option<Arc<QueueOrigin>>,
     /// What it is, if a person has submitted it.
     pub work: Option<Arc<Work>>,
 }

@@ -136,7 +136,7 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
+pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| char::from(b).to_digit(16);
     let pairs = digits.as_bytes().chunks(2).map(|pair| match *pair {
         [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::model::letter::Letter;
 use crate::model::message::Message;
 use crate::model::unit::{State, Unit};
 use crate::store::ledger::identity::{
     EventKey, Known, count_as_accepted, known, remember_retained,
 };
+use crate::store::ledger::letters::{Posted, open_message, post_letters};
 use crate::store::ledger::packets::remember_packet;
 use crate::store::ledger::records::RETRY_OF;
 use crate::store::ledger::rows::{Entry, Queued, insert_unit, post_all};
@@ -23,6 +25,9 @@ pub struct Refused {
     pub detail: String,
     /// Status to publish, if a pipeline should have run.
     pub status: Option<Message>,
+    /// Letters to send, if it came from a queue: the message as a dead letter, and the report of its
+    /// end.
+    pub letters: Vec<Letter>,
 }
 
 /// What one trigger makes of an event.
@@ -81,8 +86,11 @@ pub enum Acceptance {
     Taken,
 }
 
+/// Results of the parts of an event, and the statuses and letters of refusals.
+pub(super) type Accepted = (Vec<Acceptance>, Vec<Queued>, Vec<Posted>);
+
 /// Accepts an event that came at `at` (milliseconds since 1970) under this `boot`. Returns the
-/// result of each part, and the statuses of refusals.
+/// result of each part, and the statuses and letters of refusals.
 pub(super) fn accept(
     tx: &Connection,
     state: &mut WriterState,
@@ -91,8 +99,9 @@ pub(super) fn accept(
     at: i64,
     boot: &str,
     parts: &[Part],
-) -> rusqlite::Result<(Vec<Acceptance>, Vec<Queued>)> {
+) -> rusqlite::Result<Accepted> {
     let (mut became, mut queued) = (Vec::with_capacity(parts.len()), Vec::new());
+    let mut letters = Vec::new();
     let mut payload = None;
     for part in parts {
         let before = known(tx, key, part.trigger(), topic)?;
@@ -152,16 +161,18 @@ pub(super) fn accept(
                     at,
                 };
                 insert_unit(tx, state, unit, &entry, &mut payload)?;
+                open_message(tx, key, &unit.id)?;
             }
             Part::Refuse { refused, .. } => {
                 queued.extend(post_all(tx, state, refused.status.as_slice())?);
+                letters.extend(post_letters(tx, &refused.letters)?);
             }
         }
     }
     // After all parts were compared with the earlier message of the identifier.
     let digest = key.sender.is_none().then_some(&key.digest);
     remember_packet(tx, key.packet, digest, at)?;
-    Ok((became, queued))
+    Ok((became, queued, letters))
 }
 
 /// Returns the other retry of the unit that `part` retries, if that must be the first one. The

@@ -37,6 +37,8 @@ pub struct EventKey {
     pub request: bool,
     /// Whether no earlier event can have the sender's id, so that none is looked for.
     pub is_new: bool,
+    /// The source of a message of a queue without id, which is kept until it cannot come again.
+    pub open: Option<String>,
 }
 
 /// Earliest times at which a message that may be a redelivery can have been accepted, milliseconds

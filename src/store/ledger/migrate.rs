@@ -240,6 +240,23 @@ const MIGRATIONS: &[&str] = &[
         node TEXT NOT NULL,
         signed INTEGER NOT NULL
     ) WITHOUT ROWID;",
+    // Messages of queues that made units, or may come again; letters for queues.
+    "ALTER TABLE unit ADD COLUMN origin TEXT;
+    CREATE TABLE queue_open (
+        unit TEXT PRIMARY KEY,
+        source TEXT NOT NULL,
+        digest BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE letter (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        key TEXT NOT NULL,
+        unit TEXT,
+        dead INTEGER NOT NULL,
+        properties TEXT NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE INDEX letter_source ON letter (source, seq);",
 ];
 
 /// Maximum content of a ledger that is rewritten so that it can shrink, bytes.

@@ -243,7 +243,8 @@ mod tests {
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
              INSERT INTO unit SELECT i, 'u' || i, i % 100, 'e' || i, '', '', 0, NULL, 1, NULL, 0,
                  iif(i < {count}, 'failed', 'pending'), NULL, i, NULL, iif(i < {count}, i, NULL),
-                 NULL, NULL, i - (i % 2 = 0), NULL, '[]', '{{}}', NULL, NULL, NULL, NULL FROM n;
+                 NULL, NULL, i - (i % 2 = 0), NULL, '[]', '{{}}', NULL, NULL, NULL, NULL, NULL
+             FROM n;
              INSERT INTO spec SELECT DISTINCT spec, spec FROM unit;
              INSERT INTO payload (id, bytes) SELECT seq, zeroblob(10) FROM unit WHERE payload = seq;
              INSERT INTO event (trigger, id, digest, topic, accepted, unit, refusal)

@@ -150,7 +150,7 @@ impl Reader {
         );
         let record = |row: &Row<'_>| {
             let mut record = whole(&self.connection, &self.specs, row)?;
-            record.unit.payload = Some(read_payload(row, 22)?);
+            record.unit.payload = Some(read_payload(row, 23)?);
             Ok(record)
         };
         self.connection

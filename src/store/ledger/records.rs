@@ -104,6 +104,7 @@ pub(super) fn record(
             passthrough: serde_json::Map::new(),
             payload: None,
             reply: None,
+            origin: None,
             work: None,
         },
         state: read_state(row, 11)?,
@@ -116,9 +117,11 @@ pub(super) fn record(
     })
 }
 
-/// The columns of [`NARROW`], variables, passthrough attributes, the address of answers, and submitted work.
+/// The columns of [`NARROW`], variables, passthrough attributes, the address of answers, submitted work, and the message
+/// of a queue.
 pub(super) const WHOLE: &str = "seq, unit.id, spec, event, topic, reason, hops, traceparent, attempt,
-    retry_of, due, state, boot, accepted, started, ended, outcome, note, variables, passthrough, reply, work";
+    retry_of, due, state, boot, accepted, started, ended, outcome, note, variables, passthrough, reply, work,
+    origin";
 
 /// Reads a row of [`WHOLE`].
 pub(super) fn whole(
@@ -136,6 +139,10 @@ pub(super) fn whole(
     record.unit.reply = reply.and_then(|text| serde_json::from_str(&text).ok());
     let work: Option<String> = row.get(21)?;
     record.unit.work = work
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .map(Arc::new);
+    let origin: Option<String> = row.get(22)?;
+    record.unit.origin = origin
         .and_then(|text| serde_json::from_str(&text).ok())
         .map(Arc::new);
     Ok(record)

@@ -63,9 +63,9 @@ pub(super) fn insert_unit(
     let spec = state.spec(tx, &unit.spec)?;
     let sql = "INSERT INTO unit
                    (id, spec, event, topic, reason, hops, traceparent, attempt, retry_of, due, state,
-                    boot, accepted, payload, reply, variables, passthrough, body, work)
+                    boot, accepted, payload, reply, variables, passthrough, body, work, origin)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
-                    ?18, ?19)";
+                    ?18, ?19, ?20)";
     tx.prepare_cached(sql)?.execute(params![
         unit.id,
         spec,
@@ -86,6 +86,9 @@ pub(super) fn insert_unit(
         passthrough_text(unit),
         stored.body,
         unit.work.as_ref().map(|work| json!(**work).to_string()),
+        unit.origin
+            .as_ref()
+            .map(|origin| json!(**origin).to_string()),
     ])?;
     *shared = Some(stored);
     Ok(())
@@ -173,6 +176,9 @@ pub(super) fn delete_unit(tx: &Connection, seq: i64) -> rusqlite::Result<String>
         let deleted = delete.query_row(params![payload], |row| row.get::<_, Option<String>>(0));
         file = deleted.optional()?.flatten();
     }
+    // Its message came too long ago to come again.
+    let sql = "DELETE FROM queue_open WHERE unit = ?1";
+    tx.prepare_cached(sql)?.execute(params![id])?;
     let sql = "INSERT OR IGNORE INTO released (unit) VALUES (?1)";
     let mut mark = tx.prepare_cached(sql)?;
     mark.execute(params![id])?;

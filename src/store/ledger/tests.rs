@@ -77,6 +77,7 @@ impl Fixture {
             passthrough: serde_json::Map::new(),
             payload: Some(vec![b'x'; payload].into()),
             reply: None,
+            origin: None,
             work: None,
         }
     }
@@ -97,6 +98,7 @@ impl Fixture {
                 replay: false,
                 request: false,
                 is_new: sender,
+                open: None,
             },
             topic: unit.topic.clone(),
             at: i64::from(self.events),
@@ -135,6 +137,7 @@ impl Fixture {
             at: i64::from(self.events),
             note: None,
             statuses: vec![Self::status(), Self::status()],
+            letters: Vec::new(),
             retry: None,
         }
     }
@@ -214,6 +217,7 @@ fn a_unit_that_waits_can_be_taken_back() {
     let stays = Done::Changed {
         applied: false,
         queued: Vec::new(),
+        letters: Vec::new(),
     };
     assert_eq!(ledger.one(back), stays);
 }

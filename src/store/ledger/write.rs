@@ -5,12 +5,14 @@ use std::sync::{Arc, Once};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tracing::warn;
 
+use crate::model::letter::Letter;
 use crate::model::message::Message;
 use crate::model::outcome::outcome_text;
 use crate::model::state::{Change, IllegalChange, Next, Stage};
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::accept::{Acceptance, Part, accept};
 use crate::store::ledger::identity::EventKey;
+use crate::store::ledger::letters::{Posted, close_messages, post_letters, remove_letters};
 use crate::store::ledger::prune::{Pruned, Retention, prune};
 use crate::store::ledger::rows::{
     Entry, Queued, delete_unit, insert_unit, post_all, read_state, write_environment,
@@ -66,6 +68,8 @@ pub enum Op {
         at: i64,
         /// Reason for people.
         note: String,
+        /// Letters to send.
+        letters: Vec<Letter>,
     },
     /// The command of a unit has started.
     Started {
@@ -90,6 +94,8 @@ pub enum Op {
         note: Option<String>,
         /// Statuses to publish.
         statuses: Vec<Message>,
+        /// Letters to send.
+        letters: Vec<Letter>,
         /// Its retry.
         retry: Option<Box<Unit>>,
     },
@@ -113,6 +119,10 @@ pub enum Op {
     },
     /// A message to publish.
     Post(Message),
+    /// The brokers of queues have these letters.
+    LettersSent(Vec<u64>),
+    /// The messages of queues that made these units do not come again.
+    MessagesClosed(Vec<String>),
     /// Forget a little of what is beyond the limits.
     Prune(Retention),
     /// The folders of these released units are removed.
@@ -155,6 +165,8 @@ pub enum Done {
         parts: Vec<Acceptance>,
         /// Statuses of refusals.
         queued: Vec<Queued>,
+        /// Letters of refusals.
+        letters: Vec<Posted>,
     },
     /// Whether the change applied, and the statuses to publish now.
     Changed {
@@ -162,6 +174,8 @@ pub enum Done {
         applied: bool,
         /// Its statuses.
         queued: Vec<Queued>,
+        /// Its letters.
+        letters: Vec<Posted>,
     },
     /// The state of the unit does not allow the change, and stays. The ledger has logged that.
     Illegal {
@@ -187,8 +201,12 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             boot,
             parts,
         } => {
-            let (parts, queued) = accept(tx, state, key, topic, *at, boot, parts)?;
-            Ok(Done::Accepted { parts, queued })
+            let (parts, queued, letters) = accept(tx, state, key, topic, *at, boot, parts)?;
+            Ok(Done::Accepted {
+                parts,
+                queued,
+                letters,
+            })
         }
         Op::Start { unit, anew, boot } => change(tx, &unit.id, Change::Start, |seq, next| {
             if *anew {
@@ -206,12 +224,20 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             tx.prepare_cached(sql)?.execute(row)?;
             Ok(vec![])
         }),
-        Op::Drop { unit, at, note } => change(tx, unit, Change::Drop, |seq, next| {
-            let sql = "UPDATE unit SET state = ?2, ended = ?3, note = ?4 WHERE seq = ?1";
-            let row = params![seq, next.state().name(), at, note];
-            tx.prepare_cached(sql)?.execute(row)?;
-            Ok(vec![])
-        }),
+        Op::Drop {
+            unit,
+            at,
+            note,
+            letters,
+        } => {
+            let dropped = change(tx, unit, Change::Drop, |seq, next| {
+                let sql = "UPDATE unit SET state = ?2, ended = ?3, note = ?4 WHERE seq = ?1";
+                let row = params![seq, next.state().name(), at, note];
+                tx.prepare_cached(sql)?.execute(row)?;
+                Ok(vec![])
+            })?;
+            with_letters(tx, dropped, letters)
+        }
         Op::Started { unit, at, status } => change(tx, unit, Change::Begin, |seq, _| {
             let sql = "UPDATE unit SET started = ?2 WHERE seq = ?1";
             tx.prepare_cached(sql)?.execute(params![seq, at])?;
@@ -224,23 +250,27 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             at,
             note,
             statuses,
+            letters,
             retry,
-        } => change(tx, unit, Change::End(*end), |seq, next| {
-            let sql = "UPDATE unit SET state = ?2, outcome = ?3, ended = ?4, note = ?5
-                       WHERE seq = ?1";
-            let outcome = outcome.as_ref().map(outcome_text);
-            let row = params![seq, next.state().name(), outcome, at, note];
-            tx.prepare_cached(sql)?.execute(row)?;
-            if let Some(retry) = retry {
-                let entry = Entry {
-                    state: State::Pending,
-                    boot: None,
-                    at: *at,
-                };
-                insert_unit(tx, state, retry, &entry, &mut None)?;
-            }
-            post_all(tx, state, statuses)
-        }),
+        } => {
+            let settled = change(tx, unit, Change::End(*end), |seq, next| {
+                let sql = "UPDATE unit SET state = ?2, outcome = ?3, ended = ?4, note = ?5
+                           WHERE seq = ?1";
+                let outcome = outcome.as_ref().map(outcome_text);
+                let row = params![seq, next.state().name(), outcome, at, note];
+                tx.prepare_cached(sql)?.execute(row)?;
+                if let Some(retry) = retry {
+                    let entry = Entry {
+                        state: State::Pending,
+                        boot: None,
+                        at: *at,
+                    };
+                    insert_unit(tx, state, retry, &entry, &mut None)?;
+                }
+                post_all(tx, state, statuses)
+            })?;
+            with_letters(tx, settled, letters)
+        }
         Op::Retry { retry, at, again } => {
             let sql = "SELECT 1 FROM unit WHERE id = ?1 AND ended IS NOT NULL AND (?2 OR
                            state <> 'succeeded'
@@ -277,6 +307,14 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             1,
             post_all(tx, state, std::slice::from_ref(message))?,
         )),
+        Op::LettersSent(list) => {
+            remove_letters(tx, list)?;
+            Ok(changed(list.len(), vec![]))
+        }
+        Op::MessagesClosed(units) => {
+            close_messages(tx, units)?;
+            Ok(changed(units.len(), vec![]))
+        }
         Op::Prune(retention) => prune(tx, state, retention).map(Done::Pruned),
         Op::Removed(units) => {
             let mut delete = tx.prepare_cached("DELETE FROM released WHERE unit = ?1")?;
@@ -412,5 +450,22 @@ const fn changed(rows: usize, queued: Vec<Queued>) -> Done {
     Done::Changed {
         applied: rows > 0,
         queued,
+        letters: Vec::new(),
+    }
+}
+
+/// Adds `letters` if the change applied.
+fn with_letters(tx: &Connection, done: Done, letters: &[Letter]) -> rusqlite::Result<Done> {
+    match done {
+        Done::Changed {
+            applied: true,
+            queued,
+            ..
+        } => Ok(Done::Changed {
+            applied: true,
+            queued,
+            letters: post_letters(tx, letters)?,
+        }),
+        done => Ok(done),
     }
 }
