@@ -24,7 +24,7 @@ use crate::model::receptor::{self, LOCALHOST, Submit, TRY_AGAIN, go};
 use crate::model::remote::MAX_HEADER;
 use crate::model::text::printable;
 use crate::model::topic::check_who;
-use crate::model::unit::{End, State};
+use crate::model::unit::{End, State, Unit};
 use crate::model::work::{
     MAX_NAME, Params, Signed, UNKNOWN_TYPE, Work, WorkType, lane_of_node, split,
 };
@@ -308,9 +308,14 @@ fn submit(client: &mut Client, submission: Box<Submission>, to: Submitter) {
 
 /// Returns a unit of submitted work.
 fn record(client: &Client, unit: &str) -> Answer<Record> {
+    record_if(client, unit, |unit| unit.work.is_some())
+}
+
+/// Returns the record of `unit`, if `may` says that it is one that is asked for.
+fn record_if(client: &Client, unit: &str, may: impl Fn(&Unit) -> bool) -> Answer<Record> {
     let reader = &client.pipeline.reader;
     let found = reader.unit(unit).map_err(unreadable)?;
-    match found.filter(|record| record.unit.work.is_some()) {
+    match found.filter(|record| may(&record.unit)) {
         Some(record) => Ok(record),
         None if submitted::is_submitted(reader, unit).map_err(unreadable)? => {
             Err(receptor::released_unit(unit))
@@ -397,7 +402,9 @@ fn output(client: &mut Client, unit: &str) -> Answer<Output> {
 // --- Ends ---
 
 fn cancel(client: &mut Client, unit: &str) -> Answer<Ending> {
-    let record = record(client, unit)?;
+    // The sender of a message of a queue hears of it from the client.
+    let may = |unit: &Unit| unit.work.is_some() || unit.origin.is_some();
+    let record = record_if(client, unit, may)?;
     if record.state.is_end() {
         return Ok(Ending::Already);
     }

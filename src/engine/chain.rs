@@ -10,14 +10,16 @@ use tracing::debug;
 use crate::engine::after::After;
 use crate::engine::client::Client;
 use crate::engine::commit::permit::StartPermit;
-use crate::engine::commit::receipt::{Progress, Receipt};
+use crate::engine::commit::receipt::{Progress, QueueAck, Receipt};
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::now_ms;
+use crate::engine::queue::{Found, QueueEvent};
 use crate::engine::report::followers::Stage;
 use crate::engine::report::last::End;
+use crate::engine::report::letters;
 use crate::engine::report::reply::{self, ReplyTo};
 use crate::engine::report::status;
 use crate::engine::work::retry::retry;
@@ -27,7 +29,7 @@ use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::os::hooks;
 use crate::store::ledger::submitted::debts;
-use crate::store::ledger::{Acceptance, Committed, Done, Op, Part};
+use crate::store::ledger::{Acceptance, Committed, Done, Op, Part, Posted};
 
 /// Offer: a source has delivered something.
 pub fn on_source(client: &mut Client, source: Source) {
@@ -124,12 +126,19 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
                 reply,
                 bytes,
             },
-            Done::Accepted { parts, queued },
+            Done::Accepted {
+                parts,
+                queued,
+                letters,
+            },
         ) => {
             client.commits.took(bytes);
             client.intake.arrived(&admission);
             hooks::failpoint("commit.after");
-            give_back(client, receipt, &admission, &parts);
+            match receipt {
+                Receipt::Queue(ack) => give_back_to_queue(client, ack, &admission, &parts, letters),
+                receipt => give_back(client, receipt, &admission, &parts),
+            }
             hooks::failpoint("ack.after");
             client.reports.extend(queued);
             if let Some(reply) = reply
@@ -149,10 +158,18 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             let permit = permit.as_ref();
             client.work.not_started(&unit, permit, &mut client.steps);
         }
-        (After::Settled { unit, retry, last }, Done::Changed { applied, queued }) => {
+        (
+            After::Settled { unit, retry, last },
+            Done::Changed {
+                applied,
+                queued,
+                letters,
+            },
+        ) => {
             hooks::failpoint("settle.after");
             // Publish: the outbox goes out before the loop waits again.
             client.reports.extend(queued);
+            client.queues.posted(letters);
             if applied {
                 client.reports.last.set(*last);
             }
@@ -168,8 +185,12 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         // The drop came too late, and the unit runs or has ended.
         (After::Dropped(unit), Done::Changed { applied: false, .. })
             if matches!(client.pipeline.reader.holds(&unit), Ok(true)) => {}
-        (After::Settled { unit, .. }, Done::Illegal { .. })
-        | (After::Dropped(unit), Done::Changed { .. } | Done::Illegal { .. }) => {
+        (After::Dropped(unit), Done::Changed { letters, .. }) => {
+            client.queues.posted(letters);
+            client.work.settled(&unit, None, &mut client.steps);
+            ended(client, &unit);
+        }
+        (After::Settled { unit, .. } | After::Dropped(unit), Done::Illegal { .. }) => {
             client.work.settled(&unit, None, &mut client.steps);
             ended(client, &unit);
         }
@@ -228,6 +249,31 @@ fn give_back(client: &mut Client, receipt: Receipt, admission: &Admission, becam
     }
 }
 
+/// The same for a message of a queue, whose refusal may have `letters`.
+fn give_back_to_queue(
+    client: &mut Client,
+    ack: QueueAck,
+    admission: &Admission,
+    became: &[Acceptance],
+    letters: Vec<Posted>,
+) {
+    let dead = letters.iter().find(|posted| posted.letter.dead);
+    let dead = dead.map(|posted| posted.seq);
+    client.queues.posted(letters);
+    for (part, became) in admission.parts.iter().zip(became) {
+        if let (Part::Run { unit, .. }, Acceptance::Fresh) = (part, became) {
+            let steps = &mut client.steps;
+            client
+                .queues
+                .accepted(&ack, &admission.key, &unit.id, steps);
+        }
+    }
+    match dead {
+        Some(_) => client.queues.settle(&ack, dead),
+        None => give_back(client, Receipt::Queue(ack), admission, became),
+    }
+}
+
 /// Start: the units of a new event begin, or wait. `permits` are in the order of the parts.
 fn start(
     client: &mut Client,
@@ -283,6 +329,33 @@ fn make_ready(client: &mut Client) {
         client.commits.send();
         client.work.make_ready(&client.pipeline, &client.starting);
         client.starting.clear();
+    }
+}
+
+/// Offer: something has happened at a queue.
+pub fn on_queue(client: &mut Client, event: (u32, QueueEvent)) {
+    let (pipeline, steps) = (&client.pipeline, &mut client.steps);
+    let found = client.queues.on_event(pipeline, event, steps);
+    client.perform();
+    found.into_iter().for_each(|found| on_found(client, found));
+}
+
+/// Continues with a message of a queue.
+pub fn on_found(client: &mut Client, found: Found) {
+    let (ack, unit) = match found {
+        Found::Offer(message, ack) => {
+            return on_source(client, Source::Queued(Box::new(message), ack));
+        }
+        Found::Again(ack, unit) => (ack, unit),
+    };
+    client.intake.counts.duplicates += 1;
+    debug!(TAEL_UNIT = unit, "message came again; not run");
+    let live = client.pipeline.reader.unfinished(&unit).ok().flatten();
+    match live.filter(|_| ack.at_end) {
+        Some(live) => {
+            client.work.attach(Receipt::Queue(ack), vec![live]);
+        }
+        None => client.queues.ended(&ack, &unit),
     }
 }
 
@@ -368,7 +441,14 @@ fn book(client: &mut Client, ended: Ended, retry: Option<Unit>, now: Timestamp) 
     client.observer.count(unit.lane(), outcome, at);
     let statuses = status::ended(config, unit, outcome, ended.said, at);
     let last = End::of(unit, outcome, at);
-    let op = ended.op(statuses, retry.clone(), now);
+    let letters = match &retry {
+        Some(_) => Vec::new(),
+        None => {
+            let stderr = || ended.last_lines(&client.pipeline.dir(&unit.id));
+            letters::at_end(&client.pipeline, unit, outcome, stderr, now)
+        }
+    };
+    let op = ended.op(statuses, letters, retry.clone(), now);
     hooks::failpoint("settle.before");
     let after = After::Settled {
         unit: ended.unit.id,
@@ -392,6 +472,17 @@ pub fn send_output(client: &mut Client) {
         redelivery.sent(token, now_ms());
         Some(token)
     });
+}
+
+/// Says to the queues how much is taken now, and sends letters.
+pub fn serve_queues(client: &mut Client) -> Result<()> {
+    if !client.queues.has_any() {
+        return Ok(());
+    }
+    let load = || Load::of(client.work.lanes(), client.commits.waiting());
+    let is_full = !client.intake.has_room(&client.pipeline, load);
+    let lanes = client.work.lanes();
+    client.queues.update(&client.pipeline, lanes, is_full)
 }
 
 /// Publish: what the outbox may send now.

@@ -22,8 +22,10 @@ use crate::engine::observe::event_socket;
 use crate::engine::observe::snapshot::Snapshot;
 use crate::engine::observe::{Observer, Signs};
 use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::queue::{Found, Queues};
 use crate::engine::report::Reports;
 use crate::engine::report::followers::Followers;
+use crate::engine::report::letters;
 use crate::engine::report::outbox::Loss;
 use crate::engine::work::cleanup::{Beside, Cleanup};
 use crate::engine::work::delegates::Delegates;
@@ -58,6 +60,7 @@ pub struct Client {
     pub followers: Followers,
     pub remote: Remote<Token>,
     pub delegates: Delegates<Token>,
+    pub queues: Queues,
     pub observer: Observer,
     /// Steps that the parts have requested; empty between two turns of the loop.
     pub steps: Steps,
@@ -86,10 +89,15 @@ impl Client {
                     self.commits.submit(op, After::Start(unit, permit));
                 }
                 Step::Drop(unit, note) => {
+                    let letters = match self.queues.has_any() {
+                        true => letters::dropped(&self.pipeline, &unit, note),
+                        false => Vec::new(),
+                    };
                     let op = Op::Drop {
                         unit: unit.clone(),
                         at: now_ms(),
                         note: note.to_owned(),
+                        letters,
                     };
                     self.commits.submit(op, After::Dropped(unit));
                 }
@@ -104,7 +112,8 @@ impl Client {
                 Step::Publish(message) => {
                     self.publish(message);
                 }
-                Step::Settle(receipt) => self.settle(receipt, Progress::Ended),
+                Step::Settle(Receipt::Queue(ack), unit) => self.queues.ended(&ack, &unit),
+                Step::Settle(receipt, _) => self.settle(receipt, Progress::Ended),
                 Step::Refuse(receipt) => self.settle(receipt, Progress::Refused),
                 Step::Signal(unit) => {
                     let ended = self.delegates.cancel(&unit, &mut self.steps);
@@ -176,6 +185,7 @@ impl Client {
                 }
             }
             Receipt::Submitted(submitter) => submitter.tell(progress),
+            Receipt::Queue(ack) => self.queues.settle(&ack, None),
             #[cfg(test)]
             Receipt::Script(receipt) => receipt.spend(progress),
         }
@@ -297,6 +307,7 @@ impl Client {
             self.intake.wake(),
             self.delegates.wake(),
             self.remote.wake(),
+            self.queues.wake(),
         ];
         times.into_iter().flatten().min()
     }
@@ -316,6 +327,13 @@ impl Client {
         self.perform();
     }
 
+    /// Returns messages of queues that have waited long enough.
+    pub fn due_of_queues(&mut self) -> Vec<Found> {
+        let due = self.queues.on_time(&self.pipeline, &mut self.steps);
+        self.perform();
+        due
+    }
+
     /// Continues after work beside the loop: folders were removed, or the state was measured.
     pub fn on_beside(&mut self, beside: Beside) {
         for unit in beside.removed() {
@@ -331,7 +349,8 @@ impl Client {
     /// Returns the present state of the client.
     pub fn snapshot(&self) -> Snapshot<'_> {
         let parts = (&self.work, &self.intake, &self.reports);
-        Snapshot::of(&self.pipeline, parts, self.link.is_online())
+        let snapshot = Snapshot::of(&self.pipeline, parts, self.link.is_online());
+        snapshot.with_queues(&self.queues)
     }
 
     /// Reports our state to observers, if there are any.
@@ -339,6 +358,7 @@ impl Client {
         if self.observer.looks() {
             let parts = (&self.work, &self.intake, &self.reports);
             let snapshot = Snapshot::of(&self.pipeline, parts, self.link.is_online());
+            let snapshot = snapshot.with_queues(&self.queues);
             let signs = Signs {
                 stalled: self.link.session.is_stalled(),
                 attempts: (self.commits.waiting() > 0).then(|| self.commits.attempts()),

@@ -2,7 +2,7 @@
 //!
 //! Rooms, from the ground: `commit` (the way to the ledger), `work` (units) and `report` (what is
 //! published), `intake` (what comes), `observe` (what others see), `control` (what operators ask
-//! for). `client` holds them, and is the one place that performs what they decide. `chain` leads an
+//! for), `queue` (queues that work is taken from). `client` holds them, and is the one place that performs what they decide. `chain` leads an
 //! event through them, and `service` is the loop.
 
 mod after;
@@ -18,6 +18,8 @@ mod node;
 pub mod observe;
 pub mod pipeline;
 pub mod preview;
+mod queue;
 pub mod report;
+mod requests;
 pub mod service;
 pub mod work;

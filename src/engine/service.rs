@@ -4,7 +4,6 @@ use std::future::{Future, ready};
 use std::pin::pin;
 
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
@@ -15,19 +14,20 @@ use crate::engine::client::{Client, Opened};
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
-use crate::engine::control::actions::{self, Canceled, Demand, Request};
+use crate::engine::control::actions::Canceled;
 use crate::engine::control::call::Call;
 use crate::engine::control::reload::{self, Reload};
 use crate::engine::control::remote::Remote;
 use crate::engine::control::retry_socket::{Retried, RetrySocket};
 use crate::engine::control::socket::ControlSocket;
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
-use crate::engine::intake::backlog::Load;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::node;
 use crate::engine::pipeline::now_ms;
+use crate::engine::queue::{QueueEvent, Queues};
 use crate::engine::report::followers::Followers;
+use crate::engine::requests::on_control;
 use crate::engine::work::Units;
 use crate::engine::work::cleanup::Cleanup;
 use crate::engine::work::delegates::Delegates;
@@ -83,7 +83,7 @@ impl Service {
             false => opened.await,
         };
         match opened {
-            Ok(opened) => Ok(Self::begin(link, opened)),
+            Ok(opened) => Self::begin(link, opened),
             Err(e) => {
                 link.session.abandon().await;
                 Err(e)
@@ -92,7 +92,7 @@ impl Service {
     }
 
     /// Continues what an earlier client has left.
-    fn begin(link: Link, opened: Opened) -> Self {
+    fn begin(link: Link, opened: Opened) -> Result<Self> {
         let pipeline = opened.pipeline;
         let runners = pipeline.home.path.join(RUNNERS);
         let mut work = Units::new(pipeline.config.lanes(), runners);
@@ -108,6 +108,7 @@ impl Service {
             reports: opened.reports,
             remote: Remote::default(),
             delegates: Delegates::default(),
+            queues: Queues::default(),
             steps: Steps::new(),
             reported: Vec::new(),
             starting: Vec::new(),
@@ -124,13 +125,15 @@ impl Service {
         for debt in &opened.debts {
             client.owe_release(debt);
         }
-        Self {
+        client.queues.configure(&client.pipeline)?;
+        client.queues.warn_of_strangers(&client.pipeline);
+        Ok(Self {
             client,
             events: opened.events,
             retries: opened.retries,
             control: opened.control,
             canceled: Canceled::default(),
-        }
+        })
     }
 
     /// Runs until it is stopped, and stops in good order.
@@ -156,6 +159,7 @@ impl Service {
             chain::flush_reports(&mut self.client)?;
             chain::send_output(&mut self.client);
             chain::send_requests(&mut self.client);
+            chain::serve_queues(&mut self.client)?;
             self.client.observe();
             if told && !settled {
                 // The presence goes out first.
@@ -201,8 +205,15 @@ impl Service {
                     chain::on_reports(client, reports);
                 }
                 source = self.client.intake.next() => chain::on_source(&mut self.client, source),
+                event = self.client.queues.next(), if self.client.commits.keeps_up() => {
+                    chain::on_queue(&mut self.client, event);
+                    self.take_in_of_queues();
+                }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
+                    for due in self.client.due_of_queues() {
+                        chain::on_found(&mut self.client, due);
+                    }
                 }
             }
         }
@@ -227,12 +238,23 @@ impl Service {
         Ok(())
     }
 
+    /// The same for messages of queues.
+    fn take_in_of_queues(&mut self) {
+        for _ in 1..MAX_TAKEN_IN {
+            if self.client.commits.keeps_up()
+                && let Some(event) = self.client.queues.try_next()
+            {
+                chain::on_queue(&mut self.client, event);
+            }
+        }
+    }
+
     fn on_received(&mut self, received: Option<(Delivery, Receipt)>) {
         let Some((delivery, receipt)) = received else {
             return;
         };
         if delivery.topic == self.client.pipeline.topics.control().as_bytes() {
-            return self.on_control(delivery, receipt);
+            return on_control(&mut self.client, &mut self.canceled, delivery, receipt);
         }
         if self
             .client
@@ -264,53 +286,6 @@ impl Service {
     }
 
     // --- Control ---
-
-    /// Performs a request. It is acknowledged when it is done, or on disk.
-    fn on_control(&mut self, delivery: Delivery, receipt: Receipt) {
-        let client = &mut self.client;
-        let again = client.intake.redelivery.again();
-        let Some(mut request) = Request::read(&client.pipeline, delivery, again) else {
-            return client.settle(receipt, Progress::Refused);
-        };
-        if let Some(delivery) = request.without_properties() {
-            client.intake.bridge.give(delivery);
-        }
-        let (pipeline, intake) = (&client.pipeline, &mut client.intake);
-        let load = || Load::of(client.work.lanes(), client.commits.waiting());
-        let has_room = || intake.has_room(pipeline, load);
-        let answer = match request.demand(pipeline, &mut self.canceled, has_room) {
-            Demand::Run(subject) => {
-                let source = Source::Request(subject, request.reply, receipt);
-                return chain::on_source(client, source);
-            }
-            Demand::Repeated(answer) => {
-                client.intake.counts.duplicates += 1;
-                answer
-            }
-            Demand::Cancel { unit, lane } => {
-                client.work.cancel(&lane, &unit, &mut client.steps);
-                client.perform();
-                actions::answer(Ok(actions::fields([("unit", json!(unit))])))
-            }
-            Demand::Pause(paused) => {
-                let kept = actions::remember_pause(&client.pipeline, paused);
-                if kept.is_ok() {
-                    client.work.pause(paused);
-                    client.tell_presence();
-                    info!("{}", if paused { "paused" } else { "resumed" });
-                }
-                actions::answer(kept.map(|()| actions::fields([("paused", json!(paused))])))
-            }
-            Demand::Status(totals) => actions::answer(Ok(client.snapshot().fields(&totals))),
-            Demand::Refused(refusal) => actions::answer(Err(refusal)),
-        };
-        // This comes first. Otherwise a broker that drops us because of the answer would send the
-        // request again.
-        client.settle(receipt, Progress::Refused);
-        if let Some(reply) = request.reply {
-            client.answer(reply.message(answer));
-        }
-    }
 
     /// Takes up a run that another process has written into the ledger. It waits in its lane, unless it
     /// is there already.
@@ -388,6 +363,7 @@ impl Service {
         client.cleanup.reconfigured();
         let triggers = &pipeline.config.triggers;
         client.work.reconfigure(pipeline.config.lanes());
+        client.queues.configure(pipeline)?;
         let known = pipeline.reader.heard()?;
         client.intake.silence.take_up(triggers, &known, now_ms());
         info!("reloaded; {} triggers", triggers.len());
@@ -455,6 +431,7 @@ impl Service {
                 .last
                 .tell(&self.client.pipeline, &mut self.client.steps);
             self.client.perform();
+            chain::serve_queues(&mut self.client)?;
             if stage == Stage::Goodbye {
                 self.client.say_goodbye();
             }
@@ -463,6 +440,12 @@ impl Service {
                     chain::on_committed(&mut self.client, committed?);
                 }
                 report = self.client.work.next() => chain::on_report(&mut self.client, report),
+                // The broker takes back what comes now.
+                (id, event) = self.client.queues.next() => {
+                    if !matches!(event, QueueEvent::Delivered(..)) {
+                        chain::on_queue(&mut self.client, (id, event));
+                    }
+                }
                 Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),
                 event = self.client.link.session.next(), if !leaving || self.client.takes_more() => {
                     let received = self.client.on_session(event?);
@@ -493,6 +476,7 @@ impl Service {
         {
             self.client.on_beside(beside);
         }
+        self.client.queues.stop().await;
         // Without a goodbye, also of a connection that is not online yet, the broker publishes the will.
         self.client.link.session.abandon().await;
         // The last connection to close copies the log.

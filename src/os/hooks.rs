@@ -126,6 +126,22 @@ pub const fn lost() -> Option<Duration> {
     None
 }
 
+/// Returns for how long a message waits that a broker of queues delivers again, as
+/// `TAEL_TEST_QUEUE_GRACE` sets it, milliseconds.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn queue_grace() -> Option<Duration> {
+    let text = std::env::var("TAEL_TEST_QUEUE_GRACE").ok()?;
+    text.parse().ok().map(Duration::from_millis)
+}
+
+/// Returns `None` in a release build.
+#[cfg(not(debug_assertions))]
+#[must_use]
+pub const fn queue_grace() -> Option<Duration> {
+    None
+}
+
 /// Returns for how long submitted work that has ended is kept in any case, as `TAEL_TEST_FRESH` sets it,
 /// milliseconds.
 #[cfg(debug_assertions)]

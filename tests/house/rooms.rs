@@ -14,24 +14,29 @@ const ENGINE: &[(&str, usize)] = &[
     ("work", 3),
     ("report", 3),
     ("intake", 4),
-    ("observe", 5),
-    ("after", 5),
-    ("preview", 5),
-    ("control", 6),
-    ("client", 7),
-    ("chain", 8),
-    ("calls", 9),
-    ("node", 9),
-    ("service", 10),
+    ("queue", 5),
+    ("observe", 6),
+    ("after", 6),
+    ("preview", 6),
+    ("control", 7),
+    ("client", 8),
+    ("chain", 9),
+    ("calls", 10),
+    ("node", 10),
+    ("requests", 10),
+    ("service", 11),
 ];
 
 /// Files of the engine that may name what the network is made of: the link, the client that holds
-/// it and turns its events into ours, the receipt that a source wants back, and the configuration.
+/// it and turns its events into ours, the receipt that a source wants back, the configuration, and
+/// queues with their sessions.
 const NETWORK: &[&str] = &[
     "engine/client.rs",
     "engine/commit/receipt.rs",
     "engine/config.rs",
     "engine/link.rs",
+    "engine/queue/mod.rs",
+    "engine/queue/source.rs",
 ];
 
 /// Circles of imports inside a room, by their files. The list must not grow, nor name broken ones.

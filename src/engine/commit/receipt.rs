@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+pub use crate::net::amqp::queue::Tag;
 use crate::net::session::SessionAck;
 
 /// Progress of an event.
@@ -28,6 +29,9 @@ pub enum Receipt {
     Mqtt(SessionAck),
     /// The answer to a submitter, given when the unit is on disk.
     Submitted(Submitter),
+    /// Acknowledgement of a message of a queue, spent when the message is on disk, or when its unit
+    /// has ended.
+    Queue(QueueAck),
     /// A number of a test, spent as the test says.
     #[cfg(test)]
     Script(script::Number),
@@ -40,6 +44,7 @@ impl Receipt {
     pub const fn is_spent_by(&self, progress: Progress<'_>) -> bool {
         let at_end = match self {
             Self::None | Self::Mqtt(_) | Self::Submitted(_) => false,
+            Self::Queue(ack) => ack.at_end,
             #[cfg(test)]
             Self::Script(number) => number.at_end,
         };
@@ -48,6 +53,17 @@ impl Receipt {
             Progress::Accepted | Progress::Duplicate(_) => !at_end,
         }
     }
+}
+
+/// Acknowledgement of a message of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueAck {
+    /// Number of the queue.
+    pub source: u32,
+    /// The delivery.
+    pub tag: Tag,
+    /// Whether it is spent when the unit has ended only.
+    pub at_end: bool,
 }
 
 /// What became of a submission.

@@ -32,8 +32,8 @@ pub enum Step {
     Release(String, bool),
     /// Publish a message that no ledger holds, if there is a connection.
     Publish(Message),
-    /// Settle a receipt: the unit of its event has ended.
-    Settle(Receipt),
+    /// Settle a receipt: this unit, the last one of its event, has ended.
+    Settle(Receipt, String),
     /// Settle a receipt: nothing runs for its event.
     Refuse(Receipt),
     /// Ask the runner of this unit, or its node, to end it.

@@ -223,6 +223,7 @@ impl<T: Copy + PartialEq> Intake<T> {
                     }],
                 });
             }
+            Subject::Queued(message) => message.judge(config, pipeline.trigger(&message.trigger)?),
             Subject::Refused { key, refused } => Admission {
                 key,
                 topic: control(),

@@ -158,6 +158,7 @@ pub fn own_key(event: &Event) -> EventKey {
         replay: false,
         request: false,
         is_new: false,
+        open: None,
     }
 }
 
@@ -201,6 +202,7 @@ pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) 
         replay: delivery.retained,
         request: false,
         is_new: false,
+        open: None,
     }
 }
 
@@ -215,7 +217,7 @@ fn digest(topic: &[u8], payload: &[u8]) -> [u8; 32] {
     digest
 }
 
-fn part<'a>(
+pub(super) fn part<'a>(
     config: &Config,
     trigger: &'a Trigger,
     event: &Event,
@@ -242,13 +244,19 @@ fn part<'a>(
     }
 }
 
-fn refuse(trigger: String, refusal: &Refusal, retained: bool, status: Option<Message>) -> Part {
+pub(super) fn refuse(
+    trigger: String,
+    refusal: &Refusal,
+    retained: bool,
+    status: Option<Message>,
+) -> Part {
     Part::Refuse {
         trigger,
         refused: Box::new(Refused {
             code: refusal.code(),
             detail: refusal.to_string(),
             status,
+            letters: Vec::new(),
         }),
         retained,
     }
@@ -274,6 +282,7 @@ fn unit(trigger: &Trigger, event: &Event, event_id: &str, reason: String) -> Uni
         passthrough: taken.passthrough,
         payload: Some(event.payload.clone()),
         reply: None,
+        origin: None,
         work: None,
     }
 }

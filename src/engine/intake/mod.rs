@@ -8,6 +8,7 @@ mod names;
 pub mod offer;
 mod pace;
 mod pressure;
+pub mod queued;
 pub mod recent;
 mod redelivery;
 pub mod silence;

@@ -166,6 +166,7 @@ mod tests {
             replay: false,
             request: false,
             is_new: false,
+            open: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::commit::receipt::Receipt;
+use crate::engine::intake::queued::Queued;
 use crate::engine::report::reply::ReplyTo;
 use crate::model::event::Event;
 use crate::model::message::Delivery;
@@ -52,6 +53,8 @@ pub enum Subject {
         /// The new unit.
         unit: Arc<Unit>,
     },
+    /// A message of a queue.
+    Queued(Box<Queued>),
     /// A refused request, for the record.
     Refused {
         /// Identity of the request.
@@ -68,6 +71,7 @@ impl Offer {
             Subject::Message(delivery) => delivery.memory(),
             Subject::Event { event, .. } => event.payload.len(),
             Subject::Submitted { unit, .. } => unit.payload.as_ref().map_or(0, |p| p.len()),
+            Subject::Queued(message) => message.delivery.body.len(),
             Subject::Again { .. } | Subject::Refused { .. } => 0,
         }
     }

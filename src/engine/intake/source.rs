@@ -1,9 +1,10 @@
 //! Sources of events. From every source, an event becomes an [`Offer`] and goes through one door:
 //! the client judges it, commits it, and settles the receipt.
 
-use crate::engine::commit::receipt::Receipt;
+use crate::engine::commit::receipt::{QueueAck, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::intake::offer::{Offer, Subject};
+use crate::engine::intake::queued::Queued;
 use crate::engine::intake::silence::Due;
 use crate::engine::intake::submission::Submission;
 use crate::engine::pipeline::Pipeline;
@@ -23,6 +24,8 @@ pub enum Source {
     Request(Box<Subject>, Option<ReplyTo>, Receipt),
     /// Submitted work.
     Submission(Box<Submission>, Receipt),
+    /// A message of a queue.
+    Queued(Box<Queued>, QueueAck),
     /// A silence that is long enough.
     Silence(Due),
     /// An offer of a test.
@@ -55,6 +58,11 @@ impl Source {
                     receipt,
                 })
             }
+            Self::Queued(message, ack) => Some(Offer {
+                subject: Subject::Queued(message),
+                reply: None,
+                receipt: Receipt::Queue(ack),
+            }),
             Self::Silence(due) => {
                 let (subject, heard) = due.subject(pipeline)?;
                 // One transaction with its event makes it once for each silence.

@@ -122,6 +122,7 @@ impl Submission {
             replay: false,
             request: false,
             is_new: self.is_new,
+            open: None,
         };
         let node = self.node.as_ref().map(|away| ("node", json!(away.node)));
         let delegation = self.node.map(|away| {
@@ -167,6 +168,7 @@ impl Submission {
             passthrough: Map::from_iter(about),
             payload: Some(payload),
             reply: None,
+            origin: None,
             work: Some(Arc::new(work)),
         };
         Some(Subject::Submitted {

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::engine::observe::ends::{BUCKETS, Ends, OfTrigger};
 use crate::engine::observe::snapshot::Snapshot;
+use crate::engine::queue::QueueView;
 use crate::error::Result;
 use crate::model::unit::Outcome;
 use crate::store::ledger::Reader;
@@ -198,6 +199,33 @@ impl Metrics {
                 family(name, kind, help, &one(count(value)));
             }
         }
+        let queues = |value: fn(&QueueView<'_>) -> usize| -> Vec<(String, f64)> {
+            let queues = snapshot.queues.iter();
+            queues
+                .map(|queue| by("queue", queue.name, count(value(queue) as u64)))
+                .collect()
+        };
+        for (name, help, rows) in [
+            (
+                "queue_connected",
+                "Whether the client can take from a queue (1) or not (0).",
+                queues(|queue| usize::from(queue.is_online)),
+            ),
+            (
+                "queue_held_messages",
+                "Messages that came again, and wait because another host may run them.",
+                queues(|queue| queue.held),
+            ),
+            (
+                "queue_letters",
+                "Dead letters and reports that wait for the broker of a queue.",
+                queues(|queue| queue.letters),
+            ),
+        ] {
+            if !rows.is_empty() {
+                family(name, "gauge", help, &rows);
+            }
+        }
         let heard: Vec<_> = snapshot
             .heard
             .iter()
@@ -342,6 +370,7 @@ mod tests {
             outbox: 0,
             state: None,
             heard: vec![("t", 1500)],
+            queues: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::intake::{Counts, Intake};
 use crate::engine::pipeline::{Pipeline, now_ms};
+use crate::engine::queue::{QueueView, Queues};
 use crate::engine::report::Reports;
 use crate::engine::work::Units;
 use crate::store::ledger::Totals;
@@ -38,6 +39,8 @@ pub struct Snapshot<'a> {
     pub state: Option<Fill>,
     /// Time of the last message of each trigger that waits for silence, milliseconds since 1970.
     pub heard: Vec<(&'a str, i64)>,
+    /// Queues that it takes from.
+    pub queues: Vec<QueueView<'a>>,
 }
 
 impl<'a> Snapshot<'a> {
@@ -61,6 +64,16 @@ impl<'a> Snapshot<'a> {
             outbox: reports.waiting(),
             state: pipeline.room.fill(),
             heard: intake.silence.last_heard().collect(),
+            queues: Vec::new(),
+        }
+    }
+
+    /// Adds the queues.
+    #[must_use]
+    pub fn with_queues(self, queues: &'a Queues) -> Self {
+        Self {
+            queues: queues.views().collect(),
+            ..self
         }
     }
 
@@ -68,8 +81,12 @@ impl<'a> Snapshot<'a> {
     pub fn line(&self) -> String {
         let not = if self.online { "" } else { "not " };
         let paused = if self.paused { ", paused" } else { "" };
+        let away = self.queues.iter().filter(|queue| !queue.is_online);
+        let away: String = away
+            .map(|queue| format!(", not to queue {}", queue.name))
+            .collect();
         format!(
-            "{not}connected to {}; {} running, {} waiting{paused}",
+            "{not}connected to {}{away}; {} running, {} waiting{paused}",
             self.broker,
             self.running.len(),
             self.waiting
@@ -114,9 +131,22 @@ impl<'a> Snapshot<'a> {
         ];
         let state = |fill: Fill| json!({"bytes": fill.used, "limit": fill.limit});
         let state = self.state.map(|fill| ("disk", state(fill)));
+        let queue = |queue: &QueueView<'_>| {
+            json!({
+                "queue": queue.name,
+                "online": queue.is_online,
+                "held": queue.held,
+                "letters": queue.letters,
+            })
+        };
+        let queues = (!self.queues.is_empty()).then(|| {
+            let queues: Vec<Value> = self.queues.iter().map(queue).collect();
+            ("queues", json!(queues))
+        });
         fields
             .into_iter()
             .chain(state)
+            .chain(queues)
             .map(|(key, value)| (key.to_owned(), value))
             .collect()
     }
@@ -146,11 +176,17 @@ mod tests {
                 refused: 0,
             }),
             heard: Vec::new(),
+            queues: vec![QueueView {
+                name: "jobs",
+                is_online: false,
+                held: 1,
+                letters: 2,
+            }],
         };
         let line = snapshot.line();
         assert_eq!(
             line,
-            "not connected to b:1883; 1 running, 3 waiting, paused"
+            "not connected to b:1883, not to queue jobs; 1 running, 3 waiting, paused"
         );
         let fields = snapshot.fields(&Totals::default());
         assert_eq!(fields["running"], json!(["u"]));
@@ -159,6 +195,8 @@ mod tests {
             (&json!(3), &json!(2))
         );
         assert_eq!(fields["paused"], json!(true));
+        let queue = json!({"queue": "jobs", "online": false, "held": 1, "letters": 2});
+        assert_eq!(fields["queues"], json!([queue]));
         assert_eq!(fields["disk"], json!({"bytes": 5, "limit": 7}));
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod followers;
 pub mod last;
+pub mod letters;
 pub mod outbox;
 pub mod reply;
 mod reports;

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::engine::commit::receipt::script::Number;
+use crate::engine::control::actions::{Demand, Request};
 use crate::engine::intake::offer::{Offer, Subject};
 use crate::error::Error;
 use crate::model::command::Command;
@@ -236,6 +237,7 @@ impl Bench {
             passthrough: serde_json::Map::new(),
             payload: Some(Bytes::from_static(b"payload")),
             reply: None,
+            origin: None,
             work: Some(Arc::new(work)),
         };
         let key = EventKey {
@@ -247,6 +249,7 @@ impl Bench {
             replay: false,
             request: false,
             is_new: false,
+            open: None,
         };
         let receipt = Receipt::Script(Number {
             number,

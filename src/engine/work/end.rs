@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use crate::model::duration;
+use crate::model::letter::Letter;
 use crate::model::message::Message;
 use crate::model::text::printable_bytes;
 use crate::model::unit::{End, Outcome, State, Stopped, Unit};
@@ -17,8 +18,9 @@ use crate::store::unit_dir::stream::Stream;
 /// Maximum size of the stderr of a failed run in the log, bytes.
 const TAIL_BYTES: u64 = 2048;
 
-/// Maximum number of its lines.
+/// Maximum number of its lines, and length of a line, characters.
 const TAIL_LINES: usize = 10;
+const MAX_LINE: usize = 500;
 
 /// A unit that has ended.
 #[derive(Debug, Clone)]
@@ -73,28 +75,39 @@ impl Ended {
             duration::text(elapsed),
             outcome.end
         );
-        if matches!(outcome.end, End::Exited(_) | End::Signaled(_))
-            && let Some(dir) = dir()
-        {
-            let whole = reader::Ended::with(Some(outcome), Stream::Stderr);
-            let tail = reader::tail(&dir, Stream::Stderr, TAIL_BYTES, whole);
-            let lines: Vec<&[u8]> = tail
-                .split(|b| *b == b'\n')
-                .filter(|l| !l.is_empty())
-                .collect();
-            let skipped = lines.len().saturating_sub(TAIL_LINES);
-            for line in lines.iter().skip(skipped) {
-                warn!(
-                    TAEL_UNIT = unit.id,
-                    "stderr: {}",
-                    printable_bytes(line, 500)
-                );
+        if let Some(dir) = dir() {
+            for line in self.last_lines(&dir) {
+                warn!(TAEL_UNIT = unit.id, "stderr: {line}");
             }
         }
     }
 
-    /// Returns the change for the ledger: the end, its `statuses`, and the `retry` that follows.
-    pub fn op(&self, statuses: Vec<Message>, retry: Option<Unit>, at: Timestamp) -> Op {
+    /// Returns the last lines of the standard error of the command, printable; none if it did not run.
+    #[must_use]
+    pub fn last_lines(&self, dir: &UnitDir) -> Vec<String> {
+        if !matches!(self.outcome.end, End::Exited(_) | End::Signaled(_)) {
+            return Vec::new();
+        }
+        let whole = reader::Ended::with(Some(&self.outcome), Stream::Stderr);
+        let tail = reader::tail(dir, Stream::Stderr, TAIL_BYTES, whole);
+        let lines: Vec<&[u8]> = tail
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+            .collect();
+        let skipped = lines.len().saturating_sub(TAIL_LINES);
+        let last = lines.iter().skip(skipped);
+        last.map(|line| printable_bytes(line, MAX_LINE)).collect()
+    }
+
+    /// Returns the change for the ledger: the end, its `statuses` and `letters`, and the `retry` that
+    /// follows.
+    pub fn op(
+        &self,
+        statuses: Vec<Message>,
+        letters: Vec<Letter>,
+        retry: Option<Unit>,
+        at: Timestamp,
+    ) -> Op {
         let outcome = &self.outcome;
         let note = match (&outcome.end, outcome.stopped) {
             (End::NotStarted(cause), _) => Some(format!("not started: {cause}")),
@@ -112,6 +125,7 @@ impl Ended {
             at: at.as_millisecond(),
             note,
             statuses,
+            letters,
             retry: retry.map(Box::new),
         }
     }

@@ -62,6 +62,15 @@ pub fn job(config: &Config, spec: &Spec, unit: &Unit, stdin: usize) -> Result<Jo
         ("TAEL_HOPS", &hops),
     ];
     variables.extend(own.map(|(name, value)| (name.to_owned(), value.clone().into())));
+    if let Some(origin) = &unit.origin {
+        let redelivered = u8::from(origin.redelivered).to_string();
+        let about_queue = [
+            ("TAEL_QUEUE", origin.queue.clone()),
+            ("TAEL_REDELIVERED", redelivered),
+            ("TAEL_FENCE", origin.fence.to_string()),
+        ];
+        variables.extend(about_queue.map(|(name, value)| (name.to_owned(), value.into())));
+    }
     if let Some(traceparent) = &unit.traceparent {
         variables.push(("TRACEPARENT".into(), traceparent.clone().into()));
     }

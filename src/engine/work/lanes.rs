@@ -145,6 +145,17 @@ impl Lanes {
         lane.coming = lane.coming.saturating_sub(1);
     }
 
+    /// Returns how many units of `lane` run or want a job, and how many wait for their time.
+    pub fn load(&self, lane: &str) -> (usize, usize) {
+        let Some(lane) = self.lanes.get(lane) else {
+            return (0, 0);
+        };
+        let want = lane.waiting.iter().filter(|entry| entry.wants_a_job());
+        let want = want.count();
+        let busy = lane.running.len() + lane.coming + want;
+        (busy, lane.waiting.len() - want)
+    }
+
     /// Counts `unit` as running, also without a free job.
     pub fn adopt(&mut self, trigger: &str, unit: &str) {
         let entry = self.entry(unit, 0);

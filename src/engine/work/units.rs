@@ -429,7 +429,7 @@ impl Units {
     /// Notes that the end of `unit` is on disk; `retry` continues it.
     pub fn settled(&mut self, unit: &str, retry: Option<&str>, steps: &mut Steps) {
         self.receipts.ended(unit, retry, |receipt| {
-            steps.push_back(Step::Settle(receipt));
+            steps.push_back(Step::Settle(receipt, unit.to_owned()));
         });
     }
 

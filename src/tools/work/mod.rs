@@ -22,8 +22,10 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
+use crate::model::letter::{self, Writer};
 use crate::model::unit::{Outcome, State, Trace};
 use crate::model::work::{Work, node_of_lane};
+use crate::os::host::hostname;
 use crate::os::lock::Lock;
 use crate::os::logging::say;
 use crate::os::paths;
@@ -408,17 +410,26 @@ impl Found {
     /// Drops the unit if it still waits. Returns whether it did.
     fn drop_waiting(&mut self) -> Result<bool> {
         let unit = &self.record.unit;
-        if unit.work.is_some() {
+        if unit.work.is_some() || unit.origin.is_some() {
             // Its client counts the units that wait. Without one, the ledger alone does.
             if self.ask(&format!("work cancel {}", unit.id)).is_ok() {
                 self.refresh()?;
                 return Ok(self.record.state.is_end());
             }
         }
+        let now = Timestamp::now();
+        let note = "canceled by tael work";
+        let writer = Writer {
+            who: &self.who,
+            host: &hostname(),
+            at: now.as_second(),
+        };
+        let letter = letter::dropped(&self.record.unit, note, writer);
         let dropped = self.reader.apply(&Op::Drop {
             unit: self.record.unit.id.clone(),
-            at: Timestamp::now().as_millisecond(),
-            note: "canceled by tael work".into(),
+            at: now.as_millisecond(),
+            note: note.into(),
+            letters: letter.into_iter().collect(),
         })?;
         Ok(matches!(dropped, Done::Changed { applied: true, .. }))
     }

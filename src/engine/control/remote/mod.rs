@@ -345,6 +345,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             replay: false,
             request: true,
             is_new: false,
+            open: None,
         };
         let subject = Subject::Refused {
             key,
@@ -352,6 +353,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 code: CANCELED,
                 detail: format!("unit {unit} was canceled before it came"),
                 status: None,
+                letters: Vec::new(),
             },
         };
         let receipt = self.receipt(move |_| Told::Ahead(wish, target, reply, receipt));

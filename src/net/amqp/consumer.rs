@@ -1,0 +1,303 @@
+//! The task of a session that takes messages from its queue.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::model::claim::Claim;
+use crate::model::queue::Settle;
+use crate::net::amqp::link::{Claims, Link, explained};
+use crate::net::amqp::publisher::Post;
+use crate::net::amqp::queue::{Events, QueueEvent, QueueOptions, Room, Tag};
+use crate::net::amqp::received;
+use crate::net::amqp::{Delivery, Failure, FailureKind, Happening};
+use crate::net::backoff::backoff;
+
+/// Maximum time for a goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What a session is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// There is so much room.
+    Room(Room),
+    /// Acknowledge a delivery.
+    Acknowledge(Tag),
+    /// Publish a claim.
+    Claim(Claim),
+    /// End in good order, and say so.
+    Stop(oneshot::Sender<()>),
+}
+
+/// Why a connection has ended.
+enum End {
+    Failed(Failure),
+    Stopped(Option<oneshot::Sender<()>>),
+}
+
+/// Says that the session has ended.
+fn stopped(done: Option<oneshot::Sender<()>>) {
+    if let Some(done) = done {
+        // Its client may have gone.
+        let _ = done.send(());
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// The task.
+pub struct Consumer {
+    options: QueueOptions,
+    events: Events,
+    commands: UnboundedReceiver<Command>,
+    posts: UnboundedSender<Post>,
+    /// Number of the connection.
+    number: u64,
+    /// How many deliveries the client was told of.
+    delivered: u64,
+    room: Room,
+    /// Warnings that were given.
+    warned: Vec<String>,
+}
+
+impl Consumer {
+    /// Returns the task of a session.
+    pub(super) const fn new(
+        options: QueueOptions,
+        events: Events,
+        commands: UnboundedReceiver<Command>,
+        posts: UnboundedSender<Post>,
+    ) -> Self {
+        Self {
+            options,
+            events,
+            commands,
+            posts,
+            number: 0,
+            delivered: 0,
+            room: Room {
+                received: 0,
+                free: 0,
+                is_paused: true,
+            },
+            warned: Vec::new(),
+        }
+    }
+
+    /// Takes messages until it is stopped.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let failure = match self.connect(&mut failures).await {
+                End::Failed(failure) => failure,
+                End::Stopped(done) => {
+                    return stopped(done);
+                }
+            };
+            self.events.tell(QueueEvent::Offline(failure.text));
+            let until = Instant::now() + backoff(failures);
+            failures = failures.saturating_add(1);
+            if let ControlFlow::Break(done) = self.wait(until).await {
+                return stopped(done);
+            }
+        }
+    }
+
+    /// Waits until then, without a connection.
+    async fn wait(&mut self, until: Instant) -> ControlFlow<Option<oneshot::Sender<()>>> {
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return ControlFlow::Continue(()),
+                command = self.commands.recv() => match command {
+                    Some(Command::Room(room)) => self.room = room,
+                    // The broker has taken the deliveries back.
+                    Some(Command::Acknowledge(_) | Command::Claim(_)) => {}
+                    Some(Command::Stop(done)) => return ControlFlow::Break(Some(done)),
+                    None => return ControlFlow::Break(None),
+                },
+            }
+        }
+    }
+
+    /// Connects, and takes messages as long as the connection holds.
+    async fn connect(&mut self, failures: &mut u32) -> End {
+        let opening = Link::open(&self.options);
+        let mut opening = Box::pin(opening);
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                command = self.commands.recv() => match command {
+                    Some(Command::Room(room)) => self.room = room,
+                    Some(Command::Acknowledge(_) | Command::Claim(_)) => {}
+                    Some(Command::Stop(done)) => return End::Stopped(Some(done)),
+                    None => return End::Stopped(None),
+                },
+            }
+        };
+        drop(opening);
+        let (mut link, warnings) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => return End::Failed(failure),
+        };
+        self.number += 1;
+        *failures = 0;
+        for warning in warnings {
+            self.warn(warning);
+        }
+        self.events.tell(QueueEvent::Online);
+        let Err(end) = self.serve(&mut link).await;
+        if let End::Stopped(_) = &end {
+            // The broker takes back what is not acknowledged.
+            let _ = timeout(GOODBYE, link.connection.close()).await;
+        }
+        end
+    }
+
+    /// Gives a warning, once.
+    fn warn(&mut self, warning: String) {
+        if !self.warned.contains(&warning) {
+            self.warned.push(warning.clone());
+            self.events.tell(QueueEvent::Warning(warning));
+        }
+    }
+
+    /// Returns how many more messages there is room for, besides those that the client has not got yet.
+    fn allowed(&self) -> usize {
+        let on_the_way = self.delivered.saturating_sub(self.room.received);
+        let on_the_way = usize::try_from(on_the_way).unwrap_or(usize::MAX);
+        self.room.free.saturating_sub(on_the_way)
+    }
+
+    async fn serve(&mut self, link: &mut Link) -> Result<std::convert::Infallible, End> {
+        self.take(link).await?;
+        loop {
+            let planned = link.planned();
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(link, command).await?,
+                    None => return Err(End::Stopped(None)),
+                },
+                happening = link.channel.next() => self.happened(link, happening).await?,
+                claim = Claims::next(&mut link.claims) => match claim {
+                    Some(event) => self.events.tell(event),
+                    None => link.claims = None,
+                },
+                failure = link.connection.closed() => return Err(failure.into()),
+                () = sleep_until(planned.unwrap_or_else(Instant::now)), if planned.is_some() => {
+                    let number = link.ping().await?;
+                    self.events.tell(QueueEvent::Handled(self.number, number));
+                }
+            }
+        }
+    }
+
+    async fn command(&mut self, link: &mut Link, command: Command) -> Result<(), End> {
+        match command {
+            Command::Room(room) => {
+                let was_paused = self.room.is_paused;
+                self.room = room;
+                match self.options.settle {
+                    Settle::Accept if !link.consumes || self.allowed() == 0 => {
+                        self.take(link).await?;
+                    }
+                    Settle::Done if was_paused != room.is_paused => self.take(link).await?,
+                    Settle::Accept | Settle::Done => {}
+                }
+            }
+            Command::Acknowledge(tag) if tag.connection == self.number => {
+                // In this order, the broker delivers nothing more for the acknowledgement.
+                if self.options.settle == Settle::Accept && self.allowed() == 0 {
+                    link.cancel()?;
+                }
+                link.acknowledge(tag.number)?;
+            }
+            Command::Acknowledge(_) => {}
+            Command::Claim(mut claim) => {
+                if let Some(claims) = &link.claims {
+                    claim.reply_to.clone_from(&claims.reply_to);
+                    let _ = self.posts.send(Post::claim(&claim));
+                }
+            }
+            Command::Stop(done) => return Err(End::Stopped(Some(done))),
+        }
+        Ok(())
+    }
+
+    async fn happened(&mut self, link: &mut Link, happening: Happening) -> Result<(), End> {
+        match happening {
+            Happening::Delivery(delivery) => {
+                self.deliver(link, *delivery)?;
+                // Where one was, more may be.
+                self.fetch(link).await?;
+            }
+            Happening::Canceled(_) => {
+                let cause = "the broker has canceled our consumer: was the queue deleted?";
+                return Err(Failure::new(FailureKind::Missing, cause).into());
+            }
+            Happening::Closed(failure) => return Err(explained(failure, &self.options).into()),
+            // Nothing is published here.
+            Happening::Confirmed { .. } | Happening::Returned(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Begins or ends to take messages, as there is room.
+    ///
+    /// Messages that are acknowledged when they are accepted are fetched one by one while there are
+    /// any, so that no more are taken than there is room for. When the queue is empty, a consumer with
+    /// a prefetch of 1 waits for the next one.
+    async fn take(&mut self, link: &mut Link) -> Result<(), Failure> {
+        match self.options.settle {
+            Settle::Done if self.room.is_paused => link.cancel(),
+            Settle::Done if link.consumes => Ok(()),
+            Settle::Done => link.consume(&self.options).await,
+            Settle::Accept => {
+                self.fetch(link).await?;
+                match self.allowed() {
+                    0 => link.cancel(),
+                    _ if link.consumes => Ok(()),
+                    _ => link.consume(&self.options).await,
+                }
+            }
+        }
+    }
+
+    /// Fetches messages while there are some, and room for them.
+    async fn fetch(&mut self, link: &mut Link) -> Result<(), Failure> {
+        if self.options.settle == Settle::Done {
+            return Ok(());
+        }
+        while self.allowed() > 0
+            && let Some(delivery) = link.channel.get(&self.options.url.queue).await?
+        {
+            self.deliver(link, delivery)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, link: &Link, delivery: Delivery) -> Result<(), Failure> {
+        if let Some(bytes) = delivery.oversized {
+            self.events.tell(QueueEvent::Warning(format!(
+                "a message of {bytes} bytes is refused: it is too large, and the broker dead-letters \
+                 or drops it"
+            )));
+            return link.channel.nack(delivery.tag, false);
+        }
+        let tag = Tag {
+            connection: self.number,
+            number: delivery.tag,
+        };
+        self.delivered += 1;
+        let delivery = Box::new(received::message(delivery));
+        self.events.tell(QueueEvent::Delivered(tag, delivery));
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! The task of a session that publishes: letters, which the broker confirms, and claims.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::model::claim::{Answer, Claim, EXCHANGE};
+use crate::model::letter::Letter;
+use crate::model::text::printable;
+use crate::net::amqp::queue::{Events, QueueEvent};
+use crate::net::amqp::received;
+use crate::net::amqp::{
+    AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, Publish,
+};
+use crate::net::backoff::backoff;
+
+/// Time after which a connection without work is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Maximum time for a goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Maximum number of claims and answers that wait. Later ones are dropped, and come again.
+const MAX_TRANSIENT: usize = 4096;
+
+/// A message to publish.
+#[derive(Debug)]
+pub enum Post {
+    /// The letter of this number.
+    Letter(u64, Box<Letter>),
+    /// A claim or an answer: it is not missed for long.
+    Transient(Box<Publish>),
+}
+
+impl Post {
+    fn transient(exchange: &str, routing_key: String, body: String) -> Self {
+        Self::Transient(Box::new(Publish {
+            exchange: exchange.to_owned(),
+            routing_key,
+            mandatory: false,
+            properties: received::json(),
+            body: Bytes::from(body),
+        }))
+    }
+
+    /// Returns the message with a claim.
+    pub fn claim(claim: &Claim) -> Self {
+        Self::transient(EXCHANGE, String::new(), json!(claim).to_string())
+    }
+
+    /// Returns the message with an answer, for the queue `to`.
+    pub fn answer(to: String, answer: &Answer) -> Self {
+        Self::transient("", to, json!(answer).to_string())
+    }
+}
+
+/// The task.
+pub struct Publisher {
+    options: AmqpOptions,
+    events: Events,
+    posts: UnboundedReceiver<Post>,
+    /// What is not sent on this connection.
+    waiting: VecDeque<Post>,
+    /// What is sent and not confirmed, by its number on the channel: few letters, as the client bounds
+    /// them.
+    sent: BTreeMap<u64, (u64, Box<Letter>)>,
+    /// Causes for letters that came back, by their `message_id`.
+    returned: Vec<(Option<String>, String)>,
+    /// Last trouble that was told.
+    said: Option<String>,
+}
+
+impl Publisher {
+    /// Returns the task of a session.
+    pub(super) const fn new(
+        options: AmqpOptions,
+        events: Events,
+        posts: UnboundedReceiver<Post>,
+    ) -> Self {
+        Self {
+            options,
+            events,
+            posts,
+            waiting: VecDeque::new(),
+            sent: BTreeMap::new(),
+            returned: Vec::new(),
+            said: None,
+        }
+    }
+
+    /// Publishes until no handle is left.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            if self.waiting.is_empty() {
+                match self.posts.recv().await {
+                    Some(post) => self.add(post),
+                    None => return,
+                }
+            }
+            let Err(failure) = self.connect(&mut failures).await else {
+                continue;
+            };
+            self.say(format!("{failure}; messages for queues wait"));
+            // In the order of their numbers, before all others.
+            let sent = std::mem::take(&mut self.sent).into_values().rev();
+            for (number, letter) in sent {
+                self.waiting.push_front(Post::Letter(number, letter));
+            }
+            self.returned.clear();
+            self.waiting.retain(|post| matches!(post, Post::Letter(..)));
+            if self.waiting.is_empty() {
+                continue;
+            }
+            let until = Instant::now() + backoff(failures);
+            failures = failures.saturating_add(1);
+            loop {
+                tokio::select! {
+                    () = sleep_until(until) => break,
+                    post = self.posts.recv() => match post {
+                        Some(post) => self.add(post),
+                        None => return,
+                    },
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, post: Post) {
+        if matches!(post, Post::Letter(..)) || self.waiting.len() < MAX_TRANSIENT {
+            self.waiting.push_back(post);
+        }
+    }
+
+    /// Tells the client what is wrong, unless it knows.
+    fn say(&mut self, text: String) {
+        if self.said.as_ref() != Some(&text) {
+            self.events.tell(QueueEvent::Warning(text.clone()));
+            self.said = Some(text);
+        }
+    }
+
+    /// Connects, and publishes as long as there is work.
+    async fn connect(&mut self, failures: &mut u32) -> Result<(), Failure> {
+        let connection = Connection::open(&self.options).await?;
+        let mut channel = connection.channel().await?;
+        channel.confirm_select().await?;
+        let ended = self.serve(&connection, &mut channel, failures).await;
+        if ended.is_ok() {
+            let _ = timeout(GOODBYE, connection.close()).await;
+        }
+        ended
+    }
+
+    async fn serve(
+        &mut self,
+        connection: &Connection,
+        channel: &mut Channel,
+        failures: &mut u32,
+    ) -> Result<(), Failure> {
+        let mut idle_since = Instant::now();
+        loop {
+            let blocked = connection.blocked();
+            if let Some(reason) = &blocked {
+                let reason = printable(reason, 200);
+                self.say(format!(
+                    "the broker takes no messages now ({reason}): dead letters and reports wait"
+                ));
+            }
+            while blocked.is_none()
+                && let Some(post) = self.waiting.pop_front()
+            {
+                self.publish(channel, post).await?;
+                idle_since = Instant::now();
+            }
+            let is_idle = self.waiting.is_empty() && self.sent.is_empty();
+            tokio::select! {
+                biased;
+                happening = channel.next() => {
+                    *failures = 0;
+                    self.happened(happening)?;
+                }
+                failure = connection.closed() => return Err(failure),
+                _ = connection.changed(blocked.is_some()) => {}
+                post = self.posts.recv() => match post {
+                    Some(post) => self.add(post),
+                    None => return Ok(()),
+                },
+                () = sleep_until(idle_since + IDLE), if is_idle => return Ok(()),
+            }
+        }
+    }
+
+    async fn publish(&mut self, channel: &Channel, post: Post) -> Result<(), Failure> {
+        match post {
+            Post::Letter(number, letter) => {
+                match channel.publish(&received::publish(&letter)).await {
+                    Ok(place) => {
+                        self.sent.insert(place, (number, letter));
+                    }
+                    // The others go on.
+                    Err(failure) if failure.kind == FailureKind::Invalid => {
+                        self.events.tell(QueueEvent::Unsent(number, failure.text));
+                    }
+                    Err(failure) => {
+                        self.waiting.push_front(Post::Letter(number, letter));
+                        return Err(failure);
+                    }
+                }
+            }
+            Post::Transient(publish) => match channel.publish(&publish).await {
+                Ok(_) => {}
+                Err(failure) if failure.kind == FailureKind::Invalid => {}
+                Err(failure) => return Err(failure),
+            },
+        }
+        Ok(())
+    }
+
+    fn happened(&mut self, happening: Happening) -> Result<(), Failure> {
+        match happening {
+            Happening::Returned(returned) => {
+                let text = printable(&returned.text, 200);
+                let cause = format!("the queue does not exist ({text})");
+                self.returned.push((returned.properties.message_id, cause));
+            }
+            Happening::Confirmed {
+                number,
+                multiple,
+                ok,
+            } => {
+                let numbers = match multiple {
+                    true => 0..=number,
+                    false => number..=number,
+                };
+                let confirmed: Vec<u64> = self.sent.range(numbers).map(|(at, _)| *at).collect();
+                for at in confirmed {
+                    self.confirmed(at, ok);
+                }
+            }
+            Happening::Closed(failure) if failure.is_channel_only() => {
+                // One of them was not allowed. Each is tried again later.
+                for (_, (number, _)) in std::mem::take(&mut self.sent) {
+                    let cause = failure.text.clone();
+                    self.events.tell(QueueEvent::Unsent(number, cause));
+                }
+                return Err(failure);
+            }
+            Happening::Closed(failure) => return Err(failure),
+            Happening::Delivery(_) | Happening::Canceled(_) => {}
+        }
+        Ok(())
+    }
+
+    fn confirmed(&mut self, at: u64, ok: bool) {
+        let Some((number, letter)) = self.sent.remove(&at) else {
+            return;
+        };
+        self.said = None;
+        let id = &letter.properties.message_id;
+        let back = self.returned.iter().position(|(back, _)| back == id);
+        let cause = match back {
+            Some(place) => Some(self.returned.swap_remove(place).1),
+            None if ok => None,
+            None => Some("the broker could not keep it".to_owned()),
+        };
+        self.events.tell(match cause {
+            Some(cause) => QueueEvent::Unsent(number, cause),
+            None => QueueEvent::Sent(number),
+        });
+    }
+}
