@@ -5,7 +5,9 @@
 
 pub mod broker;
 pub mod nodes;
+pub mod proxy;
 pub mod pty;
+pub mod rabbit;
 pub mod raw;
 pub mod scene;
 
@@ -480,7 +482,11 @@ fn can_run(can: bool, needs: &str, what: &str) -> bool {
         "{what}: needs {needs}"
     );
     if !can {
-        eprintln!("not run, needs {needs}: {what}");
+        // The thread of a test has the name of the test. What `eprintln!` prints would be seen only if
+        // the test failed.
+        let thread = thread::current();
+        let test = thread.name().unwrap_or("a test");
+        let _ = writeln!(std::io::stderr(), "skipped: {test}: {what} needs {needs}");
     }
     can
 }

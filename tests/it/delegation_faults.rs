@@ -2,11 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{BufRead, Write};
+use std::net::Shutdown;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
@@ -20,6 +18,7 @@ use crate::common::nodes::{
     random, results, sha256_of, started, status, submission, submit, submitter, submitter_command,
     wait,
 };
+use crate::common::proxy::Proxy;
 use crate::common::raw::{Raw, packet, publish, subscribe_filters};
 use crate::common::scene::Scene;
 use crate::common::{Process, World, peak_memory, ran, wait_until};
@@ -228,69 +227,12 @@ fn a_unit_whose_runner_is_killed_is_interrupted_on_both_sides() {
 
 // --- Links ---
 
-/// A way to the broker that is cut again and again.
-struct Cutter {
-    port: u16,
-    cuts: Arc<AtomicU64>,
-}
-
-impl Cutter {
-    /// Cuts each connection after some bytes in either direction: the first one after `bytes`, and each
-    /// later one after as many more, so that it ends.
-    fn new(to: u16, bytes: u64) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-        let port = listener.local_addr().expect("address").port();
-        let cuts = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&cuts);
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
-                    continue;
-                };
-                let limit = bytes * (1 + counted.load(Ordering::SeqCst));
-                let left = Arc::new(AtomicU64::new(limit));
-                let ends = [&client, &server].map(|end| end.try_clone().expect("clone"));
-                let [back, forth] = ends;
-                for (from, to) in [(client, server), (forth, back)] {
-                    let (left, cuts) = (Arc::clone(&left), Arc::clone(&counted));
-                    std::thread::spawn(move || relay(from, to, &left, &cuts));
-                }
-            }
-        });
-        Self { port, cuts }
-    }
-
-    fn cuts(&self) -> u64 {
-        self.cuts.load(Ordering::SeqCst)
-    }
-}
-
-fn relay(mut from: TcpStream, mut to: TcpStream, left: &AtomicU64, cuts: &AtomicU64) {
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = from.read(&mut buffer) {
-        let size = read as u64;
-        let taken = |left: u64| left.checked_sub(size).or((left > 0).then_some(0));
-        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken) {
-            // The last bytes are a part of a packet.
-            Ok(left) if left <= size => {
-                cuts.fetch_add(1, Ordering::SeqCst);
-                let _ = to.write_all(&buffer[..read / 2]);
-                break;
-            }
-            Ok(_) if to.write_all(&buffer[..read]).is_ok() => {}
-            _ => break,
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
-}
-
 #[test]
 fn a_link_that_is_cut_in_a_payload_and_in_its_output_loses_nothing() {
     for side in ["desk", "node7"] {
         let world = World::new();
-        let cutter = Cutter::new(world.broker.port(), 800_000);
-        let port = cutter.port.to_string();
+        let link = Proxy::cutting(world.broker.port(), 800_000);
+        let port = link.port().to_string();
         let mut there = node_command(&world, TYPES);
         let mut here = submitter_command(&world);
         match side {
@@ -307,7 +249,7 @@ fn a_link_that_is_cut_in_a_payload_and_in_its_output_loses_nothing() {
         );
         wait(&world, &unit, "Succeeded");
         assert!(results(&world, &unit) == payload, "{side}");
-        assert!(cutter.cuts() >= 2, "{side}: {} cuts", cutter.cuts());
+        assert!(link.cuts() >= 2, "{side}: {} cuts", link.cuts());
         have_run(&world, 1);
         desk.stop();
         client.stop();

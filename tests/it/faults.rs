@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::proxy::Proxy;
 use crate::common::raw::Raw;
 use crate::common::{
     self, Process, Setup, World, children_of, has_program, has_root, ran, wait_until,
@@ -163,34 +164,6 @@ impl Drop for Namespace {
     }
 }
 
-/// Relays between the link of the namespace and the broker, which listens on loopback only.
-fn relay(port: u16) -> u16 {
-    use std::net::{Shutdown, TcpListener, TcpStream};
-    let listener = TcpListener::bind(("10.217.83.1", 0)).expect("bind");
-    let address = listener.local_addr().expect("address");
-    std::thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else {
-                continue;
-            };
-            let pairs = [
-                (
-                    client.try_clone().expect("clone"),
-                    server.try_clone().expect("clone"),
-                ),
-                (server, client),
-            ];
-            for (mut from, mut to) in pairs {
-                std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-            }
-        }
-    });
-    address.port()
-}
-
 #[test]
 fn a_link_that_is_cut_and_comes_back() {
     if !can_run("a link is cut", "ip") {
@@ -198,7 +171,8 @@ fn a_link_that_is_cut_and_comes_back() {
     }
     let world = World::new();
     let namespace = Namespace::new();
-    let port = relay(world.broker.port());
+    // The broker listens on loopback only.
+    let relay = Proxy::at("10.217.83.1", world.broker.port());
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", &namespace.name])
@@ -208,7 +182,7 @@ fn a_link_that_is_cut_and_comes_back() {
     }
     command
         .env("TAEL_HOST", "10.217.83.1")
-        .env("TAEL_PORT", port.to_string());
+        .env("TAEL_PORT", relay.port().to_string());
     command.args([
         "--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN, "-k", "5s",
     ]);

@@ -48,6 +48,7 @@ mod package;
 mod playbooks;
 mod queue_options;
 mod quota;
+mod rabbit;
 mod receptor;
 mod redelivery;
 mod remote;
