@@ -6,6 +6,7 @@ pub mod claim;
 pub mod command;
 pub mod condition;
 pub mod control;
+pub mod digest;
 pub mod duration;
 pub mod env;
 pub mod env_file;

@@ -12,10 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use ring::digest::{SHA256, digest};
 use tracing::debug;
 
 use crate::error::Kind;
+use crate::model::digest::sha256;
+use crate::model::signature::hex;
 
 /// Maximum time that the lock of a killed process may outlive it. A process that it was about to
 /// start has a copy until it executes its program.
@@ -70,11 +71,10 @@ impl HostLock {
     /// The holder.
     pub fn acquire(parts: &[&str]) -> Result<Self, Holder> {
         // Every user sees such names in /proc/net/unix, but must not see client identifiers.
-        let hash = digest(&SHA256, parts.join("\0").as_bytes());
-        let hex = hash.as_ref().iter().take(16);
-        let hex: String = hex.map(|byte| format!("{byte:02x}")).collect();
+        let mut hash = hex(&sha256(parts.join("\0").as_bytes()));
+        hash.truncate(32);
         let deadline = Instant::now() + PATIENCE;
-        let name = match SocketAddr::from_abstract_name(format!("tael-{hex}")) {
+        let name = match SocketAddr::from_abstract_name(format!("tael-{hash}")) {
             Ok(name) => name,
             Err(e) => return Ok(Self::none(&e)),
         };

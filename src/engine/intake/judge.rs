@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ring::digest::{Context, SHA256};
 use tracing::warn;
 
 use crate::engine::commit::receipt::Progress;
 use crate::engine::config::Config;
 use crate::engine::report::status::falsestart;
+use crate::model::digest::Sha256;
 use crate::model::event::{Event, Refusal};
 use crate::model::meaning::{Meaning, NO_TRIGGER, Rules};
 use crate::model::message::{Delivery, Message, property};
@@ -207,14 +207,12 @@ pub fn key(delivery: &Delivery, id: String, sender: Option<&str>, again: Again) 
 }
 
 fn digest(topic: &[u8], payload: &[u8]) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
+    let mut digest = Sha256::default();
     // A topic contains no NUL, so the parts stay separate.
     for part in [topic, b"\0", payload] {
-        context.update(part);
+        digest.update(part);
     }
-    let mut digest = [0; 32];
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
+    digest.finish()
 }
 
 pub(super) fn part<'a>(

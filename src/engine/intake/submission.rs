@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use serde_json::{Map, json};
 
 use crate::engine::config::Config;
 use crate::engine::intake::offer::Subject;
 use crate::model::command::Command;
+use crate::model::digest::{Sha256, sha256};
 use crate::model::signature::hex;
 use crate::model::spec::Spec;
 use crate::model::unit::Unit;
@@ -66,40 +66,23 @@ impl Payload {
 
     fn digest(&self) -> [u8; 32] {
         match self {
-            Self::Inline(bytes) => {
-                let mut context = Context::new(&SHA256);
-                context.update(bytes);
-                finish(context)
-            }
+            Self::Inline(bytes) => sha256(bytes),
             Self::File(_, digest) => *digest,
         }
     }
 }
 
-/// Returns the SHA-256 of what `context` got.
-#[must_use]
-pub fn finish(context: Context) -> [u8; 32] {
-    let mut digest = [0; 32];
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
-}
-
 impl Submission {
     /// Returns the SHA-256 of type, parameters and payload: the same under one id is the same work.
     fn digest(&self) -> [u8; 32] {
-        let mut context = Context::new(&SHA256);
-        let mut part = |bytes: &[u8]| {
-            // The length keeps parts separate.
-            context.update(&(bytes.len() as u64).to_be_bytes());
-            context.update(bytes);
-        };
+        let mut digest = Sha256::default();
         if let Some(away) = &self.node {
-            part(away.node.as_bytes());
+            digest.part(away.node.as_bytes());
         }
-        part(self.kind.as_bytes());
-        self.params.parts(&mut part);
-        part(&self.payload.digest());
-        finish(context)
+        digest.part(self.kind.as_bytes());
+        self.params.parts(&mut |part| digest.part(part));
+        digest.part(&self.payload.digest());
+        digest.finish()
     }
 
     /// Returns what it offers; `None` if the configuration has no such type any more.

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::model::digest::Sha256;
 use crate::model::remote::{MAX_HEADER, MAX_PIECE};
 use crate::model::signature::{self, Claims, LIFETIME, MAX_SKEW, Operation, Signer, hex};
 use crate::model::unit::is_ulid;
@@ -149,16 +149,11 @@ impl Manifest {
     /// Returns what a signature names of it.
     #[must_use]
     pub fn signed(&self) -> signature::Work {
-        let mut context = Context::new(&SHA256);
-        let mut part = |bytes: &[u8]| {
-            // The length keeps parts separate.
-            context.update(&(bytes.len() as u64).to_be_bytes());
-            context.update(bytes);
-        };
-        self.parameters().parts(&mut part);
+        let mut params = Sha256::default();
+        self.parameters().parts(&mut |bytes| params.part(bytes));
         signature::Work {
             kind: self.kind.clone(),
-            params: hex(context.finish().as_ref()),
+            params: hex(&params.finish()),
             length: self.length,
             sha256: self.sha256.clone(),
         }

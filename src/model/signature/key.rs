@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ED25519, Ed25519KeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA512, RSA_PKCS1_SHA512, RsaKeyPair,
@@ -11,6 +10,7 @@ use ring::signature::{
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
 
+use crate::model::digest::sha256;
 use crate::model::signature::hex;
 
 /// Algorithm of a signature. A key has one, and a token cannot choose another.
@@ -214,7 +214,7 @@ impl Verifier {
 }
 
 fn key_id(info: &[u8]) -> String {
-    hex(digest(&SHA256, info).as_ref())
+    hex(&sha256(info))
 }
 
 /// Returns the RSA key of a public key in PKIX form.

@@ -4,9 +4,8 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 
-use ring::digest::{Context, SHA256};
-
 use crate::error::Error;
+use crate::model::digest::Sha256;
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::journal::Journal;
 use crate::store::unit_dir::stream::{Stream, StreamFiles};
@@ -26,7 +25,7 @@ pub struct Incoming {
 }
 
 /// A stream that comes.
-#[derive(Clone)]
+#[derive(Debug, Clone, Default)]
 struct Coming {
     /// Size of its file.
     size: u64,
@@ -35,18 +34,7 @@ struct Coming {
     /// Whether bytes are missing in it.
     is_cut: bool,
     /// SHA-256 of the first bytes of the file, and their number.
-    digest: (Context, u64),
-}
-
-impl Default for Coming {
-    fn default() -> Self {
-        Self {
-            size: 0,
-            is_torn: false,
-            is_cut: false,
-            digest: (Context::new(&SHA256), 0),
-        }
-    }
+    digest: (Sha256, u64),
 }
 
 impl Coming {
@@ -57,12 +45,6 @@ impl Coming {
             self.is_torn = false;
         }
         Ok(())
-    }
-}
-
-impl std::fmt::Debug for Coming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Coming({}, {} hashed)", self.size, self.digest.1)
     }
 }
 
@@ -184,7 +166,7 @@ impl Incoming {
             if coming.is_torn {
                 coming.mend(self.files.open(self.dir.path(), stream)?)?;
             }
-            let (mut context, mut at) = coming.digest.clone();
+            let (mut whole, mut at) = coming.digest.clone();
             match File::open(self.dir.stream(stream)) {
                 Ok(file) => {
                     file.sync_data()?;
@@ -195,14 +177,14 @@ impl Incoming {
                         if read == 0 {
                             break;
                         }
-                        context.update(chunk.get(..read).unwrap_or_default());
+                        whole.update(chunk.get(..read).unwrap_or_default());
                         at += read as u64;
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
-            digest.copy_from_slice(context.finish().as_ref());
+            *digest = whole.finish();
         }
         File::open(self.dir.path())?.sync_all()?;
         self.close();
@@ -213,18 +195,13 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::digest::sha256;
     use crate::store::unit_dir::reader::{Chunk, Ended, output};
     use bytes::Bytes;
 
     fn dir(state: &tempfile::TempDir) -> UnitDir {
         std::fs::create_dir_all(state.path().join("units")).expect("units");
         UnitDir::new(state.path(), "01JBV7Y3ZK8Q5W2N4T6R9M1XCD")
-    }
-
-    fn sha256(bytes: &[u8]) -> [u8; 32] {
-        let mut digest = [0; 32];
-        digest.copy_from_slice(ring::digest::digest(&SHA256, bytes).as_ref());
-        digest
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! SHA-256 of output, as it is sent.
 
-use std::fmt;
 use std::io;
 
-use ring::digest::{Context, SHA256};
-
+use crate::model::digest::Sha256;
 use crate::model::remote::wire::Dropped;
 use crate::model::signature::hex;
 use crate::model::unit::Outcome;
@@ -13,26 +11,11 @@ use crate::store::unit_dir::reader::{Chunk, Ended, output};
 use crate::store::unit_dir::stream::Stream;
 
 /// SHA-256 of a stream up to an offset.
-#[derive(Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Digest {
-    context: Context,
+    sha256: Sha256,
     /// The offset. What was dropped counts in it.
     at: u64,
-}
-
-impl Default for Digest {
-    fn default() -> Self {
-        Self {
-            context: Context::new(&SHA256),
-            at: 0,
-        }
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Digest({})", self.at)
-    }
 }
 
 impl Digest {
@@ -50,7 +33,7 @@ impl Digest {
             Chunk::Bytes(bytes) => {
                 let known = usize::try_from(known).unwrap_or(usize::MAX);
                 if let Some(new) = bytes.get(known..) {
-                    self.context.update(new);
+                    self.sha256.update(new);
                     self.at += new.len() as u64;
                 }
             }
@@ -89,7 +72,7 @@ impl Digest {
         }
         Ok(Kept {
             length: digest.at,
-            sha256: hex(digest.context.finish().as_ref()),
+            sha256: hex(&digest.sha256.finish()),
             dropped,
         })
     }
@@ -131,6 +114,7 @@ pub fn finish(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::digest::sha256;
     use bytes::Bytes;
     use std::fs;
 
@@ -158,7 +142,7 @@ mod tests {
     fn whole() -> Kept {
         Kept {
             length: WHOLE.len() as u64,
-            sha256: hex(ring::digest::digest(&SHA256, WHOLE).as_ref()),
+            sha256: hex(&sha256(WHOLE)),
             dropped: None,
         }
     }
@@ -195,7 +179,7 @@ mod tests {
         let kept = [&WHOLE[..4], &WHOLE[14..]].concat();
         let expected = Kept {
             length: WHOLE.len() as u64,
-            sha256: hex(ring::digest::digest(&SHA256, &kept).as_ref()),
+            sha256: hex(&sha256(&kept)),
             dropped: Some(Dropped {
                 offset: 4,
                 bytes: Some(bytes as u64),
@@ -219,7 +203,7 @@ mod tests {
             let kept = digest.finish(&dir, Stream::Stdout, Ended::Yes(Some(0)), 7);
             let expected = Kept {
                 length: 7,
-                sha256: hex(ring::digest::digest(&SHA256, &WHOLE[..7]).as_ref()),
+                sha256: hex(&sha256(&WHOLE[..7])),
                 dropped: None,
             };
             assert_eq!(kept.expect("finish"), expected);

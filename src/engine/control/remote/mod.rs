@@ -24,11 +24,12 @@ use crate::engine::commit::receipt::{Receipt, Submitted, Submitter};
 use crate::engine::intake::backlog::TOO_MANY;
 use crate::engine::intake::offer::Subject;
 use crate::engine::intake::source::Source;
-use crate::engine::intake::submission::{Payload, Submission, finish};
+use crate::engine::intake::submission::{Payload, Submission};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply::ReplyTo;
 use crate::error::{Error, Kind};
 use crate::model::control::Envelope;
+use crate::model::digest::sha256;
 use crate::model::message::{Delivery, Message};
 use crate::model::remote::wire::{self, Answer, Manifest, Request, Target};
 use crate::model::signature::hex;
@@ -44,7 +45,6 @@ pub use action::Action;
 use action::Actions;
 use answers::{answer, refuse, state, unknown};
 use permission::allow;
-use ring::digest::{Context, SHA256};
 use sender::{Finished, Identity};
 use senders::Senders;
 use untold::Untold;
@@ -232,9 +232,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
             let want = answer(reply, &Answer::Want { unit, offset });
             return Ok(Demand::Actions(vec![want]));
         }
-        let mut context = Context::new(&SHA256);
-        context.update(&body);
-        if hex(&finish(context)) != manifest.sha256 {
+        if hex(&sha256(&body)) != manifest.sha256 {
             return Err(Error::data(DIGEST));
         }
         let share = share(manifest.length)?;

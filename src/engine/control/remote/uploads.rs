@@ -5,13 +5,12 @@ use std::fmt;
 use std::path::Path;
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use tokio::time::{Duration, Instant};
 use tracing::info;
 
-use crate::engine::intake::submission::finish;
 use crate::engine::report::reply::ReplyTo;
 use crate::error::{Error, Kind, Result};
+use crate::model::digest::Sha256;
 use crate::model::remote::assembly::{Assembly, Piece};
 use crate::model::remote::wire::Manifest;
 use crate::model::signature::hex;
@@ -41,7 +40,7 @@ pub struct Upload {
     pub share: Share,
     /// SHA-256 of the payload, once it is whole.
     pub sha256: [u8; 32],
-    digest: Context,
+    digest: Sha256,
     pieces: Assembly,
     touched: Instant,
 }
@@ -98,7 +97,7 @@ impl Uploads {
             share: share(manifest.length)?,
             file: Writing::create(home)?,
             sha256: [0; 32],
-            digest: Context::new(&SHA256),
+            digest: Sha256::default(),
             pieces: Assembly::default(),
             touched: Instant::now(),
             manifest,
@@ -168,7 +167,7 @@ impl Uploads {
         let Some(mut upload) = self.0.remove(unit) else {
             return Progress::Unknown;
         };
-        upload.sha256 = finish(upload.digest.clone());
+        upload.sha256 = upload.digest.clone().finish();
         match hex(&upload.sha256) == upload.manifest.sha256 {
             true => Progress::Whole(Box::new(upload)),
             false => Progress::Refused(Error::data(DIGEST)),

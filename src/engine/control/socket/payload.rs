@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::engine::control::call::Answer;
 use crate::engine::control::socket::wire::Wire;
-use crate::engine::intake::submission::{Payload, finish};
+use crate::engine::intake::submission::Payload;
+use crate::model::digest::Sha256;
 use crate::model::receptor::TRY_AGAIN;
 use crate::model::work::PayloadFile;
 use crate::os::socket::has_hung_up;
@@ -37,7 +37,7 @@ pub async fn read(
     share: &mut Share,
 ) -> io::Result<Answer<Payload>> {
     let mut small = Vec::new();
-    let mut large: Option<(Writing, Context)> = None;
+    let mut large: Option<(Writing, Sha256)> = None;
     let mut total: u64 = 0;
     let mut chunk = vec![0; MAX_INLINE];
     loop {
@@ -79,12 +79,12 @@ pub async fn read(
     if has_hung_up(wire.stream()) {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
-    let Some((writing, context)) = large else {
+    let Some((writing, digest)) = large else {
         return Ok(Ok(Payload::Inline(Bytes::from(small))));
     };
     let kept = spawn_blocking(move || writing.keep()).await;
     Ok(match kept.map_err(io::Error::other)? {
-        Ok((name, bytes)) => Ok(Payload::File(PayloadFile { name, bytes }, finish(context))),
+        Ok((name, bytes)) => Ok(Payload::File(PayloadFile { name, bytes }, digest.finish())),
         Err(e) => Err(format!("{TRY_AGAIN}store the payload: {e}")),
     })
 }
@@ -97,17 +97,17 @@ async fn drain(wire: &mut Wire, chunk: &mut [u8]) -> io::Result<()> {
 /// Appends `bytes` to the file of a payload, which is created first.
 fn write(
     home: &Path,
-    before: Option<(Writing, Context)>,
+    before: Option<(Writing, Sha256)>,
     bytes: &[u8],
-) -> std::result::Result<(Writing, Context), String> {
-    let (mut writing, mut context) = match before {
+) -> std::result::Result<(Writing, Sha256), String> {
+    let (mut writing, mut digest) = match before {
         Some(before) => before,
         None => {
             let writing = Writing::create(home).map_err(|e| e.to_string())?;
-            (writing, Context::new(&SHA256))
+            (writing, Sha256::default())
         }
     };
     writing.write(bytes).map_err(|e| e.to_string())?;
-    context.update(bytes);
-    Ok((writing, context))
+    digest.update(bytes);
+    Ok((writing, digest))
 }

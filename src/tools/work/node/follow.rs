@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ring::digest::{Context, SHA256};
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::digest::Sha256;
 use crate::model::remote::assembly::{Assembly, Fit, Gap, Piece};
 use crate::model::remote::wire::{Answer, Confirmation, End, Request, State, StreamName};
 use crate::model::signature::{Keys, hex};
@@ -56,7 +56,7 @@ impl Show {
 /// A stream that comes.
 struct Coming {
     pieces: Assembly,
-    digest: Context,
+    digest: Sha256,
 }
 
 /// Last state that the node has told since output was asked for.
@@ -83,7 +83,7 @@ impl Reminders {
 pub async fn follow(dialog: &mut Dialog<'_>, show: Show) -> Result<End> {
     let coming = || Coming {
         pieces: Assembly::default(),
-        digest: Context::new(&SHA256),
+        digest: Sha256::default(),
     };
     let mut streams = [coming(), coming()];
     let at = |streams: &[Coming; 2]| {
@@ -231,7 +231,7 @@ fn fits(streams: &[Coming; 2], end: &End) -> Result<[Fit; 2]> {
             continue;
         };
         *fit = coming.pieces.fits(*length, *dropped);
-        let is_same = || hex(coming.digest.clone().finish().as_ref()) == *sha256;
+        let is_same = || hex(&coming.digest.clone().finish()) == *sha256;
         match fit {
             Fit::Same if !is_same() => {
                 return Err(wrong(unit, "its SHA-256 is not that of the node"));

@@ -4,9 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-use ring::digest::{Context, SHA256};
-
 use crate::error::{Error, Kind, Result};
+use crate::model::digest::{Sha256, sha256};
 use crate::model::remote::MAX_PIECE;
 use crate::model::signature::hex;
 use crate::os::host;
@@ -48,14 +47,14 @@ impl Payload {
         };
         let wrong = |e: io::Error| Error::new(kind, format!("read payload from {what}: {e}"));
         let mut file = file.map_err(wrong)?;
-        let (mut context, mut length) = (Context::new(&SHA256), 0);
+        let (mut digest, mut length) = (Sha256::default(), 0);
         let mut piece = vec![0; MAX_PIECE];
         loop {
             let size = file.read_at(&mut piece, length).map_err(wrong)?;
             if size == 0 {
                 break;
             }
-            context.update(piece.get(..size).unwrap_or_default());
+            digest.update(piece.get(..size).unwrap_or_default());
             length += size as u64;
         }
         if length <= MAX_PIECE as u64 {
@@ -68,18 +67,16 @@ impl Payload {
             file: Some(file),
             inline: Vec::new(),
             length,
-            sha256: hex(context.finish().as_ref()),
+            sha256: hex(&digest.finish()),
         })
     }
 
     fn inline(bytes: Vec<u8>) -> Self {
-        let mut context = Context::new(&SHA256);
-        context.update(&bytes);
         Self {
             file: None,
             length: bytes.len() as u64,
+            sha256: hex(&sha256(&bytes)),
             inline: bytes,
-            sha256: hex(context.finish().as_ref()),
         }
     }
 
