@@ -48,9 +48,11 @@ fn between(ends: &[Index; 2], bytes: &[u8]) -> std::ops::Range<usize> {
     a.min(b)..a.max(b)
 }
 
-fn feed(name: &str, target: fn(&[u8])) {
+fn feed<T>(name: &str, target: fn(&[u8]) -> T) {
     let seeds = seeds(name);
-    seeds.iter().for_each(|seed| target(seed));
+    for seed in &seeds {
+        target(seed);
+    }
     let any_bytes = prop::collection::vec(any::<u8>(), 0..MAX_BYTES);
     let inputs = prop_oneof![4 => changed(&seeds), 1 => any_bytes];
     let config = Config {
@@ -86,6 +88,7 @@ targets! {
     no_line_breaks_the_parser_of_the_control_socket: receptor,
     no_message_breaks_the_parsers_of_work_between_nodes: remote,
     no_text_breaks_the_parsers_of_keys_and_tokens: signature,
+    no_bytes_of_a_broker_break_the_parser_of_frames: amqp,
 }
 
 /// Otherwise the targets would see refused inputs only.
@@ -122,6 +125,11 @@ fn the_seeds_are_understood() {
     for path in ["output", "end", "done", "gap", "refused"] {
         let message = bytes::Bytes::from(seed(&format!("remote/{path}")));
         tael::model::remote::wire::read_answer(&message).expect(path);
+    }
+    for path in [
+        "start", "login", "return", "get", "deliver", "cancel", "closed",
+    ] {
+        assert!(targets::amqp(&seed(&format!("amqp/{path}"))) > 0, "{path}");
     }
     for path in ["signature/key", "signature/rsa"] {
         tael::model::signature::Verifier::from_pem(&seed(path)).expect(path);

@@ -13,6 +13,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod amqp;
 mod answers;
 mod bad_input;
 mod bad_options;

@@ -67,10 +67,19 @@ fn one_tool_links_nothing_of_the_others() {
     // A text that the ledger has; a binary with the ledger shows that it would be found.
     let ledger = b"SQLite format 3";
     assert!(holds(env!("CARGO_BIN_EXE_tael-client"), ledger));
+    // What the client for queues says to a broker; this binary has it, and not the text as a whole
+    // beside it.
+    let queues = [&b"exchange_exchange"[..], b"_bindings"].concat();
+    let own = std::env::current_exe().expect("this binary");
+    assert!(holds(own.to_str().expect("path"), &queues));
     for binary in [
         env!("CARGO_BIN_EXE_tael-message"),
         env!("CARGO_BIN_EXE_tael-beacon"),
     ] {
         assert!(!holds(binary, ledger), "{binary} links the ledger");
+        assert!(
+            !holds(binary, &queues),
+            "{binary} links the client for queues"
+        );
     }
 }

@@ -437,3 +437,147 @@ impl State {
 pub fn closed_by_us() -> Failure {
     Failure::new(FailureKind::Closed, "this client has closed the connection")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::amqp::frame;
+    use crate::net::amqp::properties::Properties;
+    use crate::net::amqp::wire::{Ticket, Unused};
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    const MAX_FRAME: usize = 4096;
+
+    /// Returns frames of a broker: right ones, right ones at a wrong time, and wrong ones.
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let method = |method: Method| (1..4_u16, Just(method));
+        let deliver = Method::BasicDeliver {
+            consumer: "c".into(),
+            tag: 1,
+            redelivered: false,
+            exchange: String::new(),
+            key: "q".into(),
+        };
+        let got = Method::BasicGetOk {
+            tag: 2,
+            redelivered: false,
+            exchange: String::new(),
+            key: "q".into(),
+            messages: 0,
+        };
+        let close = |code| Method::ChannelClose {
+            code,
+            text: "no".into(),
+            class: 0,
+            method: 0,
+        };
+        let methods = prop_oneof![
+            method(deliver.clone()),
+            method(got.clone()),
+            method(Method::BasicGetEmpty { cluster: Unused }),
+            method(Method::ChannelOpenOk { id: Bytes::new() }),
+            method(Method::ChannelFlowOk { active: true }),
+            method(Method::BasicAck {
+                tag: 1,
+                multiple: true
+            }),
+            method(close(404)),
+            method(Method::ChannelCloseOk {}),
+        ];
+        let methods = methods.prop_map(|(channel, method)| {
+            let mut bytes = Vec::new();
+            let mut out = Output {
+                bytes: &mut bytes,
+                max: MAX_FRAME,
+            };
+            let _ = out.method(channel, &method);
+            bytes
+        });
+        let contents = (
+            1..3_u16,
+            prop_oneof![Just(deliver), Just(got)],
+            0..9000_usize,
+        );
+        let contents = contents.prop_map(|(channel, method, size)| {
+            let mut bytes = Vec::new();
+            let mut out = Output {
+                bytes: &mut bytes,
+                max: MAX_FRAME,
+            };
+            let _ = out.content(channel, &method, &Properties::default(), &vec![0; size]);
+            bytes
+        });
+        let any = prop::collection::vec(any::<u8>(), 0..20);
+        prop_oneof![
+            6 => methods,
+            4 => contents,
+            1 => Just(frame::HEARTBEAT.to_vec()),
+            1 => any,
+        ]
+    }
+
+    /// Returns a state with two channels, which wait for a message and for other answers.
+    fn state() -> State {
+        let mut state = State::new(8, MAX_FRAME);
+        let get = Method::BasicGet {
+            ticket: Ticket,
+            queue: "q".into(),
+            no_ack: false,
+        };
+        for _ in 0..2 {
+            let (number, _, _) = state.open_channel().expect("channel");
+            let flow = Method::ChannelFlow { active: true };
+            for (method, wanted) in [(&get, Wanted::Get), (&flow, Wanted::Flow)] {
+                drop(state.call(number, method, wanted).expect("call"));
+            }
+        }
+        state
+    }
+
+    /// Returns how it ends, and what the channels say.
+    fn outcome(mut state: State, pieces: &[&[u8]]) -> (String, Vec<Happening>, Vec<u8>) {
+        let mut input = BytesMut::new();
+        let mut end = String::new();
+        for piece in pieces {
+            input.extend_from_slice(piece);
+            if let Err(stop) = state.receive(&mut input) {
+                end = format!("{stop:?}");
+                break;
+            }
+        }
+        let mut happenings = Vec::new();
+        for number in 1..3 {
+            while let Some(happening) = state.next(number) {
+                let is_last = matches!(happening, Happening::Closed(_));
+                happenings.push(happening);
+                if is_last {
+                    break;
+                }
+            }
+        }
+        assert_eq!(state.held(), 0);
+        let mut out = Vec::new();
+        state.take_output(&mut out);
+        (end, happenings, out)
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_means_the_same_in_any_pieces(
+            frames in prop::collection::vec(frames(), 0..12),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let stream = frames.concat();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut start = 0;
+            for end in cuts.into_iter().chain([stream.len()]) {
+                pieces.push(&stream[start..end]);
+                start = end;
+            }
+            prop_assert_eq!(outcome(state(), &pieces), outcome(state(), &[&stream]));
+        }
+    }
+}

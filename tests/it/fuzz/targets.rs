@@ -15,6 +15,10 @@ use tael::model::signature::{self, Keys, Signer, Verifier};
 use tael::model::topic::{self, Filter};
 use tael::model::work::split;
 use tael::model::{control, env_file, event, json};
+use tael::net::amqp::frame::{Frame, Kind, Output};
+use tael::net::amqp::method::Method;
+use tael::net::amqp::properties::Head;
+use tael::net::amqp::wire::Reader;
 
 /// Maximum size of a payload, bytes. Inputs can exceed it.
 const MAX_PAYLOAD: usize = 4096;
@@ -172,6 +176,62 @@ pub fn cancel_by(token: &[u8]) -> Result<signature::Claims, signature::Refusal> 
     let key = include_bytes!("../../fixtures/keys/ed25519.pub.pem");
     let keys = Keys(Verifier::from_pem(key).into_iter().collect());
     keys.verify(&String::from_utf8_lossy(token), &request, 1_800_000_000)
+}
+
+/// Maximum size of a frame, bytes: the smallest that peers may agree on.
+const MAX_FRAME: usize = 4096;
+
+/// Parses what an AMQP broker sends: frames, methods and headers with their tables. Returns the number
+/// of frames, if all bytes are frames without a flaw.
+pub fn amqp(data: &[u8]) -> usize {
+    let (mut rest, mut count, mut flawed) = (data, 0, false);
+    while let Ok(Some((frame, size))) = Frame::read(rest, MAX_FRAME) {
+        // A frame is the same with all that may follow, and is not there before its last byte.
+        let (whole, after) = rest.split_at(size);
+        assert_eq!(Frame::read(whole, MAX_FRAME), Ok(Some((frame, size))));
+        assert_eq!(Frame::read(&whole[..size - 1], MAX_FRAME), Ok(None));
+        rest = after;
+        count += 1;
+        match frame.kind {
+            Kind::Method => {
+                let mut from = Reader::new(frame.payload);
+                let Ok(method) = Method::read(&mut from) else {
+                    flawed = true;
+                    continue;
+                };
+                flawed |= from.into_flaw().is_some();
+                let mut bytes = Vec::new();
+                method.put(&mut bytes).expect("it was read");
+                let mut from = Reader::new(&bytes);
+                let again = Method::read(&mut from).expect("it was written");
+                // Numbers that are not equal to themselves have the same bytes.
+                let mut same = Vec::new();
+                again.put(&mut same).expect("it was read");
+                assert_eq!(bytes, same);
+            }
+            Kind::Header => {
+                let Ok(head) = Head::read(frame.payload) else {
+                    flawed = true;
+                    continue;
+                };
+                flawed |= head.flaw.is_some();
+                let mut bytes = Vec::new();
+                // All that comes can be sent on, as a dead letter.
+                let publish = Method::BasicQosOk {};
+                let mut out = Output {
+                    bytes: &mut bytes,
+                    max: usize::MAX,
+                };
+                out.content(1, &publish, &head.properties, b"")
+                    .expect("it was read");
+            }
+            Kind::Body | Kind::Heartbeat => {}
+        }
+    }
+    match flawed || !rest.is_empty() {
+        true => 0,
+        false => count,
+    }
 }
 
 /// Parses a file of variables.
