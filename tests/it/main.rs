@@ -48,6 +48,7 @@ mod output;
 mod package;
 mod playbooks;
 mod queue_options;
+mod queues_interop;
 mod quota;
 mod rabbit;
 mod receptor;

@@ -1,10 +1,12 @@
 //! A virtual host: its queues, messages, users and connections.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::{PATIENCE, wait_until};
+use super::super::{PATIENCE, can_run, wait_until};
 use super::Rabbit;
 use super::http::{base64, escaped, from_base64};
 
@@ -282,6 +284,32 @@ impl<'a> Vhost<'a> {
                 key: text(&message["routing_key"]),
             })
             .collect()
+    }
+
+    // --- Other programs ---
+
+    /// Returns the command of a script of `tests/interop/queues`, pointed at it; `None` if pika
+    /// is not there. In CI it must.
+    pub fn script(&self, name: &str) -> Option<Command> {
+        let installed = concat!(env!("CARGO_TARGET_TMPDIR"), "/../pika/bin/python");
+        let python = if Path::new(installed).exists() {
+            installed
+        } else {
+            "python3"
+        };
+        let output = Command::new(python).args(["-c", "import pika"]).output();
+        let there = output.is_ok_and(|output| output.status.success());
+        if !can_run(there, "pika (.ci/rabbitmq)", "a client in Python") {
+            return None;
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/queues");
+        let mut command = Command::new(python);
+        command
+            .arg("-u")
+            .arg(path.join(name))
+            .env("RABBITMQ_USER_URL", self.open_url())
+            .stdin(Stdio::null());
+        Some(command)
     }
 
     // --- Connections ---
