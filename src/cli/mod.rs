@@ -24,6 +24,7 @@ mod option_table;
 mod parse;
 mod parser_error;
 mod play;
+mod queue;
 mod queue_access;
 mod signing;
 mod status;
@@ -130,6 +131,7 @@ const ENTRIES: &[Entry] = &[
     entry::<forget::Forget>(),
     entry::<work::Work>(),
     entry::<events::Events>(),
+    entry::<queue::Queue>(),
     entry::<play::Play>(),
     entry::<node::Node>(),
     #[cfg(feature = "embedded-broker")]

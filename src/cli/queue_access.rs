@@ -45,10 +45,10 @@ pub const KEYS: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Queue")]
 pub struct QueueLogin {
-    /// File that holds the password for brokers of queues; TAEL_QUEUE_PASSWORD is the password itself
+    /// File that holds the password for brokers of queues; or TAEL_QUEUE_PASSWORD
     #[arg(long, value_name = "FILE", global = true)]
     queue_password_file: Option<PathBuf>,
-    /// File of certificate authorities to trust with amqps, PEM [default: --cafile, --capath]
+    /// Certificate authorities to trust with amqps, PEM [default: --cafile]
     #[arg(long, value_name = "FILE", global = true)]
     queue_cafile: Option<PathBuf>,
     /// Our certificate for brokers of queues, PEM

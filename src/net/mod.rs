@@ -3,7 +3,7 @@
 mod acks;
 pub mod amqp;
 pub mod attempts;
-mod backoff;
+pub mod backoff;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 mod copies;
@@ -11,8 +11,9 @@ mod dial;
 mod filter_table;
 mod identifiers;
 mod leave;
+pub mod management;
 pub mod mqtt;
-mod notice;
+pub mod notice;
 pub mod oneshot;
 pub mod options;
 pub mod password;

@@ -15,6 +15,7 @@ pub mod message;
 pub mod node;
 pub mod play;
 pub mod preflight;
+pub mod queue;
 pub mod roots;
 pub mod status;
 pub mod watch;

@@ -159,6 +159,9 @@ fn options_commands_and_variables_exist() {
         helps += &help(&["work", verb, "--help"]);
     }
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
+    for verb in ["push", "status", "drain", "dead"] {
+        helps += &help(&["queue", verb, "--help"]);
+    }
     let known = &long_options(&helps) | &BTreeSet::from(cargo);
     let others = [
         "--help",

@@ -182,3 +182,79 @@ fn a_file_names_the_broker_of_queues() {
     let with = ran(check().env("CREDENTIALS_DIRECTORY", &credentials));
     assert_eq!(with, (0, String::new(), String::new()));
 }
+
+#[test]
+fn tools_for_queues_say_what_is_wrong_in_a_line() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let tael = |arguments: &[&str]| {
+        let mut command = bare_command(&dir, "tael");
+        command.env("TAEL_LOG", "warn").arg("queue").args(arguments);
+        command
+    };
+    let away = "amqp://127.0.0.1:1/jobs";
+    for (arguments, code, cause) in [
+        (&["push", "jobs", "a=b"][..], 64, "[queue]"),
+        (&["push", away], 64, "there is no message"),
+        (&["push", away, "word"], 64, "sample=S1"),
+        (&["push", away, "ts=1"], 64, "the time of sending"),
+        (&["push", away, "-m", "x", "a=b"], 64, "cannot be used with"),
+        (
+            &["push", away, "-l", "--count", "2"],
+            64,
+            "cannot be used with",
+        ),
+        (&["push", away, "a=b", "--count", "0"], 64, "0"),
+        (
+            &["push", away, "a=b", "--declare", "stream"],
+            64,
+            "quorum or classic",
+        ),
+        (
+            &["push", "amqp://ann:s3cr3t@h/q", "a=b"],
+            64,
+            "--queue-password-file",
+        ),
+        (
+            &["push", "amqp://ann@h/q", "a=b"],
+            78,
+            "TAEL_QUEUE_PASSWORD",
+        ),
+        (
+            &["push", away, "a=b", "--timeout", "0.5s"],
+            69,
+            "is the broker running?",
+        ),
+        (
+            &["status", away, "--timeout", "0.5s"],
+            69,
+            "is the broker running?",
+        ),
+        (&["status", away, "--management", "h:1"], 64, "no scheme"),
+        (&["status", away, "--dead-letter", "amq.x"], 64, "reserved"),
+        (
+            &["drain", away, "--management", "http://127.0.0.1:1"],
+            69,
+            "management API",
+        ),
+        (
+            &["drain", away, "--statistics-interval", "0s"],
+            64,
+            "1s to 10m",
+        ),
+        (&["dead", away, "retry"], 64, "--all"),
+        (&["dead", away, "drop"], 64, "--all"),
+        (&["dead", away, "burn"], 64, "list, retry or drop"),
+        (
+            &["dead", away, "drop", "x", "--all"],
+            64,
+            "cannot be used with",
+        ),
+        (&["dead", away, "drop", ""], 64, "an id is empty"),
+    ] {
+        let (got, out, said) = ran(&mut tael(arguments));
+        assert_eq!((got, &*out), (code, ""), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+        assert!(said.contains(cause), "{arguments:?}: {said}");
+        assert!(!said.contains("s3cr3t"), "{said}");
+    }
+}

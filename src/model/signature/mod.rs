@@ -3,7 +3,7 @@
 //! A token allows one request: this operation on this unit at this node, with this content. Who has
 //! seen it can use it for nothing else. The key decides the algorithm, and the token does not.
 
-mod base64;
+pub mod base64;
 mod key;
 
 use std::fmt::{self, Write as _};
