@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
 
 use crate::model::duration;
 use crate::net::amqp::failure::{Failure, FailureKind};
 use crate::net::amqp::handshake::{Opened, Stream};
 use crate::net::amqp::shared::Shared;
-use crate::net::amqp::state::{Status, Stop, closed_by_us};
+use crate::net::amqp::state::{MAX_HELD, Status, Stop, closed_by_us};
 
 /// Size of a read, bytes.
 const READ: usize = 64 << 10;
@@ -43,6 +45,7 @@ pub async fn drive(opened: Opened, host: String, shared: Arc<Shared>) {
         sent: 0,
         unflushed: false,
         heartbeat: opened.heartbeat,
+        paused: false,
         heard: now,
         spoken: now,
     };
@@ -104,6 +107,8 @@ struct Task {
     /// TLS may hold output back.
     unflushed: bool,
     heartbeat: Duration,
+    /// Whether the socket is not read, because the user is slow.
+    paused: bool,
     /// When the broker gave the last sign of life.
     heard: Instant,
     /// When the broker took something last.
@@ -137,9 +142,7 @@ impl Task {
         if status.ended {
             return Err(End::Gone);
         }
-        if status.paused {
-            self.heard = Instant::now();
-        }
+        self.note_pause(status.paused);
         if status.blocked && self.is_busy() {
             self.spoken = Instant::now();
         }
@@ -162,6 +165,26 @@ impl Task {
             },
             () = self.shared.wake.notified() => Ok(()),
             () = sleep_until(due) => self.tick(status).await,
+        }
+    }
+
+    /// Notes whether the socket is read; while it is not, the broker cannot be heard.
+    fn note_pause(&mut self, paused: bool) {
+        if paused {
+            self.heard = Instant::now();
+        }
+        if self.paused == paused {
+            return;
+        }
+        self.paused = paused;
+        match paused {
+            true => warn!(
+                "{} MiB of messages from {} wait to be taken: it is not read until then; lower the \
+                 prefetch if that comes back",
+                MAX_HELD >> 20,
+                self.host
+            ),
+            false => info!("messages from {} are read again", self.host),
         }
     }
 
@@ -208,9 +231,11 @@ impl Task {
     /// Reads what is there, without waiting.
     async fn read_now(&mut self) -> Option<io::Result<usize>> {
         self.input.reserve(READ);
+        // The runtime lets a busy task see nothing for one turn, which is no silence.
+        let read = unconstrained(self.reader.read_buf(&mut self.input));
         tokio::select! {
             biased;
-            read = self.reader.read_buf(&mut self.input) => Some(read),
+            read = read => Some(read),
             () = std::future::ready(()) => None,
         }
     }

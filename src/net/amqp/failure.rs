@@ -164,7 +164,7 @@ impl Failure {
                         error::Kind::Config => FailureKind::Config,
                         _ => FailureKind::Refused,
                     };
-                    Self::new(kind, explained.to_string())
+                    Self::new(kind, of_queues(&explained.to_string()))
                 }
                 None => Self::new(FailureKind::Unreachable, format!("TLS failed: {tls}")),
             },
@@ -205,6 +205,15 @@ impl Failure {
     }
 }
 
+/// Returns `text` with the options for queues instead of those for MQTT.
+fn of_queues(text: &str) -> String {
+    let text = text.replace(", or give that name by --tls-server-name", "");
+    let options = ["--cafile", "--cert", "--key"];
+    options.iter().fold(text, |text, option| {
+        text.replace(option, &option.replacen("--", "--queue-", 1))
+    })
+}
+
 const fn kind_of(code: u16) -> FailureKind {
     match code {
         codes::ACCESS_REFUSED | codes::NOT_ALLOWED => FailureKind::Denied,
@@ -239,5 +248,61 @@ impl From<Failure> for Error {
             FailureKind::Invalid => error::Kind::Data,
         };
         Self::new(kind, failure.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::ServerName;
+    use rustls::{AlertDescription, CertificateError};
+
+    fn io_failure(error: impl Into<rustls::Error>) -> Failure {
+        Failure::io(&io::Error::other(error.into()), "h")
+    }
+
+    #[test]
+    fn tls_that_fails_names_the_options_for_queues() {
+        let unknown = io_failure(CertificateError::UnknownIssuer);
+        assert_eq!(unknown.kind, FailureKind::Refused);
+        assert!(unknown.text.ends_with("by --queue-cafile"), "{unknown}");
+        let other = io_failure(CertificateError::NotValidForNameContext {
+            expected: ServerName::try_from("h").expect("name"),
+            presented: vec!["DnsName(\"a\")".into()],
+        });
+        assert!(other.text.ends_with("a name that it is for"), "{other}");
+        let asked = io_failure(rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired,
+        ));
+        assert_eq!(asked.kind, FailureKind::Denied);
+        assert!(
+            asked.text.ends_with("give --queue-cert and --queue-key"),
+            "{asked}"
+        );
+        let passing = io_failure(rustls::Error::AlertReceived(
+            AlertDescription::InternalError,
+        ));
+        assert!(passing.is_passing());
+    }
+
+    #[test]
+    fn codes_have_their_kinds_and_exit_codes() {
+        for (code, kind, exit) in [
+            (320, FailureKind::Unreachable, 69),
+            (403, FailureKind::Denied, 77),
+            (404, FailureKind::Missing, 78),
+            (405, FailureKind::Refused, 69),
+            (406, FailureKind::Mismatch, 78),
+            (504, FailureKind::Refused, 69),
+            (506, FailureKind::Unreachable, 69),
+            (530, FailureKind::Denied, 77),
+            (540, FailureKind::Refused, 69),
+            (541, FailureKind::Unreachable, 69),
+        ] {
+            let failure = Failure::connection_closed(code, "x\n");
+            assert_eq!(failure.kind, kind, "{code}");
+            assert!(!failure.is_channel_only() && failure.text.ends_with(": x\\n"));
+            assert_eq!(Error::from(failure).exit_code(), exit, "{code}");
+        }
     }
 }

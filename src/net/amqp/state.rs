@@ -17,7 +17,8 @@ use crate::net::amqp::message::{Happening, Publish};
 use crate::net::amqp::method::Method;
 use crate::net::amqp::wire::fitting;
 
-/// Maximum size of happenings that wait for the user, bytes. Beyond it the socket is not read.
+/// Maximum size of happenings that wait for the user, bytes. Beyond it the socket is not read until half
+/// of them are taken, and RabbitMQ ends a connection that has not been read for half a minute (`send_timeout`).
 pub const MAX_HELD: usize = 64 << 20;
 
 /// Maximum size of happenings that wait for the user while a call waits for its answer, bytes: the
@@ -76,6 +77,8 @@ pub struct State {
     small: usize,
     /// Reason for which the broker blocks publishers.
     blocked: Option<String>,
+    /// The socket is not read.
+    paused: bool,
     /// We have sent `connection.close`.
     closing: bool,
     closed: Option<Failure>,
@@ -94,6 +97,7 @@ impl State {
             unsent: 0,
             small: 0,
             blocked: None,
+            paused: false,
             closing: false,
             closed: None,
             abandoned: false,
@@ -108,13 +112,16 @@ impl State {
     }
 
     /// Returns what the task has to know.
-    pub fn status(&self) -> Status {
+    pub fn status(&mut self) -> Status {
         let limit = match self.load.calls {
             0 => MAX_HELD,
             _ => MAX_HELD_IN_CALL,
         };
+        // It goes on at half, so that it does not stop again at once.
+        let limit = if self.paused { limit / 2 } else { limit };
+        self.paused = self.load.held > limit && !self.closing;
         Status {
-            paused: self.load.held > limit && !self.closing,
+            paused: self.paused,
             blocked: self.blocked.is_some(),
             ended: self.abandoned || self.closed.is_some(),
         }
