@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use ring::digest::{Context, SHA256};
 
 use crate::engine::config::Config;
 use crate::engine::intake::judge::{Admission, part, refuse};
 use crate::engine::report::letters::writer;
+use crate::model::digest::Sha256;
 use crate::model::event::Event;
 use crate::model::letter::{self, Completion, Death, Reason};
 use crate::model::queue::QueueSource;
@@ -51,17 +51,12 @@ impl Queued {
 
     /// Returns the SHA-256 of queue, sender and body.
     pub fn digest(&self) -> [u8; 32] {
-        let mut context = Context::new(&SHA256);
         let app_id = self.delivery.app_id.as_deref().unwrap_or_default();
-        for part in [self.source.url.queue.as_bytes(), app_id.as_bytes()] {
-            // The length keeps parts separate.
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part);
-        }
-        context.update(&self.delivery.body);
-        let mut digest = [0; 32];
-        digest.copy_from_slice(context.finish().as_ref());
-        digest
+        let mut sha256 = Sha256::default();
+        sha256.part(self.source.url.queue.as_bytes());
+        sha256.part(app_id.as_bytes());
+        sha256.update(&self.delivery.body);
+        sha256.finish()
     }
 
     fn origin(&self) -> QueueOrigin {
@@ -92,7 +87,7 @@ impl Queued {
             Err(refusal) => {
                 let id = new_id();
                 let mut part = refuse(trigger.name.clone(), &refusal, false, None);
-                self.add_letters(&mut part, config, &origin, (Reason::Unreadable, &id));
+                self.add_letters(&mut part, config, &origin, Reason::Unreadable);
                 (id, part)
             }
         };
@@ -141,26 +136,21 @@ impl Queued {
                     unit.origin = Some(Arc::new(origin));
                 }
             }
-            Part::Refuse { .. } => self.add_letters(&mut part, config, &origin, (reason, id)),
+            Part::Refuse { .. } => self.add_letters(&mut part, config, &origin, reason),
         }
         part
     }
 
     /// Adds the letters of a refusal: the dead message, and the report to its sender.
-    fn add_letters(
-        &self,
-        part: &mut Part,
-        config: &Config,
-        origin: &QueueOrigin,
-        (reason, id): (Reason, &str),
-    ) {
+    fn add_letters(&self, part: &mut Part, config: &Config, origin: &QueueOrigin, reason: Reason) {
         let Part::Refuse { refused, .. } = part else {
             return;
         };
         let writer = writer(config, Timestamp::now());
+        // Brought back into its queue, it is another event.
         let death = Death {
             detail: &refused.detail,
-            id,
+            id: &new_id(),
             ..Death::default()
         };
         let body = self.delivery.body.clone();
