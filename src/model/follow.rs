@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::model::command::Command;
 use crate::model::control::{self, Action};
 use crate::model::event::{self, Attributes, Refusal};
+use crate::model::queue_delivery::scalars;
 use crate::model::status::REASON_RAISED;
 use crate::model::trigger::{Taken, Trigger};
 use crate::model::unit::Unit;
@@ -57,6 +58,9 @@ fn attributes(unit: &Unit) -> Option<Attributes> {
     // It was accepted under the limit of that time.
     let limit = usize::MAX;
     let payload = unit.payload.as_deref()?;
+    if unit.origin.is_some() {
+        return event::attributes(payload, limit).ok().map(scalars);
+    }
     if unit.reason != REASON_RAISED {
         return event::attributes(payload, limit).ok();
     }

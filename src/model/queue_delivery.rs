@@ -83,7 +83,8 @@ impl QueueDelivery {
 }
 
 /// Replaces each list of one value by that value: the metadata of OODT's Java callers has only lists.
-fn scalars(attributes: Attributes) -> Attributes {
+#[must_use]
+pub fn scalars(attributes: Attributes) -> Attributes {
     let scalar = |value: Value| match value {
         Value::Array(mut list) if list.len() == 1 => match list.pop() {
             Some(one @ (Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null)) => one,

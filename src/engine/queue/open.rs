@@ -14,7 +14,7 @@ const MAX_OPEN: usize = 20_000;
 
 /// Where a message is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     /// Delivered to us, and not acknowledged.
     Here(Tag),
     /// Acknowledged, as the so-manieth on the connection.
@@ -54,8 +54,8 @@ impl OpenMessages {
         }
     }
 
-    /// Adds the message of delivery `tag`. Returns a unit whose message is forgotten for it.
-    pub fn add(&mut self, message: OpenMessage, tag: Tag) -> Option<String> {
+    /// Adds a message. Returns a unit whose message is forgotten for it.
+    pub fn add(&mut self, message: OpenMessage, place: Place) -> Option<String> {
         let is_full = self.list.len() >= MAX_OPEN;
         if is_full && !std::mem::replace(&mut self.said, true) {
             warn!(
@@ -66,7 +66,7 @@ impl OpenMessages {
         let forgotten = is_full.then(|| self.list.remove(0).message.unit);
         self.list.push(Open {
             message,
-            place: Place::Here(tag),
+            place,
             claim: None,
         });
         forgotten
@@ -186,7 +186,10 @@ mod tests {
     fn equal_messages_come_again_one_by_one_and_those_that_run_first() {
         let mut open = OpenMessages::default();
         for (unit, digest, number) in [("a", 1, 1), ("b", 1, 2), ("c", 2, 3)] {
-            assert_eq!(open.add(message(unit, digest), tag(1, number)), None);
+            assert_eq!(
+                open.add(message(unit, digest), Place::Here(tag(1, number))),
+                None
+            );
         }
         let runs = |unit: &str| unit == "b";
         assert_eq!(open.bind(&[1; 32], tag(1, 9), runs), None, "all are here");

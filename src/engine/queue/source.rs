@@ -12,7 +12,7 @@ use crate::engine::intake::queued::Queued;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::queue::held::{Held, HeldMessages};
 use crate::engine::queue::letter_box::LetterBox;
-use crate::engine::queue::open::OpenMessages;
+use crate::engine::queue::open::{OpenMessages, Place};
 use crate::error::Result;
 use crate::model::claim::{Answer, Claim, Fate};
 use crate::model::queue::{QueueSource, Settle};
@@ -32,8 +32,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// that has lost its connection notices that within two heartbeats, and is back by then.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Time after which a message that was open when the connection was lost will not come again.
-const LOST: Duration = Duration::from_secs(120);
+/// Time after which a message that was open when the connection was lost, and whose unit has ended, is
+/// not expected again. An equal message that another host has lost is taken for it meanwhile.
+const LOST: Duration = Duration::from_secs(600);
 
 /// Maximum number of units of a lane that wait for a retry. Beyond it nothing more is taken.
 const MAX_RETRIES_WAITING: usize = 1000;
@@ -185,8 +186,9 @@ impl Source {
         steps: &mut Steps,
     ) -> Option<Found> {
         match event {
-            QueueEvent::Online => {
+            QueueEvent::Online(number) => {
                 self.is_online = true;
+                self.connection = number;
                 self.said = None;
                 self.look = self.open.lost_since().map(|_| Instant::now() + LOST);
                 info!("taking from queue {}", self.key);
@@ -252,7 +254,6 @@ impl Source {
         tag: Tag,
         delivery: QueueDelivery,
     ) -> Option<Found> {
-        self.connection = tag.connection;
         self.received += 1;
         let message = Queued {
             trigger: self.trigger.clone(),
@@ -264,8 +265,7 @@ impl Source {
         }
         let reader = &pipeline.reader;
         if message.delivery.message_id.is_none() {
-            let digest = message.digest();
-            if let Some(unit) = self.open.bind(&digest, tag, |unit| runs(reader, unit)) {
+            if let Some(unit) = self.bind(reader, &message, tag) {
                 return Some(Found::Again(self.ack(tag), unit));
             }
         } else if self.is_known(reader, &message.key(String::new())) {
@@ -273,6 +273,12 @@ impl Source {
         }
         self.held.add(message, tag);
         None
+    }
+
+    /// Returns the unit of a message without an id that comes again, if it is one of ours.
+    fn bind(&mut self, reader: &Reader, message: &Queued, tag: Tag) -> Option<String> {
+        let digest = message.digest();
+        self.open.bind(&digest, tag, |unit| runs(reader, unit))
     }
 
     /// Returns whether the ledger knows a message with an id. One that cannot be read is not known.
@@ -339,8 +345,16 @@ impl Source {
 
     /// Notes that the message of delivery `tag` is in the ledger, and can come again.
     pub fn opened(&mut self, message: OpenMessage, tag: Tag, steps: &mut Steps) {
-        let forgotten = self.open.add(message, tag);
+        let forgotten = match self.is_current(tag) {
+            true => self.open.add(message, Place::Here(tag)),
+            // The broker has taken it back meanwhile.
+            false => self.open.add(message, Place::Lost(Instant::now())),
+        };
         self.close(forgotten.into_iter().collect(), steps);
+    }
+
+    const fn is_current(&self, tag: Tag) -> bool {
+        self.is_online && tag.connection == self.connection
     }
 
     /// Acknowledges a delivery, after the broker has answered `letter`, if there is one.
@@ -353,7 +367,7 @@ impl Source {
 
     fn acknowledge(&mut self, tag: Tag) {
         // Otherwise the broker has taken it back.
-        if tag.connection == self.connection {
+        if self.is_current(tag) {
             self.acknowledged += 1;
             self.open.acknowledged(tag, self.acknowledged);
             self.session.acknowledge(tag);
@@ -430,7 +444,14 @@ impl Source {
             self.look = self.open.lost_since().map(|_| Instant::now() + LOST);
         }
         let due = self.held.due();
-        let offer = |Held { message, tag, .. }| Found::Offer(message, self.ack(tag));
-        due.into_iter().map(offer).collect()
+        // The ledger may have got it only after it came again.
+        let found = |Held { message, tag, .. }| match message.delivery.message_id {
+            None => match self.bind(reader, &message, tag) {
+                Some(unit) => Found::Again(self.ack(tag), unit),
+                None => Found::Offer(message, self.ack(tag)),
+            },
+            Some(_) => Found::Offer(message, self.ack(tag)),
+        };
+        due.into_iter().map(found).collect()
     }
 }

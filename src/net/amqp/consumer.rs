@@ -151,7 +151,7 @@ impl Consumer {
         for warning in warnings {
             self.warn(warning);
         }
-        self.events.tell(QueueEvent::Online);
+        self.events.tell(QueueEvent::Online(self.number));
         let Err(end) = self.serve(&mut link).await;
         if let End::Stopped(_) = &end {
             // The broker takes back what is not acknowledged.

@@ -58,8 +58,8 @@ pub struct Tag {
 /// What happens in a session.
 #[derive(Debug)]
 pub enum QueueEvent {
-    /// The queue can be taken from.
-    Online,
+    /// The queue can be taken from, on the connection of this number.
+    Online(u64),
     /// Something is not as it should be, for people.
     Warning(String),
     /// The connection is gone, or there was none; for people. All its deliveries come again.

@@ -146,6 +146,15 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
     let payload = found.reader.payload(&unit.id)?;
     let payload_file = unit.work.as_ref().and_then(|work| work.file.as_ref());
     if let Value::Object(report) = &mut report {
+        if let Some(origin) = &unit.origin {
+            let queue = json!({
+                "queue": origin.queue,
+                "message_id": origin.message_id,
+                "redelivered": origin.redelivered,
+                "fence": origin.fence,
+            });
+            report.insert("message".to_owned(), queue);
+        }
         let text = |(name, value): &(String, _)| (name.clone(), json!(value));
         let about = about(&unit.spec.required, &unit.variables, &unit.passthrough);
         let all = unit
@@ -209,7 +218,7 @@ fn texts(key: &str, value: &Value) -> Vec<String> {
         ("accepted" | "started" | "ended", value) => vec![at(value.as_f64().unwrap_or(0.0))],
         ("attempts", Value::Array(list)) if list.len() < 2 => Vec::new(),
         ("attempts", Value::Array(list)) => list.iter().map(attempt).collect(),
-        ("attributes", Value::Object(map)) => map.iter().map(pair).collect(),
+        ("attributes" | "message", Value::Object(map)) => map.iter().map(pair).collect(),
         (_, Value::String(text)) => vec![printable(text, MAX_VALUE)],
         (_, other) => vec![printable(&json::to_text(other), MAX_VALUE)],
     }
