@@ -279,3 +279,69 @@ fn messages_of_pika_and_amqp_publish_run_and_others_are_put_aside() {
     assert_eq!(headers["x-tael-reason"], "unreadable", "{headers}");
     client.stop();
 }
+
+// --- Tael to others ---
+
+/// Pushes to the queue `wf` by `tael queue push`, which must succeed.
+#[track_caller]
+fn push(vhost: &Vhost<'_>, world: &World, arguments: &[&str], input: &str) {
+    let mut command = world.tael(["queue", "push", &vhost.url("wf")]);
+    command
+        .args(["--queue-password-file", &vhost.rabbit.password_file()])
+        .args(arguments);
+    let (code, _, stderr) = ran_with(&mut command, input.as_bytes());
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
+fn pushed_messages_are_taken_by_the_consumer_of_oodt() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let (world, vhost) = (World::new(), rabbit.vhost());
+    vhost.declare("wf");
+    let Some(taker) = consumer(&vhost, &world, NOTE) else {
+        return;
+    };
+    world.file("go", "");
+    let body = r#"{"Dataset": "Zürich"}"#;
+    push(&vhost, &world, &["-m", body, "--count", "2"], "");
+    push(&vhost, &world, &["--attr", "Dataset", "abc"], "");
+    let noted = lines(&world, "noted", 3);
+    assert_eq!(noted[..2], [body, body]);
+    let attributes: Value = serde_json::from_str(&noted[2]).expect("json");
+    assert_eq!(attributes["Dataset"], "abc");
+    drained(&vhost);
+    taker.kill();
+}
+
+#[test]
+fn pushed_messages_are_taken_by_pika_and_amqp_consume() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    if !has_program("amqp-consume", "a foreign consumer") {
+        return;
+    }
+    let (world, vhost) = (World::new(), rabbit.vhost());
+    vhost.declare_quorum("wf");
+    let command = r#"(cat; echo) >>"$OUT/noted""#;
+    let Some(taker) = worker(&vhost, &world, "1", command) else {
+        return;
+    };
+    push(&vhost, &world, &["-l"], "{\"n\":1}\nno JSON\n{\"n\":2}\n");
+    let expected = ["no JSON", r#"{"n":1}"#, r#"{"n":2}"#];
+    assert_eq!(lines(&world, "noted", 3), expected);
+    drained(&vhost);
+    taker.kill();
+
+    push(&vhost, &world, &["-l"], "a\nb\n");
+    let mut other = Command::new("amqp-consume");
+    other.args(["-u", &vhost.open_url(), "-q", "wf", "-c", "2", "--"]);
+    other
+        .args(["sh", "-c", command])
+        .env("OUT", world.dir.path());
+    succeeds(&mut other);
+    assert_eq!(world.lines("noted")[3..], ["a", "b"]);
+    drained(&vhost);
+}
