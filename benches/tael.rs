@@ -1,7 +1,8 @@
 //! How fast, as ratios within one run: against a bare loop that receives, parses and spawns
 //! with no durability, against `mosquitto_sub | while read`, and against `mosquitto_pub`.
 //!
-//! `cargo bench` needs mosquitto, its clients and jq; `cargo bench -- NAME` runs one part.
+//! `cargo bench` needs mosquitto, its clients and jq, for queues also RabbitMQ, amqp-tools and pika;
+//! `cargo bench -- NAME` runs one part.
 
 // A measurement that fails panics.
 #![allow(
@@ -33,6 +34,10 @@ use tael::model::trigger::{Decision, Trigger};
 use tael::store::ledger::{Done, Ledger, OnDisk, Op, Openable};
 use tokio::runtime::Builder;
 
+#[allow(dead_code)] // tests/it uses all of it
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod queue;
 mod work;
 
 const TOPIC: &str = "bench/seq/status";
@@ -60,7 +65,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 18] = [
+    let parts: [(&str, fn()); 20] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -79,6 +84,8 @@ fn main() {
         ("work-submit", work::submit),
         ("work-results", work::results),
         ("work-units", work::units),
+        ("queue-work", queue::work),
+        ("queue-push", queue::pushes),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
