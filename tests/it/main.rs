@@ -50,6 +50,7 @@ mod playbooks;
 mod queue_faults;
 mod queue_options;
 mod queues;
+mod queue_tools;
 mod queues_interop;
 mod quota;
 mod rabbit;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::net::options::TlsFiles;
+use crate::model::queue::QueueUrl;
+use crate::net::options::{QueueAccess, TlsFiles};
 use crate::net::password::Password;
 
 /// Port of AMQP (IANA).
@@ -39,6 +40,22 @@ pub struct AmqpOptions {
 }
 
 impl AmqpOptions {
+    /// Returns the options for a connection called `name` to the broker of `url`.
+    #[must_use]
+    pub fn of(url: &QueueUrl, access: &QueueAccess, name: String) -> Self {
+        let (username, password) = access.login(url).unzip();
+        Self {
+            host: url.host.clone(),
+            port: url.port(),
+            tls: url.tls.then(|| access.tls.clone()),
+            username,
+            password: password.flatten(),
+            vhost: url.vhost.clone(),
+            heartbeat: HEARTBEAT,
+            name,
+        }
+    }
+
     /// Returns the options for a broker without TLS, for `guest` and the default virtual host.
     #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {

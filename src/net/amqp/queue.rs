@@ -5,7 +5,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::model::queue::{QueueType, QueueUrl, Settle};
 use crate::model::queue_delivery::QueueDelivery;
-use crate::net::amqp::{AmqpOptions, HEARTBEAT};
+use crate::net::amqp::AmqpOptions;
 use crate::net::options::QueueAccess;
 
 /// What a session needs to know.
@@ -31,18 +31,7 @@ impl QueueOptions {
     /// Returns the options for a connection.
     #[must_use]
     pub fn connection(&self) -> AmqpOptions {
-        let login = self.access.login(&self.url);
-        let (username, password) = login.unzip();
-        AmqpOptions {
-            host: self.url.host.clone(),
-            port: self.url.port(),
-            tls: self.url.tls.then(|| self.access.tls.clone()),
-            username,
-            password: password.flatten(),
-            vhost: self.url.vhost.clone(),
-            heartbeat: HEARTBEAT,
-            name: self.name.clone(),
-        }
+        AmqpOptions::of(&self.url, &self.access, self.name.clone())
     }
 }
 

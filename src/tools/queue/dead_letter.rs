@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 
+use crate::model::letter::header;
 use crate::model::text::printable;
 use crate::net::amqp::{Delivery, Table, Value};
 
@@ -77,21 +78,19 @@ impl DeadLetter {
     #[must_use]
     pub fn of(delivery: &Delivery) -> Self {
         let headers = &delivery.properties.headers;
-        let own = |name: &str| text(headers, &format!("{OURS}{name}"));
-        let number = |name: &str| integer(headers, &format!("{OURS}{name}"));
         let id = delivery.properties.message_id.clone();
         let size = u64::try_from(delivery.body.len()).unwrap_or(u64::MAX);
         let mut letter = Self {
-            message_id: own("message-id"),
-            queue: own("queue"),
-            reason: own("reason"),
-            detail: own("detail"),
-            exit: number("exit"),
-            unit: own("unit"),
-            host: own("host"),
-            who: own("who"),
-            stderr: own("stderr"),
-            at: number("at"),
+            message_id: text(headers, header::MESSAGE_ID),
+            queue: text(headers, header::QUEUE),
+            reason: text(headers, header::REASON),
+            detail: text(headers, header::DETAIL),
+            exit: integer(headers, header::EXIT),
+            unit: text(headers, header::UNIT),
+            host: text(headers, header::HOST),
+            who: text(headers, header::WHO),
+            stderr: text(headers, header::STDERR),
+            at: integer(headers, header::AT),
             deliveries: integer(headers, "x-delivery-count").unwrap_or_default(),
             size: delivery.oversized.unwrap_or(size),
             id,

@@ -23,7 +23,7 @@ use crate::tools::message::origin;
 use crate::tools::queue::bodies::{Bodies, media_type};
 use crate::tools::queue::outbox::{Message, Outbox};
 use crate::tools::queue::tally::{Hindrance, MAX_AWAITED, Tally};
-use crate::tools::queue::target::{Target, goodbye};
+use crate::tools::queue::target::{MAX_DOUBLINGS, Target, goodbye};
 
 /// Pause before a message is sent again that the broker did not take, as when the queue is full.
 const REFUSED: Duration = Duration::from_secs(1);
@@ -128,7 +128,7 @@ impl<'a> Pusher<'a> {
             }
             self.tally.borrow_mut().lost(cause);
             self.outbox.lost();
-            sleep(backoff(failures)).await;
+            sleep(backoff(failures.min(MAX_DOUBLINGS))).await;
             failures += 1;
         }
     }

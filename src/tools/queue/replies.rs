@@ -9,11 +9,12 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::error::{Error, Result};
+use crate::model::letter::COMPLETION;
 use crate::net::amqp::{Channel, Connection, Declare, Delivery, Failure, Happening, Table, Value};
 use crate::net::backoff::backoff;
 use crate::os::host;
 use crate::tools::queue::tally::{Report, Tally};
-use crate::tools::queue::target::{Target, goodbye};
+use crate::tools::queue::target::{MAX_DOUBLINGS, Target, goodbye};
 
 /// Time after which the broker deletes the queue if we do not come back, milliseconds.
 const EXPIRES: i64 = 3600 * 1000;
@@ -23,9 +24,6 @@ const PREFETCH: u16 = 500;
 
 /// Maximum time to delete the queue at the end.
 const DELETE: Duration = Duration::from_secs(2);
-
-/// Property `type` of a report.
-const COMPLETION: &str = "tael.completion";
 
 /// Tag of our consumer.
 const TAG: &str = "reports";
@@ -125,7 +123,7 @@ impl Replies {
                     self.name
                 );
             }
-            sleep(backoff(failures)).await;
+            sleep(backoff(failures.min(MAX_DOUBLINGS))).await;
             failures += 1;
         }
     }

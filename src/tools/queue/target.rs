@@ -10,7 +10,7 @@ use crate::model::duration;
 use crate::model::queue::{QueueType, QueueUrl};
 use crate::model::text::printable;
 use crate::net::amqp::{
-    AmqpOptions, Channel, Connection, Declare, Declared, Failure, FailureKind, HEARTBEAT, Table,
+    AmqpOptions, Channel, Connection, Declare, Declared, Failure, FailureKind, Table,
 };
 use crate::net::attempts::unreachable;
 use crate::net::management::{Address, Management};
@@ -20,6 +20,9 @@ use crate::os::host;
 
 /// Wait between two attempts to connect within the deadline.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// Maximum number of doublings of the wait before a connection is opened again: a person waits.
+pub const MAX_DOUBLINGS: u32 = 3;
 
 /// Maximum time of a goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -59,17 +62,8 @@ impl Target {
     /// Returns the options of a connection.
     #[must_use]
     pub fn options(&self) -> AmqpOptions {
-        let (username, password) = self.access.login(&self.url).unzip();
-        AmqpOptions {
-            host: self.url.host.clone(),
-            port: self.url.port(),
-            tls: self.url.tls.then(|| self.access.tls.clone()),
-            username,
-            password: password.flatten(),
-            vhost: self.url.vhost.clone(),
-            heartbeat: HEARTBEAT,
-            name: format!("{NAME} {}@{}", host::username(), host::hostname()),
-        }
+        let name = format!("{NAME} {}@{}", host::username(), host::hostname());
+        AmqpOptions::of(&self.url, &self.access, name)
     }
 
     /// Returns its management API.
