@@ -33,6 +33,7 @@ use crate::net::options::QueueAccess;
 use crate::os::{host, paths};
 use crate::tools::client::{self, Options};
 use crate::tools::preflight::Place;
+use crate::tools::queue::check::ask_queues;
 use crate::tools::{dry_run, preflight};
 
 /// Options of `tael client`.
@@ -254,7 +255,8 @@ impl Tool for Client {
                 }
             }
             if connect && can_connect {
-                for answer in preflight::ask_broker(&config, &connection::random_id()) {
+                let answers = preflight::ask_broker(&config, &connection::random_id());
+                for answer in answers.into_iter().chain(ask_queues(&config)) {
                     if let Some(line) = mistakes.keep(answer) {
                         mistakes.note_right(line);
                     }
@@ -292,10 +294,11 @@ impl Client {
             true => self.trigger.topic.clone(),
             false => std::mem::take(&mut self.trigger.topic),
         };
-        let delivery = self.trial.delivery(&topics, self.max_payload)?;
+        let message = self.trial.message(&topics, self.max_payload)?;
         let mut mistakes = Mistakes::default();
         let (config, _) = self.draft(matches, layers, &mut mistakes);
-        dry_run::run(&mistakes.or_first(Some(config))?, &delivery)
+        let config = mistakes.or_first(Some(config))?;
+        dry_run::run(&config, &message.resolve(&config.triggers)?)
     }
 
     /// Returns the pipeline that the options describe, and whether the options of the broker are

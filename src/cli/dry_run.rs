@@ -2,11 +2,14 @@
 
 use std::io::{self, Read};
 
+use bytes::Bytes;
 use clap::Args;
 
 use crate::error::{Error, Result};
 use crate::model::message::{Delivery, Properties};
 use crate::model::topic;
+use crate::model::trigger::Trigger;
+use crate::tools::dry_run::Trial;
 
 /// Options of a dry run.
 #[derive(Debug, Args)]
@@ -50,7 +53,7 @@ impl DryRun {
     ///
     /// # Errors
     /// 64 for wrong options, 65 when standard input cannot be read.
-    pub fn delivery(&self, topics: &[String], limit: usize) -> Result<Delivery> {
+    pub fn message(&self, topics: &[String], limit: usize) -> Result<Tried> {
         let Some(message) = &self.message else {
             return Err(wrong("give the message with -m, and its topic with -t"));
         };
@@ -58,7 +61,7 @@ impl DryRun {
         let topic = match (&self.message_topic, topics) {
             (Some(topic), _) => topic,
             (None, [one]) => one,
-            (None, []) => return Err(wrong("give the topic of the message with -t")),
+            (None, []) => return Ok(Tried::Body(payload.into())),
             (None, _) => return Err(wrong("give the topic of the message with --message-topic")),
         };
         topic::check_name(topic).map_err(|e| wrong(&format!("{e}: use --message-topic")))?;
@@ -67,7 +70,7 @@ impl DryRun {
             None => Err(wrong(&format!("property '{text}' is not NAME=VALUE"))),
         };
         let user = self.message_property.iter().map(property);
-        Ok(Delivery {
+        Ok(Tried::Delivery(Delivery {
             topic: topic.clone().into(),
             payload: payload.into(),
             retained: self.message_retained,
@@ -77,7 +80,32 @@ impl DryRun {
                 user: user.collect::<Result<_>>()?,
                 ..Properties::default()
             },
-        })
+        }))
+    }
+}
+
+/// A message to try.
+#[derive(Debug)]
+pub enum Tried {
+    /// A message on a topic.
+    Delivery(Delivery),
+    /// The body of a message without a topic.
+    Body(Bytes),
+}
+
+impl Tried {
+    /// Returns the message for `triggers`: without a topic it is one of their queues.
+    ///
+    /// # Errors
+    /// 64 when there is neither a topic nor a queue.
+    pub fn resolve(self, triggers: &[Trigger]) -> Result<Trial> {
+        match self {
+            Self::Delivery(delivery) => Ok(Trial::Topic(delivery)),
+            Self::Body(body) if triggers.iter().any(|trigger| trigger.queue.is_some()) => {
+                Ok(Trial::Queue(body))
+            }
+            Self::Body(_) => Err(wrong("give the topic of the message with -t")),
+        }
     }
 }
 

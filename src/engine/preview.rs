@@ -1,10 +1,16 @@
 //! What a client would do with a message. It judges as the client does, and changes nothing.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 use crate::engine::config::Config;
 use crate::engine::intake::judge::{Judged, judge};
+use crate::engine::intake::queued::Queued;
 use crate::engine::work::job::job;
 use crate::model::meaning::Meaning;
 use crate::model::message::Delivery;
+use crate::model::queue_delivery::QueueDelivery;
 use crate::model::topic::PipelineTopics;
 use crate::model::trigger::Decision;
 use crate::runner::Job;
@@ -97,6 +103,33 @@ pub fn preview(config: &Config, delivery: &Delivery) -> Vec<Preview> {
         }
     }
     previews.sort_by_key(|preview| place(&preview.trigger));
+    previews
+}
+
+/// Returns what each trigger that has a queue makes of a new message there with this `body`, in the order
+/// of the configuration.
+#[must_use]
+pub fn preview_queued(config: &Config, body: &Bytes) -> Vec<Preview> {
+    let mut previews = Vec::new();
+    for trigger in &config.triggers {
+        let Some(source) = &trigger.queue else {
+            continue;
+        };
+        let queued = Queued {
+            trigger: trigger.name.clone(),
+            source: Arc::clone(source),
+            delivery: QueueDelivery {
+                body: body.clone(),
+                ..QueueDelivery::default()
+            },
+        };
+        for part in queued.judge(config, trigger).parts {
+            previews.push(Preview {
+                trigger: trigger.name.clone(),
+                verdict: verdict(config, part, body.len()),
+            });
+        }
+    }
     previews
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::model::event::{self, Attributes, Event, Refusal};
 
 /// A delivered message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueDelivery {
     /// Its body.
     pub body: Bytes,

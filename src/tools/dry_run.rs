@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use bytes::Bytes;
+
 use crate::engine::config::Config;
-use crate::engine::preview::{Verdict, preview};
+use crate::engine::preview::{Verdict, preview, preview_queued};
 use crate::error::{Kind, Result};
 use crate::model::message::Delivery;
 use crate::model::text::printable;
@@ -15,13 +17,26 @@ const MAX_SHOWN: usize = 2000;
 /// Variables that each run has anew.
 const NEW: &[&str] = &["TAEL_UNIT", "TAEL_EVENT"];
 
+/// A message to try.
+#[derive(Debug)]
+pub enum Trial {
+    /// One on a topic.
+    Topic(Delivery),
+    /// The body of one in the queue of each trigger that has one.
+    Queue(Bytes),
+}
+
 /// Prints what each trigger of the pipeline makes of the message. Returns 65 if none would run.
 ///
 /// # Errors
 /// When stdout cannot be written.
-pub fn run(config: &Config, delivery: &Delivery) -> Result<ExitCode> {
+pub fn run(config: &Config, trial: &Trial) -> Result<ExitCode> {
     let mut runs = false;
-    for one in preview(config, delivery) {
+    let previews = match trial {
+        Trial::Topic(delivery) => preview(config, delivery),
+        Trial::Queue(body) => preview_queued(config, body),
+    };
+    for one in previews {
         let name = match &*one.trigger {
             "" => "all triggers".to_owned(),
             name => format!("trigger '{}'", printable(name, MAX_SHOWN)),

@@ -258,3 +258,36 @@ fn tools_for_queues_say_what_is_wrong_in_a_line() {
         assert!(!said.contains("s3cr3t"), "{said}");
     }
 }
+
+#[test]
+fn a_dry_run_tries_a_message_of_a_queue() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let try_it = |arguments: &[&str]| {
+        let mut command = bare_command(&dir, "tael-client");
+        command.env("TAEL_LOG", "warn").args([
+            "--who",
+            "align",
+            "-c",
+            "/bin/true",
+            "--queue",
+            "amqp://mq.example/jobs",
+            "--dry-run",
+        ]);
+        ran(command.args(arguments))
+    };
+    // Java callers of OODT send lists.
+    let (code, out, said) = try_it(&["-m", r#"{"sample":["S1"]}"#]);
+    assert_eq!((code, &*said), (0, ""), "{out}");
+    for part in [
+        "trigger 'default': runs",
+        "ATTR_SAMPLE=S1",
+        "TAEL_QUEUE=jobs",
+        "TAEL_FENCE=0",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (code, out, _) = try_it(&["-m", "["]);
+    assert!(code == 65 && out.contains("refused: "), "{out}");
+    let (code, out, _) = try_it(&["-m", "{}", "--when", "sample=S1"]);
+    assert!(code == 65 && out.contains("sample"), "{out}");
+}
