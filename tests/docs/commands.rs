@@ -170,6 +170,8 @@ fn options_commands_and_variables_exist() {
         "--path",
         "--prefix",
         "--no-build",
+        // Of rabbitmqctl.
+        "--apply-to",
         // Of receptorctl.
         "--node",
         "--now",

@@ -65,6 +65,11 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("toml work", "docs/work.md", "tests/it/work_types.rs"),
     ("sh work", "docs/work.md", "tests/it/work_types.rs"),
     ("toml receptor", "docs/work.md", "tests/it/work_types.rs"),
+    ("toml queue", "docs/queues.md", "tests/it/queue_tools.rs"),
+    ("sh queue", "docs/queues.md", "tests/it/queue_tools.rs"),
+    ("sh dead", "docs/queues.md", "tests/it/queue_tools.rs"),
+    ("sh fence", "docs/queues.md", "tests/it/queue_tools.rs"),
+    ("sh policy", "docs/queues.md", "tests/it/queue_tools.rs"),
     ("sh desk", "docs/work.md", "tests/it/kept.rs"),
     ("sh kept", "docs/work.md", "tests/it/kept.rs"),
 ];

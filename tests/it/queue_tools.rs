@@ -591,3 +591,128 @@ fn letters_of_the_broker_are_listed_and_retried() {
         "no message of 'q' has died",
     );
 }
+
+/// The page about queues.
+const PAGE: &str = include_str!("../../docs/queues.md");
+
+/// Returns the only block of a kind on the page about queues (docs/queues.md).
+fn block(language: &str, name: &str) -> &'static str {
+    let fence = format!("```{language} {name}\n");
+    let mut parts = PAGE.split(fence.as_str()).skip(1);
+    let block = parts.next().and_then(|rest| rest.split("```").next());
+    assert!(parts.next().is_none(), "two blocks: {name}");
+    block.unwrap_or_else(|| panic!("no block: {name}"))
+}
+
+/// Runs a block with `tael` in its path, and the broker of the page replaced.
+#[track_caller]
+fn run_block(lab: &Lab<'_>, text: &str) -> String {
+    let bin = crate::common::binary("tael");
+    let bin = bin.parent().expect("folder").to_str().expect("path");
+    let url = lab.vhost.url("");
+    let text = text.replace("amqp://ann@mq.lab.example/lab/", &url);
+    let mut sh = bare_command(&lab.dir, "tael");
+    let path = format!("{bin}:{}", std::env::var("PATH").expect("PATH"));
+    lab.log_in(&mut sh);
+    let mut command = Command::new("sh");
+    command
+        .args(["-e", "-c", &text])
+        .current_dir(lab.dir.path());
+    for (name, value) in sh.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let (code, out, error) = ran(command.env("PATH", path));
+    assert_eq!((code, &*error), (0, ""), "{text}: {out}");
+    out
+}
+
+#[test]
+fn the_page_about_queues_is_true() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let (lab, world) = (Lab::new(rabbit), World::new());
+    let out = run_block(&lab, block("sh", "queue"));
+    assert!(
+        out.contains("ready         4") && out.contains("quorum"),
+        "{out}"
+    );
+    let vhost = lab.vhost.url("");
+    let here = |text: &str| {
+        text.replace("amqp://ann@mq.lab.example/lab", vhost.trim_end_matches('/'))
+            .replace("/etc/tael/queue-password", &rabbit.password_file())
+            .replace("/opt/lab/align.sh", "exit 3")
+    };
+    let file = world.path("tael.toml");
+    fs::write(&file, here(block("toml", "queue"))).expect("file");
+    let path = file.to_str().expect("path").to_owned();
+    let client = || {
+        let mut command = world.command("tael-client");
+        command.args(["--config", &path]);
+        command
+    };
+    let running = world.online("align", client());
+    lab.vhost.wait_counts("align", 0, 0);
+    lab.vhost.wait_counts("align.dead", 4, 0);
+    running.stop();
+    let out = run_block(&lab, block("sh", "dead"));
+    assert!(
+        out.contains("failed") && out.ends_with("4 retried\n"),
+        "{out}"
+    );
+    lab.vhost.wait_counts("align", 4, 0);
+    // The example has no mistakes either.
+    fs::write(&file, here(include_str!("../../examples/queue.toml"))).expect("file");
+    let checked = ran(client().env("TAEL_LOG", "warn").arg("--check"));
+    assert_eq!(checked, (0, String::new(), String::new()));
+    // The broker takes the policies.
+    for line in block("sh", "policy").lines() {
+        let words = shell_words::split(line).expect("words");
+        assert_eq!(words[..4], ["rabbitmqctl", "set_policy", "-p", "lab"]);
+        assert_eq!(words[7..], ["--apply-to", "queues"]);
+        let definition: Value = serde_json::from_str(&words[6]).expect("JSON");
+        let policy = json!({"pattern": words[5], "definition": definition, "apply-to": "queues"});
+        let vhost = lab.vhost.name.replace('/', "%2f");
+        let path = format!("policies/{vhost}/{}", words[4]);
+        let (code, answer) = rabbit.api().ask("PUT", &path, &policy).expect("answer");
+        assert!((200..300).contains(&code), "{line}: {code} {answer}");
+    }
+    // The fence keeps the results of two runs apart.
+    let fence = block("sh", "fence").replace("/data/", "./");
+    for n in ["0", "1"] {
+        let run = format!("align() {{ echo {n}; }}; SAMPLE=S1 TAEL_FENCE={n}\n{fence}");
+        run_block(&lab, &run);
+        let result = fs::read_to_string(lab.dir.path().join(format!("S1.{n}"))).expect("result");
+        assert_eq!(result, format!("{n}\n"));
+    }
+}
+
+#[test]
+fn a_check_asks_the_broker_of_queues_and_declares_nothing() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let (lab, world) = (Lab::new(rabbit), World::new());
+    let check = |arguments: &[&str]| {
+        let mut command = world.command("tael-client");
+        lab.log_in(&mut command);
+        let url = lab.vhost.url("q");
+        command.args([
+            "--who", "align", "--root", "lab", "-c", "true", "--queue", &url,
+        ]);
+        command.args(["--check", "--connect"]).args(arguments);
+        command
+    };
+    refuses(&mut check(&[]), 65, "no such queue");
+    let silent = (0, String::new(), String::new());
+    assert_eq!(ran(&mut check(&["--declare", "quorum"])), silent);
+    assert!(lab.vhost.queue("q").is_none() && lab.vhost.queue("q.dead").is_none());
+    lab.vhost.declare("q");
+    assert_eq!(ran(&mut check(&["--declare", "classic"])), silent);
+    refuses(&mut check(&["--declare", "quorum"]), 78, "inequivalent arg");
+    refuses(
+        check(&[]).env("TAEL_QUEUE_PASSWORD", "wrong"),
+        77,
+        "refused",
+    );
+}
