@@ -172,6 +172,16 @@ fn page(command: &Command, name: &str, examples: &[&str]) -> io::Result<String> 
              the code of its command, or 128 and the number of the signal.",
         );
     }
+    if ["tael-queue", "tael-queue-push"].contains(&name) {
+        roff.item(
+            "1",
+            "With push --wait: messages have failed or were canceled.",
+        );
+        roff.item(
+            "130",
+            "Interrupted; what was confirmed before is in the queue.",
+        );
+    }
     if !variables.is_empty() {
         roff.section("ENVIRONMENT");
         roff.text("Flags win over the environment, and the environment wins over files.");

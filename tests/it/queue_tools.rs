@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::common::pty::Terminal;
 use crate::common::rabbit::{Rabbit, Vhost};
 use crate::common::{Process, World, bare_command, has_program, ran, refuses, spawn, wait_until};
 
@@ -528,7 +529,10 @@ fn a_push_that_waits_survives_a_broker_and_can_be_interrupted() {
     lab.vhost.declare_quorum("q");
     let until = r#"until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
     let client = client(&lab, &world, "q", &["-c", until, "--jobs", "2"]);
-    let mut push = lab.start(lab.queue("push", "q", &["a=b", "--count", "2", "--wait"]));
+    let end = lab.dir.path().join("end");
+    let mut push = lab.queue("push", "q", &["a=b", "--count", "2", "--wait", "--json"]);
+    push.stdout(fs::File::create(&end).expect("file"));
+    let mut push = spawn(&lab.dir, &mut push);
     world.wait_report("align", "/units/running", 2);
     // It has no time limit, but a person.
     let (code, _, error) = ran(&mut lab.queue("push", "q", &["a=b", "--wait", "--timeout", "2s"]));
@@ -539,11 +543,22 @@ fn a_push_that_waits_survives_a_broker_and_can_be_interrupted() {
     other.signal(Signal::SIGINT);
     assert_eq!(other.wait(), 130);
     assert!(other.log_text().contains("1 left"), "{}", other.log_text());
+    // An empty queue is no end: the client may run what it has accepted.
+    lab.vhost.take("q", 2);
+    wait_until("it knows of the client", || {
+        push.log_text().contains("not reported")
+    });
     rabbit.kill9();
     rabbit.restart();
     fs::write(world.path("go"), "").expect("go");
     assert_eq!(push.wait(), 0, "{}", push.log_text());
-    world.wait_report("align", "/units/succeeded", 4);
+    // All are reported: it did not take an empty queue for the end.
+    let end: Value = serde_json::from_slice(&fs::read(&end).expect("end")).expect("JSON");
+    assert_eq!(
+        (&end["finished"], &end["unreported"]),
+        (&json!(2), &json!(0))
+    );
+    world.wait_report("align", "/units/succeeded", 2);
     client.stop();
 }
 
@@ -715,4 +730,23 @@ fn a_check_asks_the_broker_of_queues_and_declares_nothing() {
         77,
         "refused",
     );
+}
+
+#[test]
+fn a_terminal_shows_how_far_a_push_is() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let lab = Lab::new(rabbit);
+    lab.vhost.declare("q");
+    let push = lab.queue("push", "q", &["a=b", "--count", "3", "--wait"]);
+    let mut terminal = Terminal::start(push, 80);
+    terminal.wait_for("[------------------------] 0 finished, 3 left");
+    terminal.press("\x03");
+    let (code, screen) = terminal.end();
+    assert_eq!(code, 130, "{screen}");
+    assert!(!screen.contains("[---"), "the line stays: {screen}");
+    let said = "interrupted: 3 messages are confirmed, 0 finished, 3 left";
+    assert!(screen.contains(said), "{screen}");
+    lab.vhost.wait_counts("q", 3, 0);
 }
