@@ -10,8 +10,9 @@ use tael::net::amqp::{
 use tael::net::options::TlsFiles;
 use tael::net::password::{Password, Secret};
 
-use crate::common::PATIENCE;
+use crate::common::proxy::Proxy;
 use crate::common::rabbit::{Rabbit, Vhost};
+use crate::common::{PATIENCE, wait_until};
 
 /// Number of messages in a load.
 const MESSAGES: u64 = 2000;
@@ -132,8 +133,9 @@ fn thousands_of_messages_are_confirmed_delivered_and_acknowledged() {
         });
         vhost.wait_counts(kind, 0, 0);
     }
-    let named = rabbit.log().contains("test@here");
-    assert!(named, "the broker shows the name of the connection");
+    wait_until("the broker shows the name of the connection", || {
+        rabbit.log().contains("test@here")
+    });
 }
 
 #[test]
@@ -307,6 +309,155 @@ fn messages_come_back_that_no_queue_takes_and_that_no_caller_takes() {
         other.delete("q").await.expect("delete");
         assert_eq!(channel.next().await, Happening::Canceled("c".into()));
     });
+}
+
+/// Makes a call of some kind, which may be dropped at any moment.
+async fn any_call(
+    connection: &Connection,
+    channel: &Channel,
+    number: usize,
+) -> Result<(), Failure> {
+    match number % 9 {
+        0 => channel.declare_passive("q").await.map(drop),
+        1 => channel.declare("q", &durable("classic")).await.map(drop),
+        2 => channel.qos(5).await,
+        3 => match channel.get("q").await? {
+            Some(delivery) => channel.nack(delivery.tag, true),
+            None => Ok(()),
+        },
+        4 => {
+            let tag = number.to_string();
+            channel
+                .consume("q", &tag, false, false, &Table::new())
+                .await?;
+            channel.cancel(&tag).await
+        }
+        5 => channel.cancel(&(number - 1).to_string()).await,
+        6 => channel.publish(&message("other", "x")).await.map(drop),
+        7 => connection.channel().await?.ping().await,
+        _ => channel.ping().await,
+    }
+}
+
+#[test]
+fn calls_that_are_dropped_at_random_leave_the_connection_whole() {
+    const WAITING: u64 = 20;
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let vhost = rabbit.vhost();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let connection = std::sync::Arc::new(open(&vhost).await);
+        let channel = connection.channel().await.expect("channel");
+        for queue in ["q", "other"] {
+            let declared = channel.declare(queue, &durable("classic")).await;
+            declared.expect("declare");
+        }
+        load(&channel, "q", WAITING).await.expect("load");
+        let taking = channel.clone();
+        let taker = tokio::spawn(async move {
+            loop {
+                match taking.next().await {
+                    Happening::Delivery(delivery) => {
+                        // The channel may have been closed by the end of the test.
+                        let _ = taking.nack(delivery.tag, true);
+                    }
+                    Happening::Closed(failure) => break failure,
+                    _ => {}
+                }
+            }
+        });
+        let callers = (0..4_usize).map(|caller| {
+            let (connection, channel) = (std::sync::Arc::clone(&connection), channel.clone());
+            tokio::spawn(async move {
+                let mut done = 0;
+                for round in 0..400_usize {
+                    let limit = Duration::from_micros(fastrand::u64(0..3000));
+                    let call = any_call(&connection, &channel, round * 4 + caller);
+                    match tokio::time::timeout(limit, call).await {
+                        Ok(Ok(())) => done += 1,
+                        Ok(Err(failure)) => panic!("{failure}"),
+                        Err(_) => {}
+                    }
+                }
+                done
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            let done = caller.await.expect("no panic");
+            assert!(
+                (1..400).contains(&done),
+                "{done} of 400 calls had an answer"
+            );
+        }
+        channel.ping().await.expect("ping");
+        let figures = channel.declare_passive("q").await.expect("figures");
+        assert!(u64::from(figures.messages) <= WAITING);
+        channel.close().await;
+        let failure = taker.await.expect("no panic");
+        assert_eq!(failure.kind, FailureKind::Closed);
+        // Its channels are free: all but one of those that the broker allows can be opened.
+        let other = connection.channel().await.expect("channel");
+        other.ping().await.expect("ping");
+    });
+    vhost.wait_counts("q", WAITING, 0);
+}
+
+#[test]
+fn a_link_that_is_cut_anywhere_is_only_a_lost_link() {
+    const COUNT: usize = 100;
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let vhost = rabbit.vhost();
+    vhost.declare("q");
+    // The cuts are within the login, methods, headers and bodies.
+    let link = Proxy::cutting(rabbit.port(), 61);
+    let mut missing: Vec<usize> = (0..COUNT).collect();
+    let mut attempts = 0;
+    wait(async {
+        let publish = async |missing: &mut Vec<usize>| {
+            let options = AmqpOptions {
+                port: link.port(),
+                ..options(&vhost)
+            };
+            let connection = Connection::open(&options).await?;
+            let channel = connection.channel().await?;
+            channel.confirm_select().await?;
+            while let Some(number) = missing.last() {
+                channel.publish(&message("q", number.to_string())).await?;
+                match channel.next().await {
+                    Happening::Confirmed { ok: true, .. } => _ = missing.pop(),
+                    Happening::Closed(failure) => return Err(failure),
+                    other => panic!("{other:?}"),
+                }
+            }
+            Ok(())
+        };
+        while let Err(failure) = publish(&mut missing).await {
+            assert!(failure.is_passing(), "{failure}");
+            attempts += 1;
+            assert!(attempts < 1000, "{failure}");
+        }
+    });
+    assert!(attempts > 20 && link.cuts() > 20, "{attempts}");
+    let mut found: Vec<usize> = vhost
+        .take("q", u32::MAX)
+        .iter()
+        .map(|delivery| {
+            String::from_utf8_lossy(&delivery.body)
+                .parse()
+                .expect("number")
+        })
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, (0..COUNT).collect::<Vec<_>>());
 }
 
 #[test]

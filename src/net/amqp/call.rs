@@ -1,4 +1,9 @@
 //! Calls: methods that have an answer.
+//!
+//! A channel sends a call when the one before has its answer, as the standard asks for (AMQP 0-9-1,
+//! section 2.2.2 of its reference on synchronous methods). RabbitMQ would take more at once, but its
+//! classic queues answer for their consumers beside the channel, in another order, and a cancel before
+//! the answer to its consume crashes the channel (seen with 3.10.8).
 
 use tokio::sync::oneshot;
 
@@ -50,14 +55,65 @@ pub enum Answer {
     Message(Option<Box<Delivery>>),
 }
 
-/// Way to a caller, who may have gone.
-pub type Reply = oneshot::Sender<Result<Answer, Failure>>;
+/// A call that waits for its answer.
+#[derive(Debug)]
+pub struct Call {
+    wanted: Wanted,
+    /// Tag of the consumer that it begins.
+    consumer: Option<String>,
+    /// Whether that consumer ends when it has begun.
+    ends: bool,
+    reply: oneshot::Sender<Result<Answer, Failure>>,
+}
+
+impl Call {
+    /// Returns the call that `method` is, and the way of its answer.
+    pub fn new(method: &Method, wanted: Wanted) -> (Self, Answers) {
+        let (reply, answers) = oneshot::channel();
+        let consumer = match method {
+            Method::BasicConsume { tag, .. } => Some(tag.clone()),
+            _ => None,
+        };
+        let call = Self {
+            wanted,
+            consumer,
+            ends: false,
+            reply,
+        };
+        (call, answers)
+    }
+
+    /// Returns what it waits for.
+    pub const fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+
+    /// Ends the consumer as soon as it has begun. Returns whether this call begins it.
+    pub fn end_consumer(&mut self, tag: &str) -> bool {
+        let is_begun = self.consumer.as_deref() == Some(tag);
+        self.ends |= is_begun;
+        is_begun
+    }
+
+    /// Returns the tag of the consumer that must end now that it has begun.
+    pub fn take_ended(&mut self) -> Option<String> {
+        self.consumer.take().filter(|_| self.ends)
+    }
+
+    /// Hands the answer to the caller, who may have gone.
+    ///
+    /// # Errors
+    /// The answer, if the caller has gone.
+    pub fn finish(self, answer: Result<Answer, Failure>) -> Result<(), Result<Answer, Failure>> {
+        self.reply.send(answer)
+    }
+}
 
 /// Way for the answer to a call.
 pub type Answers = oneshot::Receiver<Result<Answer, Failure>>;
 
 impl Answer {
-    /// Returns the answer that `method` is, and what it answers.
+    /// Returns what `method` answers, and the answer.
     ///
     /// # Errors
     /// The method, if it is no answer.

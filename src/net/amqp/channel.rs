@@ -22,8 +22,8 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A channel of a connection. Clones share it; it closes with the last.
 ///
-/// A call that is dropped before its answer may be done, and changes nothing for later calls. After
-/// the broker has closed the channel, every call fails with the reason and sends nothing.
+/// A channel sends one call at a time: later ones wait for its answer. A call that is dropped before its
+/// answer may be done, and changes nothing for later calls. After the broker has closed the channel, every call fails with the reason and sends nothing.
 #[derive(Clone)]
 pub struct Channel(Arc<Lease>);
 
@@ -88,15 +88,22 @@ impl Channel {
         Ok(channel)
     }
 
-    fn begin(&self, method: &Method, wanted: Wanted) -> Result<Answers, Failure> {
+    /// Sends a call as soon as the one before has its answer.
+    async fn begin(&self, method: &Method, wanted: Wanted) -> Result<Answers, Failure> {
         let number = self.0.number;
-        self.0
-            .shared
-            .change(|state| state.call(number, method, wanted))
+        loop {
+            let mut news = pin!(self.0.news.notified());
+            news.as_mut().enable();
+            let call = |state: &mut State| state.call(number, method, wanted);
+            if let Some(answers) = self.0.shared.change(call)? {
+                return Ok(answers);
+            }
+            news.await;
+        }
     }
 
     async fn call(&self, method: &Method, wanted: Wanted) -> Result<Answer, Failure> {
-        answer(self.begin(method, wanted)?).await
+        answer(self.begin(method, wanted).await?).await
     }
 
     fn send(&self, method: &Method) -> Result<(), Failure> {
@@ -245,7 +252,7 @@ impl Channel {
         self.call(&method, Wanted::Qos).await.map(drop)
     }
 
-    /// Begins to consume a queue under a tag of our choice. Deliveries come from [`Self::next`],
+    /// Begins to consume a queue under a tag of our choice, which is not empty. Deliveries come from [`Self::next`],
     /// also if this call is dropped.
     ///
     /// # Errors
@@ -259,6 +266,11 @@ impl Channel {
         exclusive: bool,
         arguments: &Table,
     ) -> Result<(), Failure> {
+        if tag.is_empty() {
+            // The broker would choose one, which this client does not wait for.
+            let cause = "cannot be sent: a consumer needs a tag";
+            return Err(Failure::of_channel(FailureKind::Invalid, cause));
+        }
         let no_ack = if no_ack { bits::NO_ACK } else { 0 };
         let exclusive = if exclusive { bits::EXCLUSIVE } else { 0 };
         let method = Method::BasicConsume {
@@ -284,15 +296,13 @@ impl Channel {
         self.call(&method, Wanted::Cancel).await.map(drop)
     }
 
-    /// Ends a consumer, without an answer.
+    /// Ends a consumer, without an answer; one that begins as soon as it has begun.
     ///
     /// # Errors
     /// When the channel is closed.
     pub fn cancel_nowait(&self, tag: &str) -> Result<(), Failure> {
-        self.send(&Method::BasicCancel {
-            tag: tag.into(),
-            no_wait: true,
-        })
+        let number = self.0.number;
+        self.0.shared.change(|state| state.cancel(number, tag))
     }
 
     /// Takes one message from a queue, if it has one. If this call is dropped, its message goes back
@@ -307,7 +317,7 @@ impl Channel {
             no_ack: false,
         };
         let mut getting = Getting {
-            answers: self.begin(&method, Wanted::Get)?,
+            answers: self.begin(&method, Wanted::Get).await?,
             lease: &self.0,
         };
         let answer = (&mut getting.answers).await;

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
-use crate::net::amqp::call::{Answer, Answers, Reply, Wanted};
+use crate::net::amqp::call::{Answer, Answers, Call, Wanted};
 use crate::net::amqp::content::{Announced, Assembly};
 use crate::net::amqp::failure::{Failure, FailureKind, Violation, codes};
 use crate::net::amqp::frame::{Frame, Kind, Output};
@@ -15,10 +15,6 @@ use crate::net::amqp::message::{Delivery, Happening, Publish, Returned};
 use crate::net::amqp::method::{Method, bits};
 use crate::net::amqp::properties::Properties;
 use crate::net::amqp::wire::{Malformed, Reader, Ticket, Unused};
-
-/// Maximum number of calls on a channel that wait for their answers, with those whose callers have
-/// gone.
-pub const MAX_CALLS: usize = 1024;
 
 /// Size of a happening without its body, bytes, estimated.
 const HAPPENING: usize = 512;
@@ -47,11 +43,13 @@ enum Phase {
 pub struct ChannelState {
     number: u16,
     phase: Phase,
-    /// Calls in the order of their answers.
-    calls: VecDeque<(Wanted, Reply)>,
+    /// The call that waits for its answer, though its caller may have gone.
+    call: Option<Call>,
+    /// The call that closes the channel.
+    closing: Option<Call>,
     /// Happenings and their sizes, oldest first.
     happenings: VecDeque<(Happening, usize)>,
-    /// Wakes who waits for a happening.
+    /// Wakes who waits for a happening, or to send a call.
     news: Arc<Notify>,
     assembly: Option<Assembly>,
     /// Number of messages published since confirms were asked for.
@@ -73,7 +71,8 @@ impl ChannelState {
         let mut channel = Self {
             number,
             phase: Phase::Open,
-            calls: VecDeque::new(),
+            call: None,
+            closing: None,
             happenings: VecDeque::new(),
             news: Arc::new(Notify::new()),
             assembly: None,
@@ -83,7 +82,10 @@ impl ChannelState {
         let open = Method::ChannelOpen {
             out_of_band: Unused,
         };
-        let answers = channel.call(&open, Wanted::Open, load, out)?;
+        channel.send(&open, out)?;
+        let (call, answers) = Call::new(&open, Wanted::Open);
+        channel.call = Some(call);
+        load.calls += 1;
         Ok((channel, answers))
     }
 
@@ -109,41 +111,50 @@ impl ChannelState {
         }
     }
 
-    /// Sends a method that has an answer.
+    /// Sends a method that has an answer; `None` while another call waits for its answer.
     ///
     /// # Errors
-    /// When the channel is closed, too many calls wait, or the method cannot be sent.
+    /// When the channel is closed, or the method cannot be sent.
     pub fn call(
         &mut self,
         method: &Method,
         wanted: Wanted,
         load: &mut Load,
         out: &mut Output<'_>,
-    ) -> Result<Answers, Failure> {
-        // One more, so that a channel can always be closed.
-        let limit = MAX_CALLS + usize::from(wanted == Wanted::Close);
-        if self.calls.len() >= limit {
-            return Err(Failure::of_channel(
-                FailureKind::Full,
-                format!("{MAX_CALLS} calls on the channel wait for an answer of the broker"),
-            ));
+    ) -> Result<Option<Answers>, Failure> {
+        self.check()?;
+        if self.call.is_some() {
+            return Ok(None);
         }
         self.send(method, out)?;
-        let (reply, answers) = oneshot::channel();
-        self.calls.push_back((wanted, reply));
+        let (call, answers) = Call::new(method, wanted);
+        self.call = Some(call);
         load.calls += 1;
-        match wanted {
+        if wanted == Wanted::Confirm {
             // RabbitMQ counts from the first.
-            Wanted::Confirm => _ = self.published.get_or_insert(0),
-            Wanted::Close => {
-                self.phase = Phase::Closing;
-                self.assembly = None;
-                self.forget(load);
-                self.news.notify_waiters();
-            }
-            _ => {}
+            self.published.get_or_insert(0);
         }
-        Ok(answers)
+        Ok(Some(answers))
+    }
+
+    /// Ends a consumer, without an answer; one that begins when it has begun.
+    ///
+    /// # Errors
+    /// When the channel is closed, or the method cannot be sent.
+    pub fn cancel(&mut self, tag: &str, out: &mut Output<'_>) -> Result<(), Failure> {
+        self.check()?;
+        if self
+            .call
+            .as_mut()
+            .is_some_and(|call| call.end_consumer(tag))
+        {
+            return Ok(());
+        }
+        let cancel = Method::BasicCancel {
+            tag: tag.into(),
+            no_wait: true,
+        };
+        self.send(&cancel, out)
     }
 
     /// Sends a method.
@@ -166,7 +177,15 @@ impl ChannelState {
             class: 0,
             method: 0,
         };
-        self.call(&close, Wanted::Close, load, out)
+        self.send(&close, out)?;
+        let (call, answers) = Call::new(&close, Wanted::Close);
+        self.closing = Some(call);
+        load.calls += 1;
+        self.phase = Phase::Closing;
+        self.assembly = None;
+        self.forget(load);
+        self.news.notify_waiters();
+        Ok(answers)
     }
 
     /// Notes that no handle exists any more, and closes the channel.
@@ -215,11 +234,13 @@ impl ChannelState {
             self.phase = Phase::Closed(failure.clone());
         }
         self.assembly = None;
-        let calls = std::mem::take(&mut self.calls);
-        load.calls = load.calls.saturating_sub(calls.len());
-        for (_, reply) in calls {
+        for call in [self.call.take(), self.closing.take()]
+            .into_iter()
+            .flatten()
+        {
+            load.calls = load.calls.saturating_sub(1);
             // The caller may have gone.
-            let _ = reply.send(Err(failure.clone()));
+            let _ = call.finish(Err(failure.clone()));
         }
         self.news.notify_waiters();
     }
@@ -279,12 +300,11 @@ impl ChannelState {
                 Ok(None)
             }
             Method::ChannelCloseOk {} if is_closing => {
-                let last = self.calls.pop_back();
-                self.fail(&by_us(), load);
-                if let Some((_, reply)) = last {
+                if let Some(close) = self.closing.take() {
                     load.calls = load.calls.saturating_sub(1);
-                    let _ = reply.send(Ok(Answer::Done));
+                    let _ = close.finish(Ok(Answer::Done));
                 }
+                self.fail(&by_us(), load);
                 Ok(None)
             }
             _ if is_closing => Ok(None),
@@ -331,7 +351,7 @@ impl ChannelState {
                 key,
                 messages,
             } => {
-                if self.calls.front().map(|(wanted, _)| *wanted) != Some(Wanted::Get) {
+                if !self.waits_for(Wanted::Get) {
                     return Err(self.unasked("BasicGetOk"));
                 }
                 Announced::Delivery(Box::new(Delivery {
@@ -381,24 +401,45 @@ impl ChannelState {
                 let _ = out.method(self.number, &Method::ChannelFlowOk { active });
                 return Ok(());
             }
-            other => return self.answer(other, load),
+            other => return self.answer(other, load, out),
         };
         self.assembly = Some(Assembly::new(announced));
         Ok(())
     }
 
-    /// Answers the oldest call.
-    fn answer(&mut self, method: Method, load: &mut Load) -> Result<(), Violation> {
+    fn waits_for(&self, wanted: Wanted) -> bool {
+        self.call
+            .as_ref()
+            .is_some_and(|call| call.wanted() == wanted)
+    }
+
+    /// Returns the call that has its answer now. The next one may be sent.
+    fn take_call(&mut self, load: &mut Load) -> Option<Call> {
+        let call = self.call.take()?;
+        load.calls = load.calls.saturating_sub(1);
+        self.news.notify_waiters();
+        Some(call)
+    }
+
+    /// Takes the answer to a call.
+    fn answer(
+        &mut self,
+        method: Method,
+        load: &mut Load,
+        out: &mut Output<'_>,
+    ) -> Result<(), Violation> {
         let name = method.name();
-        let (got, answer) = Answer::new(method).map_err(|_| self.unasked(name))?;
-        let is_wanted = |(wanted, _): &(Wanted, Reply)| *wanted == got;
-        if !self.calls.front().is_some_and(is_wanted) {
+        let (wanted, answer) = Answer::new(method).map_err(|_| self.unasked(name))?;
+        if !self.waits_for(wanted) {
             return Err(self.unasked(name));
         }
-        if let Some((_, reply)) = self.calls.pop_front() {
-            load.calls = load.calls.saturating_sub(1);
+        if let Some(mut call) = self.take_call(load) {
+            if let Some(tag) = call.take_ended() {
+                // The name fits: it was sent before.
+                let _ = self.cancel(&tag, out);
+            }
             // The caller may have gone.
-            let _ = reply.send(Ok(answer));
+            let _ = call.finish(Ok(answer));
         }
         Ok(())
     }
@@ -415,10 +456,9 @@ impl ChannelState {
             }
             Some(Announced::Delivery(delivery)) => {
                 // `take_method` has seen that this call waits for it.
-                if let Some((_, reply)) = self.calls.pop_front() {
-                    load.calls = load.calls.saturating_sub(1);
+                if let Some(call) = self.take_call(load) {
                     let tag = delivery.tag;
-                    if reply.send(Ok(Answer::Message(Some(delivery)))).is_err() {
+                    if call.finish(Ok(Answer::Message(Some(delivery)))).is_err() {
                         self.give_back(tag, out);
                     }
                 }

@@ -244,16 +244,17 @@ impl State {
         Ok((number, news, answers))
     }
 
-    /// Sends a method that has an answer.
+    /// Sends a method that has an answer; `None` while another call on the channel waits for its
+    /// answer.
     ///
     /// # Errors
-    /// When the channel is closed, too many calls wait, or the method cannot be sent.
+    /// When the channel is closed, or the method cannot be sent.
     pub fn call(
         &mut self,
         number: u16,
         method: &Method,
         wanted: Wanted,
-    ) -> Result<Answers, Failure> {
+    ) -> Result<Option<Answers>, Failure> {
         self.small(number, |channel, load, out| {
             channel.call(method, wanted, load, out)
         })
@@ -265,6 +266,14 @@ impl State {
     /// When the channel is closed, or the method cannot be sent.
     pub fn send(&mut self, number: u16, method: &Method) -> Result<(), Failure> {
         self.small(number, |channel, _, out| channel.send(method, out))
+    }
+
+    /// Ends a consumer, without an answer.
+    ///
+    /// # Errors
+    /// When the channel is closed, or the method cannot be sent.
+    pub fn cancel(&mut self, number: u16, tag: &str) -> Result<(), Failure> {
+        self.small(number, |channel, _, out| channel.cancel(tag, out))
     }
 
     /// Gives a message back whose caller has gone.
@@ -524,7 +533,7 @@ mod tests {
         ]
     }
 
-    /// Returns a state with two channels, which wait for a message and for other answers.
+    /// Returns a state with two channels, which wait for a message.
     fn state() -> State {
         let mut state = State::new(8, MAX_FRAME);
         let get = Method::BasicGet {
@@ -534,10 +543,17 @@ mod tests {
         };
         for _ in 0..2 {
             let (number, _, _) = state.open_channel().expect("channel");
-            let flow = Method::ChannelFlow { active: true };
-            for (method, wanted) in [(&get, Wanted::Get), (&flow, Wanted::Flow)] {
-                drop(state.call(number, method, wanted).expect("call"));
-            }
+            let mut opened = Vec::new();
+            let mut out = Output {
+                bytes: &mut opened,
+                max: MAX_FRAME,
+            };
+            let open = Method::ChannelOpenOk { id: Bytes::new() };
+            out.method(number, &open).expect("it fits");
+            let mut opened = BytesMut::from(&opened[..]);
+            state.receive(&mut opened).expect("it is open");
+            let call = state.call(number, &get, Wanted::Get).expect("call");
+            drop(call.expect("no other call waits"));
         }
         state
     }
