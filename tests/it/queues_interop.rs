@@ -95,7 +95,6 @@ fn the_scripts_of_oodt_send_and_take_what_oodt_does() {
     }
     let queue = vhost.queue("wf").expect("queue");
     assert_eq!(queue["type"], "classic");
-    assert_eq!(queue["arguments"], json!({}));
     assert_eq!(queue["durable"], true);
     let message = vhost.take("wf", 1).remove(0);
     assert_eq!(message.exchange, "oodt-exchange");
