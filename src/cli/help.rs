@@ -145,9 +145,12 @@ fn hinted(arg: Arg) -> Arg {
 
 /// Adds `--help` and `--version`, which need no line in the help of `-h`.
 fn own_flags(command: Command) -> Command {
+    // Verbs take this one: without that of the command they have none.
+    let has_verbs = command.has_subcommands();
     let help = Arg::new("help")
         .short('h')
         .long("help")
+        .global(has_verbs)
         .action(ArgAction::Help)
         .hide_short_help(true)
         .long_help("Print the most important options (-h), or all of them (--help)");

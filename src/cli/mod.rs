@@ -13,6 +13,7 @@ mod connection;
 mod control;
 mod dry_run;
 mod events;
+mod facts;
 mod forget;
 mod help;
 mod key_lines;
@@ -75,6 +76,11 @@ trait Tool: Args + FromArgMatches {
     /// Whether it runs until it is stopped, and logs meanwhile.
     const DAEMON: bool = false;
 
+    /// Returns whether it runs so with these options.
+    fn is_daemon(_: &ArgMatches) -> bool {
+        Self::DAEMON
+    }
+
     /// Whether help and completions leave it out.
     const HIDDEN: bool = false;
 
@@ -132,6 +138,7 @@ const ENTRIES: &[Entry] = &[
     entry::<work::Work>(),
     entry::<events::Events>(),
     entry::<queue::Queue>(),
+    entry::<facts::Facts>(),
     entry::<play::Play>(),
     entry::<node::Node>(),
     #[cfg(feature = "embedded-broker")]
@@ -165,8 +172,9 @@ fn begin_log<T: Tool>(matches: &ArgMatches) -> Result<()> {
     if let Ok(Some(target)) = matches.try_get_one::<Target>("log") {
         let level = std::env::var("TAEL_LOG").ok();
         let who = matches.try_get_one::<String>("who").ok().flatten();
-        let who = who.filter(|_| T::DAEMON).map(String::as_str);
-        logging::init(*target, level.as_deref(), T::DAEMON, who)?;
+        let is_daemon = T::is_daemon(matches);
+        let who = who.filter(|_| is_daemon).map(String::as_str);
+        logging::init(*target, level.as_deref(), is_daemon, who)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ pub mod env;
 pub mod env_file;
 pub mod event;
 pub mod exec;
+pub mod facts;
 pub mod filter_index;
 pub mod follow;
 pub mod json;

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod descent;
+pub mod facts;
 pub mod folder;
 pub mod hooks;
 pub mod host;

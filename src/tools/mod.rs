@@ -10,6 +10,7 @@ pub mod control;
 pub mod demo;
 pub mod dry_run;
 pub mod events;
+pub mod facts;
 pub mod forget;
 pub mod message;
 pub mod node;

@@ -86,7 +86,7 @@ fn the_package_has_what_the_page_names() {
     }
     // Every unit on the page exists.
     let operations = page("docs/operations.md").text;
-    for unit in ["client@", "check@", "beacon", "broker"] {
+    for unit in ["client@", "check@", "beacon", "broker", "facts"] {
         assert!(operations.contains(&format!("| `tael-{unit}")), "{unit}");
         let file = package.join(format!("systemd/tael-{unit}.service"));
         assert!(file.exists(), "{}", file.display());
@@ -161,6 +161,9 @@ fn options_commands_and_variables_exist() {
     let cargo = ["--release", "--no-default-features"].map(str::to_owned);
     for verb in ["push", "status", "drain", "dead"] {
         helps += &help(&["queue", verb, "--help"]);
+    }
+    for verb in ["publish", "show"] {
+        helps += &help(&["facts", verb, "--help"]);
     }
     let known = &long_options(&helps) | &BTreeSet::from(cargo);
     let others = [

@@ -70,6 +70,9 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh dead", "docs/queues.md", "tests/it/queue_tools.rs"),
     ("sh fence", "docs/queues.md", "tests/it/queue_tools.rs"),
     ("sh policy", "docs/queues.md", "tests/it/queue_tools.rs"),
+    ("sh facts", "docs/facts.md", "tests/it/facts_docs.rs"),
+    ("sh told", "docs/facts.md", "tests/it/facts_docs.rs"),
+    ("toml facts", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("sh desk", "docs/work.md", "tests/it/kept.rs"),
     ("sh kept", "docs/work.md", "tests/it/kept.rs"),
 ];

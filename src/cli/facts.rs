@@ -1,0 +1,262 @@
+//! The command line of `tael facts`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches, Id, Subcommand};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root};
+use crate::cli::help::Page;
+use crate::cli::values::one_of;
+use crate::error::{Error, Result};
+use crate::model::duration;
+use crate::model::facts::bounds::Rules;
+use crate::model::facts::kind::{Kind, check_node};
+use crate::model::facts::round::Node;
+use crate::os::facts::Host;
+use crate::os::host;
+use crate::tools::facts::folder;
+use crate::tools::facts::gather::Sources;
+use crate::tools::facts::publish::{self, Options};
+use crate::tools::facts::rounds::Place;
+use crate::tools::facts::show::{self, Source};
+
+/// Range of `--interval`.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(30 * 86_400);
+
+/// Number of intervals after which the broker may forget facts at the earliest: readers call a node
+/// stale then.
+const MIN_KEEP: u32 = 3;
+
+/// Options of `tael facts`.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct Facts {
+    #[command(subcommand)]
+    verb: Verbs,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME", global = true)]
+    node: Option<String>,
+    /// Time between two looks at the facts
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "5m", global = true)]
+    interval: Duration,
+    /// Folder of own facts, such as that of Ansible or facter; repeatable [default: /etc/tael/facts.d]
+    #[arg(long, value_name = "DIR", global = true, action = clap::ArgAction::Append)]
+    dir: Vec<PathBuf>,
+    /// Kind of facts to share: common, static, dynamic or state; repeatable [default: all]
+    #[arg(long, value_parser = one_of(Kind::parse, Kind::NAMES), value_name = "KIND", global = true, action = clap::ArgAction::Append)]
+    share: Vec<Kind>,
+    /// Facts to leave out, with what is below them, such as 'static.interfaces.*'; repeatable
+    #[arg(long, value_name = "GLOB", global = true, action = clap::ArgAction::Append)]
+    hide: Vec<String>,
+    /// Facts to tell although their names look secret; repeatable
+    #[arg(long, value_name = "GLOB", global = true, action = clap::ArgAction::Append)]
+    allow: Vec<String>,
+    /// Time after which the broker forgets the facts of a node that tells no more
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30d", global = true)]
+    keep: Duration,
+    /// Maximum time until the broker has answered, or acknowledged the facts of --once
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s", global = true)]
+    timeout: Duration,
+    #[command(flatten)]
+    broker: Broker,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verbs {
+    /// Tell the facts of this node, and keep them told
+    Publish {
+        /// Tell them once, and exit
+        #[arg(long)]
+        once: bool,
+        /// Print what would be told, and exit; connects to nothing
+        #[arg(long, conflicts_with = "once")]
+        dry_run: bool,
+        /// Print the outcome of each round as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the nodes of a root; with names, list their facts
+    Show {
+        /// Names of nodes [default: a list of all]
+        #[arg(value_name = "NODE")]
+        nodes: Vec<String>,
+        /// Show nodes only whose facts are not fresh
+        #[arg(long)]
+        stale: bool,
+        /// Print a JSON array, one object a node
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The options of the broker, which every verb takes.
+#[derive(Debug)]
+struct Broker {
+    root: Root,
+    connection: Connection,
+}
+
+impl FromArgMatches for Broker {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self {
+            root: Root::from_arg_matches(matches)?,
+            connection: Connection::from_arg_matches(matches)?,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Broker {
+    fn augment_args(command: Command) -> Command {
+        let earlier: Vec<Id> = command
+            .get_arguments()
+            .map(|a| a.get_id().clone())
+            .collect();
+        let command = Connection::augment_args(Root::augment_args(command));
+        command.mut_args(|arg| match earlier.contains(arg.get_id()) {
+            true => arg,
+            false => arg.global(true),
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl Tool for Facts {
+    const NAME: &'static str = "facts";
+    const ABOUT: &'static str = "Tell what this node is, and show what others are";
+
+    const HELP: Page = Page {
+        first: &["node", "dir", "share", "broker", "root"],
+        groups: &[],
+        examples: &[
+            "tael facts publish --root lab --dry-run",
+            "tael facts publish --root lab --once --interval 5m",
+            "tael facts show --root lab --stale",
+            "tael facts show --root lab seq1",
+        ],
+    };
+
+    fn is_daemon(matches: &ArgMatches) -> bool {
+        let publish = matches.subcommand_matches("publish");
+        publish.is_some_and(|publish| !publish.get_flag("once") && !publish.get_flag("dry_run"))
+    }
+
+    fn run(mut self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        match std::mem::replace(&mut self.verb, Verbs::none()) {
+            Verbs::Publish {
+                once,
+                dry_run,
+                json,
+            } => {
+                let node = self.node()?;
+                folder::check(&self.dir)?;
+                let sources = Sources {
+                    folders: self.dir,
+                    share: node.share.clone(),
+                    rules: Rules {
+                        hide: self.hide,
+                        allow: self.allow,
+                    },
+                };
+                if dry_run {
+                    return publish::dry_run(&node, &sources);
+                }
+                let broker = self
+                    .broker
+                    .connection
+                    .resolve(matches, connection::random_id())?;
+                publish::run(&Options {
+                    place: Place {
+                        broker,
+                        root: self.broker.root.resolve()?,
+                        node,
+                    },
+                    sources,
+                    once: once.then_some(self.timeout),
+                    json,
+                })
+            }
+            Verbs::Show { nodes, stale, json } => {
+                for node in &nodes {
+                    check_node(node).map_err(Error::usage)?;
+                }
+                show::run(&show::Options {
+                    source: self.source(matches)?,
+                    nodes,
+                    stale,
+                    json,
+                })
+            }
+        }
+    }
+}
+
+impl Verbs {
+    /// Returns what stands for a verb that was taken.
+    const fn none() -> Self {
+        Self::Show {
+            nodes: Vec::new(),
+            stale: false,
+            json: false,
+        }
+    }
+}
+
+impl Facts {
+    /// Returns where nodes tell their facts.
+    fn source(self, matches: &ArgMatches) -> Result<Source> {
+        Ok(Source {
+            broker: self
+                .broker
+                .connection
+                .resolve(matches, connection::random_id())?,
+            root: self.broker.root.resolve()?,
+            timeout: self.timeout,
+        })
+    }
+
+    /// Returns this node.
+    fn node(&self) -> Result<Node> {
+        let name = self.node.clone().unwrap_or_else(host::hostname);
+        check_node(&name).map_err(Error::usage)?;
+        if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&self.interval) {
+            return Err(Error::usage("the interval is out of range: 1s to 30d"));
+        }
+        let interval = u32::try_from(self.interval.as_secs()).unwrap_or(u32::MAX);
+        let least = interval.saturating_mul(MIN_KEEP);
+        let keep = u32::try_from(self.keep.as_secs()).unwrap_or(u32::MAX);
+        if keep < least {
+            let least = duration::text(Duration::from_secs(least.into()));
+            return Err(Error::usage(format!(
+                "--keep is too short: {MIN_KEEP} intervals at least, here {least}"
+            )));
+        }
+        let mut share = self.share.clone();
+        share.sort_unstable();
+        share.dedup();
+        if share.is_empty() {
+            share.extend(Kind::ALL);
+        }
+        Ok(Node {
+            name,
+            host: host::hostname(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: Host::default().machine(),
+            interval: interval.into(),
+            keep,
+            share,
+        })
+    }
+}

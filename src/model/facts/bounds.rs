@@ -1,0 +1,309 @@
+//! What is told of the facts that were gathered: nothing that may be secret, nothing that the
+//! operator hides, and nothing beyond the bounds.
+
+use serde_json::Value;
+
+use crate::model::facts::kind::Kind;
+use crate::model::facts::tree::{Facts, dotted, sorted};
+use crate::model::text::printable;
+
+/// Maximum length of the dotted name of a fact, bytes.
+pub const MAX_NAME: usize = 256;
+
+/// Maximum size of a value as JSON, bytes; also that of a whole array.
+pub const MAX_VALUE: usize = 4 * 1024;
+
+/// Maximum number of values of a kind. Each element of an array counts.
+pub const MAX_VALUES: usize = 1_000;
+
+/// Maximum number of names in a dotted name; arrays count too.
+pub const MAX_DEPTH: usize = 8;
+
+/// Maximum size of the facts of a kind as JSON, bytes. With the rest of its message, it has 64 KiB at
+/// most.
+pub const MAX_FACTS: usize = 63 * 1024;
+
+/// Words in a name that may mean a secret.
+const SECRET: &[&str] = &["password", "secret", "token", "key", "credential"];
+
+/// Maximum number of characters of a name in a list of what was left out.
+const MAX_SHOWN: usize = 120;
+
+/// What the operator says about the facts to tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Patterns of facts to leave out.
+    pub hide: Vec<String>,
+    /// Patterns of facts to tell although their names look secret.
+    pub allow: Vec<String>,
+}
+
+impl Rules {
+    fn hides(&self, name: &str) -> bool {
+        self.hide.iter().any(|pattern| matches(pattern, name))
+    }
+
+    fn allows(&self, name: &str) -> bool {
+        self.allow.iter().any(|pattern| matches(pattern, name))
+    }
+}
+
+/// Facts within the bounds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Bounded {
+    /// The facts, in order.
+    pub facts: Facts,
+    /// What was beyond a bound: `static/raid.disks`, and why.
+    pub failed: Vec<(String, String)>,
+    /// What was left out because its name looks secret: `static.raid.key`.
+    pub secret: Vec<String>,
+}
+
+/// Returns those of `facts`, of `kind`, that may be told.
+#[must_use]
+pub fn bound(kind: Kind, facts: Facts, rules: &Rules) -> Bounded {
+    let mut walk = Walk {
+        kind,
+        rules,
+        values: 0,
+        bounded: Bounded::default(),
+    };
+    let mut facts = walk.object("", sorted(facts), 1, false);
+    let mut size = text_size(&facts);
+    while size > MAX_FACTS {
+        let largest = facts
+            .iter()
+            .max_by_key(|(_, value)| value.to_string().len());
+        let Some(name) = largest.map(|(name, _)| name.clone()) else {
+            break;
+        };
+        facts.shift_remove(&name);
+        walk.fail(&name, "the facts of this kind are too large with it");
+        size = text_size(&facts);
+    }
+    walk.bounded.facts = facts;
+    walk.bounded
+}
+
+fn text_size(facts: &Facts) -> usize {
+    serde_json::to_string(facts).map_or(0, |text| text.len())
+}
+
+struct Walk<'a> {
+    kind: Kind,
+    rules: &'a Rules,
+    values: usize,
+    bounded: Bounded,
+}
+
+impl Walk<'_> {
+    fn fail(&mut self, name: &str, why: &str) {
+        let name = printable(name, MAX_SHOWN);
+        let name = format!("{}/{name}", self.kind.name());
+        self.bounded.failed.push((name, why.to_owned()));
+    }
+
+    fn object(&mut self, before: &str, facts: Facts, depth: usize, allowed: bool) -> Facts {
+        let mut kept = Facts::new();
+        for (name, value) in facts {
+            let dotted = dotted(before, &name);
+            let full = dotted_in(self.kind, &dotted);
+            if self.rules.hides(&full) {
+                continue;
+            }
+            let allowed = allowed || self.rules.allows(&full);
+            let lower = name.to_lowercase();
+            if !allowed && SECRET.iter().any(|word| lower.contains(word)) {
+                // One pattern may allow what is below it.
+                if !self.allows_below(&full) || !value.is_object() {
+                    self.bounded.secret.push(printable(&full, MAX_SHOWN));
+                    continue;
+                }
+            }
+            if dotted.len() > MAX_NAME {
+                self.fail(&dotted, "its name is too long");
+            } else if let Some(value) = self.value(&dotted, value, depth, allowed) {
+                kept.insert(name, value);
+            }
+        }
+        kept
+    }
+
+    /// Returns whether some pattern allows facts below `full`.
+    fn allows_below(&self, full: &str) -> bool {
+        let start = format!("{full}.");
+        let patterns = self.rules.allow.iter();
+        patterns.map(String::as_str).any(|p| p.starts_with(&start))
+    }
+
+    /// Returns what is kept of `value`; `None` if nothing is.
+    fn value(&mut self, name: &str, value: Value, depth: usize, allowed: bool) -> Option<Value> {
+        if depth > MAX_DEPTH {
+            self.fail(name, "it is too deep");
+            return None;
+        }
+        match value {
+            Value::Object(below) => {
+                let kept = self.object(name, below, depth + 1, allowed);
+                (!kept.is_empty()).then_some(Value::Object(kept))
+            }
+            Value::Array(list) => {
+                if Value::Array(list.clone()).to_string().len() > MAX_VALUE {
+                    self.fail(name, "its value is too long");
+                    return None;
+                }
+                let list = list.into_iter();
+                let kept = list.filter_map(|value| self.value(name, value, depth + 1, allowed));
+                Some(Value::Array(kept.collect()))
+            }
+            leaf => {
+                if leaf.to_string().len() > MAX_VALUE {
+                    self.fail(name, "its value is too long");
+                    return None;
+                }
+                self.values += 1;
+                if self.values > MAX_VALUES {
+                    self.fail(name, "there are too many values");
+                    return None;
+                }
+                Some(leaf)
+            }
+        }
+    }
+}
+
+fn dotted_in(kind: Kind, name: &str) -> String {
+    format!("{}.{name}", kind.name())
+}
+
+/// Returns whether `name` matches `pattern`, in which `*` stands for any characters and `?` for one.
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    // The last star, and how much of the name it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        let same = match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+                continue;
+            }
+            Some('?') => true,
+            wanted => wanted == name.get(n),
+        };
+        if same {
+            (p, n) = (p + 1, n + 1);
+        } else if let Some((at, taken)) = star {
+            star = Some((at, taken + 1));
+            (p, n) = (at + 1, taken + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::facts::tree::leaves;
+    use crate::model::facts::tree::tests::{facts, value};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn bounded(value: Value, hide: &[&str], allow: &[&str]) -> Bounded {
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let rules = Rules {
+            hide: texts(hide),
+            allow: texts(allow),
+        };
+        bound(Kind::Static, facts(value), &rules)
+    }
+
+    fn failed(value: Value) -> Vec<String> {
+        let failed = bounded(value, &[], &[]).failed;
+        failed.into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn secrets_are_left_out_unless_they_are_allowed() {
+        let all = json!({"db": {"Password": "x", "name": "y"}, "list": [{"apiToken": 1, "n": 2}],
+            "keyboard": "de", "host_keys": {"a": 1, "b": 2}});
+        let found = bounded(all.clone(), &[], &["static.keyboard", "static.host_keys.a"]);
+        let want = json!({"db": {"name": "y"}, "host_keys": {"a": 1, "b": 2}, "keyboard": "de", "list": [{"n": 2}]});
+        assert_eq!(Value::Object(found.facts), want);
+        assert_eq!(found.secret, ["static.db.Password", "static.list.apiToken"]);
+        assert_eq!(found.failed, []);
+        let found = bounded(all, &[], &[]);
+        assert!(!found.facts.contains_key("host_keys"));
+    }
+
+    #[test]
+    fn hidden_facts_are_left_out_with_what_is_below() {
+        let all =
+            json!({"interfaces": {"eth0": {"addresses": ["a"]}}, "disk": {"root": 1, "home": 2}});
+        let found = bounded(
+            all,
+            &["static.interfaces.*", "static.disk.h*", "state.*"],
+            &[],
+        );
+        assert_eq!(Value::Object(found.facts), json!({"disk": {"root": 1}}));
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_named() {
+        assert_eq!(
+            failed(json!({"a": "x".repeat(MAX_VALUE), "b": 1})),
+            ["static/a"]
+        );
+        let long = "n".repeat(MAX_NAME + 1);
+        let shown = format!("static/{}…", "n".repeat(MAX_SHOWN));
+        assert_eq!(failed(json!({long: 1, "b": 1})), [shown]);
+        let deep = (0..MAX_DEPTH).fold(json!(1), |below, _| json!({"d": below}));
+        assert_eq!(failed(deep.clone()), [""; 0]);
+        assert_eq!(failed(json!({"d": deep})).len(), 1);
+        let many: Vec<(String, Value)> = (0..MAX_VALUES + 3)
+            .map(|n| (format!("{n:04}"), json!(n)))
+            .collect();
+        let found = bounded(Value::Object(many.into_iter().collect()), &[], &[]);
+        assert_eq!((found.facts.len(), found.failed.len()), (MAX_VALUES, 3));
+        let large: Vec<(String, Value)> = (0..20)
+            .map(|n| (format!("{n:02}"), json!("x".repeat(4000))))
+            .collect();
+        let found = bounded(Value::Object(large.into_iter().collect()), &[], &[]);
+        assert!(!found.failed.is_empty() && text_size(&found.facts) <= MAX_FACTS);
+    }
+
+    #[test]
+    fn patterns_match_as_in_a_shell() {
+        for (pattern, name, want) in [
+            ("static.*", "static.a.b", true),
+            ("static.?", "static.a", true),
+            ("static.?", "static.ab", false),
+            ("*.disk.*.size", "static.disk.root.size", true),
+            ("*a*b", "xaxbxb", true),
+            ("*a*b", "xaxbxc", false),
+            ("", "", true),
+            ("*", "", true),
+            ("static", "static.a", false),
+        ] {
+            assert_eq!(matches(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_within_the_bounds(value in value()) {
+            let found = bounded(json!({"x": value}), &[], &[]);
+            let leaves = leaves(&found.facts);
+            prop_assert!(leaves.len() <= MAX_VALUES);
+            for (name, leaf) in leaves {
+                prop_assert!(name.len() <= MAX_NAME && leaf.to_string().len() <= MAX_VALUE);
+            }
+            prop_assert!(text_size(&found.facts) <= MAX_FACTS);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! `tael facts`: tells what this node is, and shows what others are.
+
+mod collect;
+pub mod folder;
+pub mod gather;
+pub mod publish;
+pub mod rounds;
+pub mod show;

@@ -1,0 +1,514 @@
+//! `tael facts`: what nodes tell, and how others read it.
+
+use std::fs;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::common::raw::{self, Raw};
+use crate::common::{Process, World, bare_command, ran, refuses, wait_until};
+
+/// Topics of the node `seq1`.
+const SEQ1: &str = "lab/infrastructure/nodes/seq1";
+
+/// Returns `tael facts publish` for the node `seq1`, with the folder `facts.d` of the world.
+fn publish(world: &World, arguments: &[&str]) -> Command {
+    let folder = world.path("facts.d");
+    for kind in ["common", "static", "dynamic", "state"] {
+        fs::create_dir_all(folder.join(kind)).expect("folder");
+    }
+    let mut command = world.tael(["facts", "publish", "--root", "lab", "--node", "seq1"]);
+    command.arg("--dir").arg(folder).args(arguments);
+    command.env("TAEL_LOG", "warn");
+    command
+}
+
+/// Writes a fact of kind `state`.
+fn state(world: &World, name: &str, text: &str) {
+    let folder = world.path("facts.d/state");
+    fs::create_dir_all(&folder).expect("folder");
+    fs::write(folder.join(name), text).expect("fact");
+}
+
+/// Publishes once, and returns the outcome.
+#[track_caller]
+fn once(world: &World, arguments: &[&str]) -> Value {
+    let mut command = publish(world, &["--once", "--json"]);
+    let (code, stdout, stderr) = ran(command.args(arguments));
+    assert_eq!((code, &*stderr), (0, ""), "{stdout}");
+    serde_json::from_str(&stdout).expect("JSON")
+}
+
+/// Shows `seq1`, which must be there.
+#[track_caller]
+fn show(world: &World) -> Value {
+    let (code, stdout, stderr) = shown(world, &["seq1", "--json"]);
+    assert_eq!((code, &*stderr), (0, ""), "{stdout}");
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    list[0].clone()
+}
+
+fn shown(world: &World, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = world.tael(["facts", "show", "--root", "lab", "--log", "none"]);
+    ran(command.args(arguments))
+}
+
+/// Retains `payload` as it is; an empty one clears.
+fn retain(world: &World, topic: &str, payload: &str) {
+    let mut raw = Raw::connect(world.broker.port());
+    let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), Some(1), &[], false);
+    packet[0] |= 1;
+    raw.send(&packet);
+    assert_eq!(raw.receive().0, 0x40, "PUBACK");
+}
+
+#[test]
+fn facts_are_repaired_once_and_then_kept() {
+    let world = World::new();
+    state(&world, "raid.json", r#"{"ok":true,"disks":{"a":"good"}}"#);
+    let told = once(&world, &["--share", "state", "--share", "common"]);
+    assert_eq!(
+        told,
+        json!({"outcome": "repaired", "changed": ["common", "state"], "failed": []})
+    );
+    let told = once(&world, &["--share", "state", "--share", "common"]);
+    assert_eq!(
+        told,
+        json!({"outcome": "kept", "changed": [], "failed": []})
+    );
+    let seen = show(&world);
+    assert_eq!(
+        (&seen["node"], &seen["state"], &seen["fresh"]),
+        (&json!("seq1"), &json!("fresh"), &json!(true))
+    );
+    assert_eq!(
+        seen["facts"]["state"]["raid"],
+        json!({"disks": {"a": "good"}, "ok": true})
+    );
+    assert_eq!(seen["facts"]["common"]["tael"], env!("CARGO_PKG_VERSION"));
+    // What the broker has lost is told again, and what is shared no more is cleared.
+    retain(&world, &format!("{SEQ1}/state"), "");
+    assert_eq!(
+        once(&world, &["--share", "state"])["changed"],
+        json!(["common", "state"])
+    );
+    let seen = show(&world);
+    assert!(seen["facts"].get("common").is_none(), "{seen}");
+    assert_eq!(seen["facts"]["state"]["raid"]["ok"], true);
+}
+
+#[test]
+fn an_unchanged_round_publishes_a_small_presence_only() {
+    let world = World::new();
+    once(&world, &["--share", "static"]);
+    let ears = world.ears(&["lab/#"]);
+    ears.wait("retained", |m| m.topic.ends_with("/presence"));
+    once(&world, &["--share", "static"]);
+    world.message("lab/sentinel", &[]);
+    ears.wait("the sentinel", |m| m.topic == "lab/sentinel");
+    let told: Vec<_> = ears
+        .all()
+        .into_iter()
+        .filter(|m| !m.retained && m.topic.starts_with(SEQ1))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].topic, format!("{SEQ1}/presence"));
+    assert!(
+        told[0].payload.to_string().len() < 400,
+        "{}",
+        told[0].payload
+    );
+}
+
+#[test]
+fn a_changed_fact_starts_an_ordinary_trigger() {
+    let world = World::new();
+    state(&world, "raid.json", r#"{"ok":true,"n":1}"#);
+    once(&world, &["--share", "state"]);
+    let topic = format!("{SEQ1}/changed");
+    let client = world.client(
+        "mail",
+        &[
+            "-t",
+            &topic,
+            "--when",
+            "status=changed",
+            "--when",
+            "name=raid.ok",
+            "-c",
+            r#"echo "$ATTR_NODE $ATTR_NAME $ATTR_WAS $ATTR_IS" >>"$OUT/mails""#,
+        ],
+    );
+    let ears = world.ears(&[&topic]);
+    state(&world, "raid.json", r#"{"ok":false,"n":2}"#);
+    once(&world, &["--share", "state"]);
+    // The same again is no change.
+    once(&world, &["--share", "state"]);
+    state(&world, "raid.json", r#"{"ok":true,"n":2}"#);
+    once(&world, &["--share", "state"]);
+    wait_until("two mails", || world.lines("mails").len() == 2);
+    assert_eq!(
+        world.lines("mails"),
+        ["seq1 raid.ok true false", "seq1 raid.ok false true"]
+    );
+    ears.wait_all("three changes", |all| (all.len() == 3).then_some(()));
+    client.stop();
+}
+
+#[test]
+fn changes_beyond_the_bound_are_counted() {
+    let world = World::new();
+    let many = |value: u32| {
+        let all: serde_json::Map<String, Value> = (0..100)
+            .map(|n| (format!("n{n:03}"), json!(value)))
+            .collect();
+        Value::Object(all).to_string()
+    };
+    state(&world, "many.json", &many(1));
+    once(&world, &["--share", "state"]);
+    let ears = world.ears(&[&format!("{SEQ1}/changed")]);
+    state(&world, "many.json", &many(2));
+    once(&world, &["--share", "state"]);
+    let last = ears.wait("the rest", |m| m.payload.get("more").is_some());
+    assert_eq!(last.payload["more"], 36);
+    assert_eq!(ears.all().len(), 65);
+}
+
+#[test]
+fn a_dry_run_prints_what_would_be_told_and_connects_nowhere() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let folder = dir.path().join("own");
+    fs::create_dir(&folder).expect("folder");
+    fs::write(folder.join("raid.fact"), r#"{"ok":true,"api_token":"x"}"#).expect("fact");
+    let mut command = bare_command(&dir, "tael");
+    command.args([
+        "facts",
+        "publish",
+        "--dry-run",
+        "--node",
+        "seq1",
+        "-p",
+        "1",
+        "--dir",
+    ]);
+    command
+        .arg(&folder)
+        .args(["--hide", "static.interfaces", "--log", "stderr"]);
+    command.env("TAEL_LOG", "warn");
+    let (code, stdout, stderr) = ran(&mut command);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stderr.contains("static.raid.api_token is left out"),
+        "{stderr}"
+    );
+    let lines: Vec<Value> = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let kinds: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line["kind"].as_str())
+        .collect();
+    assert_eq!(kinds, ["common", "static", "dynamic", "state"]);
+    assert_eq!(lines[1]["facts"]["raid"], json!({"ok": true}));
+    assert!(lines[1]["facts"].get("interfaces").is_none() && lines[1]["facts"]["cpus"].is_number());
+    assert_eq!(lines[4]["state"], "online");
+    // Nothing that may be secret: neither the environment nor the id of the machine.
+    let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    assert!(
+        id.trim().is_empty() || !stdout.contains(id.trim()),
+        "{stdout}"
+    );
+    assert!(
+        !stdout.contains(dir.path().to_str().expect("path")),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn the_table_of_a_file_says_what_is_told() {
+    let world = World::new();
+    let file = world.file(
+        "tael.toml",
+        "root = 'lab'\n[facts]\nnode = 'seq9'\nshare = ['common', 'state']\nhide = ['common.os.*']\n",
+    );
+    let mut command = world.tael(["facts", "publish", "--once", "--config", &file]);
+    let (code, _, stderr) = ran(command.env("TAEL_LOG", "warn"));
+    assert_eq!((code, &*stderr), (0, ""));
+    let (code, stdout, _) = shown(&world, &["seq9", "--json"]);
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    let facts = list[0]["facts"].as_object().expect("facts");
+    assert_eq!(
+        (code, facts.keys().collect::<Vec<_>>()),
+        (0, vec![&"common".to_owned(), &"state".to_owned()])
+    );
+    assert!(facts["common"].get("os").is_none(), "{stdout}");
+}
+
+#[test]
+fn lists_are_for_people_and_for_programs() {
+    let world = World::new();
+    once(&world, &["--share", "common"]);
+    let stale = json!({"state": "online", "node": "old", "host": "h2", "ts": 1000, "interval": 60});
+    retain(
+        &world,
+        "lab/infrastructure/nodes/old/presence",
+        &stale.to_string(),
+    );
+    let lost = json!({"state": "lost", "node": "gone", "host": "h3", "ts": 1000});
+    retain(
+        &world,
+        "lab/infrastructure/nodes/gone/presence",
+        &lost.to_string(),
+    );
+    let (code, stdout, stderr) = shown(&world, &[]);
+    assert_eq!((code, &*stderr), (0, ""));
+    let rows: Vec<Vec<&str>> = stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0][..4], ["NODE", "STATE", "AGO", "HOST"]);
+    let states: Vec<_> = rows[1..].iter().map(|row| (row[0], row[1])).collect();
+    assert_eq!(
+        states,
+        [("gone", "lost"), ("old", "stale"), ("seq1", "fresh")]
+    );
+    let (_, stdout, _) = shown(&world, &["--stale", "--json"]);
+    let list: Vec<Value> = serde_json::from_str(&stdout).expect("JSON");
+    let names: Vec<&Value> = list.iter().map(|node| &node["node"]).collect();
+    assert_eq!(names, ["gone", "old"]);
+    let (code, stdout, _) = shown(&world, &["seq1"]);
+    assert_eq!(code, 0);
+    assert!(
+        stdout
+            .lines()
+            .any(|line| line.starts_with("common") && line.contains("os.id")),
+        "{stdout}"
+    );
+    // The facts of a node that is not fresh are shown, and it is said.
+    let (code, _, stderr) = shown(&world, &["gone"]);
+    assert!(code == 0 && stderr.contains("not fresh: lost"), "{stderr}");
+    let (code, _, stderr) = shown(&world, &["seq2"]);
+    assert!(
+        code == 65 && stderr.contains("did you mean seq1?"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn nodes_that_lie_about_their_names_are_ignored_and_named() {
+    let world = World::new();
+    once(&world, &["--share", "common"]);
+    let facts = json!({"node": "seq1", "kind": "static", "ts": 1, "facts": {"cpus": 99}});
+    retain(
+        &world,
+        "lab/infrastructure/nodes/liar/static",
+        &facts.to_string(),
+    );
+    let presence = json!({"state": "online", "node": "seq1", "host": "x", "ts": 1});
+    retain(
+        &world,
+        "lab/infrastructure/nodes/liar/presence",
+        &presence.to_string(),
+    );
+    retain(
+        &world,
+        "lab/infrastructure/nodes/noise/state",
+        "no JSON \u{1b}[2J",
+    );
+    let (code, stdout, stderr) = shown(&world, &["--json"]);
+    assert_eq!(code, 0);
+    let list: Vec<Value> = serde_json::from_str(&stdout).expect("JSON");
+    let names: Vec<&Value> = list.iter().map(|node| &node["node"]).collect();
+    assert_eq!(names, ["seq1"]);
+    assert!(
+        stderr.contains("ignored lab/infrastructure/nodes/") && stderr.contains("and 2 more"),
+        "{stderr}"
+    );
+    // What a stranger retains for our node is repaired.
+    retain(&world, &format!("{SEQ1}/common"), "no JSON");
+    assert_eq!(once(&world, &["--share", "common"])["outcome"], "repaired");
+}
+
+#[test]
+fn the_name_of_another_machine_is_refused_while_it_is_fresh() {
+    let world = World::new();
+    let presence = |ago: i64| {
+        let ts = jiff::Timestamp::now().as_second() - ago;
+        let text = json!({"state": "online", "node": "seq1", "host": "twin", "ts": ts, "interval": 300, "machine": "0"});
+        retain(&world, &format!("{SEQ1}/presence"), &text.to_string());
+    };
+    let mut show = publish(&world, &["--dry-run"]);
+    let (_, told, _) = ran(&mut show);
+    let own: Value = serde_json::from_str(told.lines().last().expect("presence")).expect("JSON");
+    if own["machine"] == "" {
+        eprintln!("this host has no machine id: nothing to compare");
+        return;
+    }
+    presence(10);
+    let mut command = publish(&world, &["--once"]);
+    refuses(
+        &mut command,
+        73,
+        "another machine tells those of seq1: host twin, 10s ago",
+    );
+    let mut daemon = world.spawn(publish(&world, &[]));
+    assert_eq!(daemon.wait(), 73);
+    presence(1000);
+    assert_eq!(once(&world, &["--share", "common"])["outcome"], "repaired");
+}
+
+/// Starts a daemon that tells facts, and returns when it has told them.
+fn daemon(world: &World, arguments: &[&str]) -> Process {
+    let ears = world.ears(&[&format!("{SEQ1}/presence")]);
+    let mut command = publish(world, arguments);
+    command.env("TAEL_LOG", "info");
+    let process = world.spawn(command);
+    ears.wait("online", |m| !m.retained && m.payload["state"] == "online");
+    process
+}
+
+#[test]
+fn a_daemon_looks_again_and_says_when_it_leaves() {
+    let world = World::new();
+    state(&world, "raid.json", r#"{"ok":true}"#);
+    let process = daemon(&world, &["--interval", "1s", "--keep", "1h"]);
+    let ears = world.ears(&[&format!("{SEQ1}/#")]);
+    state(&world, "raid.json", r#"{"ok":false}"#);
+    ears.wait("the change", |m| {
+        m.payload["status"] == "changed" && m.payload["is"] == json!(false)
+    });
+    ears.wait("the state", |m| {
+        m.topic.ends_with("/state") && m.payload["facts"]["raid"]["ok"] == json!(false)
+    });
+    assert_eq!(show(&world)["state"], "fresh");
+    // What another client clears is told again.
+    retain(&world, &format!("{SEQ1}/static"), "");
+    ears.wait("told again", |m| {
+        !m.retained && m.topic.ends_with("/static") && m.payload["kind"] == "static"
+    });
+    process.stop();
+    let seen = show(&world);
+    assert_eq!(
+        (&seen["state"], &seen["fresh"]),
+        (&json!("offline"), &json!(false))
+    );
+    assert_eq!(seen["facts"]["state"]["raid"]["ok"], false);
+}
+
+#[test]
+fn a_daemon_that_dies_is_lost_and_its_facts_stay() {
+    let world = World::new();
+    let process = daemon(&world, &["--share", "common"]);
+    process.kill();
+    wait_until("it is lost", || show(&world)["state"] == "lost");
+    assert!(show(&world)["facts"]["common"]["kernel"].is_string());
+}
+
+#[test]
+fn a_daemon_tells_everything_again_to_a_broker_that_has_lost_it() {
+    let mut world = World::new();
+    state(&world, "raid.json", r#"{"ok":true}"#);
+    let process = daemon(&world, &["--share", "state"]);
+    world.broker.kill();
+    world.broker.restart();
+    let seen = || {
+        let (_, stdout, _) = shown(&world, &["seq1", "--json"]);
+        serde_json::from_str::<Value>(&stdout).unwrap_or_default()
+    };
+    wait_until("it is told again", || {
+        seen()[0]["facts"]["state"]["raid"]["ok"] == true
+    });
+    process.stop();
+}
+
+#[test]
+fn a_broker_that_is_away_is_no_kept_promise() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut command = bare_command(&dir, "tael");
+    command.args([
+        "facts",
+        "publish",
+        "--once",
+        "--timeout",
+        "300ms",
+        "-H",
+        "127.0.0.1",
+        "-p",
+        "1",
+    ]);
+    command.args(["--share", "common", "--log", "none"]);
+    let (code, stdout, stderr) = ran(&mut command);
+    assert_eq!((code, &*stdout), (69, ""), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn facts_expire_with_the_last_word_of_a_dead_node() {
+    let world = World::new();
+    once(
+        &world,
+        &["--share", "common", "--interval", "1s", "--keep", "3s"],
+    );
+    assert_eq!(show(&world)["node"], "seq1");
+    wait_until("the broker forgets it", || shown(&world, &["seq1"]).0 == 65);
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for (arguments, code, text) in [
+        (
+            &["publish", "--node", "a/b"][..],
+            64,
+            "'a/b' cannot name a node",
+        ),
+        (
+            &["publish", "--interval", "0s"],
+            64,
+            "the interval is out of range",
+        ),
+        (
+            &["publish", "--interval", "1h", "--keep", "2h"],
+            64,
+            "--keep is too short: 3 intervals",
+        ),
+        (
+            &["publish", "--share", "secrets"],
+            64,
+            "'secrets' is not a kind of facts",
+        ),
+        (
+            &["publish", "--dry-run", "--dir", "/no/such"],
+            78,
+            "read facts in /no/such",
+        ),
+        (
+            &["publish", "--once", "--root", "a/#"],
+            64,
+            "the root cannot be used",
+        ),
+        (&["show", "a+b"], 64, "'a+b' cannot name a node"),
+    ] {
+        let mut command = bare_command(&dir, "tael");
+        command.arg("facts").args(arguments).args(["--log", "none"]);
+        refuses(&mut command, code, text);
+    }
+}
+
+#[test]
+fn a_daemon_stops_at_once_with_and_without_a_broker() {
+    let world = World::new();
+    let mut process = daemon(&world, &["--share", "common"]);
+    process.signal(Signal::SIGINT);
+    assert_eq!(process.wait(), 0, "{}", process.log_text());
+    let mut away = publish(&world, &["-H", "127.0.0.1"]);
+    away.env("TAEL_PORT", "1").env("TAEL_LOG", "info");
+    let away = world.spawn(away);
+    wait_until("it has begun", || {
+        away.log_text().contains("telling the facts of seq1")
+    });
+    // It waits for a broker without a limit.
+    away.stop();
+}
