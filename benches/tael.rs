@@ -118,6 +118,7 @@ fn trigger() -> Trigger {
         passthrough: Vec::new(),
         queue: None,
         accept_retained: false,
+        reply: None,
         absent: None,
         policy: Policy::default(),
         spec: Arc::new(Spec::new("bench", Run::direct("true").expect("command"))),

@@ -381,15 +381,23 @@ impl Client {
             ));
         }
         let root = mistakes.keep(root(self.root, &triggers));
-        let mut reply_to = self.reply_to;
-        if reply_to.is_empty() {
-            reply_to.extend(root.iter().map(|root| format!("{root}/infrastructure/#")));
-        }
-        let filter = |text| Filter::new(text).map_err(|e| Error::usage(format!("--reply-to: {e}")));
-        let reply_to = reply_to.into_iter().map(filter);
-        let reply_to = reply_to.filter_map(|filter| mistakes.keep(filter));
+        let mut topics = |below: &str| -> Vec<Filter> {
+            let mut texts = self.reply_to.clone();
+            if texts.is_empty() {
+                texts.extend(
+                    root.iter()
+                        .map(|root| format!("{root}/infrastructure/{below}")),
+                );
+            }
+            let wrong = |e| Error::usage(format!("--reply-to: {e}"));
+            let filter = |text: String| Filter::new(text).map_err(wrong);
+            let filters = texts.into_iter().map(filter);
+            filters.filter_map(|filter| mistakes.keep(filter)).collect()
+        };
+        let (reply_to, answers_to) = (topics("#"), topics("replies/#"));
         let config = Config {
-            reply_to: reply_to.collect(),
+            reply_to,
+            answers_to,
             root: root.unwrap_or_else(|| DEFAULT_ROOT.to_owned()),
             who,
             host,

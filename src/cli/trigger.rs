@@ -22,6 +22,7 @@ use crate::model::policy::{OnInterrupt, Overlap, Policy, Retries};
 use crate::model::queue::{
     QueueBroker, QueueSource, QueueType, QueueUrl, Settle, check_name, check_prefetch,
 };
+use crate::model::size;
 use crate::model::spec::{Exports, Limits, Spec};
 use crate::model::status;
 use crate::model::topic::Filter;
@@ -98,6 +99,12 @@ pub struct TriggerOptions {
     /// Policy for retained messages: ignore or accept
     #[arg(long, value_parser = one_of(retained, &["ignore", "accept"]), value_name = "CHOICE", default_value = "ignore", action = clap::ArgAction::Set)]
     retained: bool,
+    /// Answer those who ask: messages with a Response Topic get the output of the run
+    #[arg(long)]
+    reply: bool,
+    /// Maximum size of an answer, bytes
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "256K")]
+    max_reply: u64,
     /// Run the command when no message has come for this time, instead of for each message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     absent: Option<Duration>,
@@ -443,6 +450,9 @@ fn trigger(
         passthrough: options.payload_passthrough,
         queue: queue.map(Arc::new),
         accept_retained: options.retained,
+        reply: options
+            .reply
+            .then(|| usize::try_from(options.max_reply).unwrap_or(usize::MAX)),
         absent: options.absent,
         policy: Policy {
             jobs: options.jobs,

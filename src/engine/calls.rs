@@ -402,8 +402,8 @@ fn output(client: &mut Client, unit: &str) -> Answer<Output> {
 // --- Ends ---
 
 fn cancel(client: &mut Client, unit: &str) -> Answer<Ending> {
-    // The sender of a message of a queue hears of it from the client.
-    let may = |unit: &Unit| unit.work.is_some() || unit.origin.is_some();
+    // The sender of a message of a queue, and who asks, hear of it from the client.
+    let may = |unit: &Unit| unit.work.is_some() || unit.origin.is_some() || unit.reply.is_some();
     let record = record_if(client, unit, may)?;
     if record.state.is_end() {
         return Ok(Ending::Already);

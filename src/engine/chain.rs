@@ -11,20 +11,21 @@ use crate::engine::after::After;
 use crate::engine::client::Client;
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::{Progress, QueueAck, Receipt};
+use crate::engine::commit::step::Step;
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::now_ms;
-use crate::engine::queue::{Found, QueueEvent};
 use crate::engine::report::followers::Stage;
 use crate::engine::report::last::End;
-use crate::engine::report::letters;
 use crate::engine::report::reply::{self, ReplyTo};
 use crate::engine::report::status;
+use crate::engine::report::{answers, letters};
 use crate::engine::work::retry::retry;
 use crate::engine::work::{Ended, Report};
 use crate::error::Result;
+use crate::model::answer::requester;
 use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::os::hooks;
@@ -135,6 +136,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.commits.took(bytes);
             client.intake.arrived(&admission);
             hooks::failpoint("commit.after");
+            answer_again(client, &admission, &parts);
             match receipt {
                 Receipt::Queue(ack) => give_back_to_queue(client, ack, &admission, &parts, letters),
                 receipt => give_back(client, receipt, &admission, &parts),
@@ -185,7 +187,13 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
         // The drop came too late, and the unit runs or has ended.
         (After::Dropped(unit), Done::Changed { applied: false, .. })
             if matches!(client.pipeline.reader.holds(&unit), Ok(true)) => {}
-        (After::Dropped(unit), Done::Changed { letters, .. }) => {
+        (
+            After::Dropped(unit),
+            Done::Changed {
+                queued, letters, ..
+            },
+        ) => {
+            client.reports.extend(queued);
             client.queues.posted(letters);
             client.work.settled(&unit, None, &mut client.steps);
             ended(client, &unit);
@@ -234,6 +242,27 @@ fn ended(client: &mut Client, unit: &str) {
     client
         .cleanup
         .ended(&client.pipeline, unit, &mut client.steps);
+}
+
+/// Requests that are asked again are answered again, without a run. What the broker only delivers again
+/// is answered already, or at the end of its run.
+fn answer_again(client: &mut Client, admission: &Admission, became: &[Acceptance]) {
+    if admission.key.again.is_some() {
+        return;
+    }
+    for (part, became) in admission.parts.iter().zip(became) {
+        let (Part::Run { unit, .. }, Acceptance::Known(known)) = (part, became) else {
+            continue;
+        };
+        let (Some(address), Some(known)) = (requester(unit), known.unit.as_deref()) else {
+            continue;
+        };
+        let reader = &client.pipeline.reader;
+        let record = answers::last_attempt(reader, known);
+        let answer = record.and_then(|record| answers::again(&client.pipeline, &record, address));
+        let posts = answer.map(|answer| Step::Commit(Op::Post(answer)));
+        client.steps.extend(posts);
+    }
 }
 
 /// Receipt: the source gets it now, or when the units have ended.
@@ -332,33 +361,6 @@ fn make_ready(client: &mut Client) {
     }
 }
 
-/// Offer: something has happened at a queue.
-pub fn on_queue(client: &mut Client, event: (u32, QueueEvent)) {
-    let (pipeline, steps) = (&client.pipeline, &mut client.steps);
-    let found = client.queues.on_event(pipeline, event, steps);
-    client.perform();
-    found.into_iter().for_each(|found| on_found(client, found));
-}
-
-/// Continues with a message of a queue.
-pub fn on_found(client: &mut Client, found: Found) {
-    let (ack, unit) = match found {
-        Found::Offer(message, ack) => {
-            return on_source(client, Source::Queued(Box::new(message), ack));
-        }
-        Found::Again(ack, unit) => (ack, unit),
-    };
-    client.intake.counts.duplicates += 1;
-    debug!(TAEL_UNIT = unit, "message came again; not run");
-    let live = client.pipeline.reader.unfinished(&unit).ok().flatten();
-    match live.filter(|_| ack.at_end) {
-        Some(live) => {
-            client.work.attach(Receipt::Queue(ack), vec![live]);
-        }
-        None => client.queues.ended(&ack, &unit),
-    }
-}
-
 pub fn on_report(client: &mut Client, report: Report) {
     let (pipeline, steps) = (&client.pipeline, &mut client.steps);
     let ended = match report {
@@ -439,12 +441,13 @@ fn book(client: &mut Client, ended: Ended, retry: Option<Unit>, now: Timestamp) 
     let config = &client.pipeline.config;
     let at = now.as_millisecond();
     client.observer.count(unit.lane(), outcome, at);
-    let statuses = status::ended(config, unit, outcome, ended.said, at);
+    let mut statuses = status::ended(config, unit, outcome, ended.said, at);
     let last = End::of(unit, outcome, at);
     let letters = match &retry {
         Some(_) => Vec::new(),
         None => {
             let stderr = || ended.last_lines(&client.pipeline.dir(&unit.id));
+            statuses.extend(answers::at_end(&client.pipeline, unit, outcome, stderr));
             letters::at_end(&client.pipeline, unit, outcome, stderr, now)
         }
     };
@@ -472,17 +475,6 @@ pub fn send_output(client: &mut Client) {
         redelivery.sent(token, now_ms());
         Some(token)
     });
-}
-
-/// Says to the queues how much is taken now, and sends letters.
-pub fn serve_queues(client: &mut Client) -> Result<()> {
-    if !client.queues.has_any() {
-        return Ok(());
-    }
-    let load = || Load::of(client.work.lanes(), client.commits.waiting());
-    let is_full = !client.intake.has_room(&client.pipeline, load);
-    let lanes = client.work.lanes();
-    client.queues.update(&client.pipeline, lanes, is_full)
 }
 
 /// Publish: what the outbox may send now.

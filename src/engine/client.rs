@@ -25,8 +25,8 @@ use crate::engine::pipeline::{Pipeline, now_ms};
 use crate::engine::queue::{Found, Queues};
 use crate::engine::report::Reports;
 use crate::engine::report::followers::Followers;
-use crate::engine::report::letters;
 use crate::engine::report::outbox::Loss;
+use crate::engine::report::{answers, letters};
 use crate::engine::work::cleanup::{Beside, Cleanup};
 use crate::engine::work::delegates::Delegates;
 use crate::engine::work::delegates::asks::Asker;
@@ -93,10 +93,12 @@ impl Client {
                         true => letters::dropped(&self.pipeline, &unit, note),
                         false => Vec::new(),
                     };
+                    let answer = answers::dropped(&self.pipeline, &unit, note);
                     let op = Op::Drop {
                         unit: unit.clone(),
                         at: now_ms(),
                         note: note.to_owned(),
+                        answer,
                         letters,
                     };
                     self.commits.submit(op, After::Dropped(unit));

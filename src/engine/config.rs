@@ -36,6 +36,8 @@ pub struct Config {
     pub host: String,
     /// Topics to which answers may go.
     pub reply_to: Vec<Filter>,
+    /// Topics to which the output of runs may go, for those who ask.
+    pub answers_to: Vec<Filter>,
     /// Its triggers, of different names. Without work types there is at least one.
     pub triggers: Triggers,
     /// Its work types, of different names; the lane of none is that of a trigger.

@@ -12,6 +12,7 @@ mod client;
 mod commit;
 pub mod config;
 pub mod control;
+mod deliveries;
 mod intake;
 mod link;
 mod node;

@@ -21,6 +21,7 @@ use crate::engine::control::remote::Remote;
 use crate::engine::control::retry_socket::{Retried, RetrySocket};
 use crate::engine::control::socket::ControlSocket;
 use crate::engine::control::stop::{CLEANUP_TIMEOUT, Remains, Stage, Stopping};
+use crate::engine::deliveries;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::node;
@@ -159,7 +160,7 @@ impl Service {
             chain::flush_reports(&mut self.client)?;
             chain::send_output(&mut self.client);
             chain::send_requests(&mut self.client);
-            chain::serve_queues(&mut self.client)?;
+            deliveries::serve_queues(&mut self.client)?;
             self.client.observe();
             if told && !settled {
                 // The presence goes out first.
@@ -206,13 +207,13 @@ impl Service {
                 }
                 source = self.client.intake.next() => chain::on_source(&mut self.client, source),
                 event = self.client.queues.next(), if self.client.commits.keeps_up() => {
-                    chain::on_queue(&mut self.client, event);
+                    deliveries::on_queue(&mut self.client, event);
                     self.take_in_of_queues();
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.client.on_time();
                     for due in self.client.due_of_queues() {
-                        chain::on_found(&mut self.client, due);
+                        deliveries::on_found(&mut self.client, due);
                     }
                 }
             }
@@ -244,7 +245,7 @@ impl Service {
             if self.client.commits.keeps_up()
                 && let Some(event) = self.client.queues.try_next()
             {
-                chain::on_queue(&mut self.client, event);
+                deliveries::on_queue(&mut self.client, event);
             }
         }
     }
@@ -431,7 +432,7 @@ impl Service {
                 .last
                 .tell(&self.client.pipeline, &mut self.client.steps);
             self.client.perform();
-            chain::serve_queues(&mut self.client)?;
+            deliveries::serve_queues(&mut self.client)?;
             if stage == Stage::Goodbye {
                 self.client.say_goodbye();
             }
@@ -443,7 +444,7 @@ impl Service {
                 // The broker takes back what comes now.
                 (id, event) = self.client.queues.next() => {
                     if !matches!(event, QueueEvent::Delivered(..)) {
-                        chain::on_queue(&mut self.client, (id, event));
+                        deliveries::on_queue(&mut self.client, (id, event));
                     }
                 }
                 Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),

@@ -97,6 +97,7 @@ mod tests {
             passthrough: vec!["SAMPLE".into()],
             queue: None,
             accept_retained: false,
+            reply: None,
             absent: None,
             policy: Policy::default(),
             spec: Arc::new(spec),

@@ -165,6 +165,7 @@ mod tests {
             passthrough: Vec::new(),
             queue: None,
             accept_retained: false,
+            reply: None,
             absent: None,
             policy: Policy::default(),
             spec: Arc::new(Spec::new(name, Command::Direct(vec!["true".into()]))),

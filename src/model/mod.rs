@@ -1,6 +1,7 @@
 //! The pure model: what an event, a trigger, a unit and a status are. Nothing here does I/O.
 
 pub mod about;
+pub mod answer;
 pub mod check;
 pub mod claim;
 pub mod command;

@@ -296,6 +296,7 @@ mod tests {
             passthrough: Vec::new(),
             queue: None,
             accept_retained: false,
+            reply: None,
             absent: None,
             policy: Policy::default(),
             spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),

@@ -36,6 +36,8 @@ pub struct Trigger {
     pub passthrough: Vec<String>,
     /// Whether retained messages count as events.
     pub accept_retained: bool,
+    /// Maximum size of the answers that it gives to those who ask, bytes; `None` if it gives none.
+    pub reply: Option<usize>,
     /// Silence after which it runs, instead of running for each event.
     pub absent: Option<Duration>,
     /// Policy of its lane.
@@ -274,6 +276,7 @@ mod tests {
             passthrough: vec![],
             queue: None,
             accept_retained: false,
+            reply: None,
             absent: None,
             policy: Policy::default(),
             spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),

@@ -115,6 +115,7 @@ mod tests {
             passthrough: Vec::new(),
             queue: None,
             accept_retained: false,
+            reply: None,
             absent,
             policy: Policy::default(),
             spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),

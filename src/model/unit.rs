@@ -65,6 +65,19 @@ pub struct ReplyAddress {
     /// Id of the request inside its payload, if it has one; the answer repeats it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// Present if the requester waits for the output of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_end: Option<AtEnd>,
+}
+
+/// What a requester who waits for the output of a run wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtEnd {
+    /// Maximum size of the answer, bytes.
+    pub max: usize,
+    /// When the requester waits no longer, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
 }
 
 /// Number of characters at the end of an id that people type and read. They are random, other than
@@ -251,6 +264,7 @@ mod tests {
             topic: "lab/infrastructure/reply".into(),
             correlation: Some(vec![0xff, 0].into()),
             request: None,
+            at_end: None,
         };
         let text = serde_json::to_string(&address).expect("write");
         let known = r#"{"route":"broker","topic":"lab/infrastructure/reply","correlation":{"bytes":"ff00"}}"#;

@@ -24,6 +24,7 @@ const ENGINE: &[(&str, usize)] = &[
     ("calls", 10),
     ("node", 10),
     ("requests", 10),
+    ("deliveries", 10),
     ("service", 11),
 ];
 

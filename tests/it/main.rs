@@ -14,6 +14,7 @@
 mod common;
 
 mod amqp;
+mod answering;
 mod answers;
 mod bad_input;
 mod bad_options;

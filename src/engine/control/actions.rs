@@ -203,6 +203,7 @@ impl Request {
             code: control::EXPIRED,
             detail: format!("the request expired {late}s ago (or a clock is wrong)"),
             status: None,
+            answer: None,
             letters: Vec::new(),
         })
     }

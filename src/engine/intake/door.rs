@@ -14,6 +14,7 @@ use crate::engine::intake::pace::Pace;
 use crate::engine::intake::pressure::Pressure;
 use crate::engine::intake::recent::Recent;
 use crate::engine::intake::redelivery::Redelivery;
+use crate::engine::intake::requesters::address_parts;
 use crate::engine::intake::silence::Silence;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::{Pipeline, now_ms};
@@ -270,6 +271,7 @@ impl<T: Copy + PartialEq> Intake<T> {
         }
         let pace = &mut self.pace;
         pace.hold_back(pipeline, delivery, &mut admission, &mut self.bridge);
+        address_parts(pipeline, &mut admission, delivery, now_ms());
         Some(admission)
     }
 

@@ -254,6 +254,7 @@ pub(super) fn refuse(
             code: refusal.code(),
             detail: refusal.to_string(),
             status,
+            answer: None,
             letters: Vec::new(),
         }),
         retained,

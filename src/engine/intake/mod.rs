@@ -11,6 +11,7 @@ mod pressure;
 pub mod queued;
 pub mod recent;
 mod redelivery;
+mod requesters;
 pub mod silence;
 pub mod source;
 pub mod submission;

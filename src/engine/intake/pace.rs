@@ -93,6 +93,7 @@ impl Pace {
                             code: refusal.code(),
                             detail: refusal.to_string(),
                             status: None,
+                            answer: None,
                             letters: Vec::new(),
                         }),
                         retained: *retained,

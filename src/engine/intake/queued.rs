@@ -119,6 +119,7 @@ impl Queued {
                     code: UNWANTED,
                     detail: objection.explain(event),
                     status: None,
+                    answer: None,
                     letters: Vec::new(),
                 };
                 let part = Part::Refuse {

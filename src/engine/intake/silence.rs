@@ -319,6 +319,7 @@ mod tests {
             passthrough: Vec::new(),
             queue: None,
             accept_retained: false,
+            reply: None,
             absent: Some(Duration::from_secs(60)),
             policy: Policy::default(),
             spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),

@@ -9,7 +9,7 @@ use crate::error::Kind;
 use crate::model::control::{self, ENVELOPE, Envelope};
 use crate::model::message::{Delivery, Message, Properties, Qos, Route};
 use crate::model::text::printable;
-use crate::model::topic;
+use crate::model::topic::{self, Filter};
 use crate::model::unit::ReplyAddress;
 use crate::os::logging::SENDERS;
 use crate::store::ledger::{Acceptance, Known, Part};
@@ -33,7 +33,7 @@ impl ReplyTo {
         let properties = &request.properties;
         let topic = properties.response_topic.as_ref();
         let topic = topic.or(envelope.reply_to.as_ref())?;
-        if let Err(cause) = allowed(config, topic) {
+        if let Err(cause) = may_go(config, &config.reply_to, topic) {
             let topic = printable(topic, 200);
             warn!(target: SENDERS, "no answer to a request goes to '{topic}': {cause}");
             return None;
@@ -53,6 +53,7 @@ impl ReplyTo {
             topic: self.topic.clone(),
             correlation: correlation.map(|bytes| bytes.to_vec().into()),
             request: self.request.clone(),
+            at_end: None,
         }
     }
 
@@ -103,14 +104,18 @@ impl ReplyTo {
     }
 }
 
-/// Checks that the rights of the client at the broker may be used for an answer on `topic`.
-fn allowed(config: &Config, topic: &str) -> Result<(), String> {
+/// Checks that the rights of the client at the broker may be used for an answer on `topic`, which one of
+/// `filters` must match.
+///
+/// # Errors
+/// A text for people.
+pub fn may_go(config: &Config, filters: &[Filter], topic: &str) -> Result<(), String> {
     topic::check_name(topic)?;
     if topic.matches('/').count() >= MAX_REPLY_LEVELS {
         return Err(format!("it has more than {MAX_REPLY_LEVELS} levels"));
     }
-    if !config.reply_to.iter().any(|filter| filter.matches(topic)) {
-        let filters: Vec<&str> = config.reply_to.iter().map(topic::Filter::as_str).collect();
+    if !filters.iter().any(|filter| filter.matches(topic)) {
+        let filters: Vec<&str> = filters.iter().map(Filter::as_str).collect();
         let filters = filters.join("' or '");
         return Err(format!("answers go to '{filters}' only (--reply-to)"));
     }

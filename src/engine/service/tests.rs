@@ -60,6 +60,7 @@ fn trigger(policy: Policy, retries: Retries, absent: Option<Duration>) -> Trigge
         passthrough: Vec::new(),
         queue: None,
         accept_retained: false,
+        reply: None,
         absent,
         policy,
         spec: Arc::new(Spec {
@@ -75,6 +76,7 @@ fn config(trigger: Trigger, port: u16) -> Config {
         root: "lab".into(),
         host: "h".into(),
         reply_to: Vec::new(),
+        answers_to: Vec::new(),
         triggers: Triggers::new(vec![trigger]),
         work: WorkTypes::default(),
         verify: Keys::default(),

@@ -19,6 +19,7 @@ use crate::engine::work::pool::{Pool, Report};
 use crate::engine::work::receipts::Receipts;
 use crate::engine::work::recovery::{Left, end_orphans};
 use crate::error::{Error, Kind};
+use crate::model::answer::requester;
 use crate::model::follow::Followed;
 use crate::model::policy::Policy;
 use crate::model::spec::Spec;
@@ -36,6 +37,13 @@ pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
 /// Maximum number of units that are found at once not to start any more. The ends of others are
 /// committed before the next ones are looked at.
 const MAX_REFUSED: usize = 100;
+
+/// Returns whether the requester of `unit` waits no longer for its output.
+fn has_given_up(unit: &Unit) -> bool {
+    let at_end = requester(unit).and_then(|address| address.at_end.as_ref());
+    let expires = at_end.and_then(|at_end| at_end.expires);
+    expires.is_some_and(|expires| expires <= now_ms() / 1000)
+}
 
 /// The units that wait and run.
 pub struct Units {
@@ -242,6 +250,18 @@ impl Units {
                 }
             };
             let mut unit = record.unit;
+            if has_given_up(&unit) {
+                info!(
+                    TAEL_UNIT = unit.id,
+                    "not run: its requester waits no longer"
+                );
+                self.lanes.remove(&lane, &unit.id);
+                steps.push_back(Step::Drop(
+                    unit.id,
+                    "expired: its requester waits no longer",
+                ));
+                continue;
+            }
             let anew = match pipeline.config.follow(&mut unit) {
                 Ok(Followed::AsAccepted) => false,
                 Ok(Followed::Anew(warnings)) => {

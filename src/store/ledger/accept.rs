@@ -25,6 +25,8 @@ pub struct Refused {
     pub detail: String,
     /// Status to publish, if a pipeline should have run.
     pub status: Option<Message>,
+    /// Answer to publish, if its sender asks.
+    pub answer: Option<Message>,
     /// Letters to send, if it came from a queue: the message as a dead letter, and the report of its
     /// end.
     pub letters: Vec<Letter>,
@@ -165,6 +167,7 @@ pub(super) fn accept(
             }
             Part::Refuse { refused, .. } => {
                 queued.extend(post_all(tx, state, refused.status.as_slice())?);
+                queued.extend(post_all(tx, state, refused.answer.as_slice())?);
                 letters.extend(post_letters(tx, &refused.letters)?);
             }
         }

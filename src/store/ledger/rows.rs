@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::model::message::{Message, Properties, Qos, Route};
 use crate::model::unit::{State, Unit};
+use crate::model::variables::Value;
 use crate::model::work::Work;
 use crate::store::ledger::state::WriterState;
 
@@ -99,7 +101,7 @@ fn variables_text(unit: &Unit) -> String {
 }
 
 fn passthrough_text(unit: &Unit) -> String {
-    Value::Object(unit.passthrough.clone()).to_string()
+    serde_json::Value::Object(unit.passthrough.clone()).to_string()
 }
 
 /// Writes the variables and the passthrough attributes of `unit`, whose number is `seq`.
@@ -211,7 +213,7 @@ pub(super) fn post_all(
                 &message.payload[..],
                 message.qos as u8,
                 message.retain,
-                json!(message.properties.user).to_string(),
+                properties_text(&message.properties),
             ])?;
             state.message(seq);
             Ok(Queued {
@@ -222,9 +224,44 @@ pub(super) fn post_all(
         .collect()
 }
 
+/// Properties of a message with correlation data, as the outbox has them. Those of others are a list of
+/// their user properties.
+#[derive(Serialize, Deserialize)]
+struct Correlated {
+    user: Vec<(String, String)>,
+    correlation: Value,
+}
+
+fn properties_text(properties: &Properties) -> String {
+    match &properties.correlation_data {
+        None => json!(properties.user).to_string(),
+        Some(data) => json!(Correlated {
+            user: properties.user.clone(),
+            correlation: data.to_vec().into(),
+        })
+        .to_string(),
+    }
+}
+
+/// Reads what [`properties_text`] has written.
+fn read_properties(text: &str) -> Properties {
+    let (user, correlation_data) = match serde_json::from_str::<Correlated>(text) {
+        Ok(both) => {
+            let data = both.correlation.as_bytes().to_vec();
+            (both.user, Some(Bytes::from(data)))
+        }
+        Err(_) => (serde_json::from_str(text).unwrap_or_default(), None),
+    };
+    Properties {
+        user,
+        correlation_data,
+        ..Properties::default()
+    }
+}
+
 /// Reads a message from a row of the outbox, as [`post_all`] wrote it.
 pub(super) fn read_message(row: &Row<'_>) -> rusqlite::Result<Queued> {
-    let user: String = row.get(5)?;
+    let properties: String = row.get(5)?;
     Ok(Queued {
         seq: row.get::<_, i64>(0)?.cast_unsigned(),
         message: Message {
@@ -232,10 +269,7 @@ pub(super) fn read_message(row: &Row<'_>) -> rusqlite::Result<Queued> {
             payload: Bytes::from(row.get::<_, Vec<u8>>(2)?),
             qos: Qos::from_number(row.get(3)?).unwrap_or(Qos::AtLeastOnce),
             retain: row.get(4)?,
-            properties: Properties {
-                user: serde_json::from_str(&user).unwrap_or_default(),
-                ..Properties::default()
-            },
+            properties: read_properties(&properties),
         },
     })
 }

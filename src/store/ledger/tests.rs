@@ -306,6 +306,7 @@ fn a_unit_is_read_with_what_it_carries() {
         topic: "lab/infrastructure/reply".into(),
         correlation: Some(vec![0xff].into()),
         request: Some("R1".into()),
+        at_end: None,
     };
     // One payload lies in the row, the other one in a table.
     for payload in [0, 60, 5000] {

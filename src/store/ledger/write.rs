@@ -68,6 +68,8 @@ pub enum Op {
         at: i64,
         /// Reason for people.
         note: String,
+        /// Answer to publish, if a requester waits for it.
+        answer: Option<Message>,
         /// Letters to send.
         letters: Vec<Letter>,
     },
@@ -228,13 +230,14 @@ pub fn apply(tx: &Connection, state: &mut WriterState, op: &Op) -> rusqlite::Res
             unit,
             at,
             note,
+            answer,
             letters,
         } => {
             let dropped = change(tx, unit, Change::Drop, |seq, next| {
                 let sql = "UPDATE unit SET state = ?2, ended = ?3, note = ?4 WHERE seq = ?1";
                 let row = params![seq, next.state().name(), at, note];
                 tx.prepare_cached(sql)?.execute(row)?;
-                Ok(vec![])
+                post_all(tx, state, answer.as_slice())
             })?;
             with_letters(tx, dropped, letters)
         }

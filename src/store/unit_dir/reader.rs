@@ -226,8 +226,11 @@ impl OutputReader {
         self.file.as_ref().map_or(Ok(0), size)
     }
 
-    /// Number of bytes that the command has written.
-    fn length(&mut self, ended: Ended) -> io::Result<u64> {
+    /// Returns the number of bytes that the command has written.
+    ///
+    /// # Errors
+    /// As the file system.
+    pub fn length(&mut self, ended: Ended) -> io::Result<u64> {
         self.open()?;
         let size = self.file_size()?;
         Ok(match self.gap(size, ended) {

@@ -410,7 +410,7 @@ impl Found {
     /// Drops the unit if it still waits. Returns whether it did.
     fn drop_waiting(&mut self) -> Result<bool> {
         let unit = &self.record.unit;
-        if unit.work.is_some() || unit.origin.is_some() {
+        if unit.work.is_some() || unit.origin.is_some() || unit.reply.is_some() {
             // Its client counts the units that wait. Without one, the ledger alone does.
             if self.ask(&format!("work cancel {}", unit.id)).is_ok() {
                 self.refresh()?;
@@ -429,6 +429,8 @@ impl Found {
             unit: self.record.unit.id.clone(),
             at: now.as_millisecond(),
             note: note.into(),
+            // Its client answers; without one, the requester asks again.
+            answer: None,
             letters: letter.into_iter().collect(),
         })?;
         Ok(matches!(dropped, Done::Changed { applied: true, .. }))

@@ -351,6 +351,7 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
                 code: CANCELED,
                 detail: format!("unit {unit} was canceled before it came"),
                 status: None,
+                answer: None,
                 letters: Vec::new(),
             },
         };
