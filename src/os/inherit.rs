@@ -11,10 +11,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::os::notify;
 
-/// Variables for this process only: our password, and sockets of a service manager
+/// Variables for this process only: our passwords, and sockets of a service manager
 /// (`sd_listen_fds(3)`).
 const OUR_OWN: &[&str] = &[
     "TAEL_PASSWORD",
+    "TAEL_QUEUE_PASSWORD",
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",

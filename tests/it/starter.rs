@@ -75,13 +75,17 @@ fn a_command_of_a_playbook_has_no_lock_of_the_starter() {
 }
 
 #[test]
-fn a_password_is_not_handed_on_to_commands() {
+fn passwords_are_not_handed_on_to_commands() {
     let world = World::with(Setup {
         password: Some("secret".into()),
         ..Setup::default()
     });
     let command = r#"env >"$OUT/env.part"; mv "$OUT/env.part" "$OUT/env""#;
-    let client = world.client("p", &["-t", SEQ, "-c", command]);
+    let mut client = world.command("tael-client");
+    client
+        .args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", command])
+        .env("TAEL_QUEUE_PASSWORD", "secret of queues");
+    let client = world.online("p", client);
     world.message(SEQ, FINISHED);
     wait_until("it has run", || !world.lines("env").is_empty());
     let env = world.lines("env");
