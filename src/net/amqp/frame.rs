@@ -7,6 +7,11 @@ use crate::net::amqp::wire::{Malformed, Unsendable};
 /// Size of what stands around a payload, bytes: kind, channel, size and end.
 pub const OVERHEAD: usize = 8;
 
+/// Maximum size of a frame with properties, bytes. RabbitMQ does not split those, and does not hold them to
+/// the size that was agreed: it adds headers of its own, and its management API takes larger ones. A
+/// connection that ends there would get the same message again, for ever.
+pub const MAX_HEADER: usize = 16 << 20;
+
 /// Size of what stands before a payload, bytes.
 const BEFORE: usize = OVERHEAD - 1;
 
@@ -52,8 +57,8 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads the frame of at most `max` bytes at the start of `input`, and its size; `None` while it
-    /// is not there as a whole.
+    /// Reads the frame of at most `max` bytes, or [`MAX_HEADER`], at the start of `input`, and its size;
+    /// `None` while it is not there as a whole.
     ///
     /// # Errors
     /// When that is no frame, or a larger one. The stream cannot be read any more.
@@ -73,6 +78,10 @@ impl<'a> Frame<'a> {
         };
         let size = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
         let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let max = match kind {
+            Kind::Header => max.max(MAX_HEADER),
+            Kind::Method | Kind::Body | Kind::Heartbeat => max,
+        };
         if size > max.saturating_sub(OVERHEAD) {
             let cause = format!("a frame with {size} bytes is larger than {max} bytes");
             return Err(Malformed(cause.into()));
@@ -257,6 +266,10 @@ mod tests {
         assert!(rest.is_empty());
         assert_eq!(sizes[2..], [MAX, MAX, 2 * OVERHEAD + OVERHEAD]);
         assert!(Frame::read(&bytes[sizes[0] + sizes[1]..], MAX - 1).is_err());
+        let head = |size: u32| [&[2, 0, 1][..], &size.to_be_bytes()].concat();
+        let most = u32::try_from(MAX_HEADER - OVERHEAD).expect("size");
+        assert_eq!(Frame::read(&head(most), MAX), Ok(None));
+        assert!(Frame::read(&head(most + 1), MAX).is_err());
     }
 
     proptest! {
