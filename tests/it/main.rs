@@ -51,6 +51,7 @@ mod outbox;
 mod output;
 mod package;
 mod playbooks;
+mod queue_attacks;
 mod queue_faults;
 mod queue_options;
 mod queue_tools;

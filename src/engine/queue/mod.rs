@@ -160,14 +160,19 @@ impl Queues {
 
     /// Notes that the message of `ack`, an event of this `key`, has made `unit`.
     pub fn accepted(&mut self, ack: &QueueAck, key: &EventKey, unit: &str, steps: &mut Steps) {
-        if key.open.is_some()
-            && let Some(source) = self.source(ack.source)
-        {
-            let message = OpenMessage {
-                unit: unit.to_owned(),
-                digest: key.digest,
-            };
-            source.opened(message, ack.tag, steps);
+        let Some(name) = &key.open else { return };
+        let message = OpenMessage {
+            unit: unit.to_owned(),
+            digest: key.digest,
+        };
+        if let Some(source) = self.source(ack.source) {
+            return source.opened(message, Some(ack.tag), steps);
+        }
+        // A reload has ended its session since, and the ledger did not have it yet: the message comes
+        // again to the new one.
+        let mut sources = self.sources.iter_mut();
+        if let Some(source) = sources.find(|source| source.key() == name) {
+            source.opened(message, None, steps);
         }
     }
 

@@ -33,8 +33,13 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Time after which a message that was open when the connection was lost, and whose unit has ended, is
-/// not expected again. An equal message that another host has lost is taken for it meanwhile.
-const LOST: Duration = Duration::from_secs(600);
+/// not expected again, in graces: 10 minutes. An equal message that another host has lost is taken for it
+/// meanwhile.
+const LOST_GRACES: u32 = 20;
+
+/// Number of new messages in that time after which it is not expected again either, although there was
+/// no room for most of the time: RabbitMQ delivers what it takes back before what is new.
+const NEW_BEFORE: u64 = 1000;
 
 /// Maximum number of units of a lane that wait for a retry. Beyond it nothing more is taken.
 const MAX_RETRIES_WAITING: usize = 1000;
@@ -95,8 +100,14 @@ pub struct Source {
     /// Deliveries whose acknowledgement waits for a letter.
     waiting: Vec<(u64, Tag)>,
     room: Option<Room>,
-    /// When lost messages are looked at.
+    /// Time that a lost message is expected for, and when lost messages are looked at.
+    lost: Duration,
     look: Option<Instant>,
+    /// How long there was room for messages on the connection, and since when there is now.
+    asked: Duration,
+    asking: Option<Instant>,
+    /// Number of new messages on the connection.
+    new: u64,
 }
 
 /// Returns whether `unit`, or a retry of it, has not ended.
@@ -137,7 +148,11 @@ impl Source {
             letters: LetterBox::default(),
             waiting: Vec::new(),
             room: None,
+            lost: grace * LOST_GRACES,
             look: None,
+            asked: Duration::ZERO,
+            asking: None,
+            new: 0,
         })
     }
 
@@ -190,7 +205,7 @@ impl Source {
                 self.is_online = true;
                 self.connection = number;
                 self.said = None;
-                self.look = self.open.lost_since().map(|_| Instant::now() + LOST);
+                self.look_later();
                 info!("taking from queue {}", self.key);
             }
             QueueEvent::Warning(text) => warn!("queue {}: {text}", self.key),
@@ -209,9 +224,9 @@ impl Source {
                 self.close(closed, steps);
             }
             QueueEvent::Handled(..) => {}
-            QueueEvent::Claim(bytes) => self.on_claim(pipeline, &bytes),
-            QueueEvent::Answer(bytes) => {
-                let answer: Answer = serde_json::from_slice(&bytes).ok()?;
+            QueueEvent::Claim(heard) => self.on_claim(pipeline, &heard.body),
+            QueueEvent::Answer(heard) => {
+                let answer: Answer = serde_json::from_slice(&heard.body).ok()?;
                 let held = self.held.answered(&answer.claim, answer.fate)?;
                 info!(target: SENDERS,
                     "a message that came again from queue {} has run on host {}; not run here",
@@ -226,13 +241,7 @@ impl Source {
                 self.release(seq);
             }
             QueueEvent::Unsent(seq, cause) => {
-                if let Some(key) = self.letters.refused(seq) {
-                    warn!(
-                        "the broker does not take a message for queue '{}': {cause}; it stays in the \
-                         ledger, and is sent again",
-                        printable(key, 255)
-                    );
-                }
+                self.refused(seq, &cause, steps);
                 self.release(seq);
             }
         }
@@ -246,6 +255,33 @@ impl Source {
         self.waiting.clear();
         self.acknowledged = 0;
         self.look = None;
+        (self.asked, self.asking, self.new) = (Duration::ZERO, None, 0);
+    }
+
+    /// Plans when lost messages are looked at, if there are some.
+    fn look_later(&mut self) {
+        let is_lost = self.is_online && self.open.lost_since().is_some();
+        self.look = is_lost.then(|| Instant::now() + self.lost);
+    }
+
+    /// Forgets lost messages that do not come again: the broker could have delivered them.
+    fn look(&mut self, reader: &Reader, steps: &mut Steps) {
+        let asking = self.asking.map_or(Duration::ZERO, |since| since.elapsed());
+        if self.asked + asking >= self.lost / 2 || self.new >= NEW_BEFORE {
+            let closed = self.open.expire(self.lost, |unit| runs(reader, unit));
+            self.close(closed, steps);
+        }
+        self.look_later();
+    }
+
+    /// Notes whether there is room for messages now.
+    fn ask(&mut self, asks: bool) {
+        if !asks {
+            let asked = self.asking.take().map(|since| since.elapsed());
+            self.asked += asked.unwrap_or_default();
+        } else if self.is_online && self.asking.is_none() {
+            self.asking = Some(Instant::now());
+        }
     }
 
     fn delivered(
@@ -261,6 +297,7 @@ impl Source {
             delivery,
         };
         if !message.delivery.redelivered {
+            self.new += 1;
             return Some(Found::Offer(message, self.ack(tag)));
         }
         let reader = &pipeline.reader;
@@ -343,13 +380,18 @@ impl Source {
 
     // --- What goes back ---
 
-    /// Notes that the message of delivery `tag` is in the ledger, and can come again.
-    pub fn opened(&mut self, message: OpenMessage, tag: Tag, steps: &mut Steps) {
-        let forgotten = match self.is_current(tag) {
-            true => self.open.add(message, Place::Here(tag)),
+    /// Notes that a message is in the ledger, and can come again. `tag` is its delivery, if that is one
+    /// of this session.
+    pub fn opened(&mut self, message: OpenMessage, tag: Option<Tag>, steps: &mut Steps) {
+        let place = match tag.filter(|tag| self.is_current(*tag)) {
+            Some(tag) => Place::Here(tag),
             // The broker has taken it back meanwhile.
-            false => self.open.add(message, Place::Lost(Instant::now())),
+            None => Place::Lost(Instant::now()),
         };
+        let forgotten = self.open.add(message, place);
+        if self.look.is_none() {
+            self.look_later();
+        }
         self.close(forgotten.into_iter().collect(), steps);
     }
 
@@ -394,6 +436,28 @@ impl Source {
         self.letters.extend(letters);
     }
 
+    /// Notes that the broker does not take a letter, for this cause.
+    fn refused(&mut self, seq: u64, cause: &str, steps: &mut Steps) {
+        let Some(refusal) = self.letters.refused(seq) else {
+            return;
+        };
+        if let Some(key) = refusal.say {
+            let key = printable(&key, 255);
+            match refusal.is_over {
+                true => warn!(target: SENDERS,
+                    "the broker does not take a report for queue '{key}': {cause}; it is dropped"
+                ),
+                false => warn!(
+                    "the broker does not take a message for queue '{key}': {cause}; it and others like \
+                     it stay in the ledger, and are sent again"
+                ),
+            }
+        }
+        if refusal.is_over {
+            steps.push_back(Step::Commit(Op::LettersSent(vec![seq])));
+        }
+    }
+
     /// Returns the number of the dead letter about `unit`, if the broker may still take it.
     pub fn dead_letter(&self, unit: &str) -> Option<u64> {
         self.letters.dead(unit)
@@ -412,6 +476,7 @@ impl Source {
             true => 0,
             false => limit.saturating_sub(load.busy + self.held.len()),
         };
+        self.ask(free > 0);
         let room = Room {
             received: self.received,
             free,
@@ -439,9 +504,7 @@ impl Source {
             self.session.claim(claim);
         }
         if self.look.is_some_and(|look| look <= Instant::now()) {
-            let closed = self.open.expire(LOST, |unit| runs(reader, unit));
-            self.close(closed, steps);
-            self.look = self.open.lost_since().map(|_| Instant::now() + LOST);
+            self.look(reader, steps);
         }
         let due = self.held.due();
         // The ledger may have got it only after it came again.

@@ -4,8 +4,9 @@ use tracing::warn;
 
 use crate::engine::commit::receipt::Receipt;
 
-/// Maximum number of receipts that wait. A source whose receipt finds no room does not get it, and
-/// offers the event again.
+/// Maximum number of receipts that wait, besides those of queues. A source whose receipt finds no room
+/// does not get it, and offers the event again. A queue offers again only on its next connection; its
+/// prefetch is the limit.
 const MAX_WAITING: usize = 4096;
 
 /// A receipt, and the units whose ends it waits for.
@@ -29,7 +30,7 @@ impl Receipts {
         if units.is_empty() {
             return Some(receipt);
         }
-        if self.waiting.len() < MAX_WAITING {
+        if self.waiting.len() < MAX_WAITING || matches!(receipt, Receipt::Queue(_)) {
             self.waiting.push(Waiting { receipt, units });
         } else if !std::mem::replace(&mut self.said, true) {
             warn!(
@@ -65,6 +66,7 @@ impl Receipts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::commit::receipt::{QueueAck, Tag};
 
     fn ended(receipts: &mut Receipts, unit: &str, retry: Option<&str>) -> usize {
         let mut settled = 0;
@@ -99,5 +101,20 @@ mod tests {
         }
         assert_eq!(receipts.waiting.len(), MAX_WAITING);
         assert!(receipts.said);
+        let tag = Tag {
+            connection: 1,
+            number: 1,
+        };
+        let ack = QueueAck {
+            source: 1,
+            tag,
+            at_end: true,
+        };
+        receipts.attach(Receipt::Queue(ack), vec!["b".into()]);
+        assert_eq!(
+            ended(&mut receipts, "b", None),
+            1,
+            "the prefetch is its limit"
+        );
     }
 }

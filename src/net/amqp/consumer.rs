@@ -19,6 +19,10 @@ use crate::net::backoff::backoff;
 /// Maximum time for a goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// Time after which a connection has proved that the queue can be taken from. After a shorter one without
+/// deliveries the next wait is longer.
+const PROVED: Duration = Duration::from_secs(5);
+
 /// What a session is asked to do.
 #[derive(Debug)]
 pub enum Command {
@@ -60,8 +64,11 @@ pub struct Consumer {
     posts: UnboundedSender<Post>,
     /// Number of the connection.
     number: u64,
-    /// How many deliveries the client was told of.
+    /// Whether the client knows of the connection.
+    is_told: bool,
+    /// How many deliveries the client was told of, of all connections and of this one.
     delivered: u64,
+    delivered_here: u64,
     room: Room,
     /// Warnings that were given.
     warned: Vec<String>,
@@ -81,7 +88,9 @@ impl Consumer {
             commands,
             posts,
             number: 0,
+            is_told: false,
             delivered: 0,
+            delivered_here: 0,
             room: Room {
                 received: 0,
                 free: 0,
@@ -95,12 +104,17 @@ impl Consumer {
     pub async fn run(mut self) {
         let mut failures = 0;
         loop {
-            let failure = match self.connect(&mut failures).await {
+            let since = Instant::now();
+            let failure = match self.connect().await {
                 End::Failed(failure) => failure,
                 End::Stopped(done) => {
                     return stopped(done);
                 }
             };
+            // A broker that lets us in and does not let us take would be asked all the time otherwise.
+            if self.delivered_here > 0 || (self.is_told && since.elapsed() >= PROVED) {
+                failures = 0;
+            }
             self.events.tell(QueueEvent::Offline(failure.text));
             let until = Instant::now() + backoff(failures);
             failures = failures.saturating_add(1);
@@ -127,7 +141,8 @@ impl Consumer {
     }
 
     /// Connects, and takes messages as long as the connection holds.
-    async fn connect(&mut self, failures: &mut u32) -> End {
+    async fn connect(&mut self) -> End {
+        (self.is_told, self.delivered_here) = (false, 0);
         let opening = Link::open(&self.options);
         let mut opening = Box::pin(opening);
         let opened = loop {
@@ -147,11 +162,9 @@ impl Consumer {
             Err(failure) => return End::Failed(failure),
         };
         self.number += 1;
-        *failures = 0;
         for warning in warnings {
             self.warn(warning);
         }
-        self.events.tell(QueueEvent::Online(self.number));
         let Err(end) = self.serve(&mut link).await;
         if let End::Stopped(_) = &end {
             // The broker takes back what is not acknowledged.
@@ -175,8 +188,17 @@ impl Consumer {
         self.room.free.saturating_sub(on_the_way)
     }
 
+    /// Tells the client of the connection, once the broker lets us take.
+    fn online(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            self.events.tell(QueueEvent::Online(self.number));
+        }
+    }
+
     async fn serve(&mut self, link: &mut Link) -> Result<std::convert::Infallible, End> {
-        self.take(link).await?;
+        let taken = self.take(link).await;
+        taken.map_err(|failure| explained(failure, &self.options))?;
+        self.online();
         loop {
             let planned = link.planned();
             tokio::select! {
@@ -187,7 +209,13 @@ impl Consumer {
                 },
                 happening = link.channel.next() => self.happened(link, happening).await?,
                 claim = Claims::next(&mut link.claims) => match claim {
-                    Some(event) => self.events.tell(event),
+                    Some((body, event)) => {
+                        if !self.events.pass(body, event) {
+                            let cause = "claims of other hosts come too fast, or are too large: some are \
+                                         dropped; who may write to exchange 'tael.claims'?";
+                            self.warn(cause.to_owned());
+                        }
+                    }
                     None => link.claims = None,
                 },
                 failure = link.connection.closed() => return Err(failure.into()),
@@ -291,11 +319,13 @@ impl Consumer {
             )));
             return link.channel.nack(delivery.tag, false);
         }
+        self.online();
         let tag = Tag {
             connection: self.number,
             number: delivery.tag,
         };
         self.delivered += 1;
+        self.delivered_here += 1;
         let delivery = Box::new(received::message(delivery));
         self.events.tell(QueueEvent::Delivered(tag, delivery));
         Ok(())

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::model::claim::EXCHANGE;
 use crate::model::queue::Settle;
 use crate::model::text::printable;
-use crate::net::amqp::queue::{QueueEvent, QueueOptions};
+use crate::net::amqp::queue::{Heard, QueueEvent, QueueOptions};
 use crate::net::amqp::{
     Channel, Connection, Declare, Failure, FailureKind, Happening, Server, Table, Value,
 };
@@ -242,8 +243,8 @@ impl Claims {
         Ok(Self { channel, reply_to })
     }
 
-    /// Returns the next claim or answer; `None` if no more come. Cancel safe.
-    pub async fn next(claims: &mut Option<Self>) -> Option<QueueEvent> {
+    /// Returns the next claim or answer, and its event; `None` if no more come. Cancel safe.
+    pub async fn next(claims: &mut Option<Self>) -> Option<(Bytes, fn(Heard) -> QueueEvent)> {
         let Some(claims) = claims else {
             return std::future::pending().await;
         };
@@ -251,9 +252,9 @@ impl Claims {
             match claims.channel.next().await {
                 // An answer comes by the default exchange.
                 Happening::Delivery(delivery) if delivery.exchange == EXCHANGE => {
-                    return Some(QueueEvent::Claim(delivery.body));
+                    return Some((delivery.body, QueueEvent::Claim));
                 }
-                Happening::Delivery(delivery) => return Some(QueueEvent::Answer(delivery.body)),
+                Happening::Delivery(delivery) => return Some((delivery.body, QueueEvent::Answer)),
                 Happening::Closed(_) | Happening::Canceled(_) => return None,
                 Happening::Confirmed { .. } | Happening::Returned(_) => {}
             }

@@ -41,4 +41,5 @@ pub use handshake::{OPEN_TIMEOUT, Server};
 pub use message::{Declare, Declared, Delivery, Happening, Publish, Returned};
 pub use options::{AmqpOptions, HEARTBEAT, PORT, TLS_PORT, VHOST};
 pub use properties::{PERSISTENT, Properties};
+pub use received::ROUTES;
 pub use value::{Table, Value};

@@ -14,7 +14,7 @@ use crate::model::text::printable;
 use crate::net::amqp::queue::{Events, QueueEvent};
 use crate::net::amqp::received;
 use crate::net::amqp::{
-    AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, Publish,
+    AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, Publish, codes,
 };
 use crate::net::backoff::backoff;
 
@@ -74,6 +74,15 @@ pub struct Publisher {
     said: Option<String>,
 }
 
+/// Returns whether the broker ends a channel or connection because of a letter, and not by order of an
+/// operator, or because it is gone.
+fn is_about_letters(failure: &Failure) -> bool {
+    let said = failure
+        .code
+        .is_some_and(|code| code != codes::CONNECTION_FORCED);
+    said || failure.is_channel_only()
+}
+
 impl Publisher {
     /// Returns the task of a session.
     pub(super) const fn new(
@@ -106,10 +115,18 @@ impl Publisher {
                 continue;
             };
             self.say(format!("{failure}; messages for queues wait"));
-            // In the order of their numbers, before all others.
             let sent = std::mem::take(&mut self.sent).into_values().rev();
             for (number, letter) in sent {
-                self.waiting.push_front(Post::Letter(number, letter));
+                match is_about_letters(&failure) {
+                    // One of them is not allowed, or the broker fails at it. The client sends each
+                    // again later.
+                    true => {
+                        let cause = failure.text.clone();
+                        self.events.tell(QueueEvent::Unsent(number, cause));
+                    }
+                    // In the order of their numbers, before all others.
+                    false => self.waiting.push_front(Post::Letter(number, letter)),
+                }
             }
             self.returned.clear();
             self.waiting.retain(|post| matches!(post, Post::Letter(..)));
@@ -181,8 +198,8 @@ impl Publisher {
             tokio::select! {
                 biased;
                 happening = channel.next() => {
-                    *failures = 0;
                     self.happened(happening)?;
+                    *failures = 0;
                 }
                 failure = connection.closed() => return Err(failure),
                 _ = connection.changed(blocked.is_some()) => {}
@@ -241,14 +258,6 @@ impl Publisher {
                 for at in confirmed {
                     self.confirmed(at, ok);
                 }
-            }
-            Happening::Closed(failure) if failure.is_channel_only() => {
-                // One of them was not allowed. Each is tried again later.
-                for (_, (number, _)) in std::mem::take(&mut self.sent) {
-                    let cause = failure.text.clone();
-                    self.events.tell(QueueEvent::Unsent(number, cause));
-                }
-                return Err(failure);
             }
             Happening::Closed(failure) => return Err(failure),
             Happening::Delivery(_) | Happening::Canceled(_) => {}

@@ -1,12 +1,21 @@
 //! What a client and the session of a queue tell each other.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::queue::{QueueType, QueueUrl, Settle};
 use crate::model::queue_delivery::QueueDelivery;
 use crate::net::amqp::AmqpOptions;
 use crate::net::options::QueueAccess;
+
+/// Maximum number of claims and answers of others that wait for the client, and of the bytes of one: it
+/// has two names of at most 255 bytes. Others are dropped: everyone who may write to the exchange can
+/// send them, and a claim is published again.
+const MAX_HEARD: usize = 1024;
+const MAX_HEARD_BYTES: usize = 8 << 10;
 
 /// What a session needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +68,9 @@ pub enum QueueEvent {
     /// not lost them.
     Handled(u64, u64),
     /// Another client claims a message.
-    Claim(Bytes),
+    Claim(Heard),
     /// Another client knows a message that we claim.
-    Answer(Bytes),
+    Answer(Heard),
     /// The broker has this letter.
     Sent(u64),
     /// The broker does not take this letter, for people.
@@ -79,17 +88,75 @@ pub struct Room {
     pub is_paused: bool,
 }
 
+/// What another client says.
+#[derive(Debug)]
+pub struct Heard {
+    /// Its text.
+    pub body: Bytes,
+    /// Its place among those that wait.
+    _place: OwnedSemaphorePermit,
+}
+
 /// Where the events of a session go.
 #[derive(Debug, Clone)]
 pub(super) struct Events {
-    pub id: u32,
-    pub events: UnboundedSender<(u32, QueueEvent)>,
+    id: u32,
+    events: UnboundedSender<(u32, QueueEvent)>,
+    /// Places for what others say.
+    places: Arc<Semaphore>,
 }
 
 impl Events {
+    /// Returns those of session `id`.
+    pub fn new(id: u32, events: UnboundedSender<(u32, QueueEvent)>) -> Self {
+        Self {
+            id,
+            events,
+            places: Arc::new(Semaphore::new(MAX_HEARD)),
+        }
+    }
+
     /// Tells the client of `event`.
     pub fn tell(&self, event: QueueEvent) {
         // Without a client, there is no reader.
         let _ = self.events.send((self.id, event));
+    }
+
+    /// Tells the client what another one says, by an `event`. Returns whether there was room.
+    pub fn pass(&self, body: Bytes, event: fn(Heard) -> QueueEvent) -> bool {
+        if body.len() > MAX_HEARD_BYTES {
+            return false;
+        }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return false;
+        };
+        // A body may be a part of a larger memory.
+        let body = Bytes::copy_from_slice(&body);
+        self.tell(event(Heard {
+            body,
+            _place: place,
+        }));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    #[test]
+    fn what_others_say_is_bounded() {
+        let (sender, mut heard) = unbounded_channel();
+        let events = Events::new(1, sender);
+        let large = Bytes::from(vec![b'x'; MAX_HEARD_BYTES + 1]);
+        assert!(!events.pass(large, QueueEvent::Claim));
+        let body = Bytes::from_static(b"{}");
+        for _ in 0..MAX_HEARD {
+            assert!(events.pass(body.clone(), QueueEvent::Claim));
+        }
+        assert!(!events.pass(body.clone(), QueueEvent::Answer));
+        drop(heard.try_recv());
+        assert!(events.pass(body, QueueEvent::Answer));
     }
 }

@@ -17,6 +17,10 @@ const MAX_PROPERTIES: usize = 64 << 10;
 /// Headers with the number of earlier deliveries: RabbitMQ 4.3, and quorum queues.
 const FENCES: [&str; 2] = ["x-acquired-count", "x-delivery-count"];
 
+/// Headers with more queues for a message (RabbitMQ, "Sender-selected Distribution"). A dead letter with
+/// them would go to those queues too, such as the one that it came from, and would run there again.
+pub const ROUTES: [&str; 2] = ["CC", "BCC"];
+
 /// Headers with what Tael passes on; the same names as in MQTT.
 const HOPS: &str = "tael-hops";
 const TRACEPARENT: &str = "traceparent";
@@ -81,6 +85,9 @@ pub fn publish(letter: &Letter) -> Publish {
     // The broker refuses the user of another connection, and an old time to live.
     properties.user_id = None;
     properties.expiration = None;
+    for name in ROUTES.iter().chain(&FENCES) {
+        properties.headers.remove(name);
+    }
     for (name, text) in &own.headers {
         let text = Value::Text(text.clone().into());
         properties.headers.set(name, text);

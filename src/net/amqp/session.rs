@@ -30,7 +30,7 @@ impl QueueSession {
     ) -> Self {
         let (commands, commands_rx) = unbounded_channel();
         let (posts, posts_rx) = unbounded_channel();
-        let events = Events { id, events };
+        let events = Events::new(id, events);
         let publisher = Publisher::new(options.connection(), events.clone(), posts_rx);
         let consumer = Consumer::new(options, events, commands_rx, posts.clone());
         let tasks = [

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::model::letter::header;
 use crate::model::text::printable;
-use crate::net::amqp::{Delivery, Table, Value};
+use crate::net::amqp::{Delivery, ROUTES, Table, Value};
 
 /// Prefix of the headers of our dead letters.
 const OURS: &str = "x-tael-";
@@ -196,7 +196,8 @@ impl DeadLetter {
 pub fn retried(headers: &Table, letter: &DeadLetter) -> Table {
     let mut kept = Table::new();
     for (name, value) in headers.iter() {
-        if !name.starts_with(OURS) && !OF_BROKER.contains(&&*name) {
+        let others = OF_BROKER.iter().chain(&ROUTES);
+        if !name.starts_with(OURS) && !others.into_iter().any(|other| *other == name) {
             kept.push(&name, value.clone());
         }
     }
@@ -248,6 +249,7 @@ mod tests {
             headers.push(name, value);
         }
         headers.push("x-delivery-count", Value::I64(2));
+        headers.push("CC", Value::Array(vec!["q".into()]));
         let letter = DeadLetter::of(&delivery(headers.clone()));
         assert_eq!(letter.message_id.as_deref(), Some("M1"));
         assert_eq!((letter.exit, letter.at), (Some(3), Some(1_700_000_000)));
