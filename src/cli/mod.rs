@@ -22,6 +22,7 @@ pub mod message;
 mod mistakes;
 mod node;
 mod option_table;
+mod pair;
 mod parse;
 mod parser_error;
 mod play;
@@ -139,6 +140,7 @@ const ENTRIES: &[Entry] = &[
     entry::<events::Events>(),
     entry::<queue::Queue>(),
     entry::<facts::Facts>(),
+    entry::<pair::Pair>(),
     entry::<play::Play>(),
     entry::<node::Node>(),
     #[cfg(feature = "embedded-broker")]

@@ -29,6 +29,7 @@ pub mod network_address;
 pub mod node;
 pub mod note;
 pub mod outcome;
+pub mod pair;
 pub mod passthrough;
 pub mod playbook;
 pub mod policy;

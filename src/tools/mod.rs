@@ -14,6 +14,7 @@ pub mod facts;
 pub mod forget;
 pub mod message;
 pub mod node;
+pub mod pair;
 pub mod play;
 pub mod preflight;
 pub mod queue;

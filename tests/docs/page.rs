@@ -75,6 +75,7 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("toml facts", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("sh desk", "docs/work.md", "tests/it/kept.rs"),
     ("sh kept", "docs/work.md", "tests/it/kept.rs"),
+    ("sh pair", "docs/requests.md", "tests/it/pair.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";

@@ -50,6 +50,7 @@ mod offers;
 mod outbox;
 mod output;
 mod package;
+mod pair;
 mod playbooks;
 mod queue_attacks;
 mod queue_faults;

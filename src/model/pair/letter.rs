@@ -1,0 +1,144 @@
+//! The messages of two ends: their kinds, and what their user properties say.
+
+use crate::model::event::MAX_ID_BYTES;
+use crate::model::message::Properties;
+
+/// Names of the user properties. Those that Tael knows survive any number of others.
+mod property {
+    /// Id of the sender, from its claim.
+    pub const FROM: &str = "tael-from";
+    /// Id of the receiver, from its claim.
+    pub const TO: &str = "tael-to";
+    /// Number of the message.
+    pub const NUMBER: &str = "tael-number";
+    /// Kind of the message.
+    pub const KIND: &str = "tael-kind";
+}
+
+/// Kind of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The sender has seen the claim of the receiver, and pairs with it.
+    Hello,
+    /// Bytes of the sender's input. Its number follows the one before, from 1.
+    Data,
+    /// The sender's input has ended. It has a number, like data.
+    End,
+    /// The sender's output has taken all messages up to the number.
+    Ack,
+    /// The sender's output takes nothing after the number.
+    Stop,
+    /// The sender leaves before the pair has ended.
+    Leave,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Hello,
+        Self::Data,
+        Self::End,
+        Self::Ack,
+        Self::Stop,
+        Self::Leave,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Data => "data",
+            Self::End => "end",
+            Self::Ack => "ack",
+            Self::Stop => "stop",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+/// A message of one end to the other, without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Its kind.
+    pub kind: Kind,
+    /// Id of the sender.
+    pub from: String,
+    /// Id of the receiver.
+    pub to: String,
+    /// Its number; what it means depends on the kind. 0 without a meaning.
+    pub number: u64,
+}
+
+impl Letter {
+    /// Returns its properties.
+    #[must_use]
+    pub fn properties(self) -> Properties {
+        let user = [
+            (property::KIND, self.kind.name().to_owned()),
+            (property::FROM, self.from),
+            (property::TO, self.to),
+            (property::NUMBER, self.number.to_string()),
+        ];
+        Properties {
+            user: user.map(|(name, value)| (name.to_owned(), value)).into(),
+            ..Properties::default()
+        }
+    }
+
+    /// Reads the properties of a message; `None` if no end has sent it.
+    #[must_use]
+    pub fn parse(properties: &Properties) -> Option<Self> {
+        let id = |name| properties.user(name).filter(|id| id.len() <= MAX_ID_BYTES);
+        let kind = properties.user(property::KIND)?;
+        Some(Self {
+            kind: Kind::ALL.into_iter().find(|one| one.name() == kind)?,
+            from: id(property::FROM)?.to_owned(),
+            to: id(property::TO)?.to_owned(),
+            number: properties.user(property::NUMBER)?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_read_as_it_was_written() {
+        for kind in Kind::ALL {
+            let letter = Letter {
+                kind,
+                from: "x".into(),
+                to: "y".into(),
+                number: u64::MAX,
+            };
+            assert_eq!(Letter::parse(&letter.clone().properties()), Some(letter));
+        }
+    }
+
+    #[test]
+    fn what_no_end_has_sent_is_no_letter() {
+        let letter = Letter {
+            kind: Kind::Data,
+            from: "x".into(),
+            to: "y".into(),
+            number: 1,
+        };
+        let good = letter.properties();
+        for (place, value) in [
+            (0, "other".to_owned()),
+            (1, "x".repeat(MAX_ID_BYTES + 1)),
+            (3, "-1".to_owned()),
+            (3, "18446744073709551616".to_owned()),
+            (3, String::new()),
+        ] {
+            let mut bad = good.clone();
+            bad.user[place].1 = value;
+            assert_eq!(Letter::parse(&bad), None, "{bad:?}");
+        }
+        for place in 0..4 {
+            let mut bad = good.clone();
+            bad.user.remove(place);
+            assert_eq!(Letter::parse(&bad), None, "{bad:?}");
+        }
+        assert_eq!(Letter::parse(&Properties::default()), None);
+    }
+}

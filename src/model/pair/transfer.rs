@@ -1,0 +1,400 @@
+//! The bytes between two ends, each way: numbers, window, acknowledgements, and ends.
+
+use crate::model::pair::{Kind, Letter};
+
+/// Maximum size of the payload of one message, bytes.
+pub const MAX_CHUNK: usize = 16 * 1024;
+
+/// Maximum number of messages that the other end has not acknowledged. So a slow reader holds the writer,
+/// and an end keeps half a megabyte at most.
+pub const WINDOW: u64 = 32;
+
+/// Number of messages after which an end acknowledges. With half a window the other never waits for it.
+const ACK_EACH: u64 = WINDOW / 2;
+
+/// Why a pair is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// A message is missing.
+    Gap,
+    /// More messages came than the window allows.
+    Window,
+    /// An acknowledgement of what was not sent.
+    Ack,
+    /// The other end leaves.
+    Left,
+}
+
+/// What a message of the other end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// It does not fit: not from the other end, not to us, or again.
+    Stray,
+    /// Its payload is the next part.
+    Data,
+    /// There are no further parts.
+    End,
+    /// Messages of ours have arrived, or are not wanted: [`Transfer::is_done`], [`Transfer::can_send`]
+    /// and [`Transfer::is_unwanted`] may have changed.
+    Progress,
+}
+
+/// The transfer of one end.
+#[derive(Debug)]
+pub struct Transfer {
+    own: String,
+    other: String,
+    /// Number of our last message.
+    sent: u64,
+    /// Up to which of them the output of the other end has taken them.
+    acked: u64,
+    /// Whether our last message was the end.
+    ended: bool,
+    /// After which number the other end takes nothing, if it has said so.
+    stopped: Option<u64>,
+    /// Number of the last message that came.
+    received: u64,
+    /// Up to which our output has taken them.
+    taken: u64,
+    /// Up to which we have acknowledged them.
+    told: u64,
+    /// Whether the last message that came was the end.
+    their_end: bool,
+    /// Whether we have said that our output takes nothing more.
+    refused: bool,
+}
+
+impl Transfer {
+    /// Returns the transfer of end `own` with end `other`; both are ids of claims.
+    #[must_use]
+    pub const fn new(own: String, other: String) -> Self {
+        Self {
+            own,
+            other,
+            sent: 0,
+            acked: 0,
+            ended: false,
+            stopped: None,
+            received: 0,
+            taken: 0,
+            told: 0,
+            their_end: false,
+            refused: false,
+        }
+    }
+
+    fn letter(&self, kind: Kind, number: u64) -> Letter {
+        Letter {
+            kind,
+            from: self.own.clone(),
+            to: self.other.clone(),
+            number,
+        }
+    }
+
+    /// Returns whether the next part of our input may be sent now.
+    #[must_use]
+    pub const fn can_send(&self) -> bool {
+        !self.is_sent() && self.sent - self.acked < WINDOW
+    }
+
+    /// Returns whether nothing of our input remains to be sent.
+    #[must_use]
+    pub const fn is_sent(&self) -> bool {
+        self.ended || self.stopped.is_some()
+    }
+
+    /// Returns whether the other end takes no more of our input.
+    #[must_use]
+    pub const fn is_unwanted(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Returns the message for the next part of our input, which [`Self::can_send`].
+    pub fn data(&mut self) -> Letter {
+        self.sent += 1;
+        self.letter(Kind::Data, self.sent)
+    }
+
+    /// Returns the message for the end of our input, unless it is sent or not wanted.
+    pub fn end(&mut self) -> Option<Letter> {
+        if self.is_sent() {
+            return None;
+        }
+        self.ended = true;
+        self.sent += 1;
+        Some(self.letter(Kind::End, self.sent))
+    }
+
+    /// Returns the message that ends the pair before its time.
+    #[must_use]
+    pub fn leave(&self) -> Letter {
+        self.letter(Kind::Leave, 0)
+    }
+
+    /// Handles a message whose payload has `size` bytes.
+    ///
+    /// # Errors
+    /// When the pair is broken.
+    pub fn receive(&mut self, letter: &Letter, size: usize) -> Result<Received, Broken> {
+        if letter.from != self.other || letter.to != self.own || size > MAX_CHUNK {
+            return Ok(Received::Stray);
+        }
+        match letter.kind {
+            Kind::Hello => Ok(Received::Stray),
+            Kind::Leave => Err(Broken::Left),
+            Kind::Data | Kind::End => self.next(letter),
+            Kind::Ack | Kind::Stop if letter.number > self.sent => Err(Broken::Ack),
+            Kind::Ack => {
+                self.acked = self.acked.max(letter.number);
+                Ok(Received::Progress)
+            }
+            Kind::Stop => {
+                self.acked = self.acked.max(letter.number);
+                self.stopped.get_or_insert(letter.number);
+                Ok(Received::Progress)
+            }
+        }
+    }
+
+    fn next(&mut self, letter: &Letter) -> Result<Received, Broken> {
+        if letter.number <= self.received {
+            return Ok(Received::Stray);
+        }
+        if letter.number > self.received + 1 || self.their_end {
+            return Err(Broken::Gap);
+        }
+        if letter.number - self.told > WINDOW {
+            return Err(Broken::Window);
+        }
+        self.received = letter.number;
+        if letter.kind == Kind::End {
+            self.their_end = true;
+            return Ok(Received::End);
+        }
+        Ok(Received::Data)
+    }
+
+    /// Notes that our output has taken one more message, in order. Returns an acknowledgement if one is
+    /// due.
+    pub fn took(&mut self) -> Option<Letter> {
+        self.taken = (self.taken + 1).min(self.received);
+        let last = self.their_end && self.taken == self.received;
+        (last || self.taken - self.told >= ACK_EACH).then(|| {
+            self.told = self.taken;
+            self.letter(Kind::Ack, self.told)
+        })
+    }
+
+    /// Notes that our output takes nothing more. Returns the message that says so, once, unless it has
+    /// taken everything.
+    pub fn refuse(&mut self) -> Option<Letter> {
+        if self.is_received() || std::mem::replace(&mut self.refused, true) {
+            return None;
+        }
+        Some(self.letter(Kind::Stop, self.taken))
+    }
+
+    /// Returns whether our output has taken everything of the other end, or takes nothing more.
+    #[must_use]
+    pub const fn is_received(&self) -> bool {
+        self.refused || self.their_end && self.taken == self.received
+    }
+
+    /// Returns whether both directions have ended.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.is_received() && (self.stopped.is_some() || self.ended && self.acked == self.sent)
+    }
+
+    /// Returns whether the other end has stopped before it took all that was sent to it.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        let parts = self.sent - u64::from(self.ended);
+        self.stopped.is_some_and(|taken| taken < parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    fn two() -> (Transfer, Transfer) {
+        let new = |own: &str, other: &str| Transfer::new(own.into(), other.into());
+        (new("x", "y"), new("y", "x"))
+    }
+
+    #[test]
+    fn a_window_is_sent_and_half_a_window_acknowledged() {
+        let (mut x, mut y) = two();
+        let mut letters = VecDeque::new();
+        while x.can_send() {
+            letters.push_back(x.data());
+        }
+        assert_eq!(letters.len() as u64, WINDOW);
+        let mut acks = Vec::new();
+        for letter in &letters {
+            assert_eq!(y.receive(letter, MAX_CHUNK), Ok(Received::Data));
+            assert_eq!(y.receive(letter, 1), Ok(Received::Stray), "again");
+            acks.extend(y.took());
+        }
+        let numbers: Vec<u64> = acks.iter().map(|ack| ack.number).collect();
+        assert_eq!(numbers, [ACK_EACH, WINDOW]);
+        assert_eq!(x.receive(&acks[0], 0), Ok(Received::Progress));
+        assert!(x.can_send());
+        assert_eq!(x.sent - x.acked, WINDOW - ACK_EACH);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_a_gap_breaks() {
+        let (mut x, mut y) = two();
+        let first = x.data();
+        for stray in [
+            Letter {
+                from: "z".into(),
+                ..first.clone()
+            },
+            Letter {
+                to: "z".into(),
+                ..first.clone()
+            },
+            Letter {
+                kind: Kind::Hello,
+                ..first.clone()
+            },
+        ] {
+            assert_eq!(y.receive(&stray, 1), Ok(Received::Stray), "{stray:?}");
+        }
+        assert_eq!(y.receive(&first, MAX_CHUNK + 1), Ok(Received::Stray));
+        assert_eq!(y.receive(&first, 1), Ok(Received::Data));
+        x.data();
+        assert_eq!(y.receive(&x.data(), 1), Err(Broken::Gap));
+        assert_eq!(
+            x.receive(&y.letter(Kind::Ack, 4), 0),
+            Err(Broken::Ack),
+            "not sent"
+        );
+        assert_eq!(x.receive(&y.leave(), 0), Err(Broken::Left));
+    }
+
+    #[test]
+    fn a_writer_that_ignores_the_window_breaks() {
+        let (mut x, mut y) = two();
+        for _ in 0..WINDOW {
+            assert_eq!(y.receive(&x.data(), 1), Ok(Received::Data));
+        }
+        assert_eq!(y.receive(&x.data(), 1), Err(Broken::Window));
+    }
+
+    #[test]
+    fn each_direction_ends_alone() {
+        let (mut x, mut y) = two();
+        let data = x.data();
+        let end = x.end().expect("end");
+        assert!(x.end().is_none() && !x.can_send());
+        assert_eq!(y.receive(&data, 1), Ok(Received::Data));
+        assert_eq!(y.receive(&end, 0), Ok(Received::End));
+        assert!(y.took().is_none() && !y.is_received());
+        let ack = y.took().expect("all taken");
+        assert!(y.is_received() && !y.is_done());
+        assert_eq!(x.receive(&ack, 0), Ok(Received::Progress));
+        assert!(!x.is_done(), "the other direction is open");
+        assert!(y.can_send());
+        let end = y.end().expect("end");
+        assert_eq!(x.receive(&end, 0), Ok(Received::End));
+        let ack = x.took().expect("all taken");
+        assert!(x.is_done() && !x.is_cut_short());
+        assert_eq!(y.receive(&ack, 0), Ok(Received::Progress));
+        assert!(y.is_done());
+        assert_eq!(y.receive(&x.letter(Kind::Data, 3), 1), Err(Broken::Gap));
+    }
+
+    #[test]
+    fn an_output_that_stops_says_how_much_it_took() {
+        let (mut x, mut y) = two();
+        let letters = [x.data(), x.data()];
+        for letter in &letters {
+            assert_eq!(y.receive(letter, 1), Ok(Received::Data));
+        }
+        assert!(y.took().is_none());
+        let stop = y.refuse().expect("stop");
+        assert!(y.refuse().is_none() && y.is_received());
+        assert_eq!(stop.number, 1);
+        assert_eq!(x.receive(&stop, 0), Ok(Received::Progress));
+        assert!(x.is_unwanted() && x.is_cut_short() && x.end().is_none());
+        // One that took all parts, and only does not wait for the end, loses nothing.
+        let (mut x, mut y) = two();
+        assert_eq!(y.receive(&x.data(), 1), Ok(Received::Data));
+        assert!(y.took().is_none());
+        let stop = y.refuse().expect("stop");
+        assert!(x.end().is_some());
+        assert_eq!(x.receive(&stop, 0), Ok(Received::Progress));
+        assert!(!x.is_cut_short());
+    }
+
+    proptest! {
+        /// In every order in which both ends read, write and deliver, all parts come, once, in
+        /// order, and both are done.
+        #[test]
+        fn everything_arrives_once(steps in proptest::collection::vec(0u8..6, 0..2000), parts in 0u64..200) {
+            let (mut x, mut y) = two();
+            let (mut to_y, mut to_x, mut pending) = (VecDeque::new(), VecDeque::new(), 0u64);
+            let (mut left, mut came) = (parts, 0u64);
+            to_x.extend(y.end());
+            let mut step = |which: u8| -> Result<(), Broken> {
+                match which {
+                    0 | 1 if left > 0 && x.can_send() => {
+                        to_y.push_back(x.data());
+                        left -= 1;
+                    }
+                    2 if left == 0 && x.can_send() => to_y.extend(x.end()),
+                    3 => if let Some(letter) = to_y.pop_front() {
+                        match y.receive(&letter, 1)? {
+                            Received::Data => { came += 1; pending += 1; }
+                            Received::End => pending += 1,
+                            Received::Stray | Received::Progress => {}
+                        }
+                    },
+                    4 if pending > 0 => {
+                        pending -= 1;
+                        to_x.extend(y.took());
+                    }
+                    5 => if let Some(letter) = to_x.pop_front()
+                        && x.receive(&letter, 0)? == Received::End {
+                        to_y.extend(x.took());
+                    },
+                    _ => {}
+                }
+                Ok(())
+            };
+            for which in steps {
+                prop_assert_eq!(step(which), Ok(()));
+            }
+            for _ in 0..2000 {
+                for which in 0..6 {
+                    prop_assert_eq!(step(which), Ok(()));
+                }
+            }
+            prop_assert_eq!(came, parts);
+            prop_assert!(x.is_done() && y.is_done());
+        }
+
+        #[test]
+        fn no_message_makes_it_panic(letters in proptest::collection::vec((0usize..6, any::<u64>(), 0u64..4), 0..50)) {
+            let (mut x, y) = two();
+            x.data();
+            for (kind, far, near) in letters {
+                let kinds = [Kind::Hello, Kind::Data, Kind::End, Kind::Ack, Kind::Stop, Kind::Leave];
+                for number in [far, near] {
+                    let _ = x.receive(&y.letter(kinds[kind], number), 1);
+                    let _ = x.took();
+                    let _ = x.refuse();
+                }
+            }
+            let _ = y.leave();
+            prop_assert!(x.acked <= x.sent && x.taken <= x.received && x.told <= x.taken);
+        }
+    }
+}

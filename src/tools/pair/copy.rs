@@ -1,0 +1,230 @@
+//! Copies bytes between the streams of an end and the other end.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::pair::{Broken, Claim, Kind as LetterKind, Letter, Received, Transfer};
+use crate::tools::pair::end::{End, Heard};
+use crate::tools::pair::streams::{Running, Streams, Taken};
+
+/// Time for which the claim of the other end may be missing. An end whose claim
+/// another client has cleared publishes it again.
+const MISSING: Duration = Duration::from_secs(1);
+
+/// Time for the output of a command to end after the command has ended: a process of its own may hold it.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How an end has ended in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Both directions have ended.
+    Both,
+    /// The reader of our standard output is gone.
+    Unread,
+}
+
+/// The copy of one end.
+pub(super) struct Copier<'a> {
+    end: &'a mut End,
+    other: &'a Claim,
+    streams: &'a mut Streams,
+    transfer: Transfer,
+    /// Bytes of the input that were sent.
+    pub sent: u64,
+    /// Bytes for the output that came.
+    pub received: u64,
+    /// When the claim of the other end has been missing for too long.
+    missing: Option<Instant>,
+    /// When the output of the command, which has ended, is read no longer.
+    drained: Option<Instant>,
+}
+
+impl<'a> Copier<'a> {
+    /// Returns the copy between `streams` of `end` and the `other` end.
+    pub fn new(end: &'a mut End, other: &'a Claim, streams: &'a mut Streams) -> Self {
+        let transfer = Transfer::new(end.claim.id.clone(), other.id.clone());
+        Self {
+            end,
+            other,
+            streams,
+            transfer,
+            sent: 0,
+            received: 0,
+            missing: None,
+            drained: None,
+        }
+    }
+
+    /// Copies until both directions have ended.
+    ///
+    /// # Errors
+    /// 69 when the pair is broken; 65 and 73 when our input or output fails.
+    pub async fn run(&mut self) -> Result<Ended> {
+        while !self.transfer.is_done() {
+            let can_read = self.transfer.can_send();
+            // In no order: strangers who flood the topic must not hold our own streams.
+            tokio::select! {
+                heard = self.end.next() => self.heard(heard?)?,
+                Some(taken) = self.streams.taken.recv() => {
+                    if let Some(ended) = self.took(taken)? {
+                        return Ok(ended);
+                    }
+                }
+                part = next(&mut self.streams.input), if can_read => match part {
+                    Some(Ok(part)) => self.send(part)?,
+                    Some(Err(e)) => return Err(Error::data(format!("read the input: {e}"))),
+                    None => self.input_ended()?,
+                },
+                () = command_ends(&mut self.streams.command), if self.drained.is_none() => {
+                    self.drained = Some(Instant::now() + DRAIN);
+                    self.refuse()?;
+                }
+                () = sleep_until(self.drained.unwrap_or_else(Instant::now)),
+                    if self.drained.is_some() && !self.transfer.is_sent() => self.input_ended()?,
+                () = sleep_until(self.missing.unwrap_or_else(Instant::now)),
+                    if self.missing.is_some() => return Err(self.broken("it is gone")),
+            }
+        }
+        if self.transfer.is_cut_short() {
+            return Err(self.broken("it has not taken everything"));
+        }
+        Ok(Ended::Both)
+    }
+
+    /// Tells the other end that we leave before its time.
+    pub fn leave(&mut self) {
+        let letter = self.transfer.leave();
+        // Without a connection it learns that from our claim.
+        let _ = self.end.send(letter, Bytes::new());
+    }
+
+    fn broken(&self, cause: &str) -> Error {
+        let other = self.other.holder();
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "the other end, {other}: {cause}; the pair has ended early, start both ends again"
+            ),
+        )
+    }
+
+    fn send(&mut self, part: Bytes) -> Result<()> {
+        self.sent += part.len() as u64;
+        let letter = self.transfer.data();
+        self.end.send(letter, part)
+    }
+
+    /// Our input has ended.
+    fn input_ended(&mut self) -> Result<()> {
+        self.streams.input = None;
+        match self.transfer.end() {
+            Some(letter) => self.end.send(letter, Bytes::new()),
+            None => Ok(()),
+        }
+    }
+
+    /// Our output takes nothing more.
+    fn refuse(&mut self) -> Result<()> {
+        self.streams.output = None;
+        match self.transfer.refuse() {
+            Some(letter) => self.end.send(letter, Bytes::new()),
+            None => Ok(()),
+        }
+    }
+
+    fn took(&mut self, taken: Taken) -> Result<Option<Ended>> {
+        match taken {
+            Taken::Part => self.acknowledge()?,
+            // After a stop nothing is acknowledged.
+            Taken::Closed if self.transfer.is_received() => {}
+            Taken::Closed => self.acknowledge()?,
+            Taken::Refused(e) => {
+                self.refuse()?;
+                if self.streams.command.is_some() {
+                    return Ok(None);
+                }
+                if e.kind() == ErrorKind::BrokenPipe {
+                    return Ok(Some(Ended::Unread));
+                }
+                return Err(Error::cannot_create(format!("write to stdout: {e}")));
+            }
+        }
+        Ok(None)
+    }
+
+    fn acknowledge(&mut self) -> Result<()> {
+        match self.transfer.took() {
+            Some(letter) => self.end.send(letter, Bytes::new()),
+            None => Ok(()),
+        }
+    }
+
+    fn heard(&mut self, heard: Heard) -> Result<()> {
+        match heard {
+            Heard::Other(claim) => {
+                let there = claim.is_some_and(|claim| claim.id == self.other.id);
+                let by = || Instant::now() + MISSING;
+                self.missing = (!there).then(|| self.missing.unwrap_or_else(by));
+            }
+            Heard::Letter(letter, payload) => self.letter(&letter, payload)?,
+            Heard::Cut(cause) => {
+                let cause = format!(
+                    "lost the broker: {cause}; the pair has ended early, start both ends again"
+                );
+                return Err(Error::new(Kind::Unavailable, cause));
+            }
+            Heard::Online | Heard::Claimed | Heard::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn letter(&mut self, letter: &Letter, payload: Bytes) -> Result<()> {
+        let received = self.transfer.receive(letter, payload.len());
+        let received = received.map_err(|broken| {
+            self.broken(match broken {
+                Broken::Gap => "a message of it is missing",
+                Broken::Window => "it sends more than the window allows",
+                Broken::Ack => "it acknowledges what was not sent",
+                Broken::Left => "it has left",
+            })
+        })?;
+        match received {
+            Received::Stray if letter.kind == LetterKind::Hello => {}
+            Received::Stray => self.end.stray(),
+            Received::Data => {
+                self.received += payload.len() as u64;
+                // It has room for a window, or is closed.
+                if let Some(output) = &self.streams.output {
+                    let _ = output.try_send(payload);
+                }
+            }
+            // It closes after the last part.
+            Received::End => self.streams.output = None,
+            Received::Progress if self.transfer.is_unwanted() => self.streams.input = None,
+            Received::Progress => {}
+        }
+        Ok(())
+    }
+}
+
+/// Returns the next part of the input; `None` at its end.
+async fn next(
+    input: &mut Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>,
+) -> Option<std::io::Result<Bytes>> {
+    match input {
+        Some(input) => input.recv().await,
+        None => None,
+    }
+}
+
+/// Returns when the command has ended; never without one.
+async fn command_ends(command: &mut Option<Running>) {
+    match command {
+        Some(command) => command.ended().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,208 @@
+//! The bytes of one end: standard input and output, or those of a command. Threads read and write them,
+//! because a pipe, a file or a terminal that others use too must not become non-blocking.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::command::DEFAULT_SHELL;
+use crate::model::pair::{MAX_CHUNK, WINDOW};
+use crate::os::inherit::keep_variables;
+use crate::os::process::{POLL_AGAIN, end_group};
+
+/// Number of parts that are read before there is room to send them.
+const READ_AHEAD: usize = 2;
+
+/// Time between SIGTERM and SIGKILL for the command.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What the output says.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It has taken one part.
+    Part,
+    /// It cannot be written.
+    Refused(io::Error),
+    /// It is closed after the last part.
+    Closed,
+}
+
+/// Input and output of an end.
+pub(super) struct Streams {
+    /// The parts that were read, until the end.
+    pub input: Option<mpsc::Receiver<io::Result<Bytes>>>,
+    /// Takes the parts to write; dropped, it closes the output.
+    pub output: Option<mpsc::Sender<Bytes>>,
+    /// What became of them.
+    pub taken: mpsc::UnboundedReceiver<Taken>,
+    /// The command.
+    pub command: Option<Running>,
+}
+
+/// A running command.
+pub(super) struct Running {
+    child: Child,
+    /// Comes when it has ended; `None` after that.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl Streams {
+    /// Returns standard input and output, which are no longer those of this process: so they close when
+    /// they end.
+    ///
+    /// # Errors
+    /// When they cannot be taken (73).
+    pub fn own() -> Result<Self> {
+        let taken = || {
+            let null = File::options().read(true).write(true).open("/dev/null")?;
+            let input = io::stdin().as_fd().try_clone_to_owned()?;
+            let output = io::stdout().as_fd().try_clone_to_owned()?;
+            dup2_stdin(&null)?;
+            dup2_stdout(&null)?;
+            Ok((input, output))
+        };
+        let wrong = |e: io::Error| Error::cannot_create(format!("take stdin and stdout: {e}"));
+        let (input, output) = taken().map_err(wrong)?;
+        Self::new(input, output, None)
+    }
+
+    /// Starts `line` by the shell, as the leader of a process group, and returns its input and output.
+    ///
+    /// # Errors
+    /// When it cannot be started (73).
+    pub fn of_command(line: &str) -> Result<Self> {
+        let wrong = |e: io::Error| Error::cannot_create(format!("start '{line}': {e}"));
+        let mut command = Command::new(DEFAULT_SHELL);
+        keep_variables(&mut command);
+        let mut child = command
+            .args(["-c", line])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(wrong)?;
+        let (Some(output), Some(input)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(wrong(ErrorKind::BrokenPipe.into()));
+        };
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let (tell, ended) = oneshot::channel();
+        let running = Running {
+            child,
+            ended: Some(ended),
+        };
+        spawn("pair-command", move || {
+            // It stays a zombie, so that its group has its number until we have ended it.
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+            while waitid(Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR) {}
+            let _ = tell.send(());
+        })?;
+        Self::new(input.into(), output.into(), Some(running))
+    }
+
+    fn new(input: OwnedFd, output: OwnedFd, command: Option<Running>) -> Result<Self> {
+        let (parts, read) = mpsc::channel(READ_AHEAD);
+        spawn("pair-input", move || read_all(File::from(input), &parts))?;
+        // The window bounds what waits.
+        let (write, waiting) = mpsc::channel(usize::try_from(WINDOW).unwrap_or(1));
+        let (tell, taken) = mpsc::unbounded_channel();
+        spawn("pair-output", move || {
+            write_all(File::from(output), waiting, &tell);
+            let _ = tell.send(Taken::Closed);
+        })?;
+        Ok(Self {
+            input: Some(read),
+            output: Some(write),
+            taken,
+            command,
+        })
+    }
+}
+
+impl Running {
+    /// Returns when the command has ended. Cancel safe.
+    pub async fn ended(&mut self) {
+        if let Some(ended) = &mut self.ended {
+            let _ = ended.await;
+            self.ended = None;
+        }
+    }
+
+    /// Ends what is left of its process group, and returns its exit code, 128+signal for a death by signal.
+    pub fn end(mut self) -> u8 {
+        end_group(self.child.id(), GRACE);
+        let Ok(status) = self.child.wait() else {
+            return Kind::Bug.exit_code();
+        };
+        let code = status.code().or(status.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(u8::MAX)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            end_group(self.child.id(), GRACE);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = thread::Builder::new().name(name.into());
+    let wrong = |e| Error::new(Kind::TryAgain, format!("start a thread: {e}"));
+    thread.spawn(work).map(drop).map_err(wrong)
+}
+
+/// Reads `from` up to its end, or until no task takes the `parts`.
+fn read_all(mut from: File, parts: &mpsc::Sender<io::Result<Bytes>>) {
+    let mut buffer = vec![0; MAX_CHUNK];
+    loop {
+        let part = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => Ok(Bytes::copy_from_slice(
+                buffer.get(..count).unwrap_or_default(),
+            )),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            // Another process has made it non-blocking.
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                thread::sleep(POLL_AGAIN);
+                continue;
+            }
+            Err(e) => Err(e),
+        };
+        let failed = part.is_err();
+        if parts.blocking_send(part).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Writes all `parts` to `to`, and tells what became of each.
+fn write_all(mut to: File, mut parts: mpsc::Receiver<Bytes>, tell: &mpsc::UnboundedSender<Taken>) {
+    while let Some(part) = parts.blocking_recv() {
+        let mut rest = &part[..];
+        while !rest.is_empty() {
+            match to.write(rest) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => thread::sleep(POLL_AGAIN),
+                Err(e) => {
+                    let _ = tell.send(Taken::Refused(e));
+                    return;
+                }
+            }
+        }
+        let _ = tell.send(Taken::Part);
+    }
+}

@@ -1,0 +1,761 @@
+//! `tael pair`: bytes both ways, two ends and no third, and what ends them.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::common::broker::is_mosquitto;
+use crate::common::proxy::Proxy;
+use crate::common::raw::{self, Raw};
+use crate::common::{Process, Setup, World, has_program, ran, refuses, wait_until};
+
+/// Bytes that a pair may hold on their way: a window of messages, the pipes of both ends, and what their
+/// threads have in hand.
+const HELD: usize = 32 * 16 * 1024 + 2 * 65_536 + 4 * 16 * 1024;
+
+/// One end of a pair.
+struct End {
+    process: Process,
+    input: Option<ChildStdin>,
+    output: ChildStdout,
+}
+
+impl End {
+    /// Starts an end of pair `name`.
+    fn start(world: &World, name: &str, more: &[&str]) -> Self {
+        let mut command = world.tael(["pair", name, "--root", "lab", "--json"]);
+        command.args(more).env("TAEL_LOG", "warn");
+        Self::by(world, command)
+    }
+
+    fn by(world: &World, mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = world.spawn(command);
+        let input = process.child.stdin.take();
+        let output = process.child.stdout.take().expect("stdout");
+        Self {
+            process,
+            input,
+            output,
+        }
+    }
+
+    /// Starts both ends of pair `name`, and returns when they are one.
+    fn two(world: &World, name: &str) -> (Self, Self) {
+        let [x, y] = [(); 2].map(|()| Self::start(world, name, &[]));
+        x.wait("paired");
+        y.wait("paired");
+        (x, y)
+    }
+
+    /// Returns its states so far.
+    fn states(&self) -> Vec<Value> {
+        let log = self.process.log_text();
+        let lines = log.lines().filter(|line| line.starts_with('{'));
+        lines
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Waits for a state, and returns it.
+    #[track_caller]
+    fn wait(&self, state: &str) -> Value {
+        let mut found = None;
+        wait_until(&format!("{state}: {}", self.process.log_text()), || {
+            found = self.states().into_iter().find(|s| s["state"] == state);
+            found.is_some()
+        });
+        found.expect("state")
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let input = self.input.as_mut().expect("open");
+        input.write_all(bytes).expect("write");
+    }
+
+    fn read(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.output.read_exact(&mut bytes).expect("read");
+        bytes
+    }
+
+    /// Closes its input; returns the rest of its output, and its exit code.
+    fn finish(mut self) -> (Vec<u8>, i32) {
+        drop(self.input.take());
+        let mut rest = Vec::new();
+        self.output.read_to_end(&mut rest).expect("read");
+        let code = self.process.wait();
+        (rest, code)
+    }
+
+    /// Waits until it has failed with `code`, and returns the cause.
+    #[track_caller]
+    fn failed(mut self, code: i32) -> String {
+        let got = self.process.wait();
+        let log = self.process.log_text();
+        assert_eq!(got, code, "{log}");
+        let last = self.states().pop().expect("a state");
+        assert_eq!(
+            (&last["state"], &last["code"]),
+            (&"failed".into(), &code.into())
+        );
+        last["error"].as_str().expect("error").to_owned()
+    }
+}
+
+/// Returns bytes that are no text and differ from place to place.
+fn bytes(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut all = Vec::with_capacity(count + 8);
+    while all.len() < count {
+        all.extend(next());
+    }
+    all.truncate(count);
+    all
+}
+
+#[test]
+fn bytes_go_both_ways_through_a_pair() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    let all: Vec<u8> = (0..=255).collect();
+    x.write(&all);
+    assert_eq!(y.read(256), all);
+    y.write(b"\0back");
+    assert_eq!(x.read(5), b"\0back");
+    // The end of one direction does not end the other.
+    drop(x.input.take());
+    let mut rest = Vec::new();
+    y.output.read_to_end(&mut rest).expect("read");
+    assert_eq!(rest, b"");
+    y.write(&all);
+    assert_eq!(x.read(256), all);
+    let with = x.wait("paired")["with"].clone();
+    assert!(
+        with["host"].is_string() && with["user"].is_string(),
+        "{with}"
+    );
+    let sides = [&x, &y].map(|end| end.wait("paired")["side"].clone());
+    assert_ne!(sides[0], sides[1]);
+    let (rest, code) = y.finish();
+    assert_eq!((rest, code), (Vec::new(), 0));
+    let log = x.process.log.clone();
+    assert_eq!(x.finish(), (Vec::new(), 0));
+    let log = fs::read_to_string(log).expect("log");
+    let last: Value = serde_json::from_str(log.lines().last().expect("line")).expect("json");
+    assert_eq!(
+        (
+            &last["state"],
+            &last["sent"],
+            &last["received"],
+            &last["code"]
+        ),
+        (&"ended".into(), &256.into(), &261.into(), &0.into())
+    );
+}
+
+fn transfers(count: usize) {
+    let world = World::new();
+    let (mut x, y) = End::two(&world, "big");
+    let all = Arc::new(bytes(count));
+    let mut input = x.input.take().expect("stdin");
+    let source = Arc::clone(&all);
+    let writer = thread::spawn(move || input.write_all(&source).expect("write"));
+    let (got, code) = y.finish();
+    writer.join().expect("writer");
+    assert!(got == *all, "{} bytes, or others", got.len());
+    assert_eq!(code, 0);
+    assert_eq!(x.finish(), (Vec::new(), 0));
+}
+
+#[test]
+fn twenty_megabytes_arrive_byte_for_byte() {
+    transfers(20_000_000);
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
+fn a_hundred_megabytes_arrive_byte_for_byte() {
+    transfers(100_000_000);
+}
+
+#[test]
+fn a_slow_reader_holds_the_writer() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "slow");
+    let all = Arc::new(bytes(HELD * 3));
+    let mut input = x.input.take().expect("stdin");
+    let written = Arc::new(AtomicUsize::new(0));
+    let (source, count) = (Arc::clone(&all), Arc::clone(&written));
+    let writer = thread::spawn(move || {
+        for part in source.chunks(1024) {
+            input.write_all(part).expect("write");
+            count.fetch_add(part.len(), Ordering::Relaxed);
+        }
+    });
+    wait_until("the window is full", || {
+        written.load(Ordering::Relaxed) >= 32 * 16 * 1024
+    });
+    // The other direction goes on meanwhile, and takes longer than what could still go through.
+    for n in 0..50u8 {
+        y.write(&[n]);
+        assert_eq!(x.read(1), [n]);
+    }
+    let held = written.load(Ordering::Relaxed);
+    assert!(held <= HELD, "{held} bytes went into the pair");
+    let (got, code) = y.finish();
+    writer.join().expect("writer");
+    assert!(got == *all && code == 0, "{} bytes", got.len());
+    assert_eq!(x.finish().1, 0);
+}
+
+#[test]
+fn a_third_end_is_refused_and_told_by_whom() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    let mut third = world.tael(["pair", "p", "--root", "lab"]);
+    third.env("TAEL_LOG", "warn");
+    let holder = x.wait("paired")["with"].clone();
+    let holder = format!(
+        "{}@{}",
+        holder["user"].as_str().expect("user"),
+        holder["host"].as_str().expect("host")
+    );
+    let taken = format!("pair p: taken by {holder} and {holder} since ");
+    refuses(&mut third, 73, &taken);
+    // The two have not noticed, and a pair of another name or root is another one.
+    x.write(b"still");
+    assert_eq!(y.read(5), b"still");
+    let other = End::start(&world, "q", &[]);
+    other.wait("waiting");
+    let mut elsewhere = world.tael(["pair", "p", "--root", "lab2", "--json"]);
+    elsewhere.env("TAEL_LOG", "warn");
+    let elsewhere = End::by(&world, elsewhere);
+    elsewhere.wait("waiting");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
+    // After that the name is free.
+    let (x, y) = End::two(&world, "p");
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(x.finish().1, 0));
+        assert_eq!(y.finish().1, 0);
+    });
+}
+
+/// Five ends come at one instant, `rounds` times.
+fn races(rounds: usize) {
+    let world = World::new();
+    for round in 0..rounds {
+        // The names come again, right after their last pair.
+        let name = format!("race{}", round % 3);
+        let mut all: Vec<End> = (0..5).map(|_| End::start(&world, &name, &[])).collect();
+        let mut lost = Vec::new();
+        wait_until("three are refused", || {
+            for place in (0..all.len()).rev() {
+                if all[place].process.child.try_wait().expect("wait").is_some() {
+                    lost.push(all.remove(place));
+                }
+            }
+            lost.len() >= 3
+        });
+        for end in lost {
+            let cause = end.failed(73);
+            assert!(cause.contains("taken by"), "{round}: {cause}");
+        }
+        let [mut x, mut y] = <[End; 2]>::try_from(all).ok().expect("exactly two");
+        x.write(b"from x");
+        y.write(b"from y");
+        drop((x.input.take(), y.input.take()));
+        thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(x.finish(), (b"from y".to_vec(), 0), "{round}"));
+            assert_eq!(y.finish(), (b"from x".to_vec(), 0), "{round}");
+        });
+    }
+}
+
+#[test]
+fn of_five_contestants_exactly_two_become_a_pair() {
+    races(20);
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
+fn of_five_contestants_exactly_two_become_a_pair_100_times() {
+    races(100);
+}
+
+#[test]
+fn a_broker_that_restarts_ends_both_ends() {
+    let mut world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    x.write(b"before");
+    assert_eq!(y.read(6), b"before");
+    world.broker.kill();
+    world.broker.restart();
+    for end in [x, y] {
+        let cause = end.failed(69);
+        assert!(cause.contains("lost the broker"), "{cause}");
+    }
+    // The broker has no claims of them: new ends pair at once.
+    let (x, y) = End::two(&world, "p");
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(x.finish().1, 0));
+        assert_eq!(y.finish().1, 0);
+    });
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
+fn a_claim_that_a_killed_broker_has_kept_is_forgotten() {
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let (x, y) = End::two(&world, "p");
+    let id = x.wait("paired")["with"]["id"].clone();
+    let id = id.as_str().expect("id").to_owned();
+    let stored = world.path("broker/data/mosquitto.db");
+    if is_mosquitto() {
+        wait_until("the claim is on the disk of the broker", || {
+            let stored = fs::read(&stored).unwrap_or_default();
+            stored.windows(id.len()).any(|part| part == id.as_bytes())
+        });
+    }
+    world.broker.kill();
+    world.broker.restart();
+    assert!(x.failed(69).contains("lost the broker"));
+    assert!(y.failed(69).contains("lost the broker"));
+    let mut alone = world.tael(["pair", "p", "--root", "lab", "--timeout", "1s"]);
+    alone.env("TAEL_LOG", "warn");
+    wait_until("the name is free", || {
+        let (code, _, error) = ran(&mut alone);
+        assert!(code == 73 || code == 75, "{code}: {error}");
+        code == 75
+    });
+}
+
+#[test]
+fn an_end_that_is_killed_ends_the_other() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    x.write(b"before");
+    assert_eq!(y.read(6), b"before");
+    x.process.signal(Signal::SIGKILL);
+    let cause = y.failed(69);
+    assert!(cause.contains("it is gone"), "{cause}");
+    // Its will has cleared its claim.
+    let (x, y) = End::two(&world, "p");
+    drop((x, y));
+}
+
+#[test]
+fn a_link_that_breaks_ends_both_ends() {
+    let world = World::new();
+    let proxy = Proxy::new(world.broker.port());
+    let mut command = world.tael(["pair", "p", "--root", "lab", "--json"]);
+    command
+        .env("TAEL_LOG", "warn")
+        .env("TAEL_PORT", proxy.port().to_string());
+    let x = End::by(&world, command);
+    let y = End::start(&world, "p", &[]);
+    x.wait("paired");
+    y.wait("paired");
+    proxy.cut();
+    assert!(x.failed(69).contains("lost the broker"));
+    assert!(y.failed(69).contains("it is gone"));
+}
+
+#[test]
+fn an_end_that_is_cut_off_before_it_is_paired_looks_again() {
+    let world = World::new();
+    let proxy = Proxy::new(world.broker.port());
+    let mut command = world.tael(["pair", "p", "--root", "lab", "--json"]);
+    command
+        .env("TAEL_LOG", "warn")
+        .env("TAEL_PORT", proxy.port().to_string());
+    let mut x = End::by(&world, command);
+    x.wait("waiting");
+    proxy.cut();
+    wait_until("it waits again", || {
+        let waiting = |s: &&Value| s["state"] == "waiting";
+        x.states().iter().filter(waiting).count() == 2
+    });
+    let mut y = End::start(&world, "p", &[]);
+    y.write(b"here");
+    assert_eq!(x.read(4), b"here");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
+}
+
+/// Returns the user properties of a message between ends.
+fn letter<'a>(
+    kind: &'a str,
+    from: &'a str,
+    to: &'a str,
+    number: &'a str,
+) -> [(&'a str, &'a str); 4] {
+    [
+        ("tael-kind", kind),
+        ("tael-from", from),
+        ("tael-to", to),
+        ("tael-number", number),
+    ]
+}
+
+#[test]
+fn strangers_on_the_topics_of_a_pair_are_dropped() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    let id = |end: &End| {
+        let with = end.wait("paired")["with"].clone();
+        with["id"].as_str().expect("id").to_owned()
+    };
+    let (own, other) = (id(&y), id(&x));
+    let side = x.wait("paired")["side"].as_str().expect("side").to_owned();
+    let topic = format!("lab/infrastructure/pairs/p/{side}/data");
+    x.write(b"1");
+    assert_eq!(y.read(1), b"1");
+    let mut stranger = Raw::connect(world.broker.port());
+    let big = vec![0; 100_000];
+    for _ in 0..200 {
+        stranger.publish(&topic, b"x", &[]);
+        stranger.publish(&topic, b"x", &letter("data", "stranger", &other, "2"));
+        stranger.publish(&topic, b"x", &letter("data", &own, "stranger", "2"));
+        stranger.publish(&topic, b"x", &letter("leave", "stranger", &other, "0"));
+        // Again, and too large.
+        stranger.publish(&topic, b"x", &letter("data", &own, &other, "1"));
+        stranger.publish(&topic, b"x", &letter("odd", &own, &other, "2"));
+        stranger.publish(&topic, b"x", &letter("data", &own, &other, "two"));
+    }
+    stranger.publish(&topic, &big, &letter("data", &own, &other, "2"));
+    x.write(b"2");
+    assert_eq!(y.read(1), b"2");
+    // A number that leaves some out ends the pair.
+    stranger.publish(&topic, b"x", &letter("data", &own, &other, "9"));
+    let cause = y.failed(69);
+    assert!(cause.contains("a message of it is missing"), "{cause}");
+    assert!(x.failed(69).contains("it has left"));
+}
+
+#[test]
+fn a_claim_that_others_write_over_is_written_again() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    let state = x.wait("paired");
+    let topic = format!(
+        "lab/infrastructure/pairs/p/{}",
+        state["side"].as_str().expect("side")
+    );
+    let own = y.wait("paired")["with"]["id"].clone();
+    let ears = world.ears(&[&topic]);
+    for junk in ["{}", r#"{"id":"z","user":"eve","host":"h","since":1}"#, ""] {
+        let before = ears.all().len();
+        // QoS 1, retained.
+        let mut packet = raw::publish(topic.as_bytes(), junk.as_bytes(), Some(1), &[], false);
+        packet[0] |= 1;
+        let mut stranger = Raw::connect(world.broker.port());
+        stranger.send(&packet);
+        assert_eq!(stranger.receive().0, 0x40);
+        ears.wait_all("the claim again", |all| {
+            let after = all.get(before..)?;
+            let junk_at = after.iter().position(|m| m.payload["id"] != own)?;
+            after[junk_at..]
+                .iter()
+                .find(|m| m.payload["id"] == own)
+                .map(drop)
+        });
+    }
+    x.write(b"still");
+    assert_eq!(y.read(5), b"still");
+    let mut third = world.tael(["pair", "p", "--root", "lab"]);
+    refuses(third.env("TAEL_LOG", "warn"), 73, "taken by");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
+}
+
+#[test]
+fn access_rules_refuse_an_end() {
+    if !has_program("mosquitto", "access rules") {
+        return;
+    }
+    let world = World::with(Setup {
+        rules: Some("topic read lab/#\ntopic readwrite lab/infrastructure/replies/#\n"),
+        ..Setup::default()
+    });
+    let mut end = world.tael(["pair", "p", "--root", "lab"]);
+    let place = "publish to 'lab/infrastructure/pairs/p/";
+    refuses(end.env("TAEL_LOG", "warn"), 77, place);
+}
+
+#[test]
+fn an_end_that_stays_alone_gives_up() {
+    let world = World::new();
+    let ears = world.ears(&["lab/infrastructure/pairs/#"]);
+    let mut alone = world.tael(["pair", "p", "--root", "lab", "--timeout", "1s"]);
+    alone.env("TAEL_LOG", "warn");
+    refuses(&mut alone, 75, "pair p: no other end came within 1s");
+    // It has cleared its claim.
+    ears.wait_all("a claim and its end", |all| {
+        let claim = all.iter().position(|m| m.payload["host"].is_string())?;
+        all[claim..].iter().find(|m| m.payload == "").map(drop)
+    });
+    let nowhere = TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = nowhere.local_addr().expect("address").port().to_string();
+    drop(nowhere);
+    refuses(alone.env("TAEL_PORT", port), 69, "is the broker running?");
+}
+
+#[test]
+fn a_signal_clears_the_claim_and_tells_the_other_end() {
+    let world = World::new();
+    let ears = world.ears(&["lab/infrastructure/pairs/#"]);
+    let mut alone = End::start(&world, "alone", &[]);
+    alone.wait("waiting");
+    alone.process.signal(Signal::SIGTERM);
+    assert_eq!(alone.process.wait(), 130);
+    let (mut x, y) = End::two(&world, "p");
+    x.process.signal(Signal::SIGINT);
+    assert_eq!(x.process.wait(), 130);
+    assert!(y.failed(69).contains("it has left"));
+    for name in ["alone/", "p/"] {
+        ears.wait_all("claims that are cleared", |all| {
+            let of = format!("lab/infrastructure/pairs/{name}");
+            let all: Vec<_> = all.iter().filter(|m| m.topic.starts_with(&of)).collect();
+            let last = |side: &str| all.iter().rev().find(|m| m.topic == format!("{of}{side}"));
+            let empty = |side| last(side).is_none_or(|m| m.payload == "");
+            (!all.is_empty() && empty("a") && empty("b")).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_pair() {
+    let world = World::new();
+    let (x, mut y) = End::two(&world, "p");
+    let End {
+        mut process,
+        output,
+        input,
+    } = x;
+    drop(output);
+    y.write(b"unread");
+    assert_eq!(process.wait(), 141, "{}", process.log_text());
+    drop(input);
+    let cause = y.failed(69);
+    assert!(cause.contains("it has left"), "{cause}");
+}
+
+/// Returns what comes back from the end of `line` after it got `input`, the exit code of that end, and
+/// this end.
+fn through(line: &str, input: &[u8]) -> (Vec<u8>, i32, i32) {
+    let world = World::new();
+    let mut command = End::start(&world, "p", &["-c", line]);
+    let mut x = End::start(&world, "p", &[]);
+    x.wait("paired");
+    // A command that takes nothing may have closed its input.
+    let _ = x.input.as_mut().expect("stdin").write_all(input);
+    let (got, code) = x.finish();
+    (got, command.process.wait(), code)
+}
+
+#[test]
+fn a_command_is_an_end() {
+    let all = bytes(300_000);
+    assert!(through("cat", &all) == (all, 0, 0), "other bytes");
+    // Its code is passed on, and so is a death by signal.
+    assert_eq!(through("cat; exit 3", b"x"), (b"x".to_vec(), 3, 0));
+    assert_eq!(through("cat; kill -9 $$", b"x"), (b"x".to_vec(), 137, 0));
+    assert_eq!(through("no-such-command-at-all", b"").1, 127);
+}
+
+#[test]
+fn a_command_that_ends_ends_the_pair() {
+    let world = World::new();
+    let mut command = End::start(&world, "p", &["-c", "echo done; exit 7"]);
+    let mut x = End::start(&world, "p", &[]);
+    // Our input stays open.
+    assert_eq!(x.read(5), b"done\n");
+    assert_eq!(command.process.wait(), 7);
+    assert_eq!(x.process.wait(), 0, "{}", x.process.log_text());
+    // What it did not take is an error of the end that sent it.
+    let mut command = End::start(&world, "q", &["-c", "head -c 1 >/dev/null"]);
+    let mut x = End::start(&world, "q", &[]);
+    x.wait("paired");
+    let much = bytes(3_000_000);
+    let _ = x.input.as_mut().expect("stdin").write_all(&much);
+    assert_eq!(command.process.wait(), 0);
+    let cause = x.failed(69);
+    assert!(cause.contains("not taken everything"), "{cause}");
+}
+
+#[test]
+fn a_command_ends_with_its_pair() {
+    let world = World::new();
+    let started = world.path("started");
+    let line = format!("echo $$ >{}; exec sleep 600", started.display());
+    let command = End::start(&world, "p", &["-c", &line]);
+    let x = End::start(&world, "p", &[]);
+    wait_until("the command runs", || world.lines("started").len() == 1);
+    let pid = world.lines("started")[0].clone();
+    x.process.kill();
+    assert!(command.failed(69).contains("it is gone"));
+    assert!(
+        !fs::exists(format!("/proc/{pid}")).expect("proc"),
+        "it is left"
+    );
+}
+
+#[test]
+fn netcat_connects_a_port() {
+    if !has_program("nc", "a port behind a pair") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = listener.local_addr().expect("address").port();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).expect("read");
+        got.reverse();
+        stream.write_all(&got).expect("write");
+    });
+    let (got, code, own) = through(&format!("nc -N 127.0.0.1 {port}"), b"abc");
+    server.join().expect("server");
+    assert_eq!((got, code, own), (b"cba".to_vec(), 0, 0));
+}
+
+#[test]
+fn the_lines_of_the_page_copy_a_folder() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/requests.md");
+    let page = fs::read_to_string(page).expect("page");
+    let blocks: Vec<&str> = page.split("```sh pair\n").skip(1).collect();
+    assert_eq!(blocks.len(), 1);
+    let block = blocks[0].split("```").next().expect("block");
+    let lines: Vec<&str> = block.lines().collect();
+    assert_eq!(lines.len(), 2, "{block}");
+    let world = World::new();
+    let all = bytes(200_000);
+    fs::create_dir_all(world.path("from/run7/deep")).expect("folder");
+    fs::create_dir(world.path("to")).expect("folder");
+    fs::write(world.path("from/run7/deep/reads"), &all).expect("file");
+    let tael = world.command("tael");
+    let folder = std::path::Path::new(tael.get_program())
+        .parent()
+        .expect("folder");
+    let path = format!(
+        "{}:{}",
+        folder.display(),
+        std::env::var("PATH").expect("PATH")
+    );
+    let mut ends: Vec<Process> = ["from", "to"]
+        .into_iter()
+        .zip(lines)
+        .map(|(folder, line)| {
+            let mut sh = Command::new("bash");
+            sh.args(["-o", "pipefail", "-c", line])
+                .current_dir(world.path(folder))
+                .env("PATH", &path)
+                .envs(world.broker.environment())
+                .stdin(Stdio::null());
+            world.spawn(sh)
+        })
+        .collect();
+    for end in &mut ends {
+        assert_eq!(end.wait(), 0, "{}", end.log_text());
+    }
+    assert!(fs::read(world.path("to/run7/deep/reads")).expect("file") == all);
+}
+
+#[test]
+fn ssh_goes_through_a_pair() {
+    let needs = [
+        ("ssh", "ssh through a pair"),
+        ("sshd", "ssh through a pair"),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    if !needs
+        .iter()
+        .all(|(program, what)| has_program(program, what))
+    {
+        return;
+    }
+    let world = World::new();
+    for key in ["host", "user"] {
+        let mut make = Command::new("ssh-keygen");
+        make.args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(world.path(key));
+        assert_eq!(ran(&mut make).0, 0);
+    }
+    if root {
+        // Its service makes it (`sshd(8)`).
+        fs::create_dir_all("/run/sshd").expect("/run/sshd");
+    }
+    let dir = world.dir.path().display();
+    let config = world.file(
+        "sshd_config",
+        format!(
+            "HostKey {dir}/host\nAuthorizedKeysFile {dir}/user.pub\nStrictModes no\nUsePAM no\n\
+             PidFile none\nPermitRootLogin yes\n"
+        ),
+    );
+    let sshd = ran(Command::new("sh").args(["-c", "command -v sshd"])).1;
+    let line = format!("exec {} -i -e -f {config}", sshd.trim());
+    let _server = End::start(&world, "rescue", &["-c", &line]);
+    let proxy = format!(
+        "{} pair rescue --root lab",
+        world.tael([""; 0]).get_program().to_str().expect("path")
+    );
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-F", "none", "-o", "BatchMode=yes"])
+        .args([
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        ])
+        .args(["-o", &format!("ProxyCommand={proxy}"), "-i"])
+        .arg(world.path("user"))
+        .arg("seq1")
+        .arg("echo through; exit 5")
+        .env("TAEL_LOG", "warn")
+        .stdin(Stdio::null());
+    ssh.envs(world.broker.environment());
+    let (code, out, error) = ran(&mut ssh);
+    assert_eq!((code, &*out), (5, "through\n"), "{error}");
+}
+
+#[test]
+fn a_pair_checks_its_options() {
+    let dir = World::new();
+    let pair = |more: &[&str]| {
+        let mut command = dir.tael(["pair"]);
+        command.args(more).env("TAEL_LOG", "warn");
+        command
+    };
+    refuses(&mut pair(&["a/b"]), 64, "'a/b' cannot name a pair");
+    refuses(&mut pair(&["p", "--id", "x"]), 64, "pair takes no --id");
+    refuses(&mut pair(&["p", "-c", " "]), 64, "the command is empty");
+    refuses(&mut pair(&["p", "--root", "a/#"]), 64, "root");
+    refuses(&mut pair(&["p", "--timeout", "soon"]), 64, "soon");
+    refuses(
+        &mut pair(&["p", "--broker", "mqtt://a,mqtt://b"]),
+        64,
+        "--cluster",
+    );
+}
