@@ -13,10 +13,13 @@ use crate::cli::connection::{self, Connection};
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
 use crate::error::{Error, Result};
+use crate::model::duration;
 use crate::model::event::{self, Attributes};
 use crate::model::message::Qos;
-use crate::model::{duration, topic};
-use crate::tools::message::{self, Options};
+use crate::model::request::{self, MAX_ANSWERS, MAX_RETRIES};
+use crate::model::topic::{self, DEFAULT_ROOT, Filter};
+use crate::os::host;
+use crate::tools::message::{self, Options, Question, Task};
 
 /// Maximum size of a payload, bytes.
 const MAX_PAYLOAD: usize = 16 * 1024 * 1024;
@@ -36,22 +39,46 @@ pub struct Message {
     /// A whole JSON object; - reads it from standard input
     #[arg(short = 'm', long, value_name = "JSON", allow_hyphen_values = true)]
     payload: Option<String>,
+    /// Publish each line of standard input: a JSON object a line
+    #[arg(short = 'l', long)]
+    lines: bool,
     /// Ask the broker to retain the message for later subscribers
     #[arg(short, long)]
     retain: bool,
-    /// Quality of service; lowered to the maximum of the broker [default: 2, or 1 with --need-listener]
+    /// Have the broker retain the message, unless it holds the same one already; prints kept or repaired
+    #[arg(long)]
+    if_changed: bool,
+    /// Time after which the broker drops the message
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    expiry: Option<Duration>,
+    /// Quality of service; lowered to the maximum of the broker [default: 2; 1 with --need-listener, --reply, --reply-to, --if-changed]
     #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS))]
     qos: Option<Qos>,
-    /// Maximum time until the broker has acknowledged the message
+    /// Maximum time for the broker; with --reply for the answer to each try
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Exit with 69 if the broker says that no client subscribes to the topic. Sends with QoS 1
     #[arg(long)]
     need_listener: bool,
+    /// Wait for the answer, print it, and exit with its code
+    #[arg(long)]
+    reply: bool,
+    /// Number of answers to wait for
+    #[arg(long, value_name = "N", default_value = "1")]
+    count: u32,
+    /// Number of times to ask again when no answer has come in time. A client of Tael runs it once
+    #[arg(long, value_name = "N", default_value = "0")]
+    retries: u32,
+    /// Print answers as JSON, one a line: code, who, host, ms, reply
+    #[arg(long)]
+    json: bool,
+    /// Ask for the answer on this topic, and do not wait for it
+    #[arg(long, value_name = "TOPIC")]
+    reply_to: Option<String>,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
-    _root: connection::Root,
+    root: connection::Root,
 }
 
 /// `tael-message`.
@@ -69,8 +96,9 @@ impl Tool for Message {
             "topic",
             "attr",
             "payload",
+            "lines",
             "retain",
-            "need-listener",
+            "reply",
             "timeout",
             "broker",
             "username",
@@ -82,47 +110,164 @@ impl Tool for Message {
             "tael message -t lab/seq/status status=finished sample=S1",
             "tael message -t lab/seq/status --attr status finished --attr note 'a = b'",
             "echo '{\"status\":\"finished\"}' | tael message -t lab/seq/status -m -",
+            "tael message -t lab/ask/df --reply --timeout 5s disk=data",
+            "tael message -t lab/tasks -l --reply --retries 2 <tasks.json",
+            "tael message -t lab/nodes/seq1 --if-changed os=linux site=lab2",
         ],
     };
 
     fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        self.check()?;
+        let qos = self.qos()?;
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let topic = self
             .topic
             .ok_or_else(|| Error::usage("send message: give a topic with -t"))?;
         topic::check_name(&topic).map_err(|e| Error::usage(format!("send message: {e}")))?;
-        let qos = qos(self.qos, self.need_listener)?;
+        let root = root(self.root, &topic)?;
+        if let Some(topic) = &self.reply_to {
+            topic::check_name(topic).map_err(|e| Error::usage(format!("--reply-to: {e}")))?;
+        }
+        let task = match () {
+            () if self.if_changed => Task::IfChanged { json: self.json },
+            () if self.reply => Task::Ask(Question {
+                reply_topic: reply_topic(&root, &broker.client_id)?,
+                count: self.count,
+                retries: self.retries,
+                json: self.json,
+            }),
+            () => Task::Publish(self.reply_to),
+        };
         let pairs = attr::pairs(self.attr, self.pairs)?;
         message::run(&Options {
             broker,
             topic,
-            attributes: attributes(self.payload.as_deref(), pairs)?,
+            root,
+            attributes: attributes(self.payload.as_deref(), pairs, self.lines)?,
+            lines: self.lines,
             qos,
-            retain: self.retain,
+            retain: self.retain || self.if_changed,
             timeout: self.timeout,
+            expiry: self.expiry,
             need_listener: self.need_listener,
+            task,
         })
     }
 }
 
-/// Returns the quality of service to send with. Brokers say that a topic has no subscribers in the
-/// answer to QoS 1 only.
-fn qos(given: Option<Qos>, need_listener: bool) -> Result<Qos> {
-    match (given, need_listener) {
-        (Some(Qos::AtLeastOnce) | None, true) => Ok(Qos::AtLeastOnce),
-        (Some(Qos::AtMostOnce), true) => Err(Error::usage(
-            "--need-listener needs an answer of the broker, and QoS 0 has none: use -q 1",
+impl Message {
+    /// Refuses options that do not go together.
+    fn check(&self) -> Result<()> {
+        let waits = self.reply;
+        let refused = [
+            (
+                waits && self.retain,
+                "--reply goes without --retain: a retained message gets no answer",
+            ),
+            (
+                waits && self.expiry.is_some(),
+                "--reply goes without --expiry: the question expires with --timeout",
+            ),
+            (
+                waits && self.reply_to.is_some(),
+                "--reply goes without --reply-to: only one of them gets the answer",
+            ),
+            (
+                waits && self.if_changed,
+                "--reply goes without --if-changed: a retained message gets no answer",
+            ),
+            (
+                self.reply_to.is_some() && self.retain,
+                "--reply-to goes without --retain: a retained message gets no answer",
+            ),
+            (
+                self.reply_to.is_some() && self.if_changed,
+                "--reply-to goes without --if-changed: a retained message gets no answer",
+            ),
+            (
+                self.lines && self.if_changed,
+                "--if-changed goes without -l: a topic retains one message",
+            ),
+            (
+                self.lines && self.payload.is_some(),
+                "-l goes without -m: each line is a message",
+            ),
+            (
+                self.lines && self.count != 1,
+                "--count goes without -l: it counts the answers to one question",
+            ),
+            (!waits && self.count != 1, "--count needs --reply"),
+            (!waits && self.retries != 0, "--retries needs --reply"),
+            (
+                !waits && !self.if_changed && self.json,
+                "--json needs --reply or --if-changed",
+            ),
+        ];
+        if let Some((_, cause)) = refused.iter().find(|(is_wrong, _)| *is_wrong) {
+            return Err(Error::usage(*cause));
+        }
+        if !(1..=MAX_ANSWERS).contains(&self.count) {
+            let count = self.count;
+            return Err(Error::usage(format!("--count {count}: 1 to {MAX_ANSWERS}")));
+        }
+        if self.retries > MAX_RETRIES {
+            let retries = self.retries;
+            return Err(Error::usage(format!(
+                "--retries {retries}: {MAX_RETRIES} at most"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Returns the quality of service to send with. Brokers say that a topic has no subscribers in the
+    /// answer to QoS 1 only.
+    fn qos(&self) -> Result<Qos> {
+        let needs = match () {
+            () if self.need_listener => Some("--need-listener"),
+            () if self.reply => Some("--reply"),
+            () => None,
+        };
+        match (self.qos, needs) {
+            (Some(Qos::AtLeastOnce) | None, Some(_)) => Ok(Qos::AtLeastOnce),
+            (Some(Qos::AtMostOnce), Some(name)) => Err(Error::usage(format!(
+                "{name} needs an answer of the broker, and QoS 0 has none: use -q 1"
+            ))),
+            (Some(Qos::ExactlyOnce), Some(name)) => Err(Error::usage(format!(
+                "{name}: brokers do not say at QoS 2 that no client subscribes: use -q 1"
+            ))),
+            (Some(given), None) => Ok(given),
+            (None, None) if self.reply_to.is_some() || self.if_changed => Ok(Qos::AtLeastOnce),
+            (None, None) => Ok(Qos::ExactlyOnce),
+        }
+    }
+}
+
+/// Returns the root of the topics for answers: by default the first level of the topic, as for a client
+/// that subscribes to it.
+fn root(root: connection::Root, topic: &str) -> Result<String> {
+    if root.root.is_some() {
+        return root.resolve();
+    }
+    let filter = Filter::new(topic).map_err(Error::usage)?;
+    Ok(filter.first_level().unwrap_or(DEFAULT_ROOT).to_owned())
+}
+
+/// Returns a new topic for the answers to us.
+fn reply_topic(root: &str, id: &str) -> Result<String> {
+    let topic = request::reply_topic(root, id, &host::new_id());
+    match topic::check_name(&topic) {
+        Ok(()) => Ok(topic),
+        Err(_) => Err(Error::usage(
+            "the client identifier becomes a part of the topic for answers: choose one without + and #",
         )),
-        (Some(Qos::ExactlyOnce), true) => Err(Error::usage(
-            "--need-listener: brokers do not say at QoS 2 that no client subscribes: use -q 1",
-        )),
-        (given, false) => Ok(given.unwrap_or(Qos::ExactlyOnce)),
     }
 }
 
 /// The payload's attributes, and those given one by one, which win.
-fn attributes(payload: Option<&str>, pairs: Vec<String>) -> Result<Attributes> {
+fn attributes(payload: Option<&str>, pairs: Vec<String>, lines: bool) -> Result<Attributes> {
     let mut attributes = match payload {
+        // They are read one by one.
+        None if lines => Attributes::new(),
         Some("-") => object(&read_stdin()?)?,
         Some(text) => object(text.as_bytes())?,
         None if pairs.is_empty() && !io::stdin().is_terminal() => match read_stdin()? {

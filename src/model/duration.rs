@@ -45,6 +45,14 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .and_then(bounded)
 }
 
+/// Returns the seconds for a Message Expiry Interval, rounded up. 1 is the shortest that a broker
+/// counts.
+#[must_use]
+pub fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_millis().div_ceil(1000).max(1);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
 /// Returns a span as people read it and as [`parse`] takes it, to the millisecond: `407ms`, `1.5s`,
 /// `12s`, `11m`, `1h 30m`, `2d`.
 #[must_use]

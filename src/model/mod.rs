@@ -37,6 +37,7 @@ pub mod queue;
 pub mod queue_delivery;
 pub mod receptor;
 pub mod remote;
+pub mod request;
 pub mod roots;
 pub mod signature;
 pub mod size;

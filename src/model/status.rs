@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::model::duration;
 use crate::model::event::Attributes;
 use crate::model::trigger::Trigger;
 use crate::model::unit::End;
 use crate::model::work::WorkType;
+use crate::model::{duration, json};
 
 /// Keys that every status sets itself; passthrough cannot use them.
 pub const RESERVED: &[&str] = &[
@@ -233,6 +233,19 @@ pub fn message(user: &str, attributes: Attributes, now: Timestamp) -> Map<String
     map
 }
 
+/// Returns whether the payloads `one` and `other` are the same object, apart from the time of sending.
+#[must_use]
+pub fn is_same_message(one: &[u8], other: &[u8]) -> bool {
+    let object = |payload| match json::parse(payload) {
+        Ok(Value::Object(mut map)) => {
+            map.remove("ts");
+            Some(map)
+        }
+        _ => None,
+    };
+    object(one).is_some_and(|one| object(other) == Some(one))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +258,32 @@ mod tests {
 
     fn text(map: Map<String, Value>) -> String {
         Value::Object(map).to_string()
+    }
+
+    #[test]
+    fn messages_are_the_same_at_any_time() {
+        let one = br#"{"user":"ann","os":"linux","n":[1,{"a":2}],"ts":1}"#;
+        for (other, same) in [
+            (
+                &br#"{"ts":2,"n":[1,{"a":2}],"os":"linux","user":"ann"}"#[..],
+                true,
+            ),
+            (br#"{"user":"ann","os":"linux","n":[1,{"a":2}]}"#, true),
+            (
+                br#"{"user":"bob","os":"linux","n":[1,{"a":2}],"ts":1}"#,
+                false,
+            ),
+            (
+                br#"{"user":"ann","os":"linux","n":[1,{"a":2,"ts":1}],"ts":1}"#,
+                false,
+            ),
+            (br#"{"user":"ann","os":"linux","ts":1}"#, false),
+            (b"", false),
+            (b"7", false),
+        ] {
+            assert_eq!(is_same_message(one, other), same, "{other:?}");
+        }
+        assert!(!is_same_message(b"7", b"7"), "no message of ours");
     }
 
     fn at(seconds: i64) -> Timestamp {

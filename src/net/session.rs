@@ -370,6 +370,12 @@ impl Session {
         self.leave.is_some()
     }
 
+    /// Returns whether the broker retains messages, as it has said when it accepted us.
+    #[must_use]
+    pub const fn can_retain(&self) -> bool {
+        self.offer.retain
+    }
+
     /// Returns why the last connection failed or ended.
     #[must_use]
     pub fn cause(&self) -> Option<&str> {

@@ -123,7 +123,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 Event::Online => {
                     reached = true;
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    request.properties.message_expiry = left.map(whole_seconds);
+                    request.properties.message_expiry = left.map(duration::whole_seconds);
                     session.publish(request.clone());
                 }
                 Event::Published(_, Err(Refused(e, _))) => {
@@ -190,18 +190,12 @@ fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
     Envelope {
         id: user(property::ID).map(str::to_owned),
         reply_to: properties.response_topic.clone(),
-        expires: Some(now.saturating_add(whole_seconds(timeout).into())),
+        expires: Some(now.saturating_add(duration::whole_seconds(timeout).into())),
         hops: user(property::HOPS)
             .and_then(|hops| hops.parse().ok())
             .unwrap_or(0),
         present: true,
     }
-}
-
-/// Returns the seconds, rounded up. 1 is the shortest expiry that a broker counts.
-fn whole_seconds(duration: Duration) -> u32 {
-    let seconds = duration.as_millis().div_ceil(1000).max(1);
-    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 fn shown(options: &Options, answer: &Value) -> String {

@@ -12,6 +12,7 @@ pub mod dry_run;
 pub mod events;
 pub mod facts;
 pub mod forget;
+pub mod lines;
 pub mod message;
 pub mod node;
 pub mod pair;
@@ -90,8 +91,13 @@ fn print(line: &str) -> Result<()> {
 /// # Errors
 /// When stdout cannot be written (73).
 pub fn print_part(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Prints `bytes` as they are, in the same way.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
+    out.write_all(bytes)
         .and_then(|()| out.flush())
         .map_err(|e| {
             ended_by_reader(&e);

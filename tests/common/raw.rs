@@ -95,6 +95,8 @@ pub struct Heard {
     pub correlation: Vec<u8>,
     /// Response Topic; empty if there is none.
     pub reply: String,
+    /// Message Expiry Interval, seconds.
+    pub expiry: Option<u32>,
     pub retained: bool,
 }
 
@@ -117,12 +119,16 @@ impl Heard {
         let length = take_varint(&mut rest);
         let (mut properties, payload) = rest.split_at(length);
         let (mut user, mut correlation) = (Vec::new(), Vec::new());
-        let mut reply = String::new();
+        let (mut reply, mut expiry) = (String::new(), None);
         let text = |bytes| String::from_utf8(bytes).expect("property");
         while !properties.is_empty() {
             match take(&mut properties) {
                 0x01 => drop(take(&mut properties)),
-                0x02 => properties = &properties[4..],
+                0x02 => {
+                    let (number, rest) = properties.split_at(4);
+                    expiry = Some(u32::from_be_bytes(number.try_into().expect("number")));
+                    properties = rest;
+                }
                 0x03 => drop(take_string(&mut properties)),
                 0x08 => reply = text(take_string(&mut properties)),
                 0x09 => correlation = take_string(&mut properties),
@@ -141,6 +147,7 @@ impl Heard {
             user,
             correlation,
             reply,
+            expiry,
             retained: kind & 0x01 != 0,
         };
         (heard, id)

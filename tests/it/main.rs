@@ -16,6 +16,7 @@ mod common;
 mod amqp;
 mod answering;
 mod answers;
+mod asking;
 mod bad_input;
 mod bad_options;
 mod burst;

@@ -1,20 +1,12 @@
 //! The bodies of messages to push: one several times, or lines of standard input.
 
-use std::io::{self, BufRead, Read};
-use std::thread;
-
 use bytes::Bytes;
 use serde::de::IgnoredAny;
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::Receiver;
 
-use crate::error::{Error, Kind, Result};
-
-/// Maximum size of a body, bytes: what a client of Tael takes at most is 64 MiB, and RabbitMQ 4 takes
-/// 16 MiB by default.
-pub const MAX_BODY: usize = 16 * 1024 * 1024;
-
-/// Maximum number of lines that are read ahead.
-const MAX_AHEAD: usize = 32;
+use crate::error::Result;
+use crate::tools::lines::lines;
+pub use crate::tools::lines::{MAX_LINE as MAX_BODY, check};
 
 /// Where bodies come from.
 #[derive(Debug)]
@@ -26,30 +18,12 @@ pub enum Bodies {
 }
 
 impl Bodies {
-    /// Reads lines from standard input in a thread, so that a slow sender does not keep us from
-    /// sending heartbeats. Empty lines are skipped; a line break at the end is no part of a body.
+    /// Reads lines from standard input.
     ///
     /// # Errors
-    /// 75 when no thread can be started.
+    /// As [`lines`].
     pub fn lines() -> Result<Self> {
-        let (lines, read) = channel(MAX_AHEAD);
-        let run = move || {
-            let mut input = io::stdin().lock();
-            loop {
-                let line = line(&mut input).transpose();
-                let Some(line) = line else { break };
-                let is_last = line.is_err();
-                // The reader may have gone.
-                if lines.blocking_send(line).is_err() || is_last {
-                    break;
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("lines".into()).spawn(run);
-        match thread {
-            Ok(_) => Ok(Self::Lines(read)),
-            Err(e) => Err(Error::new(Kind::TryAgain, format!("start a thread: {e}"))),
-        }
+        lines().map(Self::Lines)
     }
 
     /// Returns the number of all bodies, if it is known.
@@ -77,39 +51,6 @@ impl Bodies {
     }
 }
 
-/// Returns the next line that is not empty, without its line break.
-fn line(input: &mut impl BufRead) -> Result<Option<Bytes>> {
-    let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX) + 2;
-    loop {
-        let mut line = Vec::new();
-        let read = input.take(limit).read_until(b'\n', &mut line);
-        let read = read.map_err(|e| Error::data(format!("read standard input: {e}")))?;
-        if read == 0 {
-            return Ok(None);
-        }
-        let bare = line.strip_suffix(b"\n").unwrap_or(&line);
-        let bare = bare.strip_suffix(b"\r").unwrap_or(bare);
-        check(bare.len()).map_err(|e| e.context("read a line of standard input"))?;
-        if !bare.is_empty() {
-            return Ok(Some(Bytes::copy_from_slice(bare)));
-        }
-    }
-}
-
-/// Checks the size of a body.
-///
-/// # Errors
-/// 65 when it is too large.
-pub fn check(size: usize) -> Result<()> {
-    match size <= MAX_BODY {
-        true => Ok(()),
-        false => Err(Error::data(format!(
-            "a message has {} MiB at most",
-            MAX_BODY >> 20
-        ))),
-    }
-}
-
 /// Returns the media type of a body, as far as it shows.
 #[must_use]
 pub fn media_type(body: &[u8]) -> &'static str {
@@ -124,30 +65,6 @@ pub fn media_type(body: &[u8]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_end_anyhow_and_empty_ones_are_none() {
-        let mut input = &b"a\n\r\n\n{\"b\": 1}\r\n c"[..];
-        let mut lines = Vec::new();
-        while let Some(found) = line(&mut input).expect("line") {
-            lines.push(found);
-        }
-        assert_eq!(lines, ["a", "{\"b\": 1}", " c"]);
-    }
-
-    #[test]
-    fn a_line_has_a_limit() {
-        let whole = vec![b'x'; MAX_BODY];
-        let mut text = whole.clone();
-        text.extend(b"\r\n");
-        assert_eq!(
-            line(&mut &text[..]).expect("line").map(|l| l.len()),
-            Some(MAX_BODY)
-        );
-        let mut text = whole;
-        text.push(b'x');
-        assert!(line(&mut &text[..]).is_err());
-    }
 
     #[test]
     fn media_types() {

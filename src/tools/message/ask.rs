@@ -1,0 +1,370 @@
+//! Questions over one connection: publishes them, prints the answers as they come, and asks again.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use crate::error::{Error, Kind, Result};
+use crate::model::duration;
+use crate::model::event::{Attributes, attributes};
+use crate::model::json;
+use crate::model::message::Qos;
+use crate::model::request::{Heard, Requests, Terms};
+use crate::model::text::{escaped_json, printable};
+use crate::model::topic::Filter;
+use crate::net::mqtt::{Audience, Refused, Settings, Token};
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::host;
+use crate::os::logging::say;
+use crate::os::signals::Stop;
+use crate::tools::lines::MAX_LINE;
+use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
+use crate::tools::{MAX_PACKET, print, print_bytes};
+
+/// Maximum number of unacknowledged answers from the broker.
+const MAX_UNREAD: u16 = 256;
+
+/// Maximum length of the error of an answer, characters.
+const MAX_ERROR: usize = 1000;
+
+/// Exit code after SIGINT or SIGTERM, as a shell reports SIGINT.
+pub(super) const INTERRUPTED: u8 = 128 + 2;
+
+/// Longest wait of a timer: the clock may have no later time.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Where the messages come from.
+pub(super) enum Source {
+    /// These attributes, once.
+    One(Option<Attributes>),
+    /// A line each, with more attributes.
+    Lines(Receiver<Result<Bytes>>, Attributes),
+}
+
+impl Source {
+    /// Returns the attributes of the next message. Cancel safe.
+    async fn next(&mut self) -> Result<Option<Attributes>> {
+        match self {
+            Self::One(one) => Ok(one.take()),
+            Self::Lines(lines, more) => match lines.recv().await {
+                None => Ok(None),
+                Some(line) => {
+                    let mut attributes = attributes(&line?, MAX_LINE)
+                        .map_err(|refusal| Error::data(refusal.to_string()))?;
+                    attributes.extend(more.clone());
+                    Ok(Some(attributes))
+                }
+            },
+        }
+    }
+}
+
+/// How it has ended.
+pub(super) enum End {
+    /// Each message is answered, or missing.
+    Done,
+    /// By SIGINT or SIGTERM.
+    Interrupted,
+    /// There was no broker for too long.
+    Unreachable,
+}
+
+/// Messages, and those who answer them.
+pub(super) struct Exchange<'a> {
+    options: &'a Options,
+    draft: Draft<'a>,
+    terms: Terms,
+    session: Session,
+    source: Source,
+    pub requests: Requests,
+    /// Ids of the requests that the broker has not acknowledged.
+    tokens: HashMap<Token, String>,
+    begun: Instant,
+    is_online: bool,
+    /// Whether there was a connection.
+    was_online: bool,
+    /// Since when there is no connection.
+    lost: Duration,
+    /// Whether there is no further message.
+    is_read: bool,
+    /// Why no further message is read.
+    pub problem: Option<Error>,
+    /// Whether it was said that no client subscribes.
+    is_said: bool,
+}
+
+impl<'a> Exchange<'a> {
+    /// Returns an exchange that has not begun to connect.
+    ///
+    /// # Errors
+    /// 64 when the topic for answers is wrong.
+    pub fn new(options: &'a Options, source: Source) -> Result<Self> {
+        let (terms, topics) = match &options.task {
+            Task::Ask(question) => {
+                let terms = Terms {
+                    answers: question.count,
+                    timeout: options.timeout,
+                    retries: question.retries,
+                };
+                let filter = Filter::new(&question.reply_topic).map_err(Error::usage)?;
+                (terms, vec![filter])
+            }
+            Task::Publish(_) | Task::IfChanged { .. } => {
+                let terms = Terms {
+                    answers: 0,
+                    timeout: options.timeout,
+                    retries: 0,
+                };
+                (terms, Vec::new())
+            }
+        };
+        let subscriptions = Subscriptions {
+            required: topics,
+            optional: Vec::new(),
+            qos: Qos::AtLeastOnce,
+        };
+        let settings = Settings {
+            max_packet: MAX_PACKET,
+            receive_maximum: MAX_UNREAD,
+            ..sender(&options.broker)
+        };
+        Ok(Self {
+            options,
+            draft: Draft::new(options),
+            terms,
+            session: Session::new(settings, subscriptions).announced(),
+            source,
+            requests: Requests::new(terms),
+            tokens: HashMap::new(),
+            begun: Instant::now(),
+            is_online: false,
+            was_online: false,
+            lost: Duration::ZERO,
+            is_read: false,
+            problem: None,
+            is_said: false,
+        })
+    }
+
+    /// Returns the summary of what became of the messages.
+    pub fn summary(&self) -> String {
+        self.requests.tally().summary(&self.terms, self.now())
+    }
+
+    /// Returns the error of a broker that was away for too long.
+    pub fn unreachable(&self) -> Error {
+        self.session.unreachable(self.terms.patience())
+    }
+
+    /// Returns whether there was ever a connection.
+    pub const fn was_online(&self) -> bool {
+        self.was_online
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Sends the messages, and prints the answers.
+    ///
+    /// # Errors
+    /// When another try would not help.
+    pub async fn run(&mut self) -> Result<End> {
+        let mut stop = Stop::listen(false)?;
+        loop {
+            self.send();
+            if self.is_read && self.requests.is_empty() {
+                return Ok(End::Done);
+            }
+            let wait = self.due().min(LONGEST);
+            tokio::select! {
+                biased;
+                event = self.session.next() => self.happened(event?)?,
+                () = stop.requested() => return Ok(End::Interrupted),
+                next = self.source.next(), if self.takes() => self.take(next),
+                () = sleep_until(self.begun + wait) => {
+                    let now = self.now();
+                    self.requests.tick(now);
+                    if !self.is_online && now >= self.lost.saturating_add(self.terms.patience()) {
+                        return Ok(End::Unreachable);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says goodbye.
+    pub async fn close(self) {
+        self.session.close().await;
+    }
+
+    /// Returns when a try or our patience with the broker is over.
+    fn due(&self) -> Duration {
+        let patience = self.lost.saturating_add(self.terms.patience());
+        let patience = (!self.is_online).then_some(patience);
+        let due = self.requests.due();
+        patience.into_iter().chain(due).min().unwrap_or(LONGEST)
+    }
+
+    /// Returns whether to take another message. The time of a single question begins with us.
+    fn takes(&self) -> bool {
+        let may_begin = self.is_online || matches!(self.source, Source::One(_));
+        may_begin && !self.is_read && self.requests.has_room()
+    }
+
+    fn take(&mut self, next: Result<Option<Attributes>>) {
+        match next {
+            Ok(Some(attributes)) => {
+                let id = host::new_id();
+                let message = self.draft.message(attributes, id.clone());
+                let now = self.now();
+                self.requests.begin(id, message, now);
+            }
+            Ok(None) => self.is_read = true,
+            Err(error) => {
+                let number = self.requests.begun() + 1;
+                self.problem = Some(error.context(format_args!("send message {number}")));
+                self.is_read = true;
+            }
+        }
+    }
+
+    /// Sends what can be sent.
+    fn send(&mut self) {
+        let now = self.now();
+        while self.is_online
+            && let Some((id, message)) = self.requests.to_send(now)
+        {
+            if let Some(token) = self.session.publish(message) {
+                self.tokens.insert(token, id);
+            } else {
+                // There is room again after the next acknowledgement.
+                self.requests.not_sent(&id);
+                break;
+            }
+        }
+    }
+
+    fn happened(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Online => {
+                (self.is_online, self.was_online) = (true, true);
+                // The answers to those sent before may be lost; their ids are known.
+                self.requests.send_again();
+            }
+            Event::Offline => {
+                if std::mem::take(&mut self.is_online) {
+                    self.lost = self.now();
+                }
+                self.tokens.clear();
+            }
+            Event::Published(token, result) => {
+                let Some(id) = self.tokens.remove(&token) else {
+                    return Ok(());
+                };
+                let audience = result.map_err(|Refused(e, _)| {
+                    let (topic, address) = (&self.options.topic, self.options.broker.address());
+                    e.context(format_args!("publish to '{topic}' at {address}"))
+                })?;
+                self.published(&id, audience);
+            }
+            Event::Received(received) => {
+                self.session.acknowledge(&received.ack);
+                let now = self.now();
+                match self.requests.answered(received.delivery, now) {
+                    Some(heard) => self.print(&heard)?,
+                    None => debug!("a message that answers no question of ours; not taken"),
+                }
+            }
+            Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
+        }
+        Ok(())
+    }
+
+    fn published(&mut self, id: &str, audience: Audience) {
+        let matters = self.terms.answers > 0 || self.options.need_listener;
+        let unheard = audience == Audience::None;
+        self.requests.published(id, unheard && matters);
+        if !unheard || self.options.retain {
+            return;
+        }
+        if self.requests.tally().unheard {
+            // The other messages would fare no better.
+            self.is_read = true;
+        } else if !std::mem::replace(&mut self.is_said, true) {
+            let next = match matters {
+                true => "; trying again",
+                false => "",
+            };
+            warn!("no client subscribes to '{}'{next}", self.options.topic);
+        }
+    }
+
+    /// Prints an answer.
+    fn print(&self, heard: &Heard) -> Result<()> {
+        let Task::Ask(question) = &self.options.task else {
+            return Ok(());
+        };
+        let answer = &heard.answer;
+        if question.json || self.options.lines {
+            let number = self.options.lines.then_some(heard.number);
+            let line = json::to_text(&answer.json(number, heard.after));
+            return print(&escaped_json(&line));
+        }
+        print_bytes(&answer.reply)?;
+        let from = answer.from().unwrap_or_else(|| "the answer".to_owned());
+        if let Some(error) = &answer.error {
+            say(&printable(&format!("{from}: {error}"), MAX_ERROR));
+        }
+        if let Some(size) = &answer.truncated {
+            let got = answer.reply.len();
+            let said = format!("{from}: the answer is cut to {got} of {size} bytes");
+            say(&printable(&said, MAX_ERROR));
+        }
+        Ok(())
+    }
+}
+
+/// Asks one question, and returns the code of the answer.
+///
+/// # Errors
+/// 69 when no broker could be reached or no client subscribes, 75 when answers are missing.
+pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCode> {
+    let source = Source::One(Some(options.attributes.clone()));
+    let mut exchange = Exchange::new(options, source)?;
+    let end = exchange.run().await;
+    let tally = exchange.requests.tally().clone();
+    let result = match end {
+        Err(error) => Err(error),
+        Ok(End::Interrupted) => Ok(ExitCode::from(INTERRUPTED)),
+        Ok(End::Done | End::Unreachable) if !exchange.was_online() => Err(exchange.unreachable()),
+        Ok(End::Done | End::Unreachable) if tally.unheard => Err(unheard(options)),
+        Ok(End::Done) if tally.complete == 1 => Ok(ExitCode::from(tally.code)),
+        Ok(End::Done | End::Unreachable) => {
+            let came = match question.count {
+                1 => "no answer".to_owned(),
+                count => format!("{} of {count} answers", tally.answers),
+            };
+            let tries = match question.retries {
+                0 => String::new(),
+                retries => format!(" for each of {} tries", u64::from(retries) + 1),
+            };
+            Err(Error::new(
+                Kind::TryAgain,
+                format!(
+                    "ask '{}' at {}: {came} within {}{tries}; does who answers there run?",
+                    options.topic,
+                    options.broker.address(),
+                    duration::text(options.timeout),
+                ),
+            ))
+        }
+    };
+    exchange.close().await;
+    result
+}
