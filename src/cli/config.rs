@@ -52,6 +52,8 @@ pub const TABLES: &[&str] = &[
 ];
 /// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";
+/// Tables of views.
+const VIEW: &str = "view";
 /// Tables of work types of a client. Options of `tael work` are a table of the same name.
 const WORK: &str = "work";
 /// Tables of the keys that sign work, and of those whose signatures are taken.
@@ -177,7 +179,7 @@ impl Layers {
                             .extend(own.map(|(key, value)| Ok((layer, true, key.as_str(), value))));
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
-                    Value::Array(_) if key == TRIGGER || key == WORK => {}
+                    Value::Array(_) if [TRIGGER, WORK, VIEW].contains(&key.as_str()) => {}
                     Value::Table(_) if key == COMMAND || KEYS.contains(&key.as_str()) => {}
                     Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
                         &[key],
@@ -282,6 +284,11 @@ impl Layers {
         self.tables(TRIGGER)
     }
 
+    /// Returns the `[[view]]` tables of the strongest file that has any.
+    pub fn views(&self) -> Option<(&Layer, &[Value])> {
+        self.tables(VIEW)
+    }
+
     /// Returns the `[[work]]` tables of the strongest file that has any.
     pub fn work_types(&self) -> Option<(&Layer, &[Value])> {
         self.tables(WORK)
@@ -361,9 +368,9 @@ impl Layer {
             TABLES
                 .iter()
                 .copied()
-                .chain([TRIGGER, WORK, COMMAND, QUEUE]),
+                .chain([TRIGGER, WORK, COMMAND, QUEUE, VIEW]),
         ) {
-            let list = [TRIGGER, WORK].contains(&near);
+            let list = [TRIGGER, WORK, VIEW].contains(&near);
             let near = if list {
                 format!("[{near}]")
             } else {

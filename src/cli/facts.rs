@@ -11,6 +11,7 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
+use crate::cli::view;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::facts::bounds::Rules;
@@ -23,6 +24,7 @@ use crate::tools::facts::gather::Sources;
 use crate::tools::facts::publish::{self, Options};
 use crate::tools::facts::rounds::Place;
 use crate::tools::facts::show::{self, Source};
+use crate::tools::facts::view::{self as facts_view, Form};
 
 /// Range of `--interval`.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,6 +82,8 @@ enum Verbs {
         #[arg(long)]
         json: bool,
     },
+    /// Select from nodes, facts and pipelines, as from tables
+    View(ViewOptions),
     /// List the nodes of a root; with names, list their facts
     Show {
         /// Names of nodes [default: a list of all]
@@ -92,6 +96,29 @@ enum Verbs {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Options of `tael facts view`.
+#[derive(Debug, Args)]
+struct ViewOptions {
+    /// Name of a [[view]] in tael.toml, or a SELECT over the tables node, fact and pipeline
+    #[arg(value_name = "NAME|SELECT", allow_hyphen_values = true)]
+    view: String,
+    /// Value for the SELECT: KEY=VALUE is :KEY there; repeatable
+    #[arg(long, value_name = "KEY=VALUE", action = clap::ArgAction::Append)]
+    set: Vec<String>,
+    /// Publish the rows of a named view, retained, if they have changed
+    #[arg(long, conflicts_with_all = ["json", "csv", "raw"])]
+    publish: bool,
+    /// Print a JSON array, one object a row
+    #[arg(long, conflicts_with_all = ["csv", "raw"])]
+    json: bool,
+    /// Print lines of values, separated by commas
+    #[arg(long, conflicts_with = "raw")]
+    csv: bool,
+    /// Print the values of the first column as they are
+    #[arg(long)]
+    raw: bool,
 }
 
 /// The options of the broker, which every verb takes.
@@ -145,6 +172,8 @@ impl Tool for Facts {
             "tael facts publish --root lab --once --interval 5m",
             "tael facts show --root lab --stale",
             "tael facts show --root lab seq1",
+            "tael facts view --root lab full --json",
+            "tael facts view --root lab 'SELECT name, age FROM node WHERE NOT fresh'",
         ],
     };
 
@@ -153,7 +182,7 @@ impl Tool for Facts {
         publish.is_some_and(|publish| !publish.get_flag("once") && !publish.get_flag("dry_run"))
     }
 
-    fn run(mut self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+    fn run(mut self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         match std::mem::replace(&mut self.verb, Verbs::none()) {
             Verbs::Publish {
                 once,
@@ -186,6 +215,29 @@ impl Tool for Facts {
                     sources,
                     once: once.then_some(self.timeout),
                     json,
+                })
+            }
+            Verbs::View(options) => {
+                let found = view::find(layers, &options.view)?;
+                if options.publish && found.name.is_none() {
+                    return Err(Error::usage(
+                        "--publish takes the name of a [[view]], not a SELECT",
+                    ));
+                }
+                let form = match (options.json, options.csv, options.raw) {
+                    (true, _, _) => Form::Json,
+                    (_, true, _) => Form::Csv,
+                    (_, _, true) => Form::Raw,
+                    _ => Form::Table,
+                };
+                facts_view::run(&facts_view::Options {
+                    source: self.source(matches)?,
+                    name: found.name,
+                    sql: found.sql,
+                    nodes: found.nodes,
+                    set: view::pairs(options.set)?,
+                    form,
+                    publish: options.publish,
                 })
             }
             Verbs::Show { nodes, stale, json } => {

@@ -14,6 +14,7 @@ use crate::cli::connection::is_shared;
 use crate::cli::help::examples_of;
 use crate::cli::queue_access;
 use crate::cli::trigger::TriggerOptions;
+use crate::cli::view;
 use crate::cli::work_type::WorkOptions;
 use crate::cli::{ENTRIES, Tool, whole};
 use crate::error::{Error, Kind, Result};
@@ -285,6 +286,11 @@ fn config_page(whole: &Command) -> String {
     );
     for (key, meaning) in queue_access::KEYS {
         roff.item(&format!("{key} in [{QUEUE}]"), meaning);
+    }
+    roff.section("VIEWS");
+    roff.text("Each [[view]] table is a SELECT for 'tael facts view NAME'.");
+    for (key, meaning) in view::KEYS {
+        roff.item(&format!("{key} in [[view]]"), meaning);
     }
     roff.section("COMMANDS OF A NODE");
     roff.text("Each [command.NAME] table is a command of tael node.");

@@ -35,6 +35,7 @@ mod trigger;
 mod values;
 mod variables;
 mod version;
+mod view;
 mod watch;
 mod words;
 mod work;

@@ -9,3 +9,4 @@ pub mod payload_file;
 pub mod private;
 pub mod room;
 pub mod unit_dir;
+pub mod view;

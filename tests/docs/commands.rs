@@ -162,7 +162,7 @@ fn options_commands_and_variables_exist() {
     for verb in ["push", "status", "drain", "dead"] {
         helps += &help(&["queue", verb, "--help"]);
     }
-    for verb in ["publish", "show"] {
+    for verb in ["publish", "show", "view"] {
         helps += &help(&["facts", verb, "--help"]);
     }
     let known = &long_options(&helps) | &BTreeSet::from(cargo);

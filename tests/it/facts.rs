@@ -55,7 +55,7 @@ fn shown(world: &World, arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// Retains `payload` as it is; an empty one clears.
-fn retain(world: &World, topic: &str, payload: &str) {
+pub fn retain(world: &World, topic: &str, payload: &str) {
     let mut raw = Raw::connect(world.broker.port());
     let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), Some(1), &[], false);
     packet[0] |= 1;

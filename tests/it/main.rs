@@ -35,6 +35,7 @@ mod export;
 mod facts;
 mod facts_docs;
 mod facts_scripts;
+mod facts_views;
 mod faults;
 mod foreign_state;
 mod fuzz;

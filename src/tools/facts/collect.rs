@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::model::facts::nodes::Nodes;
+use crate::model::message::Delivery;
 use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query, Retained};
@@ -51,8 +52,27 @@ impl Source {
     /// 69 when no broker could be reached within the limit, 77 when it does not authorise us.
     pub(super) async fn nodes(&self, topics: Vec<String>, is_whole: bool) -> Result<Nodes> {
         let found = self.messages(topics).await?;
+        self.nodes_in(&found, is_whole).await
+    }
+
+    /// Returns the nodes that tell something on `facts`, whole, and all messages on `others` too.
+    ///
+    /// # Errors
+    /// As [`Source::nodes`].
+    pub(super) async fn nodes_and(
+        &self,
+        facts: Vec<String>,
+        others: Vec<String>,
+    ) -> Result<(Nodes, Vec<Delivery>)> {
+        let topics = facts.into_iter().chain(others).collect();
+        let found = self.messages(topics).await?;
+        let nodes = self.nodes_in(&found, true).await?;
+        Ok((nodes, found.messages))
+    }
+
+    async fn nodes_in(&self, found: &Retained, is_whole: bool) -> Result<Nodes> {
         let mut nodes = Nodes::default();
-        self.add(&mut nodes, &found);
+        self.add(&mut nodes, found);
         if is_whole {
             let (missing, _) = nodes.missing(&self.root);
             if !missing.is_empty() {

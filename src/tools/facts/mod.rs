@@ -6,3 +6,4 @@ pub mod gather;
 pub mod publish;
 pub mod rounds;
 pub mod show;
+pub mod view;

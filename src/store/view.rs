@@ -1,0 +1,482 @@
+//! A view: one SELECT over a copy of the network in memory.
+//!
+//! The text of a SELECT is that of an operator, and still may not do more than read the three tables:
+//! not write, not open a file, and not run or grow without end. SQLite's "Defense Against The Dark Arts"
+//! (sqlite.org/security.html) names the means.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, params};
+use serde_json::{Number, Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::facts::nodes::Nodes;
+use crate::model::facts::presence::Verdict;
+use crate::model::facts::tree::leaves;
+use crate::model::network::Network;
+
+/// Maximum number of rows of a result.
+pub const MAX_ROWS: usize = 10_000;
+
+/// Maximum time of a SELECT.
+const MAX_TIME: Duration = Duration::from_secs(2);
+
+/// Steps of SQLite between two looks at the clock.
+const STEPS: i32 = 10_000;
+
+/// Maximum memory of SQLite for a query, bytes, in addition to the copy of the network.
+const MAX_HEAP: i64 = 64 * 1024 * 1024;
+
+/// Limits of SQLite: strings and rows, text of a SELECT, patterns of LIKE (one step each, without a
+/// look at the clock), depth of expressions, SELECTs in one, steps of its program. They are near those of
+/// services that run SQL of strangers.
+const LIMITS: &[(Limit, i32)] = &[
+    (Limit::SQLITE_LIMIT_LENGTH, 1_000_000),
+    (Limit::SQLITE_LIMIT_SQL_LENGTH, 100_000),
+    (Limit::SQLITE_LIMIT_COLUMN, 100),
+    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 50),
+    (Limit::SQLITE_LIMIT_ATTACHED, 0),
+    (Limit::SQLITE_LIMIT_EXPR_DEPTH, 100),
+    (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 5),
+    (Limit::SQLITE_LIMIT_VDBE_OP, 25_000),
+    (Limit::SQLITE_LIMIT_FUNCTION_ARG, 32),
+    (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 100),
+    (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+    (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+];
+
+/// Tables that a SELECT may read; the last two are functions for JSON.
+const READABLE: &[&str] = &["node", "fact", "pipeline", "json_each", "json_tree"];
+
+/// Beginnings of the names of tables about SQLite itself.
+const INTERNAL: &[&str] = &["sqlite_", "pragma_"];
+
+/// Functions that open files, load code, or make large values in one step.
+const FORBIDDEN: &[&str] = &["load_extension", "fts3_tokenizer", "randomblob", "zeroblob"];
+
+const SCHEMA: &str = "
+CREATE TABLE node (name TEXT PRIMARY KEY, state TEXT, fresh INTEGER, age INTEGER, host TEXT, facts TEXT) STRICT;
+CREATE TABLE fact (node TEXT, kind TEXT, name TEXT, value ANY, age INTEGER) STRICT;
+CREATE TABLE pipeline (who TEXT PRIMARY KEY, host TEXT, state TEXT, last_status TEXT, last_code INTEGER, last_age INTEGER) STRICT;
+";
+
+/// The network, for one SELECT.
+#[derive(Debug)]
+pub struct View {
+    connection: Connection,
+}
+
+/// A result.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows {
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// The rows, up to [`MAX_ROWS`].
+    pub rows: Vec<Vec<Value>>,
+    /// Whether there are more.
+    pub truncated: bool,
+}
+
+impl Rows {
+    /// Returns each row as an object.
+    #[must_use]
+    pub fn objects(&self) -> Vec<Value> {
+        let object = |row: &Vec<Value>| {
+            let pairs = self.columns.iter().cloned().zip(row.iter().cloned());
+            Value::Object(pairs.collect())
+        };
+        self.rows.iter().map(object).collect()
+    }
+}
+
+/// Returns an error about our own use of SQLite.
+fn bug(e: rusqlite::Error) -> Error {
+    Error::bug(format!("copy the network for a view: {e}"))
+}
+
+impl View {
+    /// Copies `nodes` and the pipelines of `network`, as they are at second `now`.
+    ///
+    /// # Errors
+    /// 70.
+    pub fn new(nodes: &Nodes, network: &Network, now: i64) -> Result<Self> {
+        let mut connection = Connection::open_in_memory().map_err(bug)?;
+        fill(&mut connection, nodes, network, now).map_err(bug)?;
+        protect(&mut connection).map_err(bug)?;
+        Ok(Self { connection })
+    }
+
+    /// Limits the memory that SQLite takes in this process from now on (`sqlite3_hard_heap_limit64`).
+    ///
+    /// # Errors
+    /// 70.
+    pub fn limit_memory(&self) -> Result<()> {
+        // SAFETY: it only reads a counter.
+        let used = unsafe { rusqlite::ffi::sqlite3_memory_used() };
+        let limit = used.saturating_add(MAX_HEAP);
+        // SAFETY: it only sets a number.
+        let before = unsafe { rusqlite::ffi::sqlite3_hard_heap_limit64(limit) };
+        match before < 0 {
+            true => Err(Error::bug("limit the memory of a view")),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs `sql`, a SELECT, with the values of `set`, each named as in `:node`.
+    ///
+    /// # Errors
+    /// 64 when it is wrong or does what is not allowed; 65 when it runs or grows past a limit.
+    pub fn query(&mut self, sql: &str, set: &[(String, String)]) -> Result<Rows> {
+        let begun = Instant::now();
+        let handler = move || begun.elapsed() > MAX_TIME;
+        self.connection
+            .progress_handler(STEPS, Some(handler))
+            .map_err(bug)?;
+        let mut statement = self.connection.prepare(sql).map_err(failed)?;
+        if statement.column_count() == 0 {
+            return Err(Error::usage("view: it is not a SELECT"));
+        }
+        for (name, value) in set {
+            let index = statement
+                .parameter_index(&format!(":{name}"))
+                .map_err(failed)?;
+            let Some(index) = index else {
+                return Err(Error::usage(format!("view: the SELECT has no :{name}")));
+            };
+            statement.raw_bind_parameter(index, value).map_err(failed)?;
+        }
+        let columns = statement.column_names().map(str::to_owned).collect();
+        let mut result = Rows {
+            columns,
+            ..Rows::default()
+        };
+        let count = result.columns.len();
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().map_err(failed)? {
+            if result.rows.len() >= MAX_ROWS {
+                result.truncated = true;
+                break;
+            }
+            let cells = (0..count).map(|n| row.get_ref(n).map(json_of));
+            result
+                .rows
+                .push(cells.collect::<rusqlite::Result<_>>().map_err(failed)?);
+        }
+        Ok(result)
+    }
+}
+
+/// Fills the tables.
+fn fill(
+    connection: &mut Connection,
+    nodes: &Nodes,
+    network: &Network,
+    now: i64,
+) -> rusqlite::Result<()> {
+    connection.execute_batch("PRAGMA temp_store=MEMORY;")?;
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    {
+        let mut node = transaction.prepare("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?)")?;
+        let mut fact = transaction.prepare("INSERT INTO fact VALUES (?, ?, ?, ?, ?)")?;
+        for (name, seen) in &nodes.seen {
+            let verdict = seen.verdict(now);
+            let host = seen
+                .presence
+                .as_ref()
+                .map(|presence| presence.host.as_str());
+            let facts = Value::Object(seen.merged()).to_string();
+            let fresh = verdict == Verdict::Fresh;
+            node.execute(params![
+                name,
+                verdict.name(),
+                fresh,
+                seen.age(now),
+                host,
+                facts
+            ])?;
+            for (kind, held) in &seen.kinds {
+                let age = now.saturating_sub(held.ts).max(0);
+                for (dotted, value) in leaves(&held.facts) {
+                    put_fact(&mut fact, (name, kind.name(), &dotted), value, age)?;
+                }
+            }
+        }
+        let mut pipeline = transaction.prepare("INSERT INTO pipeline VALUES (?, ?, ?, ?, ?, ?)")?;
+        for seen in network.pipelines() {
+            let field = |key: &str| seen.last.as_ref().and_then(|last| last.get(key));
+            let status = field("status").and_then(Value::as_str);
+            let code = field("return_code").and_then(Value::as_i64);
+            let age = field("ts")
+                .and_then(Value::as_i64)
+                .map(|ts| now.saturating_sub(ts).max(0));
+            pipeline.execute(params![seen.who, seen.host, seen.state, status, code, age])?;
+        }
+    }
+    transaction.commit()
+}
+
+fn put_fact(
+    statement: &mut rusqlite::Statement<'_>,
+    (node, kind, name): (&str, &str, &str),
+    value: &Value,
+    age: i64,
+) -> rusqlite::Result<()> {
+    let mut put = |params: &dyn Fn(&mut rusqlite::Statement<'_>) -> rusqlite::Result<usize>| {
+        params(statement).map(drop)
+    };
+    match value {
+        Value::Null => put(&|s| s.execute(params![node, kind, name, None::<i64>, age])),
+        Value::Bool(flag) => put(&|s| s.execute(params![node, kind, name, *flag, age])),
+        Value::String(text) => put(&|s| s.execute(params![node, kind, name, text, age])),
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => put(&|s| s.execute(params![node, kind, name, whole, age])),
+            (None, float) => put(&|s| s.execute(params![node, kind, name, float, age])),
+        },
+        other => put(&|s| s.execute(params![node, kind, name, other.to_string(), age])),
+    }
+}
+
+/// Takes every right from the connection but that to read.
+fn protect(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    // Later the authorizer would refuse their constructors.
+    drop(connection.prepare("SELECT * FROM json_each('[]'), json_tree('[]')")?);
+    connection.authorizer(Some(authorize))?;
+    for (limit, value) in LIMITS {
+        connection.set_limit(*limit, *value)?;
+    }
+    Ok(())
+}
+
+fn authorize(context: AuthContext<'_>) -> Authorization {
+    let allowed = match context.action {
+        AuthAction::Select | AuthAction::Recursive => true,
+        AuthAction::Function { function_name } => {
+            let lower = function_name.to_ascii_lowercase();
+            !FORBIDDEN.contains(&lower.as_str())
+        }
+        // Without a column it counts rows; without a database it reads what the SELECT has named itself.
+        AuthAction::Read {
+            table_name,
+            column_name,
+        } => {
+            let lower = table_name.to_ascii_lowercase();
+            let is_internal = INTERNAL.iter().any(|start| lower.starts_with(start));
+            let is_own = column_name.is_empty() || context.database_name.is_none();
+            READABLE.contains(&table_name) || (is_own && !is_internal)
+        }
+        _ => false,
+    };
+    match allowed {
+        true => Authorization::Allow,
+        false => Authorization::Deny,
+    }
+}
+
+/// Returns an error about a SELECT.
+fn failed(e: rusqlite::Error) -> Error {
+    let too_much = |what: String| Error::data(format!("view: {what}"));
+    match e.sqlite_error_code() {
+        Some(ErrorCode::OperationInterrupted) => too_much(format!(
+            "it ran longer than {} s; narrow the SELECT",
+            MAX_TIME.as_secs()
+        )),
+        Some(ErrorCode::OutOfMemory) => too_much(format!(
+            "it needs more than {} MiB; narrow the SELECT",
+            MAX_HEAP >> 20
+        )),
+        Some(ErrorCode::TooBig) => too_much("a value or the SELECT is too large".to_owned()),
+        Some(ErrorCode::AuthorizationForStatementDenied) => Error::usage(
+            "view: it may only read the tables node, fact and pipeline, json_each and json_tree",
+        ),
+        _ => {
+            let cause = match &e {
+                rusqlite::Error::SqliteFailure(_, Some(text)) => text.clone(),
+                rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+                other => other.to_string(),
+            };
+            Error::usage(format!("view: {cause}"))
+        }
+    }
+}
+
+/// Returns a value of SQLite as JSON.
+fn json_of(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(whole) => json!(whole),
+        ValueRef::Real(float) => Number::from_f64(float).map_or(Value::Null, Value::Number),
+        ValueRef::Text(text) | ValueRef::Blob(text) => {
+            Value::String(String::from_utf8_lossy(text).into_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind as ErrorKind;
+    use crate::model::facts::kind::Kind;
+    use crate::model::facts::presence::State;
+    use crate::model::facts::round::{Node, payload};
+    use crate::model::facts::tree::Facts;
+
+    /// A view over `count` nodes with a disk each, and one pipeline.
+    fn view(count: i64) -> View {
+        let mut nodes = Nodes::default();
+        for n in 0..count {
+            let name = format!("n{n:03}");
+            let free: Facts = json!({"disk": {"root": {"free_percent": n}}, "ok": n % 2 == 0, "tags": ["a", "b"]})
+                .as_object()
+                .cloned()
+                .expect("object");
+            let topic = |last: &str| format!("lab/infrastructure/nodes/{name}/{last}");
+            let text = payload(&name, Kind::Dynamic, 900, &free).to_string();
+            nodes.add("lab", &topic("dynamic"), text.as_bytes(), 1000);
+            let node = Node {
+                name: name.clone(),
+                host: format!("h{n}"),
+                version: "1".into(),
+                machine: String::new(),
+                interval: 60,
+                keep: 1000,
+                share: Vec::new(),
+            };
+            let presence = node
+                .presence(State::Online, 1000 - n * 100)
+                .payload()
+                .to_string();
+            nodes.add("lab", &topic("presence"), presence.as_bytes(), 1000);
+        }
+        let mut network = Network::default();
+        let presence = json!({"state": "online", "who": "align", "host": "h1"});
+        let topic = "lab/infrastructure/pipelines/align/presence";
+        network.add("lab", topic, presence.as_object().expect("object"));
+        View::new(&nodes, &network, 1000).expect("view")
+    }
+
+    fn rows(sql: &str) -> Vec<Value> {
+        let found = view(20).query(sql, &[]).map_err(|e| e.to_string());
+        found.expect(sql).objects()
+    }
+
+    fn refused(sql: &str) -> (ErrorKind, String) {
+        let e = view(20).query(sql, &[]).expect_err(sql);
+        (e.kind(), e.to_string())
+    }
+
+    #[test]
+    fn a_select_joins_nodes_facts_and_pipelines() {
+        let sql = "SELECT p.who, n.name FROM pipeline p JOIN node n USING (host)
+            WHERE n.facts->>'$.disk.root.free_percent' < 10";
+        assert_eq!(rows(sql), [json!({"who": "align", "name": "n001"})]);
+        let sql = "SELECT name, facts->>'$.disk.root.free_percent' AS free FROM node WHERE fresh AND free < 10 ORDER BY 1";
+        assert_eq!(
+            rows(sql),
+            [
+                json!({"name": "n000", "free": 0}),
+                json!({"name": "n001", "free": 1})
+            ]
+        );
+        let sql =
+            "SELECT value, age FROM fact WHERE node = 'n003' AND name = 'disk.root.free_percent'";
+        assert_eq!(rows(sql), [json!({"value": 3, "age": 100})]);
+        assert_eq!(rows("SELECT count(*) AS c FROM node"), [json!({"c": 20})]);
+        let sql = "WITH t AS (SELECT j.value AS tag FROM node, json_each(facts, '$.tags') AS j) SELECT tag, count(*) AS c FROM t GROUP BY 1";
+        assert_eq!(
+            rows(sql),
+            [json!({"tag": "a", "c": 20}), json!({"tag": "b", "c": 20})]
+        );
+        let sql = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 3) SELECT max(n) AS m FROM c";
+        assert_eq!(rows(sql), [json!({"m": 3})]);
+        assert_eq!(
+            rows("SELECT name FROM node WHERE name = 'none'"),
+            [] as [Value; 0]
+        );
+    }
+
+    #[test]
+    fn values_are_bound_and_never_text_of_the_select() {
+        let sql = "SELECT name FROM node WHERE name = :node";
+        let with =
+            |name: &str, value: &str| view(3).query(sql, &[(name.to_owned(), value.to_owned())]);
+        assert_eq!(with("node", "n001").expect("rows").rows, [[json!("n001")]]);
+        assert_eq!(with("node", "x' OR 1 --").expect("rows").rows.len(), 0);
+        assert_eq!(
+            with("other", "x").expect_err("unknown").kind(),
+            ErrorKind::Usage
+        );
+    }
+
+    #[test]
+    fn nothing_but_reading_is_allowed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("x.db");
+        let file = file.to_str().expect("path");
+        for sql in [
+            format!("ATTACH '{file}' AS x"),
+            format!("VACUUM INTO '{file}'"),
+            "DELETE FROM node".to_owned(),
+            "INSERT INTO node (name) VALUES ('x')".to_owned(),
+            "INSERT INTO node (name) VALUES ('x') RETURNING name".to_owned(),
+            "CREATE TABLE t (a)".to_owned(),
+            "CREATE TEMP TABLE t AS SELECT 1".to_owned(),
+            "DROP TABLE node".to_owned(),
+            "PRAGMA database_list".to_owned(),
+            "PRAGMA hard_heap_limit=0".to_owned(),
+            "SELECT * FROM pragma_database_list".to_owned(),
+            "SELECT count(*) FROM pragma_database_list".to_owned(),
+            "SELECT * FROM sqlite_schema".to_owned(),
+            "SELECT count(*) FROM sqlite_schema".to_owned(),
+            "SELECT sql FROM sqlite_master".to_owned(),
+            "SELECT load_extension('/lib/x.so')".to_owned(),
+            "SELECT RandomBlob(10)".to_owned(),
+            "SELECT length(zeroblob(10))".to_owned(),
+            "SELECT readfile('/etc/passwd')".to_owned(),
+            "BEGIN".to_owned(),
+            "SELECT 1; SELECT 2".to_owned(),
+            "SELEKT".to_owned(),
+            String::new(),
+            "SELECT a FROM node".to_owned(),
+        ] {
+            let (kind, text) = refused(&sql);
+            assert_eq!(kind, ErrorKind::Usage, "{sql}: {text}");
+            assert!(!text.contains('\n'), "{text}");
+        }
+        assert!(
+            std::fs::read_dir(dir.path()).expect("dir").next().is_none(),
+            "a file was written"
+        );
+    }
+
+    #[test]
+    fn bombs_end_at_a_limit() {
+        for sql in [
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c",
+            "SELECT count(*) FROM fact a, fact b, fact c, fact d, fact e, fact f",
+            "SELECT printf('%.2000000c', 'x')",
+            "WITH RECURSIVE c(t) AS (SELECT 'xx' UNION ALL SELECT t || t FROM c) SELECT max(length(t)) FROM c",
+        ] {
+            let begun = Instant::now();
+            let (kind, text) = refused(sql);
+            assert_eq!(kind, ErrorKind::Data, "{sql}: {text}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{sql}");
+        }
+        // The next one is not affected.
+        assert_eq!(rows("SELECT count(*) AS c FROM node"), [json!({"c": 20})]);
+    }
+
+    #[test]
+    fn many_rows_are_truncated() {
+        let sql = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000) SELECT n FROM c";
+        let found = view(1).query(sql, &[]).expect("rows");
+        assert_eq!((found.rows.len(), found.truncated), (MAX_ROWS, true));
+    }
+}

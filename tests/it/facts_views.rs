@@ -1,0 +1,214 @@
+//! `tael facts view`: SELECTs over nodes, facts and pipelines.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::{World, ran, refuses};
+use crate::facts::retain;
+
+/// Publishes facts of kind `dynamic` of `node`.
+fn node(world: &World, name: &str, host: &str, free: u32) {
+    let topic = |last: &str| format!("lab/infrastructure/nodes/{name}/{last}");
+    let facts = json!({"node": name, "kind": "dynamic", "ts": 1000, "facts": {"disk": {"root": {"free_percent": free}}}});
+    retain(world, &topic("dynamic"), &facts.to_string());
+    let ts = jiff::Timestamp::now().as_second();
+    let presence =
+        json!({"state": "online", "node": name, "host": host, "ts": ts, "interval": 300});
+    retain(world, &topic("presence"), &presence.to_string());
+}
+
+fn view(world: &World, arguments: &[&str]) -> Command {
+    let mut command = world.tael(["facts", "view", "--root", "lab"]);
+    command.args(arguments).env("TAEL_LOG", "warn");
+    command
+}
+
+#[track_caller]
+fn shown(world: &World, arguments: &[&str]) -> String {
+    let (code, stdout, stderr) = ran(&mut view(world, arguments));
+    assert_eq!((code, &*stderr), (0, ""), "{stdout}");
+    stdout
+}
+
+#[test]
+fn a_select_is_shown_in_every_form() {
+    let world = World::new();
+    node(&world, "a", "h1", 5);
+    node(&world, "b", "h2", 50);
+    let presence = json!({"state": "online", "who": "align", "host": "h1"});
+    retain(
+        &world,
+        "lab/infrastructure/pipelines/align/presence",
+        &presence.to_string(),
+    );
+    let sql = "SELECT p.who, n.name FROM pipeline p JOIN node n USING (host) WHERE n.facts->>'$.disk.root.free_percent' < 10";
+    assert_eq!(
+        shown(&world, &[sql, "--json"]),
+        "[{\"who\":\"align\",\"name\":\"a\"}]\n"
+    );
+    let sql = "SELECT name, facts->>'$.disk.root.free_percent' AS free FROM node ORDER BY name";
+    assert_eq!(shown(&world, &[sql, "--csv"]), "name,free\na,5\nb,50\n");
+    assert_eq!(shown(&world, &[sql, "--raw"]), "a\nb\n");
+    let table: Vec<Vec<String>> = shown(&world, &[sql])
+        .lines()
+        .map(|line| line.split_whitespace().map(str::to_owned).collect())
+        .collect();
+    assert_eq!(table, [["NAME", "FREE"], ["a", "5"], ["b", "50"]]);
+    let none = "SELECT name FROM node WHERE name = :name";
+    assert_eq!(
+        shown(&world, &[none, "--json", "--set", "name=x' OR 1 --"]),
+        "[]\n"
+    );
+    assert_eq!(shown(&world, &[none, "--raw", "--set", "name=b"]), "b\n");
+}
+
+#[test]
+fn a_named_view_is_published_when_its_rows_have_changed() {
+    let world = World::new();
+    node(&world, "a", "h1", 5);
+    let sql =
+        "SELECT name FROM node WHERE fresh AND facts->>'$.disk.root.free_percent' < 10 ORDER BY 1";
+    let file = world.file(
+        "tael.toml",
+        format!("[[view]]\nname = 'full'\nsql = \"{sql}\"\n"),
+    );
+    let topic = "lab/infrastructure/views/full";
+    let ears = world.ears(&[topic]);
+    let publish = || shown(&world, &["full", "--publish", "--config", &file]);
+    assert_eq!(publish(), "");
+    let first = ears.wait("the view", |m| m.topic == topic);
+    assert_eq!(first.payload["rows"], json!([{"name": "a"}]));
+    assert_eq!(
+        (&first.payload["view"], &first.payload["truncated"]),
+        (&json!("full"), &json!(false))
+    );
+    // The same again is not published.
+    publish();
+    node(&world, "b", "h2", 7);
+    publish();
+    let second = ears.wait_all("two", |all| all.get(1).cloned());
+    assert_eq!(
+        second.payload["rows"],
+        json!([{"name": "a"}, {"name": "b"}])
+    );
+    assert_eq!(ears.all().len(), 2);
+    refuses(
+        &mut view(&world, &["ful", "--config", &file]),
+        64,
+        "did you mean full?",
+    );
+}
+
+#[test]
+fn what_a_select_may_not_do_is_refused() {
+    let world = World::new();
+    node(&world, "a", "h1", 5);
+    let target = world.path("x.db");
+    let attach = format!("ATTACH '{}' AS x", target.display());
+    for (sql, code, text) in [
+        (&*attach, 64, "it may only read"),
+        ("DELETE FROM node WHERE 1", 64, "it may only read"),
+        ("SELECT * FROM nodes", 64, "no such table: nodes"),
+        ("SELECT name FROM node; SELECT 2", 64, "view: "),
+        (
+            "SELECT readfile('/etc/passwd') AS x",
+            64,
+            "no such function",
+        ),
+        (
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c",
+            65,
+            "it ran longer than 2 s",
+        ),
+        (
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) \
+             SELECT DISTINCT n || printf('%.90000c', 'x') FROM c ORDER BY 1",
+            65,
+            "view: it ",
+        ),
+        ("SELECT name FROM node WHERE name = :x AND 1", 0, ""),
+    ] {
+        if code == 0 {
+            assert_eq!(shown(&world, &[sql, "--json"]), "[]\n", "{sql}");
+        } else {
+            refuses(&mut view(&world, &[sql]), code, text);
+        }
+    }
+    refuses(
+        &mut view(&world, &["SELECT 1 AS x", "--set", "y=1"]),
+        64,
+        "the SELECT has no :y",
+    );
+    refuses(
+        &mut view(&world, &["SELECT 1 AS x", "--publish"]),
+        64,
+        "--publish takes the name",
+    );
+    refuses(&mut view(&world, &["unknown"]), 64, "there is no such view");
+    assert!(!target.exists(), "a file was written");
+}
+
+#[test]
+fn wrong_tables_of_views_are_named_by_their_lines() {
+    let world = World::new();
+    for (text, cause) in [
+        (
+            "[[view]]\nname = 'x'\nsqll = 'SELECT 1'\n",
+            "line 3: unknown key 'sqll'; did you mean 'sql'?",
+        ),
+        (
+            "[[view]]\nname = 'x y'\nsql = 'SELECT 1'\n",
+            "'name' has 1 to 64 letters",
+        ),
+        ("[[view]]\nname = 'x'\n", "a view has 'name' and 'sql'"),
+        (
+            "[[view]]\nname = 'x'\nsql = 'SELECT 1'\nnodes = ['a/b']\n",
+            "'a/b' cannot name a node",
+        ),
+    ] {
+        let file = world.file("tael.toml", text);
+        refuses(&mut view(&world, &["x", "--config", &file]), 78, cause);
+    }
+}
+
+#[test]
+fn nodes_are_asked_for_by_name_where_the_file_says_so() {
+    let world = World::new();
+    for name in ["a", "b", "c"] {
+        node(&world, name, "h", 5);
+    }
+    let file = world.file(
+        "tael.toml",
+        "[[view]]\nname = 'some'\nsql = 'SELECT name FROM node ORDER BY 1'\nnodes = ['a', 'c']\n",
+    );
+    assert_eq!(
+        shown(&world, &["some", "--raw", "--config", &file]),
+        "a\nc\n"
+    );
+}
+
+#[test]
+fn the_inventory_of_the_examples_is_one_for_ansible() {
+    let world = World::new();
+    node(&world, "a", "a.lab", 5);
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/facts");
+    let file = examples.join("views.toml");
+    let script = fs::read_to_string(examples.join("inventory.sh")).expect("script");
+    assert!(script.contains("tael facts view ansible --raw"), "{script}");
+    let file = file.to_str().expect("path");
+    let text = shown(&world, &["ansible", "--raw", "--config", file]);
+    let inventory: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(inventory["all"]["hosts"], json!(["a"]));
+    let vars = &inventory["_meta"]["hostvars"]["a"];
+    assert_eq!(
+        (
+            &vars["ansible_host"],
+            &vars["tael_facts"]["disk"]["root"]["free_percent"]
+        ),
+        (&json!("a.lab"), &json!(5))
+    );
+    assert_eq!(shown(&world, &["full", "--raw", "--config", file]), "a\n");
+}
