@@ -401,7 +401,7 @@ fn calls_that_are_dropped_at_random_leave_the_connection_whole() {
         channel.close().await;
         let failure = taker.await.expect("no panic");
         assert_eq!(failure.kind, FailureKind::Closed);
-        // Its channels are free: all but one of those that the broker allows can be opened.
+        // Channels that were dropped while they opened are closed, and have not filled the connection.
         let other = connection.channel().await.expect("channel");
         other.ping().await.expect("ping");
     });

@@ -1,7 +1,7 @@
 //! Calls: methods that have an answer.
 //!
-//! A channel sends a call when the one before has its answer, as the standard asks for (AMQP 0-9-1,
-//! section 2.2.2 of its reference on synchronous methods). RabbitMQ would take more at once, but its
+//! A channel sends a call when the one before has its answer, as the standard means synchronous methods
+//! (AMQP 0-9-1, section 2.2.1). RabbitMQ would take more at once, but its
 //! classic queues answer for their consumers beside the channel, in another order, and a cancel before
 //! the answer to its consume crashes the channel (seen with 3.10.8).
 
