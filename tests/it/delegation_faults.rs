@@ -326,8 +326,11 @@ fn a_ledger_of_the_version_before_gets_a_place_for_debts() {
     desk.stop();
     let ledger = rusqlite::Connection::open(world.home("desk").join("ledger.db")).expect("ledger");
     let version = ledger.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
-    let earlier = version.expect("version") - 1;
-    let earlier = format!("DROP TABLE debt; PRAGMA user_version = {earlier};");
+    let earlier = version.expect("version") - 2;
+    let earlier = format!(
+        "DROP TABLE debt; DROP TABLE queue_open; DROP TABLE letter;
+         ALTER TABLE unit DROP COLUMN origin; PRAGMA user_version = {earlier};"
+    );
     ledger.execute_batch(&earlier).expect("earlier");
     drop(ledger);
     let (client, desk) = (node(&world), submitter(&world));
