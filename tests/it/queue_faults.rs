@@ -306,7 +306,7 @@ static CHAOS: Mutex<()> = Mutex::new(());
 const MESSAGES: usize = 500;
 
 /// Number of failures.
-const MAX_FAILURES: u32 = 16;
+const MAX_FAILURES: u32 = 10;
 
 /// What fails next, and for how long.
 fn fail(rabbit: &Rabbit, hosts: &[Host<'_>], clients: &mut [Process], turn: u32) {
