@@ -99,9 +99,15 @@ fn what_will_not_work_is_told_at_the_start() {
     ]);
     command.env("TAEL_CLIENT_JOBZ", "3");
     let client = world.online("p", command);
+    // What is missing is looked for after the presence is published.
+    for text in [
+        "there is no /no/such/shell;",
+        "tael client has no such option",
+        "its runs cannot start",
+    ] {
+        wait_until(text, || client.log_text().contains(text));
+    }
     let log = client.log_text();
-    assert!(log.contains("there is no /no/such/shell;"), "{log}");
-    assert!(log.contains("tael client has no such option"), "{log}");
     client.stop();
     let client = world.client("p", &["-t", SEQ, "-c", "true", "--env-file", path]);
     assert!(

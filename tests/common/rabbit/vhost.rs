@@ -109,7 +109,7 @@ impl<'a> Vhost<'a> {
         // RabbitMQ 3.10 writes the name of a new quorum queue to its disk after half a second. Killed
         // before, it comes back without the messages of the queue, confirmed or not.
         self.rabbit
-            .eval("[ok = dets:sync(Table) || Table <- dets:all()].");
+            .eval("[catch dets:sync(Table) || Table <- dets:all()], ok.");
     }
 
     /// Declares a durable direct exchange, and binds a queue to it by the queue's name.
