@@ -343,7 +343,8 @@ fn a_claim_that_a_killed_broker_has_kept_is_forgotten() {
     alone.env("TAEL_LOG", "warn");
     wait_until("the name is free", || {
         let (code, _, error) = ran(&mut alone);
-        assert!(code == 73 || code == 75, "{code}: {error}");
+        // A busy broker may not answer within the second.
+        assert!([69, 73, 75].contains(&code), "{code}: {error}");
         code == 75
     });
 }

@@ -6,7 +6,7 @@ use crate::model::pair::Claim;
 
 /// Time for which both claims must stand before an end pairs. Another contestant may have found our side
 /// free a moment ago, and cuts us off meanwhile. Then nothing is lost yet.
-pub const SETTLE: Duration = Duration::from_millis(300);
+pub const SETTLE: Duration = Duration::from_secs(1);
 
 /// What an end knows of the other one until they are a pair.
 #[derive(Debug, Default)]
