@@ -297,6 +297,48 @@ fn a_limit_of_deliveries_ends_no_run() {
     client.stop();
 }
 
+/// No id tells them apart, and the client is killed twice at each step.
+#[test]
+fn equal_messages_without_an_id_are_counted_right_over_kills() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let command = r#"echo x >> "$OUT/runs"; sleep 0.2; echo x >> "$OUT/ends""#;
+    for settle in ["accept", "done"] {
+        let options = ["--settle", settle, "--jobs", "3", "-c", command];
+        for place in [
+            "commit.before",
+            "commit.after",
+            "ack.after",
+            "settle.before",
+            "settle.after",
+        ] {
+            let (vhost, world) = (rabbit.vhost(), World::new());
+            vhost.declare_quorum("q");
+            for _ in 0..6 {
+                publish(&vhost, "equal", &json!({}));
+            }
+            let host = Host::new(&world, &vhost, "w", &options);
+            for _ in 0..2 {
+                let mut failing = host.command();
+                failing.env("TAEL_FAILPOINT", place);
+                world.spawn(failing).wait();
+            }
+            let client = host.start();
+            lines(&world, "ends", 6);
+            vhost.wait_counts("q", 0, 0);
+            publish(&vhost, "sentinel", &with_id());
+            let ends = lines(&world, "ends", 7).len();
+            assert_eq!(
+                (world.lines("runs").len(), ends),
+                (7, 7),
+                "{settle} {place}"
+            );
+            client.stop();
+        }
+    }
+}
+
 // --- At random ---
 
 /// One at a time: each has a broker of its own.

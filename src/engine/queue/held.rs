@@ -76,9 +76,16 @@ impl HeldMessages {
         }
     }
 
-    /// Returns the claims that are due.
+    /// Returns the claims that are due. If they are so late that this process was stopped meanwhile, the
+    /// broker may have given the messages to others, which may run them: they wait again.
     pub fn claims(&mut self) -> Vec<Claim> {
         let now = Instant::now();
+        let stopped = self.grace * 2 / 3;
+        for held in &mut self.list {
+            if now.saturating_duration_since(held.next) >= stopped {
+                held.until = now + self.grace;
+            }
+        }
         let due = self.list.iter_mut().filter(|held| held.next <= now);
         let claim = |held: &mut Held| {
             held.next = now + self.interval;
@@ -107,5 +114,72 @@ impl HeldMessages {
     /// Returns when something is due.
     pub fn wake(&self) -> Option<Instant> {
         self.list.iter().map(|held| held.until.min(held.next)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::queue::{QueueSource, QueueUrl, Settle};
+    use crate::model::queue_delivery::QueueDelivery;
+
+    const GRACE: Duration = Duration::from_secs(30);
+    const INTERVAL: Duration = Duration::from_secs(3);
+
+    fn held() -> HeldMessages {
+        let source = QueueSource {
+            url: QueueUrl::parse("amqp://h/%2f/q").expect("URL"),
+            settle: Settle::Done,
+            prefetch: None,
+            dead_letter: None,
+            declare: None,
+        };
+        let message = Queued {
+            trigger: String::new(),
+            source: Arc::new(source),
+            delivery: QueueDelivery::default(),
+        };
+        let tag = Tag {
+            connection: 1,
+            number: 1,
+        };
+        let mut held = HeldMessages::new(GRACE, INTERVAL);
+        held.add(message, tag);
+        held
+    }
+
+    /// Lets time pass.
+    fn pass(held: &mut HeldMessages, time: Duration) {
+        for held in &mut held.list {
+            held.until -= time;
+            held.next -= time;
+        }
+    }
+
+    #[test]
+    fn a_message_runs_after_a_grace_of_claims() {
+        let mut held = held();
+        for _ in 0..10 {
+            assert_eq!(held.claims().len(), 1);
+            assert_eq!(held.due().len(), 0);
+            pass(&mut held, INTERVAL);
+        }
+        assert_eq!(held.due().len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_claims_again_before_it_runs_a_message() {
+        let mut held = held();
+        held.claims();
+        pass(&mut held, GRACE + INTERVAL);
+        assert_eq!(held.claims().len(), 1);
+        assert_eq!(held.due().len(), 0);
+        for _ in 0..10 {
+            pass(&mut held, INTERVAL);
+            held.claims();
+        }
+        assert_eq!(held.due().len(), 1);
     }
 }

@@ -147,15 +147,18 @@ impl Queues {
         self.sources.iter_mut().find(|source| source.id() == id)
     }
 
-    /// Handles an event. Returns a message that has come, if one has.
+    /// Handles an event. Returns the messages that can be taken now.
     pub fn on_event(
         &mut self,
         pipeline: &Pipeline,
         (id, event): (u32, QueueEvent),
         steps: &mut Steps,
-    ) -> Option<Found> {
-        // Its queue may be gone from the configuration; the broker has its messages.
-        self.source(id)?.on_event(pipeline, event, steps)
+    ) -> Vec<Found> {
+        match self.source(id) {
+            Some(source) => source.on_event(pipeline, event, steps),
+            // Its queue is gone from the configuration; the broker has its messages.
+            None => Vec::new(),
+        }
     }
 
     /// Notes that the message of `ack`, an event of this `key`, has made `unit`.

@@ -1,7 +1,12 @@
 //! Messages without id that made units, and that the broker may deliver again.
 //!
 //! Equal messages are interchangeable: a redelivery is taken for one of them that is not here on
-//! this connection. The number of units stays right.
+//! this connection. The number of units stays right, as long as no message is taken for another one that
+//! the broker does not have any more. So an equal one waits until the acknowledgement of the first is
+//! handled, and a message with equal ones is forgotten then. One without is remembered for some seconds:
+//! a broker that is killed may have lost the acknowledgement.
+
+use std::collections::VecDeque;
 
 use tokio::time::{Duration, Instant};
 use tracing::warn;
@@ -11,6 +16,9 @@ use crate::store::ledger::queues::OpenMessage;
 
 /// Maximum number of such messages. Beyond it the oldest is forgotten, and may run again.
 const MAX_OPEN: usize = 20_000;
+
+/// Number of digests that are remembered because several messages have had them.
+const MAX_TWINS: usize = 64;
 
 /// Where a message is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +43,8 @@ struct Open {
 #[derive(Debug, Default)]
 pub struct OpenMessages {
     list: Vec<Open>,
+    /// Digests that several messages have had, the last ones.
+    twins: VecDeque<[u8; 32]>,
     /// Whether it was logged that there are too many.
     said: bool,
 }
@@ -42,16 +52,11 @@ pub struct OpenMessages {
 impl OpenMessages {
     /// Takes over what an earlier client has left.
     pub fn of_ledger(list: Vec<OpenMessage>) -> Self {
-        let now = Instant::now();
-        let open = |message| Open {
-            message,
-            place: Place::Lost(now),
-            claim: None,
-        };
-        Self {
-            list: list.into_iter().map(open).collect(),
-            said: false,
+        let mut all = Self::default();
+        for message in list {
+            all.add(message, Place::Lost(Instant::now()));
         }
+        all
     }
 
     /// Adds a message. Returns a unit whose message is forgotten for it.
@@ -64,6 +69,10 @@ impl OpenMessages {
             );
         }
         let forgotten = is_full.then(|| self.list.remove(0).message.unit);
+        let mut digests = self.list.iter().map(|open| &open.message.digest);
+        if digests.any(|digest| *digest == message.digest) {
+            self.note_twin(&message.digest);
+        }
         self.list.push(Open {
             message,
             place,
@@ -117,12 +126,35 @@ impl OpenMessages {
         list.iter_mut().filter(fits).min_by_key(rank)
     }
 
-    /// Notes that delivery `tag` was acknowledged, as the `number`th on its connection.
-    pub fn acknowledged(&mut self, tag: Tag, number: u64) {
-        let here = |open: &&mut Open| open.place == Place::Here(tag);
-        if let Some(open) = self.list.iter_mut().find(here) {
-            open.place = Place::Acknowledged(number);
+    fn note_twin(&mut self, digest: &[u8; 32]) {
+        if !self.twins.contains(digest) {
+            self.twins.truncate(MAX_TWINS - 1);
+            self.twins.push_front(*digest);
         }
+    }
+
+    /// Returns whether a message with this `digest` is acknowledged, and the broker may not have handled
+    /// that. An equal one must not be taken meanwhile: after a crash it would be taken for the first.
+    pub fn is_settling(&mut self, digest: &[u8; 32]) -> bool {
+        let settles = |open: &Open| {
+            open.message.digest == *digest && matches!(open.place, Place::Acknowledged(_))
+        };
+        let settles = self.list.iter().any(settles);
+        if settles {
+            self.note_twin(digest);
+        }
+        settles
+    }
+
+    /// Notes that delivery `tag` was acknowledged, as the `number`th on its connection. Returns whether
+    /// equal messages are known, so that it must be forgotten as soon as the broker has handled that.
+    pub fn acknowledged(&mut self, tag: Tag, number: u64) -> bool {
+        let here = |open: &&mut Open| open.place == Place::Here(tag);
+        let Some(open) = self.list.iter_mut().find(here) else {
+            return false;
+        };
+        open.place = Place::Acknowledged(number);
+        self.twins.contains(&open.message.digest)
     }
 
     /// Forgets the messages whose acknowledgements, up to `number`, the broker has handled. Returns their
@@ -193,16 +225,19 @@ mod tests {
         }
         let runs = |unit: &str| unit == "b";
         assert_eq!(open.bind(&[1; 32], tag(1, 9), runs), None, "all are here");
-        open.acknowledged(tag(1, 1), 1);
+        assert!(open.acknowledged(tag(1, 1), 1), "it has an equal one");
         open.disconnected();
         assert_eq!(open.bind(&[1; 32], tag(2, 1), runs).as_deref(), Some("b"));
         assert_eq!(open.bind(&[1; 32], tag(2, 2), runs).as_deref(), Some("a"));
         assert_eq!(open.bind(&[1; 32], tag(2, 3), runs), None, "another one");
+        assert!(!open.is_settling(&[1; 32]));
         assert_eq!(open.bind(&[3; 32], tag(2, 3), runs), None);
         open.acknowledged(tag(2, 1), 1);
         open.acknowledged(tag(2, 2), 2);
         assert_eq!(open.handled(1), ["b"]);
+        assert!(open.is_settling(&[1; 32]) && !open.is_settling(&[2; 32]));
         assert_eq!(open.handled(2), ["a"]);
+        assert!(!open.is_settling(&[1; 32]));
         assert!(open.expire(Duration::ZERO, |unit| unit == "c").is_empty());
         assert_eq!(open.expire(Duration::ZERO, runs), ["c"]);
     }

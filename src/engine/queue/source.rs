@@ -96,6 +96,9 @@ pub struct Source {
     acknowledged: u64,
     held: HeldMessages,
     open: OpenMessages,
+    /// Messages without an id that wait until the acknowledgement of an equal one is handled: no more
+    /// than the prefetch.
+    behind: Vec<(Queued, Tag)>,
     letters: LetterBox,
     /// Deliveries whose acknowledgement waits for a letter.
     waiting: Vec<(u64, Tag)>,
@@ -145,6 +148,7 @@ impl Source {
             acknowledged: 0,
             held: HeldMessages::new(grace, grace.min(HEARTBEAT) / 3),
             open,
+            behind: Vec::new(),
             letters: LetterBox::default(),
             waiting: Vec::new(),
             room: None,
@@ -193,13 +197,13 @@ impl Source {
 
     // --- What comes ---
 
-    /// Handles an event of the session. Returns a message that has come, if one has.
+    /// Handles an event of the session. Returns the messages that can be taken now.
     pub fn on_event(
         &mut self,
         pipeline: &Pipeline,
         event: QueueEvent,
         steps: &mut Steps,
-    ) -> Option<Found> {
+    ) -> Vec<Found> {
         match event {
             QueueEvent::Online(number) => {
                 self.is_online = true;
@@ -216,25 +220,18 @@ impl Source {
                 }
                 self.disconnected();
             }
-            QueueEvent::Delivered(tag, delivery) => {
-                return self.delivered(pipeline, tag, *delivery);
+            QueueEvent::Delivered(tag, delivery, _) => {
+                let found = self.delivered(&pipeline.reader, tag, *delivery);
+                return found.into_iter().collect();
             }
             QueueEvent::Handled(connection, number) if connection == self.connection => {
                 let closed = self.open.handled(number);
                 self.close(closed, steps);
+                return self.take_behind();
             }
             QueueEvent::Handled(..) => {}
             QueueEvent::Claim(heard) => self.on_claim(pipeline, &heard.body),
-            QueueEvent::Answer(heard) => {
-                let answer: Answer = serde_json::from_slice(&heard.body).ok()?;
-                let held = self.held.answered(&answer.claim, answer.fate)?;
-                info!(target: SENDERS,
-                    "a message that came again from queue {} has run on host {}; not run here",
-                    self.queue.url.queue,
-                    printable(&answer.host, 100)
-                );
-                self.acknowledge(held.tag);
-            }
+            QueueEvent::Answer(heard) => self.on_answer(&heard.body),
             QueueEvent::Sent(seq) => {
                 self.letters.sent(seq);
                 steps.push_back(Step::Commit(Op::LettersSent(vec![seq])));
@@ -245,12 +242,13 @@ impl Source {
                 self.release(seq);
             }
         }
-        None
+        Vec::new()
     }
 
     fn disconnected(&mut self) {
         self.is_online = false;
         self.held.clear();
+        self.behind.clear();
         self.open.disconnected();
         self.waiting.clear();
         self.acknowledged = 0;
@@ -284,12 +282,7 @@ impl Source {
         }
     }
 
-    fn delivered(
-        &mut self,
-        pipeline: &Pipeline,
-        tag: Tag,
-        delivery: QueueDelivery,
-    ) -> Option<Found> {
+    fn delivered(&mut self, reader: &Reader, tag: Tag, delivery: QueueDelivery) -> Option<Found> {
         self.received += 1;
         let message = Queued {
             trigger: self.trigger.clone(),
@@ -298,9 +291,8 @@ impl Source {
         };
         if !message.delivery.redelivered {
             self.new += 1;
-            return Some(Found::Offer(message, self.ack(tag)));
+            return self.take(message, tag);
         }
-        let reader = &pipeline.reader;
         if message.delivery.message_id.is_none() {
             if let Some(unit) = self.bind(reader, &message, tag) {
                 return Some(Found::Again(self.ack(tag), unit));
@@ -310,6 +302,27 @@ impl Source {
         }
         self.held.add(message, tag);
         None
+    }
+
+    /// Returns a message that is not known as an offer. One that equals another one whose
+    /// acknowledgement is on its way waits for that: after a crash in between, the broker could deliver
+    /// this one again, and it would be taken for the other one.
+    fn take(&mut self, message: Queued, tag: Tag) -> Option<Found> {
+        let has_id = message.delivery.message_id.is_some();
+        if has_id || !self.open.is_settling(&message.digest()) {
+            return Some(Found::Offer(message, self.ack(tag)));
+        }
+        self.behind.push((message, tag));
+        self.session.ask_handled();
+        None
+    }
+
+    /// Returns the messages that need not wait for others any more.
+    fn take_behind(&mut self) -> Vec<Found> {
+        let behind = std::mem::take(&mut self.behind).into_iter();
+        behind
+            .filter_map(|(message, tag)| self.take(message, tag))
+            .collect()
     }
 
     /// Returns the unit of a message without an id that comes again, if it is one of ours.
@@ -328,6 +341,21 @@ impl Source {
             source: self.id,
             tag,
             at_end: matches!(self.options.settle, Settle::Done),
+        }
+    }
+
+    /// Handles what another client says to a claim of ours.
+    fn on_answer(&mut self, bytes: &[u8]) {
+        let Ok(answer) = serde_json::from_slice::<Answer>(bytes) else {
+            return;
+        };
+        if let Some(held) = self.held.answered(&answer.claim, answer.fate) {
+            info!(target: SENDERS,
+                "a message that came again from queue {} has run on host {}; not run here",
+                self.queue.url.queue,
+                printable(&answer.host, 100)
+            );
+            self.acknowledge(held.tag);
         }
     }
 
@@ -411,8 +439,11 @@ impl Source {
         // Otherwise the broker has taken it back.
         if self.is_current(tag) {
             self.acknowledged += 1;
-            self.open.acknowledged(tag, self.acknowledged);
+            let has_equals = self.open.acknowledged(tag, self.acknowledged);
             self.session.acknowledge(tag);
+            if has_equals {
+                self.session.ask_handled();
+            }
         }
     }
 
@@ -474,7 +505,7 @@ impl Source {
         let is_full = load.later >= MAX_RETRIES_WAITING;
         let free = match is_paused || is_full {
             true => 0,
-            false => limit.saturating_sub(load.busy + self.held.len()),
+            false => limit.saturating_sub(load.busy + self.held.len() + self.behind.len()),
         };
         self.ask(free > 0);
         let room = Room {
@@ -508,13 +539,16 @@ impl Source {
         }
         let due = self.held.due();
         // The ledger may have got it only after it came again.
-        let found = |Held { message, tag, .. }| match message.delivery.message_id {
-            None => match self.bind(reader, &message, tag) {
-                Some(unit) => Found::Again(self.ack(tag), unit),
-                None => Found::Offer(message, self.ack(tag)),
-            },
-            Some(_) => Found::Offer(message, self.ack(tag)),
+        let found = |Held { message, tag, .. }| {
+            let has_id = message.delivery.message_id.is_some();
+            match (!has_id)
+                .then(|| self.bind(reader, &message, tag))
+                .flatten()
+            {
+                Some(unit) => Some(Found::Again(self.ack(tag), unit)),
+                None => self.take(message, tag),
+            }
         };
-        due.into_iter().map(found).collect()
+        due.into_iter().filter_map(found).collect()
     }
 }

@@ -30,6 +30,8 @@ pub enum Command {
     Room(Room),
     /// Acknowledge a delivery.
     Acknowledge(Tag),
+    /// Say how many acknowledgements the broker has handled.
+    AskHandled,
     /// Publish a claim.
     Claim(Claim),
     /// End in good order, and say so.
@@ -132,7 +134,7 @@ impl Consumer {
                 command = self.commands.recv() => match command {
                     Some(Command::Room(room)) => self.room = room,
                     // The broker has taken the deliveries back.
-                    Some(Command::Acknowledge(_) | Command::Claim(_)) => {}
+                    Some(Command::Acknowledge(_) | Command::AskHandled | Command::Claim(_)) => {}
                     Some(Command::Stop(done)) => return ControlFlow::Break(Some(done)),
                     None => return ControlFlow::Break(None),
                 },
@@ -150,7 +152,7 @@ impl Consumer {
                 opened = &mut opening => break opened,
                 command = self.commands.recv() => match command {
                     Some(Command::Room(room)) => self.room = room,
-                    Some(Command::Acknowledge(_) | Command::Claim(_)) => {}
+                    Some(Command::Acknowledge(_) | Command::AskHandled | Command::Claim(_)) => {}
                     Some(Command::Stop(done)) => return End::Stopped(Some(done)),
                     None => return End::Stopped(None),
                 },
@@ -207,7 +209,10 @@ impl Consumer {
                     Some(command) => self.command(link, command).await?,
                     None => return Err(End::Stopped(None)),
                 },
-                happening = link.channel.next() => self.happened(link, happening).await?,
+                happening = link.channel.next(), if self.events.has_room() => {
+                    self.happened(link, happening).await?;
+                }
+                () = self.events.room(), if !self.events.has_room() => self.take(link).await?,
                 claim = Claims::next(&mut link.claims) => match claim {
                     Some((body, event)) => {
                         if !self.events.pass(body, event) {
@@ -248,6 +253,10 @@ impl Consumer {
                 link.acknowledge(tag.number)?;
             }
             Command::Acknowledge(_) => {}
+            Command::AskHandled => {
+                let number = link.ping_now().await?;
+                self.events.tell(QueueEvent::Handled(self.number, number));
+            }
             Command::Claim(mut claim) => {
                 if let Some(claims) = &link.claims {
                     claim.reply_to.clone_from(&claims.reply_to);
@@ -304,6 +313,7 @@ impl Consumer {
             return Ok(());
         }
         while self.allowed() > 0
+            && self.events.has_room()
             && let Some(delivery) = link.channel.get(&self.options.url.queue).await?
         {
             self.deliver(link, delivery)?;
@@ -327,7 +337,7 @@ impl Consumer {
         self.delivered += 1;
         self.delivered_here += 1;
         let delivery = Box::new(received::message(delivery));
-        self.events.tell(QueueEvent::Delivered(tag, delivery));
+        self.events.deliver(tag, delivery);
         Ok(())
     }
 }

@@ -160,6 +160,15 @@ impl Link {
         }
         Ok(number)
     }
+
+    /// Asks the broker whether it has handled all acknowledgements. Returns how many those are. A restart
+    /// of the broker may lose the last ones.
+    pub async fn ping_now(&mut self) -> Result<u64, Failure> {
+        let number = self.acknowledged;
+        self.channel.ping().await?;
+        self.planned = None;
+        Ok(number)
+    }
 }
 
 /// Returns whether a broker does not read `x-consumer-timeout`.

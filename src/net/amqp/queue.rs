@@ -17,6 +17,10 @@ use crate::net::options::QueueAccess;
 const MAX_HEARD: usize = 1024;
 const MAX_HEARD_BYTES: usize = 8 << 10;
 
+/// Maximum size of the messages that wait for the client, KiB; the last one may go beyond it. More stay
+/// with the broker, or unread in the connection: a prefetch may allow many large ones.
+const MAX_PASSED_KIB: u32 = 64 << 10;
+
 /// What a session needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueOptions {
@@ -62,8 +66,8 @@ pub enum QueueEvent {
     Warning(String),
     /// The connection is gone, or there was none; for people. All its deliveries come again.
     Offline(String),
-    /// A message has come.
-    Delivered(Tag, Box<QueueDelivery>),
+    /// A message has come. Its place is free when the client drops it.
+    Delivered(Tag, Box<QueueDelivery>, Place),
     /// On this connection, the broker has handled so many of our acknowledgements, and a restart has
     /// not lost them.
     Handled(u64, u64),
@@ -88,6 +92,12 @@ pub struct Room {
     pub is_paused: bool,
 }
 
+/// Place of a message among those that wait for the client.
+#[derive(Debug)]
+pub struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// What another client says.
 #[derive(Debug)]
 pub struct Heard {
@@ -104,6 +114,8 @@ pub(super) struct Events {
     events: UnboundedSender<(u32, QueueEvent)>,
     /// Places for what others say.
     places: Arc<Semaphore>,
+    /// Room for messages, KiB.
+    room: Arc<Semaphore>,
 }
 
 impl Events {
@@ -113,7 +125,31 @@ impl Events {
             id,
             events,
             places: Arc::new(Semaphore::new(MAX_HEARD)),
+            room: Arc::new(Semaphore::new(MAX_PASSED_KIB as usize)),
         }
+    }
+
+    /// Returns whether there is room for a message.
+    pub fn has_room(&self) -> bool {
+        self.room.available_permits() > 0
+    }
+
+    /// Waits until there is room for a message. Cancel safe.
+    pub async fn room(&self) {
+        // It is never closed.
+        let _ = self.room.acquire().await;
+    }
+
+    /// Tells the client of a message, for which there is room.
+    pub fn deliver(&self, tag: Tag, delivery: Box<QueueDelivery>) {
+        let left = u32::try_from(self.room.available_permits()).unwrap_or(MAX_PASSED_KIB);
+        let size = (delivery.body.len() + delivery.properties.len()) >> 10;
+        let size = u32::try_from(size + 1).unwrap_or(MAX_PASSED_KIB).min(left);
+        let permit = Arc::clone(&self.room).try_acquire_many_owned(size);
+        let place = Place {
+            _permit: permit.ok(),
+        };
+        self.tell(QueueEvent::Delivered(tag, delivery, place));
     }
 
     /// Tells the client of `event`.
@@ -144,6 +180,30 @@ impl Events {
 mod tests {
     use super::*;
     use tokio::sync::mpsc::unbounded_channel;
+
+    #[test]
+    fn messages_that_wait_are_bounded() {
+        let (sender, mut heard) = unbounded_channel();
+        let events = Events::new(1, sender);
+        let tag = Tag {
+            connection: 1,
+            number: 1,
+        };
+        let large = || {
+            Box::new(QueueDelivery {
+                body: Bytes::from(vec![0; 40 << 20]),
+                ..QueueDelivery::default()
+            })
+        };
+        events.deliver(tag, large());
+        assert!(events.has_room());
+        events.deliver(tag, large());
+        assert!(!events.has_room());
+        drop(heard.try_recv());
+        assert!(events.has_room());
+        drop(heard.try_recv());
+        assert_eq!(events.room.available_permits(), MAX_PASSED_KIB as usize);
+    }
 
     #[test]
     fn what_others_say_is_bounded() {

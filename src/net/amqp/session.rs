@@ -59,6 +59,11 @@ impl QueueSession {
         self.command(Command::Acknowledge(tag));
     }
 
+    /// Asks the broker whether it has handled the acknowledgements so far: `Handled` follows.
+    pub fn ask_handled(&self) {
+        self.command(Command::AskHandled);
+    }
+
     /// Publishes a claim, whose answers go to us.
     pub fn claim(&self, claim: Claim) {
         self.command(Command::Claim(claim));
