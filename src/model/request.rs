@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use crate::model::answer::answer_property;
 use crate::model::message::{Delivery, Message, property};
 use crate::model::{duration, json};
 
@@ -31,16 +32,6 @@ const MAX_MISSING: usize = 10_000;
 
 /// Maximum number of ranges of missing requests that the summary names.
 const MAX_NAMED: usize = 20;
-
-/// User properties of an answer.
-mod answer_property {
-    /// Exit code of the run that answered.
-    pub const CODE: &str = "tael-code";
-    /// Why the code is not 0.
-    pub const ERROR: &str = "tael-error";
-    /// Size of the whole output in bytes, if the answer is its beginning only.
-    pub const TRUNCATED: &str = "tael-truncated";
-}
 
 /// Code of an answer whose own code cannot be read: `EX_DATAERR` of sysexits.h.
 const UNREADABLE: u8 = 65;

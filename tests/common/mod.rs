@@ -476,7 +476,8 @@ pub fn has_root(what: &str) -> bool {
     can_run(nix::unistd::geteuid().is_root(), "root", what)
 }
 
-fn can_run(can: bool, needs: &str, what: &str) -> bool {
+/// Returns whether the test of `what` can run, as it says if it cannot. In CI it must.
+pub fn can_run(can: bool, needs: &str, what: &str) -> bool {
     assert!(
         can || std::env::var_os("CI").is_none(),
         "{what}: needs {needs}"

@@ -74,6 +74,11 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh told", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("toml facts", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("sh ask", "docs/requests.md", "tests/it/asking.rs"),
+    (
+        "sh answer",
+        "docs/requests.md",
+        "tests/it/asking_interop.rs",
+    ),
     ("sh batch", "docs/requests.md", "tests/it/asking.rs"),
     ("sh promise", "docs/requests.md", "tests/it/asking.rs"),
     ("sh desk", "docs/work.md", "tests/it/kept.rs"),
