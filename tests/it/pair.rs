@@ -7,6 +7,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -578,7 +579,12 @@ fn through(line: &str, input: &[u8]) -> (Vec<u8>, i32, i32) {
 #[test]
 fn a_command_is_an_end() {
     let all = bytes(300_000);
-    assert!(through("cat", &all) == (all, 0, 0), "other bytes");
+    // A command that ends when it has taken all has taken all.
+    for round in 0..20 {
+        let (got, command, own) = through("cat", &all);
+        assert_eq!((command, own), (0, 0), "{round}");
+        assert!(got == all, "{round}: {} of {} bytes", got.len(), all.len());
+    }
     // Its code is passed on, and so is a death by signal.
     assert_eq!(through("cat; exit 3", b"x"), (b"x".to_vec(), 3, 0));
     assert_eq!(through("cat; kill -9 $$", b"x"), (b"x".to_vec(), 137, 0));
@@ -603,6 +609,36 @@ fn a_command_that_ends_ends_the_pair() {
     assert_eq!(command.process.wait(), 0);
     let cause = x.failed(69);
     assert!(cause.contains("not taken everything"), "{cause}");
+}
+
+#[test]
+fn output_of_a_command_that_has_ended_waits_for_a_slow_reader() {
+    let world = World::new();
+    let all = bytes(2 * HELD);
+    let (half, end) = (world.path("half"), world.path("end"));
+    fs::write(&half, &all).expect("write");
+    // The last of it is written by a process that outlives the command.
+    let line = format!(
+        "cat {0} & wait; (sleep 1; cat {0}; touch {1}) &",
+        half.display(),
+        end.display()
+    );
+    let mut command = End::start(&world, "p", &["-c", &line]);
+    let mut x = End::start(&world, "p", &[]);
+    x.wait("paired");
+    let first = x.read(all.len());
+    // Longer than the command's output may be silent after its end: no condition shows that the copy is
+    // still there.
+    thread::sleep(Duration::from_secs(4));
+    assert!(!end.exists(), "nothing waits for us");
+    let (rest, code) = x.finish();
+    assert!(
+        first == all && rest == all,
+        "{} of {}",
+        rest.len(),
+        all.len()
+    );
+    assert_eq!((code, command.process.wait()), (0, 0));
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::tools::pair::streams::{Running, Streams, Taken};
 /// another client has cleared publishes it again.
 const MISSING: Duration = Duration::from_secs(1);
 
-/// Time for the output of a command to end after the command has ended: a process of its own may hold it.
+/// Time for the output of a command to go on, and for its input to be taken, after the command has ended: a
+/// process that it has left behind may hold them.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// How an end has ended in good order.
@@ -39,7 +40,16 @@ pub(super) struct Copier<'a> {
     pub received: u64,
     /// When the claim of the other end has been missing for too long.
     missing: Option<Instant>,
-    /// When the output of the command, which has ended, is read no longer.
+    /// What remains of the command, when it has ended.
+    over: Option<Remains>,
+}
+
+/// Deadlines of the streams of a command that has ended.
+struct Remains {
+    /// When its input is refused, although it is not closed.
+    untaken: Instant,
+    /// When its output is read no longer. None while the window is full: then we do not know whether it has
+    /// ended.
     drained: Option<Instant>,
 }
 
@@ -55,7 +65,7 @@ impl<'a> Copier<'a> {
             sent: 0,
             received: 0,
             missing: None,
-            drained: None,
+            over: None,
         }
     }
 
@@ -66,6 +76,7 @@ impl<'a> Copier<'a> {
     pub async fn run(&mut self) -> Result<Ended> {
         while !self.transfer.is_done() {
             let can_read = self.transfer.can_send();
+            let (untaken, drained) = self.deadlines(can_read);
             // In no order: strangers who flood the topic must not hold our own streams.
             tokio::select! {
                 heard = self.end.next() => self.heard(heard?)?,
@@ -79,20 +90,35 @@ impl<'a> Copier<'a> {
                     Some(Err(e)) => return Err(Error::data(format!("read the input: {e}"))),
                     None => self.input_ended()?,
                 },
-                () = command_ends(&mut self.streams.command), if self.drained.is_none() => {
-                    self.drained = Some(Instant::now() + DRAIN);
-                    self.refuse()?;
+                () = command_ends(&mut self.streams.command), if self.over.is_none() => {
+                    self.over = Some(Remains { untaken: Instant::now() + DRAIN, drained: None });
+                    // What it has taken is known when the writer has ended.
+                    self.streams.output = None;
                 }
-                () = sleep_until(self.drained.unwrap_or_else(Instant::now)),
-                    if self.drained.is_some() && !self.transfer.is_sent() => self.input_ended()?,
-                () = sleep_until(self.missing.unwrap_or_else(Instant::now)),
-                    if self.missing.is_some() => return Err(self.broken("it is gone")),
+                () = at(untaken) => self.refuse()?,
+                () = at(drained) => match ready(&mut self.streams.input) {
+                    // We stood still meanwhile.
+                    Some(part) => self.send(part)?,
+                    None => self.input_ended()?,
+                },
+                () = at(self.missing) => return Err(self.broken("it is gone")),
             }
         }
         if self.transfer.is_cut_short() {
             return Err(self.broken("it has not taken everything"));
         }
         Ok(Ended::Both)
+    }
+
+    /// Returns when a command that has ended takes no more input, and gives no more output; `can_read` says
+    /// whether there is room for that.
+    fn deadlines(&mut self, can_read: bool) -> (Option<Instant>, Option<Instant>) {
+        let Some(over) = &mut self.over else {
+            return (None, None);
+        };
+        let untaken = (!self.transfer.is_received()).then_some(over.untaken);
+        over.drained = can_read.then(|| over.drained.unwrap_or_else(|| Instant::now() + DRAIN));
+        (untaken, over.drained)
     }
 
     /// Tells the other end that we leave before its time.
@@ -114,6 +140,9 @@ impl<'a> Copier<'a> {
 
     fn send(&mut self, part: Bytes) -> Result<()> {
         self.sent += part.len() as u64;
+        if let Some(over) = &mut self.over {
+            over.drained = None;
+        }
         let letter = self.transfer.data();
         self.end.send(letter, part)
     }
@@ -141,6 +170,8 @@ impl<'a> Copier<'a> {
             Taken::Part => self.acknowledge()?,
             // After a stop nothing is acknowledged.
             Taken::Closed if self.transfer.is_received() => {}
+            // What came since then was not taken.
+            Taken::Closed if self.over.is_some() => self.refuse()?,
             Taken::Closed => self.acknowledge()?,
             Taken::Refused(e) => {
                 self.refuse()?;
@@ -218,6 +249,19 @@ async fn next(
     match input {
         Some(input) => input.recv().await,
         None => None,
+    }
+}
+
+/// Returns the next part of the input if it is here.
+fn ready(input: &mut Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>) -> Option<Bytes> {
+    input.as_mut()?.try_recv().ok()?.ok()
+}
+
+/// Returns at `moment`; never without one.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
