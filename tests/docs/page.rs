@@ -73,6 +73,9 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh facts", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("sh told", "docs/facts.md", "tests/it/facts_docs.rs"),
     ("toml facts", "docs/facts.md", "tests/it/facts_docs.rs"),
+    ("toml view", "docs/facts.md", "tests/it/facts_docs.rs"),
+    ("sh view", "docs/facts.md", "tests/it/facts_docs.rs"),
+    ("toml answer", "docs/requests.md", "tests/it/facts_docs.rs"),
     ("sh ask", "docs/requests.md", "tests/it/asking.rs"),
     (
         "sh answer",

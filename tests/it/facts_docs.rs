@@ -2,24 +2,30 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::common::{World, binary, ran};
+use crate::common::{World, binary, ran, refuses, succeeds};
+use crate::facts_views::node;
 
 const PAGE: &str = "docs/facts.md";
 
 /// Returns the blocks of the page in this `language` and of this kind.
 fn blocks(language: &str, kind: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-    let page = fs::read_to_string(path).expect(PAGE);
+    blocks_of(PAGE, language, kind)
+}
+
+fn blocks_of(name: &str, language: &str, kind: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let page = fs::read_to_string(path).expect(name);
     let start = format!("```{language} {kind}\n");
     let all: Vec<String> = page
         .split(&start)
         .skip(1)
         .map(|rest| rest.split("```").next().expect("end").to_owned())
         .collect();
-    assert!(!all.is_empty(), "{PAGE} has no {kind}");
+    assert!(!all.is_empty(), "{name} has no {kind}");
     all
 }
 
@@ -96,4 +102,80 @@ fn the_table_of_the_page_is_read() {
             assert_eq!(first["node"], "seq1");
         }
     }
+}
+
+/// Returns `tael client` with `file`, whose commands find `tael`.
+fn client(world: &World, file: &str) -> Command {
+    let bin = binary("tael");
+    let bin = bin.parent().expect("folder").display();
+    let path = format!("{bin}:{}", std::env::var("PATH").expect("PATH"));
+    let mut command = world.tael(["client", "--config", file]);
+    command.env("PATH", path);
+    command
+}
+
+#[test]
+fn a_view_answers_those_who_ask() {
+    let world = World::new();
+    node(&world, "seq1", "h1", 5);
+    node(&world, "seq2", "h2", 50);
+    let path = world.path("desk.toml");
+    let path = path.to_str().expect("path");
+    let block = blocks("toml", "view").concat();
+    assert!(block.contains("--config /etc/tael/desk.toml"), "{block}");
+    let file = block.replace("/etc/tael/desk.toml", path);
+    let wrong = "[[trigger]]\nname = 'wrong'\ntopic = 'lab/ask/wrong'\nwhen = []\nreply = true\n";
+    let command =
+        format!("command = 'tael facts view --config {path} \"SELECT colour FROM node\"'\n");
+    let file = world.file("desk.toml", format!("{file}{wrong}{command}"));
+    let desk = world.online("desk", client(&world, &file));
+    let (code, stdout, stderr) = sh(&world, &blocks("sh", "view").concat());
+    let rows: Value = serde_json::from_str(&stdout).unwrap_or_default();
+    let want = json!([{"name": "disk.root.free_percent", "value": 5}]);
+    assert_eq!((code, &rows), (0, &want), "{stdout}{stderr}");
+    let ask = |topic: &str, attributes: &[&str]| {
+        let mut command = world.command("tael-message");
+        command
+            .args(["-t", topic, "--reply", "--timeout", "20s"])
+            .args(attributes);
+        command
+    };
+    // Values are bound, whatever they look like to a shell or to SQL.
+    for hostile in [
+        "x' OR 1 --",
+        "$(touch pwned)",
+        "\"; touch pwned; \"",
+        "--publish",
+        "",
+    ] {
+        let set = format!("node={hostile}");
+        assert_eq!(
+            succeeds(&mut ask("lab/ask/space", &[&set])),
+            "[]\n",
+            "{hostile}"
+        );
+    }
+    assert!(!world.path("pwned").exists());
+    // A mistake reaches the one who asks: code and line.
+    refuses(&mut ask("lab/ask/space", &["other=x"]), 65, "NODE");
+    refuses(&mut ask("lab/ask/wrong", &[]), 64, "no such column: colour");
+    desk.stop();
+}
+
+#[test]
+fn the_page_about_requests_names_a_view() {
+    let world = World::new();
+    let answer = blocks_of("docs/requests.md", "toml", "answer").concat();
+    let own = blocks("toml", "view").concat();
+    // The same trigger, except for the place of the file.
+    assert!(
+        own.replace(" --config /etc/tael/desk.toml", "")
+            .contains(answer.trim()),
+        "{answer}"
+    );
+    let file = world.file(
+        "x.toml",
+        format!("root = 'lab'\n[client]\nwho = 'x'\n{answer}"),
+    );
+    succeeds(client(&world, &file).arg("--check"));
 }

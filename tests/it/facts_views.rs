@@ -10,7 +10,7 @@ use crate::common::{World, ran, refuses};
 use crate::facts::retain;
 
 /// Publishes facts of kind `dynamic` of `node`.
-fn node(world: &World, name: &str, host: &str, free: u32) {
+pub fn node(world: &World, name: &str, host: &str, free: u32) {
     let topic = |last: &str| format!("lab/infrastructure/nodes/{name}/{last}");
     let facts = json!({"node": name, "kind": "dynamic", "ts": 1000, "facts": {"disk": {"root": {"free_percent": free}}}});
     retain(world, &topic("dynamic"), &facts.to_string());
