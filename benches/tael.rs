@@ -1,8 +1,8 @@
 //! How fast, as ratios within one run: against a bare loop that receives, parses and spawns
 //! with no durability, against `mosquitto_sub | while read`, and against `mosquitto_pub`.
 //!
-//! `cargo bench` needs mosquitto, its clients and jq, for queues also RabbitMQ, amqp-tools and pika;
-//! `cargo bench -- NAME` runs one part.
+//! `cargo bench` needs mosquitto, its clients and jq, for queues also RabbitMQ, amqp-tools and pika, for
+//! requests paho and pyzmq; `cargo bench -- NAME` runs one part.
 
 // A measurement that fails panics.
 #![allow(
@@ -38,6 +38,7 @@ use tokio::runtime::Builder;
 #[path = "../tests/common/mod.rs"]
 mod common;
 mod queue;
+mod requests;
 mod work;
 
 const TOPIC: &str = "bench/seq/status";
@@ -65,7 +66,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 20] = [
+    let parts: [(&str, fn()); 23] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -86,6 +87,9 @@ fn main() {
         ("work-units", work::units),
         ("queue-work", queue::work),
         ("queue-push", queue::pushes),
+        ("requests-one", requests::one),
+        ("requests-open", requests::open),
+        ("requests-batch", requests::batches),
     ];
     for (name, part) in parts {
         if wanted.is_none_or(|wanted| name.contains(wanted.as_str())) {
