@@ -11,6 +11,7 @@ use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Result};
 use crate::model::near::nearest;
 use crate::model::queue::{QueueBroker, QueueUrl};
+use crate::model::text::printable;
 use crate::net::options::{QueueAccess, Secret, TlsFiles};
 use crate::net::password::Password;
 use crate::net::tls;
@@ -21,6 +22,9 @@ const PASSWORD: &str = "TAEL_QUEUE_PASSWORD";
 
 /// Variable with the broker of queues that are only named.
 const BROKER: &str = "TAEL_QUEUE_BROKER";
+
+/// Maximum length of a user's name in a message, characters.
+const MAX_USER: usize = 80;
 
 /// Keys of the `[queue]` table, and what they mean.
 pub const KEYS: &[(&str, &str)] = &[
@@ -152,7 +156,7 @@ impl QueueLogin {
         ca: TlsFiles,
         mistakes: &mut Mistakes,
     ) -> QueueAccess {
-        let password = self.password(matches, table);
+        let (password, password_of) = self.password(matches, table, mistakes);
         let own = self.queue_cert.is_some() || self.queue_key.is_some();
         let (cert, key) = match own {
             true => (self.queue_cert, self.queue_key),
@@ -180,7 +184,8 @@ impl QueueLogin {
                 .broker
                 .as_ref()
                 .and_then(|broker| broker.username.clone()),
-            password: mistakes.keep(password).flatten(),
+            password,
+            password_of,
             tls: TlsFiles {
                 capath: ca.capath.filter(|_| cafile.is_none()),
                 cafile: cafile.or(ca.cafile),
@@ -190,30 +195,41 @@ impl QueueLogin {
         }
     }
 
-    /// Returns the password, if there is one.
-    fn password(&self, matches: &ArgMatches, table: &QueueTable<'_>) -> Result<Option<Password>> {
+    /// Returns the password, if there is one, and whose it is if it is not for all users. Notes a file that
+    /// cannot be read.
+    fn password(
+        &self,
+        matches: &ArgMatches,
+        table: &QueueTable<'_>,
+        mistakes: &mut Mistakes,
+    ) -> (Option<Password>, Option<String>) {
         let from_env = std::env::var(PASSWORD).ok();
         let from_env = from_env.filter(|password| !password.is_empty());
         let text = from_env.map(|password| Password::Text(Secret::new(password)));
-        let file = self.queue_password_file.clone().map(Password::File);
-        if rank(matches, "queue_password_file") < 2
-            && let Some(text) = text
-        {
-            return Ok(Some(text));
+        if rank(matches, "queue_password_file") < 2 && text.is_some() {
+            return (text, None);
         }
-        let of_table = || table.password_file.clone().map(Password::File);
-        let credential = || paths::queue_credential().map(Password::File);
-        let is_given = file.is_some();
-        let password = file.or_else(of_table).or_else(credential);
-        if let Some(password @ Password::File(path)) = &password {
-            // A file that cannot be read is reported now, not after the first reconnect.
-            password.reveal().map_err(|e| match is_given {
-                false if table.password_file.is_some() => table.wrong("password-file", e),
-                _ => e,
-            })?;
-            connection::warn_of_open("password file", path);
+        let owner = || {
+            let broker = table.broker.as_ref();
+            broker.and_then(|broker| broker.username.clone())
+        };
+        let (path, owner, is_of_table) = match (&self.queue_password_file, &table.password_file) {
+            (Some(path), _) => (path.clone(), None, false),
+            // The other brokers that a command line names must not learn it.
+            (None, Some(path)) => (path.clone(), owner(), true),
+            (None, None) => match paths::queue_credential() {
+                Some(path) => (path, None, false),
+                None => return (None, None),
+            },
+        };
+        let password = Password::File(path.clone());
+        // A file that cannot be read is reported now, not after the first reconnect.
+        match password.reveal() {
+            Ok(_) => connection::warn_of_open("password file", &path),
+            Err(e) if is_of_table => mistakes.note(table.wrong("password-file", e)),
+            Err(e) => mistakes.note(e),
         }
-        Ok(password)
+        (Some(password), owner)
     }
 }
 
@@ -231,9 +247,15 @@ pub fn check(access: &QueueAccess, url: &QueueUrl) -> Result<()> {
     match access.login(url) {
         _ if has_certificate => Ok(()),
         Some((_, Some(_))) => Ok(()),
+        Some((user, None)) if access.password_of.is_some() => Err(about(&format!(
+            "the password of [{QUEUE}] is that of user '{}', not of '{}': give TAEL_QUEUE_PASSWORD or \
+             --queue-password-file",
+            printable(access.password_of.as_deref().unwrap_or_default(), MAX_USER),
+            printable(&user, MAX_USER)
+        ))),
         Some((user, None)) => Err(about(&format!(
             "user '{}' has no password: give TAEL_QUEUE_PASSWORD or --queue-password-file",
-            crate::model::text::printable(&user, 80)
+            printable(&user, MAX_USER)
         ))),
         None => Err(about(
             "no user is named: write amqp://USER@HOST/VHOST/QUEUE",

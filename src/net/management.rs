@@ -6,6 +6,8 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::Error::InvalidMessage;
+use rustls::InvalidMessage::InvalidContentType;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -150,10 +152,7 @@ impl Trouble {
                     "{cause}; is the plugin rabbitmq_management enabled, or --management wrong?"
                 ),
             ),
-            Self::Denied(cause) => about(
-                Kind::NotAuthorised,
-                format!("{cause}; the user needs the tag 'management'"),
-            ),
+            Self::Denied(cause) => about(Kind::NotAuthorised, cause),
             Self::Missing => about(Kind::Data, "it does not know that".into()),
             Self::Odd(cause) => about(Kind::Unavailable, cause),
             Self::Config(error) => error,
@@ -203,8 +202,15 @@ impl Management {
         match answer.status {
             200 => serde_json::from_slice(&answer.body)
                 .map_err(|_| Trouble::Odd("its answer is no JSON".into())),
-            401 => Err(Trouble::Denied("it refuses user or password (401)".into())),
-            403 => Err(Trouble::Denied("it does not allow that (403)".into())),
+            401 => Err(Trouble::Denied(
+                // It says the same of all these.
+                "it refuses the user (401): the password is wrong, or the user has not got the tag \
+                 'management'"
+                    .into(),
+            )),
+            403 => Err(Trouble::Denied(
+                "it does not allow that (403): the user has no rights on the virtual host".into(),
+            )),
             404 => Err(Trouble::Missing),
             // A proxy, or a broker that starts.
             500.. => Err(Trouble::Unreachable(format!(
@@ -238,6 +244,11 @@ impl Management {
         let Address { host, port, .. } = &self.address;
         let unreachable = |e: io::Error| {
             let tls = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+            if matches!(tls, Some(InvalidMessage(InvalidContentType))) {
+                let cause =
+                    "it does not speak TLS on this port: write http://, or the port for TLS";
+                return Trouble::Odd(cause.into());
+            }
             let cause = tls.and_then(|e| tls_failure::explain(e, host));
             Trouble::Unreachable(cause.map_or_else(|| dial::cause(&e), |e| e.to_string()))
         };

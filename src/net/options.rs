@@ -112,6 +112,8 @@ pub struct QueueAccess {
     pub username: Option<String>,
     /// Password.
     pub password: Option<Password>,
+    /// User whose password that is, if it is not for all.
+    pub password_of: Option<String>,
     /// Files for TLS, for `amqps`.
     pub tls: TlsFiles,
 }
@@ -131,7 +133,9 @@ impl QueueAccess {
         let user = user.or(guest)?;
         let usual =
             (user == GUEST && url.is_loopback()).then(|| Password::Text(Secret::new(GUEST)));
-        Some((user, self.password.clone().or(usual)))
+        let is_ours = |user: &str| self.password_of.as_ref().is_none_or(|owner| owner == user);
+        let password = self.password.clone().filter(|_| is_ours(&user));
+        Some((user, password.or(usual)))
     }
 }
 
@@ -375,10 +379,19 @@ mod tests {
         let given = QueueAccess {
             username: Some("bob".into()),
             password: Some(Password::Text(Secret::new("s"))),
-            tls: TlsFiles::default(),
+            ..QueueAccess::default()
         };
         assert_eq!(login(&given, "amqp://localhost/q"), pair("bob", "s"));
         assert_eq!(login(&given, "amqp://ann@h/q"), pair("ann", "s"));
+        let of_bob = QueueAccess {
+            password_of: Some("bob".into()),
+            ..given
+        };
+        assert_eq!(login(&of_bob, "amqp://h/q"), pair("bob", "s"));
+        let alone = Some(("ann".to_owned(), None));
+        assert_eq!(login(&of_bob, "amqp://ann@h/q"), alone);
+        let guest = pair("guest", "guest");
+        assert_eq!(login(&of_bob, "amqp://guest@localhost/q"), guest);
         let certificate = QueueAccess {
             tls: TlsFiles {
                 identity: Some(("c".into(), "k".into())),

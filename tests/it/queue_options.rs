@@ -158,12 +158,22 @@ fn a_file_names_the_broker_of_queues() {
             "[queue]\nbroker = 'amqp://ann@h'\npassword-file = '/no'\n",
             &[", line 3: read password from /no"],
         ),
+        (
+            "[queue]\nbroker = 'amqp://ann@h'\npassword-file = 'PASSWORD'\n\
+             [[trigger]]\nqueue = 'amqp://bob@other/q'\nsettle = 'done'\ncommand = 'true'\n",
+            &[
+                "log in at amqp://bob@other: the password of [queue] is that of user 'ann', not of 'bob'",
+            ],
+        ),
         ("[queue]\ncert = 'c'\n", &["'cert' and 'key' go together"]),
         ("", &["trigger 1: 'jobs' is not a queue URL"]),
     ] {
+        let text = text.replace("PASSWORD", secret);
         fs::write(&file, format!("{text}{triggers}")).expect("file");
         let (code, _, said) = ran(&mut check());
         assert_eq!(code, 78, "{said}");
+        // A file that cannot be read is no second mistake.
+        assert!(!said.contains("has no password"), "{said}");
         for cause in causes {
             assert!(said.contains(cause), "{cause}: {said}");
         }

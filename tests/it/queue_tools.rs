@@ -164,7 +164,7 @@ fn what_is_pushed_is_durable_and_has_an_id() {
     refuses(
         &mut lab.queue("push", "q", &["--declare", "classic", "a=b"]),
         78,
-        "inequivalent arg",
+        "leave --declare out",
     );
 }
 
@@ -177,6 +177,22 @@ fn who_may_not_push_is_told_so() {
     lab.vhost.declare("q");
     let mut wrong = lab.queue("push", "q", &["a=b"]);
     refuses(wrong.env("TAEL_QUEUE_PASSWORD", "wrong"), 77, "refused");
+    // Nothing is counted when nothing was pushed.
+    let mut nowhere = lab.queue("push", "nowhere", &["a=b", "--wait"]);
+    refuses(&mut nowhere, 65, "there is no such queue");
+    let mut wrong = lab.queue("drain", "q", &[]);
+    refuses(
+        wrong.env("TAEL_QUEUE_PASSWORD", "wrong"),
+        77,
+        "(401): the password",
+    );
+    let plain = format!("https://127.0.0.1:{}", rabbit.api().port);
+    let mut tls = lab.queue("drain", "q", &["--management", &plain]);
+    refuses(
+        &mut tls,
+        69,
+        "it does not speak TLS on this port: write http://",
+    );
     let user = lab.vhost.user(["^$", "^$", ".*"]);
     let url = lab.vhost.url_at(rabbit.port(), &user, "q");
     let mut denied = bare_command(&lab.dir, "tael");

@@ -185,7 +185,8 @@ impl Failure {
     }
 
     /// Returns the failure with a hint after its text.
-    pub(super) fn hinted(self, hint: &str) -> Self {
+    #[must_use]
+    pub fn hinted(self, hint: &str) -> Self {
         Self {
             text: format!("{}; {hint}", self.text),
             ..self

@@ -95,7 +95,10 @@ async fn push(options: Options) -> Result<ExitCode> {
         replies.delete(&target).await;
     }
     let tally = tally.into_inner();
-    report(&tally, &target, json)?;
+    // After an error before the first message there is nothing to say.
+    if json || end.is_ok() || tally.confirmed > 0 {
+        report(&tally, &target, json)?;
+    }
     let pushed = || match tally.waits() {
         false => format!("{} messages are confirmed", tally.confirmed),
         true => format!(

@@ -137,6 +137,12 @@ impl Target {
                     ),
                 },
             ),
+            // The text of the broker names the argument.
+            FailureKind::Mismatch if failure.text.contains("inequivalent") => {
+                let hint = "it is there already, with other settings: leave --declare out to use it as it is";
+                Error::from(failure.hinted(hint))
+                    .context(format_args!("declare queue '{name}' at {broker}"))
+            }
             _ => Error::from(failure).context(format_args!("use queue '{name}' at {broker}")),
         }
     }
