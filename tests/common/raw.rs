@@ -446,14 +446,21 @@ pub struct Scripted {
 
 impl Scripted {
     pub fn listen() -> Self {
-        Self::on(0)
-    }
-
-    /// Listens on `port`.
-    pub fn on(port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
         listener.set_nonblocking(true).expect("nonblocking");
         Self { listener }
+    }
+
+    /// Waits for a client, and returns the connection as a server of something else would have it.
+    pub fn accept_as_stranger(&self) -> TcpStream {
+        let mut accepted = None;
+        wait_until("a client connects", || {
+            accepted = self.listener.accept().ok();
+            accepted.is_some()
+        });
+        let (stream, _) = accepted.expect("connection");
+        stream.set_nonblocking(false).expect("blocking");
+        stream
     }
 
     pub fn port(&self) -> u16 {

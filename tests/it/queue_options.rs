@@ -162,7 +162,7 @@ fn a_file_names_the_broker_of_queues() {
             "[queue]\nbroker = 'amqp://ann@h'\npassword-file = 'PASSWORD'\n\
              [[trigger]]\nqueue = 'amqp://bob@other/q'\nsettle = 'done'\ncommand = 'true'\n",
             &[
-                "log in at amqp://bob@other: the password of [queue] is that of user 'ann', not of 'bob'",
+                "log in at amqp://bob@other:5672/%2f: the password of [queue] is that of user 'ann', not of 'bob'",
             ],
         ),
         ("[queue]\ncert = 'c'\n", &["'cert' and 'key' go together"]),
