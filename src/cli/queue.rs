@@ -55,7 +55,7 @@ pub struct Queue {
     #[arg(long, value_name = "FOLDER", global = true, hide = true)]
     capath: Option<PathBuf>,
     /// Configuration file
-    #[arg(long, value_name = "FILE", global = true, hide_short_help = true)]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Target of log lines: auto, journald, stderr or none; TAEL_LOG sets the level
     #[arg(long, value_parser = one_of(logging::Target::parse, TARGETS), value_name = "TARGET", default_value = "auto", global = true, hide = true)]
@@ -80,9 +80,9 @@ enum Verbs {
         #[arg(long)]
         json: bool,
     },
-    /// Wait until a queue is empty and no consumer holds its messages. It needs the management API
+    /// Wait until a queue is empty and no consumer holds its messages
     ///
-    /// Clients of Tael that acknowledge a message when they accept it (--settle accept) hold none while they
+    /// It needs the management API. Clients of Tael that acknowledge a message when they accept it (--settle accept) hold none while they
     /// run it: tael queue push --wait waits for ends.
     Drain {
         /// Queue: amqp[s]://[user@]host[:port]/VHOST/QUEUE, or a name if [queue] has a broker
@@ -209,7 +209,13 @@ impl Tool for Queue {
     const ABOUT: &'static str = "Put work on queues of RabbitMQ, and wait until it is done";
 
     const HELP: Page = Page {
-        first: &[],
+        first: &[
+            "management",
+            "statistics-interval",
+            "queue-password-file",
+            "queue-cafile",
+            "config",
+        ],
         groups: &[],
         examples: &[
             "tael queue push amqp://ann@mq.lab/lab/align sample=S1 --wait",
