@@ -225,7 +225,8 @@ fn results_are_by_default_those_of_the_newest_run_that_has_begun() {
     wait_until("it runs", || world.lines("runs").len() == 1);
     world.message(SEQ, FINISHED);
     wait_until("another one waits", || units(&world).len() == 2);
-    assert_eq!(results(&[]), "output\n");
+    // The runner may not have written it yet.
+    wait_until("its output is there", || results(&[]) == "output\n");
     assert_eq!(results(&["latest"]), "output\n");
     let second = units(&world)[1]["unit"].as_str().expect("id").to_owned();
     assert_eq!(results(&[&second]), "");
