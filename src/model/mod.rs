@@ -16,6 +16,7 @@ pub mod exec;
 pub mod facts;
 pub mod filter_index;
 pub mod follow;
+pub mod gateway;
 pub mod json;
 pub mod letter;
 pub mod marker;

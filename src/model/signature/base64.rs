@@ -41,6 +41,28 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Returns `bytes` as Base64 with padding (RFC 4648, section 4).
+#[must_use]
+pub fn encode_padded(bytes: &[u8]) -> String {
+    let mut text = encode(bytes).replace('-', "+").replace('_', "/");
+    while !text.len().is_multiple_of(4) {
+        text.push('=');
+    }
+    text
+}
+
+/// Returns the bytes of Base64 text of RFC 4648, section 4. The padding may be missing.
+#[must_use]
+pub fn decode_padded(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    let is_whole = padding == 0 || padding < 3 && text.len().is_multiple_of(4);
+    if !is_whole || digits.contains(['-', '_']) {
+        return None;
+    }
+    decode(&digits.replace('+', "-").replace('/', "_"))
+}
+
 fn value(digit: u8) -> Option<u32> {
     Some(u32::from(match digit {
         b'A'..=b'Z' => digit - b'A',
@@ -82,7 +104,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn padded_text_has_another_alphabet() {
+        for (bytes, text) in [("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("", "")] {
+            assert_eq!(encode_padded(bytes.as_bytes()), text);
+            assert_eq!(decode_padded(text).as_deref(), Some(bytes.as_bytes()));
+        }
+        assert_eq!(encode_padded(&[0xfb, 0xff]), "+/8=");
+        assert_eq!(decode_padded("+/8").as_deref(), Some(&[0xfb, 0xff][..]));
+        for text in [
+            "-_8=", "Zg=", "Zg===", "Zm9v=", "====", "=", "Z=g=", "Zm9v====",
+        ] {
+            assert_eq!(decode_padded(text), None, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn padded_bytes_come_back(bytes in any::<Vec<u8>>()) {
+            prop_assert_eq!(decode_padded(&encode_padded(&bytes)), Some(bytes));
+        }
+
         #[test]
         fn bytes_come_back(bytes in any::<Vec<u8>>()) {
             prop_assert_eq!(decode(&encode(&bytes)), Some(bytes));

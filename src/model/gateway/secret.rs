@@ -1,0 +1,102 @@
+//! Secrets that callers know, compared in constant time.
+
+use std::fmt;
+
+use ring::hmac::{self, Algorithm, HMAC_SHA256, Key, Tag};
+
+/// Maximum length of a secret, bytes. Tokens and keys of senders are far shorter.
+pub const MAX_BYTES: usize = 4096;
+
+/// A secret. It is never printed.
+#[derive(Clone)]
+pub struct Secret {
+    bytes: Vec<u8>,
+    key: Key,
+    /// Code of the secret under itself.
+    own: Tag,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Two secrets are equal if their bytes are.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(&other.bytes)
+    }
+}
+
+impl Secret {
+    /// Takes the content of a file, or a value: a line feed at its end is not part of the secret.
+    ///
+    /// # Errors
+    /// A text for the user: it is empty or too long.
+    pub fn new(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        match bytes.len() {
+            0 => return Err("the secret is empty".to_owned()),
+            1..=MAX_BYTES => {}
+            length => {
+                return Err(format!(
+                    "the secret has {length} bytes, the limit is {MAX_BYTES}"
+                ));
+            }
+        }
+        let key = Key::new(HMAC_SHA256, bytes);
+        let own = hmac::sign(&key, bytes);
+        let bytes = bytes.to_vec();
+        Ok(Self { bytes, key, own })
+    }
+
+    /// Returns whether `given` is the secret. The time tells nothing about where they differ: not
+    /// they are compared, but their authentication codes.
+    #[must_use]
+    pub fn is(&self, given: &[u8]) -> bool {
+        hmac::verify(&self.key, given, self.own.as_ref()).is_ok()
+    }
+
+    /// Returns the secret as the key of an authentication code.
+    #[must_use]
+    pub fn key(&self, algorithm: Algorithm) -> Key {
+        Key::new(algorithm, &self.bytes)
+    }
+
+    /// Returns its text, if it is text.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        std::str::from_utf8(&self.bytes).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_line_feed_at_the_end_is_no_part_of_it() {
+        for file in ["secret", "secret\n", "secret\r\n"] {
+            assert!(Secret::new(file.as_bytes()).expect("secret").is(b"secret"));
+        }
+        let two = Secret::new(b"secret\n\n").expect("secret");
+        assert!(two.is(b"secret\n") && !two.is(b"secret"));
+        for empty in ["", "\n", "\r\n"] {
+            assert!(Secret::new(empty.as_bytes()).is_err());
+        }
+        assert!(Secret::new(&[b'x'; MAX_BYTES]).is_ok());
+        assert!(Secret::new(&[b'x'; MAX_BYTES + 1]).is_err());
+        assert_eq!(format!("{two:?}"), "Secret");
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_secret_is_the_secret(a in "[ab]{1,6}", b in "[ab]{0,6}") {
+            let secret = Secret::new(a.as_bytes()).expect("secret");
+            prop_assert_eq!(secret.is(b.as_bytes()), a == b);
+        }
+    }
+}
