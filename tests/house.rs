@@ -41,6 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rumqttc", &["net/mqtt.rs", "net/mqtt/"]),
     ("mqtt5", &["net/broker.rs", "net/broker/"]),
     ("rusqlite", &["store/ledger/", "store/view.rs"]),
+    ("quick_xml", &["model/gateway/xmlrpc/"]),
 ];
 
 /// Lints against code that would end a daemon, with the reports of its runs.

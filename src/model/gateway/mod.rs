@@ -5,3 +5,4 @@ pub mod rate;
 pub mod request;
 pub mod secret;
 pub mod signature;
+pub mod xmlrpc;

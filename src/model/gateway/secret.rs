@@ -37,14 +37,22 @@ impl Secret {
     pub fn new(bytes: &[u8]) -> Result<Self, String> {
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        match bytes.len() {
-            0 => return Err("the secret is empty".to_owned()),
-            1..=MAX_BYTES => {}
-            length => {
-                return Err(format!(
-                    "the secret has {length} bytes, the limit is {MAX_BYTES}"
-                ));
-            }
+        match bytes {
+            b"" => Err("the secret is empty".to_owned()),
+            bytes => Self::exactly(bytes),
+        }
+    }
+
+    /// Takes `bytes` as they are.
+    ///
+    /// # Errors
+    /// A text for the user: it is too long.
+    pub fn exactly(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > MAX_BYTES {
+            return Err(format!(
+                "the secret has {} bytes, the limit is {MAX_BYTES}",
+                bytes.len()
+            ));
         }
         let key = Key::new(HMAC_SHA256, bytes);
         let own = hmac::sign(&key, bytes);

@@ -14,8 +14,8 @@ use crate::model::gateway::secret::Secret;
 use crate::model::signature::{base64, hex};
 use crate::model::variables::from_hex;
 
-/// Maximum difference between the time of a request and ours, seconds. Who has recorded a request
-/// can send it again for so long; the id of its delivery then tells that it has come before.
+/// Maximum difference between the time of a request and ours, seconds. A recorded request
+/// can be sent again for this time; the id of its delivery tells that it has come before.
 pub const MAX_AGE: i64 = 5 * 60;
 
 /// Maximum number of secrets of a route: the new one and old ones.
