@@ -5,6 +5,7 @@
 mod addresses;
 mod disks;
 pub mod script;
+mod units;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -196,6 +197,13 @@ impl Host {
         let synced = clock().map(|clock| clock.synced);
         facts.put("clock_synced", synced.map(|synced| synced || timesyncd));
         facts.put("read_only_root", disks::is_root_read_only(&self.mounts()));
+        // As sd_booted(3): a bus of something else has no systemd.
+        if self.has("/run/systemd/system")
+            && let Some(failed) = units::failed(&self.path("/run/dbus/system_bus_socket"))
+        {
+            facts.put("failed_units.count", Some(failed.count));
+            facts.put("failed_units.names", Some(failed.names));
+        }
     }
 
     fn mounts(&self) -> String {
