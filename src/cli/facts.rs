@@ -8,7 +8,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches, Id, Subcommand};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
-use crate::cli::connection::{self, Connection, Root};
+use crate::cli::connection::{self, Connection, Root, rank};
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
 use crate::cli::view;
@@ -33,6 +33,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(30 * 86_400);
 /// Number of intervals after which the broker may forget facts at the earliest: readers call a node
 /// stale then.
 const MIN_KEEP: u32 = 3;
+
+/// Options about the facts of this node.
+const OWN: &[&str] = &["node", "interval", "dir", "share", "hide", "allow", "keep"];
 
 /// Options of `tael facts`.
 #[derive(Debug, Args)]
@@ -76,7 +79,7 @@ enum Verbs {
         #[arg(long)]
         once: bool,
         /// Print what would be told, and exit; connects to nothing
-        #[arg(long, conflicts_with = "once")]
+        #[arg(long)]
         dry_run: bool,
         /// Print the outcome of each round as JSON
         #[arg(long)]
@@ -183,13 +186,24 @@ impl Tool for Facts {
     }
 
     fn run(mut self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
-        match std::mem::replace(&mut self.verb, Verbs::none()) {
+        let verb = std::mem::replace(&mut self.verb, Verbs::none());
+        if !matches!(verb, Verbs::Publish { .. }) {
+            refuse_own(matches)?;
+        }
+        match verb {
             Verbs::Publish {
                 once,
                 dry_run,
                 json,
             } => {
                 let node = self.node()?;
+                // Scripts run in another folder.
+                for dir in &mut self.dir {
+                    let whole = std::path::absolute(&*dir);
+                    *dir = whole.map_err(|e| {
+                        Error::config(format!("read facts in {}: {e}", dir.display()))
+                    })?;
+                }
                 folder::check(&self.dir)?;
                 let sources = Sources {
                     folders: self.dir,
@@ -253,6 +267,20 @@ impl Tool for Facts {
             }
         }
     }
+}
+
+/// Refuses options about the facts of this node, where others are shown.
+///
+/// # Errors
+/// 64 for the first.
+fn refuse_own(matches: &ArgMatches) -> Result<()> {
+    let matches = matches.subcommand().map_or(matches, |(_, below)| below);
+    let given = OWN.iter().find(|id| rank(matches, id) == 2);
+    given.map_or(Ok(()), |id| {
+        Err(Error::usage(format!(
+            "--{id} is about the facts that this node publishes; tael facts show NODE shows those of others"
+        )))
+    })
 }
 
 impl Verbs {

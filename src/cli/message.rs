@@ -235,6 +235,9 @@ impl Message {
             (Some(Qos::ExactlyOnce), Some(name)) => Err(Error::usage(format!(
                 "{name}: brokers do not say at QoS 2 that no client subscribes: use -q 1"
             ))),
+            (Some(Qos::AtMostOnce), None) if self.if_changed => Err(Error::usage(
+                "--if-changed needs an answer of the broker, and QoS 0 has none: use -q 1",
+            )),
             (Some(given), None) => Ok(given),
             (None, None) if self.reply_to.is_some() || self.if_changed => Ok(Qos::AtLeastOnce),
             (None, None) => Ok(Qos::ExactlyOnce),

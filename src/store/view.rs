@@ -149,6 +149,16 @@ impl View {
             };
             statement.raw_bind_parameter(index, value).map_err(failed)?;
         }
+        // Without a value it would be NULL, and the rows that are meant would be missing in silence.
+        for index in 1..=statement.parameter_count() {
+            let name = statement.parameter_name(index).unwrap_or("?");
+            let given = |key: &str| set.iter().any(|(name, _)| name == key);
+            if !name.strip_prefix(':').is_some_and(given) {
+                return Err(Error::usage(format!(
+                    "view: {name} in the SELECT has no value: --set KEY=VALUE gives one to :KEY"
+                )));
+            }
+        }
         let columns = statement.column_names().map(str::to_owned).collect();
         let mut result = Rows {
             columns,

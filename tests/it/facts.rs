@@ -1,6 +1,7 @@
 //! `tael facts`: what nodes tell, and how others read it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -173,6 +174,127 @@ fn changes_beyond_the_bound_are_counted() {
     let last = ears.wait("the rest", |m| m.payload.get("more").is_some());
     assert_eq!(last.payload["more"], 36);
     assert_eq!(ears.all().len(), 65);
+}
+
+#[test]
+fn own_facts_are_found_from_where_one_is_and_mistakes_are_named() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let own = |path: &str, text: &str, mode: u32| {
+        let path = dir.path().join("own").join(path);
+        fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        fs::write(&path, text).expect("fact");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    own("state/script", "#!/bin/sh\necho x=1\n", 0o755);
+    own("state/still", "#!/bin/sh\necho x=1\n", 0o644);
+    own("state/prose", "#!/bin/sh\necho '{x'\n", 0o755);
+    own("lab/site", "{}", 0o644);
+    own(".git/config", "{}", 0o644);
+    let mut command = bare_command(&dir, "tael");
+    // A script runs elsewhere, and --dry-run takes what cron has.
+    command.current_dir(dir.path()).env("TAEL_LOG", "warn");
+    command.args(["facts", "publish", "--dry-run", "--once", "--dir", "own"]);
+    let (code, stdout, stderr) = ran(command.args(["--log", "stderr"]));
+    assert_eq!(code, 65, "{stderr}");
+    let lines = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"));
+    let lines: Vec<Value> = lines.collect();
+    assert_eq!(lines[3]["facts"]["script"], json!({"x": "1"}), "{stderr}");
+    for (name, cause) in [
+        ("still", "a script that prints facts needs chmod +x"),
+        ("prose", "its output is not JSON"),
+        (
+            "lab",
+            "a folder in it is one of common, static, dynamic, state",
+        ),
+    ] {
+        let mut said = stderr
+            .lines()
+            .filter(|line| line.contains(&format!("/{name} is left out")));
+        assert!(
+            said.next().is_some_and(|line| line.contains(cause)),
+            "{name}: {stderr}"
+        );
+    }
+    assert_eq!(stderr.matches("is left out").count(), 3, "{stderr}");
+}
+
+#[test]
+fn a_folder_that_others_may_write_leads_to_no_script() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (open, real) = (dir.path().join("open"), dir.path().join("real"));
+    let ran_file = dir.path().join("ran");
+    for folder in [&open, &real] {
+        fs::create_dir(folder).expect("folder");
+    }
+    let script = real.join("halt");
+    fs::write(
+        &script,
+        format!("#!/bin/sh\ntouch {}\n", ran_file.display()),
+    )
+    .expect("script");
+    let mode = |path: &std::path::Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    mode(&script, 0o755);
+    mode(&real, 0o755);
+    mode(&open, 0o777);
+    std::os::unix::fs::symlink(&real, open.join("static")).expect("link");
+    let mut command = bare_command(&dir, "tael");
+    command
+        .args(["facts", "publish", "--dry-run", "--dir"])
+        .arg(&open);
+    let (code, _, stderr) = ran(&mut command);
+    assert_eq!(code, 65, "{stderr}");
+    assert!(!ran_file.exists(), "{stderr}");
+    // The way is the reason, not the folder.
+    mode(&open, 0o755);
+    ran(&mut command);
+    assert!(ran_file.exists());
+}
+
+#[test]
+fn children_of_the_shell_that_became_the_program_live_on() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let folder = dir.path().join("own");
+    fs::create_dir(&folder).expect("folder");
+    let script = folder.join("s");
+    fs::write(&script, "#!/bin/sh\necho a=1\n").expect("script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("mode");
+    let mut command = Command::new("sh");
+    let tael = bare_command(&dir, "tael").get_program().to_owned();
+    let line =
+        "sleep 600 >/dev/null 2>&1 & echo $! >pid; exec \"$0\" facts publish --dry-run --dir own";
+    command.current_dir(dir.path()).args(["-c", line]).arg(tael);
+    let (code, stdout, stderr) = ran(&mut command);
+    assert!(code == 0 && stdout.contains("\"a\""), "{stderr}");
+    let pid = fs::read_to_string(dir.path().join("pid")).expect("pid");
+    let kill = ran(Command::new("kill").arg(pid.trim()));
+    assert_eq!(kill.0, 0, "it is gone: {}", kill.2);
+}
+
+#[test]
+fn options_of_our_own_facts_are_refused_where_others_are_shown() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let facts = |arguments: &[&str]| {
+        let mut command = bare_command(&dir, "tael");
+        command
+            .args(["facts", "-p", "1", "--root", "lab"])
+            .args(arguments);
+        command
+    };
+    refuses(
+        &mut facts(&["show", "--node", "seq2"]),
+        64,
+        "tael facts show NODE",
+    );
+    refuses(&mut facts(&["--keep", "3d", "show"]), 64, "--keep is about");
+    refuses(
+        &mut facts(&["view", "SELECT 1", "--dir", "/"]),
+        64,
+        "--dir is about",
+    );
 }
 
 #[test]
@@ -351,7 +473,7 @@ fn the_name_of_another_machine_is_refused_while_it_is_fresh() {
     refuses(
         &mut command,
         73,
-        "another machine tells those of seq1: host twin, 10s ago",
+        "another machine tells those of seq1: host twin, 1",
     );
     let mut daemon = world.spawn(publish(&world, &[]));
     assert_eq!(daemon.wait(), 73);

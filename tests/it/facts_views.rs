@@ -129,7 +129,17 @@ fn what_a_select_may_not_do_is_refused() {
             65,
             "view: it ",
         ),
-        ("SELECT name FROM node WHERE name = :x AND 1", 0, ""),
+        ("SELECT name FROM node WHERE name = 'x' AND 1", 0, ""),
+        (
+            "SELECT name FROM node WHERE name = :x",
+            64,
+            ":x in the SELECT has no value",
+        ),
+        (
+            "SELECT name FROM node WHERE name = ?",
+            64,
+            "? in the SELECT",
+        ),
     ] {
         if code == 0 {
             assert_eq!(shown(&world, &[sql, "--json"]), "[]\n", "{sql}");

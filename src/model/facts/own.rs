@@ -44,7 +44,9 @@ pub fn of_file(text: &[u8]) -> Result<Facts, String> {
     match serde_json::from_slice::<Value>(text) {
         Ok(Value::Object(facts)) => Ok(facts),
         Ok(_) => Err("it is not a JSON object".to_owned()),
-        Err(e) => Err(format!("it is not JSON: {e}")),
+        Err(e) => Err(format!(
+            "it is not JSON: {e}; a script that prints facts needs chmod +x"
+        )),
     }
 }
 
@@ -54,7 +56,8 @@ pub fn of_file(text: &[u8]) -> Result<Facts, String> {
 /// A text for the user: why it has none.
 pub fn of_output(text: &[u8]) -> Result<Facts, String> {
     if text.trim_ascii_start().starts_with(b"{") {
-        return of_file(text);
+        let facts = serde_json::from_slice(text);
+        return facts.map_err(|e| format!("its output is not JSON: {e}"));
     }
     let text = str::from_utf8(text).map_err(|_| "its output is not UTF-8 text".to_owned())?;
     let mut facts = Facts::new();

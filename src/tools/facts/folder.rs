@@ -75,10 +75,14 @@ pub(super) fn read(folders: &[PathBuf], kinds: &[Kind], ends: &AtomicBool) -> Ve
     };
     for folder in folders {
         // Folders of Ansible and facter have none for each kind.
-        list(Kind::Static, folder, &mut entries, &mut found);
+        if !list(Kind::Static, folder, &mut entries, &mut found) {
+            // Who may write it may have put anything in the place of the folders below.
+            continue;
+        }
         for kind in Kind::ALL {
             list(kind, &folder.join(kind.name()), &mut entries, &mut found);
         }
+        found.extend(strange_kinds(folder));
     }
     entries.retain(|entry| kinds.contains(&entry.kind));
     found.retain(|found: &Found| kinds.contains(&found.kind));
@@ -94,26 +98,53 @@ pub(super) fn read(folders: &[PathBuf], kinds: &[Kind], ends: &AtomicBool) -> Ve
     found
 }
 
-/// Adds the files in `folder`, in order.
-fn list(kind: Kind, folder: &Path, entries: &mut Vec<Entry>, found: &mut Vec<Found>) {
-    let refuse = |name: &str, why: String| Found {
-        kind,
-        name: printable(name, 120),
-        facts: Err(why),
+/// Returns the folders that look like those of a kind but are none. Folders of others, such as Ansible's, have
+/// none for kinds, and may have any.
+fn strange_kinds(folder: &Path) -> Vec<Found> {
+    let is_of_kinds = |folder: &Path| {
+        let mut kinds = Kind::ALL.iter();
+        kinds.any(|kind| folder.join(kind.name()).is_dir())
+    };
+    if folder != Path::new(FOLDER) && !is_of_kinds(folder) {
+        return Vec::new();
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let strange = names.filter(|name| !name.starts_with('.') && !Kind::NAMES.contains(&&**name));
+    let found = strange.map(|name| Found {
+        kind: Kind::Static,
+        name: printable(&name, 120),
+        facts: Err(format!(
+            "a folder in it is one of {}",
+            Kind::NAMES.join(", ")
+        )),
+    });
+    found.take(MAX_FILES).collect()
+}
+
+/// Adds the files in `folder`, in order. Returns whether it could be read, and only root and we may write it.
+fn list(kind: Kind, folder: &Path, entries: &mut Vec<Entry>, found: &mut Vec<Found>) -> bool {
+    let mut refuse = |why: String| {
+        found.push(Found {
+            kind,
+            name: "facts.d".to_owned(),
+            facts: Err(why),
+        });
+        false
     };
     let meta = match fs::metadata(folder) {
         Ok(meta) if meta.is_dir() => meta,
-        Ok(_) => return,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return,
-        Err(e) => return found.push(refuse("facts.d", format!("read {}: {e}", folder.display()))),
+        Ok(_) => return false,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return false,
+        Err(e) => return refuse(format!("read {}: {e}", folder.display())),
     };
     if let Err(why) = is_safe(&meta) {
-        let why = format!("folder {}: {why}", folder.display());
-        return found.push(refuse("facts.d", why));
+        return refuse(format!("folder {}: {why}", folder.display()));
     }
     let read = match fs::read_dir(folder) {
         Ok(read) => read,
-        Err(e) => return found.push(refuse("facts.d", format!("read {}: {e}", folder.display()))),
+        Err(e) => return refuse(format!("read {}: {e}", folder.display())),
     };
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for entry in read.flatten() {
@@ -122,6 +153,7 @@ fn list(kind: Kind, folder: &Path, entries: &mut Vec<Entry>, found: &mut Vec<Fou
     }
     let files = names.into_iter().filter(|(_, path)| !path.is_dir());
     entries.extend(files.map(|(file, path)| Entry { kind, file, path }));
+    true
 }
 
 /// Checks that only root and we could have written a file or a folder.
@@ -140,7 +172,9 @@ fn is_safe(meta: &Metadata) -> Result<(), String> {
 
 /// Reads all `entries`, up to [`MAX_SCRIPTS`] at a time, and ends what scripts have left running.
 fn read_all(entries: &[Entry], ends: &AtomicBool) -> Vec<Found> {
-    // Scripts that leave their group are found as our descendants.
+    // Scripts that leave their group are found as our descendants. Those of a shell that has become this
+    // program by exec are not ours to end.
+    let has_children = descent::children_left();
     descent::adopt_descendants();
     let next = AtomicUsize::new(0);
     let done: Mutex<BTreeMap<usize, Found>> = Mutex::new(BTreeMap::new());
@@ -164,7 +198,7 @@ fn read_all(entries: &[Entry], ends: &AtomicBool) -> Vec<Found> {
         }
         work();
     });
-    if has_run.load(Ordering::Relaxed) > 0 && descent::children_left() {
+    if !has_children && has_run.load(Ordering::Relaxed) > 0 && descent::children_left() {
         let left = descent::kill_run(None, thread::sleep);
         if let Some(left) = left {
             tracing::warn!("facts: a script has left processes that cannot be ended: {left}");

@@ -76,8 +76,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     if !named && nodes.seen.is_empty() && !options.json {
         say(&format!(
-            "no node tells facts below {root}, or the access rules of the broker hide them. RabbitMQ \
-             sends no retained messages to wildcards: name the nodes there"
+            "no node tells facts below {root}: is --root right? The access rules of the broker may hide \
+             them. RabbitMQ sends no retained messages to wildcards: name the nodes there"
         ));
         return Ok(ExitCode::SUCCESS);
     }

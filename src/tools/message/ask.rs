@@ -357,7 +357,8 @@ pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCo
             Err(Error::new(
                 Kind::TryAgain,
                 format!(
-                    "ask '{}' at {}: {came} within {}{tries}; does who answers there run?",
+                    "ask '{}' at {}: {came} within {}{tries}; does a client with --reply listen there, and is \
+                     its command done by then?",
                     options.topic,
                     options.broker.address(),
                     duration::text(options.timeout),
