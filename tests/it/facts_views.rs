@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::{World, ran, refuses};
+use crate::common::broker::Setup;
+use crate::common::raw::{self, Raw};
+use crate::common::{World, has_program, ran, refuses};
 use crate::facts::retain;
 
 /// Publishes facts of kind `dynamic` of `node`.
@@ -221,4 +224,85 @@ fn the_inventory_of_the_examples_is_one_for_ansible() {
         (&json!("a.lab"), &json!(5))
     );
     assert_eq!(shown(&world, &["full", "--raw", "--config", file]), "a\n");
+}
+
+/// Retains `count` messages of nodes, five of each, and of ten nodes one that names another node.
+fn flood(world: &World, count: u32) {
+    let mut raw = Raw::connect(world.broker.port());
+    let ts = jiff::Timestamp::now().as_second();
+    let mut packets = Vec::new();
+    for n in 0..count {
+        let own = format!("n{:05}", n / 5);
+        let name = if n % 50 >= 45 { "victim" } else { &own };
+        let last = ["presence", "common", "static", "dynamic", "state"][n as usize % 5];
+        let payload = match last {
+            "presence" => {
+                json!({"state": "online", "node": name, "host": "h", "ts": ts, "interval": 300})
+            }
+            kind => json!({"node": name, "kind": kind, "ts": ts, "facts": {"n": n}}),
+        };
+        let topic = format!("lab/infrastructure/nodes/{own}/{last}");
+        let id = (n + 1 == count).then_some(1);
+        let mut packet = raw::publish(
+            topic.as_bytes(),
+            payload.to_string().as_bytes(),
+            id,
+            &[],
+            false,
+        );
+        packet[0] |= 1;
+        packets.extend(packet);
+        if packets.len() > 100_000 || id.is_some() {
+            raw.send(&packets);
+            packets.clear();
+        }
+    }
+    assert_eq!(raw.receive().0, 0x40, "PUBACK");
+}
+
+#[test]
+fn a_flood_of_retained_messages_is_bounded_and_said() {
+    if !has_program("mosquitto", "a flood of retained messages") {
+        return;
+    }
+    // The embedded broker retains fewer.
+    let world = World::with(Setup {
+        rules: Some("topic readwrite #\n"),
+        ..Setup::default()
+    });
+    flood(&world, 100_000);
+    let show = |arguments: &[&str]| {
+        let mut command = world.tael(["facts", "show", "--root", "lab"]);
+        command.args(arguments).env("TAEL_LOG", "warn");
+        let begun = Instant::now();
+        let found = ran(&mut command);
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        found
+    };
+    let cut = "the broker retains more than 20000 messages or 64 MiB there: the rest is left out";
+    // As many presences as may come: the lies among them are ignored, and count too.
+    let (code, stdout, stderr) = show(&[]);
+    assert_eq!((code, stdout.lines().count()), (0, 18_001), "{stderr}");
+    assert!(
+        stderr.contains("ignored lab/infrastructure/nodes/n"),
+        "{stderr}"
+    );
+    assert!(!stdout.contains("victim"), "another node speaks for it");
+    let (code, stdout, stderr) = show(&["--json"]);
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    let length = list.as_array().expect("list").len();
+    assert!(code == 0 && (1..20_000).contains(&length), "{length}");
+    assert!(stderr.contains(cut), "{stderr}");
+    // One is found among them.
+    let (code, stdout, stderr) = show(&["n19000", "--json"]);
+    assert_eq!((code, &*stderr), (0, ""));
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(list[0]["facts"]["state"], json!({"n": 95_004}));
+    let mut select = view(&world, &["SELECT count(*) AS c FROM fact", "--json"]);
+    let (code, stdout, stderr) = ran(&mut select);
+    let rows: Value = serde_json::from_str(&stdout).expect("JSON");
+    let rows = rows[0]["c"].as_i64().expect("count");
+    assert!(code == 0 && (1..=20_000).contains(&rows), "{rows}");
+    assert!(stderr.contains(cut), "{stderr}");
 }
