@@ -101,9 +101,9 @@ async fn rows(options: &Options) -> Result<Rows> {
     for delivery in &found {
         network.add_message(root, delivery, MAX_PAYLOAD);
     }
-    let mut view = View::new(&nodes, &network, Timestamp::now().as_second())?;
+    let view = View::new(&nodes, &network, Timestamp::now().as_second())?;
     view.limit_memory()?;
-    view.query(&options.sql, &options.set)
+    view.query_once(options.sql.clone(), options.set.clone())
 }
 
 /// Publishes the rows, unless the broker holds them already.
