@@ -42,6 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mqtt5", &["net/broker.rs", "net/broker/"]),
     ("rusqlite", &["store/ledger/", "store/view.rs"]),
     ("quick_xml", &["model/gateway/xmlrpc/"]),
+    ("regex_lite", &["model/gateway/rules/"]),
 ];
 
 /// Lints against code that would end a daemon, with the reports of its runs.

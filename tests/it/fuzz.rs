@@ -89,6 +89,8 @@ targets! {
     no_message_breaks_the_parsers_of_work_between_nodes: remote,
     no_text_breaks_the_parsers_of_keys_and_tokens: signature,
     no_bytes_of_a_broker_break_the_parser_of_frames: amqp,
+    no_call_breaks_the_parser_of_xml_rpc: xmlrpc,
+    no_text_breaks_the_parser_of_routes: route,
 }
 
 /// Otherwise the targets would see refused inputs only.
@@ -131,6 +133,11 @@ fn the_seeds_are_understood() {
     ] {
         assert!(targets::amqp(&seed(&format!("amqp/{path}"))) > 0, "{path}");
     }
+    for path in ["python", "python-latin-1", "apache", "extensions", "none"] {
+        tael::model::gateway::xmlrpc::call(&seed(&format!("xmlrpc/{path}"))).expect(path);
+    }
+    assert_eq!(targets::route(&seed("route/all")), 3);
+    assert_eq!(targets::route(&seed("route/body")), 1);
     for path in ["signature/key", "signature/rsa"] {
         tael::model::signature::Verifier::from_pem(&seed(path)).expect(path);
     }

@@ -1,8 +1,14 @@
 //! Requests of callers that speak HTTP: who may send them, what of them becomes an event, and the
 //! answers. Nothing here does I/O; secrets and the time are given.
 
+pub mod keys;
+pub mod mapping;
+pub mod part;
+pub mod path;
 pub mod rate;
 pub mod request;
+pub mod route;
+pub mod rules;
 pub mod secret;
 pub mod signature;
 pub mod xmlrpc;

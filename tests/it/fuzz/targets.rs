@@ -7,6 +7,9 @@ use std::path::Path;
 use bytes::Bytes;
 use tael::cli::client::mistakes_in;
 use tael::model::filter_index::FilterIndex;
+use tael::model::gateway::request::{Headers, Request as Received};
+use tael::model::gateway::route::Routes;
+use tael::model::gateway::xmlrpc;
 use tael::model::message::{Delivery, Properties};
 use tael::model::playbook::Playbook;
 use tael::model::receptor::{self, Request};
@@ -232,6 +235,78 @@ pub fn amqp(data: &[u8]) -> usize {
         true => 0,
         false => count,
     }
+}
+
+/// Parses a call of XML-RPC.
+pub fn xmlrpc(data: &[u8]) {
+    match xmlrpc::call(data) {
+        Ok(call) => {
+            assert!(!call.method.is_empty() && call.params.len() < xmlrpc::MAX_ELEMENTS);
+            for param in &call.params {
+                // A reader of JSON gets the same values.
+                let json = param.to_json();
+                let text = json::to_text(&json);
+                let again = json::parse(text.as_bytes()).map(|again| json::to_text(&again));
+                assert_eq!(again.as_ref(), Ok(&text));
+                assert!(xmlrpc::response(param).is_ascii());
+            }
+        }
+        Err(flaw) => {
+            let line = flaw.to_string();
+            assert!(!line.is_empty() && !line.contains(['\n', '\r']), "{line}");
+            assert!(xmlrpc::fault(flaw.code(), &line).is_ascii());
+        }
+    }
+}
+
+/// Reads the routes of a gateway, and judges a request by each. The request has the text as its body.
+/// Returns the number of routes.
+pub fn route(data: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(data);
+    let Ok(table) = text.parse::<toml::Table>() else {
+        return 0;
+    };
+    let tables = table.get("route").and_then(toml::Value::as_array);
+    let file = &mut |path: &Path| match path.to_str() {
+        Some("secret" | "old" | "token") => Ok(b"whsec_AAAA".to_vec()),
+        _ => Err("there is no such file".to_owned()),
+    };
+    let routes = match Routes::read(tables.map_or(&[], Vec::as_slice), file) {
+        Ok(routes) => routes,
+        Err((_, wrong)) => {
+            let line = wrong.to_string();
+            assert!(!line.is_empty() && !line.contains('\n'), "{line}");
+            return 0;
+        }
+    };
+    let headers: Headers = [("x-github-event", "push"), ("x-signature", "sha512=00")]
+        .into_iter()
+        .collect();
+    let query = [("who".to_owned(), "a".to_owned())];
+    let payload = serde_json::json!({"ref": "refs/heads/main", "commits": [{"id": 1}], "a": [0]});
+    for route in routes.all() {
+        let request = Received {
+            method: "POST",
+            path: &route.path,
+            query: &query,
+            headers: &headers,
+            peer: "192.0.2.1".parse().ok(),
+            body: data,
+            payload: &payload,
+        };
+        match route.judge(&request, 0, MAX_PAYLOAD) {
+            Ok(accepted) => {
+                let size = json::to_text(&serde_json::Value::Object(accepted.attributes)).len();
+                assert!(size <= MAX_PAYLOAD && !route.has_sender());
+                assert!(accepted.id.as_deref().is_none_or(event::is_id));
+            }
+            Err(refused) => {
+                let line = refused.to_string();
+                assert!(!line.is_empty() && (400..500).contains(&refused.status()));
+            }
+        }
+    }
+    routes.all().len()
 }
 
 /// Parses a file of variables.

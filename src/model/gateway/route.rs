@@ -1,0 +1,687 @@
+//! Routes: a path of the gateway, who may call it, and what becomes of a request.
+//!
+//! ```toml
+//! [[route]]
+//! name = "push"
+//! path = "/hooks/push"
+//! source = "github"
+//! secret-file = "/etc/tael/push.secret"
+//! topic = "lab/git/push"
+//! rule = { json = "ref", value = "refs/heads/main" }
+//! map.commit = { json = "after" }
+//! ```
+
+use std::collections::HashSet;
+use std::fmt;
+
+use toml::Value;
+
+use crate::model::event::Attributes;
+use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong};
+use crate::model::gateway::mapping::{Mapping, Unmapped};
+use crate::model::gateway::part::is_field;
+use crate::model::gateway::request::Request;
+use crate::model::gateway::rules::{ReadFile, Rule, TooLong};
+use crate::model::gateway::secret::Secret;
+use crate::model::gateway::signature::{Code, Encoding, Hash, Refusal, Scheme, Verifier, event_id};
+use crate::model::text::printable;
+use crate::model::topic;
+
+/// Maximum number of routes.
+pub const MAX_ROUTES: usize = 256;
+
+/// Maximum length of the name of a route, bytes. It begins the ids of its events.
+pub const MAX_NAME: usize = 27;
+
+/// Maximum length of a path, bytes.
+pub const MAX_PATH: usize = 256;
+
+/// Paths of the gateway itself, with all below those that end with `/`.
+const RESERVED: &[&str] = &[
+    "/", "/RPC2", "/healthz", "/metrics", "/q/", "/t/", "/units", "/units/", "/w/",
+];
+
+/// Methods that a route may have.
+const METHODS: &[&str] = &["POST", "PUT", "GET", "PATCH", "DELETE"];
+
+/// Keys of a route.
+const KEYS: &[&str] = &[
+    "name",
+    "path",
+    "method",
+    "source",
+    "secret-file",
+    "header",
+    "prefix",
+    "encoding",
+    "id-header",
+    "rule",
+    "map",
+    "payload",
+    "topic",
+    "queue",
+    "work",
+];
+
+/// Where the event of a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A message on a topic.
+    Topic(String),
+    /// A message in a work queue.
+    Queue(String),
+    /// A unit of work.
+    Work {
+        /// The node that runs it.
+        node: String,
+        /// Its work type.
+        kind: String,
+    },
+}
+
+/// A route.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// Its path.
+    pub path: String,
+    /// Its methods, in upper case.
+    pub methods: Vec<String>,
+    /// Where its events go.
+    pub target: Target,
+    verifier: Option<Verifier>,
+    rule: Option<Rule>,
+    mapping: Mapping,
+}
+
+/// A request that a route has accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// Attributes of the event.
+    pub attributes: Attributes,
+    /// Id of the event, the same if the sender sends the request again. Without one the event gets a
+    /// new id.
+    pub id: Option<String>,
+}
+
+/// Why a route does not accept a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// It does not come from the sender.
+    Sender(Refusal),
+    /// Its rule does not hold.
+    Rule,
+    /// Its rule cannot be judged.
+    TooLong(TooLong),
+    /// It has no attributes.
+    Unmapped(Unmapped),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sender(refusal) => refusal.fmt(f),
+            Self::Rule => f.write_str("the rule of the route does not hold"),
+            Self::TooLong(cause) => cause.fmt(f),
+            Self::Unmapped(cause) => cause.fmt(f),
+        }
+    }
+}
+
+impl Refused {
+    /// Returns the status of the answer.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::Sender(_) => 401,
+            Self::Rule => 403,
+            Self::TooLong(_) | Self::Unmapped(Unmapped::TooLarge { .. }) => 413,
+            Self::Unmapped(_) => 400,
+        }
+    }
+
+    /// Returns what the caller is told. A caller that is not known learns no reason.
+    #[must_use]
+    pub fn answer(&self) -> String {
+        match self {
+            Self::Sender(_) => "the signature or token is missing or wrong".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl Route {
+    /// Reads a `[[route]]` table. `file` returns the content of files with secrets.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn read(value: &Value, file: ReadFile<'_>) -> Result<Self, Wrong> {
+        let keys = Keys::of(value, Vec::new())?;
+        keys.only(KEYS)?;
+        let required = |key: &str| {
+            let text = keys.text(key)?;
+            text.ok_or_else(|| keys.wrong_table(format!("a route needs a '{key}'")))
+        };
+        let name = required("name")?;
+        check_name(name).map_err(|cause| keys.wrong("name", cause))?;
+        let path = required("path")?;
+        check_path(path).map_err(|cause| keys.wrong("path", cause))?;
+        let verifier = verifier(&keys, file)?;
+        let own_header = verifier.as_ref().and_then(Verifier::own_header);
+        let table = keys.get("map");
+        let table = table.map(|table| Keys::of(table, keys.place("map")));
+        let is_gitea = matches!(keys.text("source")?, Some("gitea" | "forgejo"));
+        let mapping = Mapping::read(
+            table.transpose()?,
+            keys.flag("payload")?,
+            own_header,
+            is_gitea,
+        )?;
+        let rule = keys.get("rule");
+        let rule = rule.map(|rule| Rule::read(rule, keys.place("rule"), file));
+        Ok(Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            methods: methods(&keys)?,
+            target: target(&keys)?,
+            rule: rule.transpose()?,
+            verifier,
+            mapping,
+        })
+    }
+
+    /// Returns whether it asks who the caller is.
+    #[must_use]
+    pub const fn has_sender(&self) -> bool {
+        self.verifier.is_some()
+    }
+
+    /// Decides about a request at the time `now`, in seconds since 1970. Attributes may have `limit`
+    /// bytes.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn judge(
+        &self,
+        request: &Request<'_>,
+        now: i64,
+        limit: usize,
+    ) -> Result<Accepted, Refused> {
+        let id = match &self.verifier {
+            Some(verifier) => verifier
+                .verify(request.headers, request.body, now)
+                .map_err(Refused::Sender)?,
+            None => None,
+        };
+        if let Some(rule) = &self.rule
+            && !rule.holds(request).map_err(Refused::TooLong)?
+        {
+            return Err(Refused::Rule);
+        }
+        let attributes = self.mapping.apply(request, limit);
+        Ok(Accepted {
+            attributes: attributes.map_err(Refused::Unmapped)?,
+            id: id.map(|id| event_id(&self.name, &id)),
+        })
+    }
+}
+
+/// What there is at a path.
+#[derive(Debug, Clone, Copy)]
+pub enum Found<'a> {
+    /// No route has the path.
+    None,
+    /// Routes have the path, but not the method.
+    Method,
+    /// The route.
+    Route(&'a Route),
+}
+
+/// All routes of a gateway.
+#[derive(Debug, Clone, Default)]
+pub struct Routes(Vec<Route>);
+
+impl Routes {
+    /// Reads the `[[route]]` tables.
+    ///
+    /// # Errors
+    /// The place of the first table that is wrong, from 0, and what is wrong in it.
+    pub fn read(tables: &[Value], file: ReadFile<'_>) -> Result<Self, (usize, Wrong)> {
+        let (mut names, mut paths) = (HashSet::new(), HashSet::new());
+        let mut routes = Vec::new();
+        for (n, table) in tables.iter().enumerate() {
+            let wrong = |key: &str, cause: String| {
+                let place = vec![key.to_owned()];
+                (n, Wrong { place, cause })
+            };
+            if n >= MAX_ROUTES {
+                let cause = format!("there are more than {MAX_ROUTES} routes");
+                return Err(wrong("name", cause));
+            }
+            let route = Route::read(table, file).map_err(|wrong| (n, wrong))?;
+            if !names.insert(route.name.clone()) {
+                let cause = format!("two routes are called '{}'", route.name);
+                return Err(wrong("name", cause));
+            }
+            for method in &route.methods {
+                if !paths.insert((route.path.clone(), method.clone())) {
+                    let cause = format!("two routes have {method} {}", route.path);
+                    return Err(wrong("path", cause));
+                }
+            }
+            routes.push(route);
+        }
+        Ok(Self(routes))
+    }
+
+    /// Returns all of them, in their order.
+    #[must_use]
+    pub fn all(&self) -> &[Route] {
+        &self.0
+    }
+
+    /// Returns the route of a method and a path.
+    #[must_use]
+    pub fn find(&self, method: &str, path: &str) -> Found<'_> {
+        let mut found = Found::None;
+        for route in self.0.iter().filter(|route| route.path == path) {
+            if route.methods.iter().any(|own| own == method) {
+                return Found::Route(route);
+            }
+            found = Found::Method;
+        }
+        found
+    }
+
+    /// Returns the methods of a path, as the header field `Allow` lists them.
+    #[must_use]
+    pub fn allow(&self, path: &str) -> String {
+        let routes = self.0.iter().filter(|route| route.path == path);
+        let methods: Vec<&str> = routes
+            .flat_map(|route| route.methods.iter().map(String::as_str))
+            .collect();
+        methods.join(", ")
+    }
+}
+
+/// Checks the name of a route: it begins ids of events.
+fn check_name(name: &str) -> Result<(), String> {
+    let may = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(may) {
+        true => Ok(()),
+        false => Err(format!(
+            "a route's name has 1 to {MAX_NAME} letters, digits, dots, hyphens and underscores"
+        )),
+    }
+}
+
+fn check_path(path: &str) -> Result<(), String> {
+    let levels = || path.split('/').skip(1);
+    let may = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+    if !path.starts_with('/') || path.len() > MAX_PATH || !path.bytes().all(may) {
+        return Err(format!(
+            "a path begins with / and has at most {MAX_PATH} letters, digits and -._~"
+        ));
+    }
+    let is_reserved = |own: &&str| match *own {
+        "/" => path == "/",
+        own if own.ends_with('/') => path.starts_with(own),
+        own => path == own,
+    };
+    if let Some(own) = RESERVED.iter().find(|own| is_reserved(own)) {
+        return Err(format!(
+            "'{own}' belongs to the gateway: choose another path"
+        ));
+    }
+    match levels().any(|level| ["", ".", ".."].contains(&level)) {
+        true => Err("a path has no empty level, and neither . nor ..".to_owned()),
+        false => Ok(()),
+    }
+}
+
+fn methods(keys: &Keys<'_>) -> Result<Vec<String>, Wrong> {
+    let mut methods = Vec::new();
+    for name in keys.texts("method")? {
+        let name = name.to_ascii_uppercase();
+        if !METHODS.contains(&name.as_str()) {
+            let cause = format!("it is none of {}", METHODS.join(", "));
+            return Err(keys.wrong("method", cause));
+        }
+        if !methods.contains(&name) {
+            methods.push(name);
+        }
+    }
+    if methods.is_empty() {
+        methods.push("POST".to_owned());
+    }
+    Ok(methods)
+}
+
+fn target(keys: &Keys<'_>) -> Result<Target, Wrong> {
+    let Some(key) = keys.one_of(&["topic", "queue", "work"])? else {
+        return Err(keys.wrong_table("a route needs one of topic, queue and work"));
+    };
+    let text = keys.text(key)?.unwrap_or_default();
+    let wrong = |cause: String| keys.wrong(key, cause);
+    Ok(match key {
+        "topic" => {
+            topic::check_name(text).map_err(wrong)?;
+            if text.starts_with('$') {
+                return Err(wrong(
+                    "topics that begin with $ belong to the broker".to_owned(),
+                ));
+            }
+            Target::Topic(text.to_owned())
+        }
+        "queue" => {
+            crate::model::queue::check_name(text).map_err(wrong)?;
+            Target::Queue(text.to_owned())
+        }
+        _ => match text.split_once('/') {
+            Some((node, kind))
+                if topic::check_who(node).is_ok() && topic::check_who(kind).is_ok() =>
+            {
+                Target::Work {
+                    node: node.to_owned(),
+                    kind: kind.to_owned(),
+                }
+            }
+            _ => return Err(wrong("work is written NODE/TYPE".to_owned())),
+        },
+    })
+}
+
+/// Reads who may call a route.
+fn verifier(keys: &Keys<'_>, file: ReadFile<'_>) -> Result<Option<Verifier>, Wrong> {
+    const OWN: &[&str] = &["header", "prefix", "encoding"];
+    let Some(source) = keys.text("source")? else {
+        let about = [&["secret-file", "id-header"], OWN].concat();
+        return match about.iter().find(|key| keys.get(key).is_some()) {
+            Some(key) => Err(keys.wrong(key, "it belongs to a 'source', which is missing")),
+            None => Ok(None),
+        };
+    };
+    let scheme = match source {
+        "github" => Scheme::GitHub,
+        "gitea" | "forgejo" => Scheme::Gitea,
+        "gitlab" => Scheme::GitLab,
+        "standard" => Scheme::Standard,
+        "hmac-sha256" => code(keys, Hash::Sha256)?,
+        "hmac-sha512" => code(keys, Hash::Sha512)?,
+        "bearer" => Scheme::Bearer,
+        other => {
+            let names = Scheme::NAMES.join(", ");
+            let other = printable(other, MAX_SHOWN);
+            let cause = format!("'{other}' is no source: it is one of {names}");
+            return Err(keys.wrong("source", cause));
+        }
+    };
+    if !matches!(scheme, Scheme::Code(_))
+        && let Some(key) = OWN.iter().find(|key| keys.get(key).is_some())
+    {
+        return Err(keys.wrong(key, "it belongs to hmac-sha256 and hmac-sha512"));
+    }
+    let id_header = keys.text("id-header")?.map(str::to_ascii_lowercase);
+    if id_header.as_deref().is_some_and(|name| !is_field(name)) {
+        return Err(keys.wrong("id-header", "it is not the name of a header field"));
+    }
+    let wrong = |cause: String| keys.wrong("secret-file", cause);
+    let mut secrets = Vec::new();
+    for path in keys.texts("secret-file")? {
+        let content = file(path.as_ref()).map_err(wrong)?;
+        secrets.push(Secret::new(&content).map_err(wrong)?);
+    }
+    let verifier = Verifier::new(scheme, id_header, &secrets);
+    verifier.map(Some).map_err(wrong)
+}
+
+/// Reads the form of an authentication code.
+fn code(keys: &Keys<'_>, hash: Hash) -> Result<Scheme, Wrong> {
+    let header = keys.text("header")?;
+    let header = header.ok_or_else(|| keys.wrong_table("the source needs a 'header'"))?;
+    if !is_field(header) {
+        return Err(keys.wrong("header", "it is not the name of a header field"));
+    }
+    let encoding = keys.text("encoding")?.unwrap_or("hex");
+    let encoding = Encoding::parse(encoding).ok_or_else(|| {
+        let cause = format!("it is none of {}", Encoding::NAMES.join(", "));
+        keys.wrong("encoding", cause)
+    })?;
+    Ok(Scheme::Code(Code {
+        hash,
+        header: header.to_ascii_lowercase(),
+        prefix: keys.text("prefix")?.unwrap_or_default().to_owned(),
+        encoding,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::is_id;
+    use crate::model::gateway::request::Headers;
+    use serde_json::json;
+    use std::path::Path;
+
+    const SECRET: &str = "a secret of push";
+
+    fn read(text: &str) -> Result<Routes, (usize, Wrong)> {
+        let table: toml::Table = text.parse().expect(text);
+        let tables = table
+            .get("route")
+            .and_then(Value::as_array)
+            .expect("routes");
+        let file = &mut |path: &Path| match path.to_str() {
+            Some("secret") => Ok(SECRET.as_bytes().to_vec()),
+            Some("empty") => Ok(Vec::new()),
+            _ => Err("read it: there is no such file".to_owned()),
+        };
+        Routes::read(tables, file)
+    }
+
+    const PUSH: &str = r#"
+        [[route]]
+        name = "push"
+        path = "/hooks/push"
+        source = "github"
+        secret-file = "secret"
+        topic = "lab/git/push"
+        rule = { json = "ref", value = "refs/heads/main" }
+        map.commit = { json = "after" }
+        "#;
+
+    /// A body for [`PUSH`], and its signature by GitHub's way.
+    fn sent(body: &str) -> Headers {
+        let key = Secret::new(SECRET.as_bytes()).expect("secret");
+        let key = key.key(ring::hmac::HMAC_SHA256);
+        let code = ring::hmac::sign(&key, body.as_bytes());
+        let code = format!("sha256={}", crate::model::signature::hex(code.as_ref()));
+        let fields = [
+            ("X-Hub-Signature-256", code.as_str()),
+            ("X-GitHub-Delivery", "17"),
+        ];
+        fields.into_iter().collect()
+    }
+
+    fn judge(route: &Route, headers: &Headers, body: &str) -> Result<Accepted, Refused> {
+        let payload = crate::model::json::parse(body.as_bytes()).unwrap_or_default();
+        let request = Request {
+            method: "POST",
+            path: "/hooks/push",
+            query: &[],
+            headers,
+            peer: None,
+            body: body.as_bytes(),
+            payload: &payload,
+        };
+        route.judge(&request, 0, 100)
+    }
+
+    #[test]
+    fn a_route_verifies_judges_and_maps() {
+        let routes = read(PUSH).unwrap_or_else(|(_, wrong)| panic!("{wrong}"));
+        let Found::Route(route) = routes.find("POST", "/hooks/push") else {
+            panic!("no route");
+        };
+        assert!(route.has_sender());
+        assert_eq!(route.target, Target::Topic("lab/git/push".to_owned()));
+        let body = r#"{"ref": "refs/heads/main", "after": "0d1a"}"#;
+        let accepted = judge(route, &sent(body), body).expect("accepted");
+        assert_eq!(accepted.id.as_deref(), Some("push:17"));
+        assert_eq!(json!(accepted.attributes), json!({"commit": "0d1a"}));
+        let refused = |body: &str| {
+            let refused = judge(route, &sent(body), body).expect_err(body);
+            (refused.status(), refused)
+        };
+        assert_eq!(refused(r#"{"ref": "other"}"#), (403, Refused::Rule));
+        assert_eq!(refused(r#"{"ref": "refs/heads/main"}"#).0, 400);
+        let large = format!(
+            r#"{{"ref": "refs/heads/main", "after": "{}"}}"#,
+            "x".repeat(99)
+        );
+        assert_eq!(refused(&large).0, 413);
+        // The sender comes first, and its caller learns no reason.
+        let forged = judge(route, &sent("{}"), body).expect_err("forged");
+        assert_eq!(
+            (forged.status(), &forged),
+            (401, &Refused::Sender(Refusal::Wrong))
+        );
+        let bare = judge(route, &Headers::default(), body).expect_err("unsigned");
+        assert_eq!(forged.answer(), bare.answer());
+        assert_ne!(forged.to_string(), bare.to_string());
+    }
+
+    #[test]
+    fn a_method_of_a_path_has_one_route() {
+        let route = |name: &str, path: &str, method: &str| {
+            format!("[[route]]\nname = '{name}'\npath = '{path}'\nmethod = {method}\nqueue = 'q'\n")
+        };
+        let routes = read(
+            &[
+                route("a", "/a", "['put', 'POST']"),
+                route("b", "/a", "'GET'"),
+            ]
+            .concat(),
+        );
+        let routes = routes.expect("routes");
+        let name = |method: &str, path: &str| match routes.find(method, path) {
+            Found::Route(route) => route.name.clone(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(name("PUT", "/a"), "a");
+        assert_eq!(name("GET", "/a"), "b");
+        assert_eq!(name("DELETE", "/a"), "Method");
+        assert_eq!(name("GET", "/a/"), "None");
+        assert_eq!(routes.allow("/a"), "PUT, POST, GET");
+        assert_eq!(routes.all().len(), 2);
+        let same = [route("a", "/a", "'POST'"), route("a", "/b", "'POST'")].concat();
+        let (n, wrong) = read(&same).expect_err("the same name");
+        assert_eq!((n, wrong.place.join(".").as_str()), (1, "name"));
+        let same = [
+            route("a", "/a", "'POST'"),
+            route("b", "/a", "['GET', 'POST']"),
+        ]
+        .concat();
+        let (n, wrong) = read(&same).expect_err("the same path");
+        assert_eq!((n, wrong.place.join(".").as_str()), (1, "path"));
+    }
+
+    #[test]
+    fn names_of_routes_leave_room_for_ids() {
+        let name = "n".repeat(MAX_NAME);
+        assert_eq!(check_name(&name), Ok(()));
+        let guid = "72d3162e-cc78-11e3-81ab-4c9367dc0958";
+        let id = event_id(&name, guid);
+        assert!(is_id(&id) && id.ends_with(guid), "{id}");
+    }
+
+    #[test]
+    fn mistakes_name_their_key() {
+        let minimal = "name = 'a'\npath = '/a'\ntopic = 't'\n";
+        assert!(read(&format!("[[route]]\n{minimal}")).is_ok());
+        let hmac = "source = 'hmac-sha256'\nsecret-file = 'secret'\n";
+        for (old, new, place) in [
+            ("name = 'a'", "", ""),
+            ("name = 'a'", "name = 'a:b'", "name"),
+            ("name = 'a'", "name = 1", "name"),
+            ("path = '/a'", "", ""),
+            ("'/a'", "'a'", "path"),
+            ("'/a'", "'/'", "path"),
+            ("'/a'", "'/RPC2'", "path"),
+            ("'/a'", "'/units/x'", "path"),
+            ("'/a'", "'/t/x'", "path"),
+            ("'/a'", "'/a//b'", "path"),
+            ("'/a'", "'/a/../b'", "path"),
+            ("'/a'", "'/a?b'", "path"),
+            ("topic = 't'", "", ""),
+            ("topic = 't'", "topic = 't/#'", "topic"),
+            ("topic = 't'", "topic = '$SYS/x'", "topic"),
+            ("topic = 't'", "queue = 'amq.x'", "queue"),
+            ("topic = 't'", "work = 'node'", "work"),
+            ("topic = 't'", "topic = 't'\nqueue = 'q'", "queue"),
+            ("topic = 't'", "topic = 't'\nmethod = 'TRACE'", "method"),
+            ("topic = 't'", "topic = 't'\npayload = 1", "payload"),
+            ("topic = 't'", "topic = 't'\nmap = 1", "map"),
+            ("topic = 't'", "topic = 't'\nrule = 1", "rule"),
+            (
+                "topic = 't'",
+                "topic = 't'\nrule = { header = 'x', valu = 1 }",
+                "rule.valu",
+            ),
+            ("topic = 't'", "topic = 't'\ntopics = 1", "topics"),
+            ("topic = 't'", "topic = 't'\nsource = 'git'", "source"),
+            (
+                "topic = 't'",
+                "topic = 't'\nsource = 'github'",
+                "secret-file",
+            ),
+            (
+                "topic = 't'",
+                "topic = 't'\nsecret-file = 'secret'",
+                "secret-file",
+            ),
+            (
+                "topic = 't'",
+                "topic = 't'\nsource = 'github'\nsecret-file = 'empty'",
+                "secret-file",
+            ),
+            (
+                "topic = 't'",
+                "topic = 't'\nsource = 'github'\nsecret-file = 'none'",
+                "secret-file",
+            ),
+            (
+                "topic = 't'",
+                "topic = 't'\nsource = 'bearer'\nsecret-file = 'secret'\nprefix = 'x'",
+                "prefix",
+            ),
+            ("topic = 't'", &format!("topic = 't'\n{hmac}"), ""),
+            (
+                "topic = 't'",
+                &format!("topic = 't'\n{hmac}header = 'a b'"),
+                "header",
+            ),
+            (
+                "topic = 't'",
+                &format!("topic = 't'\n{hmac}header = 'x'\nencoding = 'z'"),
+                "encoding",
+            ),
+            (
+                "topic = 't'",
+                &format!("topic = 't'\n{hmac}header = 'x'\nid-header = ''"),
+                "id-header",
+            ),
+            (
+                "topic = 't'",
+                &format!("topic = 't'\n{hmac}header = 'X-S'\nmap.a = {{ header = 'x-s' }}"),
+                "map.a.header",
+            ),
+        ] {
+            let text = format!("[[route]]\n{}", minimal.replace(old, new));
+            let (_, wrong) = read(&text).expect_err(&text);
+            assert_eq!(wrong.place.join("."), place, "{text}: {wrong}");
+            assert!(!wrong.to_string().contains('\n') && !wrong.cause.is_empty());
+        }
+    }
+}
