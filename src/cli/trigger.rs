@@ -14,6 +14,7 @@ use crate::cli::mistakes::Mistakes;
 use crate::cli::option_table::{is_slip, read_table};
 use crate::cli::values::one_of;
 use crate::error::Error;
+use crate::model::answer::MAX_MAX_REPLY;
 use crate::model::command::{Command as Run, DEFAULT_SHELL};
 use crate::model::condition::Condition;
 use crate::model::duration;
@@ -102,7 +103,7 @@ pub struct TriggerOptions {
     /// Answer those who ask: messages with a Response Topic get the output of the run
     #[arg(long)]
     reply: bool,
-    /// Maximum size of an answer, bytes
+    /// Maximum size of an answer, 1M at most
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "256K")]
     max_reply: u64,
     /// Run the command when no message has come for this time, instead of for each message
@@ -384,6 +385,10 @@ fn trigger(
             "jobs",
             format!("{jobs} jobs are out of range: 1 to {MAX_JOBS}"),
         );
+    }
+    if options.max_reply > MAX_MAX_REPLY {
+        let most = MAX_MAX_REPLY >> 20;
+        wrong("max-reply", format!("an answer has {most}M at most"));
     }
     let export = Export::new(options.envprefix, options.envreq);
     let export = export.unwrap_or_else(|e| {

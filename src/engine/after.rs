@@ -40,6 +40,8 @@ pub enum After {
     Released(String),
     /// The answer goes out, and the message of its request is acknowledged.
     Answered(Box<Message>, Receipt),
+    /// The answer to a question that came again goes out; its size, bytes.
+    AnsweredAgain(usize),
     /// Nothing follows.
     #[default]
     Nothing,

@@ -11,7 +11,6 @@ use crate::engine::after::After;
 use crate::engine::client::Client;
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::{Progress, QueueAck, Receipt};
-use crate::engine::commit::step::Step;
 use crate::engine::intake::backlog::Load;
 use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
@@ -25,7 +24,6 @@ use crate::engine::report::{answers, letters};
 use crate::engine::work::retry::retry;
 use crate::engine::work::{Ended, Report};
 use crate::error::Result;
-use crate::model::answer::requester;
 use crate::model::message::Message;
 use crate::model::unit::Unit;
 use crate::os::hooks;
@@ -136,7 +134,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.commits.took(bytes);
             client.intake.arrived(&admission);
             hooks::failpoint("commit.after");
-            answer_again(client, &admission, &parts);
+            client.answer_again(&admission, &parts);
             match receipt {
                 Receipt::Queue(ack) => give_back_to_queue(client, ack, &admission, &parts, letters),
                 receipt => give_back(client, receipt, &admission, &parts),
@@ -213,6 +211,12 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.answer(*answer);
             client.settle(receipt, Progress::Refused);
         }
+        (After::AnsweredAgain(bytes), done) => {
+            client.commits.took(bytes);
+            if let Done::Changed { queued, .. } = done {
+                client.reports.extend(queued);
+            }
+        }
         (After::Nothing, Done::Changed { queued, .. }) => client.reports.extend(queued),
         (After::Nothing, Done::Pruned(pruned)) => {
             let cleanup = &mut client.cleanup;
@@ -242,27 +246,6 @@ fn ended(client: &mut Client, unit: &str) {
     client
         .cleanup
         .ended(&client.pipeline, unit, &mut client.steps);
-}
-
-/// Requests that are asked again are answered again, without a run. What the broker only delivers again
-/// is answered already, or at the end of its run.
-fn answer_again(client: &mut Client, admission: &Admission, became: &[Acceptance]) {
-    if admission.key.again.is_some() {
-        return;
-    }
-    for (part, became) in admission.parts.iter().zip(became) {
-        let (Part::Run { unit, .. }, Acceptance::Known(known)) = (part, became) else {
-            continue;
-        };
-        let (Some(address), Some(known)) = (requester(unit), known.unit.as_deref()) else {
-            continue;
-        };
-        let reader = &client.pipeline.reader;
-        let record = answers::last_attempt(reader, known);
-        let answer = record.and_then(|record| answers::again(&client.pipeline, &record, address));
-        let posts = answer.map(|answer| Step::Commit(Op::Post(answer)));
-        client.steps.extend(posts);
-    }
 }
 
 /// Receipt: the source gets it now, or when the units have ended.

@@ -17,6 +17,7 @@ use crate::engine::control::remote::Remote;
 use crate::engine::control::retry_socket::RetrySocket;
 use crate::engine::control::socket::ControlSocket;
 use crate::engine::intake::Intake;
+use crate::engine::intake::judge::Admission;
 use crate::engine::link::{self, Link};
 use crate::engine::observe::event_socket;
 use crate::engine::observe::snapshot::Snapshot;
@@ -33,18 +34,20 @@ use crate::engine::work::delegates::asks::Asker;
 use crate::engine::work::recovery::{self, Left};
 use crate::engine::work::{Report, Units};
 use crate::error::Result;
+use crate::model::answer::requester;
 use crate::model::message::{Delivery, Message};
 use crate::model::remote::wire::Request;
 use crate::model::status::Presence;
 use crate::model::unit::Unit;
 use crate::net::mqtt::{Audience, Refused, Refuser, Token};
 use crate::net::session::{Event, SessionReceived};
+use crate::os::logging::SENDERS;
 use crate::os::notify::Notify;
 use crate::os::socket::Served;
 use crate::store::aside::sweep;
 use crate::store::home::Home;
 use crate::store::ledger::submitted::{Debt, debts, wanted_releases};
-use crate::store::ledger::{Op, Openable};
+use crate::store::ledger::{Acceptance, Op, Openable, Part};
 use crate::store::payload_file;
 
 /// A client: its parts, which decide, and its connections to the ledger and the broker. No part
@@ -72,6 +75,37 @@ pub struct Client {
 }
 
 impl Client {
+    /// Requests that are asked again are answered again, without a run. What the broker only delivers again
+    /// is answered already, or at the end of its run.
+    pub fn answer_again(&mut self, admission: &Admission, became: &[Acceptance]) {
+        if admission.key.again.is_some() {
+            return;
+        }
+        for (part, became) in admission.parts.iter().zip(became) {
+            let (Part::Run { unit, .. }, Acceptance::Known(known)) = (part, became) else {
+                continue;
+            };
+            let (Some(address), Some(known)) = (requester(unit), known.unit.as_deref()) else {
+                continue;
+            };
+            // A short question can have a long answer. Who gets none now asks again.
+            if !self.reports.has_room() || !self.commits.keeps_up() {
+                let why = "too many messages wait for the broker";
+                warn!(target: SENDERS, "a question that came again is not answered now: {why}");
+                return;
+            }
+            let reader = &self.pipeline.reader;
+            let record = answers::last_attempt(reader, known);
+            let answer = record.and_then(|record| answers::again(&self.pipeline, &record, address));
+            if let Some(answer) = answer {
+                let bytes = answer.payload.len() + answer.properties.memory();
+                self.commits.hold(bytes);
+                let after = After::AnsweredAgain(bytes);
+                self.commits.submit(Op::Post(answer), after);
+            }
+        }
+    }
+
     /// Performs the steps of the parts.
     pub fn perform(&mut self) {
         while let Some(step) = self.steps.pop_front() {

@@ -20,6 +20,9 @@ pub mod answer_property {
 /// Default maximum size of an answer, bytes.
 pub const MAX_REPLY: usize = 256 << 10;
 
+/// Largest maximum size of an answer, bytes. `tael message` takes packets of twice that size.
+pub const MAX_MAX_REPLY: u64 = 1 << 20;
+
 /// Maximum length of the text of an error, characters.
 const MAX_ERROR: usize = 1000;
 
@@ -32,6 +35,28 @@ pub const DROPPED: i32 = 75;
 const NOT_STARTED: i32 = 126;
 /// Code of a run that was ended by SIGTERM, as a shell reports it.
 const ENDED: i32 = 128 + 15;
+
+/// Returns whether a message is an answer.
+#[must_use]
+pub fn is_answer(message: &Message) -> bool {
+    message.properties.user(answer_property::CODE).is_some()
+}
+
+/// Returns an answer without its output, for a broker that refuses the whole; `None` if it has none. It
+/// says how long the output is.
+#[must_use]
+pub fn without_output(message: &Message) -> Option<Message> {
+    if message.payload.is_empty() {
+        return None;
+    }
+    let mut answer = message.clone();
+    let size = std::mem::take(&mut answer.payload).len();
+    if answer.properties.user(answer_property::TRUNCATED).is_none() {
+        let name = answer_property::TRUNCATED.to_owned();
+        answer.properties.user.push((name, size.to_string()));
+    }
+    Some(answer)
+}
 
 /// What an answer says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,6 +161,7 @@ pub fn requester(unit: &Unit) -> Option<&ReplyAddress> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::message::Route;
 
     fn ended(end: End, stopped: Option<Stopped>) -> Outcome {
         Outcome {
@@ -179,9 +205,39 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_can_go_without_its_output() {
+        let address = ReplyAddress {
+            route: Route::Broker,
+            topic: "lab/r".into(),
+            correlation: None,
+            request: None,
+            at_end: None,
+        };
+        let said = |whole| {
+            let answer = Answer {
+                body: Bytes::from_static(b"{\"a\":1}"),
+                whole,
+                ..Answer::default()
+            };
+            answer.message(&address, ("1".into(), "e"), ("w", "h"))
+        };
+        for (whole, size) in [(None, "7"), (Some(900), "900")] {
+            let whole = said(whole);
+            assert!(is_answer(&whole));
+            let short = without_output(&whole).expect("an answer");
+            assert!(short.payload.is_empty());
+            assert_eq!(
+                short.properties.user(answer_property::TRUNCATED),
+                Some(size)
+            );
+            assert_eq!(without_output(&short), None);
+        }
+    }
+
+    #[test]
     fn an_answer_repeats_the_correlation_data() {
         let address = ReplyAddress {
-            route: crate::model::message::Route::Broker,
+            route: Route::Broker,
             topic: "lab/infrastructure/replies/a/1".into(),
             correlation: Some(vec![0, 255].into()),
             request: None,

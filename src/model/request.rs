@@ -382,6 +382,13 @@ impl Requests {
         }
     }
 
+    /// Ends the request `id`, which the broker refuses: it is missing. Returns its number.
+    pub fn refused(&mut self, id: &str) -> Option<u64> {
+        let open = self.open.remove(id)?;
+        self.tally.miss(open.number);
+        Some(open.number)
+    }
+
     /// Takes a message on the reply topic. `None` if it is no answer to an open request, or one that
     /// has come before.
     pub fn answered(&mut self, delivery: Delivery, now: Duration) -> Option<Heard> {

@@ -17,6 +17,7 @@ mod amqp;
 mod answering;
 mod answers;
 mod asking;
+mod asking_attacks;
 mod asking_faults;
 mod asking_interop;
 mod bad_input;

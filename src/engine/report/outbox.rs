@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::answer;
 use crate::model::message::Message;
 use crate::store::ledger::Queued;
 
@@ -329,6 +330,17 @@ impl<T: Copy + PartialEq> Outbox<T> {
     pub fn refused(&self) -> usize {
         let waits = |row: &&Row<T>| row.refused > 0 && row.not_before.is_some();
         self.rows.iter().filter(waits).count()
+    }
+
+    /// Returns whether no message is in the ledger only.
+    pub fn is_whole(&self) -> bool {
+        self.behind.unwrap_or_default() == 0
+    }
+
+    /// Returns whether the message of this publish is an answer.
+    pub fn is_answer(&self, token: T) -> bool {
+        let mut rows = self.rows.iter();
+        rows.any(|row| row.token == Some(token) && answer::is_answer(&row.queued.message))
     }
 
     /// Returns whether so many messages were refused that no others are read from the ledger.

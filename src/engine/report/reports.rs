@@ -9,6 +9,7 @@ use crate::engine::report::last::LastEnd;
 use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, Outbox, Waits, shown};
 use crate::engine::report::status::without_passthrough;
 use crate::error::{Error, Kind, Result};
+use crate::model::answer;
 use crate::model::duration;
 use crate::model::message::{Message, property};
 use crate::os::hooks;
@@ -52,6 +53,12 @@ impl<T: Copy + PartialEq> Reports<T> {
     /// Returns how many statuses wait.
     pub fn waiting(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// Returns whether all of them are in memory, so that there is room for some that can be asked for
+    /// again.
+    pub fn has_room(&self) -> bool {
+        self.outbox.is_whole()
     }
 
     /// Returns whether some of them may go out soon on this connection.
@@ -126,7 +133,8 @@ impl<T: Copy + PartialEq> Reports<T> {
         {
             match e.kind() {
                 Kind::TryAgain => return self.retry(pipeline, name, e),
-                Kind::NotAuthorised => {
+                // Who asks names the topic of an answer, and must not fill the outbox with refused ones.
+                Kind::NotAuthorised if !self.outbox.is_answer(name) => {
                     let waits = self.outbox.refuse(name);
                     waits.iter().for_each(|waits| say(pipeline, waits, e));
                     return self.note_blocked();
@@ -147,13 +155,7 @@ impl<T: Copy + PartialEq> Reports<T> {
             return;
         };
         if let Err(e) = result {
-            match without_passthrough(&message) {
-                Some(smaller) => {
-                    warn!(target: SENDERS, "a status is published without its passthrough attributes: {e}");
-                    steps.push_back(Step::Commit(Op::Post(smaller)));
-                }
-                None => error!(target: SENDERS, "status on '{}' is given up: {e}", message.topic),
-            }
+            give_up(&message, &e, steps);
         }
         hooks::failpoint("publish.after");
         steps.push_back(Step::Sent(seq));
@@ -179,6 +181,24 @@ impl<T: Copy + PartialEq> Reports<T> {
                 self.outbox.refused()
             );
         }
+    }
+}
+
+/// Gives up a message that the broker refuses, and sends what is left without the part that may be too
+/// large.
+fn give_up(message: &Message, cause: &Error, steps: &mut Steps) {
+    let topic = &message.topic;
+    let smaller = match answer::is_answer(message) {
+        true => answer::without_output(message).inspect(|_| {
+            warn!(target: SENDERS, "an answer on '{topic}' is sent without the output: {cause}");
+        }),
+        false => without_passthrough(message).inspect(|_| {
+            warn!(target: SENDERS, "a status is published without its passthrough attributes: {cause}");
+        }),
+    };
+    match smaller {
+        Some(smaller) => steps.push_back(Step::Commit(Op::Post(smaller))),
+        None => error!(target: SENDERS, "message on '{topic}' is given up: {cause}"),
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) struct Exchange<'a> {
     lost: Duration,
     /// Whether there is no further message.
     is_read: bool,
-    /// Why no further message is read.
+    /// Why no further message is read: the first cause.
     pub problem: Option<Error>,
     /// Whether it was said that no client subscribes.
     is_said: bool,
@@ -267,11 +267,23 @@ impl<'a> Exchange<'a> {
                 let Some(id) = self.tokens.remove(&token) else {
                     return Ok(());
                 };
-                let audience = result.map_err(|Refused(e, _)| {
-                    let (topic, address) = (&self.options.topic, self.options.broker.address());
-                    e.context(format_args!("publish to '{topic}' at {address}"))
-                })?;
-                self.published(&id, audience);
+                match result {
+                    Ok(audience) => self.published(&id, audience),
+                    Err(Refused(e, _)) => {
+                        let (topic, address) = (&self.options.topic, self.options.broker.address());
+                        let e = e.context(format_args!("publish to '{topic}' at {address}"));
+                        // The answers to the others still come.
+                        let number = self.requests.refused(&id);
+                        self.problem
+                            .get_or_insert(match (number, self.options.lines) {
+                                (Some(number), true) => {
+                                    e.context(format_args!("send message {number}"))
+                                }
+                                _ => e,
+                            });
+                        self.is_read = true;
+                    }
+                }
             }
             Event::Received(received) => {
                 self.session.acknowledge(&received.ack);
@@ -337,7 +349,10 @@ impl<'a> Exchange<'a> {
 pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCode> {
     let source = Source::One(Some(options.attributes.clone()));
     let mut exchange = Exchange::new(options, source)?;
-    let end = exchange.run().await;
+    let end = match (exchange.run().await, exchange.problem.take()) {
+        (Ok(End::Done), Some(problem)) => Err(problem),
+        (end, _) => end,
+    };
     let tally = exchange.requests.tally().clone();
     let result = match end {
         Err(error) => Err(error),
