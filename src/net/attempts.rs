@@ -34,6 +34,8 @@ const PATIENT: u32 = 4;
 pub struct Attempts {
     /// Whether the broker cannot end the session after its first connection.
     lasting: bool,
+    /// Whether others that use our identifier are expected.
+    shared: bool,
     was_online: bool,
     /// Causes that were logged.
     said: Vec<String>,
@@ -51,6 +53,11 @@ impl Attempts {
     /// Makes the session go on after its first connection, for every answer of the broker.
     pub const fn last(&mut self) {
         self.lasting = true;
+    }
+
+    /// Makes it no cause of a warning that another client uses our identifier.
+    pub const fn share(&mut self) {
+        self.shared = true;
     }
 
     /// Returns whether the session goes on after every answer of the broker.
@@ -161,7 +168,7 @@ impl Attempts {
             // Another broker of the cluster has not been tried yet.
             wait = wait.min(backoff(0) / 2);
         }
-        if self.short_lives >= SHORT_LIVES {
+        if self.short_lives >= SHORT_LIVES && !self.shared {
             let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
             wait = BACKOFF_TAKEN_PERHAPS
                 .saturating_mul(doubled)

@@ -156,6 +156,13 @@ impl Session {
         self
     }
 
+    /// Makes this a session whose identifier others use too, one after another.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.attempts.share();
+        self
+    }
+
     /// Returns the next event. Cancel safe.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tael::model::pair::{Pair, Side};
 
 use crate::common::broker::is_mosquitto;
 use crate::common::proxy::Proxy;
@@ -428,8 +429,7 @@ fn strangers_on_the_topics_of_a_pair_are_dropped() {
         with["id"].as_str().expect("id").to_owned()
     };
     let (own, other) = (id(&y), id(&x));
-    let side = x.wait("paired")["side"].as_str().expect("side").to_owned();
-    let topic = format!("lab/infrastructure/pairs/p/{side}/data");
+    let topic = format!("lab/infrastructure/pairs/p/to/{other}");
     x.write(b"1");
     assert_eq!(y.read(1), b"1");
     let mut stranger = Raw::connect(world.broker.port());
@@ -795,4 +795,55 @@ fn a_pair_checks_its_options() {
         64,
         "--cluster",
     );
+}
+
+/// Connects with a client identifier, with clean start.
+fn raw_as(world: &World, id: &str) -> Raw {
+    let stream = TcpStream::connect(("127.0.0.1", world.broker.port())).expect("connect");
+    let mut raw = Raw::over(stream);
+    let mut body = raw::string(b"MQTT");
+    body.extend([5, 2, 0, 60, 0]);
+    body.extend(raw::string(id.as_bytes()));
+    raw.send(&raw::packet(0x10, &body));
+    assert_eq!(raw.receive().0, 0x20);
+    raw
+}
+
+#[test]
+fn a_contestant_that_has_looked_long_ago_takes_no_side() {
+    let world = World::new();
+    let pair = Pair::new("lab", "p");
+    // It has looked, and both sides were free.
+    let mut late = raw_as(&world, &pair.claim_client());
+    let (mut x, mut y) = End::two(&world, "p");
+    let junk = br#"{"id":"0","user":"late","host":"h","since":1}"#;
+    for side in [Side::A, Side::B] {
+        let mut claim = raw::publish(pair.claim(side).as_bytes(), junk, Some(1), &[], false);
+        claim[0] |= 1;
+        late.try_send(&claim);
+    }
+    let ears = world.ears(&["lab/infrastructure/pairs/p/+"]);
+    ears.wait_all("both claims", |all| {
+        let of = |side| all.iter().any(|m| m.topic == pair.claim(side));
+        (of(Side::A) && of(Side::B)).then_some(())
+    });
+    assert!(ears.all().iter().all(|m| m.payload["user"] != "late"));
+    x.write(b"still");
+    assert_eq!(y.read(5), b"still");
+    // Others that come, and go, change nothing either.
+    for _ in 0..3 {
+        drop(raw_as(&world, &pair.claim_client()));
+        refuses(
+            world
+                .tael(["pair", "p", "--root", "lab"])
+                .env("TAEL_LOG", "warn"),
+            73,
+            "taken by",
+        );
+    }
+    y.write(b"back");
+    assert_eq!(x.read(4), b"back");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
 }

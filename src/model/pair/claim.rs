@@ -61,7 +61,11 @@ impl Claim {
         }
         let value = json::parse(payload).ok()?;
         let text = |key: &str| value.get(key)?.as_str();
-        let id = text("id").filter(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES)?;
+        // It becomes a level of a topic.
+        let is_id = |id: &&str| id.bytes().all(|b| b.is_ascii_alphanumeric()) && !id.is_empty();
+        let id = text("id")
+            .filter(|id| id.len() <= MAX_ID_BYTES)
+            .filter(is_id)?;
         Some(Self {
             id: id.to_owned(),
             user: text("user")?.to_owned(),
@@ -115,6 +119,8 @@ mod tests {
             "ann",
             "[1]",
             r#"{"id":"","user":"a","host":"b","since":1}"#,
+            r#"{"id":"+","user":"a","host":"b","since":1}"#,
+            r#"{"id":"x/y","user":"a","host":"b","since":1}"#,
             r#"{"id":"x","user":"a","host":"b"}"#,
             r#"{"id":"x","user":1,"host":"b","since":1}"#,
             &long,

@@ -1,72 +1,126 @@
-//! How two ends find each other: each sees the claim of the other, and says hello to it.
+//! How two ends become a pair: each sees the claim of the other, and says hello to it.
+//!
+//! An end says hello to one other end in its life. Two ends are a pair when each has said hello to the
+//! other. So an end never takes itself for a part of a pair whose other end has another partner, whatever
+//! the claims say.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::model::pair::Claim;
 
-/// Time for which both claims must stand before an end pairs. Another contestant may have found our side
-/// free a moment ago, and cuts us off meanwhile. Then nothing is lost yet.
-pub const SETTLE: Duration = Duration::from_secs(1);
+/// Time for which the presence of the other end, or its claim, may be missing. An end writes again what
+/// another client has cleared.
+pub const MISSING: Duration = Duration::from_secs(1);
+
+/// Maximum number of ends whose hello is kept before we have said ours.
+const MAX_HELLOS: usize = 16;
+
+/// Number of times that an end writes its claim over that of another end before it gives the side up.
+const MAX_REWRITES: u32 = 5;
 
 /// What an end knows of the other one until they are a pair.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Meeting {
+    /// Our id.
+    own: String,
     /// The claim of the other side.
     other: Option<Claim>,
-    /// When both claims stood first.
-    since: Option<Instant>,
-    /// Whether the broker has our claim.
-    claimed: bool,
     /// To whom we have said hello.
-    greeted: Option<String>,
+    greeted: Option<Claim>,
+    /// Whether it is connected, as far as we know.
+    present: bool,
     /// Who has said hello to us.
-    greeted_by: Option<String>,
+    greeted_by: VecDeque<String>,
+    /// Until when the one that we greeted must be there again.
+    missing: Option<Instant>,
+    /// Number of times that our claim was replaced by that of another end.
+    replaced: u32,
+    /// Whether we have given our side up.
+    is_over: bool,
 }
 
 impl Meeting {
-    /// Notes that the broker has our claim.
-    pub fn claimed(&mut self, now: Instant) {
-        if !std::mem::replace(&mut self.claimed, true) {
-            self.since = self.other.as_ref().map(|_| now);
+    /// Returns the meeting of end `own`, whose claim the broker has.
+    #[must_use]
+    pub const fn new(own: String) -> Self {
+        Self {
+            own,
+            other: None,
+            greeted: None,
+            present: true,
+            greeted_by: VecDeque::new(),
+            missing: None,
+            replaced: 0,
+            is_over: false,
         }
     }
 
-    /// Notes what stands on the claim of the other side.
-    pub fn other(&mut self, claim: Option<Claim>, now: Instant) {
-        let id = |claim: &Option<Claim>| claim.as_ref().map(|claim| claim.id.clone());
-        if id(&self.other) != id(&claim) {
-            self.since = claim.as_ref().filter(|_| self.claimed).map(|_| now);
-        }
+    /// Notes what stands on the claim of the other side. Returns to whom to say hello.
+    #[must_use]
+    pub fn other(&mut self, claim: Option<Claim>, now: Instant) -> Option<String> {
         self.other = claim;
+        if self.greeted.is_none() && !self.is_over {
+            self.greeted.clone_from(&self.other);
+            let greeted = self.greeted.as_ref();
+            return greeted.map(|other| other.id.clone());
+        }
+        self.check(now);
+        None
+    }
+
+    /// Notes whether the end `id` is connected.
+    pub fn presence(&mut self, id: &str, present: bool, now: Instant) {
+        if self.greeted.as_ref().is_some_and(|other| other.id == id) {
+            self.present = present;
+            self.check(now);
+        }
     }
 
     /// Notes that `from` has said hello to us.
     pub fn hello(&mut self, from: String) {
-        self.greeted_by = Some(from);
+        let is_other = self.greeted.as_ref().is_some_and(|other| other.id != from);
+        if is_other || self.greeted_by.contains(&from) {
+            return;
+        }
+        if self.greeted_by.len() >= MAX_HELLOS {
+            self.greeted_by.pop_front();
+        }
+        self.greeted_by.push_back(from);
     }
 
-    /// Returns when to say hello, unless that is done or there is no other end.
+    /// Notes that another end has claimed our side. That happens when others write to the topics of the
+    /// pair. Of two that dispute a side the one with the smaller id stays, unless it finds no partner.
+    pub fn replaced(&mut self, by: &Claim) {
+        self.replaced += 1;
+        let yields = self.greeted.is_none() && by.id < self.own || self.replaced > MAX_REWRITES;
+        self.is_over |= yields && self.paired().is_none();
+    }
+
+    /// Returns when [`Self::is_over`] must be asked again.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
-        let other = self.other.as_ref()?;
-        let done = self.greeted.as_ref() == Some(&other.id);
-        self.since.filter(|_| !done).map(|since| since + SETTLE)
+    pub const fn due(&self) -> Option<Instant> {
+        self.missing
     }
 
-    /// Returns to whom to say hello at `now`, and notes that it was said.
-    pub fn greet(&mut self, now: Instant) -> Option<String> {
-        self.due().filter(|due| *due <= now)?;
-        self.greeted = self.other.as_ref().map(|other| other.id.clone());
-        self.greeted.clone()
+    /// Returns whether no pair comes from this meeting: the end must leave, and look again with a new id.
+    #[must_use]
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.is_over || self.missing.is_some_and(|by| by <= now)
     }
 
     /// Returns the claim of the other end once both have said hello to each other.
     #[must_use]
     pub fn paired(&self) -> Option<&Claim> {
-        self.other.as_ref().filter(|other| {
-            let is_its = |id: &Option<String>| id.as_ref() == Some(&other.id);
-            is_its(&self.greeted) && is_its(&self.greeted_by)
-        })
+        let greeted = self.greeted.as_ref();
+        greeted.filter(|other| !self.is_over && self.greeted_by.contains(&other.id))
+    }
+
+    /// Counts the time for which the end that we greeted is not there.
+    fn check(&mut self, now: Instant) {
+        let id = |claim: &Option<Claim>| claim.as_ref().map(|claim| claim.id.clone());
+        let there = self.present && id(&self.other) == id(&self.greeted);
+        self.missing = (!there).then(|| self.missing.unwrap_or(now + MISSING));
     }
 }
 
@@ -83,48 +137,77 @@ mod tests {
         })
     }
 
-    const TICK: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn both_say_hello_after_both_claims_have_stood() {
-        let start = Instant::now();
-        let mut meeting = Meeting::default();
-        meeting.other(claim("y"), start);
-        assert_eq!(meeting.due(), None, "our claim does not stand");
-        let later = start + SETTLE * 3;
-        meeting.claimed(later);
-        assert_eq!(meeting.greet(later + SETTLE - TICK), None);
-        assert_eq!(meeting.greet(later + SETTLE), Some("y".into()));
-        assert_eq!(meeting.greet(later + SETTLE * 2), None, "once");
-        assert_eq!(meeting.due(), None);
-        assert!(meeting.paired().is_none());
-        meeting.hello("z".into());
-        assert!(meeting.paired().is_none(), "another one");
-        meeting.hello("y".into());
-        assert_eq!(meeting.paired().map(|other| &*other.id), Some("y"));
+    fn paired(meeting: &Meeting) -> Option<&str> {
+        meeting.paired().map(|other| &*other.id)
     }
 
     #[test]
-    fn an_end_that_comes_later_starts_the_wait_again() {
-        let start = Instant::now();
-        let mut meeting = Meeting::default();
-        meeting.claimed(start);
-        meeting.other(claim("y"), start);
-        // A renewed claim changes nothing.
-        meeting.other(claim("y"), start + SETTLE / 2);
-        assert_eq!(meeting.due(), Some(start + SETTLE));
-        meeting.other(None, start + SETTLE / 2);
-        assert_eq!(meeting.due(), None);
+    fn both_say_hello() {
+        let now = Instant::now();
+        let mut meeting = Meeting::new("x".into());
+        assert_eq!(meeting.other(None, now), None);
+        assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
+        assert_eq!(meeting.other(claim("y"), now), None, "renewed");
         meeting.hello("z".into());
-        meeting.other(claim("z"), start + SETTLE);
-        assert!(meeting.paired().is_none(), "not greeted yet");
-        assert_eq!(meeting.greet(start + SETTLE), None);
-        assert_eq!(meeting.greet(start + SETTLE * 2), Some("z".into()));
-        assert!(meeting.paired().is_some());
-        // A claim that is gone for a moment does not undo what was said.
-        meeting.other(None, start + SETTLE * 2);
-        assert!(meeting.paired().is_none());
-        meeting.other(claim("z"), start + SETTLE * 2);
-        assert!(meeting.paired().is_some());
+        assert_eq!(paired(&meeting), None, "another one");
+        meeting.hello("y".into());
+        assert_eq!(paired(&meeting), Some("y"));
+        // A hello may come before we see the claim; later ones push it out only when there are many.
+        let mut meeting = Meeting::new("x".into());
+        meeting.hello("y".into());
+        for stranger in 0..MAX_HELLOS - 1 {
+            meeting.hello(stranger.to_string());
+            meeting.hello(stranger.to_string());
+        }
+        assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
+        assert_eq!(paired(&meeting), Some("y"));
+    }
+
+    #[test]
+    fn an_end_greets_one_other_end_only() {
+        let start = Instant::now();
+        let mut meeting = Meeting::new("x".into());
+        assert_eq!(meeting.other(claim("y"), start), Some("y".into()));
+        assert_eq!(meeting.other(claim("z"), start), None);
+        meeting.hello("z".into());
+        assert_eq!(paired(&meeting), None);
+        assert!(!meeting.is_over(start));
+        assert_eq!(meeting.due(), Some(start + MISSING));
+        // It is there again.
+        assert_eq!(meeting.other(claim("y"), start + MISSING / 2), None);
+        assert_eq!(meeting.due(), None);
+        meeting.presence("y", false, start + MISSING);
+        meeting.presence("z", false, start + MISSING);
+        meeting.presence("z", true, start + MISSING);
+        let _ = meeting.other(claim("y"), start + MISSING * 3 / 2);
+        assert_eq!(meeting.due(), Some(start + MISSING * 2), "since the first");
+        assert!(meeting.is_over(start + MISSING * 2));
+    }
+
+    #[test]
+    fn one_of_two_that_dispute_a_side_yields() {
+        let now = Instant::now();
+        let by = |id| claim(id).expect("claim");
+        let mut small = Meeting::new("m".into());
+        let mut large = Meeting::new("n".into());
+        small.replaced(&by("n"));
+        large.replaced(&by("m"));
+        assert!(!small.is_over(now) && large.is_over(now));
+        assert_eq!(large.other(claim("y"), now), None);
+        // One that was greeted, or may have been, stays longer; a pair always.
+        let mut meeting = Meeting::new("n".into());
+        assert!(meeting.other(claim("y"), now).is_some());
+        for _ in 0..MAX_REWRITES {
+            meeting.replaced(&by("m"));
+            assert!(!meeting.is_over(now));
+        }
+        meeting.hello("y".into());
+        meeting.replaced(&by("m"));
+        assert!(!meeting.is_over(now) && meeting.paired().is_some());
+        let mut meeting = Meeting::new("n".into());
+        for _ in 0..=MAX_REWRITES {
+            meeting.replaced(&by("o"));
+        }
+        assert!(meeting.is_over(now));
     }
 }

@@ -1,17 +1,23 @@
 //! The two ends of a pair: their identifiers, topics, claims and messages.
 //!
-//! Each end connects with a client identifier that stands for its side. MQTT allows one connection for
-//! an identifier and cuts the older one (MQTT 5.0, section 3.1.4). So a side has one holder at most, and
-//! a displaced one cannot publish any more.
+//! An end takes a side by a retained claim ([`choose`]), and two ends that have said hello to each other
+//! are a pair ([`Meeting`]). MQTT allows one connection for a client identifier and cuts the older one
+//! (MQTT 5.0, section 3.1.4). So one identifier for all claims of a pair makes them follow one another.
+//! An end itself has an identifier of its own, so that no other end cuts it off.
 
 mod claim;
 mod letter;
+mod look;
 mod meeting;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 pub use claim::{Claim, LIFETIME, RENEWAL};
 pub use letter::{Kind, Letter};
-pub use meeting::{Meeting, SETTLE};
+pub use look::{Choice, choose};
+pub use meeting::{MISSING, Meeting};
 pub use transfer::{Broken, MAX_CHUNK, Received, Transfer, WINDOW};
 
 use std::fmt::Write as _;
@@ -104,10 +110,16 @@ impl Pair {
         }
     }
 
-    /// Returns the client identifier that the holder of `side` connects with.
+    /// Returns the client identifier with which all ends claim their sides.
     #[must_use]
-    pub fn client_id(&self, side: Side) -> String {
-        format!("tael-pair-{}-{}", self.hash, side.name())
+    pub fn claim_client(&self) -> String {
+        format!("tael-pair-{}", self.hash)
+    }
+
+    /// Returns the client identifier of end `id`.
+    #[must_use]
+    pub fn end_client(&self, id: &str) -> String {
+        format!("tael-pair-{}-{id}", self.hash)
     }
 
     /// Returns the topic of the retained claim of `side`.
@@ -116,10 +128,23 @@ impl Pair {
         format!("{}/{}", self.prefix, side.name())
     }
 
-    /// Returns the topic that the holder of `side` publishes its messages on.
+    /// Returns the topic that says whether end `id` is connected; `+` stands for all ends.
     #[must_use]
-    pub fn data(&self, side: Side) -> String {
-        format!("{}/{}/data", self.prefix, side.name())
+    pub fn presence(&self, id: &str) -> String {
+        format!("{}/ends/{id}", self.prefix)
+    }
+
+    /// Returns the topic of the messages to end `id`.
+    #[must_use]
+    pub fn letters(&self, id: &str) -> String {
+        format!("{}/to/{id}", self.prefix)
+    }
+
+    /// Returns the end whose presence is on `topic`.
+    #[must_use]
+    pub fn present_end<'a>(&self, topic: &'a [u8]) -> Option<&'a str> {
+        let rest = topic.strip_prefix(self.prefix.as_bytes())?;
+        std::str::from_utf8(rest.strip_prefix(b"/ends/")?).ok()
     }
 
     /// Returns the side whose claim is on `topic`.
@@ -127,39 +152,5 @@ impl Pair {
     pub fn claim_side(&self, topic: &[u8]) -> Option<Side> {
         let is_its = |side: &Side| self.claim(*side).as_bytes() == topic;
         Side::ALL.into_iter().find(is_its)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_one_level() {
-        assert_eq!(check_name("rescue of seq1"), Ok(()));
-        let long = "x".repeat(MAX_NAME_BYTES + 1);
-        for name in ["", "a/b", "+", "#", ".x", "a\nb", &long] {
-            assert!(check_name(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_pair_has_topics_and_identifiers_of_its_own() {
-        let pair = Pair::new("lab", "rescue");
-        assert_eq!(pair.claim(Side::A), "lab/infrastructure/pairs/rescue/a");
-        assert_eq!(pair.data(Side::B), "lab/infrastructure/pairs/rescue/b/data");
-        let side = |topic: &str| pair.claim_side(topic.as_bytes());
-        assert_eq!(side("lab/infrastructure/pairs/rescue/b"), Some(Side::B));
-        assert_eq!(side("lab/infrastructure/pairs/rescue/b/data"), None);
-        let id = pair.client_id(Side::A);
-        assert!(id.starts_with("tael-pair-") && id.ends_with("-a"), "{id}");
-        // The same on every host, in every version: it excludes the third end.
-        assert_eq!(id, Pair::new("lab", "rescue").client_id(Side::A));
-        assert_ne!(id, pair.client_id(Side::B));
-        assert_ne!(id, Pair::new("lab/rescue", "x").client_id(Side::A));
-        assert_ne!(
-            Pair::new("lab/a", "b").client_id(Side::A),
-            Pair::new("lab", "ab").client_id(Side::A)
-        );
     }
 }

@@ -7,13 +7,9 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::pair::{Broken, Claim, Kind as LetterKind, Letter, Received, Transfer};
+use crate::model::pair::{Broken, Claim, Kind as LetterKind, Letter, MISSING, Received, Transfer};
 use crate::tools::pair::end::{End, Heard};
 use crate::tools::pair::streams::{Running, Streams, Taken};
-
-/// Time for which the claim of the other end may be missing. An end whose claim
-/// another client has cleared publishes it again.
-const MISSING: Duration = Duration::from_secs(1);
 
 /// Time for the output of a command to go on, and for its input to be taken, after the command has ended: a
 /// process that it has left behind may hold them.
@@ -38,7 +34,7 @@ pub(super) struct Copier<'a> {
     pub sent: u64,
     /// Bytes for the output that came.
     pub received: u64,
-    /// When the claim of the other end has been missing for too long.
+    /// When the other end has been gone for too long.
     missing: Option<Instant>,
     /// What remains of the command, when it has ended.
     over: Option<Remains>,
@@ -196,8 +192,7 @@ impl<'a> Copier<'a> {
 
     fn heard(&mut self, heard: Heard) -> Result<()> {
         match heard {
-            Heard::Other(claim) => {
-                let there = claim.is_some_and(|claim| claim.id == self.other.id);
+            Heard::Presence(id, there) if id == self.other.id => {
                 let by = || Instant::now() + MISSING;
                 self.missing = (!there).then(|| self.missing.unwrap_or_else(by));
             }
@@ -208,7 +203,7 @@ impl<'a> Copier<'a> {
                 );
                 return Err(Error::new(Kind::Unavailable, cause));
             }
-            Heard::Online | Heard::Claimed | Heard::Nothing => {}
+            Heard::Presence(..) | Heard::Other(_) | Heard::Replaced(_) | Heard::Nothing => {}
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! One end of a pair: the connection that holds a side, and its claim.
+//! One end of a pair: its connection, its presence and its claim.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::model::pair::{Claim, LIFETIME, Letter, Pair, RENEWAL, Side};
+use crate::model::pair::{
+    Claim, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Side,
+};
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Settings, Token};
 use crate::net::options::BrokerOptions;
@@ -20,19 +22,22 @@ use crate::tools::listener;
 /// Shortest time between two publishes of our claim, when others write over it.
 const REWRITE: Duration = Duration::from_millis(100);
 
+/// Longest keep-alive. The broker must notice that an end is gone before the claim of that end expires.
+const MAX_KEEP_ALIVE: Duration = RENEWAL;
+
 /// Maximum time until the broker has what was published before we leave.
-const SETTLE: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What an end hears.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// Connected and subscribed, so the side is ours.
-    Online,
-    /// The broker has our claim.
-    Claimed,
     /// What stands on the claim of the other side.
     Other(Option<Claim>),
-    /// A message on the topic of the other side.
+    /// Another end has claimed our side.
+    Replaced(Claim),
+    /// Whether an end is connected.
+    Presence(String, bool),
+    /// A message to us.
     Letter(Letter, Bytes),
     /// The connection is gone, and with it the side.
     Cut(String),
@@ -40,18 +45,23 @@ pub(super) enum Heard {
     Nothing,
 }
 
-/// An end that holds a side, or tries to.
+/// An end of a pair.
 pub(super) struct End {
     pair: Pair,
-    side: Side,
+    /// The side that it holds.
+    side: Option<Side>,
     /// Our claim.
     pub claim: Claim,
     session: Session,
-    /// Publish of our claim that the broker has not confirmed.
-    claiming: Option<Token>,
-    /// When to publish our claim again; `None` while we are not online.
-    claim_at: Option<Instant>,
-    claimed_last: Instant,
+    /// The first publish of our presence, until the broker has confirmed it.
+    presenting: Option<Token>,
+    /// Whether the broker has our presence.
+    present: bool,
+    /// When to publish our presence and claim again; `None` while we are not online.
+    renew_at: Option<Instant>,
+    renewed: Instant,
+    /// What stands on the claims of `a` and `b`.
+    claims: [Option<Claim>; 2],
     /// Number of publishes that the broker has not confirmed.
     unconfirmed: usize,
     /// Whether a message that does not fit was logged.
@@ -59,16 +69,23 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Returns an end that takes `side` when it connects.
+    /// Returns an end without a side, which connects.
     ///
     /// # Errors
     /// When the topics are too long (64).
-    pub fn new(broker: &BrokerOptions, pair: &Pair, side: Side) -> Result<Self> {
+    pub fn new(broker: &BrokerOptions, pair: &Pair) -> Result<Self> {
         let wrong = |e| Error::usage(format!("pair {}: {e}", pair.name));
+        let claim = Claim {
+            id: host::new_id(),
+            user: host::username(),
+            host: host::hostname(),
+            since: Timestamp::now().as_second(),
+        };
         let topics = [
-            pair.claim(side),
-            pair.claim(side.other()),
-            pair.data(side.other()),
+            pair.claim(Side::A),
+            pair.claim(Side::B),
+            pair.presence("+"),
+            pair.letters(&claim.id),
         ];
         let filters = topics.into_iter().map(Filter::new);
         let subscriptions = Subscriptions {
@@ -77,50 +94,79 @@ impl End {
             qos: Qos::AtLeastOnce,
         };
         let mut settings = Settings {
-            // A broker that ends the connection clears the claim.
-            will: Some(claim_message(pair, side, Bytes::new())),
+            // A broker that ends the connection says so to the other end, and to those who look.
+            will: Some(retained(pair.presence(&claim.id), None)),
             ..listener(broker)
         };
-        settings.broker.client_id = pair.client_id(side);
-        let now = Instant::now();
+        settings.broker.client_id = pair.end_client(&claim.id);
+        settings.broker.keep_alive = settings.broker.keep_alive.min(MAX_KEEP_ALIVE);
         Ok(Self {
             pair: pair.clone(),
-            side,
-            claim: Claim {
-                id: host::new_id(),
-                user: host::username(),
-                host: host::hostname(),
-                since: Timestamp::now().as_second(),
-            },
-            session: Session::new(settings, subscriptions),
-            claiming: None,
-            claim_at: None,
-            claimed_last: now,
+            side: None,
+            claim,
+            session: Session::new(settings, subscriptions).announced(),
+            presenting: None,
+            present: false,
+            renew_at: None,
+            renewed: Instant::now(),
+            claims: [None, None],
             unconfirmed: 0,
             warned: false,
         })
     }
 
-    /// Returns the side.
-    pub const fn side(&self) -> Side {
-        self.side
+    /// Returns the name of its side.
+    pub fn side(&self) -> &'static str {
+        self.side.map_or("", Side::name)
     }
 
-    /// Waits until the side is ours; `false` if the connection ends first. Cancel safe.
+    /// Waits until the broker has our presence, by `deadline`, which is in `limit`.
     ///
     /// # Errors
-    /// Final failures.
-    pub async fn online(&mut self) -> Result<bool> {
+    /// 69 when no broker answers in time, 77 when it does not authorise us.
+    pub async fn present(&mut self, deadline: Instant, limit: Duration) -> Result<()> {
+        while !self.present {
+            tokio::select! {
+                biased;
+                // A connection that fails is tried again.
+                heard = self.next() => heard.map(drop)?,
+                () = sleep_until(deadline) => return Err(self.session.unreachable(limit)),
+            }
+        }
+        if !self.session.can_retain() {
+            let cause = "the broker retains no messages, which a pair needs";
+            return Err(Error::new(Kind::Unavailable, cause));
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection ends, and returns the cause. Notes in `meeting` who says hello. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of [`Self::next`].
+    pub async fn cut(&mut self, meeting: &mut Meeting) -> Result<String> {
         loop {
             match self.next().await? {
-                Heard::Online => return Ok(true),
-                Heard::Cut(cause) => {
-                    debug!("could not take side {}: {cause}", self.side.name());
-                    return Ok(false);
-                }
+                Heard::Cut(cause) => return Ok(cause),
+                Heard::Letter(letter, _) => self.hello(letter, meeting),
                 _ => {}
             }
         }
+    }
+
+    /// Notes `letter` in `meeting` if it is a hello to us.
+    pub fn hello(&mut self, letter: Letter, meeting: &mut Meeting) {
+        if letter.kind == LetterKind::Hello && letter.to == self.claim.id {
+            meeting.hello(letter.from);
+        } else {
+            self.stray();
+        }
+    }
+
+    /// Notes that the broker has our claim of `side`. Returns what stands on that of the other side.
+    pub fn holds(&mut self, side: Side) -> Option<Claim> {
+        self.side = Some(side);
+        self.claims[side.other() as usize].clone()
     }
 
     /// Returns the next thing that is heard. Cancel safe.
@@ -131,29 +177,30 @@ impl End {
         let event = tokio::select! {
             biased;
             event = self.session.next() => event?,
-            () = sleep_until(self.claim_at.unwrap_or_else(Instant::now)), if self.claim_at.is_some() => {
-                self.publish_claim()?;
+            () = sleep_until(self.renew_at.unwrap_or_else(Instant::now)), if self.renew_at.is_some() => {
+                self.renew()?;
                 return Ok(Heard::Nothing);
             }
         };
         Ok(match event {
             Event::Online => {
-                self.publish_claim()?;
-                Heard::Online
+                self.presenting = Some(self.renew()?);
+                Heard::Nothing
             }
             // The first attempt may have failed for the will only, and is repeated at once.
             Event::Offline if self.session.cause().is_none() => Heard::Nothing,
-            Event::Offline => Heard::Cut(self.session.cause().unwrap_or("no answer").to_owned()),
+            Event::Offline => {
+                self.renew_at = None;
+                self.unconfirmed = 0;
+                Heard::Cut(self.session.cause().unwrap_or("no answer").to_owned())
+            }
             Event::Published(token, result) => {
                 self.unconfirmed = self.unconfirmed.saturating_sub(1);
                 if let Err(Refused(e, _)) = result {
-                    let claim = self.pair.claim(self.side);
-                    return Err(e.context(format_args!("publish to '{claim}' or below it")));
+                    let place = self.pair.presence(&self.claim.id);
+                    return Err(e.context(format_args!("publish to '{place}' or beside it")));
                 }
-                if self.claiming == Some(token) {
-                    self.claiming = None;
-                    return Ok(Heard::Claimed);
-                }
+                self.present |= self.presenting.take_if(|one| *one == token).is_some();
                 Heard::Nothing
             }
             Event::Received(received) => {
@@ -165,43 +212,68 @@ impl End {
     }
 
     fn heard(&mut self, delivery: Delivery) -> Heard {
-        match self.pair.claim_side(&delivery.topic) {
-            Some(side) if side == self.side => {
-                let claim = Claim::parse(&delivery.payload);
-                if claim.is_none_or(|claim| claim.id != self.claim.id) && self.claim_at.is_some() {
-                    // The will of an end that we have cut off, or a client that should not write there.
-                    self.claim_at = Some(self.claimed_last + REWRITE);
-                }
+        let claim = Claim::parse(&delivery.payload);
+        if let Some(side) = self.pair.claim_side(&delivery.topic) {
+            let is_own = claim
+                .as_ref()
+                .is_some_and(|claim| claim.id == self.claim.id);
+            self.claims[side as usize].clone_from(&claim);
+            if self.side != Some(side) {
+                return Heard::Other(claim);
+            }
+            if is_own {
+                return Heard::Nothing;
+            }
+            self.rewrite();
+            return claim.map_or(Heard::Nothing, Heard::Replaced);
+        }
+        if let Some(id) = self.pair.present_end(&delivery.topic) {
+            let present = claim.is_some_and(|claim| claim.id == id);
+            if id != self.claim.id {
+                return Heard::Presence(id.to_owned(), present);
+            }
+            if !present {
+                self.rewrite();
+            }
+            return Heard::Nothing;
+        }
+        if delivery.retained {
+            return Heard::Nothing;
+        }
+        match Letter::parse(&delivery.properties) {
+            Some(letter) => Heard::Letter(letter, delivery.payload),
+            None => {
+                self.stray();
                 Heard::Nothing
             }
-            Some(_) => Heard::Other(Claim::parse(&delivery.payload)),
-            None if delivery.retained => Heard::Nothing,
-            None => match Letter::parse(&delivery.properties) {
-                Some(letter) => Heard::Letter(letter, delivery.payload),
-                None => {
-                    self.stray();
-                    Heard::Nothing
-                }
-            },
+        }
+    }
+
+    /// Another client has written over what is ours.
+    fn rewrite(&mut self) {
+        if self.renew_at.is_some() {
+            self.renew_at = Some(self.renewed + REWRITE);
         }
     }
 
     /// Logs, once, that a message does not fit.
     pub fn stray(&mut self) {
         if !std::mem::replace(&mut self.warned, true) {
-            let topic = self.pair.data(self.side.other());
+            let topic = self.pair.letters(&self.claim.id);
             debug!("dropped a message on '{topic}' that is not from the other end to this one");
         }
     }
 
-    fn publish_claim(&mut self) -> Result<()> {
-        let mut message = claim_message(&self.pair, self.side, self.claim.payload().into());
-        let lifetime = u32::try_from(LIFETIME.as_secs());
-        message.properties.message_expiry = Some(lifetime.unwrap_or(u32::MAX));
-        self.claimed_last = Instant::now();
-        self.claim_at = Some(self.claimed_last + RENEWAL);
-        self.claiming = Some(self.publish(message)?);
-        Ok(())
+    /// Publishes our presence, and our claim. Returns the publish of the presence.
+    fn renew(&mut self) -> Result<Token> {
+        self.renewed = Instant::now();
+        self.renew_at = Some(self.renewed + RENEWAL);
+        let presence = retained(self.pair.presence(&self.claim.id), Some(&self.claim));
+        let token = self.publish(presence)?;
+        if let Some(side) = self.side {
+            self.publish(claim_message(&self.pair, side, Some(&self.claim)))?;
+        }
+        Ok(token)
     }
 
     /// Sends `letter` to the other end, with `payload`.
@@ -210,7 +282,7 @@ impl End {
     /// When the connection is gone, or the broker takes nothing (69).
     pub fn send(&mut self, letter: Letter, payload: Bytes) -> Result<()> {
         let message = Message {
-            topic: self.pair.data(self.side),
+            topic: self.pair.letters(&letter.to),
             payload,
             qos: Qos::AtLeastOnce,
             retain: false,
@@ -229,18 +301,27 @@ impl End {
         Ok(token)
     }
 
-    /// Clears the claim once the broker has everything that was sent, and disconnects; all within a
-    /// bounded time.
+    /// Clears claim and presence once the broker has everything that was sent, and disconnects; all within
+    /// a bounded time.
     pub async fn leave(mut self) {
-        let settled = async {
+        let left = async {
             self.confirmed().await?;
-            self.claim_at = None;
-            self.publish(claim_message(&self.pair, self.side, Bytes::new()))?;
+            self.renew_at = None;
+            // The presence comes last: until then no other end takes the side, whose claim would be cleared.
+            if let Some(side) = self.side.take()
+                && self.claims[side as usize]
+                    .as_ref()
+                    .is_none_or(|claim| claim.id == self.claim.id)
+            {
+                self.publish(claim_message(&self.pair, side, None))?;
+                self.confirmed().await?;
+            }
+            self.publish(retained(self.pair.presence(&self.claim.id), None))?;
             self.confirmed().await
         };
-        match timeout(SETTLE, settled).await {
+        match timeout(FAREWELL, left).await {
             Ok(Ok(())) => self.session.close().await,
-            // The will clears the claim.
+            // The will clears the presence, without which a claim means nothing.
             Ok(Err(e)) => debug!("could not clear the claim: {e}"),
             Err(_) => debug!("could not clear the claim: the broker does not answer"),
         }
@@ -257,13 +338,23 @@ impl End {
     }
 }
 
-/// Returns a retained message on the claim of `side`; without a payload it clears the claim.
-fn claim_message(pair: &Pair, side: Side, payload: Bytes) -> Message {
+/// Returns a retained message on the claim of `side`; without a claim it clears that.
+pub(super) fn claim_message(pair: &Pair, side: Side, claim: Option<&Claim>) -> Message {
+    retained(pair.claim(side), claim)
+}
+
+/// Returns a retained message with `claim`, which the broker forgets if it is not renewed. Without a claim it
+/// clears the topic.
+fn retained(topic: String, claim: Option<&Claim>) -> Message {
+    let lifetime = u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX);
     Message {
-        topic: pair.claim(side),
-        payload,
+        topic,
+        payload: claim.map(Claim::payload).unwrap_or_default().into(),
         qos: Qos::AtLeastOnce,
         retain: true,
-        properties: Properties::default(),
+        properties: Properties {
+            message_expiry: claim.map(|_| lifetime),
+            ..Properties::default()
+        },
     }
 }

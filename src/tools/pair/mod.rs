@@ -23,7 +23,7 @@ use crate::os::signals::{self, Stop};
 use crate::os::terminal::Terminal;
 use copy::{Copier, Ended};
 use end::{End, Heard};
-use look::Look;
+use look::{Look, Looked};
 use streams::Streams;
 
 /// Maximum time until the broker answers.
@@ -32,13 +32,20 @@ const REACH: Duration = Duration::from_secs(30);
 /// Maximum time of our end after a signal.
 const FAREWELL: Duration = Duration::from_secs(15);
 
-/// Shortest and longest wait, milliseconds, of an end that was cut off before it was paired. It is random,
-/// so that contestants part.
-const AGAIN: (u64, u64) = (20, 200);
+/// Shortest and longest wait, milliseconds, of an end that another one has cut off while it looked. It is
+/// random, so that contestants part; and doubles, for those whose link is slow.
+const AGAIN: (u64, u64) = (10, 100);
 
-/// Maximum number of times that an end is cut off before it is paired. Five contestants at one instant need
-/// a few.
+/// Maximum number of doublings of that wait.
+const MAX_DOUBLINGS: u32 = 4;
+
+/// Maximum number of times that an end is cut off while it looks. Five contestants at one instant need a
+/// few.
 const MAX_CUTS: u32 = 50;
+
+/// Maximum number of times that an end starts anew because the one that it has found is gone, or because
+/// its connection has ended before it was paired.
+const MAX_STARTS: u32 = 50;
 
 /// Exit code after Ctrl-C, as in a shell: 128 and SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -125,7 +132,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
     };
     report.state(
         "paired",
-        json!({"side": end.side().name(), "with": other.object()}),
+        json!({"side": end.side(), "with": other.object()}),
     );
     let streams = match &options.command {
         Some(line) => Streams::of_command(line),
@@ -176,57 +183,91 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
     Ok(code)
 }
 
-/// Takes a free side, and waits for the other end. `held` is the side that we hold, also after an error.
+/// Takes a free side, and waits for the other end. `held` is our end, also after an error.
 async fn seek(options: &Options, report: &Report, held: &mut Option<End>) -> Result<Claim> {
-    let pair = &options.pair;
-    let start = Instant::now();
-    let deadline = options.timeout.and_then(|limit| start.checked_add(limit));
-    for _ in 0..MAX_CUTS {
-        let reach = Instant::now() + REACH;
-        let limit = options.timeout.map_or(REACH, |limit| limit.min(REACH));
-        let mut look = Look::new(&options.broker, &options.root, pair)?;
-        let by = deadline.map_or(reach, |deadline| deadline.min(reach));
-        let side = look.free_side(by, limit).await?;
-        let mut end = End::new(&options.broker, pair, side)?;
-        let taken = tokio::select! {
+    let deadline = options
+        .timeout
+        .and_then(|limit| Instant::now().checked_add(limit));
+    for _ in 0..MAX_STARTS {
+        if let Some(gone) = held.take() {
+            gone.leave().await;
+        }
+        let end = held.insert(End::new(&options.broker, &options.pair)?);
+        let met = tokio::select! {
             biased;
-            claimed = look.until_claimed(side) => claimed.map(|()| false)?,
-            online = end.online() => online?,
-            () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
+            met = start(end, options, report, deadline) => met?,
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 return Err(late(options));
             }
         };
-        look.end();
-        if taken {
-            let end = held.insert(end);
-            tokio::select! {
-                biased;
-                met = meet(end, pair, report) => match met? {
-                    Some(other) => return Ok(other),
-                    None => *held = None,
-                },
-                () = sleep_until(deadline.unwrap_or(start)), if deadline.is_some() => {
-                    return Err(late(options));
-                }
-            }
+        if let Some(other) = met {
+            return Ok(other);
         }
-        debug!(
-            "side {} of pair {} is another's; looking again",
-            side.name(),
-            pair.name
-        );
-        sleep(Duration::from_millis(fastrand::u64(AGAIN.0..=AGAIN.1))).await;
+        sleep(again(0)).await;
     }
     Err(Error::new(
         Kind::Unavailable,
         format!(
-            "pair {}: the broker has ended the connection {MAX_CUTS} times; does it allow the identifiers \
-             '{}' and '{}', or does another program use them?",
-            pair.name,
-            pair.client_id(Side::A),
-            pair.client_id(Side::B),
+            "pair {}: the other end, or our connection, was gone {MAX_STARTS} times before we were a pair",
+            options.pair.name
         ),
     ))
+}
+
+/// Connects, takes a side, and waits for the other end; `None` if that must start anew.
+async fn start(
+    end: &mut End,
+    options: &Options,
+    report: &Report,
+    deadline: Option<Instant>,
+) -> Result<Option<Claim>> {
+    let limit = options.timeout.map_or(REACH, |limit| limit.min(REACH));
+    let reach = || {
+        let reach = Instant::now() + REACH;
+        deadline.map_or(reach, |deadline| deadline.min(reach))
+    };
+    end.present(reach(), limit).await?;
+    let own = end.claim.clone();
+    // Another end may see our claim, and say hello, before we know that we hold a side.
+    let mut meeting = Meeting::new(own.id.clone());
+    for cuts in 0..MAX_CUTS {
+        let mut look = Look::new(&options.broker, &options.root, &options.pair, &own)?;
+        let looked = tokio::select! {
+            looked = look.take(reach(), limit) => looked,
+            cut = end.cut(&mut meeting) => {
+                debug!("cut off before the pair stood: {}", cut?);
+                return Ok(None);
+            }
+        };
+        look.end();
+        match looked? {
+            Looked::Holds(side) => {
+                return meet(end, side, meeting, options, report).await;
+            }
+            Looked::Cut => tokio::select! {
+                () = sleep(again(cuts)) => {}
+                cut = end.cut(&mut meeting) => {
+                    debug!("cut off before the pair stood: {}", cut?);
+                    return Ok(None);
+                }
+            },
+        }
+    }
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "pair {}: the broker has ended the connection {MAX_CUTS} times; does it allow the identifier '{}', \
+             or does another program use it?",
+            options.pair.name,
+            options.pair.claim_client(),
+        ),
+    ))
+}
+
+/// Returns a random wait after that many cuts.
+fn again(cuts: u32) -> Duration {
+    let wait = Duration::from_millis(fastrand::u64(AGAIN.0..=AGAIN.1));
+    wait * (1 << cuts.min(MAX_DOUBLINGS))
 }
 
 /// Returns the error when no other end has come in time.
@@ -239,50 +280,59 @@ fn late(options: &Options) -> Error {
     )
 }
 
-/// Waits for the other end; `None` if the connection ends first.
-async fn meet(end: &mut End, pair: &Pair, report: &Report) -> Result<Option<Claim>> {
-    let mut meeting = Meeting::default();
-    let mut reported = false;
+/// Waits on `side` for the other end; `None` if it or the connection is gone before they are a pair.
+async fn meet(
+    end: &mut End,
+    side: Side,
+    mut meeting: Meeting,
+    options: &Options,
+    report: &Report,
+) -> Result<Option<Claim>> {
+    report.state("waiting", json!({"side": side.name()}));
+    if !report.json && Terminal::of_stderr().is_terminal() {
+        say(&format!(
+            "pair {}: waiting for the other end",
+            options.pair.name
+        ));
+    }
+    let now = || Instant::now().into_std();
+    let other = end.holds(side);
+    let mut greet = meeting.other(other, now());
     loop {
+        if let Some(to) = greet.take() {
+            let hello = Letter {
+                kind: LetterKind::Hello,
+                from: end.claim.id.clone(),
+                to,
+                number: 0,
+            };
+            end.send(hello, Bytes::new())?;
+        }
+        if let Some(other) = meeting.paired() {
+            return Ok(Some(other.clone()));
+        }
+        if meeting.is_over(now()) {
+            debug!(
+                "the other end is gone before the pair stood, or side {} is another's",
+                side.name()
+            );
+            return Ok(None);
+        }
         let due = meeting.due().map(Instant::from_std);
-        let now = || Instant::now().into_std();
-        // In no order: strangers who flood the topic must not hold the hello.
+        // In no order: strangers who flood the topic must not hold what is due.
         tokio::select! {
             heard = end.next() => match heard? {
-                Heard::Claimed => {
-                    meeting.claimed(now());
-                    if !std::mem::replace(&mut reported, true) {
-                        report.state("waiting", json!({"side": end.side().name()}));
-                        if !report.json && Terminal::of_stderr().is_terminal() {
-                            say(&format!("pair {}: waiting for the other end", pair.name));
-                        }
-                    }
-                }
-                Heard::Other(claim) => meeting.other(claim, now()),
-                Heard::Letter(letter, _) => match letter.kind {
-                    LetterKind::Hello if letter.to == end.claim.id => meeting.hello(letter.from),
-                    _ => end.stray(),
-                },
+                Heard::Other(claim) => greet = meeting.other(claim, now()),
+                Heard::Replaced(by) => meeting.replaced(&by),
+                Heard::Presence(id, present) => meeting.presence(&id, present, now()),
+                Heard::Letter(letter, _) => end.hello(letter, &mut meeting),
                 Heard::Cut(cause) => {
                     debug!("cut off before the pair stood: {cause}");
                     return Ok(None);
                 }
-                Heard::Online | Heard::Nothing => {}
+                Heard::Nothing => {}
             },
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                if let Some(to) = meeting.greet(now()) {
-                    let hello = Letter {
-                        kind: LetterKind::Hello,
-                        from: end.claim.id.clone(),
-                        to,
-                        number: 0,
-                    };
-                    end.send(hello, Bytes::new())?;
-                }
-            }
-        }
-        if let Some(other) = meeting.paired() {
-            return Ok(Some(other.clone()));
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
     }
 }
