@@ -201,13 +201,36 @@ type Secure = Arc<dyn Fn(TcpStream, SocketAddr) -> Handshake + Send + Sync>;
 impl Parts {
     /// Restores sessions and messages of an earlier run.
     async fn recover(&self, keep: &Keep) -> mqtt5::Result<()> {
+        self.router.initialize().await?;
+        // Before the sessions: nothing is delivered here.
+        self.expire().await?;
         let expiry = u32::try_from(SESSION_EXPIRY.as_secs()).unwrap_or(u32::MAX);
         self.router.recover_sessions(expiry).await?;
         if let Some(storage) = &self.storage {
             storage.cleanup_expired().await?;
         }
-        self.router.initialize().await?;
         keep.watch(&self.router).await;
+        Ok(())
+    }
+
+    /// Restores when retained messages of an earlier run expire. The library stores that, and does not read
+    /// it: they would be kept for ever.
+    async fn expire(&self) -> mqtt5::Result<()> {
+        let Some(storage) = &self.storage else {
+            return Ok(());
+        };
+        for (_, mut message) in storage.get_retained_messages("#").await? {
+            if message.message_expiry_interval.is_none() {
+                continue;
+            }
+            message.recompute_expiry();
+            if message.is_expired() {
+                message.payload.clear();
+            }
+            let mut message = message.to_publish_packet();
+            message.retain = true;
+            self.router.route_message(&message, None).await;
+        }
         Ok(())
     }
 

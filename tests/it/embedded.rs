@@ -220,3 +220,51 @@ fn it_does_not_say_that_no_client_subscribes() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     broker.stop();
 }
+
+#[test]
+fn a_retained_message_expires_after_a_restart_too() {
+    let dir = tempfile::tempdir().expect("folder");
+    let data = dir.path().join("data").to_str().expect("path").to_owned();
+    let (old, port) = broker(&dir, &["--data", &data]);
+    let mut raw = Raw::connect(port);
+    let expiry = |seconds: u32| [&[0x02][..], &seconds.to_be_bytes()].concat();
+    // The second is too far away for this test, the third does not expire.
+    for (topic, properties) in [
+        ("kept/1", expiry(2)),
+        ("kept/2", expiry(3600)),
+        ("kept/3", Vec::new()),
+    ] {
+        let mut message = publish_with(topic.as_bytes(), b"x", Some(1), &properties, false);
+        message[0] |= 1;
+        raw.send(&message);
+        assert_eq!(raw.receive().0, 0x40);
+    }
+    old.kill();
+    let (_broker, port) = broker(&dir, &["--data", &data]);
+    let retained = || {
+        let mut raw = Raw::connect(port);
+        raw.subscribe("kept/#");
+        // The fence comes after the retained messages.
+        raw.send(&publish(b"kept/fence", b"", None, &[], false));
+        let mut all = Vec::new();
+        loop {
+            let heard = raw.hear("a message", |_| true);
+            if heard.topic == "kept/fence" {
+                return all;
+            }
+            all.push((heard.topic.clone(), heard.expiry));
+        }
+    };
+    wait_until("the first is forgotten", || {
+        !retained().iter().any(|(topic, _)| topic == "kept/1")
+    });
+    let mut all = retained();
+    all.sort();
+    let [(second, left), (third, none)] = &all[..] else {
+        panic!("{all:?}");
+    };
+    assert_eq!((second.as_str(), third.as_str()), ("kept/2", "kept/3"));
+    // The time before the restart counts.
+    assert!(left.is_some_and(|left| left < 3600), "{left:?}");
+    assert_eq!(*none, None);
+}
