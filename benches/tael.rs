@@ -37,6 +37,7 @@ use tokio::runtime::Builder;
 #[allow(dead_code)] // tests/it uses all of it
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod pair;
 mod queue;
 mod requests;
 mod work;
@@ -66,7 +67,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 23] = [
+    let parts: [(&str, fn()); 24] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -87,6 +88,7 @@ fn main() {
         ("work-units", work::units),
         ("queue-work", queue::work),
         ("queue-push", queue::pushes),
+        ("pair", pair::pairs),
         ("requests-one", requests::one),
         ("requests-open", requests::open),
         ("requests-batch", requests::batches),

@@ -70,10 +70,16 @@ impl End {
     #[track_caller]
     fn wait(&self, state: &str) -> Value {
         let mut found = None;
-        wait_until(&format!("{state}: {}", self.process.log_text()), || {
-            found = self.states().into_iter().find(|s| s["state"] == state);
-            found.is_some()
-        });
+        let wait = || {
+            wait_until(state, || {
+                found = self.states().into_iter().find(|s| s["state"] == state);
+                found.is_some()
+            });
+        };
+        if let Err(e) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wait)) {
+            eprintln!("{}", self.process.log_text());
+            std::panic::resume_unwind(e);
+        }
         found.expect("state")
     }
 
@@ -84,7 +90,8 @@ impl End {
 
     fn read(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        self.output.read_exact(&mut bytes).expect("read");
+        let read = self.output.read_exact(&mut bytes);
+        read.unwrap_or_else(|e| panic!("{e}: {}", self.process.log_text()));
         bytes
     }
 
@@ -677,6 +684,14 @@ fn netcat_connects_a_port() {
     assert_eq!((got, code, own), (b"cba".to_vec(), 0, 0));
 }
 
+/// Returns a search path on which `tael` is found.
+fn path_with_tael(world: &World) -> String {
+    let tael = world.command("tael");
+    let folder = std::path::Path::new(tael.get_program()).parent();
+    let path = std::env::var("PATH").expect("PATH");
+    format!("{}:{path}", folder.expect("folder").display())
+}
+
 #[test]
 fn the_lines_of_the_page_copy_a_folder() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/requests.md");
@@ -691,15 +706,7 @@ fn the_lines_of_the_page_copy_a_folder() {
     fs::create_dir_all(world.path("from/run7/deep")).expect("folder");
     fs::create_dir(world.path("to")).expect("folder");
     fs::write(world.path("from/run7/deep/reads"), &all).expect("file");
-    let tael = world.command("tael");
-    let folder = std::path::Path::new(tael.get_program())
-        .parent()
-        .expect("folder");
-    let path = format!(
-        "{}:{}",
-        folder.display(),
-        std::env::var("PATH").expect("PATH")
-    );
+    let path = path_with_tael(&world);
     let mut ends: Vec<Process> = ["from", "to"]
         .into_iter()
         .zip(lines)
@@ -753,21 +760,23 @@ fn ssh_goes_through_a_pair() {
     );
     let sshd = ran(Command::new("sh").args(["-c", "command -v sshd"])).1;
     let line = format!("exec {} -i -e -f {config}", sshd.trim());
-    let _server = End::start(&world, "rescue", &["-c", &line]);
-    let proxy = format!(
-        "{} pair rescue --root lab",
-        world.tael([""; 0]).get_program().to_str().expect("path")
+    let _server = End::by(
+        &world,
+        world.tael(["pair", "rescue", "--json", "-c", &line]),
     );
-    let mut ssh = Command::new("ssh");
-    ssh.args(["-F", "none", "-o", "BatchMode=yes"])
+    // The example logs in.
+    let path = path_with_tael(&world);
+    let mut ssh = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/pair.sh"));
+    ssh.args(["ssh", "rescue", "-F", "none", "-o", "BatchMode=yes"])
         .args([
             "-o",
             "StrictHostKeyChecking=no",
             "-o",
             "UserKnownHostsFile=/dev/null",
         ])
-        .args(["-o", &format!("ProxyCommand={proxy}"), "-i"])
+        .arg("-i")
         .arg(world.path("user"))
+        .env("PATH", path)
         .arg("seq1")
         .arg("echo through; exit 5")
         .env("TAEL_LOG", "warn")
@@ -843,6 +852,99 @@ fn a_contestant_that_has_looked_long_ago_takes_no_side() {
     }
     y.write(b"back");
     assert_eq!(x.read(4), b"back");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
+}
+
+#[test]
+fn full_pipes_both_ways_wait_and_go_on() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "full");
+    let all = Arc::new(bytes(HELD * 2));
+    let written = Arc::new(AtomicUsize::new(0));
+    // Each writes all before it reads.
+    let writers: Vec<_> = [&mut x, &mut y]
+        .map(|end| {
+            let mut input = end.input.take().expect("stdin");
+            let (source, count) = (Arc::clone(&all), Arc::clone(&written));
+            thread::spawn(move || {
+                for part in source.chunks(1024) {
+                    input.write_all(part).expect("write");
+                    count.fetch_add(part.len(), Ordering::Relaxed);
+                }
+            })
+        })
+        .into();
+    wait_until("both windows are full", || {
+        written.load(Ordering::Relaxed) >= 2 * 32 * 16 * 1024
+    });
+    let read = |mut end: End| {
+        let mut got = Vec::new();
+        end.output.read_to_end(&mut got).expect("read");
+        assert!(got == *all, "{} bytes", got.len());
+        assert_eq!(end.process.wait(), 0);
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| read(x));
+        read(y);
+    });
+    writers.into_iter().for_each(|w| w.join().expect("writer"));
+}
+
+#[test]
+fn forged_claims_and_hellos_make_no_pair() {
+    let world = World::new();
+    let pair = Pair::new("lab", "p");
+    let mut x = End::start(&world, "p", &[]);
+    x.wait("waiting");
+    let ears = world.ears(&["lab/infrastructure/pairs/p/a"]);
+    let claim = ears.wait_all("its claim", |all| all.first().cloned());
+    let own = claim.payload["id"].as_str().expect("id").to_owned();
+    let mut stranger = Raw::connect(world.broker.port());
+    let letters = pair.letters(&own);
+    for n in 0..1000 {
+        let from = format!("stranger{n}");
+        stranger.publish(&letters, b"x", &letter("hello", &from, &own, "0"));
+        stranger.publish(&letters, b"x", &letter("leave", &from, &own, "0"));
+        stranger.publish(&letters, b"x", &letter("data", &from, &own, "1"));
+    }
+    // A claim of an end that does not exist, and ids that are no level of a topic.
+    for id in ["+", "#", "a/b", "0"] {
+        let forged = format!(r#"{{"id":"{id}","user":"eve","host":"h","since":1}}"#);
+        for topic in [pair.claim(Side::B), pair.presence("0")] {
+            let mut packet = raw::publish(topic.as_bytes(), forged.as_bytes(), Some(1), &[], false);
+            packet[0] |= 1;
+            stranger.send(&packet);
+            assert_eq!(stranger.receive().0, 0x40);
+        }
+    }
+    // Whoever forged it is gone.
+    let mut packet = raw::publish(pair.presence("0").as_bytes(), b"", Some(1), &[], false);
+    packet[0] |= 1;
+    stranger.send(&packet);
+    assert_eq!(stranger.receive().0, 0x40);
+    assert!(x.states().iter().all(|state| state["state"] == "waiting"));
+    let mut y = End::start(&world, "p", &[]);
+    y.write(b"real");
+    assert_eq!(x.read(4), b"real");
+    drop(x.input.take());
+    assert_eq!(y.finish().1, 0);
+    assert_eq!(x.finish().1, 0);
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
+fn an_end_that_stands_still_for_half_a_minute_goes_on() {
+    let world = World::new();
+    let (mut x, mut y) = End::two(&world, "p");
+    x.process.signal(Signal::SIGSTOP);
+    y.write(b"meanwhile");
+    thread::sleep(Duration::from_secs(30));
+    let mut third = world.tael(["pair", "p", "--root", "lab"]);
+    refuses(third.env("TAEL_LOG", "warn"), 73, "taken by");
+    x.process.signal(Signal::SIGCONT);
+    assert_eq!(x.read(9), b"meanwhile");
     drop(x.input.take());
     assert_eq!(y.finish().1, 0);
     assert_eq!(x.finish().1, 0);

@@ -6,11 +6,12 @@ use serde_json::{Map, Value};
 
 use crate::model::event::MAX_ID_BYTES;
 use crate::model::json;
+use crate::model::pair::Side;
 use crate::model::text::printable;
 
 /// Time after which the broker forgets a claim that was not renewed. A broker that was killed publishes
 /// no will, and may have kept the claim on its disk.
-pub const LIFETIME: Duration = Duration::from_secs(30);
+pub const LIFETIME: Duration = Duration::from_secs(50);
 
 /// Interval at which a holder renews its claim.
 pub const RENEWAL: Duration = Duration::from_secs(10);
@@ -79,6 +80,37 @@ impl Claim {
     pub fn holder(&self) -> String {
         let user = printable(&self.user, MAX_NAME);
         format!("{user}@{}", printable(&self.host, MAX_NAME))
+    }
+}
+
+/// What stands on the claims of both sides.
+#[derive(Debug, Clone, Default)]
+pub struct Claims {
+    a: Option<Claim>,
+    b: Option<Claim>,
+}
+
+impl Claims {
+    /// Returns the claim of `side`.
+    #[must_use]
+    pub const fn of(&self, side: Side) -> Option<&Claim> {
+        match side {
+            Side::A => self.a.as_ref(),
+            Side::B => self.b.as_ref(),
+        }
+    }
+
+    /// Notes the claim of `side`.
+    pub fn set(&mut self, side: Side, claim: Option<Claim>) {
+        match side {
+            Side::A => self.a = claim,
+            Side::B => self.b = claim,
+        }
+    }
+
+    /// Returns all claims.
+    pub fn all(&self) -> impl Iterator<Item = &Claim> {
+        self.a.iter().chain(&self.b)
     }
 }
 

@@ -1,8 +1,8 @@
 //! How two ends become a pair: each sees the claim of the other, and says hello to it.
 //!
-//! An end says hello to one other end in its life. Two ends are a pair when each has said hello to the
-//! other. So an end never takes itself for a part of a pair whose other end has another partner, whatever
-//! the claims say.
+//! An end says hello to one other end at a time, and to a next one only when that is gone, and after it has
+//! told it so. Two ends are a pair when each has said hello to the other. So an end never takes itself for a
+//! part of a pair whose other end has another partner, whatever the claims say.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub struct Meeting {
     greeted_by: VecDeque<String>,
     /// Until when the one that we greeted must be there again.
     missing: Option<Instant>,
+    /// Whom we have given up, until it is told.
+    given_up: Option<String>,
     /// Number of times that our claim was replaced by that of another end.
     replaced: u32,
     /// Whether we have given our side up.
@@ -51,6 +53,7 @@ impl Meeting {
             present: true,
             greeted_by: VecDeque::new(),
             missing: None,
+            given_up: None,
             replaced: 0,
             is_over: false,
         }
@@ -60,13 +63,30 @@ impl Meeting {
     #[must_use]
     pub fn other(&mut self, claim: Option<Claim>, now: Instant) -> Option<String> {
         self.other = claim;
-        if self.greeted.is_none() && !self.is_over {
-            self.greeted.clone_from(&self.other);
-            let greeted = self.greeted.as_ref();
-            return greeted.map(|other| other.id.clone());
-        }
         self.check(now);
-        None
+        self.greet()
+    }
+
+    /// Returns to whom to say hello, if that is due.
+    #[must_use]
+    pub fn greet(&mut self) -> Option<String> {
+        if self.greeted.is_some() || self.is_over {
+            return None;
+        }
+        self.greeted.clone_from(&self.other);
+        self.greeted.as_ref().map(|other| other.id.clone())
+    }
+
+    /// Notes that `from` takes us for gone, or leaves.
+    pub fn left(&mut self, from: &str) {
+        if self.greeted.as_ref().is_some_and(|other| other.id == from) {
+            self.forget();
+        }
+    }
+
+    /// Returns whom to tell that we have given it up.
+    pub fn given_up(&mut self) -> Option<String> {
+        self.given_up.take()
     }
 
     /// Notes whether the end `id` is connected.
@@ -116,10 +136,28 @@ impl Meeting {
         greeted.filter(|other| !self.is_over && self.greeted_by.contains(&other.id))
     }
 
-    /// Counts the time for which the end that we greeted is not there.
+    /// Forgets the end that we greeted, and its hello.
+    fn forget(&mut self) {
+        let other = self.greeted.take().map(|other| other.id);
+        self.greeted_by.retain(|from| Some(from) != other.as_ref());
+        self.present = true;
+        self.missing = None;
+    }
+
+    /// Counts the time for which the end that we greeted is not there. Without presence and claim it is gone
+    /// for good, as its id is.
     fn check(&mut self, now: Instant) {
         let id = |claim: &Option<Claim>| claim.as_ref().map(|claim| claim.id.clone());
-        let there = self.present && id(&self.other) == id(&self.greeted);
+        let Some(greeted) = id(&self.greeted) else {
+            return;
+        };
+        let claims = id(&self.other).as_ref() == Some(&greeted);
+        if !claims && !self.present {
+            self.forget();
+            self.given_up = Some(greeted);
+            return;
+        }
+        let there = claims && self.present;
         self.missing = (!there).then(|| self.missing.unwrap_or(now + MISSING));
     }
 }
@@ -164,7 +202,34 @@ mod tests {
     }
 
     #[test]
-    fn an_end_greets_one_other_end_only() {
+    fn an_end_greets_a_next_one_when_the_one_before_is_gone() {
+        let now = Instant::now();
+        let mut meeting = Meeting::new("x".into());
+        meeting.hello("y".into());
+        assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
+        let mut other = Meeting::new("x".into());
+        assert_eq!(other.other(claim("y"), now), Some("y".into()));
+        other.presence("y", false, now);
+        assert_eq!(other.given_up(), None);
+        // In either order.
+        assert_eq!(other.other(claim("z"), now), Some("z".into()));
+        assert_eq!(other.given_up(), Some("y".into()));
+        assert_eq!(other.other(None, now), None);
+        other.presence("z", false, now);
+        assert_eq!(other.given_up(), Some("z".into()));
+        assert_eq!(other.other(claim("y"), now), Some("y".into()));
+        // One that takes us for gone is greeted again.
+        other.left("z");
+        assert_eq!(other.greet(), None);
+        other.hello("y".into());
+        other.left("y");
+        assert_eq!(paired(&other), None);
+        assert_eq!(other.greet(), Some("y".into()));
+        assert_eq!(paired(&other), None, "its hello was before");
+    }
+
+    #[test]
+    fn an_end_greets_one_other_end_at_a_time() {
         let start = Instant::now();
         let mut meeting = Meeting::new("x".into());
         assert_eq!(meeting.other(claim("y"), start), Some("y".into()));
@@ -176,8 +241,8 @@ mod tests {
         // It is there again.
         assert_eq!(meeting.other(claim("y"), start + MISSING / 2), None);
         assert_eq!(meeting.due(), None);
-        meeting.presence("y", false, start + MISSING);
         meeting.presence("z", false, start + MISSING);
+        meeting.presence("y", false, start + MISSING);
         meeting.presence("z", true, start + MISSING);
         let _ = meeting.other(claim("y"), start + MISSING * 3 / 2);
         assert_eq!(meeting.due(), Some(start + MISSING * 2), "since the first");

@@ -14,7 +14,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
-pub use claim::{Claim, LIFETIME, RENEWAL};
+pub use claim::{Claim, Claims, LIFETIME, RENEWAL};
 pub use letter::{Kind, Letter};
 pub use look::{Choice, choose};
 pub use meeting::{MISSING, Meeting};

@@ -150,11 +150,13 @@ impl World {
                 self.all[who].phase = Phase::Present;
             }
             Phase::Desk => {
-                let claims = self.claims.map(|claim| claim.map(claim_of));
+                let mut claims = Claims::default();
+                for (side, claim) in Side::ALL.into_iter().zip(self.claims) {
+                    claims.set(side, claim.map(claim_of));
+                }
                 let present = |id: &str| self.is_present(id.parse().expect("id"));
-                let [a, b] = &claims;
                 let side = |side: Side| side as u8;
-                let decision = match choose(&who.to_string(), [a.as_ref(), b.as_ref()], present) {
+                let decision = match choose(&who.to_string(), &claims, present) {
                     Choice::Take {
                         side: one,
                         clear_other,
@@ -237,10 +239,10 @@ impl World {
                 );
             }
         }
-        for side in 0..2 {
-            assert!(holders[side].len() <= 1, "two hold a side: {self:?}");
-            if let [who] = holders[side][..] {
-                assert_eq!(self.claims[side], Some(who), "a holder was replaced");
+        for (holders, claim) in holders.iter().zip(self.claims) {
+            assert!(holders.len() <= 1, "two hold a side: {self:?}");
+            if let [who] = holders[..] {
+                assert_eq!(claim, Some(who), "a holder was replaced");
             }
         }
     }

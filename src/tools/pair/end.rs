@@ -10,7 +10,7 @@ use tracing::debug;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::pair::{
-    Claim, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Side,
+    Claim, Claims, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Side,
 };
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Settings, Token};
@@ -22,8 +22,9 @@ use crate::tools::listener;
 /// Shortest time between two publishes of our claim, when others write over it.
 const REWRITE: Duration = Duration::from_millis(100);
 
-/// Longest keep-alive. The broker must notice that an end is gone before the claim of that end expires.
-const MAX_KEEP_ALIVE: Duration = RENEWAL;
+/// Longest keep-alive. A broker notices after one and a half that an end is gone. That must be before the
+/// presence of that end expires, and long enough for an end that stands still for half a minute.
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(24);
 
 /// Maximum time until the broker has what was published before we leave.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -61,7 +62,7 @@ pub(super) struct End {
     renew_at: Option<Instant>,
     renewed: Instant,
     /// What stands on the claims of `a` and `b`.
-    claims: [Option<Claim>; 2],
+    claims: Claims,
     /// Number of publishes that the broker has not confirmed.
     unconfirmed: usize,
     /// Whether a message that does not fit was logged.
@@ -109,7 +110,7 @@ impl End {
             present: false,
             renew_at: None,
             renewed: Instant::now(),
-            claims: [None, None],
+            claims: Claims::default(),
             unconfirmed: 0,
             warned: false,
         })
@@ -148,25 +149,25 @@ impl End {
         loop {
             match self.next().await? {
                 Heard::Cut(cause) => return Ok(cause),
-                Heard::Letter(letter, _) => self.hello(letter, meeting),
+                Heard::Letter(letter, _) => self.met(letter, meeting),
                 _ => {}
             }
         }
     }
 
-    /// Notes `letter` in `meeting` if it is a hello to us.
-    pub fn hello(&mut self, letter: Letter, meeting: &mut Meeting) {
-        if letter.kind == LetterKind::Hello && letter.to == self.claim.id {
-            meeting.hello(letter.from);
-        } else {
-            self.stray();
+    /// Notes `letter` in `meeting`, if it is to us and of those before a pair stands.
+    pub fn met(&mut self, letter: Letter, meeting: &mut Meeting) {
+        match letter.kind {
+            LetterKind::Hello if letter.to == self.claim.id => meeting.hello(letter.from),
+            LetterKind::Leave if letter.to == self.claim.id => meeting.left(&letter.from),
+            _ => self.stray(),
         }
     }
 
     /// Notes that the broker has our claim of `side`. Returns what stands on that of the other side.
     pub fn holds(&mut self, side: Side) -> Option<Claim> {
         self.side = Some(side);
-        self.claims[side.other() as usize].clone()
+        self.claims.of(side.other()).cloned()
     }
 
     /// Returns the next thing that is heard. Cancel safe.
@@ -217,7 +218,7 @@ impl End {
             let is_own = claim
                 .as_ref()
                 .is_some_and(|claim| claim.id == self.claim.id);
-            self.claims[side as usize].clone_from(&claim);
+            self.claims.set(side, claim.clone());
             if self.side != Some(side) {
                 return Heard::Other(claim);
             }
@@ -309,8 +310,9 @@ impl End {
             self.renew_at = None;
             // The presence comes last: until then no other end takes the side, whose claim would be cleared.
             if let Some(side) = self.side.take()
-                && self.claims[side as usize]
-                    .as_ref()
+                && self
+                    .claims
+                    .of(side)
                     .is_none_or(|claim| claim.id == self.claim.id)
             {
                 self.publish(claim_message(&self.pair, side, None))?;

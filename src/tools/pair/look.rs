@@ -11,7 +11,7 @@ use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
-use crate::model::pair::{Choice, Claim, Pair, Side, choose};
+use crate::model::pair::{Choice, Claim, Claims, Pair, Side, choose};
 use crate::model::topic::Filter;
 use crate::model::{marker, moment};
 use crate::net::mqtt::{Refused, Token};
@@ -55,7 +55,7 @@ pub(super) struct Look<'a> {
     session: Session,
     marker: String,
     /// The claims of the sides `a` and `b`.
-    claims: [Option<Claim>; 2],
+    claims: Claims,
     /// The ends that are connected, among those that have claims.
     present: HashSet<String>,
     phase: Phase,
@@ -75,7 +75,7 @@ impl<'a> Look<'a> {
             pair,
             own,
             marker,
-            claims: [None, None],
+            claims: Claims::default(),
             present: HashSet::new(),
             phase: Phase::Connecting,
         })
@@ -154,16 +154,15 @@ impl<'a> Look<'a> {
 
     /// Goes on when the retained messages have come.
     fn all_came(&mut self) -> Result<()> {
-        let claimed: Vec<String> = self.claims.iter().flatten().map(|c| c.id.clone()).collect();
+        let claimed: Vec<String> = self.claims.all().map(|c| c.id.clone()).collect();
         if matches!(self.phase, Phase::Claims(_)) && !claimed.is_empty() {
             let wanted = subscriptions(self.pair, &self.marker, &claimed)?;
             self.session.subscribe(wanted);
             self.phase = Phase::Asking;
             return Ok(());
         }
-        let [a, b] = &self.claims;
         let is_present = |id: &str| self.present.contains(id);
-        match choose(&self.own.id, [a.as_ref(), b.as_ref()], is_present) {
+        match choose(&self.own.id, &self.claims, is_present) {
             Choice::Taken => Err(self.taken_error()),
             Choice::Holds(_) => Ok(()),
             Choice::Take { side, clear_other } => {
@@ -184,10 +183,8 @@ impl<'a> Look<'a> {
 
     /// Returns the side on which our own claim stands.
     fn held(&self) -> Option<Side> {
-        let mut sides = Side::ALL.into_iter().zip(&self.claims);
-        let (side, _) =
-            sides.find(|(_, claim)| claim.as_ref().is_some_and(|c| c.id == self.own.id))?;
-        Some(side)
+        let is_own = |side: &Side| self.claims.of(*side).is_some_and(|c| c.id == self.own.id);
+        Side::ALL.into_iter().find(is_own)
     }
 
     /// Publishes a message to ourselves, which comes back after the retained ones.
@@ -206,12 +203,7 @@ impl<'a> Look<'a> {
     fn heard(&mut self, delivery: &Delivery) -> bool {
         let claim = Claim::parse(&delivery.payload);
         if let Some(side) = self.pair.claim_side(&delivery.topic) {
-            let [a, b] = &mut self.claims;
-            let place = match side {
-                Side::A => a,
-                Side::B => b,
-            };
-            *place = claim;
+            self.claims.set(side, claim);
         } else if let Some(id) = self.pair.present_end(&delivery.topic) {
             if claim.is_some_and(|claim| claim.id == id) {
                 self.present.insert(id.to_owned());
@@ -223,8 +215,8 @@ impl<'a> Look<'a> {
     }
 
     fn taken_error(&self) -> Error {
-        let holders: Vec<String> = self.claims.iter().flatten().map(Claim::holder).collect();
-        let since = self.claims.iter().flatten().map(|claim| claim.since).max();
+        let holders: Vec<String> = self.claims.all().map(Claim::holder).collect();
+        let since = self.claims.all().map(|claim| claim.since).max();
         let since = since.and_then(|since| Timestamp::from_second(since).ok());
         let since = since.map_or_else(String::new, |since| {
             let since = since.to_zoned(TimeZone::system());

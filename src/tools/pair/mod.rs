@@ -299,14 +299,17 @@ async fn meet(
     let other = end.holds(side);
     let mut greet = meeting.other(other, now());
     loop {
-        if let Some(to) = greet.take() {
-            let hello = Letter {
-                kind: LetterKind::Hello,
+        let leave = meeting.given_up().map(|to| (LetterKind::Leave, to));
+        let hello = greet.take().or_else(|| meeting.greet());
+        let hello = hello.map(|to| (LetterKind::Hello, to));
+        for (kind, to) in leave.into_iter().chain(hello) {
+            let letter = Letter {
+                kind,
                 from: end.claim.id.clone(),
                 to,
                 number: 0,
             };
-            end.send(hello, Bytes::new())?;
+            end.send(letter, Bytes::new())?;
         }
         if let Some(other) = meeting.paired() {
             return Ok(Some(other.clone()));
@@ -325,7 +328,7 @@ async fn meet(
                 Heard::Other(claim) => greet = meeting.other(claim, now()),
                 Heard::Replaced(by) => meeting.replaced(&by),
                 Heard::Presence(id, present) => meeting.presence(&id, present, now()),
-                Heard::Letter(letter, _) => end.hello(letter, &mut meeting),
+                Heard::Letter(letter, _) => end.met(letter, &mut meeting),
                 Heard::Cut(cause) => {
                     debug!("cut off before the pair stood: {cause}");
                     return Ok(None);
