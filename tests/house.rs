@@ -40,6 +40,7 @@ const FLOORS: &[(&str, usize)] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("rumqttc", &["net/mqtt.rs", "net/mqtt/"]),
     ("mqtt5", &["net/broker.rs", "net/broker/"]),
+    ("hyper", &["net/http/"]),
     ("rusqlite", &["store/ledger/", "store/view.rs"]),
     ("quick_xml", &["model/gateway/xmlrpc/"]),
     ("regex_lite", &["model/gateway/rules/"]),

@@ -1,4 +1,4 @@
-//! The network: MQTT through one library, AMQP by a client of our own, TLS, and a broker of our own for one machine.
+//! The network: MQTT through one library, AMQP by a client of our own, HTTP, TLS, and a broker of our own for one machine.
 
 mod acks;
 pub mod amqp;
@@ -9,6 +9,7 @@ pub mod broker;
 mod copies;
 mod dial;
 mod filter_table;
+pub mod http;
 mod identifiers;
 mod leave;
 pub mod management;

@@ -1,0 +1,252 @@
+//! Listeners, and the limit on connections.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use crate::error::{Error, Result};
+use crate::net::http::{Address, MAX_CONNECTIONS, Service, Times, connection};
+use crate::os::socket;
+
+/// Mode of a Unix socket: users of our group may connect, such as a proxy.
+const MODE: u32 = 0o660;
+
+/// Wait after a failed accept: descriptors or memory have run out.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Minimum time between two warnings.
+const WARNING_PAUSE: Duration = Duration::from_secs(60);
+
+/// Maximum number of connections that are told at the same time that there are too many. Others are
+/// closed.
+const MAX_REFUSALS: usize = 64;
+
+/// Answer to a connection that is one too many.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+    Content-Length: 33\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+    {\"error\":\"too many connections\"}\n";
+
+/// Numbers about the connections of a server.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections there are.
+    pub open: AtomicU64,
+    /// Connections that were one too many.
+    pub refused: AtomicU64,
+}
+
+/// An open listener.
+#[derive(Debug)]
+pub struct Listener {
+    kind: Kind,
+    address: Address,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+enum Stream {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Kind::Unix(_, path) = &self.kind {
+            // The next listener replaces one that stays.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Listener {
+    /// Listens on `address`, within a runtime.
+    ///
+    /// # Errors
+    /// When another process listens there, or it cannot be used (73, or 75 if that may pass).
+    pub async fn open(address: &Address) -> Result<Self> {
+        let failed = |e: io::Error| Error::state(&e, format!("listen on {address}: {e}"));
+        match address {
+            Address::Tcp(tcp) => {
+                let listener = TcpListener::bind(tcp).await.map_err(failed)?;
+                let address = Address::Tcp(listener.local_addr().map_err(failed)?);
+                let kind = Kind::Tcp(listener);
+                Ok(Self { kind, address })
+            }
+            Address::Unix(path) => {
+                let (folder, name) = socket::free(path).map_err(failed)?;
+                let listener = socket::listen(folder, name, MODE).map_err(failed)?;
+                let listener = UnixListener::from_std(listener).map_err(failed)?;
+                let kind = Kind::Unix(listener, path.clone());
+                let address = address.clone();
+                Ok(Self { kind, address })
+            }
+        }
+    }
+
+    /// Returns its address, with the port that the system has selected.
+    #[must_use]
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // An answer waits for the acknowledgement of the packet before otherwise.
+                let _ = stream.set_nodelay(true);
+                Ok(Stream::Tcp(stream, peer.ip()))
+            }
+            Kind::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// Serves the listeners until `stop` is true. Then no connection is accepted any more, and answers
+/// under way end within [`Times::stop`].
+pub async fn serve<S: Service>(
+    listeners: Vec<Listener>,
+    service: Arc<S>,
+    times: Times,
+    counts: Arc<Counts>,
+    stop: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+    let mut tasks = Vec::new();
+    for listener in listeners {
+        let door = Door {
+            places: Arc::clone(&places),
+            refusals: Arc::clone(&refusals),
+            service: Arc::clone(&service),
+            counts: Arc::clone(&counts),
+            times,
+            stop: stop.clone(),
+        };
+        tasks.push(tokio::spawn(door.open(listener)));
+    }
+    for task in tasks {
+        let _ = task.await;
+    }
+    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+    if timeout(times.stop, places.acquire_many(all)).await.is_err() {
+        warn!("some HTTP clients did not read their answers in time; closing their connections");
+    }
+}
+
+/// A connection that counts as open until this is dropped.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    counts: Arc<Counts>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Door<S> {
+    places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    service: Arc<S>,
+    counts: Arc<Counts>,
+    times: Times,
+    stop: watch::Receiver<bool>,
+}
+
+impl<S: Service> Door<S> {
+    async fn open(self, listener: Listener) {
+        let mut stop = self.stop.clone();
+        let mut warned: Option<Instant> = None;
+        let mut warn_of = |what: std::fmt::Arguments<'_>| {
+            if warned.is_none_or(|at| at.elapsed() > WARNING_PAUSE) {
+                warned = Some(Instant::now());
+                warn!("{what}");
+            }
+        };
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(e) => {
+                    warn_of(format_args!("accept on {}: {e}", listener.address));
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            match Arc::clone(&self.places).try_acquire_owned() {
+                Ok(permit) => {
+                    self.counts.open.fetch_add(1, Ordering::Relaxed);
+                    let place = Place {
+                        _permit: permit,
+                        counts: Arc::clone(&self.counts),
+                    };
+                    match stream {
+                        Stream::Tcp(stream, peer) => self.take(stream, Some(peer), place),
+                        Stream::Unix(stream) => self.take(stream, None, place),
+                    }
+                }
+                Err(_) => {
+                    self.counts.refused.fetch_add(1, Ordering::Relaxed);
+                    warn_of(format_args!(
+                        "{MAX_CONNECTIONS} HTTP connections are open: refusing more"
+                    ));
+                    match stream {
+                        Stream::Tcp(stream, _) => self.refuse(stream),
+                        Stream::Unix(stream) => self.refuse(stream),
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Option<IpAddr>,
+        place: Place,
+    ) {
+        let service = Arc::clone(&self.service);
+        let (times, stop) = (self.times, self.stop.clone());
+        tokio::spawn(async move {
+            connection::run(stream, peer, service, times, stop).await;
+            drop(place);
+        });
+    }
+
+    /// Says that there are too many connections, without reading the request.
+    fn refuse(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        self.service.answered(503);
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+            return;
+        };
+        let linger = self.times.linger;
+        tokio::spawn(async move {
+            let said = async {
+                if stream.write_all(FULL).await.is_ok() {
+                    connection::drain(stream).await;
+                }
+            };
+            let _ = timeout(linger, said).await;
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,91 @@
+//! Reading and writing of the library over a stream of the runtime, with a limit on clients that do
+//! not read.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// Maximum number of bytes to read at once.
+const CHUNK: usize = 8 * 1024;
+
+/// A stream whose writes fail when the other side takes nothing for a while.
+pub(super) struct Patient<S> {
+    stream: S,
+    stall: Duration,
+    /// Runs while a write waits.
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    pub(super) const fn new(stream: S, stall: Duration) -> Self {
+        Self {
+            stream,
+            stall,
+            waiting: None,
+        }
+    }
+
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// Limits the time for which `polled`, a write, waits.
+    fn limited<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.waiting = None;
+            return polled;
+        }
+        let stall = self.stall;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(stall)));
+        ready!(waiting.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Read for Patient<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut bytes = [0; CHUNK];
+        let room = bytes.len().min(buf.remaining());
+        let mut own = ReadBuf::new(bytes.get_mut(..room).unwrap_or_default());
+        ready!(Pin::new(&mut self.get_mut().stream).poll_read(cx, &mut own))?;
+        buf.put_slice(own.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Write for Patient<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let own = self.get_mut();
+        let polled = Pin::new(&mut own.stream).poll_write(cx, buf);
+        own.limited(cx, polled)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let own = self.get_mut();
+        let polled = Pin::new(&mut own.stream).poll_flush(cx);
+        own.limited(cx, polled)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let own = self.get_mut();
+        let polled = Pin::new(&mut own.stream).poll_shutdown(cx);
+        own.limited(cx, polled)
+    }
+}

@@ -1,0 +1,151 @@
+//! A small HTTP/1.1 server (RFC 9110, RFC 9112) with limits, over one library. The tools see requests
+//! and responses only.
+
+mod address;
+mod body;
+mod connection;
+mod door;
+mod io;
+#[cfg(test)]
+mod tests;
+mod timer;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+
+pub use address::Address;
+pub use door::{Counts, Listener, serve};
+
+/// Maximum number of connections. Others are answered with 503, and closed.
+pub const MAX_CONNECTIONS: usize = 64;
+
+/// Maximum size of the request line and the header fields together, bytes; more is answered with 431.
+pub const MAX_HEAD: usize = 16 * 1024;
+
+/// Maximum number of header fields; more is answered with 431.
+pub const MAX_FIELDS: usize = 100;
+
+/// Maximum size of a body, bytes; more is answered with 413.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// Maximum times of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Until the head of a request is there. It starts with the connection, or with the end of the
+    /// answer before, so it limits idle connections too.
+    pub head: Duration,
+    /// Until the body is there, from the end of the head; later is answered with 408.
+    pub body: Duration,
+    /// For which a client may read nothing of an answer that waits for it.
+    pub stall: Duration,
+    /// For which a connection is read after an answer that ends it, so that the client gets that
+    /// answer (RFC 9112, section 9.6).
+    pub linger: Duration,
+    /// Until the answers under way have ended, when the server stops.
+    pub stop: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(10),
+            stall: Duration::from_secs(10),
+            linger: Duration::from_secs(1),
+            stop: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Request line and header fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Method, as it came.
+    pub method: String,
+    /// Path, as it came: not decoded.
+    pub path: String,
+    /// Query without its `?`, not decoded; empty if there is none.
+    pub query: String,
+    /// Header fields in order; names in lower case.
+    pub fields: Vec<(String, Vec<u8>)>,
+    /// Address of the client; `None` on a Unix socket.
+    pub peer: Option<IpAddr>,
+}
+
+impl Head {
+    /// Returns the first field called `name`, in lower case, if it is text.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let found = self.fields.iter().find(|(own, _)| own == name);
+        found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Status code, 200 to 599.
+    pub status: u16,
+    /// Header fields. The server adds the length and the date.
+    pub fields: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// Returns an answer with a text of that media type.
+    pub fn new(status: u16, media: &'static str, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            fields: vec![
+                ("content-type", media.to_owned()),
+                ("cache-control", "no-store".to_owned()),
+                ("x-content-type-options", "nosniff".to_owned()),
+            ],
+            body: body.into(),
+        }
+    }
+
+    /// Returns an answer with a JSON object.
+    #[must_use]
+    pub fn json(status: u16, value: &serde_json::Value) -> Self {
+        Self::new(status, "application/json", format!("{value}\n"))
+    }
+
+    /// Returns the answer of an error, which is one line.
+    #[must_use]
+    pub fn error(status: u16, cause: &str) -> Self {
+        Self::json(status, &json!({ "error": cause }))
+    }
+
+    /// Adds a header field.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    /// Ends the connection after this answer.
+    #[must_use]
+    fn last(self) -> Self {
+        self.with("connection", "close")
+    }
+}
+
+/// What a server does with requests.
+pub trait Service: Send + Sync + 'static {
+    /// Looks at a request before its body is read.
+    ///
+    /// # Errors
+    /// The answer to a request that is refused; its body is not read.
+    fn admit(&self, head: &Head) -> Result<(), Response>;
+
+    /// Answers a request that was admitted.
+    fn answer(&self, head: Head, body: Bytes) -> impl Future<Output = Response> + Send;
+
+    /// Looks at every answer that goes out, refusals of the server included.
+    fn answered(&self, status: u16);
+}

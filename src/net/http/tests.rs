@@ -1,0 +1,503 @@
+//! The server in process: clients that are slow, broken or many.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+
+/// Maximum wait of a test.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers with the request; refuses `/refused` before its body, and answers `/later` when told.
+#[derive(Default)]
+struct Echo {
+    answers: AtomicU64,
+    begun: Notify,
+    go: Notify,
+}
+
+impl Service for Echo {
+    fn admit(&self, head: &Head) -> Result<(), Response> {
+        match head.path.as_str() {
+            "/refused" => Err(Response::error(403, "no")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn answer(&self, head: Head, body: Bytes) -> Response {
+        match head.path.as_str() {
+            "/later" => {
+                self.begun.notify_one();
+                self.go.notified().await;
+            }
+            "/large" => return Response::new(200, "text/plain", vec![b'x'; 64 * MAX_BODY]),
+            _ => {}
+        }
+        let body = String::from_utf8_lossy(&body);
+        let Head {
+            method,
+            path,
+            query,
+            ..
+        } = &head;
+        Response::new(
+            200,
+            "text/plain",
+            format!("<{method} {path}?{query} {body}>"),
+        )
+    }
+
+    fn answered(&self, _: u16) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Server {
+    address: String,
+    echo: Arc<Echo>,
+    counts: Arc<Counts>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(times: Times) -> Self {
+        let any = Address::parse("127.0.0.1:0").expect("address");
+        let listener = Listener::open(&any).await.expect("listener");
+        let address = listener.address().to_string();
+        let (echo, counts) = (Arc::<Echo>::default(), Arc::<Counts>::default());
+        let (stop, stopped) = watch::channel(false);
+        let server = serve(
+            vec![listener],
+            Arc::clone(&echo),
+            times,
+            Arc::clone(&counts),
+            stopped,
+        );
+        let task = tokio::spawn(server);
+        Self {
+            address,
+            echo,
+            counts,
+            stop,
+            task,
+        }
+    }
+
+    /// Starts a server that has little patience.
+    async fn hasty() -> Self {
+        let short = Duration::from_millis(300);
+        Self::start(Times {
+            head: short,
+            body: short,
+            stall: short,
+            linger: short,
+            stop: PATIENCE,
+        })
+        .await
+    }
+
+    async fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).await.expect("connect");
+        stream.set_nodelay(true).expect("nodelay");
+        stream
+    }
+
+    /// Sends `bytes`, and returns all that comes until the server closes the connection.
+    async fn exchange(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect().await;
+        let _ = stream.write_all(bytes.as_ref()).await;
+        rest(&mut stream).await
+    }
+
+    async fn wait_open(&self, count: u64) {
+        let there = async {
+            while self.counts.open.load(Ordering::Relaxed) != count {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, there).await.expect("connections");
+    }
+}
+
+/// Returns what comes until the other side closes.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    let read = stream.read_to_end(&mut all);
+    timeout(PATIENCE, read)
+        .await
+        .expect("an end")
+        .expect("read");
+    String::from_utf8(all).expect("text")
+}
+
+/// Returns what comes until `end`.
+async fn until(stream: &mut TcpStream, end: &str) -> String {
+    let mut all = String::new();
+    let read = async {
+        while !all.ends_with(end) {
+            let byte = stream.read_u8().await.expect("more");
+            all.push(char::from(byte));
+        }
+    };
+    timeout(PATIENCE, read).await.expect("an answer");
+    all
+}
+
+#[track_caller]
+fn status(answer: &str, code: u16) {
+    let start = answer.get(..12).unwrap_or(answer);
+    assert!(
+        start.starts_with("HTTP/1.") && start.ends_with(&code.to_string()),
+        "{answer}"
+    );
+}
+
+const POST: &str = "POST /a/b?c=d HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody";
+const CHUNKED: &str = "POST /a/b?c=d HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+    1\r\nb\r\n3;x=y\r\nody\r\n0\r\nTrailer: t\r\n\r\n";
+const ANSWER: &str = "<POST /a/b?c=d body>";
+
+#[tokio::test]
+async fn a_request_may_be_split_at_every_byte() {
+    let server = Server::start(Times::default()).await;
+    for request in [POST, CHUNKED] {
+        // All over one connection, which stays.
+        let mut stream = server.connect().await;
+        for at in 1..request.len() {
+            let (first, second) = request.split_at(at);
+            stream.write_all(first.as_bytes()).await.expect("first");
+            stream.flush().await.expect("flush");
+            // The server reads the first part alone.
+            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(1)).await;
+            stream.write_all(second.as_bytes()).await.expect("second");
+            status(&until(&mut stream, ANSWER).await, 200);
+        }
+        for byte in request.as_bytes() {
+            stream.write_all(&[*byte]).await.expect("byte");
+            tokio::task::yield_now().await;
+        }
+        status(&until(&mut stream, ANSWER).await, 200);
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start(Times::default()).await;
+    let mut stream = server.connect().await;
+    let many: String = (0..20)
+        .map(|n| {
+            format!(
+                "POST /{n} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{}",
+                n % 10
+            )
+        })
+        .collect();
+    stream.write_all(many.as_bytes()).await.expect("requests");
+    let all = until(&mut stream, "<POST /19? 9>").await;
+    let mut found = 0;
+    for n in 0..20 {
+        let answer = format!("<POST /{n}? {}>", n % 10);
+        let at = all.find(&answer).expect("answer");
+        assert!(at >= found, "{all}");
+        found = at;
+    }
+}
+
+#[tokio::test]
+async fn old_clients_get_one_answer_and_the_end() {
+    let server = Server::start(Times::default()).await;
+    let answer = server.exchange("GET /old HTTP/1.0\r\n\r\n").await;
+    status(&answer, 200);
+    assert!(answer.ends_with("<GET /old? >"), "{answer}");
+    // A client that has said all it says still gets its answer.
+    let mut stream = server.connect().await;
+    stream.write_all(POST.as_bytes()).await.expect("request");
+    stream.shutdown().await.expect("shutdown");
+    assert!(rest(&mut stream).await.ends_with(ANSWER));
+    let head = server
+        .exchange("HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await;
+    assert!(
+        head.ends_with("\r\n\r\n") && head.contains("content-length: 10"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn broken_requests_are_refused_and_end_their_connection() {
+    let server = Server::start(Times::default()).await;
+    for (fields, body, code) in [
+        ("Host: x\r\nContent-Length: x", "", 400),
+        ("Host: x\r\nContent-Length: -1", "", 400),
+        ("Host: x\r\nContent-Length: +4", "body", 400),
+        ("Host: x\r\nContent-Length: 4, 4", "body", 400),
+        ("Host: x\r\nContent-Length: 99999999999999999999", "", 400),
+        (
+            "Host: x\r\nContent-Length: 4\r\nContent-Length: 5",
+            "body",
+            400,
+        ),
+        ("Host: x\r\nTransfer-Encoding: gzip", "", 400),
+        ("Host: x\r\nTransfer-Encoding: chunked, gzip", "", 400),
+        ("Host: x\r\nTransfer-Encoding: chunked", "x\r\n", 400),
+        (
+            "Host: x\r\nTransfer-Encoding: chunked",
+            "4\r\nbodyx\r\n",
+            400,
+        ),
+        (
+            "Host: x\r\nTransfer-Encoding: chunked",
+            "fffffffffffffffff\r\n",
+            400,
+        ),
+        ("Host: x\r\nTransfer-Encoding: chunked", "-1\r\n", 400),
+        ("Content-Length: 4", "body", 400),
+        ("Host: x\r\nHost: y\r\nContent-Length: 4", "body", 400),
+        ("Host: x\r\nno field", "", 400),
+        ("Host: x\r\n folded: x", "", 400),
+        ("Host : x", "", 400),
+    ] {
+        let request = format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n{body}");
+        let answer = server.exchange(&request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {code}")),
+            "{request}: {answer}"
+        );
+        assert!(
+            answer.matches("HTTP/1.1 ").count() == 1,
+            "{request}: {answer}"
+        );
+    }
+    for line in [
+        "",
+        "GET",
+        "GET / HTTP/2.0",
+        "GET  / HTTP/1.1",
+        "G(T / HTTP/1.1",
+        "\0\0\0",
+    ] {
+        let answer = server
+            .exchange(format!("{line} x\r\nHost: x\r\n\r\n"))
+            .await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
+            "{line}: {answer}"
+        );
+    }
+    server.wait_open(0).await;
+    let answer = server.exchange("GET / HTTP/1.0\r\n\r\n").await;
+    status(&answer, 200);
+}
+
+#[tokio::test]
+async fn a_request_with_both_lengths_smuggles_none() {
+    let server = Server::start(Times::default()).await;
+    for fields in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+    ] {
+        let next = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+        let request = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n0\r\n\r\n{next}");
+        let answer = server.exchange(request).await;
+        assert!(!answer.contains("smuggled"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
+    // A length that is too short makes the rest the next request, which is none.
+    let short = POST.replace("Length: 4", "Length: 2");
+    let answer = server.exchange(short + "\r\n\r\n").await;
+    assert!(answer.contains("<POST /a/b?c=d bo>"), "{answer}");
+    assert!(answer.contains("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_and_the_client_hears_it() {
+    let server = Server::start(Times::default()).await;
+    // It is refused before it comes.
+    let length = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        MAX_BODY + 1
+    );
+    let mut stream = server.connect().await;
+    stream.write_all(length.as_bytes()).await.expect("head");
+    status(&until(&mut stream, "}\n").await, 413);
+    // Clients that send all of it first get the answer too.
+    let large = "x".repeat(MAX_BODY + 1);
+    status(&server.exchange(length.clone() + &large).await, 413);
+    let chunk = format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len());
+    let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    status(&server.exchange(chunked.to_owned() + &chunk).await, 413);
+    // The limit itself is allowed.
+    let most = &large[1..];
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {MAX_BODY}\r\n\r\n{most}"
+    );
+    status(&server.exchange(request).await, 200);
+    let field = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n",
+        "a".repeat(MAX_HEAD)
+    );
+    status(&server.exchange(field).await, 431);
+    let fields = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\n{}\r\n",
+        "A: b\r\n".repeat(MAX_FIELDS)
+    );
+    status(&server.exchange(fields).await, 431);
+    // One that never ends.
+    let line = format!("GET /{}", "a".repeat(MAX_HEAD * 2));
+    let answer = server.exchange(line).await;
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    server.wait_open(0).await;
+}
+
+#[tokio::test]
+async fn what_is_refused_early_is_refused_without_its_body() {
+    let server = Server::start(Times::default()).await;
+    let head = "POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
+    let mut stream = server.connect().await;
+    stream.write_all(head.as_bytes()).await.expect("head");
+    let answer = rest(&mut stream).await;
+    status(&answer, 403);
+    assert!(answer.contains("connection: close"), "{answer}");
+    // Without a body the connection stays.
+    let mut stream = server.connect().await;
+    for _ in 0..3 {
+        let get = b"GET /refused HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(get).await.expect("request");
+        status(&until(&mut stream, "}\n").await, 403);
+    }
+}
+
+#[tokio::test]
+async fn slow_clients_lose_their_connection_only() {
+    let server = Server::hasty().await;
+    // No request; half a head; a head byte by byte.
+    assert_eq!(server.exchange("").await, "");
+    assert_eq!(server.exchange("GET / HTTP/1.1\r\nHo").await, "");
+    let mut stream = server.connect().await;
+    let drip = async {
+        while stream.write_all(b"a").await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, drip).await.expect("closed");
+    // Half a body, with and without a length.
+    for fields in ["Content-Length: 9", "Transfer-Encoding: chunked"] {
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n");
+        status(&server.exchange(head + "5\r\nb").await, 408);
+    }
+    // An answer that is not read.
+    let mut stream = server.connect().await;
+    let get = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(get).await.expect("request");
+    // It is under way, and then given up.
+    until(&mut stream, "HTTP/1.1 200").await;
+    server.wait_open(0).await;
+    // An idle connection.
+    let mut stream = server.connect().await;
+    stream.write_all(POST.as_bytes()).await.expect("request");
+    assert!(rest(&mut stream).await.ends_with(ANSWER));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_told_so() {
+    let server = Server::start(Times::default()).await;
+    let mut open = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut stream = server.connect().await;
+        stream.write_all(POST.as_bytes()).await.expect("request");
+        status(&until(&mut stream, ANSWER).await, 200);
+        open.push(stream);
+    }
+    for n in 1..=100 - MAX_CONNECTIONS {
+        let answer = server.exchange(POST).await;
+        status(&answer, 503);
+        assert!(
+            answer.contains("Retry-After: 1") && answer.ends_with("}\n"),
+            "{answer}"
+        );
+        let refused = server.counts.refused.load(Ordering::Relaxed);
+        assert_eq!(usize::try_from(refused).expect("number"), n);
+    }
+    // Those that are open go on, and a closed one makes room.
+    for stream in &mut open {
+        stream.write_all(POST.as_bytes()).await.expect("request");
+        status(&until(stream, ANSWER).await, 200);
+    }
+    drop(open.pop());
+    server
+        .wait_open(u64::try_from(open.len()).expect("number"))
+        .await;
+    let mut stream = server.connect().await;
+    stream.write_all(POST.as_bytes()).await.expect("request");
+    status(&until(&mut stream, ANSWER).await, 200);
+}
+
+#[tokio::test]
+async fn a_stop_lets_answers_end_and_closes_the_rest() {
+    let server = Server::start(Times::default()).await;
+    let mut idle = server.connect().await;
+    idle.write_all(POST.as_bytes()).await.expect("request");
+    until(&mut idle, ANSWER).await;
+    let mut busy = server.connect().await;
+    let get = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n";
+    busy.write_all(get).await.expect("request");
+    timeout(PATIENCE, server.echo.begun.notified())
+        .await
+        .expect("begun");
+    server.stop.send_replace(true);
+    assert_eq!(rest(&mut idle).await, "");
+    assert!(!server.task.is_finished(), "an answer is under way");
+    server.echo.go.notify_one();
+    assert!(rest(&mut busy).await.ends_with("<GET /later? >"));
+    timeout(PATIENCE, server.task)
+        .await
+        .expect("end")
+        .expect("task");
+    assert!(TcpStream::connect(&server.address).await.is_err());
+    assert_eq!(server.echo.answers.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_and_removed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("http");
+    let address = Address::Unix(path.clone());
+    let listener = Listener::open(&address).await.expect("listener");
+    let second = Listener::open(&address).await.expect_err("it is taken");
+    assert!(
+        second.to_string().contains("another process listens there"),
+        "{second}"
+    );
+    let (stop, stopped) = watch::channel(false);
+    let server = serve(
+        vec![listener],
+        Arc::<Echo>::default(),
+        Times::default(),
+        Arc::default(),
+        stopped,
+    );
+    let task = tokio::spawn(server);
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connect");
+    let get = b"GET /unix HTTP/1.0\r\n\r\n";
+    stream.write_all(get).await.expect("request");
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    timeout(PATIENCE, read)
+        .await
+        .expect("answer")
+        .expect("text");
+    assert!(answer.ends_with("<GET /unix? >"), "{answer}");
+    stop.send_replace(true);
+    timeout(PATIENCE, task).await.expect("end").expect("task");
+    assert!(!path.exists());
+}
