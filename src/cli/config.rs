@@ -48,7 +48,7 @@ pub struct Layers {
 /// Tables of options of one command.
 pub const TABLES: &[&str] = &[
     "client", "message", "beacon", "control", "play", "node", "status", "check", "watch", "work",
-    "events", "facts", "pair", "broker", "demo",
+    "events", "facts", "gateway", "pair", "broker", "demo",
 ];
 /// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";

@@ -15,6 +15,7 @@ mod dry_run;
 mod events;
 mod facts;
 mod forget;
+mod gateway;
 mod help;
 mod key_lines;
 mod man;
@@ -141,6 +142,7 @@ const ENTRIES: &[Entry] = &[
     entry::<events::Events>(),
     entry::<queue::Queue>(),
     entry::<facts::Facts>(),
+    entry::<gateway::Gateway>(),
     entry::<pair::Pair>(),
     entry::<play::Play>(),
     entry::<node::Node>(),

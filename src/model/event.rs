@@ -153,7 +153,7 @@ pub fn is_id(id: &str) -> bool {
 
 /// Returns whether `text` is a `traceparent` of W3C Trace Context (section 3.2): version, trace id,
 /// parent id and flags in lower-case hexadecimal digits.
-fn is_traceparent(text: &str) -> bool {
+pub fn is_traceparent(text: &str) -> bool {
     let digits = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_zero = |part: &str| part.bytes().all(|b| b == b'0');
     match text.split('-').collect::<Vec<_>>()[..] {

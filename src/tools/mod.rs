@@ -12,6 +12,7 @@ pub mod dry_run;
 pub mod events;
 pub mod facts;
 pub mod forget;
+pub mod gateway;
 pub mod lines;
 pub mod message;
 pub mod node;

@@ -4,6 +4,7 @@
 //! broker.
 
 pub mod broker;
+pub mod gateway;
 pub mod nodes;
 pub mod proxy;
 pub mod pty;

@@ -42,6 +42,8 @@ mod facts_views;
 mod faults;
 mod foreign_state;
 mod fuzz;
+mod gateway;
+mod gateway_http;
 mod help;
 mod hostile_text;
 mod identity;

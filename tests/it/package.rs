@@ -72,11 +72,16 @@ fn one_tool_links_nothing_of_the_others() {
     let queues = [&b"exchange_exchange"[..], b"_bindings"].concat();
     let own = std::env::current_exe().expect("this binary");
     assert!(holds(own.to_str().expect("path"), &queues));
+    // What the HTTP server says to one client too many.
+    let http = [&b"too many "[..], b"connections"].concat();
+    assert!(holds(env!("CARGO_BIN_EXE_tael"), &http));
+    assert!(!holds(env!("CARGO_BIN_EXE_tael-client"), &http));
     for binary in [
         env!("CARGO_BIN_EXE_tael-message"),
         env!("CARGO_BIN_EXE_tael-beacon"),
     ] {
         assert!(!holds(binary, ledger), "{binary} links the ledger");
+        assert!(!holds(binary, &http), "{binary} links the HTTP server");
         assert!(
             !holds(binary, &queues),
             "{binary} links the client for queues"

@@ -1,8 +1,10 @@
 //! Requests of callers that speak HTTP: who may send them, what of them becomes an event, and the
 //! answers. Nothing here does I/O; secrets and the time are given.
 
+pub mod callers;
 pub mod keys;
 pub mod mapping;
+pub mod parameters;
 pub mod part;
 pub mod path;
 pub mod rate;
@@ -11,4 +13,5 @@ pub mod route;
 pub mod rules;
 pub mod secret;
 pub mod signature;
+pub mod topics;
 pub mod xmlrpc;

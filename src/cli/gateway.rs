@@ -1,0 +1,133 @@
+//! The command line of `tael gateway`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, Args};
+
+use crate::cli::Tool;
+use crate::cli::config::Layers;
+use crate::cli::connection::{self, Connection, Root, warn_of_open};
+use crate::cli::help::Page;
+use crate::cli::mistakes::Mistakes;
+use crate::error::{Error, Result};
+use crate::model::duration;
+use crate::model::gateway::topics::Topics;
+use crate::net::http::Address;
+use crate::tools::gateway::{self, Options};
+
+/// Shortest and longest `--timeout`. A broker needs some time, and callers wait no longer.
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+const MAX_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Options of `tael gateway`.
+#[derive(Debug, Args)]
+pub struct Gateway {
+    /// Address to listen on, or unix:/PATH; repeatable. Addresses of others need --token-file
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = Address::parse, default_value = "127.0.0.1:8787")]
+    listen: Vec<Address>,
+    /// File of tokens, one a line; callers then send one: Authorization: Bearer TOKEN
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Topic filter to which callers may publish; repeatable [default: ROOT/#, without
+    /// ROOT/infrastructure/#]
+    #[arg(long, value_name = "FILTER")]
+    allow: Vec<String>,
+    /// Maximum number of requests a minute of one token, or of one address without; 0 for no limit
+    #[arg(long, value_name = "N", default_value = "600")]
+    rate: u32,
+    /// Name by which callers without a token may reach the gateway, beside localhost; repeatable
+    #[arg(long, value_name = "NAME")]
+    server_name: Vec<String>,
+    /// Maximum time until the broker has confirmed a message
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    timeout: Duration,
+    /// Answer 503 when no client subscribes to the topic, so far as the broker says
+    #[arg(long)]
+    need_listener: bool,
+    /// Report all mistakes in the configuration, and exit; listens on nothing
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    root: Root,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Tool for Gateway {
+    const NAME: &'static str = "gateway";
+    const ABOUT: &'static str = "Publish what HTTP requests bring, durably";
+
+    const HELP: Page = Page {
+        first: &[
+            "listen",
+            "token-file",
+            "allow",
+            "rate",
+            "broker",
+            "username",
+            "password-file",
+            "root",
+        ],
+        groups: &[],
+        examples: &[
+            "tael gateway --root lab",
+            "tael gateway --root lab --listen 0.0.0.0:8787 --token-file /etc/tael/tokens",
+            "tael gateway --root lab --allow lab/git/# --need-listener",
+        ],
+    };
+
+    const DAEMON: bool = true;
+
+    const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
+        Some(|gateway, matches, _, mistakes| {
+            gateway.options(matches, mistakes);
+        });
+
+    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+        let mut mistakes = Mistakes::default();
+        let options = self.options(matches, &mut mistakes);
+        gateway::run(&mistakes.or_first(options)?)
+    }
+}
+
+impl Gateway {
+    /// Returns what the gateway does, unless a mistake leaves nothing; notes every mistake.
+    fn options(self, matches: &ArgMatches, mistakes: &mut Mistakes) -> Option<Options> {
+        let id = connection::random_id();
+        let broker = self.connection.resolve_all(matches, id, mistakes);
+        let root = mistakes.keep(self.root.resolve());
+        let topics = root.and_then(|root| {
+            let topics = Topics::new(&root, &self.allow);
+            mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
+        });
+        match &self.token_file {
+            Some(file) => {
+                if mistakes.keep(gateway::read_tokens(file)).is_some() {
+                    warn_of_open("token file", file);
+                }
+            }
+            None => {
+                if let Some(open) = self.listen.iter().find(|address| !address.is_local()) {
+                    mistakes.note(Error::usage(format!(
+                        "listen on {open}: that is open to others; give --token-file"
+                    )));
+                }
+            }
+        }
+        if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.timeout) {
+            mistakes.note(Error::usage("--timeout is 100ms to 5m"));
+        }
+        Some(Options {
+            broker: broker?,
+            listen: self.listen,
+            token_file: self.token_file,
+            names: self.server_name,
+            topics: topics?,
+            rate: self.rate,
+            timeout: self.timeout,
+            need_listener: self.need_listener,
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Who may call: tokens, and the names by which a browser may reach the gateway.
+
+use crate::model::gateway::secret::Secret;
+
+/// Minimum length of a token, bytes. A shorter one can be guessed.
+pub const MIN_TOKEN: usize = 16;
+
+/// Maximum number of tokens.
+pub const MAX_TOKENS: usize = 100;
+
+/// The tokens of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokens(Vec<Secret>);
+
+impl Tokens {
+    /// Reads tokens, one a line. Empty lines and lines that start with # do not count.
+    ///
+    /// # Errors
+    /// A text for the user, which does not show a token.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut tokens = Vec::new();
+        for (line, n) in text.lines().zip(1..) {
+            let token = line.trim_ascii();
+            if token.is_empty() || token.starts_with('#') {
+                continue;
+            }
+            if token.len() < MIN_TOKEN {
+                return Err(format!(
+                    "the token in line {n} is shorter than {MIN_TOKEN} characters"
+                ));
+            }
+            if !token.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(format!("the token in line {n} is not one word of ASCII"));
+            }
+            let token = Secret::new(token.as_bytes());
+            tokens.push(token.map_err(|cause| format!("line {n}: {cause}"))?);
+        }
+        match tokens.len() {
+            0 => Err("it holds no token".to_owned()),
+            1..=MAX_TOKENS => Ok(Self(tokens)),
+            count => Err(format!("it holds {count} tokens, {MAX_TOKENS} are allowed")),
+        }
+    }
+
+    /// Returns the place of the token that an `Authorization` field holds (RFC 6750, section 2.1).
+    /// All tokens are compared, so that the time tells nothing.
+    #[must_use]
+    pub fn find(&self, authorization: &str) -> Option<usize> {
+        let (scheme, given) = authorization.split_once(' ')?;
+        let given = given.trim_ascii();
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let all = self.0.iter().enumerate();
+        all.fold(None, |found, (place, token)| {
+            match token.is(given.as_bytes()) {
+                true => found.or(Some(place)),
+                false => found,
+            }
+        })
+    }
+}
+
+/// Returns the host of a `Host` field or an origin, without its port, in lower case.
+#[must_use]
+pub fn host_of(authority: &str) -> String {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => authority.split(':').next(),
+    };
+    let host = host.unwrap_or_default().to_ascii_lowercase();
+    host.strip_suffix('.').unwrap_or(&host).to_owned()
+}
+
+/// Returns whether an `Origin` field (RFC 6454, section 7) is that of a page of the host and port
+/// that a `Host` field names. Pages of others must not make a browser post.
+#[must_use]
+pub fn is_same_origin(origin: &str, host: &str) -> bool {
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbb";
+
+    #[test]
+    fn tokens_are_found_by_their_place() {
+        let text = format!("# for git\n{A}\r\n\n  {B}\n");
+        let tokens = Tokens::parse(&text).expect("tokens");
+        for (field, place) in [
+            (format!("Bearer {A}"), Some(0)),
+            (format!("bearer  {B} "), Some(1)),
+            (format!("Bearer {A}{B}"), None),
+            (format!("Basic {A}"), None),
+            (format!("Bearer{A}"), None),
+            ("Bearer ".to_owned(), None),
+            (A.to_owned(), None),
+            ("Bearer # for git".to_owned(), None),
+        ] {
+            assert_eq!(tokens.find(&field), place, "{field}");
+        }
+    }
+
+    #[test]
+    fn files_without_good_tokens_are_refused() {
+        let many = format!("{A}\n").repeat(MAX_TOKENS + 1);
+        for wrong in [
+            "",
+            "# only\n",
+            "short",
+            "aaaaaaaa aaaaaaaa",
+            "aaaaaaaaaaaaaaaä",
+            &many,
+        ] {
+            let said = Tokens::parse(wrong).expect_err(wrong);
+            assert!(!said.contains("aaaa"), "{said}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_origins() {
+        for (field, host) in [
+            ("localhost", "localhost"),
+            ("LocalHost.:8787", "localhost"),
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("", ""),
+        ] {
+            assert_eq!(host_of(field), host, "{field}");
+        }
+        assert!(is_same_origin("http://localhost:8787", "LOCALHOST:8787"));
+        for origin in [
+            "null",
+            "http://localhost",
+            "http://evil.example",
+            "localhost:8787",
+            "",
+        ] {
+            assert!(!is_same_origin(origin, "localhost:8787"), "{origin}");
+        }
+    }
+}

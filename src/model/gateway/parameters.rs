@@ -1,0 +1,224 @@
+//! Attributes out of a query and a body: a JSON object or the fields of a form.
+
+use serde_json::{Map, Value};
+
+use crate::model::json;
+
+/// Maximum number of parameters of a query or a form.
+const MAX_PARAMETERS: usize = 1000;
+
+/// Media type of forms.
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Media type of JSON.
+const JSON: &str = "application/json";
+
+/// Why there are no attributes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrong {
+    /// The body has a media type that is not read: a text for the caller.
+    Media(String),
+    /// The query or the body is wrong: a text for the caller.
+    Data(String),
+}
+
+/// Returns the attributes of a request: the parameters of its query, and the members of its body,
+/// which win. A body without a `media` type is JSON.
+///
+/// # Errors
+/// What is wrong.
+pub fn attributes(
+    query: &str,
+    media: Option<&str>,
+    body: &[u8],
+) -> Result<Map<String, Value>, Wrong> {
+    let mut attributes = strings(decoded(query.as_bytes(), "query")?);
+    if body.is_empty() {
+        return Ok(attributes);
+    }
+    let own = match kind(media)? {
+        Kind::Json => match json::parse(body) {
+            Ok(Value::Object(object)) => object,
+            Ok(_) => return Err(Wrong::Data("the body is JSON, but not an object".into())),
+            Err(cause) => return Err(Wrong::Data(format!("the body is not JSON: {cause}"))),
+        },
+        // What `curl -d` sends.
+        Kind::Form if body.trim_ascii_start().starts_with(b"{") => {
+            return Err(Wrong::Data(format!(
+                "the body looks like JSON, but was sent as a form: add Content-Type: {JSON}"
+            )));
+        }
+        Kind::Form => strings(decoded(body, "form")?),
+    };
+    attributes.extend(own);
+    Ok(attributes)
+}
+
+enum Kind {
+    Json,
+    Form,
+}
+
+/// Returns the kind of a body by its media type, without the parameters of that.
+fn kind(media: Option<&str>) -> Result<Kind, Wrong> {
+    let Some(media) = media else {
+        return Ok(Kind::Json);
+    };
+    let plain = media.split(';').next().unwrap_or_default().trim();
+    let plain = plain.to_ascii_lowercase();
+    match plain.as_str() {
+        JSON => Ok(Kind::Json),
+        FORM => Ok(Kind::Form),
+        // RFC 6839, section 3.1.
+        other if other.starts_with("application/") && other.ends_with("+json") => Ok(Kind::Json),
+        _ => Err(Wrong::Media(format!(
+            "a body has the media type {JSON} or {FORM}"
+        ))),
+    }
+}
+
+fn strings(pairs: Vec<(String, String)>) -> Map<String, Value> {
+    let pairs = pairs.into_iter();
+    pairs
+        .map(|(name, value)| (name, Value::String(value)))
+        .collect()
+}
+
+/// Decodes the parameters of a query or a form, which `what` names (URL Standard, section 5.1).
+/// Of several with one name all are returned.
+///
+/// # Errors
+/// When there are too many, or one is not text.
+pub fn decoded(text: &[u8], what: &str) -> Result<Vec<(String, String)>, Wrong> {
+    let parts = text.split(|b| *b == b'&').filter(|part| !part.is_empty());
+    let mut pairs = Vec::new();
+    for part in parts {
+        if pairs.len() == MAX_PARAMETERS {
+            let cause = format!("the {what} has more than {MAX_PARAMETERS} parameters");
+            return Err(Wrong::Data(cause));
+        }
+        let mut halves = part.splitn(2, |b| *b == b'=');
+        let mut half = || decoded_part(halves.next().unwrap_or_default(), true);
+        match (half(), half()) {
+            (Some(name), Some(value)) => pairs.push((name, value)),
+            _ => {
+                let cause = format!("the {what} is not percent-encoded text in UTF-8");
+                return Err(Wrong::Data(cause));
+            }
+        }
+    }
+    Ok(pairs)
+}
+
+/// Decodes `%XX` (RFC 3986, section 2.1), and in parameters `+` as a space.
+#[must_use]
+pub fn decoded_part(text: &[u8], is_parameter: bool) -> Option<String> {
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                bytes.push(digit(*high)? << 4 | digit(*low)?);
+                rest = tail;
+            }
+            (b'%', _) => return None,
+            (b'+', _) if is_parameter => bytes.push(b' '),
+            (byte, _) => bytes.push(*byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::url::percent_encoded;
+    use proptest::prelude::*;
+
+    fn of(query: &str, media: Option<&str>, body: &str) -> Result<String, Wrong> {
+        let found = attributes(query, media, body.as_bytes())?;
+        Ok(json::to_text(&Value::Object(found)))
+    }
+
+    #[test]
+    fn queries_forms_and_objects_are_attributes() {
+        let form = Some("Application/X-WWW-Form-Urlencoded; charset=utf-8");
+        for (query, media, body, want) in [
+            ("", None, "", "{}"),
+            (
+                "a=b&c=d%20e+f&&g",
+                None,
+                "",
+                r#"{"a":"b","c":"d e f","g":""}"#,
+            ),
+            ("%C3%A4=%26", None, "", r#"{"ä":"&"}"#),
+            ("a=1&b=2", None, r#"{"a":3}"#, r#"{"a":3,"b":"2"}"#),
+            (
+                "",
+                Some("application/json; charset=utf-8"),
+                r#"{"a":[1.50]}"#,
+                r#"{"a":[1.50]}"#,
+            ),
+            ("", Some("application/cloudevents+json"), "{}", "{}"),
+            ("a=1", form, "a=2&b=x%3Dy=z", r#"{"a":"2","b":"x=y=z"}"#),
+        ] {
+            let found = of(query, media, body);
+            assert_eq!(found.as_deref(), Ok(want), "{query} {media:?} {body}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let form = Some(FORM);
+        for (query, media, body, want) in [
+            ("%", None, "", "the query is not percent-encoded"),
+            ("a=%zz", None, "", "the query is not percent-encoded"),
+            ("a=%+1", None, "", "the query is not percent-encoded"),
+            ("%ff", None, "", "the query is not percent-encoded"),
+            ("", None, "[]", "not an object"),
+            ("", None, "a=b", "not JSON"),
+            ("", None, "{\"a\":1} x", "not JSON"),
+            ("", form, r#"{"a":1}"#, "looks like JSON"),
+            ("", form, "%f", "the form is not percent-encoded"),
+        ] {
+            let Err(Wrong::Data(said)) = of(query, media, body) else {
+                panic!("{query} {body} passes");
+            };
+            assert!(said.contains(want), "{said}");
+        }
+        for media in [
+            "text/plain",
+            "multipart/form-data; boundary=x",
+            "",
+            "application/xml",
+        ] {
+            let refused = of("", Some(media), "{}");
+            assert!(matches!(refused, Err(Wrong::Media(_))), "{media}");
+            // Without a body its type does not matter.
+            assert!(of("", Some(media), "").is_ok(), "{media}");
+        }
+        let many = "a&".repeat(MAX_PARAMETERS);
+        assert!(of(&many, None, "").is_ok());
+        assert!(of(&(many + "b"), None, "").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn encoded_parameters_come_back(name in ".{1,20}", value in ".{0,20}") {
+            let query = format!("{}={}", percent_encoded(&name, ""), percent_encoded(&value, ""));
+            let pairs = decoded(query.as_bytes(), "query").expect("pairs");
+            prop_assert_eq!(pairs, vec![(name, value)]);
+        }
+
+        #[test]
+        fn no_bytes_are_too_much(text in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = decoded(&text, "query");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Numbers about the gateway, in the text format of Prometheus (version 0.0.4).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::net::http::Counts;
+
+/// Media type of the text.
+pub const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Answers, by their status.
+    answers: Mutex<BTreeMap<u16, u64>>,
+    /// Messages that the broker has confirmed.
+    pub confirmed: AtomicU64,
+    /// Messages that were not confirmed: the broker was away, late, or has refused them.
+    pub unconfirmed: AtomicU64,
+}
+
+impl Metrics {
+    /// Counts an answer.
+    pub fn answered(&self, status: u16) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        *answers.entry(status).or_default() += 1;
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn text(&self, connections: &Counts, is_online: bool) -> String {
+        let mut text = String::new();
+        let mut one = |name: &str, kind: &str, help: &str, value: u64| {
+            let _ = write!(
+                text,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+            );
+        };
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        one(
+            "tael_gateway_broker_connected",
+            "gauge",
+            "Whether the broker is connected.",
+            u64::from(is_online),
+        );
+        one(
+            "tael_gateway_connections",
+            "gauge",
+            "Open HTTP connections.",
+            of(&connections.open),
+        );
+        one(
+            "tael_gateway_connections_refused_total",
+            "counter",
+            "HTTP connections beyond the limit.",
+            of(&connections.refused),
+        );
+        one(
+            "tael_gateway_confirmed_total",
+            "counter",
+            "Messages that the broker has confirmed.",
+            of(&self.confirmed),
+        );
+        one(
+            "tael_gateway_unconfirmed_total",
+            "counter",
+            "Messages that the broker has not confirmed.",
+            of(&self.unconfirmed),
+        );
+        let name = "tael_gateway_answers_total";
+        let _ = write!(
+            text,
+            "# HELP {name} Answers, by their status.\n# TYPE {name} counter\n"
+        );
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (status, count) in answers.iter() {
+            let _ = writeln!(text, "{name}{{code=\"{status}\"}} {count}");
+        }
+        text
+    }
+}

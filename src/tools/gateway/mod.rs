@@ -1,0 +1,156 @@
+//! `tael gateway`: HTTP requests become messages.
+
+mod metrics;
+mod publisher;
+mod routes;
+mod tokens;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::error::Result;
+use crate::model::gateway::rate::Rate;
+use crate::model::gateway::topics::Topics;
+use crate::model::message::Qos;
+use crate::net::http::{Address, Counts, Listener, Times, serve};
+use crate::net::options::BrokerOptions;
+use crate::net::session::{Event, Session, Subscriptions};
+use crate::os::notify::Notify;
+use crate::os::signals::{self, Stop};
+use crate::tools::message::sender;
+use publisher::{Link, Publisher, jobs};
+use routes::Gateway;
+
+pub use tokens::read as read_tokens;
+
+/// Options of the command.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Broker, and our credentials.
+    pub broker: BrokerOptions,
+    /// Addresses to listen on, one at least.
+    pub listen: Vec<Address>,
+    /// File of the tokens of callers; `None` if they need none.
+    pub token_file: Option<PathBuf>,
+    /// Names by which callers without a token may reach us, beside those of the addresses.
+    pub names: Vec<String>,
+    /// Topics that callers may publish to.
+    pub topics: Topics,
+    /// Maximum number of requests of a caller in a minute; 0 for no limit.
+    pub rate: u32,
+    /// Maximum time until the broker confirms a message.
+    pub timeout: Duration,
+    /// Whether a message without a subscriber is a failure.
+    pub need_listener: bool,
+}
+
+/// Serves until it is stopped.
+///
+/// # Errors
+/// When an address cannot be used (73, 75) or the tokens cannot be read (78). Of the connection to
+/// the broker final failures only.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let runtime = super::runtime()?;
+    runtime.block_on(gateway(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the names by which callers reach these listeners.
+fn names(options: &Options, listeners: &[Listener]) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned()];
+    for listener in listeners {
+        if let Address::Tcp(address) = listener.address() {
+            names.push(address.ip().to_string());
+        }
+    }
+    let given = options.names.iter();
+    names.extend(given.map(|name| name.to_ascii_lowercase()));
+    names
+}
+
+async fn gateway(options: &Options) -> Result<()> {
+    let mut stop = Stop::listen(true)?;
+    let mut reload = signals::reload()?;
+    let notify = Notify::from_environment();
+    // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
+    let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
+    let token_file = options.token_file.as_deref();
+    let tokens = token_file.map(tokens::read).transpose()?;
+    let mut listeners = Vec::new();
+    for address in &options.listen {
+        let listener = Listener::open(address).await?;
+        info!("listening on {}", listener.address());
+        listeners.push(listener);
+    }
+    let (jobs, mut waiting) = jobs();
+    let link = Arc::new(Link::new());
+    let connections = Arc::<Counts>::default();
+    let gateway = Arc::new(Gateway {
+        tokens: tokens.map(RwLock::new),
+        rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
+        names: names(options, &listeners),
+        topics: options.topics.clone(),
+        limit: options.timeout,
+        need_listener: options.need_listener,
+        jobs,
+        link: Arc::clone(&link),
+        metrics: metrics::Metrics::default(),
+        connections: Arc::clone(&connections),
+    });
+    let (stopping, stopped) = watch::channel(false);
+    let times = Times::default();
+    let server = serve(listeners, Arc::clone(&gateway), times, connections, stopped);
+    let mut server = tokio::spawn(server);
+    let nothing = Subscriptions {
+        required: Vec::new(),
+        optional: Vec::new(),
+        qos: Qos::AtMostOnce,
+    };
+    let mut session = Session::new(sender(&options.broker), nothing).lasting();
+    let mut publisher = Publisher::default();
+    loop {
+        let is_stopping = *stopping.borrow();
+        tokio::select! {
+            biased;
+            // The last answers have gone out.
+            _ = &mut server => break,
+            () = stop.requested(), if !is_stopping => {
+                notify.stopping();
+                info!("stopping");
+                stopping.send_replace(true);
+            }
+            _ = reload.recv(), if !is_stopping => {
+                notify.reloading();
+                if let Some(file) = token_file {
+                    match tokens::read(file) {
+                        Ok(tokens) => gateway.renew(tokens),
+                        Err(e) => warn!("{e}; keeping the tokens of before"),
+                    }
+                }
+                notify.ready();
+            }
+            () = sleep_until(watchdog.map_or_else(Instant::now, |(_, at)| at)), if watchdog.is_some() => {
+                watchdog = watchdog.map(|(pause, _)| (pause, Instant::now() + pause));
+                if !session.is_stalled() {
+                    notify.alive();
+                }
+            }
+            event = session.next() => {
+                let event = event?;
+                publisher.handle(&link, &event);
+                if matches!(event, Event::Online) {
+                    notify.ready();
+                }
+            }
+            Some(job) = waiting.recv() => publisher.send(&mut session, &link, job),
+        }
+    }
+    session.close().await;
+    Ok(())
+}
