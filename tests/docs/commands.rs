@@ -86,7 +86,7 @@ fn the_package_has_what_the_page_names() {
     }
     // Every unit on the page exists.
     let operations = page("docs/operations.md").text;
-    for unit in ["client@", "check@", "beacon", "broker", "facts"] {
+    for unit in ["client@", "check@", "beacon", "broker", "facts", "gateway"] {
         assert!(operations.contains(&format!("| `tael-{unit}")), "{unit}");
         let file = package.join(format!("systemd/tael-{unit}.service"));
         assert!(file.exists(), "{}", file.display());

@@ -186,10 +186,7 @@ fn a_broker_that_is_away_is_said_and_comes_back() {
     gateway.wait_health(503);
     let health: Value = serde_json::from_str(&gateway.get("/healthz").body).expect("JSON");
     assert_eq!(health["broker"], "away");
-    assert!(
-        health["since"].as_str().expect("since").ends_with('Z'),
-        "{health}"
-    );
+    assert!(health["since"].as_u64().expect("since") > 1_000_000_000);
     let answer = gateway.post("/t/lab/hook", &[], "{}");
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(answer.head.contains("\r\nretry-after: "), "{answer:?}");
@@ -217,7 +214,7 @@ fn a_broker_that_is_away_is_said_and_comes_back() {
 }
 
 #[test]
-fn what_was_accepted_runs_once_whoever_is_killed() {
+fn what_was_accepted_runs_once_through_kills() {
     const POSTS: usize = 30;
     let mut world = World::with(Setup {
         persistent: true,

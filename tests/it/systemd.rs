@@ -14,6 +14,7 @@ const UNITS: &[(&str, Option<u32>)] = &[
     ("tael-client@.service", Some(25)),
     ("tael-beacon.service", Some(15)),
     ("tael-broker.service", Some(15)),
+    ("tael-gateway.service", Some(20)),
     ("tael-facts.service", Some(20)),
     ("tael-facts-once.service", Some(20)),
     ("tael-facts.timer", None),

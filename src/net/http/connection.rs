@@ -26,7 +26,7 @@ const BUFFER: usize = 4 * MAX_HEAD;
 /// Maximum number of bytes that are read and dropped after the last answer.
 const MAX_DROPPED: usize = 2 * MAX_BODY;
 
-/// Serves the connection `stream` until its end, or until `stop` is true: then the answer under way
+/// Serves the connection `stream` until its end, or until `stop` is true: then the present answer
 /// is its last.
 pub(super) async fn run<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,

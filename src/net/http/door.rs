@@ -116,7 +116,7 @@ impl Listener {
 }
 
 /// Serves the listeners until `stop` is true. Then no connection is accepted any more, and answers
-/// under way end within [`Times::stop`].
+/// that are being made end within [`Times::stop`].
 pub async fn serve<S: Service>(
     listeners: Vec<Listener>,
     service: Arc<S>,

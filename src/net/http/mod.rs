@@ -44,7 +44,7 @@ pub struct Times {
     /// For which a connection is read after an answer that ends it, so that the client gets that
     /// answer (RFC 9112, section 9.6).
     pub linger: Duration,
-    /// Until the answers under way have ended, when the server stops.
+    /// Until the answers that are being made have ended, when the server stops.
     pub stop: Duration,
 }
 

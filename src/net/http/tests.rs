@@ -397,7 +397,7 @@ async fn slow_clients_lose_their_connection_only() {
     let mut stream = server.connect().await;
     let get = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n";
     stream.write_all(get).await.expect("request");
-    // It is under way, and then given up.
+    // It has begun, and is given up then.
     until(&mut stream, "HTTP/1.1 200").await;
     server.wait_open(0).await;
     // An idle connection.
@@ -454,7 +454,7 @@ async fn a_stop_lets_answers_end_and_closes_the_rest() {
         .expect("begun");
     server.stop.send_replace(true);
     assert_eq!(rest(&mut idle).await, "");
-    assert!(!server.task.is_finished(), "an answer is under way");
+    assert!(!server.task.is_finished(), "an answer is being made");
     server.echo.go.notify_one();
     assert!(rest(&mut busy).await.ends_with("<GET /later? >"));
     timeout(PATIENCE, server.task)

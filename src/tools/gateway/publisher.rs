@@ -11,7 +11,7 @@ use crate::model::message::Message;
 use crate::net::mqtt::{Audience, Refused, Refuser, Token};
 use crate::net::session::{Event, Session};
 
-/// Maximum number of messages that wait to be sent: more requests than that are not under way.
+/// Maximum number of messages that wait to be sent: there are not more requests at a time.
 pub const MAX_WAITING: usize = crate::net::http::MAX_CONNECTIONS;
 
 /// What became of a message that the broker does not have for certain.
@@ -80,7 +80,7 @@ impl Link {
     }
 }
 
-/// Messages under way.
+/// Messages in flight.
 #[derive(Debug, Default)]
 pub struct Publisher {
     waiting: HashMap<Token, oneshot::Sender<Result<Audience, Failed>>>,
@@ -100,7 +100,7 @@ impl Publisher {
         }
     }
 
-    /// Tells those who wait what `event` means for them. Messages that were under way when the
+    /// Tells those who wait what `event` means for them. Messages that were in flight when the
     /// connection ended are unconfirmed: the broker may have them or not.
     pub fn handle(&mut self, link: &Link, event: &Event) {
         match event {

@@ -195,8 +195,10 @@ impl Gateway {
         let (is_online, since) = self.link.state();
         let status = if is_online { 200 } else { 503 };
         let broker = if is_online { "connected" } else { "away" };
-        let since = since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        Response::json(status, &json!({ "broker": broker, "since": since }))
+        Response::json(
+            status,
+            &json!({ "broker": broker, "since": since.as_second() }),
+        )
     }
 
     /// Publishes the attributes of a request, and answers when the broker has them.
