@@ -2,7 +2,7 @@
 //!
 //! An end says hello to one other end at a time, and to a next one only when that is gone, and after it has
 //! told it so. Two ends are a pair when each has said hello to the other. So an end never takes itself for a
-//! part of a pair whose other end has another partner, whatever the claims say.
+//! part of a pair whose other end has another partner, in spite of what the claims say.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

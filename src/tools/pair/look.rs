@@ -225,7 +225,7 @@ impl<'a> Look<'a> {
         Error::new(
             Kind::CannotCreate,
             format!(
-                "pair {}: taken by {}{since}; use another name, or wait until they have ended",
+                "pair {}: taken by {}{since}; give another name, or wait until they have ended",
                 self.pair.name,
                 holders.join(" and "),
             ),
