@@ -1,6 +1,7 @@
 //! Queues of RabbitMQ while hosts, links and brokers fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::common::proxy::Proxy;
 use crate::common::rabbit::{Rabbit, Vhost};
-use crate::common::{PATIENCE, Process, World, wait_until};
+use crate::common::{PATIENCE, Process, World, ran, wait_until};
+use crate::faults::{Tmpfs, can_run};
 
 /// A command that records its start, works until there is a file, and records its end.
 const UNTIL_GO: &str = r#"echo "$ATTR_SAMPLE $TAEL_WHO $TAEL_FENCE" >> "$OUT/runs"
@@ -122,6 +124,48 @@ fn a_broker_that_dies_loses_no_message_and_repeats_no_run() {
         let ends = lines(&world, "ends", 9);
         vhost.wait_counts("q", 0, 0);
         assert_eq!(world.lines("runs").len(), 9, "{ends:?}");
+        client.stop();
+    }
+}
+
+#[test]
+fn messages_outlast_a_disk_that_is_full_for_a_while() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    if !can_run("a disk is full", "mount") {
+        return;
+    }
+    for settle in ["accept", "done"] {
+        let (vhost, world) = (rabbit.vhost(), World::new());
+        vhost.declare_quorum("q");
+        let state = world.state();
+        let _tmpfs = Tmpfs::mount(&state, "4m");
+        let host = Host::new(&world, &vhost, "a", &["--settle", settle, "-c", SHORT]);
+        let client = host.start();
+        publish(&vhost, "before", &with_id());
+        lines(&world, "ends", 1);
+        let filler = state.join("filler");
+        let mut dd = Command::new("dd");
+        dd.args(["if=/dev/zero", "bs=4k"]);
+        let _ = ran(dd.arg(format!("of={}", filler.display())));
+        for n in 0..10 {
+            let properties = if n % 2 == 0 { with_id() } else { json!({}) };
+            publish(&vhost, &n.to_string(), &properties);
+        }
+        wait_until("the client says so", || {
+            let log = client.log_text();
+            log.contains("cannot write to the ledger")
+                || log.contains("runs wait until that passes")
+        });
+        fs::remove_file(&filler).expect("remove");
+        lines(&world, "ends", 11);
+        vhost.wait_counts("q", 0, 0);
+        publish(&vhost, "sentinel", &with_id());
+        let ends = lines(&world, "ends", 12);
+        let samples: BTreeSet<&String> = ends.iter().collect();
+        assert_eq!((ends.len(), samples.len()), (12, 12), "{ends:?}");
+        assert_eq!(world.lines("runs").len(), 12);
         client.stop();
     }
 }
