@@ -23,8 +23,19 @@ pub const MAX_DEPTH: usize = 8;
 /// most.
 pub const MAX_FACTS: usize = 63 * 1024;
 
+/// Maximum size of the message of a kind, bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
 /// Words in a name that may mean a secret.
-const SECRET: &[&str] = &["password", "secret", "token", "key", "credential"];
+const SECRET: &[&str] = &[
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "key",
+    "credential",
+];
 
 /// Maximum number of characters of a name in a list of what was left out.
 const MAX_SHOWN: usize = 120;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::model::facts::bounds::{MAX_MESSAGE, MAX_VALUES};
 use crate::model::facts::change::Changes;
 use crate::model::facts::kind::Kind;
 use crate::model::facts::presence::{Presence, State, Verdict};
-use crate::model::facts::tree::{Facts, digest, sorted};
+use crate::model::facts::tree::{Facts, digest, leaves, sorted};
 
 /// Difference of two boot times that is that of a clock, seconds: the kernel counts the time of its
 /// boot back from the present time, which is being set (`proc_stat(5)`, `btime`).
@@ -45,7 +46,8 @@ pub struct HeldFacts {
 
 impl HeldFacts {
     /// Returns the facts of `kind` of `node` in a payload, whose rest of a Message Expiry Interval
-    /// was `expiry` seconds at second `now`; `None` if they are none.
+    /// was `expiry` seconds at second `now`; `None` if they are none, or larger than a node of ours tells:
+    /// one that lies must not fill the memory of readers.
     #[must_use]
     pub fn parse(
         node: &str,
@@ -54,6 +56,9 @@ impl HeldFacts {
         expiry: Option<u32>,
         now: i64,
     ) -> Option<Self> {
+        if payload.len() > MAX_MESSAGE {
+            return None;
+        }
         let mut value: Value = serde_json::from_slice(payload).ok()?;
         let named =
             |key: &str, wanted: &str| value.get(key).and_then(Value::as_str) == Some(wanted);
@@ -64,6 +69,9 @@ impl HeldFacts {
         let Some(Value::Object(facts)) = value.get_mut("facts").map(Value::take) else {
             return None;
         };
+        if leaves(&facts).len() > MAX_VALUES {
+            return None;
+        }
         Some(Self {
             ts,
             facts: sorted(facts),
@@ -392,5 +400,14 @@ mod tests {
         assert_eq!(parse("seq2", Kind::State, &text), None);
         assert_eq!(parse("seq1", Kind::Static, &text), None);
         assert_eq!(parse("seq1", Kind::State, "{}"), None);
+        let many = |count: usize| {
+            let all = (0..count).map(|n| (n.to_string(), json!(1))).collect();
+            payload("seq1", Kind::State, 7, &all).to_string()
+        };
+        assert!(parse("seq1", Kind::State, &many(MAX_VALUES)).is_some());
+        assert_eq!(parse("seq1", Kind::State, &many(MAX_VALUES + 1)), None);
+        let large = facts(json!({"a": "x".repeat(MAX_MESSAGE)}));
+        let large = payload("seq1", Kind::State, 7, &large).to_string();
+        assert_eq!(parse("seq1", Kind::State, &large), None);
     }
 }
