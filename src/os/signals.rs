@@ -27,6 +27,14 @@ pub fn reload() -> Result<Signal> {
 /// # Errors
 /// When there is no thread.
 pub fn give_up_after(after: Duration) -> Result<()> {
+    give_up_with(|| (), after)
+}
+
+/// The same, and calls `begin` at the signal, such as to end processes that would stay behind.
+///
+/// # Errors
+/// When there is no thread.
+pub fn give_up_with(begin: impl FnOnce() + Send + 'static, after: Duration) -> Result<()> {
     let wait = move || {
         let runtime = Builder::new_current_thread().enable_all().build();
         // Without a runtime the process cannot receive the signal either.
@@ -34,6 +42,7 @@ pub fn give_up_after(after: Duration) -> Result<()> {
         runtime.block_on(async {
             if let Ok(mut stop) = Stop::listen(false) {
                 stop.requested().await;
+                begin();
                 sleep(after).await;
                 std::process::exit(128 + nix::libc::SIGTERM);
             }

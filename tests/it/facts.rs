@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::common::raw::{self, Raw};
-use crate::common::{Process, World, bare_command, ran, refuses, wait_until};
+use crate::common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
 
 /// Topics of the node `seq1`.
 const SEQ1: &str = "lab/infrastructure/nodes/seq1";
@@ -295,6 +295,36 @@ fn options_of_our_own_facts_are_refused_where_others_are_shown() {
         64,
         "--dir is about",
     );
+}
+
+#[test]
+fn who_is_stopped_while_scripts_run_ends_them() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let folder = dir.path().join("own");
+    fs::create_dir(&folder).expect("folder");
+    let (script, pid) = (folder.join("s"), dir.path().join("pid"));
+    let text = format!(
+        "#!/bin/sh\necho $$ >{0}.new; mv {0}.new {0}\nexec sleep 600\n",
+        pid.display()
+    );
+    fs::write(&script, text).expect("script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("mode");
+    for mode in ["--once", "--dry-run"] {
+        let _ = fs::remove_file(&pid);
+        let mut command = bare_command(&dir, "tael");
+        command
+            .args([
+                "facts", "publish", "--root", "lab", "-p", "1", mode, "--dir",
+            ])
+            .arg(&folder);
+        let mut process = spawn(&dir, &mut command);
+        wait_until("the script runs", || pid.exists());
+        process.signal(Signal::SIGTERM);
+        assert_eq!(process.wait(), 143, "{mode}: {}", process.log_text());
+        let script = fs::read_to_string(&pid).expect("pid");
+        let there = format!("/proc/{}", script.trim());
+        assert!(!fs::exists(&there).expect("proc"), "{mode}: it is left");
+    }
 }
 
 #[test]

@@ -18,18 +18,21 @@ use crate::model::facts::round::{Gathered, Node, Plan, payload};
 use crate::model::facts::tree::digest;
 use crate::model::text::printable;
 use crate::os::notify::Notify;
-use crate::os::signals::Stop;
+use crate::os::signals::{Stop, give_up_with};
 use crate::tools::facts::gather::{Logged, Sources};
 use crate::tools::facts::rounds::{Place, Rounds, Turn};
 
 /// Time between two looks of a daemon at the facts of kind `state`.
 const STATE_LOOK: Duration = Duration::from_secs(30);
 
-/// Maximum time of a daemon that was stopped to say so.
+/// Maximum time after a signal: of a daemon to say so, and of scripts to end.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// A command does not end its scripts early.
-static NEVER: AtomicBool = AtomicBool::new(false);
+/// Whether a command that tells facts once was stopped: then it ends its scripts.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Exit code after a signal, as in a shell: 128 and SIGTERM.
+const TERMINATED: u8 = 143;
 
 /// Options of the command.
 #[derive(Debug, Clone)]
@@ -54,9 +57,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     match options.once {
         Some(limit) => {
             // The facts are gathered before the time of the broker begins.
-            let gathered = options
-                .sources
-                .gather(&Kind::ALL, &mut Logged::default(), &NEVER);
+            let Some(gathered) = gather_once(&options.sources)? else {
+                return Ok(ExitCode::from(TERMINATED));
+            };
             runtime.block_on(once(options, &gathered, limit))
         }
         None => {
@@ -66,12 +69,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
 }
 
+/// Returns the facts of all kinds; `None` after a signal, which has ended the scripts.
+fn gather_once(sources: &Sources) -> Result<Option<Gathered>> {
+    give_up_with(|| STOPPED.store(true, Ordering::Relaxed), GOODBYE)?;
+    let gathered = sources.gather(&Kind::ALL, &mut Logged::default(), &STOPPED);
+    Ok((!STOPPED.load(Ordering::Relaxed)).then_some(gathered))
+}
+
 /// Prints exactly what would be told, a message a line, and connects to nothing.
 ///
 /// # Errors
 /// 65 when some facts could not be told.
 pub fn dry_run(node: &Node, sources: &Sources) -> Result<ExitCode> {
-    let gathered = sources.gather(&Kind::ALL, &mut Logged::default(), &NEVER);
+    let Some(gathered) = gather_once(sources)? else {
+        return Ok(ExitCode::from(TERMINATED));
+    };
     let now = Timestamp::now().as_second();
     let mut presence = node.presence(State::Online, now);
     presence.failed.clone_from(&gathered.failed);
