@@ -75,23 +75,31 @@ pub fn parse_authority(text: &str, url: &str) -> Result<Authority, Fault> {
 /// A text for the user.
 pub fn percent_decoded(text: &str, url: &str) -> Result<String, String> {
     let wrong = || format!("'{text}' in the {url} is not percent-encoded text");
+    decoded(text.as_bytes()).ok_or_else(wrong)
+}
+
+/// Decodes `%XX`; `None` if that is not text in UTF-8.
+#[must_use]
+pub fn decoded(text: &[u8]) -> Option<String> {
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let [first, tail @ ..] = rest {
         rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
+        match (first, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                bytes.push(digit(*high)? << 4 | digit(*low)?);
+                rest = tail;
+            }
+            (b'%', _) => return None,
+            (byte, _) => bytes.push(*byte),
         }
-        let (digits, tail) = rest.split_at_checked(2).ok_or_else(wrong)?;
-        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
-        rest = tail;
     }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    String::from_utf8(bytes).ok()
 }
 
 /// Encodes a part of a URL: all but unreserved characters (RFC 3986, section 2.3) and those of `also`

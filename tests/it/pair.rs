@@ -919,7 +919,7 @@ fn forged_claims_and_hellos_make_no_pair() {
             assert_eq!(stranger.receive().0, 0x40);
         }
     }
-    // Whoever forged it is gone.
+    // The one who forged it is gone.
     let mut packet = raw::publish(pair.presence("0").as_bytes(), b"", Some(1), &[], false);
     packet[0] |= 1;
     stranger.send(&packet);

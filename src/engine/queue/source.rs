@@ -540,11 +540,11 @@ impl Source {
         let due = self.held.due();
         // The ledger may have got it only after it came again.
         let found = |Held { message, tag, .. }| {
-            let has_id = message.delivery.message_id.is_some();
-            match (!has_id)
-                .then(|| self.bind(reader, &message, tag))
-                .flatten()
-            {
+            let known = match message.delivery.message_id {
+                Some(_) => None,
+                None => self.bind(reader, &message, tag),
+            };
+            match known {
                 Some(unit) => Some(Found::Again(self.ack(tag), unit)),
                 None => self.take(message, tag),
             }

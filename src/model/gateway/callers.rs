@@ -1,6 +1,6 @@
 //! Who may call: tokens, and the names by which a browser may reach the gateway.
 
-use crate::model::gateway::secret::Secret;
+use crate::model::gateway::secret::{Secret, bearer};
 
 /// Minimum length of a token, bytes. A shorter one can be guessed.
 pub const MIN_TOKEN: usize = 16;
@@ -46,17 +46,11 @@ impl Tokens {
     /// All tokens are compared, so that the time tells nothing.
     #[must_use]
     pub fn find(&self, authorization: &str) -> Option<usize> {
-        let (scheme, given) = authorization.split_once(' ')?;
-        let given = given.trim_ascii();
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
+        let given = bearer(authorization.as_bytes())?;
         let all = self.0.iter().enumerate();
-        all.fold(None, |found, (place, token)| {
-            match token.is(given.as_bytes()) {
-                true => found.or(Some(place)),
-                false => found,
-            }
+        all.fold(None, |found, (place, token)| match token.is(given) {
+            true => found.or(Some(place)),
+            false => found,
         })
     }
 }

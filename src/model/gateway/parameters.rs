@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::model::json;
+use crate::model::url;
 
 /// Maximum number of parameters of a query or a form.
 const MAX_PARAMETERS: usize = 1000;
@@ -98,7 +99,7 @@ pub fn decoded(text: &[u8], what: &str) -> Result<Vec<(String, String)>, Wrong> 
             return Err(Wrong::Data(cause));
         }
         let mut halves = part.splitn(2, |b| *b == b'=');
-        let mut half = || decoded_part(halves.next().unwrap_or_default(), true);
+        let mut half = || decoded_part(halves.next().unwrap_or_default());
         match (half(), half()) {
             (Some(name), Some(value)) => pairs.push((name, value)),
             _ => {
@@ -110,29 +111,10 @@ pub fn decoded(text: &[u8], what: &str) -> Result<Vec<(String, String)>, Wrong> 
     Ok(pairs)
 }
 
-/// Decodes `%XX` (RFC 3986, section 2.1), and in parameters `+` as a space.
-#[must_use]
-pub fn decoded_part(text: &[u8], is_parameter: bool) -> Option<String> {
-    let digit = |b: u8| {
-        char::from(b)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        match (first, tail) {
-            (b'%', [high, low, tail @ ..]) => {
-                bytes.push(digit(*high)? << 4 | digit(*low)?);
-                rest = tail;
-            }
-            (b'%', _) => return None,
-            (b'+', _) if is_parameter => bytes.push(b' '),
-            (byte, _) => bytes.push(*byte),
-        }
-    }
-    String::from_utf8(bytes).ok()
+/// Decodes a part of a form: `%XX`, and `+` as a space.
+fn decoded_part(text: &[u8]) -> Option<String> {
+    let spaced = text.iter().map(|b| if *b == b'+' { b' ' } else { *b });
+    url::decoded(&spaced.collect::<Vec<u8>>())
 }
 
 #[cfg(test)]

@@ -29,6 +29,15 @@ impl PartialEq for Secret {
     }
 }
 
+/// Returns the token of an `Authorization` field of scheme `Bearer` (RFC 6750, section 2.1).
+#[must_use]
+pub fn bearer(field: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = field.split_at_checked(7)?;
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| token.trim_ascii())
+}
+
 impl Secret {
     /// Takes the content of a file, or a value: a line feed at its end is not part of the secret.
     ///

@@ -11,12 +11,13 @@ use tracing::{debug, info};
 
 use crate::model::event;
 use crate::model::gateway::callers::{Tokens, host_of, is_same_origin};
-use crate::model::gateway::parameters::{self, Wrong, decoded_part};
+use crate::model::gateway::parameters::{self, Wrong};
 use crate::model::gateway::rate::{Caller, Rate};
 use crate::model::gateway::topics::{Refusal, Topics};
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{printable, printable_bytes};
+use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Service};
 use crate::net::mqtt::Audience;
 use crate::os::host;
@@ -75,7 +76,7 @@ fn route(head: &Head) -> Result<Route, Response> {
         "/metrics" => (Some(Route::Metrics), &["GET", "HEAD"]),
         path => match path.strip_prefix("/t/") {
             Some(topic) => {
-                let topic = decoded_part(topic.as_bytes(), false);
+                let topic = url::decoded(topic.as_bytes());
                 let wrong = || Response::error(400, "the path is not percent-encoded text");
                 (Some(Route::Topic(topic.ok_or_else(wrong)?)), &["POST"])
             }

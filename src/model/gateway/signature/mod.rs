@@ -10,7 +10,7 @@ use ring::hmac::{self, Algorithm, HMAC_SHA256, HMAC_SHA512, Key};
 use crate::model::digest::Sha256;
 use crate::model::event::is_id;
 use crate::model::gateway::request::{Headers, Only};
-use crate::model::gateway::secret::Secret;
+use crate::model::gateway::secret::{self, Secret};
 use crate::model::signature::{base64, hex};
 use crate::model::variables::from_hex;
 
@@ -304,7 +304,7 @@ impl Verifier {
 
     fn verify_token(&self, secret: &Secret, headers: &Headers) -> Result<(), Refusal> {
         let given = match self.scheme {
-            Scheme::Bearer => bearer(headers)?,
+            Scheme::Bearer => token(headers)?,
             _ => field(headers, GITLAB_TOKEN)?,
         };
         match secret.is(given) {
@@ -361,19 +361,14 @@ pub fn event_id(route: &str, delivery: &str) -> String {
     hex(&digest.finish())
 }
 
-/// Returns the token of `Authorization: Bearer` (RFC 6750, section 2.1).
+/// Returns the token of the `Authorization` field.
 ///
 /// # Errors
 /// The field is missing, or has another form.
-pub fn bearer(headers: &Headers) -> Result<&[u8], Refusal> {
+fn token(headers: &Headers) -> Result<&[u8], Refusal> {
     const NAME: &str = "authorization";
     let value = field(headers, NAME)?;
-    let malformed = || Refusal::Malformed(NAME.to_owned());
-    let (scheme, token) = value.split_at_checked(7).ok_or_else(malformed)?;
-    match scheme.eq_ignore_ascii_case(b"bearer ") {
-        true => Ok(token.trim_ascii()),
-        false => Err(malformed()),
-    }
+    secret::bearer(value).ok_or_else(|| Refusal::Malformed(NAME.to_owned()))
 }
 
 fn proof(scheme: &Scheme, secret: &Secret) -> Result<Proof, String> {
