@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::facts::bounds::Rules;
 use crate::model::facts::kind::{Kind, check_node};
+use crate::model::facts::presence;
 use crate::model::facts::round::Node;
 use crate::os::facts::Host;
 use crate::os::host;
@@ -28,7 +29,7 @@ use crate::tools::facts::view::{self as facts_view, Form};
 
 /// Range of `--interval`.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-const MAX_INTERVAL: Duration = Duration::from_secs(30 * 86_400);
+const MAX_INTERVAL: Duration = Duration::from_secs(presence::MAX_INTERVAL.unsigned_abs());
 
 /// Number of intervals after which the broker may forget facts at the earliest: readers call a node
 /// stale then.

@@ -17,7 +17,7 @@ use serde_json::{Number, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::facts::nodes::Nodes;
-use crate::model::facts::presence::Verdict;
+use crate::model::facts::presence::{self, Verdict};
 use crate::model::facts::tree::leaves;
 use crate::model::network::Network;
 
@@ -230,7 +230,7 @@ fn fill(
                 facts
             ])?;
             for (kind, held) in &seen.kinds {
-                let age = now.saturating_sub(held.ts).max(0);
+                let age = presence::age(held.ts, now);
                 for (dotted, value) in leaves(&held.facts) {
                     put_fact(&mut fact, (name, kind.name(), &dotted), value, age)?;
                 }
@@ -243,7 +243,7 @@ fn fill(
             let code = field("return_code").and_then(Value::as_i64);
             let age = field("ts")
                 .and_then(Value::as_i64)
-                .map(|ts| now.saturating_sub(ts).max(0));
+                .and_then(|ts| presence::age(ts, now));
             pipeline.execute(params![seen.who, seen.host, seen.state, status, code, age])?;
         }
     }
@@ -254,7 +254,7 @@ fn put_fact(
     statement: &mut rusqlite::Statement<'_>,
     (node, kind, name): (&str, &str, &str),
     value: &Value,
-    age: i64,
+    age: Option<i64>,
 ) -> rusqlite::Result<()> {
     let mut put = |params: &dyn Fn(&mut rusqlite::Statement<'_>) -> rusqlite::Result<usize>| {
         params(statement).map(drop)

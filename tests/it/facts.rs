@@ -509,6 +509,69 @@ fn the_name_of_another_machine_is_refused_while_it_is_fresh() {
     assert_eq!(daemon.wait(), 73);
     presence(1000);
     assert_eq!(once(&world, &["--share", "common"])["outcome"], "repaired");
+    // A time that is still to come does not hold the name for ever.
+    presence(-1000);
+    assert_eq!(once(&world, &["--share", "common"])["outcome"], "kept");
+}
+
+#[test]
+fn a_node_of_the_future_is_not_fresh() {
+    let world = World::new();
+    let now = jiff::Timestamp::now().as_second();
+    let tell = |name: &str, ts: Value, interval: Value| {
+        let topic = |last: &str| format!("lab/infrastructure/nodes/{name}/{last}");
+        let presence = json!({"state": "online", "node": name, "host": "h", "ts": ts, "interval": interval, "machine": "0"});
+        retain(&world, &topic("presence"), &presence.to_string());
+        let facts = json!({"node": name, "kind": "state", "ts": ts, "facts": {"a": 1}});
+        retain(&world, &topic("state"), &facts.to_string());
+    };
+    tell("good", json!(now), json!(300));
+    tell("soon", json!(now + 600), json!(300));
+    tell("last", json!(i64::MAX), json!(300));
+    tell("long", json!(now - 400 * 86_400), json!(i64::MAX));
+    tell("past", json!(i64::MIN), json!(300));
+    for (name, ts) in [
+        ("huge", json!(u64::MAX)),
+        ("real", json!(1e300)),
+        ("text", json!("1")),
+    ] {
+        tell(name, ts, json!(300));
+    }
+    let (code, stdout, stderr) = shown(&world, &["--json"]);
+    let list: Vec<Value> = serde_json::from_str(&stdout).expect("JSON");
+    let states: Vec<(&str, &str, bool)> = list
+        .iter()
+        .map(|node| {
+            let text = |key: &str| node[key].as_str().unwrap_or_default();
+            (text("node"), text("state"), node["age"].is_null())
+        })
+        .collect();
+    assert_eq!(
+        (code, states),
+        (
+            0,
+            vec![
+                ("good", "fresh", false),
+                ("last", "skewed", true),
+                ("long", "stale", false),
+                ("past", "stale", false),
+                ("soon", "skewed", true),
+            ]
+        )
+    );
+    assert!(stderr.contains("and 5 more"), "{stderr}");
+    let (_, stdout, _) = shown(&world, &["--stale"]);
+    assert!(
+        stdout.contains("skewed (clock 9m ahead)") || stdout.contains("skewed (clock 10m ahead)"),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("good"), "{stdout}");
+    // No condition on an age holds for them.
+    let sql = "SELECT n.name FROM node n JOIN fact f ON f.node = n.name WHERE n.fresh OR n.age < 60 OR f.age < 60 ORDER BY 1";
+    let mut view = world.tael([
+        "facts", "view", "--root", "lab", "--raw", "--log", "none", sql,
+    ]);
+    assert_eq!(ran(&mut view).1, "good\n");
 }
 
 /// Starts a daemon that tells facts, and returns when it has told them.

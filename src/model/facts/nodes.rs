@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::model::facts::kind::{Kind, NodeTopics, split};
-use crate::model::facts::presence::{Presence, Verdict};
+use crate::model::facts::presence::{self, Presence, Verdict};
 use crate::model::facts::round::HeldFacts;
 use crate::model::facts::tree::{Facts, digest, merge};
 use crate::model::text::printable;
@@ -32,11 +32,11 @@ impl Seen {
             .map_or(Verdict::Stale, |p| p.verdict(now))
     }
 
-    /// Returns for how many seconds it has not looked at its facts.
+    /// Returns for how many seconds it has not looked at its facts; `None` if that is unknown.
     #[must_use]
     pub fn age(&self, now: i64) -> Option<i64> {
         let presence = self.presence.as_ref()?;
-        Some(now.saturating_sub(presence.ts).max(0))
+        presence::age(presence.ts, now)
     }
 
     /// Returns its facts of all kinds in one tree.

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::model::facts::bounds::MAX_MESSAGE;
 use crate::model::facts::kind::Kind;
 
 /// Number of intervals without a sign of life after which facts are stale.
 const MAX_INTERVALS: i64 = 3;
 
-/// Difference to our clock from which a presence of the future is shown as skewed, seconds.
+/// Maximum time between two looks of a node, seconds: 30 days.
+pub const MAX_INTERVAL: i64 = 30 * 86_400;
+
+/// Maximum time by which a clock may be ahead of ours, seconds. What is said to be later has no age.
 const MAX_SKEW: i64 = 30;
 
 /// Maximum number of failed facts that a presence names.
@@ -73,6 +77,8 @@ pub enum Verdict {
     Offline,
     /// Its connection broke.
     Lost,
+    /// It says that it has looked in the future: how old its facts are is unknown.
+    Skewed,
 }
 
 impl Verdict {
@@ -84,8 +90,17 @@ impl Verdict {
             Self::Stale => "stale",
             Self::Offline => "offline",
             Self::Lost => "lost",
+            Self::Skewed => "skewed",
         }
     }
+}
+
+/// Returns how many seconds before second `now` something was told at second `ts`; `None` if that is more
+/// than 30 s ahead of our clock. One of the two clocks is wrong then, and the age is unknown.
+#[must_use]
+pub fn age(ts: i64, now: i64) -> Option<i64> {
+    let age = now.saturating_sub(ts);
+    (age >= -MAX_SKEW).then_some(age.max(0))
 }
 
 impl Presence {
@@ -109,9 +124,12 @@ impl Presence {
         })
     }
 
-    /// Returns the presence in a payload; `None` if it has no presence.
+    /// Returns the presence in a payload; `None` if it has no presence, or is larger than one of ours.
     #[must_use]
     pub fn parse(payload: &[u8]) -> Option<Self> {
+        if payload.len() > MAX_MESSAGE {
+            return None;
+        }
         let value: Value = serde_json::from_slice(payload).ok()?;
         let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
         let state = [State::Online, State::Offline, State::Lost];
@@ -131,7 +149,10 @@ impl Presence {
             host: text("host").to_owned(),
             version: text("version").to_owned(),
             ts: value.get("ts").and_then(Value::as_i64)?,
-            interval: interval.filter(|seconds| *seconds > 0).unwrap_or(INTERVAL),
+            // A longer one would keep it fresh for longer than any node of ours.
+            interval: interval
+                .filter(|seconds| *seconds > 0)
+                .map_or(INTERVAL, |seconds| seconds.min(MAX_INTERVAL)),
             kinds: kinds.collect(),
             failed: failed
                 .filter_map(|name| Some(name.as_str()?.to_owned()))
@@ -142,17 +163,15 @@ impl Presence {
 
     /// Returns what to think of it at second `now`.
     #[must_use]
-    pub const fn verdict(&self, now: i64) -> Verdict {
-        match self.state {
-            State::Lost => Verdict::Lost,
-            State::Offline => Verdict::Offline,
-            State::Online => {
-                let limit = self.interval.saturating_mul(MAX_INTERVALS);
-                match now.saturating_sub(self.ts) < limit {
-                    true => Verdict::Fresh,
-                    false => Verdict::Stale,
-                }
-            }
+    pub fn verdict(&self, now: i64) -> Verdict {
+        match (self.state, age(self.ts, now)) {
+            (State::Lost, _) => Verdict::Lost,
+            (State::Offline, _) => Verdict::Offline,
+            (State::Online, None) => Verdict::Skewed,
+            (State::Online, Some(age)) => match age < self.interval.saturating_mul(MAX_INTERVALS) {
+                true => Verdict::Fresh,
+                false => Verdict::Stale,
+            },
         }
     }
 
@@ -160,7 +179,7 @@ impl Presence {
     #[must_use]
     pub fn skew(&self, now: i64) -> Option<i64> {
         let ahead = self.ts.saturating_sub(now);
-        (ahead > MAX_SKEW).then_some(ahead)
+        age(self.ts, now).is_none().then_some(ahead)
     }
 }
 
@@ -214,7 +233,6 @@ mod tests {
         let own = presence(State::Online, 1000);
         assert_eq!(own.verdict(1179), Verdict::Fresh);
         assert_eq!(own.verdict(1180), Verdict::Stale);
-        assert_eq!(own.verdict(0), Verdict::Fresh);
         assert_eq!((own.skew(970), own.skew(969)), (None, Some(31)));
         assert_eq!(presence(State::Lost, 1000).verdict(1000), Verdict::Lost);
         assert_eq!(
@@ -225,6 +243,61 @@ mod tests {
             presence(State::Online, i64::MIN).verdict(i64::MAX),
             Verdict::Stale
         );
+    }
+
+    #[test]
+    fn what_was_told_in_the_future_is_not_fresh() {
+        let own = presence(State::Online, 1000);
+        assert_eq!(own.verdict(970), Verdict::Fresh);
+        assert_eq!(own.verdict(969), Verdict::Skewed);
+        for ts in [1031, i64::MAX] {
+            let lies = presence(State::Online, ts);
+            assert_eq!(lies.verdict(1000), Verdict::Skewed, "{ts}");
+            assert_eq!(presence(State::Lost, ts).verdict(1000), Verdict::Lost);
+        }
+        assert_eq!((age(1030, 1000), age(1031, 1000)), (Some(0), None));
+        assert_eq!((age(i64::MAX, i64::MIN), age(-7, 3)), (None, Some(10)));
+    }
+
+    #[test]
+    fn numbers_that_are_no_times_make_no_node_fresh() {
+        let parse = |ts: &str, interval: &str| {
+            let text = format!(
+                r#"{{"state":"online","node":"n","ts":{ts},"interval":{interval},"machine":"m"}}"#
+            );
+            Presence::parse(text.as_bytes())
+        };
+        for ts in [
+            "1e300",
+            "99999999999.5",
+            "\"1000\"",
+            "null",
+            "18446744073709551615",
+            "1e999",
+            "{}",
+        ] {
+            assert_eq!(parse(ts, "60"), None, "{ts}");
+        }
+        let fresh = |ts: &str, interval: &str| {
+            parse(ts, interval).map(|presence| presence.verdict(1_000_000_000))
+        };
+        for ts in ["-5", "0", "-9223372036854775808"] {
+            assert_eq!(fresh(ts, "60"), Some(Verdict::Stale), "{ts}");
+        }
+        assert_eq!(fresh("9223372036854775807", "60"), Some(Verdict::Skewed));
+        // An interval that never ends does not keep it fresh either.
+        for interval in ["9223372036854775807", "18446744073709551615", "-1", "1e9"] {
+            assert_eq!(
+                fresh("900000000", interval),
+                Some(Verdict::Stale),
+                "{interval}"
+            );
+        }
+        let large = format!(
+            r#"{{"state":"online","ts":1,"host":"{}"}}"#,
+            "x".repeat(70_000)
+        );
+        assert_eq!(Presence::parse(large.as_bytes()), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::model::facts::bounds::{MAX_MESSAGE, MAX_VALUES};
 use crate::model::facts::change::Changes;
 use crate::model::facts::kind::Kind;
-use crate::model::facts::presence::{Presence, State, Verdict};
+use crate::model::facts::presence::{Presence, State, Verdict, age};
 use crate::model::facts::tree::{Facts, digest, leaves, sorted};
 
 /// Difference of two boot times that is that of a clock, seconds: the kernel counts the time of its
@@ -197,7 +197,8 @@ impl Node {
             let facts = steady(held.map(|held| &held.facts), facts.clone());
             presence.kinds.insert(kind, digest(&facts));
             let ts = match held {
-                Some(held) if held.facts == facts => {
+                // One that was told by a clock ahead of the present one has no age.
+                Some(held) if held.facts == facts && age(held.ts, now).is_some() => {
                     let left = held.until.map(|until| until.saturating_sub(now));
                     let half = i64::from(self.keep / 2);
                     let is_safe = |left: i64| left >= half && left <= i64::from(self.keep);
@@ -375,6 +376,19 @@ mod tests {
     }
 
     #[test]
+    fn facts_that_a_wrong_clock_has_told_are_told_again() {
+        let all = json!({"a": 1});
+        let mut wrong = held(all.clone(), Some(2000));
+        if let Some(Some(held)) = wrong.kinds.get_mut(&Kind::State) {
+            held.ts = 5000;
+        }
+        let plan = node(&Kind::ALL).plan(&wrong, &gathered(all), 1000);
+        assert_eq!((plan.outcome(), plan.changed.len()), ("repaired", 0));
+        let told = plan.tell.first().and_then(|tell| tell.payload.as_ref());
+        assert_eq!(told.map(|payload| &payload["ts"]), Some(&json!(1000)));
+    }
+
+    #[test]
     fn another_machine_holds_the_name_while_it_is_fresh() {
         let rival = |machine: &str, state, ts| {
             let mut held = Held::default();
@@ -386,6 +400,8 @@ mod tests {
         assert!(rival("m2", State::Online, 990));
         assert!(!rival("m1", State::Online, 990) && !rival("", State::Online, 990));
         assert!(!rival("m2", State::Online, 700) && !rival("m2", State::Offline, 990));
+        assert!(rival("m2", State::Online, 1030) && !rival("m2", State::Online, 1031));
+        assert!(!rival("m2", State::Online, i64::MAX));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::facts::kind::{NodeTopics, all_facts, all_presences};
 use crate::model::facts::nodes::Seen;
-use crate::model::facts::presence::{Presence, Verdict};
+use crate::model::facts::presence::{self, Presence, Verdict};
 use crate::model::facts::tree::leaves;
 use crate::model::near::nearest;
 use crate::model::table::{Colour, Column, Layout};
@@ -133,7 +133,7 @@ fn state(seen: &Seen, now: i64) -> (String, Option<Colour>) {
     let verdict = seen.verdict(now);
     let like = match verdict {
         Verdict::Fresh => "online",
-        Verdict::Stale | Verdict::Lost => "lost",
+        Verdict::Stale | Verdict::Lost | Verdict::Skewed => "lost",
         Verdict::Offline => "offline",
     };
     let skew = seen
@@ -204,7 +204,7 @@ fn facts(name: &str, seen: &Seen, with_name: bool, now: i64) -> Result<()> {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            let age = ago(Some(now.saturating_sub(held.ts)));
+            let age = ago(presence::age(held.ts, now));
             let cells = [cell(kind.name()), cell(&fact), cell(&age), cell(&value)];
             rows.push(
                 with_name
