@@ -37,6 +37,7 @@ use tokio::runtime::Builder;
 #[allow(dead_code)] // tests/it uses all of it
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod facts;
 mod pair;
 mod queue;
 mod requests;
@@ -67,7 +68,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 24] = [
+    let parts: [(&str, fn()); 27] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -88,6 +89,9 @@ fn main() {
         ("work-units", work::units),
         ("queue-work", queue::work),
         ("queue-push", queue::pushes),
+        ("facts-gather", facts::gather),
+        ("facts-list", facts::list),
+        ("facts-view", facts::view),
         ("pair", pair::pairs),
         ("requests-one", requests::one),
         ("requests-open", requests::open),
