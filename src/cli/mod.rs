@@ -51,6 +51,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::error::{Error, Kind, Result};
+use crate::os::facts::guard;
 use crate::os::folder;
 use crate::os::inherit::{keep_descriptors, unblock_signals};
 use crate::os::init::reap_as_first_process;
@@ -262,6 +263,9 @@ fn named<T: Tool>(command: Command) -> Command {
 pub fn main() -> ExitCode {
     start(|arguments| {
         let name = arguments.get(1).and_then(|name| name.to_str());
+        if let (Some(guard::ARGUMENT), Some(path)) = (name, arguments.get(2)) {
+            return Ok(ExitCode::from(guard::main(path.as_ref())));
+        }
         let wanted = ENTRIES.iter().find(|entry| Some(entry.name) == name);
         match wanted {
             Some(entry) => {

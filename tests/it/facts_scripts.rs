@@ -275,3 +275,61 @@ fn a_daemon_ends_its_scripts_when_it_stops() {
         "it still runs"
     );
 }
+
+#[test]
+fn scripts_end_with_a_command_that_is_killed() {
+    for arguments in [&["--dry-run"][..], &["--once"], &[]] {
+        let world = World::new();
+        let folder = world.path("own/state");
+        fs::create_dir_all(&folder).expect("folder");
+        let pids = world.path("pids");
+        let pids = pids.display();
+        // One waits, with a child in its group; one has fled into another session, and is deaf.
+        let waits = format!("#!/bin/sh\nsleep 1000 & echo $! >>{pids}\necho $$ >>{pids}\nwait\n");
+        let flees = format!(
+            "#!/bin/sh\nsetsid sh -c 'trap \"\" TERM HUP INT; echo $$ >>{pids}; while :; do sleep 1; done' &\nexec sleep 1000\n"
+        );
+        for (name, text) in [("waits", waits), ("flees", flees)] {
+            let script = world.script(name, &text);
+            fs::rename(script, folder.join(name)).expect("rename");
+        }
+        let mut command = world.tael(["facts", "publish", "--root", "lab", "--node", "n", "--dir"]);
+        command.arg(world.path("own")).args(arguments);
+        let process = world.spawn(command);
+        wait_until("the scripts run", || world.lines("pids").len() == 3);
+        process.kill();
+        for pid in world.lines("pids") {
+            wait_until("it is gone", || {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.is_empty() || stat.contains(") Z ")
+            });
+        }
+    }
+}
+
+#[test]
+fn a_script_cannot_escape_by_killing_its_guard() {
+    let folder = Folder::new();
+    let pids = folder.path("pids");
+    let pids = pids.to_str().expect("path");
+    folder.file("good.json", r#"{"ok":true}"#);
+    folder.script(
+        "kills",
+        &format!(
+            "setsid sleep 1000 & echo $! >>{pids}; echo $$ >>{pids}; kill -9 $PPID; sleep 1000"
+        ),
+    );
+    let (code, facts, failed, log) = folder.gather(&[]);
+    assert_eq!(
+        (code, &failed[..]),
+        (65, &["state/kills".to_owned()][..]),
+        "{log}"
+    );
+    assert_eq!(facts["good"]["ok"], true);
+    for pid in fs::read_to_string(pids).expect("pids").lines() {
+        wait_until("it is gone", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        });
+    }
+}

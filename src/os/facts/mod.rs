@@ -4,6 +4,7 @@
 
 mod addresses;
 mod disks;
+pub mod guard;
 pub mod script;
 mod units;
 

@@ -9,25 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::model::facts::own::MAX_TEXT;
 use crate::model::text::printable_bytes;
+use crate::os::facts::guard::{self, LOOK, has_ended};
 use crate::os::process::poll_until;
 use crate::os::program::DEFAULT_PATH;
 
 /// Maximum time of a script.
 pub const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// Time between two looks whether a script has ended whose output is still open elsewhere.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// Maximum time for a script to disappear after KILL. One that waits for a device may take longer:
-/// it is left to its fate.
-const KILL_LIMIT: Duration = Duration::from_millis(500);
+/// Maximum time for a script to disappear after KILL, with everything it has started. One that waits for
+/// a device may take longer: it is left to its fate.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Bytes of the standard error that are kept for people.
 const MAX_ERROR: usize = 400;
@@ -41,21 +36,25 @@ const PIECE: usize = 16 * 1024;
 /// # Errors
 /// A text for the user: how it failed.
 pub fn run(path: &Path, limit: Duration, ends: &AtomicBool) -> Result<Vec<u8>, String> {
-    let child = Command::new(path)
+    // This program even after another has taken its path.
+    let child = Command::new("/proc/self/exe")
+        .arg0("tael")
+        .arg(guard::ARGUMENT)
+        .arg(path)
         .env_clear()
         .env("PATH", DEFAULT_PATH)
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn();
     let mut child = child.map_err(|e| format!("it cannot be started: {e}"))?;
+    // It closes when this process ends, in whatever way.
+    let ends_it = child.stdin.take();
     let heard = listen(&mut child, Instant::now() + limit, ends);
-    // Before it is reaped: then its id could name another group.
-    let group = Pid::from_raw(child.id().cast_signed());
-    let _ = killpg(group, Signal::SIGKILL);
+    drop(ends_it);
     let status = reap(&mut child);
     let heard = heard?;
     match status {
@@ -72,6 +71,7 @@ fn failed(status: ExitStatus, error: &[u8]) -> String {
     };
     let mut lines = error.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     match lines.find(|line| !line.is_empty()) {
+        Some(line) if line.starts_with(guard::NOT_STARTED.as_bytes()) => printable_bytes(line, 120),
         Some(line) => format!("{how}: {}", printable_bytes(line, 120)),
         None => how,
     }
@@ -152,21 +152,17 @@ fn listen(child: &mut Child, deadline: Instant, ends: &AtomicBool) -> Result<Hea
     }
 }
 
-/// Returns whether `child` has ended; it is not reaped.
-fn has_ended(child: &Child) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    let id = Id::Pid(Pid::from_raw(child.id().cast_signed()));
-    !matches!(waitid(id, flags), Ok(WaitStatus::StillAlive))
-}
-
-/// Reaps `child`, which was killed; `None` if it does not end.
+/// Reaps `child`, which was told to end; `None` if it does not.
 fn reap(child: &mut Child) -> Option<ExitStatus> {
     let deadline = Instant::now() + KILL_LIMIT;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            _ => return None,
+            _ => {
+                let _ = child.kill();
+                return None;
+            }
         }
     }
 }
