@@ -525,6 +525,13 @@ fn a_retained_message_is_kept_or_repaired() {
         "{\"outcome\":\"repaired\"}\n"
     );
     assert_eq!(held()["os"], "bsd");
+    // A message that will expire is another one, and so is one that will soon.
+    assert_eq!(promise(&["--expiry", "100s", "os=bsd"]), "repaired\n");
+    assert_eq!(promise(&["--expiry", "100s", "os=bsd"]), "kept\n");
+    assert_eq!(promise(&["--expiry", "1h", "os=bsd"]), "repaired\n");
+    assert_eq!(promise(&["--expiry", "100s", "os=bsd"]), "repaired\n");
+    assert_eq!(promise(&["os=bsd"]), "repaired\n");
+    assert_eq!(promise(&["os=bsd"]), "kept\n");
 }
 
 #[test]

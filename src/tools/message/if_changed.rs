@@ -113,7 +113,9 @@ async fn work(
                     // Some brokers look for retained messages in the background.
                     quiet = Some(Instant::now() + QUIET);
                 } else if delivery.retained && delivery.topic == message.topic.as_bytes() {
-                    if status::is_same_message(&delivery.payload, &message.payload) {
+                    let left = delivery.properties.message_expiry;
+                    let lasts = lasts(left, message.properties.message_expiry);
+                    if lasts && status::is_same_message(&delivery.payload, &message.payload) {
                         return Ok("kept");
                     }
                     quiet = None;
@@ -126,6 +128,37 @@ async fn work(
                 return result.map(|_| "repaired").map_err(wrong);
             }
             _ => {}
+        }
+    }
+}
+
+/// Returns whether a message with `left` seconds until it expires lasts as long as one with the `wanted`
+/// expiry: for ever, or for half of it at least. The next promise comes before the other half is over.
+const fn lasts(left: Option<u32>, wanted: Option<u32>) -> bool {
+    match (left, wanted) {
+        (None, None) => true,
+        (Some(left), Some(wanted)) => left >= wanted.div_ceil(2) && left <= wanted,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_lasts_for_half_of_the_wanted_time_at_least() {
+        for (left, wanted, is_kept) in [
+            (None, None, true),
+            (Some(u32::MAX), None, false),
+            (None, Some(60), false),
+            (Some(60), Some(60), true),
+            (Some(30), Some(60), true),
+            (Some(29), Some(60), false),
+            (Some(61), Some(60), false),
+            (Some(0), Some(1), false),
+        ] {
+            assert_eq!(lasts(left, wanted), is_kept, "{left:?} of {wanted:?}");
         }
     }
 }
