@@ -91,6 +91,23 @@ pub fn escaped_json(json: &str) -> String {
     out
 }
 
+/// Returns bytes as text for a screen, whole and on its lines: other characters that a terminal would
+/// interpret become escapes, and bytes that are not UTF-8 the replacement character.
+#[must_use]
+pub fn for_screen(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for c in String::from_utf8_lossy(bytes).chars() {
+        match c {
+            '\r' => out.push_str("\\r"),
+            c if is_hidden(c) && !matches!(c, '\n' | '\t') => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Returns bytes as [`printable`] text; bytes that are not UTF-8 become the replacement character.
 #[must_use]
 pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
@@ -101,6 +118,16 @@ pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn text_for_a_screen_keeps_its_lines() {
+        let text = "a\tb\n\u{1b}[2J\rc\u{202e}\n";
+        assert_eq!(
+            for_screen(text.as_bytes()),
+            "a\tb\n\\u{1b}[2J\\rc\\u{202e}\n"
+        );
+        assert_eq!(for_screen(b"\x9b1m\xff"), "\u{fffd}1m\u{fffd}");
+    }
 
     #[test]
     fn escape_sequences_are_shown_not_sent() {

@@ -25,7 +25,7 @@ pub mod status;
 pub mod watch;
 pub mod work;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -33,7 +33,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Error, Result};
 use crate::model::json;
-use crate::model::text::escaped_json;
+use crate::model::text::{escaped_json, for_screen};
 use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
 use crate::os::logging::finish;
@@ -104,6 +104,17 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
             ended_by_reader(&e);
             Error::cannot_create(format!("write to stdout: {e}"))
         })
+}
+
+/// Prints text of others: as it is for a program, and on a terminal so that it cannot control that.
+///
+/// # Errors
+/// When stdout cannot be written (73).
+fn print_foreign(bytes: &[u8]) -> Result<()> {
+    match io::stdout().is_terminal() {
+        true => print_bytes(for_screen(bytes).as_bytes()),
+        false => print_bytes(bytes),
+    }
 }
 
 /// Prints JSON on a line of stdout.

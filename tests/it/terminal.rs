@@ -364,3 +364,48 @@ fn the_ends_of_runs_fit_the_terminal() {
     });
     client.stop();
 }
+
+#[test]
+fn text_of_others_does_not_control_the_terminal() {
+    let world = World::new();
+    let client = world.client(
+        "df",
+        &[
+            "-t",
+            "lab/ask",
+            "--when",
+            "",
+            "--reply",
+            "-c",
+            r"printf 'gone\033[2J\rnew\na\tb\n'",
+        ],
+    );
+    let ask = || world.tael(["message", "-t", "lab/ask", "--reply", "x=1"]);
+    assert_eq!(ran(&mut ask()).1, "gone\u{1b}[2J\rnew\na\tb\n");
+    let (code, screen) = Terminal::start(ask(), 80).end();
+    assert_eq!(code, 0, "{screen}");
+    assert!(screen.contains(r"gone\u{1b}[2J\rnew"), "{screen}");
+    client.stop();
+    let value = "one\u{1b}[2J\ntwo";
+    let fact = json!({"node": "n", "kind": "state", "ts": 1, "facts": {"a": value}});
+    let topic = "lab/infrastructure/nodes/n/state";
+    retain(&world, topic, &fact.to_string());
+    let view = |form: &str| {
+        let sql = r#"SELECT value AS "v" FROM fact"#;
+        world.tael(["facts", "view", "--root", "lab", sql, form])
+    };
+    for (form, piped) in [
+        ("--raw", "one\u{1b}[2J\ntwo\n"),
+        ("--csv", "v\n\"one\u{1b}[2J\ntwo\"\n"),
+        ("--json", "[{\"v\":\"one\\u001b[2J\\ntwo\"}]\n"),
+    ] {
+        assert_eq!(ran(&mut view(form)).1, piped, "{form}");
+        let (code, screen) = Terminal::start(view(form), 80).end();
+        assert_eq!(code, 0, "{screen}");
+        let shown = match form {
+            "--json" => r"one\u001b[2J\ntwo",
+            _ => r"one\u{1b}[2J\ntwo",
+        };
+        assert!(screen.contains(shown), "{form}: {screen}");
+    }
+}

@@ -150,20 +150,26 @@ async fn publish(options: &Options, name: &str, rows: &Rows) -> Result<()> {
 }
 
 fn print(form: Form, rows: &Rows) -> Result<()> {
+    let is_terminal = Terminal::of_stdout().is_terminal();
+    // A program gets values as they are. On a terminal they must not control it, nor look like two.
+    let shown = |text: &str| match is_terminal {
+        true => printable(text, usize::MAX),
+        false => text.to_owned(),
+    };
     match form {
         Form::Json => crate::tools::print_json(&Value::Array(rows.objects())),
         Form::Csv => {
-            let heads = rows.columns.iter().map(|name| quoted(name));
+            let heads = rows.columns.iter().map(|name| quoted(&shown(name)));
             crate::tools::print(&heads.collect::<Vec<_>>().join(","))?;
             for row in &rows.rows {
-                let cells = row.iter().map(|value| quoted(&text(value)));
+                let cells = row.iter().map(|value| quoted(&shown(&text(value))));
                 crate::tools::print(&cells.collect::<Vec<_>>().join(","))?;
             }
             Ok(())
         }
         Form::Raw => {
             for value in rows.rows.iter().filter_map(|row| row.first()) {
-                crate::tools::print(&text(value))?;
+                crate::tools::print(&shown(&text(value)))?;
             }
             Ok(())
         }

@@ -24,7 +24,7 @@ use crate::os::logging::say;
 use crate::os::signals::Stop;
 use crate::tools::lines::MAX_LINE;
 use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
-use crate::tools::{MAX_PACKET, print, print_bytes};
+use crate::tools::{MAX_PACKET, print, print_foreign};
 
 /// Maximum number of unacknowledged answers from the broker.
 const MAX_UNREAD: u16 = 256;
@@ -328,7 +328,7 @@ impl<'a> Exchange<'a> {
             let line = json::to_text(&answer.json(number, heard.after));
             return print(&escaped_json(&line));
         }
-        print_bytes(&answer.reply)?;
+        print_foreign(&answer.reply)?;
         let from = answer.from().unwrap_or_else(|| "the answer".to_owned());
         if let Some(error) = &answer.error {
             say(&printable(&format!("{from}: {error}"), MAX_ERROR));
