@@ -15,7 +15,7 @@ use tael::model::pair::{Pair, Side};
 
 use crate::common::broker::is_mosquitto;
 use crate::common::proxy::Proxy;
-use crate::common::raw::{self, Raw};
+use crate::common::raw::{self, Heard, Raw};
 use crate::common::{Process, Setup, World, has_program, ran, refuses, wait_until};
 
 /// Bytes that a pair may hold on their way: a window of messages, the pipes of both ends, and what their
@@ -459,6 +459,76 @@ fn strangers_on_the_topics_of_a_pair_are_dropped() {
     let cause = y.failed(69);
     assert!(cause.contains("a message of it is missing"), "{cause}");
     assert!(x.failed(69).contains("it has left"));
+}
+
+/// A stranger may read and write all topics of a pair. It writes, in the name of one end and with the seal
+/// of an earlier message, a message of `kind`; `change` makes what it writes of that.
+fn forged(kind: &str, change: impl Fn(&mut Vec<(String, String)>)) {
+    let world = World::new();
+    let mut stranger = Raw::connect(world.broker.port());
+    stranger.subscribe("lab/infrastructure/pairs/p/to/+");
+    let (mut x, mut y) = End::two(&world, "p");
+    let to = x.wait("paired")["with"]["id"].clone();
+    let topic = Pair::new("lab", "p").letters(to.as_str().expect("id"));
+    x.write(b"1");
+    assert_eq!(y.read(1), b"1");
+    let is_data = |m: &Heard| m.user.contains(&("tael-kind".into(), "data".into()));
+    let mut user = stranger
+        .hear("data", |m| m.topic == topic && is_data(m))
+        .user;
+    for (name, value) in &mut user {
+        if name == "tael-kind" {
+            kind.clone_into(value);
+        }
+    }
+    change(&mut user);
+    let user: Vec<(&str, &str)> = user.iter().map(|(n, v)| (&**n, &**v)).collect();
+    stranger.send(&raw::publish(
+        topic.as_bytes(),
+        b"forged",
+        Some(1),
+        &user,
+        false,
+    ));
+    let cause = y.failed(69);
+    assert!(cause.contains("does not have its seal"), "{kind}: {cause}");
+    let mut rest = Vec::new();
+    x.output.read_to_end(&mut rest).expect("read");
+    assert_eq!(rest, b"");
+    assert!(x.failed(69).contains("it has left"), "{kind}");
+}
+
+fn set(user: &mut [(String, String)], name: &str, to: &str) {
+    let found = user.iter_mut().find(|(n, _)| n == name);
+    to.clone_into(&mut found.expect(name).1);
+}
+
+#[test]
+fn bytes_that_another_program_writes_in_the_name_of_an_end_break_the_pair() {
+    forged("data", |user| set(user, "tael-number", "2"));
+    forged("data", |user| {
+        set(user, "tael-number", "2");
+        user.retain(|(name, _)| name != "tael-seal");
+    });
+}
+
+#[test]
+fn an_end_of_input_that_another_program_writes_breaks_the_pair() {
+    forged("end", |user| set(user, "tael-number", "2"));
+}
+
+#[test]
+fn acknowledgements_that_another_program_writes_break_the_pair() {
+    for kind in ["ack", "stop"] {
+        forged(kind, |user| set(user, "tael-number", "0"));
+    }
+}
+
+#[test]
+fn a_hello_with_another_key_breaks_the_pair() {
+    forged("hello", |user| {
+        user.push(("tael-key".into(), "A".repeat(43)));
+    });
 }
 
 #[test]

@@ -13,7 +13,14 @@ mod property {
     pub const NUMBER: &str = "tael-number";
     /// Kind of the message.
     pub const KIND: &str = "tael-kind";
+    /// Public key of the sender, in its hello.
+    pub const KEY: &str = "tael-key";
+    /// What shows that the sender has written the message, in all others.
+    pub const SEAL: &str = "tael-seal";
 }
+
+/// Maximum size of a public key and of a seal, as text, bytes.
+const MAX_PROOF_BYTES: usize = 64;
 
 /// Kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +29,8 @@ pub enum Kind {
     Hello,
     /// Bytes of the sender's input. Its number follows the one before, from 1.
     Data,
-    /// The sender's input has ended. It has a number, like data.
+    /// The sender's input has ended. It has a number, like data. Its payload is empty, or says how the
+    /// command of the sender has ended.
     End,
     /// The sender's output has taken all messages up to the number.
     Ack,
@@ -42,7 +50,8 @@ impl Kind {
         Self::Leave,
     ];
 
-    const fn name(self) -> &'static str {
+    /// Returns its name.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Hello => "hello",
             Self::Data => "data",
@@ -50,6 +59,14 @@ impl Kind {
             Self::Ack => "ack",
             Self::Stop => "stop",
             Self::Leave => "leave",
+        }
+    }
+
+    /// Returns the property that has the proof of such a message.
+    const fn proof(self) -> &'static str {
+        match self {
+            Self::Hello => property::KEY,
+            _ => property::SEAL,
         }
     }
 }
@@ -65,6 +82,8 @@ pub struct Letter {
     pub to: String,
     /// Its number; what it means depends on the kind. 0 without a meaning.
     pub number: u64,
+    /// Public key of the sender in a hello, otherwise the seal; empty in a leave.
+    pub proof: String,
 }
 
 impl Letter {
@@ -76,9 +95,15 @@ impl Letter {
             (property::FROM, self.from),
             (property::TO, self.to),
             (property::NUMBER, self.number.to_string()),
+            (self.kind.proof(), self.proof),
         ];
+        let has_content = |(_, value): &(&str, String)| !value.is_empty();
         Properties {
-            user: user.map(|(name, value)| (name.to_owned(), value)).into(),
+            user: user
+                .into_iter()
+                .filter(has_content)
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             ..Properties::default()
         }
     }
@@ -88,11 +113,17 @@ impl Letter {
     pub fn parse(properties: &Properties) -> Option<Self> {
         let id = |name| properties.user(name).filter(|id| id.len() <= MAX_ID_BYTES);
         let kind = properties.user(property::KIND)?;
+        let kind = Kind::ALL.into_iter().find(|one| one.name() == kind)?;
+        let proof = properties.user(kind.proof()).unwrap_or_default();
+        if proof.len() > MAX_PROOF_BYTES {
+            return None;
+        }
         Some(Self {
-            kind: Kind::ALL.into_iter().find(|one| one.name() == kind)?,
+            kind,
             from: id(property::FROM)?.to_owned(),
             to: id(property::TO)?.to_owned(),
             number: properties.user(property::NUMBER)?.parse().ok()?,
+            proof: proof.to_owned(),
         })
     }
 }
@@ -109,6 +140,7 @@ mod tests {
                 from: "x".into(),
                 to: "y".into(),
                 number: u64::MAX,
+                proof: "p".into(),
             };
             assert_eq!(Letter::parse(&letter.clone().properties()), Some(letter));
         }
@@ -121,6 +153,7 @@ mod tests {
             from: "x".into(),
             to: "y".into(),
             number: 1,
+            proof: "p".into(),
         };
         let good = letter.properties();
         for (place, value) in [
@@ -129,6 +162,7 @@ mod tests {
             (3, "-1".to_owned()),
             (3, "18446744073709551616".to_owned()),
             (3, String::new()),
+            (4, "x".repeat(MAX_PROOF_BYTES + 1)),
         ] {
             let mut bad = good.clone();
             bad.user[place].1 = value;

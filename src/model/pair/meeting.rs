@@ -19,6 +19,14 @@ const MAX_HELLOS: usize = 16;
 /// Number of times that an end writes its claim over that of another end before it gives the side up.
 const MAX_REWRITES: u32 = 5;
 
+/// A hello to us.
+#[derive(Debug)]
+struct Hello {
+    from: String,
+    /// Public key of the sender; `None` after hellos with different ones, of which one is forged.
+    key: Option<String>,
+}
+
 /// What an end knows of the other one until they are a pair.
 #[derive(Debug)]
 pub struct Meeting {
@@ -31,7 +39,7 @@ pub struct Meeting {
     /// Whether it is connected, as far as we know.
     present: bool,
     /// Who has said hello to us.
-    greeted_by: VecDeque<String>,
+    greeted_by: VecDeque<Hello>,
     /// Until when the one that we greeted must be there again.
     missing: Option<Instant>,
     /// Whom we have given up, until it is told.
@@ -97,16 +105,25 @@ impl Meeting {
         }
     }
 
-    /// Notes that `from` has said hello to us.
-    pub fn hello(&mut self, from: String) {
+    /// Notes that `from` has said hello to us, with this public key.
+    pub fn hello(&mut self, from: String, key: String) {
         let is_other = self.greeted.as_ref().is_some_and(|other| other.id != from);
-        if is_other || self.greeted_by.contains(&from) {
+        if is_other {
+            return;
+        }
+        if let Some(before) = self
+            .greeted_by
+            .iter_mut()
+            .find(|before| before.from == from)
+        {
+            before.key.take_if(|before| *before != key);
             return;
         }
         if self.greeted_by.len() >= MAX_HELLOS {
             self.greeted_by.pop_front();
         }
-        self.greeted_by.push_back(from);
+        let key = Some(key);
+        self.greeted_by.push_back(Hello { from, key });
     }
 
     /// Notes that another end has claimed our side. That happens when others write to the topics of the
@@ -126,20 +143,29 @@ impl Meeting {
     /// Returns whether no pair comes from this meeting: the end must leave, and look again with a new id.
     #[must_use]
     pub fn is_over(&self, now: Instant) -> bool {
-        self.is_over || self.missing.is_some_and(|by| by <= now)
+        let is_forged = self.its_hello().is_some_and(|hello| hello.key.is_none());
+        self.is_over || is_forged || self.missing.is_some_and(|by| by <= now)
     }
 
-    /// Returns the claim of the other end once both have said hello to each other.
+    /// Returns the claim and the public key of the other end once both have said hello to each other.
     #[must_use]
-    pub fn paired(&self) -> Option<&Claim> {
-        let greeted = self.greeted.as_ref();
-        greeted.filter(|other| !self.is_over && self.greeted_by.contains(&other.id))
+    pub fn paired(&self) -> Option<(&Claim, &str)> {
+        let key = self.its_hello()?.key.as_deref()?;
+        let greeted = self.greeted.as_ref().filter(|_| !self.is_over)?;
+        Some((greeted, key))
+    }
+
+    /// Returns the hello of the end that we greeted.
+    fn its_hello(&self) -> Option<&Hello> {
+        let other = self.greeted.as_ref()?;
+        self.greeted_by.iter().find(|hello| hello.from == other.id)
     }
 
     /// Forgets the end that we greeted, and its hello.
     fn forget(&mut self) {
         let other = self.greeted.take().map(|other| other.id);
-        self.greeted_by.retain(|from| Some(from) != other.as_ref());
+        self.greeted_by
+            .retain(|hello| Some(&hello.from) != other.as_ref());
         self.present = true;
         self.missing = None;
     }
@@ -176,7 +202,7 @@ mod tests {
     }
 
     fn paired(meeting: &Meeting) -> Option<&str> {
-        meeting.paired().map(|other| &*other.id)
+        meeting.paired().map(|(other, _)| &*other.id)
     }
 
     #[test]
@@ -186,16 +212,16 @@ mod tests {
         assert_eq!(meeting.other(None, now), None);
         assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
         assert_eq!(meeting.other(claim("y"), now), None, "renewed");
-        meeting.hello("z".into());
+        meeting.hello("z".into(), "key".into());
         assert_eq!(paired(&meeting), None, "another one");
-        meeting.hello("y".into());
+        meeting.hello("y".into(), "key".into());
         assert_eq!(paired(&meeting), Some("y"));
         // A hello may come before we see the claim; later ones push it out only when there are many.
         let mut meeting = Meeting::new("x".into());
-        meeting.hello("y".into());
+        meeting.hello("y".into(), "key".into());
         for stranger in 0..MAX_HELLOS - 1 {
-            meeting.hello(stranger.to_string());
-            meeting.hello(stranger.to_string());
+            meeting.hello(stranger.to_string(), "key".into());
+            meeting.hello(stranger.to_string(), "key".into());
         }
         assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
         assert_eq!(paired(&meeting), Some("y"));
@@ -205,7 +231,7 @@ mod tests {
     fn an_end_greets_a_next_one_when_the_one_before_is_gone() {
         let now = Instant::now();
         let mut meeting = Meeting::new("x".into());
-        meeting.hello("y".into());
+        meeting.hello("y".into(), "key".into());
         assert_eq!(meeting.other(claim("y"), now), Some("y".into()));
         let mut other = Meeting::new("x".into());
         assert_eq!(other.other(claim("y"), now), Some("y".into()));
@@ -221,7 +247,7 @@ mod tests {
         // One that takes us for gone is greeted again.
         other.left("z");
         assert_eq!(other.greet(), None);
-        other.hello("y".into());
+        other.hello("y".into(), "key".into());
         other.left("y");
         assert_eq!(paired(&other), None);
         assert_eq!(other.greet(), Some("y".into()));
@@ -234,7 +260,7 @@ mod tests {
         let mut meeting = Meeting::new("x".into());
         assert_eq!(meeting.other(claim("y"), start), Some("y".into()));
         assert_eq!(meeting.other(claim("z"), start), None);
-        meeting.hello("z".into());
+        meeting.hello("z".into(), "key".into());
         assert_eq!(paired(&meeting), None);
         assert!(!meeting.is_over(start));
         assert_eq!(meeting.due(), Some(start + MISSING));
@@ -247,6 +273,24 @@ mod tests {
         let _ = meeting.other(claim("y"), start + MISSING * 3 / 2);
         assert_eq!(meeting.due(), Some(start + MISSING * 2), "since the first");
         assert!(meeting.is_over(start + MISSING * 2));
+    }
+
+    #[test]
+    fn of_two_keys_of_one_end_one_is_forged() {
+        let now = Instant::now();
+        for ours_first in [true, false] {
+            let mut meeting = Meeting::new("x".into());
+            if ours_first {
+                assert!(meeting.other(claim("y"), now).is_some());
+            }
+            meeting.hello("y".into(), "one".into());
+            meeting.hello("y".into(), "one".into());
+            assert_eq!(meeting.paired().is_some(), ours_first);
+            meeting.hello("y".into(), "other".into());
+            meeting.hello("y".into(), "one".into());
+            let _ = meeting.other(claim("y"), now);
+            assert!(meeting.is_over(now) && meeting.paired().is_none());
+        }
     }
 
     #[test]
@@ -266,7 +310,7 @@ mod tests {
             meeting.replaced(&by("m"));
             assert!(!meeting.is_over(now));
         }
-        meeting.hello("y".into());
+        meeting.hello("y".into(), "key".into());
         meeting.replaced(&by("m"));
         assert!(!meeting.is_over(now) && meeting.paired().is_some());
         let mut meeting = Meeting::new("n".into());

@@ -3,12 +3,14 @@
 //! An end takes a side by a retained claim ([`choose`]), and two ends that have said hello to each other
 //! are a pair ([`Meeting`]). MQTT allows one connection for a client identifier and cuts the older one
 //! (MQTT 5.0, section 3.1.4). So one identifier for all claims of a pair makes them follow one another.
-//! An end itself has an identifier of its own, so that no other end cuts it off.
+//! An end itself has an identifier of its own, so that no other end cuts it off. Each message of a pair has
+//! a seal, which only the two ends can make ([`Key`]).
 
 mod claim;
 mod letter;
 mod look;
 mod meeting;
+mod seal;
 mod transfer;
 
 #[cfg(test)]
@@ -18,6 +20,7 @@ pub use claim::{Claim, Claims, LIFETIME, RENEWAL};
 pub use letter::{Kind, Letter};
 pub use look::{Choice, choose};
 pub use meeting::{MISSING, Meeting};
+pub use seal::{Key, Secret, SoFar};
 pub use transfer::{Broken, MAX_CHUNK, Received, Transfer, WINDOW};
 
 use std::fmt::Write as _;

@@ -209,14 +209,14 @@ impl World {
             let _ = meeting.other(Some(claim_of(other)), Instant::now());
         }
         for from in &self.all[who].greeted_by {
-            meeting.hello(from.to_string());
+            meeting.hello(from.to_string(), "key".into());
         }
         meeting
     }
 
     fn partner(&self, who: usize) -> Option<usize> {
         let meeting = self.meeting(who);
-        Some(meeting.paired()?.id.parse().expect("id"))
+        Some(meeting.paired()?.0.id.parse().expect("id"))
     }
 
     fn kill(&mut self, who: usize) {

@@ -1,6 +1,8 @@
-//! The bytes between two ends, each way: numbers, window, acknowledgements, and ends.
+//! The bytes between two ends, each way: numbers, window, seals, acknowledgements, and ends.
 
-use crate::model::pair::{Kind, Letter};
+use std::collections::VecDeque;
+
+use crate::model::pair::{Key, Kind, Letter, SoFar};
 
 /// Maximum size of the payload of one message, bytes.
 pub const MAX_CHUNK: usize = 16 * 1024;
@@ -21,6 +23,8 @@ pub enum Broken {
     Window,
     /// An acknowledgement of what was not sent.
     Ack,
+    /// A message whose seal does not fit: another one has written it, or it was changed on its way.
+    Forged,
     /// The other end leaves.
     Left,
 }
@@ -44,6 +48,13 @@ pub enum Received {
 pub struct Transfer {
     own: String,
     other: String,
+    key: Key,
+    /// Public key with which the other end has said hello.
+    other_key: String,
+    /// Digests of what we have sent, from `acked` to `sent`.
+    sent_so_far: VecDeque<SoFar>,
+    /// Digests of what came, from `taken` to `received`.
+    came_so_far: VecDeque<SoFar>,
     /// Number of our last message.
     sent: u64,
     /// Up to which of them the output of the other end has taken them.
@@ -65,12 +76,17 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Returns the transfer of end `own` with end `other`; both are ids of claims.
+    /// Returns the transfer of end `own` with end `other`; both are ids of claims. `key` is theirs, and
+    /// `other_key` the public key of the other end.
     #[must_use]
-    pub const fn new(own: String, other: String) -> Self {
+    pub fn new(own: String, other: String, key: Key, other_key: String) -> Self {
         Self {
             own,
             other,
+            key,
+            other_key,
+            sent_so_far: VecDeque::from([SoFar::default()]),
+            came_so_far: VecDeque::from([SoFar::default()]),
             sent: 0,
             acked: 0,
             ended: false,
@@ -83,13 +99,21 @@ impl Transfer {
         }
     }
 
-    fn letter(&self, kind: Kind, number: u64) -> Letter {
+    fn letter(&self, kind: Kind, number: u64, proof: String) -> Letter {
         Letter {
             kind,
             from: self.own.clone(),
             to: self.other.clone(),
             number,
+            proof,
         }
+    }
+
+    /// Returns a sealed message; `so_far` is the digest up to `number`.
+    fn sealed(&self, kind: Kind, number: u64, so_far: Option<&SoFar>) -> Letter {
+        let so_far = so_far.copied().unwrap_or_default();
+        let seal = self.key.seal(&self.own, kind, number, &so_far);
+        self.letter(kind, number, seal)
     }
 
     /// Returns whether the next part of our input may be sent now.
@@ -111,53 +135,84 @@ impl Transfer {
     }
 
     /// Returns the message for the next part of our input, which [`Self::can_send`].
-    pub fn data(&mut self) -> Letter {
-        self.sent += 1;
-        self.letter(Kind::Data, self.sent)
+    pub fn data(&mut self, part: &[u8]) -> Letter {
+        self.next_sent(Kind::Data, part)
     }
 
-    /// Returns the message for the end of our input, unless it is sent or not wanted.
-    pub fn end(&mut self) -> Option<Letter> {
+    /// Returns the message for the end of our input with this payload, unless it is sent or not wanted.
+    pub fn end(&mut self, payload: &[u8]) -> Option<Letter> {
         if self.is_sent() {
             return None;
         }
         self.ended = true;
+        Some(self.next_sent(Kind::End, payload))
+    }
+
+    fn next_sent(&mut self, kind: Kind, payload: &[u8]) -> Letter {
+        let before = self.sent_so_far.back().copied().unwrap_or_default();
+        self.sent_so_far.push_back(before.and(kind, payload));
         self.sent += 1;
-        Some(self.letter(Kind::End, self.sent))
+        self.sealed(kind, self.sent, self.sent_so_far.back())
     }
 
     /// Returns the message that ends the pair before its time.
     #[must_use]
     pub fn leave(&self) -> Letter {
-        self.letter(Kind::Leave, 0)
+        self.letter(Kind::Leave, 0, String::new())
     }
 
-    /// Handles a message whose payload has `size` bytes.
+    /// Handles a message.
     ///
     /// # Errors
     /// When the pair is broken.
-    pub fn receive(&mut self, letter: &Letter, size: usize) -> Result<Received, Broken> {
-        if letter.from != self.other || letter.to != self.own || size > MAX_CHUNK {
+    pub fn receive(&mut self, letter: &Letter, payload: &[u8]) -> Result<Received, Broken> {
+        if letter.from != self.other || letter.to != self.own || payload.len() > MAX_CHUNK {
             return Ok(Received::Stray);
         }
         match letter.kind {
+            // Of two hellos with different keys one is forged: it may be the one that we have taken.
+            Kind::Hello if letter.proof != self.other_key => Err(Broken::Forged),
             Kind::Hello => Ok(Received::Stray),
             Kind::Leave => Err(Broken::Left),
-            Kind::Data | Kind::End => self.next(letter),
-            Kind::Ack | Kind::Stop if letter.number > self.sent => Err(Broken::Ack),
-            Kind::Ack => {
-                self.acked = self.acked.max(letter.number);
-                Ok(Received::Progress)
-            }
-            Kind::Stop => {
-                self.acked = self.acked.max(letter.number);
-                self.stopped.get_or_insert(letter.number);
-                Ok(Received::Progress)
-            }
+            Kind::Data | Kind::End => self.next(letter, payload),
+            Kind::Ack | Kind::Stop => self.acknowledged(letter),
         }
     }
 
-    fn next(&mut self, letter: &Letter) -> Result<Received, Broken> {
+    fn acknowledged(&mut self, letter: &Letter) -> Result<Received, Broken> {
+        if letter.number > self.sent {
+            return Err(Broken::Ack);
+        }
+        let Some(more) = letter.number.checked_sub(self.acked) else {
+            return Ok(Received::Stray);
+        };
+        let more = usize::try_from(more).unwrap_or(usize::MAX);
+        if !self.fits(letter, self.sent_so_far.get(more)) {
+            return Err(Broken::Forged);
+        }
+        self.sent_so_far.drain(..more);
+        self.acked = letter.number;
+        if letter.kind == Kind::Stop {
+            self.stopped.get_or_insert(letter.number);
+        }
+        Ok(Received::Progress)
+    }
+
+    /// Returns whether the seal of `letter` is that of the other end; `so_far` is the digest up to its
+    /// number.
+    fn fits(&self, letter: &Letter, so_far: Option<&SoFar>) -> bool {
+        so_far.is_some_and(|so_far| {
+            self.key.fits(
+                &letter.proof,
+                &self.other,
+                letter.kind,
+                letter.number,
+                so_far,
+            )
+        })
+    }
+
+    fn next(&mut self, letter: &Letter, payload: &[u8]) -> Result<Received, Broken> {
         if letter.number <= self.received {
             return Ok(Received::Stray);
         }
@@ -167,6 +222,12 @@ impl Transfer {
         if letter.number - self.told > WINDOW {
             return Err(Broken::Window);
         }
+        let before = self.came_so_far.back().copied().unwrap_or_default();
+        let so_far = before.and(letter.kind, payload);
+        if !self.fits(letter, Some(&so_far)) {
+            return Err(Broken::Forged);
+        }
+        self.came_so_far.push_back(so_far);
         self.received = letter.number;
         if letter.kind == Kind::End {
             self.their_end = true;
@@ -178,11 +239,14 @@ impl Transfer {
     /// Notes that our output has taken one more message, in order. Returns an acknowledgement if one is
     /// due.
     pub fn took(&mut self) -> Option<Letter> {
-        self.taken = (self.taken + 1).min(self.received);
+        if self.taken < self.received {
+            self.taken += 1;
+            self.came_so_far.pop_front();
+        }
         let last = self.their_end && self.taken == self.received;
         (last || self.taken - self.told >= ACK_EACH).then(|| {
             self.told = self.taken;
-            self.letter(Kind::Ack, self.told)
+            self.sealed(Kind::Ack, self.told, self.came_so_far.front())
         })
     }
 
@@ -192,7 +256,7 @@ impl Transfer {
         if self.is_received() || std::mem::replace(&mut self.refused, true) {
             return None;
         }
-        Some(self.letter(Kind::Stop, self.taken))
+        Some(self.sealed(Kind::Stop, self.taken, self.came_so_far.front()))
     }
 
     /// Returns whether our output has taken everything of the other end, or takes nothing more.
@@ -219,10 +283,12 @@ impl Transfer {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     fn two() -> (Transfer, Transfer) {
-        let new = |own: &str, other: &str| Transfer::new(own.into(), other.into());
+        let new = |own: &str, other: &str| {
+            let key = Key::new(b"of both");
+            Transfer::new(own.into(), other.into(), key, other.into())
+        };
         (new("x", "y"), new("y", "x"))
     }
 
@@ -231,18 +297,18 @@ mod tests {
         let (mut x, mut y) = two();
         let mut letters = VecDeque::new();
         while x.can_send() {
-            letters.push_back(x.data());
+            letters.push_back(x.data(b"d"));
         }
         assert_eq!(letters.len() as u64, WINDOW);
         let mut acks = Vec::new();
         for letter in &letters {
-            assert_eq!(y.receive(letter, MAX_CHUNK), Ok(Received::Data));
-            assert_eq!(y.receive(letter, 1), Ok(Received::Stray), "again");
+            assert_eq!(y.receive(letter, b"d"), Ok(Received::Data));
+            assert_eq!(y.receive(letter, b"d"), Ok(Received::Stray), "again");
             acks.extend(y.took());
         }
         let numbers: Vec<u64> = acks.iter().map(|ack| ack.number).collect();
         assert_eq!(numbers, [ACK_EACH, WINDOW]);
-        assert_eq!(x.receive(&acks[0], 0), Ok(Received::Progress));
+        assert_eq!(x.receive(&acks[0], b""), Ok(Received::Progress));
         assert!(x.can_send());
         assert_eq!(x.sent - x.acked, WINDOW - ACK_EACH);
     }
@@ -250,7 +316,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_dropped_and_a_gap_breaks() {
         let (mut x, mut y) = two();
-        let first = x.data();
+        let first = x.data(b"d");
         for stray in [
             Letter {
                 from: "z".into(),
@@ -262,75 +328,122 @@ mod tests {
             },
             Letter {
                 kind: Kind::Hello,
+                proof: "x".into(),
                 ..first.clone()
             },
         ] {
-            assert_eq!(y.receive(&stray, 1), Ok(Received::Stray), "{stray:?}");
+            assert_eq!(y.receive(&stray, b"d"), Ok(Received::Stray), "{stray:?}");
         }
-        assert_eq!(y.receive(&first, MAX_CHUNK + 1), Ok(Received::Stray));
-        assert_eq!(y.receive(&first, 1), Ok(Received::Data));
-        x.data();
-        assert_eq!(y.receive(&x.data(), 1), Err(Broken::Gap));
+        assert_eq!(y.receive(&first, &[0; MAX_CHUNK + 1]), Ok(Received::Stray));
+        assert_eq!(y.receive(&first, b"d"), Ok(Received::Data));
+        x.data(b"d");
+        assert_eq!(y.receive(&x.data(b"d"), b"d"), Err(Broken::Gap));
         assert_eq!(
-            x.receive(&y.letter(Kind::Ack, 4), 0),
+            x.receive(&y.sealed(Kind::Ack, 4, None), b""),
             Err(Broken::Ack),
             "not sent"
         );
-        assert_eq!(x.receive(&y.leave(), 0), Err(Broken::Left));
+        assert_eq!(x.receive(&y.leave(), b""), Err(Broken::Left));
+    }
+
+    #[test]
+    fn a_message_that_another_has_written_or_changed_breaks() {
+        let (mut x, mut y) = two();
+        let first = x.data(b"d");
+        let ack_of = |number| Letter {
+            kind: Kind::Ack,
+            from: "y".into(),
+            to: "x".into(),
+            number,
+            proof: first.proof.clone(),
+        };
+        for kind in [Kind::Data, Kind::End] {
+            for payload in [&b"e"[..], b"", b"dd"] {
+                let (_, mut y) = two();
+                let changed = Letter {
+                    kind,
+                    ..first.clone()
+                };
+                assert_eq!(y.receive(&changed, payload), Err(Broken::Forged));
+            }
+        }
+        for kind in [Kind::Ack, Kind::Stop] {
+            for number in [0, 1] {
+                let forged = Letter {
+                    kind,
+                    ..ack_of(number)
+                };
+                assert_eq!(x.receive(&forged, b""), Err(Broken::Forged), "{forged:?}");
+            }
+        }
+        let hello = Letter {
+            kind: Kind::Hello,
+            proof: "another key".into(),
+            ..ack_of(0)
+        };
+        assert_eq!(x.receive(&hello, b""), Err(Broken::Forged));
+        // A seal belongs to all that came before.
+        assert_eq!(y.receive(&first, b"d"), Ok(Received::Data));
+        let again = Letter { number: 2, ..first };
+        assert_eq!(y.receive(&again, b"d"), Err(Broken::Forged));
+        assert_eq!(y.receive(&x.data(b"e"), b"e"), Ok(Received::Data));
     }
 
     #[test]
     fn a_writer_that_ignores_the_window_breaks() {
         let (mut x, mut y) = two();
         for _ in 0..WINDOW {
-            assert_eq!(y.receive(&x.data(), 1), Ok(Received::Data));
+            assert_eq!(y.receive(&x.data(b"d"), b"d"), Ok(Received::Data));
         }
-        assert_eq!(y.receive(&x.data(), 1), Err(Broken::Window));
+        assert_eq!(y.receive(&x.data(b"d"), b"d"), Err(Broken::Window));
     }
 
     #[test]
     fn each_direction_ends_alone() {
         let (mut x, mut y) = two();
-        let data = x.data();
-        let end = x.end().expect("end");
-        assert!(x.end().is_none() && !x.can_send());
-        assert_eq!(y.receive(&data, 1), Ok(Received::Data));
-        assert_eq!(y.receive(&end, 0), Ok(Received::End));
+        let data = x.data(b"d");
+        let end = x.end(b"").expect("end");
+        assert!(x.end(b"").is_none() && !x.can_send());
+        assert_eq!(y.receive(&data, b"d"), Ok(Received::Data));
+        assert_eq!(y.receive(&end, b""), Ok(Received::End));
         assert!(y.took().is_none() && !y.is_received());
         let ack = y.took().expect("all taken");
         assert!(y.is_received() && !y.is_done());
-        assert_eq!(x.receive(&ack, 0), Ok(Received::Progress));
+        assert_eq!(x.receive(&ack, b""), Ok(Received::Progress));
         assert!(!x.is_done(), "the other direction is open");
         assert!(y.can_send());
-        let end = y.end().expect("end");
-        assert_eq!(x.receive(&end, 0), Ok(Received::End));
+        let end = y.end(b"").expect("end");
+        assert_eq!(x.receive(&end, b""), Ok(Received::End));
         let ack = x.took().expect("all taken");
         assert!(x.is_done() && !x.is_cut_short());
-        assert_eq!(y.receive(&ack, 0), Ok(Received::Progress));
+        assert_eq!(y.receive(&ack, b""), Ok(Received::Progress));
         assert!(y.is_done());
-        assert_eq!(y.receive(&x.letter(Kind::Data, 3), 1), Err(Broken::Gap));
+        assert_eq!(
+            y.receive(&x.sealed(Kind::Data, 3, None), b"d"),
+            Err(Broken::Gap)
+        );
     }
 
     #[test]
     fn an_output_that_stops_says_how_much_it_took() {
         let (mut x, mut y) = two();
-        let letters = [x.data(), x.data()];
+        let letters = [x.data(b"d"), x.data(b"d")];
         for letter in &letters {
-            assert_eq!(y.receive(letter, 1), Ok(Received::Data));
+            assert_eq!(y.receive(letter, b"d"), Ok(Received::Data));
         }
         assert!(y.took().is_none());
         let stop = y.refuse().expect("stop");
         assert!(y.refuse().is_none() && y.is_received());
         assert_eq!(stop.number, 1);
-        assert_eq!(x.receive(&stop, 0), Ok(Received::Progress));
-        assert!(x.is_unwanted() && x.is_cut_short() && x.end().is_none());
+        assert_eq!(x.receive(&stop, b""), Ok(Received::Progress));
+        assert!(x.is_unwanted() && x.is_cut_short() && x.end(b"").is_none());
         // One that took all parts, and only does not wait for the end, loses nothing.
         let (mut x, mut y) = two();
-        assert_eq!(y.receive(&x.data(), 1), Ok(Received::Data));
+        assert_eq!(y.receive(&x.data(b"d"), b"d"), Ok(Received::Data));
         assert!(y.took().is_none());
         let stop = y.refuse().expect("stop");
-        assert!(x.end().is_some());
-        assert_eq!(x.receive(&stop, 0), Ok(Received::Progress));
+        assert!(x.end(b"").is_some());
+        assert_eq!(x.receive(&stop, b""), Ok(Received::Progress));
         assert!(!x.is_cut_short());
     }
 
@@ -342,16 +455,17 @@ mod tests {
             let (mut x, mut y) = two();
             let (mut to_y, mut to_x, mut pending) = (VecDeque::new(), VecDeque::new(), 0u64);
             let (mut left, mut came) = (parts, 0u64);
-            to_x.extend(y.end());
+            to_x.extend(y.end(b""));
             let mut step = |which: u8| -> Result<(), Broken> {
                 match which {
                     0 | 1 if left > 0 && x.can_send() => {
-                        to_y.push_back(x.data());
+                        to_y.push_back(x.data(b"d"));
                         left -= 1;
                     }
-                    2 if left == 0 && x.can_send() => to_y.extend(x.end()),
+                    2 if left == 0 && x.can_send() => to_y.extend(x.end(b"")),
                     3 => if let Some(letter) = to_y.pop_front() {
-                        match y.receive(&letter, 1)? {
+                        let payload: &[u8] = if letter.kind == Kind::End { b"" } else { b"d" };
+                        match y.receive(&letter, payload)? {
                             Received::Data => { came += 1; pending += 1; }
                             Received::End => pending += 1,
                             Received::Stray | Received::Progress => {}
@@ -362,7 +476,7 @@ mod tests {
                         to_x.extend(y.took());
                     }
                     5 => if let Some(letter) = to_x.pop_front()
-                        && x.receive(&letter, 0)? == Received::End {
+                        && x.receive(&letter, b"")? == Received::End {
                         to_y.extend(x.took());
                     },
                     _ => {}
@@ -384,11 +498,11 @@ mod tests {
         #[test]
         fn no_message_makes_it_panic(letters in proptest::collection::vec((0usize..6, any::<u64>(), 0u64..4), 0..50)) {
             let (mut x, y) = two();
-            x.data();
+            x.data(b"d");
             for (kind, far, near) in letters {
                 let kinds = [Kind::Hello, Kind::Data, Kind::End, Kind::Ack, Kind::Stop, Kind::Leave];
                 for number in [far, near] {
-                    let _ = x.receive(&y.letter(kinds[kind], number), 1);
+                    let _ = x.receive(&y.sealed(kinds[kind], number, None), b"d");
                     let _ = x.took();
                     let _ = x.refuse();
                 }

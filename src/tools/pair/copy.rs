@@ -7,7 +7,9 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
-use crate::model::pair::{Broken, Claim, Kind as LetterKind, Letter, MISSING, Received, Transfer};
+use crate::model::pair::{
+    Broken, Claim, Key, Kind as LetterKind, Letter, MISSING, Received, Transfer,
+};
 use crate::tools::pair::end::{End, Heard};
 use crate::tools::pair::streams::{Running, Streams, Taken};
 
@@ -24,10 +26,20 @@ pub(super) enum Ended {
     Unread,
 }
 
+/// The end with which we are a pair.
+pub(super) struct Partner {
+    /// Its claim.
+    pub claim: Claim,
+    /// Public key of its hello.
+    pub public: String,
+    /// The key of the pair.
+    pub key: Key,
+}
+
 /// The copy of one end.
 pub(super) struct Copier<'a> {
     end: &'a mut End,
-    other: &'a Claim,
+    other: Claim,
     streams: &'a mut Streams,
     transfer: Transfer,
     /// Bytes of the input that were sent.
@@ -50,12 +62,14 @@ struct Remains {
 }
 
 impl<'a> Copier<'a> {
-    /// Returns the copy between `streams` of `end` and the `other` end.
-    pub fn new(end: &'a mut End, other: &'a Claim, streams: &'a mut Streams) -> Self {
-        let transfer = Transfer::new(end.claim.id.clone(), other.id.clone());
+    /// Returns the copy between `streams` of `end` and the other end.
+    pub fn new(end: &'a mut End, other: Partner, streams: &'a mut Streams) -> Self {
+        let (own, public) = (end.claim.id.clone(), other.public);
+        let other_id = other.claim.id.clone();
+        let transfer = Transfer::new(own, other_id, other.key, public);
         Self {
             end,
-            other,
+            other: other.claim,
             streams,
             transfer,
             sent: 0,
@@ -139,14 +153,14 @@ impl<'a> Copier<'a> {
         if let Some(over) = &mut self.over {
             over.drained = None;
         }
-        let letter = self.transfer.data();
+        let letter = self.transfer.data(&part);
         self.end.send(letter, part)
     }
 
     /// Our input has ended.
     fn input_ended(&mut self) -> Result<()> {
         self.streams.input = None;
-        match self.transfer.end() {
+        match self.transfer.end(b"") {
             Some(letter) => self.end.send(letter, Bytes::new()),
             None => Ok(()),
         }
@@ -209,12 +223,15 @@ impl<'a> Copier<'a> {
     }
 
     fn letter(&mut self, letter: &Letter, payload: Bytes) -> Result<()> {
-        let received = self.transfer.receive(letter, payload.len());
+        let received = self.transfer.receive(letter, &payload);
         let received = received.map_err(|broken| {
             self.broken(match broken {
                 Broken::Gap => "a message of it is missing",
                 Broken::Window => "it sends more than the window allows",
                 Broken::Ack => "it acknowledges what was not sent",
+                Broken::Forged => {
+                    "a message in its name does not have its seal: another program has written or changed it"
+                }
                 Broken::Left => "it has left",
             })
         })?;

@@ -10,7 +10,7 @@ use tracing::debug;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::pair::{
-    Claim, Claims, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Side,
+    Claim, Claims, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Secret, Side,
 };
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Settings, Token};
@@ -53,6 +53,8 @@ pub(super) struct End {
     side: Option<Side>,
     /// Our claim.
     pub claim: Claim,
+    /// Our key, until it is agreed with the other end.
+    pub secret: Option<Secret>,
     session: Session,
     /// The first publish of our presence, until the broker has confirmed it.
     presenting: Option<Token>,
@@ -73,7 +75,7 @@ impl End {
     /// Returns an end without a side, which connects.
     ///
     /// # Errors
-    /// When the topics are too long (64).
+    /// When the topics are too long (64), or the system has no random numbers (75).
     pub fn new(broker: &BrokerOptions, pair: &Pair) -> Result<Self> {
         let wrong = |e| Error::usage(format!("pair {}: {e}", pair.name));
         let claim = Claim {
@@ -82,6 +84,8 @@ impl End {
             host: host::hostname(),
             since: Timestamp::now().as_second(),
         };
+        let secret = Secret::new()
+            .ok_or_else(|| Error::new(Kind::TryAgain, "the system has no random numbers"))?;
         let topics = [
             pair.claim(Side::A),
             pair.claim(Side::B),
@@ -105,6 +109,7 @@ impl End {
             pair: pair.clone(),
             side: None,
             claim,
+            secret: Some(secret),
             session: Session::new(settings, subscriptions).announced(),
             presenting: None,
             present: false,
@@ -158,7 +163,9 @@ impl End {
     /// Notes `letter` in `meeting`, if it is to us and of those before a pair stands.
     pub fn met(&mut self, letter: Letter, meeting: &mut Meeting) {
         match letter.kind {
-            LetterKind::Hello if letter.to == self.claim.id => meeting.hello(letter.from),
+            LetterKind::Hello if letter.to == self.claim.id && !letter.proof.is_empty() => {
+                meeting.hello(letter.from, letter.proof);
+            }
             LetterKind::Leave if letter.to == self.claim.id => meeting.left(&letter.from),
             _ => self.stray(),
         }

@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use crate::error::{Error, Kind, Result};
-use crate::model::pair::{Claim, Kind as LetterKind, Letter, Meeting, Pair, Side};
+use crate::model::pair::{Kind as LetterKind, Letter, Meeting, Pair, Side};
 use crate::model::text::escaped_json;
 use crate::model::{duration, json};
 use crate::net::options::BrokerOptions;
 use crate::os::logging::{say, show};
 use crate::os::signals::{self, Stop};
 use crate::os::terminal::Terminal;
-use copy::{Copier, Ended};
+use copy::{Copier, Ended, Partner};
 use end::{End, Heard};
 use look::{Look, Looked};
 use streams::Streams;
@@ -117,8 +117,8 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
         () = stop.requested() => None,
         sought = seek(options, report, &mut held) => Some(sought),
     };
-    let (mut end, other) = match (sought, held) {
-        (Some(Ok(other)), Some(end)) => (end, other),
+    let (mut end, partner) = match (sought, held) {
+        (Some(Ok(partner)), Some(end)) => (end, partner),
         (sought, held) => {
             if let Some(end) = held {
                 end.leave().await;
@@ -132,7 +132,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
     };
     report.state(
         "paired",
-        json!({"side": end.side(), "with": other.object()}),
+        json!({"side": end.side(), "with": partner.claim.object()}),
     );
     let streams = match &options.command {
         Some(line) => Streams::of_command(line),
@@ -145,7 +145,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
             return Err(e);
         }
     };
-    let mut copy = Copier::new(&mut end, &other, &mut streams);
+    let mut copy = Copier::new(&mut end, partner, &mut streams);
     let ended = tokio::select! {
         biased;
         () = stop.requested() => None,
@@ -184,7 +184,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
 }
 
 /// Takes a free side, and waits for the other end. `held` is our end, also after an error.
-async fn seek(options: &Options, report: &Report, held: &mut Option<End>) -> Result<Claim> {
+async fn seek(options: &Options, report: &Report, held: &mut Option<End>) -> Result<Partner> {
     let deadline = options
         .timeout
         .and_then(|limit| Instant::now().checked_add(limit));
@@ -200,8 +200,8 @@ async fn seek(options: &Options, report: &Report, held: &mut Option<End>) -> Res
                 return Err(late(options));
             }
         };
-        if let Some(other) = met {
-            return Ok(other);
+        if let Some(partner) = met {
+            return Ok(partner);
         }
         sleep(again(0)).await;
     }
@@ -220,7 +220,7 @@ async fn start(
     options: &Options,
     report: &Report,
     deadline: Option<Instant>,
-) -> Result<Option<Claim>> {
+) -> Result<Option<Partner>> {
     let limit = options.timeout.map_or(REACH, |limit| limit.min(REACH));
     let reach = || {
         let reach = Instant::now() + REACH;
@@ -287,7 +287,7 @@ async fn meet(
     mut meeting: Meeting,
     options: &Options,
     report: &Report,
-) -> Result<Option<Claim>> {
+) -> Result<Option<Partner>> {
     report.state("waiting", json!({"side": side.name()}));
     if !report.json && Terminal::of_stderr().is_terminal() {
         say(&format!(
@@ -308,11 +308,21 @@ async fn meet(
                 from: end.claim.id.clone(),
                 to,
                 number: 0,
+                proof: match (kind, &end.secret) {
+                    (LetterKind::Hello, Some(secret)) => secret.public().to_owned(),
+                    _ => String::new(),
+                },
             };
             end.send(letter, Bytes::new())?;
         }
-        if let Some(other) = meeting.paired() {
-            return Ok(Some(other.clone()));
+        if let Some((other, public)) = meeting.paired() {
+            let secret = end.secret.take();
+            let key = secret.and_then(|secret| secret.agree(&end.claim.id, &other.id, public));
+            return Ok(key.map(|key| Partner {
+                claim: other.clone(),
+                public: public.to_owned(),
+                key,
+            }));
         }
         if meeting.is_over(now()) {
             debug!(
