@@ -669,6 +669,42 @@ fn a_command_is_an_end() {
 }
 
 #[test]
+fn an_end_reports_the_code_of_the_command_of_the_other() {
+    let world = World::new();
+    for (line, code) in [("cat; exit 3", 3), ("cat; kill -9 $$", 137), ("exit 0", 0)] {
+        let mut command = End::start(&world, "p", &["-c", line]);
+        let x = End::start(&world, "p", &[]);
+        x.wait("paired");
+        let log = x.process.log.clone();
+        assert_eq!(x.finish().1, 0);
+        assert_eq!(command.process.wait(), code);
+        let last = |log: &str| -> Value {
+            let line = log.lines().last().expect("line");
+            serde_json::from_str(line).expect("json")
+        };
+        let ended = last(&fs::read_to_string(log).expect("log"));
+        assert_eq!(
+            (&ended["code"], &ended["other_code"]),
+            (&0.into(), &code.into()),
+            "{line}"
+        );
+        let ended = last(&command.process.log_text());
+        assert_eq!(
+            (&ended["code"], &ended["other_code"]),
+            (&code.into(), &Value::Null)
+        );
+    }
+    // A command that closes its output, and goes on, is not waited for.
+    let mut command = End::start(&world, "p", &["-c", "exec >&-; cat >/dev/null; exit 4"]);
+    let mut x = End::start(&world, "p", &[]);
+    let mut rest = Vec::new();
+    x.output.read_to_end(&mut rest).expect("read");
+    assert!(rest.is_empty());
+    assert_eq!(x.finish().1, 0);
+    assert_eq!(command.process.wait(), 4);
+}
+
+#[test]
 fn a_command_that_ends_ends_the_pair() {
     let world = World::new();
     let mut command = End::start(&world, "p", &["-c", "echo done; exit 7"]);

@@ -1,6 +1,7 @@
 //! The messages of two ends: their kinds, and what their user properties say.
 
 use crate::model::event::MAX_ID_BYTES;
+use crate::model::json;
 use crate::model::message::Properties;
 
 /// Names of the user properties. Those that Tael knows survive any number of others.
@@ -86,6 +87,20 @@ pub struct Letter {
     pub proof: String,
 }
 
+/// Returns the payload of an end message of an end whose command has ended with `code`; empty without one.
+#[must_use]
+pub fn end_payload(code: Option<u8>) -> String {
+    code.map(|code| format!(r#"{{"code":{code}}}"#))
+        .unwrap_or_default()
+}
+
+/// Returns the code in the payload of an end message, if there is one.
+#[must_use]
+pub fn end_code(payload: &[u8]) -> Option<u8> {
+    let value = json::parse(payload).ok()?;
+    u8::try_from(value.get("code")?.as_u64()?).ok()
+}
+
 impl Letter {
     /// Returns its properties.
     #[must_use]
@@ -143,6 +158,22 @@ mod tests {
                 proof: "p".into(),
             };
             assert_eq!(Letter::parse(&letter.clone().properties()), Some(letter));
+        }
+    }
+
+    #[test]
+    fn an_end_may_say_how_its_command_has_ended() {
+        for code in [None, Some(0), Some(143)] {
+            assert_eq!(end_code(end_payload(code).as_bytes()), code);
+        }
+        for payload in [
+            r#"{"code":256}"#,
+            r#"{"code":"1"}"#,
+            r#"{"code":-1}"#,
+            "1",
+            "{}",
+        ] {
+            assert_eq!(end_code(payload.as_bytes()), None, "{payload}");
         }
     }
 

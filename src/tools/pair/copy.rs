@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::pair::{
-    Broken, Claim, Key, Kind as LetterKind, Letter, MISSING, Received, Transfer,
+    Broken, Claim, Key, Kind as LetterKind, Letter, MISSING, Received, Transfer, end_code,
+    end_payload,
 };
 use crate::tools::pair::end::{End, Heard};
 use crate::tools::pair::streams::{Running, Streams, Taken};
@@ -16,6 +17,10 @@ use crate::tools::pair::streams::{Running, Streams, Taken};
 /// Time for the output of a command to go on, and for its input to be taken, after the command has ended: a
 /// process that it has left behind may hold them.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Maximum time from the end of a command's output to its own end, for which the other end waits: so it
+/// learns the code.
+const CODE: Duration = Duration::from_millis(100);
 
 /// How an end has ended in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,10 @@ pub(super) struct Copier<'a> {
     pub sent: u64,
     /// Bytes for the output that came.
     pub received: u64,
+    /// Exit code of the command of the other end, if it has told that.
+    pub other_code: Option<u8>,
+    /// When to say that our input has ended, although its command still runs.
+    ending: Option<Instant>,
     /// When the other end has been gone for too long.
     missing: Option<Instant>,
     /// What remains of the command, when it has ended.
@@ -74,6 +83,8 @@ impl<'a> Copier<'a> {
             transfer,
             sent: 0,
             received: 0,
+            other_code: None,
+            ending: None,
             missing: None,
             over: None,
         }
@@ -85,7 +96,7 @@ impl<'a> Copier<'a> {
     /// 69 when the pair is broken; 65 and 73 when our input or output fails.
     pub async fn run(&mut self) -> Result<Ended> {
         while !self.transfer.is_done() {
-            let can_read = self.transfer.can_send();
+            let can_read = self.transfer.can_send() && self.ending.is_none();
             let (untaken, drained) = self.deadlines(can_read);
             // In no order: strangers who flood the topic must not hold our own streams.
             tokio::select! {
@@ -104,7 +115,11 @@ impl<'a> Copier<'a> {
                     self.over = Some(Remains { untaken: Instant::now() + DRAIN, drained: None });
                     // What it has taken is known when the writer has ended.
                     self.streams.output = None;
+                    if self.ending.is_some() {
+                        self.say_end()?;
+                    }
                 }
+                () = at(self.ending) => self.say_end()?,
                 () = at(untaken) => self.refuse()?,
                 () = at(drained) => match ready(&mut self.streams.input) {
                     // We stood still meanwhile.
@@ -160,8 +175,25 @@ impl<'a> Copier<'a> {
     /// Our input has ended.
     fn input_ended(&mut self) -> Result<()> {
         self.streams.input = None;
-        match self.transfer.end(b"") {
-            Some(letter) => self.end.send(letter, Bytes::new()),
+        if self
+            .streams
+            .command
+            .as_ref()
+            .is_some_and(|command| !command.has_ended())
+        {
+            self.ending = Some(Instant::now() + CODE);
+            return Ok(());
+        }
+        self.say_end()
+    }
+
+    /// Tells the other end that our input has ended.
+    fn say_end(&mut self) -> Result<()> {
+        self.ending = None;
+        let code = self.streams.command.as_ref().and_then(Running::code);
+        let payload = Bytes::from(end_payload(code));
+        match self.transfer.end(&payload) {
+            Some(letter) => self.end.send(letter, payload),
             None => Ok(()),
         }
     }
@@ -246,7 +278,10 @@ impl<'a> Copier<'a> {
                 }
             }
             // It closes after the last part.
-            Received::End => self.streams.output = None,
+            Received::End => {
+                self.streams.output = None;
+                self.other_code = end_code(&payload);
+            }
             Received::Progress if self.transfer.is_unwanted() => self.streams.input = None,
             Received::Progress => {}
         }

@@ -155,7 +155,10 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
     if !in_order {
         copy.leave();
     }
-    let (sent, received) = (copy.sent, copy.received);
+    let (sent, received, other_code) = (copy.sent, copy.received, copy.other_code);
+    if let Some(code) = other_code {
+        debug!("the command of the other end has ended with code {code}");
+    }
     // The command may still run, with its output closed.
     let command = streams.command.take();
     drop(streams);
@@ -178,7 +181,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
     };
     report.state(
         "ended",
-        json!({"sent": sent, "received": received, "code": code}),
+        json!({"sent": sent, "received": received, "code": code, "other_code": other_code}),
     );
     Ok(code)
 }

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 use tokio::sync::{mpsc, oneshot};
 
@@ -52,8 +53,10 @@ pub(super) struct Streams {
 /// A running command.
 pub(super) struct Running {
     child: Child,
-    /// Comes when it has ended; `None` after that.
-    ended: Option<oneshot::Receiver<()>>,
+    /// Comes with its exit code when it has ended; `None` after that.
+    ended: Option<oneshot::Receiver<Option<u8>>>,
+    /// Its exit code, when that is known.
+    code: Option<u8>,
 }
 
 impl Streams {
@@ -99,12 +102,23 @@ impl Streams {
         let running = Running {
             child,
             ended: Some(ended),
+            code: None,
         };
         spawn("pair-command", move || {
             // It stays a zombie, so that its group has its number until we have ended it.
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-            while waitid(Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR) {}
-            let _ = tell.send(());
+            let status = loop {
+                match waitid(Id::Pid(pid), flags) {
+                    Err(Errno::EINTR) => {}
+                    status => break status,
+                }
+            };
+            let code = match status {
+                Ok(WaitStatus::Exited(_, code)) => Some(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
+                _ => None,
+            };
+            let _ = tell.send(code.and_then(|code| u8::try_from(code).ok()));
         })?;
         Self::new(input.into(), output.into(), Some(running))
     }
@@ -132,9 +146,19 @@ impl Running {
     /// Returns when the command has ended. Cancel safe.
     pub async fn ended(&mut self) {
         if let Some(ended) = &mut self.ended {
-            let _ = ended.await;
+            self.code = ended.await.ok().flatten();
             self.ended = None;
         }
+    }
+
+    /// Returns whether [`Self::ended`] has returned.
+    pub const fn has_ended(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Returns its exit code, 128+signal for a death by signal, if it is known.
+    pub const fn code(&self) -> Option<u8> {
+        self.code
     }
 
     /// Ends what is left of its process group, and returns its exit code, 128+signal for a death by signal.
