@@ -1,48 +1,154 @@
 //! Bodies: what a client sends, within its limits, and what an answer holds.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::timeout;
+use hyper::body::{Body as Frames, Frame, Incoming, SizeHint};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::net::http::{MAX_BODY, Response};
+use crate::net::http::{MAX_BODY, Response, event};
 
 /// Memory reserved for a body before its bytes come, at most, bytes: a client may say a length and
 /// send nothing.
 const FIRST: u64 = 8 * 1024;
 
 /// The body of an answer.
-pub(super) struct Whole(Option<Bytes>);
+pub enum Body {
+    /// All of it.
+    Whole(Bytes),
+    /// What comes from a bounded channel, until it closes, the server stops or the client leaves.
+    /// The sender then finds the channel closed. It ends the connection.
+    Stream {
+        /// Where its bytes come from.
+        bytes: mpsc::Receiver<Bytes>,
+        /// Whether these are events: then [`event::ALIVE`] goes out after
+        /// [`alive`](crate::net::http::Times::alive) without one.
+        is_events: bool,
+    },
+}
 
-impl Whole {
-    pub(super) fn new(body: Bytes) -> Self {
-        Self((!body.is_empty()).then_some(body))
+impl Body {
+    /// Returns the bytes of a whole body; of a stream there are none.
+    #[must_use]
+    pub fn whole(&self) -> &[u8] {
+        match self {
+            Self::Whole(bytes) => bytes,
+            Self::Stream { .. } => &[],
+        }
+    }
+
+    /// Returns whether it is a stream.
+    #[must_use]
+    pub const fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. })
     }
 }
 
-impl Body for Whole {
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(bytes) => f.debug_tuple("Whole").field(bytes).finish(),
+            Self::Stream { is_events, .. } => {
+                let mut shown = f.debug_struct("Stream");
+                shown.field("is_events", is_events).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// A body on its way out.
+pub(super) enum Outgoing {
+    Whole(Option<Bytes>),
+    Stream(Box<Stream>),
+}
+
+/// A stream on its way out.
+pub(super) struct Stream {
+    bytes: mpsc::Receiver<Bytes>,
+    /// Ends when the server stops.
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Runs while there is nothing to say, if something is said then.
+    silence: Option<(Duration, Pin<Box<Sleep>>)>,
+    has_ended: bool,
+}
+
+impl Outgoing {
+    pub(super) fn new(body: Body, alive: Duration, mut stop: watch::Receiver<bool>) -> Self {
+        match body {
+            Body::Whole(bytes) => Self::Whole((!bytes.is_empty()).then_some(bytes)),
+            Body::Stream { bytes, is_events } => Self::Stream(Box::new(Stream {
+                bytes,
+                stop: Box::pin(async move {
+                    let _ = stop.wait_for(|stop| *stop).await;
+                }),
+                silence: is_events.then(|| (alive, Box::pin(sleep(alive)))),
+                has_ended: false,
+            })),
+        }
+    }
+}
+
+impl Stream {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.has_ended || self.stop.as_mut().poll(cx).is_ready() {
+            self.has_ended = true;
+            self.bytes.close();
+            return Poll::Ready(None);
+        }
+        let next = match self.bytes.poll_recv(cx) {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                let silence = self.silence.as_mut();
+                match silence.map(|(_, silence)| silence.as_mut().poll(cx)) {
+                    Some(Poll::Ready(())) => Some(Bytes::from_static(event::ALIVE)),
+                    _ => return Poll::Pending,
+                }
+            }
+        };
+        self.has_ended = next.is_none();
+        if let Some((alive, silence)) = &mut self.silence {
+            silence.as_mut().reset(Instant::now() + *alive);
+        }
+        Poll::Ready(next)
+    }
+}
+
+impl Frames for Outgoing {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        let next = match self.get_mut() {
+            Self::Whole(bytes) => Poll::Ready(bytes.take()),
+            Self::Stream(stream) => stream.poll(cx),
+        };
+        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_none()
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Stream(stream) => stream.has_ended,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let length = self.0.as_ref().map_or(0, Bytes::len);
-        SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
+        match self {
+            Self::Whole(bytes) => {
+                let length = bytes.as_ref().map_or(0, Bytes::len);
+                SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
+            }
+            Self::Stream(_) => SizeHint::default(),
+        }
     }
 }
 

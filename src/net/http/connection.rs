@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::net::http::body::{self, Whole};
+use crate::net::http::body::{self, Outgoing};
 use crate::net::http::io::Patient;
+use crate::net::http::seat::Seat;
 use crate::net::http::timer::Clock;
 use crate::net::http::{Head, MAX_BODY, MAX_FIELDS, MAX_HEAD, Response, Service, Times};
 
@@ -34,13 +35,24 @@ pub(super) async fn run<S: Service>(
     service: Arc<S>,
     times: Times,
     mut stop: watch::Receiver<bool>,
+    seat: Seat,
 ) {
+    let seat = Arc::new(seat);
+    let stopped = stop.clone();
     let each = service_fn(|request: Request<Incoming>| {
-        let service = Arc::clone(&service);
+        let (service, seat, stop) = (Arc::clone(&service), Arc::clone(&seat), stopped.clone());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
-            let response = respond(request, peer, &*service, times).await;
+            let mut response = respond(request, peer, &*service, times, &seat).await;
+            if response.body.is_stream()
+                && let Err(full) = seat.lengthen()
+            {
+                response = full;
+            }
+            if seat.is_long() {
+                response = response.last();
+            }
             service.answered(response.status);
-            Ok::<_, std::convert::Infallible>(converted(response))
+            Ok::<_, std::convert::Infallible>(converted(response, times, stop))
         });
         answer
     });
@@ -51,7 +63,7 @@ pub(super) async fn run<S: Service>(
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
         .max_buf_size(BUFFER)
-        .serve_connection(Patient::new(stream, times.stall), each);
+        .serve_connection(Patient::new(stream, times.stall, Arc::clone(&seat)), each);
     let ended = tokio::select! {
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
         _ = stop.wait_for(|stop| *stop) => None,
@@ -92,6 +104,7 @@ async fn respond<S: Service>(
     peer: Option<IpAddr>,
     service: &S,
     times: Times,
+    seat: &Seat,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let hosts = parts.headers.get_all(HOST).iter().count();
@@ -117,7 +130,7 @@ async fn respond<S: Service>(
         };
     }
     match body::read(body, times.body).await {
-        Ok(body) => service.answer(head, body).await,
+        Ok(body) => service.answer(head, body, seat).await,
         Err(refused) => refused.last(),
     }
 }
@@ -127,8 +140,12 @@ fn body_is_empty(body: &Incoming) -> bool {
 }
 
 /// Returns the answer as the library writes it. Of a field that no header can have, there is none.
-fn converted(response: Response) -> hyper::Response<Whole> {
-    let mut converted = hyper::Response::new(Whole::new(response.body));
+fn converted(
+    response: Response,
+    times: Times,
+    stop: watch::Receiver<bool>,
+) -> hyper::Response<Outgoing> {
+    let mut converted = hyper::Response::new(Outgoing::new(response.body, times.alive, stop));
     *converted.status_mut() =
         StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in response.fields {

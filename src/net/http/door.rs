@@ -4,16 +4,16 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::error::{Error, Result};
+use crate::net::http::seat::{Counts, Seat, Seats};
 use crate::net::http::{Address, MAX_CONNECTIONS, Service, Times, connection};
 use crate::os::socket;
 
@@ -34,15 +34,6 @@ const MAX_REFUSALS: usize = 64;
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
     Content-Length: 33\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
     {\"error\":\"too many connections\"}\n";
-
-/// Numbers about the connections of a server.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Connections there are.
-    pub open: AtomicU64,
-    /// Connections that were one too many.
-    pub refused: AtomicU64,
-}
 
 /// An open listener.
 #[derive(Debug)]
@@ -115,8 +106,8 @@ impl Listener {
     }
 }
 
-/// Serves the listeners until `stop` is true. Then no connection is accepted any more, and answers
-/// that are being made end within [`Times::stop`].
+/// Serves the listeners until `stop` is true. Then no connection is accepted any more, streams
+/// end, and answers that are being made end within [`Times::stop`].
 pub async fn serve<S: Service>(
     listeners: Vec<Listener>,
     service: Arc<S>,
@@ -124,15 +115,14 @@ pub async fn serve<S: Service>(
     counts: Arc<Counts>,
     stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let seats = Seats::new(Arc::clone(&counts));
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     let mut tasks = Vec::new();
     for listener in listeners {
         let door = Door {
-            places: Arc::clone(&places),
+            seats: seats.clone(),
             refusals: Arc::clone(&refusals),
             service: Arc::clone(&service),
-            counts: Arc::clone(&counts),
             times,
             stop: stop.clone(),
         };
@@ -141,29 +131,15 @@ pub async fn serve<S: Service>(
     for task in tasks {
         let _ = task.await;
     }
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-    if timeout(times.stop, places.acquire_many(all)).await.is_err() {
+    if !seats.are_free(times.stop).await {
         warn!("some HTTP clients did not read their answers in time; closing their connections");
     }
 }
 
-/// A connection that counts as open until this is dropped.
-struct Place {
-    _permit: OwnedSemaphorePermit,
-    counts: Arc<Counts>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.counts.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Door<S> {
-    places: Arc<Semaphore>,
+    seats: Seats,
     refusals: Arc<Semaphore>,
     service: Arc<S>,
-    counts: Arc<Counts>,
     times: Times,
     stop: watch::Receiver<bool>,
 }
@@ -192,20 +168,12 @@ impl<S: Service> Door<S> {
                     continue;
                 }
             };
-            match Arc::clone(&self.places).try_acquire_owned() {
-                Ok(permit) => {
-                    self.counts.open.fetch_add(1, Ordering::Relaxed);
-                    let place = Place {
-                        _permit: permit,
-                        counts: Arc::clone(&self.counts),
-                    };
-                    match stream {
-                        Stream::Tcp(stream, peer) => self.take(stream, Some(peer), place),
-                        Stream::Unix(stream) => self.take(stream, None, place),
-                    }
-                }
-                Err(_) => {
-                    self.counts.refused.fetch_add(1, Ordering::Relaxed);
+            match self.seats.take() {
+                Some(seat) => match stream {
+                    Stream::Tcp(stream, peer) => self.take(stream, Some(peer), seat),
+                    Stream::Unix(stream) => self.take(stream, None, seat),
+                },
+                None => {
                     warn_of(format_args!(
                         "{MAX_CONNECTIONS} HTTP connections are open: refusing more"
                     ));
@@ -222,13 +190,12 @@ impl<S: Service> Door<S> {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: Option<IpAddr>,
-        place: Place,
+        seat: Seat,
     ) {
         let service = Arc::clone(&self.service);
         let (times, stop) = (self.times, self.stop.clone());
         tokio::spawn(async move {
-            connection::run(stream, peer, service, times, stop).await;
-            drop(place);
+            connection::run(stream, peer, service, times, stop, seat).await;
         });
     }
 

@@ -1,8 +1,9 @@
 //! Reading and writing of the library over a stream of the runtime, with a limit on clients that do
-//! not read.
+//! not read, and an eye on those that leave.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,23 +11,35 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use crate::net::http::MAX_HEAD;
+use crate::net::http::seat::Seat;
+
 /// Maximum number of bytes to read at once.
 const CHUNK: usize = 8 * 1024;
 
-/// A stream whose writes fail when the other side takes nothing for a while.
+/// Maximum number of bytes that a client may send during a long answer, where no request follows.
+const MAX_ASIDE: usize = 4 * MAX_HEAD;
+
+/// A stream whose writes fail when the other side takes nothing for a while. During a long answer
+/// they fail too when the other side has closed.
 pub(super) struct Patient<S> {
     stream: S,
     stall: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    seat: Arc<Seat>,
+    /// Bytes that came during a long answer.
+    aside: usize,
 }
 
 impl<S> Patient<S> {
-    pub(super) const fn new(stream: S, stall: Duration) -> Self {
+    pub(super) const fn new(stream: S, stall: Duration, seat: Arc<Seat>) -> Self {
         Self {
             stream,
             stall,
             waiting: None,
+            seat,
+            aside: 0,
         }
     }
 
@@ -51,6 +64,27 @@ impl<S> Patient<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Patient<S> {
+    /// Looks whether the client has left a long answer. The library does not read then.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.seat.is_long() {
+            return Ok(());
+        }
+        let mut bytes = [0; 512];
+        loop {
+            let mut own = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut own) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(read) => read?,
+            }
+            self.aside += own.filled().len();
+            if own.filled().is_empty() || self.aside > MAX_ASIDE {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> Read for Patient<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -66,7 +100,7 @@ impl<S: AsyncRead + Unpin> Read for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Write for Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for Patient<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -79,6 +113,7 @@ impl<S: AsyncWrite + Unpin> Write for Patient<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let own = self.get_mut();
+        own.watch(cx)?;
         let polled = Pin::new(&mut own.stream).poll_flush(cx);
         own.limited(cx, polled)
     }

@@ -5,7 +5,9 @@ mod address;
 mod body;
 mod connection;
 mod door;
+pub mod event;
 mod io;
+mod seat;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -15,12 +17,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 pub use address::Address;
-pub use door::{Counts, Listener, serve};
+pub use body::Body;
+pub use door::{Listener, serve};
+pub use seat::{Counts, Seat};
 
-/// Maximum number of connections. Others are answered with 503, and closed.
+/// Maximum number of connections, without those with a long answer. Others are answered with 503, and
+/// closed.
 pub const MAX_CONNECTIONS: usize = 64;
+
+/// Maximum number of connections with a long answer: streams, and requests that wait for an end. Others
+/// are answered with 503.
+pub const MAX_LONG: usize = 256;
 
 /// Maximum size of the request line and the header fields together, bytes; more is answered with 431.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -41,6 +51,8 @@ pub struct Times {
     pub body: Duration,
     /// For which a client may read nothing of an answer that waits for it.
     pub stall: Duration,
+    /// Without an event after which a stream of events shows that it is alive.
+    pub alive: Duration,
     /// For which a connection is read after an answer that ends it, so that the client gets that
     /// answer (RFC 9112, section 9.6).
     pub linger: Duration,
@@ -54,6 +66,7 @@ impl Default for Times {
             head: Duration::from_secs(10),
             body: Duration::from_secs(10),
             stall: Duration::from_secs(10),
+            alive: Duration::from_secs(15),
             linger: Duration::from_secs(1),
             stop: Duration::from_secs(5),
         }
@@ -85,14 +98,14 @@ impl Head {
 }
 
 /// An answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Response {
     /// Status code, 200 to 599.
     pub status: u16,
     /// Header fields. The server adds the length and the date.
     pub fields: Vec<(&'static str, String)>,
     /// Body.
-    pub body: Bytes,
+    pub body: Body,
 }
 
 impl Response {
@@ -105,8 +118,34 @@ impl Response {
                 ("cache-control", "no-store".to_owned()),
                 ("x-content-type-options", "nosniff".to_owned()),
             ],
-            body: body.into(),
+            body: Body::Whole(body.into()),
         }
+    }
+
+    /// Returns an answer with the bytes that come from a channel.
+    #[must_use]
+    pub fn stream(media: &'static str, bytes: mpsc::Receiver<Bytes>) -> Self {
+        let body = Body::Stream {
+            bytes,
+            is_events: false,
+        };
+        Self {
+            body,
+            ..Self::new(200, media, Bytes::new())
+        }
+    }
+
+    /// Returns an answer with events, as [`event::encoded`] makes them, that come from a channel.
+    #[must_use]
+    pub fn events(events: mpsc::Receiver<Bytes>) -> Self {
+        let body = Body::Stream {
+            bytes: events,
+            is_events: true,
+        };
+        let empty = Self::new(200, "text/event-stream", Bytes::new());
+        // Otherwise nginx keeps events back.
+        let empty = empty.with("x-accel-buffering", "no");
+        Self { body, ..empty }
     }
 
     /// Returns an answer with a JSON object.
@@ -143,8 +182,10 @@ pub trait Service: Send + Sync + 'static {
     /// The answer to a request that is refused; its body is not read.
     fn admit(&self, head: &Head) -> Result<(), Response>;
 
-    /// Answers a request that was admitted.
-    fn answer(&self, head: Head, body: Bytes) -> impl Future<Output = Response> + Send;
+    /// Answers a request that was admitted. An answer that waits long takes another `seat` first. It
+    /// is dropped when its client leaves then.
+    fn answer(&self, head: Head, body: Bytes, seat: &Seat)
+    -> impl Future<Output = Response> + Send;
 
     /// Looks at every answer that goes out, refusals of the server included.
     fn answered(&self, status: u16);

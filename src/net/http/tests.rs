@@ -1,11 +1,11 @@
 //! The server in process: clients that are slow, broken or many.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +20,8 @@ struct Echo {
     answers: AtomicU64,
     begun: Notify,
     go: Notify,
+    /// Senders of the streams that were answered.
+    streams: Mutex<Vec<mpsc::Sender<Bytes>>>,
 }
 
 impl Service for Echo {
@@ -30,8 +32,24 @@ impl Service for Echo {
         }
     }
 
-    async fn answer(&self, head: Head, body: Bytes) -> Response {
+    async fn answer(&self, head: Head, body: Bytes, seat: &Seat) -> Response {
+        let stream = || {
+            let (sender, bytes) = mpsc::channel(4);
+            self.streams.lock().expect("lock").push(sender);
+            bytes
+        };
         match head.path.as_str() {
+            "/stream" => return Response::stream("text/plain", stream()),
+            "/events" => return Response::events(stream()),
+            "/wait" => {
+                if let Err(full) = seat.lengthen() {
+                    return full;
+                }
+                // Dropped with the request.
+                let _bytes = stream();
+                self.begun.notify_one();
+                self.go.notified().await;
+            }
             "/later" => {
                 self.begun.notify_one();
                 self.go.notified().await;
@@ -97,6 +115,7 @@ impl Server {
             head: short,
             body: short,
             stall: short,
+            alive: short,
             linger: short,
             stop: PATIENCE,
         })
@@ -500,4 +519,160 @@ async fn a_unix_socket_is_served_and_removed() {
     stop.send_replace(true);
     timeout(PATIENCE, task).await.expect("end").expect("task");
     assert!(!path.exists());
+}
+
+impl Server {
+    async fn wait_long(&self, count: u64) {
+        let there = async {
+            while self.counts.long.load(Ordering::Relaxed) != count {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, there).await.expect("long answers");
+    }
+
+    /// Requests `path`, which is a stream, and returns it with its sender when its head has come.
+    async fn stream(&self, path: &str) -> (TcpStream, mpsc::Sender<Bytes>) {
+        let mut stream = self.connect().await;
+        let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(get.as_bytes()).await.expect("request");
+        let head = until(&mut stream, "\r\n\r\n").await;
+        status(&head, 200);
+        assert!(head.contains("connection: close"), "{head}");
+        let sender = self.echo.streams.lock().expect("lock").pop();
+        (stream, sender.expect("sender"))
+    }
+}
+
+#[tokio::test]
+async fn a_stream_comes_piece_by_piece() {
+    let server = Server::start(Times::default()).await;
+    let (mut stream, sender) = server.stream("/events").await;
+    for n in 0..10 {
+        let event = event::encoded("n", Some(n), &n.to_string());
+        sender.send(event).await.expect("sent");
+        // It is here before the next is made.
+        let came = until(&mut stream, &format!("data: {n}\n\n\r\n")).await;
+        assert!(came.contains(&format!("event: n\nid: {n}\n")), "{came}");
+    }
+    drop(sender);
+    assert!(rest(&mut stream).await.ends_with("0\r\n\r\n"));
+    // Old clients get the bytes, and the end is the end of the connection.
+    let mut stream = server.connect().await;
+    let get = b"GET /stream HTTP/1.0\r\n\r\n";
+    stream.write_all(get).await.expect("request");
+    until(&mut stream, "\r\n\r\n").await;
+    let sender = server.echo.streams.lock().expect("lock").pop();
+    let sender = sender.expect("sender");
+    for text in ["a", "b"] {
+        sender.send(text.into()).await.expect("sent");
+        assert_eq!(until(&mut stream, text).await, text);
+    }
+    drop(sender);
+    assert_eq!(rest(&mut stream).await, "");
+    // Of a stream there is a head too.
+    let head = server
+        .exchange("HEAD /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await;
+    status(&head, 200);
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
+    server.wait_long(0).await;
+}
+
+#[tokio::test]
+async fn streams_leave_room_for_requests_and_have_a_limit() {
+    let server = Server::start(Times::default()).await;
+    let mut open = Vec::new();
+    for _ in 0..MAX_LONG {
+        open.push(server.stream("/events").await);
+    }
+    server.wait_long(MAX_LONG as u64).await;
+    server.wait_open(0).await;
+    for path in ["/events", "/stream", "/wait"] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = server.exchange(request).await;
+        status(&answer, 503);
+        assert!(answer.contains("retry-after: 1"), "{answer}");
+    }
+    let mut short = server.connect().await;
+    short.write_all(POST.as_bytes()).await.expect("request");
+    status(&until(&mut short, ANSWER).await, 200);
+    for (_, sender) in &open {
+        sender.send("data: a\n\n".into()).await.expect("sent");
+    }
+    for (stream, _) in &mut open {
+        until(stream, "data: a\n\n").await;
+    }
+    drop(open.pop());
+    server.wait_long(MAX_LONG as u64 - 1).await;
+    open.push(server.stream("/events").await);
+    // A stop ends them all.
+    let senders: Vec<_> = open.iter().map(|(_, sender)| sender.clone()).collect();
+    server.stop.send_replace(true);
+    for (stream, _) in &mut open {
+        rest(stream).await;
+    }
+    for sender in senders {
+        timeout(PATIENCE, sender.closed()).await.expect("closed");
+    }
+    timeout(PATIENCE, server.task)
+        .await
+        .expect("end")
+        .expect("task");
+}
+
+#[tokio::test]
+async fn clients_that_leave_a_long_answer_are_noticed() {
+    let server = Server::start(Times::default()).await;
+    for path in ["/stream", "/events"] {
+        let (stream, sender) = server.stream(path).await;
+        drop(stream);
+        // Nothing is written meanwhile.
+        timeout(PATIENCE, sender.closed()).await.expect("closed");
+    }
+    let mut stream = server.connect().await;
+    let get = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(get).await.expect("request");
+    let begun = server.echo.begun.notified();
+    timeout(PATIENCE, begun).await.expect("begun");
+    let sender = server.echo.streams.lock().expect("lock").pop();
+    drop(stream);
+    let sender = sender.expect("sender");
+    timeout(PATIENCE, sender.closed()).await.expect("closed");
+    server.wait_long(0).await;
+    // A request behind a long answer is not answered, and one that waits gets its answer.
+    let mut stream = server.connect().await;
+    stream.write_all(get).await.expect("request");
+    let begun = server.echo.begun.notified();
+    timeout(PATIENCE, begun).await.expect("begun");
+    stream.write_all(POST.as_bytes()).await.expect("request");
+    server.echo.go.notify_one();
+    let all = rest(&mut stream).await;
+    status(&all, 200);
+    assert!(all.ends_with("<GET /wait? >"), "{all}");
+    // A flood behind it ends the connection.
+    let (mut stream, sender) = server.stream("/stream").await;
+    let flood = async { while stream.write_all(&[b'x'; 4096]).await.is_ok() {} };
+    timeout(PATIENCE, flood).await.expect("closed");
+    timeout(PATIENCE, sender.closed()).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_ends() {
+    let server = Server::hasty().await;
+    let (_stream, sender) = server.stream("/stream").await;
+    let piece = Bytes::from(vec![b'x'; MAX_BODY]);
+    let fill = async { while sender.send(piece.clone()).await.is_ok() {} };
+    timeout(PATIENCE, fill).await.expect("closed");
+    server.wait_long(0).await;
+    // One that has nothing to say stays.
+    let (mut stream, sender) = server.stream("/stream").await;
+    sleep(Duration::from_secs(1)).await;
+    sender.send("here".into()).await.expect("sent");
+    assert_eq!(until(&mut stream, "here").await, "4\r\nhere");
+    // Events show that they are alive.
+    let (mut stream, sender) = server.stream("/events").await;
+    let alive = "9\r\n: alive\n\n\r\n".repeat(3);
+    assert_eq!(until(&mut stream, &alive).await, alive);
+    drop(sender);
 }

@@ -52,6 +52,12 @@ impl Metrics {
             of(&connections.open),
         );
         one(
+            "tael_gateway_long_answers",
+            "gauge",
+            "Streams and waiting requests.",
+            of(&connections.long),
+        );
+        one(
             "tael_gateway_connections_refused_total",
             "counter",
             "HTTP connections beyond the limit.",

@@ -18,7 +18,7 @@ use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::{printable, printable_bytes};
 use crate::model::url;
-use crate::net::http::{Counts, Head, Response, Service};
+use crate::net::http::{Counts, Head, Response, Seat, Service};
 use crate::net::mqtt::Audience;
 use crate::os::host;
 use crate::tools::gateway::metrics::{self, Metrics};
@@ -100,14 +100,14 @@ impl Service for Gateway {
     fn admit(&self, head: &Head) -> Result<(), Response> {
         let admitted = self.check(head);
         if let Err(refused) = &admitted {
-            let (status, cause) = (refused.status, printable_bytes(&refused.body, SHOWN));
+            let (status, cause) = (refused.status, printable_bytes(refused.body.whole(), SHOWN));
             let path = printable(&head.path, SHOWN);
             debug!("{} {path}: {status} {cause}", head.method);
         }
         admitted
     }
 
-    async fn answer(&self, head: Head, body: Bytes) -> Response {
+    async fn answer(&self, head: Head, body: Bytes, _: &Seat) -> Response {
         let response = match route(&head) {
             Ok(Route::Health) => self.health(),
             Ok(Route::Metrics) => {
