@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::gateway::topics::Topics;
 use crate::net::http::Address;
+use crate::os::paths;
 use crate::tools::gateway::{self, Options};
+use crate::tools::work::Scope;
 
 /// Shortest and longest `--timeout`. A broker needs some time, and callers wait no longer.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -46,6 +48,13 @@ pub struct Gateway {
     /// Answer 503 when no client subscribes to the topic, so far as the broker says
     #[arg(long)]
     need_listener: bool,
+    /// Let callers end runs and control pipelines; needs --token-file. Otherwise they only send
+    /// messages and read
+    #[arg(long)]
+    control: bool,
+    /// State folder with the runs that callers see [default: as that of a client]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Report all mistakes in the configuration, and exit; listens on nothing
     #[arg(long)]
     check: bool,
@@ -116,6 +125,13 @@ impl Gateway {
                 }
             }
         }
+        if self.control && self.token_file.is_none() {
+            mistakes.note(Error::usage("--control needs --token-file"));
+        }
+        let state = match self.state {
+            Some(state) => Some(state),
+            None => mistakes.keep(paths::state_dir()),
+        };
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.timeout) {
             mistakes.note(Error::usage("--timeout is 100ms to 5m"));
         }
@@ -128,6 +144,11 @@ impl Gateway {
             rate: self.rate,
             timeout: self.timeout,
             need_listener: self.need_listener,
+            scope: Scope {
+                state: state?,
+                who: None,
+            },
+            control: self.control,
         })
     }
 }

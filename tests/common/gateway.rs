@@ -35,6 +35,12 @@ impl Answer {
         }
     }
 
+    /// Returns its body, which is JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
     /// Returns the id of an event that was accepted.
     #[track_caller]
     pub fn id(&self) -> String {
@@ -112,6 +118,12 @@ impl Gateway {
         Answer::parse(&self.exchange(request))
     }
 
+    /// Sends a request without a body, with more header fields.
+    #[track_caller]
+    pub fn ask(&self, line: &str, fields: &[(&str, &str)]) -> Answer {
+        Answer::parse(&self.exchange(request(line, fields)))
+    }
+
     /// Posts a JSON object, with more header fields.
     #[track_caller]
     pub fn post(&self, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
@@ -134,6 +146,15 @@ fn exchange(address: &str, request: &[u8]) -> std::io::Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Returns a request without a body that ends its connection; `line` is method and path.
+pub fn request(line: &str, fields: &[(&str, &str)]) -> String {
+    let more: String = fields
+        .iter()
+        .map(|(n, v)| format!("{n}: {v}\r\n"))
+        .collect();
+    format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n")
 }
 
 /// Returns a POST that ends its connection.

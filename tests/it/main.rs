@@ -44,6 +44,7 @@ mod foreign_state;
 mod fuzz;
 mod gateway;
 mod gateway_http;
+mod gateway_units;
 mod help;
 mod hostile_text;
 mod identity;

@@ -1,9 +1,12 @@
 //! `tael gateway`: HTTP requests become messages.
 
+mod blocking;
 mod metrics;
+mod output;
 mod publisher;
 mod routes;
 mod tokens;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,8 +27,10 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 use crate::tools::message::sender;
+use crate::tools::work::Scope;
 use publisher::{Link, Publisher, jobs};
 use routes::Gateway;
+use units::Units;
 
 pub use tokens::read as read_tokens;
 
@@ -48,6 +53,10 @@ pub struct Options {
     pub timeout: Duration,
     /// Whether a message without a subscriber is a failure.
     pub need_listener: bool,
+    /// Where the units of this host are.
+    pub scope: Scope,
+    /// Whether callers with a token may end units and control pipelines.
+    pub control: bool,
 }
 
 /// Serves until it is stopped.
@@ -91,6 +100,7 @@ async fn gateway(options: &Options) -> Result<()> {
     let (jobs, mut waiting) = jobs();
     let link = Arc::new(Link::new());
     let connections = Arc::<Counts>::default();
+    let (stopping, stopped) = watch::channel(false);
     let gateway = Arc::new(Gateway {
         tokens: tokens.map(RwLock::new),
         rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
@@ -102,8 +112,9 @@ async fn gateway(options: &Options) -> Result<()> {
         link: Arc::clone(&link),
         metrics: metrics::Metrics::default(),
         connections: Arc::clone(&connections),
+        units: Units::new(options.scope.clone(), stopped.clone()),
+        control: options.control,
     });
-    let (stopping, stopped) = watch::channel(false);
     let times = Times::default();
     let server = serve(listeners, Arc::clone(&gateway), times, connections, stopped);
     let mut server = tokio::spawn(server);

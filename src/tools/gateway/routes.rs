@@ -23,6 +23,7 @@ use crate::net::mqtt::Audience;
 use crate::os::host;
 use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::publisher::{Failed, Job, Link};
+use crate::tools::gateway::units::{Place, Units};
 
 /// Time after which callers try again while the broker is away, seconds.
 const RETRY_AFTER: &str = "5";
@@ -56,6 +57,10 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// Numbers about connections.
     pub connections: Arc<Counts>,
+    /// Units of this host.
+    pub units: Units,
+    /// Whether callers may do more than send messages and read.
+    pub control: bool,
 }
 
 /// Where a request goes.
@@ -64,6 +69,7 @@ enum Route {
     Health,
     Metrics,
     Topic(String),
+    Unit(Place),
 }
 
 /// Returns where a request goes.
@@ -74,14 +80,19 @@ fn route(head: &Head) -> Result<Route, Response> {
     let (found, methods): (_, &[&str]) = match head.path.as_str() {
         "/healthz" => (Some(Route::Health), &["GET", "HEAD"]),
         "/metrics" => (Some(Route::Metrics), &["GET", "HEAD"]),
-        path => match path.strip_prefix("/t/") {
-            Some(topic) => {
+        path => {
+            if let Some(topic) = path.strip_prefix("/t/") {
                 let topic = url::decoded(topic.as_bytes());
                 let wrong = || Response::error(400, "the path is not percent-encoded text");
                 (Some(Route::Topic(topic.ok_or_else(wrong)?)), &["POST"])
+            } else if let Some((place, methods)) =
+                path.strip_prefix("/units/").and_then(Place::parse)
+            {
+                (Some(Route::Unit(place)), methods)
+            } else {
+                (None, &[])
             }
-            None => (None, &[]),
-        },
+        }
     };
     let Some(found) = found else {
         return Err(Response::error(404, "there is nothing here"));
@@ -107,7 +118,7 @@ impl Service for Gateway {
         admitted
     }
 
-    async fn answer(&self, head: Head, body: Bytes, _: &Seat) -> Response {
+    async fn answer(&self, head: Head, body: Bytes, seat: &Seat) -> Response {
         let response = match route(&head) {
             Ok(Route::Health) => self.health(),
             Ok(Route::Metrics) => {
@@ -115,6 +126,7 @@ impl Service for Gateway {
                 Response::new(200, metrics::MEDIA, text)
             }
             Ok(Route::Topic(topic)) => self.publish(&head, topic, &body).await,
+            Ok(Route::Unit(place)) => self.units.answer(&head, &place, seat).await,
             Err(refused) => refused,
         };
         let path = printable(&head.path, SHOWN);
@@ -170,13 +182,25 @@ impl Gateway {
         } else {
             self.limit(address)?;
         }
-        if let Route::Topic(topic) = route(head)? {
-            self.topics.check(&topic).map_err(|refusal| match refusal {
+        match route(head)? {
+            Route::Topic(topic) => self.topics.check(&topic).map_err(|refusal| match refusal {
                 Refusal::Wrong(cause) => Response::error(400, &cause),
                 Refusal::Forbidden(cause) => Response::error(403, &cause),
-            })?;
+            }),
+            Route::Unit(_) if !reads => self.controls(),
+            Route::Unit(_) | Route::Health | Route::Metrics => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Looks whether callers may control what runs. They have shown a token then.
+    fn controls(&self) -> Result<(), Response> {
+        match self.control && self.tokens.is_some() {
+            true => Ok(()),
+            false => Err(Response::error(
+                403,
+                "the gateway only reads: see --control",
+            )),
+        }
     }
 
     /// Counts a request of `caller`.
@@ -299,6 +323,7 @@ fn id_of(head: &Head) -> Result<String, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::work::Scope;
 
     fn head(method: &str, path: &str, fields: &[(&str, &str)]) -> Head {
         let fields = fields.iter();
@@ -324,6 +349,14 @@ mod tests {
             link: Arc::new(Link::new()),
             metrics: Metrics::default(),
             connections: Arc::default(),
+            units: Units::new(
+                Scope {
+                    state: "/nowhere".into(),
+                    who: None,
+                },
+                tokio::sync::watch::channel(false).1,
+            ),
+            control: false,
         }
     }
 
@@ -436,6 +469,11 @@ mod tests {
             ("POST", "/t/other/a", 403),
             ("POST", "/t/$SYS/a", 403),
             ("POST", "/t/lab/infrastructure/pipelines/x/control", 403),
+            ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD", 0),
+            ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout", 0),
+            ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/x", 404),
+            ("DELETE", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout", 405),
+            ("DELETE", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD", 403),
             ("POST", "/t/lab/%69nfrastructure/pipelines/x/control", 403),
         ] {
             let found = status(&gateway, &head(method, path, &[LOCAL]));

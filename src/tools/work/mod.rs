@@ -9,6 +9,7 @@ mod results;
 mod retry;
 mod show;
 pub mod submit;
+pub mod unit;
 mod walk;
 
 use std::fs;

@@ -130,11 +130,11 @@ fn all_attempts(found: &Found) -> Result<Vec<Value>> {
     Ok(list)
 }
 
-/// Prints everything known about the unit.
+/// Returns everything known about the unit.
 ///
 /// # Errors
-/// When its state cannot be read, or stdout cannot be written.
-pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
+/// When its state cannot be read.
+pub(super) fn whole_report(found: &Found) -> Result<Value> {
     let (state, outcome) = effective(&found.pipeline, &found.record)?;
     let unit = &found.record.unit;
     let mut report = report(
@@ -181,6 +181,15 @@ pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
             ),
         ]);
     }
+    Ok(report)
+}
+
+/// Prints everything known about the unit.
+///
+/// # Errors
+/// When its state cannot be read, or stdout cannot be written.
+pub(super) fn status(found: &Found, json: bool) -> Result<ExitCode> {
+    let report = whole_report(found)?;
     if json {
         crate::tools::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
