@@ -43,6 +43,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("hyper", &["net/http/"]),
     ("rusqlite", &["store/ledger/", "store/view.rs"]),
     ("quick_xml", &["model/gateway/xmlrpc/"]),
+    ("rust_sugiyama", &["model/drawing/"]),
     ("regex_lite", &["model/gateway/rules/"]),
 ];
 

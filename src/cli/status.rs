@@ -27,8 +27,8 @@ pub struct Status {
     /// Print a JSON array, one object a pipeline
     #[arg(long, conflicts_with = "graph")]
     json: bool,
-    /// Draw which pipeline starts which: mermaid or dot
-    #[arg(long, value_parser = one_of(graph, &["mermaid", "dot"]), value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
+    /// Draw which pipeline starts which: mermaid, dot or svg
+    #[arg(long, value_parser = one_of(graph, &["mermaid", "dot", "svg"]), value_name = "FORM", num_args = 0..=1, default_missing_value = "mermaid")]
     graph: Option<Form>,
     /// Forget the pipelines that were stopped longer ago than DURATION, and list those only
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", conflicts_with = "graph")]
@@ -46,7 +46,10 @@ fn graph(text: &str) -> Result<Form, String> {
     match text {
         "mermaid" => Ok(Form::Mermaid),
         "dot" => Ok(Form::Dot),
-        _ => Err(format!("'{text}' is not a form of a graph: mermaid or dot")),
+        "svg" => Ok(Form::Svg),
+        _ => Err(format!(
+            "'{text}' is not a form of a graph: mermaid, dot or svg"
+        )),
     }
 }
 
@@ -70,7 +73,7 @@ impl Tool for Status {
         groups: &[],
         examples: &[
             "tael status --root lab",
-            "tael status --root lab --graph dot | dot -Tsvg >lab.svg",
+            "tael status --root lab --graph svg >lab.svg",
             "tael status --root lab --prune 30d",
         ],
     };

@@ -8,6 +8,7 @@ pub mod command;
 pub mod condition;
 pub mod control;
 pub mod digest;
+pub mod drawing;
 pub mod duration;
 pub mod env;
 pub mod env_file;

@@ -263,7 +263,7 @@ impl Seen {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Node {
+pub(super) enum Node {
     Pipeline(usize),
     Topic(usize),
 }
@@ -272,10 +272,10 @@ enum Node {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     /// Names and states.
-    pipelines: Vec<(String, String)>,
-    topics: Vec<String>,
+    pub(super) pipelines: Vec<(String, String)>,
+    pub(super) topics: Vec<String>,
     /// From, to, and whether by silence.
-    edges: Vec<(Node, usize, bool)>,
+    pub(super) edges: Vec<(Node, usize, bool)>,
     /// Whether edges are missing because there are too many.
     cut: bool,
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::model::drawing::svg;
 use crate::model::duration;
 use crate::model::event::attributes;
 use crate::model::message::property;
@@ -32,6 +33,8 @@ pub enum Form {
     Mermaid,
     /// The same for Graphviz.
     Dot,
+    /// The same as a drawing.
+    Svg,
 }
 
 /// Options of the command.
@@ -102,13 +105,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let list: Vec<Value> = network.pipelines().filter(shown).map(Seen::json).collect();
             super::print_json(&Value::Array(list))?;
         }
-        Form::Mermaid | Form::Dot => {
+        Form::Mermaid | Form::Dot | Form::Svg => {
             let graph = network.graph(&options.root);
             if let Some(cause) = graph.cut() {
                 say(&cause);
             }
             let text = match options.form {
                 Form::Dot => graph.dot(),
+                Form::Svg => {
+                    let (drawing, cut) = svg(&graph);
+                    cut.iter().for_each(|cause| say(cause));
+                    drawing
+                }
                 _ => graph.mermaid(),
             };
             super::print(text.trim_end())?;

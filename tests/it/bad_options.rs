@@ -486,7 +486,7 @@ fn what_newcomers_do_wrong_is_one_line_that_says_what_to_do() {
         ),
         (&["control", "p", "pause", "a"], 64, "pause takes no unit"),
         (&["status", "--jsn"], 64, "did you mean --json?"),
-        (&["status", "--graph", "svg"], 64, "mermaid or dot\n"),
+        (&["status", "--graph", "png"], 64, "mermaid, dot or svg\n"),
         (
             &["check", "--who"],
             3,

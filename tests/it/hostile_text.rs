@@ -33,6 +33,7 @@ fn no_output_shows_hidden_characters() {
         &["--json"],
         &["--graph", "mermaid"],
         &["--graph", "dot"],
+        &["--graph", "svg"],
     ] {
         let mut status = world.tael(["status", "--root", "lab"]);
         let (code, out, stderr) = ran(status.args(form).env("TAEL_LOG", "warn"));

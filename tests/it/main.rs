@@ -32,6 +32,7 @@ mod crash;
 mod delegation;
 mod delegation_faults;
 mod descent;
+mod drawing;
 mod embedded;
 mod events;
 mod export;

@@ -327,6 +327,11 @@ fn the_network_is_shown_with_who_starts_whom() {
         graph("mermaid")
     );
     assert!(graph("dot").contains("p0 -> p1;"));
+    let drawing = graph("svg");
+    assert!(
+        drawing.contains(r#"data-from="align" data-to="call""#),
+        "{drawing}"
+    );
     call.kill();
     wait_until("one is lost", || list()[1]["state"] == "lost");
     // Retained messages of other programs are ignored.
