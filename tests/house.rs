@@ -12,6 +12,8 @@
     clippy::unwrap_used
 )]
 
+#[path = "house/page.rs"]
+mod page;
 #[path = "house/promises.rs"]
 mod promises;
 #[path = "house/rooms.rs"]

@@ -1,6 +1,6 @@
 // The page of the gateway: shows the pipelines of a root, live.
 //
-// Everything that the server tells is somebody's payload in the end. It becomes text nodes, and
+// Everything that the server tells is a payload of another program in the end. It becomes text nodes, and
 // attributes from fixed lists: never markup, never an address. One stream of Server-Sent Events feeds
 // `network`; events mark what has changed, and one animation frame paints that and nothing more.
 
@@ -1074,9 +1074,12 @@ function paintChart() {
   box.hidden = runs.length === 0;
   if (!runs.length) return box.replaceChildren();
   const width = Math.max(240, box.clientWidth);
-  const [left, right, top, height, foot] = [44, 4, 8, 118, 26];
+  const [left, right, top, height, foot] = [60, 4, 8, 118, 26];
   const times = runs.map((run) => taken(run) ?? 0);
   const most = Math.max(0.001, ...times);
+  // One run that takes very long must not flatten the others: its bar is cut.
+  const usual = [...times].sort((a, b) => a - b)[Math.floor((times.length - 1) * 0.9)];
+  const full = usual > 0 ? Math.min(most, usual * 3) : most;
   const slots = Math.max(runs.length, 24);
   const step = (width - left - right) / slots;
   const sums = {};
@@ -1086,17 +1089,18 @@ function paintChart() {
   for (const part of [1, 0.5, 0]) {
     const y = top + height * (1 - part);
     svg.append(shape('line', { class: 'grid', x1: left, x2: width - right, y1: y, y2: y }));
-    if (part) svg.append(shape('text', { class: 'axis', x: left - 6, y: y + 4, 'text-anchor': 'end' }, span(most * part)));
+    if (part) svg.append(shape('text', { class: 'axis', x: left - 6, y: y + 4, 'text-anchor': 'end' }, span(full * part)));
   }
   runs.forEach((run, i) => {
     const state = runState(run.state);
     const x = width - right - step * (runs.length - i);
     const gap = step > 4 ? Math.min(3, step * 0.25) : 0.5;
-    const tall = Math.max(3, (height * times[i]) / most);
+    const tall = Math.max(3, (height * Math.min(times[i], full)) / full);
     const bar = shape('g', { class: `bar-run s-${state}${run.unit === output.unit ? ' is-open' : ''}` });
     bar.append(shape('title', {}, `${line(run.unit, 40)}: ${state}, ${clock(run.started)}, ${span(times[i])}`));
     bar.append(shape('rect', { class: 'hit', x, y: top, width: step, height: height + 12 }));
     bar.append(shape('rect', { class: 'fill', x: x + gap / 2, y: top + height - tall, width: Math.max(1, step - gap), height: tall, rx: Math.min(2, step / 4) }));
+    if (times[i] > full) bar.append(shape('rect', { class: 'cut', x, y: top + 9, width: step, height: 3 }));
     const [middle, low] = [x + step / 2, top + height + 3];
     const reach = Math.min(3.5, step / 2);
     // A sign beside the colour: a wedge for failed, a dash for canceled.
@@ -1284,7 +1288,7 @@ function paintNodes() {
   const beacons = [...network.beacons.values()].sort((a, b) => collator.compare(a.topic, b.topic));
   const kind = (node) => (Object.hasOwn(NODE_STATES, node.state) ? NODE_STATES[node.state] : 'unknown');
   const silent = nodes.filter((node) => kind(node) !== 'online').length + beacons.filter((beacon) => beacon.fresh !== true).length;
-  put($('count-nodes'), silent ? `${silent} silent` : '');
+  put($('count-nodes'), silent ? String(silent) : '');
   if (route.view !== 'nodes') return;
   sync($('nodes').tBodies[0], nodes, (node) => node.node, (node) => el('tr', {}, el('th', { scope: 'row' }, visible(node.node)), el('td', {}, badge('unknown')), el('td'), el('td', { class: 'num' })), (row, node) => {
     const [, state, host, age] = row.children;

@@ -1,0 +1,311 @@
+// The page alone, in a real browser, against a gateway that plays whatever a test needs.
+
+import assert from 'node:assert/strict';
+import { after, afterEach, before, beforeEach, test } from 'node:test';
+import { Browser, SCHEMES, WIDTHS, barriers, picture, until } from './browser.mjs';
+import { Fake, now, pipeline } from './fake.mjs';
+
+const HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script><a href="javascript:hacked=1">x</a>';
+const TOPIC = 'lab/infrastructure/pipelines/seq/status';
+const UNITS = ['01KBMJ2Y7R8QK4ZT9V6W5X3D01', '01KBMJ2Y7R8QK4ZT9V6W5X3D02', '01KBMJ2Y7R8QK4ZT9V6W5X3D03'];
+// What the browser itself says of an answer that a test wants refused, or of a gateway that a test ends.
+const REFUSED = /status of 40[13]/;
+const ENDED = /ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET|EMPTY_RESPONSE)/;
+
+let browser;
+let fake;
+let address;
+const pages = [];
+
+before(async () => { browser = await Browser.start(); });
+after(async () => { await browser.stop(); });
+
+beforeEach(async () => {
+  fake = new Fake();
+  for (const who of ['seq', 'demux', 'zip']) fake.pipelines.set(who, pipeline(who));
+  fake.edges = [{ from: 'seq', to: 'demux', topic: TOPIC }, { from: 'demux', to: 'zip', topic: 'lab/infrastructure/pipelines/demux/status' }];
+  fake.runs = [
+    { unit: UNITS[0], state: 'running', reason: `${TOPIC} finished`, started: now() - 3, ended: null, seconds: null, code: null, attempt: 1 },
+    { unit: UNITS[1], state: 'failed', reason: `${TOPIC} finished`, started: now() - 60, ended: now() - 50, seconds: 10, code: 2, attempt: 2 },
+    { unit: UNITS[2], state: 'succeeded', reason: `${TOPIC} finished`, started: now() - 90, ended: now() - 85, seconds: 5, code: 0, attempt: 1 },
+  ];
+  fake.statuses = [{ status: 'started', ts: now() - 3, reason: `${TOPIC} finished` }, { status: 'failed', return_code: 2, ts: now() - 50, time_elapsed: '0:00:10.000000' }];
+  for (const run of fake.runs) fake.units.set(run.unit, { ...run, attributes: { sample: 'S1' } });
+  fake.beacons = [{ topic: 'lab/test/beacon/status', ts: now() - 5, fresh: true }, { topic: 'lab/hall/beacon/status', ts: now() - 9000, fresh: false }];
+  fake.nodes = [{ node: 'n1', state: 'fresh', age: 12, host: 'h1' }, { node: 'n2', state: 'lost', age: null, host: 'h2' }];
+  fake.refused = [{ ts: now(), path: '/t/$SYS/x', status: 403, cause: 'the topic is not allowed', peer: '127.0.0.1' }];
+  address = await fake.listen();
+});
+
+afterEach(async () => {
+  const wrong = pages.flatMap((page) => page.wrong);
+  for (const page of pages.splice(0)) await page.context().close();
+  await fake.close();
+  assert.deepEqual(wrong, []);
+});
+
+async function open(view = '', options = {}) {
+  const page = await browser.open(address + view, options);
+  pages.push(page);
+  return page;
+}
+
+const row = (page, who) => page.locator('#list-body .row', { has: page.getByRole('link', { name: who, exact: true }) });
+
+/** Waits until every message that was sent before has been taken: a pipeline shows that. */
+async function settle(page) {
+  fake.change('sentinel', pipeline('sentinel'));
+  await until(page, () => document.querySelector('#list-body [href="#/pipelines/sentinel"]'));
+}
+
+test('a run lights up and ends without a reload', async () => {
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  await page.evaluate(() => { globalThis.before = true; });
+  fake.change('demux', { running: [{ unit: UNITS[0], reason: `${TOPIC} finished`, started: now() }] });
+  await until(page, () => document.querySelector('.node.is-running[data-who="demux"]'));
+  assert.match(await row(page, 'demux').textContent(), /running \d+ s/);
+  await until(page, () => document.querySelector('.edge.is-running[data-from="seq"][data-to="demux"]'));
+  assert.equal(await page.locator('.edge.is-running').count(), 1);
+  await picture(page, 'running');
+  fake.change('demux', { running: [], last: { status: 'failed', return_code: 3, ts: now(), time_elapsed: '0:00:01.500000', reason: 'x' } });
+  await until(page, () => !document.querySelector('.is-running'));
+  assert.match(await row(page, 'demux').textContent(), /failed \(3\).*1\.5 s/);
+  await until(page, () => document.getElementById('said').textContent.includes('A run of demux has failed'));
+  assert.equal(await page.evaluate(() => globalThis.before), true);
+});
+
+test('a run raised by hand lights no edge', async () => {
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  fake.change('demux', { running: [{ unit: UNITS[0], reason: 'manually raised by control message', started: now() }] });
+  await until(page, () => document.querySelector('.node.is-running[data-who="demux"]'));
+  assert.equal(await page.locator('.edge.is-running').count(), 0);
+});
+
+test('live output scrolls unless a person has scrolled up, and has a bound', async () => {
+  const page = await open('#/pipelines/demux');
+  await until(page, () => document.getElementById('output-note').textContent === 'live');
+  while (!fake.outputs.size) await new Promise((resolve) => { setTimeout(resolve, 10); });
+  fake.output('first\n'.repeat(200));
+  const gap = () => page.evaluate(() => { const box = document.getElementById('output'); return box.scrollHeight - box.scrollTop - box.clientHeight; });
+  await until(page, () => { const box = document.getElementById('output'); return box.textContent.includes('first') && box.scrollTop > 0; });
+  assert.ok(await gap() < 24);
+  await page.evaluate(() => { document.getElementById('output').scrollTop = 0; });
+  await page.locator('#output-follow').waitFor();
+  fake.output('second\n'.repeat(200));
+  await until(page, () => document.getElementById('output').textContent.includes('second'));
+  assert.equal(await page.evaluate(() => document.getElementById('output').scrollTop), 0);
+  await page.locator('#output-follow').click();
+  assert.ok(await gap() < 24);
+  for (let i = 0; i < 30; i += 1) fake.output(`${'x'.repeat(99)}\n`.repeat(1000));
+  fake.output('the end\n');
+  await until(page, () => document.getElementById('output').textContent.endsWith('the end\n'));
+  assert.equal(await page.evaluate(() => document.getElementById('output').textContent.length), 1024 * 1024);
+  assert.match(await page.locator('#output-note').textContent(), /only the end/);
+});
+
+test('a run is canceled with a token, and not without', async () => {
+  fake.token = 'a-token-of-the-lab';
+  fake.open = true;
+  const page = await open('#/pipelines/demux', { ignore: REFUSED });
+  const cancel = page.locator('#unit-actions button');
+  await cancel.click();
+  assert.equal(fake.actions.length, 0);
+  await cancel.click();
+  await until(page, () => document.getElementById('action-result').textContent.includes('control needs a token'));
+  assert.deepEqual(fake.actions, []);
+  await page.getByRole('button', { name: 'Token' }).click();
+  await page.locator('#token').fill('a-token-of-the-lab');
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await page.waitForLoadState();
+  await cancel.click();
+  await cancel.click();
+  await until(page, () => document.getElementById('action-result').textContent === 'cancel: done');
+  assert.deepEqual(fake.actions, [{ action: 'cancel', unit: UNITS[0] }]);
+  await page.getByRole('button', { name: 'Pause' }).click();
+  await until(page, () => document.getElementById('action-result').textContent === 'pause: done');
+  assert.deepEqual(fake.actions[1], { action: 'pause' });
+  assert.deepEqual(await page.evaluate(() => [localStorage.length, document.cookie]), [0, '']);
+});
+
+test('a gateway that wants a token is given one', async () => {
+  fake.token = 'a-token-of-the-lab';
+  const page = await open('', { ignore: REFUSED });
+  await page.locator('#token').fill('a-wrong-token');
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await until(page, () => document.getElementById('token-error').textContent.includes('does not take'));
+  assert.equal(await page.locator('#list-body .row').count(), 0);
+  await page.locator('#token').fill(fake.token);
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await until(page, () => document.querySelectorAll('#list-body .row').length === 3);
+});
+
+test('nothing of a payload is markup, an address or a style', async () => {
+  const evil = `e"><svg onload="hacked=1">`;
+  fake.pipelines.set(evil, pipeline(evil, { host: HOSTILE, version: HOSTILE, state: HOSTILE, last: { status: HOSTILE, return_code: HOSTILE, ts: HOSTILE, reason: HOSTILE }, triggers: [{ name: HOSTILE, topics: [HOSTILE] }] }));
+  fake.attributes = ' onload="hacked=1"';
+  fake.extra = `<script>hacked=1</script><style>*{display:none}</style><foreignObject><body xmlns="http://www.w3.org/1999/xhtml"><script>hacked=1</script></body></foreignObject><a xlink:href="javascript:hacked=1"><text>link</text></a><image href="http://198.51.100.1/x.png"/><use href="#x"/><g onclick="hacked=1" style="fill:url(http://198.51.100.1/)"><rect width="9" height="9" fill="url(http://198.51.100.1/)"/><animate attributeName="x"/></g>`;
+  fake.units.set(UNITS[0], { ...fake.units.get(UNITS[0]), detail: HOSTILE, attributes: { [HOSTILE]: HOSTILE, moved: 'a\u202eb', constructor: 1, ['__proto__x']: null } });
+  fake.runs[0].reason = HOSTILE;
+  fake.statuses.push({ status: HOSTILE, ts: HOSTILE, reason: HOSTILE }, { status: 'constructor', ts: 1 });
+  fake.beacons.push({ topic: HOSTILE, ts: HOSTILE, fresh: HOSTILE });
+  fake.nodes.push({ node: HOSTILE, state: 'constructor', age: HOSTILE, host: HOSTILE });
+  fake.refused.push({ ts: now(), path: HOSTILE, status: HOSTILE, cause: HOSTILE, peer: HOSTILE });
+  // The browser tells what it does not do while it parses the drawing.
+  const page = await open('', { ignore: /^(Executing inline event handler|Applying inline style) violates/ });
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 4);
+  fake.send('message', { ts: now(), topic: HOSTILE, id: HOSTILE, from: HOSTILE, retained: true, size: 4, payload: HOSTILE });
+  fake.send('message', { ts: 'x', topic: 'lab/x', from: {}, payload: { a: HOSTILE } });
+  fake.send('pipeline', 'no object');
+  fake.send('pipeline', { who: { a: 1 } });
+  await settle(page);
+  const check = async () => {
+    const found = await page.evaluate(() => ({
+      hacked: globalThis.hacked ?? 0,
+      elements: [...document.querySelectorAll('script:not([src="page.js"]), img, style, iframe, image, use, foreignObject, animate, svg a, [onload], [onerror], [onclick], [style]')].map((e) => e.outerHTML),
+      links: [...document.querySelectorAll('[href], [src]')].map((e) => e.getAttribute('href') ?? e.getAttribute('src')).filter((a) => !/^(#[\w/%.*'()!~-]*|icon\.svg|page\.css|page\.js)$/.test(a)),
+    }));
+    assert.deepEqual(found, { hacked: 0, elements: [], links: [] });
+  };
+  await check();
+  for (const view of ['messages', 'nodes', 'refused', `pipelines/${encodeURIComponent(evil)}/${UNITS[0]}`]) {
+    await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
+    await until(page, (text) => [...document.querySelectorAll('main *')].some((e) => e.checkVisibility() && e.textContent.includes(text)), HOSTILE);
+    for (const summary of await page.locator('summary:visible').all()) await summary.click();
+    await check();
+  }
+  await page.getByText('a\\u{202e}b').waitFor();
+  while (!fake.outputs.size) await new Promise((resolve) => { setTimeout(resolve, 10); });
+  fake.output(`\u001b[31mred\u001b[0m ${HOSTILE}\u0007\n`);
+  await until(page, (text) => document.getElementById('output').textContent === `red ${text}\\u{7}\n`, HOSTILE);
+  await check();
+});
+
+for (const width of WIDTHS) {
+  for (const scheme of SCHEMES) {
+    test(`at ${width} pixels, ${scheme}, all can use it`, async () => {
+      fake.change('zip', { state: 'lost' });
+      fake.change('demux', { state: 'paused', waiting: 2 });
+      fake.change('seq', { running: [{ unit: UNITS[0], reason: 'x', started: now() }] });
+      const page = await open('', { width, scheme });
+      for (const view of ['', 'pipelines/demux', 'nodes', 'messages', 'refused']) {
+        await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
+        if (view === '') await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+        if (view === 'pipelines/demux') await until(page, () => document.querySelector('#chart svg') && document.querySelector('#unit-attributes dd'));
+        if (view === 'messages') {
+          fake.send('message', { ts: now(), topic: 'lab/seq/status', id: '01K', from: 'seq', retained: true, size: 20, payload: '{"status":"finished"}' });
+          await page.locator('#messages-list li').first().waitFor();
+        }
+        assert.deepEqual(await barriers(page), [], view);
+        assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${view} is too wide`);
+        await picture(page, `${view.split('/')[0] || 'network'}-${width}-${scheme}`);
+      }
+    });
+  }
+}
+
+test('the keyboard reaches everything', async () => {
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  const focused = () => page.evaluate(() => document.activeElement.dataset.who ?? (document.activeElement.id || document.activeElement.textContent));
+  await page.keyboard.press('Tab');
+  assert.equal(await focused(), 'Skip to the content');
+  await page.keyboard.press('/');
+  assert.equal(await focused(), 'search');
+  await page.keyboard.press('ArrowDown');
+  assert.equal(await focused(), 'demux');
+  await page.keyboard.press('ArrowDown');
+  assert.equal(await focused(), 'seq');
+  await page.keyboard.press('Home');
+  assert.equal(await focused(), 'demux');
+  await page.locator('.node[data-who="seq"]').focus();
+  await page.keyboard.press('ArrowRight');
+  assert.equal(await focused(), 'demux');
+  await page.keyboard.press('ArrowLeft');
+  assert.equal(await focused(), 'seq');
+  await page.keyboard.press('Enter');
+  await until(page, () => document.getElementById('pipeline-name').textContent === 'seq' && document.activeElement.id === 'main');
+  assert.equal(await page.evaluate(() => location.hash), '#/pipelines/seq');
+});
+
+test('it says since when the broker is away', async () => {
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#list-body .row').length === 3);
+  assert.equal(await page.locator('#banner').isVisible(), false);
+  fake.send('broker', { state: 'away', since: now() - 125 });
+  await page.locator('#banner').waitFor();
+  assert.match(await page.locator('#banner').textContent(), /broker is away since .*\d\d:\d\d:\d\d \(2 m \d+ s\)/);
+  await picture(page, 'away');
+  assert.deepEqual(await barriers(page), []);
+  fake.send('broker', { state: 'connected', since: now() });
+  await page.locator('#banner').waitFor({ state: 'hidden' });
+});
+
+test('it says that the gateway is away, and comes back by itself', async () => {
+  const page = await open('', { ignore: ENDED });
+  await until(page, () => document.querySelectorAll('#list-body .row').length === 3);
+  await page.evaluate(() => { globalThis.before = true; });
+  const { port } = fake;
+  await fake.close();
+  await page.locator('#banner').waitFor();
+  assert.match(await page.locator('#banner').textContent(), /gateway cannot be reached since/);
+  await picture(page, 'unreachable');
+  fake.pipelines.delete('zip');
+  fake.pipelines.set('new', pipeline('new'));
+  await fake.listen(port);
+  await page.locator('#banner').waitFor({ state: 'hidden', timeout: 40_000 });
+  await until(page, () => document.querySelector('[href="#/pipelines/new"]') && !document.querySelector('[href="#/pipelines/zip"]'));
+  assert.equal(await page.evaluate(() => globalThis.before), true);
+});
+
+test('a flood of messages has a bound, a filter and a pause', async () => {
+  const page = await open('#/messages');
+  await until(page, () => document.getElementById('count-pipelines').textContent === '3');
+  const message = (i) => ({ ts: now(), topic: `lab/p${i % 4}/status`, id: `${i}`, from: 'seq', retained: false, size: 9, payload: `{"n":${i}}` });
+  for (let i = 0; i < 5000; i += 1) fake.send('message', message(i));
+  await settle(page);
+  await until(page, () => document.querySelector('#messages-list li')?.textContent.includes('{"n":4999}'));
+  assert.equal(await page.locator('#messages-list li').count(), 500);
+  assert.equal(await page.locator('#messages-list').evaluate((list) => list.closest('[aria-live]')), null);
+  await page.locator('#filter').fill('lab/p1/+');
+  await until(page, () => document.querySelectorAll('#messages-list li').length === 125);
+  await page.locator('#filter').fill('"n":4998');
+  await until(page, () => document.querySelectorAll('#messages-list li').length === 1);
+  await page.locator('#filter').fill('');
+  await page.getByRole('button', { name: 'Pause' }).click();
+  fake.send('message', { ...message(0), payload: 'later' });
+  await until(page, () => document.getElementById('messages-note').textContent.includes('paused; 1 more'));
+  assert.equal(await page.locator('#messages-list').getByText('later').count(), 0);
+  await page.getByRole('button', { name: 'Go on' }).click();
+  await page.locator('#messages-list').getByText('later').waitFor();
+  fake.send('dropped', { n: 12 });
+  await until(page, () => document.getElementById('messages-note').textContent.includes('12 left out'));
+});
+
+test('a thousand pipelines stay usable', async () => {
+  for (let i = 0; i < 1000; i += 1) fake.pipelines.set(`pipe-${i}`, pipeline(`pipe-${i}`, { host: `host-${i % 50}` }));
+  const begun = Date.now();
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#list-body .row').length === 1003);
+  const shown = Date.now() - begun;
+  assert.ok(shown < 8000, `${shown} ms until a thousand are shown`);
+  // Only the row that has changed is touched.
+  await page.evaluate(() => {
+    globalThis.touched = new Set();
+    new MutationObserver((records) => {
+      for (const { target } of records) globalThis.touched.add((target.nodeType === 1 ? target : target.parentElement).closest('.row')?.querySelector('.name').textContent);
+    }).observe(document.getElementById('list-body'), { subtree: true, childList: true, attributes: true, characterData: true });
+  });
+  fake.change('pipe-500', { last: { status: 'finished', return_code: 0, ts: now(), time_elapsed: '0:00:02.000000', reason: 'x' } });
+  await until(page, () => globalThis.touched.size > 0);
+  assert.deepEqual(await page.evaluate(() => [...globalThis.touched]), ['pipe-500']);
+  // Every pipeline changes twice; the page still answers within a second.
+  for (const state of ['paused', 'online']) for (let i = 0; i < 1000; i += 1) fake.change(`pipe-${i}`, { state });
+  const asked = Date.now();
+  await page.locator('#search').fill('host-7');
+  await until(page, () => document.querySelectorAll('#list-body .row:not([hidden])').length === 20);
+  const took = Date.now() - asked;
+  assert.ok(took < 3000, `${took} ms until the search answers`);
+  await picture(page, 'thousand');
+});
