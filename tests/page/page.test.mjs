@@ -75,6 +75,16 @@ test('a run lights up and ends without a reload', async () => {
   assert.equal(await page.evaluate(() => globalThis.before), true);
 });
 
+test('an edge from a topic outside lights up too, and no other', async () => {
+  const edge = (topic) => `<g class="edge silent" data-to="seq"><title>${topic} → seq</title><path d="M0 9L20 9"/></g>`;
+  fake.extra = edge('lab/+/in') + edge('lab/other');
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  fake.change('seq', { running: [{ unit: UNITS[0], reason: 'lab/x/in finished', started: now() }] });
+  await until(page, () => document.querySelector('.edge.is-running'));
+  assert.deepEqual(await page.locator('.edge.is-running').evaluateAll((edges) => edges.map((e) => [e.getAttribute('class'), e.textContent])), [['edge silent is-running', 'lab/+/in → seq']]);
+});
+
 test('a run raised by hand lights no edge', async () => {
   const page = await open();
   await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
@@ -146,7 +156,7 @@ test('nothing of a payload is markup, an address or a style', async () => {
   fake.pipelines.set(evil, pipeline(evil, { host: HOSTILE, version: HOSTILE, state: HOSTILE, last: { status: HOSTILE, return_code: HOSTILE, ts: HOSTILE, reason: HOSTILE }, triggers: [{ name: HOSTILE, topics: [HOSTILE] }] }));
   fake.attributes = ' onload="hacked=1"';
   fake.extra = `<script>hacked=1</script><style>*{display:none}</style><foreignObject><body xmlns="http://www.w3.org/1999/xhtml"><script>hacked=1</script></body></foreignObject><a xlink:href="javascript:hacked=1"><text>link</text></a><image href="http://198.51.100.1/x.png"/><use href="#x"/><g onclick="hacked=1" style="fill:url(http://198.51.100.1/)"><rect width="9" height="9" fill="url(http://198.51.100.1/)"/><animate attributeName="x"/></g>`;
-  fake.units.set(UNITS[0], { ...fake.units.get(UNITS[0]), detail: HOSTILE, attributes: { [HOSTILE]: HOSTILE, moved: 'a\u202eb', constructor: 1, ['__proto__x']: null } });
+  fake.units.set(UNITS[0], { ...fake.units.get(UNITS[0]), note: HOSTILE, attributes: { [HOSTILE]: HOSTILE, moved: 'a\u202eb', constructor: 1, ['__proto__x']: null } });
   fake.runs[0].reason = HOSTILE;
   fake.statuses.push({ status: HOSTILE, ts: HOSTILE, reason: HOSTILE }, { status: 'constructor', ts: 1 });
   fake.beacons.push({ topic: HOSTILE, ts: HOSTILE, fresh: HOSTILE });

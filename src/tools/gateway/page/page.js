@@ -445,6 +445,7 @@ const HANDLERS = {
     paint('refused');
   },
   edges() {
+    drawing.known = '';
     redraw();
   },
   message: takeMessage,
@@ -804,17 +805,21 @@ const drawing = {
   timer: null,
 };
 
+/** Returns what a drawing is made from. */
+function drawnFrom() {
+  return JSON.stringify([[...network.pipelines].map(([who, p]) => [who, p.triggers]).sort(), network.edges]);
+}
+
 /** Fetches the drawing soon if pipelines or their triggers have changed. */
 function redraw() {
   drawing.timer ??= setTimeout(async () => {
     drawing.timer = null;
-    const known = JSON.stringify([[...network.pipelines].map(([who, p]) => [who, p.triggers]).sort(), network.edges]);
-    if (known === drawing.known) return;
+    if (drawnFrom() === drawing.known) return;
     try {
       const [image, edges] = await Promise.all([ask('api/graph.svg', { accept: 'image/svg+xml' }).then((r) => r.text()), ask('api/network').then((r) => r.json())]);
       takeEdges(edges.edges);
       draw(cleaned(image));
-      drawing.known = known;
+      drawing.known = drawnFrom();
       put($('drawing-note'), edges.truncated === true ? 'only a part of the network' : '');
     } catch (error) {
       put($('drawing-note'), `not drawn: ${error.message}`);
@@ -842,10 +847,12 @@ function draw(svg) {
     node.setAttribute('tabindex', drawing.names.length === 1 ? '0' : '-1');
     node.addEventListener('click', () => openPipeline(who));
   }
-  for (const edge of svg.querySelectorAll('g.edge[data-from][data-to]')) {
+  for (const edge of svg.querySelectorAll('g.edge[data-to]')) {
     const { from, to } = edge.dataset;
+    // An edge from a topic that no pipeline publishes to has the topic in its title alone.
+    const topic = from === undefined ? (edge.querySelector('title')?.textContent ?? '').split(' → ')[0] : null;
     if (!drawing.into.has(to)) drawing.into.set(to, []);
-    drawing.into.get(to).push({ edge, from });
+    drawing.into.get(to).push({ edge, from, topic, base: edge.getAttribute('class') });
   }
   // Edges lie below nodes; their titles would be read one by one.
   for (const edge of svg.querySelectorAll('g.edge')) edge.setAttribute('aria-hidden', 'true');
@@ -872,20 +879,24 @@ function paintEdges(names) {
     const failed = pipeline.last && endOf(pipeline.last) === 'failed';
     dress(node, `node s-${stateOf(pipeline)}${running ? ' is-running' : ''}${failed ? ' is-failed' : ''}`);
     node.setAttribute('aria-label', `${line(who, 100)}: ${stateOf(pipeline)}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
-    for (const { edge, from } of drawing.into.get(who) ?? []) {
-      dress(edge, `edge${running && hasStarted(from, who, pipeline.running) ? ' is-running' : ''}`);
+    for (const { edge, from, topic, base } of drawing.into.get(who) ?? []) {
+      const filters = topic === null ? filtersOf(from, who) : [topic];
+      dress(edge, `${base}${running && haveStarted(filters, pipeline.running) ? ' is-running' : ''}`);
     }
   }
 }
 
-/** Returns whether one of these runs was started by what `from` says. */
-function hasStarted(from, to, runs) {
-  const filters = network.edges.filter((edge) => edge.from === from && edge.to === to).map((edge) => edge.topic);
+/** Returns the topic filters by which `from` starts `to`. */
+function filtersOf(from, to) {
+  return network.edges.filter((edge) => edge.from === from && edge.to === to).map((edge) => edge.topic);
+}
+
+/** Returns whether one of these runs was started by a message that one of these filters matches. */
+function haveStarted(filters, runs) {
   return runs.some(({ reason }) => {
-    if (typeof reason !== 'string') return true;
+    if (typeof reason !== 'string') return false;
     const topic = reason.split(' ')[0];
-    if (!topic.includes('/')) return false;
-    return filters.some((filter) => typeof filter !== 'string' || matches(filter, topic));
+    return filters.some((filter) => typeof filter === 'string' && matches(filter, topic));
   });
 }
 
@@ -1111,7 +1122,7 @@ function paintChart() {
   });
   const oldest = runs.find((run) => isNumber(run.started));
   const base = top + height + foot - 4;
-  if (oldest && runs.length > 1) svg.append(shape('text', { class: 'axis', x: Math.max(left, width - right - step * runs.length), y: base }, clock(oldest.started)));
+  if (oldest && step * runs.length > 260) svg.append(shape('text', { class: 'axis', x: Math.max(left, width - right - step * runs.length), y: base }, clock(oldest.started)));
   svg.append(shape('text', { class: 'axis', x: width - right, y: base, 'text-anchor': 'end' }, clock(runs.at(-1).started)));
   box.replaceChildren(svg);
 }
@@ -1152,11 +1163,13 @@ function paintUnit() {
   $('unit-card').hidden = !unit || !route.who;
   if (!unit) return;
   const known = { ...view.runs.find((run) => run.unit === unit), ...view.unit };
+  known.code ??= known.return_code;
+  known.seconds ??= known.elapsed;
   const state = runState(known.state);
   put($('heading-unit'), `Run ${visible(unit)}`);
   $('unit-state').replaceChildren(badge(state, state === 'pending' ? 'waiting' : state));
   const facts = [['Started', clock(known.started)], ['Ended', clock(known.ended)], ['Took', span(taken(known))], ['Code', isNumber(known.code) ? String(known.code) : '']];
-  facts.push(['Attempt', isNumber(known.attempt) ? String(known.attempt) : ''], ['Reason', line(known.reason, 400)], ['Detail', line(known.detail, 400)], ['Topic', line(known.topic, 400)], ['Event', line(known.event, 100)], ['Note', line(known.missing, 400)]);
+  facts.push(['Attempt', isNumber(known.attempt) ? String(known.attempt) : ''], ['Reason', line(known.reason, 400)], ['Trigger', line(known.trigger ?? known.work_type, 100)], ['Topic', line(known.topic, 400)], ['Event', line(known.event, 100)], ['Sender', line(known.sender, 100)], ['Command', line(known.command, 400)], ['Retry of', line(known.retry_of, 100)], ['Note', line(known.note ?? known.missing, 400)]);
   fillFacts($('unit-facts'), facts);
   const attributes = known.attributes && typeof known.attributes === 'object' ? Object.entries(known.attributes).slice(0, 256) : [];
   $('unit-attributes').hidden = attributes.length === 0;
