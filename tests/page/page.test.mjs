@@ -29,7 +29,7 @@ beforeEach(async () => {
     { unit: UNITS[1], state: 'failed', reason: `${TOPIC} finished`, started: now() - 60, ended: now() - 50, seconds: 10, code: 2, attempt: 2 },
     { unit: UNITS[2], state: 'succeeded', reason: `${TOPIC} finished`, started: now() - 90, ended: now() - 85, seconds: 5, code: 0, attempt: 1 },
   ];
-  fake.statuses = [{ status: 'started', ts: now() - 3, reason: `${TOPIC} finished` }, { status: 'failed', return_code: 2, ts: now() - 50, time_elapsed: '0:00:10.000000' }];
+  fake.statuses = [{ status: 'started', ts: now() - 3, reason: `${TOPIC} finished` }, { status: 'failed', return_code: 2, ts: 1, time_elapsed: '0:00:10.000000' }, { status: 'failed', return_code: 2, ts: 1, time_elapsed: '0:00:10.000000' }];
   for (const run of fake.runs) fake.units.set(run.unit, { ...run, attributes: { sample: 'S1' } });
   fake.beacons = [{ topic: 'lab/test/beacon/status', ts: now() - 5, fresh: true }, { topic: 'lab/hall/beacon/status', ts: now() - 9000, fresh: false }];
   fake.nodes = [{ node: 'n1', state: 'fresh', age: 12, host: 'h1' }, { node: 'n2', state: 'lost', age: null, host: 'h2' }];
@@ -75,6 +75,22 @@ test('a run lights up and ends without a reload', async () => {
   assert.equal(await page.evaluate(() => globalThis.before), true);
 });
 
+test('a run that is shorter than a frame is seen', async () => {
+  const page = await open();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  await page.evaluate(() => {
+    globalThis.seen = new Set();
+    new MutationObserver(() => {
+      for (const each of document.querySelectorAll('.is-running')) globalThis.seen.add(each.dataset.who ?? each.dataset.to ?? each.querySelector('.name')?.textContent);
+    }).observe(document.querySelector('main'), { subtree: true, attributes: true });
+  });
+  fake.change('demux', { running: [{ unit: UNITS[0], reason: `${TOPIC} finished`, started: now() }] });
+  fake.change('demux', { running: [], last: { status: 'finished', return_code: 0, ts: Math.floor(now()), time_elapsed: '0:00:00.001000', reason: 'x' } });
+  await until(page, () => globalThis.seen.has('demux') && !document.querySelector('.is-running'));
+  assert.deepEqual(await page.evaluate(() => [...globalThis.seen]), ['demux']);
+  assert.match(await row(page, 'demux').textContent(), /succeeded.*1 ms/);
+});
+
 test('an edge from a topic outside lights up too, and no other', async () => {
   const edge = (topic) => `<g class="edge silent" data-to="seq"><title>${topic} → seq</title><path d="M0 9L20 9"/></g>`;
   fake.extra = edge('lab/+/in') + edge('lab/other');
@@ -113,6 +129,15 @@ test('live output scrolls unless a person has scrolled up, and has a bound', asy
   await until(page, () => document.getElementById('output').textContent.endsWith('the end\n'));
   assert.equal(await page.evaluate(() => document.getElementById('output').textContent.length), 1024 * 1024);
   assert.match(await page.locator('#output-note').textContent(), /only the end/);
+});
+
+test('the history has every status, also equal ones', async () => {
+  const page = await open('#/pipelines/demux');
+  await until(page, () => document.querySelectorAll('#statuses li').length === 3);
+  fake.statuses.unshift({ status: 'finished', return_code: 0, ts: now(), time_elapsed: '0:00:01.000000' });
+  fake.change('demux', { waiting: 1 });
+  await until(page, () => document.querySelectorAll('#statuses li').length === 4);
+  assert.match(await page.locator('#statuses li').first().textContent(), /finished/);
 });
 
 test('a run is canceled with a token, and not without', async () => {

@@ -30,6 +30,8 @@ const RETRY_LAST = 30_000;
 const GATHER = 250;
 /** Milliseconds between two texts for screen readers. */
 const SAY_EVERY = 2_000;
+/** Milliseconds for which a run stays lit at least: many take less than a frame. */
+const GLOW = 700;
 /** Maximum number of changes in one text for screen readers. */
 const SAY_MOST = 3;
 
@@ -493,11 +495,37 @@ function takePipeline(value, quiet = false) {
   network.pipelines.set(who, pipeline);
   touch(who);
   if (!old && !quiet) redraw();
-  if (old) tell(old, pipeline);
+  if (old) {
+    tell(old, pipeline);
+    glow(old, pipeline);
+  }
   if (who === route.who) {
     paint('pipeline');
     if (!quiet) refreshSoon();
   }
+}
+
+/** What has just run, by name of the pipeline: its runs, and until when they stay lit. */
+const glows = new Map();
+
+/** Keeps a pipeline lit that has run just now. */
+function glow(old, pipeline) {
+  const { who, last } = pipeline;
+  const ended = last && (last.ts !== old.last?.ts || last.time_elapsed !== old.last?.time_elapsed) ? [last] : [];
+  const runs = [...pipeline.running, ...old.running, ...ended];
+  if (runs.length) glows.set(who, { runs, end: performance.now() + GLOW });
+  // What runs stays lit in any case.
+  if (runs.length && !pipeline.running.length) setTimeout(() => touch(who), GLOW + 20);
+}
+
+/** Returns the runs for which a pipeline is lit. */
+function lit(pipeline) {
+  if (pipeline.running.length) return pipeline.running;
+  const known = glows.get(pipeline.who);
+  if (!known) return [];
+  if (performance.now() < known.end) return known.runs;
+  glows.delete(pipeline.who);
+  return [];
 }
 
 /** Has screen readers say what has changed of a pipeline. */
@@ -643,7 +671,7 @@ function fillRow(row, pipeline) {
   const state = stateOf(pipeline);
   const { last, running } = pipeline;
   rebadge(row.state, state);
-  dress(row.node, `row${running.length ? ' is-running' : ''}${state === 'offline' || state === 'lost' ? ' is-away' : ''}`);
+  dress(row.node, `row${lit(pipeline).length ? ' is-running' : ''}${state === 'offline' || state === 'lost' ? ' is-away' : ''}`);
   fillNow(row, pipeline);
   put(row.waiting, isNumber(pipeline.waiting) ? String(pipeline.waiting) : '');
   row.waiting.classList.toggle('is-some', pipeline.waiting > 0);
@@ -875,13 +903,14 @@ function paintEdges(names) {
     const node = drawing.nodes.get(who);
     const pipeline = network.pipelines.get(who);
     if (!node || !pipeline) continue;
-    const running = pipeline.running.length > 0;
+    const runs = lit(pipeline);
+    const running = runs.length > 0;
     const failed = pipeline.last && endOf(pipeline.last) === 'failed';
     dress(node, `node s-${stateOf(pipeline)}${running ? ' is-running' : ''}${failed ? ' is-failed' : ''}`);
     node.setAttribute('aria-label', `${line(who, 100)}: ${stateOf(pipeline)}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
     for (const { edge, from, topic, base } of drawing.into.get(who) ?? []) {
       const filters = topic === null ? filtersOf(from, who) : [topic];
-      dress(edge, `${base}${running && haveStarted(filters, pipeline.running) ? ' is-running' : ''}`);
+      dress(edge, `${base}${running && haveStarted(filters, runs) ? ' is-running' : ''}`);
     }
   }
 }
@@ -1070,7 +1099,14 @@ function paintRuns() {
   });
   $('runs').parentElement.hidden = view.runs.length === 0;
   $('runs-empty').hidden = view.runs.length > 0;
-  sync($('statuses'), view.statuses, (status) => `${status.ts} ${status.status} ${status.unit ?? status['tael-id'] ?? ''} ${status.reason ?? ''} ${status.time_elapsed ?? ''}`, (status) => {
+  // Two equal ones are two: the oldest of them has the number one.
+  const seen = new Map();
+  const statuses = view.statuses.toReversed().map((status) => {
+    const text = JSON.stringify(status);
+    seen.set(text, (seen.get(text) ?? 0) + 1);
+    return { ...status, key: `${seen.get(text)} ${text}` };
+  }).reverse();
+  sync($('statuses'), statuses, (status) => status.key, (status) => {
     const kinds = { started: 'running', finished: 'succeeded', failed: 'failed', falsestart: 'failed', canceled: 'canceled' };
     const words = [status.reason, isNumber(status.return_code) && status.return_code !== 0 ? `code ${status.return_code}` : '', span(elapsed(status.time_elapsed))];
     return el('li', {}, el('time', {}, clock(status.ts)), ' ', badge(Object.hasOwn(kinds, status.status) ? kinds[status.status] : 'unknown', line(status.status, 40)), ' ', el('span', { class: 'words' }, words.filter(Boolean).map((word) => line(word, 200)).join(', ')));
