@@ -85,7 +85,7 @@ export class Fake {
     for (const reader of this.outputs) {
       const from = reader.at;
       reader.at += Buffer.byteLength(text);
-      reader.answer.write(`event: output\ndata: ${JSON.stringify({ from, to: reader.at, text })}\n\n`);
+      reader.answer.write(`event: output\nid: ${reader.at}\ndata: ${JSON.stringify({ from, text })}\n\n`);
     }
   }
 
@@ -146,7 +146,7 @@ export class Fake {
     }
     if (/^\/units\/[^/]*\/std(out|err)$/.test(path)) {
       stream();
-      const reader = { answer, at: 0 };
+      const reader = { answer, at: Number(new URL(request.url, 'http://fake').searchParams.get('from')) };
       this.outputs.add(reader);
       answer.write(': alive\n\n');
       return answer.on('close', () => this.outputs.delete(reader));

@@ -129,6 +129,12 @@ test('live output scrolls unless a person has scrolled up, and has a bound', asy
   await until(page, () => document.getElementById('output').textContent.endsWith('the end\n'));
   assert.equal(await page.evaluate(() => document.getElementById('output').textContent.length), 1024 * 1024);
   assert.match(await page.locator('#output-note').textContent(), /only the end/);
+  // A stream that breaks goes on where it was.
+  const [reader] = fake.outputs;
+  fake.outputs.clear();
+  reader.answer.end();
+  while (!fake.outputs.size) await new Promise((resolve) => { setTimeout(resolve, 10); });
+  assert.equal([...fake.outputs][0].at, reader.at);
 });
 
 test('the history has every status, also equal ones', async () => {

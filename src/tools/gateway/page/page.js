@@ -288,12 +288,13 @@ async function refused(response) {
   return refusal;
 }
 
-/** Yields the events of a `text/event-stream`: `{event, data}`. */
+/** Yields the events of a `text/event-stream`: `{event, data, id}`. */
 async function* events(response, heard = () => {}) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
   let event = '';
   let data = [];
+  let id = '';
   try {
     for (;;) {
       const { done, value } = await reader.read();
@@ -305,7 +306,7 @@ async function* events(response, heard = () => {}) {
       rest = lines.pop();
       for (const each of lines) {
         if (each === '') {
-          if (data.length) yield { event: event || 'message', data: data.join('\n') };
+          if (data.length) yield { event: event || 'message', data: data.join('\n'), id };
           event = '';
           data = [];
           continue;
@@ -315,6 +316,7 @@ async function* events(response, heard = () => {}) {
         const text = colon < 0 ? '' : each.slice(colon + 1).replace(/^ /, '');
         if (name === 'event') event = text;
         else if (name === 'data') data.push(text);
+        else if (name === 'id') id = text;
       }
     }
   } finally {
@@ -1165,7 +1167,7 @@ function paintChart() {
 
 // ---------------------------------------------------------------- one run and its output
 
-const output = { unit: null, stream: 'stdout', abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '' };
+const output = { unit: null, stream: 'stdout', abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '', lacks: '' };
 
 /** Shows a run of the pipeline. */
 function showUnit(unit) {
@@ -1205,7 +1207,7 @@ function paintUnit() {
   put($('heading-unit'), `Run ${visible(unit)}`);
   $('unit-state').replaceChildren(badge(state, state === 'pending' ? 'waiting' : state));
   const facts = [['Started', clock(known.started)], ['Ended', clock(known.ended)], ['Took', span(taken(known))], ['Code', isNumber(known.code) ? String(known.code) : '']];
-  facts.push(['Attempt', isNumber(known.attempt) ? String(known.attempt) : ''], ['Reason', line(known.reason, 400)], ['Trigger', line(known.trigger ?? known.work_type, 100)], ['Topic', line(known.topic, 400)], ['Event', line(known.event, 100)], ['Sender', line(known.sender, 100)], ['Command', line(known.command, 400)], ['Retry of', line(known.retry_of, 100)], ['Note', line(known.note ?? known.missing, 400)]);
+  facts.push(['Attempt', isNumber(known.attempt) ? String(known.attempt) : ''], ['Reason', line(known.reason, 400)], ['Trigger', line(known.trigger ?? known.work_type, 100)], ['Topic', line(known.topic, 400)], ['Event', line(known.event, 100)], ['Sender', line(known.sender, 100)], ['Command', line(known.command, 400)], ['Retry of', line(known.retry_of, 100)], ['Dropped output', known.dropped_stdout || known.dropped_stderr ? `${known.dropped_stdout ?? 0} bytes of stdout, ${known.dropped_stderr ?? 0} of stderr` : ''], ['Note', line(known.note ?? known.missing, 400)]);
   fillFacts($('unit-facts'), facts);
   const attributes = known.attributes && typeof known.attributes === 'object' ? Object.entries(known.attributes).slice(0, 256) : [];
   $('unit-attributes').hidden = attributes.length === 0;
@@ -1235,7 +1237,7 @@ function paintUnit() {
 /** Opens the output of the shown run, and closes that of another. */
 function openOutput() {
   output.abort?.abort();
-  Object.assign(output, { abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '' });
+  Object.assign(output, { abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '', lacks: '' });
   $('output').replaceChildren();
   for (const button of document.querySelectorAll('[data-stream]')) button.setAttribute('aria-pressed', String(button.dataset.stream === output.stream));
   paint('output');
@@ -1250,12 +1252,16 @@ async function readOutput(unit, stream, signal) {
     try {
       const response = await ask(`units/${encodeURIComponent(unit)}/${stream}?from=${output.next}`, { accept: 'text/event-stream', signal });
       output.note = '';
-      for await (const { event, data } of events(response)) {
+      for await (const { event, data, id } of events(response)) {
         if (signal.aborted) return;
         attempt = 0;
+        if (event === 'error') throw new Error('the gateway cannot read it');
         const value = JSON.parse(data);
-        if (event === 'output') takeOutput(value);
-        else if (event === 'end') {
+        if (event === 'output') takeOutput(value, Number(id));
+        else if (event === 'gap' || event === 'truncated') {
+          output.lacks = event === 'gap' ? 'a part was not kept' : 'its end was not kept';
+          paint('output');
+        } else if (event === 'end') {
           output.ended = value;
           paint('output');
           loadUnit();
@@ -1277,10 +1283,11 @@ async function readOutput(unit, stream, signal) {
   }
 }
 
-function takeOutput({ from, to, text }) {
+/** Takes output that begins at the byte `from` and ends before the byte `to`. */
+function takeOutput({ from, text }, to) {
   if (typeof text !== 'string') return;
   if (isNumber(from) && from > output.next) output.cut = true;
-  output.next = isNumber(to) ? to : (isNumber(from) ? from : output.next) + new TextEncoder().encode(text).length;
+  if (Number.isSafeInteger(to) && to > 0) output.next = to;
   output.waiting.push(plain(text));
   output.length += text.length;
   // Of a flood only the end can be read.
@@ -1323,6 +1330,7 @@ function paintOutput() {
   if (output.note) notes.push(output.note);
   else if (output.ended) notes.push(output.length ? '' : 'empty');
   else if (output.unit) notes.push('live');
+  if (output.lacks) notes.push(output.lacks);
   if (output.cut) notes.push('only the end is shown');
   put($('output-note'), notes.filter(Boolean).join('; '));
   $('output-follow').hidden = output.follow;
