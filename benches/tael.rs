@@ -1015,7 +1015,7 @@ fn folder(home: &Path) -> PathBuf {
 fn fill(broker: &Mosquitto, home: &Path, count: usize, state: &str, bytes: usize) {
     drop(until_ready(broker, home));
     let ledger = rusqlite::Connection::open(folder(home).join("ledger.db")).expect("ledger");
-    // A unit to copy, of whatever the ledger holds for one today.
+    // A unit to copy, of all that the ledger holds for one today.
     let publisher = Publisher::new(broker.port);
     let (client, _) = until_ready(broker, home);
     publisher.send(FINISHED);

@@ -52,6 +52,8 @@ pub const TABLES: &[&str] = &[
 ];
 /// Tables of triggers of a client.
 const TRIGGER: &str = "trigger";
+/// Tables of routes of a gateway.
+const ROUTE: &str = "route";
 /// Tables of views.
 const VIEW: &str = "view";
 /// Tables of work types of a client. Options of `tael work` are a table of the same name.
@@ -179,12 +181,16 @@ impl Layers {
                             .extend(own.map(|(key, value)| Ok((layer, true, key.as_str(), value))));
                     }
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
-                    Value::Array(_) if [TRIGGER, WORK, VIEW].contains(&key.as_str()) => {}
+                    Value::Array(_) if [TRIGGER, WORK, VIEW, ROUTE].contains(&key.as_str()) => {}
                     Value::Table(_) if key == COMMAND || KEYS.contains(&key.as_str()) => {}
                     Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
                         &[key],
                         "a trigger is written [[trigger]], with two brackets",
                     ))),
+                    Value::Table(_) if key == ROUTE => {
+                        entries.push(Err(layer
+                            .wrong_at(&[key], "a route is written [[route]], with two brackets")))
+                    }
                     value if super::connection::is_shared(key) => {
                         // Not every command has every shared option.
                         if command.get_arguments().any(|arg| is_named(arg, key)) {
@@ -289,6 +295,11 @@ impl Layers {
         self.tables(VIEW)
     }
 
+    /// Returns the `[[route]]` tables of the strongest file that has any.
+    pub fn routes(&self) -> Option<(&Layer, &[Value])> {
+        self.tables(ROUTE)
+    }
+
     /// Returns the `[[work]]` tables of the strongest file that has any.
     pub fn work_types(&self) -> Option<(&Layer, &[Value])> {
         self.tables(WORK)
@@ -368,9 +379,9 @@ impl Layer {
             TABLES
                 .iter()
                 .copied()
-                .chain([TRIGGER, WORK, COMMAND, QUEUE, VIEW]),
+                .chain([TRIGGER, WORK, COMMAND, QUEUE, VIEW, ROUTE]),
         ) {
-            let list = [TRIGGER, WORK, VIEW].contains(&near);
+            let list = [TRIGGER, WORK, VIEW, ROUTE].contains(&near);
             let near = if list {
                 format!("[{near}]")
             } else {

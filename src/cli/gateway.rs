@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
@@ -11,12 +12,18 @@ use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root, warn_of_open};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
+use crate::cli::queue_access::{self, QueueLogin, QueueTable};
+use crate::cli::route_tables;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::gateway::topics::Topics;
+use crate::model::queue;
+use crate::model::topic::{check_name, check_who};
+use crate::net::amqp::AmqpOptions;
 use crate::net::http::Address;
-use crate::os::paths;
-use crate::tools::gateway::{self, Options};
+use crate::net::options::TlsFiles;
+use crate::os::{host, paths};
+use crate::tools::gateway::{self, Options, ReadRoutes};
 use crate::tools::work::Scope;
 
 /// Shortest and longest `--timeout`. A broker needs some time, and callers wait no longer.
@@ -36,6 +43,15 @@ pub struct Gateway {
     /// ROOT/infrastructure/#]
     #[arg(long, value_name = "FILTER")]
     allow: Vec<String>,
+    /// Queue of the broker in [queue] in which callers may put messages; repeatable
+    #[arg(long, value_name = "QUEUE")]
+    allow_queue: Vec<String>,
+    /// Topic below which events of XML-RPC are published that name no allowed queue [default: ROOT]
+    #[arg(long, value_name = "TOPIC")]
+    events: Option<String>,
+    /// Client of this host whose runs XML-RPC counts and lists
+    #[arg(long, value_name = "WHO")]
+    workflows: Option<String>,
     /// Maximum number of requests a minute of one token, or of one address without; 0 for no limit
     #[arg(long, value_name = "N", default_value = "600")]
     rate: u32,
@@ -60,6 +76,8 @@ pub struct Gateway {
     check: bool,
     #[command(flatten)]
     root: Root,
+    #[command(flatten)]
+    queue: QueueLogin,
     #[command(flatten)]
     connection: Connection,
 }
@@ -90,23 +108,45 @@ impl Tool for Gateway {
     const DAEMON: bool = true;
 
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
-        Some(|gateway, matches, _, mistakes| {
-            gateway.options(matches, mistakes);
+        Some(|gateway, matches, layers, mistakes| {
+            gateway.options(matches, layers, mistakes);
         });
 
-    fn run(self, matches: &ArgMatches, _: &Layers) -> Result<ExitCode> {
+    fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let mut mistakes = Mistakes::default();
-        let options = self.options(matches, &mut mistakes);
+        let options = self.options(matches, layers, &mut mistakes);
         gateway::run(&mistakes.or_first(options)?)
     }
 }
 
 impl Gateway {
     /// Returns what the gateway does, unless a mistake leaves nothing; notes every mistake.
-    fn options(self, matches: &ArgMatches, mistakes: &mut Mistakes) -> Option<Options> {
+    fn options(
+        self,
+        matches: &ArgMatches,
+        layers: &Layers,
+        mistakes: &mut Mistakes,
+    ) -> Option<Options> {
+        let queues = self.queues(matches, layers, mistakes);
+        let has_queues = queues.is_some();
+        mistakes.keep(route_tables::read(layers, has_queues));
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let routes = ReadRoutes(Arc::new(move || {
+            route_tables::read(&Layers::load(&arguments)?, has_queues)
+        }));
+        let workflows = self.workflows.as_ref().and_then(|who| {
+            mistakes.keep(check_who(who).map_err(Error::usage))?;
+            Some(mistakes.keep(paths::state_dir())?.join(who))
+        });
         let id = connection::random_id();
         let broker = self.connection.resolve_all(matches, id, mistakes);
         let root = mistakes.keep(self.root.resolve());
+        let events = self.events.clone().or_else(|| root.clone());
+        let events = events.unwrap_or_default();
+        if self.events.is_some() {
+            let checked = check_name(&events);
+            mistakes.keep(checked.map_err(|e| Error::usage(format!("use --events: {e}"))));
+        }
         let topics = root.and_then(|root| {
             let topics = Topics::new(&root, &self.allow);
             mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
@@ -149,6 +189,41 @@ impl Gateway {
                 who: None,
             },
             control: self.control,
+            routes,
+            queues,
+            events,
+            workflows,
         })
+    }
+
+    /// Returns the queues that callers may use and their broker, if one is named.
+    fn queues(
+        &self,
+        matches: &ArgMatches,
+        layers: &Layers,
+        mistakes: &mut Mistakes,
+    ) -> Option<(Vec<String>, AmqpOptions)> {
+        let table = QueueTable::read(layers, mistakes);
+        let Some(broker) = &table.broker else {
+            if !self.allow_queue.is_empty() {
+                mistakes.note(Error::usage(
+                    "--allow-queue needs a broker of queues: set TAEL_QUEUE_BROKER, or broker below \
+                     [queue]",
+                ));
+            }
+            return None;
+        };
+        for name in &self.allow_queue {
+            let checked = queue::check_name(name);
+            mistakes.keep(checked.map_err(|e| Error::usage(format!("use --allow-queue: {e}"))));
+        }
+        let login = self.queue.clone();
+        let access = login.resolve(matches, &table, TlsFiles::default(), mistakes);
+        // Each queue of the broker is reached alike.
+        let url = broker.queue("queue").ok()?;
+        mistakes.keep(queue_access::check(&access, &url));
+        let name = format!("tael gateway {}@{}", host::username(), host::hostname());
+        let options = AmqpOptions::of(&url, &access, name);
+        Some((self.allow_queue.clone(), options))
     }
 }

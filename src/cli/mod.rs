@@ -29,6 +29,7 @@ mod parser_error;
 mod play;
 mod queue;
 mod queue_access;
+mod route_tables;
 mod signing;
 mod status;
 mod submit;

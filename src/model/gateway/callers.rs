@@ -1,6 +1,8 @@
 //! Who may call: tokens, and the names by which a browser may reach the gateway.
 
-use crate::model::gateway::secret::{Secret, bearer};
+use std::borrow::Cow;
+
+use crate::model::gateway::secret::{Secret, basic_password, bearer};
 
 /// Minimum length of a token, bytes. A shorter one can be guessed.
 pub const MIN_TOKEN: usize = 16;
@@ -42,13 +44,15 @@ impl Tokens {
         }
     }
 
-    /// Returns the place of the token that an `Authorization` field holds (RFC 6750, section 2.1).
-    /// All tokens are compared, so that the time tells nothing.
+    /// Returns the place of the token that an `Authorization` field holds: as a bearer's (RFC 6750,
+    /// section 2.1), or as the password of any user, which is what old clients can send. All tokens are compared, so that the time tells nothing.
     #[must_use]
     pub fn find(&self, authorization: &str) -> Option<usize> {
-        let given = bearer(authorization.as_bytes())?;
+        let field = authorization.as_bytes();
+        let given = bearer(field).map(Cow::Borrowed);
+        let given = given.or_else(|| basic_password(field).map(Cow::Owned))?;
         let all = self.0.iter().enumerate();
-        all.fold(None, |found, (place, token)| match token.is(given) {
+        all.fold(None, |found, (place, token)| match token.is(&given) {
             true => found.or(Some(place)),
             false => found,
         })
@@ -91,6 +95,10 @@ mod tests {
             (format!("Bearer {A}{B}"), None),
             (format!("Basic {A}"), None),
             (format!("Bearer{A}"), None),
+            ("Basic YW55OmFhYWFhYWFhYWFhYWFhYWE=".to_owned(), Some(0)),
+            ("basic OmFhYWFhYWFhYWFhYWFhYWE=".to_owned(), Some(0)),
+            ("Basic YWFhYWFhYWFhYWFhYWFhYQ==".to_owned(), None),
+            ("Basic YW55Og==".to_owned(), None),
             ("Bearer ".to_owned(), None),
             (A.to_owned(), None),
             ("Bearer # for git".to_owned(), None),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use ring::hmac::{self, Algorithm, HMAC_SHA256, Key, Tag};
 
+use crate::model::signature::base64;
+
 /// Maximum length of a secret, bytes. Tokens and keys of senders are far shorter.
 pub const MAX_BYTES: usize = 4096;
 
@@ -36,6 +38,19 @@ pub fn bearer(field: &[u8]) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(b"bearer ")
         .then(|| token.trim_ascii())
+}
+
+/// Returns the password of an `Authorization` field of scheme `Basic` (RFC 7617).
+#[must_use]
+pub fn basic_password(field: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, rest) = field.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let text = std::str::from_utf8(rest.trim_ascii()).ok()?;
+    let decoded = base64::decode_padded(text)?;
+    let colon = decoded.iter().position(|b| *b == b':')?;
+    decoded.get(colon + 1..).map(<[u8]>::to_vec)
 }
 
 impl Secret {

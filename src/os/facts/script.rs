@@ -51,7 +51,7 @@ pub fn run(path: &Path, limit: Duration, ends: &AtomicBool) -> Result<Vec<u8>, S
         .process_group(0)
         .spawn();
     let mut child = child.map_err(|e| format!("it cannot be started: {e}"))?;
-    // It closes when this process ends, in whatever way.
+    // It closes when this process ends, in any way.
     let ends_it = child.stdin.take();
     let heard = listen(&mut child, Instant::now() + limit, ends);
     drop(ends_it);

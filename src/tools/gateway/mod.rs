@@ -1,19 +1,24 @@
 //! `tael gateway`: HTTP requests become messages.
 
 mod blocking;
+mod hooks;
 mod metrics;
 mod output;
 mod publisher;
+mod queue_publisher;
 mod routes;
 mod tokens;
 mod units;
+mod ways;
+mod workflows;
+mod xmlrpc;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -21,6 +26,7 @@ use crate::error::Result;
 use crate::model::gateway::rate::Rate;
 use crate::model::gateway::topics::Topics;
 use crate::model::message::Qos;
+use crate::net::amqp::AmqpOptions;
 use crate::net::http::{Address, Counts, Listener, Times, serve};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
@@ -28,10 +34,15 @@ use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 use crate::tools::message::sender;
 use crate::tools::work::Scope;
+use hooks::Hooks;
 use publisher::{Link, Publisher, jobs};
 use routes::Gateway;
 use units::Units;
+use ways::{Queues, Ways};
+use workflows::Workflows;
+use xmlrpc::Rpc;
 
+pub use hooks::ReadRoutes;
 pub use tokens::read as read_tokens;
 
 /// Options of the command.
@@ -57,6 +68,14 @@ pub struct Options {
     pub scope: Scope,
     /// Whether callers with a token may end units and control pipelines.
     pub control: bool,
+    /// Routes of the configuration file, at the start and at each reload.
+    pub routes: ReadRoutes,
+    /// Queues that callers may put messages in, and their broker.
+    pub queues: Option<(Vec<String>, AmqpOptions)>,
+    /// Topic below which events of XML-RPC are published.
+    pub events: String,
+    /// Folder of the client whose runs XML-RPC tells of.
+    pub workflows: Option<PathBuf>,
 }
 
 /// Serves until it is stopped.
@@ -101,16 +120,32 @@ async fn gateway(options: &Options) -> Result<()> {
     let link = Arc::new(Link::new());
     let connections = Arc::<Counts>::default();
     let (stopping, stopped) = watch::channel(false);
+    let metrics = Arc::<metrics::Metrics>::default();
+    let hooks = Hooks::new((options.routes.0)()?);
+    let queues = options.queues.clone().map(|(allowed, broker)| {
+        let (puts, waiting) = mpsc::channel(queue_publisher::MAX_WAITING);
+        tokio::spawn(queue_publisher::run(broker, waiting));
+        Queues { allowed, puts }
+    });
     let gateway = Arc::new(Gateway {
         tokens: tokens.map(RwLock::new),
         rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
         names: names(options, &listeners),
         topics: options.topics.clone(),
-        limit: options.timeout,
-        need_listener: options.need_listener,
-        jobs,
+        ways: Ways {
+            jobs,
+            queues,
+            limit: options.timeout,
+            need_listener: options.need_listener,
+            metrics: Arc::clone(&metrics),
+        },
+        hooks,
+        rpc: Rpc {
+            events: options.events.clone(),
+            workflows: options.workflows.clone().map(Workflows::new),
+        },
         link: Arc::clone(&link),
-        metrics: metrics::Metrics::default(),
+        metrics,
         connections: Arc::clone(&connections),
         units: Units::new(options.scope.clone(), stopped.clone()),
         control: options.control,
@@ -143,6 +178,10 @@ async fn gateway(options: &Options) -> Result<()> {
                         Ok(tokens) => gateway.renew(tokens),
                         Err(e) => warn!("{e}; keeping the tokens of before"),
                     }
+                }
+                match (options.routes.0)() {
+                    Ok(routes) => gateway.hooks.renew(routes),
+                    Err(e) => warn!("{e}; keeping the routes of before"),
                 }
                 notify.ready();
             }
