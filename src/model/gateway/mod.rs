@@ -1,6 +1,7 @@
 //! Requests of callers that speak HTTP: who may send them, what of them becomes an event, and the
 //! answers. Nothing here does I/O; secrets and the time are given.
 
+pub mod answer;
 pub mod callers;
 pub mod keys;
 pub mod mapping;

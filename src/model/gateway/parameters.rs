@@ -55,6 +55,37 @@ pub fn attributes(
     Ok(attributes)
 }
 
+/// Returns a body as JSON: a document, or the fields of a form. Where `member` names a field of the form,
+/// the document is the text of that field. An empty body is an empty object. Without a `media` type, a
+/// body that is not JSON is `null`, as one of another media type is.
+///
+/// # Errors
+/// What is wrong.
+pub fn payload(media: Option<&str>, body: &[u8], member: Option<&str>) -> Result<Value, Wrong> {
+    if body.is_empty() {
+        return Ok(Value::Object(Map::new()));
+    }
+    let parse = |body: &[u8]| {
+        let wrong = |cause| Wrong::Data(format!("the body is not JSON: {cause}"));
+        json::parse(body).map_err(wrong)
+    };
+    Ok(match kind(media) {
+        Ok(Kind::Json) if media.is_none() => parse(body).unwrap_or_default(),
+        Ok(Kind::Json) => parse(body)?,
+        Ok(Kind::Form) => {
+            let fields = decoded(body, "form")?;
+            let document = fields
+                .iter()
+                .find(|(name, _)| Some(name.as_str()) == member);
+            match document {
+                Some((_, text)) => parse(text.as_bytes())?,
+                None => Value::Object(strings(fields)),
+            }
+        }
+        Err(_) => Value::Null,
+    })
+}
+
 enum Kind {
     Json,
     Form,

@@ -65,6 +65,23 @@ impl Headers {
     }
 }
 
+/// A request as it came: nothing of it is decoded, as it is not known yet who has sent it.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming<'a> {
+    /// Its method, in upper case.
+    pub method: &'a str,
+    /// Its path.
+    pub path: &'a str,
+    /// Its query, percent-encoded.
+    pub query: &'a str,
+    /// Its header fields.
+    pub headers: &'a Headers,
+    /// Address of the caller; `None` on a Unix socket.
+    pub peer: Option<IpAddr>,
+    /// Its body.
+    pub body: &'a [u8],
+}
+
 /// A request whose head and body have been read.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {

@@ -17,10 +17,12 @@ use std::fmt;
 use toml::Value;
 
 use crate::model::event::Attributes;
+use crate::model::gateway::answer::Answer;
 use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong};
 use crate::model::gateway::mapping::{Mapping, Unmapped};
+use crate::model::gateway::parameters::{self, Wrong as Unread};
 use crate::model::gateway::part::is_field;
-use crate::model::gateway::request::Request;
+use crate::model::gateway::request::{Incoming, Only, Request};
 use crate::model::gateway::rules::{ReadFile, Rule, TooLong};
 use crate::model::gateway::secret::Secret;
 use crate::model::gateway::signature::{Code, Encoding, Hash, Refusal, Scheme, Verifier, event_id};
@@ -38,11 +40,14 @@ pub const MAX_PATH: usize = 256;
 
 /// Paths of the gateway itself, with all below those that end with `/`.
 const RESERVED: &[&str] = &[
-    "/", "/RPC2", "/healthz", "/metrics", "/q/", "/t/", "/units", "/units/", "/w/",
+    "/", "/RPC2", "/api/", "/healthz", "/metrics", "/q/", "/t/", "/units", "/units/", "/w/",
 ];
 
 /// Methods that a route may have.
 const METHODS: &[&str] = &["POST", "PUT", "GET", "PATCH", "DELETE"];
+
+/// Field of the forms of GitHub and Gitea with the JSON document.
+const FORM_MEMBER: &str = "payload";
 
 /// Keys of a route.
 const KEYS: &[&str] = &[
@@ -58,6 +63,7 @@ const KEYS: &[&str] = &[
     "rule",
     "map",
     "payload",
+    "answer",
     "topic",
     "queue",
     "work",
@@ -90,7 +96,11 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Where its events go.
     pub target: Target,
+    /// How it answers.
+    pub answer: Answer,
     verifier: Option<Verifier>,
+    /// Field of a form that holds the JSON document: some senders can send forms instead.
+    member: Option<&'static str>,
     rule: Option<Rule>,
     mapping: Mapping,
 }
@@ -114,6 +124,8 @@ pub enum Refused {
     Rule,
     /// Its rule cannot be judged.
     TooLong(TooLong),
+    /// Its query or its body cannot be read: a text for the caller.
+    Unread(String),
     /// It has no attributes.
     Unmapped(Unmapped),
 }
@@ -124,6 +136,7 @@ impl fmt::Display for Refused {
             Self::Sender(refusal) => refusal.fmt(f),
             Self::Rule => f.write_str("the rule of the route does not hold"),
             Self::TooLong(cause) => cause.fmt(f),
+            Self::Unread(cause) => f.write_str(cause),
             Self::Unmapped(cause) => cause.fmt(f),
         }
     }
@@ -137,7 +150,7 @@ impl Refused {
             Self::Sender(_) => 401,
             Self::Rule => 403,
             Self::TooLong(_) | Self::Unmapped(Unmapped::TooLarge { .. }) => 413,
-            Self::Unmapped(_) => 400,
+            Self::Unread(_) | Self::Unmapped(_) => 400,
         }
     }
 
@@ -171,13 +184,19 @@ impl Route {
         let own_header = verifier.as_ref().and_then(Verifier::own_header);
         let table = keys.get("map");
         let table = table.map(|table| Keys::of(table, keys.place("map")));
-        let is_gitea = matches!(keys.text("source")?, Some("gitea" | "forgejo"));
+        let source = keys.text("source")?;
+        let is_gitea = matches!(source, Some("gitea" | "forgejo"));
+        let may_be_form = is_gitea || source == Some("github");
         let mapping = Mapping::read(
             table.transpose()?,
             keys.flag("payload")?,
             own_header,
             is_gitea,
         )?;
+        let answer = keys.get("answer");
+        let answer = answer.map(|answer| Keys::of(answer, keys.place("answer")));
+        let answer = answer.transpose()?;
+        let answer = answer.map(|answer| Answer::read(&answer)).transpose()?;
         let rule = keys.get("rule");
         let rule = rule.map(|rule| Rule::read(rule, keys.place("rule"), file));
         Ok(Self {
@@ -185,6 +204,8 @@ impl Route {
             path: path.to_owned(),
             methods: methods(&keys)?,
             target: target(&keys)?,
+            answer: answer.unwrap_or_default(),
+            member: may_be_form.then_some(FORM_MEMBER),
             rule: rule.transpose()?,
             verifier,
             mapping,
@@ -198,28 +219,48 @@ impl Route {
     }
 
     /// Decides about a request at the time `now`, in seconds since 1970. Attributes may have `limit`
-    /// bytes.
+    /// bytes. Nothing of the request is read before it is known to come from its sender.
     ///
     /// # Errors
     /// Why it is refused.
     pub fn judge(
         &self,
-        request: &Request<'_>,
+        incoming: &Incoming<'_>,
         now: i64,
         limit: usize,
     ) -> Result<Accepted, Refused> {
-        let id = match &self.verifier {
-            Some(verifier) => verifier
-                .verify(request.headers, request.body, now)
-                .map_err(Refused::Sender)?,
-            None => None,
+        let Incoming { headers, body, .. } = *incoming;
+        let verified = self.verifier.as_ref();
+        let verified = verified.map(|verifier| verifier.verify(headers, body, now));
+        let id = verified.transpose().map_err(Refused::Sender)?.flatten();
+        let unread = |wrong| match wrong {
+            Unread::Media(cause) | Unread::Data(cause) => Refused::Unread(cause),
+        };
+        let query = parameters::decoded(incoming.query.as_bytes(), "query").map_err(unread)?;
+        let media = match headers.only("content-type") {
+            Only::One(media) => std::str::from_utf8(media).ok(),
+            Only::None => None,
+            Only::Several => {
+                let cause = "there are several media types".to_owned();
+                return Err(Refused::Unread(cause));
+            }
+        };
+        let payload = parameters::payload(media, body, self.member).map_err(unread)?;
+        let request = Request {
+            method: incoming.method,
+            path: incoming.path,
+            query: &query,
+            headers,
+            peer: incoming.peer,
+            body,
+            payload: &payload,
         };
         if let Some(rule) = &self.rule
-            && !rule.holds(request).map_err(Refused::TooLong)?
+            && !rule.holds(&request).map_err(Refused::TooLong)?
         {
             return Err(Refused::Rule);
         }
-        let attributes = self.mapping.apply(request, limit);
+        let attributes = self.mapping.apply(&request, limit);
         Ok(Accepted {
             attributes: attributes.map_err(Refused::Unmapped)?,
             id: id.map(|id| event_id(&self.name, &id)),
@@ -505,15 +546,13 @@ mod tests {
     }
 
     fn judge(route: &Route, headers: &Headers, body: &str) -> Result<Accepted, Refused> {
-        let payload = crate::model::json::parse(body.as_bytes()).unwrap_or_default();
-        let request = Request {
+        let request = Incoming {
             method: "POST",
             path: "/hooks/push",
-            query: &[],
+            query: "",
             headers,
             peer: None,
             body: body.as_bytes(),
-            payload: &payload,
         };
         route.judge(&request, 0, 100)
     }
@@ -623,6 +662,12 @@ mod tests {
             ("topic = 't'", "topic = 't'\nmethod = 'TRACE'", "method"),
             ("topic = 't'", "topic = 't'\npayload = 1", "payload"),
             ("topic = 't'", "topic = 't'\nmap = 1", "map"),
+            ("topic = 't'", "topic = 't'\nanswer = 1", "answer"),
+            (
+                "topic = 't'",
+                "topic = 't'\nanswer.status = 1",
+                "answer.status",
+            ),
             ("topic = 't'", "topic = 't'\nrule = 1", "rule"),
             (
                 "topic = 't'",

@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use tael::cli::client::mistakes_in;
 use tael::model::filter_index::FilterIndex;
-use tael::model::gateway::request::{Headers, Request as Received};
+use tael::model::gateway::request::{Headers, Incoming};
 use tael::model::gateway::route::Routes;
 use tael::model::gateway::xmlrpc;
 use tael::model::message::{Delivery, Properties};
@@ -259,7 +259,7 @@ pub fn xmlrpc(data: &[u8]) {
     }
 }
 
-/// Reads the routes of a gateway, and judges a request by each. The request has the text as its body.
+/// Reads the routes of a gateway, and judges two requests by each: one has the text as its body.
 /// Returns the number of routes.
 pub fn route(data: &[u8]) -> usize {
     let text = String::from_utf8_lossy(data);
@@ -282,17 +282,15 @@ pub fn route(data: &[u8]) -> usize {
     let headers: Headers = [("x-github-event", "push"), ("x-signature", "sha512=00")]
         .into_iter()
         .collect();
-    let query = [("who".to_owned(), "a".to_owned())];
-    let payload = serde_json::json!({"ref": "refs/heads/main", "commits": [{"id": 1}], "a": [0]});
-    for route in routes.all() {
-        let request = Received {
+    let document = br#"{"ref":"refs/heads/main","commits":[{"id":1}],"a":[0]}"#;
+    for (route, body) in routes.all().iter().flat_map(|r| [(r, data), (r, document)]) {
+        let request = Incoming {
             method: "POST",
             path: &route.path,
-            query: &query,
+            query: "who=a&x=%41",
             headers: &headers,
             peer: "192.0.2.1".parse().ok(),
-            body: data,
-            payload: &payload,
+            body,
         };
         match route.judge(&request, 0, MAX_PAYLOAD) {
             Ok(accepted) => {

@@ -1,0 +1,128 @@
+//! How a route answers.
+//!
+//! ```toml
+//! [route.answer]
+//! status = 200
+//! message = "thank you"
+//! type = "text/plain"
+//! mismatch = 200
+//! ```
+
+use toml::Value;
+
+use crate::model::gateway::keys::{Keys, Wrong};
+
+/// Maximum length of the body of an answer, bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Maximum length of a media type, bytes.
+const MAX_TYPE: usize = 128;
+
+/// Status of an accepted request, unless the route has another one.
+const ACCEPTED: u16 = 202;
+
+/// Status of a request for which the rule does not hold, unless the route has another one.
+const MISMATCH: u16 = 403;
+
+/// Media type of a message, unless the route has another one.
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Answers of a route. Errors that the sender can mend by sending again keep their own status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status of an accepted request, 200 to 299.
+    pub status: u16,
+    /// Status of a request for which the rule does not hold, 200 to 299 or 400 to 499.
+    pub mismatch: u16,
+    /// Body for an accepted request, and its media type. By default it is JSON with the id of the event.
+    pub message: Option<(String, String)>,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            status: ACCEPTED,
+            mismatch: MISMATCH,
+            message: None,
+        }
+    }
+}
+
+impl Answer {
+    /// Reads an `answer` table.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn read(keys: &Keys<'_>) -> Result<Self, Wrong> {
+        keys.only(&["status", "message", "type", "mismatch"])?;
+        let status = |key: &str, default: u16, may: fn(u16) -> bool, range: &str| {
+            let Some(value) = keys.get(key) else {
+                return Ok(default);
+            };
+            let status = match value {
+                Value::Integer(number) => u16::try_from(*number).ok().filter(|s| may(*s)),
+                _ => None,
+            };
+            status.ok_or_else(|| keys.wrong(key, format!("a status here is {range}")))
+        };
+        let is_success = |status| (200..300).contains(&status);
+        let media = keys.text("type")?;
+        let is_plain = |b: u8| (b' '..=b'~').contains(&b);
+        if media.is_some_and(|media| media.len() > MAX_TYPE || !media.bytes().all(is_plain)) {
+            return Err(keys.wrong("type", "it is not a media type"));
+        }
+        let message = keys.text("message")?;
+        if message.is_some_and(|message| message.len() > MAX_MESSAGE) {
+            let cause = format!("it has more than {MAX_MESSAGE} bytes");
+            return Err(keys.wrong("message", cause));
+        }
+        if media.is_some() && message.is_none() {
+            return Err(keys.wrong("type", "it belongs to a 'message', which is missing"));
+        }
+        Ok(Self {
+            status: status("status", ACCEPTED, is_success, "200 to 299")?,
+            mismatch: status(
+                "mismatch",
+                MISMATCH,
+                |s| (200..300).contains(&s) || (400..500).contains(&s),
+                "200 to 299 or 400 to 499",
+            )?,
+            message: message.map(|text| (text.to_owned(), media.unwrap_or(TEXT).to_owned())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Answer, Wrong> {
+        let table: toml::Table = text.parse().expect(text);
+        Answer::read(&Keys::of(&Value::Table(table), Vec::new()).expect("table"))
+    }
+
+    #[test]
+    fn answers_have_defaults_and_bounds() {
+        assert_eq!(read("").as_ref(), Ok(&Answer::default()));
+        let own = read("status = 200\nmessage = 'ok'\nmismatch = 200").expect("answer");
+        assert_eq!((own.status, own.mismatch), (200, 200));
+        let message = own.message.expect("message");
+        assert_eq!((message.0.as_str(), message.1.as_str()), ("ok", TEXT));
+        let long = format!("message = '{}'", "x".repeat(MAX_MESSAGE + 1));
+        for (text, place) in [
+            ("status = 500", "status"),
+            ("status = 'ok'", "status"),
+            ("status = -1", "status"),
+            ("mismatch = 302", "mismatch"),
+            ("mismatch = 503", "mismatch"),
+            ("message = 1", "message"),
+            ("type = 'a/b'", "type"),
+            ("message = ''\ntype = \"a\\r\\nb: c\"", "type"),
+            ("code = 1", "code"),
+            (long.as_str(), "message"),
+        ] {
+            let wrong = read(text).expect_err(text);
+            assert_eq!(wrong.place.join("."), place, "{text}");
+        }
+    }
+}
