@@ -61,7 +61,7 @@ fn read(drawing: &str) -> Vec<String> {
             let key = attribute.key.as_ref().to_owned();
             assert!(ATTRIBUTES.contains(&key.as_str()), "{key} in {drawing}");
             if key == "data-who" {
-                let value = std::str::from_utf8(&attribute.value).expect("text");
+                let value = attribute.value.as_ref();
                 names.push(
                     quick_xml::escape::unescape(value)
                         .expect("escapes")
