@@ -329,6 +329,30 @@ fn a_broker_that_restarts_ends_both_ends() {
 
 #[test]
 #[ignore = "takes long: .ci/run runs it"]
+fn a_broker_that_restarts_within_a_hundred_megabytes_ends_both_ends() {
+    let mut world = World::new();
+    let (mut x, mut y) = End::two(&world, "big");
+    let all = Arc::new(bytes(100_000_000));
+    let mut input = x.input.take().expect("stdin");
+    let source = Arc::clone(&all);
+    // It fails when its end has failed.
+    let writer = thread::spawn(move || input.write_all(&source).is_err());
+    let mut got = y.read(20_000_000);
+    world.broker.kill();
+    world.broker.restart();
+    y.output.read_to_end(&mut got).expect("read");
+    assert!(
+        got.len() < all.len() && *got == all[..got.len()],
+        "{} bytes",
+        got.len()
+    );
+    assert!(x.failed(69).contains("lost the broker"));
+    assert!(y.failed(69).contains("lost the broker"));
+    assert!(writer.join().expect("writer"), "all was written");
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
 fn a_claim_that_a_killed_broker_has_kept_is_forgotten() {
     let mut world = World::with(Setup {
         persistent: true,
@@ -1054,4 +1078,37 @@ fn an_end_that_stands_still_for_half_a_minute_goes_on() {
     drop(x.input.take());
     assert_eq!(y.finish().1, 0);
     assert_eq!(x.finish().1, 0);
+}
+
+#[test]
+#[ignore = "takes long: .ci/run runs it"]
+fn an_end_that_stands_still_for_too_long_ends_and_joins_no_other_pair() {
+    let world = World::new();
+    // The broker takes it for gone after one and a half keep-alives.
+    let mut x = End::start(&world, "p", &["-k", "5"]);
+    let mut y = End::start(&world, "p", &["-k", "5"]);
+    x.wait("paired");
+    y.wait("paired");
+    x.process.signal(Signal::SIGSTOP);
+    y.write(b"never read");
+    assert!(y.failed(69).contains("it is gone"));
+    // The side is free: two others are a pair, and bytes of before reach none of them.
+    let (mut z, mut w) = End::two(&world, "p");
+    z.write(b"new");
+    assert_eq!(w.read(3), b"new");
+    let _ = x.input.as_mut().expect("open").write_all(b"late");
+    x.process.signal(Signal::SIGCONT);
+    let mut rest = Vec::new();
+    x.output.read_to_end(&mut rest).expect("read");
+    assert!(b"never read".starts_with(&rest), "{rest:?}");
+    let cause = x.failed(69);
+    assert!(
+        cause.contains("lost the broker") || cause.contains("it is gone"),
+        "{cause}"
+    );
+    w.write(b"still");
+    assert_eq!(z.read(5), b"still");
+    drop(z.input.take());
+    assert_eq!(w.finish(), (Vec::new(), 0));
+    assert_eq!(z.finish(), (Vec::new(), 0));
 }
