@@ -137,6 +137,25 @@ test('live output scrolls unless a person has scrolled up, and has a bound', asy
   assert.equal([...fake.outputs][0].at, reader.at);
 });
 
+test('the run that is shown is the newest, until a person chooses one', async () => {
+  const page = await open('#/pipelines/demux');
+  await until(page, () => document.getElementById('heading-unit').textContent.endsWith('D01'));
+  const begin = (unit) => {
+    for (const run of fake.runs) if (run.state === 'running') Object.assign(run, { state: 'succeeded', ended: now(), seconds: 1, code: 0 });
+    const run = { ...fake.runs.at(-1), unit, state: 'running', started: now(), ended: null, seconds: null, code: null };
+    fake.runs.unshift(run);
+    fake.units.set(unit, run);
+    fake.change('demux', { running: [{ unit, reason: 'x', started: now() }] });
+  };
+  begin('01KBMJ2Y7R8QK4ZT9V6W5X3D04');
+  await until(page, () => document.getElementById('heading-unit').textContent.endsWith('D04'));
+  await page.locator('#runs a.unit').nth(2).click();
+  await until(page, () => document.getElementById('heading-unit').textContent.endsWith('D02'));
+  begin('01KBMJ2Y7R8QK4ZT9V6W5X3D05');
+  await until(page, () => document.querySelectorAll('#runs tbody tr').length === 5);
+  assert.match(await page.locator('#heading-unit').textContent(), /D02$/);
+});
+
 test('the history has every status, also equal ones', async () => {
   const page = await open('#/pipelines/demux');
   await until(page, () => document.querySelectorAll('#statuses li').length === 3);

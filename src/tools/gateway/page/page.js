@@ -984,6 +984,14 @@ function refreshSoon() {
   }, GATHER);
 }
 
+/** Shows the newest run, as long as a person has chosen none and reads no older one. */
+function followRuns() {
+  const shown = view.runs.find((run) => run.unit === output.unit);
+  if (!shown) return view.runs.length ? showUnit(view.runs[0].unit) : undefined;
+  const newest = view.runs.find((run) => run.state === 'running');
+  if (newest && shown.state !== 'running' && output.follow) showUnit(newest.unit);
+}
+
 /** Fetches runs and statuses of the shown pipeline. */
 async function refresh() {
   const { who } = route;
@@ -994,14 +1002,14 @@ async function refresh() {
   const [runs, statuses] = await Promise.allSettled([load(`runs?limit=${MAX_RUNS}`), load(`statuses?limit=${MAX_RUNS}`)]);
   if (turn !== view.turn || who !== route.who) return;
   if (runs.status === 'fulfilled') {
-    view.runs = array(runs.value.runs).filter((run) => typeof run?.unit === 'string').slice(0, MAX_RUNS);
+    view.runs = array(runs.value.runs).filter((run) => typeof run?.unit === 'string' && run.unit !== '').slice(0, MAX_RUNS);
     view.source = runs.value.source;
     put($('runs-note'), view.source === 'heard' ? 'as heard since the gateway was started' : '');
   } else {
     put($('runs-note'), `not read: ${runs.reason.message}`);
   }
   if (statuses.status === 'fulfilled') view.statuses = array(statuses.value.statuses).filter((s) => s && typeof s === 'object').slice(0, MAX_RUNS);
-  if (!route.unit && view.runs.length && !output.unit) showUnit(view.runs[0].unit);
+  if (!route.unit) followRuns();
   paint('runs');
   paint('unit');
 }
@@ -1259,7 +1267,7 @@ async function readOutput(unit, stream, signal) {
         const value = JSON.parse(data);
         if (event === 'output') takeOutput(value, Number(id));
         else if (event === 'gap' || event === 'truncated') {
-          output.lacks = event === 'gap' ? 'a part was not kept' : 'its end was not kept';
+          output.lacks = event === 'gap' ? 'a part was not kept' : 'a program has cut it short';
           paint('output');
         } else if (event === 'end') {
           output.ended = value;
