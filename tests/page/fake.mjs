@@ -62,7 +62,7 @@ export class Fake {
     });
     const nodes = names.map((who, i) => {
       const [x, y] = place(i);
-      return `<g class="node" data-who="${escaped(who)}"><title>${escaped(who)}</title><rect x="${x}" y="${y}" width="140" height="40" rx="6"/><text x="${x + 70}" y="${y + 25}" text-anchor="middle" font-size="13">${escaped(who)}</text></g>`;
+      return `<g class="node" data-who="${escaped(who)}"><title>${escaped(who)}</title><rect x="${x}" y="${y}" width="140" height="40" rx="6"/><text x="${x + 70}" y="${y + 25}" text-anchor="middle" font-size="13">${escaped(who.length > 16 ? `${who.slice(0, 15)}…` : who)}</text></g>`;
     });
     const height = 40 + 70 * Math.ceil(names.length / 6);
     return `<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 1220 ${height}"${this.attributes}>${this.extra}${edges.join('')}${nodes.join('')}</svg>`;

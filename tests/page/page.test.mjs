@@ -246,12 +246,13 @@ for (const width of WIDTHS) {
   for (const scheme of SCHEMES) {
     test(`at ${width} pixels, ${scheme}, all can use it`, async () => {
       fake.change('zip', { state: 'lost' });
+      fake.pipelines.set('a-name-that-a-drawing-cuts', pipeline('a-name-that-a-drawing-cuts'));
       fake.change('demux', { state: 'paused', waiting: 2 });
       fake.change('seq', { running: [{ unit: UNITS[0], reason: 'x', started: now() }] });
       const page = await open('', { width, scheme });
       for (const view of ['', 'pipelines/demux', 'nodes', 'messages', 'refused']) {
         await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
-        if (view === '') await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+        if (view === '') await until(page, () => document.querySelectorAll('#drawing .node').length === 4);
         if (view === 'pipelines/demux') await until(page, () => document.querySelector('#chart svg') && document.querySelector('#unit-attributes dd'));
         if (view === 'messages') {
           fake.send('message', { ts: now(), topic: 'lab/seq/status', id: '01K', from: 'seq', retained: true, size: 20, payload: '{"status":"finished"}' });

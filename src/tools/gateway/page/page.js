@@ -909,7 +909,10 @@ function paintEdges(names) {
     const running = runs.length > 0;
     const failed = pipeline.last && endOf(pipeline.last) === 'failed';
     dress(node, `node s-${stateOf(pipeline)}${running ? ' is-running' : ''}${failed ? ' is-failed' : ''}`);
-    node.setAttribute('aria-label', `${line(who, 100)}: ${stateOf(pipeline)}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
+    // A name that is cut on the drawing is said as it is seen, and then whole.
+    const seen = line(node.querySelector('text')?.textContent, 100);
+    const name = seen && seen !== line(who, 100) ? `${seen}, ${line(who, 100)}` : line(who, 100);
+    node.setAttribute('aria-label', `${name}: ${stateOf(pipeline)}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
     for (const { edge, from, topic, base } of drawing.into.get(who) ?? []) {
       const filters = topic === null ? filtersOf(from, who) : [topic];
       dress(edge, `${base}${running && haveStarted(filters, runs) ? ' is-running' : ''}`);
