@@ -320,6 +320,18 @@ test('it says that the gateway is away, and comes back by itself', async () => {
   assert.equal(await page.evaluate(() => globalThis.before), true);
 });
 
+test('nodes and beacons come, fall silent and go', async () => {
+  const page = await open('#/nodes');
+  await until(page, () => document.querySelectorAll('#nodes tbody tr').length === 2);
+  assert.equal(await page.locator('#count-nodes').textContent(), '2');
+  fake.send('node', { node: 'n3', state: 'stale', age: 90, host: 'h3' });
+  await until(page, () => document.querySelector('#nodes tbody').textContent.includes('n3') && document.getElementById('count-nodes').textContent === '3');
+  fake.send('node', { node: 'n3', state: 'gone' });
+  fake.send('beacon', { topic: 'lab/hall/beacon/status', ts: now(), fresh: true });
+  await until(page, () => document.getElementById('count-nodes').textContent === '1' && document.querySelectorAll('#nodes tbody tr').length === 2);
+  assert.equal(await page.locator('#beacons .s-online').count(), 2);
+});
+
 test('a flood of messages has a bound, a filter and a pause', async () => {
   const page = await open('#/messages');
   await until(page, () => document.getElementById('count-pipelines').textContent === '3');

@@ -441,7 +441,8 @@ const HANDLERS = {
   },
   node(value) {
     if (typeof value.node !== 'string') return;
-    network.nodes.set(value.node, { ...value, heard: now() });
+    if (value.state === 'gone') network.nodes.delete(value.node);
+    else network.nodes.set(value.node, { ...value, heard: now() });
     paint('nodes');
   },
   refused(value) {
