@@ -1,0 +1,189 @@
+// The page of real gateways, in a real browser, on a real network of three pipelines.
+
+import assert from 'node:assert/strict';
+import { after, afterEach, before, test } from 'node:test';
+import { Browser, SCHEMES, WIDTHS, barriers, picture, until } from './browser.mjs';
+import { Lab, TOKEN } from './lab.mjs';
+
+const HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>';
+// What the browser itself says of an answer that a test wants refused.
+const REFUSED = /status of (401|403|503)/;
+
+let browser;
+let lab;
+const pages = [];
+
+before(async () => {
+  browser = await Browser.start();
+  lab = await Lab.start();
+});
+
+after(async () => {
+  await lab?.close();
+  await browser?.stop();
+});
+
+afterEach(async () => {
+  const wrong = pages.flatMap((page) => page.wrong);
+  for (const page of pages.splice(0)) await page.context().close();
+  assert.deepEqual(wrong, []);
+});
+
+async function open(address, options = {}) {
+  const page = await browser.open(address, options);
+  pages.push(page);
+  return page;
+}
+
+/** Waits until the page shows three pipelines that are online, and the drawing of them. */
+async function shown(page) {
+  await until(page, () => document.querySelectorAll('#list-body .s-online').length === 3);
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+}
+
+const idle = (page) => until(page, () => !document.querySelector('#list-body .is-running'));
+const goTo = (page, hash) => page.evaluate((to) => { location.hash = to; }, hash);
+
+test('a run lights up, its output scrolls, and the chain ends without a reload', async () => {
+  const page = await open(lab.reader);
+  await shown(page);
+  await page.evaluate(() => { globalThis.before = true; });
+  await lab.begin('S1');
+  await until(page, () => document.querySelector('#drawing .node.is-running[data-who="seq"]'));
+  await until(page, () => document.querySelector('#list-body .row.is-running .name a')?.textContent === 'seq');
+  await picture(page, 'real-running');
+  await page.locator('#list-body').getByRole('link', { name: 'seq', exact: true }).click();
+  await until(page, () => document.querySelector('#unit-attributes')?.textContent.includes('S1'));
+  const lines = () => page.evaluate(() => document.getElementById('output').textContent.split('\n').length);
+  await until(page, () => { const box = document.getElementById('output'); return box.scrollTop > 0 && box.scrollHeight - box.scrollTop - box.clientHeight < 24; });
+  const first = await lines();
+  await until(page, (n) => document.getElementById('output').textContent.split('\n').length > n, first);
+  await picture(page, 'real-output');
+  await lab.end();
+  await until(page, () => document.getElementById('unit-state').textContent === 'succeeded');
+  await until(page, () => document.querySelector('#runs .s-succeeded') && document.querySelector('#chart .s-succeeded'));
+  await goTo(page, '#/');
+  await until(page, () => document.querySelectorAll('#list-body .last .s-succeeded').length === 3);
+  await idle(page);
+  assert.equal(await page.evaluate(() => globalThis.before), true);
+});
+
+test('an edge lights up while the next pipeline runs', async () => {
+  const page = await open(lab.reader);
+  await shown(page);
+  const edges = await page.locator('#drawing .edge').evaluateAll((all) => all.map((edge) => [edge.dataset.from, edge.dataset.to]));
+  assert.ok(edges.some(([from, to]) => from === 'seq' && to === 'demux'), JSON.stringify(edges));
+  // A short run may begin and end between two frames.
+  await page.evaluate(() => {
+    globalThis.lit = false;
+    const edge = document.querySelector('.edge[data-from="seq"][data-to="demux"]');
+    new MutationObserver(() => { globalThis.lit ||= edge.matches('.is-running'); }).observe(edge, { attributes: true });
+  });
+  for (let i = 0; i < 20 && !(await page.evaluate(() => globalThis.lit)); i += 1) {
+    await lab.begin(`edge-${i}`);
+    await until(page, () => document.querySelector('#drawing .node.is-running[data-who="seq"]'));
+    await lab.end();
+    await until(page, () => !document.querySelector('#drawing .node.is-running'));
+  }
+  assert.equal(await page.evaluate(() => globalThis.lit), true);
+});
+
+test('a run is canceled with a token, and not without', async () => {
+  const reader = await open(lab.reader, { ignore: REFUSED });
+  await shown(reader);
+  await lab.begin('S2');
+  await until(reader, () => document.querySelector('#drawing .node.is-running[data-who="seq"]'));
+  await goTo(reader, '#/pipelines/seq');
+  await until(reader, () => document.getElementById('unit-state').textContent === 'running');
+  assert.equal(await reader.locator('#unit-actions button, #actions button').locator('visible=true').count(), 0);
+  const unit = (await reader.locator('#heading-unit').textContent()).replace('Run ', '');
+  const statuses = await reader.evaluate(async (id) => {
+    const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ action: 'cancel', unit: id }) };
+    const answers = [await fetch('api/pipelines/seq/control', post), await fetch(`units/${id}`, { method: 'DELETE' })];
+    return answers.map(({ status }) => status);
+  }, unit);
+  assert.deepEqual(statuses, [403, 403]);
+
+  const page = await open(lab.controller, { ignore: REFUSED });
+  await page.locator('#token').fill('not-the-right-token');
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await until(page, () => document.getElementById('token-error').textContent.includes('does not take'));
+  assert.equal(await page.locator('#list-body .row').count(), 0);
+  await page.locator('#token').fill(TOKEN);
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await shown(page);
+  await goTo(page, `#/pipelines/seq/${unit}`);
+  await until(page, () => document.getElementById('unit-state').textContent === 'running');
+  const cancel = page.locator('#unit-actions button');
+  await cancel.click();
+  await picture(page, 'real-cancel');
+  await cancel.click();
+  await until(page, () => document.getElementById('action-result').textContent === 'cancel: done');
+  await until(page, () => document.getElementById('unit-state').textContent === 'canceled');
+  await until(reader, () => document.getElementById('unit-state').textContent === 'canceled');
+
+  await page.getByRole('button', { name: 'Pause' }).click();
+  await until(page, () => document.getElementById('pipeline-state').textContent === 'paused');
+  await page.getByRole('button', { name: 'Resume' }).click();
+  await until(page, () => document.getElementById('pipeline-state').textContent === 'online');
+  await lab.end();
+});
+
+test('payloads of a sender stay text', async () => {
+  const page = await open(lab.reader);
+  await shown(page);
+  await lab.end();
+  await goTo(page, '#/messages');
+  await lab.run('message', '--port', lab.port, '-t', 'lab/hostile', '--attr', `note=${HOSTILE}`, '--attr', 'moved=a\u202eb');
+  await until(page, () => document.getElementById('messages-list').textContent.includes('<img src=x onerror='));
+  await page.locator('summary', { hasText: 'lab/hostile' }).first().click();
+  await picture(page, 'real-hostile');
+  await goTo(page, '#/');
+  await lab.run('control', '--root', 'lab', '--port', lab.port, 'seq', 'raise', '--attr', `sample=${HOSTILE}`);
+  await until(page, () => document.querySelectorAll('#list-body .last .s-succeeded').length === 3);
+  await idle(page);
+  await goTo(page, '#/pipelines/seq');
+  await until(page, () => document.getElementById('unit-attributes').textContent.includes('<img src=x onerror='));
+  assert.equal(await page.evaluate(() => globalThis.hacked), undefined);
+  assert.equal(await page.locator('img, main script, main style, iframe').count(), 0);
+});
+
+for (const width of WIDTHS) {
+  // The other two are tried in page.test.mjs.
+  const scheme = SCHEMES[width < 600 ? 1 : 0];
+  test(`at ${width} pixels, ${scheme}, all can use it`, async () => {
+    const page = await open(lab.reader, { width, scheme });
+    await shown(page);
+    for (const view of ['', 'pipelines/seq', 'nodes', 'messages', 'refused']) {
+      await goTo(page, `#/${view}`);
+      if (view === 'pipelines/seq') await until(page, () => document.querySelector('#chart svg'));
+      assert.deepEqual(await barriers(page), [], view);
+      assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${view} is too wide`);
+      await picture(page, `real-${view.split('/')[0] || 'network'}-${width}-${scheme}`);
+    }
+  });
+}
+
+test('what the gateway refuses is shown', async () => {
+  const page = await open(lab.reader, { ignore: REFUSED });
+  await shown(page);
+  await goTo(page, '#/refused');
+  await page.evaluate(() => fetch('t/lab/infrastructure/pipelines/seq/control', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{}' }));
+  await until(page, () => document.querySelector('#refused tbody')?.textContent.includes('/t/lab/infrastructure/pipelines/seq/control'));
+});
+
+test('it says since when the broker is away, and goes on when it is back', async () => {
+  const page = await open(lab.reader);
+  await shown(page);
+  await lab.stop('broker', 'SIGKILL');
+  await page.locator('#banner').waitFor();
+  assert.match(await page.locator('#banner').textContent(), /broker is away since .*\d\d:\d\d:\d\d/);
+  await picture(page, 'real-away');
+  await lab.startBroker();
+  await page.locator('#banner').waitFor({ state: 'hidden', timeout: 40_000 });
+  await shown(page);
+  await lab.begin('S9');
+  await until(page, () => document.querySelector('#drawing .node.is-running[data-who="seq"]'));
+  await lab.end();
+  await idle(page);
+});
