@@ -17,10 +17,11 @@ use crate::cli::route_tables;
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::gateway::topics::Topics;
+use crate::model::gateway::work::Kind;
 use crate::model::queue;
 use crate::model::topic::{check_name, check_who};
 use crate::net::amqp::AmqpOptions;
-use crate::net::http::Address;
+use crate::net::http::{Address, Identity, Tls};
 use crate::net::options::TlsFiles;
 use crate::os::{host, paths};
 use crate::tools::gateway::{self, Options, ReadRoutes};
@@ -33,12 +34,22 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(300);
 /// Options of `tael gateway`.
 #[derive(Debug, Args)]
 pub struct Gateway {
-    /// Address to listen on, or unix:/PATH; repeatable. Addresses of others need --token-file
+    /// Address to listen on, or unix:/PATH; repeatable. Addresses of others need --token-file or
+    /// --tls-cert
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = Address::parse, default_value = "127.0.0.1:8787")]
     listen: Vec<Address>,
     /// File of tokens, one a line; callers then send one: Authorization: Bearer TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Our certificate in PEM: callers then speak TLS, but for those on a Unix socket
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Our private key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificate authorities in PEM: callers then show a certificate of one
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
     /// Topic filter to which callers may publish; repeatable [default: ROOT/#, without
     /// ROOT/infrastructure/#]
     #[arg(long, value_name = "FILTER")]
@@ -64,6 +75,9 @@ pub struct Gateway {
     /// Answer 503 when no client subscribes to the topic, so far as the broker says
     #[arg(long)]
     need_listener: bool,
+    /// Work that callers may submit, localhost for this host; repeatable
+    #[arg(long, value_name = "NODE/TYPE", value_parser = Kind::parse)]
+    allow_work: Vec<Kind>,
     /// Let callers end runs and control pipelines; needs --token-file. Otherwise they only send
     /// messages and read
     #[arg(long)]
@@ -151,16 +165,27 @@ impl Gateway {
             let topics = Topics::new(&root, &self.allow);
             mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
         });
+        let tls = self.tls_cert.zip(self.tls_key).map(|(cert, key)| Identity {
+            cert,
+            key,
+            client_ca: self.tls_client_ca,
+        });
+        if let Some(files) = &tls
+            && mistakes.keep(Tls::read(files)).is_some()
+        {
+            warn_of_open("private key", &files.key);
+        }
         match &self.token_file {
             Some(file) => {
                 if mistakes.keep(gateway::read_tokens(file)).is_some() {
                     warn_of_open("token file", file);
                 }
             }
+            None if tls.is_some() => {}
             None => {
                 if let Some(open) = self.listen.iter().find(|address| !address.is_local()) {
                     mistakes.note(Error::usage(format!(
-                        "listen on {open}: that is open to others; give --token-file"
+                        "listen on {open}: that is open to others; give --token-file or --tls-cert"
                     )));
                 }
             }
@@ -179,6 +204,7 @@ impl Gateway {
             broker: broker?,
             listen: self.listen,
             token_file: self.token_file,
+            tls,
             names: self.server_name,
             topics: topics?,
             rate: self.rate,
@@ -188,6 +214,7 @@ impl Gateway {
                 state: state?,
                 who: None,
             },
+            work: self.allow_work,
             control: self.control,
             routes,
             queues,

@@ -9,6 +9,12 @@ pub fn new_id() -> String {
     ulid::Ulid::generate().to_string()
 }
 
+/// Returns the id that has these bytes, in the form of [`new_id`].
+#[must_use]
+pub fn id_from(bytes: [u8; 16]) -> String {
+    ulid::Ulid::from_bytes(bytes).to_string()
+}
+
 /// Returns whether `name` has the form of an id from [`new_id`].
 #[must_use]
 pub fn is_id(name: &str) -> bool {

@@ -111,6 +111,15 @@ impl Gateway {
         exchange(&self.address, request.as_ref()).expect("answer")
     }
 
+    /// Does so where what comes may be no text, or the end of the connection.
+    pub fn exchange_bytes(&self, request: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        let _ = stream.write_all(request);
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    }
+
     #[track_caller]
     pub fn get(&self, path: &str) -> Answer {
         let host = &self.address;

@@ -396,7 +396,15 @@ fn options_that_open_it_to_others_are_refused() {
     refuses(
         &["--listen", "0.0.0.0:8787"],
         64,
-        "open to others; give --token-file",
+        "open to others; give --token-file or --tls-cert",
+    );
+    refuses(&["--control"], 64, "--control needs --token-file");
+    refuses(&["--allow-work", "a"], 64, "is not NODE/TYPE");
+    refuses(&["--tls-cert", short], 64, "--tls-key");
+    refuses(
+        &["--tls-cert", short, "--tls-key", short],
+        78,
+        "it holds no certificate in PEM",
     );
     refuses(&["--listen", "[::]:8787"], 64, "open to others");
     refuses(&["--listen", "8787"], 64, "not an address");

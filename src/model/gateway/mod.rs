@@ -15,4 +15,5 @@ pub mod rules;
 pub mod secret;
 pub mod signature;
 pub mod topics;
+pub mod work;
 pub mod xmlrpc;

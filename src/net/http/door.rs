@@ -10,11 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
 
 use crate::error::{Error, Result};
 use crate::net::http::seat::{Counts, Seat, Seats};
-use crate::net::http::{Address, MAX_CONNECTIONS, Service, Times, connection};
+use crate::net::http::{Address, MAX_CONNECTIONS, Service, Times, Tls, connection};
 use crate::os::socket;
 
 /// Mode of a Unix socket: users of our group may connect, such as a proxy.
@@ -106,13 +107,14 @@ impl Listener {
     }
 }
 
-/// Serves the listeners until `stop` is true. Then no connection is accepted any more, streams
+/// Serves the listeners, those of TCP with `tls` if there is one, until `stop` is true. Then no connection is accepted any more, streams
 /// end, and answers that are being made end within [`Times::stop`].
 pub async fn serve<S: Service>(
     listeners: Vec<Listener>,
     service: Arc<S>,
     times: Times,
     counts: Arc<Counts>,
+    tls: Option<watch::Receiver<Tls>>,
     stop: watch::Receiver<bool>,
 ) {
     let seats = Seats::new(Arc::clone(&counts));
@@ -124,6 +126,7 @@ pub async fn serve<S: Service>(
             refusals: Arc::clone(&refusals),
             service: Arc::clone(&service),
             times,
+            tls: tls.clone(),
             stop: stop.clone(),
         };
         tasks.push(tokio::spawn(door.open(listener)));
@@ -141,6 +144,7 @@ struct Door<S> {
     refusals: Arc<Semaphore>,
     service: Arc<S>,
     times: Times,
+    tls: Option<watch::Receiver<Tls>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -170,7 +174,13 @@ impl<S: Service> Door<S> {
             };
             match self.seats.take() {
                 Some(seat) => match stream {
-                    Stream::Tcp(stream, peer) => self.take(stream, Some(peer), seat),
+                    Stream::Tcp(stream, peer) => match &self.tls {
+                        Some(tls) => {
+                            let tls = tls.borrow().clone();
+                            self.take_encrypted(&tls, stream, peer, seat);
+                        }
+                        None => self.take(stream, Some(peer), seat),
+                    },
                     Stream::Unix(stream) => self.take(stream, None, seat),
                 },
                 None => {
@@ -178,6 +188,8 @@ impl<S: Service> Door<S> {
                         "{MAX_CONNECTIONS} HTTP connections are open: refusing more"
                     ));
                     match stream {
+                        // An answer would need a handshake first.
+                        Stream::Tcp(..) if self.tls.is_some() => self.service.answered(503),
                         Stream::Tcp(stream, _) => self.refuse(stream),
                         Stream::Unix(stream) => self.refuse(stream),
                     }
@@ -196,6 +208,26 @@ impl<S: Service> Door<S> {
         let (times, stop) = (self.times, self.stop.clone());
         tokio::spawn(async move {
             connection::run(stream, peer, service, times, stop, seat).await;
+        });
+    }
+
+    /// Serves a connection that must begin with a TLS handshake, in the time of a head.
+    fn take_encrypted(&self, tls: &Tls, stream: TcpStream, peer: IpAddr, seat: Seat) {
+        let service = Arc::clone(&self.service);
+        let (times, mut stop) = (self.times, self.stop.clone());
+        let shaken = TlsAcceptor::from(Arc::clone(&tls.0)).accept(stream);
+        tokio::spawn(async move {
+            let shaken = tokio::select! {
+                shaken = timeout(times.head, shaken) => shaken,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => {
+                    connection::run(stream, Some(peer), service, times, stop, seat).await;
+                }
+                Ok(Err(e)) => debug!("TLS handshake of an HTTP client at {peer}: {e}"),
+                Err(_) => debug!("TLS handshake of an HTTP client at {peer}: too slow"),
+            }
         });
     }
 

@@ -11,6 +11,7 @@ mod seat;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod tls;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub use address::Address;
 pub use body::Body;
 pub use door::{Listener, serve};
 pub use seat::{Counts, Seat};
+pub use tls::{Identity, Tls};
 
 /// Maximum number of connections, without those with a long answer. Others are answered with 503, and
 /// closed.

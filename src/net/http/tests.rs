@@ -96,6 +96,7 @@ impl Server {
             Arc::clone(&echo),
             times,
             Arc::clone(&counts),
+            None,
             stopped,
         );
         let task = tokio::spawn(server);
@@ -501,6 +502,7 @@ async fn a_unix_socket_is_served_and_removed() {
         Arc::<Echo>::default(),
         Times::default(),
         Arc::default(),
+        None,
         stopped,
     );
     let task = tokio::spawn(server);

@@ -12,6 +12,7 @@ mod units;
 mod ways;
 mod workflows;
 mod xmlrpc;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,9 +26,10 @@ use tracing::{info, warn};
 use crate::error::Result;
 use crate::model::gateway::rate::Rate;
 use crate::model::gateway::topics::Topics;
+use crate::model::gateway::work::Kind;
 use crate::model::message::Qos;
 use crate::net::amqp::AmqpOptions;
-use crate::net::http::{Address, Counts, Listener, Times, serve};
+use crate::net::http::{Address, Counts, Identity, Listener, Times, Tls, serve};
 use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
@@ -41,6 +43,7 @@ use units::Units;
 use ways::{Queues, Ways};
 use workflows::Workflows;
 use xmlrpc::Rpc;
+use work::Submissions;
 
 pub use hooks::ReadRoutes;
 pub use tokens::read as read_tokens;
@@ -54,6 +57,8 @@ pub struct Options {
     pub listen: Vec<Address>,
     /// File of the tokens of callers; `None` if they need none.
     pub token_file: Option<PathBuf>,
+    /// Files of our TLS; `None` without it.
+    pub tls: Option<Identity>,
     /// Names by which callers without a token may reach us, beside those of the addresses.
     pub names: Vec<String>,
     /// Topics that callers may publish to.
@@ -66,6 +71,8 @@ pub struct Options {
     pub need_listener: bool,
     /// Where the units of this host are.
     pub scope: Scope,
+    /// Work that callers may submit.
+    pub work: Vec<Kind>,
     /// Whether callers with a token may end units and control pipelines.
     pub control: bool,
     /// Routes of the configuration file, at the start and at each reload.
@@ -76,6 +83,16 @@ pub struct Options {
     pub events: String,
     /// Folder of the client whose runs XML-RPC tells of.
     pub workflows: Option<PathBuf>,
+}
+
+impl Options {
+    /// Returns an address that others reach, if no caller has to show who it is.
+    fn open_to_all(&self) -> Option<&Address> {
+        let is_known = self.token_file.is_some()
+            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let mut open = self.listen.iter().filter(|_| !is_known);
+        open.find(|address| !address.is_local())
+    }
 }
 
 /// Serves until it is stopped.
@@ -110,6 +127,13 @@ async fn gateway(options: &Options) -> Result<()> {
     let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
     let token_file = options.token_file.as_deref();
     let tokens = token_file.map(tokens::read).transpose()?;
+    let tls = options.tls.as_ref().map(Tls::read).transpose()?;
+    let (identity, tls) = tls.map(watch::channel).unzip();
+    if let Some(open) = options.open_to_all() {
+        warn!(
+            "listening on {open} without tokens and certificates of clients: all who reach it may publish"
+        );
+    }
     let mut listeners = Vec::new();
     for address in &options.listen {
         let listener = Listener::open(address).await?;
@@ -148,10 +172,18 @@ async fn gateway(options: &Options) -> Result<()> {
         metrics,
         connections: Arc::clone(&connections),
         units: Units::new(options.scope.clone(), stopped.clone()),
+        work: Submissions::new(options.scope.clone(), options.work.clone()),
         control: options.control,
     });
     let times = Times::default();
-    let server = serve(listeners, Arc::clone(&gateway), times, connections, stopped);
+    let server = serve(
+        listeners,
+        Arc::clone(&gateway),
+        times,
+        connections,
+        tls,
+        stopped,
+    );
     let mut server = tokio::spawn(server);
     let nothing = Subscriptions {
         required: Vec::new(),
@@ -182,6 +214,12 @@ async fn gateway(options: &Options) -> Result<()> {
                 match (options.routes.0)() {
                     Ok(routes) => gateway.hooks.renew(routes),
                     Err(e) => warn!("{e}; keeping the routes of before"),
+                }
+                if let (Some(files), Some(identity)) = (&options.tls, &identity) {
+                    match Tls::read(files) {
+                        Ok(tls) => drop(identity.send_replace(tls)),
+                        Err(e) => warn!("{e}; keeping the certificate of before"),
+                    }
                 }
                 notify.ready();
             }

@@ -12,6 +12,7 @@ use crate::model::gateway::parameters::{self, Wrong};
 use crate::model::gateway::rate::{Caller, Rate};
 use crate::model::gateway::route::{Found, Routes};
 use crate::model::gateway::topics::{Refusal, Topics};
+use crate::model::gateway::work::Kind;
 use crate::model::text::{printable, printable_bytes};
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
@@ -20,6 +21,7 @@ use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::publisher::Link;
 use crate::tools::gateway::units::{self, Units};
 use crate::tools::gateway::ways::{Outgoing, Ways};
+use crate::tools::gateway::work::Submissions;
 use crate::tools::gateway::xmlrpc::Rpc;
 
 /// Maximum number of characters of a path in the log.
@@ -50,6 +52,8 @@ pub struct Gateway {
     pub connections: Arc<Counts>,
     /// Units of this host.
     pub units: Units,
+    /// Work that callers submit.
+    pub work: Submissions,
     /// Whether callers may do more than send messages and read.
     pub control: bool,
 }
@@ -70,6 +74,8 @@ enum Place {
     To(To),
     /// A unit of this host.
     Unit(units::Place),
+    /// Work for a node.
+    Work(Kind),
     /// A route of the configuration file.
     Hook,
 }
@@ -97,6 +103,8 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
                 path.strip_prefix("/units/").and_then(units::Place::parse)
             {
                 (Place::Unit(unit), methods)
+            } else if let Some(kind) = path.strip_prefix("/w/").and_then(Kind::of_path) {
+                (Place::Work(kind), &["POST"])
             } else {
                 return match routes.find(&head.method, path) {
                     Found::Route(_) => Ok(Place::Hook),
@@ -142,6 +150,10 @@ impl Service for Gateway {
                 rpc.await
             }
             Ok(Place::To(to)) => self.accept(&head, to, &body).await,
+            Ok(Place::Work(kind)) => {
+                let answered = self.work.answer((&head, body), &kind, &self.units, seat);
+                answered.await.unwrap_or_else(|refused| refused)
+            }
             Ok(Place::Unit(unit)) => self.units.answer(&head, &unit, seat).await,
             Ok(Place::Hook) => self.hook(&routes, &head, &body).await,
             Err(refused) => refused,
@@ -200,6 +212,7 @@ impl Gateway {
                 let checked = self.ways.check_queue(&queue);
                 checked.map_err(|unsent| unsent.response())
             }
+            Place::Work(kind) => self.work.check(&kind),
             Place::Unit(_) if !matches!(head.method.as_str(), "GET" | "HEAD") => self.controls(),
             Place::Unit(_) | Place::Health | Place::Metrics | Place::Rpc | Place::Hook => Ok(()),
         }
@@ -336,6 +349,11 @@ mod tests {
 
     fn gateway(tokens: Option<&str>, rate: u32) -> Gateway {
         let tokens = tokens.map(|text| Tokens::parse(text).expect("tokens"));
+        let scope = Scope {
+            state: "/nowhere".into(),
+            who: None,
+        };
+        let work = Kind::parse("localhost/note").expect("kind");
         Gateway {
             tokens: tokens.map(RwLock::new),
             rate: (rate > 0).then(|| Mutex::new(Rate::new(rate, rate))),
@@ -359,13 +377,8 @@ mod tests {
             link: Arc::new(Link::new()),
             metrics: Arc::default(),
             connections: Arc::default(),
-            units: Units::new(
-                Scope {
-                    state: "/nowhere".into(),
-                    who: None,
-                },
-                tokio::sync::watch::channel(false).1,
-            ),
+            units: Units::new(scope.clone(), tokio::sync::watch::channel(false).1),
+            work: Submissions::new(scope, vec![work]),
             control: false,
         }
     }
@@ -508,6 +521,11 @@ mod tests {
             ("POST", "/t/other/a", 403),
             ("POST", "/t/$SYS/a", 403),
             ("POST", "/t/lab/infrastructure/pipelines/x/control", 403),
+            ("POST", "/w/localhost/note", 0),
+            ("POST", "/w/localhost/other", 403),
+            ("POST", "/w/other/note", 403),
+            ("POST", "/w/localhost", 404),
+            ("GET", "/w/localhost/note", 405),
             ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD", 0),
             ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout", 0),
             ("GET", "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/x", 404),

@@ -107,13 +107,35 @@ struct Taken {
     accepted: bool,
 }
 
-/// Submits work, and follows it if that is wanted.
+/// Work that was submitted.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Its unit.
+    pub unit: String,
+    /// The pipeline of the client that keeps it.
+    pub who: String,
+    /// Whether the node that runs it has accepted it.
+    pub accepted: bool,
+}
+
+/// Submits work with this payload, and returns when the ledger of a client has it.
 ///
 /// # Errors
 /// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
-/// While it is followed every error is 125: other codes may be that of the command.
-pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
-    let mut payload = open(&work.payload)?;
+pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result<Started> {
+    check_names(work)?;
+    let client = find(scope, work)?;
+    let Taken { unit, accepted } = client.submit(work, payload)?;
+    let who = client.who;
+    Ok(Started {
+        unit,
+        who,
+        accepted,
+    })
+}
+
+/// Checks the names of the parameters.
+fn check_names(work: &Submission) -> Result<()> {
     for (key, _) in &work.named {
         if RESERVED.contains(&key.as_str()) || key.is_empty() {
             let key = printable(key, 80);
@@ -122,6 +144,17 @@ pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
             )));
         }
     }
+    Ok(())
+}
+
+/// Submits work, and follows it if that is wanted.
+///
+/// # Errors
+/// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
+/// While it is followed every error is 125: other codes may be that of the command.
+pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
+    let mut payload = open(&work.payload)?;
+    check_names(work)?;
     let client = find(scope, work)?;
     let Taken { unit, accepted } = client.submit(work, &mut payload)?;
     if !work.follow {
