@@ -82,6 +82,9 @@ pub struct Gateway {
     /// messages and read
     #[arg(long)]
     control: bool,
+    /// Serve no page, and subscribe to nothing
+    #[arg(long)]
+    no_page: bool,
     /// State folder with the runs that callers see [default: as that of a client]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -161,6 +164,7 @@ impl Gateway {
             let checked = check_name(&events);
             mistakes.keep(checked.map_err(|e| Error::usage(format!("use --events: {e}"))));
         }
+        let page = root.clone().filter(|_| !self.no_page);
         let topics = root.and_then(|root| {
             let topics = Topics::new(&root, &self.allow);
             mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
@@ -210,6 +214,7 @@ impl Gateway {
             rate: self.rate,
             timeout: self.timeout,
             need_listener: self.need_listener,
+            page,
             scope: Scope {
                 state: state?,
                 who: None,

@@ -31,6 +31,7 @@ pub mod network_address;
 pub mod node;
 pub mod note;
 pub mod outcome;
+pub mod page;
 pub mod pair;
 pub mod passthrough;
 pub mod playbook;

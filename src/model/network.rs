@@ -10,7 +10,7 @@ use crate::model::message::Delivery;
 use crate::model::message::property;
 use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
-use crate::model::topic::Filter;
+use crate::model::topic::{Filter, PipelineTopics};
 
 /// Maximum number of triggers of a pipeline, and of topics of a trigger, that are read.
 pub(super) const MAX_TRIGGERS: usize = 256;
@@ -162,6 +162,11 @@ impl Network {
         (stopped, unknown)
     }
 
+    /// Removes a pipeline.
+    pub fn remove(&mut self, who: &str) {
+        self.0.remove(who);
+    }
+
     /// Returns one pipeline.
     #[must_use]
     pub fn pipeline(&self, who: &str) -> Option<&Seen> {
@@ -306,6 +311,24 @@ impl Graph {
     pub fn cut(&self) -> Option<String> {
         let cause = || format!("more than {MAX_EDGES} lines start pipelines: the rest is left out");
         self.cut.then(cause)
+    }
+
+    /// Returns its edges for programs, at most `limit`: from which pipeline, or none for topics from
+    /// outside, to which, and by which topic.
+    #[must_use]
+    pub fn edges_between(&self, root: &str, limit: usize) -> Vec<Value> {
+        let pipeline = |n: usize| self.pipelines.get(n).map_or("", |(who, _)| who.as_str());
+        let edges = self.edges.iter().take(limit).map(|(from, to, _)| {
+            let (from, topic) = match from {
+                Node::Pipeline(n) => {
+                    let who = pipeline(*n);
+                    (who, PipelineTopics::new(root, who).status())
+                }
+                Node::Topic(n) => ("", self.topics.get(*n).cloned().unwrap_or_default()),
+            };
+            json!({ "from": from, "to": pipeline(*to), "topic": topic })
+        });
+        edges.collect()
     }
 
     /// Returns it as a Mermaid flowchart (mermaid.js.org/syntax/flowchart.html).

@@ -184,7 +184,7 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
 
 /// Returns the properties of a request for its payload, for bridges that drop them. After `timeout`
 /// the requester waits no more.
-fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
+pub(super) fn envelope(properties: &Properties, timeout: Duration) -> Envelope {
     let user = |name| properties.user(name);
     let now = Timestamp::now().as_second();
     Envelope {

@@ -176,6 +176,19 @@ impl Reader {
             .map_err(wrong)
     }
 
+    /// Returns the number of units that wait.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn waiting(&self) -> Result<u64> {
+        let sql = "SELECT count(*) FROM unit WHERE ended IS NULL AND state = 'pending'";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row([], |row| row.get::<_, i64>(0)))
+            .map(i64::cast_unsigned)
+            .map_err(wrong)
+    }
+
     /// Returns whether there is a unit `id`.
     ///
     /// # Errors

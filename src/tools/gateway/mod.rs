@@ -4,15 +4,16 @@ mod blocking;
 mod hooks;
 mod metrics;
 mod output;
+mod page;
 mod publisher;
 mod queue_publisher;
 mod routes;
 mod tokens;
 mod units;
 mod ways;
+mod work;
 mod workflows;
 mod xmlrpc;
-mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,16 +35,18 @@ use crate::net::options::BrokerOptions;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
+use crate::tools::listener;
 use crate::tools::message::sender;
 use crate::tools::work::Scope;
 use hooks::Hooks;
+use page::Hub;
 use publisher::{Link, Publisher, jobs};
 use routes::Gateway;
 use units::Units;
 use ways::{Queues, Ways};
+use work::Submissions;
 use workflows::Workflows;
 use xmlrpc::Rpc;
-use work::Submissions;
 
 pub use hooks::ReadRoutes;
 pub use tokens::read as read_tokens;
@@ -69,6 +72,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Whether a message without a subscriber is a failure.
     pub need_listener: bool,
+    /// Root of the pipelines that the page shows; `None` if there is no page.
+    pub page: Option<String>,
     /// Where the units of this host are.
     pub scope: Scope,
     /// Work that callers may submit.
@@ -151,6 +156,11 @@ async fn gateway(options: &Options) -> Result<()> {
         tokio::spawn(queue_publisher::run(broker, waiting));
         Queues { allowed, puts }
     });
+    let control = options.control && options.token_file.is_some();
+    let hub = options.page.as_ref().map(|root| {
+        let scope = options.scope.clone();
+        Arc::new(Hub::new(root, Arc::clone(&link), scope, control))
+    });
     let gateway = Arc::new(Gateway {
         tokens: tokens.map(RwLock::new),
         rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
@@ -171,6 +181,7 @@ async fn gateway(options: &Options) -> Result<()> {
         link: Arc::clone(&link),
         metrics,
         connections: Arc::clone(&connections),
+        page: hub.clone(),
         units: Units::new(options.scope.clone(), stopped.clone()),
         work: Submissions::new(options.scope.clone(), options.work.clone()),
         control: options.control,
@@ -185,15 +196,25 @@ async fn gateway(options: &Options) -> Result<()> {
         stopped,
     );
     let mut server = tokio::spawn(server);
-    let nothing = Subscriptions {
+    // Without it the gateway still publishes.
+    let heard = Subscriptions {
         required: Vec::new(),
-        optional: Vec::new(),
+        optional: hub.iter().filter_map(|hub| hub.filter()).collect(),
         qos: Qos::AtMostOnce,
     };
-    let mut session = Session::new(sender(&options.broker), nothing).lasting();
+    let settings = match hub {
+        Some(_) => listener(&options.broker),
+        None => sender(&options.broker),
+    };
+    let mut session = Session::new(settings, heard).lasting();
     let mut publisher = Publisher::default();
+    let mut due: Option<Instant> = None;
     loop {
         let is_stopping = *stopping.borrow();
+        // It is earlier when there is more to tell, and never later.
+        due = hub
+            .as_ref()
+            .map(|hub| hub.due().min(due.unwrap_or_else(|| hub.due())));
         tokio::select! {
             biased;
             // The last answers have gone out.
@@ -235,6 +256,20 @@ async fn gateway(options: &Options) -> Result<()> {
                 if matches!(event, Event::Online) {
                     notify.ready();
                 }
+                if let Some(hub) = &hub {
+                    match &event {
+                        Event::Online | Event::Offline => hub.broker(),
+                        Event::Received(received) => hub.take(&received.delivery),
+                        _ => {}
+                    }
+                }
+                if let Event::Received(received) = &event {
+                    session.acknowledge(&received.ack);
+                }
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                due = None;
+                hub.iter().for_each(Hub::work);
             }
             Some(job) = waiting.recv() => publisher.send(&mut session, &link, job),
         }

@@ -18,6 +18,7 @@ use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
+use crate::tools::gateway::page::{self, Hub};
 use crate::tools::gateway::publisher::Link;
 use crate::tools::gateway::units::{self, Units};
 use crate::tools::gateway::ways::{Outgoing, Ways};
@@ -50,6 +51,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// Numbers about connections.
     pub connections: Arc<Counts>,
+    /// What the page shows, if there is one.
+    pub page: Option<Arc<Hub>>,
     /// Units of this host.
     pub units: Units,
     /// Work that callers submit.
@@ -76,6 +79,8 @@ enum Place {
     Unit(units::Place),
     /// Work for a node.
     Work(Kind),
+    /// The page, or what it shows.
+    Page(page::Place),
     /// A route of the configuration file.
     Hook,
 }
@@ -93,7 +98,9 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
     let (found, methods): (_, &[&str]) = match path {
         "/healthz" => (Place::Health, &["GET", "HEAD"]),
         "/metrics" => (Place::Metrics, &["GET", "HEAD"]),
-        "/" | "/RPC2" => (Place::Rpc, &["POST"]),
+        "/RPC2" => (Place::Rpc, &["POST"]),
+        // The page is there for others.
+        "/" if head.method == "POST" => (Place::Rpc, &["POST"]),
         _ => {
             if let Some(topic) = path.strip_prefix("/t/") {
                 (Place::To(To::Topic(decoded(topic)?)), &["POST"])
@@ -105,6 +112,8 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
                 (Place::Unit(unit), methods)
             } else if let Some(kind) = path.strip_prefix("/w/").and_then(Kind::of_path) {
                 (Place::Work(kind), &["POST"])
+            } else if let Some((shown, methods)) = page::Place::parse(path) {
+                (Place::Page(shown), methods)
             } else {
                 return match routes.find(&head.method, path) {
                     Found::Route(_) => Ok(Place::Hook),
@@ -133,6 +142,7 @@ impl Service for Gateway {
             let (status, cause) = (refused.status, printable_bytes(refused.body.whole(), SHOWN));
             let path = printable(&head.path, SHOWN);
             debug!("{} {path}: {status} {cause}", head.method);
+            self.refused(head, refused);
         }
         admitted
     }
@@ -155,9 +165,13 @@ impl Service for Gateway {
                 answered.await.unwrap_or_else(|refused| refused)
             }
             Ok(Place::Unit(unit)) => self.units.answer(&head, &unit, seat).await,
+            Ok(Place::Page(shown)) => self.page(&head, &shown, &body, seat).await,
             Ok(Place::Hook) => self.hook(&routes, &head, &body).await,
             Err(refused) => refused,
         };
+        if response.status >= 400 {
+            self.refused(&head, &response);
+        }
         let path = printable(&head.path, SHOWN);
         debug!("{} {path}: {}", head.method, response.status);
         response
@@ -213,8 +227,15 @@ impl Gateway {
                 checked.map_err(|unsent| unsent.response())
             }
             Place::Work(kind) => self.work.check(&kind),
-            Place::Unit(_) if !matches!(head.method.as_str(), "GET" | "HEAD") => self.controls(),
-            Place::Unit(_) | Place::Health | Place::Metrics | Place::Rpc | Place::Hook => Ok(()),
+            Place::Unit(_) | Place::Page(_) if !matches!(head.method.as_str(), "GET" | "HEAD") => {
+                self.controls()
+            }
+            Place::Unit(_)
+            | Place::Page(_)
+            | Place::Health
+            | Place::Metrics
+            | Place::Rpc
+            | Place::Hook => Ok(()),
         }
     }
 
@@ -243,6 +264,7 @@ impl Gateway {
         let address = Caller::at(head.peer);
         if let Some(tokens) = &self.tokens
             && head.path != "/healthz"
+            && !page::Place::parse(&head.path).is_some_and(|(place, _)| place.is_open())
         {
             let tokens = tokens.read().unwrap_or_else(PoisonError::into_inner);
             let given = head.field("authorization");
@@ -268,6 +290,53 @@ impl Gateway {
                 403,
                 "the gateway only reads: see --control",
             )),
+        }
+    }
+
+    /// Notes for the page that a request was refused.
+    fn refused(&self, head: &Head, answer: &Response) {
+        let Some(hub) = &self.page else {
+            return;
+        };
+        let body: Value = serde_json::from_slice(answer.body.whole()).unwrap_or_default();
+        let cause = body
+            .get("error")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let peer = head
+            .peer
+            .map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
+        hub.refuse(&head.path, answer.status, cause, peer);
+    }
+
+    /// Answers a request of the page.
+    async fn page(&self, head: &Head, place: &page::Place, body: &[u8], seat: &Seat) -> Response {
+        let Some(hub) = &self.page else {
+            return Response::error(404, "there is no page: the gateway runs with --no-page");
+        };
+        match place {
+            page::Place::Control(who) => {
+                let answered = self.control(hub, who, body).await;
+                answered.unwrap_or_else(|refused| refused)
+            }
+            place => page::answer(hub, head, place, seat).await,
+        }
+    }
+
+    /// Sends a request to pipeline `who`, and returns its answer.
+    async fn control(&self, hub: &Hub, who: &str, body: &[u8]) -> Result<Response, Response> {
+        let (message, topic) = page::request(&hub.root(), who, body, self.ways.limit)?;
+        let busy = || Response::error(503, "too many requests wait for pipelines");
+        let reply = hub.expect(&topic).ok_or_else(busy)?;
+        let silent = || Response::error(504, "the pipeline has not answered: does its client run?");
+        match self.ways.deliver(message).await {
+            Ok(Audience::None) => return Err(silent()),
+            Ok(_) => {}
+            Err(unsent) => return Err(unsent.response()),
+        }
+        match timeout(self.ways.limit, reply).await {
+            Ok(Ok(reply)) => Ok(Response::json(200, &json!({ "reply": reply }))),
+            Ok(Err(_)) | Err(_) => Err(silent()),
         }
     }
 
@@ -377,6 +446,7 @@ mod tests {
             link: Arc::new(Link::new()),
             metrics: Arc::default(),
             connections: Arc::default(),
+            page: None,
             units: Units::new(scope.clone(), tokio::sync::watch::channel(false).1),
             work: Submissions::new(scope, vec![work]),
             control: false,

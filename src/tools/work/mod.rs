@@ -267,7 +267,7 @@ fn away(record: &Record) -> Option<&str> {
 const LOST: &str = "lost";
 
 /// Returns the name of the present `state` of a unit.
-fn state_name(record: &Record, state: State) -> &'static str {
+pub(super) fn state_name(record: &Record, state: State) -> &'static str {
     let note = record.note.as_deref().unwrap_or_default();
     match away(record).is_some() && note.starts_with(LOST) && !state.is_end() {
         true => LOST,
@@ -277,7 +277,7 @@ fn state_name(record: &Record, state: State) -> &'static str {
 
 /// Returns the present state and outcome of a unit: from the ledger, or from its folder while no
 /// client has booked its end.
-fn effective(pipeline: &Path, record: &Record) -> Result<(State, Option<Outcome>)> {
+pub(super) fn effective(pipeline: &Path, record: &Record) -> Result<(State, Option<Outcome>)> {
     if record.state.is_end() {
         return Ok((record.state, record.outcome.clone()));
     }

@@ -1,0 +1,218 @@
+//! What was heard of one pipeline.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::model::duration;
+use crate::model::event::{Attributes, attributes};
+use crate::model::message::property;
+use crate::model::text::printable;
+
+/// Maximum number of runs, of statuses, and of runs at a time that are kept.
+const MAX_RUNS: usize = 100;
+const MAX_STATUSES: usize = 20;
+const MAX_RUNNING: usize = 100;
+
+/// Maximum number of characters of a reason and of an id.
+const MAX_REASON: usize = 200;
+const MAX_ID: usize = 64;
+
+/// Memory of a run, bytes, at most.
+const RUN: usize = 1024;
+
+/// A run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Run {
+    /// Id of the unit; empty if it is not known.
+    pub unit: String,
+    /// Id of its event; empty if it is not known.
+    pub event: String,
+    /// Why it runs.
+    pub reason: String,
+    /// When it was started, seconds since 1970.
+    pub started: f64,
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+struct Ended {
+    run: Option<Run>,
+    state: &'static str,
+    at: f64,
+    seconds: Option<f64>,
+    code: Option<i64>,
+    status: Value,
+}
+
+/// What was heard of a pipeline.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    running: VecDeque<Run>,
+    ended: VecDeque<Ended>,
+    statuses: VecDeque<Bytes>,
+    /// Number of units that wait, if the ledger is on this host.
+    waiting: Option<u64>,
+    /// Sizes of the retained messages.
+    pub presence: usize,
+    pub last: usize,
+}
+
+impl Heard {
+    /// Returns the memory of all this.
+    pub fn bytes(&self) -> usize {
+        let statuses: usize = self.statuses.iter().map(Bytes::len).sum();
+        (self.running.len() + self.ended.len()) * RUN + statuses + self.presence + self.last
+    }
+
+    /// Takes a status that came at `now`: with the id of the event that has led to it, and whether a person
+    /// has ended the run. It may take `room` bytes more.
+    pub fn status(
+        &mut self,
+        attributes: &Attributes,
+        payload: &Bytes,
+        (cause, is_canceled): (Option<&str>, bool),
+        now: f64,
+        room: usize,
+    ) {
+        let text = |key: &str| attributes.get(key).and_then(Value::as_str);
+        let code = attributes.get("return_code").and_then(Value::as_i64);
+        let cause = printable(cause.unwrap_or_default(), MAX_ID);
+        let state = match text("status") {
+            Some("started") => {
+                // The ledger knows more.
+                if self.waiting.is_none() && room >= RUN {
+                    if self.running.len() >= MAX_RUNNING {
+                        self.running.pop_front();
+                    }
+                    self.running.push_back(Run {
+                        unit: String::new(),
+                        event: cause,
+                        reason: printable(text("reason").unwrap_or_default(), MAX_REASON),
+                        started: now,
+                    });
+                }
+                self.keep(payload, room);
+                return;
+            }
+            Some("finished") => "succeeded",
+            _ if is_canceled => "canceled",
+            Some("failed" | "falsestart") => "failed",
+            _ => return,
+        };
+        // A run that was never started has no place among those that run.
+        let place = match text("status") {
+            Some("falsestart") => self.place_of(&cause),
+            _ => self
+                .place_of(&cause)
+                .or((!self.running.is_empty()).then_some(0)),
+        };
+        let run = place.and_then(|place| self.running.remove(place));
+        let elapsed = text("time_elapsed").and_then(duration::from_python);
+        let status = json!({
+            "status": match is_canceled {
+                true => property::CANCELED.to_owned(),
+                false => printable(text("status").unwrap_or_default(), MAX_ID),
+            },
+            "return_code": code,
+            "ts": attributes.get("ts").and_then(Value::as_i64),
+            "time_elapsed": text("time_elapsed").map(|text| printable(text, MAX_ID)),
+            "reason": run.as_ref().map(|run| run.reason.clone()),
+        });
+        if self.ended.len() >= MAX_RUNS {
+            self.ended.pop_front();
+        }
+        // Without room the oldest makes way.
+        if room < RUN {
+            self.ended.pop_front();
+        }
+        if room >= RUN || !self.ended.is_empty() {
+            self.ended.push_back(Ended {
+                run,
+                state,
+                at: now,
+                seconds: elapsed.map(|elapsed| elapsed.as_secs_f64()),
+                code,
+                status,
+            });
+        }
+        self.keep(payload, room.saturating_sub(RUN));
+    }
+
+    fn place_of(&self, cause: &str) -> Option<usize> {
+        let same = |run: &Run| !cause.is_empty() && run.event == cause;
+        self.running.iter().position(same)
+    }
+
+    fn keep(&mut self, payload: &Bytes, room: usize) {
+        if self.statuses.len() >= MAX_STATUSES {
+            self.statuses.pop_front();
+        }
+        if payload.len() + RUN <= room {
+            // The packet that it came in is larger.
+            self.statuses.push_back(Bytes::copy_from_slice(payload));
+        }
+    }
+
+    /// Takes what the ledger says. Returns whether that is new.
+    pub fn ledger(&mut self, running: Vec<Run>, waiting: u64) -> bool {
+        let running: VecDeque<Run> = running.into_iter().take(MAX_RUNNING).collect();
+        let is_new = self.running != running || self.waiting != Some(waiting);
+        (self.running, self.waiting) = (running, Some(waiting));
+        is_new
+    }
+
+    pub const fn waiting(&self) -> Option<u64> {
+        self.waiting
+    }
+
+    pub const fn is_local(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    pub fn running(&self) -> Vec<Value> {
+        let run =
+            |run: &Run| json!({ "unit": run.unit, "reason": run.reason, "started": run.started });
+        self.running.iter().map(run).collect()
+    }
+
+    /// Returns the last end.
+    pub fn last_json(&self) -> Option<Value> {
+        self.ended.back().map(|ended| ended.status.clone())
+    }
+
+    /// Returns the runs, newest first.
+    pub fn runs(&self, limit: usize) -> Vec<Value> {
+        let running = self.running.iter().rev().map(|run| {
+            json!({
+                "unit": run.unit, "state": "running", "reason": run.reason,
+                "started": run.started, "ended": null, "seconds": null, "code": null, "attempt": null,
+            })
+        });
+        let ended = self.ended.iter().rev().map(|ended| {
+            let run = ended.run.clone().unwrap_or_default();
+            let started = match (&ended.run, ended.seconds) {
+                (_, Some(seconds)) => Some(ended.at - seconds),
+                (Some(run), None) => Some(run.started),
+                (None, None) => None,
+            };
+            json!({
+                "unit": run.unit, "state": ended.state, "reason": run.reason, "started": started,
+                "ended": ended.at, "seconds": ended.seconds, "code": ended.code, "attempt": null,
+            })
+        });
+        running.chain(ended).take(limit).collect()
+    }
+
+    /// Returns the statuses, newest first.
+    pub fn statuses(&self, limit: usize) -> Vec<Value> {
+        let read = |payload: &Bytes| attributes(payload, payload.len()).ok().map(Value::Object);
+        self.statuses
+            .iter()
+            .rev()
+            .filter_map(read)
+            .take(limit)
+            .collect()
+    }
+}

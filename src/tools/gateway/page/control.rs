@@ -1,0 +1,109 @@
+//! Requests of the page to a pipeline, as `tael control` sends them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::model::control::Action;
+use crate::model::event::attributes;
+use crate::model::message::{Message, Properties, Qos};
+use crate::model::topic::PipelineTopics;
+use crate::net::http::Response;
+use crate::os::host;
+use crate::tools::control::envelope;
+use crate::tools::message::origin;
+
+/// Maximum size of a request, bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Returns the action in the body of a request.
+fn action(body: &[u8]) -> Result<Action, Response> {
+    let wrong = |cause: &str| Response::error(400, cause);
+    let asked = attributes(&Bytes::copy_from_slice(body), MAX_REQUEST);
+    let asked = asked.map_err(|refusal| wrong(&format!("the request is refused: {refusal}")))?;
+    let unit = match asked.get("unit") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(unit)) => Some(unit.clone()),
+        Some(_) => return Err(wrong("'unit' is a text")),
+    };
+    match asked.get("action").and_then(Value::as_str) {
+        Some("raise") => {
+            let attributes = match asked.get("attributes") {
+                None => serde_json::Map::new(),
+                Some(Value::Object(map)) => map.clone(),
+                Some(_) => return Err(wrong("'attributes' is an object")),
+            };
+            let trigger = asked.get("trigger").and_then(Value::as_str);
+            Ok(Action::Raise {
+                trigger: trigger.map(str::to_owned),
+                attributes,
+            })
+        }
+        Some("retry") => Ok(Action::Retry {
+            unit,
+            again: asked.get("again") == Some(&Value::Bool(true)),
+        }),
+        Some("cancel") => Ok(Action::Cancel { unit }),
+        Some("pause") => Ok(Action::Pause),
+        Some("resume") => Ok(Action::Resume),
+        _ => Err(wrong("'action' is raise, retry, cancel, pause or resume")),
+    }
+}
+
+/// Returns the message for the request in `body` to pipeline `who` below `root`, and the topic of its
+/// answer. After `limit` it expires.
+///
+/// # Errors
+/// The answer to a request that is wrong.
+pub fn request(
+    root: &str,
+    who: &str,
+    body: &[u8],
+    limit: Duration,
+) -> Result<(Message, String), Response> {
+    let action = action(body)?;
+    let topics = PipelineTopics::new(root, who);
+    let reply = topics.reply(&host::new_id());
+    let properties = Properties {
+        user: origin(),
+        response_topic: Some(reply.clone()),
+        correlation_data: Some(Bytes::from(host::new_id())),
+        message_expiry: Some(crate::model::duration::whole_seconds(limit)),
+    };
+    let message = Message {
+        topic: topics.control(),
+        payload: Bytes::from(action.payload(&envelope(&properties, limit))),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties,
+    };
+    Ok((message, reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_those_of_control() {
+        let of = |body: &str| request("lab", "seq", body.as_bytes(), Duration::from_secs(5));
+        let (message, reply) = of(r#"{"action":"cancel","unit":"U1"}"#).expect("request");
+        assert_eq!(message.topic, "lab/infrastructure/pipelines/seq/control");
+        assert_eq!(message.properties.response_topic, Some(reply));
+        let payload = String::from_utf8_lossy(&message.payload).into_owned();
+        assert!(
+            payload.starts_with(r#"{"action":"cancel","unit":"U1""#),
+            "{payload}"
+        );
+        for wrong in [
+            "",
+            "[]",
+            "{}",
+            r#"{"action":"stop"}"#,
+            r#"{"action":"cancel","unit":1}"#,
+        ] {
+            assert_eq!(of(wrong).expect_err(wrong).status, 400);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The network as the one subscription of the gateway shows it, and all who look at it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::model::drawing::svg;
+use crate::model::json;
+use crate::model::message::Delivery;
+use crate::model::page::{Change, Page, Refused, message};
+use crate::model::topic::{Filter, check_who};
+use crate::net::http::{Response, event};
+use crate::os::host;
+use crate::tools::gateway::blocking::Threads;
+use crate::tools::gateway::page::ledger;
+use crate::tools::gateway::publisher::Link;
+use crate::tools::work::Scope;
+
+/// Maximum number of events that wait for the slowest reader. It is told how many it has missed.
+const MAX_EVENTS: usize = 1_024;
+
+/// Maximum number of events between a reader and its connection.
+const MAX_QUEUED: usize = 16;
+
+/// Maximum number of threads for ledgers and drawings.
+const MAX_READS: usize = 2;
+
+/// Maximum number of pipelines whose ledgers are read again at a time.
+const MAX_LOCAL: usize = 64;
+
+/// Maximum number of requests to pipelines that wait for their answers.
+const MAX_REQUESTS: usize = 64;
+
+/// Delay before the changes of a graph and of ledgers are told: they come in bursts.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Interval between two looks for beacons and nodes that have become silent.
+const LOOK: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+struct Event {
+    is_message: bool,
+    bytes: Bytes,
+}
+
+/// The network, and who looks at it.
+#[derive(Debug)]
+pub struct Hub {
+    page: Mutex<Page>,
+    events: broadcast::Sender<Arc<Event>>,
+    number: AtomicU64,
+    link: Arc<Link>,
+    scope: Scope,
+    host: String,
+    control: bool,
+    reads: Threads,
+    drawing: Mutex<Option<(u64, Bytes)>>,
+    later: Mutex<Later>,
+    requests: Mutex<HashMap<String, oneshot::Sender<Value>>>,
+}
+
+/// What is to be done a little later.
+#[derive(Debug, Default)]
+struct Later {
+    /// Version of the graph that was told last.
+    told: u64,
+    has_new_edges: bool,
+    /// Pipelines of this host whose ledgers have changed.
+    local: BTreeSet<String>,
+    next_look: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> f64 {
+    let now = Timestamp::now();
+    #[allow(clippy::cast_precision_loss)] // milliseconds of this millennium
+    let seconds = now.as_millisecond() as f64 / 1000.0;
+    seconds
+}
+
+impl Hub {
+    /// Returns one without messages for the pipelines below `root`. `scope` has the ledgers of this host, and
+    /// `control` is whether callers may control pipelines.
+    #[must_use]
+    pub fn new(root: &str, link: Arc<Link>, scope: Scope, control: bool) -> Self {
+        Self {
+            page: Mutex::new(Page::new(root)),
+            events: broadcast::channel(MAX_EVENTS).0,
+            number: AtomicU64::new(0),
+            link,
+            scope,
+            host: host::hostname(),
+            control,
+            reads: Threads::new(MAX_READS),
+            drawing: Mutex::default(),
+            later: Mutex::default(),
+            requests: Mutex::default(),
+        }
+    }
+
+    /// Returns the filter of the subscription.
+    #[must_use]
+    pub fn filter(&self) -> Option<Filter> {
+        Filter::new(format!("{}/#", lock(&self.page).root())).ok()
+    }
+
+    /// Returns the root of the pipelines.
+    #[must_use]
+    pub fn root(&self) -> String {
+        lock(&self.page).root().to_owned()
+    }
+
+    fn emit(&self, (name, data): Change) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let id = self.number.fetch_add(1, Ordering::Relaxed);
+        let bytes = event::encoded(name, Some(id), &data.to_string());
+        let is_message = name == "message";
+        // The last reader may have left.
+        let _ = self.events.send(Arc::new(Event { is_message, bytes }));
+    }
+
+    /// Takes a message of the subscription.
+    pub fn take(&self, delivery: &Delivery) {
+        let now = now();
+        let reply = std::str::from_utf8(&delivery.topic)
+            .ok()
+            .and_then(|topic| lock(&self.requests).remove(topic));
+        if let Some(waiter) = reply {
+            // The caller may have left.
+            let _ = waiter.send(json::parse(&delivery.payload).unwrap_or(Value::Null));
+        }
+        // Readers that begin now see all of it or nothing.
+        let mut page = lock(&self.page);
+        let changes = page.take(delivery, now);
+        let mut later = lock(&self.later);
+        later.has_new_edges |= page.version() != later.told;
+        later.told = page.version();
+        for change in changes {
+            let who = change.1.get("who").and_then(Value::as_str);
+            if let Some(who) = who.filter(|_| change.0 == "pipeline")
+                && page.host(who) == Some(&self.host)
+            {
+                later.local.insert(who.to_owned());
+            }
+            self.emit(change);
+        }
+        if self.events.receiver_count() > 0 {
+            self.emit(message(delivery, now));
+        }
+    }
+
+    /// Tells that the connection to the broker has come or gone.
+    pub fn broker(&self) {
+        let page = lock(&self.page);
+        self.emit(("broker", self.broker_json()));
+        drop(page);
+    }
+
+    fn broker_json(&self) -> Value {
+        let (is_online, since) = self.link.state();
+        let state = if is_online { "connected" } else { "away" };
+        json!({ "state": state, "since": since.as_second() })
+    }
+
+    /// Takes a request that was refused: its path, its status, why, and where it came from.
+    pub fn refuse(&self, path: &str, status: u16, cause: &str, peer: String) {
+        let refused = Refused {
+            ts: Timestamp::now().as_second(),
+            path: path.to_owned(),
+            status,
+            cause: cause.to_owned(),
+            peer,
+        };
+        let mut page = lock(&self.page);
+        let change = page.refuse(refused);
+        self.emit(change);
+    }
+
+    /// Returns when to call [`Hub::work`].
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        let mut later = lock(&self.later);
+        let look = *later.next_look.get_or_insert_with(|| Instant::now() + LOOK);
+        match later.has_new_edges || !later.local.is_empty() {
+            true => look.min(Instant::now() + GATHER),
+            false => look,
+        }
+    }
+
+    /// Tells what was gathered, and looks for what has become silent.
+    pub fn work(self: &Arc<Self>) {
+        let mut page = lock(&self.page);
+        let mut later = lock(&self.later);
+        if std::mem::take(&mut later.has_new_edges) {
+            self.emit(("edges", json!({})));
+        }
+        if later.next_look.is_some_and(|at| at <= Instant::now()) {
+            later.next_look = None;
+            for change in page.tick(now()) {
+                self.emit(change);
+            }
+        }
+        for _ in 0..MAX_LOCAL {
+            let Some(who) = later.local.pop_first() else {
+                break;
+            };
+            let hub = Arc::clone(self);
+            tokio::spawn(async move { hub.refresh(who).await });
+        }
+    }
+
+    /// Reads the ledger of a pipeline again.
+    async fn refresh(&self, who: String) {
+        let Some(pipeline) = self.pipeline(&who) else {
+            return;
+        };
+        let read = self.reads.run(move || ledger::live(&pipeline)).await;
+        // What was heard has to do when there is no ledger, or it cannot be read.
+        if let Ok((running, waiting)) = read {
+            let mut page = lock(&self.page);
+            if let Some(change) = page.local(&who, running, waiting) {
+                self.emit(change);
+            }
+        }
+    }
+
+    /// Returns the folder of a pipeline of this host.
+    fn pipeline(&self, who: &str) -> Option<PathBuf> {
+        let is_here = lock(&self.page).host(who) == Some(&self.host);
+        (is_here && check_who(who).is_ok()).then(|| self.scope.state.join(who))
+    }
+
+    /// Returns everything.
+    #[must_use]
+    pub fn network(&self) -> Value {
+        self.whole(&lock(&self.page))
+    }
+
+    fn whole(&self, page: &Page) -> Value {
+        let mut all = page.json(now());
+        if let Value::Object(map) = &mut all {
+            map.insert("broker".to_owned(), self.broker_json());
+            map.insert("control".to_owned(), self.control.into());
+            map.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+            map.insert("host".to_owned(), self.host.as_str().into());
+        }
+        all
+    }
+
+    /// Returns the events for a new reader: first everything, then what changes, with or without `messages`.
+    pub fn stream(self: &Arc<Self>, messages: bool) -> mpsc::Receiver<Bytes> {
+        let (sender, receiver) = mpsc::channel(MAX_QUEUED);
+        let hub = Arc::clone(self);
+        tokio::spawn(async move { hub.feed(messages, sender).await });
+        receiver
+    }
+
+    /// Returns everything as an event, and the events that come after it.
+    fn begin(&self) -> (Bytes, broadcast::Receiver<Arc<Event>>) {
+        let page = lock(&self.page);
+        let all = self.whole(&page).to_string();
+        let id = self.number.fetch_add(1, Ordering::Relaxed);
+        let events = self.events.subscribe();
+        drop(page);
+        (event::encoded("network", Some(id), &all), events)
+    }
+
+    async fn feed(&self, messages: bool, sender: mpsc::Sender<Bytes>) {
+        let (first, mut events) = self.begin();
+        if sender.send(first).await.is_err() {
+            return;
+        }
+        loop {
+            let next = tokio::select! {
+                () = sender.closed() => return,
+                next = events.recv() => next,
+            };
+            let bytes = match next {
+                Ok(event) if event.is_message && !messages => continue,
+                Ok(event) => event.bytes.clone(),
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(count)) => {
+                    let dropped = json!({ "n": count }).to_string();
+                    if sender
+                        .send(event::encoded("dropped", None, &dropped))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    // States were among them.
+                    let first;
+                    (first, events) = self.begin();
+                    first
+                }
+            };
+            if sender.send(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Returns the drawing.
+    ///
+    /// # Errors
+    /// The answer when it cannot be made.
+    pub async fn graph(self: &Arc<Self>) -> Result<Response, Response> {
+        let hub = Arc::clone(self);
+        let drawn = move || {
+            // One at a time: the next finds it ready.
+            let mut drawing = lock(&hub.drawing);
+            let (graph, version) = {
+                let page = lock(&hub.page);
+                if let Some((version, bytes)) = &*drawing
+                    && *version == page.version()
+                {
+                    return Ok(bytes.clone());
+                }
+                (page.network().graph(page.root()), page.version())
+            };
+            let bytes = Bytes::from(svg(&graph).0);
+            *drawing = Some((version, bytes.clone()));
+            Ok(bytes)
+        };
+        let bytes = self.reads.run(drawn).await?;
+        let policy = "default-src 'none'; style-src 'none'; sandbox";
+        Ok(Response::new(200, "image/svg+xml", bytes).with("content-security-policy", policy))
+    }
+
+    /// Returns the last runs of a pipeline, and where they are from; `None` if it is unknown.
+    pub async fn runs(&self, who: &str, limit: usize) -> Option<(&'static str, Vec<Value>)> {
+        if let Some(pipeline) = self.pipeline(who) {
+            let read = move || ledger::runs(&pipeline, limit);
+            if let Ok(runs) = self.reads.run(read).await {
+                return Some(("ledger", runs));
+            }
+        }
+        let runs = lock(&self.page).runs(who, limit)?;
+        Some(("heard", runs))
+    }
+
+    /// Returns the last statuses of a pipeline; `None` if it is unknown.
+    #[must_use]
+    pub fn statuses(&self, who: &str, limit: usize) -> Option<Vec<Value>> {
+        lock(&self.page).statuses(who, limit)
+    }
+
+    /// Returns what will be answered on `topic`; `None` if too many others wait.
+    #[must_use]
+    pub fn expect(&self, topic: &str) -> Option<oneshot::Receiver<Value>> {
+        let mut requests = lock(&self.requests);
+        requests.retain(|_, waiter| !waiter.is_closed());
+        if requests.len() >= MAX_REQUESTS {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        requests.insert(topic.to_owned(), sender);
+        Some(receiver)
+    }
+}

@@ -1,0 +1,151 @@
+//! The page: its files, and what it asks for.
+
+mod control;
+mod files;
+mod hub;
+mod ledger;
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::model::topic::check_who;
+use crate::model::url;
+use crate::net::http::{Head, Response, Seat};
+use crate::tools::gateway::units::query;
+
+pub use control::request;
+pub use files::File;
+pub use hub::Hub;
+
+/// Maximum number of runs and of statuses in an answer.
+const MAX_LISTED: usize = 100;
+
+/// Where a request of the page goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A file.
+    File(File),
+    /// Everything, once.
+    Network,
+    /// Everything, and what changes.
+    Stream,
+    /// The drawing.
+    Graph,
+    /// The last runs of a pipeline.
+    Runs(String),
+    /// The last statuses of a pipeline.
+    Statuses(String),
+    /// A request to a pipeline.
+    Control(String),
+}
+
+impl Place {
+    /// Parses a path, and returns the place with its methods.
+    #[must_use]
+    pub fn parse(path: &str) -> Option<(Self, &'static [&'static str])> {
+        let place = match path {
+            "/api/network" => Self::Network,
+            "/api/stream" => Self::Stream,
+            "/api/graph.svg" => Self::Graph,
+            path => match path.strip_prefix("/api/pipelines/") {
+                Some(rest) => {
+                    let (who, name) = rest.split_once('/')?;
+                    let who = url::decoded(who.as_bytes()).filter(|who| check_who(who).is_ok())?;
+                    match name {
+                        "runs" => Self::Runs(who),
+                        "statuses" => Self::Statuses(who),
+                        "control" => Self::Control(who),
+                        _ => return None,
+                    }
+                }
+                None => Self::File(File::parse(path)?),
+            },
+        };
+        let methods: &[&str] = match place {
+            Self::Control(_) => &["POST"],
+            _ => &["GET", "HEAD"],
+        };
+        Some((place, methods))
+    }
+
+    /// Returns whether it needs no token: the files hold nothing of the network.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+}
+
+/// Answers a request that was admitted, and is no control.
+pub async fn answer(hub: &Arc<Hub>, head: &Head, place: &Place, seat: &Seat) -> Response {
+    let answered = match place {
+        Place::File(file) => Ok(file.answer(head)),
+        Place::Network => Ok(Response::json(200, &hub.network())),
+        Place::Stream => stream(hub, head, seat),
+        Place::Graph => hub.graph().await,
+        Place::Runs(who) => listed(hub, head, who, true).await,
+        Place::Statuses(who) => listed(hub, head, who, false).await,
+        Place::Control(_) => Err(Response::error(405, "the method here is POST")),
+    };
+    answered.unwrap_or_else(|refused| refused)
+}
+
+fn stream(hub: &Arc<Hub>, head: &Head, seat: &Seat) -> Result<Response, Response> {
+    let query = query(head)?;
+    let messages = query.get("messages").and_then(Value::as_str) != Some("0");
+    if head.method == "HEAD" {
+        return Ok(Response::new(200, "text/event-stream", ""));
+    }
+    seat.lengthen()?;
+    Ok(Response::events(hub.stream(messages)))
+}
+
+async fn listed(
+    hub: &Arc<Hub>,
+    head: &Head,
+    who: &str,
+    are_runs: bool,
+) -> Result<Response, Response> {
+    let query = query(head)?;
+    let limit = match query.get("limit").and_then(Value::as_str) {
+        None => MAX_LISTED,
+        Some(text) => {
+            let wrong = || Response::error(400, "'limit' is a number");
+            text.parse::<usize>().map_err(|_| wrong())?.min(MAX_LISTED)
+        }
+    };
+    let none = || Response::error(404, "there is no such pipeline");
+    if are_runs {
+        let (source, runs) = hub.runs(who, limit).await.ok_or_else(none)?;
+        let body = json!({ "who": who, "source": source, "runs": runs });
+        return Ok(Response::json(200, &body));
+    }
+    let statuses = hub.statuses(who, limit).ok_or_else(none)?;
+    Ok(Response::json(200, &json!({ "statuses": statuses })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_places() {
+        let parse = |path| Place::parse(path).map(|(place, _)| place);
+        assert_eq!(parse("/api/network"), Some(Place::Network));
+        assert_eq!(
+            parse("/api/pipelines/a%20b/runs"),
+            Some(Place::Runs("a b".into()))
+        );
+        assert!(parse("/").is_some_and(|place| place.is_open()));
+        for wrong in [
+            "/x",
+            "/api",
+            "/api/pipelines/a/b",
+            "/api/pipelines/a%2Fb/runs",
+            "/api/pipelines//runs",
+            "//",
+        ] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+}
