@@ -18,9 +18,11 @@ use crate::model::facts::bounds::Rules;
 use crate::model::facts::kind::{Kind, check_node};
 use crate::model::facts::presence;
 use crate::model::facts::round::Node;
+use crate::model::roots::Content;
 use crate::os::facts::Host;
 use crate::os::host;
 use crate::tools::facts::folder;
+use crate::tools::facts::forget;
 use crate::tools::facts::gather::Sources;
 use crate::tools::facts::publish::{self, Options};
 use crate::tools::facts::rounds::Place;
@@ -100,6 +102,15 @@ enum Verbs {
         #[arg(long)]
         json: bool,
     },
+    /// Forget nodes that are gone for good: clear their retained messages
+    Forget {
+        /// Names of the nodes
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        /// Forget also a node whose facts are fresh; it comes back when it tells them again
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// Options of `tael facts view`.
@@ -177,6 +188,7 @@ impl Tool for Facts {
             "tael facts show --root lab --stale",
             "tael facts show --root lab seq1",
             "tael facts view --root lab full --json",
+            "tael facts forget --root lab seq9",
             "tael facts view --root lab 'SELECT name, age FROM node WHERE NOT fresh'",
         ],
     };
@@ -246,7 +258,7 @@ impl Tool for Facts {
                     _ => Form::Table,
                 };
                 facts_view::run(&facts_view::Options {
-                    source: self.source(matches)?,
+                    source: self.source(matches, &Content::NodesOrPipelines)?,
                     name: found.name,
                     sql: found.sql,
                     nodes: found.nodes,
@@ -260,10 +272,20 @@ impl Tool for Facts {
                     check_node(node).map_err(Error::usage)?;
                 }
                 show::run(&show::Options {
-                    source: self.source(matches)?,
+                    source: self.source(matches, &Content::Nodes(nodes.clone()))?,
                     nodes,
                     stale,
                     json,
+                })
+            }
+            Verbs::Forget { nodes, force } => {
+                for node in &nodes {
+                    check_node(node).map_err(Error::usage)?;
+                }
+                forget::run(&forget::Options {
+                    source: self.source(matches, &Content::Nodes(nodes.clone()))?,
+                    nodes,
+                    force,
                 })
             }
         }
@@ -296,14 +318,13 @@ impl Verbs {
 }
 
 impl Facts {
-    /// Returns where nodes tell their facts.
-    fn source(self, matches: &ArgMatches) -> Result<Source> {
+    /// Returns where nodes tell their facts: by default below the root that has `content`.
+    fn source(self, matches: &ArgMatches, content: &Content) -> Result<Source> {
+        let Broker { root, connection } = self.broker;
+        let broker = connection.resolve(matches, connection::random_id())?;
         Ok(Source {
-            broker: self
-                .broker
-                .connection
-                .resolve(matches, connection::random_id())?,
-            root: self.broker.root.resolve()?,
+            root: root.find(&broker, content, self.timeout)?,
+            broker,
             timeout: self.timeout,
         })
     }

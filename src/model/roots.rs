@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::facts::kind::{NodeTopics, all_presences};
 use crate::model::node;
 use crate::model::text::printable;
 use crate::model::topic::{self, PipelineTopics};
@@ -31,6 +32,10 @@ pub enum Content {
         /// Names of pipelines.
         pipelines: Vec<String>,
     },
+    /// One of these nodes that tell facts; any if there are none.
+    Nodes(Vec<String>),
+    /// Any node that tells facts, or any pipeline.
+    NodesOrPipelines,
 }
 
 impl Content {
@@ -43,6 +48,14 @@ impl Content {
             match self {
                 Self::Pipelines => vec![presence(&"+".to_owned())],
                 Self::Pipeline(who) => vec![presence(who)],
+                Self::Nodes(names) if names.is_empty() => vec![all_presences(root)],
+                Self::Nodes(names) => {
+                    let names = names.iter().take(MAX_NAMES);
+                    names
+                        .map(|name| NodeTopics::new(root, name).presence())
+                        .collect()
+                }
+                Self::NodesOrPipelines => vec![all_presences(root), presence(&"+".to_owned())],
                 Self::Beacon => vec![topic::last_beat(&topic::beacon(root))],
                 Self::Playbook { nodes, pipelines } => {
                     let nodes = nodes.iter().take(MAX_NAMES);
@@ -68,6 +81,11 @@ impl Content {
             Self::Pipelines => "pipelines are".to_owned(),
             Self::Pipeline(who) => format!("{} is", printable(who, 80)),
             Self::Beacon => "beacons are".to_owned(),
+            Self::Nodes(names) => match names.first() {
+                Some(name) => format!("{} is", printable(name, 80)),
+                None => "nodes are".to_owned(),
+            },
+            Self::NodesOrPipelines => "nodes or pipelines are".to_owned(),
             Self::Playbook { .. } => "nodes or pipelines of the playbook are".to_owned(),
         }
     }
@@ -154,6 +172,19 @@ mod tests {
                 "infrastructure/pipelines/x/presence",
             ),
             (Content::Beacon, "test/beacon/last"),
+            (
+                Content::Nodes(Vec::new()),
+                "infrastructure/nodes/x/presence",
+            ),
+            (
+                Content::Nodes(vec!["y".into(), "x".into()]),
+                "infrastructure/nodes/x/presence",
+            ),
+            (
+                Content::NodesOrPipelines,
+                "infrastructure/pipelines/x/presence",
+            ),
+            (Content::NodesOrPipelines, "infrastructure/nodes/x/presence"),
             (playbook.clone(), "n0/STATUS"),
             (playbook.clone(), "infrastructure/pipelines/p/presence"),
         ] {

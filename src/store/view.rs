@@ -179,7 +179,7 @@ impl View {
                 )));
             }
         }
-        let columns = statement.column_names().map(str::to_owned).collect();
+        let columns = distinct(statement.column_names());
         let mut result = Rows {
             columns,
             ..Rows::default()
@@ -198,6 +198,23 @@ impl View {
         }
         Ok(result)
     }
+}
+
+/// Returns the names of columns; one that comes again gets a number, as SQLite gives it to the columns of a
+/// SELECT in another: `name`, `name:1`. Otherwise one value would replace the other in an object.
+fn distinct<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let names: Vec<&str> = names.into_iter().collect();
+    let mut found: Vec<String> = Vec::with_capacity(names.len());
+    for name in &names {
+        let mut own = (*name).to_owned();
+        let mut number = 0;
+        while found.contains(&own) || (number > 0 && names.contains(&own.as_str())) {
+            number += 1;
+            own = format!("{name}:{number}");
+        }
+        found.push(own);
+    }
+    found
 }
 
 /// Fills the tables.
@@ -265,6 +282,10 @@ fn put_fact(
         Value::String(text) => put(&|s| s.execute(params![node, kind, name, text, age])),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => put(&|s| s.execute(params![node, kind, name, whole, age])),
+            // SQLite has no larger integers, and a float would be another number.
+            (None, _) if number.is_u64() => {
+                put(&|s| s.execute(params![node, kind, name, number.to_string(), age]))
+            }
             (None, float) => put(&|s| s.execute(params![node, kind, name, float, age])),
         },
         other => put(&|s| s.execute(params![node, kind, name, other.to_string(), age])),
@@ -433,6 +454,32 @@ mod tests {
         assert_eq!(
             rows("SELECT name FROM node WHERE name = 'none'"),
             [] as [Value; 0]
+        );
+    }
+
+    #[test]
+    fn equal_columns_and_large_numbers_are_not_lost() {
+        assert_eq!(
+            distinct(["a", "b", "a", "a:1", "a"]),
+            ["a", "b", "a:2", "a:1", "a:3"]
+        );
+        let sql = "SELECT n.name, p.who AS name FROM node n JOIN pipeline p USING (host)";
+        assert_eq!(rows(sql), [json!({"name": "n001", "name:1": "align"})]);
+        let mut nodes = Nodes::default();
+        let numbers = json!({"a": u64::MAX, "b": i64::MAX, "c": 0.5});
+        let numbers = numbers.as_object().expect("object");
+        let text = payload("n", Kind::State, 900, numbers).to_string();
+        let topic = "lab/infrastructure/nodes/n/state";
+        nodes.add("lab", topic, text.as_bytes(), 1000);
+        let mut view = View::new(&nodes, &Network::default(), 1000).expect("view");
+        let found = view.query("SELECT value FROM fact ORDER BY name", &[]);
+        assert_eq!(
+            found.expect("rows").rows,
+            [
+                [json!(u64::MAX.to_string())],
+                [json!(i64::MAX)],
+                [json!(0.5)]
+            ]
         );
     }
 

@@ -120,8 +120,7 @@ async fn network(options: &Options) -> Result<Network> {
 /// Clears the retained presence and last end of `pipelines`, one after another.
 ///
 /// # Errors
-/// 69 when no broker could be reached, 75 when it did not confirm one within `limit`, 77 when it does
-/// not authorise us.
+/// As [`clear`].
 pub(super) async fn forget(
     broker: &BrokerOptions,
     root: &str,
@@ -133,7 +132,19 @@ pub(super) async fn forget(
         // The presence comes last: without it, the pipeline is not found any more.
         [topics.last(), topics.presence()]
     });
-    let topics: Vec<String> = topics.collect();
+    clear(broker, &topics.collect::<Vec<_>>(), limit).await
+}
+
+/// Clears what is retained on `topics`, one after another.
+///
+/// # Errors
+/// 69 when no broker could be reached, 75 when it did not confirm one within `limit`, 77 when it does
+/// not authorise us.
+pub(super) async fn clear(
+    broker: &BrokerOptions,
+    topics: &[String],
+    limit: Duration,
+) -> Result<()> {
     let none = Subscriptions {
         required: Vec::new(),
         optional: Vec::new(),

@@ -77,7 +77,10 @@ fn files_and_scripts_of_both_forms_are_told() {
     folder.file("a.json.dpkg-old", "no JSON");
     folder.script("d.sh", "echo '{\"from\":\"script\"}'");
     folder.script("e", "echo one=1; echo 'two = b c '; echo '# comment'");
-    folder.script("env", "env | sed 's/=.*/=1/' | sort; pwd | sed 's/^/pwd=/'");
+    folder.script(
+        "env",
+        "env | grep -v '^PWD=' | sed 's/=.*/=1/' | sort; pwd | sed 's/^/folder=/'",
+    );
     let (code, facts, failed, log) = folder.gather(&[]);
     assert_eq!((code, &failed[..], &*log), (0, &[][..], ""));
     assert_eq!(facts["a"], json!({"x": [1, 2]}));
@@ -97,7 +100,7 @@ fn files_and_scripts_of_both_forms_are_told() {
     let foreign = names
         .iter()
         .any(|name| name.starts_with("TAEL") || name.starts_with("SECRET") || *name == "OUT");
-    assert!(!foreign && facts["env"]["pwd"] == "/", "{facts}");
+    assert!(!foreign && facts["env"]["folder"] == "/", "{facts}");
 }
 
 #[test]
@@ -150,6 +153,12 @@ fn what_fails_is_absent_and_named_and_the_others_are_told() {
     }
     assert!(log.contains("it exited with 3: no controller"), "{log}");
     assert!(log.contains("it printed more than 64 KiB"), "{log}");
+    for cause in [
+        "noloader is left out: it cannot be started: No such file",
+        "dies is left out: it was ended by signal 9",
+    ] {
+        assert!(log.contains(cause), "{cause}: {log}");
+    }
     // Too many keys: the first ones are told.
     let told = facts["zmany"].as_object().expect("some").len();
     assert!((900..=1000).contains(&told), "{told}");

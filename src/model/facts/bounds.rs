@@ -31,6 +31,8 @@ const SECRET: &[&str] = &[
     "password",
     "passwd",
     "passphrase",
+    "passcode",
+    "pwd",
     "secret",
     "token",
     "key",

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::os::descent;
+use crate::os::logging::say;
 use crate::os::process::poll_until;
 
 /// First argument that turns this program into the guard of a script. The second is its path.
@@ -25,10 +26,9 @@ pub const ARGUMENT: &str = "--tael-script";
 /// Time between two looks whether a script has ended whose output is still open elsewhere.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
-/// Exit code of a guard whose script cannot be started (POSIX.1-2017, Shell Command Language, section
-/// 2.8.2), and the beginning of the line that it then prints.
-const CANNOT_EXECUTE: u8 = 126;
-pub(super) const NOT_STARTED: &str = "it cannot be started: ";
+/// Exit code of a guard whose script cannot be started, which it says on a line (POSIX.1-2017, Shell
+/// Command Language, section 2.8.2).
+pub(super) const CANNOT_EXECUTE: u8 = 126;
 
 /// Runs the script at `path` until it ends, or until standard input does: then its parent wants it to end,
 /// or is dead. Ends what it has started, and returns its exit code. A script that a signal has ended ends
@@ -39,7 +39,7 @@ pub fn main(path: &Path) -> u8 {
     let mut child = match start(path) {
         Ok(child) => child,
         Err(e) => {
-            eprintln!("{NOT_STARTED}{e}");
+            say(&format!("it cannot be started: {e}"));
             return CANNOT_EXECUTE;
         }
     };

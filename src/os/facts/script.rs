@@ -70,10 +70,12 @@ fn failed(status: ExitStatus, error: &[u8]) -> String {
         (None, signal) => format!("it was ended by signal {}", signal.unwrap_or_default()),
     };
     let mut lines = error.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    match lines.find(|line| !line.is_empty()) {
-        Some(line) if line.starts_with(guard::NOT_STARTED.as_bytes()) => printable_bytes(line, 120),
-        Some(line) => format!("{how}: {}", printable_bytes(line, 120)),
-        None => how,
+    let line = lines.find(|line| !line.is_empty());
+    let is_ours = status.code() == Some(guard::CANNOT_EXECUTE.into());
+    match (line, line.and_then(|line| line.strip_prefix(b"tael: "))) {
+        (_, Some(ours)) if is_ours => printable_bytes(ours, 120),
+        (Some(line), _) => format!("{how}: {}", printable_bytes(line, 120)),
+        (None, _) => how,
     }
 }
 

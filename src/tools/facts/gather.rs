@@ -10,6 +10,7 @@ use crate::model::facts::bounds::{Rules, bound};
 use crate::model::facts::kind::Kind;
 use crate::model::facts::round::Gathered;
 use crate::model::facts::tree::{Facts, merge};
+use crate::model::text::printable;
 use crate::os::facts::Host;
 use crate::tools::facts::folder;
 
@@ -49,6 +50,11 @@ impl Sources {
         for found in folder::read(&self.folders, &kinds, ends) {
             match found.facts {
                 Ok(facts) => {
+                    let told = gathered.kinds.get(&found.kind);
+                    if told.is_some_and(|told| told.contains_key(&found.name)) {
+                        let (kind, name) = (found.kind.name(), printable(&found.name, 80));
+                        debug!("facts: {kind}/{name} is one of this host already: it is replaced");
+                    }
                     let own = Facts::from_iter([(found.name, facts.into())]);
                     merge(gathered.kinds.entry(found.kind).or_default(), own);
                 }

@@ -2,6 +2,7 @@
 
 mod collect;
 pub mod folder;
+pub mod forget;
 pub mod gather;
 pub mod publish;
 pub mod rounds;
