@@ -37,6 +37,13 @@ const STEPS: i32 = 10_000;
 /// Maximum memory of SQLite for a query, bytes, in addition to the copy of the network.
 const MAX_HEAP: i64 = 64 * 1024 * 1024;
 
+/// Maximum memory of the copy of the network, bytes. A value costs up to 256 bytes for its name, so the copy
+/// may take many times what the broker retains.
+const MAX_COPY: i64 = 256 * 1024 * 1024;
+
+/// Maximum time to copy the network.
+const MAX_COPY_TIME: Duration = Duration::from_secs(10);
+
 /// Limits of SQLite: strings and rows, text of a SELECT, patterns of LIKE (one step each, without a
 /// look at the clock), depth of expressions, SELECTs in one, steps of its program. They are near those of
 /// services that run SQL of strangers.
@@ -108,28 +115,36 @@ impl View {
     /// Copies `nodes` and the pipelines of `network`, as they are at second `now`.
     ///
     /// # Errors
-    /// 70.
+    /// 65 when they are too many to be copied in time, or for the memory that [`View::limited`] allows.
     pub fn new(nodes: &Nodes, network: &Network, now: i64) -> Result<Self> {
-        let mut connection = Connection::open_in_memory().map_err(bug)?;
-        fill(&mut connection, nodes, network, now).map_err(bug)?;
-        protect(&mut connection).map_err(bug)?;
-        Ok(Self { connection })
+        Self::within(nodes, network, now, Instant::now() + MAX_COPY_TIME)
     }
 
-    /// Limits the memory that SQLite takes in this process from now on (`sqlite3_hard_heap_limit64`).
+    /// Does the same, and limits the memory that SQLite takes in this process from now on
+    /// (`sqlite3_hard_heap_limit64`): first for the copy, then for the query.
     ///
     /// # Errors
-    /// 70.
-    pub fn limit_memory(&self) -> Result<()> {
-        // SAFETY: it only reads a counter.
-        let used = unsafe { rusqlite::ffi::sqlite3_memory_used() };
-        let limit = used.saturating_add(MAX_HEAP);
-        // SAFETY: it only sets a number.
-        let before = unsafe { rusqlite::ffi::sqlite3_hard_heap_limit64(limit) };
-        match before < 0 {
-            true => Err(Error::bug("limit the memory of a view")),
-            false => Ok(()),
+    /// As [`View::new`].
+    pub fn limited(nodes: &Nodes, network: &Network, now: i64) -> Result<Self> {
+        // We build SQLite without it, and then no limit of memory holds (sqlite.org/malloc.html). It is the
+        // first use of SQLite in this process; later it would be refused.
+        // SAFETY: no other thread uses SQLite yet, and the option takes an integer.
+        let counts =
+            unsafe { rusqlite::ffi::sqlite3_config(rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS, 1) };
+        if counts != rusqlite::ffi::SQLITE_OK {
+            return Err(Error::bug("count the memory of a view"));
         }
+        limit_memory(MAX_COPY)?;
+        let view = Self::new(nodes, network, now)?;
+        limit_memory(MAX_HEAP)?;
+        Ok(view)
+    }
+
+    fn within(nodes: &Nodes, network: &Network, now: i64, deadline: Instant) -> Result<Self> {
+        let mut connection = Connection::open_in_memory().map_err(bug)?;
+        fill(&mut connection, nodes, network, now, deadline).map_err(not_copied)?;
+        protect(&mut connection).map_err(bug)?;
+        Ok(Self { connection })
     }
 
     /// Runs `sql`, a SELECT, with the values of `set`, each named as in `:node`. It has a thread of its
@@ -217,13 +232,52 @@ fn distinct<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     found
 }
 
-/// Fills the tables.
+/// Limits the memory of SQLite to `more` bytes than it has now.
+fn limit_memory(more: i64) -> Result<()> {
+    // SAFETY: it only reads a counter.
+    let used = unsafe { rusqlite::ffi::sqlite3_memory_used() };
+    let limit = used.saturating_add(more);
+    // SAFETY: it only sets a number.
+    let before = unsafe { rusqlite::ffi::sqlite3_hard_heap_limit64(limit) };
+    match before < 0 {
+        true => Err(Error::bug("limit the memory of a view")),
+        false => Ok(()),
+    }
+}
+
+/// Returns why the network was not copied.
+fn not_copied(e: rusqlite::Error) -> Error {
+    let narrow = "name the nodes that it is about, by nodes = [...] in its [[view]]";
+    match e.sqlite_error_code() {
+        Some(ErrorCode::OutOfMemory) => Error::data(format!(
+            "view: the copy of the network needs more than {} MiB; {narrow}",
+            MAX_COPY >> 20
+        )),
+        Some(ErrorCode::OperationInterrupted) => Error::data(format!(
+            "view: copying the network took more than {} s; {narrow}",
+            MAX_COPY_TIME.as_secs()
+        )),
+        _ => bug(e),
+    }
+}
+
+/// Fills the tables, until `deadline` at most.
 fn fill(
     connection: &mut Connection,
     nodes: &Nodes,
     network: &Network,
     now: i64,
+    deadline: Instant,
 ) -> rusqlite::Result<()> {
+    // The code of a statement that was interrupted.
+    let interrupted = || {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT);
+        rusqlite::Error::SqliteFailure(code, None)
+    };
+    let in_time = || match Instant::now() < deadline {
+        true => Ok(()),
+        false => Err(interrupted()),
+    };
     connection.execute_batch("PRAGMA temp_store=MEMORY;")?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(SCHEMA)?;
@@ -231,6 +285,8 @@ fn fill(
         let mut node = transaction.prepare("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?)")?;
         let mut fact = transaction.prepare("INSERT INTO fact VALUES (?, ?, ?, ?, ?)")?;
         for (name, seen) in &nodes.seen {
+            // One node tells a few thousand values at most.
+            in_time()?;
             let verdict = seen.verdict(now);
             let host = seen
                 .presence
@@ -255,6 +311,7 @@ fn fill(
         }
         let mut pipeline = transaction.prepare("INSERT INTO pipeline VALUES (?, ?, ?, ?, ?, ?)")?;
         for seen in network.pipelines() {
+            in_time()?;
             let field = |key: &str| seen.last.as_ref().and_then(|last| last.get(key));
             let status = field("status").and_then(Value::as_str);
             let code = field("return_code").and_then(Value::as_i64);
@@ -455,6 +512,23 @@ mod tests {
             rows("SELECT name FROM node WHERE name = 'none'"),
             [] as [Value; 0]
         );
+    }
+
+    #[test]
+    fn a_network_that_is_not_copied_in_time_is_refused() {
+        let mut nodes = Nodes::default();
+        let facts = Facts::from_iter([("a".to_owned(), json!(1))]);
+        let text = payload("n", Kind::State, 900, &facts).to_string();
+        let topic = "lab/infrastructure/nodes/n/state";
+        nodes.add("lab", topic, text.as_bytes(), 1000);
+        let late = View::within(&nodes, &Network::default(), 1000, Instant::now());
+        let e = late.expect_err("late");
+        assert_eq!(e.kind(), ErrorKind::Data);
+        assert!(e.to_string().contains("took more than 10 s"), "{e}");
+        let memory = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_NOMEM);
+        let e = not_copied(rusqlite::Error::SqliteFailure(memory, None));
+        assert_eq!(e.kind(), ErrorKind::Data);
+        assert!(e.to_string().contains("more than 256 MiB"), "{e}");
     }
 
     #[test]

@@ -306,3 +306,36 @@ fn a_flood_of_retained_messages_is_bounded_and_said() {
     assert!(code == 0 && (1..=20_000).contains(&rows), "{rows}");
     assert!(stderr.contains(cut), "{stderr}");
 }
+
+#[test]
+fn a_network_that_is_too_large_to_copy_is_refused() {
+    if !has_program("mosquitto", "nodes with long names of facts") {
+        return;
+    }
+    // The embedded broker retains fewer.
+    let world = World::with(Setup {
+        rules: Some("topic readwrite #\n"),
+        ..Setup::default()
+    });
+    let values: serde_json::Map<String, Value> =
+        (0..1000).map(|n| (format!("{n:03}"), json!(n))).collect();
+    let facts = json!({"x".repeat(250): values});
+    let mut raw = Raw::connect(world.broker.port());
+    for n in 0..1500 {
+        let name = format!("n{n}");
+        let topic = format!("lab/infrastructure/nodes/{name}/static");
+        let payload = json!({"node": name, "kind": "static", "ts": 1, "facts": facts}).to_string();
+        let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), Some(1), &[], false);
+        packet[0] |= 1;
+        raw.send(&packet);
+        assert_eq!(raw.receive().0, 0x40, "PUBACK");
+    }
+    let mut select = view(&world, &["SELECT count(*) AS c FROM fact", "--raw"]);
+    let (code, stdout, stderr) = ran(&mut select);
+    assert_eq!((code, &*stdout), (65, ""), "{stderr}");
+    assert!(
+        stderr.contains("view: the copy of the network needs")
+            || stderr.contains("view: copying the network took"),
+        "{stderr}"
+    );
+}

@@ -101,8 +101,7 @@ async fn rows(options: &Options) -> Result<Rows> {
     for delivery in &found {
         network.add_message(root, delivery, MAX_PAYLOAD);
     }
-    let view = View::new(&nodes, &network, Timestamp::now().as_second())?;
-    view.limit_memory()?;
+    let view = View::limited(&nodes, &network, Timestamp::now().as_second())?;
     view.query_once(options.sql.clone(), options.set.clone())
 }
 
