@@ -20,5 +20,6 @@ pub mod program;
 pub mod signals;
 pub mod slow;
 pub mod socket;
+pub mod stdout;
 pub mod terminal;
 pub mod watch;

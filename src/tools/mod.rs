@@ -38,6 +38,7 @@ use crate::net::mqtt::Settings;
 use crate::net::options::BrokerOptions;
 use crate::os::logging::finish;
 use crate::os::process::descriptor_limit;
+use crate::os::stdout::stdout;
 
 /// Minimum number of descriptors of a command.
 const MIN_DESCRIPTORS: u64 = 32;
@@ -97,13 +98,14 @@ pub fn print_part(text: &str) -> Result<()> {
 
 /// Prints `bytes` as they are, in the same way.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|e| {
-            ended_by_reader(&e);
-            Error::cannot_create(format!("write to stdout: {e}"))
-        })
+    let written = stdout().and_then(|out| {
+        let mut out = out.lock();
+        out.write_all(bytes).and_then(|()| out.flush())
+    });
+    written.map_err(|e| {
+        ended_by_reader(&e);
+        Error::cannot_create(format!("write to stdout: {e}"))
+    })
 }
 
 /// Prints text of others: as it is for a program, and on a terminal so that it cannot control that.

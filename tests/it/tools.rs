@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::common::{self, Process, World, bare_command, ran, refuses, wait_until};
 use serde_json::Value;
@@ -316,4 +316,62 @@ fn the_demo_shows_the_chain_and_leaves_nothing_behind() {
         .expect("state")
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Runs `command` by a shell with the redirection `how`, and returns its exit code and stderr.
+fn redirected(command: &Command, how: &str) -> (i32, String) {
+    let mut sh = Command::new("sh");
+    sh.args(["-c", &format!(r#"exec "$0" "$@" {how}"#)])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => sh.env(name, value),
+            None => sh.env_remove(name),
+        };
+    }
+    let (code, stdout, stderr) = ran(&mut sh);
+    assert_eq!(stdout, "");
+    (code, stderr)
+}
+
+#[test]
+fn a_tool_says_that_its_output_is_closed() {
+    let world = World::new();
+    let answer = [
+        "-t",
+        "lab/ask",
+        "--when",
+        "",
+        "--reply",
+        "-c",
+        "echo answer",
+    ];
+    let client = world.client("w", &answer);
+    let mut ask = world.command("tael-message");
+    ask.args(["-t", "lab/ask", "--reply", "--timeout", "20s"]);
+    let mut message = world.command("tael-message");
+    message.args(["-t", "lab/else"]);
+    let list = world.tael(["work", "list"]);
+    let pair = world.tael(["pair", "p", "--root", "lab", "--timeout", "20s"]);
+    let commands = world.tael(["completions", "bash"]);
+    for command in [&ask, &list, &pair, &commands] {
+        let (code, stderr) = redirected(command, ">&-");
+        assert_eq!(code, 73, "{command:?}: {stderr}");
+        assert!(
+            stderr.contains("write to stdout: Bad file descriptor"),
+            "{stderr}"
+        );
+    }
+    // One that has nothing to print does its work, and a null device takes everything.
+    for (command, how) in [
+        (&message, ">&-"),
+        (&ask, ">/dev/null"),
+        (&ask, "1<>/dev/null"),
+        (&list, "1<>/dev/null"),
+    ] {
+        let (code, stderr) = redirected(command, how);
+        assert_eq!(code, 0, "{command:?} {how}: {stderr}");
+    }
+    client.stop();
 }

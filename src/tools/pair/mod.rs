@@ -20,6 +20,7 @@ use crate::model::{duration, json};
 use crate::net::options::BrokerOptions;
 use crate::os::logging::{say, show};
 use crate::os::signals::{self, Stop};
+use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
 use copy::{Copier, Ended, Partner};
 use end::{End, Heard};
@@ -77,6 +78,9 @@ pub struct Options {
 /// 69 when the other end or the broker is lost, 73 when the pair is taken, 75 when no other end comes in
 /// time, 77 when the broker does not authorise us.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if options.command.is_none() {
+        stdout().map_err(|e| Error::cannot_create(format!("write to stdout: {e}")))?;
+    }
     signals::give_up_after(FAREWELL)?;
     let report = Report { json: options.json };
     match super::runtime()?.block_on(pair(options, &report)) {

@@ -20,6 +20,7 @@ use crate::model::command::DEFAULT_SHELL;
 use crate::model::pair::{MAX_CHUNK, WINDOW};
 use crate::os::inherit::keep_variables;
 use crate::os::process::{POLL_AGAIN, end_group};
+use crate::os::stdout::stdout;
 
 /// Number of parts that are read before there is room to send them.
 const READ_AHEAD: usize = 2;
@@ -69,7 +70,7 @@ impl Streams {
         let taken = || {
             let null = File::options().read(true).write(true).open("/dev/null")?;
             let input = io::stdin().as_fd().try_clone_to_owned()?;
-            let output = io::stdout().as_fd().try_clone_to_owned()?;
+            let output = stdout()?.as_fd().try_clone_to_owned()?;
             dup2_stdin(&null)?;
             dup2_stdout(&null)?;
             Ok((input, output))

@@ -8,6 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::text::printable;
 use crate::model::unit::Outcome;
 use crate::os::logging::say;
+use crate::os::stdout::stdout;
 use crate::store::ledger::Record;
 use crate::store::unit_dir::both::{BothReader, Piece, both};
 use crate::store::unit_dir::reader::{Chunk, Ended, OutputReader, output, tail};
@@ -84,7 +85,7 @@ impl Reader {
     /// Copies the output so far to stdout; `ended` has the outcome of a run that has ended. Missing
     /// bytes become a note on stderr.
     fn copy(&mut self, ended: Option<Option<&Outcome>>) -> io::Result<()> {
-        let mut out = io::stdout().lock();
+        let mut out = stdout()?.lock();
         loop {
             let chunk = match self {
                 Self::One(stream, reader) => {

@@ -19,6 +19,7 @@ use crate::model::topic;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::model::work::Work;
 use crate::model::{duration, json, moment};
+use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
 use crate::store::ledger::Record;
 use crate::store::ledger::listing::attempts;
@@ -263,7 +264,7 @@ fn at(seconds: f64) -> String {
 /// When the ledger cannot be read, or stdout cannot be written.
 pub(super) fn payload(found: &Found) -> Result<ExitCode> {
     let unit = &found.record.unit;
-    let mut out = io::stdout().lock();
+    let mut out = stdout().map_err(not_written)?.lock();
     if let Some(name) = unit.work.as_deref().and_then(Work::file_name) {
         let path = payload_file::path(&found.pipeline, name);
         let mut file = File::open(&path)

@@ -18,6 +18,7 @@ use crate::model::text::printable;
 use crate::model::work::{NO_PARAMS, UNKNOWN_TYPE};
 use crate::os::logging::say;
 use crate::os::socket;
+use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
 use crate::tools::work::connection::{About, Connection};
 use crate::tools::work::{LOOK, Scope};
@@ -482,12 +483,14 @@ impl Client {
 
     /// Prints the output of `unit` until it has ended, and returns the exit code of its command.
     fn follow(&self, unit: &str) -> Result<ExitCode> {
-        let (stdout, stderr) = thread::scope(|scope| {
+        let mut out =
+            stdout().map_err(|e| Error::cannot_create(format!("write to stdout: {e}")))?;
+        let (copied, stderr) = thread::scope(|scope| {
             let stderr = scope.spawn(|| self.copy(unit, "stderr", &mut io::stderr()));
-            let stdout = self.copy(unit, "stdout", &mut io::stdout());
-            (stdout, stderr.join())
+            let copied = self.copy(unit, "stdout", &mut out);
+            (copied, stderr.join())
         });
-        stdout?;
+        copied?;
         stderr.unwrap_or_else(|_| Err(Error::bug("follow: the thread of stderr has failed")))?;
         let status = self.status(unit)?;
         if let Some(code) = status.get("ExitCode").and_then(Value::as_i64) {

@@ -13,6 +13,7 @@ use crate::model::remote::wire::{Answer, Confirmation, End, Request, State, Stre
 use crate::model::signature::{Keys, hex};
 use crate::model::text::printable;
 use crate::os::logging::say;
+use crate::os::stdout::stdout;
 use crate::tools::work::node::dialog::{Dialog, Heard};
 
 /// Time without a limit: a run may take days.
@@ -42,10 +43,10 @@ impl Show {
         };
         let written = match to_stderr {
             true => io::stderr().lock().write_all(bytes),
-            false => {
-                let mut out = io::stdout().lock();
+            false => stdout().and_then(|out| {
+                let mut out = out.lock();
                 out.write_all(bytes).and_then(|()| out.flush())
-            }
+            }),
         };
         written
             .inspect_err(crate::tools::ended_by_reader)
