@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::model::gateway::callers::{Tokens, host_of, is_same_origin};
@@ -16,6 +17,7 @@ use crate::model::gateway::work::Kind;
 use crate::model::text::{printable, printable_bytes};
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
+use crate::net::mqtt::Audience;
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::page::{self, Hub};
@@ -566,7 +568,7 @@ mod tests {
             ("GET", "/t/lab/a", 405),
             ("PUT", "/t/lab/a", 405),
             ("CONNECT", "", 404),
-            ("GET", "/", 405),
+            ("GET", "/", 0),
             ("POST", "/", 0),
             ("POST", "/RPC2", 0),
             ("PUT", "/RPC2", 405),

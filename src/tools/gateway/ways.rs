@@ -185,6 +185,24 @@ impl Ways {
             },
             payload: outgoing.payload().into(),
         };
+        let result = match self.deliver(message).await {
+            Ok(Audience::None) if self.need_listener => {
+                // The broker has confirmed it, and dropped it.
+                self.metrics.confirmed.fetch_add(1, Ordering::Relaxed);
+                let cause = "no client subscribes to the topic, so the broker dropped the message";
+                return Err(Unsent::away(cause));
+            }
+            result => result.map(drop),
+        };
+        self.count(&result);
+        result
+    }
+
+    /// Publishes `message`, and returns when the broker has confirmed it.
+    ///
+    /// # Errors
+    /// When the broker does not have it for certain.
+    pub async fn deliver(&self, message: Message) -> Result<Audience, Unsent> {
         let (reply, result) = oneshot::channel();
         let sent = async {
             // The loop that takes them ends with the process.
@@ -193,15 +211,8 @@ impl Ways {
             self.jobs.send(job).await.map_err(|_| gone())?;
             result.await.map_err(|_| gone())?
         };
-        let result = timeout(self.limit, sent).await;
-        let result = match result {
-            Ok(Ok(Audience::None)) if self.need_listener => {
-                // The broker has confirmed it, and dropped it.
-                self.metrics.confirmed.fetch_add(1, Ordering::Relaxed);
-                let cause = "no client subscribes to the topic, so the broker dropped the message";
-                return Err(Unsent::away(cause));
-            }
-            Ok(Ok(_)) => Ok(()),
+        match timeout(self.limit, sent).await {
+            Ok(Ok(audience)) => Ok(audience),
             Ok(Err(Failed::Away)) => Err(Unsent::away(
                 "the broker is away, or went away before it confirmed the message",
             )),
@@ -212,9 +223,7 @@ impl Ways {
             Err(_) => Err(Unsent::away(
                 "the broker has not confirmed the message in time",
             )),
-        };
-        self.count(&result);
-        result
+        }
     }
 
     /// Puts `outgoing` in `queue`, and returns when the broker of queues has confirmed it.
