@@ -41,7 +41,7 @@ pub struct Gateway {
     /// File of tokens, one a line; callers then send one: Authorization: Bearer TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Our certificate in PEM: callers then speak TLS, but for those on a Unix socket
+    /// Our certificate in PEM: callers then speak TLS, except on a Unix socket
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Our private key in PEM
@@ -197,10 +197,9 @@ impl Gateway {
         if self.control && self.token_file.is_none() {
             mistakes.note(Error::usage("--control needs --token-file"));
         }
-        let state = match self.state {
-            Some(state) => Some(state),
-            None => mistakes.keep(paths::state_dir()),
-        };
+        // A service without a home still starts.
+        let state = self.state.map_or_else(paths::state_dir, Ok);
+        let state = state.unwrap_or_else(|_| paths::SERVICE_STATE.into());
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.timeout) {
             mistakes.note(Error::usage("--timeout is 100ms to 5m"));
         }
@@ -215,10 +214,7 @@ impl Gateway {
             timeout: self.timeout,
             need_listener: self.need_listener,
             page,
-            scope: Scope {
-                state: state?,
-                who: None,
-            },
+            scope: Scope { state, who: None },
             work: self.allow_work,
             control: self.control,
             routes,

@@ -66,7 +66,7 @@ impl Submissions {
         let limit = wait(&parameters)?;
         parameters.remove("wait");
         if limit.is_some() {
-            // Work that was accepted is not refused for want of a place.
+            // Later the work is accepted, and must not be refused because no place is free.
             seat.lengthen()?;
         }
         let text =

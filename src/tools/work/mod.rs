@@ -5,6 +5,7 @@ mod connection;
 mod find;
 mod list;
 pub mod node;
+mod parameters;
 mod results;
 mod retry;
 mod show;

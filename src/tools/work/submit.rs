@@ -21,6 +21,7 @@ use crate::os::socket;
 use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
 use crate::tools::work::connection::{About, Connection};
+use crate::tools::work::parameters;
 use crate::tools::work::{LOOK, Scope};
 
 /// Maximum time for a client that has stopped to come back, while its output is followed.
@@ -32,21 +33,6 @@ const TYPES: Duration = Duration::from_secs(5);
 
 /// Number of bytes of a payload to send at once.
 const CHUNK: usize = 64 * 1024;
-
-/// Keys of a submission that are no parameters.
-const RESERVED: &[&str] = &[
-    "command",
-    "subcommand",
-    "node",
-    "worktype",
-    "params",
-    "words",
-    "ttl",
-    "signwork",
-    "signature",
-    "tlsclient",
-    "workUnitID",
-];
 
 /// Work to submit.
 #[derive(Debug, Clone)]
@@ -124,7 +110,7 @@ pub struct Started {
 /// # Errors
 /// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
 pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result<Started> {
-    check_names(work)?;
+    parameters::check(&work.named)?;
     let client = find(scope, work)?;
     let Taken { unit, accepted } = client.submit(work, payload)?;
     let who = client.who;
@@ -135,19 +121,6 @@ pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result
     })
 }
 
-/// Checks the names of the parameters.
-fn check_names(work: &Submission) -> Result<()> {
-    for (key, _) in &work.named {
-        if RESERVED.contains(&key.as_str()) || key.is_empty() {
-            let key = printable(key, 80);
-            return Err(Error::usage(format!(
-                "--param: '{key}' cannot be the name of a parameter"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// Submits work, and follows it if that is wanted.
 ///
 /// # Errors
@@ -155,7 +128,7 @@ fn check_names(work: &Submission) -> Result<()> {
 /// While it is followed every error is 125: other codes may be that of the command.
 pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
     let mut payload = open(&work.payload)?;
-    check_names(work)?;
+    parameters::check(&work.named)?;
     let client = find(scope, work)?;
     let Taken { unit, accepted } = client.submit(work, &mut payload)?;
     if !work.follow {
