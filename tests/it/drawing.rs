@@ -61,9 +61,8 @@ fn read(drawing: &str) -> Vec<String> {
             let key = attribute.key.as_ref().to_owned();
             assert!(ATTRIBUTES.contains(&key.as_str()), "{key} in {drawing}");
             if key == "data-who" {
-                let value = attribute.value.as_ref();
                 names.push(
-                    quick_xml::escape::unescape(value)
+                    quick_xml::escape::unescape(&attribute.value)
                         .expect("escapes")
                         .into_owned(),
                 );

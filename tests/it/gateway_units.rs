@@ -29,11 +29,11 @@ fn started(world: &World, gateway: &Gateway, fields: &[(&str, &str)]) -> String 
 }
 
 /// A stream of events.
-struct Events(BufReader<TcpStream>);
+pub(super) struct Events(BufReader<TcpStream>);
 
 impl Events {
     #[track_caller]
-    fn open(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> Self {
+    pub fn open(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> Self {
         let mut stream = gateway.connect();
         let mut all = vec![("Accept", "text/event-stream")];
         all.extend(fields);
@@ -49,7 +49,7 @@ impl Events {
 
     /// Returns name and data of the next event; `None` at the end.
     #[track_caller]
-    fn next(&mut self) -> Option<(String, Value)> {
+    pub fn next(&mut self) -> Option<(String, Value)> {
         let mut name = String::new();
         loop {
             let mut line = String::new();

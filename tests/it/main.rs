@@ -45,6 +45,7 @@ mod foreign_state;
 mod fuzz;
 mod gateway;
 mod gateway_http;
+mod gateway_page;
 mod gateway_queues;
 mod gateway_routes;
 mod gateway_tls;

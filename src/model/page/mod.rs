@@ -603,7 +603,7 @@ mod tests {
             page.take(&message, now);
             page.take(&message, now);
             page.tick(now);
-            page.json(now);
+            let _ = page.json(now);
             let (_, shown) = super::message(&message, now);
             let shown = shown["payload"].as_str().expect("text").to_owned();
             prop_assert!(!shown.contains(char::is_control));

@@ -297,7 +297,8 @@ impl Gateway {
 
     /// Notes for the page that a request was refused.
     fn refused(&self, head: &Head, answer: &Response) {
-        let Some(hub) = &self.page else {
+        // Its 503 is about the broker.
+        let Some(hub) = self.page.as_ref().filter(|_| head.path != "/healthz") else {
             return;
         };
         let body: Value = serde_json::from_slice(answer.body.whole()).unwrap_or_default();
