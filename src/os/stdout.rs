@@ -1,6 +1,6 @@
 //! Standard output, and whether it was closed when this process started (`>&-`).
 //!
-//! The runtime of Rust opens `/dev/null` in place of a closed descriptor before `main`, and everything
+//! The runtime of Rust opens `/dev/null` instead of a closed descriptor before `main`, and everything
 //! written to it would be lost without an error. Later nothing tells the two apart: other programs open
 //! `/dev/null` in the same way for those whose output they do not want.
 
