@@ -195,9 +195,12 @@ impl Units {
             let wrong = || Response::error(400, "'from' is a number of bytes");
             text.parse().map_err(|_| wrong())
         })?;
+        if is_live {
+            // First, so that many who come at once leave room.
+            seat.lengthen()?;
+        }
         let mut following = self.find(id).await?.follow(stream, from);
         if is_live {
-            seat.lengthen()?;
             let (sender, events) = mpsc::channel(MAX_PARTS);
             tokio::spawn(live(self.reads.clone(), following, sender));
             return Ok(Response::events(events));
