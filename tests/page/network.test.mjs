@@ -76,8 +76,8 @@ test('an edge lights up while the next pipeline runs', async () => {
   // A short run may begin and end between two frames.
   await page.evaluate(() => {
     globalThis.lit = false;
-    const edge = document.querySelector('.edge[data-from="seq"][data-to="demux"]');
-    new MutationObserver(() => { globalThis.lit ||= edge.matches('.is-running'); }).observe(edge, { attributes: true });
+    const isLit = () => document.querySelector('.edge.is-running[data-from="seq"][data-to="demux"]') !== null;
+    new MutationObserver(() => { globalThis.lit ||= isLit(); }).observe(document.getElementById('drawing'), { subtree: true, attributes: true });
   });
   for (let i = 0; i < 20 && !(await page.evaluate(() => globalThis.lit)); i += 1) {
     await lab.begin(`edge-${i}`);

@@ -247,6 +247,14 @@ for (const width of WIDTHS) {
     test(`at ${width} pixels, ${scheme}, all can use it`, async () => {
       fake.change('zip', { state: 'lost' });
       fake.pipelines.set('a-name-that-a-drawing-cuts', pipeline('a-name-that-a-drawing-cuts'));
+      // Enough of everything for bars to scroll.
+      for (let i = 0; i < 60; i += 1) {
+        fake.statuses.push({ status: 'finished', return_code: 0, ts: now() - 100 - i, time_elapsed: '0:00:01.000000' });
+        fake.units.get(UNITS[0]).attributes[`sample_${i}`] = `S${i}`;
+        fake.runs.push({ ...fake.runs[2], unit: `01KBMJ2Y7R8QK4ZT9V6W5X4D${10 + i}` });
+        fake.beacons.push({ topic: `lab/b${i}/beacon/status`, ts: now(), fresh: true });
+        fake.refused.push({ ...fake.refused[0] });
+      }
       fake.change('demux', { state: 'paused', waiting: 2 });
       fake.change('seq', { running: [{ unit: UNITS[0], reason: 'x', started: now() }] });
       const page = await open('', { width, scheme });

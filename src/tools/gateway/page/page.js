@@ -1125,6 +1125,7 @@ function paintRuns() {
     const words = [status.reason, isNumber(status.return_code) && status.return_code !== 0 ? `code ${status.return_code}` : '', span(elapsed(status.time_elapsed))];
     return el('li', {}, el('time', {}, clock(status.ts)), ' ', badge(Object.hasOwn(kinds, status.status) ? kinds[status.status] : 'unknown', line(status.status, 40)), ' ', el('span', { class: 'words' }, words.filter(Boolean).map((word) => line(word, 200)).join(', ')));
   }, () => {});
+  $('statuses').parentElement.hidden = view.statuses.length === 0;
   $('statuses-empty').hidden = view.statuses.length > 0;
 }
 
@@ -1222,8 +1223,9 @@ function paintUnit() {
   facts.push(['Attempt', isNumber(known.attempt) ? String(known.attempt) : ''], ['Reason', line(known.reason, 400)], ['Trigger', line(known.trigger ?? known.work_type, 100)], ['Topic', line(known.topic, 400)], ['Event', line(known.event, 100)], ['Sender', line(known.sender, 100)], ['Command', line(known.command, 400)], ['Retry of', line(known.retry_of, 100)], ['Dropped output', known.dropped_stdout || known.dropped_stderr ? `${known.dropped_stdout ?? 0} bytes of stdout, ${known.dropped_stderr ?? 0} of stderr` : ''], ['Note', line(known.note ?? known.missing, 400)]);
   fillFacts($('unit-facts'), facts);
   const attributes = known.attributes && typeof known.attributes === 'object' ? Object.entries(known.attributes).slice(0, 256) : [];
-  $('unit-attributes').hidden = attributes.length === 0;
-  $('unit-attributes').previousElementSibling.hidden = attributes.length === 0;
+  const box = $('unit-attributes').parentElement;
+  box.hidden = attributes.length === 0;
+  box.previousElementSibling.hidden = box.hidden;
   fillFacts($('unit-attributes'), attributes.map(([name, value]) => [line(name, 100), visible(value) || '""']));
   const canCancel = network.control && (state === 'running' || state === 'pending');
   $('unit-actions').hidden = !canCancel;
