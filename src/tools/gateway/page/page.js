@@ -515,10 +515,28 @@ const glows = new Map();
 function glow(old, pipeline) {
   const { who, last } = pipeline;
   const ended = last && (last.ts !== old.last?.ts || last.time_elapsed !== old.last?.time_elapsed) ? [last] : [];
-  const runs = [...pipeline.running, ...old.running, ...ended];
-  if (runs.length) glows.set(who, { runs, end: performance.now() + GLOW });
+  const before = glows.get(who);
+  const heard = before && performance.now() < before.end ? before.runs.slice(0, 4) : [];
+  const runs = [...heard, ...pipeline.running, ...old.running, ...ended];
+  if (runs.length > heard.length) glows.set(who, { runs, end: performance.now() + GLOW });
   // What runs stays lit in any case.
   if (runs.length && !pipeline.running.length) setTimeout(() => touch(who), GLOW + 20);
+}
+
+/** Lights a pipeline whose status says why a run was started; the run itself may have ended by then. */
+function glowFor({ topic, payload, retained }) {
+  const levels = topic.split('/');
+  const who = levels.at(-2);
+  if (retained === true || levels.at(-1) !== 'status' || levels.at(-3) !== 'pipelines' || !network.pipelines.has(who)) return;
+  try {
+    const { status, reason } = JSON.parse(payload);
+    if (status !== 'started' || typeof reason !== 'string') return;
+    glows.set(who, { runs: [{ reason }], end: performance.now() + GLOW });
+    touch(who);
+    setTimeout(() => touch(who), GLOW + 20);
+  } catch {
+    // It is no status.
+  }
 }
 
 /** Returns the runs for which a pipeline is lit. */
@@ -1411,6 +1429,7 @@ function takeMessage(value) {
   const message = { ...value, payload: visible(value.payload) };
   message.text = `${message.topic} ${message.from ?? ''} ${message.payload}`.toLowerCase();
   log.heard += 1;
+  if (typeof value.payload === 'string') glowFor(value);
   keep(log.all, message);
   if (!passes(message)) return;
   if (log.paused) {
