@@ -128,9 +128,9 @@ impl View {
     pub fn limited(nodes: &Nodes, network: &Network, now: i64) -> Result<Self> {
         // We build SQLite without it, and then no limit of memory holds (sqlite.org/malloc.html). It is the
         // first use of SQLite in this process; later it would be refused.
+        let option = rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS;
         // SAFETY: no other thread uses SQLite yet, and the option takes an integer.
-        let counts =
-            unsafe { rusqlite::ffi::sqlite3_config(rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS, 1) };
+        let counts = unsafe { rusqlite::ffi::sqlite3_config(option, 1) };
         if counts != rusqlite::ffi::SQLITE_OK {
             return Err(Error::bug("count the memory of a view"));
         }

@@ -391,6 +391,15 @@ fn a_wrong_file_keeps_the_routes_and_is_judged_before_a_start() {
     };
     assert_eq!(judged(SOURCES).0, 0, "{}", judged(SOURCES).1);
     assert_eq!(judged(PUSH).0, 0, "{}", judged(PUSH).1);
+    let example = include_str!("../../examples/gateway.toml");
+    let folder = format!("{}/", world.dir.path().display());
+    for name in ["github", "gitea", "sequencer"] {
+        world.file(&format!("{name}.secret"), HUB_SECRET);
+    }
+    world.file("sequencer.secret.old", HUB_SECRET);
+    world.file("gitlab.secret", STANDARD_KEY);
+    let (code, said) = judged(&example.replace("/etc/tael/", &folder));
+    assert_eq!(code, 0, "{said}");
     for (text, line, cause) in [
         (route("hooks/b"), 3, "a path begins with /"),
         (

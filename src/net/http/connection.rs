@@ -77,6 +77,10 @@ pub(super) async fn run<S: Service>(
     };
     if let Err(e) = ended {
         debug!("connection of an HTTP client: {e}");
+        // The library answers these itself.
+        if e.is_parse() {
+            service.answered(if e.is_parse_too_large() { 431 } else { 400 });
+        }
     }
     let stream = connection.into_parts().io.into_inner();
     let _ = timeout(times.linger, drain(stream)).await;

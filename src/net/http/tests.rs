@@ -375,6 +375,8 @@ async fn what_is_too_large_is_refused_and_the_client_hears_it() {
     let answer = server.exchange(line).await;
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     server.wait_open(0).await;
+    // All of them count, those that the library has refused itself included.
+    assert_eq!(server.echo.answers.load(Ordering::Relaxed), 7);
 }
 
 #[tokio::test]

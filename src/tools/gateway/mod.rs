@@ -86,7 +86,7 @@ pub struct Options {
     pub queues: Option<(Vec<String>, AmqpOptions)>,
     /// Topic below which events of XML-RPC are published.
     pub events: String,
-    /// Folder of the client whose runs XML-RPC tells of.
+    /// Folder of the client whose runs XML-RPC reports.
     pub workflows: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! Runs of a client on this host, as a workflow manager of OODT tells of them.
+//! Runs of a client on this host, as a workflow manager of OODT reports them.
 
 use std::path::PathBuf;
 

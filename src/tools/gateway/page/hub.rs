@@ -67,7 +67,7 @@ pub struct Hub {
     requests: Mutex<HashMap<String, oneshot::Sender<Value>>>,
 }
 
-/// What is to be done a little later.
+/// What will be done a little later.
 #[derive(Debug, Default)]
 struct Later {
     /// Version of the graph that was told last.
