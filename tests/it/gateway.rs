@@ -327,7 +327,7 @@ fn what_the_broker_does_not_take_is_not_accepted() {
     let mut command = bare_command(&dir, "tael");
     command
         .args(["gateway", "--root", "lab", "--listen", "127.0.0.1:0"])
-        .args(["--need-listener", "--timeout", "500ms"])
+        .args(["--need-listener", "--timeout", "500ms", "--no-page"])
         .env("TAEL_HOST", "127.0.0.1")
         .env("TAEL_PORT", broker.port().to_string());
     let gateway = Gateway::listening(spawn(&dir, &mut command));

@@ -12,7 +12,8 @@ use crate::model::gateway::request::{Headers, Incoming};
 use crate::model::gateway::route::{Found, Refused, Route, Routes, Target};
 use crate::model::text::printable;
 use crate::net::http::{Head, MAX_BODY, Response};
-use crate::tools::gateway::ways::{Outgoing, Ways};
+use crate::tools::gateway::outgoing::Outgoing;
+use crate::tools::gateway::ways::Ways;
 
 /// Maximum number of characters of a cause in the log.
 const SHOWN: usize = 300;

@@ -3,6 +3,7 @@
 mod blocking;
 mod hooks;
 mod metrics;
+mod outgoing;
 mod output;
 mod page;
 mod publisher;

@@ -15,7 +15,7 @@ use crate::net::amqp::{
     AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, PERSISTENT, Properties,
     Publish, Table,
 };
-use crate::tools::gateway::ways::{Outgoing, Unsent};
+use crate::tools::gateway::outgoing::{Outgoing, Unsent};
 
 /// Maximum number of messages that wait to be put: there are not more requests at a time.
 pub const MAX_WAITING: usize = crate::net::http::MAX_CONNECTIONS;

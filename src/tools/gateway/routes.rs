@@ -20,10 +20,11 @@ use crate::net::http::{Counts, Head, Response, Seat, Service};
 use crate::net::mqtt::Audience;
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
+use crate::tools::gateway::outgoing::Outgoing;
 use crate::tools::gateway::page::{self, Hub};
 use crate::tools::gateway::publisher::Link;
 use crate::tools::gateway::units::{self, Units};
-use crate::tools::gateway::ways::{Outgoing, Ways};
+use crate::tools::gateway::ways::Ways;
 use crate::tools::gateway::work::Submissions;
 use crate::tools::gateway::xmlrpc::Rpc;
 

@@ -8,7 +8,8 @@ use crate::model::gateway::topics::{Refusal, Topics};
 use crate::model::gateway::xmlrpc::{self, Call, Value};
 use crate::model::text::printable;
 use crate::net::http::{Head, Response};
-use crate::tools::gateway::ways::{Outgoing, Unsent, Ways};
+use crate::tools::gateway::outgoing::{Outgoing, Unsent};
+use crate::tools::gateway::ways::Ways;
 use crate::tools::gateway::workflows::Workflows;
 
 /// Media type of calls and responses.
