@@ -74,7 +74,8 @@ pub struct Client {
     /// earlier; when it is full, submitted work is refused (75) [default: no limit]
     #[arg(long, value_parser = state_size, value_name = "SIZE")]
     max_state: Option<u64>,
-    /// Topics that answers to requests may go to; repeatable [default: ROOT/infrastructure/#]
+    /// Topics that answers to requests may go to; repeatable [default: ROOT/infrastructure/#, and
+    /// ROOT/infrastructure/replies/# with --reply]
     #[arg(long, value_name = "FILTER", action = clap::ArgAction::Append)]
     reply_to: Vec<String>,
     /// Path of a control socket, beside that in the state folder

@@ -14,10 +14,13 @@ use crate::net::mqtt::Settings;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 
-/// Silence after which all retained messages have come, if no marker comes. Some brokers send
-/// retained messages a little after the answer to a subscription, and one that refuses our marker
-/// gives no other sign. Also the maximum time between a marker and a first message after it.
+/// Maximum time between a marker and a first message after it. Some brokers look for retained messages
+/// in the background.
 const QUIET: Duration = Duration::from_millis(400);
+
+/// Silence after which all retained messages have come, if no marker comes: a broker that refuses our
+/// marker gives no other sign. A lost packet is sent again within this time.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Maximum number of retained messages to take: two for each of ten thousand pipelines.
 const MAX_MESSAGES: usize = 20_000;
@@ -90,6 +93,7 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
     let mut found = Found::default();
     let mut online = false;
     let mut marked = false;
+    let mut is_late = false;
     let deadline = Instant::now() + query.limit;
     // Without a message there is no result before the marker.
     let mut quiet = deadline;
@@ -114,13 +118,12 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
                         if !found.retained.messages.is_empty() {
                             break;
                         }
-                        // Some brokers look for retained messages in the background.
                         quiet = Instant::now() + QUIET;
                     } else if delivery.retained {
                         if !found.add(delivery) {
                             break;
                         }
-                        quiet = Instant::now() + QUIET;
+                        quiet = Instant::now() + if marked { QUIET } else { SILENCE };
                     }
                 }
                 Event::Offline => {
@@ -131,13 +134,21 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
                 }
                 Event::Published(..) | Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             },
-            () = sleep_until(quiet.min(deadline)) => break,
+            () = sleep_until(quiet.min(deadline)) => {
+                is_late = quiet > deadline;
+                break;
+            }
         }
     }
     if !online {
         return Err(session.unreachable(query.limit));
     }
-    if !marked && found.retained.cut.is_none() {
+    if is_late && !found.retained.messages.is_empty() {
+        found.retained.cut = Some(
+            "the broker has not sent all that it retains within --timeout: the rest is left out"
+                .to_owned(),
+        );
+    } else if !marked && found.retained.cut.is_none() {
         debug!("no marker came back on '{marker}': the broker may not allow it");
     }
     // The result does not depend on a goodbye.

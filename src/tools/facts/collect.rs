@@ -6,7 +6,6 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::model::facts::nodes::Nodes;
-use crate::model::message::Delivery;
 use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query, Retained};
@@ -63,11 +62,11 @@ impl Source {
         &self,
         facts: Vec<String>,
         others: Vec<String>,
-    ) -> Result<(Nodes, Vec<Delivery>)> {
+    ) -> Result<(Nodes, Retained)> {
         let topics = facts.into_iter().chain(others).collect();
         let found = self.messages(topics).await?;
         let nodes = self.nodes_in(&found, true).await?;
-        Ok((nodes, found.messages))
+        Ok((nodes, found))
     }
 
     async fn nodes_in(&self, found: &Retained, is_whole: bool) -> Result<Nodes> {

@@ -70,5 +70,12 @@ fn may_forget(options: &Options, name: &str, seen: &Seen, now: i64) -> Result<St
             "forget node {name}: it is fresh{on}; stop its tael facts publish first, or give --force"
         )));
     }
+    // Its age is not known: it may be there.
+    let is_unknown = verdict == Verdict::Skewed || seen.presence.is_none();
+    if is_unknown && !options.force {
+        return Err(Error::data(format!(
+            "forget node {name}: when it was there last is not known{on}; give --force if it is gone"
+        )));
+    }
     Ok(format!("forgot {name}, {}{on}", verdict.name()))
 }

@@ -25,8 +25,12 @@ use crate::os::host;
 use crate::tools::listener;
 use crate::tools::message::origin;
 
-/// Silence after which everything that the broker holds has come, if no marker comes.
+/// Maximum time between a marker and a first message after it.
 const QUIET: Duration = Duration::from_millis(400);
+
+/// Silence after which everything that the broker holds has come, if no marker comes. A lost packet is
+/// sent again within this time.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// The node, and where it tells its facts.
 #[derive(Debug, Clone)]
@@ -146,7 +150,7 @@ impl Rounds {
     pub(super) async fn next(&mut self) -> Result<Turn> {
         Ok(match self.session.next().await? {
             Event::Online => {
-                self.quiet = Some(Instant::now() + QUIET);
+                self.quiet = Some(Instant::now() + SILENCE);
                 self.session.publish(Message {
                     topic: self.marker.clone(),
                     payload: Bytes::new(),
@@ -196,7 +200,8 @@ impl Rounds {
             };
         }
         if let Some(quiet) = &mut self.quiet {
-            *quiet = Instant::now() + QUIET;
+            // One that is nearer comes after the marker.
+            *quiet = (*quiet).max(Instant::now() + QUIET);
         }
         let topic = String::from_utf8_lossy(&delivery.topic);
         let Some((_, last)) = split(&self.place.root, &topic) else {

@@ -97,8 +97,15 @@ async fn rows(options: &Options) -> Result<Rows> {
             .collect();
     }
     let (nodes, found) = source.nodes_and(facts, pipelines).await?;
+    if options.publish
+        && let Some(cause) = &found.cut
+    {
+        return Err(Error::data(format!(
+            "publish a view: {cause}; nothing is published"
+        )));
+    }
     let mut network = Network::default();
-    for delivery in &found {
+    for delivery in &found.messages {
         network.add_message(root, delivery, MAX_PAYLOAD);
     }
     let view = View::limited(&nodes, &network, Timestamp::now().as_second())?;
