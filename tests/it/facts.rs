@@ -783,6 +783,13 @@ fn a_node_that_is_gone_is_forgotten() {
     let facts = json!({"node": "gone", "kind": "static", "ts": 1, "facts": {"a": 1}});
     retain(&world, &format!("{prefix}/static"), &facts.to_string());
     // None is forgotten if one must not be.
+    // Facts alone do not say when their node was there last.
+    retain(
+        &world,
+        "lab/infrastructure/nodes/mute/state",
+        &json!({"node": "mute", "kind": "state", "ts": 1, "facts": {"a": 1}}).to_string(),
+    );
+    refuses(&mut forget(&["mute"]), 65, "is not known; give --force");
     refuses(&mut forget(&["gone", "seq1"]), 65, "it is fresh");
     assert_eq!(shown(&world, &["gone"]).0, 0);
     let (code, stdout, _) = ran(&mut forget(&["gone"]));

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::common::broker::Setup;
-use crate::common::raw::{self, Raw};
+use crate::common::raw::{self, Raw, Scripted, packet};
 use crate::common::{World, has_program, ran, refuses};
 use crate::facts::retain;
 
@@ -338,4 +339,91 @@ fn a_network_that_is_too_large_to_copy_is_refused() {
             || stderr.contains("view: copying the network took"),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_pause_of_the_network_is_not_the_end_of_what_the_broker_retains() {
+    let world = World::new();
+    let broker = Scripted::listen();
+    let show = |arguments: &[&str]| {
+        let mut command = world.tael(["facts"]);
+        command.args(arguments).args(["--root", "lab"]);
+        command.env("TAEL_PORT", broker.port().to_string());
+        ran(command.env("TAEL_HOST", "127.0.0.1"))
+    };
+    let retained = |kind: &str, payload: Value| {
+        let topic = format!("lab/infrastructure/nodes/seq1/{kind}");
+        let payload = payload.to_string();
+        let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), None, &[], false);
+        packet[0] |= 1;
+        packet
+    };
+    let ts = jiff::Timestamp::now().as_second();
+    let state = json!({"node": "seq1", "kind": "state", "ts": ts, "facts": {"ok": true}});
+    let presence =
+        json!({"state": "online", "node": "seq1", "host": "h", "ts": ts, "interval": 300});
+    for (arguments, code, wanted) in [
+        (&["show"][..], 0, "fresh"),
+        (&["forget", "seq1"], 65, "it is fresh"),
+    ] {
+        let (found, stdout, stderr) = thread::scope(|scope| {
+            let asking = scope.spawn(|| show(arguments));
+            let mut raw = broker.accept();
+            let mut has_paused = false;
+            loop {
+                let (kind, body) = raw.receive();
+                match kind >> 4 {
+                    // What a lost packet costs.
+                    8 if !has_paused => {
+                        has_paused = true;
+                        raw.serve(kind, &body);
+                        raw.send(&retained("state", state.clone()));
+                        thread::sleep(Duration::from_secs(1));
+                        raw.send(&retained("presence", presence.clone()));
+                    }
+                    // The marker comes back.
+                    3 => raw.send(&packet(0x30, &body)),
+                    14 => break,
+                    _ => drop(raw.serve(kind, &body)),
+                }
+            }
+            asking.join().expect("tael")
+        });
+        let said = format!("{stdout}{stderr}");
+        assert_eq!(found, code, "{arguments:?}: {said}");
+        assert!(said.contains(wanted), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn what_did_not_come_in_time_is_not_published() {
+    let world = World::new();
+    let broker = Scripted::listen();
+    let file = world.file(
+        "tael.toml",
+        "[[view]]\nname = 'all'\nsql = 'SELECT count(*) AS n FROM node'\n",
+    );
+    let mut command = world.tael(["facts", "view", "all", "--publish", "--timeout", "2s"]);
+    command
+        .args(["--root", "lab", "--config", &file])
+        .env("TAEL_HOST", "127.0.0.1")
+        .env("TAEL_PORT", broker.port().to_string());
+    let (code, _, stderr) = thread::scope(|scope| {
+        let viewing = scope.spawn(|| ran(&mut command));
+        let mut raw = broker.accept();
+        let ts = jiff::Timestamp::now().as_second();
+        let (kind, body) = raw.receive();
+        raw.serve(kind, &body);
+        let payload = json!({"state": "online", "node": "n", "ts": ts}).to_string();
+        let topic = b"lab/infrastructure/nodes/n/presence";
+        let mut packet = raw::publish(topic, payload.as_bytes(), None, &[], false);
+        packet[0] |= 1;
+        // It never comes to an end.
+        while !viewing.is_finished() && raw.try_send(&packet) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        viewing.join().expect("tael")
+    });
+    assert_eq!(code, 65, "{stderr}");
+    assert!(stderr.contains("nothing is published"), "{stderr}");
 }
