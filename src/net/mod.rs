@@ -19,6 +19,7 @@ pub mod oneshot;
 pub mod options;
 pub mod password;
 pub mod retained;
+pub mod retained_end;
 pub mod session;
 mod subscriber;
 pub mod tls;

@@ -11,16 +11,12 @@ use crate::model::marker;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic::Filter;
 use crate::net::mqtt::Settings;
+use crate::net::retained_end::RetainedEnd;
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 
-/// Maximum time between a marker and a first message after it. Some brokers look for retained messages
-/// in the background.
-const QUIET: Duration = Duration::from_millis(400);
-
-/// Silence after which all retained messages have come, if no marker comes: a broker that refuses our
-/// marker gives no other sign. A lost packet is sent again within this time.
-const SILENCE: Duration = Duration::from_secs(2);
+/// Maximum time for a goodbye.
+const GOODBYE: Duration = Duration::from_millis(400);
 
 /// Maximum number of retained messages to take: two for each of ten thousand pipelines.
 const MAX_MESSAGES: usize = 20_000;
@@ -91,18 +87,15 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
     };
     let mut session = Session::new(settings, subscriptions).announced();
     let mut found = Found::default();
-    let mut online = false;
-    let mut marked = false;
+    // There is one while there is a connection.
+    let mut end: Option<RetainedEnd> = None;
     let mut is_late = false;
     let deadline = Instant::now() + query.limit;
-    // Without a message there is no result before the marker.
-    let mut quiet = deadline;
     loop {
         tokio::select! {
             event = session.next() => match event? {
                 Event::Online => {
-                    online = true;
-                    quiet = deadline.min(Instant::now() + query.patience);
+                    end = Some(RetainedEnd::new(Instant::now(), query.patience));
                     session.publish(Message {
                         topic: marker.clone(),
                         payload: Bytes::new(),
@@ -112,47 +105,46 @@ pub async fn retained(settings: Settings, query: Query) -> Result<Retained> {
                     });
                 }
                 Event::Received(received) => {
-                    let delivery = received.delivery;
+                    let (delivery, now) = (received.delivery, Instant::now());
                     if delivery.topic == marker.as_bytes() {
-                        marked = true;
-                        if !found.retained.messages.is_empty() {
+                        if end.as_mut().is_some_and(|end| end.marker(now)) {
                             break;
                         }
-                        quiet = Instant::now() + QUIET;
                     } else if delivery.retained {
                         if !found.add(delivery) {
                             break;
                         }
-                        quiet = Instant::now() + if marked { QUIET } else { SILENCE };
+                        if let Some(end) = &mut end {
+                            end.message(now);
+                        }
                     }
                 }
                 Event::Offline => {
-                    online = false;
                     // The broker sends all of them again on the next connection.
+                    end = None;
                     found = Found::default();
-                    quiet = deadline;
                 }
                 Event::Published(..) | Event::Subscribed(_) | Event::Holds(_) | Event::Left => {}
             },
-            () = sleep_until(quiet.min(deadline)) => {
-                is_late = quiet > deadline;
+            () = sleep_until(end.map_or(deadline, |end| end.at().min(deadline))) => {
+                is_late = end.is_some_and(|end| end.at() > deadline);
                 break;
             }
         }
     }
-    if !online {
+    let Some(end) = end else {
         return Err(session.unreachable(query.limit));
-    }
+    };
     if is_late && !found.retained.messages.is_empty() {
         found.retained.cut = Some(
             "the broker has not sent all that it retains within --timeout: the rest is left out"
                 .to_owned(),
         );
-    } else if !marked && found.retained.cut.is_none() {
+    } else if !end.is_marked() && found.retained.cut.is_none() {
         debug!("no marker came back on '{marker}': the broker may not allow it");
     }
     // The result does not depend on a goodbye.
-    let _ = timeout(QUIET, session.close()).await;
+    let _ = timeout(GOODBYE, session.close()).await;
     Ok(found.retained)
 }
 /// Returns the next message that matches `filter` and is not retained, within `limit`; `None` if

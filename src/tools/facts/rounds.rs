@@ -20,17 +20,11 @@ use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Settings, Token};
 use crate::net::options::BrokerOptions;
+use crate::net::retained_end::{RetainedEnd, SILENCE};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::tools::listener;
 use crate::tools::message::origin;
-
-/// Maximum time between a marker and a first message after it.
-const QUIET: Duration = Duration::from_millis(400);
-
-/// Silence after which everything that the broker holds has come, if no marker comes. A lost packet is
-/// sent again within this time.
-const SILENCE: Duration = Duration::from_secs(2);
 
 /// The node, and where it tells its facts.
 #[derive(Debug, Clone)]
@@ -64,8 +58,8 @@ pub(super) struct Rounds {
     session: Session,
     /// What the broker holds.
     held: Held,
-    /// When everything has come, if no marker comes; `None` after that, or without a connection.
-    quiet: Option<Instant>,
+    /// The end of what the broker holds; `None` after it, or without a connection.
+    end: Option<RetainedEnd>,
     /// Whether everything has come.
     is_read: bool,
     /// Publishes without an answer, and their topics.
@@ -109,7 +103,7 @@ impl Rounds {
             marker,
             session,
             held: Held::default(),
-            quiet: None,
+            end: None,
             is_read: false,
             waiting: HashMap::new(),
             refused: None,
@@ -118,7 +112,7 @@ impl Rounds {
 
     /// Returns when everything that the broker holds has come, if no marker comes before.
     pub(super) fn quiet(&self) -> Option<Instant> {
-        self.quiet
+        self.end.map(|end| end.at())
     }
 
     /// Returns whether everything that the broker holds has come.
@@ -138,7 +132,7 @@ impl Rounds {
 
     /// Takes what the broker has sent as everything that it holds.
     pub(super) fn end_of_retained(&mut self) -> Turn {
-        self.quiet = None;
+        self.end = None;
         self.is_read = true;
         Turn::Read
     }
@@ -150,7 +144,7 @@ impl Rounds {
     pub(super) async fn next(&mut self) -> Result<Turn> {
         Ok(match self.session.next().await? {
             Event::Online => {
-                self.quiet = Some(Instant::now() + SILENCE);
+                self.end = Some(RetainedEnd::new(Instant::now(), SILENCE));
                 self.session.publish(Message {
                     topic: self.marker.clone(),
                     payload: Bytes::new(),
@@ -162,7 +156,7 @@ impl Rounds {
             }
             Event::Offline => {
                 self.held = Held::default();
-                self.quiet = None;
+                self.end = None;
                 self.is_read = false;
                 self.waiting.clear();
                 Turn::Gone
@@ -187,21 +181,15 @@ impl Rounds {
     }
 
     fn received(&mut self, delivery: &Delivery) -> Turn {
+        let now = Instant::now();
         if delivery.topic == self.marker.as_bytes() {
-            let is_empty = self.held == Held::default();
-            return match self.is_read {
-                true => Turn::Nothing,
-                false if is_empty => {
-                    // Some brokers look for retained messages in the background.
-                    self.quiet = Some(Instant::now() + QUIET);
-                    Turn::Nothing
-                }
-                false => self.end_of_retained(),
+            return match self.end.as_mut().is_some_and(|end| end.marker(now)) {
+                true => self.end_of_retained(),
+                false => Turn::Nothing,
             };
         }
-        if let Some(quiet) = &mut self.quiet {
-            // One that is nearer comes after the marker.
-            *quiet = (*quiet).max(Instant::now() + QUIET);
+        if let Some(end) = &mut self.end {
+            end.message(now);
         }
         let topic = String::from_utf8_lossy(&delivery.topic);
         let Some((_, last)) = split(&self.place.root, &topic) else {
