@@ -31,6 +31,7 @@ mod shared;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unconfirmed;
 pub mod value;
 pub mod wire;
 
@@ -42,4 +43,5 @@ pub use message::{Declare, Declared, Delivery, Happening, Publish, Returned};
 pub use options::{AmqpOptions, HEARTBEAT, PORT, TLS_PORT, VHOST};
 pub use properties::{PERSISTENT, Properties};
 pub use received::ROUTES;
+pub use unconfirmed::{Confirm, Unconfirmed};
 pub use value::{Table, Value};

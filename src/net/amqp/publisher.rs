@@ -1,6 +1,6 @@
 //! The task of a session that publishes: letters, which the broker confirms, and claims.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,8 @@ use crate::model::text::printable;
 use crate::net::amqp::queue::{Events, QueueEvent};
 use crate::net::amqp::received;
 use crate::net::amqp::{
-    AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, Publish, codes,
+    AmqpOptions, Channel, Confirm, Connection, Failure, FailureKind, Happening, Publish,
+    Unconfirmed, codes,
 };
 use crate::net::backoff::backoff;
 
@@ -65,11 +66,8 @@ pub struct Publisher {
     posts: UnboundedReceiver<Post>,
     /// What is not sent on this connection.
     waiting: VecDeque<Post>,
-    /// What is sent and not confirmed, by its number on the channel: few letters, as the client bounds
-    /// them.
-    sent: BTreeMap<u64, (u64, Box<Letter>)>,
-    /// Causes for letters that came back, by their `message_id`.
-    returned: Vec<(Option<String>, String)>,
+    /// What is sent and not confirmed: few letters, as the client bounds them.
+    sent: Unconfirmed<(u64, Box<Letter>)>,
     /// Last trouble that was told.
     said: Option<String>,
 }
@@ -85,7 +83,7 @@ fn is_about_letters(failure: &Failure) -> bool {
 
 impl Publisher {
     /// Returns the task of a session.
-    pub(super) const fn new(
+    pub(super) fn new(
         options: AmqpOptions,
         events: Events,
         posts: UnboundedReceiver<Post>,
@@ -95,8 +93,7 @@ impl Publisher {
             events,
             posts,
             waiting: VecDeque::new(),
-            sent: BTreeMap::new(),
-            returned: Vec::new(),
+            sent: Unconfirmed::default(),
             said: None,
         }
     }
@@ -115,8 +112,7 @@ impl Publisher {
                 continue;
             };
             self.say(format!("{failure}; messages for queues wait"));
-            let sent = std::mem::take(&mut self.sent).into_values().rev();
-            for (number, letter) in sent {
+            for (number, letter) in self.sent.take().rev() {
                 match is_about_letters(&failure) {
                     // One of them is not allowed, or the broker fails at it. The client sends each
                     // again later.
@@ -128,7 +124,6 @@ impl Publisher {
                     false => self.waiting.push_front(Post::Letter(number, letter)),
                 }
             }
-            self.returned.clear();
             self.waiting.retain(|post| matches!(post, Post::Letter(..)));
             if self.waiting.is_empty() {
                 continue;
@@ -215,10 +210,9 @@ impl Publisher {
     async fn publish(&mut self, channel: &Channel, post: Post) -> Result<(), Failure> {
         match post {
             Post::Letter(number, letter) => {
-                match channel.publish(&received::publish(&letter)).await {
-                    Ok(place) => {
-                        self.sent.insert(place, (number, letter));
-                    }
+                let message = received::publish(&letter);
+                match channel.publish(&message).await {
+                    Ok(place) => self.sent.add(place, &message, (number, letter)),
                     // The others go on.
                     Err(failure) if failure.kind == FailureKind::Invalid => {
                         self.events.tell(QueueEvent::Unsent(number, failure.text));
@@ -239,47 +233,16 @@ impl Publisher {
     }
 
     fn happened(&mut self, happening: Happening) -> Result<(), Failure> {
-        match happening {
-            Happening::Returned(returned) => {
-                let text = printable(&returned.text, 200);
-                let cause = format!("the queue does not exist ({text})");
-                self.returned.push((returned.properties.message_id, cause));
-            }
-            Happening::Confirmed {
-                number,
-                multiple,
-                ok,
-            } => {
-                let numbers = match multiple {
-                    true => 0..=number,
-                    false => number..=number,
-                };
-                let confirmed: Vec<u64> = self.sent.range(numbers).map(|(at, _)| *at).collect();
-                for at in confirmed {
-                    self.confirmed(at, ok);
+        for ((number, _), confirm) in self.sent.happened(happening)? {
+            self.said = None;
+            self.events.tell(match confirm {
+                Confirm::Kept => QueueEvent::Sent(number),
+                Confirm::Returned(cause) => QueueEvent::Unsent(number, cause),
+                Confirm::Dropped => {
+                    QueueEvent::Unsent(number, "the broker could not keep it".to_owned())
                 }
-            }
-            Happening::Closed(failure) => return Err(failure),
-            Happening::Delivery(_) | Happening::Canceled(_) => {}
+            });
         }
         Ok(())
-    }
-
-    fn confirmed(&mut self, at: u64, ok: bool) {
-        let Some((number, letter)) = self.sent.remove(&at) else {
-            return;
-        };
-        self.said = None;
-        let id = &letter.properties.message_id;
-        let back = self.returned.iter().position(|(back, _)| back == id);
-        let cause = match back {
-            Some(place) => Some(self.returned.swap_remove(place).1),
-            None if ok => None,
-            None => Some("the broker could not keep it".to_owned()),
-        };
-        self.events.tell(match cause {
-            Some(cause) => QueueEvent::Unsent(number, cause),
-            None => QueueEvent::Sent(number),
-        });
     }
 }

@@ -1,6 +1,5 @@
 //! The connection to the broker of queues: messages are put, and those who wait hear of the confirms.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +11,8 @@ use tracing::{info, warn};
 use crate::model::message::property;
 use crate::model::text::printable;
 use crate::net::amqp::{
-    AmqpOptions, Channel, Connection, Failure, FailureKind, Happening, PERSISTENT, Properties,
-    Publish, Table,
+    AmqpOptions, Channel, Confirm, Connection, Failure, FailureKind, PERSISTENT, Properties,
+    Publish, Table, Unconfirmed,
 };
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
 
@@ -41,9 +40,6 @@ const APP: &str = "tael";
 /// Maximum length of a text of the broker, characters.
 const MAX_TEXT: usize = 200;
 
-/// Queue and id of a message.
-type Key = (String, String);
-
 type Reply = oneshot::Sender<Result<(), Unsent>>;
 
 /// A message for a queue, and who waits for its confirm.
@@ -55,14 +51,6 @@ pub struct Put {
     pub outgoing: Outgoing,
     /// Gets the result; a waiter may have left.
     pub reply: Reply,
-}
-
-/// Messages that are not confirmed, by their number on the channel.
-#[derive(Default)]
-struct Sent {
-    waiting: BTreeMap<u64, (Key, Reply)>,
-    /// Causes for messages that came back.
-    returned: Vec<(Key, String)>,
 }
 
 /// Puts messages until no one can bring more.
@@ -122,10 +110,10 @@ async fn serve(
     first: Put,
     puts: &mut mpsc::Receiver<Put>,
 ) -> Result<(), Failure> {
-    let mut sent = Sent::default();
+    let mut sent = Unconfirmed::default();
     let served = exchange(connection, channel, first, puts, &mut sent).await;
     if let Err(failure) = &served {
-        for (_, reply) in sent.waiting.into_values() {
+        for reply in sent.take() {
             // A channel that is closed for one message says so to all that it had.
             let _ = reply.send(Err(match failure.kind {
                 FailureKind::Denied => Unsent::refused(
@@ -144,7 +132,7 @@ async fn exchange(
     channel: &mut Channel,
     first: Put,
     puts: &mut mpsc::Receiver<Put>,
-    sent: &mut Sent,
+    sent: &mut Unconfirmed<Reply>,
 ) -> Result<(), Failure> {
     let mut next = Some(first);
     let mut idle_since = Instant::now();
@@ -155,94 +143,66 @@ async fn exchange(
                 let cause = format!("the broker of queues takes no messages now ({reason})");
                 let _ = put.reply.send(Err(Unsent::away(cause)));
             } else {
-                sent.put(channel, put).await?;
+                publish(sent, channel, put).await?;
             }
             idle_since = Instant::now();
         }
         tokio::select! {
             biased;
-            happening = channel.next() => sent.happened(happening)?,
+            happening = channel.next() => {
+                for (reply, confirm) in sent.happened(happening)? {
+                    let _ = reply.send(result(confirm));
+                }
+            }
             failure = connection.closed() => return Err(failure),
             put = puts.recv() => match put {
                 Some(put) => next = Some(put),
                 None => return Ok(()),
             },
-            () = sleep_until(idle_since + IDLE), if sent.waiting.is_empty() => return Ok(()),
+            () = sleep_until(idle_since + IDLE), if sent.is_empty() => return Ok(()),
         }
     }
 }
 
-impl Sent {
-    async fn put(&mut self, channel: &Channel, put: Put) -> Result<(), Failure> {
-        let Put {
-            queue,
-            outgoing,
-            reply,
-        } = put;
-        if self.waiting.len() >= MAX_SENT {
-            let cause = "too many messages wait for the broker of queues";
+async fn publish(
+    sent: &mut Unconfirmed<Reply>,
+    channel: &Channel,
+    put: Put,
+) -> Result<(), Failure> {
+    let Put {
+        queue,
+        outgoing,
+        reply,
+    } = put;
+    if sent.len() >= MAX_SENT {
+        let cause = "too many messages wait for the broker of queues";
+        let _ = reply.send(Err(Unsent::away(cause)));
+        return Ok(());
+    }
+    let message = message(queue, outgoing);
+    match channel.publish(&message).await {
+        Ok(number) => sent.add(number, &message, reply),
+        Err(failure) if failure.kind == FailureKind::Invalid => {
+            let cause = printable(&failure.text, MAX_TEXT);
+            let _ = reply.send(Err(Unsent::refused(413, cause)));
+        }
+        Err(failure) => {
+            let cause = "the broker of queues went away before it had the message";
             let _ = reply.send(Err(Unsent::away(cause)));
-            return Ok(());
+            return Err(failure);
         }
-        let key = (queue.clone(), outgoing.id.clone());
-        match channel.publish(&message(queue, outgoing)).await {
-            Ok(number) => {
-                self.waiting.insert(number, (key, reply));
-            }
-            Err(failure) if failure.kind == FailureKind::Invalid => {
-                let cause = printable(&failure.text, MAX_TEXT);
-                let _ = reply.send(Err(Unsent::refused(413, cause)));
-            }
-            Err(failure) => {
-                let cause = "the broker of queues went away before it had the message";
-                let _ = reply.send(Err(Unsent::away(cause)));
-                return Err(failure);
-            }
-        }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn happened(&mut self, happening: Happening) -> Result<(), Failure> {
-        match happening {
-            Happening::Returned(returned) => {
-                let text = printable(&returned.text, MAX_TEXT);
-                let cause = format!("the queue does not exist ({text})");
-                let id = returned.properties.message_id.unwrap_or_default();
-                self.returned.push(((returned.routing_key, id), cause));
-            }
-            Happening::Confirmed {
-                number,
-                multiple,
-                ok,
-            } => {
-                let numbers = match multiple {
-                    true => 0..=number,
-                    false => number..=number,
-                };
-                let confirmed: Vec<u64> = self.waiting.range(numbers).map(|(at, _)| *at).collect();
-                for at in confirmed {
-                    self.confirmed(at, ok);
-                }
-            }
-            Happening::Closed(failure) => return Err(failure),
-            Happening::Delivery(_) | Happening::Canceled(_) => {}
-        }
-        Ok(())
-    }
-
-    fn confirmed(&mut self, at: u64, ok: bool) {
-        let Some((key, reply)) = self.waiting.remove(&at) else {
-            return;
-        };
-        let back = self.returned.iter().position(|(back, _)| *back == key);
-        let result = match back {
-            Some(place) => Err(Unsent::refused(404, self.returned.swap_remove(place).1)),
-            None if ok => Ok(()),
-            None => Err(Unsent::away(
-                "the broker of queues does not take the message (is the queue full?)",
-            )),
-        };
-        let _ = reply.send(result);
+/// Returns what the caller hears.
+fn result(confirm: Confirm) -> Result<(), Unsent> {
+    match confirm {
+        Confirm::Kept => Ok(()),
+        Confirm::Returned(cause) => Err(Unsent::refused(404, cause)),
+        Confirm::Dropped => Err(Unsent::away(
+            "the broker of queues does not take the message (is the queue full?)",
+        )),
     }
 }
 
