@@ -116,6 +116,8 @@ impl Unit {
         }
         found.cancel(limit)?;
         found.ended_whole()?;
+        // Its client may have booked the end while its runner still holds the folder.
+        self.record = found.record;
         self.look()
     }
 
