@@ -112,11 +112,11 @@ pub struct Response {
 
 impl Response {
     /// Returns an answer with a text of that media type.
-    pub fn new(status: u16, media: &'static str, body: impl Into<Bytes>) -> Self {
+    pub fn new(status: u16, media: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self {
             status,
             fields: vec![
-                ("content-type", media.to_owned()),
+                ("content-type", media.into()),
                 ("cache-control", "no-store".to_owned()),
                 ("x-content-type-options", "nosniff".to_owned()),
             ],

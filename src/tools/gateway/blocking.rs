@@ -31,7 +31,18 @@ impl Threads {
         &self,
         work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
     ) -> Result<T, Response> {
-        let broken = || Response::error(500, "the gateway has failed");
+        self.result(work).await.map_err(|e| refused(&e))
+    }
+
+    /// Runs `work`, for answers of another form.
+    ///
+    /// # Errors
+    /// Those of `work`; 70 when it panics.
+    pub async fn result<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
+    ) -> crate::error::Result<T> {
+        let broken = || Error::bug("the gateway has failed");
         let permit = Arc::clone(&self.0).acquire_owned().await;
         let permit = permit.map_err(|_| broken())?;
         // It is held until the work ends, also when the request is dropped.
@@ -40,7 +51,7 @@ impl Threads {
             drop(permit);
             done
         });
-        done.await.map_err(|_| broken())?.map_err(|e| refused(&e))
+        done.await.map_err(|_| broken())?
     }
 }
 

@@ -101,15 +101,7 @@ pub async fn answer(route: &Route, head: &Head, body: &[u8], ways: &Ways) -> Res
     }
     match &route.answer.message {
         None => Response::json(route.answer.status, &json!({ "id": id })),
-        Some((text, media)) => {
-            let mut response = Response::new(route.answer.status, "text/plain", text.clone());
-            for (name, value) in &mut response.fields {
-                if *name == "content-type" {
-                    value.clone_from(media);
-                }
-            }
-            response
-        }
+        Some((text, media)) => Response::new(route.answer.status, media.as_str(), text.clone()),
     }
 }
 

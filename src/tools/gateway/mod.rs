@@ -209,13 +209,9 @@ async fn gateway(options: &Options) -> Result<()> {
     };
     let mut session = Session::new(settings, heard).lasting();
     let mut publisher = Publisher::default();
-    let mut due: Option<Instant> = None;
     loop {
         let is_stopping = *stopping.borrow();
-        // It is earlier when there is more to tell, and never later.
-        due = hub
-            .as_ref()
-            .map(|hub| hub.due().min(due.unwrap_or_else(|| hub.due())));
+        let due = hub.as_ref().map(|hub| hub.due());
         tokio::select! {
             biased;
             // The last answers have gone out.
@@ -269,7 +265,6 @@ async fn gateway(options: &Options) -> Result<()> {
                 }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                due = None;
                 hub.iter().for_each(Hub::work);
             }
             Some(job) = waiting.recv() => publisher.send(&mut session, &link, job),

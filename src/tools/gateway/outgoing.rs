@@ -11,9 +11,6 @@ use crate::os::host;
 /// Time after which callers try again while a broker is away, seconds.
 const RETRY_AFTER: &str = "5";
 
-/// Header fields that may hold the id of an event, in the order in which they are looked at.
-const ID_FIELDS: [&str; 2] = ["idempotency-key", "x-request-id"];
-
 /// What is published for a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outgoing {
@@ -99,25 +96,30 @@ impl Outgoing {
     }
 }
 
+/// Returns the `Idempotency-Key` of a request, if it has one.
+///
+/// # Errors
+/// When it cannot be an id.
+pub fn key_of(head: &Head) -> Result<Option<&str>, &'static str> {
+    match id_in(head, "idempotency-key") {
+        Some(None) => Err("an Idempotency-Key has 1 to 64 letters, digits or . _ : -"),
+        key => Ok(key.flatten()),
+    }
+}
+
 /// Returns the id of the event that a request is: that of the caller, or a new one. The id that a
 /// proxy has given is taken only if it can be one.
 fn id_of(head: &Head) -> Result<String, &'static str> {
-    for name in ID_FIELDS {
-        let Some((_, given)) = head.fields.iter().find(|(own, _)| own == name) else {
-            continue;
-        };
-        match std::str::from_utf8(given)
-            .ok()
-            .filter(|id| event::is_id(id))
-        {
-            Some(id) => return Ok(id.to_owned()),
-            None if name == "idempotency-key" => {
-                return Err("an Idempotency-Key has 1 to 64 letters, digits or . _ : -");
-            }
-            None => {}
-        }
-    }
-    Ok(host::new_id())
+    let key = key_of(head)?;
+    let id = key.or_else(|| id_in(head, "x-request-id").flatten());
+    Ok(id.map_or_else(host::new_id, str::to_owned))
+}
+
+/// Returns the first field called `name`: the id, or `None` in it if that cannot be one.
+fn id_in<'a>(head: &'a Head, name: &str) -> Option<Option<&'a str>> {
+    let (_, given) = head.fields.iter().find(|(own, _)| own == name)?;
+    let id = std::str::from_utf8(given).ok();
+    Some(id.filter(|id| event::is_id(id)))
 }
 
 #[cfg(test)]

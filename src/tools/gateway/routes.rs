@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::model::gateway::callers::{Tokens, host_of, is_same_origin};
@@ -17,7 +16,6 @@ use crate::model::gateway::work::Kind;
 use crate::model::text::{printable, printable_bytes};
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
-use crate::net::mqtt::Audience;
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::outgoing::Outgoing;
@@ -216,15 +214,12 @@ impl Gateway {
             false => self.known(head, true)?,
         }
         match place(head, &self.hooks.routes())? {
-            Place::To(To::Topic(topic)) => self.topics.check(&topic).map_err(|refusal| {
-                let (Refusal::Wrong(cause) | Refusal::Forbidden(cause)) = &refusal;
-                let status = if matches!(refusal, Refusal::Wrong(_)) {
-                    400
-                } else {
-                    403
-                };
-                Response::error(status, cause)
-            }),
+            Place::To(To::Topic(topic)) => {
+                self.topics.check(&topic).map_err(|refusal| match refusal {
+                    Refusal::Wrong(cause) => Response::error(400, &cause),
+                    Refusal::Forbidden(cause) => Response::error(403, &cause),
+                })
+            }
             Place::To(To::Queue(queue)) => {
                 let checked = self.ways.check_queue(&queue);
                 checked.map_err(|unsent| unsent.response())
@@ -318,30 +313,7 @@ impl Gateway {
         let Some(hub) = &self.page else {
             return Response::error(404, "there is no page: the gateway runs with --no-page");
         };
-        match place {
-            page::Place::Control(who) => {
-                let answered = self.control(hub, who, body).await;
-                answered.unwrap_or_else(|refused| refused)
-            }
-            place => page::answer(hub, head, place, seat).await,
-        }
-    }
-
-    /// Sends a request to pipeline `who`, and returns its answer.
-    async fn control(&self, hub: &Hub, who: &str, body: &[u8]) -> Result<Response, Response> {
-        let (message, topic) = page::request(&hub.root(), who, body, self.ways.limit)?;
-        let busy = || Response::error(503, "too many requests wait for pipelines");
-        let reply = hub.expect(&topic).ok_or_else(busy)?;
-        let silent = || Response::error(504, "the pipeline has not answered: does its client run?");
-        match self.ways.deliver(message).await {
-            Ok(Audience::None) => return Err(silent()),
-            Ok(_) => {}
-            Err(unsent) => return Err(unsent.response()),
-        }
-        match timeout(self.ways.limit, reply).await {
-            Ok(Ok(reply)) => Ok(Response::json(200, &json!({ "reply": reply }))),
-            Ok(Err(_)) | Err(_) => Err(silent()),
-        }
+        page::answer(hub, (head, body), place, &self.ways, seat).await
     }
 
     /// Counts a request of `caller`.

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::model::event;
 use crate::model::gateway::work::{Kind, id_of_key};
 use crate::model::receptor::LOCALHOST;
 use crate::model::unit::is_ulid;
@@ -11,6 +10,7 @@ use crate::model::work::OTHER_WORK;
 use crate::net::http::{Head, Response, Seat};
 use crate::os::host;
 use crate::tools::gateway::blocking::{Threads, refused};
+use crate::tools::gateway::outgoing::key_of;
 use crate::tools::gateway::units::{Units, query, wait};
 use crate::tools::work::Scope;
 use crate::tools::work::submit::{Away, Payload, Submission, start};
@@ -114,16 +114,8 @@ impl Submissions {
 /// # Errors
 /// The answer to one that is wrong.
 fn id_of(head: &Head) -> Result<Option<String>, Response> {
-    let mut fields = head.fields.iter();
-    let Some((_, key)) = fields.find(|(name, _)| name == "idempotency-key") else {
-        return Ok(None);
-    };
-    let key = std::str::from_utf8(key)
-        .ok()
-        .filter(|key| event::is_id(key));
-    let wrong = "an Idempotency-Key has 1 to 64 letters, digits or . _ : -";
-    let key = key.ok_or_else(|| Response::error(400, wrong))?;
-    Ok(Some(match is_ulid(key) {
+    let key = key_of(head).map_err(|cause| Response::error(400, cause))?;
+    Ok(key.map(|key| match is_ulid(key) {
         true => key.to_owned(),
         false => host::id_from(id_of_key(key)),
     }))

@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 
 use crate::error::Result;
 use crate::model::gateway::xmlrpc::Value;
 use crate::model::unit::State;
 use crate::store::ledger::{Reader, Record};
+use crate::tools::gateway::blocking::Threads;
 
 /// Maximum number of runs in a list.
 pub const MAX_LISTED: usize = 1000;
@@ -21,7 +20,7 @@ const MAX_READERS: usize = 2;
 #[derive(Debug)]
 pub struct Workflows {
     folder: PathBuf,
-    readers: Semaphore,
+    readers: Threads,
 }
 
 /// Returns whether a run in `state` counts for a status of OODT, or a state of Tael. A run that waits for
@@ -51,10 +50,10 @@ const fn status(state: State) -> &'static str {
 impl Workflows {
     /// Takes the folder of a client, which needs not be there yet.
     #[must_use]
-    pub const fn new(folder: PathBuf) -> Self {
+    pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
-            readers: Semaphore::const_new(MAX_READERS),
+            readers: Threads::new(MAX_READERS),
         }
     }
 
@@ -63,11 +62,9 @@ impl Workflows {
         &self,
         read: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
     ) -> Result<T, String> {
-        let _reading = self.readers.acquire().await.map_err(|e| e.to_string())?;
         let folder = self.folder.clone();
-        let task = spawn_blocking(move || Reader::open(&folder).and_then(|reader| read(&reader)));
-        let read = task.await.map_err(|e| e.to_string())?;
-        read.map_err(|e| e.to_string())
+        let read = move || Reader::open(&folder).and_then(|reader| read(&reader));
+        self.readers.result(read).await.map_err(|e| e.to_string())
     }
 
     /// Returns the number of runs with a status.

@@ -3,15 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::model::control::Action;
 use crate::model::event::attributes;
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::topic::PipelineTopics;
 use crate::net::http::Response;
+use crate::net::mqtt::Audience;
 use crate::os::host;
 use crate::tools::control::envelope;
+use crate::tools::gateway::page::hub::Hub;
+use crate::tools::gateway::ways::Ways;
 use crate::tools::message::origin;
 
 /// Maximum size of a request, bytes.
@@ -51,12 +55,36 @@ fn action(body: &[u8]) -> Result<Action, Response> {
     }
 }
 
+/// Sends the request in `body` to pipeline `who`, and returns its answer.
+///
+/// # Errors
+/// The answer when the request is wrong, or the pipeline does not answer.
+pub(super) async fn send(
+    hub: &Hub,
+    who: &str,
+    body: &[u8],
+    ways: &Ways,
+) -> Result<Response, Response> {
+    let (message, topic) = request(&hub.root(), who, body, ways.limit)?;
+    let busy = || Response::error(503, "too many requests wait for pipelines");
+    let reply = hub.expect(&topic).ok_or_else(busy)?;
+    let silent = || Response::error(504, "the pipeline has not answered: does its client run?");
+    let sent = ways.deliver(message).await;
+    if sent.map_err(|unsent| unsent.response())? == Audience::None {
+        return Err(silent());
+    }
+    match timeout(ways.limit, reply).await {
+        Ok(Ok(reply)) => Ok(Response::json(200, &json!({ "reply": reply }))),
+        Ok(Err(_)) | Err(_) => Err(silent()),
+    }
+}
+
 /// Returns the message for the request in `body` to pipeline `who` below `root`, and the topic of its
 /// answer. After `limit` it expires.
 ///
 /// # Errors
 /// The answer to a request that is wrong.
-pub fn request(
+fn request(
     root: &str,
     who: &str,
     body: &[u8],

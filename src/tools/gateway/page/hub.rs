@@ -75,7 +75,18 @@ struct Later {
     has_new_edges: bool,
     /// Pipelines of this host whose ledgers have changed.
     local: BTreeSet<String>,
+    /// When new edges and local pipelines are told, if there are any.
+    gathered: Option<Instant>,
     next_look: Option<Instant>,
+}
+
+impl Later {
+    /// Sets when what there is will be told, unless that is set.
+    fn gather(&mut self) {
+        if self.has_new_edges || !self.local.is_empty() {
+            self.gathered.get_or_insert_with(|| Instant::now() + GATHER);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,6 +168,7 @@ impl Hub {
             }
             self.emit(change);
         }
+        later.gather();
         if self.events.receiver_count() > 0 {
             self.emit(message(delivery, now));
         }
@@ -194,10 +206,7 @@ impl Hub {
     pub fn due(&self) -> Instant {
         let mut later = lock(&self.later);
         let look = *later.next_look.get_or_insert_with(|| Instant::now() + LOOK);
-        match later.has_new_edges || !later.local.is_empty() {
-            true => look.min(Instant::now() + GATHER),
-            false => look,
-        }
+        later.gathered.map_or(look, |gathered| look.min(gathered))
     }
 
     /// Tells what was gathered, and looks for what has become silent.
@@ -220,6 +229,8 @@ impl Hub {
             let hub = Arc::clone(self);
             tokio::spawn(async move { hub.refresh(who).await });
         }
+        later.gathered = None;
+        later.gather();
     }
 
     /// Reads the ledger of a pipeline again.

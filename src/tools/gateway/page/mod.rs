@@ -13,8 +13,8 @@ use crate::model::topic::check_who;
 use crate::model::url;
 use crate::net::http::{Head, Response, Seat};
 use crate::tools::gateway::units::query;
+use crate::tools::gateway::ways::Ways;
 
-pub use control::request;
 pub use files::File;
 pub use hub::Hub;
 
@@ -76,8 +76,14 @@ impl Place {
     }
 }
 
-/// Answers a request that was admitted, and is no control.
-pub async fn answer(hub: &Arc<Hub>, head: &Head, place: &Place, seat: &Seat) -> Response {
+/// Answers a request that was admitted. Those to pipelines go out by `ways`.
+pub async fn answer(
+    hub: &Arc<Hub>,
+    (head, body): (&Head, &[u8]),
+    place: &Place,
+    ways: &Ways,
+    seat: &Seat,
+) -> Response {
     let answered = match place {
         Place::File(file) => Ok(file.answer(head)),
         Place::Network => Ok(Response::json(200, &hub.network())),
@@ -85,7 +91,7 @@ pub async fn answer(hub: &Arc<Hub>, head: &Head, place: &Place, seat: &Seat) -> 
         Place::Graph => hub.graph().await,
         Place::Runs(who) => listed(hub, head, who, true).await,
         Place::Statuses(who) => listed(hub, head, who, false).await,
-        Place::Control(_) => Err(Response::error(405, "the method here is POST")),
+        Place::Control(who) => control::send(hub, who, body, ways).await,
     };
     answered.unwrap_or_else(|refused| refused)
 }
