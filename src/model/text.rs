@@ -79,15 +79,16 @@ pub fn printable(text: &str, limit: usize) -> String {
 #[must_use]
 pub fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        if is_hidden(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(out, "\\u{unit:04x}");
-            }
-        } else {
-            out.push(c);
+    let mut rest = json;
+    while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_hidden(*c)) {
+        let (shown, hidden) = rest.split_at(at);
+        out.push_str(shown);
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(out, "\\u{unit:04x}");
         }
+        rest = hidden.get(c.len_utf8()..).unwrap_or_default();
     }
+    out.push_str(rest);
     out
 }
 

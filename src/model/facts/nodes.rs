@@ -71,7 +71,7 @@ impl Seen {
         }
         let kinds = self.kinds.iter();
         let facts: Map<String, Value> = kinds
-            .map(|(kind, held)| (kind.name().to_owned(), json!(held.facts)))
+            .map(|(kind, held)| (kind.name().to_owned(), Value::Object(held.facts.clone())))
             .collect();
         put("facts", Value::Object(facts));
         Value::Object(map)

@@ -8,7 +8,7 @@ use crate::model::facts::bounds::{MAX_MESSAGE, MAX_VALUES};
 use crate::model::facts::change::Changes;
 use crate::model::facts::kind::Kind;
 use crate::model::facts::presence::{Presence, State, Verdict, age};
-use crate::model::facts::tree::{Facts, digest, leaves, sorted};
+use crate::model::facts::tree::{Facts, count, digest, sorted};
 
 /// Difference of two boot times that is that of a clock, seconds: the kernel counts the time of its
 /// boot back from the present time, which is being set (`proc_stat(5)`, `btime`).
@@ -69,7 +69,7 @@ impl HeldFacts {
         let Some(Value::Object(facts)) = value.get_mut("facts").map(Value::take) else {
             return None;
         };
-        if leaves(&facts).len() > MAX_VALUES {
+        if count(&facts) > MAX_VALUES {
             return None;
         }
         Some(Self {

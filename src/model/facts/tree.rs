@@ -27,12 +27,28 @@ pub fn merge(into: &mut Facts, from: Facts) {
 /// Returns `facts` with the names of all objects in order, so that equal facts are equal texts.
 #[must_use]
 pub fn sorted(facts: Facts) -> Facts {
+    // Those of our nodes are.
+    if is_sorted(&facts) {
+        return facts;
+    }
     let mut pairs: Vec<(String, Value)> = facts.into_iter().collect();
     pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
     let pairs = pairs.into_iter();
     pairs
         .map(|(name, value)| (name, sorted_value(value)))
         .collect()
+}
+
+fn is_sorted(facts: &Facts) -> bool {
+    facts.keys().is_sorted() && facts.values().all(is_sorted_value)
+}
+
+fn is_sorted_value(value: &Value) -> bool {
+    match value {
+        Value::Object(below) => is_sorted(below),
+        Value::Array(list) => list.iter().all(is_sorted_value),
+        _ => true,
+    }
 }
 
 fn sorted_value(value: Value) -> Value {
@@ -61,6 +77,16 @@ pub fn leaves(facts: &Facts) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     collect("", facts, &mut found);
     found
+}
+
+/// Returns how many leaves `facts` have.
+#[must_use]
+pub fn count(facts: &Facts) -> usize {
+    let below = |value: &Value| match value {
+        Value::Object(below) => count(below),
+        _ => 1,
+    };
+    facts.values().map(below).sum()
 }
 
 fn collect<'a>(before: &str, facts: &'a Facts, found: &mut Vec<(String, &'a Value)>) {
