@@ -612,7 +612,11 @@ fn an_end_that_stays_alone_gives_up() {
     let ears = world.ears(&["lab/infrastructure/pairs/#"]);
     let mut alone = world.tael(["pair", "p", "--root", "lab", "--timeout", "1s"]);
     alone.env("TAEL_LOG", "warn");
-    refuses(&mut alone, 75, "pair p: no other end came within 1s");
+    refuses(
+        &mut alone,
+        75,
+        "pair p: no other end came within 1s; has it the same name, broker and root, 'lab'?",
+    );
     // It has cleared its claim.
     ears.wait_all("a claim and its end", |all| {
         let claim = all.iter().position(|m| m.payload["host"].is_string())?;
@@ -687,29 +691,37 @@ fn a_command_is_an_end() {
         assert!(got == all, "{round}: {} of {} bytes", got.len(), all.len());
     }
     // Its code is passed on, and so is a death by signal.
-    assert_eq!(through("cat; exit 3", b"x"), (b"x".to_vec(), 3, 0));
-    assert_eq!(through("cat; kill -9 $$", b"x"), (b"x".to_vec(), 137, 0));
+    assert_eq!(through("cat; exit 3", b"x"), (b"x".to_vec(), 3, 69));
+    assert_eq!(through("cat; kill -9 $$", b"x"), (b"x".to_vec(), 137, 69));
     assert_eq!(through("no-such-command-at-all", b"").1, 127);
 }
 
 #[test]
-fn an_end_reports_the_code_of_the_command_of_the_other() {
+fn a_command_that_fails_is_an_error_of_the_other_end() {
     let world = World::new();
-    for (line, code) in [("cat; exit 3", 3), ("cat; kill -9 $$", 137), ("exit 0", 0)] {
+    let last = |log: &str| -> Value {
+        let line = log.lines().last().expect("line");
+        serde_json::from_str(line).expect("json")
+    };
+    // That it comes at once, or takes nothing, changes nothing.
+    for (line, code, ours) in [
+        ("cat; exit 3", 3, 69),
+        ("cat; kill -9 $$", 137, 69),
+        ("exec >&-; cat; exit 4", 4, 69),
+        ("cat; exit 0", 0, 0),
+        ("exit 0", 0, 0),
+        ("exit 5", 5, 69),
+    ] {
         let mut command = End::start(&world, "p", &["-c", line]);
         let x = End::start(&world, "p", &[]);
         x.wait("paired");
         let log = x.process.log.clone();
-        assert_eq!(x.finish().1, 0);
-        assert_eq!(command.process.wait(), code);
-        let last = |log: &str| -> Value {
-            let line = log.lines().last().expect("line");
-            serde_json::from_str(line).expect("json")
-        };
+        assert_eq!(x.finish().1, ours, "{line}");
+        assert_eq!(command.process.wait(), code, "{line}");
         let ended = last(&fs::read_to_string(log).expect("log"));
         assert_eq!(
-            (&ended["code"], &ended["other_code"]),
-            (&0.into(), &code.into()),
+            (&ended["state"], &ended["code"], &ended["other_code"]),
+            (&"ended".into(), &ours.into(), &code.into()),
             "{line}"
         );
         let ended = last(&command.process.log_text());
@@ -718,34 +730,112 @@ fn an_end_reports_the_code_of_the_command_of_the_other() {
             (&code.into(), &Value::Null)
         );
     }
-    // A command that closes its output, and goes on, is not waited for.
-    let mut command = End::start(&world, "p", &["-c", "exec >&-; cat >/dev/null; exit 4"]);
+    // A code of one's own comes first.
+    for (own, expected) in [("true", 69), ("exit 6", 6)] {
+        let mut x = End::start(&world, "p", &["-c", own]);
+        let mut y = End::start(&world, "p", &["-c", "cat >/dev/null; exit 3"]);
+        assert_eq!((x.process.wait(), y.process.wait()), (expected, 3));
+    }
+    // Without --json it says so.
+    let mut command = End::start(&world, "p", &["-c", "cat >/dev/null; exit 3"]);
+    let mut x = world.tael(["pair", "p", "--root", "lab"]);
+    x.stdin(Stdio::null()).env("TAEL_LOG", "warn");
+    let mut x = world.spawn(x);
+    assert_eq!((x.wait(), command.process.wait()), (69, 3));
+    let log = x.log_text();
+    assert!(
+        log.starts_with("tael: pair p: the command of the other end, ")
+            && log.ends_with(", has ended with code 3\n"),
+        "{log}"
+    );
+    // A command that closes its output, and goes on, is waited for; the end of its output is passed on.
+    let go = world.path("go");
+    let line = format!(
+        "exec >&-; cat >/dev/null; until [ -e {} ]; do sleep 0.01; done; exit 4",
+        go.display()
+    );
+    let mut command = End::start(&world, "p", &["-c", &line]);
     let mut x = End::start(&world, "p", &[]);
     let mut rest = Vec::new();
     x.output.read_to_end(&mut rest).expect("read");
     assert!(rest.is_empty());
-    assert_eq!(x.finish().1, 0);
-    assert_eq!(command.process.wait(), 4);
+    drop(x.input.take());
+    fs::write(go, "").expect("write");
+    assert_eq!((x.process.wait(), command.process.wait()), (69, 4));
+}
+
+#[test]
+fn each_of_two_commands_learns_how_the_other_has_ended() {
+    let world = World::new();
+    let (from, to) = (world.path("from"), world.path("to"));
+    fs::create_dir(&from).expect("folder");
+    fs::create_dir(&to).expect("folder");
+    fs::write(from.join("reads"), bytes(300_000)).expect("write");
+    // The one that writes has ended long before the other one.
+    let write = format!("tar c -C {} .", from.display());
+    for (read, code, ours) in [
+        (format!("tar x -C {}; sleep 0.3", to.display()), 0, 0),
+        (
+            format!("tar x -C {}; sleep 0.3; exit 2", to.display()),
+            2,
+            69,
+        ),
+        ("exec >&-; cat >/dev/null; sleep 0.3; exit 2".into(), 2, 69),
+    ] {
+        let mut x = End::start(&world, "p", &["-c", &write]);
+        let mut y = End::start(&world, "p", &["-c", &read]);
+        assert_eq!((x.process.wait(), y.process.wait()), (ours, code), "{read}");
+        assert_eq!(x.states().pop().expect("state")["other_code"], code);
+        assert_eq!(y.states().pop().expect("state")["other_code"], 0);
+    }
 }
 
 #[test]
 fn a_command_that_ends_ends_the_pair() {
     let world = World::new();
-    let mut command = End::start(&world, "p", &["-c", "echo done; exit 7"]);
+    let mut command = End::start(&world, "p", &["-c", "echo done"]);
     let mut x = End::start(&world, "p", &[]);
     // Our input stays open.
     assert_eq!(x.read(5), b"done\n");
-    assert_eq!(command.process.wait(), 7);
-    assert_eq!(x.process.wait(), 0, "{}", x.process.log_text());
-    // What it did not take is an error of the end that sent it.
-    let mut command = End::start(&world, "q", &["-c", "head -c 1 >/dev/null"]);
-    let mut x = End::start(&world, "q", &[]);
-    x.wait("paired");
-    let much = bytes(3_000_000);
-    let _ = x.input.as_mut().expect("stdin").write_all(&much);
     assert_eq!(command.process.wait(), 0);
-    let cause = x.failed(69);
-    assert!(cause.contains("not taken everything"), "{cause}");
+    assert_eq!(x.process.wait(), 0, "{}", x.process.log_text());
+}
+
+#[test]
+fn what_a_command_does_not_take_is_an_error_of_the_end_that_sent_it() {
+    let world = World::new();
+    let much = world.path("much");
+    fs::write(&much, bytes(3_000_000)).expect("write");
+    // However little of it was sent when the command ended.
+    for (line, code, cause) in [
+        ("head -c 1 >/dev/null", 0, "it has not taken everything"),
+        ("exit 0", 0, "it has not taken everything"),
+        (
+            "exit 2",
+            2,
+            "its command has ended with code 2, and has not taken everything",
+        ),
+        (
+            "exec <&-; sleep 0.2; exit 2",
+            2,
+            "its command has ended with code 2, and has not taken everything",
+        ),
+    ] {
+        let mut command = End::start(&world, "q", &["-c", line]);
+        let mut x = world.tael(["pair", "q", "--root", "lab", "--json"]);
+        x.stdin(fs::File::open(&much).expect("open"));
+        x.stdout(Stdio::piped());
+        let mut process = world.spawn(x);
+        let output = process.child.stdout.take().expect("stdout");
+        let x = End {
+            process,
+            input: None,
+            output,
+        };
+        assert_eq!(command.process.wait(), code, "{line}");
+        let error = x.failed(69);
+        assert!(error.contains(cause), "{line}: {error}");
+    }
 }
 
 #[test]

@@ -87,18 +87,43 @@ pub struct Letter {
     pub proof: String,
 }
 
-/// Returns the payload of an end message of an end whose command has ended with `code`; empty without one.
-#[must_use]
-pub fn end_payload(code: Option<u8>) -> String {
-    code.map(|code| format!(r#"{{"code":{code}}}"#))
-        .unwrap_or_default()
+/// What an end message says, beside that there are no further parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The sender has no command, or does not know how it has ended.
+    Plain,
+    /// Its command has closed its output, and still runs: another end message follows.
+    Runs,
+    /// Its command has ended with this exit code, or 128 and the number of its signal.
+    Exited(u8),
 }
 
-/// Returns the code in the payload of an end message, if there is one.
-#[must_use]
-pub fn end_code(payload: &[u8]) -> Option<u8> {
-    let value = json::parse(payload).ok()?;
-    u8::try_from(value.get("code")?.as_u64()?).ok()
+impl End {
+    /// Returns the payload of the message.
+    #[must_use]
+    pub fn payload(self) -> String {
+        match self {
+            Self::Plain => String::new(),
+            Self::Runs => r#"{"code":null}"#.into(),
+            Self::Exited(code) => format!(r#"{{"code":{code}}}"#),
+        }
+    }
+
+    /// Returns what the payload of an end message says; text that no end has written is [`Self::Plain`].
+    #[must_use]
+    pub fn from_payload(payload: &[u8]) -> Self {
+        let Ok(value) = json::parse(payload) else {
+            return Self::Plain;
+        };
+        match value.get("code") {
+            Some(code) if code.is_null() => Self::Runs,
+            Some(code) => code
+                .as_u64()
+                .and_then(|code| u8::try_from(code).ok())
+                .map_or(Self::Plain, Self::Exited),
+            None => Self::Plain,
+        }
+    }
 }
 
 impl Letter {
@@ -163,8 +188,8 @@ mod tests {
 
     #[test]
     fn an_end_may_say_how_its_command_has_ended() {
-        for code in [None, Some(0), Some(143)] {
-            assert_eq!(end_code(end_payload(code).as_bytes()), code);
+        for end in [End::Plain, End::Runs, End::Exited(0), End::Exited(143)] {
+            assert_eq!(End::from_payload(end.payload().as_bytes()), end);
         }
         for payload in [
             r#"{"code":256}"#,
@@ -172,8 +197,13 @@ mod tests {
             r#"{"code":-1}"#,
             "1",
             "{}",
+            "{",
         ] {
-            assert_eq!(end_code(payload.as_bytes()), None, "{payload}");
+            assert_eq!(
+                End::from_payload(payload.as_bytes()),
+                End::Plain,
+                "{payload}"
+            );
         }
     }
 

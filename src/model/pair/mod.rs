@@ -17,7 +17,7 @@ mod transfer;
 mod tests;
 
 pub use claim::{Claim, Claims, LIFETIME, RENEWAL};
-pub use letter::{Kind, Letter, end_code, end_payload};
+pub use letter::{End, Kind, Letter};
 pub use look::{Choice, choose};
 pub use meeting::{MISSING, Meeting};
 pub use seal::{Key, Secret, SoFar};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::model::pair::{Key, Kind, Letter, SoFar};
+use crate::model::pair::{End, Key, Kind, Letter, SoFar};
 
 /// Maximum size of the payload of one message, bytes.
 pub const MAX_CHUNK: usize = 16 * 1024;
@@ -10,6 +10,9 @@ pub const MAX_CHUNK: usize = 16 * 1024;
 /// Maximum number of messages that the other end has not acknowledged. So a slow reader holds the writer,
 /// and an end keeps half a megabyte at most.
 pub const WINDOW: u64 = 32;
+
+/// Maximum number of messages after the last part: the end of the parts, and that of a command.
+const ENDS: u64 = 2;
 
 /// Number of messages after which an end acknowledges. With half a window the other never waits for it.
 const ACK_EACH: u64 = WINDOW / 2;
@@ -37,7 +40,7 @@ pub enum Received {
     /// Its payload is the next part.
     Data,
     /// There are no further parts.
-    End,
+    End(End),
     /// Messages of ours have arrived, or are not wanted: [`Transfer::is_done`], [`Transfer::can_send`]
     /// and [`Transfer::is_unwanted`] may have changed.
     Progress,
@@ -59,8 +62,12 @@ pub struct Transfer {
     sent: u64,
     /// Up to which of them the output of the other end has taken them.
     acked: u64,
-    /// Whether our last message was the end.
-    ended: bool,
+    /// Number of parts among our messages.
+    parts: u64,
+    /// Number of the message that said that there are no further parts.
+    ended: Option<u64>,
+    /// Whether our last message was the last one of all.
+    finished: bool,
     /// After which number the other end takes nothing, if it has said so.
     stopped: Option<u64>,
     /// Number of the last message that came.
@@ -69,8 +76,10 @@ pub struct Transfer {
     taken: u64,
     /// Up to which we have acknowledged them.
     told: u64,
-    /// Whether the last message that came was the end.
-    their_end: bool,
+    /// Number of the message that said that there are no further parts.
+    their_end: Option<u64>,
+    /// Whether the last message of all came.
+    their_finish: bool,
     /// Whether we have said that our output takes nothing more.
     refused: bool,
 }
@@ -89,12 +98,15 @@ impl Transfer {
             came_so_far: VecDeque::from([SoFar::default()]),
             sent: 0,
             acked: 0,
-            ended: false,
+            parts: 0,
+            ended: None,
+            finished: false,
             stopped: None,
             received: 0,
             taken: 0,
             told: 0,
-            their_end: false,
+            their_end: None,
+            their_finish: false,
             refused: false,
         }
     }
@@ -125,7 +137,7 @@ impl Transfer {
     /// Returns whether nothing of our input remains to be sent.
     #[must_use]
     pub const fn is_sent(&self) -> bool {
-        self.ended || self.stopped.is_some()
+        self.ended.is_some() || self.stopped.is_some()
     }
 
     /// Returns whether the other end takes no more of our input.
@@ -136,16 +148,20 @@ impl Transfer {
 
     /// Returns the message for the next part of our input, which [`Self::can_send`].
     pub fn data(&mut self, part: &[u8]) -> Letter {
+        self.parts += 1;
         self.next_sent(Kind::Data, part)
     }
 
-    /// Returns the message for the end of our input with this payload, unless it is sent or not wanted.
-    pub fn end(&mut self, payload: &[u8]) -> Option<Letter> {
-        if self.is_sent() {
+    /// Returns the message that says that our input has ended; `None` if that is said, or the other end takes
+    /// no more and our command still runs.
+    pub fn end(&mut self, end: End) -> Option<Letter> {
+        if self.finished || end == End::Runs && self.is_sent() {
             return None;
         }
-        self.ended = true;
-        Some(self.next_sent(Kind::End, payload))
+        self.finished = end != End::Runs;
+        let letter = self.next_sent(Kind::End, end.payload().as_bytes());
+        self.ended.get_or_insert(letter.number);
+        Some(letter)
     }
 
     fn next_sent(&mut self, kind: Kind, payload: &[u8]) -> Letter {
@@ -216,10 +232,15 @@ impl Transfer {
         if letter.number <= self.received {
             return Ok(Received::Stray);
         }
-        if letter.number > self.received + 1 || self.their_end {
+        let more = letter.kind == Kind::Data;
+        if letter.number > self.received + 1
+            || self.their_finish
+            || more && self.their_end.is_some()
+        {
             return Err(Broken::Gap);
         }
-        if letter.number - self.told > WINDOW {
+        let window = if more { WINDOW } else { WINDOW + ENDS };
+        if letter.number - self.told > window {
             return Err(Broken::Window);
         }
         let before = self.came_so_far.back().copied().unwrap_or_default();
@@ -229,11 +250,13 @@ impl Transfer {
         }
         self.came_so_far.push_back(so_far);
         self.received = letter.number;
-        if letter.kind == Kind::End {
-            self.their_end = true;
-            return Ok(Received::End);
+        if more {
+            return Ok(Received::Data);
         }
-        Ok(Received::Data)
+        let end = End::from_payload(payload);
+        self.their_end.get_or_insert(letter.number);
+        self.their_finish = end != End::Runs;
+        Ok(Received::End(end))
     }
 
     /// Notes that our output has taken one more message, in order. Returns an acknowledgement if one is
@@ -243,7 +266,7 @@ impl Transfer {
             self.taken += 1;
             self.came_so_far.pop_front();
         }
-        let last = self.their_end && self.taken == self.received;
+        let last = self.their_end == Some(self.taken);
         (last || self.taken - self.told >= ACK_EACH).then(|| {
             self.told = self.taken;
             self.sealed(Kind::Ack, self.told, self.came_so_far.front())
@@ -262,20 +285,29 @@ impl Transfer {
     /// Returns whether our output has taken everything of the other end, or takes nothing more.
     #[must_use]
     pub const fn is_received(&self) -> bool {
-        self.refused || self.their_end && self.taken == self.received
+        match self.their_end {
+            Some(end) => self.refused || self.taken >= end,
+            None => self.refused,
+        }
     }
 
-    /// Returns whether both directions have ended.
+    /// Returns whether both directions have ended, and both ends have said their last.
     #[must_use]
     pub const fn is_done(&self) -> bool {
-        self.is_received() && (self.stopped.is_some() || self.ended && self.acked == self.sent)
+        let taken = match self.ended {
+            Some(end) => self.acked >= end,
+            None => false,
+        };
+        self.is_received()
+            && self.their_finish
+            && self.finished
+            && (taken || self.stopped.is_some())
     }
 
     /// Returns whether the other end has stopped before it took all that was sent to it.
     #[must_use]
     pub fn is_cut_short(&self) -> bool {
-        let parts = self.sent - u64::from(self.ended);
-        self.stopped.is_some_and(|taken| taken < parts)
+        self.stopped.is_some_and(|taken| taken < self.parts)
     }
 }
 
@@ -402,18 +434,18 @@ mod tests {
     fn each_direction_ends_alone() {
         let (mut x, mut y) = two();
         let data = x.data(b"d");
-        let end = x.end(b"").expect("end");
-        assert!(x.end(b"").is_none() && !x.can_send());
+        let end = x.end(End::Plain).expect("end");
+        assert!(x.end(End::Plain).is_none() && !x.can_send());
         assert_eq!(y.receive(&data, b"d"), Ok(Received::Data));
-        assert_eq!(y.receive(&end, b""), Ok(Received::End));
+        assert_eq!(y.receive(&end, b""), Ok(Received::End(End::Plain)));
         assert!(y.took().is_none() && !y.is_received());
         let ack = y.took().expect("all taken");
         assert!(y.is_received() && !y.is_done());
         assert_eq!(x.receive(&ack, b""), Ok(Received::Progress));
         assert!(!x.is_done(), "the other direction is open");
         assert!(y.can_send());
-        let end = y.end(b"").expect("end");
-        assert_eq!(x.receive(&end, b""), Ok(Received::End));
+        let end = y.end(End::Plain).expect("end");
+        assert_eq!(x.receive(&end, b""), Ok(Received::End(End::Plain)));
         let ack = x.took().expect("all taken");
         assert!(x.is_done() && !x.is_cut_short());
         assert_eq!(y.receive(&ack, b""), Ok(Received::Progress));
@@ -422,6 +454,53 @@ mod tests {
             y.receive(&x.sealed(Kind::Data, 3, None), b"d"),
             Err(Broken::Gap)
         );
+    }
+
+    #[test]
+    fn a_command_may_end_after_its_output() {
+        for stops in [false, true] {
+            let (mut x, mut y) = two();
+            assert_eq!(y.receive(&x.data(b"d"), b"d"), Ok(Received::Data));
+            let first = x.end(End::Runs).expect("end");
+            assert!(x.end(End::Runs).is_none() && !x.can_send());
+            let payload = End::Runs.payload();
+            let came = y.receive(&first, payload.as_bytes());
+            assert_eq!(came, Ok(Received::End(End::Runs)));
+            if stops {
+                let stop = y.refuse().expect("stop");
+                assert_eq!(x.receive(&stop, b""), Ok(Received::Progress));
+            } else {
+                assert!(y.took().is_none());
+                let ack = y.took().expect("all taken");
+                assert_eq!(x.receive(&ack, b""), Ok(Received::Progress));
+            }
+            let end = y.end(End::Plain).expect("end");
+            assert_eq!(x.receive(&end, b""), Ok(Received::End(End::Plain)));
+            let ack = x.took().expect("all taken");
+            assert_eq!(y.receive(&ack, b""), Ok(Received::Progress));
+            assert!(!x.is_done() && !y.is_done(), "the command runs");
+            let last = x.end(End::Exited(3)).expect("end");
+            assert!(x.end(End::Exited(3)).is_none());
+            let payload = End::Exited(3).payload();
+            let came = y.receive(&last, payload.as_bytes());
+            assert_eq!(came, Ok(Received::End(End::Exited(3))));
+            assert!(x.is_done() && y.is_done());
+            assert_eq!(x.is_cut_short(), stops, "a part");
+            assert_eq!(
+                y.receive(&x.sealed(Kind::End, 4, None), b""),
+                Err(Broken::Gap)
+            );
+        }
+        // A window of parts may be on its way, and both ends behind it.
+        let (mut x, mut y) = two();
+        for _ in 0..WINDOW {
+            assert_eq!(y.receive(&x.data(b"d"), b"d"), Ok(Received::Data));
+        }
+        for end in [End::Runs, End::Exited(0)] {
+            let letter = x.end(end).expect("end");
+            let came = y.receive(&letter, end.payload().as_bytes());
+            assert_eq!(came, Ok(Received::End(end)));
+        }
     }
 
     #[test]
@@ -436,13 +515,15 @@ mod tests {
         assert!(y.refuse().is_none() && y.is_received());
         assert_eq!(stop.number, 1);
         assert_eq!(x.receive(&stop, b""), Ok(Received::Progress));
-        assert!(x.is_unwanted() && x.is_cut_short() && x.end(b"").is_none());
+        assert!(x.is_unwanted() && x.is_cut_short() && x.end(End::Runs).is_none());
+        // How a command has ended is told all the same.
+        assert!(x.end(End::Exited(3)).is_some());
         // One that took all parts, and only does not wait for the end, loses nothing.
         let (mut x, mut y) = two();
         assert_eq!(y.receive(&x.data(b"d"), b"d"), Ok(Received::Data));
         assert!(y.took().is_none());
         let stop = y.refuse().expect("stop");
-        assert!(x.end(b"").is_some());
+        assert!(x.end(End::Plain).is_some());
         assert_eq!(x.receive(&stop, b""), Ok(Received::Progress));
         assert!(!x.is_cut_short());
     }
@@ -455,19 +536,19 @@ mod tests {
             let (mut x, mut y) = two();
             let (mut to_y, mut to_x, mut pending) = (VecDeque::new(), VecDeque::new(), 0u64);
             let (mut left, mut came) = (parts, 0u64);
-            to_x.extend(y.end(b""));
+            to_x.extend(y.end(End::Plain));
             let mut step = |which: u8| -> Result<(), Broken> {
                 match which {
                     0 | 1 if left > 0 && x.can_send() => {
                         to_y.push_back(x.data(b"d"));
                         left -= 1;
                     }
-                    2 if left == 0 && x.can_send() => to_y.extend(x.end(b"")),
+                    2 if left == 0 && x.can_send() => to_y.extend(x.end(End::Plain)),
                     3 => if let Some(letter) = to_y.pop_front() {
                         let payload: &[u8] = if letter.kind == Kind::End { b"" } else { b"d" };
                         match y.receive(&letter, payload)? {
                             Received::Data => { came += 1; pending += 1; }
-                            Received::End => pending += 1,
+                            Received::End(_) => pending += 1,
                             Received::Stray | Received::Progress => {}
                         }
                     },
@@ -476,7 +557,7 @@ mod tests {
                         to_x.extend(y.took());
                     }
                     5 => if let Some(letter) = to_x.pop_front()
-                        && x.receive(&letter, b"")? == Received::End {
+                        && x.receive(&letter, b"")? == Received::End(End::Plain) {
                         to_y.extend(x.took());
                     },
                     _ => {}

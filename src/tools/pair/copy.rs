@@ -8,19 +8,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::pair::{
-    Broken, Claim, Key, Kind as LetterKind, Letter, MISSING, Received, Transfer, end_code,
-    end_payload,
+    Broken, Claim, End as LetterEnd, Key, Kind as LetterKind, Letter, MISSING, Received, Transfer,
 };
 use crate::tools::pair::end::{End, Heard};
-use crate::tools::pair::streams::{Running, Streams, Taken};
+use crate::tools::pair::streams::{Input, Running, Streams, Taken};
 
 /// Time for the output of a command to go on, and for its input to be taken, after the command has ended: a
 /// process that it has left behind may hold them.
 const DRAIN: Duration = Duration::from_secs(2);
-
-/// Maximum time from the end of a command's output to its own end, for which the other end waits: so it
-/// learns the code.
-const CODE: Duration = Duration::from_millis(100);
 
 /// How an end has ended in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +48,15 @@ pub(super) struct Copier<'a> {
     pub received: u64,
     /// Exit code of the command of the other end, if it has told that.
     pub other_code: Option<u8>,
-    /// When to say that our input has ended, although its command still runs.
-    ending: Option<Instant>,
     /// When the other end has been gone for too long.
     missing: Option<Instant>,
     /// What remains of the command, when it has ended.
     over: Option<Remains>,
+    /// When our input is read no longer, which the other end does not want; `None` if it is still wanted, or
+    /// is read no longer.
+    unwanted: Option<Instant>,
+    /// Whether there was more input when the other end took no more.
+    untaken: bool,
 }
 
 /// Deadlines of the streams of a command that has ended.
@@ -84,9 +82,10 @@ impl<'a> Copier<'a> {
             sent: 0,
             received: 0,
             other_code: None,
-            ending: None,
             missing: None,
             over: None,
+            unwanted: None,
+            untaken: false,
         }
     }
 
@@ -96,7 +95,8 @@ impl<'a> Copier<'a> {
     /// 69 when the pair is broken; 65 and 73 when our input or output fails.
     pub async fn run(&mut self) -> Result<Ended> {
         while !self.transfer.is_done() {
-            let can_read = self.transfer.can_send() && self.ending.is_none();
+            // What was read, and not sent, has not been taken either.
+            let can_read = self.unwanted.is_some() || self.transfer.can_send();
             let (untaken, drained) = self.deadlines(can_read);
             // In no order: strangers who flood the topic must not hold our own streams.
             tokio::select! {
@@ -108,6 +108,7 @@ impl<'a> Copier<'a> {
                 }
                 part = next(&mut self.streams.input), if can_read => match part {
                     Some(Ok(part)) => self.send(part)?,
+                    Some(Err(_)) if self.unwanted.is_some() => self.input_ended()?,
                     Some(Err(e)) => return Err(Error::data(format!("read the input: {e}"))),
                     None => self.input_ended()?,
                 },
@@ -115,13 +116,13 @@ impl<'a> Copier<'a> {
                     self.over = Some(Remains { untaken: Instant::now() + DRAIN, drained: None });
                     // What it has taken is known when the writer has ended.
                     self.streams.output = None;
-                    if self.ending.is_some() {
+                    if self.streams.input.is_none() {
                         self.say_end()?;
                     }
                 }
-                () = at(self.ending) => self.say_end()?,
                 () = at(untaken) => self.refuse()?,
-                () = at(drained) => match ready(&mut self.streams.input) {
+                () = at(self.unwanted) => self.input_ended()?,
+                () = at(drained) => match self.streams.input.as_mut().and_then(Input::ready) {
                     // We stood still meanwhile.
                     Some(part) => self.send(part)?,
                     None => self.input_ended()?,
@@ -129,8 +130,13 @@ impl<'a> Copier<'a> {
                 () = at(self.missing) => return Err(self.broken("it is gone")),
             }
         }
-        if self.transfer.is_cut_short() {
-            return Err(self.broken("it has not taken everything"));
+        if self.untaken || self.transfer.is_cut_short() {
+            return Err(self.broken(&match self.other_code {
+                Some(code @ 1..) => {
+                    format!("its command has ended with code {code}, and has not taken everything")
+                }
+                _ => "it has not taken everything".into(),
+            }));
         }
         Ok(Ended::Both)
     }
@@ -153,6 +159,17 @@ impl<'a> Copier<'a> {
         let _ = self.end.send(letter, Bytes::new());
     }
 
+    /// Returns the error over a command of the other end that has failed, although the pair has ended in
+    /// good order.
+    pub fn failed_command(&self) -> Option<Error> {
+        let code = self.other_code.filter(|&code| code != 0)?;
+        let other = self.other.holder();
+        Some(Error::new(
+            Kind::Unavailable,
+            format!("the command of the other end, {other}, has ended with code {code}"),
+        ))
+    }
+
     fn broken(&self, cause: &str) -> Error {
         let other = self.other.holder();
         Error::new(
@@ -164,6 +181,10 @@ impl<'a> Copier<'a> {
     }
 
     fn send(&mut self, part: Bytes) -> Result<()> {
+        if self.unwanted.is_some() {
+            self.untaken = true;
+            return self.input_ended();
+        }
         self.sent += part.len() as u64;
         if let Some(over) = &mut self.over {
             over.drained = None;
@@ -172,28 +193,22 @@ impl<'a> Copier<'a> {
         self.end.send(letter, part)
     }
 
-    /// Our input has ended.
+    /// Our input has ended, or is read no longer.
     fn input_ended(&mut self) -> Result<()> {
         self.streams.input = None;
-        if self
-            .streams
-            .command
-            .as_ref()
-            .is_some_and(|command| !command.has_ended())
-        {
-            self.ending = Some(Instant::now() + CODE);
-            return Ok(());
-        }
+        self.unwanted = None;
         self.say_end()
     }
 
-    /// Tells the other end that our input has ended.
+    /// Tells the other end that our input has ended, and the command, if there is one.
     fn say_end(&mut self) -> Result<()> {
-        self.ending = None;
-        let code = self.streams.command.as_ref().and_then(Running::code);
-        let payload = Bytes::from(end_payload(code));
-        match self.transfer.end(&payload) {
-            Some(letter) => self.end.send(letter, payload),
+        let end = match &self.streams.command {
+            Some(command) if !command.has_ended() => LetterEnd::Runs,
+            Some(command) => command.code().map_or(LetterEnd::Plain, LetterEnd::Exited),
+            None => LetterEnd::Plain,
+        };
+        match self.transfer.end(end) {
+            Some(letter) => self.end.send(letter, Bytes::from(end.payload())),
             None => Ok(()),
         }
     }
@@ -278,11 +293,18 @@ impl<'a> Copier<'a> {
                 }
             }
             // It closes after the last part.
-            Received::End => {
+            Received::End(end) => {
                 self.streams.output = None;
-                self.other_code = end_code(&payload);
+                if let LetterEnd::Exited(code) = end {
+                    self.other_code = Some(code);
+                }
             }
-            Received::Progress if self.transfer.is_unwanted() => self.streams.input = None,
+            Received::Progress if self.transfer.is_unwanted() => {
+                if let Some(input) = &mut self.streams.input {
+                    input.stop();
+                    self.unwanted.get_or_insert_with(|| Instant::now() + DRAIN);
+                }
+            }
             Received::Progress => {}
         }
         Ok(())
@@ -290,18 +312,11 @@ impl<'a> Copier<'a> {
 }
 
 /// Returns the next part of the input; `None` at its end.
-async fn next(
-    input: &mut Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>,
-) -> Option<std::io::Result<Bytes>> {
+async fn next(input: &mut Option<Input>) -> Option<std::io::Result<Bytes>> {
     match input {
-        Some(input) => input.recv().await,
+        Some(input) => input.next().await,
         None => None,
     }
-}
-
-/// Returns the next part of the input if it is here.
-fn ready(input: &mut Option<tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>>) -> Option<Bytes> {
-    input.as_mut()?.try_recv().ok()?.ok()
 }
 
 /// Returns at `moment`; never without one.

@@ -25,7 +25,7 @@ use crate::os::terminal::Terminal;
 use copy::{Copier, Ended, Partner};
 use end::{End, Heard};
 use look::{Look, Looked};
-use streams::Streams;
+use streams::{Running, Streams};
 
 /// Maximum time until the broker answers.
 const REACH: Duration = Duration::from_secs(30);
@@ -75,7 +75,7 @@ pub struct Options {
 /// code of the command, if there is one.
 ///
 /// # Errors
-/// 69 when the other end or the broker is lost, 73 when the pair is taken, 75 when no other end comes in
+/// 69 when the other end or the broker is lost, or the command of the other end has failed and ours has not, 73 when the pair is taken, 75 when no other end comes in
 /// time, 77 when the broker does not authorise us.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if options.command.is_none() {
@@ -160,10 +160,7 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
         copy.leave();
     }
     let (sent, received, other_code) = (copy.sent, copy.received, copy.other_code);
-    if let Some(code) = other_code {
-        debug!("the command of the other end has ended with code {code}");
-    }
-    // The command may still run, with its output closed.
+    let failed = copy.failed_command();
     let command = streams.command.take();
     drop(streams);
     end.leave().await;
@@ -171,23 +168,18 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
         None => INTERRUPTED,
         Some(Ok(Ended::Unread)) => UNREAD,
         Some(Err(e)) => return Err(e.context(format_args!("pair {}", options.pair.name))),
-        Some(Ok(Ended::Both)) => match command {
-            None => 0,
-            Some(mut command) => {
-                tokio::select! {
-                    biased;
-                    () = command.ended() => {}
-                    () = stop.requested() => {}
-                }
-                command.end()
-            }
-        },
+        Some(Ok(Ended::Both)) => command.map_or(0, Running::end),
     };
+    let failed = failed.filter(|_| code == 0);
+    let code = failed.as_ref().map_or(code, Error::exit_code);
     report.state(
         "ended",
         json!({"sent": sent, "received": received, "code": code, "other_code": other_code}),
     );
-    Ok(code)
+    match failed {
+        Some(e) if !report.json => Err(e.context(format_args!("pair {}", options.pair.name))),
+        _ => Ok(code),
+    }
 }
 
 /// Takes a free side, and waits for the other end. `held` is our end, also after an error.
@@ -280,10 +272,12 @@ fn again(cuts: u32) -> Duration {
 /// Returns the error when no other end has come in time.
 fn late(options: &Options) -> Error {
     let limit = duration::text(options.timeout.unwrap_or_default());
-    let name = &options.pair.name;
+    let (name, root) = (&options.pair.name, &options.root);
     Error::new(
         Kind::TryAgain,
-        format!("pair {name}: no other end came within {limit}"),
+        format!(
+            "pair {name}: no other end came within {limit}; has it the same name, broker and root, '{root}'?"
+        ),
     )
 }
 
@@ -298,8 +292,8 @@ async fn meet(
     report.state("waiting", json!({"side": side.name()}));
     if !report.json && Terminal::of_stderr().is_terminal() {
         say(&format!(
-            "pair {}: waiting for the other end",
-            options.pair.name
+            "pair {}, root {}: waiting for the other end",
+            options.pair.name, options.root
         ));
     }
     let now = || Instant::now().into_std();

@@ -2,7 +2,7 @@
 //! because a pipe, a file or a terminal that others use too must not become non-blocking.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 use tokio::sync::{mpsc, oneshot};
@@ -41,14 +42,21 @@ pub(super) enum Taken {
 
 /// Input and output of an end.
 pub(super) struct Streams {
-    /// The parts that were read, until the end.
-    pub input: Option<mpsc::Receiver<io::Result<Bytes>>>,
+    /// What is read, until the end.
+    pub input: Option<Input>,
     /// Takes the parts to write; dropped, it closes the output.
     pub output: Option<mpsc::Sender<Bytes>>,
     /// What became of them.
     pub taken: mpsc::UnboundedReceiver<Taken>,
     /// The command.
     pub command: Option<Running>,
+}
+
+/// The input of an end.
+pub(super) struct Input {
+    parts: mpsc::Receiver<io::Result<Bytes>>,
+    /// Closed, it asks the reader to stop.
+    reads: Option<PipeWriter>,
 }
 
 /// A running command.
@@ -125,8 +133,7 @@ impl Streams {
     }
 
     fn new(input: OwnedFd, output: OwnedFd, command: Option<Running>) -> Result<Self> {
-        let (parts, read) = mpsc::channel(READ_AHEAD);
-        spawn("pair-input", move || read_all(File::from(input), &parts))?;
+        let input = Input::new(input)?;
         // The window bounds what waits.
         let (write, waiting) = mpsc::channel(usize::try_from(WINDOW).unwrap_or(1));
         let (tell, taken) = mpsc::unbounded_channel();
@@ -135,11 +142,42 @@ impl Streams {
             let _ = tell.send(Taken::Closed);
         })?;
         Ok(Self {
-            input: Some(read),
+            input: Some(input),
             output: Some(write),
             taken,
             command,
         })
+    }
+}
+
+impl Input {
+    fn new(input: OwnedFd) -> Result<Self> {
+        let wrong = |e| Error::new(Kind::TryAgain, format!("make a pipe: {e}"));
+        let (stop, reads) = io::pipe().map_err(wrong)?;
+        let (parts, read) = mpsc::channel(READ_AHEAD);
+        spawn("pair-input", move || {
+            read_all(File::from(input), &stop, &parts);
+        })?;
+        Ok(Self {
+            parts: read,
+            reads: Some(reads),
+        })
+    }
+
+    /// Returns the next part; `None` at the end. Cancel safe.
+    pub async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        self.parts.recv().await
+    }
+
+    /// Returns the next part if it is here.
+    pub fn ready(&mut self) -> Option<Bytes> {
+        self.parts.try_recv().ok()?.ok()
+    }
+
+    /// Has the input end with what is there now: parts that were read, and one more if it can be read
+    /// without a wait.
+    pub fn stop(&mut self) {
+        self.reads = None;
     }
 }
 
@@ -189,17 +227,30 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.spawn(work).map(drop).map_err(wrong)
 }
 
-/// Reads `from` up to its end, or until no task takes the `parts`.
-fn read_all(mut from: File, parts: &mpsc::Sender<io::Result<Bytes>>) {
+/// Reads `from` up to its end, until no task takes the `parts`, or until the other side of `stop` is closed:
+/// then up to what can be read at that moment.
+fn read_all(mut from: File, stop: &PipeReader, parts: &mpsc::Sender<io::Result<Bytes>>) {
     let mut buffer = vec![0; MAX_CHUNK];
-    loop {
+    let mut stopped = false;
+    while !stopped {
+        let there = match wait(&from, stop) {
+            Ok((there, stop)) => {
+                stopped = stop;
+                there
+            }
+            // A read says what is wrong.
+            Err(_) => true,
+        };
+        if !there {
+            continue;
+        }
         let part = match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => Ok(Bytes::copy_from_slice(
                 buffer.get(..count).unwrap_or_default(),
             )),
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            // Another process has made it non-blocking.
+            // Another process was faster, and has made it non-blocking.
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
                 thread::sleep(POLL_AGAIN);
                 continue;
@@ -209,6 +260,24 @@ fn read_all(mut from: File, parts: &mpsc::Sender<io::Result<Bytes>>) {
         let failed = part.is_err();
         if parts.blocking_send(part).is_err() || failed {
             return;
+        }
+    }
+}
+
+/// Waits until a read of `from` returns at once, or `stop` is closed; returns whether each is so.
+fn wait(from: &File, stop: &PipeReader) -> nix::Result<(bool, bool)> {
+    let mut both = [
+        PollFd::new(from.as_fd(), PollFlags::POLLIN),
+        PollFd::new(stop.as_fd(), PollFlags::empty()),
+    ];
+    loop {
+        match poll(&mut both, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+            Ok(_) => {
+                let [from, stop] = both.map(|fd| fd.any().unwrap_or(true));
+                return Ok((from, stop));
+            }
         }
     }
 }
