@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::frame::{Frame, Kind, Output};
 use super::method::{Method, bits};
@@ -779,6 +780,7 @@ fn a_connection_has_as_many_channels_as_the_broker_allows() {
 fn messages_and_their_bodies_come_whole_and_in_order() {
     let large = vec![b'x'; 3 * FRAME];
     let wanted = large.clone();
+    let (seen, all_seen) = oneshot::channel();
     let script = move |broker: &mut Broker| {
         let channel = broker.channel();
         broker.deliver(channel, 1, b"");
@@ -817,6 +819,7 @@ fn messages_and_their_bodies_come_whole_and_in_order() {
             broker.expect(),
             (channel, Method::ChannelFlowOk { active: true })
         );
+        seen.send(()).expect("send");
         broker.expect_end();
     };
     session(script, async |connection| {
@@ -840,13 +843,13 @@ fn messages_and_their_bodies_come_whole_and_in_order() {
         }
         assert_eq!(channel.next().await, Happening::Canceled("c".into()));
         abandon(channel.next()).await;
-        // The broker has seen the answers when it ends.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        all_seen.await.expect("the broker has seen the answers");
     });
 }
 
 #[test]
 fn bodies_are_split_and_numbered() {
+    let (seen, all_seen) = oneshot::channel();
     let script = |broker: &mut Broker| {
         let channel = broker.channel();
         let (_, confirm) = broker.expect();
@@ -871,6 +874,7 @@ fn bodies_are_split_and_numbered() {
                 left -= u64::try_from(piece.len()).expect("size");
             }
         }
+        seen.send(()).expect("send");
         broker.expect_end();
     };
     session(script, async |connection| {
@@ -880,7 +884,7 @@ fn bodies_are_split_and_numbered() {
         let large = message(vec![b'x'; 10_000]);
         assert_eq!(channel.publish(&large).await, Ok(2));
         assert_eq!(channel.publish(&message("x")).await, Ok(3));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        all_seen.await.expect("the broker has seen the bodies");
     });
 }
 
@@ -1247,10 +1251,12 @@ fn a_broker_that_breaks_the_protocol_is_left() {
         ),
     ];
     for (what, bytes, code) in cases {
+        let (seen, all_seen) = oneshot::channel();
         let script = move |broker: &mut Broker| {
             broker.channel();
             broker.raw(&bytes);
             broker.expect_close(code);
+            seen.send(()).expect("send");
         };
         session(script, async |connection| {
             let channel = connection.channel().await.expect("channel");
@@ -1261,25 +1267,26 @@ fn a_broker_that_breaks_the_protocol_is_left() {
                 "{what}: {failure}"
             );
             assert_eq!(channel.next().await, Happening::Closed(failure), "{what}");
-            // The goodbye needs a handle.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            all_seen.await.expect("the goodbye needs a handle");
         });
     }
 }
 
 #[test]
 fn wrong_answers_break_the_protocol() {
+    let (seen, all_seen) = oneshot::channel();
     let script = |broker: &mut Broker| {
         let channel = broker.channel();
         broker.expect();
         broker.send(channel, &Method::QueueBindOk {});
         broker.expect_close(503);
+        seen.send(()).expect("send");
     };
     session(script, async |connection| {
         let channel = connection.channel().await.expect("channel");
         let failure = channel.qos(1).await.expect_err("no answer");
         assert_eq!(failure.kind, FailureKind::Unreachable);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        all_seen.await.expect("the goodbye needs a handle");
     });
 }
 
@@ -1318,20 +1325,21 @@ fn both_sides_may_close_a_channel_at_once() {
 
 #[test]
 fn the_last_handle_ends_the_connection_at_once() {
+    let (seen, all_seen) = oneshot::channel();
     let script = |broker: &mut Broker| {
         let channel = broker.channel();
         let call = broker.expect();
         assert!(matches!(call, (1, Method::ChannelFlow { .. })));
         broker.answer(channel, &call.1);
         while broker.method().is_some() {}
+        seen.send(()).expect("send");
     };
     session(script, async |connection| {
         let channel = connection.channel().await.expect("channel");
         drop(connection);
         channel.ping().await.expect("a channel keeps it alive");
         drop(channel);
-        // The task needs a moment of the runtime.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        all_seen.await.expect("the broker has seen the end");
     });
 }
 
