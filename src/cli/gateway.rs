@@ -13,7 +13,7 @@ use crate::cli::connection::{self, Connection, Root, warn_of_open};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::cli::queue_access::{self, QueueLogin, QueueTable};
-use crate::cli::route_tables;
+use crate::cli::route_tables::{self, Ends};
 use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::gateway::topics::Topics;
@@ -78,11 +78,14 @@ pub struct Gateway {
     /// Work that callers may submit, localhost for this host; repeatable
     #[arg(long, value_name = "NODE/TYPE", value_parser = Kind::parse)]
     allow_work: Vec<Kind>,
+    /// Have the client of this host sign work for other nodes with the key of its [signing]
+    #[arg(long)]
+    sign: bool,
     /// Let callers end runs and control pipelines; needs --token-file. Otherwise they only send
     /// messages and read
     #[arg(long)]
     control: bool,
-    /// Serve no page, and subscribe to nothing
+    /// Serve no page, and subscribe to answers only
     #[arg(long)]
     no_page: bool,
     /// State folder with the runs that callers see [default: as that of a client]
@@ -145,11 +148,14 @@ impl Gateway {
         mistakes: &mut Mistakes,
     ) -> Option<Options> {
         let queues = self.queues(matches, layers, mistakes);
-        let has_queues = queues.is_some();
-        mistakes.keep(route_tables::read(layers, has_queues));
+        let ends = Ends {
+            has_queues: queues.is_some(),
+            work: self.allow_work.clone(),
+        };
+        mistakes.keep(route_tables::read(layers, &ends));
         let arguments: Vec<_> = std::env::args_os().collect();
         let routes = ReadRoutes(Arc::new(move || {
-            route_tables::read(&Layers::load(&arguments)?, has_queues)
+            route_tables::read(&Layers::load(&arguments)?, &ends)
         }));
         let workflows = self.workflows.as_ref().and_then(|who| {
             mistakes.keep(check_who(who).map_err(Error::usage))?;
@@ -164,9 +170,8 @@ impl Gateway {
             let checked = check_name(&events);
             mistakes.keep(checked.map_err(|e| Error::usage(format!("use --events: {e}"))));
         }
-        let page = root.clone().filter(|_| !self.no_page);
-        let topics = root.and_then(|root| {
-            let topics = Topics::new(&root, &self.allow);
+        let topics = root.as_ref().and_then(|root| {
+            let topics = Topics::new(root, &self.allow);
             mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
         });
         let tls = self.tls_cert.zip(self.tls_key).map(|(cert, key)| Identity {
@@ -213,9 +218,11 @@ impl Gateway {
             rate: self.rate,
             timeout: self.timeout,
             need_listener: self.need_listener,
-            page,
+            root: root?,
+            page: !self.no_page,
             scope: Scope { state, who: None },
             work: self.allow_work,
+            sign: self.sign,
             control: self.control,
             routes,
             queues,

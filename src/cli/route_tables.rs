@@ -9,16 +9,29 @@ use crate::cli::connection::warn_of_open;
 use crate::error::Result;
 use crate::model::gateway::route::{Routes, Target};
 use crate::model::gateway::secret;
+use crate::model::gateway::work::Kind;
+use crate::model::text::printable;
+
+/// Maximum number of characters of a name in a mistake.
+const SHOWN: usize = 80;
 
 /// Table of a route.
 pub const ROUTE: &str = "route";
 
-/// Reads the routes of the strongest file that has any. A route for a queue needs `has_queues`, a broker
-/// of queues.
+/// What routes may lead to beside topics.
+#[derive(Debug, Clone)]
+pub struct Ends {
+    /// Whether there is a broker of queues.
+    pub has_queues: bool,
+    /// Work that callers may submit.
+    pub work: Vec<Kind>,
+}
+
+/// Reads the routes of the strongest file that has any. They lead to topics, and to these `ends`.
 ///
 /// # Errors
 /// The first mistake (78).
-pub fn read(layers: &Layers, has_queues: bool) -> Result<Routes> {
+pub fn read(layers: &Layers, ends: &Ends) -> Result<Routes> {
     let Some((layer, list)) = layers.routes() else {
         return Ok(Routes::default());
     };
@@ -31,16 +44,18 @@ pub fn read(layers: &Layers, has_queues: bool) -> Result<Routes> {
     let routes = Routes::read(list, &mut file)
         .map_err(|(n, mistake)| wrong(n, &mistake.place, format!("route: {mistake}")))?;
     for (n, route) in routes.all().iter().enumerate() {
-        match route.target {
-            Target::Queue(_) if !has_queues => {
+        match &route.target {
+            Target::Queue(_) if !ends.has_queues => {
                 let cause = "route: queue: no broker of queues is named: see [queue]".to_owned();
                 return Err(wrong(n, &["queue".to_owned()], cause));
             }
-            Target::Work { .. } => {
-                let cause = "route: work: a gateway publishes to topics and queues".to_owned();
+            Target::Work(kind) if !ends.work.contains(kind) => {
+                let kind = printable(&kind.to_string(), SHOWN);
+                let cause =
+                    format!("route: work: '{kind}' is not allowed: add --allow-work {kind}");
                 return Err(wrong(n, &["work".to_owned()], cause));
             }
-            Target::Queue(_) | Target::Topic(_) => {}
+            Target::Queue(_) | Target::Topic(_) | Target::Work(_) => {}
         }
     }
     Ok(routes)

@@ -29,9 +29,6 @@ pub const NO_PARAMS: &str = "extra params provided but not allowed";
 /// Beginning of the refusal of work whose type a client does not have.
 pub const UNKNOWN_TYPE: &str = "unknown work type";
 
-/// End of the refusal of work whose id is that of another unit.
-pub const OTHER_WORK: &str = "belongs to other work";
-
 /// Beginning of the refusal of a request about a unit that a node does not have.
 pub const UNKNOWN_UNIT: &str = "unknown work unit ID";
 

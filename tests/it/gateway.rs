@@ -334,6 +334,7 @@ fn what_the_broker_does_not_take_is_not_accepted() {
     // The broker is not there yet.
     assert_eq!(gateway.post("/t/lab/a", &[], "{}").status, 503);
     let mut raw = broker.accept();
+    raw.serve_subscription();
     gateway.wait_health(200);
     // Reason codes: no subscribers, quota exceeded, not authorized, success; and no answer.
     for (code, status) in [

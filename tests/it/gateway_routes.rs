@@ -22,7 +22,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Returns the header field of GitHub for a body.
-fn hub(body: &str) -> String {
+pub(super) fn hub(body: &str) -> String {
     let key = Key::new(HMAC_SHA256, HUB_SECRET.as_bytes());
     format!("sha256={}", hex(sign(&key, body.as_bytes()).as_ref()))
 }
@@ -40,7 +40,7 @@ fn standard(id: &str, time: i64, body: &str) -> [(&'static str, String); 3] {
 }
 
 /// Writes a configuration file with `routes`; `SECRET/` stands for the folder of the secrets.
-fn config(world: &World, routes: &str) -> String {
+pub(super) fn config(world: &World, routes: &str) -> String {
     for (name, secret) in [
         ("hub", HUB_SECRET),
         ("standard", STANDARD_KEY),
@@ -393,7 +393,7 @@ fn a_wrong_file_keeps_the_routes_and_is_judged_before_a_start() {
     assert_eq!(judged(PUSH).0, 0, "{}", judged(PUSH).1);
     let example = include_str!("../../examples/gateway.toml");
     let folder = format!("{}/", world.dir.path().display());
-    for name in ["github", "gitea", "sequencer"] {
+    for name in ["github", "gitea", "sequencer", "build"] {
         world.file(&format!("{name}.secret"), HUB_SECRET);
     }
     world.file("sequencer.secret.old", HUB_SECRET);
@@ -421,9 +421,19 @@ fn a_wrong_file_keeps_the_routes_and_is_judged_before_a_start() {
         (
             route("/b").replace("topic = \"lab/a\"", "work = \"n/t\""),
             4,
-            "topics and queues",
+            "'n/t' is not allowed: add --allow-work n/t",
         ),
         (route("/b") + "answer = { status = 500 }", 5, "200 to 299"),
+        (
+            route("/b") + "answer = { wait = \"2h\" }",
+            5,
+            "one hour is the maximum",
+        ),
+        (
+            route("/b") + "answer = { wait = \"1m\", message = \"ok\" }",
+            5,
+            "beside 'wait'",
+        ),
         (
             route("/b").replace("[[route]]", "[route]"),
             1,

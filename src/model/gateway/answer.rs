@@ -7,13 +7,21 @@
 //! type = "text/plain"
 //! mismatch = 200
 //! ```
+//!
+//! With `wait = "30s"` the end of the run is the answer.
+
+use std::time::Duration;
 
 use toml::Value;
 
+use crate::model::duration;
 use crate::model::gateway::keys::{Keys, Wrong};
 
 /// Maximum length of the body of an answer, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Maximum time for which a caller waits for an end.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// Maximum length of a media type, bytes.
 const MAX_TYPE: usize = 128;
@@ -36,6 +44,20 @@ pub struct Answer {
     pub mismatch: u16,
     /// Body for an accepted request, and its media type. By default it is JSON with the id of the event.
     pub message: Option<(String, String)>,
+    /// Time for which the sender waits for the end of the run, if it does.
+    pub wait: Option<Duration>,
+}
+
+/// Parses the time for which a caller waits for an end.
+///
+/// # Errors
+/// A text for the caller.
+pub fn waiting_time(text: &str) -> Result<Duration, String> {
+    match duration::parse(text) {
+        Ok(limit) if limit <= MAX_WAIT => Ok(limit),
+        Ok(_) => Err("one hour is the maximum".to_owned()),
+        Err(cause) => Err(cause),
+    }
 }
 
 impl Default for Answer {
@@ -44,6 +66,7 @@ impl Default for Answer {
             status: ACCEPTED,
             mismatch: MISMATCH,
             message: None,
+            wait: None,
         }
     }
 }
@@ -54,7 +77,15 @@ impl Answer {
     /// # Errors
     /// What is wrong, and where.
     pub fn read(keys: &Keys<'_>) -> Result<Self, Wrong> {
-        keys.only(&["status", "message", "type", "mismatch"])?;
+        keys.only(&["status", "message", "type", "mismatch", "wait"])?;
+        let wait = keys.text("wait")?.map(waiting_time).transpose();
+        let wait = wait.map_err(|cause| keys.wrong("wait", cause))?;
+        if wait.is_some()
+            && let Some(other) = keys.one_of(&["status", "message"])?
+        {
+            // The run decides.
+            return Err(keys.wrong(other, "it cannot stand beside 'wait'"));
+        }
         let status = |key: &str, default: u16, may: fn(u16) -> bool, range: &str| {
             let Some(value) = keys.get(key) else {
                 return Ok(default);
@@ -88,6 +119,7 @@ impl Answer {
                 "200 to 299 or 400 to 499",
             )?,
             message: message.map(|text| (text.to_owned(), media.unwrap_or(TEXT).to_owned())),
+            wait,
         })
     }
 }

@@ -26,6 +26,7 @@ use crate::model::gateway::request::{Incoming, Only, Request};
 use crate::model::gateway::rules::{ReadFile, Rule, TooLong};
 use crate::model::gateway::secret::Secret;
 use crate::model::gateway::signature::{Code, Encoding, Hash, Refusal, Scheme, Verifier, event_id};
+use crate::model::gateway::work::Kind;
 use crate::model::text::printable;
 use crate::model::topic;
 
@@ -77,12 +78,7 @@ pub enum Target {
     /// A message in a work queue.
     Queue(String),
     /// A unit of work.
-    Work {
-        /// The node that runs it.
-        node: String,
-        /// Its work type.
-        kind: String,
-    },
+    Work(Kind),
 }
 
 /// A route.
@@ -197,13 +193,22 @@ impl Route {
         let answer = answer.map(|answer| Keys::of(answer, keys.place("answer")));
         let answer = answer.transpose()?;
         let answer = answer.map(|answer| Answer::read(&answer)).transpose()?;
+        let target = target(&keys)?;
+        if let (Target::Queue(_), Some(table), Some(_)) = (
+            &target,
+            keys.get("answer"),
+            answer.as_ref().and_then(|answer| answer.wait),
+        ) {
+            let table = Keys::of(table, keys.place("answer"))?;
+            return Err(table.wrong("wait", "the gateway hears no answers from a queue"));
+        }
         let rule = keys.get("rule");
         let rule = rule.map(|rule| Rule::read(rule, keys.place("rule"), file));
         Ok(Self {
             name: name.to_owned(),
             path: path.to_owned(),
             methods: methods(&keys)?,
-            target: target(&keys)?,
+            target,
             answer: answer.unwrap_or_default(),
             member: may_be_form.then_some(FORM_MEMBER),
             rule: rule.transpose()?,
@@ -419,17 +424,7 @@ fn target(keys: &Keys<'_>) -> Result<Target, Wrong> {
             crate::model::queue::check_name(text).map_err(wrong)?;
             Target::Queue(text.to_owned())
         }
-        _ => match text.split_once('/') {
-            Some((node, kind))
-                if topic::check_who(node).is_ok() && topic::check_who(kind).is_ok() =>
-            {
-                Target::Work {
-                    node: node.to_owned(),
-                    kind: kind.to_owned(),
-                }
-            }
-            _ => return Err(wrong("work is written NODE/TYPE".to_owned())),
-        },
+        _ => Target::Work(Kind::parse(text).map_err(wrong)?),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Work that callers may submit: `POST /w/NODE/TYPE`.
 
+use std::fmt;
+
 use crate::model::digest::Sha256;
 use crate::model::text::printable;
 use crate::model::url;
@@ -14,6 +16,12 @@ pub struct Kind {
     pub node: String,
     /// Name of the type.
     pub kind: String,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.kind)
+    }
 }
 
 impl Kind {
@@ -48,11 +56,25 @@ impl Kind {
     }
 }
 
-/// Returns 16 bytes for the id of the work that a caller sends with `key`: the same for the same key.
+/// What chooses the id of work, so that it is submitted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key<'a> {
+    /// The `Idempotency-Key` of a caller.
+    Caller(&'a str),
+    /// The id of a delivery on a route, which begins with the name of the route. A caller cannot choose
+    /// it by its key.
+    Delivery(&'a str),
+}
+
+/// Returns 16 bytes for the id of the work that is sent with `key`: the same for the same key.
 #[must_use]
-pub fn id_of_key(key: &str) -> [u8; 16] {
+pub fn id_of_key(key: Key<'_>) -> [u8; 16] {
+    let (domain, key): (&[u8], _) = match key {
+        Key::Caller(key) => (b"work of an idempotency key", key),
+        Key::Delivery(key) => (b"work of a delivery", key),
+    };
     let mut digest = Sha256::default();
-    digest.part(b"work of an idempotency key");
+    digest.part(domain);
     digest.part(key.as_bytes());
     let mut id = [0; 16];
     id.copy_from_slice(&digest.finish()[..16]);
@@ -83,7 +105,9 @@ mod tests {
 
     #[test]
     fn keys_make_ids() {
-        assert_eq!(id_of_key("a"), id_of_key("a"));
-        assert_ne!(id_of_key("a"), id_of_key("b"));
+        let caller = |key| id_of_key(Key::Caller(key));
+        assert_eq!(caller("a"), caller("a"));
+        assert_ne!(caller("a"), caller("b"));
+        assert_ne!(caller("a"), id_of_key(Key::Delivery("a")));
     }
 }

@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::model::json;
 use crate::model::remote::wire::StreamName;
 use crate::model::text::printable;
+use crate::model::unit::is_ulid;
+use crate::model::work::{NO_PARAMS, UNKNOWN_TYPE};
 
 /// Maximum length of a request, bytes, without its end. Receptor has no limit.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -39,6 +41,12 @@ const MAX_SHOWN: usize = 200;
 
 /// Beginning of an error that another attempt may not meet.
 pub const TRY_AGAIN: &str = "try again: ";
+
+/// Beginning of the error about work whose id is that of other work.
+const OTHER_WORK: &str = "work unit ID ";
+
+/// End of that error.
+const BELONGS: &str = " belongs to other work";
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +93,44 @@ pub enum Request {
         /// Whether not to wait for its end.
         force: bool,
     },
+}
+
+/// What an error is about, for programs that do something about it. The protocol has texts only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another attempt may succeed.
+    TryAgain,
+    /// The id is that of other work.
+    OtherWork,
+    /// The client does not have the type.
+    UnknownType,
+    /// The type takes no parameters.
+    NoParams,
+    /// Something else.
+    Other,
+}
+
+impl Refusal {
+    /// Reads the text of an error, without the word that begins its line. A text that a requester has
+    /// chosen can stand behind a known beginning only.
+    #[must_use]
+    pub fn of(cause: &str) -> Self {
+        let id = cause.strip_prefix(OTHER_WORK);
+        let id = id.and_then(|rest| rest.strip_suffix(BELONGS));
+        // The node that was to run it has refused it.
+        let away = cause
+            .strip_prefix("unit ")
+            .and_then(|rest| rest.split_once(": "));
+        let away = away.filter(|(unit, _)| is_ulid(unit));
+        let cause = away.map_or(cause, |(_, cause)| cause);
+        match () {
+            () if cause.starts_with(TRY_AGAIN) => Self::TryAgain,
+            () if id.is_some_and(is_ulid) => Self::OtherWork,
+            () if cause.starts_with(UNKNOWN_TYPE) => Self::UnknownType,
+            () if cause == NO_PARAMS => Self::NoParams,
+            () => Self::Other,
+        }
+    }
 }
 
 /// Work that is submitted.
@@ -363,6 +409,12 @@ pub fn asks_for(line: &str) -> Option<&str> {
     Some(unit)
 }
 
+/// Returns the error for work whose `id` is that of other work.
+#[must_use]
+pub fn other_work(id: &str) -> String {
+    format!("{OTHER_WORK}{id}{BELONGS}")
+}
+
 /// Returns the error for a unit that does not exist.
 #[must_use]
 pub fn unknown_unit(id: &str) -> String {
@@ -494,6 +546,27 @@ mod tests {
             ..Submit::default()
         };
         assert_eq!(*submit, expected);
+    }
+
+    #[test]
+    fn an_error_says_what_it_is_about() {
+        const ID: &str = "01JBV7Y3ZK8Q5W2N4T6R9M1XCD";
+        for (cause, refusal) in [
+            (other_work(ID), Refusal::OtherWork),
+            (other_work("x"), Refusal::Other),
+            (format!("{TRY_AGAIN}{}", other_work(ID)), Refusal::TryAgain),
+            (
+                format!("{UNKNOWN_TYPE} {}", other_work(ID)),
+                Refusal::UnknownType,
+            ),
+            (format!("unit {ID}: {UNKNOWN_TYPE} t"), Refusal::UnknownType),
+            (format!("unit {ID}: {NO_PARAMS}"), Refusal::NoParams),
+            (NO_PARAMS.to_owned(), Refusal::NoParams),
+            (format!("unit x: {NO_PARAMS}"), Refusal::Other),
+            ("type belongs to other work".to_owned(), Refusal::Other),
+        ] {
+            assert_eq!(Refusal::of(&cause), refusal, "{cause}");
+        }
     }
 
     #[test]

@@ -4,23 +4,30 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::info;
 
-use crate::error::Result;
+use crate::error;
+use crate::model::event::Attributes;
 use crate::model::gateway::request::{Headers, Incoming};
-use crate::model::gateway::route::{Found, Refused, Route, Routes, Target};
-use crate::model::text::printable;
-use crate::net::http::{Head, MAX_BODY, Response};
-use crate::tools::gateway::outgoing::Outgoing;
+use crate::model::gateway::route::{Accepted, Found, Refused, Route, Routes, Target};
+use crate::model::gateway::work::{Key, id_of_key};
+use crate::model::json;
+use crate::model::text::{printable, printable_bytes};
+use crate::net::http::{Head, MAX_BODY, Response, Seat};
+use crate::os::host;
+use crate::tools::gateway::outgoing::{Outgoing, Unsent};
+use crate::tools::gateway::replies;
+use crate::tools::gateway::units::Units;
 use crate::tools::gateway::ways::Ways;
+use crate::tools::gateway::work::{Submissions, accepted as accepted_work, id_of};
 
 /// Maximum number of characters of a cause in the log.
 const SHOWN: usize = 300;
 
 /// Reads the routes of the configuration file.
 #[derive(Clone)]
-pub struct ReadRoutes(pub Arc<dyn Fn() -> Result<Routes> + Send + Sync>);
+pub struct ReadRoutes(pub Arc<dyn Fn() -> error::Result<Routes> + Send + Sync>);
 
 impl fmt::Debug for ReadRoutes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,8 +67,29 @@ impl Hooks {
     }
 }
 
+/// Where routes lead.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
+    /// Ways to the brokers.
+    pub ways: &'a Ways,
+    /// Work.
+    pub work: &'a Submissions,
+    /// Units, whose ends may be the answer.
+    pub units: &'a Units,
+    /// Place of the connection.
+    pub seat: &'a Seat,
+}
+
 /// Answers a request on `route`.
-pub async fn answer(route: &Route, head: &Head, body: &[u8], ways: &Ways) -> Response {
+///
+/// # Errors
+/// The answer when it is not accepted.
+pub async fn answer(
+    route: &Route,
+    head: &Head,
+    body: &[u8],
+    ends: Ends<'_>,
+) -> Result<Response, Response> {
     let fields = head.fields.iter();
     let headers: Headers = fields.map(|(name, value)| (name, value.clone())).collect();
     let incoming = Incoming {
@@ -77,32 +105,78 @@ pub async fn answer(route: &Route, head: &Head, body: &[u8], ways: &Ways) -> Res
         Err(refused) => {
             let cause = printable(&refused.to_string(), SHOWN);
             info!("route {}: refused a request: {cause}", route.name);
-            return refusal(route, &refused);
+            return Err(refusal(route, &refused));
         }
     };
-    let outgoing = match accepted.id {
-        Some(id) => Ok(Outgoing::with_id(head, accepted.attributes, id)),
-        None => Outgoing::of(head, accepted.attributes),
+    let Accepted { attributes, id } = accepted;
+    let status = route.answer.status;
+    let Ends {
+        ways,
+        work,
+        units,
+        seat,
+    } = ends;
+    if route.answer.wait.is_some() {
+        // Later it is accepted, and must not be refused because no place is free.
+        seat.lengthen()?;
+    }
+    let usual = match &route.target {
+        Target::Topic(topic) => {
+            let outgoing = outgoing(head, attributes, id)?;
+            let id = outgoing.id.clone();
+            if let Some(limit) = route.answer.wait {
+                let answer = unless(route, ways.ask(topic.clone(), outgoing, limit).await)?;
+                return Ok(replies::response(&id, answer.as_ref()));
+            }
+            unless(route, ways.publish(topic.clone(), outgoing).await)?;
+            Response::json(status, &json!({ "id": id }))
+        }
+        Target::Queue(queue) => {
+            let outgoing = outgoing(head, attributes, id)?;
+            let id = outgoing.id.clone();
+            unless(route, ways.put(queue.clone(), outgoing).await)?;
+            Response::json(status, &json!({ "id": id }))
+        }
+        Target::Work(kind) => {
+            let unit = match id {
+                Some(id) => Some(host::id_from(id_of_key(Key::Delivery(&id)))),
+                None => id_of(head)?,
+            };
+            let payload = json::to_text(&Value::Object(attributes)).into();
+            let started = work.submit(kind, Vec::new(), payload, unit).await;
+            let started = started.inspect_err(|refused| {
+                let cause = printable_bytes(refused.body.whole(), SHOWN);
+                info!("route {}: {cause}", route.name);
+            })?;
+            if let Some(limit) = route.answer.wait {
+                return units.ended(&started.unit, limit, seat).await;
+            }
+            accepted_work(status, &started)
+        }
     };
-    let outgoing = match outgoing {
-        Ok(outgoing) => outgoing,
-        Err(cause) => return Response::error(400, cause),
-    };
-    let id = outgoing.id.clone();
-    let sent = match &route.target {
-        Target::Topic(topic) => ways.publish(topic.clone(), outgoing).await,
-        Target::Queue(queue) => ways.put(queue.clone(), outgoing).await,
-        // The configuration refuses such routes.
-        Target::Work { .. } => return Response::error(501, "routes submit no work"),
-    };
-    if let Err(unsent) = sent {
+    Ok(match &route.answer.message {
+        None => usual,
+        Some((text, media)) => Response::new(status, media.as_str(), text.clone()),
+    })
+}
+
+/// Returns the event of a request, whose id is that of the delivery, if it has one.
+fn outgoing(head: &Head, attributes: Attributes, id: Option<String>) -> Result<Outgoing, Response> {
+    match id {
+        Some(id) => Ok(Outgoing::with_id(head, attributes, id)),
+        None => {
+            let outgoing = Outgoing::of(head, attributes);
+            outgoing.map_err(|cause| Response::error(400, cause))
+        }
+    }
+}
+
+/// Returns the answer to a request of `route` that was not sent.
+fn unless<T>(route: &Route, sent: Result<T, Unsent>) -> Result<T, Response> {
+    sent.map_err(|unsent| {
         info!("route {}: {}", route.name, printable(&unsent.cause, SHOWN));
-        return unsent.response();
-    }
-    match &route.answer.message {
-        None => Response::json(route.answer.status, &json!({ "id": id })),
-        Some((text, media)) => Response::new(route.answer.status, media.as_str(), text.clone()),
-    }
+        unsent.response()
+    })
 }
 
 fn refusal(route: &Route, refused: &Refused) -> Response {

@@ -8,6 +8,7 @@ mod output;
 mod page;
 mod publisher;
 mod queue_publisher;
+mod replies;
 mod routes;
 mod tokens;
 mod units;
@@ -37,11 +38,11 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 use crate::tools::listener;
-use crate::tools::message::sender;
 use crate::tools::work::Scope;
 use hooks::Hooks;
 use page::Hub;
 use publisher::{Link, Publisher, jobs};
+use replies::Replies;
 use routes::Gateway;
 use units::Units;
 use ways::{Queues, Ways};
@@ -73,12 +74,16 @@ pub struct Options {
     pub timeout: Duration,
     /// Whether a message without a subscriber is a failure.
     pub need_listener: bool,
-    /// Root of the pipelines that the page shows; `None` if there is no page.
-    pub page: Option<String>,
+    /// Root of the pipelines.
+    pub root: String,
+    /// Whether there is a page that shows them.
+    pub page: bool,
     /// Where the units of this host are.
     pub scope: Scope,
     /// Work that callers may submit.
     pub work: Vec<Kind>,
+    /// Whether clients of this host sign work for other nodes.
+    pub sign: bool,
     /// Whether callers with a token may end units and control pipelines.
     pub control: bool,
     /// Routes of the configuration file, at the start and at each reload.
@@ -158,10 +163,11 @@ async fn gateway(options: &Options) -> Result<()> {
         Queues { allowed, puts }
     });
     let control = options.control && options.token_file.is_some();
-    let hub = options.page.as_ref().map(|root| {
+    let hub = options.page.then(|| {
         let scope = options.scope.clone();
-        Arc::new(Hub::new(root, Arc::clone(&link), scope, control))
+        Arc::new(Hub::new(&options.root, Arc::clone(&link), scope, control))
     });
+    let replies = Arc::new(Replies::new(&options.root, &options.broker.client_id));
     let gateway = Arc::new(Gateway {
         tokens: tokens.map(RwLock::new),
         rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
@@ -173,6 +179,9 @@ async fn gateway(options: &Options) -> Result<()> {
             limit: options.timeout,
             need_listener: options.need_listener,
             metrics: Arc::clone(&metrics),
+            replies: Arc::clone(&replies),
+            link: Arc::clone(&link),
+            stop: stopped.clone(),
         },
         hooks,
         rpc: Rpc {
@@ -184,7 +193,7 @@ async fn gateway(options: &Options) -> Result<()> {
         connections: Arc::clone(&connections),
         page: hub.clone(),
         units: Units::new(options.scope.clone(), stopped.clone()),
-        work: Submissions::new(options.scope.clone(), options.work.clone()),
+        work: Submissions::new(options.scope.clone(), options.work.clone(), options.sign),
         control: options.control,
     });
     let times = Times::default();
@@ -198,16 +207,17 @@ async fn gateway(options: &Options) -> Result<()> {
     );
     let mut server = tokio::spawn(server);
     // Without it the gateway still publishes.
-    let heard = Subscriptions {
+    let mut heard = Subscriptions {
         required: Vec::new(),
-        optional: hub.iter().filter_map(|hub| hub.filter()).collect(),
-        qos: Qos::AtMostOnce,
+        optional: replies.filters(),
+        qos: Qos::AtLeastOnce,
     };
-    let settings = match hub {
-        Some(_) => listener(&options.broker),
-        None => sender(&options.broker),
-    };
-    let mut session = Session::new(settings, heard).lasting();
+    if let Some(hub) = &hub {
+        heard.optional.extend(hub.filter());
+        // Otherwise the broker would keep all messages of the network until the gateway has them.
+        heard.qos = Qos::AtMostOnce;
+    }
+    let mut session = Session::new(listener(&options.broker), heard).lasting();
     let mut publisher = Publisher::default();
     loop {
         let is_stopping = *stopping.borrow();
@@ -261,6 +271,7 @@ async fn gateway(options: &Options) -> Result<()> {
                     }
                 }
                 if let Event::Received(received) = &event {
+                    replies.take(&received.delivery);
                     session.acknowledge(&received.ack);
                 }
             }

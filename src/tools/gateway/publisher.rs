@@ -1,10 +1,9 @@
 //! Messages on their way to the broker, and those who wait for its confirmations.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Kind;
 use crate::model::message::Message;
@@ -46,7 +45,7 @@ pub fn jobs() -> (mpsc::Sender<Job>, mpsc::Receiver<Job>) {
 
 /// State of the connection to the broker, for those who ask.
 #[derive(Debug)]
-pub struct Link(Mutex<State>);
+pub struct Link(watch::Sender<State>);
 
 #[derive(Debug, Clone)]
 struct State {
@@ -54,29 +53,53 @@ struct State {
     since: Timestamp,
 }
 
+/// Those who want to know when the broker is there again.
+#[derive(Debug)]
+pub struct Returns(watch::Receiver<State>);
+
+impl Returns {
+    /// Waits until a connection has come after one that is gone. Cancel safe.
+    pub async fn next(&mut self) {
+        while self.0.changed().await.is_ok() {
+            if self.0.borrow_and_update().is_online {
+                return;
+            }
+        }
+        // It ends with the process.
+        std::future::pending().await
+    }
+}
+
 impl Link {
     /// Returns that of a gateway that starts.
     #[must_use]
     pub fn new() -> Self {
-        Self(Mutex::new(State {
-            is_online: false,
-            since: Timestamp::now(),
-        }))
+        let (is_online, since) = (false, Timestamp::now());
+        Self(watch::Sender::new(State { is_online, since }))
+    }
+
+    /// Returns the connections from now on.
+    #[must_use]
+    pub fn returns(&self) -> Returns {
+        Returns(self.0.subscribe())
     }
 
     /// Returns whether the broker is connected, and since when that is so.
     #[must_use]
     pub fn state(&self) -> (bool, Timestamp) {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.borrow();
         (state.is_online, state.since)
     }
 
     fn set(&self, is_online: bool) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.is_online != is_online {
-            let since = Timestamp::now();
-            *state = State { is_online, since };
-        }
+        self.0.send_if_modified(|state| {
+            let changes = state.is_online != is_online;
+            if changes {
+                let since = Timestamp::now();
+                *state = State { is_online, since };
+            }
+            changes
+        });
     }
 }
 

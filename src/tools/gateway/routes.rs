@@ -21,6 +21,7 @@ use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::outgoing::Outgoing;
 use crate::tools::gateway::page::{self, Hub};
 use crate::tools::gateway::publisher::Link;
+use crate::tools::gateway::replies;
 use crate::tools::gateway::units::{self, Units};
 use crate::tools::gateway::ways::Ways;
 use crate::tools::gateway::work::Submissions;
@@ -160,14 +161,17 @@ impl Service for Gateway {
                 let rpc = self.rpc.answer(&head, &body, &self.topics, &self.ways);
                 rpc.await
             }
-            Ok(Place::To(to)) => self.accept(&head, to, &body).await,
+            Ok(Place::To(to)) => {
+                let accepted = self.accept(&head, to, &body, seat).await;
+                accepted.unwrap_or_else(|refused| refused)
+            }
             Ok(Place::Work(kind)) => {
                 let answered = self.work.answer((&head, body), &kind, &self.units, seat);
                 answered.await.unwrap_or_else(|refused| refused)
             }
             Ok(Place::Unit(unit)) => self.units.answer(&head, &unit, seat).await,
             Ok(Place::Page(shown)) => self.page(&head, &shown, &body, seat).await,
-            Ok(Place::Hook) => self.hook(&routes, &head, &body).await,
+            Ok(Place::Hook) => self.hook(&routes, &head, &body, seat).await,
             Err(refused) => refused,
         };
         if response.status >= 400 {
@@ -193,7 +197,7 @@ impl Gateway {
     }
 
     /// Answers a request on one of `routes`.
-    async fn hook(&self, routes: &Routes, head: &Head, body: &[u8]) -> Response {
+    async fn hook(&self, routes: &Routes, head: &Head, body: &[u8], seat: &Seat) -> Response {
         let Found::Route(route) = routes.find(&head.method, &head.path) else {
             return Response::error(404, "there is nothing here");
         };
@@ -203,7 +207,14 @@ impl Gateway {
         {
             return refused;
         }
-        hooks::answer(route, head, body, &self.ways).await
+        let ends = hooks::Ends {
+            ways: &self.ways,
+            work: &self.work,
+            units: &self.units,
+            seat,
+        };
+        let answered = hooks::answer(route, head, body, ends).await;
+        answered.unwrap_or_else(|refused| refused)
     }
 
     fn check(&self, head: &Head) -> Result<(), Response> {
@@ -340,27 +351,42 @@ impl Gateway {
     }
 
     /// Publishes the attributes of a request to a topic or a queue, and answers when the broker has
-    /// them.
-    async fn accept(&self, head: &Head, to: To, body: &[u8]) -> Response {
+    /// them; from a topic with the answer of a client if the caller waits.
+    async fn accept(
+        &self,
+        head: &Head,
+        to: To,
+        body: &[u8],
+        seat: &Seat,
+    ) -> Result<Response, Response> {
+        let (query, limit) = match to {
+            To::Topic(_) => (
+                parameters::without(&head.query, "wait"),
+                units::wait(&units::query(head)?)?,
+            ),
+            To::Queue(_) => (head.query.clone(), None),
+        };
         let media = head.field("content-type");
-        let attributes = match parameters::attributes(&head.query, media, body) {
-            Ok(attributes) => attributes,
-            Err(Wrong::Media(cause)) => return Response::error(415, &cause),
-            Err(Wrong::Data(cause)) => return Response::error(400, &cause),
-        };
-        let outgoing = match Outgoing::of(head, attributes) {
-            Ok(outgoing) => outgoing,
-            Err(cause) => return Response::error(400, cause),
-        };
+        let attributes =
+            parameters::attributes(&query, media, body).map_err(|wrong| match wrong {
+                Wrong::Media(cause) => Response::error(415, &cause),
+                Wrong::Data(cause) => Response::error(400, &cause),
+            })?;
+        let outgoing = Outgoing::of(head, attributes);
+        let outgoing = outgoing.map_err(|cause| Response::error(400, cause))?;
         let id = outgoing.id.clone();
-        let sent = match to {
-            To::Topic(topic) => self.ways.publish(topic, outgoing).await,
-            To::Queue(queue) => self.ways.put(queue, outgoing).await,
+        let sent = match (to, limit) {
+            (To::Topic(topic), None) => self.ways.publish(topic, outgoing).await,
+            (To::Topic(topic), Some(limit)) => {
+                seat.lengthen()?;
+                let answer = self.ways.ask(topic, outgoing, limit).await;
+                let answer = answer.map_err(|unsent| unsent.response())?;
+                return Ok(replies::response(&id, answer.as_ref()));
+            }
+            (To::Queue(queue), _) => self.ways.put(queue, outgoing).await,
         };
-        match sent {
-            Ok(()) => Response::json(202, &json!({ "id": id })),
-            Err(unsent) => unsent.response(),
-        }
+        sent.map_err(|unsent| unsent.response())?;
+        Ok(Response::json(202, &json!({ "id": id })))
     }
 }
 
@@ -399,6 +425,7 @@ mod tests {
             who: None,
         };
         let work = Kind::parse("localhost/note").expect("kind");
+        let link = Arc::new(Link::new());
         Gateway {
             tokens: tokens.map(RwLock::new),
             rate: (rate > 0).then(|| Mutex::new(Rate::new(rate, rate))),
@@ -413,18 +440,21 @@ mod tests {
                 limit: Duration::from_secs(1),
                 need_listener: false,
                 metrics: Arc::default(),
+                replies: Arc::new(replies::Replies::new("lab", "gateway")),
+                link: Arc::clone(&link),
+                stop: tokio::sync::watch::channel(false).1,
             },
             hooks: Hooks::new(routes()),
             rpc: Rpc {
                 events: "lab".into(),
                 workflows: None,
             },
-            link: Arc::new(Link::new()),
+            link,
             metrics: Arc::default(),
             connections: Arc::default(),
             page: None,
             units: Units::new(scope.clone(), tokio::sync::watch::channel(false).1),
-            work: Submissions::new(scope, vec![work]),
+            work: Submissions::new(scope, vec![work], false),
             control: false,
         }
     }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Kind, Result as Outcome};
-use crate::model::duration;
+use crate::model::gateway::answer::waiting_time;
 use crate::model::gateway::parameters::{self, Wrong};
 use crate::net::http::{Head, Response, Seat, event};
 use crate::store::unit_dir::stream::Stream;
@@ -28,9 +28,6 @@ const CANCEL: Duration = Duration::from_secs(20);
 /// First and longest interval between two looks at a unit.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
-
-/// Longest `wait`.
-pub const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// Maximum number of bytes of each stream in the answer to a `wait`.
 const MAX_OUTPUT: usize = 256 * 1024;
@@ -342,12 +339,8 @@ pub fn wait(query: &Map<String, Value>) -> Result<Option<Duration>, Response> {
     let Some(text) = query.get("wait").and_then(Value::as_str) else {
         return Ok(None);
     };
-    let wrong = |cause: &str| Response::error(400, &format!("'wait': {cause}"));
-    match duration::parse(text) {
-        Ok(limit) if limit <= MAX_WAIT => Ok(Some(limit)),
-        Ok(_) => Err(wrong("one hour is the maximum")),
-        Err(cause) => Err(wrong(&cause)),
-    }
+    let wrong = |cause| Response::error(400, &format!("'wait': {cause}"));
+    waiting_time(text).map(Some).map_err(wrong)
 }
 
 /// Returns the answer about a unit that has ended, with its output.

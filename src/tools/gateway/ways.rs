@@ -4,15 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::model::message::{Message, Properties, Qos};
+use crate::model::request::Answer;
 use crate::net::mqtt::Audience;
 use crate::tools::gateway::metrics::Metrics;
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
-use crate::tools::gateway::publisher::{Failed, Job};
+use crate::tools::gateway::publisher::{Failed, Job, Link};
 use crate::tools::gateway::queue_publisher::Put;
+use crate::tools::gateway::replies::Replies;
+
+/// Returns the message for a request.
+fn message(topic: String, outgoing: Outgoing) -> Message {
+    Message {
+        topic,
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: Properties {
+            user: outgoing.properties(),
+            ..Properties::default()
+        },
+        payload: outgoing.payload().into(),
+    }
+}
 
 /// Where callers may put messages in queues.
 #[derive(Debug)]
@@ -36,6 +52,12 @@ pub struct Ways {
     pub need_listener: bool,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Callers who wait for answers.
+    pub replies: Arc<Replies>,
+    /// State of the connection to the broker of the topics.
+    pub link: Arc<Link>,
+    /// Is true when the gateway stops.
+    pub stop: watch::Receiver<bool>,
 }
 
 impl Ways {
@@ -59,18 +81,50 @@ impl Ways {
     /// # Errors
     /// When the broker does not have it for certain.
     pub async fn publish(&self, topic: String, outgoing: Outgoing) -> Result<(), Unsent> {
-        let message = Message {
-            topic,
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: Properties {
-                user: outgoing.properties(),
-                ..Properties::default()
-            },
-            payload: outgoing.payload().into(),
-        };
+        self.confirm(message(topic, outgoing), self.need_listener)
+            .await
+    }
+
+    /// Publishes `outgoing` to `topic`, and returns the answer to it; `None` if none has come within
+    /// `limit` after the broker has confirmed it, or before the gateway stops. The run goes on then.
+    ///
+    /// # Errors
+    /// When the broker does not have it for certain, or knows that no client subscribes.
+    pub async fn ask(
+        &self,
+        topic: String,
+        outgoing: Outgoing,
+        limit: Duration,
+    ) -> Result<Option<Answer>, Unsent> {
+        let id = outgoing.id.clone();
+        let mut message = message(topic, outgoing);
+        let reply = self.replies.topic(&message.topic, &id, &message.payload);
+        let mut answer = self.replies.expect(&reply, &id)?;
+        message.properties.response_topic = Some(reply);
+        message.properties.correlation_data = Some(id.into());
+        let mut returns = self.link.returns();
+        self.confirm(message.clone(), true).await?;
+        let deadline = Instant::now() + limit;
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer.ok()),
+                () = sleep_until(deadline) => return Ok(None),
+                _ = stop.wait_for(|stop| *stop) => return Ok(None),
+                () = returns.next() => {}
+            }
+            // The answer may be lost with the connection. A client knows the event, and answers again.
+            let again = self.deliver(message.clone());
+            let _ = timeout_at(deadline, again).await;
+        }
+    }
+
+    /// Publishes `message`, and returns when the broker has confirmed it, to a client that subscribes if
+    /// it `needs` one, so far as the broker says.
+    async fn confirm(&self, message: Message, needs: bool) -> Result<(), Unsent> {
         let result = match self.deliver(message).await {
-            Ok(Audience::None) if self.need_listener => {
+            Ok(Audience::None) if needs => {
                 // The broker has confirmed it, and dropped it.
                 self.metrics.confirmed.fetch_add(1, Ordering::Relaxed);
                 let cause = "no client subscribes to the topic, so the broker dropped the message";

@@ -3,17 +3,16 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::model::gateway::work::{Kind, id_of_key};
-use crate::model::receptor::LOCALHOST;
+use crate::model::gateway::work::{Key, Kind, id_of_key};
+use crate::model::receptor::{LOCALHOST, Refusal};
 use crate::model::unit::is_ulid;
-use crate::model::work::OTHER_WORK;
 use crate::net::http::{Head, Response, Seat};
 use crate::os::host;
 use crate::tools::gateway::blocking::{Threads, refused};
 use crate::tools::gateway::outgoing::key_of;
 use crate::tools::gateway::units::{Units, query, wait};
 use crate::tools::work::Scope;
-use crate::tools::work::submit::{Away, Payload, Submission, start};
+use crate::tools::work::submit::{Away, Payload, Started, Submission, start};
 
 /// Maximum number of submissions that clients have not answered.
 const MAX_SUBMISSIONS: usize = 8;
@@ -23,16 +22,18 @@ const MAX_SUBMISSIONS: usize = 8;
 pub struct Submissions {
     scope: Scope,
     allowed: Vec<Kind>,
+    sign: bool,
     threads: Threads,
 }
 
 impl Submissions {
-    /// Submits to the clients of `scope` the work that is `allowed`.
+    /// Submits to the clients of `scope` the work that is `allowed`. They `sign` it for other nodes.
     #[must_use]
-    pub fn new(scope: Scope, allowed: Vec<Kind>) -> Self {
+    pub fn new(scope: Scope, allowed: Vec<Kind>, sign: bool) -> Self {
         Self {
             scope,
             allowed,
+            sign,
             threads: Threads::new(MAX_SUBMISSIONS),
         }
     }
@@ -71,52 +72,79 @@ impl Submissions {
         }
         let text =
             |(key, value): (String, Value)| (key, value.as_str().unwrap_or_default().to_owned());
+        let named = parameters.into_iter().map(text).collect();
+        let started = self.submit(kind, named, body, id_of(head)?).await?;
+        match limit {
+            Some(limit) => units.ended(&started.unit, limit, seat).await,
+            None => Ok(accepted(202, &started)),
+        }
+    }
+
+    /// Submits work with these parameters and this payload, and returns when the ledger of a client has
+    /// it. `id` is that of its unit, if it is chosen.
+    ///
+    /// # Errors
+    /// The answer when it is not accepted.
+    pub async fn submit(
+        &self,
+        kind: &Kind,
+        named: Vec<(String, String)>,
+        payload: Bytes,
+        id: Option<String>,
+    ) -> Result<Started, Response> {
         let away = Away {
             node: kind.node.clone(),
-            sign: false,
+            sign: self.sign,
             ttl: None,
         };
         let work = Submission {
             kind: kind.kind.clone(),
             words: Vec::new(),
-            named: parameters.into_iter().map(text).collect(),
+            named,
             payload: Payload::Nothing,
-            id: id_of(head)?,
+            id,
             follow: false,
             release: false,
             json: false,
             away: (kind.node != LOCALHOST).then_some(away),
         };
         let scope = self.scope.clone();
-        let submit = move || Ok(start(&scope, &work, &mut body.as_ref()));
+        let submit = move || Ok(start(&scope, &work, &mut payload.as_ref()));
         let started = self.threads.run(submit).await?;
-        let started = started.map_err(|e| match e.to_string().contains(OTHER_WORK) {
-            true => Response::error(409, "the Idempotency-Key belongs to other work"),
-            false => refused(&e),
-        })?;
-        if let Some(limit) = limit {
-            return units.ended(&started.unit, limit, seat).await;
-        }
-        Ok(Response::json(
-            202,
-            &json!({
-                "unit": started.unit,
-                "id": started.unit,
-                "pipeline": started.who,
-                "accepted": started.accepted,
-            }),
-        ))
+        started.map_err(|e| match e.refusal {
+            Refusal::OtherWork => {
+                let cause = "other work was sent with this Idempotency-Key or delivery before";
+                Response::error(409, cause)
+            }
+            Refusal::TryAgain | Refusal::UnknownType | Refusal::NoParams | Refusal::Other => {
+                refused(&e.error)
+            }
+        })
     }
+}
+
+/// Returns the answer about work that a client has accepted.
+#[must_use]
+pub fn accepted(status: u16, started: &Started) -> Response {
+    Response::json(
+        status,
+        &json!({
+            "unit": started.unit,
+            "id": started.unit,
+            "pipeline": started.who,
+            "accepted": started.accepted,
+        }),
+    )
 }
 
 /// Returns the id of the unit, if the caller has chosen one.
 ///
 /// # Errors
 /// The answer to one that is wrong.
-fn id_of(head: &Head) -> Result<Option<String>, Response> {
+pub fn id_of(head: &Head) -> Result<Option<String>, Response> {
     let key = key_of(head).map_err(|cause| Response::error(400, cause))?;
     Ok(key.map(|key| match is_ulid(key) {
         true => key.to_owned(),
-        false => host::id_from(id_of_key(key)),
+        false => host::id_from(id_of_key(Key::Caller(key))),
     }))
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
-use crate::model::receptor::{SUBMIT_ONLY, TRY_AGAIN};
+use crate::model::receptor::{Refusal, SUBMIT_ONLY, TRY_AGAIN};
 use crate::model::text::printable;
 use crate::os::socket;
 
@@ -25,6 +25,28 @@ pub(super) struct Connection {
     pub stream: BufReader<UnixStream>,
     /// What it is for, as the beginning of an error.
     pub task: String,
+}
+
+/// Why a client has not done what it was asked for.
+#[derive(Debug)]
+pub struct Refused {
+    /// What its error is about.
+    pub refusal: Refusal,
+    /// The error for a person.
+    pub error: Error,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let refusal = Refusal::Other;
+        Self { refusal, error }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
 }
 
 /// What a client says of itself.
@@ -72,7 +94,7 @@ impl Connection {
     ///
     /// # Errors
     /// What the client says (65, 75), or that it does not answer (69).
-    pub fn ask(&mut self, request: &str) -> Result<String> {
+    pub fn ask(&mut self, request: &str) -> Result<String, Refused> {
         let sent = self
             .stream
             .get_mut()
@@ -111,7 +133,7 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::ask`].
-    pub fn line(&mut self) -> Result<String> {
+    pub fn line(&mut self) -> Result<String, Refused> {
         let mut line = String::new();
         let unavailable = |cause: &dyn std::fmt::Display| {
             Error::new(Kind::Unavailable, format!("ask the client: {cause}"))
@@ -119,7 +141,7 @@ impl Connection {
         let read = (&mut self.stream).take(MAX_ANSWER).read_line(&mut line);
         read.map_err(|e| unavailable(&e))?;
         let Some(line) = line.strip_suffix('\n') else {
-            return Err(unavailable(&"it has closed the connection"));
+            return Err(unavailable(&"it has closed the connection").into());
         };
         let Some(cause) = line.strip_prefix("ERROR: ") else {
             return Ok(line.to_owned());
@@ -128,9 +150,10 @@ impl Connection {
             true => Kind::TryAgain,
             false => Kind::Data,
         };
-        Err(Error::new(
-            kind,
-            format!("{}: {}", self.task, printable(cause, 2000)),
-        ))
+        let text = format!("{}: {}", self.task, printable(cause, 2000));
+        Err(Refused {
+            refusal: Refusal::of(cause),
+            error: Error::new(kind, text),
+        })
     }
 }

@@ -394,7 +394,7 @@ impl Found {
 
     /// Asks the client, if it runs.
     fn ask(&self, request: &str) -> Result<String> {
-        Connection::open(&self.pipeline)?.ask(request)
+        Ok(Connection::open(&self.pipeline)?.ask(request)?)
     }
 
     /// Reports what of an ended run could not be ended with it.

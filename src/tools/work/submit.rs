@@ -13,13 +13,13 @@ use serde_json::{Map, Value, json};
 use crate::engine::control::socket::SOCKET;
 use crate::error::{Error, Kind, Result};
 use crate::model::duration;
-use crate::model::receptor::{self, LOCALHOST, SUBMITTED};
+use crate::model::receptor::{self, LOCALHOST, Refusal, SUBMITTED};
 use crate::model::text::printable;
-use crate::model::work::{NO_PARAMS, UNKNOWN_TYPE};
 use crate::os::logging::say;
 use crate::os::socket;
 use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
+pub use crate::tools::work::connection::Refused;
 use crate::tools::work::connection::{About, Connection};
 use crate::tools::work::parameters;
 use crate::tools::work::{LOOK, Scope};
@@ -109,7 +109,7 @@ pub struct Started {
 ///
 /// # Errors
 /// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
-pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result<Started> {
+pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result<Started, Refused> {
     parameters::check(&work.named)?;
     let client = find(scope, work)?;
     let Taken { unit, accepted } = client.submit(work, payload)?;
@@ -167,7 +167,7 @@ pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
     if work.release {
         let released = client
             .connect()
-            .and_then(|mut connection| connection.ask(&format!("work release {unit}")));
+            .and_then(|mut connection| Ok(connection.ask(&format!("work release {unit}"))?));
         if let Err(e) = released {
             say(&format!("release unit {unit}: {e}"));
         }
@@ -369,7 +369,7 @@ impl Client {
     }
 
     /// Submits work.
-    fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<Taken> {
+    fn submit(&self, work: &Submission, payload: &mut dyn Read) -> Result<Taken, Refused> {
         let mut connection = self.connect()?;
         let node = work.away.as_ref().map(|away| away.node.as_str());
         connection.task = format!(
@@ -413,15 +413,14 @@ impl Client {
         let answer = match (answer, sent) {
             (Ok(answer), _) => answer,
             (Err(_), Err(e)) => {
-                return Err(Error::new(Kind::TryAgain, format!("send the payload: {e}")));
+                let cause = format!("send the payload: {e}");
+                return Err(Error::new(Kind::TryAgain, cause).into());
             }
             // It may be in the ledger.
-            (Err(e), Ok(())) if e.kind() == Kind::Unavailable => {
+            (Err(Refused { error: e, .. }), Ok(())) if e.kind() == Kind::Unavailable => {
                 let unit = receptor::asks_for(&asked).unwrap_or("?");
-                return Err(Error::new(
-                    e.kind(),
-                    format!("{e}; it may have the work: submit it again with --id {unit}"),
-                ));
+                let cause = format!("{e}; it may have the work: submit it again with --id {unit}");
+                return Err(Error::new(e.kind(), cause).into());
             }
             (Err(e), Ok(())) => return Err(self.explained(e, node.is_some())),
         };
@@ -435,19 +434,22 @@ impl Client {
     }
 
     /// Adds what to do to the refusal of a client.
-    fn explained(&self, refusal: Error, is_away: bool) -> Error {
-        let text = refusal.to_string();
-        let hint = if text.ends_with(NO_PARAMS) {
-            "; its [[work]] table allows words and --param with params = true".to_owned()
-        } else if text.contains(UNKNOWN_TYPE) {
-            match self.about() {
-                Ok(about) if !is_away => format!("; {} has {}", self.who, list(&about.types)),
-                _ => return refusal,
+    fn explained(&self, refused: Refused, is_away: bool) -> Refused {
+        let Refused { refusal, error } = refused;
+        let hint = match refusal {
+            Refusal::NoParams => {
+                "; its [[work]] table allows words and --param with params = true".to_owned()
             }
-        } else {
-            return refusal;
+            Refusal::UnknownType if !is_away => match self.about() {
+                Ok(about) => format!("; {} has {}", self.who, list(&about.types)),
+                Err(_) => String::new(),
+            },
+            Refusal::UnknownType | Refusal::TryAgain | Refusal::OtherWork | Refusal::Other => {
+                String::new()
+            }
         };
-        Error::new(refusal.kind(), format!("{text}{hint}"))
+        let error = Error::new(error.kind(), format!("{error}{hint}"));
+        Refused { refusal, error }
     }
 
     fn status(&self, unit: &str) -> Result<Value> {

@@ -21,7 +21,7 @@ use crate::model::receptor::{
     self, LOCALHOST, MAX_LINE, NO_ROUTE, Request, SERVICE, STARTED, SUBMITTED, Submit, TRY_AGAIN,
 };
 use crate::model::text::printable;
-use crate::model::work::{OTHER_WORK, UNKNOWN_TYPE};
+use crate::model::work::UNKNOWN_TYPE;
 use crate::os::hooks;
 use crate::os::host::username_of;
 use crate::store::payload_file;
@@ -348,7 +348,7 @@ impl Session {
         }
         match answer {
             Submitted::Accepted | Submitted::Known => Ok(()),
-            Submitted::Taken => Err(format!("work unit ID {id} {OTHER_WORK}")),
+            Submitted::Taken => Err(receptor::other_work(&id)),
             Submitted::Gone => Err(format!("{UNKNOWN_TYPE} {kind}")),
             Submitted::Full => Err(format!("{TRY_AGAIN}too many units of type '{kind}' wait")),
         }

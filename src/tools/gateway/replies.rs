@@ -1,0 +1,227 @@
+//! Answers for callers who wait for the run of their message.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, json};
+use tokio::sync::oneshot;
+
+use crate::model::digest::Sha256;
+use crate::model::message::Delivery;
+use crate::model::request::{Answer, reply_topic};
+use crate::model::topic::Filter;
+use crate::net::http::{MAX_LONG, Response};
+use crate::os::host;
+use crate::tools::gateway::outgoing::Unsent;
+
+/// Maximum number of callers who wait: there are not more long answers.
+const MAX_WAITING: usize = MAX_LONG;
+
+/// The callers who wait for one answer.
+#[derive(Debug)]
+struct Waiting {
+    /// Correlation Data of the answer: the id of the event.
+    id: String,
+    callers: Vec<oneshot::Sender<Answer>>,
+}
+
+/// All callers who wait, by the topics of their answers.
+#[derive(Debug)]
+pub struct Replies {
+    root: String,
+    client: String,
+    waiting: Mutex<HashMap<String, Waiting>>,
+}
+
+impl Replies {
+    /// Returns those of a gateway for `root` that the broker knows as `client`.
+    #[must_use]
+    pub fn new(root: &str, client: &str) -> Self {
+        Self {
+            root: root.to_owned(),
+            // Neither can be in a topic.
+            client: client.replace(['+', '#'], "-"),
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Returns the filters of the topics for answers: below the root, and below the first level of other
+    /// topics that callers may publish to.
+    #[must_use]
+    pub fn filters(&self) -> Vec<Filter> {
+        let roots = match self.root.contains('/') {
+            true => vec!["+", self.root.as_str()],
+            false => vec!["+"],
+        };
+        let filters = roots.into_iter();
+        let filters = filters.map(|root| Filter::new(reply_topic(root, &self.client, "+")));
+        filters.filter_map(Result::ok).collect()
+    }
+
+    /// Returns the topic for the answer to the event `id` with this payload on `topic`. An event that is
+    /// sent again has its answer on the same topic: while its run goes on, a client answers there.
+    #[must_use]
+    pub fn topic(&self, topic: &str, id: &str, payload: &[u8]) -> String {
+        let below = topic.strip_prefix(&self.root);
+        let root = match below.is_some_and(|below| below.starts_with('/')) {
+            true => &self.root,
+            false => topic.split('/').next().unwrap_or_default(),
+        };
+        let mut digest = Sha256::default();
+        for part in [topic.as_bytes(), id.as_bytes(), payload] {
+            digest.part(part);
+        }
+        let mut request = [0; 16];
+        request.copy_from_slice(&digest.finish()[..16]);
+        reply_topic(root, &self.client, &host::id_from(request))
+    }
+
+    /// Returns what will be answered on `topic` to the event `id`.
+    ///
+    /// # Errors
+    /// When too many others wait.
+    pub fn expect(&self, topic: &str, id: &str) -> Result<oneshot::Receiver<Answer>, Unsent> {
+        let mut waiting = self.waiting();
+        waiting.retain(|_, one| {
+            one.callers.retain(|caller| !caller.is_closed());
+            !one.callers.is_empty()
+        });
+        let count: usize = waiting.values().map(|one| one.callers.len()).sum();
+        if count >= MAX_WAITING {
+            return Err(Unsent::away("too many callers wait for answers"));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let one = waiting.entry(topic.to_owned()).or_insert_with(|| Waiting {
+            id: id.to_owned(),
+            callers: Vec::new(),
+        });
+        one.callers.push(sender);
+        Ok(receiver)
+    }
+
+    /// Takes a message. If it is an answer, those who wait for it get it.
+    pub fn take(&self, delivery: &Delivery) {
+        let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
+            return;
+        };
+        let mut waiting = self.waiting();
+        // A retained message is older than the question.
+        let is_answer = |one: &Waiting| {
+            let id = delivery.properties.correlation_data.as_deref();
+            !delivery.retained && id == Some(one.id.as_bytes())
+        };
+        if !waiting.get(topic).is_some_and(is_answer) {
+            return;
+        }
+        let Some(one) = waiting.remove(topic) else {
+            return;
+        };
+        let answer = Answer::of(delivery.clone());
+        for caller in one.callers {
+            // It may have left.
+            let _ = caller.send(answer.clone());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the answer for a caller who has waited for the run of the event `id`; 202 if no answer has
+/// come in its time.
+#[must_use]
+pub fn response(id: &str, answer: Option<&Answer>) -> Response {
+    let Some(answer) = answer else {
+        return Response::json(202, &json!({ "id": id, "pending": true }));
+    };
+    let mut body = Map::new();
+    body.insert("id".to_owned(), id.into());
+    body.insert("code".to_owned(), answer.code.into());
+    let output = String::from_utf8_lossy(&answer.reply).into_owned();
+    body.insert("output".to_owned(), output.into());
+    body.insert("truncated".to_owned(), answer.truncated.is_some().into());
+    body.insert("who".to_owned(), json!(answer.who));
+    body.insert("host".to_owned(), json!(answer.host));
+    if let Some(error) = &answer.error {
+        body.insert("error".to_owned(), json!(error));
+    }
+    Response::json(200, &body.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::message::Properties;
+    use bytes::Bytes;
+
+    fn answer(topic: &str, id: &'static str, retained: bool) -> Delivery {
+        Delivery {
+            topic: Bytes::copy_from_slice(topic.as_bytes()),
+            payload: "out".into(),
+            retained,
+            duplicate: false,
+            packet: 0,
+            properties: Properties {
+                correlation_data: Some(id.into()),
+                ..Properties::default()
+            },
+        }
+    }
+
+    #[test]
+    fn answers_go_to_those_who_wait_for_them() {
+        let replies = Replies::new("lab", "gw");
+        let topic = replies.topic("lab/a", "e1", b"{}");
+        let [mut first, mut second] = [(); 2].map(|()| replies.expect(&topic, "e1").expect("room"));
+        let other = replies.topic("lab/a", "e1", b"{ }");
+        assert_ne!(other, topic, "another event");
+        for stranger in [
+            answer(&other, "e1", false),
+            answer(&topic, "e2", false),
+            answer(&topic, "e1", true),
+        ] {
+            replies.take(&stranger);
+            assert!(first.try_recv().is_err(), "{stranger:?}");
+        }
+        replies.take(&answer(&topic, "e1", false));
+        for receiver in [&mut first, &mut second] {
+            let answer = receiver.try_recv().expect("answer");
+            assert_eq!((answer.code, &answer.reply[..]), (0, &b"out"[..]));
+        }
+        replies.take(&answer(&topic, "e1", false));
+    }
+
+    #[test]
+    fn callers_have_a_limit_and_those_who_left_do_not_count() {
+        let replies = Replies::new("lab", "gw");
+        let mut all: Vec<_> = (0..MAX_WAITING)
+            .map(|n| replies.expect("t", &n.to_string()).expect("room"))
+            .collect();
+        assert_eq!(
+            replies.expect("u", "e").map(drop).expect_err("full").status,
+            503
+        );
+        all.clear();
+        assert!(replies.expect("u", "e").is_ok());
+        assert_eq!(replies.waiting().len(), 1);
+    }
+
+    #[test]
+    fn every_topic_for_answers_is_subscribed_to() {
+        for (root, topic) in [
+            ("lab", "lab/a"),
+            ("lab", "labor/a"),
+            ("a/b", "a/b/c"),
+            ("a/b", "a/x"),
+        ] {
+            let replies = Replies::new(root, "g+w");
+            let reply = replies.topic(topic, "e", b"{}");
+            let filters = replies.filters();
+            assert!(
+                filters.iter().any(|f| f.matches(&reply)),
+                "{reply} {filters:?}"
+            );
+        }
+    }
+}
