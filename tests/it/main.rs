@@ -52,6 +52,7 @@ mod gateway_routes;
 mod gateway_tls;
 mod gateway_units;
 mod gateway_wait;
+mod gateway_wire;
 mod gateway_work;
 mod gateway_xmlrpc;
 mod help;
