@@ -6,6 +6,8 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::common::gateway::{Answer, Gateway};
 use crate::common::{Ears, World, wait_until};
 use crate::gateway_routes::{config, hub};
@@ -124,7 +126,7 @@ impl Fixture {
             end.is_accepted(&self.gateway.exchange(end.request()));
             let messages = || {
                 let mut all = self.ears.all();
-                all.retain(|m| m.topic == end.topic && m.payload.to_string() != "{}");
+                all.retain(|m| m.topic == end.topic && m.payload != json!({}));
                 all
             };
             wait_until("the last has come", || messages().len() > count);

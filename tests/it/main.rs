@@ -45,6 +45,7 @@ mod foreign_state;
 mod fuzz;
 mod gateway;
 mod gateway_http;
+mod gateway_kills;
 mod gateway_page;
 mod gateway_queues;
 mod gateway_route_work;
