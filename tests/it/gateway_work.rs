@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::gateway::{Gateway, insist, post};
+use crate::common::nodes::{fixture_key, node_with, private_key};
 use crate::common::{Process, World, wait_until};
 
 const TYPES: &str = r#"
@@ -136,4 +137,41 @@ fn work_with_a_key_runs_once_through_kills() {
     std::fs::write(world.path("go"), "").expect("go");
     client.stop();
     assert_eq!(world.lines("runs"), ["x", "z", "last"]);
+}
+
+#[test]
+fn work_for_another_node_is_signed_by_the_client_that_keeps_it() {
+    let world = World::new();
+    let types = format!(
+        "[verify]\nkeys = [{:?}]\n[[work]]\ntype = 'cat'\ncommand = 'cat'\nsigned = 'required'\n",
+        fixture_key("ed25519.pub"),
+    );
+    let node = node_with(&world, &types);
+    let key = private_key(&world, "ed25519");
+    let signing = world.file("desk.toml", format!("[signing]\nkey = {key:?}\n"));
+    let desk = world.client("desk", &["--submit-only", "--config", &signing]);
+    let route = "[[route]]\nname = \"cat\"\npath = \"/hooks/cat\"\nwork = \"node7/cat\"\n\
+        answer.wait = \"1m\"\n";
+    let config = world.file("gateway.toml", route);
+    let options = ["--allow-work", "node7/cat", "--config", &config];
+    let unsigned = Gateway::online(&world, &options);
+    let refused = unsigned.post("/w/node7/cat?wait=1m", &[], "a");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(
+        refused.body.contains("a signature is required"),
+        "{refused:?}"
+    );
+    let signed = Gateway::online(&world, &[&options[..], &["--sign"]].concat());
+    for (path, body) in [
+        ("/w/node7/cat?wait=1m", "some text"),
+        ("/hooks/cat", r#"{"a":1}"#),
+    ] {
+        let answer = signed.post(path, &[], body);
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        assert_eq!(answer.json()["output"], body, "{path}");
+    }
+    unsigned.process.stop();
+    signed.process.stop();
+    desk.stop();
+    node.stop();
 }
