@@ -2,7 +2,7 @@
 //! with no durability, against `mosquitto_sub | while read`, and against `mosquitto_pub`.
 //!
 //! `cargo bench` needs mosquitto, its clients and jq, for queues also RabbitMQ, amqp-tools and pika, for
-//! requests paho and pyzmq; `cargo bench -- NAME` runs one part.
+//! requests paho and pyzmq, for the gateway webhook; `cargo bench -- NAME` runs one part.
 
 // A measurement that fails panics.
 #![allow(
@@ -38,6 +38,7 @@ use tokio::runtime::Builder;
 #[path = "../tests/common/mod.rs"]
 mod common;
 mod facts;
+mod gateway;
 mod pair;
 mod queue;
 mod requests;
@@ -68,7 +69,7 @@ fn main() {
         return bare_loop(port, topic, jobs, command);
     }
     let wanted = arguments.iter().find(|a| !a.starts_with("--"));
-    let parts: [(&str, fn()); 27] = [
+    let parts: [(&str, fn()); 29] = [
         ("decide", decide),
         ("ledger", ledger),
         ("latency", latency),
@@ -93,6 +94,8 @@ fn main() {
         ("facts-list", facts::list),
         ("facts-view", facts::view),
         ("pair", pair::pairs),
+        ("gateway-webhooks", gateway::webhooks),
+        ("gateway-streams", gateway::streams),
         ("requests-one", requests::one),
         ("requests-open", requests::open),
         ("requests-batch", requests::batches),
