@@ -10,10 +10,11 @@ use crate::common::gateway::{Answer, Gateway, insist, post};
 use crate::common::{Process, World, wait_until};
 use crate::gateway_routes::{config, hub};
 
+/// Each run notes its payload in one write: others run meanwhile.
 const TYPES: &str = r#"
 [[work]]
 type = "note"
-command = "sh -c 'cat >>$OUT/runs; echo >>$OUT/runs; until test -e $OUT/go; do sleep 0.05; done; echo done; exit 4'"
+command = "sh -c 'echo \"$(cat)\" >>$OUT/runs; until test -e $OUT/go; do sleep 0.05; done; echo done; exit 4'"
 jobs = 8
 "#;
 

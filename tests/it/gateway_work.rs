@@ -97,6 +97,9 @@ fn work_with_a_key_runs_once_through_kills() {
     assert_eq!(send(&gateway, "x\n").id(), unit);
     let other = send(&gateway, "y\n");
     assert_eq!(other.status, 409, "{other:?}");
+    // It has ended: what follows would hold it up.
+    let end = gateway.ask(&format!("GET /units/{unit}?wait=1m"), &[]);
+    assert_eq!(end.json()["code"], 4, "{end:?}");
     // A gateway that is killed while a caller waits.
     std::fs::remove_file(world.path("go")).expect("go");
     let key = [("Idempotency-Key", "job-8")];
