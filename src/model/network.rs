@@ -54,6 +54,8 @@ pub struct Seen {
     pub last: Option<Attributes>,
     /// Whether a person has ended that run.
     pub last_canceled: bool,
+    /// Why that run was started, if its client says so.
+    pub last_reason: Option<String>,
     /// When its last run ended that succeeded, seconds since 1970, if its client says so.
     pub success: Success,
 }
@@ -95,6 +97,7 @@ impl Network {
             trigger_count: 0,
             last: None,
             last_canceled: false,
+            last_reason: None,
             success: Success::Untold,
         });
         let text = |key: &str| {
@@ -122,6 +125,10 @@ impl Network {
             "last" => {
                 seen.last = payload.get("last").and_then(Value::as_object).cloned();
                 seen.last_canceled = text("end") == property::CANCELED;
+                seen.last_reason = payload
+                    .get("reason")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned);
                 seen.success = match payload.get("last_success") {
                     Some(Value::Null) => Success::Never,
                     other => other

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::gateway_units::Events;
-use crate::common::World;
 use crate::common::gateway::{Gateway, post};
+use crate::common::proxy::Proxy;
+use crate::common::{World, wait_until};
 
 const BEARER: (&str, &str) = ("Authorization", "Bearer a-token-of-the-tests");
 
@@ -73,6 +74,32 @@ fn a_run_begins_and_ends_in_the_stream() {
     assert_eq!(runs["runs"][0]["unit"], unit.as_str());
     let statuses = gateway.get("/api/pipelines/seq/statuses").json();
     assert_eq!(statuses["statuses"][0]["status"], "finished");
+    let of_seq = |all: &Value| -> Value {
+        let pipelines = all["pipelines"].as_array().expect("pipelines").iter();
+        let mut seq = pipelines.filter(|pipeline| pipeline["who"] == "seq");
+        seq.next().expect("seq").clone()
+    };
+    // A gateway that starts now knows as much.
+    let later = Gateway::online(&world, &[]);
+    let mut last = Value::Null;
+    wait_until("the retained end has come", || {
+        last = of_seq(&later.get("/api/network").json())["last"].clone();
+        last.is_object()
+    });
+    assert_eq!(last["reason"], "lab/in finished");
+    assert_eq!(last, of_seq(&gateway.get("/api/network").json())["last"]);
+    let again = later.get("/api/pipelines/seq/statuses").json();
+    assert_eq!(again, statuses);
+    let known: Vec<(&Value, &Value)> = again["statuses"]
+        .as_array()
+        .expect("statuses")
+        .iter()
+        .map(|status| (&status["status"], &status["reason"]))
+        .collect();
+    let (end, start) = (json!("finished"), json!("started"));
+    let why = json!("lab/in finished");
+    assert_eq!(known, [(&end, &Value::Null), (&start, &why)]);
+    later.process.stop();
     let drawing = gateway.get("/api/graph.svg");
     assert!(
         drawing.body.contains(r#"data-from="seq" data-to="zip""#),
@@ -139,6 +166,60 @@ fn a_broker_that_goes_and_comes_is_an_event() {
         name == "broker" && data["state"] == "connected"
     });
     assert!(back["since"].as_i64().expect("since") > 1_000_000_000);
+    gateway.process.stop();
+}
+
+#[test]
+fn a_short_run_is_told_while_it_runs() {
+    let world = World::new();
+    let client = world.client("p", &["-t", "lab/in", "--when", "", "-c", "true"]);
+    let gateway = Gateway::online(&world, &[]);
+    let mut events = Events::open(&gateway, "/api/stream?messages=0", &[]);
+    wait_until("its ledger is read", || {
+        let network = gateway.get("/api/network").json();
+        network["pipelines"][0]["local"] == true
+    });
+    for n in 0..5 {
+        let body = format!(r#"{{"n":{n}}}"#);
+        gateway.post("/t/lab/in", &[], &body).id();
+        wait(&mut events, |name, data| {
+            name == "pipeline" && data["running"][0]["reason"] == "lab/in finished"
+        });
+        wait(&mut events, |name, data| {
+            name == "pipeline"
+                && data["running"] == json!([])
+                && data["last"]["reason"] == "lab/in finished"
+        });
+    }
+    gateway.process.stop();
+    client.stop();
+}
+
+#[test]
+fn a_pipeline_that_was_forgotten_while_the_gateway_was_away_is_gone() {
+    let world = World::new();
+    for who in ["stays", "goes"] {
+        world.client(who, &["-t", "lab/in", "-c", "true"]).stop();
+    }
+    let link = Proxy::new(world.broker.port());
+    let gateway = Gateway::online(&world, &["--port", &link.port().to_string()]);
+    let names = |gateway: &Gateway| -> Vec<String> {
+        let network = gateway.get("/api/network").json();
+        let pipelines = network["pipelines"].as_array().expect("pipelines").iter();
+        pipelines
+            .map(|p| p["who"].as_str().expect("name").to_owned())
+            .collect()
+    };
+    wait_until("both are known", || names(&gateway) == ["goes", "stays"]);
+    let mut events = Events::open(&gateway, "/api/stream?messages=0", &[]);
+    link.close();
+    gateway.wait_health(503);
+    let mut forget = world.tael(["forget", "goes", "--root", "lab"]);
+    assert!(forget.status().expect("run").success());
+    link.open();
+    gateway.wait_health(200);
+    assert_eq!(wait(&mut events, |name, _| name == "gone")["who"], "goes");
+    assert_eq!(names(&gateway), ["stays"]);
     gateway.process.stop();
 }
 

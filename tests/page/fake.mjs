@@ -29,6 +29,7 @@ export class Fake {
     this.pipelines = new Map();
     this.edges = [];
     this.runs = [];
+    this.source = 'ledger';
     this.statuses = [];
     this.units = new Map();
     this.beacons = [];
@@ -135,8 +136,8 @@ export class Fake {
       this.streams.add(answer);
       return answer.on('close', () => this.streams.delete(answer));
     }
-    if (/^\/api\/pipelines\/[^/]*\/runs$/.test(path)) return json({ source: 'ledger', runs: this.runs });
-    if (/^\/api\/pipelines\/[^/]*\/statuses$/.test(path)) return json({ statuses: this.statuses });
+    if (/^\/api\/pipelines\/[^/]*\/runs$/.test(path)) return json({ source: this.source, runs: this.runs });
+    if (/^\/api\/pipelines\/[^/]*\/statuses$/.test(path)) return json({ source: this.source, statuses: this.statuses });
     if (/^\/api\/pipelines\/[^/]*\/control$/.test(path) && request.method === 'POST') {
       let body = '';
       for await (const piece of request) body += piece;

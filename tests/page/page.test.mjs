@@ -165,6 +165,22 @@ test('the history has every status, also equal ones', async () => {
   assert.match(await page.locator('#statuses li').first().textContent(), /finished/);
 });
 
+test('runs of another host are shown without ids', async () => {
+  fake.source = 'heard';
+  fake.runs = [
+    { unit: '', state: 'running', reason: 'x', started: now() - 3, ended: null, seconds: null, code: null, attempt: null },
+    { unit: '', state: 'failed', reason: '', started: now() - 60, ended: now() - 50, seconds: 10, code: 2, attempt: null },
+    { unit: '', state: 'failed', reason: '', started: null, ended: 1, seconds: null, code: 2, attempt: null },
+    { unit: '', state: 'failed', reason: '', started: null, ended: 1, seconds: null, code: 2, attempt: null },
+  ];
+  const page = await open('#/pipelines/demux');
+  await until(page, () => document.querySelectorAll('#runs tbody tr').length === 4 && document.querySelectorAll('#chart .bar-run').length === 4);
+  assert.equal(await page.locator('#runs tbody a').count(), 0);
+  assert.match(await page.locator('#runs-note').textContent(), /as heard .* on host/);
+  assert.equal(await page.locator('#unit-card').isVisible(), false);
+  assert.deepEqual(await barriers(page), []);
+});
+
 test('a run is canceled with a token, and not without', async () => {
   fake.token = 'a-token-of-the-lab';
   fake.open = true;
@@ -335,6 +351,8 @@ test('nodes and beacons come, fall silent and go', async () => {
   fake.send('node', { node: 'n3', state: 'stale', age: 90, host: 'h3' });
   await until(page, () => document.querySelector('#nodes tbody').textContent.includes('n3') && document.getElementById('count-nodes').textContent === '3');
   fake.send('node', { node: 'n3', state: 'gone' });
+  fake.send('beacon', { topic: 'lab/none/beacon/status', ts: 1, fresh: false });
+  fake.send('beacon', { topic: 'lab/none/beacon/status', state: 'gone' });
   fake.send('beacon', { topic: 'lab/hall/beacon/status', ts: now(), fresh: true });
   await until(page, () => document.getElementById('count-nodes').textContent === '1' && document.querySelectorAll('#nodes tbody tr').length === 2);
   assert.equal(await page.locator('#beacons .s-online').count(), 2);

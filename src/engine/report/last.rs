@@ -10,17 +10,23 @@ use crate::engine::report::status;
 use crate::error::Result;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::text::printable;
 use crate::model::unit::{Outcome, State, Unit};
 use crate::store::ledger::Reader;
 
 /// Minimum time between two messages. When runs end faster, the last one counts.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Maximum number of characters of a reason.
+const MAX_REASON: usize = 300;
+
 /// An end, as it is published.
 #[derive(Debug)]
 pub struct End {
     /// Its status.
     status: Value,
+    /// Why the run was started; its status does not say.
+    reason: String,
     /// Whether a person has ended the run; its status does not say.
     canceled: bool,
 }
@@ -30,6 +36,7 @@ impl End {
     pub fn of(unit: &Unit, outcome: &Outcome, at: i64) -> Self {
         Self {
             status: status::end(unit, outcome, at).into(),
+            reason: printable(&unit.reason, MAX_REASON),
             canceled: outcome.state() == State::Canceled,
         }
     }
@@ -102,11 +109,16 @@ impl LastEnd {
         }
         self.due = None;
         self.free = now + PAUSE;
-        let Some(End { status, canceled }) = &self.end else {
+        let Some(End {
+            status,
+            reason,
+            canceled,
+        }) = &self.end
+        else {
             return;
         };
         // It is not a status itself. Otherwise subscribers of all topics would see the end twice.
-        let mut payload = json!({ "last": status, "last_success": self.success });
+        let mut payload = json!({ "last": status, "last_success": self.success, "reason": reason });
         if let (true, Value::Object(payload)) = (canceled, &mut payload) {
             payload.insert("end".to_owned(), json!(property::CANCELED));
         }

@@ -60,8 +60,12 @@ pub fn falsestart(config: &Config, unit: &Unit) -> Message {
 
 /// Returns the status of a command that has started at `at`, milliseconds since 1970.
 pub fn started(config: &Config, unit: &Unit, at: i64) -> Message {
-    let payload = status::started(&unit.reason, &unit.passthrough, timestamp(at));
-    message(config, unit, payload)
+    message(config, unit, start(unit, at))
+}
+
+/// Returns the content of the status of the start of `unit`, at `at` (milliseconds since 1970).
+pub fn start(unit: &Unit, at: i64) -> Map<String, Value> {
+    status::started(&unit.reason, &unit.passthrough, timestamp(at))
 }
 
 /// Returns the content of the status of the end of `unit`, at `at` (milliseconds since 1970).

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::model::duration;
 use crate::model::event::{Attributes, attributes};
 use crate::model::message::property;
 use crate::model::text::printable;
+use crate::model::{duration, json};
 
 /// Maximum number of runs, of statuses, and of runs at a time that are kept.
 const MAX_RUNS: usize = 100;
@@ -57,6 +57,10 @@ pub(super) struct Heard {
     /// Sizes of the retained messages.
     pub presence: usize,
     pub last: usize,
+    /// Number of the connection on which the broker told its presence last.
+    pub round: u64,
+    /// Whether an end was heard after the one that the broker retains.
+    is_ahead: bool,
 }
 
 impl Heard {
@@ -81,8 +85,9 @@ impl Heard {
         let cause = printable(cause.unwrap_or_default(), MAX_ID);
         let state = match text("status") {
             Some("started") => {
-                // The ledger knows more.
-                if self.waiting.is_none() && room >= RUN {
+                // The ledger may know it already, and with its unit.
+                let is_known = self.is_local() && self.place_of(&cause).is_some();
+                if !is_known && room >= RUN {
                     if self.running.len() >= MAX_RUNNING {
                         self.running.pop_front();
                     }
@@ -101,20 +106,19 @@ impl Heard {
             Some("failed" | "falsestart") => "failed",
             _ => return,
         };
-        // A run that was never started has no place among those that run.
-        let place = match text("status") {
-            Some("falsestart") => self.place_of(&cause),
-            _ => self
-                .place_of(&cause)
-                .or((!self.running.is_empty()).then_some(0)),
-        };
+        // A run that was never started has no place among those that run, and of others the ledger may
+        // know already that they have ended.
+        let is_exact = text("status") == Some("falsestart") || self.is_local();
+        let first = (!is_exact && !self.running.is_empty()).then_some(0);
+        let place = self.place_of(&cause).or(first);
         let run = place.and_then(|place| self.running.remove(place));
         let elapsed = text("time_elapsed").and_then(duration::from_python);
+        let name = match is_canceled {
+            true => property::CANCELED.to_owned(),
+            false => printable(text("status").unwrap_or_default(), MAX_ID),
+        };
         let status = json!({
-            "status": match is_canceled {
-                true => property::CANCELED.to_owned(),
-                false => printable(text("status").unwrap_or_default(), MAX_ID),
-            },
+            "status": name,
             "return_code": code,
             "ts": attributes.get("ts").and_then(Value::as_i64),
             "time_elapsed": text("time_elapsed").map(|text| printable(text, MAX_ID)),
@@ -128,6 +132,7 @@ impl Heard {
             self.ended.pop_front();
         }
         if room >= RUN || !self.ended.is_empty() {
+            self.is_ahead = true;
             self.ended.push_back(Ended {
                 run,
                 state,
@@ -137,7 +142,16 @@ impl Heard {
                 status,
             });
         }
-        self.keep(payload, room.saturating_sub(RUN));
+        // Its payload is that of a failed one.
+        let canceled = is_canceled.then(|| {
+            let mut shown = attributes.clone();
+            shown.insert("status".to_owned(), property::CANCELED.into());
+            Bytes::from(json::to_text(&Value::Object(shown)))
+        });
+        self.keep(
+            canceled.as_ref().unwrap_or(payload),
+            room.saturating_sub(RUN),
+        );
     }
 
     fn place_of(&self, cause: &str) -> Option<usize> {
@@ -163,6 +177,32 @@ impl Heard {
         is_new
     }
 
+    /// Takes the end that the broker retains.
+    pub fn told(&mut self, last: Option<&Value>) {
+        let ts = |status: &Value| status.get("ts").and_then(Value::as_i64);
+        let heard = self.ended.back().and_then(|ended| ts(&ended.status));
+        self.is_ahead = heard > last.and_then(ts);
+    }
+
+    /// Returns whether an end was heard after the one that the broker retains.
+    pub const fn is_ahead(&self) -> bool {
+        self.is_ahead
+    }
+
+    /// Returns the retained end `last` with the reason that was heard, if its client does not tell one.
+    pub fn explained(&self, mut last: Value) -> Value {
+        if last.get("reason").is_some_and(Value::is_null)
+            && let Some(ended) = self
+                .ended
+                .back()
+                .filter(|ended| is_same(&ended.status, &last))
+            && let (Some(reason), Some(last)) = (ended.status.get("reason"), last.as_object_mut())
+        {
+            last.insert("reason".to_owned(), reason.clone());
+        }
+        last
+    }
+
     pub const fn waiting(&self) -> Option<u64> {
         self.waiting
     }
@@ -182,8 +222,9 @@ impl Heard {
         self.ended.back().map(|ended| ended.status.clone())
     }
 
-    /// Returns the runs, newest first.
-    pub fn runs(&self, limit: usize) -> Vec<Value> {
+    /// Returns the runs, newest first. The end that the broker retains, `last`, is the oldest, unless it
+    /// was heard.
+    pub fn runs(&self, last: Option<Value>, limit: usize) -> Vec<Value> {
         let running = self.running.iter().rev().map(|run| {
             json!({
                 "unit": run.unit, "state": "running", "reason": run.reason,
@@ -202,17 +243,43 @@ impl Heard {
                 "ended": ended.at, "seconds": ended.seconds, "code": ended.code, "attempt": null,
             })
         });
-        running.chain(ended).take(limit).collect()
+        let last = last.filter(|last| !self.has_heard(last)).map(|last| {
+            let text = |key: &str| last.get(key).and_then(Value::as_str);
+            let state = match text("status") {
+                Some("finished") => "succeeded",
+                Some(property::CANCELED) => property::CANCELED,
+                _ => "failed",
+            };
+            let seconds = text("time_elapsed").and_then(duration::from_python);
+            let seconds = seconds.map(|elapsed| elapsed.as_secs_f64());
+            let ended = last.get("ts").and_then(Value::as_f64);
+            json!({
+                "unit": "", "state": state, "reason": text("reason").unwrap_or_default(),
+                "started": ended.zip(seconds).map(|(ended, seconds)| ended - seconds),
+                "ended": ended, "seconds": seconds, "code": last.get("return_code"), "attempt": null,
+            })
+        });
+        running.chain(ended).chain(last).take(limit).collect()
     }
 
-    /// Returns the statuses, newest first.
-    pub fn statuses(&self, limit: usize) -> Vec<Value> {
-        let read = |payload: &Bytes| attributes(payload, payload.len()).ok().map(Value::Object);
-        self.statuses
-            .iter()
-            .rev()
-            .filter_map(read)
-            .take(limit)
-            .collect()
+    fn has_heard(&self, last: &Value) -> bool {
+        let mut ended = self.ended.iter().rev();
+        ended.any(|ended| is_same(&ended.status, last))
     }
+
+    /// Returns the statuses, newest first. The end that the broker retains, `last`, is the oldest, unless
+    /// it was heard.
+    pub fn statuses(&self, last: Option<Value>, limit: usize) -> Vec<Value> {
+        let read = |payload: &Bytes| attributes(payload, payload.len()).ok().map(Value::Object);
+        let heard = self.statuses.iter().rev().filter_map(read);
+        let last = last.filter(|last| !self.has_heard(last));
+        heard.chain(last).take(limit).collect()
+    }
+}
+
+/// Returns whether two statuses are of the same end. Their ids are not in them.
+fn is_same(one: &Value, other: &Value) -> bool {
+    ["ts", "return_code", "time_elapsed"]
+        .iter()
+        .all(|key| one.get(key) == other.get(key))
 }

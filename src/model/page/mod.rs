@@ -4,28 +4,25 @@
 //! counts against one limit.
 
 mod heard;
+mod hosts;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::model::check::beat_time;
 use crate::model::event::{Attributes, attributes};
 use crate::model::facts::kind;
-use crate::model::facts::presence::Presence;
 use crate::model::message::{Delivery, property};
 use crate::model::network::{Network, Seen};
 use crate::model::page::heard::Heard;
+use crate::model::page::hosts::Hosts;
 use crate::model::text::{printable, printable_bytes};
 use crate::model::topic::{PipelineTopics, check_who};
 
 pub use heard::Run;
 
-/// Maximum number of pipelines, beacons, and nodes.
+/// Maximum number of pipelines.
 pub const MAX_PIPELINES: usize = 10_000;
-const MAX_BEACONS: usize = 1_000;
-const MAX_NODES: usize = 10_000;
 
 /// Maximum number of refused requests that are kept.
 const MAX_REFUSED: usize = 100;
@@ -46,8 +43,9 @@ const MAX_TRIGGERS: usize = 32;
 const MAX_TOPICS: usize = 16;
 const MAX_TEXT: usize = 300;
 
-/// Age from which a beacon is silent, seconds: three times its usual interval.
-const MAX_BEAT: i64 = 900;
+/// Time until what the broker has not told again after a reconnect is gone, seconds. Clients of a broker
+/// that has lost its memory connect again within this time.
+const GRACE: f64 = 10.0;
 
 /// Something that has changed: the name of its event and its data.
 pub type Change = (&'static str, Value);
@@ -79,32 +77,25 @@ impl Refused {
     }
 }
 
-#[derive(Debug)]
-struct Node {
-    presence: Presence,
-    verdict: &'static str,
-}
-
-#[derive(Debug)]
-struct Beacon {
-    ts: i64,
-    is_fresh: bool,
-}
-
 /// A network as a page shows it.
 #[derive(Debug)]
 pub struct Page {
     root: String,
     network: Network,
     heard: BTreeMap<String, Heard>,
-    beacons: BTreeMap<String, Beacon>,
-    nodes: BTreeMap<String, Node>,
+    hosts: Hosts,
     refused: VecDeque<Refused>,
     /// Memory of all that is heard, bytes.
     bytes: usize,
     truncated: bool,
     /// Grows with each change of the graph.
     version: u64,
+    /// Number of the connection to the broker.
+    round: u64,
+    /// Whether the broker has ever sent a retained message. Some never do so for wildcards.
+    has_retained: bool,
+    /// When what was not told on this connection is gone, seconds since 1970.
+    forgotten: Option<f64>,
 }
 
 impl Page {
@@ -115,12 +106,14 @@ impl Page {
             root: root.to_owned(),
             network: Network::default(),
             heard: BTreeMap::new(),
-            beacons: BTreeMap::new(),
-            nodes: BTreeMap::new(),
+            hosts: Hosts::default(),
             refused: VecDeque::new(),
             bytes: 0,
             truncated: false,
             version: 0,
+            round: 0,
+            has_retained: false,
+            forgotten: None,
         }
     }
 
@@ -148,8 +141,10 @@ impl Page {
         let Ok(topic) = std::str::from_utf8(&delivery.topic) else {
             return Vec::new();
         };
+        self.has_retained |= delivery.retained;
         if let Some((node, "presence")) = kind::split(&self.root, topic) {
-            return self.node(node, &delivery.payload, now);
+            let change = self.hosts.node(node, &delivery.payload, now, self.round);
+            return change.into_iter().collect();
         }
         let prefix = format!("{}/infrastructure/pipelines/", self.root);
         if let Some(rest) = topic.strip_prefix(&prefix) {
@@ -159,7 +154,38 @@ impl Page {
             };
             return changed.into_iter().collect();
         }
-        self.beacon(topic, delivery, now).into_iter().collect()
+        let change = self.hosts.beacon(topic, &delivery.payload, now, self.round);
+        change.into_iter().collect()
+    }
+
+    /// Notes that there is another connection to the broker, which tells everything that it retains.
+    pub const fn connected(&mut self) {
+        self.round += 1;
+        self.forgotten = None;
+    }
+
+    /// Notes that the connection is gone.
+    pub const fn disconnected(&mut self) {
+        self.forgotten = None;
+    }
+
+    /// Notes that the broker has told everything that it retains. Returns in how many seconds
+    /// [`Page::tick`] will drop what was not among it, if it may.
+    pub fn settled(&mut self, now: f64) -> Option<f64> {
+        let may = self.has_retained && self.round > 1;
+        self.forgotten = may.then_some(now + GRACE);
+        may.then_some(GRACE)
+    }
+
+    /// Drops what the broker retained once, and has not told on this connection.
+    fn forget(&mut self) -> Vec<Change> {
+        let round = self.round;
+        let old = |heard: &Heard| heard.presence + heard.last > 0 && heard.round < round;
+        let gone = self.heard.iter().filter(|(_, heard)| old(heard));
+        let gone: Vec<String> = gone.map(|(who, _)| who.clone()).collect();
+        let mut changes: Vec<Change> = gone.iter().filter_map(|who| self.remove(who)).collect();
+        changes.extend(self.hosts.forget(round));
+        changes
     }
 
     fn pipeline(
@@ -191,6 +217,7 @@ impl Page {
             );
             self.version += 1;
         }
+        let round = self.round;
         let heard = self.heard.get_mut(who)?;
         let before = heard.bytes();
         match name {
@@ -208,12 +235,16 @@ impl Page {
                     self.truncated = true;
                     return None;
                 }
-                let place = if name == "presence" {
-                    &mut heard.presence
+                if name == "presence" {
+                    heard.presence = payload.len();
+                    heard.round = round;
                 } else {
-                    &mut heard.last
-                };
-                *place = payload.len();
+                    heard.last = payload.len();
+                    heard.told(attributes.get("last"));
+                    if heard.presence == 0 {
+                        heard.round = round;
+                    }
+                }
                 let triggers =
                     |network: &Network| network.pipeline(who).map(|seen| seen.triggers.clone());
                 let old = triggers(&self.network);
@@ -236,70 +267,12 @@ impl Page {
         Some(("gone", json!({ "who": who })))
     }
 
-    fn node(&mut self, name: &str, payload: &Bytes, now: f64) -> Vec<Change> {
-        if payload.is_empty() {
-            self.nodes.remove(name);
-            return vec![("node", json!({ "node": name, "state": "gone" }))];
-        }
-        let presence = (payload.len() <= MAX_READ)
-            .then(|| Presence::parse(payload))
-            .flatten();
-        let Some(presence) = presence.filter(|presence| presence.node == name) else {
-            return Vec::new();
-        };
-        if self.nodes.len() >= MAX_NODES && !self.nodes.contains_key(name) {
-            self.truncated = true;
-            return Vec::new();
-        }
-        let verdict = presence.verdict(seconds(now)).name();
-        let node = Node { presence, verdict };
-        let change = ("node", node_json(name, &node, now));
-        self.nodes.insert(name.to_owned(), node);
-        vec![change]
-    }
-
-    fn beacon(&mut self, topic: &str, delivery: &Delivery, now: f64) -> Option<Change> {
-        // The broker retains each beat a second time.
-        let place = match topic.strip_suffix("/last") {
-            Some(place) => format!("{place}/status"),
-            None => topic.to_owned(),
-        };
-        if delivery.payload.len() > MAX_PAYLOAD || place.len() > MAX_TOPIC {
-            return None;
-        }
-        let attributes = attributes(&delivery.payload, MAX_PAYLOAD).ok()?;
-        let is_beat = attributes.contains_key("date") && attributes.contains_key("time");
-        let ts = beat_time(&attributes).filter(|_| is_beat)?;
-        if self.beacons.len() >= MAX_BEACONS && !self.beacons.contains_key(&place) {
-            self.truncated = true;
-            return None;
-        }
-        let is_fresh = is_fresh(ts, now);
-        let change = json!({ "topic": printable(&place, MAX_TOPIC), "ts": ts, "fresh": is_fresh });
-        self.beacons.insert(place, Beacon { ts, is_fresh });
-        Some(("beacon", change))
-    }
-
     /// Returns what has changed by `now` because nothing came.
     pub fn tick(&mut self, now: f64) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for (topic, beacon) in &mut self.beacons {
-            let is_fresh = is_fresh(beacon.ts, now);
-            if is_fresh != beacon.is_fresh {
-                beacon.is_fresh = is_fresh;
-                let topic = printable(topic, MAX_TOPIC);
-                changes.push((
-                    "beacon",
-                    json!({ "topic": topic, "ts": beacon.ts, "fresh": is_fresh }),
-                ));
-            }
-        }
-        for (name, node) in &mut self.nodes {
-            let verdict = node.presence.verdict(seconds(now)).name();
-            if verdict != node.verdict {
-                node.verdict = verdict;
-                changes.push(("node", node_json(name, node, now)));
-            }
+        let mut changes = self.hosts.tick(now);
+        if self.forgotten.is_some_and(|at| at <= now) {
+            self.forgotten = None;
+            changes.extend(self.forget());
         }
         changes
     }
@@ -337,13 +310,20 @@ impl Page {
     /// Returns the runs of a pipeline that were heard, newest first.
     #[must_use]
     pub fn runs(&self, who: &str, limit: usize) -> Option<Vec<Value>> {
-        self.heard.get(who).map(|heard| heard.runs(limit))
+        let last = self.retained_last(who);
+        self.heard.get(who).map(|heard| heard.runs(last, limit))
     }
 
     /// Returns the statuses of a pipeline that were heard, newest first.
     #[must_use]
     pub fn statuses(&self, who: &str, limit: usize) -> Option<Vec<Value>> {
-        self.heard.get(who).map(|heard| heard.statuses(limit))
+        let last = self.retained_last(who);
+        self.heard.get(who).map(|heard| heard.statuses(last, limit))
+    }
+
+    /// Returns the last end of a pipeline as the broker retains it.
+    fn retained_last(&self, who: &str) -> Option<Value> {
+        self.network.pipeline(who).and_then(last_json)
     }
 
     fn pipeline_json(&self, who: &str) -> Option<Value> {
@@ -361,13 +341,6 @@ impl Page {
             .pipelines()
             .filter_map(|seen| Some(pipeline_json(seen, self.heard.get(&seen.who)?)))
             .collect();
-        let beacons = self.beacons.iter().map(|(topic, beacon)| {
-            json!({ "topic": printable(topic, MAX_TOPIC), "ts": beacon.ts, "fresh": beacon.is_fresh })
-        });
-        let nodes = self
-            .nodes
-            .iter()
-            .map(|(name, node)| node_json(name, node, now));
         let edges = self
             .network
             .graph(&self.root)
@@ -375,11 +348,11 @@ impl Page {
         json!({
             "root": self.root,
             "pipelines": pipelines,
-            "beacons": beacons.collect::<Vec<_>>(),
-            "nodes": nodes.collect::<Vec<_>>(),
+            "beacons": self.hosts.beacons(),
+            "nodes": self.hosts.nodes(now),
             "refused": self.refused.iter().map(Refused::json).collect::<Vec<_>>(),
             "edges": edges,
-            "truncated": self.truncated,
+            "truncated": self.truncated || self.hosts.truncated,
         })
     }
 }
@@ -404,23 +377,22 @@ pub fn message(delivery: &Delivery, now: f64) -> Change {
     )
 }
 
-#[allow(clippy::cast_possible_truncation)] // a time
-const fn seconds(now: f64) -> i64 {
-    now as i64
-}
-
-fn is_fresh(ts: i64, now: f64) -> bool {
-    seconds(now).saturating_sub(ts) < MAX_BEAT
-}
-
-fn node_json(name: &str, node: &Node, now: f64) -> Value {
-    let age = seconds(now).saturating_sub(node.presence.ts).max(0);
-    json!({
-        "node": printable(name, MAX_TEXT),
-        "state": node.verdict,
-        "age": age,
-        "host": printable(&node.presence.host, MAX_TEXT),
-    })
+/// Returns the last end of a pipeline as the broker retains it.
+fn last_json(seen: &Seen) -> Option<Value> {
+    let last = seen.last.as_ref()?;
+    let text = |text: &str| printable(text, MAX_TEXT);
+    let field = |key: &str| last.get(key).and_then(Value::as_str).map(text);
+    let status = match seen.last_canceled {
+        true => Some(property::CANCELED.to_owned()),
+        false => field("status"),
+    };
+    Some(json!({
+        "status": status,
+        "return_code": last.get("return_code").and_then(Value::as_i64),
+        "ts": last.get("ts").and_then(Value::as_i64),
+        "time_elapsed": field("time_elapsed"),
+        "reason": seen.last_reason.as_deref().map(text),
+    }))
 }
 
 fn pipeline_json(seen: &Seen, heard: &Heard) -> Value {
@@ -435,20 +407,11 @@ fn pipeline_json(seen: &Seen, heard: &Heard) -> Value {
             .map(|topic| text(topic));
         json!({ "name": text(&trigger.name), "topics": topics.collect::<Vec<_>>() })
     });
-    let last = seen.last.as_ref().map(|last| {
-        let field = |key: &str| last.get(key).and_then(Value::as_str).map(text);
-        let status = match seen.last_canceled {
-            true => Some(property::CANCELED.to_owned()),
-            false => field("status"),
-        };
-        json!({
-            "status": status,
-            "return_code": last.get("return_code").and_then(Value::as_i64),
-            "ts": last.get("ts").and_then(Value::as_i64),
-            "time_elapsed": field("time_elapsed"),
-            "reason": field("reason"),
-        })
-    });
+    // A retained end comes after its status, and may come much later.
+    let last = match heard.is_ahead() {
+        true => heard.last_json(),
+        false => last_json(seen).map(|last| heard.explained(last)),
+    };
     json!({
         "who": seen.who,
         "host": text(&seen.host),
@@ -458,7 +421,7 @@ fn pipeline_json(seen: &Seen, heard: &Heard) -> Value {
         "until": seen.until,
         "running": heard.running(),
         "waiting": heard.waiting(),
-        "last": last.or_else(|| heard.last_json()),
+        "last": last,
         "triggers": triggers.collect::<Vec<_>>(),
         "local": heard.is_local(),
     })
@@ -468,6 +431,7 @@ fn pipeline_json(seen: &Seen, heard: &Heard) -> Value {
 mod tests {
     use super::*;
     use crate::model::message::Properties;
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn delivery(topic: &str, payload: &str, cause: &str) -> Delivery {
@@ -540,6 +504,176 @@ mod tests {
     }
 
     #[test]
+    fn the_last_end_says_why_it_was_started() {
+        let mut page = Page::new("lab");
+        let topic = format!("{PLACE}/seq/last");
+        let last = |page: &mut Page, payload: &str| {
+            let changes = page.take(&delivery(&topic, payload, ""), 9.0);
+            changes[0].1["last"].clone()
+        };
+        let end = r#"{"status":"failed","return_code":3,"time_elapsed":"0:00:02","ts":7}"#;
+        let told = last(
+            &mut page,
+            &format!(r#"{{"last":{end},"reason":"a finished"}}"#),
+        );
+        assert_eq!(told["reason"], "a finished");
+        // Before anything is heard, it is all that is known.
+        let runs = page.runs("seq", 10).expect("runs");
+        assert_eq!(
+            (&runs[0]["state"], &runs[0]["code"]),
+            (&json!("failed"), &json!(3))
+        );
+        assert_eq!(
+            (&runs[0]["started"], &runs[0]["ended"]),
+            (&json!(5.0), &json!(7.0))
+        );
+        assert_eq!(page.statuses("seq", 10).expect("statuses"), [told]);
+        // A later status is newer than what is retained, until that comes.
+        status(
+            &mut page,
+            r#"{"status":"started","reason":"b finished","ts":8}"#,
+            "E1",
+            8.0,
+        );
+        let end = r#"{"status":"finished","return_code":0,"time_elapsed":"0:00:01","ts":9}"#;
+        let pipeline = status(&mut page, end, "E1", 9.0);
+        let want = json!({
+            "status": "finished", "return_code": 0, "ts": 9, "time_elapsed": "0:00:01",
+            "reason": "b finished",
+        });
+        assert_eq!(pipeline["last"], want);
+        // An earlier client does not say why: that was heard.
+        assert_eq!(last(&mut page, &format!(r#"{{"last":{end}}}"#)), want);
+        let runs = page.runs("seq", 10).expect("runs");
+        assert_eq!(runs.len(), 1, "the retained end was heard: {runs:?}");
+        let later = r#"{"last":{"status":"finished","return_code":0,"ts":99}}"#;
+        assert_eq!(last(&mut page, later)["reason"], Value::Null);
+        assert_eq!(page.runs("seq", 10).expect("runs").len(), 2);
+    }
+
+    #[test]
+    fn short_runs_of_a_local_pipeline_are_seen() {
+        let mut page = Page::new("lab");
+        let start = r#"{"status":"started","reason":"a finished","ts":5}"#;
+        let end = r#"{"status":"finished","return_code":0,"time_elapsed":"0:00:00","ts":5}"#;
+        status(&mut page, start, "E0", 4.0);
+        let known = |event: &str| Run {
+            unit: format!("U{event}"),
+            event: event.to_owned(),
+            ..Run::default()
+        };
+        let running = |pipeline: &Value| -> Vec<String> {
+            let runs = pipeline["running"].as_array().expect("runs").iter();
+            runs.map(|run| run["unit"].as_str().expect("unit").to_owned())
+                .collect()
+        };
+        let pipeline = page.local("seq", vec![known("E0")], 0).expect("change").1;
+        assert_eq!(running(&pipeline), ["UE0"]);
+        // The ledger is read some time after the status, or before it.
+        assert_eq!(running(&status(&mut page, start, "E1", 5.0)), ["UE0", ""]);
+        assert_eq!(running(&status(&mut page, start, "E0", 5.0)), ["UE0", ""]);
+        let pipeline = status(&mut page, end, "E1", 5.0);
+        assert_eq!(running(&pipeline), ["UE0"]);
+        assert_eq!(pipeline["last"]["reason"], "a finished");
+        // The ledger knew that this one had ended.
+        assert_eq!(running(&status(&mut page, end, "E2", 5.0)), ["UE0"]);
+    }
+
+    #[test]
+    fn what_the_broker_does_not_tell_again_is_gone() {
+        let mut page = Page::new("lab");
+        let retained = |topic: &str, payload: &str| Delivery {
+            retained: true,
+            ..delivery(topic, payload, "")
+        };
+        let online = r#"{"state":"online","host":"h"}"#;
+        let place = |who: &str| format!("{PLACE}/{who}/presence");
+        let node =
+            |name: &str| format!(r#"{{"node":"{name}","state":"online","ts":1,"host":"h"}}"#);
+        let beat = r#"{"date":"19700101","status":"finished","time":"000010"}"#;
+        page.connected();
+        for who in ["a", "b"] {
+            page.take(&retained(&place(who), online), 1.0);
+            let topic = format!("lab/infrastructure/nodes/{who}/presence");
+            page.take(&retained(&topic, &node(who)), 1.0);
+            page.take(&retained(&format!("lab/{who}/beacon/last"), beat), 1.0);
+        }
+        // These were never retained.
+        status(&mut page, r#"{"status":"started"}"#, "E", 1.0);
+        page.take(&delivery("lab/live/beacon/status", beat, ""), 1.0);
+        assert_eq!(page.settled(1.0), None, "nothing was told before");
+        let names = |page: &Page| -> Vec<String> {
+            let all = page.json(1.0);
+            let list = |key: &str, name: &str| -> Vec<String> {
+                let each = all[key].as_array().expect("list").iter();
+                each.map(|each| each[name].as_str().expect("text").to_owned())
+                    .collect()
+            };
+            [
+                list("pipelines", "who"),
+                list("nodes", "node"),
+                list("beacons", "topic"),
+            ]
+            .concat()
+        };
+        let before = names(&page);
+        assert_eq!(before.len(), 3 + 2 + 3, "{before:?}");
+        page.disconnected();
+        page.connected();
+        page.take(&retained(&place("a"), online), 2.0);
+        page.take(
+            &retained("lab/infrastructure/nodes/a/presence", &node("a")),
+            2.0,
+        );
+        page.take(&retained("lab/a/beacon/last", beat), 2.0);
+        assert_eq!(page.settled(2.0), Some(GRACE));
+        assert_eq!(page.tick(2.0 + GRACE - 1.0), []);
+        let version = page.version();
+        let gone = page.tick(2.0 + GRACE);
+        let want = [
+            ("gone", json!({"who": "b"})),
+            ("node", json!({"node": "b", "state": "gone"})),
+            (
+                "beacon",
+                json!({"topic": "lab/b/beacon/status", "state": "gone"}),
+            ),
+        ];
+        assert_eq!(gone, want);
+        assert_ne!(page.version(), version, "the graph has changed");
+        let left = [
+            "a",
+            "seq",
+            "a",
+            "lab/a/beacon/status",
+            "lab/live/beacon/status",
+        ];
+        assert_eq!(names(&page), left);
+        // A connection that ends tells nothing.
+        page.connected();
+        assert_eq!(page.settled(20.0), Some(GRACE));
+        page.disconnected();
+        assert_eq!(page.tick(99.0), []);
+        // What comes again in time stays.
+        page.connected();
+        assert_eq!(page.settled(100.0), Some(GRACE));
+        page.take(&delivery(&place("a"), online, ""), 101.0);
+        page.tick(100.0 + GRACE);
+        assert!(names(&page).contains(&"a".to_owned()));
+    }
+
+    #[test]
+    fn a_broker_that_tells_nothing_retained_forgets_nothing() {
+        let mut page = Page::new("lab");
+        page.connected();
+        let topic = format!("{PLACE}/a/presence");
+        page.take(&delivery(&topic, r#"{"state":"online"}"#, ""), 1.0);
+        page.connected();
+        assert_eq!(page.settled(2.0), None);
+        assert_eq!(page.tick(99.0), []);
+        assert_eq!(page.json(99.0)["pipelines"][0]["who"], "a");
+    }
+
+    #[test]
     fn silence_is_a_change() {
         let mut page = Page::new("lab");
         let beat = r#"{"date":"19700101","status":"finished","time":"000010"}"#;
@@ -551,6 +685,8 @@ mod tests {
         assert_eq!(page.tick(900.0), []);
         assert_eq!(page.tick(910.0)[0].1["fresh"], false);
         assert_eq!(page.tick(920.0), []);
+        let changes = page.take(&delivery("lab/test/beacon/last", "", ""), 921.0);
+        assert_eq!(changes[0].1["state"], "gone");
     }
 
     #[test]

@@ -265,7 +265,8 @@ async fn gateway(options: &Options) -> Result<()> {
                 }
                 if let Some(hub) = &hub {
                     match &event {
-                        Event::Online | Event::Offline => hub.broker(),
+                        Event::Online => drop(session.publish(hub.connected())),
+                        Event::Offline => hub.disconnected(),
                         Event::Received(received) => hub.take(&received.delivery),
                         _ => {}
                     }

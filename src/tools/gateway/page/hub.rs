@@ -13,11 +13,12 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::drawing::svg;
-use crate::model::json;
-use crate::model::message::Delivery;
+use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::page::{Change, Page, Refused, message};
 use crate::model::topic::{Filter, check_who};
+use crate::model::{json, marker};
 use crate::net::http::{Response, event};
+use crate::net::retained_end::{RetainedEnd, SILENCE};
 use crate::os::host;
 use crate::tools::gateway::blocking::Threads;
 use crate::tools::gateway::page::ledger;
@@ -60,6 +61,8 @@ pub struct Hub {
     link: Arc<Link>,
     scope: Scope,
     host: String,
+    /// Topic of the marker behind what the broker retains.
+    marker: String,
     control: bool,
     reads: Threads,
     drawing: Mutex<Option<(u64, Bytes)>>,
@@ -78,9 +81,20 @@ struct Later {
     /// When new edges and local pipelines are told, if there are any.
     gathered: Option<Instant>,
     next_look: Option<Instant>,
+    /// The end of what the broker retains; `None` after it, or without a connection.
+    end: Option<RetainedEnd>,
 }
 
 impl Later {
+    /// Notes that the broker has told everything that it retains.
+    fn settle(&mut self, page: &mut Page) {
+        self.end = None;
+        if let Some(seconds) = page.settled(now()) {
+            let look = Instant::now() + Duration::from_secs_f64(seconds);
+            self.next_look = Some(self.next_look.map_or(look, |next| next.min(look)));
+        }
+    }
+
     /// Sets when what there is will be told, unless that is set.
     fn gather(&mut self) {
         if self.has_new_edges || !self.local.is_empty() {
@@ -112,6 +126,7 @@ impl Hub {
             link,
             scope,
             host: host::hostname(),
+            marker: marker::topic(root, &host::new_id()),
             control,
             reads: Threads::new(MAX_READS),
             drawing: Mutex::default(),
@@ -155,8 +170,26 @@ impl Hub {
         }
         // Readers that begin now see all of it or nothing.
         let mut page = lock(&self.page);
-        let changes = page.take(delivery, now);
         let mut later = lock(&self.later);
+        if delivery.topic == self.marker.as_bytes() {
+            let has_all = |end: &mut RetainedEnd| end.marker(Instant::now());
+            if later.end.as_mut().is_some_and(has_all) {
+                later.settle(&mut page);
+            }
+            return;
+        }
+        if let Some(end) = later.end.as_mut().filter(|_| delivery.retained) {
+            end.message(Instant::now());
+        }
+        let changes = page.take(delivery, now);
+        self.tell(&page, &mut later, changes);
+        if self.events.receiver_count() > 0 && !marker::is_marker(&delivery.topic) {
+            self.emit(message(delivery, now));
+        }
+    }
+
+    /// Tells changes of the page, and notes what follows from them.
+    fn tell(&self, page: &Page, later: &mut Later, changes: Vec<Change>) {
         later.has_new_edges |= page.version() != later.told;
         later.told = page.version();
         for change in changes {
@@ -169,16 +202,31 @@ impl Hub {
             self.emit(change);
         }
         later.gather();
-        if self.events.receiver_count() > 0 {
-            self.emit(message(delivery, now));
+    }
+
+    /// Takes it that the broker is connected. Returns the message that will come back behind all that it
+    /// retains.
+    #[must_use]
+    pub fn connected(&self) -> Message {
+        let mut page = lock(&self.page);
+        page.connected();
+        lock(&self.later).end = Some(RetainedEnd::new(Instant::now(), SILENCE));
+        self.emit(("broker", self.broker_json()));
+        Message {
+            topic: self.marker.clone(),
+            payload: Bytes::new(),
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: Properties::default(),
         }
     }
 
-    /// Tells that the connection to the broker has come or gone.
-    pub fn broker(&self) {
-        let page = lock(&self.page);
+    /// Takes it that the broker is away.
+    pub fn disconnected(&self) {
+        let mut page = lock(&self.page);
+        page.disconnected();
+        lock(&self.later).end = None;
         self.emit(("broker", self.broker_json()));
-        drop(page);
     }
 
     fn broker_json(&self) -> Value {
@@ -206,7 +254,9 @@ impl Hub {
     pub fn due(&self) -> Instant {
         let mut later = lock(&self.later);
         let look = *later.next_look.get_or_insert_with(|| Instant::now() + LOOK);
-        later.gathered.map_or(look, |gathered| look.min(gathered))
+        let gathered = later.gathered.unwrap_or(look);
+        let end = later.end.map_or(look, |end| end.at());
+        look.min(gathered).min(end)
     }
 
     /// Tells what was gathered, and looks for what has become silent.
@@ -216,11 +266,13 @@ impl Hub {
         if std::mem::take(&mut later.has_new_edges) {
             self.emit(("edges", json!({})));
         }
+        if later.end.is_some_and(|end| end.at() <= Instant::now()) {
+            later.settle(&mut page);
+        }
         if later.next_look.is_some_and(|at| at <= Instant::now()) {
             later.next_look = None;
-            for change in page.tick(now()) {
-                self.emit(change);
-            }
+            let changes = page.tick(now());
+            self.tell(&page, &mut later, changes);
         }
         for _ in 0..MAX_LOCAL {
             let Some(who) = later.local.pop_first() else {
@@ -363,10 +415,16 @@ impl Hub {
         Some(("heard", runs))
     }
 
-    /// Returns the last statuses of a pipeline; `None` if it is unknown.
-    #[must_use]
-    pub fn statuses(&self, who: &str, limit: usize) -> Option<Vec<Value>> {
-        lock(&self.page).statuses(who, limit)
+    /// Returns the last statuses of a pipeline, and where they are from; `None` if it is unknown.
+    pub async fn statuses(&self, who: &str, limit: usize) -> Option<(&'static str, Vec<Value>)> {
+        if let Some(pipeline) = self.pipeline(who) {
+            let read = move || ledger::statuses(&pipeline, limit);
+            if let Ok(statuses) = self.reads.run(read).await {
+                return Some(("ledger", statuses));
+            }
+        }
+        let statuses = lock(&self.page).statuses(who, limit)?;
+        Some(("heard", statuses))
     }
 
     /// Returns what will be answered on `topic`; `None` if too many others wait.

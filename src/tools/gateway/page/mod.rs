@@ -121,13 +121,15 @@ async fn listed(
         }
     };
     let none = || Response::error(404, "there is no such pipeline");
-    if are_runs {
-        let (source, runs) = hub.runs(who, limit).await.ok_or_else(none)?;
-        let body = json!({ "who": who, "source": source, "runs": runs });
-        return Ok(Response::json(200, &body));
-    }
-    let statuses = hub.statuses(who, limit).ok_or_else(none)?;
-    Ok(Response::json(200, &json!({ "statuses": statuses })))
+    let (name, found) = match are_runs {
+        true => ("runs", hub.runs(who, limit).await),
+        false => ("statuses", hub.statuses(who, limit).await),
+    };
+    let (source, list) = found.ok_or_else(none)?;
+    Ok(Response::json(
+        200,
+        &json!({ "who": who, "source": source, name: list }),
+    ))
 }
 
 #[cfg(test)]

@@ -436,7 +436,8 @@ const HANDLERS = {
   },
   beacon(value) {
     if (typeof value.topic !== 'string') return;
-    network.beacons.set(value.topic, value);
+    if (value.state === 'gone') network.beacons.delete(value.topic);
+    else network.beacons.set(value.topic, value);
     paint('nodes');
   },
   node(value) {
@@ -1009,9 +1010,21 @@ function refreshSoon() {
 /** Shows the newest run, as long as a person has chosen none and reads no older one. */
 function followRuns() {
   const shown = view.runs.find((run) => run.unit === output.unit);
-  if (!shown) return view.runs.length ? showUnit(view.runs[0].unit) : undefined;
-  const newest = view.runs.find((run) => run.state === 'running');
+  const known = view.runs.filter((run) => run.unit);
+  if (!shown) return known.length ? showUnit(known[0].unit) : undefined;
+  const newest = known.find((run) => run.state === 'running');
   if (newest && shown.state !== 'running' && output.follow) showUnit(newest.unit);
+}
+
+/** Gives each run a key: its unit, otherwise its times. Of equal ones the oldest has the number one. */
+function keyed(runs) {
+  const seen = new Map();
+  return runs.toReversed().map((run) => {
+    if (run.unit) return { ...run, key: run.unit };
+    const times = `${run.started} ${run.ended}`;
+    seen.set(times, (seen.get(times) ?? 0) + 1);
+    return { ...run, key: `heard ${times} ${seen.get(times)}` };
+  }).reverse();
 }
 
 /** Fetches runs and statuses of the shown pipeline. */
@@ -1024,13 +1037,17 @@ async function refresh() {
   const [runs, statuses] = await Promise.allSettled([load(`runs?limit=${MAX_RUNS}`), load(`statuses?limit=${MAX_RUNS}`)]);
   if (turn !== view.turn || who !== route.who) return;
   if (runs.status === 'fulfilled') {
-    view.runs = array(runs.value.runs).filter((run) => typeof run?.unit === 'string' && run.unit !== '').slice(0, MAX_RUNS);
+    view.runs = keyed(array(runs.value.runs).filter((run) => typeof run?.unit === 'string').slice(0, MAX_RUNS));
     view.source = runs.value.source;
-    put($('runs-note'), view.source === 'heard' ? 'as heard since the gateway was started' : '');
+    const host = line(network.pipelines.get(who)?.host, 60) || 'another host';
+    put($('runs-note'), view.source === 'heard' ? `as heard since the gateway was started; ids and output are on ${host}` : '');
   } else {
     put($('runs-note'), `not read: ${runs.reason.message}`);
   }
-  if (statuses.status === 'fulfilled') view.statuses = array(statuses.value.statuses).filter((s) => s && typeof s === 'object').slice(0, MAX_RUNS);
+  if (statuses.status === 'fulfilled') {
+    view.statuses = array(statuses.value.statuses).filter((s) => s && typeof s === 'object').slice(0, MAX_RUNS);
+    put($('statuses-note'), statuses.value.source === 'heard' ? 'as heard since the gateway was started' : '');
+  }
   if (!route.unit) followRuns();
   paint('runs');
   paint('unit');
@@ -1113,8 +1130,8 @@ function taken(run) {
 
 function paintRuns() {
   paintChart();
-  sync($('runs').tBodies[0], view.runs, (run) => run.unit, (run) => {
-    const link = el('a', { class: 'unit', href: at(route.who, run.unit) }, visible(run.unit));
+  sync($('runs').tBodies[0], view.runs, (run) => run.key, (run) => {
+    const link = run.unit ? el('a', { class: 'unit', href: at(route.who, run.unit) }, visible(run.unit)) : el('span', { class: 'note' }, 'not here');
     return el('tr', {}, el('th', { scope: 'row' }, link), el('td', {}, badge('unknown')), el('td'), el('td', { class: 'num' }), el('td', { class: 'num' }), el('td', { class: 'reason' }));
   }, (row, run) => {
     const state = runState(run.state);
@@ -1124,7 +1141,7 @@ function paintRuns() {
     put(took, run.state === 'running' ? counted(taken(run)) : span(taken(run)));
     put(code, isNumber(run.code) ? String(run.code) : '');
     put(reason, line(run.reason, 200) + (run.attempt > 1 ? ` (attempt ${run.attempt})` : ''));
-    const isOpen = run.unit === output.unit;
+    const isOpen = run.unit !== '' && run.unit === output.unit;
     dress(row, `${isOpen ? 'is-open' : ''}${state === 'running' ? ' is-running' : ''}`.trim());
     if (isOpen) row.setAttribute('aria-current', 'true');
     else row.removeAttribute('aria-current');
@@ -1176,8 +1193,8 @@ function paintChart() {
     const x = width - right - step * (runs.length - i);
     const gap = step > 4 ? Math.min(3, step * 0.25) : 0.5;
     const tall = Math.max(3, (height * Math.min(times[i], full)) / full);
-    const bar = shape('g', { class: `bar-run s-${state}${run.unit === output.unit ? ' is-open' : ''}` });
-    bar.append(shape('title', {}, `${line(run.unit, 40)}: ${state}, ${clock(run.started)}, ${span(times[i])}`));
+    const bar = shape('g', { class: `bar-run s-${state}${run.unit && run.unit === output.unit ? ' is-open' : ''}${run.unit ? ' has-unit' : ''}` });
+    bar.append(shape('title', {}, `${run.unit ? `${line(run.unit, 40)}: ` : ''}${state}, ${clock(run.started)}, ${span(times[i])}`));
     bar.append(shape('rect', { class: 'hit', x, y: top, width: step, height: height + 12 }));
     bar.append(shape('rect', { class: 'fill', x: x + gap / 2, y: top + height - tall, width: Math.max(1, step - gap), height: tall, rx: Math.min(2, step / 4) }));
     if (times[i] > full) bar.append(shape('rect', { class: 'cut', x, y: top + 9, width: step, height: 3 }));
@@ -1186,7 +1203,7 @@ function paintChart() {
     // A sign beside the colour: a wedge for failed, a dash for canceled.
     if (state === 'failed') bar.append(shape('path', { class: 'sign', d: `M${middle - reach} ${low + 6}L${middle} ${low}L${middle + reach} ${low + 6}Z` }));
     if (state === 'canceled') bar.append(shape('rect', { class: 'sign', x: middle - reach, y: low + 2, width: 2 * reach, height: 2 }));
-    bar.addEventListener('click', () => { location.hash = at(route.who, run.unit); });
+    if (run.unit) bar.addEventListener('click', () => { location.hash = at(route.who, run.unit); });
     svg.append(bar);
   });
   const oldest = runs.find((run) => isNumber(run.started));

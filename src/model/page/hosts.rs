@@ -1,0 +1,196 @@
+//! Beacons and nodes: fresh or silent.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::model::check::beat_time;
+use crate::model::event::attributes;
+use crate::model::facts::presence::Presence;
+use crate::model::page::Change;
+use crate::model::text::printable;
+
+/// Maximum number of beacons and of nodes.
+const MAX_BEACONS: usize = 1_000;
+const MAX_NODES: usize = 10_000;
+
+/// Maximum size of a beat and of a presence, bytes, and number of characters of a topic and of a name.
+const MAX_BEAT: usize = 2 * 1024;
+const MAX_PRESENCE: usize = 64 * 1024;
+const MAX_TOPIC: usize = 512;
+const MAX_TEXT: usize = 300;
+
+/// Age from which a beacon is silent, seconds: three times its usual interval.
+const MAX_AGE: i64 = 900;
+
+#[derive(Debug)]
+struct Node {
+    presence: Presence,
+    verdict: &'static str,
+    round: u64,
+}
+
+#[derive(Debug)]
+struct Beacon {
+    ts: i64,
+    is_fresh: bool,
+    /// Number of the connection on which the broker told its retained beat last, if it ever did.
+    round: Option<u64>,
+}
+
+/// What was heard of beacons and nodes.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    beacons: BTreeMap<String, Beacon>,
+    nodes: BTreeMap<String, Node>,
+    /// Whether there are more than are kept.
+    pub truncated: bool,
+}
+
+impl Hosts {
+    /// Takes the presence of a node on connection `round`.
+    pub fn node(&mut self, name: &str, payload: &Bytes, now: f64, round: u64) -> Option<Change> {
+        if payload.is_empty() {
+            self.nodes.remove(name);
+            return Some(node_gone(name));
+        }
+        let presence = (payload.len() <= MAX_PRESENCE)
+            .then(|| Presence::parse(payload))
+            .flatten();
+        let presence = presence.filter(|presence| presence.node == name)?;
+        if self.nodes.len() >= MAX_NODES && !self.nodes.contains_key(name) {
+            self.truncated = true;
+            return None;
+        }
+        let verdict = presence.verdict(seconds(now)).name();
+        let node = Node {
+            presence,
+            verdict,
+            round,
+        };
+        let change = ("node", node_json(name, &node, now));
+        self.nodes.insert(name.to_owned(), node);
+        Some(change)
+    }
+
+    /// Takes a message that may be the beat of a beacon, on connection `round`.
+    pub fn beacon(&mut self, topic: &str, payload: &Bytes, now: f64, round: u64) -> Option<Change> {
+        // The broker retains each beat a second time.
+        let (place, is_kept) = match topic.strip_suffix("/last") {
+            Some(place) => (format!("{place}/status"), true),
+            None => (topic.to_owned(), false),
+        };
+        if payload.is_empty() && is_kept {
+            return self.beacons.remove(&place).map(|_| beacon_gone(&place));
+        }
+        if payload.len() > MAX_BEAT || place.len() > MAX_TOPIC {
+            return None;
+        }
+        let attributes = attributes(payload, MAX_BEAT).ok()?;
+        let is_beat = attributes.contains_key("date") && attributes.contains_key("time");
+        let ts = beat_time(&attributes).filter(|_| is_beat)?;
+        let known = self.beacons.get(&place);
+        if self.beacons.len() >= MAX_BEACONS && known.is_none() {
+            self.truncated = true;
+            return None;
+        }
+        let beacon = Beacon {
+            ts,
+            is_fresh: is_fresh(ts, now),
+            round: match is_kept {
+                true => Some(round),
+                false => known.and_then(|known| known.round).map(|_| round),
+            },
+        };
+        let change = ("beacon", beacon_json(&place, &beacon));
+        self.beacons.insert(place, beacon);
+        Some(change)
+    }
+
+    /// Returns what has changed by `now` because nothing came.
+    pub fn tick(&mut self, now: f64) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (topic, beacon) in &mut self.beacons {
+            let is_fresh = is_fresh(beacon.ts, now);
+            if is_fresh != beacon.is_fresh {
+                beacon.is_fresh = is_fresh;
+                changes.push(("beacon", beacon_json(topic, beacon)));
+            }
+        }
+        for (name, node) in &mut self.nodes {
+            let verdict = node.presence.verdict(seconds(now)).name();
+            if verdict != node.verdict {
+                node.verdict = verdict;
+                changes.push(("node", node_json(name, node, now)));
+            }
+        }
+        changes
+    }
+
+    /// Drops what the broker has not told on connection `round`.
+    pub fn forget(&mut self, round: u64) -> Vec<Change> {
+        let mut changes = Vec::new();
+        self.nodes.retain(|name, node| {
+            let stays = node.round >= round;
+            if !stays {
+                changes.push(node_gone(name));
+            }
+            stays
+        });
+        self.beacons.retain(|topic, beacon| {
+            let stays = beacon.round.is_none_or(|told| told >= round);
+            if !stays {
+                changes.push(beacon_gone(topic));
+            }
+            stays
+        });
+        changes
+    }
+
+    /// Returns all beacons.
+    pub fn beacons(&self) -> Vec<Value> {
+        let beacons = self.beacons.iter();
+        beacons.map(|(topic, b)| beacon_json(topic, b)).collect()
+    }
+
+    /// Returns all nodes.
+    pub fn nodes(&self, now: f64) -> Vec<Value> {
+        let nodes = self.nodes.iter();
+        nodes.map(|(name, n)| node_json(name, n, now)).collect()
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // a time
+const fn seconds(now: f64) -> i64 {
+    now as i64
+}
+
+fn is_fresh(ts: i64, now: f64) -> bool {
+    seconds(now).saturating_sub(ts) < MAX_AGE
+}
+
+fn beacon_json(topic: &str, beacon: &Beacon) -> Value {
+    let topic = printable(topic, MAX_TOPIC);
+    json!({ "topic": topic, "ts": beacon.ts, "fresh": beacon.is_fresh })
+}
+
+fn beacon_gone(topic: &str) -> Change {
+    let topic = printable(topic, MAX_TOPIC);
+    ("beacon", json!({ "topic": topic, "state": "gone" }))
+}
+
+fn node_json(name: &str, node: &Node, now: f64) -> Value {
+    let age = seconds(now).saturating_sub(node.presence.ts).max(0);
+    json!({
+        "node": printable(name, MAX_TEXT),
+        "state": node.verdict,
+        "age": age,
+        "host": printable(&node.presence.host, MAX_TEXT),
+    })
+}
+
+fn node_gone(name: &str) -> Change {
+    let name = printable(name, MAX_TEXT);
+    ("node", json!({ "node": name, "state": "gone" }))
+}
