@@ -1,6 +1,9 @@
 //! `tael gateway`: the page, and what it is told.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -326,6 +329,51 @@ fn a_thousand_pipelines_are_told_soon() {
             .matches("data-who=")
             .count(),
         1_000
+    );
+    gateway.process.stop();
+}
+
+#[test]
+fn two_hundred_readers_come_at_once_and_all_are_served() {
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    // Twice: the second time as browsers that load the page again.
+    for _ in 0..2 {
+        let barrier = Barrier::new(200);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..200)
+                .map(|_| {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        // A browser keeps the connection of the files open.
+                        let mut files = gateway.connect();
+                        let get = "GET /page.css HTTP/1.1\r\nHost: localhost\r\n\r\n";
+                        files.write_all(get.as_bytes()).expect("request");
+                        let mut start = [0; 15];
+                        files.read_exact(&mut start).expect("answer");
+                        assert_eq!(&start, b"HTTP/1.1 200 OK");
+                        let mut events = Events::open(&gateway, "/api/stream", &[]);
+                        assert_eq!(events.next().expect("event").0, "network");
+                        (files, events)
+                    })
+                })
+                .collect();
+            let mut readers: Vec<_> = readers
+                .into_iter()
+                .map(|reader| reader.join().expect("reader"))
+                .collect();
+            gateway.post("/t/lab/x", &[], r#"{"x":1}"#).id();
+            for (_, events) in &mut readers {
+                wait(events, |name, data| {
+                    name == "message" && data["topic"] == "lab/x"
+                });
+            }
+        });
+    }
+    let metrics = gateway.get("/metrics").body;
+    assert!(
+        metrics.contains("\ntael_gateway_connections_refused_total 0\n"),
+        "{metrics}"
     );
     gateway.process.stop();
 }

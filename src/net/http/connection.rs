@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderValue};
@@ -12,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::net::http::body::{self, Outgoing};
@@ -39,7 +40,9 @@ pub(super) async fn run<S: Service>(
 ) {
     let seat = Arc::new(seat);
     let stopped = stop.clone();
+    let has_begun = AtomicBool::new(false);
     let each = service_fn(|request: Request<Incoming>| {
+        has_begun.store(true, Ordering::Relaxed);
         let (service, seat, stop) = (Arc::clone(&service), Arc::clone(&seat), stopped.clone());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let mut response = respond(request, peer, &*service, times, &seat).await;
@@ -48,7 +51,7 @@ pub(super) async fn run<S: Service>(
             {
                 response = full;
             }
-            if seat.is_long() {
+            if seat.is_long() || seat.is_wanted() {
                 response = response.last();
             }
             service.answered(response.status);
@@ -64,9 +67,19 @@ pub(super) async fn run<S: Service>(
         .max_headers(MAX_FIELDS)
         .max_buf_size(BUFFER)
         .serve_connection(Patient::new(stream, times.stall, Arc::clone(&seat)), each);
+    let wanted = async {
+        seat.wanted().await;
+        if !has_begun.load(Ordering::Relaxed) {
+            // Its request may be on the way.
+            sleep(times.idle).await;
+            seat.wanted().await;
+        }
+    };
     let ended = tokio::select! {
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
         _ = stop.wait_for(|stop| *stop) => None,
+        // A request that has begun is answered.
+        () = wanted => None,
     };
     let ended = match ended {
         Some(ended) => ended,

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use crate::error::{Error, Result};
 use crate::net::http::seat::{Counts, Seat, Seats};
-use crate::net::http::{Address, MAX_CONNECTIONS, Service, Times, Tls, connection};
+use crate::net::http::{Address, MAX_CONNECTIONS, MAX_QUEUED, Service, Times, Tls, connection};
 use crate::os::socket;
 
 /// Mode of a Unix socket: users of our group may connect, such as a proxy.
@@ -129,7 +129,7 @@ pub async fn serve<S: Service>(
             tls: tls.clone(),
             stop: stop.clone(),
         };
-        tasks.push(tokio::spawn(door.open(listener)));
+        tasks.push(tokio::spawn(Arc::new(door).open(listener)));
     }
     for task in tasks {
         let _ = task.await;
@@ -149,7 +149,7 @@ struct Door<S> {
 }
 
 impl<S: Service> Door<S> {
-    async fn open(self, listener: Listener) {
+    async fn open(self: Arc<Self>, listener: Listener) {
         let mut stop = self.stop.clone();
         let mut warned: Option<Instant> = None;
         let mut warn_of = |what: std::fmt::Arguments<'_>| {
@@ -172,29 +172,55 @@ impl<S: Service> Door<S> {
                     continue;
                 }
             };
-            match self.seats.take() {
-                Some(seat) => match stream {
-                    Stream::Tcp(stream, peer) => match &self.tls {
-                        Some(tls) => {
-                            let tls = tls.borrow().clone();
-                            self.take_encrypted(&tls, stream, peer, seat);
-                        }
-                        None => self.take(stream, Some(peer), seat),
-                    },
-                    Stream::Unix(stream) => self.take(stream, None, seat),
-                },
-                None => {
-                    warn_of(format_args!(
-                        "{MAX_CONNECTIONS} HTTP connections are open: refusing more"
-                    ));
-                    match stream {
-                        // An answer would need a handshake first.
-                        Stream::Tcp(..) if self.tls.is_some() => self.service.answered(503),
-                        Stream::Tcp(stream, _) => self.refuse(stream),
-                        Stream::Unix(stream) => self.refuse(stream),
-                    }
-                }
+            if let Some(seat) = self.seats.take() {
+                self.admit(stream, seat);
+                continue;
             }
+            if let Some(queued) = self.seats.queue() {
+                let door = Arc::clone(&self);
+                let mut stop = self.stop.clone();
+                tokio::spawn(async move {
+                    let seat = tokio::select! {
+                        seat = queued.take(door.times.queue) => seat,
+                        _ = stop.wait_for(|stop| *stop) => None,
+                    };
+                    match seat {
+                        Some(seat) => door.admit(stream, seat),
+                        None => door.refuse(stream),
+                    }
+                });
+                continue;
+            }
+            warn_of(format_args!(
+                "{MAX_CONNECTIONS} HTTP connections are open, and {MAX_QUEUED} wait: refusing more"
+            ));
+            self.refuse(stream);
+        }
+    }
+
+    /// Serves a connection.
+    fn admit(&self, stream: Stream, seat: Seat) {
+        match stream {
+            Stream::Tcp(stream, peer) => match &self.tls {
+                Some(tls) => {
+                    let tls = tls.borrow().clone();
+                    self.take_encrypted(&tls, stream, peer, seat);
+                }
+                None => self.take(stream, Some(peer), seat),
+            },
+            Stream::Unix(stream) => self.take(stream, None, seat),
+        }
+    }
+
+    /// Turns away a connection that is one too many.
+    fn refuse(&self, stream: Stream) {
+        self.seats.refuse();
+        self.service.answered(503);
+        match stream {
+            // An answer would need a handshake first.
+            Stream::Tcp(..) if self.tls.is_some() => {}
+            Stream::Tcp(stream, _) => self.tell_full(stream),
+            Stream::Unix(stream) => self.tell_full(stream),
         }
     }
 
@@ -232,8 +258,7 @@ impl<S: Service> Door<S> {
     }
 
     /// Says that there are too many connections, without reading the request.
-    fn refuse(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        self.service.answered(503);
+    fn tell_full(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
             return;
         };

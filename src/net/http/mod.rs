@@ -26,9 +26,11 @@ pub use door::{Listener, serve};
 pub use seat::{Counts, Seat};
 pub use tls::{Identity, Tls};
 
-/// Maximum number of connections, without those with a long answer. Others are answered with 503, and
-/// closed.
+/// Maximum number of connections, without those with a long answer. Others wait.
 pub const MAX_CONNECTIONS: usize = 64;
+
+/// Maximum number of connections that wait for a place. Others are answered with 503, and closed.
+pub const MAX_QUEUED: usize = 256;
 
 /// Maximum number of connections with a long answer: streams, and requests that wait for an end. Others
 /// are answered with 503.
@@ -49,6 +51,10 @@ pub struct Times {
     /// Until the head of a request is there. It starts with the connection, or with the end of the
     /// answer before, so it limits idle connections too.
     pub head: Duration,
+    /// For which a connection waits for a place when there are too many; then it is answered with 503.
+    pub queue: Duration,
+    /// For which a connection may send nothing while others wait for its place.
+    pub idle: Duration,
     /// Until the body is there, from the end of the head; later is answered with 408.
     pub body: Duration,
     /// For which a client may read nothing of an answer that waits for it.
@@ -66,6 +72,8 @@ impl Default for Times {
     fn default() -> Self {
         Self {
             head: Duration::from_secs(10),
+            queue: Duration::from_secs(5),
+            idle: Duration::from_secs(1),
             body: Duration::from_secs(10),
             stall: Duration::from_secs(10),
             alive: Duration::from_secs(15),

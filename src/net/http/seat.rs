@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::net::http::{MAX_CONNECTIONS, MAX_LONG, Response};
+use crate::net::http::{MAX_CONNECTIONS, MAX_LONG, MAX_QUEUED, Response};
 
 /// Numbers about the connections of a server.
 #[derive(Debug, Default)]
@@ -25,8 +25,14 @@ pub struct Counts {
 pub(super) struct Seats {
     short: Arc<Semaphore>,
     long: Arc<Semaphore>,
+    /// Number of connections that wait for a place.
+    queued: watch::Sender<usize>,
     counts: Arc<Counts>,
 }
+
+/// A connection that waits for a place. It leaves the queue when this is dropped.
+#[derive(Debug)]
+pub(super) struct Queued(Seats);
 
 /// The place of a connection, which is free when this is dropped.
 #[derive(Debug)]
@@ -46,24 +52,42 @@ impl Seats {
         Self {
             short: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             long: Arc::new(Semaphore::new(MAX_LONG)),
+            queued: watch::channel(0).0,
             counts,
         }
     }
 
     /// Returns a place for a connection, unless all are taken.
     pub(super) fn take(&self) -> Option<Seat> {
-        let Ok(permit) = Arc::clone(&self.short).try_acquire_owned() else {
-            self.counts.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
+        let permit = Arc::clone(&self.short).try_acquire_owned().ok()?;
+        Some(self.seat(permit))
+    }
+
+    fn seat(&self, permit: OwnedSemaphorePermit) -> Seat {
         self.counts.open.fetch_add(1, Ordering::Relaxed);
-        Some(Seat {
+        Seat {
             seats: self.clone(),
             taken: Mutex::new(Taken {
                 _permit: permit,
                 is_long: false,
             }),
-        })
+        }
+    }
+
+    /// Lets a connection wait for a place, unless too many wait. Connections that are idle make room
+    /// for it.
+    pub(super) fn queue(&self) -> Option<Queued> {
+        let has_room = self.queued.send_if_modified(|count| {
+            let has_room = *count < MAX_QUEUED;
+            *count += usize::from(has_room);
+            has_room
+        });
+        has_room.then(|| Queued(self.clone()))
+    }
+
+    /// Counts a connection that was one too many.
+    pub(super) fn refuse(&self) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until every place is free; returns whether that is so within `limit`.
@@ -78,7 +102,37 @@ impl Seats {
     }
 }
 
+impl Queued {
+    /// Waits for a place, `limit` at most. The first one in the queue is the first one served.
+    pub(super) async fn take(self, limit: Duration) -> Option<Seat> {
+        let permit = Arc::clone(&self.0.short).acquire_owned();
+        let permit = timeout(limit, permit).await.ok()?.ok()?;
+        Some(self.0.seat(permit))
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued.send_modify(|count| *count -= 1);
+    }
+}
+
 impl Seat {
+    /// Returns whether other connections wait for a place: then each answer is the last of its
+    /// connection.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.seats.queued.borrow() > 0
+    }
+
+    /// Waits until other connections wait for a place.
+    pub(super) fn wanted(&self) -> impl Future<Output = ()> + use<> {
+        let mut queued = self.seats.queued.subscribe();
+        async move {
+            // While a connection has a place, there is a sender.
+            let _ = queued.wait_for(|count| *count > 0).await;
+        }
+    }
+
     /// Moves the connection to the places of long answers, where it stays: its answer is the last.
     /// From now on a client that closes its side has left, even if it would still read.
     ///

@@ -114,6 +114,8 @@ impl Server {
         let short = Duration::from_millis(300);
         Self::start(Times {
             head: short,
+            queue: short,
+            idle: short,
             body: short,
             stall: short,
             alive: short,
@@ -428,38 +430,130 @@ async fn slow_clients_lose_their_connection_only() {
     assert!(rest(&mut stream).await.ends_with(ANSWER));
 }
 
-#[tokio::test]
-async fn connections_beyond_the_limit_are_told_so() {
-    let server = Server::start(Times::default()).await;
-    let mut open = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
+/// Opens connections whose answers are not there until [`Echo::go`].
+async fn busy(server: &Server, count: usize) -> Vec<TcpStream> {
+    let mut busy = Vec::new();
+    for _ in 0..count {
         let mut stream = server.connect().await;
-        stream.write_all(POST.as_bytes()).await.expect("request");
-        status(&until(&mut stream, ANSWER).await, 200);
-        open.push(stream);
+        let get = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(get).await.expect("request");
+        let begun = timeout(PATIENCE, server.echo.begun.notified());
+        begun.await.expect("begun");
+        busy.push(stream);
     }
-    for n in 1..=100 - MAX_CONNECTIONS {
+    busy
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_and_are_told_so() {
+    let server = Server::hasty().await;
+    let mut open = busy(&server, MAX_CONNECTIONS).await;
+    for n in 1..=3 {
         let answer = server.exchange(POST).await;
         status(&answer, 503);
         assert!(
             answer.contains("Retry-After: 1") && answer.ends_with("}\n"),
             "{answer}"
         );
-        let refused = server.counts.refused.load(Ordering::Relaxed);
-        assert_eq!(usize::try_from(refused).expect("number"), n);
+        assert_eq!(server.counts.refused.load(Ordering::Relaxed), n);
     }
-    // Those that are open go on, and a closed one makes room.
+    // Their answers come, and make room.
+    server.echo.go.notify_waiters();
     for stream in &mut open {
-        stream.write_all(POST.as_bytes()).await.expect("request");
-        status(&until(stream, ANSWER).await, 200);
+        status(&until(stream, "<GET /later? >").await, 200);
     }
-    drop(open.pop());
+    status(&server.exchange(POST).await, 200);
+}
+
+#[tokio::test]
+async fn no_more_connections_wait_than_may() {
+    let patient = Times {
+        queue: PATIENCE,
+        ..Times::default()
+    };
+    let server = Server::start(patient).await;
+    let open = busy(&server, MAX_CONNECTIONS).await;
+    let mut waiting = Vec::new();
+    for _ in 0..MAX_QUEUED {
+        let mut stream = server.connect().await;
+        stream.write_all(POST.as_bytes()).await.expect("request");
+        waiting.push(stream);
+    }
+    // It came after all of them.
+    status(&server.exchange(POST).await, 503);
+    assert_eq!(server.counts.refused.load(Ordering::Relaxed), 1);
+    drop(open);
+    server.echo.go.notify_waiters();
+    for mut stream in waiting {
+        status(&until(&mut stream, ANSWER).await, 200);
+    }
+    assert_eq!(server.counts.refused.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_those_that_wait() {
+    let patient = Times {
+        queue: PATIENCE,
+        idle: Duration::from_millis(10),
+        ..Times::default()
+    };
+    let server = Server::start(patient).await;
+    let mut idle = Vec::new();
+    for n in 0..MAX_CONNECTIONS {
+        let mut stream = server.connect().await;
+        // Browsers open some before they need them.
+        if n % 2 == 0 {
+            stream.write_all(POST.as_bytes()).await.expect("request");
+            status(&until(&mut stream, ANSWER).await, 200);
+        }
+        idle.push(stream);
+    }
     server
-        .wait_open(u64::try_from(open.len()).expect("number"))
+        .wait_open(u64::try_from(idle.len()).expect("number"))
         .await;
-    let mut stream = server.connect().await;
-    stream.write_all(POST.as_bytes()).await.expect("request");
-    status(&until(&mut stream, ANSWER).await, 200);
+    let begun = tokio::time::Instant::now();
+    // Each answer is the last one of its connection while others wait.
+    let mut many = Vec::new();
+    for _ in 0..3 * MAX_CONNECTIONS {
+        let mut stream = server.connect().await;
+        stream.write_all(POST.as_bytes()).await.expect("request");
+        many.push(stream);
+    }
+    for mut stream in many {
+        status(&until(&mut stream, ANSWER).await, 200);
+    }
+    // Not because their time was up.
+    assert!(
+        begun.elapsed() < Times::default().head,
+        "{:?}",
+        begun.elapsed()
+    );
+    for stream in &mut idle {
+        assert_eq!(rest(stream).await, "");
+    }
+    assert_eq!(server.counts.refused.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_stop_ends_those_that_wait() {
+    let server = Server::start(Times::default()).await;
+    let open = busy(&server, MAX_CONNECTIONS).await;
+    let mut waits = server.connect().await;
+    waits.write_all(POST.as_bytes()).await.expect("request");
+    // It was accepted after that one.
+    let mut last = server.connect().await;
+    last.write_all(POST.as_bytes()).await.expect("request");
+    server.stop.send_replace(true);
+    drop(open);
+    server.echo.go.notify_waiters();
+    for stream in [&mut waits, &mut last] {
+        let answer = rest(stream).await;
+        assert!(answer.is_empty() || answer.contains(" 503 "), "{answer}");
+    }
+    timeout(PATIENCE, server.task)
+        .await
+        .expect("end")
+        .expect("task");
 }
 
 #[tokio::test]
