@@ -199,6 +199,24 @@ fn a_short_run_is_told_while_it_runs() {
 }
 
 #[test]
+fn an_event_that_waits_is_shown() {
+    let world = World::new();
+    let client = world.client("p", &["-t", "lab/in", "--when", "", "-c", "true"]);
+    let gateway = Gateway::online(&world, &[]);
+    let mut events = Events::open(&gateway, "/api/stream?messages=0", &[]);
+    assert_eq!(world.control(&["p", "pause"]).0, 0);
+    wait(&mut events, |name, data| {
+        name == "pipeline" && data["state"] == "paused" && data["waiting"] == 0
+    });
+    gateway.post("/t/lab/in", &[], "{}").id();
+    wait(&mut events, |name, data| {
+        name == "pipeline" && data["waiting"] == 1
+    });
+    gateway.process.stop();
+    client.stop();
+}
+
+#[test]
 fn a_pipeline_that_was_forgotten_while_the_gateway_was_away_is_gone() {
     let world = World::new();
     for who in ["stays", "goes"] {

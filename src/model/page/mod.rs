@@ -17,7 +17,7 @@ use crate::model::network::{Network, Seen};
 use crate::model::page::heard::Heard;
 use crate::model::page::hosts::Hosts;
 use crate::model::text::{printable, printable_bytes};
-use crate::model::topic::{PipelineTopics, check_who};
+use crate::model::topic::{Filter, PipelineTopic, PipelineTopics, check_who};
 
 pub use heard::Run;
 
@@ -83,6 +83,8 @@ pub struct Page {
     root: String,
     network: Network,
     heard: BTreeMap<String, Heard>,
+    /// Pipelines whose ledgers can be read, and the filters of their triggers.
+    local: BTreeMap<String, Vec<Filter>>,
     hosts: Hosts,
     refused: VecDeque<Refused>,
     /// Memory of all that is heard, bytes.
@@ -106,6 +108,7 @@ impl Page {
             root: root.to_owned(),
             network: Network::default(),
             heard: BTreeMap::new(),
+            local: BTreeMap::new(),
             hosts: Hosts::default(),
             refused: VecDeque::new(),
             bytes: 0,
@@ -249,6 +252,9 @@ impl Page {
                     |network: &Network| network.pipeline(who).map(|seen| seen.triggers.clone());
                 let old = triggers(&self.network);
                 self.network.add(&self.root, topic, &attributes);
+                if self.local.contains_key(who) {
+                    self.local.insert(who.to_owned(), self.filters(who));
+                }
                 if triggers(&self.network) != old {
                     self.version += 1;
                 }
@@ -263,6 +269,7 @@ impl Page {
         let heard = self.heard.remove(who)?;
         self.bytes = self.bytes.saturating_sub(heard.bytes());
         self.network.remove(who);
+        self.local.remove(who);
         self.version += 1;
         Some(("gone", json!({ "who": who })))
     }
@@ -294,11 +301,34 @@ impl Page {
         let before = heard.bytes();
         let has_changed = heard.ledger(running, waiting);
         let after = heard.bytes();
+        if !self.local.contains_key(who) {
+            self.local.insert(who.to_owned(), self.filters(who));
+        }
         self.bytes = (self.bytes + after).saturating_sub(before);
         match has_changed {
             true => Some(("pipeline", self.pipeline_json(who)?)),
             false => None,
         }
+    }
+
+    fn filters(&self, who: &str) -> Vec<Filter> {
+        let triggers = self.network.pipeline(who).map(|seen| &seen.triggers[..]);
+        let topics = triggers.unwrap_or_default().iter().flat_map(|t| &t.topics);
+        topics
+            .filter_map(|topic| Filter::new(topic.as_str()).ok())
+            .collect()
+    }
+
+    /// Returns the pipelines whose ledgers can be read: those that a message on `topic` may have
+    /// changed, or all.
+    pub fn local_pipelines(&self, topic: Option<&str>) -> impl Iterator<Item = &str> {
+        let asked = topic.and_then(PipelineTopic::parse).map(|topic| topic.who);
+        let concerns = move |who: &str, filters: &[Filter]| match topic {
+            Some(topic) => asked == Some(who) || filters.iter().any(|f| f.matches(topic)),
+            None => true,
+        };
+        let local = self.local.iter();
+        local.filter_map(move |(who, filters)| concerns(who, filters).then_some(who.as_str()))
     }
 
     /// Returns the host of a pipeline.
@@ -575,6 +605,22 @@ mod tests {
         let pipeline = status(&mut page, end, "E1", 5.0);
         assert_eq!(running(&pipeline), ["UE0"]);
         assert_eq!(pipeline["last"]["reason"], "a finished");
+        // An event that waits has no status.
+        let presence =
+            r#"{"state":"online","triggers":[{"name":"t","topics":["$share/g/lab/+/in"]}]}"#;
+        page.take(
+            &delivery(&format!("{PLACE}/seq/presence"), presence, ""),
+            5.0,
+        );
+        let control = format!("{PLACE}/seq/control");
+        for (topic, want) in [
+            (Some("lab/a/in"), 1),
+            (Some("lab/a/out"), 0),
+            (Some(control.as_str()), 1),
+            (None, 1),
+        ] {
+            assert_eq!(page.local_pipelines(topic).count(), want, "{topic:?}");
+        }
         // The ledger knew that this one had ended.
         assert_eq!(running(&status(&mut page, end, "E2", 5.0)), ["UE0"]);
     }

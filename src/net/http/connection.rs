@@ -76,6 +76,8 @@ pub(super) async fn run<S: Service>(
         }
     };
     let ended = tokio::select! {
+        // What has come is read before a connection counts as idle.
+        biased;
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
         _ = stop.wait_for(|stop| *stop) => None,
         // A request that has begun is answered.

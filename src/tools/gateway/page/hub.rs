@@ -43,6 +43,9 @@ const MAX_REQUESTS: usize = 64;
 /// Delay before the changes of a graph and of ledgers are told: they come in bursts.
 const GATHER: Duration = Duration::from_millis(200);
 
+/// Maximum age of what is shared among readers: ages of nodes are in it.
+const AGE: Duration = Duration::from_secs(1);
+
 /// Interval between two looks for beacons and nodes that have become silent.
 const LOOK: Duration = Duration::from_secs(15);
 
@@ -52,12 +55,23 @@ struct Event {
     bytes: Bytes,
 }
 
+/// Everything at some time, for all who ask before it changes.
+#[derive(Debug, Clone)]
+struct Snapshot {
+    number: u64,
+    at: Instant,
+    json: Bytes,
+    event: Bytes,
+}
+
 /// The network, and who looks at it.
 #[derive(Debug)]
 pub struct Hub {
     page: Mutex<Page>,
     events: broadcast::Sender<Arc<Event>>,
+    /// Number of the last event.
     number: AtomicU64,
+    snapshot: Mutex<Option<Snapshot>>,
     link: Arc<Link>,
     scope: Scope,
     host: String,
@@ -123,6 +137,7 @@ impl Hub {
             page: Mutex::new(Page::new(root)),
             events: broadcast::channel(MAX_EVENTS).0,
             number: AtomicU64::new(0),
+            snapshot: Mutex::default(),
             link,
             scope,
             host: host::hostname(),
@@ -148,12 +163,16 @@ impl Hub {
     }
 
     fn emit(&self, (name, data): Change) {
+        let is_message = name == "message";
+        // A message alone changes nothing.
+        let id = match is_message {
+            true => self.number.load(Ordering::Relaxed),
+            false => self.number.fetch_add(1, Ordering::Relaxed) + 1,
+        };
         if self.events.receiver_count() == 0 {
             return;
         }
-        let id = self.number.fetch_add(1, Ordering::Relaxed);
         let bytes = event::encoded(name, Some(id), &data.to_string());
-        let is_message = name == "message";
         // The last reader may have left.
         let _ = self.events.send(Arc::new(Event { is_message, bytes }));
     }
@@ -182,6 +201,10 @@ impl Hub {
             end.message(Instant::now());
         }
         let changes = page.take(delivery, now);
+        // An event that waits, or a request, has no status of its own.
+        let topic = String::from_utf8_lossy(&delivery.topic);
+        let concerned = page.local_pipelines(Some(&topic)).map(str::to_owned);
+        later.local.extend(concerned);
         self.tell(&page, &mut later, changes);
         if self.events.receiver_count() > 0 && !marker::is_marker(&delivery.topic) {
             self.emit(message(delivery, now));
@@ -272,6 +295,9 @@ impl Hub {
         if later.next_look.is_some_and(|at| at <= Instant::now()) {
             later.next_look = None;
             let changes = page.tick(now());
+            // Work comes by other ways, too.
+            let local = page.local_pipelines(None).map(str::to_owned);
+            later.local.extend(local);
             self.tell(&page, &mut later, changes);
         }
         for _ in 0..MAX_LOCAL {
@@ -306,13 +332,22 @@ impl Hub {
         (is_here && check_who(who).is_ok()).then(|| self.scope.state.join(who))
     }
 
-    /// Returns everything.
+    /// Returns everything, as JSON.
     #[must_use]
-    pub fn network(&self) -> Value {
-        self.whole(&lock(&self.page))
+    pub fn network(&self) -> Bytes {
+        self.snapshot(&lock(&self.page)).json
     }
 
-    fn whole(&self, page: &Page) -> Value {
+    /// Returns everything. Many readers who come at once share it.
+    fn snapshot(&self, page: &Page) -> Snapshot {
+        let number = self.number.load(Ordering::Relaxed);
+        let mut known = lock(&self.snapshot);
+        if let Some(known) = known.as_ref()
+            && known.number == number
+            && known.at.elapsed() < AGE
+        {
+            return known.clone();
+        }
         let mut all = page.json(now());
         if let Value::Object(map) = &mut all {
             map.insert("broker".to_owned(), self.broker_json());
@@ -320,7 +355,15 @@ impl Hub {
             map.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
             map.insert("host".to_owned(), self.host.as_str().into());
         }
-        all
+        let json = all.to_string();
+        let snapshot = Snapshot {
+            number,
+            at: Instant::now(),
+            event: event::encoded("network", Some(number), &json),
+            json: Bytes::from(json),
+        };
+        *known = Some(snapshot.clone());
+        snapshot
     }
 
     /// Returns the events for a new reader: first everything, then what changes, with or without `messages`.
@@ -334,11 +377,10 @@ impl Hub {
     /// Returns everything as an event, and the events that come after it.
     fn begin(&self) -> (Bytes, broadcast::Receiver<Arc<Event>>) {
         let page = lock(&self.page);
-        let all = self.whole(&page).to_string();
-        let id = self.number.fetch_add(1, Ordering::Relaxed);
+        let snapshot = self.snapshot(&page);
         let events = self.events.subscribe();
         drop(page);
-        (event::encoded("network", Some(id), &all), events)
+        (snapshot.event, events)
     }
 
     async fn feed(&self, messages: bool, sender: mpsc::Sender<Bytes>) {
@@ -438,5 +480,73 @@ impl Hub {
         let (sender, receiver) = oneshot::channel();
         requests.insert(topic.to_owned(), sender);
         Some(receiver)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    /// Returns the name of the next event.
+    async fn next(events: &mut mpsc::Receiver<Bytes>) -> String {
+        let event = timeout(Duration::from_secs(30), events.recv()).await;
+        let event = event.expect("in time").expect("event");
+        let text = String::from_utf8(event.to_vec()).expect("text");
+        let name = text.strip_prefix("event: ").expect("name");
+        name.split('\n').next().expect("line").to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_is_told_and_begins_again() {
+        let scope = Scope {
+            state: "/nowhere".into(),
+            who: None,
+        };
+        let hub = Arc::new(Hub::new("lab", Arc::new(Link::new()), scope, false));
+        let mut events = hub.stream(true);
+        assert_eq!(next(&mut events).await, "network");
+        let delivery = Delivery {
+            topic: Bytes::from_static(b"lab/x"),
+            payload: Bytes::from_static(b"{}"),
+            retained: false,
+            duplicate: false,
+            packet: 0,
+            properties: Properties::default(),
+        };
+        for _ in 0..=MAX_EVENTS + MAX_QUEUED {
+            hub.take(&delivery);
+        }
+        // The first ones may be on their way.
+        let mut name = next(&mut events).await;
+        for _ in 0..=MAX_QUEUED {
+            if name != "message" {
+                break;
+            }
+            name = next(&mut events).await;
+        }
+        assert_eq!(name, "dropped");
+        assert_eq!(next(&mut events).await, "network");
+        hub.take(&delivery);
+        assert_eq!(next(&mut events).await, "message");
+    }
+
+    #[tokio::test]
+    async fn readers_share_what_has_not_changed() {
+        let scope = Scope {
+            state: "/nowhere".into(),
+            who: None,
+        };
+        let hub = Arc::new(Hub::new("lab", Arc::new(Link::new()), scope, false));
+        let before = hub.network();
+        assert_eq!(hub.network().as_ptr(), before.as_ptr());
+        // Also what no reader hears changes it.
+        hub.refuse("/t/x", 403, "no", "unix".into());
+        let after = hub.network();
+        assert!(
+            String::from_utf8_lossy(&after).contains("/t/x"),
+            "{after:?}"
+        );
     }
 }

@@ -108,10 +108,15 @@ fn run(pipeline: &Path, listed: &Listed) -> Result<Value> {
     let started = record.started.map(seconds);
     let ended = record.ended.map(seconds);
     let spent = started.zip(ended).map(|(started, ended)| ended - started);
+    let about = listed.about.iter();
+    let about: Vec<String> = about
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     Ok(json!({
         "unit": record.unit.id,
         "state": state_name(record, state),
         "reason": printable(&record.unit.reason, MAX_REASON),
+        "about": printable(&about.join(" "), MAX_REASON),
         "started": started,
         "ended": ended,
         "seconds": spent,

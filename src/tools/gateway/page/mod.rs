@@ -86,7 +86,7 @@ pub async fn answer(
 ) -> Response {
     let answered = match place {
         Place::File(file) => Ok(file.answer(head)),
-        Place::Network => Ok(Response::json(200, &hub.network())),
+        Place::Network => Ok(Response::new(200, "application/json", hub.network())),
         Place::Stream => stream(hub, head, seat),
         Place::Graph => hub.graph().await,
         Place::Runs(who) => listed(hub, head, who, true).await,
