@@ -15,7 +15,7 @@ const AXE = await readFile(require.resolve('axe-core/axe.min.js'), 'utf8');
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 /** Maximum milliseconds until the page shows what is expected. */
-const LIMIT = 10_000;
+const LIMIT = 20_000;
 
 export const WIDTHS = [360, 1600];
 export const SCHEMES = ['light', 'dark'];

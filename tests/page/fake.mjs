@@ -30,6 +30,7 @@ export class Fake {
     this.edges = [];
     this.runs = [];
     this.source = 'ledger';
+    this.reply = { ok: true };
     this.statuses = [];
     this.units = new Map();
     this.beacons = [];
@@ -143,11 +144,11 @@ export class Fake {
       for await (const piece of request) body += piece;
       if (this.token === null || !given) return json({ error: 'control needs a token' }, 403);
       this.actions.push(JSON.parse(body));
-      return json({ reply: { ok: true } });
+      return json({ reply: this.reply });
     }
     if (/^\/units\/[^/]*\/std(out|err)$/.test(path)) {
       stream();
-      const reader = { answer, at: Number(new URL(request.url, 'http://fake').searchParams.get('from')) };
+      const reader = { path, answer, at: Number(new URL(request.url, 'http://fake').searchParams.get('from')) };
       this.outputs.add(reader);
       answer.write(': alive\n\n');
       return answer.on('close', () => this.outputs.delete(reader));

@@ -47,17 +47,25 @@ const answers = (port) => new Promise((done) => {
 });
 
 export class Lab {
-  static async start() {
+  /** Starts a broker alone. */
+  static async bare() {
     const lab = new Lab();
     lab.folder = await mkdtemp(join(tmpdir(), 'tael-lab-'));
     lab.go = join(lab.folder, 'go');
+    // While it exists, runs of the first pipeline fail.
+    lab.bad = join(lab.folder, 'bad');
     await mkdir(join(lab.folder, 'state'));
     await writeFile(join(lab.folder, 'tokens'), `${TOKEN}\n`, { mode: 0o600 });
     lab.running = new Map();
     lab.port = await freePort();
     await lab.startBroker();
+    return lab;
+  }
+
+  static async start() {
+    const lab = await Lab.bare();
     // The first prints until the test lets it end.
-    const wait = `i=0; while [ ! -e ${lab.go} ]; do i=$((i + 1)); echo "line $i"; sleep 0.02; done`;
+    const wait = `i=0; while [ ! -e ${lab.go} ]; do i=$((i + 1)); echo "line $i"; sleep 0.02; done; if [ -e ${lab.bad} ]; then echo "no space left" >&2; exit 3; fi`;
     const status = (who) => `lab/infrastructure/pipelines/${who}/status`;
     for (const [who, topic, command] of [['seq', START, wait], ['demux', status('seq'), 'echo demultiplexed'], ['zip', status('demux'), 'echo zipped']]) {
       lab.spawn(who, ['client', '--who', who, '--root', 'lab', '--port', lab.port, '-t', topic, '-c', command, '--payload-passthrough', 'sample', '--log', 'none']);
@@ -119,7 +127,7 @@ export class Lab {
 
   async close() {
     await this.end();
-    for (const name of ['reader', 'controller', 'zip', 'demux', 'seq', 'broker']) if (this.running.has(name)) await this.stop(name);
+    for (const name of [...this.running.keys()].reverse()) await this.stop(name);
     await rm(this.folder, { recursive: true, force: true });
   }
 }

@@ -1,9 +1,10 @@
 // The page of real gateways, in a real browser, on a real network of three pipelines.
 
 import assert from 'node:assert/strict';
+import { rm, writeFile } from 'node:fs/promises';
 import { after, afterEach, before, test } from 'node:test';
 import { Browser, SCHEMES, WIDTHS, barriers, picture, until } from './browser.mjs';
-import { Lab, TOKEN } from './lab.mjs';
+import { Lab, START, TOKEN } from './lab.mjs';
 
 const HOSTILE = '<img src=x onerror="hacked=1"><script>hacked=1</script>';
 // What the browser itself says of an answer that a test wants refused.
@@ -127,6 +128,63 @@ test('a run is canceled with a token, and not without', async () => {
   await page.getByRole('button', { name: 'Resume' }).click();
   await until(page, () => document.getElementById('pipeline-state').textContent === 'online');
   await lab.end();
+});
+
+test('with a token a person raises, retries, pauses and resumes, and not without', async () => {
+  await lab.end();
+  await writeFile(lab.bad, '');
+  const actions = ['raise', 'retry', 'cancel', 'pause', 'resume'];
+  for (const [address, status] of [[lab.reader, 403], [lab.controller, 401]]) {
+    const page = await open(address, { ignore: REFUSED });
+    const statuses = await page.evaluate((all) => Promise.all(all.map(async (action) => {
+      const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ action }) };
+      return (await fetch('api/pipelines/seq/control', post)).status;
+    })), actions);
+    assert.deepEqual(statuses, actions.map(() => status), address);
+  }
+  const page = await open(lab.controller, { ignore: REFUSED });
+  await page.locator('#token').fill(TOKEN);
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await shown(page);
+  const first = await page.evaluate(() => document.querySelector('#list-body .row:nth-child(2) .last').textContent);
+  assert.doesNotMatch(first, /failed/);
+  await goTo(page, '#/pipelines/seq');
+  // A run begins, is shown, fails, and says why.
+  await page.getByRole('button', { name: 'Raise', exact: true }).click();
+  await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
+  await until(page, () => document.getElementById('unit-facts').textContent.includes('manually raised') && document.getElementById('unit-state').textContent === 'failed');
+  await until(page, () => document.getElementById('unit-facts').textContent.includes('Code3'));
+  await goTo(page, '#/');
+  // Two clicks from the list to what the command has said.
+  await until(page, () => document.querySelector('#sums .f-failed b').textContent === '1');
+  await page.locator('#sums .f-failed').click();
+  assert.equal(await page.locator('#list-body .row:not([hidden])').count(), 1);
+  await page.locator('#list-body').getByRole('link', { name: 'seq', exact: true }).click();
+  await until(page, () => document.getElementById('unit-state').textContent === 'failed');
+  await page.locator('[data-stream="stderr"]').click();
+  await until(page, () => document.getElementById('output').textContent === 'no space left\n');
+  await picture(page, 'real-failed');
+  assert.deepEqual(await barriers(page), []);
+  const failed = await page.locator('#heading-unit').textContent();
+  await rm(lab.bad);
+  await page.getByRole('button', { name: 'Retry this run' }).click();
+  await until(page, () => document.getElementById('action-result').textContent === 'retry: done');
+  await until(page, (old) => document.getElementById('heading-unit').textContent !== old && document.getElementById('unit-state').textContent === 'succeeded', failed);
+  assert.match(await page.locator('#unit-facts').textContent(), new RegExp(`Retry of${failed.replace('Run ', '')}`));
+  // It was retried, and nothing has failed since.
+  await page.getByRole('button', { name: 'Retry last failed' }).click();
+  await until(page, () => /^retry: unit .* was retried/.test(document.getElementById('action-result').textContent));
+  // A paused pipeline lets runs wait.
+  await page.getByRole('button', { name: 'Pause' }).click();
+  await until(page, () => document.getElementById('pipeline-state').textContent === 'paused');
+  await lab.run('message', '--port', lab.port, '-t', START, '--attr', 'status=finished', '--attr', 'sample=waits');
+  await until(page, () => document.getElementById('pipeline-facts').textContent.includes('Waiting1'));
+  await until(page, () => document.querySelector('#runs tbody tr')?.textContent.includes('SAMPLE=waits'));
+  await page.getByRole('button', { name: 'Resume' }).click();
+  await until(page, () => document.getElementById('pipeline-state').textContent === 'online');
+  await until(page, () => document.querySelector('#runs tbody tr .s-succeeded') && document.getElementById('pipeline-facts').textContent.includes('Waiting0'));
+  await goTo(page, '#/');
+  await idle(page);
 });
 
 test('payloads of a sender stay text', async () => {

@@ -156,6 +156,55 @@ test('the run that is shown is the newest, until a person chooses one', async ()
   assert.match(await page.locator('#heading-unit').textContent(), /D02$/);
 });
 
+test('a failed run says why, and is tried again', async () => {
+  fake.token = 'a-token-of-the-lab';
+  fake.open = true;
+  fake.reply = { ok: true, unit: UNITS[0] };
+  const page = await open('#/pipelines/demux', { width: 360 });
+  await until(page, () => document.querySelectorAll('#runs tbody tr').length === 3);
+  await page.evaluate((token) => sessionStorage.setItem('tael-token', token), fake.token);
+  await page.locator('#runs a.unit').nth(1).click();
+  // It comes into view, with what the command has said of it.
+  await until(page, () => document.getElementById('heading-unit').textContent.endsWith('D02') && document.getElementById('unit-card').getBoundingClientRect().top < 200);
+  assert.equal(await page.locator('[data-stream="stderr"]').getAttribute('aria-pressed'), 'true');
+  while (![...fake.outputs].some(({ path }) => path.endsWith('D02/stderr'))) await new Promise((resolve) => { setTimeout(resolve, 10); });
+  for (const reader of fake.outputs) if (reader.path.endsWith('D02/stderr')) reader.answer.write('event: end\ndata: {"state":"failed","code":2}\n\n');
+  // It is empty, and the other may not be.
+  await until(page, () => document.querySelector('[data-stream="stdout"]').getAttribute('aria-pressed') === 'true');
+  await page.getByRole('button', { name: 'Retry this run' }).click();
+  // The new run is shown.
+  await until(page, () => document.getElementById('heading-unit').textContent.endsWith('D01'));
+  assert.deepEqual(fake.actions, [{ action: 'retry', unit: UNITS[1] }]);
+});
+
+test('of several triggers one is raised', async () => {
+  fake.token = 'a-token-of-the-lab';
+  fake.pipelines.set('demux', pipeline('demux', { triggers: [{ name: 'day', topics: ['lab/a'] }, { name: HOSTILE, topics: ['lab/b'] }] }));
+  fake.open = true;
+  const page = await open('#/pipelines/demux', { ignore: REFUSED });
+  await page.evaluate((token) => sessionStorage.setItem('tael-token', token), fake.token);
+  await page.getByLabel('Trigger to raise').selectOption({ index: 1 });
+  // It stays chosen while the pipeline changes.
+  fake.change('demux', { waiting: 3 });
+  await until(page, () => document.getElementById('pipeline-facts').textContent.includes('Waiting3'));
+  assert.deepEqual(await barriers(page), []);
+  await page.getByRole('button', { name: 'Raise' }).click();
+  await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
+  assert.deepEqual(fake.actions, [{ action: 'raise', trigger: HOSTILE }]);
+});
+
+test('a network without pipelines says what to do', async () => {
+  fake.pipelines.clear();
+  for (const width of WIDTHS) {
+    const page = await open('', { width });
+    await until(page, () => document.getElementById('empty-command').textContent.startsWith('tael client --root lab '));
+    assert.deepEqual(await page.locator('#sums, #list, #drawing-card, #search, #token-open').locator('visible=true').count(), 1, 'only the button for a token');
+    assert.deepEqual(await barriers(page), []);
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+    await picture(page, `empty-${width}`);
+  }
+});
+
 test('the history has every status, also equal ones', async () => {
   const page = await open('#/pipelines/demux');
   await until(page, () => document.querySelectorAll('#statuses li').length === 3);
@@ -402,6 +451,8 @@ test('a thousand pipelines stay usable', async () => {
   // Every pipeline changes twice; the page still answers within a second.
   for (const state of ['paused', 'online']) for (let i = 0; i < 1000; i += 1) fake.change(`pipe-${i}`, { state });
   const asked = Date.now();
+  await page.locator('#search').fill('no such host');
+  await page.locator('#list-none').waitFor();
   await page.locator('#search').fill('host-7');
   await until(page, () => document.querySelectorAll('#list-body .row:not([hidden])').length === 20);
   const took = Date.now() - asked;

@@ -635,6 +635,11 @@ function paintLinks() {
   put($('gateway').lastElementChild, open ? 'live' : gateway.state === 'away' ? 'not live' : 'connecting');
   $('gateway').title = network.version ? `tael ${network.version} on ${network.host}` : '';
   put($('root'), network.root);
+  put($('empty-root'), network.root);
+  put($('empty-command'), `tael client --root ${network.root} --topic ${network.root}/in --who hello --command 'echo hello'`);
+  put($('empty-message'), `tael message --topic ${network.root}/in status=finished`);
+  // A gateway without tokens needs none.
+  $('token-open').hidden = !(network.control || token() || gateway.wantsToken);
   document.body.classList.toggle('is-stale', gateway.state === 'away');
   const away = open && broker.state === 'away';
   $('banner').hidden = !(away || (gateway.state === 'away' && !gateway.wantsToken));
@@ -765,8 +770,13 @@ function paintList() {
   const truncated = network.truncated ? '; there are more than the gateway keeps' : '';
   const shown = list.names.reduce((n, who) => n + (list.rows.get(who).node.hidden ? 0 : 1), 0);
   put($('list-note'), shown === list.names.length && !truncated ? '' : `${shown} of ${list.names.length}${truncated}`);
-  $('list-empty').hidden = list.names.length > 0 || gateway.state === 'opening';
+  $('list-empty').hidden = list.names.length > 0 || gateway.state !== 'open';
   $('list').hidden = list.names.length === 0;
+  $('sums').hidden = list.names.length === 0;
+  $('search').parentElement.hidden = list.names.length === 0;
+  $('drawing-card').hidden = drawing.names.length === 0;
+  const hits = list.names.length === 0 || shown > 0;
+  $('list-none').hidden = hits;
   put($('count-pipelines'), list.names.length ? String(list.names.length) : '');
 }
 
@@ -993,7 +1003,7 @@ function moveOnDrawing(event) {
 // ---------------------------------------------------------------- one pipeline
 
 const route = { view: '', who: null, unit: null };
-const view = { runs: [], source: '', statuses: [], unit: null, timer: null, turn: 0 };
+const view = { runs: [], reveal: false, source: '', statuses: [], unit: null, timer: null, turn: 0 };
 
 const at = (who, unit) => `#/pipelines/${encodeURIComponent(who)}${unit ? `/${encodeURIComponent(unit)}` : ''}`;
 const openPipeline = (who) => { location.hash = at(who); };
@@ -1090,26 +1100,42 @@ function paintActions(pipeline) {
   const alive = pipeline && (pipeline.state === 'online' || pipeline.state === 'paused');
   $('actions').hidden = !network.control || !pipeline;
   const wanted = network.control && pipeline ? ['raise', pipeline.state === 'paused' ? 'resume' : 'pause', 'retry'] : [];
-  sync($('actions'), wanted, (name) => name, (name) => {
-    const button = el('button', { type: 'button' }, { raise: 'Raise', pause: 'Pause', resume: 'Resume', retry: 'Retry failed' }[name]);
+  const triggers = array(pipeline?.triggers).map((trigger) => trigger?.name).filter((name) => typeof name === 'string');
+  const key = JSON.stringify(triggers);
+  sync($('actions'), wanted, (name) => (name === 'raise' ? `raise ${key}` : name), (name) => {
+    if (name === 'raise' && triggers.length > 1) return makeRaise(triggers);
+    const button = el('button', { type: 'button' }, { raise: 'Raise', pause: 'Pause', resume: 'Resume', retry: 'Retry last failed' }[name]);
     button.addEventListener('click', () => control(button, name));
     return button;
-  }, (button) => { button.disabled = !alive; });
+  }, (node) => {
+    for (const part of node.matches('button') ? [node] : node.children) part.disabled = !alive;
+  });
+}
+
+/** Makes a button with a choice among triggers. */
+function makeRaise(triggers) {
+  const choice = el('select', { 'aria-label': 'Trigger to raise' }, ...triggers.map((name) => el('option', {}, line(name, 60))));
+  const button = el('button', { type: 'button' }, 'Raise');
+  button.addEventListener('click', () => control(button, 'raise', null, triggers[choice.selectedIndex]));
+  return el('span', { class: 'actions' }, choice, button);
 }
 
 /** Asks the shown pipeline to do something. */
-async function control(button, action, unit) {
+async function control(button, action, unit, trigger) {
   const { who } = route;
   button.disabled = true;
   const result = $('action-result');
   dress(result, 'result');
   put(result, `${action}: waiting for ${line(who, 60)} …`);
   try {
-    const response = await ask(api(who, 'control'), { method: 'POST', body: unit ? { action, unit } : { action } });
+    const response = await ask(api(who, 'control'), { method: 'POST', body: { action, ...(unit && { unit }), ...(trigger && { trigger }) } });
     const { reply } = await response.json();
     const failed = reply && typeof reply === 'object' && (reply.ok === false || typeof reply.error === 'string');
     dress(result, `result ${failed ? 'is-bad' : 'is-good'}`);
     put(result, `${action}: ${failed ? line(reply.error ?? reply) : 'done'}`);
+    // What begins is what a person wants to see.
+    const begun = !failed && ['raise', 'retry'].includes(action) && typeof reply?.unit === 'string' ? reply.unit : null;
+    if (begun && who === route.who && network.pipelines.get(who)?.local) location.hash = at(who, begun);
   } catch (error) {
     dress(result, 'result is-bad');
     put(result, `${action}: ${line(error.message)}`);
@@ -1140,7 +1166,7 @@ function paintRuns() {
     put(started, clock(run.started));
     put(took, run.state === 'running' ? counted(taken(run)) : span(taken(run)));
     put(code, isNumber(run.code) ? String(run.code) : '');
-    put(reason, line(run.reason, 200) + (run.attempt > 1 ? ` (attempt ${run.attempt})` : ''));
+    put(reason, (line(run.about, 200) || line(run.reason, 200)) + (run.attempt > 1 ? ` (attempt ${run.attempt})` : ''));
     const isOpen = run.unit !== '' && run.unit === output.unit;
     dress(row, `${isOpen ? 'is-open' : ''}${state === 'running' ? ' is-running' : ''}`.trim());
     if (isOpen) row.setAttribute('aria-current', 'true');
@@ -1215,19 +1241,26 @@ function paintChart() {
 
 // ---------------------------------------------------------------- one run and its output
 
-const output = { unit: null, stream: 'stdout', abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '', lacks: '' };
+const output = { unit: null, stream: 'stdout', chosen: false, fresh: false, abort: null, pieces: [], length: 0, next: 0, cut: false, follow: true, ended: null, waiting: [], note: '', lacks: '' };
 
 /** Shows a run of the pipeline. */
 function showUnit(unit) {
   if (output.unit !== unit) {
     view.unit = null;
     output.unit = unit;
+    output.fresh = true;
+    preferStream(view.runs.find((run) => run.unit === unit));
     $('unit-card').hidden = !unit;
     loadUnit();
     openOutput();
   }
   paint('runs');
   paint('unit');
+}
+
+/** Selects the stream that says why a run has failed, unless a person has chosen one. */
+function preferStream(run) {
+  if (!output.chosen) output.stream = run?.state === 'failed' ? 'stderr' : 'stdout';
 }
 
 async function loadUnit() {
@@ -1242,6 +1275,11 @@ async function loadUnit() {
   if (unit !== output.unit) return;
   view.unit = value;
   paint('unit');
+  if (!output.fresh) return;
+  output.fresh = false;
+  const { stream } = output;
+  preferStream(value);
+  if (stream !== output.stream) openOutput();
 }
 
 function paintUnit() {
@@ -1262,9 +1300,25 @@ function paintUnit() {
   box.hidden = attributes.length === 0;
   box.previousElementSibling.hidden = box.hidden;
   fillFacts($('unit-attributes'), attributes.map(([name, value]) => [line(name, 100), visible(value) || '""']));
-  const canCancel = network.control && (state === 'running' || state === 'pending');
-  $('unit-actions').hidden = !canCancel;
-  sync($('unit-actions'), canCancel ? [unit] : [], (id) => id, (id) => {
+  paintUnitActions(unit, state);
+  if (view.reveal) {
+    view.reveal = false;
+    const card = $('unit-card');
+    if (card.getBoundingClientRect().top > innerHeight * 0.6) card.scrollIntoView({ block: 'start' });
+  }
+}
+
+/** Shows what this caller may do with a run. */
+function paintUnitActions(unit, state) {
+  const actions = { running: ['cancel'], pending: ['cancel'], failed: ['retry'], canceled: ['retry'] };
+  const wanted = network.control && Object.hasOwn(actions, state) ? actions[state] : [];
+  $('unit-actions').hidden = wanted.length === 0;
+  sync($('unit-actions'), wanted.map((action) => ({ action, key: `${action} ${unit}` })), (each) => each.key, ({ action }) => {
+    if (action === 'retry') {
+      const button = el('button', { type: 'button' }, 'Retry this run');
+      button.addEventListener('click', () => control(button, action, unit));
+      return button;
+    }
     const button = el('button', { type: 'button', class: 'danger' }, 'Cancel');
     // A second click within four seconds does it.
     let armed = null;
@@ -1277,7 +1331,7 @@ function paintUnit() {
       clearTimeout(armed);
       armed = null;
       put(button, 'Cancel');
-      control(button, 'cancel', id);
+      control(button, action, unit);
     });
     return button;
   }, () => {});
@@ -1313,6 +1367,11 @@ async function readOutput(unit, stream, signal) {
         } else if (event === 'end') {
           output.ended = value;
           paint('output');
+          if (!output.chosen && stream === 'stderr' && output.next === 0) {
+            // Many programs say on stdout what is wrong.
+            output.stream = 'stdout';
+            openOutput();
+          }
           loadUnit();
           refreshSoon();
           return;
@@ -1590,7 +1649,10 @@ function go() {
     paint('runs');
     if (route.who) refresh();
   }
-  if (route.unit) showUnit(route.unit);
+  if (route.unit) {
+    view.reveal = route.unit !== old.unit;
+    showUnit(route.unit);
+  }
   paint('unit');
   paint(route.view === 'pipelines' ? 'list' : route.view);
   if (old.view && old.view !== route.view) {
@@ -1660,6 +1722,7 @@ function listen() {
   for (const button of document.querySelectorAll('[data-stream]')) {
     button.addEventListener('click', () => {
       output.stream = button.dataset.stream;
+      output.chosen = true;
       openOutput();
     });
   }
