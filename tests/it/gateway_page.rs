@@ -255,7 +255,17 @@ fn control_needs_its_option_and_a_token() {
     assert_eq!(reads.post(path, &[], pause).status, 401);
     assert_eq!(reads.post(path, &[BEARER], pause).status, 403);
     assert_eq!(reads.get("/").status, 200, "the files need no token");
+    // It asks so to learn that it needs a token; a wrong one is refused for all to see.
     assert_eq!(reads.get("/api/network").status, 401);
+    let wrong = ("Authorization", "Bearer a-wrong-token-of-them");
+    assert_eq!(reads.ask("GET /api/stream", &[wrong]).status, 401);
+    let network = reads.ask("GET /api/network", &[BEARER]).json();
+    let refused = network["refused"].as_array().expect("refused").iter();
+    let refused: Vec<_> = refused.map(|r| (&r["path"], &r["status"])).collect();
+    let (control, stream) = (json!(path), json!("/api/stream"));
+    let (unknown, forbidden) = (json!(401), json!(403));
+    let want = [(&control, &forbidden), (&stream, &unknown)];
+    assert_eq!(refused, want, "{network}");
     reads.process.stop();
     let gateway = Gateway::online(
         &world,

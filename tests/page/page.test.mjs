@@ -353,6 +353,13 @@ test('the keyboard reaches everything', async () => {
   assert.equal(await focused(), 'seq');
   await page.keyboard.press('Home');
   assert.equal(await focused(), 'demux');
+  // The Tab key passes a list in one step, and comes back to where it was.
+  await page.keyboard.press('ArrowDown');
+  await page.keyboard.press('Shift+Tab');
+  assert.notEqual(await focused(), 'demux');
+  await page.keyboard.press('Tab');
+  assert.equal(await focused(), 'seq');
+  assert.equal(await page.locator('#list-body a:not([tabindex="-1"])').count(), 1);
   await page.locator('.node[data-who="seq"]').focus();
   await page.keyboard.press('ArrowRight');
   assert.equal(await focused(), 'demux');
@@ -361,6 +368,8 @@ test('the keyboard reaches everything', async () => {
   await page.keyboard.press('Enter');
   await until(page, () => document.getElementById('pipeline-name').textContent === 'seq' && document.activeElement.id === 'main');
   assert.equal(await page.evaluate(() => location.hash), '#/pipelines/seq');
+  await until(page, () => document.querySelectorAll('#runs a.unit').length === 3);
+  assert.equal(await page.locator('#runs a.unit:not([tabindex="-1"])').count(), 1);
 });
 
 test('it says since when the broker is away', async () => {

@@ -304,8 +304,12 @@ impl Gateway {
 
     /// Notes for the page that a request was refused.
     fn refused(&self, head: &Head, answer: &Response) {
-        // Its 503 is about the broker.
-        let Some(hub) = self.page.as_ref().filter(|_| head.path != "/healthz") else {
+        // Its 503 is about the broker. The page asks without a token first, to learn whether it needs one.
+        let is_asking = answer.status == 401
+            && head.field("authorization").is_none()
+            && page::Place::parse(&head.path).is_some();
+        let hub = self.page.as_ref();
+        let Some(hub) = hub.filter(|_| head.path != "/healthz" && !is_asking) else {
             return;
         };
         let body: Value = serde_json::from_slice(answer.body.whole()).unwrap_or_default();

@@ -121,6 +121,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Adds the false starts that were heard, and that the ledger does not have.
+fn add_false_starts(statuses: &mut Vec<Value>, heard: Vec<Value>) {
+    let ts = |status: &Value| status.get("ts").and_then(Value::as_i64);
+    let is_false = |status: &Value| status.get("status") == Some(&json!("falsestart"));
+    for status in heard.into_iter().filter(is_false) {
+        let is_known = |known: &Value| is_false(known) && ts(known) == ts(&status);
+        if !statuses.iter().any(is_known) {
+            // It stands before those that are older.
+            let place = statuses.iter().position(|known| ts(known) <= ts(&status));
+            statuses.insert(place.unwrap_or(statuses.len()), status);
+        }
+    }
+}
+
 fn now() -> f64 {
     let now = Timestamp::now();
     #[allow(clippy::cast_precision_loss)] // milliseconds of this millennium
@@ -461,7 +475,11 @@ impl Hub {
     pub async fn statuses(&self, who: &str, limit: usize) -> Option<(&'static str, Vec<Value>)> {
         if let Some(pipeline) = self.pipeline(who) {
             let read = move || ledger::statuses(&pipeline, limit);
-            if let Ok(statuses) = self.reads.run(read).await {
+            if let Ok(mut statuses) = self.reads.run(read).await {
+                // Of an event that lacks what its trigger requires there is no run.
+                let heard = lock(&self.page).statuses(who, limit).unwrap_or_default();
+                add_false_starts(&mut statuses, heard);
+                statuses.truncate(limit);
                 return Some(("ledger", statuses));
             }
         }
@@ -530,6 +548,22 @@ mod tests {
         assert_eq!(next(&mut events).await, "network");
         hub.take(&delivery);
         assert_eq!(next(&mut events).await, "message");
+    }
+
+    #[test]
+    fn false_starts_have_no_run() {
+        let status = |name: &str, ts: i64| json!({ "status": name, "ts": ts });
+        let mut statuses = vec![
+            status("finished", 9),
+            status("falsestart", 6),
+            status("started", 5),
+        ];
+        let heard = ["falsestart", "finished", "falsestart", "falsestart"];
+        let heard = heard.iter().zip([8, 7, 6, 1]);
+        let heard = heard.map(|(name, ts)| status(name, ts)).collect();
+        add_false_starts(&mut statuses, heard);
+        let order: Vec<_> = statuses.iter().map(|s| s["ts"].clone()).collect();
+        assert_eq!(order, [9, 8, 6, 5, 1]);
     }
 
     #[tokio::test]

@@ -143,6 +143,17 @@ function clock(seconds) {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${time}`;
 }
 
+const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'];
+
+/** Returns a time of the day, or the day if it is not today. */
+function brief(seconds) {
+  const text = clock(seconds);
+  if (text.length <= 8) return text;
+  const date = new Date(seconds * 1000);
+  const day = `${date.getDate()} ${MONTHS[date.getMonth()]}`;
+  return date.getFullYear() === new Date().getFullYear() ? `${day} ${text.slice(-8, -3)}` : `${day} ${date.getFullYear()}`;
+}
+
 /** Returns a span of seconds as people say it. */
 function span(seconds) {
   if (!isNumber(seconds)) return '';
@@ -663,6 +674,8 @@ const list = {
   names: [],
   /** Names of pipelines that run something. */
   running: new Set(),
+  /** Name of the row at which the Tab key stops. */
+  stop: undefined,
   show: 'all',
   search: '',
 };
@@ -680,7 +693,7 @@ const SHOWS = {
 function makeRow(who) {
   const cell = (name, ...children) => el('span', { role: 'cell', class: name }, ...children);
   const row = {
-    name: el('a', { href: `#/pipelines/${encodeURIComponent(who)}` }, visible(who)),
+    name: el('a', { href: `#/pipelines/${encodeURIComponent(who)}`, tabindex: '-1' }, visible(who)),
     state: badge('unknown'),
     now: cell('now'),
     waiting: cell('waiting num'),
@@ -706,7 +719,7 @@ function fillRow(row, pipeline) {
     const kind = endOf(last);
     const code = kind === 'failed' && isNumber(last.return_code) ? ` (${last.return_code})` : '';
     rebadge(row.end, kind, last.status === 'falsestart' ? 'false start' : `${kind}${code}`);
-    put(row.when, clock(last.ts));
+    put(row.when, brief(last.ts));
     put(row.took, span(elapsed(last.time_elapsed)));
   } else {
     rebadge(row.end, 'none', 'none yet');
@@ -765,6 +778,7 @@ function paintList() {
       else body.insertBefore(node, at);
     }
   }
+  stopAt(list.stop);
   paintSums();
   paintEdges(names);
   const truncated = network.truncated ? '; there are more than the gateway keeps' : '';
@@ -778,6 +792,16 @@ function paintList() {
   const hits = list.names.length === 0 || shown > 0;
   $('list-none').hidden = hits;
   put($('count-pipelines'), list.names.length ? String(list.names.length) : '');
+}
+
+/** Lets the Tab key stop at one row of the list: arrow keys move on from there. */
+function stopAt(who) {
+  const isShown = (name) => list.rows.get(name)?.node.hidden === false;
+  const next = isShown(who) ? who : list.names.find(isShown);
+  if (next === list.stop && list.rows.get(next)?.name.tabIndex === 0) return;
+  list.rows.get(list.stop)?.name.setAttribute('tabindex', '-1');
+  list.stop = next;
+  list.rows.get(next)?.name.setAttribute('tabindex', '0');
 }
 
 /** Narrows the list anew. */
@@ -1077,7 +1101,7 @@ function paintPipeline() {
     facts.push([state === 'offline' && isNumber(pipeline.until) ? 'Stopped' : 'Since', clock(state === 'offline' && isNumber(pipeline.until) ? pipeline.until : pipeline.since)]);
     facts.push(['Running', running.length ? String(running.length) : 'nothing']);
     facts.push(['Waiting', isNumber(pipeline.waiting) ? String(pipeline.waiting) : 'not known here']);
-    if (last) facts.push(['Last end', `${endOf(last)} at ${clock(last.ts)}`]);
+    if (last) facts.push(['Last end', `${last.status === 'falsestart' ? 'false start' : endOf(last)} at ${clock(last.ts)}`]);
     for (const trigger of array(pipeline.triggers).slice(0, 20)) {
       facts.push([`Trigger ${line(trigger?.name, 60)}`.trim(), array(trigger?.topics).slice(0, 20).map((topic) => line(topic, 200)).join(', ')]);
     }
@@ -1156,6 +1180,8 @@ function taken(run) {
 
 function paintRuns() {
   paintChart();
+  const isShown = view.runs.some((run) => run.unit !== '' && run.unit === output.unit);
+  const stop = isShown ? null : view.runs.find((run) => run.unit);
   sync($('runs').tBodies[0], view.runs, (run) => run.key, (run) => {
     const link = run.unit ? el('a', { class: 'unit', href: at(route.who, run.unit) }, visible(run.unit)) : el('span', { class: 'note' }, 'not here');
     return el('tr', {}, el('th', { scope: 'row' }, link), el('td', {}, badge('unknown')), el('td'), el('td', { class: 'num' }), el('td', { class: 'num' }), el('td', { class: 'reason' }));
@@ -1168,6 +1194,8 @@ function paintRuns() {
     put(code, isNumber(run.code) ? String(run.code) : '');
     put(reason, (line(run.about, 200) || line(run.reason, 200)) + (run.attempt > 1 ? ` (attempt ${run.attempt})` : ''));
     const isOpen = run.unit !== '' && run.unit === output.unit;
+    // The Tab key stops at one run: arrow keys move on from there.
+    if (run.unit) row.firstElementChild.firstElementChild.setAttribute('tabindex', isOpen || run === stop ? '0' : '-1');
     dress(row, `${isOpen ? 'is-open' : ''}${state === 'running' ? ' is-running' : ''}`.trim());
     if (isOpen) row.setAttribute('aria-current', 'true');
     else row.removeAttribute('aria-current');
@@ -1212,7 +1240,7 @@ function paintChart() {
   for (const part of [1, 0.5, 0]) {
     const y = top + height * (1 - part);
     svg.append(shape('line', { class: 'grid', x1: left, x2: width - right, y1: y, y2: y }));
-    if (part) svg.append(shape('text', { class: 'axis', x: left - 6, y: y + 4, 'text-anchor': 'end' }, span(full * part)));
+    if (part && full > 0.001) svg.append(shape('text', { class: 'axis', x: left - 6, y: y + 4, 'text-anchor': 'end' }, span(full * part)));
   }
   runs.forEach((run, i) => {
     const state = runState(run.state);
@@ -1589,6 +1617,7 @@ function needToken() {
   const box = $('token-box');
   if (box.open) return;
   put($('token-error'), token() ? 'The gateway does not take this token.' : '');
+  $('token-forget').hidden = !token();
   box.showModal();
   $('token').focus();
 }
@@ -1709,6 +1738,10 @@ function listen() {
     list.names.map((who) => list.rows.get(who)).find((row) => !row.node.hidden)?.name.focus();
   });
   arrows($('list-body'), '.name a');
+  $('list-body').addEventListener('focusin', ({ target }) => {
+    const found = [...list.rows].find(([, row]) => row.name === target);
+    if (found) stopAt(found[0]);
+  });
   arrows($('runs'), 'a.unit');
   arrows($('messages-list'), 'summary');
   $('drawing').addEventListener('keydown', moveOnDrawing);
@@ -1739,6 +1772,7 @@ function listen() {
   });
   $('token-open').addEventListener('click', () => {
     put($('token-error'), '');
+    $('token-forget').hidden = !token();
     $('token-box').showModal();
   });
   $('token-close').addEventListener('click', () => $('token-box').close());
