@@ -264,7 +264,11 @@ fn control_needs_its_option_and_a_token() {
     let refused: Vec<_> = refused.map(|r| (&r["path"], &r["status"])).collect();
     let (control, stream) = (json!(path), json!("/api/stream"));
     let (unknown, forbidden) = (json!(401), json!(403));
-    let want = [(&control, &forbidden), (&stream, &unknown)];
+    let want = [
+        (&control, &unknown),
+        (&control, &forbidden),
+        (&stream, &unknown),
+    ];
     assert_eq!(refused, want, "{network}");
     reads.process.stop();
     let gateway = Gateway::online(

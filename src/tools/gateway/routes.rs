@@ -306,6 +306,7 @@ impl Gateway {
     fn refused(&self, head: &Head, answer: &Response) {
         // Its 503 is about the broker. The page asks without a token first, to learn whether it needs one.
         let is_asking = answer.status == 401
+            && head.method == "GET"
             && head.field("authorization").is_none()
             && page::Place::parse(&head.path).is_some();
         let hub = self.page.as_ref();
