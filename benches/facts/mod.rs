@@ -198,7 +198,7 @@ fn dump(nodes: &Nodes, now: i64) -> String {
             seen.age(now).unwrap_or_default(),
         );
         for (kind, held) in &seen.kinds {
-            for (dotted, value) in leaves(&held.facts) {
+            for (dotted, value) in leaves(&held.facts()) {
                 let value = match value {
                     Value::String(text) => format!("'{}'", quoted(text)),
                     value => value.to_string(),
@@ -223,7 +223,7 @@ pub fn view() {
     let now = Timestamp::now().as_second();
     let mut nodes = Nodes::default();
     for (topic, payload) in &messages {
-        nodes.add("bench", topic, payload.as_bytes(), now);
+        nodes.add("bench", topic, payload.as_bytes());
     }
     let dir = tempfile::tempdir().expect("tempdir");
     let file = dir.path().join("rows.sql");

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::model::event::{Attributes, attributes};
+use crate::model::json as json_text;
 use crate::model::message::Delivery;
 use crate::model::message::property;
 use crate::model::sources::{Sources, sources};
@@ -15,6 +16,10 @@ use crate::model::topic::{Filter, PipelineTopics};
 /// Maximum number of triggers of a pipeline, and of topics of a trigger, that are read.
 pub(super) const MAX_TRIGGERS: usize = 256;
 pub(super) const MAX_TOPICS: usize = 64;
+
+/// Maximum memory of the triggers and last ends of all pipelines, bytes. Their trees may take seventy times the
+/// memory of the messages.
+const MAX_MEMORY: usize = 128 * 1024 * 1024;
 
 /// Maximum number of lines in a graph.
 pub(super) const MAX_EDGES: usize = 100_000;
@@ -74,7 +79,13 @@ pub enum Success {
 
 /// The retained messages of a root, by pipeline.
 #[derive(Debug, Clone, Default)]
-pub struct Network(BTreeMap<String, Seen>);
+pub struct Network {
+    seen: BTreeMap<String, Seen>,
+    /// About how much memory triggers and last ends take, bytes.
+    memory: usize,
+    /// Whether some of them are missing.
+    is_cut: bool,
+}
 
 impl Network {
     /// Adds a retained message; ignores those that are not about a pipeline.
@@ -86,7 +97,7 @@ impl Network {
         else {
             return;
         };
-        let seen = self.0.entry(who.to_owned()).or_insert_with(|| Seen {
+        let seen = self.seen.entry(who.to_owned()).or_insert_with(|| Seen {
             who: who.to_owned(),
             host: String::new(),
             state: "unknown".to_owned(),
@@ -100,6 +111,7 @@ impl Network {
             last_reason: None,
             success: Success::Untold,
         });
+        let before = seen.memory();
         let text = |key: &str| {
             let text = payload.get(key).and_then(Value::as_str);
             text.unwrap_or_default().to_owned()
@@ -138,6 +150,25 @@ impl Network {
             }
             _ => {}
         }
+        self.memory = self.memory.saturating_sub(before);
+        if self.memory + seen.memory() > MAX_MEMORY {
+            seen.triggers.clear();
+            seen.triggers.shrink_to_fit();
+            seen.last = None;
+            self.is_cut = true;
+        }
+        self.memory += seen.memory();
+    }
+
+    /// Returns what is missing because it would take too much memory, if something is.
+    #[must_use]
+    pub fn cut(&self) -> Option<String> {
+        self.is_cut.then(|| {
+            let limit = MAX_MEMORY >> 20;
+            format!(
+                "triggers and last runs of pipelines need more than {limit} MiB: some are left out"
+            )
+        })
     }
 
     /// Adds a retained message as the broker delivers it. An unreadable payload of at most `limit`
@@ -150,7 +181,7 @@ impl Network {
 
     /// Returns all pipelines, by name.
     pub fn pipelines(&self) -> impl Iterator<Item = &Seen> {
-        self.0.values()
+        self.seen.values()
     }
 
     /// Returns the pipelines whose clients were stopped before `time`, seconds since 1970, and those
@@ -171,13 +202,15 @@ impl Network {
 
     /// Removes a pipeline.
     pub fn remove(&mut self, who: &str) {
-        self.0.remove(who);
+        if let Some(seen) = self.seen.remove(who) {
+            self.memory = self.memory.saturating_sub(seen.memory());
+        }
     }
 
     /// Returns one pipeline.
     #[must_use]
     pub fn pipeline(&self, who: &str) -> Option<&Seen> {
-        self.0.get(who)
+        self.seen.get(who)
     }
 
     /// Returns which pipeline starts which, and which topics from outside start them.
@@ -188,7 +221,7 @@ impl Network {
         for seen in self.pipelines() {
             graph.pipelines.push((seen.who.clone(), seen.state.clone()));
         }
-        let places: HashMap<&str, usize> = self.0.keys().map(String::as_str).zip(0..).collect();
+        let places: HashMap<&str, usize> = self.seen.keys().map(String::as_str).zip(0..).collect();
         for (to, seen) in self.pipelines().enumerate() {
             for waits in &seen.triggers {
                 let silent = waits.absent.is_some();
@@ -247,6 +280,17 @@ fn waits(value: &Value) -> Waits {
 }
 
 impl Seen {
+    /// Returns about how much memory its triggers and its last end take, bytes.
+    fn memory(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.len();
+        let waits = self.triggers.iter().map(|waits| {
+            size_of::<Waits>() + waits.name.len() + waits.topics.iter().map(text).sum::<usize>()
+        });
+        let last = self.last.iter().flatten();
+        let last = last.map(|(key, value)| text(key) + json_text::memory(value));
+        waits.sum::<usize>() + last.sum::<usize>()
+    }
+
     /// Returns everything known about it, for programs.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -439,6 +483,44 @@ mod tests {
         );
         network.add("lab", "lab/other", &Attributes::new());
         network
+    }
+
+    #[test]
+    fn trees_of_short_values_do_not_fill_the_memory() {
+        let mut network = Network::default();
+        let last = json!({"last": {"status": "failed", "x": vec![json!([0]); 100_000]}});
+        let mut add = |who: &str, payload: &Value| {
+            let topic = format!("lab/infrastructure/pipelines/{who}/last");
+            network.add("lab", &topic, payload.as_object().expect("object"));
+            network.cut()
+        };
+        // One in the place of another takes no more.
+        for _ in 0..5 {
+            assert_eq!(add("a", &last), None);
+        }
+        for who in ["b", "c"] {
+            assert_eq!(add(who, &last), None, "{who}");
+        }
+        let cut = add("d", &last).expect("too much");
+        assert!(cut.contains("more than 128 MiB"), "{cut}");
+        assert!(
+            network
+                .pipeline("d")
+                .is_some_and(|seen| seen.last.is_none())
+        );
+        assert!(
+            network
+                .pipeline("c")
+                .is_some_and(|seen| seen.last.is_some())
+        );
+        network.remove("c");
+        let topic = "lab/infrastructure/pipelines/d/last";
+        network.add("lab", topic, last.as_object().expect("object"));
+        assert!(
+            network
+                .pipeline("d")
+                .is_some_and(|seen| seen.last.is_some())
+        );
     }
 
     #[test]

@@ -18,11 +18,18 @@ use serde_json::{Number, Value, json};
 use crate::error::{Error, Result};
 use crate::model::facts::nodes::Nodes;
 use crate::model::facts::presence::{self, Verdict};
-use crate::model::facts::tree::leaves;
+use crate::model::facts::tree::{Facts, leaves, merge};
 use crate::model::network::Network;
 
 /// Maximum number of rows of a result.
 pub const MAX_ROWS: usize = 10_000;
+
+/// Maximum memory of the rows of a result, bytes. Each value of SQLite is within its own limit, and ten
+/// thousand rows of them are not.
+const MAX_RESULT: usize = 64 * 1024 * 1024;
+
+/// About how much memory the digits of a number take, bytes.
+const DIGITS: usize = 32;
 
 /// Maximum time of a SELECT.
 const MAX_TIME: Duration = Duration::from_secs(2);
@@ -95,14 +102,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Returns each row as an object.
-    #[must_use]
-    pub fn objects(&self) -> Vec<Value> {
-        let object = |row: &Vec<Value>| {
+    /// Returns each row as an object, made when it is asked for.
+    pub fn objects(&self) -> impl Iterator<Item = Value> {
+        self.rows.iter().map(|row| {
             let pairs = self.columns.iter().cloned().zip(row.iter().cloned());
             Value::Object(pairs.collect())
-        };
-        self.rows.iter().map(object).collect()
+        })
     }
 }
 
@@ -200,16 +205,24 @@ impl View {
             ..Rows::default()
         };
         let count = result.columns.len();
+        let mut room = MAX_RESULT;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next().map_err(failed)? {
             if result.rows.len() >= MAX_ROWS {
                 result.truncated = true;
                 break;
             }
-            let cells = (0..count).map(|n| row.get_ref(n).map(json_of));
-            result
-                .rows
-                .push(cells.collect::<rusqlite::Result<_>>().map_err(failed)?);
+            let mut cells = Vec::with_capacity(count);
+            for n in 0..count {
+                let value = row.get_ref(n).map_err(failed)?;
+                room = room.checked_sub(memory(value)).ok_or_else(|| {
+                    let limit = MAX_RESULT >> 20;
+                    let cause = format!("its rows need more than {limit} MiB; narrow the SELECT");
+                    Error::data(format!("view: {cause}"))
+                })?;
+                cells.push(json_of(value));
+            }
+            result.rows.push(cells);
         }
         Ok(result)
     }
@@ -292,22 +305,19 @@ fn fill(
                 .presence
                 .as_ref()
                 .map(|presence| presence.host.as_str());
-            let facts = Value::Object(seen.merged()).to_string();
             let fresh = verdict == Verdict::Fresh;
-            node.execute(params![
-                name,
-                verdict.name(),
-                fresh,
-                seen.age(now),
-                host,
-                facts
-            ])?;
-            for (kind, held) in &seen.kinds {
-                let age = presence::age(held.ts, now);
-                for (dotted, value) in leaves(&held.facts) {
+            let mut all = Facts::new();
+            for (kind, told) in &seen.kinds {
+                let age = presence::age(told.ts, now);
+                let facts = told.facts();
+                for (dotted, value) in leaves(&facts) {
                     put_fact(&mut fact, (name, kind.name(), &dotted), value, age)?;
                 }
+                merge(&mut all, facts);
             }
+            let facts = Value::Object(all).to_string();
+            let (state, age) = (verdict.name(), seen.age(now));
+            node.execute(params![name, state, fresh, age, host, facts])?;
         }
         let mut pipeline = transaction.prepare("INSERT INTO pipeline VALUES (?, ?, ?, ?, ?, ?)")?;
         for seen in network.pipelines() {
@@ -419,6 +429,16 @@ fn failed(e: rusqlite::Error) -> Error {
     }
 }
 
+/// Returns about how much memory a value takes as JSON, bytes.
+fn memory(value: ValueRef<'_>) -> usize {
+    let more = match value {
+        ValueRef::Null => 0,
+        ValueRef::Integer(_) | ValueRef::Real(_) => DIGITS,
+        ValueRef::Text(text) | ValueRef::Blob(text) => text.len(),
+    };
+    size_of::<Value>() + more
+}
+
 /// Returns a value of SQLite as JSON.
 fn json_of(value: ValueRef<'_>) -> Value {
     match value {
@@ -438,7 +458,6 @@ mod tests {
     use crate::model::facts::kind::Kind;
     use crate::model::facts::presence::State;
     use crate::model::facts::round::{Node, payload};
-    use crate::model::facts::tree::Facts;
 
     /// A view over `count` nodes with a disk each, and one pipeline.
     fn view(count: i64) -> View {
@@ -451,7 +470,7 @@ mod tests {
                 .expect("object");
             let topic = |last: &str| format!("lab/infrastructure/nodes/{name}/{last}");
             let text = payload(&name, Kind::Dynamic, 900, &free).to_string();
-            nodes.add("lab", &topic("dynamic"), text.as_bytes(), 1000);
+            nodes.add("lab", &topic("dynamic"), text.as_bytes());
             let node = Node {
                 name: name.clone(),
                 host: format!("h{n}"),
@@ -465,7 +484,7 @@ mod tests {
                 .presence(State::Online, 1000 - n * 100)
                 .payload()
                 .to_string();
-            nodes.add("lab", &topic("presence"), presence.as_bytes(), 1000);
+            nodes.add("lab", &topic("presence"), presence.as_bytes());
         }
         let mut network = Network::default();
         let presence = json!({"state": "online", "who": "align", "host": "h1"});
@@ -476,7 +495,7 @@ mod tests {
 
     fn rows(sql: &str) -> Vec<Value> {
         let found = view(20).query(sql, &[]).map_err(|e| e.to_string());
-        found.expect(sql).objects()
+        found.expect(sql).objects().collect()
     }
 
     fn refused(sql: &str) -> (ErrorKind, String) {
@@ -520,7 +539,7 @@ mod tests {
         let facts = Facts::from_iter([("a".to_owned(), json!(1))]);
         let text = payload("n", Kind::State, 900, &facts).to_string();
         let topic = "lab/infrastructure/nodes/n/state";
-        nodes.add("lab", topic, text.as_bytes(), 1000);
+        nodes.add("lab", topic, text.as_bytes());
         let late = View::within(&nodes, &Network::default(), 1000, Instant::now());
         let e = late.expect_err("late");
         assert_eq!(e.kind(), ErrorKind::Data);
@@ -544,7 +563,7 @@ mod tests {
         let numbers = numbers.as_object().expect("object");
         let text = payload("n", Kind::State, 900, numbers).to_string();
         let topic = "lab/infrastructure/nodes/n/state";
-        nodes.add("lab", topic, text.as_bytes(), 1000);
+        nodes.add("lab", topic, text.as_bytes());
         let mut view = View::new(&nodes, &Network::default(), 1000).expect("view");
         let found = view.query("SELECT value FROM fact ORDER BY name", &[]);
         assert_eq!(
@@ -617,6 +636,7 @@ mod tests {
             "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c",
             "SELECT count(*) FROM fact a, fact b, fact c, fact d, fact e, fact f",
             "SELECT printf('%.2000000c', 'x')",
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 10000) SELECT printf('%.900000c', 'x') FROM c",
             "WITH RECURSIVE c(t) AS (SELECT 'xx' UNION ALL SELECT t || t FROM c) SELECT max(length(t)) FROM c",
         ] {
             let begun = Instant::now();
@@ -645,6 +665,31 @@ mod tests {
         );
         let found = view(20).query_once("SELECT count(*) FROM node".to_owned(), Vec::new());
         assert_eq!(found.expect("rows").rows, [[json!(20)]]);
+    }
+
+    #[test]
+    fn rows_are_bounded_by_their_memory() {
+        let rows = |width: usize, count: usize| {
+            let cells = vec![format!("printf('%.{width}c', 'x')"); 10].join(", ");
+            let sql = format!(
+                "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {count}) SELECT {cells} FROM c"
+            );
+            view(1).query(&sql, &[])
+        };
+        let e = rows(1000, 9000).expect_err("90 MB");
+        assert_eq!(e.kind(), ErrorKind::Data);
+        assert!(
+            e.to_string().contains("its rows need more than 64 MiB"),
+            "{e}"
+        );
+        assert_eq!(rows(1000, 5000).expect("50 MB").rows.len(), 5000);
+        // Many small values take more than their text.
+        let cells = vec!["1"; 100].join(", ");
+        let sql = format!(
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 9999) SELECT {cells} FROM c"
+        );
+        let e = view(1).query(&sql, &[]).expect_err("a million values");
+        assert!(e.to_string().contains("its rows need more than"), "{e}");
     }
 
     #[test]

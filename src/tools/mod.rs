@@ -43,6 +43,9 @@ use crate::os::stdout::stdout;
 /// Minimum number of descriptors of a command.
 const MIN_DESCRIPTORS: u64 = 32;
 
+/// Bytes of a long text that are printed at a time.
+const PART: usize = 64 * 1024;
+
 /// Returns a runtime with a single thread, because commands mostly wait. Names are looked up in
 /// threads of their own, for which the runtime does not wait at its end.
 fn runtime() -> Result<Runtime> {
@@ -122,6 +125,23 @@ fn print_foreign(bytes: &[u8]) -> Result<()> {
 /// Prints JSON on a line of stdout.
 fn print_json(value: &Value) -> Result<()> {
     print(&escaped_json(&json::to_text(value)))
+}
+
+/// Prints texts of JSON as an array, on a line of stdout, without a text of the whole.
+fn print_array(items: impl IntoIterator<Item = String>) -> Result<()> {
+    let mut part = "[".to_owned();
+    for (n, item) in items.into_iter().enumerate() {
+        if n > 0 {
+            part.push(',');
+        }
+        part.push_str(&escaped_json(&item));
+        if part.len() >= PART {
+            print_part(&part)?;
+            part.clear();
+        }
+    }
+    part.push_str("]\n");
+    print_part(&part)
 }
 
 /// Returns an exit code from elsewhere, within the range of a process.

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::drawing::svg;
 use crate::model::duration;
 use crate::model::event::attributes;
+use crate::model::json;
 use crate::model::message::property;
 use crate::model::network::{Network, Seen, Waits};
 use crate::model::roots::Content;
@@ -85,6 +86,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             network.add(&options.root, &topic, &payload);
         }
     }
+    if let Some(cause) = network.cut() {
+        say(&cause);
+    }
     let shown = |seen: &&Seen| options.who.as_ref().is_none_or(|who| *who == seen.who);
     if let Some(who) = &options.who
         && !network.pipelines().any(|seen| seen.who == *who)
@@ -102,8 +106,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     match options.form {
         Form::Json => {
-            let list: Vec<Value> = network.pipelines().filter(shown).map(Seen::json).collect();
-            super::print_json(&Value::Array(list))?;
+            let seen = network.pipelines().filter(shown);
+            super::print_array(seen.map(|seen| json::to_text(&seen.json())))?;
         }
         Form::Mermaid | Form::Dot | Form::Svg => {
             let graph = network.graph(&options.root);

@@ -427,3 +427,152 @@ fn what_did_not_come_in_time_is_not_published() {
     assert_eq!(code, 65, "{stderr}");
     assert!(stderr.contains("nothing is published"), "{stderr}");
 }
+
+#[test]
+fn facts_that_are_asked_for_again_and_do_not_come_in_time_are_not_published() {
+    let world = World::new();
+    let broker = Scripted::listen();
+    let file = world.file(
+        "tael.toml",
+        "[[view]]\nname = 'all'\nsql = 'SELECT count(*) AS n FROM fact'\n",
+    );
+    let mut command = world.tael(["facts", "view", "all", "--publish", "--timeout", "2s"]);
+    command
+        .args(["--root", "lab", "--config", &file])
+        .env("TAEL_HOST", "127.0.0.1")
+        .env("TAEL_PORT", broker.port().to_string());
+    let (code, _, stderr) = thread::scope(|scope| {
+        let viewing = scope.spawn(|| ran(&mut command));
+        let ts = jiff::Timestamp::now().as_second();
+        let kinds = json!({"state": "0123456789ab", "static": "0123456789ab"});
+        let payload = json!({"state": "online", "node": "n", "ts": ts, "kinds": kinds}).to_string();
+        let presence = raw::publish(
+            b"lab/infrastructure/nodes/n/presence",
+            payload.as_bytes(),
+            None,
+            &[],
+            false,
+        );
+        let facts = json!({"node": "n", "kind": "state", "ts": ts, "facts": {"a": 1}}).to_string();
+        let state = raw::publish(
+            b"lab/infrastructure/nodes/n/state",
+            facts.as_bytes(),
+            None,
+            &[],
+            false,
+        );
+        let retained = |mut packet: Vec<u8>| {
+            packet[0] |= 1;
+            packet
+        };
+        // The first time all of it comes, and the end.
+        let mut first = broker.accept();
+        loop {
+            let (kind, body) = first.receive();
+            match kind >> 4 {
+                8 => {
+                    first.serve(kind, &body);
+                    first.send(&retained(presence.clone()));
+                }
+                3 => first.send(&packet(0x30, &body)),
+                14 => break,
+                _ => drop(first.serve(kind, &body)),
+            }
+        }
+        // The second time there is no end.
+        let mut second = broker.accept();
+        let (kind, body) = second.receive();
+        second.serve(kind, &body);
+        let state = retained(state);
+        while !viewing.is_finished() && second.try_send(&state) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        viewing.join().expect("tael")
+    });
+    assert_eq!(code, 65, "{stderr}");
+    assert!(stderr.contains("nothing is published"), "{stderr}");
+}
+
+/// Retains `payload` on many `topics`.
+fn retain_all(world: &World, messages: impl Iterator<Item = (String, String)>) {
+    let mut raw = Raw::connect(world.broker.port());
+    for (topic, payload) in messages {
+        let mut packet = raw::publish(topic.as_bytes(), payload.as_bytes(), Some(1), &[], false);
+        packet[0] |= 1;
+        raw.send(&packet);
+        assert_eq!(raw.receive().0, 0x40, "PUBACK");
+    }
+}
+
+#[test]
+fn trees_of_facts_do_not_fill_the_memory_of_readers() {
+    if !has_program("mosquitto", "many large facts") {
+        return;
+    }
+    // The embedded broker retains fewer.
+    let world = World::with(Setup {
+        rules: Some("topic readwrite #\n"),
+        ..Setup::default()
+    });
+    let kinds = ["common", "static", "dynamic", "state"];
+    let topic = |n: usize| {
+        let (node, kind) = (format!("n{}", n / 4), kinds[n % 4]);
+        (
+            format!("lab/infrastructure/nodes/{node}/{kind}"),
+            node,
+            kind,
+        )
+    };
+    let told = |n: usize, facts: &str| {
+        let (topic, node, kind) = topic(n);
+        let start = format!("{{\"node\":\"{node}\",\"kind\":\"{kind}\",\"ts\":1");
+        (topic, format!("{start},\"facts\":{facts}}}"))
+    };
+    // Within the bounds, and forty times as large as trees.
+    let deep = format!("{}1{}", "{\"\":".repeat(7), "}".repeat(7));
+    let deep: Vec<String> = (0..999).map(|n| format!("\"{n}\":{deep}")).collect();
+    let deep = format!("{{{}}}", deep.join(","));
+    // Beyond them.
+    let empty = format!("{{\"a\":[{}]}}", vec!["[[],[]]"; 6000].join(","));
+    let pipeline = |n: usize| {
+        let last = format!(
+            "{{\"last\":{{\"status\":\"failed\",\"x\":[{}]}}}}",
+            vec!["[0]"; 10_000].join(",")
+        );
+        (format!("lab/infrastructure/pipelines/p{n}/last"), last)
+    };
+    let honest = (0..400).map(|n| told(n, &deep));
+    let lies = (400..440).map(|n| told(n, &empty));
+    retain_all(&world, honest.chain(lies).chain((0..45).map(pipeline)));
+    let limited = |arguments: &[&str]| {
+        let tael = world.tael([""; 0]);
+        let mut command = Command::new("sh");
+        for (name, value) in tael.get_envs() {
+            value.map(|value| command.env(name, value));
+        }
+        // Of address space, kB: stacks and arenas of threads are part of it.
+        command.args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh"]);
+        command.arg(tael.get_program()).args(arguments);
+        command.args(["--root", "lab"]).env("TAEL_LOG", "warn");
+        ran(&mut command)
+    };
+    let (code, stdout, stderr) = limited(&["facts", "show", "--json"]);
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(
+        (code, list.as_array().expect("list").len()),
+        (0, 100),
+        "{stderr}"
+    );
+    assert!(stderr.contains("and 39 more"), "{stderr}");
+    let count = "SELECT count(*) FROM fact";
+    let (code, stdout, stderr) = limited(&["facts", "view", count, "--raw"]);
+    let is_whole = code == 0 && stdout == "399600\n";
+    let is_refused = code == 65 && stderr.contains("view: ");
+    assert!(is_whole || is_refused, "{code}: {stdout}{stderr}");
+    let (code, _, stderr) = limited(&["status", "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stderr.contains("more than 128 MiB: some are left out"),
+        "{stderr}"
+    );
+}

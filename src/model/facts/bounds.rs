@@ -13,7 +13,7 @@ pub const MAX_NAME: usize = 256;
 /// Maximum size of a value as JSON, bytes; also that of a whole array.
 pub const MAX_VALUE: usize = 4 * 1024;
 
-/// Maximum number of values of a kind. Each element of an array counts.
+/// Maximum number of values of a kind. Each element of an array counts, and so does an empty one.
 pub const MAX_VALUES: usize = 1_000;
 
 /// Maximum number of names in a dotted name; arrays count too.
@@ -167,21 +167,31 @@ impl Walk<'_> {
                 }
                 let list = list.into_iter();
                 let kept = list.filter_map(|value| self.value(name, value, depth + 1, allowed));
-                Some(Value::Array(kept.collect()))
+                let kept: Vec<Value> = kept.collect();
+                if kept.is_empty() {
+                    self.count(name)?;
+                }
+                Some(Value::Array(kept))
             }
             leaf => {
                 if leaf.to_string().len() > MAX_VALUE {
                     self.fail(name, "its value is too long");
                     return None;
                 }
-                self.values += 1;
-                if self.values > MAX_VALUES {
-                    self.fail(name, "there are too many values");
-                    return None;
-                }
+                self.count(name)?;
                 Some(leaf)
             }
         }
+    }
+
+    /// Counts a value; `None` if there are too many.
+    fn count(&mut self, name: &str) -> Option<()> {
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            self.fail(name, "there are too many values");
+            return None;
+        }
+        Some(())
     }
 }
 

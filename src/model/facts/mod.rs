@@ -7,4 +7,5 @@ pub mod nodes;
 pub mod own;
 pub mod presence;
 pub mod round;
+pub mod told;
 pub mod tree;

@@ -1,17 +1,18 @@
 //! The nodes of a root, from their retained messages.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
 use crate::model::facts::kind::{Kind, NodeTopics, split};
 use crate::model::facts::presence::{self, Presence, Verdict};
-use crate::model::facts::round::HeldFacts;
-use crate::model::facts::tree::{Facts, digest, merge};
+use crate::model::facts::told::Told;
+use crate::model::facts::tree::{Facts, merge};
 use crate::model::text::printable;
 
 /// Maximum number of topics whose messages are asked for again.
-const MAX_MISSING: usize = 1_000;
+pub const MAX_MISSING: usize = 1_000;
 
 /// A node as others see it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -19,7 +20,7 @@ pub struct Seen {
     /// Its presence, if there is one.
     pub presence: Option<Presence>,
     /// Its facts.
-    pub kinds: BTreeMap<Kind, HeldFacts>,
+    pub kinds: BTreeMap<Kind, Told>,
 }
 
 impl Seen {
@@ -43,15 +44,15 @@ impl Seen {
     #[must_use]
     pub fn merged(&self) -> Facts {
         let mut all = Facts::new();
-        for held in self.kinds.values() {
-            merge(&mut all, held.facts.clone());
+        for told in self.kinds.values() {
+            merge(&mut all, told.facts());
         }
         all
     }
 
-    /// Returns what is known about it for programs, at second `now`.
+    /// Returns what is known about it for programs, at second `now`: a JSON object as text.
     #[must_use]
-    pub fn json(&self, name: &str, now: i64) -> Value {
+    pub fn json(&self, name: &str, now: i64) -> String {
         let verdict = self.verdict(now);
         let mut map = Map::new();
         let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
@@ -69,12 +70,16 @@ impl Seen {
                 put("skew", json!(skew));
             }
         }
-        let kinds = self.kinds.iter();
-        let facts: Map<String, Value> = kinds
-            .map(|(kind, held)| (kind.name().to_owned(), Value::Object(held.facts.clone())))
-            .collect();
-        put("facts", Value::Object(facts));
-        Value::Object(map)
+        let mut text = Value::Object(map).to_string();
+        // The brace at its end.
+        text.pop();
+        text.push_str(",\"facts\":{");
+        for (n, (kind, told)) in self.kinds.iter().enumerate() {
+            let comma = if n > 0 { "," } else { "" };
+            let _ = write!(text, "{comma}\"{}\":{}", kind.name(), told.text());
+        }
+        text.push_str("}}");
+        text
     }
 }
 
@@ -88,16 +93,16 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Adds a retained message, received at second `now`. One that names another node than its
+    /// Adds a retained message. One that names another node than its
     /// topic, or that cannot be read, is noted.
-    pub fn add(&mut self, root: &str, topic: &str, payload: &[u8], now: i64) {
+    pub fn add(&mut self, root: &str, topic: &str, payload: &[u8]) {
         let Some((node, last)) = split(root, topic) else {
             return;
         };
         let taken = match Kind::parse(last) {
-            Ok(kind) => HeldFacts::parse(node, kind, payload, None, now).map(|held| {
+            Ok(kind) => Told::parse(node, kind, payload).map(|told| {
                 let seen = self.seen.entry(node.to_owned()).or_default();
-                seen.kinds.insert(kind, held);
+                seen.kinds.insert(kind, told);
             }),
             Err(_) if last == "presence" => Presence::parse(payload)
                 .filter(|presence| presence.node == node)
@@ -121,7 +126,7 @@ impl Nodes {
             let promised = seen.presence.iter().flat_map(|presence| &presence.kinds);
             for (kind, wanted) in promised {
                 let held = seen.kinds.get(kind);
-                if held.is_some_and(|held| digest(&held.facts) == *wanted) {
+                if held.is_some_and(|held| held.has_digest(wanted)) {
                     continue;
                 }
                 count += 1;
@@ -153,6 +158,7 @@ mod tests {
     use super::*;
     use crate::model::facts::presence::State;
     use crate::model::facts::round::{Node, payload};
+    use crate::model::facts::tree::digest;
     use crate::model::facts::tree::tests::facts;
 
     fn nodes(list: &[(&str, String)]) -> Nodes {
@@ -162,7 +168,6 @@ mod tests {
                 "lab",
                 &format!("lab/infrastructure/nodes/{topic}"),
                 payload.as_bytes(),
-                1000,
             );
         }
         nodes
@@ -214,6 +219,9 @@ mod tests {
                 .is_some_and(|line| line.contains("and 2 more"))
         );
         let json = nodes.seen["a"].json("a", 1000);
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        let facts = json!({"static": disk, "dynamic": free});
+        assert_eq!(json["facts"], facts);
         assert_eq!((&json["fresh"], &json["age"]), (&json!(true), &json!(10)));
     }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::model::facts::bounds::{MAX_MESSAGE, MAX_VALUES};
 use crate::model::facts::change::Changes;
 use crate::model::facts::kind::Kind;
 use crate::model::facts::presence::{Presence, State, Verdict, age};
-use crate::model::facts::tree::{Facts, count, digest, sorted};
+use crate::model::facts::told::Told;
+use crate::model::facts::tree::{Facts, digest};
 
 /// Difference of two boot times that is that of a clock, seconds: the kernel counts the time of its
 /// boot back from the present time, which is being set (`proc_stat(5)`, `btime`).
@@ -46,8 +46,7 @@ pub struct HeldFacts {
 
 impl HeldFacts {
     /// Returns the facts of `kind` of `node` in a payload, whose rest of a Message Expiry Interval
-    /// was `expiry` seconds at second `now`; `None` if they are none, or larger than a node of ours tells:
-    /// one that lies must not fill the memory of readers.
+    /// was `expiry` seconds at second `now`; `None` as [`Told::parse`].
     #[must_use]
     pub fn parse(
         node: &str,
@@ -56,25 +55,10 @@ impl HeldFacts {
         expiry: Option<u32>,
         now: i64,
     ) -> Option<Self> {
-        if payload.len() > MAX_MESSAGE {
-            return None;
-        }
-        let mut value: Value = serde_json::from_slice(payload).ok()?;
-        let named =
-            |key: &str, wanted: &str| value.get(key).and_then(Value::as_str) == Some(wanted);
-        if !named("node", node) || !named("kind", kind.name()) {
-            return None;
-        }
-        let ts = value.get("ts").and_then(Value::as_i64)?;
-        let Some(Value::Object(facts)) = value.get_mut("facts").map(Value::take) else {
-            return None;
-        };
-        if count(&facts) > MAX_VALUES {
-            return None;
-        }
+        let told = Told::parse(node, kind, payload)?;
         Some(Self {
-            ts,
-            facts: sorted(facts),
+            ts: told.ts,
+            facts: told.facts(),
             until: expiry.map(|seconds| now.saturating_add(seconds.into())),
         })
     }
@@ -241,6 +225,8 @@ fn steady(was: Option<&Facts>, mut is: Facts) -> Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::facts::bounds::{MAX_MESSAGE, MAX_VALUES};
+    use crate::model::facts::tree::sorted;
     use crate::model::facts::tree::tests::facts;
 
     fn node(share: &[Kind]) -> Node {

@@ -62,7 +62,12 @@ fn sorted_value(value: Value) -> Value {
 /// Returns the first 12 hexadecimal digits of the SHA-256 of `facts`, which are [`sorted`].
 #[must_use]
 pub fn digest(facts: &Facts) -> String {
-    let text = serde_json::to_string(facts).unwrap_or_default();
+    digest_of(&serde_json::to_string(facts).unwrap_or_default())
+}
+
+/// Returns the digest of the facts that are this text.
+#[must_use]
+pub(super) fn digest_of(text: &str) -> String {
     let mut digest = String::with_capacity(2 * DIGEST_BYTES);
     for byte in sha256(text.as_bytes()).iter().take(DIGEST_BYTES) {
         let _ = write!(digest, "{byte:02x}");
@@ -77,16 +82,6 @@ pub fn leaves(facts: &Facts) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     collect("", facts, &mut found);
     found
-}
-
-/// Returns how many leaves `facts` have.
-#[must_use]
-pub fn count(facts: &Facts) -> usize {
-    let below = |value: &Value| match value {
-        Value::Object(below) => count(below),
-        _ => 1,
-    };
-    facts.values().map(below).sum()
 }
 
 fn collect<'a>(before: &str, facts: &'a Facts, found: &mut Vec<(String, &'a Value)>) {

@@ -26,6 +26,12 @@ const HELD: u32 = 0x10_ff00;
 /// First byte that is held.
 const FIRST_HELD: u32 = 0x80;
 
+/// Memory for the digits of a number, bytes.
+const NUMBER: usize = 32;
+
+/// Memory for an entry of an object besides its key and value: hash, key and a place in the index, bytes.
+const ENTRY: usize = 64;
+
 /// Returns the byte that `c` holds.
 fn held(c: char) -> Option<u8> {
     let byte = u32::from(c).checked_sub(HELD)?;
@@ -104,6 +110,29 @@ pub fn to_text(value: &Value) -> String {
     out
 }
 
+/// Returns about how many bytes of memory `value` takes: for short items many times its text.
+#[must_use]
+pub fn memory(value: &Value) -> usize {
+    // Lists grow by doubling, from four items.
+    let room = |items: usize| items.next_power_of_two().max(4);
+    let more = match value {
+        Value::Null | Value::Bool(_) => 0,
+        Value::Number(_) => NUMBER,
+        Value::String(text) => text.len(),
+        Value::Array(list) if list.is_empty() => 0,
+        Value::Array(list) => {
+            let unused = room(list.len()) - list.len();
+            list.iter().map(memory).sum::<usize>() + unused * size_of::<Value>()
+        }
+        Value::Object(map) => {
+            let items = map.iter().map(|(key, item)| key.len() + memory(item));
+            let entries = if map.is_empty() { 0 } else { room(map.len()) };
+            items.sum::<usize>() + entries * ENTRY
+        }
+    };
+    size_of::<Value>() + more
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +167,17 @@ mod tests {
         }
         let pair = parsed(r#""\udbff\udffc""#);
         assert_eq!(to_text(&pair), "\"\u{10fffc}\"");
+    }
+
+    #[test]
+    fn short_items_take_many_times_their_text() {
+        for (item, times) in [("{}", 20), ("[0]", 60), ("{\"\":0}", 40), ("0", 30)] {
+            let text = format!("[{}]", vec![item; 1000].join(","));
+            let found = memory(&parsed(&text));
+            assert!(found > text.len() * times, "{item}: {found}");
+        }
+        let text = json!("x".repeat(1000));
+        assert!((1000..1200).contains(&memory(&text)));
     }
 
     #[test]

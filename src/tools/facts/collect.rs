@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use crate::error::{Error, Result};
-use crate::model::facts::nodes::Nodes;
+use crate::model::facts::nodes::{MAX_MISSING, Nodes};
 use crate::model::topic::Filter;
 use crate::net::options::BrokerOptions;
 use crate::net::retained::{self, Query, Retained};
@@ -50,8 +48,8 @@ impl Source {
     /// # Errors
     /// 69 when no broker could be reached within the limit, 77 when it does not authorise us.
     pub(super) async fn nodes(&self, topics: Vec<String>, is_whole: bool) -> Result<Nodes> {
-        let found = self.messages(topics).await?;
-        self.nodes_in(&found, is_whole).await
+        let mut found = self.messages(topics).await?;
+        self.nodes_in(&mut found, is_whole).await
     }
 
     /// Returns the nodes that tell something on `facts`, whole, and all messages on `others` too.
@@ -64,19 +62,27 @@ impl Source {
         others: Vec<String>,
     ) -> Result<(Nodes, Retained)> {
         let topics = facts.into_iter().chain(others).collect();
-        let found = self.messages(topics).await?;
-        let nodes = self.nodes_in(&found, true).await?;
+        let mut found = self.messages(topics).await?;
+        let nodes = self.nodes_in(&mut found, true).await?;
         Ok((nodes, found))
     }
 
-    async fn nodes_in(&self, found: &Retained, is_whole: bool) -> Result<Nodes> {
+    /// Returns the nodes in `found`, which is cut if what is asked for again is.
+    async fn nodes_in(&self, found: &mut Retained, is_whole: bool) -> Result<Nodes> {
         let mut nodes = Nodes::default();
         self.add(&mut nodes, found);
         if is_whole {
-            let (missing, _) = nodes.missing(&self.root);
+            let (missing, count) = nodes.missing(&self.root);
             if !missing.is_empty() {
-                let found = self.messages(missing).await?;
-                self.add(&mut nodes, &found);
+                if count > missing.len() {
+                    let cause = format!(
+                        "{count} kinds of facts are missing, and {MAX_MISSING} are asked for again"
+                    );
+                    found.cut.get_or_insert(cause);
+                }
+                let more = self.messages(missing).await?;
+                self.add(&mut nodes, &more);
+                found.cut = found.cut.take().or(more.cut);
                 let (_, left) = nodes.missing(&self.root);
                 if left > 0 {
                     say(&format!(
@@ -93,10 +99,9 @@ impl Source {
     }
 
     fn add(&self, nodes: &mut Nodes, found: &Retained) {
-        let now = Timestamp::now().as_second();
         for delivery in &found.messages {
             let topic = String::from_utf8_lossy(&delivery.topic);
-            nodes.add(&self.root, &topic, &delivery.payload, now);
+            nodes.add(&self.root, &topic, &delivery.payload);
         }
     }
 }

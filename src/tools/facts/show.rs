@@ -86,8 +86,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .filter(|(_, seen)| !options.stale || seen.verdict(now) != Verdict::Fresh)
         .collect();
     if options.json {
-        let list = seen.iter().map(|(name, seen)| seen.json(name, now));
-        crate::tools::print_json(&Value::Array(list.collect()))?;
+        crate::tools::print_array(seen.iter().map(|(name, seen)| seen.json(name, now)))?;
     } else if named {
         for (name, seen) in seen {
             facts(name, seen, options.nodes.len() > 1, now)?;
@@ -198,13 +197,13 @@ fn facts(name: &str, seen: &Seen, with_name: bool, now: i64) -> Result<()> {
     ];
     let columns: Vec<Column> = node.into_iter().chain(columns).collect();
     let mut rows: Vec<Row> = Vec::new();
-    for (kind, held) in &seen.kinds {
-        for (fact, value) in leaves(&held.facts) {
+    for (kind, told) in &seen.kinds {
+        for (fact, value) in leaves(&told.facts()) {
             let value = match value {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            let age = ago(presence::age(held.ts, now));
+            let age = ago(presence::age(told.ts, now));
             let cells = [cell(kind.name()), cell(&fact), cell(&age), cell(&value)];
             rows.push(
                 with_name

@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     match (&options.name, options.publish) {
         (Some(name), true) => runtime.block_on(publish(options, name, &rows))?,
-        _ => print(options.form, &rows)?,
+        _ => print(options.form, rows)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,16 +97,20 @@ async fn rows(options: &Options) -> Result<Rows> {
             .collect();
     }
     let (nodes, found) = source.nodes_and(facts, pipelines).await?;
+    let mut network = Network::default();
+    for delivery in &found.messages {
+        network.add_message(root, delivery, MAX_PAYLOAD);
+    }
+    let lacks = network.cut();
+    if let Some(cause) = &lacks {
+        say(cause);
+    }
     if options.publish
-        && let Some(cause) = &found.cut
+        && let Some(cause) = found.cut.or(lacks)
     {
         return Err(Error::data(format!(
             "publish a view: {cause}; nothing is published"
         )));
-    }
-    let mut network = Network::default();
-    for delivery in &found.messages {
-        network.add_message(root, delivery, MAX_PAYLOAD);
     }
     let view = View::limited(&nodes, &network, Timestamp::now().as_second())?;
     view.query_once(options.sql.clone(), options.set.clone())
@@ -116,10 +120,12 @@ async fn rows(options: &Options) -> Result<Rows> {
 async fn publish(options: &Options, name: &str, rows: &Rows) -> Result<()> {
     let source = &options.source;
     let topic = format!("{}/infrastructure/views/{name}", source.root);
-    let list = Value::Array(rows.objects());
+    let list = list(name, rows)?;
     let held = source.messages(vec![topic.clone()]).await?;
     let is_held = held.messages.iter().any(|delivery| {
-        let value: Option<Value> = serde_json::from_slice(&delivery.payload).ok();
+        // One of ours, and no tree of a larger one.
+        let text = (delivery.payload.len() <= MAX_PUBLISHED).then_some(&delivery.payload);
+        let value: Option<Value> = text.and_then(|text| serde_json::from_slice(text).ok());
         value.is_some_and(|value| {
             value.get("rows") == Some(&list)
                 && value.get("truncated") == Some(&json!(rows.truncated))
@@ -133,11 +139,7 @@ async fn publish(options: &Options, name: &str, rows: &Rows) -> Result<()> {
     let payload = json!({"view": name, "ts": ts, "rows": list, "truncated": rows.truncated});
     let payload = json_text::to_text(&payload);
     if payload.len() > MAX_PUBLISHED {
-        return Err(Error::data(format!(
-            "publish view {name}: it has {} KiB, {} at most are published; narrow the SELECT",
-            payload.len() >> 10,
-            MAX_PUBLISHED >> 10
-        )));
+        return Err(too_large(name));
     }
     let message = Message {
         topic,
@@ -155,7 +157,26 @@ async fn publish(options: &Options, name: &str, rows: &Rows) -> Result<()> {
     Ok(())
 }
 
-fn print(form: Form, rows: &Rows) -> Result<()> {
+/// Returns the rows as an array, if they may be published.
+fn list(name: &str, rows: &Rows) -> Result<Value> {
+    let mut room = MAX_PUBLISHED;
+    let mut list = Vec::new();
+    for object in rows.objects() {
+        let size = json_text::to_text(&object).len();
+        room = room.checked_sub(size).ok_or_else(|| too_large(name))?;
+        list.push(object);
+    }
+    Ok(Value::Array(list))
+}
+
+fn too_large(name: &str) -> Error {
+    Error::data(format!(
+        "publish view {name}: its rows have more than {} KiB; narrow the SELECT",
+        MAX_PUBLISHED >> 10
+    ))
+}
+
+fn print(form: Form, rows: Rows) -> Result<()> {
     let is_terminal = Terminal::of_stdout().is_terminal();
     // A program gets values as they are. On a terminal they must not control it, nor look like two.
     let shown = |text: &str| match is_terminal {
@@ -163,11 +184,14 @@ fn print(form: Form, rows: &Rows) -> Result<()> {
         false => text.to_owned(),
     };
     match form {
-        Form::Json => crate::tools::print_json(&Value::Array(rows.objects())),
+        Form::Json => {
+            let objects = rows.objects();
+            crate::tools::print_array(objects.map(|object| json_text::to_text(&object)))
+        }
         Form::Csv => {
             let heads = rows.columns.iter().map(|name| quoted(&shown(name)));
             crate::tools::print(&heads.collect::<Vec<_>>().join(","))?;
-            for row in &rows.rows {
+            for row in rows.rows {
                 let cells = row.iter().map(|value| quoted(&shown(&text(value))));
                 crate::tools::print(&cells.collect::<Vec<_>>().join(","))?;
             }
@@ -183,14 +207,15 @@ fn print(form: Form, rows: &Rows) -> Result<()> {
     }
 }
 
-fn table(rows: &Rows) -> Result<()> {
+fn table(rows: Rows) -> Result<()> {
     let terminal = Terminal::of_stdout();
     let heads: Vec<String> = rows
         .columns
         .iter()
         .map(|name| printable(&name.to_uppercase(), 60))
         .collect();
-    let cells = rows.rows.iter().map(|row| {
+    let count = rows.columns.len();
+    let cells = rows.rows.into_iter().map(|row| {
         let cells = row.iter().map(|value| match value {
             Value::Null => "-".to_owned(),
             value => printable(&text(value), MAX_SHOWN),
@@ -199,7 +224,7 @@ fn table(rows: &Rows) -> Result<()> {
     });
     let lines: Vec<Vec<String>> = std::iter::once(heads).chain(cells).collect();
     // The headings are texts of the SELECT, and so the first row.
-    let columns = vec![Column::text("", 8, 60); rows.columns.len()];
+    let columns = vec![Column::text("", 8, 60); count];
     let texts = lines.iter().map(|row| row.iter().map(String::as_str));
     let layout = Layout::fit(&columns, texts, terminal.width);
     for row in &lines {
