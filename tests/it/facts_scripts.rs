@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use crate::common::{World, bare_command, ran, wait_until};
@@ -153,6 +154,7 @@ fn what_fails_is_absent_and_named_and_the_others_are_told() {
     }
     assert!(log.contains("it exited with 3: no controller"), "{log}");
     assert!(log.contains("it printed more than 64 KiB"), "{log}");
+    assert!(log.contains("state/ini is left out: it is INI"), "{log}");
     for cause in [
         "noloader is left out: it cannot be started: No such file",
         "dies is left out: it was ended by signal 9",
@@ -341,4 +343,58 @@ fn a_script_cannot_escape_by_killing_its_guard() {
             stat.is_empty() || stat.contains(") Z ")
         });
     }
+}
+
+/// Returns the state of a process, as in `/proc/PID/stat`; empty if it is gone.
+fn state_of(pid: &str) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.split(' ').next());
+    state.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_guard_that_was_stopped_ends_its_script_when_its_parent_is_killed() {
+    let world = World::new();
+    let folder = world.path("own/state");
+    fs::create_dir_all(&folder).expect("folder");
+    let pids = world.path("pids");
+    let pids = pids.display();
+    let text = format!(
+        "#!/bin/sh\nsetsid sh -c 'trap \"\" TERM HUP INT; echo $$ >>{pids}; while :; do sleep 1; done' &\n\
+         echo $$ >>{pids}\necho $PPID >{pids}.guard\nexec sleep 1000\n"
+    );
+    let script = world.script("flees", &text);
+    fs::rename(script, folder.join("flees")).expect("rename");
+    let mut command = world.tael(["facts", "publish", "--dry-run", "--root", "lab", "--dir"]);
+    command.arg(world.path("own"));
+    let process = world.spawn(command);
+    wait_until("the script runs", || {
+        world.lines("pids").len() == 2 && !world.lines("pids.guard").is_empty()
+    });
+    let guard = world.lines("pids.guard").concat();
+    let pid = nix::unistd::Pid::from_raw(guard.parse().expect("pid"));
+    kill(pid, Signal::SIGSTOP).expect("stop");
+    wait_until("it stands", || state_of(&guard) == "T");
+    process.kill();
+    // The kernel sends both if no other process of its session is above it.
+    let _ = kill(pid, Signal::SIGHUP);
+    let _ = kill(pid, Signal::SIGCONT);
+    for pid in world.lines("pids").iter().chain([&guard]) {
+        wait_until("it is gone", || matches!(&*state_of(pid), "" | "Z"));
+    }
+}
+
+#[test]
+fn a_script_has_the_default_signals() {
+    let folder = Folder::new();
+    folder.script("signals", "grep SigIgn /proc/self/status | tr ':\t' '= '");
+    let (code, facts, _, log) = folder.gather(&[]);
+    assert_eq!((code, &*log), (0, ""));
+    let ignored = facts["signals"]["SigIgn"].as_str().expect("a mask");
+    let ignored = u64::from_str_radix(ignored, 16).expect("a mask");
+    // HUP, INT and TERM.
+    assert_eq!(ignored & 0x4003, 0, "{ignored:x}");
 }

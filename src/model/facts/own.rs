@@ -44,10 +44,23 @@ pub fn of_file(text: &[u8]) -> Result<Facts, String> {
     match serde_json::from_slice::<Value>(text) {
         Ok(Value::Object(facts)) => Ok(facts),
         Ok(_) => Err("it is not a JSON object".to_owned()),
+        Err(_) if is_ini(text) => Err(
+            "it is INI, which only Ansible reads: write a JSON object, {\"section\":{\"key\":\"value\"}}"
+                .to_owned(),
+        ),
         Err(e) => Err(format!(
             "it is not JSON: {e}; a script that prints facts needs chmod +x"
         )),
     }
+}
+
+/// Returns whether the first line of `text` that says something is the heading of a section.
+fn is_ini(text: &[u8]) -> bool {
+    let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let first =
+        lines.find(|line| !line.is_empty() && !line.starts_with(b"#") && !line.starts_with(b";"));
+    first.is_some_and(|line| line.starts_with(b"[") && line.ends_with(b"]"))
+        && lines.any(|line| line.contains(&b'=') || line.contains(&b':'))
 }
 
 /// Returns the facts in the output of a script.

@@ -30,11 +30,19 @@ pub(super) const LOOK: Duration = Duration::from_millis(20);
 /// Command Language, section 2.8.2).
 pub(super) const CANNOT_EXECUTE: u8 = 126;
 
+/// Signals that do not end a guard: it has to end its script first. The kernel sends HUP to a process group that was
+/// stopped and loses its parent (POSIX.1-2017, `_exit`).
+const IGNORED: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+
 /// Runs the script at `path` until it ends, or until standard input does: then its parent wants it to end,
 /// or is dead. Ends what it has started, and returns its exit code. A script that a signal has ended ends
 /// this process by the same.
 #[must_use]
 pub fn main(path: &Path) -> u8 {
+    for ignored in IGNORED {
+        // SAFETY: it sets no handler.
+        let _ = unsafe { signal::signal(ignored, SigHandler::SigIgn) };
+    }
     descent::adopt_descendants();
     let mut child = match start(path) {
         Ok(child) => child,
@@ -57,6 +65,11 @@ pub fn main(path: &Path) -> u8 {
 fn start(path: &Path) -> io::Result<Child> {
     let guard = getpid();
     let dies_with_us = move || {
+        // It would ignore them too (execve(2)).
+        for ignored in IGNORED {
+            // SAFETY: it sets no handler.
+            unsafe { signal::signal(ignored, SigHandler::SigDfl) }?;
+        }
         set_pdeathsig(Signal::SIGKILL)?;
         match getppid() == guard {
             true => Ok(()),
@@ -65,7 +78,7 @@ fn start(path: &Path) -> io::Result<Child> {
     };
     let mut command = Command::new(path);
     command.stdin(Stdio::null()).process_group(0);
-    // SAFETY: it only makes two system calls, which are safe after a fork (signal-safety(7)).
+    // SAFETY: it only makes system calls, which are safe after a fork (signal-safety(7)).
     unsafe { command.pre_exec(dies_with_us) };
     command.spawn()
 }
