@@ -26,6 +26,7 @@ use crate::cli::key_lines::KeyLines;
 use crate::cli::mistakes::Mistakes;
 use crate::error::{Error, Place, Result};
 use crate::model::near::nearest;
+use crate::model::text::printable;
 use crate::os::paths;
 
 /// One file.
@@ -64,6 +65,9 @@ const KEYS: &[&str] = &["signing", "verify"];
 pub const QUEUE: &str = "queue";
 /// Tables of commands of a node.
 const COMMAND: &str = "command";
+
+/// Maximum length of a path in an error, characters.
+const MAX_PATH: usize = 200;
 
 /// Options that no file may hold.
 const NOT_IN_FILES: &[&str] = &[
@@ -293,6 +297,20 @@ impl Layers {
     /// Returns the `[[view]]` tables of the strongest file that has any.
     pub fn views(&self) -> Option<(&Layer, &[Value])> {
         self.tables(VIEW)
+    }
+
+    /// Returns which files were read, for an error about a `table` that none of them has.
+    pub fn read_for(&self, table: &str) -> String {
+        let shown = |path: &Path| printable(&path.display().to_string(), MAX_PATH);
+        let read = self.layers.iter().map(|layer| shown(&layer.path));
+        let read: Vec<String> = read.collect();
+        if !read.is_empty() {
+            return format!("there is no {table} in {}", read.join(" and "));
+        }
+        let places = paths::user_config().into_iter();
+        let places = places.chain([PathBuf::from(paths::SYSTEM_CONFIG)]);
+        let places: Vec<String> = places.map(|path| shown(&path)).collect();
+        format!("there is no file {}", places.join(", and no "))
     }
 
     /// Returns the `[[route]]` tables of the strongest file that has any.

@@ -181,7 +181,7 @@ impl Tool for Facts {
 
     const HELP: Page = Page {
         first: &["node", "dir", "share", "broker", "root"],
-        groups: &[],
+        groups: &[("Facts of this node (publish)", OWN)],
         examples: &[
             "tael facts publish --root lab --dry-run",
             "tael facts publish --root lab --once --interval 5m",
@@ -192,6 +192,8 @@ impl Tool for Facts {
             "tael facts view --root lab 'SELECT name, age FROM node WHERE NOT fresh'",
         ],
     };
+
+    const OF_VERB: (&str, &[&str]) = ("publish", OWN);
 
     fn is_daemon(matches: &ArgMatches) -> bool {
         let publish = matches.subcommand_matches("publish");

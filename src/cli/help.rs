@@ -70,6 +70,12 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
     }
     let command = command.mut_subcommands(|verb| {
         let lines = examples_of(page.examples, tool, &verb).join("\n  ");
+        let name = verb.get_name();
+        let more = format!("All options, and examples: tael {tool} {name} --help");
+        let verb = match page.first.is_empty() {
+            true => verb,
+            false => verb.after_help(more),
+        };
         verb.after_long_help(format!("Examples:\n  {lines}"))
     });
     let mut command = command;
@@ -77,6 +83,18 @@ pub fn dress(command: Command, tool: &str, page: Page) -> Command {
         command = command.override_usage(format!("tael {usage}"));
     }
     command.after_long_help(end)
+}
+
+/// Hides `options` of `command` in the help of all its verbs except `owner`. They stay options of them, so that
+/// files and the environment may have them.
+pub fn hide_from_others(command: Command, (owner, options): (&str, &[&str])) -> Command {
+    let is_own = |arg: &&Arg| options.contains(&arg.get_id().as_str());
+    let own: Vec<Arg> = command.get_arguments().filter(is_own).cloned().collect();
+    command.mut_subcommands(|verb| match verb.get_name() == owner {
+        true => verb,
+        // An option of a verb stands before that of the command for all verbs.
+        false => verb.args(own.iter().map(|arg| arg.clone().global(false).hide(true))),
+    })
 }
 
 /// Returns those of `examples` that are about `verb` of a tool, or its shortest use.

@@ -139,11 +139,17 @@ impl Tool for Message {
             () => Task::Publish(self.reply_to),
         };
         let pairs = attr::pairs(self.attr, self.pairs)?;
+        let attributes = attributes(self.payload.as_deref(), pairs, self.lines)?;
+        if self.if_changed && attributes.is_none() {
+            return Err(Error::usage(
+                "--if-changed has nothing to promise: give KEY=VALUE, or a JSON object by -m or standard input",
+            ));
+        }
         message::run(&Options {
             broker,
             topic,
             root,
-            attributes: attributes(self.payload.as_deref(), pairs, self.lines)?,
+            attributes: attributes.unwrap_or_default(),
             lines: self.lines,
             qos,
             retain: self.retain || self.if_changed,
@@ -266,22 +272,30 @@ fn reply_topic(root: &str, id: &str) -> Result<String> {
     }
 }
 
-/// The payload's attributes, and those given one by one, which win.
-fn attributes(payload: Option<&str>, pairs: Vec<String>, lines: bool) -> Result<Attributes> {
-    let mut attributes = match payload {
+/// The payload's attributes, and those given one by one, which win; `None` if nothing is given.
+fn attributes(
+    payload: Option<&str>,
+    pairs: Vec<String>,
+    lines: bool,
+) -> Result<Option<Attributes>> {
+    let given = match payload {
         // They are read one by one.
-        None if lines => Attributes::new(),
-        Some("-") => object(&read_stdin()?)?,
-        Some(text) => object(text.as_bytes())?,
+        None if lines => None,
+        Some("-") => Some(object(&read_stdin()?)?),
+        Some(text) => Some(object(text.as_bytes())?),
         None if pairs.is_empty() && !io::stdin().is_terminal() => match read_stdin()? {
-            input if input.trim_ascii().is_empty() => Attributes::new(),
-            input => object(&input)?,
+            input if input.trim_ascii().is_empty() => None,
+            input => Some(object(&input)?),
         },
-        None => Attributes::new(),
+        None => None,
     };
+    if given.is_none() && pairs.is_empty() {
+        return Ok(None);
+    }
+    let mut attributes = given.unwrap_or_default();
     let reserved = [("ts", "the time of sending, which is set for you")];
     attr::add(&mut attributes, pairs, &reserved)?;
-    Ok(attributes)
+    Ok(Some(attributes))
 }
 
 fn object(payload: &[u8]) -> Result<Attributes> {

@@ -86,6 +86,9 @@ trait Tool: Args + FromArgMatches {
         Self::DAEMON
     }
 
+    /// Options that only one of its verbs takes, and this verb. Others refuse them.
+    const OF_VERB: (&str, &[&str]) = ("", &[]);
+
     /// Whether help and completions leave it out.
     const HIDDEN: bool = false;
 
@@ -164,7 +167,8 @@ fn command<T: Tool>() -> Command {
         .hide(T::HIDDEN)
         .version(env!("CARGO_PKG_VERSION"));
     let command = connection::with_environment(command, T::NAME);
-    help::dress(command, T::NAME, T::HELP)
+    let command = help::dress(command, T::NAME, T::HELP);
+    help::hide_from_others(command, T::OF_VERB)
 }
 
 fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {

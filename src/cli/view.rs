@@ -55,9 +55,11 @@ pub fn find(layers: &Layers, text: &str) -> Result<ViewTable> {
     }
     let hint = match nearest(text, known.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {near}?"),
-        None => {
-            "a view is a [[view]] in tael.toml, or a SELECT in one word of the shell".to_owned()
+        None if known.is_empty() => {
+            let places = "a view is a [[view]] in tael.toml, or a SELECT in one word of the shell";
+            format!("{places}; {}", layers.read_for("[[view]]"))
         }
+        None => format!("tael.toml has {}", printable(&known.join(", "), 400)),
     };
     Err(Error::usage(format!(
         "view {}: there is no such view; {hint}",

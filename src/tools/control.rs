@@ -55,6 +55,7 @@ pub struct Options {
 /// # Errors
 /// 75 when no client answers in time, 69 when no broker does; otherwise the code of the answer.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    super::check_stdout()?;
     let answer = super::runtime()?.block_on(ask(options))?;
     if answer.get("ok") == Some(&Value::Bool(true)) {
         super::print(&shown(options, &answer))?;

@@ -40,6 +40,7 @@ pub struct Options {
 /// # Errors
 /// 65 when one is online or nothing is retained about it; those of the broker.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    super::check_stdout()?;
     let forgotten = super::runtime()?.block_on(async {
         let network = network(options).await?;
         let mut found = Vec::new();

@@ -86,6 +86,19 @@ fn ended_by_reader(error: &io::Error) {
     }
 }
 
+/// Checks that stdout was not closed, for commands that do something and then say it: otherwise they would fail
+/// when it is done.
+///
+/// # Errors
+/// When it was closed (73).
+fn check_stdout() -> Result<()> {
+    stdout().map(drop).map_err(|e| unwritable(&e))
+}
+
+fn unwritable(error: &io::Error) -> Error {
+    Error::cannot_create(format!("write to stdout: {error}"))
+}
+
 /// Prints a line on stdout.
 fn print(line: &str) -> Result<()> {
     print_part(&format!("{line}\n"))
@@ -107,7 +120,7 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
     });
     written.map_err(|e| {
         ended_by_reader(&e);
-        Error::cannot_create(format!("write to stdout: {e}"))
+        unwritable(&e)
     })
 }
 

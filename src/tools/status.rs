@@ -177,6 +177,7 @@ fn table(options: &Options, rows: Vec<Row>) -> Vec<String> {
 
 /// Forgets the pipelines that were stopped more than `span` ago, and prints them.
 async fn prune(options: &Options, network: &Network, span: Duration) -> Result<()> {
+    super::check_stdout()?;
     let span = i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
     let (stopped, unknown) = network.gone(Timestamp::now().as_second().saturating_sub(span));
     if !stopped.is_empty() {

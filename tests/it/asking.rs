@@ -327,7 +327,11 @@ fn a_retained_message_answers_nothing() {
 fn a_broker_that_is_away_is_said() {
     let dir = tempfile::tempdir().expect("tempdir");
     let port = Scripted::listen().port().to_string();
-    for task in [&["--reply"][..], &["--reply", "-l"], &["--if-changed"]] {
+    for task in [
+        &["--reply"][..],
+        &["--reply", "-l"],
+        &["--if-changed", "a=b"],
+    ] {
         let mut command = bare_command(&dir, "tael-message");
         command.args(["-p", &port, "-t", TOPIC, "--timeout", "300ms"]);
         refuses(
@@ -525,6 +529,20 @@ fn a_retained_message_is_kept_or_repaired() {
         "{\"outcome\":\"repaired\"}\n"
     );
     assert_eq!(held()["os"], "bsd");
+    // The user who tells it does not matter, unless it is an attribute.
+    let mut other = world.command("tael-message");
+    other
+        .args(["-t", "lab/nodes/n1", "--retain", "user=ann", "os=bsd"])
+        .env("TAEL_LOG", "error");
+    assert_eq!(ran(&mut other).0, 0);
+    assert_eq!(promise(&["os=bsd"]), "kept\n");
+    assert_eq!(promise(&["os=bsd", "user=bob"]), "repaired\n");
+    assert_eq!(promise(&["os=bsd"]), "kept\n");
+    // Nothing is no promise, and replaces nothing.
+    let mut nothing = world.command("tael-message");
+    nothing.args(["-t", "lab/nodes/n1", "--if-changed"]);
+    refuses(&mut nothing, 64, "nothing to promise");
+    assert_eq!(held()["user"], "bob");
     // A message that will expire is another one, and so is one that will soon.
     assert_eq!(promise(&["--expiry", "100s", "os=bsd"]), "repaired\n");
     assert_eq!(promise(&["--expiry", "100s", "os=bsd"]), "kept\n");

@@ -214,12 +214,7 @@ fn the_page_about_answers_is_true() {
         &["-t", "lab/ask/df", "--reply", "a=b"],
     ));
     assert_eq!((code, &*stderr), (0, ""));
-    assert!(
-        stdout
-            .trim_start()
-            .starts_with(|c: char| c.is_ascii_digit()),
-        "{stdout}"
-    );
-    assert!(stdout.ends_with("G\n"), "{stdout}");
+    // The one who asks writes the unit.
+    assert!(stdout.parse::<u64>().is_ok(), "{stdout}");
     client.stop();
 }

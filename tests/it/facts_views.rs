@@ -161,7 +161,21 @@ fn what_a_select_may_not_do_is_refused() {
         64,
         "--publish takes the name",
     );
-    refuses(&mut view(&world, &["unknown"]), 64, "there is no such view");
+    let home = world.path("config/tael/tael.toml");
+    let mut unknown = view(&world, &["unknown"]);
+    unknown.env("XDG_CONFIG_HOME", world.path("config"));
+    refuses(&mut unknown, 64, "there is no such view");
+    if !Path::new("/etc/tael/tael.toml").exists() {
+        let places = format!("there is no file {}, and no /etc/tael", home.display());
+        refuses(&mut unknown, 64, &places);
+    }
+    let file = world.file("none.toml", "root = 'lab'\n");
+    let cause = format!("there is no [[view]] in {file}");
+    refuses(
+        &mut view(&world, &["unknown", "--config", &file]),
+        64,
+        &cause,
+    );
     assert!(!target.exists(), "a file was written");
 }
 
@@ -225,6 +239,20 @@ fn the_inventory_of_the_examples_is_one_for_ansible() {
         (&json!("a.lab"), &json!(5))
     );
     assert_eq!(shown(&world, &["full", "--raw", "--config", file]), "a\n");
+    // A group for each operating system.
+    let facts = json!({"node": "a", "kind": "common", "ts": 1, "facts": {"os": {"id": "debian"}, "ok": true}});
+    retain(
+        &world,
+        "lab/infrastructure/nodes/a/common",
+        &facts.to_string(),
+    );
+    let text = shown(&world, &["ansible", "--raw", "--config", file]);
+    let inventory: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(inventory["os_debian"]["hosts"], json!(["a"]));
+    let vars = &inventory["_meta"]["hostvars"]["a"];
+    assert_eq!(vars["tael_facts"]["ok"], true);
+    let sql = "SELECT facts->>'$.ok' AS a, facts->'$.ok' AS b FROM node";
+    assert_eq!(shown(&world, &[sql, "--csv"]), "a,b\n1,true\n");
 }
 
 /// Retains `count` messages of nodes, five of each, and of ten nodes one that names another node.

@@ -287,6 +287,36 @@ fn usage_lines_name_what_is_required() {
 }
 
 #[test]
+fn verbs_that_show_facts_do_not_offer_options_that_they_refuse() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let help = |arguments: &[&str]| ran(bare_command(&dir, "tael").arg("facts").args(arguments)).1;
+    for verb in ["show", "view", "forget", "publish"] {
+        let (short, long) = (help(&[verb, "-h"]), help(&[verb, "--help"]));
+        let is_own = verb == "publish";
+        assert_eq!(short.contains("--dir"), is_own, "{short}");
+        assert_eq!(long.contains("--keep <"), is_own, "{long}");
+        let more = format!("All options, and examples: tael facts {verb} --help");
+        assert!(short.contains(&more), "{short}");
+        assert!(short.lines().count() <= 24, "{short}");
+    }
+    // They are refused, and a file may still have them.
+    let file = dir.path().join("tael.toml");
+    fs::write(&file, "[facts]\nnode = 'n'\nkeep = '40d'\n").expect("file");
+    let mut show = bare_command(&dir, "tael");
+    show.args(["facts", "show", "--dir", "/x"]);
+    let (code, _, stderr) = ran(&mut show);
+    assert_eq!(code, 64, "{stderr}");
+    let mut publish = bare_command(&dir, "tael");
+    publish.args(["facts", "publish", "--dry-run", "--config"]);
+    let (_, stdout, stderr) = ran(publish.arg(&file));
+    assert!(stdout.contains("\"node\":\"n\""), "{stdout}{stderr}");
+    let mut show = bare_command(&dir, "tael");
+    show.args(["facts", "show", "-p", "1", "--timeout", "1s", "--config"]);
+    let (code, _, stderr) = ran(show.arg(&file));
+    assert_eq!(code, 69, "{stderr}");
+}
+
+#[test]
 fn verbs_end_their_help_with_examples() {
     let dir = tempfile::tempdir().expect("tempdir");
     let help = |arguments: &[&str]| ran(bare_command(&dir, "tael").args(arguments)).1;

@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::{self, Process, World, bare_command, ran, refuses, wait_until};
+use crate::common::{self, Process, World, bare_command, json_of, ran, refuses, wait_until};
+use crate::facts::retain;
 use serde_json::Value;
 
 /// Starts `tael watch`, and returns it with its output when it is connected.
@@ -359,6 +360,8 @@ fn a_tool_says_that_its_output_is_closed() {
     let list = world.tael(["work", "list"]);
     let pair = world.tael(["pair", "p", "--root", "lab", "--timeout", "20s"]);
     let commands = world.tael(["completions", "bash"]);
+    // There is a run to list.
+    assert_eq!(redirected(&ask, ">/dev/null").0, 0);
     for command in [&ask, &list, &pair, &commands] {
         let (code, stderr) = redirected(command, ">&-");
         assert_eq!(code, 73, "{command:?}: {stderr}");
@@ -367,6 +370,37 @@ fn a_tool_says_that_its_output_is_closed() {
             "{stderr}"
         );
     }
+    // What would only be said afterwards is not done.
+    let topic = "lab/infrastructure/nodes/n/presence";
+    let presence = r#"{"state":"lost","node":"n","ts":1}"#;
+    let lost = r#"{"state":"lost","who":"gone"}"#;
+    for (topic, payload) in [
+        (topic, presence),
+        ("lab/infrastructure/pipelines/gone/presence", lost),
+    ] {
+        retain(&world, topic, payload);
+    }
+    for words in [
+        &["facts", "forget", "n", "--root", "lab"][..],
+        &["forget", "gone", "--root", "lab"],
+        &["control", "w", "pause", "--root", "lab"],
+        &["message", "-t", "lab/kept", "--if-changed", "a=b"],
+    ] {
+        let (code, stderr) = redirected(&world.tael(words), ">&-");
+        assert_eq!(code, 73, "{words:?}: {stderr}");
+    }
+    let kept = json_of(&mut world.tael(["facts", "show", "n", "--json", "--root", "lab"]));
+    assert_eq!(kept[0]["state"], "lost");
+    let status = world.tael(["status", "--json", "--root", "lab"]).output();
+    let status = String::from_utf8(status.expect("status").stdout).expect("text");
+    assert!(
+        status.contains("\"who\":\"gone\"") && !status.contains("paused"),
+        "{status}"
+    );
+    let ears = world.ears(&["lab/kept", "lab/after"]);
+    world.message("lab/after", &[]);
+    ears.wait("the later one", |m| m.topic == "lab/after");
+    assert_eq!(ears.all().len(), 1);
     // One that has nothing to print does its work, and a null device takes everything.
     for (command, how) in [
         (&message, ">&-"),

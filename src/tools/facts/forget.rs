@@ -29,6 +29,7 @@ pub struct Options {
 /// # Errors
 /// 65 when one is fresh or nothing is retained about it; those of the broker.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    crate::tools::check_stdout()?;
     let source = &options.source;
     let topics = |name: &String| NodeTopics::new(&source.root, name).retained();
     let topics: Vec<String> = options.nodes.iter().flat_map(topics).collect();

@@ -53,6 +53,9 @@ pub struct Options {
 /// 65 when some facts could not be told, and 69, 73 when another machine has the name of the node, 75
 /// when the broker does not acknowledge in time, 77; for a daemon final failures only.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if options.json {
+        crate::tools::check_stdout()?;
+    }
     let runtime = crate::tools::runtime()?;
     match options.once {
         Some(limit) => {

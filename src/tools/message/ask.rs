@@ -24,7 +24,7 @@ use crate::os::logging::say;
 use crate::os::signals::Stop;
 use crate::tools::lines::MAX_LINE;
 use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
-use crate::tools::{MAX_PACKET, print, print_foreign};
+use crate::tools::{MAX_PACKET, check_stdout, print, print_foreign};
 
 /// Maximum number of unacknowledged answers from the broker.
 const MAX_UNREAD: u16 = 256;
@@ -347,6 +347,7 @@ impl<'a> Exchange<'a> {
 /// # Errors
 /// 69 when no broker could be reached or no client subscribes, 75 when answers are missing.
 pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCode> {
+    check_stdout()?;
     let source = Source::One(Some(options.attributes.clone()));
     let mut exchange = Exchange::new(options, source)?;
     let end = match (exchange.run().await, exchange.problem.take()) {
@@ -372,8 +373,8 @@ pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCo
             Err(Error::new(
                 Kind::TryAgain,
                 format!(
-                    "ask '{}' at {}: {came} within {}{tries}; does a client with --reply listen there, and is \
-                     its command done by then?",
+                    "ask '{}' at {}: {came} within {}{tries}; does a client with --reply listen there, does the \
+                     message meet its --when, and is its command done by then?",
                     options.topic,
                     options.broker.address(),
                     duration::text(options.timeout),

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use crate::error::{Kind, Result};
 use crate::os::logging::{flush, show};
+use crate::tools::check_stdout;
 use crate::tools::lines::lines;
 use crate::tools::message::ask::{End, Exchange, INTERRUPTED, Source};
-use crate::tools::message::{Options, unheard};
+use crate::tools::message::{Options, Task, unheard};
 
 /// Publishes the messages, and prints a summary on standard error. Returns the highest code of the
 /// answers, or 75 if some are missing.
@@ -15,6 +16,9 @@ use crate::tools::message::{Options, unheard};
 /// 65 when a line is no JSON object, 69 when there was no broker for too long or no client
 /// subscribes. The answers to earlier lines are printed, and the summary too.
 pub(super) async fn batch(options: &Options) -> Result<ExitCode> {
+    if matches!(options.task, Task::Ask(_)) {
+        check_stdout()?;
+    }
     let source = Source::Lines(lines()?, options.attributes.clone());
     let mut exchange = Exchange::new(options, source)?;
     let end = exchange.run().await;

@@ -15,7 +15,7 @@ use crate::net::mqtt::{Refused, Settings, Token};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::tools::message::{Draft, MAX_INCOMING, Options, sender};
-use crate::tools::{print, print_json};
+use crate::tools::{check_stdout, print, print_json};
 
 /// Time after our own message, or after a subscription without it, in which a broker may still send
 /// what it retains.
@@ -27,6 +27,7 @@ const QUIET: Duration = Duration::from_millis(400);
 /// 69 when no broker could be reached, or it retains nothing; 75 when it does not answer in time; 77
 /// when it does not authorise us.
 pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
+    check_stdout()?;
     let message = Draft::new(options).message(options.attributes.clone(), host::new_id());
     let wrong = |e| Error::usage(format!("keep message: {e}"));
     let marker = marker::topic(&options.root, &host::new_id());
@@ -45,7 +46,17 @@ pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
     let mut session = Session::new(settings, subscriptions).announced();
     let mut was_online = false;
     let deadline = Instant::now() + options.timeout;
-    let work = work(&mut session, &message, &marker, &mut was_online);
+    // The present user is told, and two users may make one promise.
+    let ignored: &[&str] = match options.attributes.contains_key(status::USER) {
+        true => &[],
+        false => &[status::USER],
+    };
+    let promise = Promise {
+        message: &message,
+        ignored,
+        marker: &marker,
+    };
+    let work = work(&mut session, &promise, &mut was_online);
     let outcome = match timeout_at(deadline, work).await {
         Ok(outcome) => outcome?,
         Err(_) if !was_online => return Err(session.unreachable(options.timeout)),
@@ -69,13 +80,24 @@ pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is kept.
+struct Promise<'a> {
+    message: &'a Message,
+    /// Attributes that may differ.
+    ignored: &'a [&'a str],
+    /// Topic of the marker.
+    marker: &'a str,
+}
+
 /// Returns the outcome.
 async fn work(
     session: &mut Session,
-    message: &Message,
-    marker: &str,
+    promise: &Promise<'_>,
     was_online: &mut bool,
 ) -> Result<&'static str> {
+    let (message, marker) = (promise.message, promise.marker);
+    let is_same =
+        |payload: &[u8]| status::is_same_message(payload, &message.payload, promise.ignored);
     // When all that the broker retains has come.
     let mut quiet: Option<Instant> = None;
     // The message, if it was sent on this connection.
@@ -115,7 +137,7 @@ async fn work(
                 } else if delivery.retained && delivery.topic == message.topic.as_bytes() {
                     let left = delivery.properties.message_expiry;
                     let lasts = lasts(left, message.properties.message_expiry);
-                    if lasts && status::is_same_message(&delivery.payload, &message.payload) {
+                    if lasts && is_same(&delivery.payload) {
                         return Ok("kept");
                     }
                     quiet = None;

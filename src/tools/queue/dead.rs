@@ -20,7 +20,7 @@ use crate::os::host;
 use crate::os::terminal::Terminal;
 use crate::tools::queue::dead_letter::{DeadLetter, retried};
 use crate::tools::queue::target::{Target, goodbye, shown};
-use crate::tools::{print, print_json, runtime};
+use crate::tools::{check_stdout, print, print_json, runtime};
 
 /// Maximum time to connect.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -99,6 +99,7 @@ pub struct Options {
 /// # Errors
 /// 65 when a queue or a message does not exist, 69, 75 and 77 when the broker does not do it.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    check_stdout()?;
     runtime()?.block_on(async {
         let connection = options.target.connect(CONNECT).await?;
         let desk = Desk::open(options, &connection).await?;

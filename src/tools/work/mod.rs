@@ -163,6 +163,7 @@ pub fn run(scope: &Scope, verb: &Verb) -> Result<ExitCode> {
             timeout,
         } => {
             let mut found = find(scope, &Which::named(unit))?;
+            found.can_tell(Some(unit))?;
             match found.release(*force, *timeout) {
                 Err(e) if *force => say(&e.to_string()),
                 other => {
@@ -187,6 +188,7 @@ fn cancel(scope: &Scope, unit: Option<&str>, timeout: Duration) -> Result<ExitCo
             "cancel unit {id}: it has ended: {state}"
         )));
     }
+    found.can_tell(unit)?;
     found.cancel(timeout)?;
     found.ended_whole()?;
     found.tell("canceled", unit)?;
@@ -314,6 +316,14 @@ impl Found {
 
     fn state(&self) -> Result<State> {
         effective(&self.pipeline, &self.record).map(|(state, _)| state)
+    }
+
+    /// Checks that [`Self::tell`] can print.
+    fn can_tell(&self, named: Option<&str>) -> Result<()> {
+        match named == Some(&self.record.unit.id) {
+            true => Ok(()),
+            false => crate::tools::check_stdout(),
+        }
     }
 
     /// Prints what was done to the unit, unless it was named by its whole id.

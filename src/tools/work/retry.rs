@@ -60,6 +60,7 @@ impl Runs {
 /// # Errors
 /// As [`retry`], for one run. Of several, the first error gives the exit code.
 pub(super) fn run(scope: &Scope, runs: &Runs, again: bool, json: bool) -> Result<ExitCode> {
+    crate::tools::check_stdout()?;
     let (filter, all) = match runs {
         Runs::Named(list) => {
             let retries = list.iter().map(|which| retry(scope, which, again, json));

@@ -127,6 +127,7 @@ pub fn start(scope: &Scope, work: &Submission, payload: &mut dyn Read) -> Result
 /// When no client runs (69), none has the type, or it refuses the work (65), or too much waits (75).
 /// While it is followed every error is 125: other codes may be that of the command.
 pub(super) fn submit(scope: &Scope, work: &Submission) -> Result<ExitCode> {
+    crate::tools::check_stdout()?;
     let mut payload = open(&work.payload)?;
     parameters::check(&work.named)?;
     let client = find(scope, work)?;
