@@ -21,6 +21,9 @@ const MAX_PRESENCE: usize = 64 * 1024;
 const MAX_TOPIC: usize = 512;
 const MAX_TEXT: usize = 300;
 
+/// Maximum memory of the presences of all nodes, bytes.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+
 /// Age from which a beacon is silent, seconds: three times its usual interval.
 const MAX_AGE: i64 = 900;
 
@@ -29,6 +32,8 @@ struct Node {
     presence: Presence,
     verdict: &'static str,
     round: u64,
+    /// About how much memory it takes, bytes.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,8 @@ struct Beacon {
 pub(super) struct Hosts {
     beacons: BTreeMap<String, Beacon>,
     nodes: BTreeMap<String, Node>,
+    /// About how much memory the nodes take, bytes.
+    node_bytes: usize,
     /// Whether there are more than are kept.
     pub truncated: bool,
 }
@@ -52,22 +59,29 @@ impl Hosts {
     /// Takes the presence of a node on connection `round`.
     pub fn node(&mut self, name: &str, payload: &Bytes, now: f64, round: u64) -> Option<Change> {
         if payload.is_empty() {
-            self.nodes.remove(name);
+            if let Some(node) = self.nodes.remove(name) {
+                self.node_bytes = self.node_bytes.saturating_sub(node.bytes);
+            }
             return Some(node_gone(name));
         }
         let presence = (payload.len() <= MAX_PRESENCE)
             .then(|| Presence::parse(payload))
             .flatten();
         let presence = presence.filter(|presence| presence.node == name)?;
-        if self.nodes.len() >= MAX_NODES && !self.nodes.contains_key(name) {
+        let before = self.nodes.get(name).map(|node| node.bytes);
+        let others = self.node_bytes.saturating_sub(before.unwrap_or(0));
+        let bytes = size_of::<Node>() + name.len() + payload.len();
+        if others + bytes > MAX_BYTES || (self.nodes.len() >= MAX_NODES && before.is_none()) {
             self.truncated = true;
             return None;
         }
+        self.node_bytes = others + bytes;
         let verdict = presence.verdict(seconds(now)).name();
         let node = Node {
             presence,
             verdict,
             round,
+            bytes,
         };
         let change = ("node", node_json(name, &node, now));
         self.nodes.insert(name.to_owned(), node);
@@ -134,6 +148,7 @@ impl Hosts {
         self.nodes.retain(|name, node| {
             let stays = node.round >= round;
             if !stays {
+                self.node_bytes = self.node_bytes.saturating_sub(node.bytes);
                 changes.push(node_gone(name));
             }
             stays
@@ -193,4 +208,33 @@ fn node_json(name: &str, node: &Node, now: f64) -> Value {
 fn node_gone(name: &str) -> Change {
     let name = printable(name, MAX_TEXT);
     ("node", json!({ "node": name, "state": "gone" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_bounded_in_bytes() {
+        let mut hosts = Hosts::default();
+        let tell = |hosts: &mut Hosts, n: usize, round| {
+            let name = format!("n{n}");
+            let presence =
+                json!({"state": "online", "node": name, "ts": 1, "host": "h".repeat(60_000)});
+            hosts.node(&name, &presence.to_string().into(), 1.0, round)
+        };
+        for n in (0..1_500).chain(0..1_500) {
+            tell(&mut hosts, n, u64::from(n < 10));
+        }
+        assert!(hosts.truncated && hosts.node_bytes <= MAX_BYTES);
+        let sum = |hosts: &Hosts| hosts.nodes.values().map(|node| node.bytes).sum::<usize>();
+        assert_eq!(sum(&hosts), hosts.node_bytes);
+        assert!((1_000..1_200).contains(&hosts.nodes.len()));
+        hosts.forget(1);
+        assert_eq!((hosts.nodes.len(), sum(&hosts)), (10, hosts.node_bytes));
+        for n in 0..10 {
+            assert!(hosts.node(&format!("n{n}"), &Bytes::new(), 1.0, 1).is_some());
+        }
+        assert_eq!((hosts.nodes.len(), hosts.node_bytes), (0, 0));
+    }
 }
