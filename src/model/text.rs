@@ -78,6 +78,10 @@ pub fn printable(text: &str, limit: usize) -> String {
 /// Returns JSON text in which the same characters are escapes of JSON.
 #[must_use]
 pub fn escaped_json(json: &str) -> String {
+    // Most texts are plain.
+    if json.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return json.to_owned();
+    }
     let mut out = String::with_capacity(json.len());
     let mut rest = json;
     while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_hidden(*c)) {
