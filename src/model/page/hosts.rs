@@ -233,7 +233,11 @@ mod tests {
         hosts.forget(1);
         assert_eq!((hosts.nodes.len(), sum(&hosts)), (10, hosts.node_bytes));
         for n in 0..10 {
-            assert!(hosts.node(&format!("n{n}"), &Bytes::new(), 1.0, 1).is_some());
+            assert!(
+                hosts
+                    .node(&format!("n{n}"), &Bytes::new(), 1.0, 1)
+                    .is_some()
+            );
         }
         assert_eq!((hosts.nodes.len(), hosts.node_bytes), (0, 0));
     }
