@@ -53,7 +53,7 @@ impl Tool for Pair {
         examples: &[
             "tar c run7 | tael pair copy --root lab",
             "tael pair copy --root lab | tar x",
-            "tael pair rescue --root lab -c 'nc localhost 22'",
+            "tael pair rescue --root lab -c 'nc -N localhost 22'",
         ],
     };
 

@@ -374,7 +374,7 @@ pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCo
                 Kind::TryAgain,
                 format!(
                     "ask '{}' at {}: {came} within {}{tries}; does a client with --reply listen there, does the \
-                     message meet its --when, and is its command done by then?",
+                     message meet its --when, may it answer to ours (its --reply-to), and is its command done by then?",
                     options.topic,
                     options.broker.address(),
                     duration::text(options.timeout),
