@@ -46,6 +46,10 @@ const MIN_DESCRIPTORS: u64 = 32;
 /// Bytes of a long text that are printed at a time.
 const PART: usize = 64 * 1024;
 
+/// Maximum number of threads for work that blocks: more than all kinds of it in a gateway may have at a time,
+/// so that one kind does not hold up another. They exist while they are needed.
+const BLOCKING_THREADS: usize = 32;
+
 /// Returns a runtime with a single thread, because commands mostly wait. Names are looked up in
 /// threads of their own, for which the runtime does not wait at its end.
 fn runtime() -> Result<Runtime> {
@@ -57,7 +61,7 @@ fn runtime() -> Result<Runtime> {
     }
     Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|e| Error::bug(format!("start the runtime: {e}")))
 }

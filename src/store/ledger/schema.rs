@@ -121,6 +121,10 @@ pub struct Looked {
 /// When there is none (73), it is not a ledger or its head is damaged (73), or newer than this
 /// program (78).
 pub fn check(path: &Path) -> Result<Looked> {
+    // SQLite would wait for the writer of a FIFO.
+    if std::fs::symlink_metadata(path).is_ok_and(|what| !what.is_file() && !what.is_symlink()) {
+        return Err(wrong(path, Kind::CannotCreate, &"it is not a regular file"));
+    }
     let unusable = |e: rusqlite::Error| unusable(path, &e);
     let connection = open_to_look(path).map_err(unusable)?;
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -267,6 +271,15 @@ pub(super) fn fill_wal(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_ledger_is_refused_at_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("ledger.db");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        let error = check(&path).expect_err("no file");
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
 
     #[test]
     fn no_build_of_sqlite_decides_what_the_ledger_does() {

@@ -106,6 +106,9 @@ impl Options {
     }
 }
 
+/// Maximum time of threads that still read when the gateway ends.
+const LAST_READS: Duration = Duration::from_secs(5);
+
 /// Serves until it is stopped.
 ///
 /// # Errors
@@ -113,8 +116,10 @@ impl Options {
 /// the broker final failures only.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let runtime = super::runtime()?;
-    runtime.block_on(gateway(options))?;
-    Ok(ExitCode::SUCCESS)
+    let ended = runtime.block_on(gateway(options));
+    // A read of a folder that does not answer must not hold up the end.
+    runtime.shutdown_timeout(LAST_READS);
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// Returns the names by which callers reach these listeners.

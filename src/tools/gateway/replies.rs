@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::{Map, json};
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::model::digest::Sha256;
@@ -17,12 +18,15 @@ use crate::tools::gateway::outgoing::Unsent;
 /// Maximum number of callers who wait: there are not more long answers.
 const MAX_WAITING: usize = MAX_LONG;
 
+/// Maximum number of bytes of the output in an answer.
+const MAX_OUTPUT: usize = 256 * 1024;
+
 /// The callers who wait for one answer.
 #[derive(Debug)]
 struct Waiting {
     /// Correlation Data of the answer: the id of the event.
     id: String,
-    callers: Vec<oneshot::Sender<Answer>>,
+    callers: Vec<oneshot::Sender<Bytes>>,
 }
 
 /// All callers who wait, by the topics of their answers.
@@ -80,7 +84,7 @@ impl Replies {
     ///
     /// # Errors
     /// When too many others wait.
-    pub fn expect(&self, topic: &str, id: &str) -> Result<oneshot::Receiver<Answer>, Unsent> {
+    pub fn expect(&self, topic: &str, id: &str) -> Result<oneshot::Receiver<Bytes>, Unsent> {
         let mut waiting = self.waiting();
         waiting.retain(|_, one| {
             one.callers.retain(|caller| !caller.is_closed());
@@ -116,10 +120,11 @@ impl Replies {
         let Some(one) = waiting.remove(topic) else {
             return;
         };
-        let answer = Answer::of(delivery.clone());
+        // All share it.
+        let body = body(&one.id, &Answer::of(delivery.clone()));
         for caller in one.callers {
             // It may have left.
-            let _ = caller.send(answer.clone());
+            let _ = caller.send(body.clone());
         }
     }
 
@@ -128,32 +133,39 @@ impl Replies {
     }
 }
 
-/// Returns the answer for a caller who has waited for the run of the event `id`; 202 if no answer has
-/// come in its time.
-#[must_use]
-pub fn response(id: &str, answer: Option<&Answer>) -> Response {
-    let Some(answer) = answer else {
-        return Response::json(202, &json!({ "id": id, "pending": true }));
-    };
+/// Returns what a caller is told of the answer to event `id`.
+fn body(id: &str, answer: &Answer) -> Bytes {
+    let beginning = answer.reply.get(..MAX_OUTPUT);
+    let output = String::from_utf8_lossy(beginning.unwrap_or(&answer.reply));
+    let is_cut = beginning.is_some_and(|part| part.len() < answer.reply.len());
     let mut body = Map::new();
     body.insert("id".to_owned(), id.into());
     body.insert("code".to_owned(), answer.code.into());
-    let output = String::from_utf8_lossy(&answer.reply).into_owned();
     body.insert("output".to_owned(), output.into());
-    body.insert("truncated".to_owned(), answer.truncated.is_some().into());
+    let truncated = is_cut || answer.truncated.is_some();
+    body.insert("truncated".to_owned(), truncated.into());
     body.insert("who".to_owned(), json!(answer.who));
     body.insert("host".to_owned(), json!(answer.host));
     if let Some(error) = &answer.error {
         body.insert("error".to_owned(), json!(error));
     }
-    Response::json(200, &body.into())
+    format!("{}\n", Value::Object(body)).into()
+}
+
+/// Returns the answer for a caller who has waited for the run of the event `id`; 202 if no answer has
+/// come in its time.
+#[must_use]
+pub fn response(id: &str, body: Option<&Bytes>) -> Response {
+    match body {
+        Some(body) => Response::new(200, "application/json", body.clone()),
+        None => Response::json(202, &json!({ "id": id, "pending": true })),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::message::Properties;
-    use bytes::Bytes;
 
     fn answer(topic: &str, id: &'static str, retained: bool) -> Delivery {
         Delivery {
@@ -186,10 +198,38 @@ mod tests {
         }
         replies.take(&answer(&topic, "e1", false));
         for receiver in [&mut first, &mut second] {
-            let answer = receiver.try_recv().expect("answer");
-            assert_eq!((answer.code, &answer.reply[..]), (0, &b"out"[..]));
+            let body = receiver.try_recv().expect("answer");
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            let told = (
+                &body["id"],
+                &body["code"],
+                &body["output"],
+                &body["truncated"],
+            );
+            assert_eq!(
+                told,
+                (&json!("e1"), &json!(0), &json!("out"), &json!(false))
+            );
         }
         replies.take(&answer(&topic, "e1", false));
+    }
+
+    #[test]
+    fn callers_share_the_beginning_of_a_long_answer() {
+        let replies = Replies::new("lab", "gw");
+        let [mut first, mut second] = [(); 2].map(|()| replies.expect("t", "e1").expect("room"));
+        for (length, is_cut) in [(MAX_OUTPUT, false), (MAX_OUTPUT + 1, true)] {
+            replies.take(&Delivery {
+                payload: vec![b'x'; length].into(),
+                ..answer("t", "e1", false)
+            });
+            let [one, same] = [&mut first, &mut second].map(|own| own.try_recv().expect("answer"));
+            assert_eq!(one.as_ptr(), same.as_ptr());
+            let body: Value = serde_json::from_slice(&one).expect("JSON");
+            assert_eq!(body["output"].as_str().map(str::len), Some(MAX_OUTPUT));
+            assert_eq!(body["truncated"], is_cut);
+            [first, second] = [(); 2].map(|()| replies.expect("t", "e1").expect("room"));
+        }
     }
 
     #[test]

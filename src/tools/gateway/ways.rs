@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::model::message::{Message, Properties, Qos};
-use crate::model::request::Answer;
 use crate::net::mqtt::Audience;
 use crate::tools::gateway::metrics::Metrics;
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
@@ -95,7 +95,7 @@ impl Ways {
         topic: String,
         outgoing: Outgoing,
         limit: Duration,
-    ) -> Result<Option<Answer>, Unsent> {
+    ) -> Result<Option<Bytes>, Unsent> {
         let id = outgoing.id.clone();
         let mut message = message(topic, outgoing);
         let reply = self.replies.topic(&message.topic, &id, &message.payload);
