@@ -72,7 +72,7 @@ pub struct Gateway {
     /// Maximum time until the broker has confirmed a message
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
-    /// Answer 503 when no client subscribes to the topic, so far as the broker says
+    /// Answer 503 when no client subscribes to the topic, so far as the broker says; needs --no-page
     #[arg(long)]
     need_listener: bool,
     /// Work that callers may submit, localhost for this host; repeatable
@@ -121,7 +121,7 @@ impl Tool for Gateway {
         examples: &[
             "tael gateway --root lab",
             "tael gateway --root lab --listen 0.0.0.0:8787 --token-file /etc/tael/tokens",
-            "tael gateway --root lab --allow lab/git/# --need-listener",
+            "tael gateway --root lab --allow lab/git/# --no-page --need-listener",
         ],
     };
 
@@ -201,6 +201,12 @@ impl Gateway {
         }
         if self.control && self.token_file.is_none() {
             mistakes.note(Error::usage("--control needs --token-file"));
+        }
+        if self.need_listener && !self.no_page {
+            mistakes.note(Error::usage(
+                "--need-listener: the page of this gateway is a subscriber of everything below the root: \
+                 add --no-page",
+            ));
         }
         // A service without a home still starts.
         let state = self.state.map_or_else(paths::state_dir, Ok);

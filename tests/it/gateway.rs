@@ -400,6 +400,7 @@ fn options_that_open_it_to_others_are_refused() {
         "open to others; give --token-file or --tls-cert",
     );
     refuses(&["--control"], 64, "--control needs --token-file");
+    refuses(&["--need-listener"], 64, "add --no-page");
     refuses(&["--allow-work", "a"], 64, "is not NODE/TYPE");
     refuses(&["--tls-cert", short], 64, "--tls-key");
     refuses(
