@@ -92,6 +92,12 @@ fn a_delivery_is_one_unit_with_what_its_route_maps() {
     let taken = push("/hooks/push", "d1", other);
     assert_eq!(taken.status, 409, "{taken:?}");
     assert!(taken.body.contains("delivery"), "{taken:?}");
+    wait_until("the log says so as a text", || {
+        let line = "warning: route push: refused a request: other work was sent";
+        gateway.process.log_text().contains(line)
+    });
+    let log = gateway.process.log_text();
+    assert!(!log.contains(r#"{"error""#), "{log}");
     let key = [("Idempotency-Key", "push:d1")];
     let own = gateway.post("/w/localhost/note", &key, "mine").id();
     assert_ne!(own, unit, "a caller cannot take the place of a delivery");

@@ -210,8 +210,10 @@ fn each_sender_is_believed_by_its_own_vector() {
         send(&gateway, "/hooks/standard", &old, STANDARD_BODY).status,
         401
     );
+    // Also with the level of the default.
     wait_until("the log names the cause", || {
-        gateway.process.log_text().contains("it was sent")
+        let line = "warning: route standard: refused a request: it was sent";
+        gateway.process.log_text().contains(line)
     });
     for time in [now - 400, now + 400] {
         let fields = standard("m3", time, STANDARD_BODY);
@@ -320,6 +322,13 @@ fn a_delivery_runs_once_and_brings_what_its_route_maps() {
         assert_eq!(answer.status, 200, "{answer:?}");
         assert!(answer.body.contains("ignored"), "{answer:?}");
     }
+    // The configuration expects them: they are no warnings.
+    wait_until("the log has them", || {
+        let log = gateway.process.log_text();
+        log.matches(" route push: ignored a request: ").count() == 3
+    });
+    let log = gateway.process.log_text();
+    assert!(!log.contains("warning: route push"), "{log}");
     let answer = deliver("d7", "push", "{", "/hooks/push", json);
     assert_eq!(answer.status, 400, "{answer:?}");
     assert_eq!(gateway.get("/hooks/push").status, 405);

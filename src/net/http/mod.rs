@@ -170,6 +170,14 @@ impl Response {
         Self::json(status, &json!({ "error": cause }))
     }
 
+    /// Returns the cause that the answer of an error names; an empty text if it is no such answer.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(self.body.whole()).unwrap_or_default();
+        let cause = body.get("error").and_then(serde_json::Value::as_str);
+        cause.unwrap_or_default().to_owned()
+    }
+
     /// Adds a header field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::error;
 use crate::model::event::Attributes;
@@ -13,9 +13,10 @@ use crate::model::gateway::request::{Headers, Incoming};
 use crate::model::gateway::route::{Accepted, Found, Refused, Route, Routes, Target};
 use crate::model::gateway::work::{Key, id_of_key};
 use crate::model::json;
-use crate::model::text::{printable, printable_bytes};
+use crate::model::text::printable;
 use crate::net::http::{Head, MAX_BODY, Response, Seat};
 use crate::os::host;
+use crate::os::logging::SENDERS;
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
 use crate::tools::gateway::replies;
 use crate::tools::gateway::units::Units;
@@ -103,9 +104,14 @@ pub async fn answer(
     let accepted = match route.judge(&incoming, Timestamp::now().as_second(), MAX_BODY) {
         Ok(accepted) => accepted,
         Err(refused) => {
-            let cause = printable(&refused.to_string(), SHOWN);
-            info!("route {}: refused a request: {cause}", route.name);
-            return Err(refusal(route, &refused));
+            let (name, cause) = (&route.name, printable(&refused.to_string(), SHOWN));
+            let answer = refusal(route, &refused);
+            match answer.status {
+                // What the sender also sends, as the configuration knows.
+                200..300 => info!(target: SENDERS, "route {name}: ignored a request: {cause}"),
+                _ => warn!(target: SENDERS, "route {name}: refused a request: {cause}"),
+            }
+            return Err(answer);
         }
     };
     let Accepted { attributes, id } = accepted;
@@ -145,8 +151,8 @@ pub async fn answer(
             let payload = json::to_text(&Value::Object(attributes)).into();
             let started = work.submit(kind, Vec::new(), payload, unit).await;
             let started = started.inspect_err(|refused| {
-                let cause = printable_bytes(refused.body.whole(), SHOWN);
-                info!("route {}: {cause}", route.name);
+                let (name, cause) = (&route.name, printable(&refused.cause(), SHOWN));
+                warn!(target: SENDERS, "route {name}: refused a request: {cause}");
             })?;
             if let Some(limit) = route.answer.wait {
                 return units.ended(&started.unit, limit, seat).await;
@@ -174,7 +180,8 @@ fn outgoing(head: &Head, attributes: Attributes, id: Option<String>) -> Result<O
 /// Returns the answer to a request of `route` that was not sent.
 fn unless<T>(route: &Route, sent: Result<T, Unsent>) -> Result<T, Response> {
     sent.map_err(|unsent| {
-        info!("route {}: {}", route.name, printable(&unsent.cause, SHOWN));
+        let (name, cause) = (&route.name, printable(&unsent.cause, SHOWN));
+        warn!(target: SENDERS, "route {name}: refused a request: {cause}");
         unsent.response()
     })
 }

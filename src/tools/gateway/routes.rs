@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::{debug, info};
 
 use crate::model::gateway::callers::{Tokens, host_of, is_same_origin};
@@ -13,7 +13,7 @@ use crate::model::gateway::rate::{Caller, Rate};
 use crate::model::gateway::route::{Found, Routes};
 use crate::model::gateway::topics::{Refusal, Topics};
 use crate::model::gateway::work::Kind;
-use crate::model::text::{printable, printable_bytes};
+use crate::model::text::printable;
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
 use crate::tools::gateway::hooks::{self, Hooks};
@@ -141,7 +141,7 @@ impl Service for Gateway {
     fn admit(&self, head: &Head) -> Result<(), Response> {
         let admitted = self.check(head);
         if let Err(refused) = &admitted {
-            let (status, cause) = (refused.status, printable_bytes(refused.body.whole(), SHOWN));
+            let (status, cause) = (refused.status, printable(&refused.cause(), SHOWN));
             let path = printable(&head.path, SHOWN);
             debug!("{} {path}: {status} {cause}", head.method);
             self.refused(head, refused);
@@ -313,15 +313,10 @@ impl Gateway {
         let Some(hub) = hub.filter(|_| head.path != "/healthz" && !is_asking) else {
             return;
         };
-        let body: Value = serde_json::from_slice(answer.body.whole()).unwrap_or_default();
-        let cause = body
-            .get("error")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
         let peer = head
             .peer
             .map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
-        hub.refuse(&head.path, answer.status, cause, peer);
+        hub.refuse(&head.path, answer.status, &answer.cause(), peer);
     }
 
     /// Answers a request of the page.
