@@ -132,6 +132,11 @@ fn a_unit_is_shown_with_its_output_while_it_runs_and_after() {
     ] {
         assert_eq!(gateway.get(path).status, status, "{path}");
     }
+    // The id of an event looks as that of a unit.
+    let event = gateway.post("/t/lab/b", &[], "{}").id();
+    let none = gateway.get(&format!("/units/{event}"));
+    assert_eq!(none.status, 404, "{none:?}");
+    assert!(none.body.contains("ids of events"), "{none:?}");
     gateway.process.stop();
     client.stop();
 }

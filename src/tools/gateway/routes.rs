@@ -120,7 +120,7 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
                 return match routes.find(&head.method, path) {
                     Found::Route(_) => Ok(Place::Hook),
                     Found::Method => Err(no_method(routes.allow(path))),
-                    Found::None => Err(Response::error(404, "there is nothing here")),
+                    Found::None => Err(nothing()),
                 };
             }
         }
@@ -129,6 +129,13 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
         true => Ok(found),
         false => Err(no_method(methods.join(", "))),
     }
+}
+
+/// Returns the answer to a request for a path that is not there.
+fn nothing() -> Response {
+    let cause = "there is nothing here: topics are /t/TOPIC, queues /q/QUEUE, work is /w/NODE/TYPE, and \
+                 units are /units/ID";
+    Response::error(404, cause)
 }
 
 /// Returns the answer to a request with another method than those.
@@ -199,7 +206,7 @@ impl Gateway {
     /// Answers a request on one of `routes`.
     async fn hook(&self, routes: &Routes, head: &Head, body: &[u8], seat: &Seat) -> Response {
         let Found::Route(route) = routes.find(&head.method, &head.path) else {
-            return Response::error(404, "there is nothing here");
+            return nothing();
         };
         // A reload since the admission may have taken away what the route asked its callers for.
         if !route.has_sender()
@@ -611,6 +618,16 @@ mod tests {
         ] {
             let found = status(&gateway, &head(method, path, &[LOCAL]));
             assert_eq!(found, want, "{method} {path}");
+        }
+        for (path, cause) in [
+            ("/lab/a", "topics are /t/TOPIC"),
+            ("/w/localhost", "work is /w/NODE/TYPE"),
+            ("/w/localhost/other", "add --allow-work localhost/other"),
+            ("/w/node7/note", "the client of this host is 'localhost'"),
+        ] {
+            let refused = gateway.admit(&head("POST", path, &[LOCAL]));
+            let told = refused.expect_err(path).cause();
+            assert!(told.contains(cause), "{path}: {told}");
         }
         let refused = gateway.admit(&head("PUT", "/healthz", &[LOCAL]));
         let refused = refused.expect_err("wrong method");

@@ -38,6 +38,10 @@ const MAX_PARTS: usize = 1;
 /// Media type of output. Of what a command writes, nothing may run in a browser.
 const MEDIA: &str = "text/plain; charset=utf-8";
 
+/// Answer to an id that no unit has. Callers of `/t/` and `/q/` have got ids, too.
+const NO_UNIT: &str =
+    "there is no such unit here; ids of events, as /t/ and /q/ return, are not ids of units";
+
 /// Where a request below `/units` goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -104,7 +108,7 @@ impl Units {
             Err(e) if e.kind() == Kind::Data => Ok(None),
             found => found.map(Some),
         };
-        let none = || Response::error(404, "there is no such unit here");
+        let none = || Response::error(404, NO_UNIT);
         self.reads.run(found).await?.ok_or_else(none)
     }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::model::gateway::work::{Key, Kind, id_of_key};
 use crate::model::receptor::{LOCALHOST, Refusal};
+use crate::model::text::printable;
 use crate::model::unit::is_ulid;
 use crate::net::http::{Head, Response, Seat};
 use crate::os::host;
@@ -16,6 +17,9 @@ use crate::tools::work::submit::{Away, Payload, Started, Submission, start};
 
 /// Maximum number of submissions that clients have not answered.
 const MAX_SUBMISSIONS: usize = 8;
+
+/// Maximum number of characters of a name in an answer.
+const SHOWN: usize = 200;
 
 /// Work of callers.
 #[derive(Debug)]
@@ -45,10 +49,17 @@ impl Submissions {
     pub fn check(&self, kind: &Kind) -> Result<(), Response> {
         match self.allowed.contains(kind) {
             true => Ok(()),
-            false => Err(Response::error(
-                403,
-                "the gateway takes no such work: see --allow-work",
-            )),
+            false => {
+                let kind_named = printable(&kind.to_string(), SHOWN);
+                let local = match kind.node.as_str() {
+                    LOCALHOST => "",
+                    _ => "; the client of this host is 'localhost'",
+                };
+                let cause = format!(
+                    "the gateway does not take this work: add --allow-work {kind_named}{local}"
+                );
+                Err(Response::error(403, &cause))
+            }
         }
     }
 
