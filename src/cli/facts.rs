@@ -55,8 +55,8 @@ pub struct Facts {
     /// Folder of own facts, such as that of Ansible or facter; repeatable [default: /etc/tael/facts.d]
     #[arg(long, value_name = "DIR", global = true, action = clap::ArgAction::Append)]
     dir: Vec<PathBuf>,
-    /// Kind of facts to share: common, static, dynamic or state; repeatable [default: all]
-    #[arg(long, value_parser = one_of(Kind::parse, Kind::NAMES), value_name = "KIND", global = true, action = clap::ArgAction::Append)]
+    /// Kinds of facts to share: common, static, dynamic, state; repeatable [default: all]
+    #[arg(long, value_parser = one_of(Kind::parse, Kind::NAMES), value_name = "KIND", value_delimiter = ',', global = true, action = clap::ArgAction::Append)]
     share: Vec<Kind>,
     /// Facts to leave out, with what is below them, such as 'static.interfaces.*'; repeatable
     #[arg(long, value_name = "GLOB", global = true, action = clap::ArgAction::Append)]
@@ -212,6 +212,11 @@ impl Tool for Facts {
                 json,
             } => {
                 let node = self.node()?;
+                let rules = Rules {
+                    hide: self.hide,
+                    allow: self.allow,
+                };
+                rules.check().map_err(Error::usage)?;
                 // Scripts run in another folder.
                 for dir in &mut self.dir {
                     let whole = std::path::absolute(&*dir);
@@ -223,10 +228,7 @@ impl Tool for Facts {
                 let sources = Sources {
                     folders: self.dir,
                     share: node.share.clone(),
-                    rules: Rules {
-                        hide: self.hide,
-                        allow: self.allow,
-                    },
+                    rules,
                 };
                 if dry_run {
                     return publish::dry_run(&node, &sources);

@@ -671,6 +671,42 @@ fn facts_expire_with_the_last_word_of_a_dead_node() {
 }
 
 #[test]
+fn a_pattern_that_hides_nothing_is_named_once() {
+    let world = World::new();
+    state(&world, "raid.json", r#"{"ok":true}"#);
+    let hide = [
+        "--hide",
+        "state.raid.*",
+        "--hide",
+        "state.riad.*",
+        "--hide",
+        "static.x",
+    ];
+    let mut command = publish(&world, &["--once", "--share", "common,state"]);
+    let (code, _, stderr) = ran(command.args(hide));
+    assert_eq!(code, 0, "{stderr}");
+    let cause = "--hide 'state.riad.*' matches no fact of this host";
+    assert_eq!(stderr.matches("matches no fact").count(), 1, "{stderr}");
+    assert!(stderr.contains(cause), "{stderr}");
+    let kinds = show(&world)["facts"].clone();
+    assert!(
+        kinds.get("static").is_none() && kinds["state"].get("raid").is_none(),
+        "{kinds}"
+    );
+    // A daemon says so once, not at each round.
+    let arguments = [&["--share", "common,state", "--interval", "1s"], &hide[..]].concat();
+    let looked = || show(&world)["ts"].as_i64().expect("ts");
+    let process = daemon(&world, &arguments);
+    for _ in 0..3 {
+        let ts = looked();
+        wait_until("another round", || looked() > ts);
+    }
+    let log = process.log_text();
+    assert_eq!(log.matches(cause).count(), 1, "{log}");
+    process.stop();
+}
+
+#[test]
 fn options_that_make_no_sense_are_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     for (arguments, code, text) in [
@@ -688,6 +724,22 @@ fn options_that_make_no_sense_are_refused() {
             &["publish", "--interval", "1h", "--keep", "2h"],
             64,
             "--keep is too short: 3 intervals",
+        ),
+        (
+            &["publish", "--once", "--hide", "interfaces.*"],
+            64,
+            "--hide 'interfaces.*' matches no fact: names begin with a kind (common, static, dynamic, state), \
+             such as 'static.interfaces.*'",
+        ),
+        (
+            &["publish", "--dry-run", "--allow", "state"],
+            64,
+            "such as 'state.*'",
+        ),
+        (
+            &["publish", "--share", "common,secrets"],
+            64,
+            "'secrets' is not a kind of facts",
         ),
         (
             &["publish", "--share", "secrets"],

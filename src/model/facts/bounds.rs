@@ -1,10 +1,13 @@
 //! What is told of the facts that were gathered: nothing that may be secret, nothing that the
 //! operator hides, and nothing beyond the bounds.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::model::facts::kind::Kind;
 use crate::model::facts::tree::{Facts, dotted, sorted};
+use crate::model::near::nearest;
 use crate::model::text::printable;
 
 /// Maximum length of the dotted name of a fact, bytes.
@@ -26,7 +29,7 @@ pub const MAX_FACTS: usize = 63 * 1024;
 /// Maximum size of the message of a kind, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Words in a name that may mean a secret.
+/// Words in a name that may mean a secret; `key` too ([`NO_KEYS`]).
 const SECRET: &[&str] = &[
     "password",
     "passwd",
@@ -35,9 +38,11 @@ const SECRET: &[&str] = &[
     "pwd",
     "secret",
     "token",
-    "key",
     "credential",
 ];
+
+/// Words with `key` in them that are no secrets, if they are a whole word of a name.
+const NO_KEYS: &[&str] = &["keyboard", "keymap", "monkey"];
 
 /// Maximum number of characters of a name in a list of what was left out.
 const MAX_SHOWN: usize = 120;
@@ -56,9 +61,98 @@ impl Rules {
         self.hide.iter().any(|pattern| matches(pattern, name))
     }
 
+    /// Checks that each pattern can match a fact: names of facts begin with their kind.
+    ///
+    /// # Errors
+    /// A text for the user, about the first that cannot.
+    pub fn check(&self) -> Result<(), String> {
+        let hide = self.hide.iter().map(|pattern| ("hide", pattern));
+        let all = hide.chain(self.allow.iter().map(|pattern| ("allow", pattern)));
+        for (option, pattern) in all {
+            if !Kind::ALL.iter().any(|kind| may_match(pattern, *kind)) {
+                return Err(format!(
+                    "--{option} '{}' matches no fact: names begin with a kind ({}), such as '{}'",
+                    printable(pattern, MAX_SHOWN),
+                    Kind::NAMES.join(", "),
+                    printable(&meant(pattern), MAX_SHOWN),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the patterns of facts to leave out that match none of `kinds`, although they may match
+    /// facts of these kinds.
+    #[must_use]
+    pub fn idle(&self, kinds: &BTreeMap<Kind, Facts>) -> Vec<&str> {
+        let hide = self.hide.iter().map(String::as_str);
+        let mut idle: Vec<&str> = hide
+            .filter(|pattern| kinds.keys().any(|kind| may_match(pattern, *kind)))
+            .collect();
+        for (kind, facts) in kinds {
+            keep_idle(&mut idle, kind.name(), facts);
+        }
+        idle
+    }
+
     fn allows(&self, name: &str) -> bool {
         self.allow.iter().any(|pattern| matches(pattern, name))
     }
+}
+
+/// Returns whether `pattern` may match the name of a fact of `kind`.
+fn may_match(pattern: &str, kind: Kind) -> bool {
+    let literal = pattern.split('*').next().unwrap_or_default();
+    let start = format!("{}.", kind.name());
+    let is_long = literal.len() < pattern.len() || literal.chars().count() > start.len();
+    let mut pairs = literal.chars().zip(start.chars());
+    is_long && pairs.all(|(p, c)| p == '?' || p == c)
+}
+
+/// Returns what may have been meant by a `pattern` that begins with no kind.
+fn meant(pattern: &str) -> String {
+    let (first, rest) = pattern.split_once('.').unwrap_or((pattern, ""));
+    let is_kind = Kind::NAMES.contains(&first);
+    let near = nearest(first, Kind::NAMES.iter().copied());
+    match near.filter(|_| !is_kind) {
+        Some(near) if rest.is_empty() => format!("{near}.*"),
+        Some(near) => format!("{near}.{rest}"),
+        None if is_kind => format!("{first}.*"),
+        None if pattern.is_empty() => format!("{}.*", Kind::Static.name()),
+        None => format!("{}.{pattern}", Kind::Static.name()),
+    }
+}
+
+/// Keeps those of `idle` that match nothing of `facts`, which are below `before`.
+fn keep_idle(idle: &mut Vec<&str>, before: &str, facts: &Facts) {
+    for (name, value) in facts {
+        if idle.is_empty() {
+            return;
+        }
+        let full = dotted(before, name);
+        idle.retain(|pattern| !matches(pattern, &full));
+        keep_idle_value(idle, &full, value);
+    }
+}
+
+fn keep_idle_value(idle: &mut Vec<&str>, full: &str, value: &Value) {
+    match value {
+        Value::Object(below) => keep_idle(idle, full, below),
+        Value::Array(list) => {
+            for value in list {
+                keep_idle_value(idle, full, value);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Returns whether a name looks like that of a secret.
+fn looks_secret(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    let words = lower.split(|c: char| !c.is_alphanumeric());
+    let has_key = |word: &str| word.contains("key") && !NO_KEYS.contains(&word);
+    words.into_iter().any(has_key) || SECRET.iter().any(|word| lower.contains(word))
 }
 
 /// Facts within the bounds.
@@ -125,8 +219,7 @@ impl Walk<'_> {
                 continue;
             }
             let allowed = allowed || self.rules.allows(&full);
-            let lower = name.to_lowercase();
-            if !allowed && SECRET.iter().any(|word| lower.contains(word)) {
+            if !allowed && looks_secret(&name) {
                 // One pattern may allow what is below it.
                 if !self.allows_below(&full) || !value.is_object() {
                     self.bounded.secret.push(printable(&full, MAX_SHOWN));
@@ -255,13 +348,99 @@ mod tests {
     fn secrets_are_left_out_unless_they_are_allowed() {
         let all = json!({"db": {"Password": "x", "name": "y"}, "list": [{"apiToken": 1, "n": 2}],
             "keyboard": "de", "host_keys": {"a": 1, "b": 2}});
-        let found = bounded(all.clone(), &[], &["static.keyboard", "static.host_keys.a"]);
+        let found = bounded(all.clone(), &[], &["static.host_keys.a"]);
         let want = json!({"db": {"name": "y"}, "host_keys": {"a": 1, "b": 2}, "keyboard": "de", "list": [{"n": 2}]});
         assert_eq!(Value::Object(found.facts), want);
         assert_eq!(found.secret, ["static.db.Password", "static.list.apiToken"]);
         assert_eq!(found.failed, []);
         let found = bounded(all, &[], &[]);
         assert!(!found.facts.contains_key("host_keys"));
+    }
+
+    #[test]
+    fn words_with_key_are_secrets_unless_they_are_known() {
+        for name in [
+            "api_key",
+            "apikey",
+            "keys",
+            "ssh-keys",
+            "simonkey",
+            "keyboard_key",
+            "Key",
+        ] {
+            assert!(looks_secret(name), "{name}");
+        }
+        for name in ["keyboard", "keyboard.layout", "monkey_3", "Keymap"] {
+            assert!(!looks_secret(name), "{name}");
+        }
+        assert!(looks_secret("keyboard_password"));
+    }
+
+    #[test]
+    fn patterns_that_can_match_nothing_are_refused() {
+        let check = |pattern: &str| {
+            let hide = vec![pattern.to_owned()];
+            let (hidden, allowed) = (
+                Rules {
+                    hide: hide.clone(),
+                    allow: Vec::new(),
+                }
+                .check(),
+                Rules {
+                    hide: Vec::new(),
+                    allow: hide,
+                }
+                .check(),
+            );
+            assert_eq!(hidden.is_ok(), allowed.is_ok(), "{pattern}");
+            hidden
+        };
+        for good in [
+            "static.interfaces.*",
+            "static.*",
+            "*",
+            "*.disk.*",
+            "stat*",
+            "????ic.a",
+            "st*.x",
+            "state.a",
+            "*ip*",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for (wrong, meant) in [
+            ("interfaces.*", "static.interfaces.*"),
+            ("statik.interfaces.eth0", "static.interfaces.eth0"),
+            ("static", "static.*"),
+            ("state.", "state.*"),
+            ("interface*", "static.interface*"),
+            ("", "static.*"),
+        ] {
+            let error = check(wrong).expect_err(wrong);
+            assert!(error.ends_with(&format!("such as '{meant}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_match_no_fact_are_found() {
+        let rules = Rules {
+            hide: [
+                "static.a",
+                "static.a.b",
+                "static.l.n",
+                "static.x.*",
+                "state.y",
+                "*.b",
+                "*.z",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            allow: Vec::new(),
+        };
+        let all = facts(json!({"a": {"b": 1}, "l": [{"n": 1}]}));
+        let kinds = BTreeMap::from([(Kind::Static, all)]);
+        // That of a kind that is not shared hides all there is.
+        assert_eq!(rules.idle(&kinds), ["static.x.*", "*.z"]);
     }
 
     #[test]

@@ -30,7 +30,12 @@ pub struct Sources {
 
 /// Facts that failed, or were left out, and were logged: a daemon says so once.
 #[derive(Debug, Default)]
-pub struct Logged(BTreeSet<(String, String)>);
+pub struct Logged {
+    /// Names, and why.
+    facts: BTreeSet<(String, String)>,
+    /// Patterns that hid nothing.
+    idle: BTreeSet<String>,
+}
 
 impl Sources {
     /// Gathers the facts of those of `kinds` that are shared. This takes as long as scripts may; they
@@ -61,6 +66,10 @@ impl Sources {
                 Err(why) => failed.push((format!("{}/{}", found.kind.name(), found.name), why)),
             }
         }
+        // Facts of some kinds only say nothing about a pattern.
+        if self.share.iter().all(|kind| kinds.contains(kind)) {
+            logged.log_idle(&self.rules.idle(&gathered.kinds));
+        }
         let mut secret = Vec::new();
         for (kind, facts) in &mut gathered.kinds {
             let bounded = bound(*kind, std::mem::take(facts), &self.rules);
@@ -75,9 +84,19 @@ impl Sources {
 }
 
 impl Logged {
+    /// Logs patterns that hide nothing, each once.
+    fn log_idle(&mut self, patterns: &[&str]) {
+        for pattern in patterns {
+            if self.idle.insert((*pattern).to_owned()) {
+                let pattern = printable(pattern, 120);
+                warn!("facts: --hide '{pattern}' matches no fact of this host");
+            }
+        }
+    }
+
     /// Logs what is new, and forgets what of `kinds` is good again.
     fn log(&mut self, kinds: &[Kind], failed: &[(String, String)], secret: &[String]) {
-        self.0.retain(|(name, why)| {
+        self.facts.retain(|(name, why)| {
             let other = !kinds.iter().any(|kind| {
                 name.strip_prefix(kind.name())
                     .is_some_and(|rest| rest.starts_with(['/', '.']))
@@ -85,7 +104,7 @@ impl Logged {
             other || secret.contains(name) || failed.iter().any(|f| (&f.0, &f.1) == (name, why))
         });
         for (name, why) in failed.iter().take(MAX_LOGGED) {
-            if self.0.insert((name.clone(), why.clone())) {
+            if self.facts.insert((name.clone(), why.clone())) {
                 warn!("facts: {name} is left out: {why}");
             }
         }
@@ -94,7 +113,7 @@ impl Logged {
             debug!("facts: {more} more are left out");
         }
         for name in secret.iter().take(MAX_LOGGED) {
-            if self.0.insert((name.clone(), String::new())) {
+            if self.facts.insert((name.clone(), String::new())) {
                 warn!(
                     "facts: {name} is left out: its name looks secret; --allow '{name}' tells it, \
                      --hide '{name}' ends this warning"
