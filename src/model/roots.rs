@@ -90,6 +90,15 @@ impl Content {
         }
     }
 
+    /// Returns what to look for where this is below no root: any node, instead of one that is unknown.
+    #[must_use]
+    pub fn wider(&self) -> Option<Self> {
+        match self {
+            Self::Nodes(names) if !names.is_empty() => Some(Self::Nodes(Vec::new())),
+            _ => None,
+        }
+    }
+
     /// Returns the root to use: the only one of `found`, or `None` if there is none.
     ///
     /// # Errors
@@ -213,6 +222,12 @@ mod tests {
     #[test]
     fn one_root_is_used_and_several_are_named() {
         let align = Content::Pipeline("align".into());
+        let nodes = Content::Nodes(vec!["x".into()]).wider();
+        assert_eq!(nodes, Some(Content::Nodes(Vec::new())));
+        assert_eq!(
+            (nodes.and_then(|any| any.wider()), align.wider()),
+            (None, None)
+        );
         assert_eq!(align.choose(&roots(&[])), Ok(None));
         assert_eq!(align.choose(&roots(&["lab"])), Ok(Some("lab".into())));
         let error = align.choose(&roots(&["lab", "test"])).expect_err("two");

@@ -15,14 +15,21 @@ use crate::tools::listener;
 /// Maximum time to wait for the first retained message, when the broker lets no marker through.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Returns the root below which `content` is, or the default one if it is below none. Needs `limit`
-/// at most.
+/// Returns the root below which `content` is, otherwise that of what is [wider](Content::wider); the default one if
+/// neither is below any. Needs `limit` at most for each.
 ///
 /// # Errors
 /// 64 when it is below several; 69 when no broker answers; 77 when the broker lets us look for none.
 pub fn resolve(broker: &BrokerOptions, content: &Content, limit: Duration) -> Result<String> {
-    let found = super::runtime()?.block_on(find(broker, content, limit))?;
-    let chosen = content.choose(&found).map_err(Error::usage)?;
+    let runtime = super::runtime()?;
+    let look = |content: &Content| -> Result<Option<String>> {
+        let found = runtime.block_on(find(broker, content, limit))?;
+        content.choose(&found).map_err(Error::usage)
+    };
+    let chosen = match (look(content)?, content.wider()) {
+        (None, Some(wider)) => look(&wider)?,
+        (chosen, _) => chosen,
+    };
     Ok(chosen.unwrap_or_else(|| DEFAULT_ROOT.to_owned()))
 }
 

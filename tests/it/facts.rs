@@ -804,7 +804,16 @@ fn the_root_is_found_where_one_has_nodes() {
     assert!(run(&["show", "seq1"]).1.contains("kernel"));
     let select = ["view", "SELECT name FROM node", "--raw"];
     assert_eq!(run(&select).1, "seq1\n");
+    let (code, _, stderr) = run(&["show", "seq2"]);
+    let cause = "no such node tells any below lab/deep; did you mean seq1?";
+    assert!(code == 65 && stderr.contains(cause), "{code} {stderr}");
+    let (code, _, stderr) = run(&["forget", "other"]);
+    let cause = "nothing is retained about it below lab/deep";
+    assert!(code == 65 && stderr.contains(cause), "{code} {stderr}");
     tell("other");
+    let (code, _, stderr) = run(&["show", "seq2"]);
+    let cause = "nodes are below lab/deep, other: choose one by --root";
+    assert!(code == 64 && stderr.contains(cause), "{code} {stderr}");
     let (code, _, stderr) = run(&select);
     let cause = "nodes or pipelines are below lab/deep, other: choose one by --root";
     assert!(code == 64 && stderr.contains(cause), "{code} {stderr}");
