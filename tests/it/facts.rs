@@ -247,6 +247,11 @@ fn a_folder_that_others_may_write_leads_to_no_script() {
         .arg(&open);
     let (code, _, stderr) = ran(&mut command);
     assert_eq!(code, 65, "{stderr}");
+    let cause = format!(
+        "static/open is left out: folder {}: group or others may",
+        open.display()
+    );
+    assert!(stderr.contains(&cause), "{stderr}");
     assert!(!ran_file.exists(), "{stderr}");
     // The way is the reason, not the folder.
     mode(&open, 0o755);

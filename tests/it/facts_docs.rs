@@ -104,6 +104,39 @@ fn the_table_of_the_page_is_read() {
     }
 }
 
+#[test]
+fn the_view_of_the_page_sees_what_its_table_shares() {
+    let world = World::new();
+    let file = world.file("tael.toml", blocks("toml", "facts").concat());
+    let folder = world.path("own");
+    for kind in ["dynamic", "state"] {
+        fs::create_dir_all(folder.join(kind)).expect("folder");
+    }
+    let own = [
+        ("dynamic/disk", r#"{"root":{"free_percent":5}}"#),
+        ("state/reboot_required", r#"{"ok":true}"#),
+    ];
+    for (name, text) in own {
+        fs::write(folder.join(name), text).expect("fact");
+    }
+    let facts = |arguments: &[&str]| {
+        let mut command = world.tael(["facts"]);
+        command
+            .args(arguments)
+            .args(["--config", &file])
+            .env("TAEL_LOG", "warn");
+        command
+    };
+    succeeds(facts(&["publish", "--once"]).arg("--dir").arg(&folder));
+    let full: Value =
+        serde_json::from_str(&succeeds(&mut facts(&["view", "full", "--json"]))).expect("JSON");
+    assert_eq!(full, json!([{"name": "seq1", "free": 5}]));
+    // An own file in the place of a single value.
+    let select = "SELECT facts->'$.reboot_required' FROM node";
+    let told = succeeds(&mut facts(&["view", select, "--raw"]));
+    assert_eq!(told.trim(), r#"{"ok":true}"#);
+}
+
 /// Returns `tael client` with `file`, whose commands find `tael`.
 fn client(world: &World, file: &str) -> Command {
     let bin = binary("tael");

@@ -75,12 +75,15 @@ pub(super) fn read(folders: &[PathBuf], kinds: &[Kind], ends: &AtomicBool) -> Ve
     };
     for folder in folders {
         // Folders of Ansible and facter have none for each kind.
-        if !list(Kind::Static, folder, &mut entries, &mut found) {
+        let base = folder.file_name().unwrap_or_else(|| folder.as_os_str());
+        let base = printable(&base.to_string_lossy(), 120);
+        let mut list = |kind, folder: &Path| list(kind, folder, &base, &mut entries, &mut found);
+        if !list(Kind::Static, folder) {
             // Who may write it may have put anything in the place of the folders below.
             continue;
         }
         for kind in Kind::ALL {
-            list(kind, &folder.join(kind.name()), &mut entries, &mut found);
+            list(kind, &folder.join(kind.name()));
         }
         found.extend(strange_kinds(folder));
     }
@@ -123,12 +126,19 @@ fn strange_kinds(folder: &Path) -> Vec<Found> {
     found.take(MAX_FILES).collect()
 }
 
-/// Adds the files in `folder`, in order. Returns whether it could be read, and only root and we may write it.
-fn list(kind: Kind, folder: &Path, entries: &mut Vec<Entry>, found: &mut Vec<Found>) -> bool {
+/// Adds the files in `folder`, in order. Returns whether it could be read, and only root and we may write it;
+/// if not, the fact that fails has the name `base`.
+fn list(
+    kind: Kind,
+    folder: &Path,
+    base: &str,
+    entries: &mut Vec<Entry>,
+    found: &mut Vec<Found>,
+) -> bool {
     let mut refuse = |why: String| {
         found.push(Found {
             kind,
-            name: "facts.d".to_owned(),
+            name: base.to_owned(),
             facts: Err(why),
         });
         false
@@ -159,7 +169,7 @@ fn list(kind: Kind, folder: &Path, entries: &mut Vec<Entry>, found: &mut Vec<Fou
 /// Checks that only root and we could have written a file or a folder.
 fn is_safe(meta: &Metadata) -> Result<(), String> {
     if meta.permissions().mode() & 0o022 != 0 {
-        return Err("others may write it: chmod go-w".to_owned());
+        return Err("group or others may write it: chmod go-w".to_owned());
     }
     let owner = meta.uid();
     match owner == 0 || owner == Uid::effective().as_raw() {
