@@ -57,8 +57,8 @@ impl Condition {
         let Some(value) = event.attributes.get(&self.key) else {
             let names = event.attributes.keys().map(String::as_str);
             return match nearest(&self.key, names) {
-                Some(near) => format!("it has {}, not {key}", shown(near)),
-                None => format!("it has no {key}"),
+                Some(near) => format!("it has '{}', not '{key}'", shown(near)),
+                None => format!("it has no '{key}'"),
             };
         };
         let is = match value {
@@ -74,7 +74,7 @@ impl Condition {
             Value::String(text) if text.eq_ignore_ascii_case(&self.value) => ": case counts",
             _ => "",
         };
-        format!("{key} is {is}, not '{wanted}'{hint}")
+        format!("'{key}' is {is}, not '{wanted}'{hint}")
     }
 }
 
@@ -126,29 +126,35 @@ mod tests {
         for (attributes, want) in [
             (
                 json!({"status": "started"}),
-                "status is 'started', not 'finished'",
+                "'status' is 'started', not 'finished'",
             ),
             (
                 json!({"status": "Finished"}),
-                "status is 'Finished', not 'finished': case counts",
+                "'status' is 'Finished', not 'finished': case counts",
             ),
             (
                 json!({"status": "finished "}),
-                "status is 'finished ', not 'finished': blanks count",
+                "'status' is 'finished ', not 'finished': blanks count",
             ),
             (
                 json!({"status": 1}),
-                "status is the number 1, not 'finished'",
+                "'status' is the number 1, not 'finished'",
             ),
-            (json!({"status": true}), "status is true, not 'finished'"),
-            (json!({"status": null}), "status is null, not 'finished'"),
-            (json!({"status": []}), "status is a list, not 'finished'"),
-            (json!({"status": {}}), "status is an object, not 'finished'"),
-            (json!({"sample": "S1"}), "it has no status"),
-            (json!({"Status": "finished"}), "it has Status, not status"),
+            (json!({"status": true}), "'status' is true, not 'finished'"),
+            (json!({"status": null}), "'status' is null, not 'finished'"),
+            (json!({"status": []}), "'status' is a list, not 'finished'"),
+            (
+                json!({"status": {}}),
+                "'status' is an object, not 'finished'",
+            ),
+            (json!({"sample": "S1"}), "it has no 'status'"),
+            (
+                json!({"Status": "finished"}),
+                "it has 'Status', not 'status'",
+            ),
             (
                 json!({"stat\u{1b}us": ""}),
-                "it has stat\\u{1b}us, not status",
+                "it has 'stat\\u{1b}us', not 'status'",
             ),
         ] {
             let event = Event {

@@ -319,7 +319,10 @@ mod tests {
         let Decision::Ignore(why) = waiting.decide(&started, "me") else {
             panic!("it ran");
         };
-        assert_eq!(why.explain(&started), "status is 'started', not 'finished'");
+        assert_eq!(
+            why.explain(&started),
+            "'status' is 'started', not 'finished'"
+        );
         for (topic, want) in [
             (
                 "lab/seq/Status",

@@ -82,8 +82,8 @@ fn every_message_has_its_reason_with_and_without_a_client() {
         "accepted|align|-",
         &before,
         "refused|align|it has SAMPEL, not SAMPLE",
-        "ignored|align|status is 'Finished', not 'finished': case counts",
-        "ignored|tell|status is 'Finished', not 'failed'",
+        "ignored|align|'status' is 'Finished', not 'finished': case counts",
+        "ignored|tell|'status' is 'Finished', not 'failed'",
         "refused|-|its payload is not JSON: a value is expected at line 1, column 1",
         "ignored|-|its payload is empty",
         "accepted|tell|-",
@@ -102,7 +102,7 @@ fn every_message_has_its_reason_with_and_without_a_client() {
 
     let (of_tell, _) = events(&world, &["--trigger", "tell"]);
     assert!(
-        told(&of_tell).contains(&"ignored|tell|status is 'finished', not 'failed'".to_owned()),
+        told(&of_tell).contains(&"ignored|tell|'status' is 'finished', not 'failed'".to_owned()),
         "{of_tell:?}"
     );
     let (refused, _) = events(&world, &["--refused", "-n", "1"]);
@@ -137,7 +137,7 @@ fn a_table_fits_and_shows_no_text_of_a_sender_as_it_is() {
     });
     assert!(table.starts_with("TIME"), "{table}");
     assert!(!table.contains(['\u{1b}', '\u{202e}']), "{table}");
-    assert!(table.contains(r"status is '\u{1b}[31m\n\u{202e}', not 'finished'"));
+    assert!(table.contains(r"'status' is '\u{1b}[31m\n\u{202e}', not 'finished'"));
     client.stop();
 }
 
@@ -369,7 +369,7 @@ fn what_comes_is_shown_once_also_over_a_restart_of_the_client() {
         (&ignored["result"], &ignored["why"]),
         (
             &"ignored".into(),
-            &"status is 'started', not 'finished'".into()
+            &"'status' is 'started', not 'finished'".into()
         )
     );
     client.stop();
@@ -706,78 +706,78 @@ const FIFTY: &[Row] = &[
         br#"{"status":"started"}"#,
         &[],
         false,
-        "ignored: status is 'started', not 'finished'",
+        "ignored: 'status' is 'started', not 'finished'",
     ),
     (
         "status",
         br#"{"status":"Finished","SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is 'Finished', not 'finished': case counts",
+        "ignored: 'status' is 'Finished', not 'finished': case counts",
     ),
     (
         "status",
         br#"{"status":"finished ","SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is 'finished ', not 'finished': blanks count",
+        "ignored: 'status' is 'finished ', not 'finished': blanks count",
     ),
     (
         "status",
         br#"{"status":1,"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is the number 1, not 'finished'",
+        "ignored: 'status' is the number 1, not 'finished'",
     ),
     (
         "status",
         br#"{"status":true,"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is true, not 'finished'",
+        "ignored: 'status' is true, not 'finished'",
     ),
     (
         "status",
         br#"{"status":null,"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is null, not 'finished'",
+        "ignored: 'status' is null, not 'finished'",
     ),
     (
         "status",
         br#"{"status":["finished"],"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is a list, not 'finished'",
+        "ignored: 'status' is a list, not 'finished'",
     ),
     (
         "status",
         br#"{"status":{"is":"finished"},"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: status is an object, not 'finished'",
+        "ignored: 'status' is an object, not 'finished'",
     ),
     (
         "status",
         br#"{"SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: it has no status",
+        "ignored: it has no 'status'",
     ),
-    ("status", b"{}", &[], false, "ignored: it has no status"),
+    ("status", b"{}", &[], false, "ignored: it has no 'status'"),
     (
         "status",
         br#"{"Status":"finished","SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: it has Status, not status",
+        "ignored: it has 'Status', not 'status'",
     ),
     (
         "status",
         br#"{"stauts":"finished","SAMPLE":"x"}"#,
         &[],
         false,
-        "ignored: it has stauts, not status",
+        "ignored: it has 'stauts', not 'status'",
     ),
     (
         "status",
