@@ -268,11 +268,17 @@ impl Gateway {
             let cause = "the gateway is not called so: see --server-name";
             return Err(Response::error(403, cause));
         }
-        let reads = ["GET", "HEAD"].contains(&head.method.as_str());
-        let origin = head.fields.iter().find(|(name, _)| name == "origin");
-        let is_foreign = origin.is_some_and(|(_, origin)| {
-            let origin = std::str::from_utf8(origin).unwrap_or_default();
-            !is_same_origin(origin, host)
+        // A route may publish for a GET, which an image on any page can send.
+        let routes = self.hooks.routes();
+        let is_route = matches!(routes.find(&head.method, &head.path), Found::Route(_));
+        let reads = ["GET", "HEAD"].contains(&head.method.as_str()) && !is_route;
+        let is_foreign = head.fields.iter().any(|(name, value)| {
+            let value = std::str::from_utf8(value).unwrap_or_default();
+            match name.as_str() {
+                "origin" => !is_same_origin(value, host),
+                "sec-fetch-site" => ["cross-site", "same-site"].contains(&value),
+                _ => false,
+            }
         });
         if !reads && is_foreign {
             return Err(Response::error(403, "pages of other sites may not do that"));
@@ -487,9 +493,24 @@ mod tests {
             (&[LOCAL, ("origin", "http://localhost:8787")], 0),
             (&[LOCAL, ("origin", "http://evil.example")], 403),
             (&[LOCAL, ("origin", "null")], 403),
+            (
+                &[
+                    LOCAL,
+                    ("origin", "http://localhost:8787"),
+                    ("origin", "http://evil.example"),
+                ],
+                403,
+            ),
+            (&[LOCAL, ("sec-fetch-site", "same-origin")], 0),
+            (&[LOCAL, ("sec-fetch-site", "none")], 0),
+            (&[LOCAL, ("sec-fetch-site", "same-site")], 403),
+            (&[LOCAL, ("sec-fetch-site", "cross-site")], 403),
         ] {
-            let post = head("POST", "/t/lab/a", fields);
-            assert_eq!(status(&gateway, &post), want, "{fields:?}");
+            // A route publishes for a GET, too.
+            for (method, path) in [("POST", "/t/lab/a"), ("GET", "/hooks/open")] {
+                let request = head(method, path, fields);
+                assert_eq!(status(&gateway, &request), want, "{method} {fields:?}");
+            }
         }
         let get = head(
             "GET",
