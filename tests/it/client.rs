@@ -290,7 +290,9 @@ fn the_debug_log_says_what_a_message_lacks() {
     let client = world.client("p", &["-t", SEQ, "-c", "true", "--when", "lane=1"]);
     world.message(SEQ, &[("lane", "2")]);
     wait_until("it says so", || {
-        client.log_text().contains("ignored: lane is '2', not '1'")
+        client
+            .log_text()
+            .contains("ignored: 'lane' is '2', not '1'")
     });
     client.stop();
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::model::facts::bounds::{Rules, bound};
 use crate::model::facts::kind::Kind;
@@ -12,6 +12,7 @@ use crate::model::facts::round::Gathered;
 use crate::model::facts::tree::{Facts, merge};
 use crate::model::text::printable;
 use crate::os::facts::Host;
+use crate::os::terminal::Terminal;
 use crate::tools::facts::folder;
 
 /// Maximum number of failed facts whose causes are logged at a time.
@@ -89,7 +90,12 @@ impl Logged {
         for pattern in patterns {
             if self.idle.insert((*pattern).to_owned()) {
                 let pattern = printable(pattern, 120);
-                warn!("facts: --hide '{pattern}' matches no fact of this host");
+                let idle = format!("facts: --hide '{pattern}' matches no fact of this host");
+                // One file may be that of many hosts: no reason for mails of cron.
+                match Terminal::of_stderr().is_terminal() {
+                    true => warn!("{idle}"),
+                    false => info!("{idle}"),
+                }
             }
         }
     }
