@@ -688,7 +688,7 @@ fn a_pattern_that_hides_nothing_is_named_once() {
         "static.x",
     ];
     let mut command = publish(&world, &["--once", "--share", "common,state"]);
-    let (code, _, stderr) = ran(command.args(hide));
+    let (code, _, stderr) = ran(command.args(hide).env("TAEL_LOG", "info"));
     assert_eq!(code, 0, "{stderr}");
     let cause = "--hide 'state.riad.*' matches no fact of this host";
     assert_eq!(stderr.matches("matches no fact").count(), 1, "{stderr}");
