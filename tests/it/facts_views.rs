@@ -423,19 +423,23 @@ fn a_pause_of_the_network_is_not_the_end_of_what_the_broker_retains() {
     }
 }
 
-#[test]
-fn what_did_not_come_in_time_is_not_published() {
-    let world = World::new();
-    let broker = Scripted::listen();
-    let file = world.file(
-        "tael.toml",
-        "[[view]]\nname = 'all'\nsql = 'SELECT count(*) AS n FROM node'\n",
-    );
+/// Returns the command that publishes the number of rows of `table`, from what `broker` retains.
+fn publishing_a_view(world: &World, broker: &Scripted, table: &str) -> Command {
+    let view = format!("[[view]]\nname = 'all'\nsql = 'SELECT count(*) AS n FROM {table}'\n");
+    let file = world.file("tael.toml", view);
     let mut command = world.tael(["facts", "view", "all", "--publish", "--timeout", "2s"]);
     command
         .args(["--root", "lab", "--config", &file])
         .env("TAEL_HOST", "127.0.0.1")
         .env("TAEL_PORT", broker.port().to_string());
+    command
+}
+
+#[test]
+fn what_did_not_come_in_time_is_not_published() {
+    let world = World::new();
+    let broker = Scripted::listen();
+    let mut command = publishing_a_view(&world, &broker, "node");
     let (code, _, stderr) = thread::scope(|scope| {
         let viewing = scope.spawn(|| ran(&mut command));
         let mut raw = broker.accept();
@@ -460,15 +464,7 @@ fn what_did_not_come_in_time_is_not_published() {
 fn facts_that_are_asked_for_again_and_do_not_come_in_time_are_not_published() {
     let world = World::new();
     let broker = Scripted::listen();
-    let file = world.file(
-        "tael.toml",
-        "[[view]]\nname = 'all'\nsql = 'SELECT count(*) AS n FROM fact'\n",
-    );
-    let mut command = world.tael(["facts", "view", "all", "--publish", "--timeout", "2s"]);
-    command
-        .args(["--root", "lab", "--config", &file])
-        .env("TAEL_HOST", "127.0.0.1")
-        .env("TAEL_PORT", broker.port().to_string());
+    let mut command = publishing_a_view(&world, &broker, "fact");
     let (code, _, stderr) = thread::scope(|scope| {
         let viewing = scope.spawn(|| ran(&mut command));
         let ts = jiff::Timestamp::now().as_second();

@@ -93,8 +93,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Adds a retained message. One that names another node than its
-    /// topic, or that cannot be read, is noted.
+    /// Adds a retained message. One that names another node than its topic, or that cannot be read, is
+    /// noted.
     pub fn add(&mut self, root: &str, topic: &str, payload: &[u8]) {
         let Some((node, last)) = split(root, topic) else {
             return;

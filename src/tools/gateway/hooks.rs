@@ -131,16 +131,17 @@ pub async fn answer(
             let outgoing = outgoing(head, attributes, id)?;
             let id = outgoing.id.clone();
             if let Some(limit) = route.answer.wait {
-                let answer = unless(route, ways.ask(topic.clone(), outgoing, limit).await)?;
+                let answer =
+                    sent_or_refused(route, ways.ask(topic.clone(), outgoing, limit).await)?;
                 return Ok(replies::response(&id, answer.as_ref()));
             }
-            unless(route, ways.publish(topic.clone(), outgoing).await)?;
+            sent_or_refused(route, ways.publish(topic.clone(), outgoing).await)?;
             Response::json(status, &json!({ "id": id }))
         }
         Target::Queue(queue) => {
             let outgoing = outgoing(head, attributes, id)?;
             let id = outgoing.id.clone();
-            unless(route, ways.put(queue.clone(), outgoing).await)?;
+            sent_or_refused(route, ways.put(queue.clone(), outgoing).await)?;
             Response::json(status, &json!({ "id": id }))
         }
         Target::Work(kind) => {
@@ -177,8 +178,8 @@ fn outgoing(head: &Head, attributes: Attributes, id: Option<String>) -> Result<O
     }
 }
 
-/// Returns the answer to a request of `route` that was not sent.
-fn unless<T>(route: &Route, sent: Result<T, Unsent>) -> Result<T, Response> {
+/// Returns what was `sent`, or the refusal of a request on `route`, which is logged.
+fn sent_or_refused<T>(route: &Route, sent: Result<T, Unsent>) -> Result<T, Response> {
     sent.map_err(|unsent| {
         let (name, cause) = (&route.name, printable(&unsent.cause, SHOWN));
         warn!(target: SENDERS, "route {name}: refused a request: {cause}");

@@ -14,12 +14,10 @@ use crate::model::topic::Filter;
 use crate::net::http::{MAX_LONG, Response};
 use crate::os::host;
 use crate::tools::gateway::outgoing::Unsent;
+use crate::tools::gateway::units::MAX_OUTPUT;
 
 /// Maximum number of callers who wait: there are not more long answers.
 const MAX_WAITING: usize = MAX_LONG;
-
-/// Maximum number of bytes of the output in an answer.
-const MAX_OUTPUT: usize = 256 * 1024;
 
 /// The callers who wait for one answer.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Maximum number of bytes of each stream in the answer to a `wait`.
-const MAX_OUTPUT: usize = 256 * 1024;
+pub const MAX_OUTPUT: usize = 256 * 1024;
 
 /// Parts of a stream on the way to a reader. It is the reader that makes the stream wait.
 const MAX_PARTS: usize = 1;
