@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use crate::net::quick_ack::QuickAck;
+
 /// Delay before the next address is tried too (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
@@ -103,7 +105,7 @@ fn interleaved(list: Vec<SocketAddr>) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// The failure of each address, if none answers.
-pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<QuickAck> {
     let mut waiting = interleaved(addresses).into_iter();
     let mut racing = JoinSet::new();
     let mut causes: Vec<(SocketAddr, io::Error)> = Vec::new();
@@ -123,7 +125,7 @@ pub async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
                     let stream: TcpStream = stream;
                     // Otherwise small packets wait 40 ms for an acknowledgement.
                     stream.set_nodelay(true)?;
-                    return Ok(stream);
+                    return Ok(QuickAck::new(stream));
                 }
                 Ok((address, Err(e))) => {
                     causes.push((address, e));

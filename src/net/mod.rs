@@ -18,6 +18,7 @@ pub mod notice;
 pub mod oneshot;
 pub mod options;
 pub mod password;
+pub mod quick_ack;
 pub mod retained;
 pub mod retained_end;
 pub mod session;

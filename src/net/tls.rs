@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -155,10 +155,10 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
 ///
 /// # Errors
 /// The failure; it contains a [`rustls::Error`] if TLS failed.
-pub async fn connect(
+pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-    tcp: TcpStream,
-) -> io::Result<TlsStream<TcpStream>> {
+    tcp: S,
+) -> io::Result<TlsStream<S>> {
     TlsConnector::from(config).connect(name, tcp).await
 }
