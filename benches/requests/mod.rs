@@ -29,6 +29,9 @@ const ROUNDS: usize = 3;
 /// Number of tasks of a batch.
 const BATCH: usize = 100;
 
+/// Time for those who do not say when they are connected.
+const CONNECT: Duration = Duration::from_secs(1);
+
 /// Longest wait for the next result of a batch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -255,7 +258,7 @@ fn zeromq(part: &str, kills: bool) -> Option<Done> {
         workers.push(spawn(&mut start(&["worker", name, &source, &sink])?));
     }
     // ZeroMQ does not say when they are connected.
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(CONNECT);
     let lines: String = tasks().map(|ms| format!("{ms}\n")).collect();
     let begun = Instant::now();
     ventilator.write(&lines);
@@ -303,16 +306,19 @@ fn batch(kills: bool) -> Done {
                 "",
                 "--reply",
             ])
-            .args(["-c", "sleep $ATTR_S"]);
+            // The shell becomes the task: theirs is in the process of the worker.
+            .args(["-c", "exec sleep $ATTR_S"]);
         workers.push(spawn(&mut client));
     }
     online(&broker, workers.len());
     let line = |ms| format!("{{\"s\":\"{:.3}\"}}\n", ms as f64 / 1000.0);
     let lines: String = tasks().map(line).collect();
     let retries = ["-l", "--timeout", "3s", "--retries", "9"];
-    let begun = Instant::now();
     let mut asking = message(&broker, TASKS, &retries);
     let mut asking = Piped::start(asking.stderr(Stdio::null()));
+    // It is connected, as theirs are, and does not say so either.
+    std::thread::sleep(CONNECT);
+    let begun = Instant::now();
     asking.write(&lines);
     drop(asking.stdin.take());
     let (results_of, mut asking) = asking.lines();
