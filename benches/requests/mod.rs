@@ -239,8 +239,8 @@ fn results(start: Instant, lines: &Receiver<String>, victim: Option<(&str, Guard
     Done { seconds, tasks }
 }
 
-/// Returns a batch of ZeroMQ.
-fn zeromq(part: &str, kills: bool) -> Option<Done> {
+/// Returns a batch of ZeroMQ, with workers in this `role`.
+fn zeromq(part: &str, role: &str, kills: bool) -> Option<Done> {
     let address = || {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         format!("tcp://{}", listener.local_addr().expect("address"))
@@ -255,7 +255,7 @@ fn zeromq(part: &str, kills: bool) -> Option<Done> {
     let mut ventilator = Piped::start(&mut start(&["ventilator", &source])?).ready();
     let mut workers = Vec::new();
     for name in ["worker1", "worker2", "worker3", "worker4"] {
-        workers.push(spawn(&mut start(&["worker", name, &source, &sink])?));
+        workers.push(spawn(&mut start(&[role, name, &source, &sink])?));
     }
     // ZeroMQ does not say when they are connected.
     std::thread::sleep(CONNECT);
@@ -331,20 +331,29 @@ fn batch(kills: bool) -> Done {
 /// A batch of 100 tasks of 1 to 100 ms on four workers, of which one is killed after five the second time.
 pub fn batches() {
     let part = "requests-batch";
-    let mut times = [const { Vec::new() }; 2];
+    let mut times = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
-        let Some(theirs) = zeromq(part, false) else {
+        let (Some(waiting), Some(starting)) = (
+            zeromq(part, "worker", false),
+            zeromq(part, "starter", false),
+        ) else {
             return;
         };
-        let ours = batch(false);
-        assert_eq!((theirs.tasks, ours.tasks), (BATCH, BATCH));
-        times[0].push(theirs.seconds * 1000.0);
-        times[1].push(ours.seconds * 1000.0);
+        let all = [waiting, starting, batch(false)];
+        for (times, done) in times.iter_mut().zip(all) {
+            assert_eq!(done.tasks, BATCH);
+            times.push(done.seconds * 1000.0);
+        }
     }
-    let [mut theirs, mut ours] = times;
-    let theirs = ("ZeroMQ", &mut theirs[..]);
-    compare("100 tasks on four workers", theirs, &mut ours, 1.05);
-    let Some(theirs) = zeromq(part, true) else {
+    let [mut waiting, mut starting, mut ours] = times;
+    let waiting = ("ZeroMQ, whose workers only wait", &mut waiting[..]);
+    compare("100 tasks on four workers", waiting, &mut ours, 1.05);
+    let starting = (
+        "ZeroMQ, whose workers start the same command",
+        &mut starting[..],
+    );
+    compare("100 tasks on four workers", starting, &mut ours, 1.05);
+    let Some(theirs) = zeromq(part, "worker", true) else {
         return;
     };
     let ours = batch(true);

@@ -2,9 +2,13 @@
 
 zmq_batch.py ventilator ADDRESS     sends each line of standard input, the milliseconds of a task
 zmq_batch.py worker NAME VENTILATOR SINK
+                                    waits for as long as each task takes
+zmq_batch.py starter NAME VENTILATOR SINK
+                                    starts a process for each task, which waits
 zmq_batch.py sink ADDRESS           prints the name of the worker of each task that is done
 """
 
+import subprocess
 import sys
 import time
 
@@ -21,13 +25,17 @@ if role == "ventilator":
         tasks.send_string(line)
     # It lives until its tasks are taken.
     context.destroy(linger=-1)
-elif role == "worker":
+elif role in ("worker", "starter"):
     name, ventilator, sink = arguments
     tasks, done = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     tasks.connect(ventilator)
     done.connect(sink)
     while True:
-        time.sleep(int(tasks.recv_string()) / 1000)
+        seconds = int(tasks.recv_string()) / 1000
+        if role == "worker":
+            time.sleep(seconds)
+        else:
+            subprocess.run(["/bin/sh", "-c", f"exec sleep {seconds}"], check=True)
         done.send_string(name)
 else:
     done = context.socket(zmq.PULL)
