@@ -1,6 +1,7 @@
 //! `tael gateway`: callers submit work, once, and may wait for its end.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -69,7 +70,7 @@ fn work_is_submitted_and_its_end_is_the_answer() {
         .json();
     assert_eq!((&end["code"], &end["state"]), (&json!(4), &json!("failed")));
     for (path, status, cause) in [
-        ("/w/localhost/none", 400, "no client has type"),
+        ("/w/localhost/none", 404, "no client has type"),
         ("/w/localhost/other", 403, "--allow-work"),
         ("/w/localhost/upper?command=x", 400, "cannot be the name"),
         ("/w/localhost/upper?wait=x", 400, "wait"),
@@ -177,4 +178,48 @@ fn work_for_another_node_is_signed_by_the_client_that_keeps_it() {
     signed.process.stop();
     desk.stop();
     node.stop();
+}
+
+/// Type of a client that always goes on.
+const OTHER: &str = "[[work]]\ntype = \"other\"\ncommand = \"true\"\n";
+
+#[test]
+fn a_client_that_is_stopped_holds_up_no_callers_and_is_taken_again() {
+    let world = World::new();
+    let client = node(&world);
+    let config = world.file("other.toml", OTHER);
+    let other = world.client("other", &["--config", &config]);
+    let gateway = Gateway::online(
+        &world,
+        &[ALLOWED, &["--allow-work", "localhost/other"]].concat(),
+    );
+    let send = |kind: &str| {
+        let begun = Instant::now();
+        let answer = gateway.post(&format!("/w/localhost/{kind}"), &[], "x");
+        (answer, begun.elapsed())
+    };
+    assert_eq!(send("upper").0.status, 202);
+    client.signal(Signal::SIGSTOP);
+    for n in 0..20 {
+        let (answer, spent) = send("upper");
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.head.contains("retry-after: "), "{answer:?}");
+        assert!(answer.body.contains("did not answer in time"), "{answer:?}");
+        // The first one has to learn it.
+        assert!(n == 0 || spent < Duration::from_secs(2), "{n}: {spent:?}");
+        let (answer, spent) = send("other");
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert!(spent < Duration::from_secs(2), "{n}: {spent:?}");
+    }
+    client.signal(Signal::SIGCONT);
+    let begun = Instant::now();
+    wait_until("it is taken again", || send("upper").0.status == 202);
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    gateway.process.stop();
+    other.stop();
+    client.stop();
 }

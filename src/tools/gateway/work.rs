@@ -18,8 +18,9 @@ use crate::tools::work::submit::{Away, Payload, Started, Submission, start};
 /// Maximum number of submissions that clients have not answered.
 const MAX_SUBMISSIONS: usize = 8;
 
-/// Maximum number of characters of a name in an answer.
+/// Maximum number of characters of a name, and of a cause, in an answer.
 const SHOWN: usize = 200;
+const SHOWN_CAUSE: usize = 500;
 
 /// Work of callers.
 #[derive(Debug)]
@@ -127,9 +128,10 @@ impl Submissions {
                 let cause = "other work was sent with this Idempotency-Key or delivery before";
                 Response::error(409, cause)
             }
-            Refusal::TryAgain | Refusal::UnknownType | Refusal::NoParams | Refusal::Other => {
-                refused(&e.error)
+            Refusal::UnknownType => {
+                Response::error(404, &printable(&e.error.to_string(), SHOWN_CAUSE))
             }
+            Refusal::TryAgain | Refusal::NoParams | Refusal::Other => refused(&e.error),
         })
     }
 }

@@ -1,9 +1,11 @@
 //! A connection to the control socket of a client.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -16,11 +18,66 @@ use crate::os::socket;
 /// Maximum time for a client to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// Maximum time for a client to greet. One that is stopped holds up others for this time.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Time for which a client that has not answered in time is not asked again.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// What such a client has not done.
+const LATE: &str = "it did not answer in time";
+
+/// Folders of clients that have not answered in time, and when each may be asked again.
+static SILENT: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
+
+fn silent() -> MutexGuard<'static, BTreeMap<PathBuf, Instant>> {
+    SILENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that a client has not answered in time.
+fn note_silence(folder: &Path) {
+    let now = Instant::now();
+    let mut silent = silent();
+    silent.retain(|_, again| *again > now);
+    silent.insert(folder.to_owned(), now + SILENCE);
+}
+
+/// Returns whether the client of the pipeline in `folder` has not answered in time a moment ago.
+pub(super) fn is_silent(folder: &Path) -> bool {
+    silent()
+        .get(folder)
+        .is_some_and(|again| *again > Instant::now())
+}
+
+/// Returns whether a client may be asked now. If it was silent, others ask it only when this attempt has
+/// ended.
+fn may_ask(folder: &Path) -> bool {
+    let now = Instant::now();
+    match silent().get_mut(folder) {
+        Some(again) if *again > now => false,
+        Some(again) => {
+            *again = now + GREETING + SILENCE;
+            true
+        }
+        None => true,
+    }
+}
+
+fn is_late(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
 /// Maximum length of a line of a client, bytes.
 const MAX_ANSWER: u64 = 1024 * 1024;
 
 /// A connection to a client.
 pub(super) struct Connection {
+    folder: PathBuf,
+    /// Whether the client has not answered in time.
+    was_late: bool,
     /// The stream, with what was read ahead.
     pub stream: BufReader<UnixStream>,
     /// What it is for, as the beginning of an error.
@@ -58,10 +115,11 @@ pub(super) struct About {
 }
 
 impl Connection {
-    /// Connects to the client of the pipeline in `folder`.
+    /// Connects to the client of the pipeline in `folder`. One that has not answered in time is not asked
+    /// again for [`SILENCE`].
     ///
     /// # Errors
-    /// When none runs (69), or it serves no more connections (75).
+    /// When none runs, or it does not answer (69), or it serves no more connections (75).
     pub fn open(folder: &Path) -> Result<Self> {
         Self::open_within(folder, ANSWER)
     }
@@ -71,22 +129,44 @@ impl Connection {
     /// # Errors
     /// As [`Connection::open`].
     pub fn open_within(folder: &Path, limit: Duration) -> Result<Self> {
-        let cannot = |e: io::Error| {
-            let cause = format!("ask the client in {}: {e}", folder.display());
+        let cannot = |cause: &dyn std::fmt::Display| {
+            let cause = format!("ask the client in {}: {cause}", folder.display());
             Error::new(Kind::Unavailable, cause)
         };
+        if !may_ask(folder) {
+            return Err(cannot(&format_args!("{LATE}; try again in a few seconds")));
+        }
         let connected = socket::connect(folder, SOCKET).and_then(|stream| {
             stream.set_nonblocking(false)?;
-            stream.set_read_timeout(Some(limit))?;
+            stream.set_read_timeout(Some(limit.min(GREETING)))?;
             stream.set_write_timeout(Some(limit))?;
             Ok(stream)
         });
+        let stream = connected.map_err(|e| match is_late(&e) {
+            true => {
+                note_silence(folder);
+                cannot(&LATE)
+            }
+            false => {
+                silent().remove(folder);
+                cannot(&e)
+            }
+        })?;
         let mut connection = Self {
-            stream: BufReader::new(connected.map_err(cannot)?),
+            folder: folder.to_owned(),
+            was_late: false,
+            stream: BufReader::new(stream),
             task: "work".to_owned(),
         };
-        // The greeting.
-        connection.line()?;
+        let greeting = connection.line();
+        if !connection.was_late {
+            silent().remove(folder);
+        }
+        greeting?;
+        let stream = connection.stream.get_ref();
+        stream
+            .set_read_timeout(Some(limit))
+            .map_err(|e| cannot(&e))?;
         Ok(connection)
     }
 
@@ -99,7 +179,7 @@ impl Connection {
             .stream
             .get_mut()
             .write_all(format!("{request}\n").as_bytes());
-        sent.map_err(|e| Error::new(Kind::Unavailable, format!("ask the client: {e}")))?;
+        sent.map_err(|e| self.broken(&e))?;
         self.line()
     }
 
@@ -129,19 +209,30 @@ impl Connection {
         })
     }
 
+    /// Returns the error of a connection that has failed.
+    fn broken(&mut self, e: &io::Error) -> Error {
+        let cause = match is_late(e) {
+            true => {
+                self.was_late = true;
+                note_silence(&self.folder);
+                LATE.to_owned()
+            }
+            false => e.to_string(),
+        };
+        Error::new(Kind::Unavailable, format!("ask the client: {cause}"))
+    }
+
     /// Returns the next line.
     ///
     /// # Errors
     /// As [`Connection::ask`].
     pub fn line(&mut self) -> Result<String, Refused> {
         let mut line = String::new();
-        let unavailable = |cause: &dyn std::fmt::Display| {
-            Error::new(Kind::Unavailable, format!("ask the client: {cause}"))
-        };
         let read = (&mut self.stream).take(MAX_ANSWER).read_line(&mut line);
-        read.map_err(|e| unavailable(&e))?;
+        read.map_err(|e| self.broken(&e))?;
         let Some(line) = line.strip_suffix('\n') else {
-            return Err(unavailable(&"it has closed the connection").into());
+            let cause = "ask the client: it has closed the connection";
+            return Err(Error::new(Kind::Unavailable, cause).into());
         };
         let Some(cause) = line.strip_prefix("ERROR: ") else {
             return Ok(line.to_owned());

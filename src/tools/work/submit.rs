@@ -20,7 +20,7 @@ use crate::os::socket;
 use crate::os::stdout::stdout;
 use crate::os::terminal::Terminal;
 pub use crate::tools::work::connection::Refused;
-use crate::tools::work::connection::{About, Connection};
+use crate::tools::work::connection::{About, Connection, is_silent};
 use crate::tools::work::parameters;
 use crate::tools::work::{LOOK, Scope};
 
@@ -192,7 +192,7 @@ fn open(payload: &Payload) -> Result<Box<dyn Read>> {
 
 /// Returns the client for `work`: that of the scope; otherwise the only one that runs and has the type,
 /// or, for work of another node, the only one, or the only one that is there for that.
-fn find(scope: &Scope, work: &Submission) -> Result<Client> {
+fn find(scope: &Scope, work: &Submission) -> Result<Client, Refused> {
     let state = scope.state.display();
     if let Some(who) = &scope.who {
         let client = Client {
@@ -201,14 +201,15 @@ fn find(scope: &Scope, work: &Submission) -> Result<Client> {
         };
         return match client.about() {
             Ok(_) => Ok(client),
-            Err(e) if client.is_there() => Err(silent(who, &e)),
+            Err(e) if client.is_there() => Err(silent(who, &e).into()),
             Err(_) => Err(Error::new(
                 Kind::Unavailable,
                 format!(
                     "submit work: no client called '{who}' runs in {state}: start it with \
                      'tael client --who {who} --config FILE'"
                 ),
-            )),
+            )
+            .into()),
         };
     }
     let (mut running, mut quiet) = (Vec::new(), None);
@@ -229,7 +230,7 @@ fn find(scope: &Scope, work: &Submission) -> Result<Client> {
         }
     }
     match &work.away {
-        Some(away) => keeper(scope, &away.node, running, quiet),
+        Some(away) => Ok(keeper(scope, &away.node, running, quiet)?),
         None => having(scope, &work.kind, running, quiet),
     }
 }
@@ -241,7 +242,7 @@ fn having(
     kind: &str,
     running: Vec<(Client, About)>,
     quiet: Option<Error>,
-) -> Result<Client> {
+) -> Result<Client, Refused> {
     let shown = printable(kind, 80);
     let state = scope.state.display();
     let has = |(_, about): &(Client, About)| about.types.iter().any(|known| known == kind);
@@ -250,12 +251,13 @@ fn having(
         return Err(Error::usage(format!(
             "submit work: several clients have type '{shown}': say which with --who: {}",
             names(&having)
-        )));
+        ))
+        .into());
     }
     if having.is_empty()
         && let Some(e) = quiet
     {
-        return Err(e);
+        return Err(e.into());
     }
     let found = having.pop().map(|(client, _)| client);
     let other = |(client, about): &(Client, About)| {
@@ -269,11 +271,15 @@ fn having(
                 "submit work: no client runs in {state}: start one with 'tael client --config FILE', \
                  whose file has [[work]] and type = \"{shown}\""
             ),
-        ),
-        false => Error::data(format!(
-            "submit work: no client has type '{shown}': {}",
-            others.iter().map(other).collect::<Vec<_>>().join("; ")
-        )),
+        )
+        .into(),
+        false => Refused {
+            refusal: Refusal::UnknownType,
+            error: Error::data(format!(
+                "submit work: no client has type '{shown}': {}",
+                others.iter().map(other).collect::<Vec<_>>().join("; ")
+            )),
+        },
     })
 }
 
@@ -361,7 +367,7 @@ impl Client {
 
     /// Returns whether it runs, although it may not answer.
     fn is_there(&self) -> bool {
-        socket::connect(&self.folder, SOCKET).is_ok()
+        is_silent(&self.folder) || socket::connect(&self.folder, SOCKET).is_ok()
     }
 
     /// Returns what it says of itself.
