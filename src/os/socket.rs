@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind,
+    recv, shutdown, socket_with,
+};
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -30,6 +33,9 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Maximum number of connections that wait to be accepted. The system may allow fewer
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 128;
+
+/// Maximum number of bytes of a connection that are dropped when it is refused.
+const MAX_UNREAD: usize = 16 * 1024;
 
 /// Maximum time for a listener to accept one of those that wait, and time between two attempts.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -125,6 +131,21 @@ pub fn listen(folder: &Path, name: impl AsRef<Path>, mode: u32) -> io::Result<Un
     fs::set_permissions(&path, Permissions::from_mode(mode))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
+}
+
+/// Sends `bytes` and the end on a new connection without waiting, and drops what the other side has sent so
+/// far. A close would otherwise be a reset, for which the other side may not read `bytes`.
+///
+/// # Errors
+/// As the system; also when there is no room for all of them.
+pub fn send_last(stream: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if rustix::net::send(&stream, bytes, flags)? < bytes.len() {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let mut dropped = [0; MAX_UNREAD];
+    let _ = recv(&stream, dropped.as_mut_slice(), RecvFlags::DONTWAIT);
+    Ok(shutdown(&stream, Shutdown::Write)?)
 }
 
 /// Returns the folder and the name of the socket `path`, on which nothing may listen.

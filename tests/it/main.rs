@@ -44,6 +44,7 @@ mod faults;
 mod foreign_state;
 mod fuzz;
 mod gateway;
+mod gateway_crowds;
 mod gateway_http;
 mod gateway_kills;
 mod gateway_page;

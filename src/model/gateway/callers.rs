@@ -1,6 +1,7 @@
 //! Who may call: tokens, and the names by which a browser may reach the gateway.
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
 use crate::model::gateway::secret::{Secret, basic_password, bearer};
 
@@ -59,15 +60,29 @@ impl Tokens {
     }
 }
 
-/// Returns the host of a `Host` field or an origin, without its port, in lower case.
+/// Returns the host of a `Host` field (RFC 9110, section 7.2), without its port, in lower case; `None` if the
+/// field is wrong.
 #[must_use]
-pub fn host_of(authority: &str) -> String {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next(),
-        None => authority.split(':').next(),
+pub fn host_of(authority: &str) -> Option<String> {
+    let (host, rest) = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    let host = host.unwrap_or_default().to_ascii_lowercase();
-    host.strip_suffix('.').unwrap_or(&host).to_owned()
+    let is_wrong = match authority.starts_with('[') {
+        true => host.parse::<Ipv6Addr>().is_err(),
+        // RFC 3986, section 3.2.2.
+        false => {
+            host.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._~%!$&'()*+,;=".contains(c))
+        }
+    };
+    let port = match rest {
+        "" => "",
+        rest => rest.strip_prefix(':')?,
+    };
+    let is_port = port.bytes().all(|b| b.is_ascii_digit())
+        && (port.is_empty() || port.parse::<u16>().is_ok());
+    let host = host.to_ascii_lowercase();
+    (!is_wrong && is_port).then(|| host.strip_suffix('.').unwrap_or(&host).to_owned())
 }
 
 /// Returns whether an `Origin` field (RFC 6454, section 7) is that of a page of the host and port
@@ -131,9 +146,29 @@ mod tests {
             ("127.0.0.1:80", "127.0.0.1"),
             ("[::1]:80", "::1"),
             ("[::1]", "::1"),
+            ("localhost:", "localhost"),
+            ("tael_gw:65535", "tael_gw"),
             ("", ""),
         ] {
-            assert_eq!(host_of(field), host, "{field}");
+            assert_eq!(host_of(field).as_deref(), Some(host), "{field}");
+        }
+        for wrong in [
+            "localhost:evil",
+            "localhost:80:80",
+            "localhost:65536",
+            "localhost:+80",
+            "localhost:80.evil.example",
+            "evil@localhost",
+            "local host",
+            "localhost/x",
+            "[::1",
+            "[::1]evil",
+            "[::1]:evil",
+            "[localhost]",
+            "::1",
+            "h\u{e4}",
+        ] {
+            assert_eq!(host_of(wrong), None, "{wrong}");
         }
         assert!(is_same_origin("http://localhost:8787", "LOCALHOST:8787"));
         for origin in [

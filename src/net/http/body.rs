@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as Frames, Frame, Incoming, SizeHint};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::net::http::{MAX_BODY, Response, event};
@@ -22,8 +22,8 @@ const FIRST: u64 = 8 * 1024;
 pub enum Body {
     /// All of it.
     Whole(Bytes),
-    /// What comes from a bounded channel, until it closes, the server stops or the client leaves.
-    /// The sender then finds the channel closed. It ends the connection.
+    /// What comes from a bounded channel, until it closes, the server stops, others need the
+    /// connection, or the client leaves. The sender then finds the channel closed. It ends the connection.
     Stream {
         /// Where its bytes come from.
         bytes: mpsc::Receiver<Bytes>,
@@ -71,22 +71,24 @@ pub(super) enum Outgoing {
 /// A stream on its way out.
 pub(super) struct Stream {
     bytes: mpsc::Receiver<Bytes>,
-    /// Ends when the server stops.
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Ends when the stream ends early: the server stops, or others need the connection.
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Runs while there is nothing to say, if something is said then.
     silence: Option<(Duration, Pin<Box<Sleep>>)>,
     has_ended: bool,
 }
 
 impl Outgoing {
-    pub(super) fn new(body: Body, alive: Duration, mut stop: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        alive: Duration,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         match body {
             Body::Whole(bytes) => Self::Whole((!bytes.is_empty()).then_some(bytes)),
             Body::Stream { bytes, is_events } => Self::Stream(Box::new(Stream {
                 bytes,
-                stop: Box::pin(async move {
-                    let _ = stop.wait_for(|stop| *stop).await;
-                }),
+                end: Box::pin(end),
                 silence: is_events.then(|| (alive, Box::pin(sleep(alive)))),
                 has_ended: false,
             })),
@@ -96,7 +98,7 @@ impl Outgoing {
 
 impl Stream {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if self.has_ended || self.stop.as_mut().poll(cx).is_ready() {
+        if self.has_ended || self.end.as_mut().poll(cx).is_ready() {
             self.has_ended = true;
             self.bytes.close();
             return Poll::Ready(None);

@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderValue};
 use hyper::server::conn::http1::Builder;
@@ -13,12 +13,14 @@ use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
+use crate::model::gateway::callers::host_of;
 use crate::net::http::body::{self, Outgoing};
 use crate::net::http::io::Patient;
 use crate::net::http::seat::Seat;
+use crate::net::http::table::Phase;
 use crate::net::http::timer::Clock;
 use crate::net::http::{Head, MAX_BODY, MAX_FIELDS, MAX_HEAD, Response, Service, Times};
 
@@ -40,9 +42,8 @@ pub(super) async fn run<S: Service>(
 ) {
     let seat = Arc::new(seat);
     let stopped = stop.clone();
-    let has_begun = AtomicBool::new(false);
     let each = service_fn(|request: Request<Incoming>| {
-        has_begun.store(true, Ordering::Relaxed);
+        seat.enter(Phase::Answer);
         let (service, seat, stop) = (Arc::clone(&service), Arc::clone(&seat), stopped.clone());
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let mut response = respond(request, peer, &*service, times, &seat).await;
@@ -55,7 +56,9 @@ pub(super) async fn run<S: Service>(
                 response = response.last();
             }
             service.answered(response.status);
-            Ok::<_, std::convert::Infallible>(converted(response, times, stop))
+            seat.enter(Phase::Sending);
+            let end = end(stop, seat.ousted());
+            Ok::<_, std::convert::Infallible>(converted(response, times, end))
         });
         answer
     });
@@ -67,27 +70,27 @@ pub(super) async fn run<S: Service>(
         .max_headers(MAX_FIELDS)
         .max_buf_size(BUFFER)
         .serve_connection(Patient::new(stream, times.stall, Arc::clone(&seat)), each);
-    let wanted = async {
-        seat.wanted().await;
-        if !has_begun.load(Ordering::Relaxed) {
-            // Its request may be on the way.
-            sleep(times.idle).await;
-            seat.wanted().await;
-        }
-    };
     let ended = tokio::select! {
-        // What has come is read before a connection counts as idle.
+        // What has come is read before a connection gives way.
         biased;
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
         _ = stop.wait_for(|stop| *stop) => None,
-        // A request that has begun is answered.
-        () = wanted => None,
+        () = seat.ousted() => None,
     };
     let ended = match ended {
         Some(ended) => ended,
+        None if seat.is_ousted() && seat.phase().is_none_or(is_cut) => return,
         None => {
             Pin::new(&mut connection).graceful_shutdown();
-            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+            let rest = poll_fn(|cx| connection.poll_without_shutdown(cx));
+            // A long answer ends early, and its client has to read the end.
+            match seat.is_ousted() && seat.is_long() {
+                false => rest.await,
+                true => match timeout(times.linger, rest).await {
+                    Ok(ended) => ended,
+                    Err(_) => return,
+                },
+            }
         }
     };
     if let Err(e) = ended {
@@ -98,7 +101,32 @@ pub(super) async fn run<S: Service>(
         }
     }
     let stream = connection.into_parts().io.into_inner();
-    let _ = timeout(times.linger, drain(stream)).await;
+    seat.enter(Phase::Closing);
+    let mut closing = Box::pin(timeout(times.linger, drain(stream)));
+    tokio::select! {
+        biased;
+        _ = &mut closing => return,
+        () = seat.ousted() => {}
+    }
+    // Others get the place, and the client its answer.
+    if let Some(permit) = seat.linger() {
+        drop(seat);
+        let _ = closing.await;
+        drop(permit);
+    }
+}
+
+/// Returns whether a connection that gives way in this phase is closed without an answer.
+const fn is_cut(phase: Phase) -> bool {
+    matches!(phase, Phase::Head | Phase::Unread)
+}
+
+/// Ends when the server stops, or the connection gives way.
+async fn end(mut stop: watch::Receiver<bool>, ousted: impl Future<Output = ()>) {
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = ousted => {}
+    }
 }
 
 /// Says that nothing more comes, and reads what the client still sends. Bytes that are unread at the
@@ -126,10 +154,16 @@ async fn respond<S: Service>(
     seat: &Seat,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let hosts = parts.headers.get_all(HOST).iter().count();
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let is_host = |field: &HeaderValue| field.to_str().is_ok_and(|host| host_of(host).is_some());
     // RFC 9112, section 3.2.
-    if hosts > 1 || (hosts == 0 && parts.version >= Version::HTTP_11) {
-        return Response::error(400, "a request has one Host field").last();
+    let has_host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => is_host(host),
+        (None, _) => parts.version < Version::HTTP_11,
+        _ => false,
+    };
+    if !has_host {
+        return Response::error(400, "a request has one Host field: NAME or NAME:PORT").last();
     }
     let fields = parts.headers.iter();
     let head = Head {
@@ -148,7 +182,20 @@ async fn respond<S: Service>(
             false => refused.last(),
         };
     }
-    match body::read(body, times.body).await {
+    if body_is_empty(&body) {
+        return service.answer(head, Bytes::new(), seat).await;
+    }
+    seat.enter(Phase::Body);
+    let body = tokio::select! {
+        biased;
+        body = body::read(body, times.body) => body,
+        () = seat.ousted() => {
+            let refused = Response::error(503, "the body is slow, and others wait");
+            Err(refused.with("retry-after", "1"))
+        }
+    };
+    seat.enter(Phase::Answer);
+    match body {
         Ok(body) => service.answer(head, body, seat).await,
         Err(refused) => refused.last(),
     }
@@ -162,9 +209,9 @@ fn body_is_empty(body: &Incoming) -> bool {
 fn converted(
     response: Response,
     times: Times,
-    stop: watch::Receiver<bool>,
+    end: impl Future<Output = ()> + Send + 'static,
 ) -> hyper::Response<Outgoing> {
-    let mut converted = hyper::Response::new(Outgoing::new(response.body, times.alive, stop));
+    let mut converted = hyper::Response::new(Outgoing::new(response.body, times.alive, end));
     *converted.status_mut() =
         StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in response.fields {

@@ -2,18 +2,21 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use crate::error::{Error, Result};
+use crate::model::gateway::rate::Caller;
 use crate::net::http::seat::{Counts, Seat, Seats};
 use crate::net::http::{Address, MAX_CONNECTIONS, MAX_QUEUED, Service, Times, Tls, connection};
 use crate::os::socket;
@@ -21,15 +24,15 @@ use crate::os::socket;
 /// Mode of a Unix socket: users of our group may connect, such as a proxy.
 const MODE: u32 = 0o660;
 
+/// Size of the buffer of the system for what a client has not taken yet, bytes; the system doubles it. By
+/// default it grows to megabytes.
+const SEND_BUFFER: usize = 128 * 1024;
+
 /// Wait after a failed accept: descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Minimum time between two warnings.
 const WARNING_PAUSE: Duration = Duration::from_secs(60);
-
-/// Maximum number of connections that are told at the same time that there are too many. Others are
-/// closed.
-const MAX_REFUSALS: usize = 64;
 
 /// Answer to a connection that is one too many.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
@@ -54,6 +57,16 @@ enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Returns who has opened it.
+    fn caller(&self) -> Caller {
+        match self {
+            Self::Tcp(_, peer) => Caller::at(Some(*peer)),
+            Self::Unix(_) => Caller::at(None),
+        }
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Kind::Unix(_, path) = &self.kind {
@@ -73,6 +86,9 @@ impl Listener {
         match address {
             Address::Tcp(tcp) => {
                 let listener = TcpListener::bind(tcp).await.map_err(failed)?;
+                // Its connections have the same.
+                set_socket_send_buffer_size(&listener, SEND_BUFFER)
+                    .map_err(|e| failed(e.into()))?;
                 let address = Address::Tcp(listener.local_addr().map_err(failed)?);
                 let kind = Kind::Tcp(listener);
                 Ok(Self { kind, address })
@@ -118,12 +134,14 @@ pub async fn serve<S: Service>(
     stop: watch::Receiver<bool>,
 ) {
     let seats = Seats::new(Arc::clone(&counts));
-    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+    let working = tokio::spawn({
+        let seats = seats.clone();
+        async move { seats.work(times).await }
+    });
     let mut tasks = Vec::new();
     for listener in listeners {
         let door = Door {
             seats: seats.clone(),
-            refusals: Arc::clone(&refusals),
             service: Arc::clone(&service),
             times,
             tls: tls.clone(),
@@ -137,11 +155,11 @@ pub async fn serve<S: Service>(
     if !seats.are_free(times.stop).await {
         warn!("some HTTP clients did not read their answers in time; closing their connections");
     }
+    working.abort();
 }
 
 struct Door<S> {
     seats: Seats,
-    refusals: Arc<Semaphore>,
     service: Arc<S>,
     times: Times,
     tls: Option<watch::Receiver<Tls>>,
@@ -172,11 +190,12 @@ impl<S: Service> Door<S> {
                     continue;
                 }
             };
-            if let Some(seat) = self.seats.take() {
+            let caller = stream.caller();
+            if let Some(seat) = self.seats.take(caller) {
                 self.admit(stream, seat);
                 continue;
             }
-            if let Some(queued) = self.seats.queue() {
+            if let Some(queued) = self.seats.queue(caller) {
                 let door = Arc::clone(&self);
                 let mut stop = self.stop.clone();
                 tokio::spawn(async move {
@@ -246,6 +265,7 @@ impl<S: Service> Door<S> {
             let shaken = tokio::select! {
                 shaken = timeout(times.head, shaken) => shaken,
                 _ = stop.wait_for(|stop| *stop) => return,
+                () = seat.ousted() => return,
             };
             match shaken {
                 Ok(Ok(stream)) => {
@@ -258,18 +278,17 @@ impl<S: Service> Door<S> {
     }
 
     /// Says that there are too many connections, without reading the request.
-    fn tell_full(&self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
+    fn tell_full(&self, stream: impl AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static) {
+        // A connection has room for that much from its beginning.
+        if socket::send_last(&stream, FULL).is_err() {
+            return;
+        }
+        let Some(permit) = self.seats.linger() else {
             return;
         };
         let linger = self.times.linger;
         tokio::spawn(async move {
-            let said = async {
-                if stream.write_all(FULL).await.is_ok() {
-                    connection::drain(stream).await;
-                }
-            };
-            let _ = timeout(linger, said).await;
+            let _ = timeout(linger, connection::drain(stream)).await;
             drop(permit);
         });
     }

@@ -1,7 +1,7 @@
 //! Reading and writing of the library over a stream of the runtime, with a limit on clients that do
 //! not read, and an eye on those that leave.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,6 +13,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::net::http::MAX_HEAD;
 use crate::net::http::seat::Seat;
+use crate::net::http::table::Phase;
 
 /// Maximum number of bytes to read at once.
 const CHUNK: usize = 8 * 1024;
@@ -57,6 +58,9 @@ impl<S> Patient<S> {
             self.waiting = None;
             return polled;
         }
+        if self.seat.phase() == Some(Phase::Sending) {
+            self.seat.enter(Phase::Unread);
+        }
         let stall = self.stall;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(stall)));
         ready!(waiting.as_mut().poll(cx));
@@ -94,7 +98,11 @@ impl<S: AsyncRead + Unpin> Read for Patient<S> {
         let mut bytes = [0; CHUNK];
         let room = bytes.len().min(buf.remaining());
         let mut own = ReadBuf::new(bytes.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut self.get_mut().stream).poll_read(cx, &mut own))?;
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut own))?;
+        if !own.filled().is_empty() && this.seat.phase() == Some(Phase::Idle) {
+            this.seat.enter(Phase::Head);
+        }
         buf.put_slice(own.filled());
         Poll::Ready(Ok(()))
     }
@@ -111,10 +119,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Patient<S> {
         own.limited(cx, polled)
     }
 
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let own = self.get_mut();
+        let polled = Pin::new(&mut own.stream).poll_write_vectored(cx, bufs);
+        own.limited(cx, polled)
+    }
+
+    /// Otherwise the library copies each answer.
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let own = self.get_mut();
         own.watch(cx)?;
         let polled = Pin::new(&mut own.stream).poll_flush(cx);
+        let is_sent = matches!(polled, Poll::Ready(Ok(())));
+        if is_sent && matches!(own.seat.phase(), Some(Phase::Sending | Phase::Unread)) {
+            own.seat.enter(Phase::Idle);
+        }
         own.limited(cx, polled)
     }
 

@@ -8,6 +8,7 @@ mod door;
 pub mod event;
 mod io;
 mod seat;
+mod table;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -26,7 +27,9 @@ pub use door::{Listener, serve};
 pub use seat::{Counts, Seat};
 pub use tls::{Identity, Tls};
 
-/// Maximum number of connections, without those with a long answer. Others wait.
+/// Maximum number of connections, without those with a long answer. Others wait. While callers want more,
+/// none has more than its fair share of these and of the two that follow. A caller is an address; all
+/// peers of a Unix socket are one.
 pub const MAX_CONNECTIONS: usize = 64;
 
 /// Maximum number of connections that wait for a place. Others are answered with 503, and closed.
@@ -53,8 +56,11 @@ pub struct Times {
     pub head: Duration,
     /// For which a connection waits for a place when there are too many; then it is answered with 503.
     pub queue: Duration,
-    /// For which a connection may send nothing while others wait for its place.
+    /// For which the head of a request may not be there while others wait for the place.
     pub idle: Duration,
+    /// For which a client with more than its share may let us wait, for a head, a body, or to read an
+    /// answer, while others wait for the place.
+    pub rush: Duration,
     /// Until the body is there, from the end of the head; later is answered with 408.
     pub body: Duration,
     /// For which a client may read nothing of an answer that waits for it.
@@ -74,6 +80,7 @@ impl Default for Times {
             head: Duration::from_secs(10),
             queue: Duration::from_secs(5),
             idle: Duration::from_secs(1),
+            rush: Duration::from_millis(250),
             body: Duration::from_secs(10),
             stall: Duration::from_secs(10),
             alive: Duration::from_secs(15),

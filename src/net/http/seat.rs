@@ -1,13 +1,18 @@
 //! Places of connections: many short requests, and apart from them answers that take long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
-use crate::net::http::{MAX_CONNECTIONS, MAX_LONG, MAX_QUEUED, Response};
+use crate::model::gateway::rate::Caller;
+use crate::net::http::table::{Phase, Table, Taken};
+use crate::net::http::{Response, Times};
+
+/// Maximum number of connections without a place that are read until their clients close them. Others
+/// are closed at once.
+const MAX_LINGERING: usize = 64;
 
 /// Numbers about the connections of a server.
 #[derive(Debug, Default)]
@@ -18,71 +23,110 @@ pub struct Counts {
     pub long: AtomicU64,
     /// Connections that were one too many.
     pub refused: AtomicU64,
+    /// Connections that were ended for those of other callers.
+    pub ousted: AtomicU64,
 }
 
 /// The places of a server.
 #[derive(Debug, Clone)]
 pub(super) struct Seats {
-    short: Arc<Semaphore>,
-    long: Arc<Semaphore>,
-    /// Number of connections that wait for a place.
-    queued: watch::Sender<usize>,
+    table: Arc<Mutex<Table<oneshot::Sender<Seat>>>>,
+    /// Tells that connections may have to give way.
+    changed: Arc<Notify>,
+    /// Number of connections with a place.
+    count: watch::Sender<usize>,
+    lingering: Arc<Semaphore>,
     counts: Arc<Counts>,
 }
 
 /// A connection that waits for a place. It leaves the queue when this is dropped.
 #[derive(Debug)]
-pub(super) struct Queued(Seats);
+pub(super) struct Queued {
+    seats: Seats,
+    id: u64,
+    told: oneshot::Receiver<Seat>,
+}
 
 /// The place of a connection, which is free when this is dropped.
 #[derive(Debug)]
 pub struct Seat {
     seats: Seats,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug)]
-struct Taken {
-    _permit: OwnedSemaphorePermit,
-    is_long: bool,
+    id: u64,
+    caller: Caller,
+    ousted: watch::Receiver<bool>,
 }
 
 impl Seats {
     pub(super) fn new(counts: Arc<Counts>) -> Self {
         Self {
-            short: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            long: Arc::new(Semaphore::new(MAX_LONG)),
-            queued: watch::channel(0).0,
+            table: Arc::default(),
+            changed: Arc::default(),
+            count: watch::channel(0).0,
+            lingering: Arc::new(Semaphore::new(MAX_LINGERING)),
             counts,
         }
     }
 
-    /// Returns a place for a connection, unless all are taken.
-    pub(super) fn take(&self) -> Option<Seat> {
-        let permit = Arc::clone(&self.short).try_acquire_owned().ok()?;
-        Some(self.seat(permit))
+    fn table(&self) -> MutexGuard<'_, Table<oneshot::Sender<Seat>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seat(&self, permit: OwnedSemaphorePermit) -> Seat {
+    /// Returns a place for a connection of `caller`, unless all are taken.
+    pub(super) fn take(&self, caller: Caller) -> Option<Seat> {
+        let taken = self.table().take(caller, Instant::now());
+        taken.map(|taken| self.seat(taken))
+    }
+
+    fn seat(&self, Taken { id, caller, ousted }: Taken) -> Seat {
         self.counts.open.fetch_add(1, Ordering::Relaxed);
+        self.count.send_modify(|count| *count += 1);
         Seat {
             seats: self.clone(),
-            taken: Mutex::new(Taken {
-                _permit: permit,
-                is_long: false,
-            }),
+            id,
+            caller,
+            ousted,
         }
     }
 
-    /// Lets a connection wait for a place, unless too many wait. Connections that are idle make room
-    /// for it.
-    pub(super) fn queue(&self) -> Option<Queued> {
-        let has_room = self.queued.send_if_modified(|count| {
-            let has_room = *count < MAX_QUEUED;
-            *count += usize::from(has_room);
-            has_room
-        });
-        has_room.then(|| Queued(self.clone()))
+    /// Lets a connection of `caller` wait for a place, unless too many wait. Others make room for it.
+    pub(super) fn queue(&self, caller: Caller) -> Option<Queued> {
+        let (tell, told) = oneshot::channel();
+        let id = self.table().enqueue(caller, tell)?;
+        self.changed.notify_one();
+        Some(Queued {
+            seats: self.clone(),
+            id,
+            told,
+        })
+    }
+
+    /// Hands free places to those that wait.
+    fn hand_over(&self) {
+        loop {
+            let next = self.table().next(Instant::now());
+            let Some((tell, taken)) = next else {
+                return;
+            };
+            // One that has left frees it again.
+            let _ = tell.send(self.seat(taken));
+        }
+    }
+
+    /// Has connections give way to those that wait, for ever.
+    pub(super) async fn work(&self, times: Times) {
+        loop {
+            let next = self.table().give_way(Instant::now(), &times);
+            let due = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = due => {}
+            }
+        }
     }
 
     /// Counts a connection that was one too many.
@@ -90,89 +134,118 @@ impl Seats {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns what allows a connection without a place to be read until its client closes it.
+    pub(super) fn linger(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.lingering).try_acquire_owned().ok()
+    }
+
     /// Waits until every place is free; returns whether that is so within `limit`.
     pub(super) async fn are_free(&self, limit: Duration) -> bool {
-        let all = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let free = async {
-            // A connection may still move from the first to the second.
-            let _short = self.short.acquire_many(all(MAX_CONNECTIONS)).await;
-            let _long = self.long.acquire_many(all(MAX_LONG)).await;
-        };
+        let mut count = self.count.subscribe();
+        let free = count.wait_for(|count| *count == 0);
         timeout(limit, free).await.is_ok()
     }
 }
 
 impl Queued {
-    /// Waits for a place, `limit` at most. The first one in the queue is the first one served.
-    pub(super) async fn take(self, limit: Duration) -> Option<Seat> {
-        let permit = Arc::clone(&self.0.short).acquire_owned();
-        let permit = timeout(limit, permit).await.ok()?.ok()?;
-        Some(self.0.seat(permit))
+    /// Waits for a place, `limit` at most. There is none if others have the better right to wait.
+    pub(super) async fn take(mut self, limit: Duration) -> Option<Seat> {
+        timeout(limit, &mut self.told).await.ok()?.ok()
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.0.queued.send_modify(|count| *count -= 1);
+        self.seats.table().leave(self.id);
     }
 }
 
 impl Seat {
-    /// Returns whether other connections wait for a place: then each answer is the last of its
-    /// connection.
+    /// Returns whether others wait for the place: then each answer is the last of its connection.
     pub(super) fn is_wanted(&self) -> bool {
-        *self.seats.queued.borrow() > 0
+        self.is_ousted() || self.seats.table().is_wanted(self.id)
     }
 
-    /// Waits until other connections wait for a place.
-    pub(super) fn wanted(&self) -> impl Future<Output = ()> + use<> {
-        let mut queued = self.seats.queued.subscribe();
+    /// Returns who has the connection.
+    #[must_use]
+    pub const fn caller(&self) -> Caller {
+        self.caller
+    }
+
+    /// Returns whether the connection gives way to others.
+    #[must_use]
+    pub fn is_ousted(&self) -> bool {
+        *self.ousted.borrow()
+    }
+
+    /// Waits until the connection gives way to others. An answer that waits for something ends then.
+    pub fn ousted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ousted = self.ousted.clone();
         async move {
-            // While a connection has a place, there is a sender.
-            let _ = queued.wait_for(|count| *count > 0).await;
+            // The place may be free already.
+            let _ = ousted.wait_for(|is_ousted| *is_ousted).await;
         }
     }
 
+    /// Notes what the connection is about now.
+    pub(super) fn enter(&self, phase: Phase) {
+        let mut table = self.seats.table();
+        table.enter(self.id, phase, Instant::now());
+        if table.has_queue() {
+            self.seats.changed.notify_one();
+        }
+    }
+
+    /// Returns what the connection is about.
+    pub(super) fn phase(&self) -> Option<Phase> {
+        self.seats.table().phase(self.id)
+    }
+
+    /// Returns what allows to read the connection on without this place.
+    pub(super) fn linger(&self) -> Option<OwnedSemaphorePermit> {
+        self.seats.linger()
+    }
+
     /// Moves the connection to the places of long answers, where it stays: its answer is the last.
-    /// From now on a client that closes its side has left, even if it would still read.
+    /// From now on a client that closes its side has left, even if it would still read. The answer ends
+    /// early, as [`Seat::ousted`] says, if others have too few of those places.
     ///
     /// # Errors
     /// The answer when all those places are taken.
     pub fn lengthen(&self) -> Result<(), Response> {
-        let mut taken = self.taken();
-        if taken.is_long {
+        let mut table = self.seats.table();
+        if table.is_long(self.id) {
             return Ok(());
         }
-        let Ok(permit) = Arc::clone(&self.seats.long).try_acquire_owned() else {
+        if !table.lengthen(self.id, Instant::now()) {
             let refused = Response::error(503, "too many streams and waiting requests");
             return Err(refused.with("retry-after", "1"));
-        };
-        *taken = Taken {
-            _permit: permit,
-            is_long: true,
-        };
+        }
+        drop(table);
         self.seats.counts.open.fetch_sub(1, Ordering::Relaxed);
         self.seats.counts.long.fetch_add(1, Ordering::Relaxed);
+        self.seats.hand_over();
         Ok(())
     }
 
     /// Returns whether the answer takes long.
     pub(super) fn is_long(&self) -> bool {
-        self.taken().is_long
-    }
-
-    fn taken(&self) -> std::sync::MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seats.table().is_long(self.id)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let counts = &self.seats.counts;
-        let count = match self.is_long() {
+        let count = match self.seats.table().free(self.id) {
             true => &counts.long,
             false => &counts.open,
         };
         count.fetch_sub(1, Ordering::Relaxed);
+        counts
+            .ousted
+            .fetch_add(u64::from(self.is_ousted()), Ordering::Relaxed);
+        self.seats.count.send_modify(|count| *count -= 1);
+        self.seats.hand_over();
     }
 }

@@ -116,6 +116,7 @@ impl Server {
             head: short,
             queue: short,
             idle: short,
+            rush: short,
             body: short,
             stall: short,
             alive: short,

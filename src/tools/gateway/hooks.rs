@@ -17,7 +17,7 @@ use crate::model::text::printable;
 use crate::net::http::{Head, MAX_BODY, Response, Seat};
 use crate::os::host;
 use crate::os::logging::SENDERS;
-use crate::tools::gateway::outgoing::{Outgoing, Unsent};
+use crate::tools::gateway::outgoing::Outgoing;
 use crate::tools::gateway::replies;
 use crate::tools::gateway::units::Units;
 use crate::tools::gateway::ways::Ways;
@@ -126,24 +126,11 @@ pub async fn answer(
         // Later it is accepted, and must not be refused because no place is free.
         seat.lengthen()?;
     }
+    let refused = |cause: &str| {
+        let (name, cause) = (&route.name, printable(cause, SHOWN));
+        warn!(target: SENDERS, "route {name}: refused a request: {cause}");
+    };
     let usual = match &route.target {
-        Target::Topic(topic) => {
-            let outgoing = outgoing(head, attributes, id)?;
-            let id = outgoing.id.clone();
-            if let Some(limit) = route.answer.wait {
-                let answer =
-                    sent_or_refused(route, ways.ask(topic.clone(), outgoing, limit).await)?;
-                return Ok(replies::response(&id, answer.as_ref()));
-            }
-            sent_or_refused(route, ways.publish(topic.clone(), outgoing).await)?;
-            Response::json(status, &json!({ "id": id }))
-        }
-        Target::Queue(queue) => {
-            let outgoing = outgoing(head, attributes, id)?;
-            let id = outgoing.id.clone();
-            sent_or_refused(route, ways.put(queue.clone(), outgoing).await)?;
-            Response::json(status, &json!({ "id": id }))
-        }
         Target::Work(kind) => {
             let unit = match id {
                 Some(id) => Some(host::id_from(id_of_key(Key::Delivery(&id)))),
@@ -151,14 +138,28 @@ pub async fn answer(
             };
             let payload = json::to_text(&Value::Object(attributes)).into();
             let started = work.submit(kind, Vec::new(), payload, unit).await;
-            let started = started.inspect_err(|refused| {
-                let (name, cause) = (&route.name, printable(&refused.cause(), SHOWN));
-                warn!(target: SENDERS, "route {name}: refused a request: {cause}");
-            })?;
+            let started = started.inspect_err(|answer| refused(&answer.cause()))?;
             if let Some(limit) = route.answer.wait {
                 return units.ended(&started.unit, limit, seat).await;
             }
             accepted_work(status, &started)
+        }
+        Target::Topic(to) | Target::Queue(to) => {
+            let outgoing = outgoing(head, attributes, id)?;
+            let id = outgoing.id.clone();
+            let sent = match (&route.target, route.answer.wait) {
+                (Target::Queue(_), _) => ways.put(to.clone(), outgoing).await,
+                (_, None) => ways.publish(to.clone(), outgoing).await,
+                (_, Some(limit)) => match ways.ask(to.clone(), outgoing, limit, seat).await {
+                    Ok(answer) => return Ok(replies::response(&id, answer.as_ref())),
+                    Err(unsent) => Err(unsent),
+                },
+            };
+            sent.map_err(|unsent| {
+                refused(&unsent.cause);
+                unsent.response()
+            })?;
+            Response::json(status, &json!({ "id": id }))
         }
     };
     Ok(match &route.answer.message {
@@ -176,15 +177,6 @@ fn outgoing(head: &Head, attributes: Attributes, id: Option<String>) -> Result<O
             outgoing.map_err(|cause| Response::error(400, cause))
         }
     }
-}
-
-/// Returns what was `sent`, or the refusal of a request on `route`, which is logged.
-fn sent_or_refused<T>(route: &Route, sent: Result<T, Unsent>) -> Result<T, Response> {
-    sent.map_err(|unsent| {
-        let (name, cause) = (&route.name, printable(&unsent.cause, SHOWN));
-        warn!(target: SENDERS, "route {name}: refused a request: {cause}");
-        unsent.response()
-    })
 }
 
 fn refusal(route: &Route, refused: &Refused) -> Response {

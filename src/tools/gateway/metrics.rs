@@ -64,6 +64,12 @@ impl Metrics {
             of(&connections.refused),
         );
         one(
+            "tael_gateway_connections_ousted_total",
+            "counter",
+            "HTTP connections that gave way to those of other callers.",
+            of(&connections.ousted),
+        );
+        one(
             "tael_gateway_confirmed_total",
             "counter",
             "Messages that the broker has confirmed.",

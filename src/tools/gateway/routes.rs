@@ -263,7 +263,7 @@ impl Gateway {
         };
         let host = head.field("host").unwrap_or_default();
         // A page of another site reaches us under its own name, by DNS. A Unix socket it cannot reach.
-        let is_named = self.names.contains(&host_of(host));
+        let is_named = host_of(host).is_some_and(|host| self.names.contains(&host));
         if self.tokens.is_none() && head.peer.is_some() && !is_named {
             let cause = "the gateway is not called so: see --server-name";
             return Err(Response::error(403, cause));
@@ -392,7 +392,7 @@ impl Gateway {
             (To::Topic(topic), None) => self.ways.publish(topic, outgoing).await,
             (To::Topic(topic), Some(limit)) => {
                 seat.lengthen()?;
-                let answer = self.ways.ask(topic, outgoing, limit).await;
+                let answer = self.ways.ask(topic, outgoing, limit, seat).await;
                 let answer = answer.map_err(|unsent| unsent.response())?;
                 return Ok(replies::response(&id, answer.as_ref()));
             }

@@ -140,7 +140,7 @@ impl Units {
     }
 
     /// Waits until a unit ends, and answers with its end and output; with 202 if it does not end
-    /// within `limit`.
+    /// within `limit`, or others need the `seat`.
     ///
     /// # Errors
     /// The answer when it cannot be read, or too many others wait.
@@ -167,13 +167,14 @@ impl Units {
                 return self.reads.run(answer).await;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || *stop.borrow() {
+            if left.is_zero() || *stop.borrow() || seat.is_ousted() {
                 let more = [("pending".to_owned(), true.into())];
                 return Ok(answer_of(202, id, &now, more.into_iter().collect()));
             }
             tokio::select! {
                 () = sleep(pause.min(left)) => {}
                 _ = stop.wait_for(|stop| *stop) => {}
+                () = seat.ousted() => {}
             }
             pause = (pause * 2).min(LAST_LOOK);
         }

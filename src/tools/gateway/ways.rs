@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::model::message::{Message, Properties, Qos};
+use crate::net::http::Seat;
 use crate::net::mqtt::Audience;
 use crate::tools::gateway::metrics::Metrics;
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
@@ -86,7 +87,8 @@ impl Ways {
     }
 
     /// Publishes `outgoing` to `topic`, and returns the answer to it; `None` if none has come within
-    /// `limit` after the broker has confirmed it, or before the gateway stops. The run goes on then.
+    /// `limit` after the broker has confirmed it, or before the gateway stops or others need the `seat`.
+    /// The run goes on then.
     ///
     /// # Errors
     /// When the broker does not have it for certain, or knows that no client subscribes.
@@ -95,6 +97,7 @@ impl Ways {
         topic: String,
         outgoing: Outgoing,
         limit: Duration,
+        seat: &Seat,
     ) -> Result<Option<Bytes>, Unsent> {
         let id = outgoing.id.clone();
         let mut message = message(topic, outgoing);
@@ -112,6 +115,7 @@ impl Ways {
                 answer = &mut answer => return Ok(answer.ok()),
                 () = sleep_until(deadline) => return Ok(None),
                 _ = stop.wait_for(|stop| *stop) => return Ok(None),
+                () = seat.ousted() => return Ok(None),
                 () = returns.next() => {}
             }
             // The answer may be lost with the connection. A client knows the event, and answers again.

@@ -1,0 +1,523 @@
+//! Who has which place, who waits for one, and who gives way. It decides; [`Seats`] does it.
+//!
+//! [`Seats`]: crate::net::http::seat::Seats
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant};
+
+use crate::model::gateway::rate::Caller;
+use crate::net::http::{MAX_CONNECTIONS, MAX_LONG, MAX_QUEUED, Times};
+
+/// Maximum number of long answers that have been ended for others, and are not gone yet.
+const MAX_ENDING: usize = 64;
+
+/// What a connection is about, and for whom it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// For the client: its TLS handshake, or the head of a request.
+    Head,
+    /// For the client, of whose next request nothing has come.
+    Idle,
+    /// For the client: the body of its request.
+    Body,
+    /// For us: the answer is being made.
+    Answer,
+    /// For the network: the answer goes out.
+    Sending,
+    /// For the client, which does not take its answer as fast as it comes.
+    Unread,
+    /// For the client, which has its last answer, and has not closed its side.
+    Closing,
+}
+
+/// The place of a connection.
+#[derive(Debug)]
+struct Place {
+    caller: Caller,
+    phase: Phase,
+    /// Beginning of the phase.
+    since: Instant,
+    /// Whether its answer takes long.
+    is_long: bool,
+    /// Is true when it gives way to others.
+    ousted: watch::Sender<bool>,
+}
+
+impl Place {
+    fn is_ousted(&self) -> bool {
+        *self.ousted.borrow()
+    }
+}
+
+/// A place that a connection has got.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub id: u64,
+    pub caller: Caller,
+    /// Is true when the connection gives way to others.
+    pub ousted: watch::Receiver<bool>,
+}
+
+/// A connection that waits for a place.
+#[derive(Debug)]
+struct Waiting<T> {
+    id: u64,
+    caller: Caller,
+    /// How it hears of its place. It hears that it is refused when this is dropped.
+    tell: T,
+}
+
+/// What a caller has, apart from connections that give way.
+#[derive(Debug, Default, Clone, Copy)]
+struct Use {
+    open: usize,
+    queued: usize,
+}
+
+/// The places of a server, and those who wait for them.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    last: u64,
+    places: BTreeMap<u64, Place>,
+    queue: VecDeque<Waiting<T>>,
+    /// Number of places without a long answer.
+    open: usize,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            last: 0,
+            places: BTreeMap::new(),
+            queue: VecDeque::new(),
+            open: 0,
+        }
+    }
+}
+
+/// Returns the fair share of each of `callers`: at most half as soon as there are two.
+fn share(all: usize, callers: usize) -> usize {
+    (all / callers.max(1)).max(1)
+}
+
+/// Returns how often each caller is among `callers`.
+fn counted(callers: impl Iterator<Item = Caller>) -> HashMap<Caller, usize> {
+    let mut counts = HashMap::new();
+    for caller in callers {
+        *counts.entry(caller).or_default() += 1;
+    }
+    counts
+}
+
+impl<T> Table<T> {
+    fn id(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Returns whether connections wait for a place.
+    pub fn has_queue(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Gives a place to a connection of `caller`, unless all are taken.
+    pub fn take(&mut self, caller: Caller, now: Instant) -> Option<Taken> {
+        if self.open >= MAX_CONNECTIONS {
+            return None;
+        }
+        self.open += 1;
+        let (ousted, tells) = watch::channel(false);
+        let place = Place {
+            caller,
+            phase: Phase::Head,
+            since: now,
+            is_long: false,
+            ousted,
+        };
+        let id = self.id();
+        self.places.insert(id, place);
+        Some(Taken {
+            id,
+            caller,
+            ousted: tells,
+        })
+    }
+
+    /// Frees a place; returns whether it was one of a long answer.
+    pub fn free(&mut self, id: u64) -> bool {
+        let is_long = self.places.remove(&id).is_some_and(|place| place.is_long);
+        self.open -= usize::from(!is_long);
+        is_long
+    }
+
+    /// Lets a connection wait. If too many wait, it takes the turn of the last one of the caller that has
+    /// the most of them, unless it has as many itself.
+    pub fn enqueue(&mut self, caller: Caller, tell: T) -> Option<u64> {
+        if self.queue.len() >= MAX_QUEUED {
+            let counts = counted(self.queue.iter().map(|waiting| waiting.caller));
+            let own = counts.get(&caller).copied().unwrap_or_default();
+            let (most, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+            if count <= own + 1 {
+                return None;
+            }
+            let last = self.queue.iter().rposition(|w| w.caller == most)?;
+            self.queue.remove(last);
+        }
+        let id = self.id();
+        self.queue.push_back(Waiting { id, caller, tell });
+        Some(id)
+    }
+
+    /// Takes a connection out of the queue, if it is there.
+    pub fn leave(&mut self, id: u64) {
+        self.queue.retain(|waiting| waiting.id != id);
+    }
+
+    /// Gives a place to the next one in the queue, if there is one: the first of the caller that has the
+    /// fewest.
+    pub fn next(&mut self, now: Instant) -> Option<(T, Taken)> {
+        if self.open >= MAX_CONNECTIONS {
+            return None;
+        }
+        let uses = self.uses();
+        let open = |(_, waiting): &(usize, &Waiting<T>)| uses.get(&waiting.caller).map(|u| u.open);
+        let (at, _) = self.queue.iter().enumerate().min_by_key(open)?;
+        let Waiting { caller, tell, .. } = self.queue.remove(at)?;
+        let taken = self.take(caller, now)?;
+        Some((tell, taken))
+    }
+
+    /// Sets what a connection is about, if that is not so already.
+    pub fn enter(&mut self, id: u64, phase: Phase, now: Instant) {
+        if let Some(place) = self.places.get_mut(&id)
+            && place.phase != phase
+        {
+            (place.phase, place.since) = (phase, now);
+        }
+    }
+
+    /// Returns what a connection is about.
+    pub fn phase(&self, id: u64) -> Option<Phase> {
+        self.places.get(&id).map(|place| place.phase)
+    }
+
+    /// Returns whether a connection has a long answer.
+    pub fn is_long(&self, id: u64) -> bool {
+        self.places.get(&id).is_some_and(|place| place.is_long)
+    }
+
+    /// Returns whether others wait who have fewer places than the caller of this connection, or whether
+    /// that caller waits itself.
+    pub fn is_wanted(&self, id: u64) -> bool {
+        let Some(place) = self.places.get(&id).filter(|_| self.has_queue()) else {
+            return false;
+        };
+        yields(&self.uses(), place.caller)
+    }
+
+    fn uses(&self) -> HashMap<Caller, Use> {
+        let mut uses: HashMap<_, Use> = HashMap::new();
+        for place in self.places.values().filter(|place| !place.is_long) {
+            uses.entry(place.caller).or_default().open += usize::from(!place.is_ousted());
+        }
+        for waiting in &self.queue {
+            uses.entry(waiting.caller).or_default().queued += 1;
+        }
+        uses
+    }
+
+    /// Has connections give way to those that wait. Returns when to call it again, if nothing changes
+    /// before.
+    ///
+    /// Callers that have more than their share lose connections for which others wait, the oldest first,
+    /// after [`Times::rush`]. Others lose those that are idle, and after [`Times::idle`] those without a
+    /// request.
+    pub fn give_way(&mut self, now: Instant, times: &Times) -> Option<Instant> {
+        if !self.has_queue() {
+            return None;
+        }
+        let mut uses = self.uses();
+        let share = share(MAX_CONNECTIONS, uses.len());
+        let leaving = self.open - uses.values().map(|u| u.open).sum::<usize>();
+        let mut wanted = self.queue.len().saturating_sub(leaving);
+        // Places up to the shares of those who wait.
+        let due = uses
+            .values()
+            .map(|u| u.queued.min(share.saturating_sub(u.open)));
+        let mut owed = due.sum::<usize>().saturating_sub(leaving);
+        let mut order: Vec<&Place> = self.places.values().collect();
+        order.retain(|place| !place.is_long && !place.is_ousted());
+        order.sort_by_key(|place| place.since);
+        let mut next: Option<Instant> = None;
+        for only_over in [true, false] {
+            for place in &order {
+                let (open, yields) = match uses.get(&place.caller) {
+                    Some(own) => (own.open, yields(&uses, place.caller)),
+                    None => continue,
+                };
+                let is_over = owed > 0 && open > share;
+                let patience = match place.phase {
+                    Phase::Head | Phase::Body | Phase::Unread | Phase::Closing if is_over => {
+                        times.rush
+                    }
+                    Phase::Idle if is_over || yields => Duration::ZERO,
+                    Phase::Head if yields => times.idle,
+                    _ => continue,
+                };
+                if wanted == 0 || place.is_ousted() || (only_over && !is_over) {
+                    continue;
+                }
+                let at = place.since + patience;
+                if at > now {
+                    next = Some(next.map_or(at, |next| next.min(at)));
+                    continue;
+                }
+                place.ousted.send_replace(true);
+                wanted -= 1;
+                owed = owed.saturating_sub(1);
+                if let Some(own) = uses.get_mut(&place.caller) {
+                    own.open -= 1;
+                }
+            }
+        }
+        next
+    }
+
+    /// Moves a connection to the places of long answers, unless they are taken, and no caller has more of
+    /// them than its share, who then loses its last one. Returns whether it is moved.
+    pub fn lengthen(&mut self, id: u64, now: Instant) -> bool {
+        let Some(caller) = self.places.get(&id).map(|place| place.caller) else {
+            return false;
+        };
+        let long = || self.places.values().filter(|place| place.is_long);
+        let ending = long().filter(|place| place.is_ousted()).count();
+        if long().count() - ending >= MAX_LONG {
+            let staying = long().filter(|place| !place.is_ousted());
+            let mut counts = counted(staying.map(|place| place.caller));
+            let own = *counts.entry(caller).or_default();
+            let share = share(MAX_LONG, counts.len());
+            let most = counts.into_iter().max_by_key(|(_, count)| *count);
+            let Some((most, _)) = most.filter(|(_, count)| *count > share && own < share) else {
+                return false;
+            };
+            let last = long().filter(|place| place.caller == most && !place.is_ousted());
+            match last.max_by_key(|place| place.since) {
+                Some(last) if ending < MAX_ENDING => last.ousted.send_replace(true),
+                _ => return false,
+            };
+        }
+        if let Some(place) = self.places.get_mut(&id) {
+            (place.is_long, place.since) = (true, now);
+            self.open -= 1;
+        }
+        true
+    }
+}
+
+/// Returns whether `caller` waits, or one with fewer places.
+fn yields(uses: &HashMap<Caller, Use>, caller: Caller) -> bool {
+    let own = uses.get(&caller).copied().unwrap_or_default();
+    let is_before = |other: &Use| other.queued > 0 && other.open < own.open;
+    own.queued > 0 || uses.values().any(is_before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+    const RUSH: Duration = Duration::from_millis(250);
+    const IDLE: Duration = Duration::from_secs(1);
+
+    fn caller(last: u8) -> Caller {
+        Caller::at(Some([192, 0, 2, last].into()))
+    }
+
+    /// A table at some time.
+    struct Fixture {
+        table: Table<()>,
+        begun: Instant,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                table: Table::default(),
+                begun: Instant::now(),
+            }
+        }
+
+        /// Takes `count` places for a caller, in this phase.
+        fn take(&mut self, who: u8, count: usize, phase: Phase) -> Vec<Taken> {
+            let mut all = Vec::new();
+            for _ in 0..count {
+                let taken = self.table.take(caller(who), self.begun).expect("place");
+                self.table.enter(taken.id, phase, self.begun);
+                all.push(taken);
+            }
+            all
+        }
+
+        fn queue(&mut self, who: u8, count: usize) {
+            for _ in 0..count {
+                self.table.enqueue(caller(who), ()).expect("turn");
+            }
+        }
+
+        /// Returns after what time since the beginning to look again.
+        fn give_way(&mut self, after: Duration) -> Option<Duration> {
+            let next = self.table.give_way(self.begun + after, &Times::default());
+            next.map(|next| next - self.begun)
+        }
+
+        /// Returns who gets the next place.
+        fn next(&mut self) -> Option<Caller> {
+            self.table.next(self.begun).map(|(_, taken)| taken.caller)
+        }
+    }
+
+    fn ousted(all: &[Taken]) -> usize {
+        all.iter().filter(|taken| *taken.ousted.borrow()).count()
+    }
+
+    #[test]
+    fn one_caller_alone_has_all_and_waits_for_itself() {
+        for phase in [Phase::Body, Phase::Unread, Phase::Answer, Phase::Sending] {
+            let mut own = Fixture::new();
+            let all = own.take(1, MAX_CONNECTIONS, phase);
+            assert!(own.table.take(caller(1), own.begun).is_none());
+            own.queue(1, MAX_QUEUED);
+            assert!(own.table.enqueue(caller(1), ()).is_none());
+            assert_eq!(own.give_way(IDLE * 100), None);
+            assert_eq!(ousted(&all), 0, "{phase:?}");
+        }
+        // Idle connections make room at once, and those without a request after a while.
+        let mut own = Fixture::new();
+        let idle = own.take(1, 3, Phase::Idle);
+        let heads = own.take(1, MAX_CONNECTIONS - 3, Phase::Head);
+        own.queue(1, 5);
+        assert_eq!(own.give_way(NOW), Some(IDLE));
+        assert_eq!((ousted(&idle), ousted(&heads)), (3, 0));
+        assert_eq!(own.give_way(IDLE), None);
+        assert_eq!(ousted(&heads), 2, "as many as wait");
+    }
+
+    #[test]
+    fn others_get_places_up_to_their_share() {
+        for phase in [Phase::Head, Phase::Body, Phase::Unread, Phase::Closing] {
+            let mut own = Fixture::new();
+            let mut all = own.take(1, MAX_CONNECTIONS, phase);
+            own.queue(1, 100);
+            own.queue(2, 50);
+            assert_eq!(own.give_way(NOW), Some(RUSH), "{phase:?}");
+            assert_eq!(own.give_way(RUSH).is_some(), phase == Phase::Head);
+            assert_eq!(ousted(&all), MAX_CONNECTIONS / 2, "{phase:?}");
+            assert_eq!(own.next(), None, "none is free yet");
+            all.retain(|taken| {
+                let is_ousted = *taken.ousted.borrow();
+                if is_ousted {
+                    own.table.free(taken.id);
+                }
+                !is_ousted
+            });
+            for _ in 0..MAX_CONNECTIONS / 2 {
+                assert_eq!(own.next(), Some(caller(2)), "{phase:?}");
+            }
+            // Now they have as many, and slow requests have their own limits.
+            let next = own.give_way(RUSH * 2);
+            assert_eq!(ousted(&all), 0, "{phase:?}: {next:?}");
+        }
+        // Answers that are being made are not lost.
+        for phase in [Phase::Answer, Phase::Sending] {
+            let mut own = Fixture::new();
+            let all = own.take(1, MAX_CONNECTIONS, phase);
+            own.queue(2, 1);
+            assert_eq!(own.give_way(IDLE * 100), None);
+            assert_eq!(ousted(&all), 0);
+        }
+    }
+
+    #[test]
+    fn many_callers_have_small_shares() {
+        let mut own = Fixture::new();
+        let mut all = Vec::new();
+        for who in 1..=4 {
+            all.push(own.take(who, MAX_CONNECTIONS / 4, Phase::Body));
+            own.queue(who, 10);
+        }
+        own.queue(5, 20);
+        assert_eq!(own.give_way(RUSH), None);
+        let lost: usize = all.iter().map(|all| ousted(all)).sum();
+        // A share is a fifth, 12.8 places.
+        assert_eq!(lost, 12);
+        assert!(all.iter().all(|all| ousted(all) <= 4));
+    }
+
+    #[test]
+    fn the_few_connections_of_a_caller_are_left_alone_when_others_have_more() {
+        let mut own = Fixture::new();
+        let few = own.take(1, 1, Phase::Idle);
+        let many = own.take(2, MAX_CONNECTIONS - 1, Phase::Idle);
+        own.queue(2, MAX_QUEUED);
+        assert!(!own.table.is_wanted(few[0].id) && own.table.is_wanted(many[0].id));
+        assert_eq!(own.give_way(IDLE), None);
+        assert_eq!((ousted(&few), ousted(&many)), (0, MAX_CONNECTIONS - 1));
+    }
+
+    #[test]
+    fn the_queue_is_shared_too_and_serves_those_with_the_fewest_places_first() {
+        let mut own = Fixture::new();
+        let mut all = own.take(1, MAX_CONNECTIONS, Phase::Answer);
+        own.queue(1, MAX_QUEUED);
+        own.queue(2, MAX_QUEUED / 2);
+        assert!(own.table.enqueue(caller(2), ()).is_none());
+        assert!(own.table.enqueue(caller(1), ()).is_none());
+        own.queue(3, 1);
+        for who in [2, 3, 2, 2] {
+            let taken = all.pop().expect("place");
+            own.table.free(taken.id);
+            assert_eq!(own.next(), Some(caller(who)));
+        }
+    }
+
+    #[test]
+    fn long_answers_are_shared_and_the_last_one_gives_way() {
+        let mut own = Fixture::new();
+        let long = |own: &mut Fixture, who: u8, at: u64| {
+            let taken = own.take(who, 1, Phase::Answer).pop().expect("place");
+            let at = own.begun + Duration::from_millis(at);
+            let is_long = own.table.lengthen(taken.id, at);
+            if !is_long {
+                own.table.free(taken.id);
+            }
+            is_long.then_some(taken)
+        };
+        let mut first = Vec::new();
+        for n in 0..MAX_LONG {
+            first.push(long(&mut own, 1, n as u64).expect("all of them"));
+        }
+        assert!(long(&mut own, 1, 1_000).is_none());
+        let mut second = Vec::new();
+        for n in 1..=MAX_ENDING {
+            second.push(long(&mut own, 2, 1_000).expect("its share"));
+            assert_eq!(ousted(&first), n);
+            assert!(*first[MAX_LONG - n].ousted.borrow());
+        }
+        // No more at a time.
+        assert!(long(&mut own, 2, 1_000).is_none());
+        first.retain(|taken| {
+            let is_ousted = *taken.ousted.borrow();
+            if is_ousted {
+                own.table.free(taken.id);
+            }
+            !is_ousted
+        });
+        while let Some(taken) = long(&mut own, 2, 1_000) {
+            second.push(taken);
+            assert!(second.len() <= MAX_LONG);
+        }
+        assert_eq!((second.len(), ousted(&second)), (MAX_LONG / 2, 0));
+    }
+}

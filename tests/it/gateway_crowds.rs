@@ -1,0 +1,226 @@
+//! `tael gateway` and callers that take all they can get: others are served meanwhile.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+
+use crate::common::gateway::{Answer, Gateway, post, request};
+use crate::common::{Certificates, World, wait_until};
+use crate::gateway_tls;
+
+/// Number of connections of a crowd: more than there are places and turns.
+const CROWD: usize = 400;
+
+/// Address of the crowd. Others come from 127.0.0.1.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// Maximum time of a request while a crowd is there.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a connection of a crowd does.
+#[derive(Clone)]
+struct Way {
+    name: &'static str,
+    /// What it sends first.
+    start: String,
+    /// What it sends now and then.
+    drip: &'static str,
+    reads: bool,
+}
+
+/// Connects from `from` to the gateway; without memory for what comes if it does not read.
+fn connect_from(from: Ipv4Addr, gateway: &Gateway, reads: bool) -> std::io::Result<TcpStream> {
+    let own = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    if !reads {
+        sockopt::set_socket_recv_buffer_size(&own, 2048)?;
+    }
+    bind(&own, &SocketAddrV4::new(from, 0))?;
+    connect(
+        &own,
+        &gateway.address.parse::<SocketAddrV4>().expect("address"),
+    )?;
+    Ok(TcpStream::from(own))
+}
+
+impl Way {
+    fn open(&self, gateway: &Gateway) -> Option<TcpStream> {
+        let mut stream = connect_from(ELSEWHERE, gateway, self.reads).ok()?;
+        stream.write_all(self.start.as_bytes()).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some(stream)
+    }
+
+    /// Goes on with a connection; returns whether it is still there.
+    fn goes_on(&self, stream: &mut TcpStream) -> bool {
+        let is_there = |done: std::io::Result<usize>, at_end: bool| match done {
+            Ok(0) => at_end,
+            Ok(_) => true,
+            Err(e) => e.kind() == ErrorKind::WouldBlock,
+        };
+        let mut bytes = [0; 4096];
+        (!self.reads || is_there(stream.read(&mut bytes), false))
+            && is_there(stream.write(self.drip.as_bytes()), true)
+    }
+
+    /// Keeps a crowd at the gateway until `is_over`.
+    fn crowd(&self, gateway: &Gateway, is_there: &AtomicBool, is_over: &AtomicBool) {
+        let mut streams: Vec<Option<TcpStream>> = Vec::new();
+        streams.resize_with(CROWD, || None);
+        while !is_over.load(Ordering::Relaxed) {
+            for slot in &mut streams {
+                if !slot.as_mut().is_some_and(|stream| self.goes_on(stream)) {
+                    *slot = self.open(gateway);
+                }
+            }
+            is_there.store(true, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Calls `each` ten times while a crowd is at the gateway, which must take a second at most.
+fn while_crowded(gateway: &Gateway, way: &Way, each: impl Fn()) {
+    let (is_there, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| way.crowd(gateway, &is_there, &is_over));
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_until("the crowd is there", || is_there.load(Ordering::Relaxed));
+            for n in 0..10 {
+                let begun = Instant::now();
+                each();
+                let spent = begun.elapsed();
+                assert!(spent < PATIENCE, "{}, {n}: {spent:?}", way.name);
+                thread::sleep(Duration::from_millis(50));
+            }
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        tried.unwrap_or_else(|cause| std::panic::resume_unwind(cause));
+    });
+}
+
+fn way(name: &'static str, start: &str, drip: &'static str) -> Way {
+    Way {
+        name,
+        start: start.to_owned(),
+        drip,
+        reads: true,
+    }
+}
+
+#[test]
+fn a_crowd_from_one_address_holds_up_no_others() {
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    let host = "Host: localhost\r\n";
+    let health = format!("GET /healthz HTTP/1.1\r\n{host}\r\n");
+    let page = format!("GET / HTTP/1.1\r\n{host}\r\n");
+    let body = format!("POST /t/lab/a HTTP/1.1\r\n{host}Content-Length: 1000000\r\n\r\n");
+    let stream = format!("GET /api/stream HTTP/1.1\r\n{host}\r\n");
+    let unread = Way {
+        reads: false,
+        ..way("answers that are not read", &page.repeat(500), "")
+    };
+    for way in [
+        way("nothing", "", ""),
+        way(
+            "slow heads",
+            &format!("POST /t/lab/a HTTP/1.1\r\n{host}X: "),
+            "x",
+        ),
+        way("idle", &health, ""),
+        way("slow bodies", &body, "x"),
+        unread,
+        way("streams", &stream, ""),
+        Way {
+            reads: false,
+            ..way("streams that are not read", &stream, "")
+        },
+    ] {
+        while_crowded(&gateway, &way, || {
+            let answer = gateway.post("/t/lab/a", &[], "{}");
+            assert_eq!(answer.status, 202, "{}: {answer:?}", way.name);
+        });
+    }
+    gateway.process.stop();
+}
+
+#[test]
+fn streams_of_one_address_leave_room_for_those_of_others() {
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    let line = "GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    while_crowded(&gateway, &way("streams", line, ""), || {
+        let mut own = gateway.connect();
+        own.write_all(line.as_bytes()).expect("request");
+        let mut start = [0; 12];
+        own.read_exact(&mut start).expect("answer");
+        assert_eq!(&start, b"HTTP/1.1 200");
+    });
+    gateway.process.stop();
+}
+
+#[test]
+fn handshakes_of_one_address_hold_up_no_others() {
+    let world = World::new();
+    let certificates = Certificates::make(&world.path(""));
+    let [cert, key, ca] =
+        ["server.pem", "server.key", "ca.pem"].map(|name| certificates.path(name));
+    let gateway = Gateway::start(&world, &["--tls-cert", &cert, "--tls-key", &key]);
+    let ask = |text: &str| gateway_tls::ask(&gateway, &ca, text);
+    let health = request("GET /healthz", &[]);
+    wait_until("it is online", || {
+        ask(&health).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    });
+    // The beginning of a record, and no more.
+    for (start, drip) in [("", ""), ("\x16\x03\x01\x01\x00\x01", "")] {
+        while_crowded(&gateway, &way("handshakes", start, drip), || {
+            let answer = ask(&post("/t/lab/a", &[], "{}")).expect("answer");
+            assert_eq!(Answer::parse(&answer).status, 202, "{answer}");
+        });
+    }
+    gateway.process.stop();
+}
+
+#[test]
+fn connections_that_are_one_too_many_are_told_so_however_many_there_are() {
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    let body = "POST /t/lab/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n";
+    // One address has all the places and all the turns.
+    let mut first = Vec::new();
+    for _ in 0..64 {
+        let mut stream = gateway.connect();
+        stream.write_all(body.as_bytes()).expect("request");
+        first.push(stream);
+    }
+    wait_until("all have places", || {
+        // Its own connection waits for a place.
+        let text = gateway.exchange(request("GET /metrics", &[]));
+        text.contains("\ntael_gateway_connections 64\n") || text.starts_with("HTTP/1.1 503")
+    });
+    let waiting: Vec<TcpStream> = (0..256).map(|_| gateway.connect()).collect();
+    let mut others: Vec<TcpStream> = (0..300).map(|_| gateway.connect()).collect();
+    let begun = Instant::now();
+    for stream in &mut others {
+        let mut text = String::new();
+        // All of it is there before the end, which may be a reset.
+        let _ = stream.read_to_string(&mut text);
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        assert!(
+            text.ends_with("{\"error\":\"too many connections\"}\n"),
+            "{text}"
+        );
+    }
+    // The first ones were there meanwhile.
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop((first, waiting));
+    gateway.process.stop();
+}
