@@ -202,13 +202,10 @@ fn find(scope: &Scope, work: &Submission) -> Result<Client, Refused> {
         return match client.about() {
             Ok(_) => Ok(client),
             Err(e) if client.is_there() => Err(silent(who, &e).into()),
-            Err(_) => Err(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "submit work: no client called '{who}' runs in {state}: start it with \
-                     'tael client --who {who} --config FILE'"
-                ),
-            )
+            Err(_) => Err(unavailable(format!(
+                "submit work: no client called '{who}' runs in {state}: start it with \
+                 'tael client --who {who} --config FILE'"
+            ))
             .into()),
         };
     }
@@ -265,13 +262,10 @@ fn having(
         format!("{} has {types}", client.who)
     };
     found.ok_or_else(|| match others.is_empty() {
-        true => Error::new(
-            Kind::Unavailable,
-            format!(
-                "submit work: no client runs in {state}: start one with 'tael client --config FILE', \
-                 whose file has [[work]] and type = \"{shown}\""
-            ),
-        )
+        true => unavailable(format!(
+            "submit work: no client runs in {state}: start one with 'tael client --config FILE', \
+             whose file has [[work]] and type = \"{shown}\""
+        ))
         .into(),
         false => Refused {
             refusal: Refusal::UnknownType,
@@ -306,17 +300,18 @@ fn keeper(
     }
     let state = scope.state.display();
     let none = || {
-        Error::new(
-            Kind::Unavailable,
-            format!(
-                "submit work to node {node}: no client runs in {state} that keeps the unit: start one \
-                 with 'tael client --who NAME --submit-only', or add --direct: then the node alone \
-                 keeps it"
-            ),
-        )
+        unavailable(format!(
+            "submit work to node {node}: no client runs in {state} that keeps the unit: start one \
+             with 'tael client --who NAME --submit-only', or add --direct: then the node alone \
+             keeps it"
+        ))
     };
     let found = running.pop().map(|(client, _)| client);
     found.ok_or_else(|| quiet.unwrap_or_else(none))
+}
+
+fn unavailable(cause: String) -> Error {
+    Error::new(Kind::Unavailable, cause)
 }
 
 fn names(clients: &[(Client, About)]) -> String {
