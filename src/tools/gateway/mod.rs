@@ -1,6 +1,7 @@
 //! `tael gateway`: HTTP requests become messages.
 
 mod blocking;
+mod budget;
 mod hooks;
 mod metrics;
 mod outgoing;
@@ -39,6 +40,7 @@ use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 use crate::tools::listener;
 use crate::tools::work::Scope;
+use budget::Budget;
 use hooks::Hooks;
 use page::Hub;
 use publisher::{Link, Publisher, jobs};
@@ -168,11 +170,19 @@ async fn gateway(options: &Options) -> Result<()> {
         Queues { allowed, puts }
     });
     let control = options.control && options.token_file.is_some();
+    let budget = Budget::default();
     let hub = options.page.then(|| {
-        let scope = options.scope.clone();
-        Arc::new(Hub::new(&options.root, Arc::clone(&link), scope, control))
+        let (scope, budget) = (options.scope.clone(), budget.clone());
+        Arc::new(Hub::new(
+            &options.root,
+            Arc::clone(&link),
+            scope,
+            control,
+            budget,
+        ))
     });
-    let replies = Arc::new(Replies::new(&options.root, &options.broker.client_id));
+    let replies = Replies::new(&options.root, &options.broker.client_id, budget.clone());
+    let replies = Arc::new(replies);
     let gateway = Arc::new(Gateway {
         tokens: tokens.map(RwLock::new),
         rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
@@ -197,7 +207,8 @@ async fn gateway(options: &Options) -> Result<()> {
         metrics,
         connections: Arc::clone(&connections),
         page: hub.clone(),
-        units: Units::new(options.scope.clone(), stopped.clone()),
+        units: Units::new(options.scope.clone(), budget.clone(), stopped.clone()),
+        budget,
         work: Submissions::new(options.scope.clone(), options.work.clone(), options.sign),
         control: options.control,
     });

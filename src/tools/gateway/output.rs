@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::net::http::event;
 
 /// Maximum number of bytes of output in an event.
-const MAX_TEXT: usize = 8 * 1024;
+pub const MAX_TEXT: usize = 8 * 1024;
 
 /// Maximum number of bytes of a character that has not come whole.
 const MAX_REST: usize = 3;

@@ -13,6 +13,7 @@ use crate::model::request::{Answer, reply_topic};
 use crate::model::topic::Filter;
 use crate::net::http::{MAX_LONG, Response};
 use crate::os::host;
+use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::outgoing::Unsent;
 use crate::tools::gateway::units::MAX_OUTPUT;
 
@@ -32,17 +33,20 @@ struct Waiting {
 pub struct Replies {
     root: String,
     client: String,
+    budget: Budget,
     waiting: Mutex<HashMap<String, Waiting>>,
 }
 
 impl Replies {
-    /// Returns those of a gateway for `root` that the broker knows as `client`.
+    /// Returns those of a gateway for `root` that the broker knows as `client`. Answers take their memory
+    /// from `budget`.
     #[must_use]
-    pub fn new(root: &str, client: &str) -> Self {
+    pub fn new(root: &str, client: &str, budget: Budget) -> Self {
         Self {
             root: root.to_owned(),
             // Neither can be in a topic.
             client: client.replace(['+', '#'], "-"),
+            budget,
             waiting: Mutex::default(),
         }
     }
@@ -118,8 +122,12 @@ impl Replies {
         let Some(one) = waiting.remove(topic) else {
             return;
         };
-        // All share it.
+        // All share it. Without memory for it they are told, as after their time, to ask again.
         let body = body(&one.id, &Answer::of(delivery.clone()));
+        let Some(reserved) = self.budget.try_reserve(None, body.len()) else {
+            return;
+        };
+        let body = reserved.keep(body);
         for caller in one.callers {
             // It may have left.
             let _ = caller.send(body.clone());
@@ -181,7 +189,7 @@ mod tests {
 
     #[test]
     fn answers_go_to_those_who_wait_for_them() {
-        let replies = Replies::new("lab", "gw");
+        let replies = Replies::new("lab", "gw", Budget::default());
         let topic = replies.topic("lab/a", "e1", b"{}");
         let [mut first, mut second] = [(); 2].map(|()| replies.expect(&topic, "e1").expect("room"));
         let other = replies.topic("lab/a", "e1", b"{ }");
@@ -214,7 +222,7 @@ mod tests {
 
     #[test]
     fn callers_share_the_beginning_of_a_long_answer() {
-        let replies = Replies::new("lab", "gw");
+        let replies = Replies::new("lab", "gw", Budget::default());
         let [mut first, mut second] = [(); 2].map(|()| replies.expect("t", "e1").expect("room"));
         for (length, is_cut) in [(MAX_OUTPUT, false), (MAX_OUTPUT + 1, true)] {
             replies.take(&Delivery {
@@ -232,7 +240,7 @@ mod tests {
 
     #[test]
     fn callers_have_a_limit_and_those_who_left_do_not_count() {
-        let replies = Replies::new("lab", "gw");
+        let replies = Replies::new("lab", "gw", Budget::default());
         let mut all: Vec<_> = (0..MAX_WAITING)
             .map(|n| replies.expect("t", &n.to_string()).expect("room"))
             .collect();
@@ -253,7 +261,7 @@ mod tests {
             ("a/b", "a/b/c"),
             ("a/b", "a/x"),
         ] {
-            let replies = Replies::new(root, "g+w");
+            let replies = Replies::new(root, "g+w", Budget::default());
             let reply = replies.topic(topic, "e", b"{}");
             let filters = replies.filters();
             assert!(

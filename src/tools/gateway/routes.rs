@@ -16,6 +16,7 @@ use crate::model::gateway::work::Kind;
 use crate::model::text::printable;
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
+use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::outgoing::Outgoing;
@@ -57,6 +58,8 @@ pub struct Gateway {
     pub page: Option<Arc<Hub>>,
     /// Units of this host.
     pub units: Units,
+    /// Memory for large answers.
+    pub budget: Budget,
     /// Work that callers submit.
     pub work: Submissions,
     /// Whether callers may do more than send messages and read.
@@ -166,7 +169,8 @@ impl Service for Gateway {
             }
             Ok(Place::Rpc) => {
                 let rpc = self.rpc.answer(&head, &body, &self.topics, &self.ways);
-                rpc.await
+                let kept = self.budget.keep(seat.caller(), rpc.await);
+                kept.unwrap_or_else(|refused| refused)
             }
             Ok(Place::To(to)) => {
                 let accepted = self.accept(&head, to, &body, seat).await;
@@ -453,7 +457,7 @@ mod tests {
                 limit: Duration::from_secs(1),
                 need_listener: false,
                 metrics: Arc::default(),
-                replies: Arc::new(replies::Replies::new("lab", "gateway")),
+                replies: Arc::new(replies::Replies::new("lab", "gateway", Budget::default())),
                 link: Arc::clone(&link),
                 stop: tokio::sync::watch::channel(false).1,
             },
@@ -466,7 +470,12 @@ mod tests {
             metrics: Arc::default(),
             connections: Arc::default(),
             page: None,
-            units: Units::new(scope.clone(), tokio::sync::watch::channel(false).1),
+            budget: Budget::default(),
+            units: Units::new(
+                scope.clone(),
+                Budget::default(),
+                tokio::sync::watch::channel(false).1,
+            ),
             work: Submissions::new(scope, vec![work], false),
             control: false,
         }

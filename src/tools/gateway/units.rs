@@ -9,10 +9,12 @@ use tokio::time::{Instant, sleep};
 use crate::error::{Kind, Result as Outcome};
 use crate::model::gateway::answer::waiting_time;
 use crate::model::gateway::parameters::{self, Wrong};
+use crate::model::gateway::rate::Caller;
 use crate::net::http::{Head, Response, Seat, event};
 use crate::store::unit_dir::stream::Stream;
 use crate::tools::gateway::blocking::Threads;
-use crate::tools::gateway::output::Pieces;
+use crate::tools::gateway::budget::Budget;
+use crate::tools::gateway::output::{MAX_TEXT, Pieces};
 use crate::tools::work::Scope;
 use crate::tools::work::unit::{Following, Next, Now, Unit};
 
@@ -76,17 +78,20 @@ pub struct Units {
     scope: Scope,
     reads: Threads,
     cancels: Threads,
+    budget: Budget,
     stop: watch::Receiver<bool>,
 }
 
 impl Units {
-    /// Returns those of `scope`. Requests that wait end when `stop` is true.
+    /// Returns those of `scope`. Large answers take their memory from `budget`. Requests that wait end when
+    /// `stop` is true.
     #[must_use]
-    pub fn new(scope: Scope, stop: watch::Receiver<bool>) -> Self {
+    pub fn new(scope: Scope, budget: Budget, stop: watch::Receiver<bool>) -> Self {
         Self {
             scope,
             reads: Threads::new(MAX_READS),
             cancels: Threads::new(MAX_CANCELS),
+            budget,
             stop,
         }
     }
@@ -118,7 +123,8 @@ impl Units {
         }
         let unit = self.find(id).await?;
         let report = self.reads.run(move || unit.report()).await?;
-        Ok(Response::json(200, &report))
+        self.budget
+            .keep(seat.caller(), Response::json(200, &report))
     }
 
     async fn cancel(&self, id: &str) -> Result<Response, Response> {
@@ -163,8 +169,7 @@ impl Units {
             let now;
             (unit, now) = self.reads.run(looked).await?;
             if now.is_end {
-                let answer = move || whole(&unit, &now);
-                return self.reads.run(answer).await;
+                return self.whole(unit, now, seat.caller()).await;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || *stop.borrow() || seat.is_ousted() {
@@ -177,6 +182,28 @@ impl Units {
                 () = seat.ousted() => {}
             }
             pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+
+    /// Answers with the end and the output of a unit.
+    async fn whole(&self, unit: Unit, now: Now, caller: Caller) -> Result<Response, Response> {
+        let budget = self.budget.clone();
+        let made = move || {
+            let answer = whole(&unit, &now)?;
+            let size = answer.body.whole().len();
+            Ok(match budget.try_reserve(Some(caller), size) {
+                Some(reserved) => Ok(reserved.keep_answer(answer)),
+                None => Err((unit, now, size)),
+            })
+        };
+        match self.reads.run(made).await? {
+            Ok(answer) => Ok(answer),
+            // It is made again when there is memory for it.
+            Err((unit, now, size)) => {
+                let reserved = self.budget.reserve(caller, size).await?;
+                let answer = self.reads.run(move || whole(&unit, &now)).await?;
+                Ok(reserved.keep_answer(answer))
+            }
         }
     }
 
@@ -287,7 +314,19 @@ async fn live(reads: Threads, mut following: Following, sender: mpsc::Sender<byt
         };
         following = rest;
         let (events, is_end) = match next {
-            Next::Bytes(from, bytes) => (pieces.add(from, &bytes), false),
+            Next::Bytes(mut from, bytes) => {
+                // As events they are larger, so the next ones are made when these have gone out.
+                for part in bytes.chunks(MAX_TEXT) {
+                    for event in pieces.add(from, part) {
+                        if sender.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                    from += part.len() as u64;
+                }
+                pause = FIRST_LOOK;
+                continue;
+            }
             Next::Gap(from, missing) => {
                 let mut events = pieces.flush();
                 let gap = json!({ "from": from, "bytes": missing });

@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::drawing::svg;
+use crate::model::gateway::rate::Caller;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::page::{Change, Page, Refused, message};
 use crate::model::topic::{Filter, check_who};
@@ -21,6 +22,7 @@ use crate::net::http::{Response, event};
 use crate::net::retained_end::{RetainedEnd, SILENCE};
 use crate::os::host;
 use crate::tools::gateway::blocking::Threads;
+use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::page::ledger;
 use crate::tools::gateway::publisher::Link;
 use crate::tools::work::Scope;
@@ -74,6 +76,7 @@ pub struct Hub {
     snapshot: Mutex<Option<Snapshot>>,
     link: Arc<Link>,
     scope: Scope,
+    budget: Budget,
     host: String,
     /// Topic of the marker behind what the broker retains.
     marker: String,
@@ -143,10 +146,10 @@ fn now() -> f64 {
 }
 
 impl Hub {
-    /// Returns one without messages for the pipelines below `root`. `scope` has the ledgers of this host, and
-    /// `control` is whether callers may control pipelines.
+    /// Returns one without messages for the pipelines below `root`. `scope` has the ledgers of this host,
+    /// `control` is whether callers may control pipelines, and large answers take their memory from `budget`.
     #[must_use]
-    pub fn new(root: &str, link: Arc<Link>, scope: Scope, control: bool) -> Self {
+    pub fn new(root: &str, link: Arc<Link>, scope: Scope, control: bool, budget: Budget) -> Self {
         Self {
             page: Mutex::new(Page::new(root)),
             events: broadcast::channel(MAX_EVENTS).0,
@@ -154,6 +157,7 @@ impl Hub {
             snapshot: Mutex::default(),
             link,
             scope,
+            budget,
             host: host::hostname(),
             marker: marker::topic(root, &host::new_id()),
             control,
@@ -346,22 +350,25 @@ impl Hub {
         (is_here && check_who(who).is_ok()).then(|| self.scope.state.join(who))
     }
 
-    /// Returns everything, as JSON.
+    /// Returns everything, as JSON; `None` without memory for it.
     #[must_use]
-    pub fn network(&self) -> Bytes {
-        self.snapshot(&lock(&self.page)).json
+    pub fn network(&self) -> Option<Bytes> {
+        Some(self.snapshot(&lock(&self.page))?.json)
     }
 
-    /// Returns everything. Many readers who come at once share it.
-    fn snapshot(&self, page: &Page) -> Snapshot {
+    /// Returns everything; `None` if there is no memory for it, because readers do not read. Many readers who
+    /// come at once share it.
+    fn snapshot(&self, page: &Page) -> Option<Snapshot> {
         let number = self.number.load(Ordering::Relaxed);
         let mut known = lock(&self.snapshot);
         if let Some(known) = known.as_ref()
             && known.number == number
             && known.at.elapsed() < AGE
         {
-            return known.clone();
+            return Some(known.clone());
         }
+        // Its memory is free if no reader has it.
+        *known = None;
         let mut all = page.json(now());
         if let Value::Object(map) = &mut all {
             map.insert("broker".to_owned(), self.broker_json());
@@ -370,14 +377,16 @@ impl Hub {
             map.insert("host".to_owned(), self.host.as_str().into());
         }
         let json = all.to_string();
+        let event = event::encoded("network", Some(number), &json);
+        let kept = |bytes: Bytes| Some(self.budget.try_reserve(None, bytes.len())?.keep(bytes));
         let snapshot = Snapshot {
             number,
             at: Instant::now(),
-            event: event::encoded("network", Some(number), &json),
-            json: Bytes::from(json),
+            event: kept(event)?,
+            json: kept(json.into())?,
         };
         *known = Some(snapshot.clone());
-        snapshot
+        Some(snapshot)
     }
 
     /// Returns the events for a new reader: first everything, then what changes, with or without `messages`.
@@ -389,16 +398,19 @@ impl Hub {
     }
 
     /// Returns everything as an event, and the events that come after it.
-    fn begin(&self) -> (Bytes, broadcast::Receiver<Arc<Event>>) {
+    fn begin(&self) -> Option<(Bytes, broadcast::Receiver<Arc<Event>>)> {
         let page = lock(&self.page);
-        let snapshot = self.snapshot(&page);
+        let snapshot = self.snapshot(&page)?;
         let events = self.events.subscribe();
         drop(page);
-        (snapshot.event, events)
+        Some((snapshot.event, events))
     }
 
+    /// Sends events until the reader leaves, or there is no memory: a browser connects again.
     async fn feed(&self, messages: bool, sender: mpsc::Sender<Bytes>) {
-        let (first, mut events) = self.begin();
+        let Some((first, mut events)) = self.begin() else {
+            return;
+        };
         if sender.send(first).await.is_err() {
             return;
         }
@@ -421,9 +433,11 @@ impl Hub {
                         return;
                     }
                     // States were among them.
-                    let first;
-                    (first, events) = self.begin();
-                    first
+                    let Some(again) = self.begin() else {
+                        return;
+                    };
+                    events = again.1;
+                    again.0
                 }
             };
             if sender.send(bytes).await.is_err() {
@@ -487,6 +501,14 @@ impl Hub {
         Some(("heard", statuses))
     }
 
+    /// Returns an answer of `caller`, if there is memory for it.
+    ///
+    /// # Errors
+    /// The answer when there is none.
+    pub fn keep(&self, caller: Caller, answer: Response) -> Result<Response, Response> {
+        self.budget.keep(caller, answer)
+    }
+
     /// Returns what will be answered on `topic`; `None` if too many others wait.
     #[must_use]
     pub fn expect(&self, topic: &str) -> Option<oneshot::Receiver<Value>> {
@@ -522,7 +544,13 @@ mod tests {
             state: "/nowhere".into(),
             who: None,
         };
-        let hub = Arc::new(Hub::new("lab", Arc::new(Link::new()), scope, false));
+        let hub = Arc::new(Hub::new(
+            "lab",
+            Arc::new(Link::new()),
+            scope,
+            false,
+            Budget::default(),
+        ));
         let mut events = hub.stream(true);
         assert_eq!(next(&mut events).await, "network");
         let delivery = Delivery {
@@ -572,12 +600,19 @@ mod tests {
             state: "/nowhere".into(),
             who: None,
         };
-        let hub = Arc::new(Hub::new("lab", Arc::new(Link::new()), scope, false));
-        let before = hub.network();
-        assert_eq!(hub.network().as_ptr(), before.as_ptr());
+        let hub = Arc::new(Hub::new(
+            "lab",
+            Arc::new(Link::new()),
+            scope,
+            false,
+            Budget::default(),
+        ));
+        let before = hub.network().expect("memory");
+        let same = hub.network().expect("memory");
+        assert_eq!(same.as_ptr(), before.as_ptr());
         // Also what no reader hears changes it.
         hub.refuse("/t/x", 403, "no", "unix".into());
-        let after = hub.network();
+        let after = hub.network().expect("memory");
         assert!(
             String::from_utf8_lossy(&after).contains("/t/x"),
             "{after:?}"

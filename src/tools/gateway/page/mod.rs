@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::model::topic::check_who;
 use crate::model::url;
 use crate::net::http::{Head, Response, Seat};
+use crate::tools::gateway::budget;
 use crate::tools::gateway::units::query;
 use crate::tools::gateway::ways::Ways;
 
@@ -86,11 +87,14 @@ pub async fn answer(
 ) -> Response {
     let answered = match place {
         Place::File(file) => Ok(file.answer(head)),
-        Place::Network => Ok(Response::new(200, "application/json", hub.network())),
+        Place::Network => hub
+            .network()
+            .map(|bytes| Response::new(200, "application/json", bytes))
+            .ok_or_else(budget::full),
         Place::Stream => stream(hub, head, seat),
         Place::Graph => hub.graph().await,
-        Place::Runs(who) => listed(hub, head, who, true).await,
-        Place::Statuses(who) => listed(hub, head, who, false).await,
+        Place::Runs(who) => listed(hub, head, who, true, seat).await,
+        Place::Statuses(who) => listed(hub, head, who, false, seat).await,
         Place::Control(who) => control::send(hub, who, body, ways).await,
     };
     answered.unwrap_or_else(|refused| refused)
@@ -111,6 +115,7 @@ async fn listed(
     head: &Head,
     who: &str,
     are_runs: bool,
+    seat: &Seat,
 ) -> Result<Response, Response> {
     let query = query(head)?;
     let limit = match query.get("limit").and_then(Value::as_str) {
@@ -126,10 +131,8 @@ async fn listed(
         false => ("statuses", hub.statuses(who, limit).await),
     };
     let (source, list) = found.ok_or_else(none)?;
-    Ok(Response::json(
-        200,
-        &json!({ "who": who, "source": source, name: list }),
-    ))
+    let answer = json!({ "who": who, "source": source, name: list });
+    hub.keep(seat.caller(), Response::json(200, &answer))
 }
 
 #[cfg(test)]
