@@ -168,6 +168,40 @@ fn streams_of_one_address_leave_room_for_those_of_others() {
 }
 
 #[test]
+fn the_last_request_that_waits_is_answered_early_when_others_want_to_wait() {
+    /// Number of requests that may wait.
+    const WAITING: usize = 256;
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    let wait = post("/t/lab/silent?wait=10m", &[], "{}");
+    let is_waiting = |count: usize| {
+        let metrics = gateway.get("/metrics").body;
+        metrics.contains(&format!("\ntael_gateway_long_answers {count}\n"))
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        let mut stream = connect_from(ELSEWHERE, &gateway, true).expect("connect");
+        stream.write_all(wait.as_bytes()).expect("request");
+        waiting.push(stream);
+        // The last one is known.
+        if waiting.len() == WAITING - 1 {
+            wait_until("most wait", || is_waiting(WAITING - 1));
+        }
+    }
+    wait_until("all wait", || is_waiting(WAITING));
+    let own = gateway.post("/t/lab/silent?wait=100ms", &[], "{}");
+    assert_eq!(own.status, 202, "{own:?}");
+    let mut text = String::new();
+    let mut last = waiting.pop().expect("the last one");
+    last.read_to_string(&mut text).expect("answer");
+    let answer = Answer::parse(&text);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!(answer.json()["pending"], true, "{answer:?}");
+    wait_until("the others wait", || is_waiting(WAITING - 1));
+    gateway.process.stop();
+}
+
+#[test]
 fn handshakes_of_one_address_hold_up_no_others() {
     let world = World::new();
     let certificates = Certificates::make(&world.path(""));

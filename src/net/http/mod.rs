@@ -39,6 +39,10 @@ pub const MAX_QUEUED: usize = 256;
 /// are answered with 503.
 pub const MAX_LONG: usize = 256;
 
+/// Maximum number of long answers that give way to those of others and have not ended yet. They are there
+/// beside [`MAX_LONG`].
+pub const MAX_ENDING: usize = 64;
+
 /// Maximum size of the request line and the header fields together, bytes; more is answered with 431.
 pub const MAX_HEAD: usize = 16 * 1024;
 

@@ -8,10 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use crate::model::gateway::rate::Caller;
-use crate::net::http::{MAX_CONNECTIONS, MAX_LONG, MAX_QUEUED, Times};
-
-/// Maximum number of long answers that have been ended for others, and are not gone yet.
-const MAX_ENDING: usize = 64;
+use crate::net::http::{MAX_CONNECTIONS, MAX_ENDING, MAX_LONG, MAX_QUEUED, Times};
 
 /// What a connection is about, and for whom it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

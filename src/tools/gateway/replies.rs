@@ -11,14 +11,14 @@ use crate::model::digest::Sha256;
 use crate::model::message::Delivery;
 use crate::model::request::{Answer, reply_topic};
 use crate::model::topic::Filter;
-use crate::net::http::{MAX_LONG, Response};
+use crate::net::http::{MAX_ENDING, MAX_LONG, Response};
 use crate::os::host;
 use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::outgoing::Unsent;
 use crate::tools::gateway::units::MAX_OUTPUT;
 
 /// Maximum number of callers who wait: there are not more long answers.
-const MAX_WAITING: usize = MAX_LONG;
+const MAX_WAITING: usize = MAX_LONG + MAX_ENDING;
 
 /// The callers who wait for one answer.
 #[derive(Debug)]
