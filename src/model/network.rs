@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -77,10 +78,10 @@ pub enum Success {
     At(i64),
 }
 
-/// The retained messages of a root, by pipeline.
+/// The retained messages of a root, by pipeline. A clone shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
-    seen: BTreeMap<String, Seen>,
+    seen: BTreeMap<Arc<str>, Arc<Seen>>,
     /// About how much memory triggers and last ends take, bytes.
     memory: usize,
     /// Whether some of them are missing.
@@ -97,20 +98,8 @@ impl Network {
         else {
             return;
         };
-        let seen = self.seen.entry(who.to_owned()).or_insert_with(|| Seen {
-            who: who.to_owned(),
-            host: String::new(),
-            state: "unknown".to_owned(),
-            version: String::new(),
-            since: None,
-            until: None,
-            triggers: Vec::new(),
-            trigger_count: 0,
-            last: None,
-            last_canceled: false,
-            last_reason: None,
-            success: Success::Untold,
-        });
+        let seen = self.seen.entry(who.into());
+        let seen = Arc::make_mut(seen.or_insert_with(|| Arc::new(Seen::new(who))));
         let before = seen.memory();
         let text = |key: &str| {
             let text = payload.get(key).and_then(Value::as_str);
@@ -181,7 +170,7 @@ impl Network {
 
     /// Returns all pipelines, by name.
     pub fn pipelines(&self) -> impl Iterator<Item = &Seen> {
-        self.seen.values()
+        self.seen.values().map(|seen| &**seen)
     }
 
     /// Returns the pipelines whose clients were stopped before `time`, seconds since 1970, and those
@@ -210,7 +199,7 @@ impl Network {
     /// Returns one pipeline.
     #[must_use]
     pub fn pipeline(&self, who: &str) -> Option<&Seen> {
-        self.seen.get(who)
+        self.seen.get(who).map(|seen| &**seen)
     }
 
     /// Returns which pipeline starts which, and which topics from outside start them.
@@ -221,7 +210,7 @@ impl Network {
         for seen in self.pipelines() {
             graph.pipelines.push((seen.who.clone(), seen.state.clone()));
         }
-        let places: HashMap<&str, usize> = self.seen.keys().map(String::as_str).zip(0..).collect();
+        let places: HashMap<&str, usize> = self.seen.keys().map(|who| &**who).zip(0..).collect();
         for (to, seen) in self.pipelines().enumerate() {
             for waits in &seen.triggers {
                 let silent = waits.absent.is_some();
@@ -280,6 +269,24 @@ fn waits(value: &Value) -> Waits {
 }
 
 impl Seen {
+    /// Returns one of which nothing is known.
+    fn new(who: &str) -> Self {
+        Self {
+            who: who.to_owned(),
+            host: String::new(),
+            state: "unknown".to_owned(),
+            version: String::new(),
+            since: None,
+            until: None,
+            triggers: Vec::new(),
+            trigger_count: 0,
+            last: None,
+            last_canceled: false,
+            last_reason: None,
+            success: Success::Untold,
+        }
+    }
+
     /// Returns about how much memory its triggers and its last end take, bytes.
     fn memory(&self) -> usize {
         let text = |text: &String| size_of::<String>() + text.len();

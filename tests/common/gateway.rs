@@ -1,6 +1,6 @@
 //! A gateway, and what sends requests to it.
 
-use std::io::{Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -137,6 +137,41 @@ impl Gateway {
     #[track_caller]
     pub fn post(&self, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
         Answer::parse(&self.exchange(post(path, fields, body)))
+    }
+}
+
+/// A body in chunks (RFC 9112, section 7.1), without their sizes.
+pub struct Chunked {
+    stream: BufReader<TcpStream>,
+    /// Bytes of this chunk that are still to come.
+    left: usize,
+    has_ended: bool,
+}
+
+impl Chunked {
+    pub fn new(stream: BufReader<TcpStream>) -> Self {
+        Self {
+            stream,
+            left: 0,
+            has_ended: false,
+        }
+    }
+}
+
+impl Read for Chunked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 && !self.has_ended {
+            let mut line = String::new();
+            // The first chunk has no other before it.
+            while line.trim().is_empty() && self.stream.read_line(&mut line)? > 0 {}
+            let size = usize::from_str_radix(line.trim(), 16);
+            self.left = size.map_err(|_| io::ErrorKind::UnexpectedEof)?;
+            self.has_ended = self.left == 0;
+        }
+        let room = buffer.len().min(self.left);
+        let count = self.stream.read(&mut buffer[..room])?;
+        self.left -= count;
+        Ok(count)
     }
 }
 

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::common::gateway::{Gateway, request};
+use crate::common::gateway::{Chunked, Gateway, request};
 use crate::common::{Process, World, wait_until};
 
 const TOKEN: &str = "a-token-of-the-tests";
@@ -29,7 +28,7 @@ fn started(world: &World, gateway: &Gateway, fields: &[(&str, &str)]) -> String 
 }
 
 /// A stream of events.
-pub(super) struct Events(BufReader<TcpStream>);
+pub(super) struct Events(BufReader<Chunked>);
 
 impl Events {
     #[track_caller]
@@ -39,12 +38,12 @@ impl Events {
         all.extend(fields);
         let text = request(&format!("GET {path}"), &all);
         stream.write_all(text.as_bytes()).expect("request");
-        let mut events = Self(BufReader::new(stream));
+        let mut stream = BufReader::new(stream);
         let mut head = String::new();
-        while events.0.read_line(&mut head).expect("head") > 2 {}
+        while stream.read_line(&mut head).expect("head") > 2 {}
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         assert!(head.contains("text/event-stream"), "{head}");
-        events
+        Self(BufReader::new(Chunked::new(stream)))
     }
 
     /// Returns name and data of the next event; `None` at the end.

@@ -48,6 +48,7 @@ mod gateway_crowds;
 mod gateway_http;
 mod gateway_kills;
 mod gateway_page;
+mod gateway_page_bounds;
 mod gateway_queues;
 mod gateway_route_work;
 mod gateway_routes;

@@ -54,9 +54,11 @@ pub(super) struct Heard {
     statuses: VecDeque<Bytes>,
     /// Number of units that wait, if the ledger is on this host.
     waiting: Option<u64>,
-    /// Sizes of the retained messages.
+    /// Memory of what is kept of the retained messages.
     pub presence: usize,
     pub last: usize,
+    /// Its JSON object, as a page shows it.
+    pub shown: Bytes,
     /// Number of the connection on which the broker told its presence last.
     pub round: u64,
     /// Whether an end was heard after the one that the broker retains.
@@ -211,9 +213,14 @@ impl Heard {
         self.waiting.is_some()
     }
 
-    pub fn running(&self) -> Vec<Value> {
-        let run =
-            |run: &Run| json!({ "unit": run.unit, "reason": run.reason, "started": run.started });
+    /// Returns what runs. The reasons have `room` bytes; of others there is none.
+    pub fn running(&self, mut room: usize) -> Vec<Value> {
+        let run = |run: &Run| {
+            let is_told = run.reason.len() <= room;
+            let reason = if is_told { run.reason.as_str() } else { "" };
+            room -= reason.len();
+            json!({ "unit": run.unit, "reason": reason, "started": run.started })
+        };
         self.running.iter().map(run).collect()
     }
 

@@ -1,6 +1,7 @@
 //! Beacons and nodes: fresh or silent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -21,8 +22,9 @@ const MAX_PRESENCE: usize = 64 * 1024;
 const MAX_TOPIC: usize = 512;
 const MAX_TEXT: usize = 300;
 
-/// Maximum memory of the presences of all nodes, bytes.
+/// Maximum memory of the presences of all nodes, and of what is shown of them, bytes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
+const MAX_SHOWN: usize = 4 * 1024 * 1024;
 
 /// Age from which a beacon is silent, seconds: three times its usual interval.
 const MAX_AGE: i64 = 900;
@@ -30,10 +32,28 @@ const MAX_AGE: i64 = 900;
 #[derive(Debug)]
 struct Node {
     presence: Presence,
+    /// Members of its JSON object that stay the same.
+    shown: Arc<str>,
     verdict: &'static str,
     round: u64,
     /// About how much memory it takes, bytes.
     bytes: usize,
+}
+
+/// A node at some time.
+#[derive(Debug)]
+pub(super) struct NodeNow {
+    shown: Arc<str>,
+    state: &'static str,
+    age: i64,
+}
+
+impl NodeNow {
+    /// Returns it as a JSON object.
+    pub fn json(&self) -> String {
+        let Self { shown, state, age } = self;
+        format!("{{{shown},\"state\":\"{state}\",\"age\":{age}}}")
+    }
 }
 
 #[derive(Debug)]
@@ -51,6 +71,8 @@ pub(super) struct Hosts {
     nodes: BTreeMap<String, Node>,
     /// About how much memory the nodes take, bytes.
     node_bytes: usize,
+    /// Length of what is shown of them, bytes.
+    shown_bytes: usize,
     /// Whether there are more than are kept.
     pub truncated: bool,
 }
@@ -61,6 +83,7 @@ impl Hosts {
         if payload.is_empty() {
             if let Some(node) = self.nodes.remove(name) {
                 self.node_bytes = self.node_bytes.saturating_sub(node.bytes);
+                self.shown_bytes = self.shown_bytes.saturating_sub(node.shown.len());
             }
             return Some(node_gone(name));
         }
@@ -68,17 +91,23 @@ impl Hosts {
             .then(|| Presence::parse(payload))
             .flatten();
         let presence = presence.filter(|presence| presence.node == name)?;
-        let before = self.nodes.get(name).map(|node| node.bytes);
-        let others = self.node_bytes.saturating_sub(before.unwrap_or(0));
-        let bytes = size_of::<Node>() + name.len() + payload.len();
-        if others + bytes > MAX_BYTES || (self.nodes.len() >= MAX_NODES && before.is_none()) {
+        let known = self.nodes.get(name);
+        let before = known.map_or((0, 0), |node| (node.bytes, node.shown.len()));
+        let others = self.node_bytes.saturating_sub(before.0);
+        let others_shown = self.shown_bytes.saturating_sub(before.1);
+        let shown = node_shown(name, &presence);
+        let bytes = size_of::<Node>() + name.len() + payload.len() + shown.len();
+        let is_full = self.nodes.len() >= MAX_NODES && known.is_none();
+        if is_full || others + bytes > MAX_BYTES || others_shown + shown.len() > MAX_SHOWN {
             self.truncated = true;
             return None;
         }
         self.node_bytes = others + bytes;
+        self.shown_bytes = others_shown + shown.len();
         let verdict = presence.verdict(seconds(now)).name();
         let node = Node {
             presence,
+            shown: shown.into(),
             verdict,
             round,
             bytes,
@@ -149,6 +178,7 @@ impl Hosts {
             let stays = node.round >= round;
             if !stays {
                 self.node_bytes = self.node_bytes.saturating_sub(node.bytes);
+                self.shown_bytes = self.shown_bytes.saturating_sub(node.shown.len());
                 changes.push(node_gone(name));
             }
             stays
@@ -170,9 +200,13 @@ impl Hosts {
     }
 
     /// Returns all nodes.
-    pub fn nodes(&self, now: f64) -> Vec<Value> {
-        let nodes = self.nodes.iter();
-        nodes.map(|(name, n)| node_json(name, n, now)).collect()
+    pub fn nodes(&self, now: f64) -> Vec<NodeNow> {
+        let nodes = self.nodes.values().map(|node| NodeNow {
+            shown: Arc::clone(&node.shown),
+            state: node.verdict,
+            age: age(node, now),
+        });
+        nodes.collect()
     }
 }
 
@@ -195,12 +229,21 @@ fn beacon_gone(topic: &str) -> Change {
     ("beacon", json!({ "topic": topic, "state": "gone" }))
 }
 
+fn age(node: &Node, now: f64) -> i64 {
+    seconds(now).saturating_sub(node.presence.ts).max(0)
+}
+
+/// Returns the members of the JSON object of a node that stay the same.
+fn node_shown(name: &str, presence: &Presence) -> String {
+    let text = |text: &str| json!(printable(text, MAX_TEXT));
+    format!("\"node\":{},\"host\":{}", text(name), text(&presence.host))
+}
+
 fn node_json(name: &str, node: &Node, now: f64) -> Value {
-    let age = seconds(now).saturating_sub(node.presence.ts).max(0);
     json!({
         "node": printable(name, MAX_TEXT),
         "state": node.verdict,
-        "age": age,
+        "age": age(node, now),
         "host": printable(&node.presence.host, MAX_TEXT),
     })
 }
@@ -240,5 +283,22 @@ mod tests {
             );
         }
         assert_eq!((hosts.nodes.len(), hosts.node_bytes), (0, 0));
+        assert_eq!(hosts.shown_bytes, 0);
+    }
+
+    #[test]
+    fn what_is_shown_of_nodes_is_bounded() {
+        let mut hosts = Hosts::default();
+        let host = "\u{202e}".repeat(MAX_TEXT);
+        for n in 0..MAX_NODES {
+            let name = format!("n{n}");
+            let presence = json!({"state": "online", "node": name, "ts": 1, "host": host});
+            hosts.node(&name, &presence.to_string().into(), 1.0, 1);
+        }
+        assert!(hosts.truncated && hosts.nodes.len() > 1_000);
+        let sum: usize = hosts.nodes(1.0).iter().map(|node| node.json().len()).sum();
+        assert!(sum < MAX_SHOWN + 100 * hosts.nodes.len(), "{sum}");
+        let sum: usize = hosts.nodes.values().map(|node| node.shown.len()).sum();
+        assert_eq!(sum, hosts.shown_bytes);
     }
 }

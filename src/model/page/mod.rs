@@ -5,9 +5,12 @@
 
 mod heard;
 mod hosts;
+mod kept;
+mod pieces;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::model::event::{Attributes, attributes};
@@ -16,10 +19,11 @@ use crate::model::message::{Delivery, property};
 use crate::model::network::{Network, Seen};
 use crate::model::page::heard::Heard;
 use crate::model::page::hosts::Hosts;
-use crate::model::text::{printable, printable_bytes};
+use crate::model::text::{escaped_json, printable, printable_bytes};
 use crate::model::topic::{Filter, PipelineTopic, PipelineTopics, check_who};
 
 pub use heard::Run;
+pub use pieces::Pieces;
 
 /// Maximum number of pipelines.
 pub const MAX_PIPELINES: usize = 10_000;
@@ -27,11 +31,13 @@ pub const MAX_PIPELINES: usize = 10_000;
 /// Maximum number of refused requests that are kept.
 const MAX_REFUSED: usize = 100;
 
-/// Maximum number of edges in a list.
-const MAX_EDGES: usize = 10_000;
-
-/// Maximum memory of the messages that are kept, bytes, and of one that is read.
+/// Maximum memory of what is kept of messages, bytes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// Size of all that is kept from which triggers are left out, bytes.
+const MAX_WHOLE: usize = 48 * 1024 * 1024;
+
+/// Maximum size of a message that is read, bytes.
 const MAX_READ: usize = 64 * 1024;
 
 /// Maximum number of characters of a payload and of a topic that are shown.
@@ -42,6 +48,22 @@ const MAX_TOPIC: usize = 512;
 const MAX_TRIGGERS: usize = 32;
 const MAX_TOPICS: usize = 16;
 const MAX_TEXT: usize = 300;
+
+/// Maximum number of characters of a host and of a version of a pipeline.
+const MAX_HOST: usize = 100;
+const MAX_VERSION: usize = 40;
+
+/// Maximum size of what is shown of the triggers of a pipeline, and of the reasons of what it runs, bytes.
+const MAX_TRIGGER_BYTES: usize = 4 * 1024;
+const MAX_REASON_BYTES: usize = 2 * 1024;
+
+/// Maximum size of all pipelines with their triggers and runs, and of those without them too, bytes. With
+/// the rest it is less than the page takes as one event, 32 MiB.
+const MAX_FULL: usize = 8 * 1024 * 1024;
+const MAX_SHOWN: usize = 20 * 1024 * 1024;
+
+/// Maximum number of characters of each text of a pipeline without triggers and runs.
+const MAX_BARE: usize = 40;
 
 /// Time until what the broker has not told again after a reconnect is gone, seconds. Clients of a broker
 /// that has lost its memory connect again within this time.
@@ -86,9 +108,12 @@ pub struct Page {
     /// Pipelines whose ledgers can be read, and the filters of their triggers.
     local: BTreeMap<String, Vec<Filter>>,
     hosts: Hosts,
-    refused: VecDeque<Refused>,
+    /// Refused requests, as JSON.
+    refused: VecDeque<Bytes>,
     /// Memory of all that is heard, bytes.
     bytes: usize,
+    /// Size of all pipelines as they are shown, bytes.
+    shown: usize,
     truncated: bool,
     /// Grows with each change of the graph.
     version: u64,
@@ -112,6 +137,7 @@ impl Page {
             hosts: Hosts::default(),
             refused: VecDeque::new(),
             bytes: 0,
+            shown: 0,
             truncated: false,
             version: 0,
             round: 0,
@@ -219,6 +245,7 @@ impl Page {
                 &Attributes::new(),
             );
             self.version += 1;
+            let _ = self.show(who);
         }
         let round = self.round;
         let heard = self.heard.get_mut(who)?;
@@ -233,16 +260,28 @@ impl Page {
                 heard.status(&attributes, payload, (cause, is_canceled), now, room);
             }
             _ => {
-                let others = self.bytes - before;
-                if others + payload.len() > MAX_BYTES {
+                let old = if name == "presence" {
+                    heard.presence
+                } else {
+                    heard.last
+                };
+                let others = self.bytes.saturating_sub(old);
+                let (attributes, memory) = if name == "presence" {
+                    let room = MAX_WHOLE.saturating_sub(others);
+                    self.truncated |= room < kept::MAX_MEMORY;
+                    kept::presence(&attributes, room)
+                } else {
+                    kept::last(&attributes)
+                };
+                if others + memory > MAX_BYTES {
                     self.truncated = true;
                     return None;
                 }
                 if name == "presence" {
-                    heard.presence = payload.len();
+                    heard.presence = memory;
                     heard.round = round;
                 } else {
-                    heard.last = payload.len();
+                    heard.last = memory;
                     heard.told(attributes.get("last"));
                     if heard.presence == 0 {
                         heard.round = round;
@@ -262,12 +301,32 @@ impl Page {
         }
         let after = self.heard.get(who).map_or(0, Heard::bytes);
         self.bytes = (self.bytes + after).saturating_sub(before);
-        Some(("pipeline", self.pipeline_json(who)?))
+        self.show(who)
+    }
+
+    /// Renders a pipeline again. Returns the change, unless there is no room for it: it is not shown then.
+    fn show(&mut self, who: &str) -> Option<Change> {
+        let heard = self.heard.get_mut(who)?;
+        let seen = self.network.pipeline(who)?;
+        self.shown = self.shown.saturating_sub(heard.shown.len());
+        heard.shown = Bytes::new();
+        for (is_bare, most) in [(false, MAX_FULL), (true, MAX_SHOWN)] {
+            self.truncated |= is_bare;
+            let value = pipeline_json(seen, heard, is_bare);
+            let text = escaped_json(&value.to_string());
+            if self.shown + text.len() <= most {
+                self.shown += text.len();
+                heard.shown = text.into();
+                return Some(("pipeline", value));
+            }
+        }
+        None
     }
 
     fn remove(&mut self, who: &str) -> Option<Change> {
         let heard = self.heard.remove(who)?;
         self.bytes = self.bytes.saturating_sub(heard.bytes());
+        self.shown = self.shown.saturating_sub(heard.shown.len());
         self.network.remove(who);
         self.local.remove(who);
         self.version += 1;
@@ -285,13 +344,14 @@ impl Page {
     }
 
     /// Takes a request that was refused.
-    pub fn refuse(&mut self, refused: Refused) -> Change {
-        let change = ("refused", refused.json());
+    pub fn refuse(&mut self, refused: &Refused) -> Change {
+        let json = refused.json();
         if self.refused.len() >= MAX_REFUSED {
             self.refused.pop_front();
         }
-        self.refused.push_back(refused);
-        change
+        let text = escaped_json(&json.to_string());
+        self.refused.push_back(text.into());
+        ("refused", json)
     }
 
     /// Takes what the ledger of pipeline `who` says: what runs, and how many units wait. Returns what
@@ -306,7 +366,7 @@ impl Page {
         }
         self.bytes = (self.bytes + after).saturating_sub(before);
         match has_changed {
-            true => Some(("pipeline", self.pipeline_json(who)?)),
+            true => self.show(who),
             false => None,
         }
     }
@@ -356,34 +416,32 @@ impl Page {
         self.network.pipeline(who).and_then(last_json)
     }
 
-    fn pipeline_json(&self, who: &str) -> Option<Value> {
-        let heard = self.heard.get(who)?;
-        self.network
-            .pipeline(who)
-            .map(|seen| pipeline_json(seen, heard))
+    /// Returns everything; the pipelines for the graph unless its version is `known`.
+    #[must_use]
+    pub fn pieces(&self, known: Option<u64>, now: f64) -> Pieces {
+        let pipelines = self.heard.values().map(|heard| heard.shown.clone());
+        let is_known = known == Some(self.version);
+        Pieces {
+            root: self.root.clone(),
+            pipelines: pipelines.filter(|shown| !shown.is_empty()).collect(),
+            beacons: self.hosts.beacons(),
+            nodes: self.hosts.nodes(now),
+            refused: self.refused.iter().cloned().collect(),
+            truncated: self.truncated || self.hosts.truncated,
+            version: self.version,
+            network: (!is_known).then(|| self.network.clone()),
+        }
     }
 
     /// Returns everything.
-    #[must_use]
-    pub fn json(&self, now: f64) -> Value {
-        let pipelines: Vec<Value> = self
-            .network
-            .pipelines()
-            .filter_map(|seen| Some(pipeline_json(seen, self.heard.get(&seen.who)?)))
-            .collect();
-        let edges = self
-            .network
-            .graph(&self.root)
-            .edges_between(&self.root, MAX_EDGES);
-        json!({
-            "root": self.root,
-            "pipelines": pipelines,
-            "beacons": self.hosts.beacons(),
-            "nodes": self.hosts.nodes(now),
-            "refused": self.refused.iter().map(Refused::json).collect::<Vec<_>>(),
-            "edges": edges,
-            "truncated": self.truncated || self.hosts.truncated,
-        })
+    #[cfg(test)]
+    fn json(&self, now: f64) -> Value {
+        let pieces = self.pieces(None, now);
+        let edges = pieces.edges().1.expect("a graph");
+        let mut text = Vec::new();
+        let mut write = |part: &[u8]| text.extend_from_slice(part);
+        pieces.write(&serde_json::Map::new(), &edges, &mut write);
+        serde_json::from_slice(&text).expect("JSON")
     }
 }
 
@@ -409,8 +467,13 @@ pub fn message(delivery: &Delivery, now: f64) -> Change {
 
 /// Returns the last end of a pipeline as the broker retains it.
 fn last_json(seen: &Seen) -> Option<Value> {
+    last_of(seen, MAX_TEXT)
+}
+
+/// Returns it with texts of at most `limit` characters.
+fn last_of(seen: &Seen, limit: usize) -> Option<Value> {
     let last = seen.last.as_ref()?;
-    let text = |text: &str| printable(text, MAX_TEXT);
+    let text = |text: &str| printable(text, limit);
     let field = |key: &str| last.get(key).and_then(Value::as_str).map(text);
     let status = match seen.last_canceled {
         true => Some(property::CANCELED.to_owned()),
@@ -425,34 +488,57 @@ fn last_json(seen: &Seen) -> Option<Value> {
     }))
 }
 
-fn pipeline_json(seen: &Seen, heard: &Heard) -> Value {
-    let text = |text: &str| printable(text, MAX_TEXT);
+/// Returns the triggers of a pipeline as far as there is room.
+fn triggers_json(seen: &Seen) -> Vec<Value> {
+    let mut room = MAX_TRIGGER_BYTES;
+    let mut text = |text: &str| {
+        let text = json!(printable(text, MAX_TEXT));
+        // Quotes and backslashes take two bytes each.
+        let bytes = text.to_string().len();
+        let has_room = bytes <= room;
+        room -= if has_room { bytes } else { 0 };
+        has_room.then_some(text)
+    };
+    let mut triggers = Vec::new();
+    for trigger in seen.triggers.iter().take(MAX_TRIGGERS) {
+        let Some(name) = text(&trigger.name) else {
+            break;
+        };
+        let topics = trigger.topics.iter().take(MAX_TOPICS);
+        let topics: Vec<Value> = topics.map_while(|topic| text(topic)).collect();
+        triggers.push(json!({ "name": name, "topics": topics }));
+    }
+    triggers
+}
+
+/// Returns a pipeline; a bare one without its triggers and what it runs.
+fn pipeline_json(seen: &Seen, heard: &Heard, is_bare: bool) -> Value {
     let known = ["online", "paused", "offline", "lost"];
     let state = known.iter().find(|known| **known == seen.state);
-    let triggers = seen.triggers.iter().take(MAX_TRIGGERS).map(|trigger| {
-        let topics = trigger
-            .topics
-            .iter()
-            .take(MAX_TOPICS)
-            .map(|topic| text(topic));
-        json!({ "name": text(&trigger.name), "topics": topics.collect::<Vec<_>>() })
-    });
     // A retained end comes after its status, and may come much later.
     let last = match heard.is_ahead() {
         true => heard.last_json(),
         false => last_json(seen).map(|last| heard.explained(last)),
     };
+    let (running, triggers, last, host) = match is_bare {
+        true => (Vec::new(), Vec::new(), last_of(seen, MAX_BARE), MAX_BARE),
+        false => {
+            let running = heard.running(MAX_REASON_BYTES);
+            (running, triggers_json(seen), last, MAX_HOST)
+        }
+    };
     json!({
         "who": seen.who,
-        "host": text(&seen.host),
+        "host": printable(&seen.host, host),
         "state": state.unwrap_or(&"unknown"),
-        "version": text(&seen.version),
+        "version": printable(&seen.version, MAX_VERSION),
         "since": seen.since,
         "until": seen.until,
-        "running": heard.running(),
+        "running": running,
         "waiting": heard.waiting(),
         "last": last,
-        "triggers": triggers.collect::<Vec<_>>(),
+        "triggers": triggers,
+        "trigger_count": seen.trigger_count,
         "local": heard.is_local(),
     })
 }
@@ -755,7 +841,7 @@ mod tests {
         assert_eq!(page.json(1.0)["truncated"], true);
         for n in 0..200 {
             let (path, cause) = ("/t/x".to_owned(), "no".to_owned());
-            page.refuse(Refused {
+            page.refuse(&Refused {
                 ts: n,
                 path,
                 status: 403,
@@ -766,6 +852,91 @@ mod tests {
         assert_eq!(
             page.json(1.0)["refused"].as_array().map(Vec::len),
             Some(MAX_REFUSED)
+        );
+    }
+
+    #[test]
+    fn what_is_shown_has_a_bound() {
+        let mut page = Page::new("lab");
+        let topics: Vec<String> = (0..200).map(|n| format!("\"\u{202e}{n}")).collect();
+        let presence = json!({
+            "state": "online", "host": "\u{202e}".repeat(1_000), "version": "\"".repeat(1_000),
+            "triggers": vec![json!({ "name": "\u{1}".repeat(400), "topics": topics }); 3],
+        });
+        let presence = presence.to_string();
+        for n in 0..MAX_PIPELINES {
+            page.take(
+                &delivery(&format!("{PLACE}/p{n}/presence"), &presence, ""),
+                1.0,
+            );
+        }
+        let long = "\u{202e}".repeat(300);
+        let last = json!({ "last": { "status": long, "time_elapsed": long }, "reason": long });
+        for n in 0..MAX_PIPELINES {
+            page.take(
+                &delivery(&format!("{PLACE}/p{n}/last"), &last.to_string(), ""),
+                1.0,
+            );
+        }
+        assert_eq!(page.heard.len(), MAX_PIPELINES);
+        assert!(page.bytes <= MAX_BYTES, "{}", page.bytes);
+        let sum: usize = page.heard.values().map(|heard| heard.shown.len()).sum();
+        assert_eq!(sum, page.shown);
+        let mut size = 0;
+        let pieces = page.pieces(None, 1.0);
+        let edges = pieces.edges().1.expect("edges");
+        pieces.write(&serde_json::Map::new(), &edges, &mut |part| {
+            size += part.len()
+        });
+        assert!(size < 32 * 1024 * 1024, "{size}");
+        let all = page.json(1.0);
+        let shown = all["pipelines"].as_array().expect("list");
+        assert_eq!(all["truncated"], true);
+        assert_eq!(shown[0]["trigger_count"], 3);
+        // The rest is without triggers.
+        assert_eq!(shown.len(), MAX_PIPELINES);
+        assert_eq!(shown[MAX_PIPELINES - 1]["triggers"], json!([]));
+        // Those that leave make room.
+        for n in 0..MAX_PIPELINES {
+            page.take(&delivery(&format!("{PLACE}/p{n}/presence"), "", ""), 1.0);
+        }
+        assert_eq!((page.bytes, page.shown), (0, 0));
+    }
+
+    #[test]
+    fn names_are_escaped_and_stay_names() {
+        let mut page = Page::new("lab");
+        let who = "a\u{202e}\u{200b}\"b";
+        let topics = json!(["lab/\u{9b}x\u{2028}", format!("{PLACE}/{who}/status")]);
+        let presence = json!({ "triggers": [{ "name": "t", "topics": topics }] }).to_string();
+        for name in [who, "c\u{2066}"] {
+            page.take(
+                &delivery(&format!("{PLACE}/{name}/presence"), &presence, ""),
+                1.0,
+            );
+        }
+        let mut text = Vec::new();
+        let pieces = page.pieces(None, 1.0);
+        let edges = pieces.edges().1.expect("edges");
+        pieces.write(&serde_json::Map::new(), &edges, &mut |part| {
+            text.extend_from_slice(part)
+        });
+        let text = String::from_utf8(text).expect("text");
+        assert_eq!(text, escaped_json(&text));
+        let all: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(all["pipelines"][0]["who"], who);
+        let edges = all["edges"].as_array().expect("edges");
+        assert!(
+            edges
+                .iter()
+                .any(|edge| edge["from"] == who && edge["to"] == "c\u{2066}"),
+            "{text}"
+        );
+        assert!(
+            edges
+                .iter()
+                .any(|edge| edge["topic"] == "lab/\u{9b}x\u{2028}"),
+            "{text}"
         );
     }
 
@@ -791,6 +962,8 @@ mod tests {
             prop_assert!(!shown.contains(char::is_control));
             let sum: usize = page.heard.values().map(Heard::bytes).sum();
             prop_assert_eq!(sum, page.bytes);
+            let sum: usize = page.heard.values().map(|heard| heard.shown.len()).sum();
+            prop_assert_eq!(sum, page.shown);
         }
     }
 }

@@ -22,6 +22,8 @@ const FIRST: u64 = 8 * 1024;
 pub enum Body {
     /// All of it.
     Whole(Bytes),
+    /// All of it, part by part.
+    Parts(Parts),
     /// What comes from a bounded channel, until it closes, the server stops, others need the
     /// connection, or the client leaves. The sender then finds the channel closed. It ends the connection.
     Stream {
@@ -33,13 +35,38 @@ pub enum Body {
     },
 }
 
+/// Parts of a body whose length is known.
+pub struct Parts {
+    /// Bytes that are still to come.
+    left: usize,
+    next: Box<dyn FnMut() -> Option<Bytes> + Send>,
+}
+
+impl Parts {
+    /// Returns those that `next` returns, of `length` bytes together. If they end before that, the connection
+    /// does too.
+    #[must_use]
+    pub fn new(length: usize, next: impl FnMut() -> Option<Bytes> + Send + 'static) -> Self {
+        Self {
+            left: length,
+            next: Box::new(next),
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let part = (self.next)()?;
+        self.left = self.left.saturating_sub(part.len());
+        Some(part)
+    }
+}
+
 impl Body {
-    /// Returns the bytes of a whole body; of a stream there are none.
+    /// Returns the bytes of a whole body; of others there are none.
     #[must_use]
     pub fn whole(&self) -> &[u8] {
         match self {
             Self::Whole(bytes) => bytes,
-            Self::Stream { .. } => &[],
+            Self::Parts(_) | Self::Stream { .. } => &[],
         }
     }
 
@@ -54,6 +81,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole(bytes) => f.debug_tuple("Whole").field(bytes).finish(),
+            Self::Parts(parts) => f.debug_tuple("Parts").field(&parts.left).finish(),
             Self::Stream { is_events, .. } => {
                 let mut shown = f.debug_struct("Stream");
                 shown.field("is_events", is_events).finish_non_exhaustive()
@@ -65,6 +93,7 @@ impl fmt::Debug for Body {
 /// A body on its way out.
 pub(super) enum Outgoing {
     Whole(Option<Bytes>),
+    Parts(Parts),
     Stream(Box<Stream>),
 }
 
@@ -86,6 +115,7 @@ impl Outgoing {
     ) -> Self {
         match body {
             Body::Whole(bytes) => Self::Whole((!bytes.is_empty()).then_some(bytes)),
+            Body::Parts(parts) => Self::Parts(parts),
             Body::Stream { bytes, is_events } => Self::Stream(Box::new(Stream {
                 bytes,
                 end: Box::pin(end),
@@ -131,6 +161,7 @@ impl Frames for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take()),
+            Self::Parts(parts) => Poll::Ready(parts.take()),
             Self::Stream(stream) => stream.poll(cx),
         };
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
@@ -139,18 +170,18 @@ impl Frames for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
+            Self::Parts(parts) => parts.left == 0,
             Self::Stream(stream) => stream.has_ended,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => {
-                let length = bytes.as_ref().map_or(0, Bytes::len);
-                SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
-            }
-            Self::Stream(_) => SizeHint::default(),
-        }
+        let length = match self {
+            Self::Whole(bytes) => bytes.as_ref().map_or(0, Bytes::len),
+            Self::Parts(parts) => parts.left,
+            Self::Stream(_) => return SizeHint::default(),
+        };
+        SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
     }
 }
 

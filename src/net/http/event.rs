@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
+use serde_json::Value;
+
+use crate::model::text::escaped_json;
 
 /// Comment that shows that a stream is alive.
 pub const ALIVE: &[u8] = b": alive\n\n";
@@ -37,6 +40,19 @@ pub fn encoded(name: &str, id: Option<u64>, data: &str) -> Bytes {
     text.into()
 }
 
+/// Returns the event `name` with a JSON value, in which unseen characters are escapes.
+#[must_use]
+pub fn json(name: &str, id: Option<u64>, value: &Value) -> Bytes {
+    encoded(name, id, &escaped_json(&value.to_string()))
+}
+
+/// Returns what stands before and after the data of an event, which has no line break.
+#[must_use]
+pub fn around(name: &'static str, id: u64) -> (Bytes, Bytes) {
+    let head = format!("event: {name}\nid: {id}\ndata: ");
+    (head.into(), Bytes::from_static(b"\n\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +74,18 @@ mod tests {
         ] {
             assert_eq!(encoded(name, id, data), want, "{data:?}");
         }
+    }
+
+    #[test]
+    fn unseen_characters_are_escapes() {
+        let event = json("a", None, &serde_json::json!("x\u{202e}\u{9b}\n"));
+        assert_eq!(event, "event: a\ndata: \"x\\u202e\\u009b\\n\"\n\n");
+    }
+
+    #[test]
+    fn data_may_come_in_parts() {
+        let (head, end) = around("a", 7);
+        let event = [&head[..], b"{}", &end].concat();
+        assert_eq!(event, encoded("a", Some(7), "{}"));
     }
 }

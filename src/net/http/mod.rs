@@ -21,8 +21,10 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::model::text::escaped_json;
+
 pub use address::Address;
-pub use body::Body;
+pub use body::{Body, Parts};
 pub use door::{Listener, serve};
 pub use seat::{Counts, Seat};
 pub use tls::{Identity, Tls};
@@ -143,6 +145,15 @@ impl Response {
         }
     }
 
+    /// Returns an answer with a body that comes part by part.
+    #[must_use]
+    pub fn parts(media: &'static str, parts: Parts) -> Self {
+        Self {
+            body: Body::Parts(parts),
+            ..Self::new(200, media, Bytes::new())
+        }
+    }
+
     /// Returns an answer with the bytes that come from a channel.
     #[must_use]
     pub fn stream(media: &'static str, bytes: mpsc::Receiver<Bytes>) -> Self {
@@ -172,7 +183,8 @@ impl Response {
     /// Returns an answer with a JSON object.
     #[must_use]
     pub fn json(status: u16, value: &serde_json::Value) -> Self {
-        Self::new(status, "application/json", format!("{value}\n"))
+        let text = escaped_json(&value.to_string());
+        Self::new(status, "application/json", text + "\n")
     }
 
     /// Returns the answer of an error, which is one line.

@@ -54,6 +54,12 @@ impl Service for Echo {
                 self.begun.notify_one();
                 self.go.notified().await;
             }
+            "/parts" | "/broken" => {
+                let count = if head.path == "/parts" { 5 } else { 3 };
+                let mut parts = (0..count).map(|n| Bytes::from(vec![b'0' + n; 50_000]));
+                let parts = Parts::new(250_000, move || parts.next());
+                return Response::parts("text/plain", parts);
+            }
             "/large" => return Response::new(200, "text/plain", vec![b'x'; 64 * MAX_BODY]),
             _ => {}
         }
@@ -641,6 +647,31 @@ impl Server {
         let sender = self.echo.streams.lock().expect("lock").pop();
         (stream, sender.expect("sender"))
     }
+}
+
+#[tokio::test]
+async fn a_body_in_parts_has_a_length_and_may_end_early() {
+    let server = Server::start(Times::default()).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let both = get("/parts") + "GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let text = server.exchange(both).await;
+    let (head, body) = text.split_once("\r\n\r\n").expect("head");
+    assert!(head.contains("content-length: 250000"), "{head}");
+    let (body, next) = body.split_at(250_000);
+    assert!(body.starts_with("000") && body.ends_with("444"));
+    assert!(next.contains("<GET /a? >"), "{next}");
+    // The client sees that something is missing: another request is not answered.
+    let text = server.exchange(get("/broken") + &get("/a")).await;
+    assert!(text.contains("content-length: 250000"), "{text}");
+    assert!(
+        text.len() < 151_000 && !text.contains('<'),
+        "{}",
+        text.len()
+    );
+    // Of a HEAD there is no body.
+    let head = "HEAD /parts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let head = server.exchange(head).await;
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ impl Pieces {
             place += whole.len();
             self.from += whole.len() as u64;
             // Its id is the place of the next byte.
-            let event = event::encoded("output", Some(self.from), &data.to_string());
+            let event = event::json("output", Some(self.from), &data);
             events.push(event);
         }
         self.rest = all.split_off(place);

@@ -330,7 +330,7 @@ async fn live(reads: Threads, mut following: Following, sender: mpsc::Sender<byt
             Next::Gap(from, missing) => {
                 let mut events = pieces.flush();
                 let gap = json!({ "from": from, "bytes": missing });
-                events.push(event::encoded("gap", None, &gap.to_string()));
+                events.push(event::json("gap", None, &gap));
                 (events, false)
             }
             Next::Truncated => {
@@ -339,7 +339,7 @@ async fn live(reads: Threads, mut following: Following, sender: mpsc::Sender<byt
             }
             Next::End(now) => {
                 let mut events = pieces.flush();
-                events.push(event::encoded("end", None, &now.json().to_string()));
+                events.push(event::json("end", None, &now.json()));
                 (events, true)
             }
             Next::Pending => (Vec::new(), false),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::drawing::svg;
@@ -24,14 +24,13 @@ use crate::os::host;
 use crate::tools::gateway::blocking::Threads;
 use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::page::ledger;
+use crate::tools::gateway::page::log::{Event, Log, Read, Reader};
+use crate::tools::gateway::page::snapshots::{Draft, Snapshot, Snapshots};
 use crate::tools::gateway::publisher::Link;
 use crate::tools::work::Scope;
 
-/// Maximum number of events that wait for the slowest reader. It is told how many it has missed.
-const MAX_EVENTS: usize = 1_024;
-
-/// Maximum number of events between a reader and its connection.
-const MAX_QUEUED: usize = 16;
+/// Maximum number of events, or parts of the first, between a reader and its connection.
+const MAX_QUEUED: usize = 4;
 
 /// Maximum number of threads for ledgers and drawings.
 const MAX_READS: usize = 2;
@@ -45,35 +44,20 @@ const MAX_REQUESTS: usize = 64;
 /// Delay before the changes of a graph and of ledgers are told: they come in bursts.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// Maximum age of what is shared among readers: ages of nodes are in it.
-const AGE: Duration = Duration::from_secs(1);
-
 /// Interval between two looks for beacons and nodes that have become silent.
 const LOOK: Duration = Duration::from_secs(15);
-
-#[derive(Debug)]
-struct Event {
-    is_message: bool,
-    bytes: Bytes,
-}
-
-/// Everything at some time, for all who ask before it changes.
-#[derive(Debug, Clone)]
-struct Snapshot {
-    number: u64,
-    at: Instant,
-    json: Bytes,
-    event: Bytes,
-}
 
 /// The network, and who looks at it.
 #[derive(Debug)]
 pub struct Hub {
     page: Mutex<Page>,
-    events: broadcast::Sender<Arc<Event>>,
-    /// Number of the last event.
+    /// Changes and messages. They are added under the lock of the page.
+    log: Arc<Log>,
+    /// Number of the last change.
     number: AtomicU64,
-    snapshot: Mutex<Option<Snapshot>>,
+    snapshots: Snapshots,
+    /// Who starts whom, as JSON, of that version of the graph.
+    edges: Mutex<Option<(u64, Bytes)>>,
     link: Arc<Link>,
     scope: Scope,
     budget: Budget,
@@ -124,6 +108,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Sends a snapshot as an event; `None` when its reader has left, or is dropped.
+async fn send_snapshot(snapshot: &Snapshot, sender: &mpsc::Sender<Bytes>) -> Option<()> {
+    let (head, end) = event::around("network", snapshot.number);
+    sender.send(head).await.ok()?;
+    for n in 0..snapshot.count() {
+        // Only what goes out next is held while the connection takes nothing.
+        let room = sender.reserve().await.ok()?;
+        room.send(snapshot.chunk(n)?);
+    }
+    sender.send(end).await.ok()
+}
+
 /// Adds the false starts that were heard, and that the ledger does not have.
 fn add_false_starts(statuses: &mut Vec<Value>, heard: Vec<Value>) {
     let ts = |status: &Value| status.get("ts").and_then(Value::as_i64);
@@ -152,9 +148,10 @@ impl Hub {
     pub fn new(root: &str, link: Arc<Link>, scope: Scope, control: bool, budget: Budget) -> Self {
         Self {
             page: Mutex::new(Page::new(root)),
-            events: broadcast::channel(MAX_EVENTS).0,
+            log: Arc::new(Log::new()),
             number: AtomicU64::new(0),
-            snapshot: Mutex::default(),
+            snapshots: Snapshots::new(),
+            edges: Mutex::default(),
             link,
             scope,
             budget,
@@ -187,12 +184,10 @@ impl Hub {
             true => self.number.load(Ordering::Relaxed),
             false => self.number.fetch_add(1, Ordering::Relaxed) + 1,
         };
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        let bytes = event::encoded(name, Some(id), &data.to_string());
-        // The last reader may have left.
-        let _ = self.events.send(Arc::new(Event { is_message, bytes }));
+        self.log.add(|| Event {
+            is_message,
+            bytes: event::json(name, Some(id), &data),
+        });
     }
 
     /// Takes a message of the subscription.
@@ -224,7 +219,7 @@ impl Hub {
         let concerned = page.local_pipelines(Some(&topic)).map(str::to_owned);
         later.local.extend(concerned);
         self.tell(&page, &mut later, changes);
-        if self.events.receiver_count() > 0 && !marker::is_marker(&delivery.topic) {
+        if self.log.is_read() && !marker::is_marker(&delivery.topic) {
             self.emit(message(delivery, now));
         }
     }
@@ -286,7 +281,7 @@ impl Hub {
             peer,
         };
         let mut page = lock(&self.page);
-        let change = page.refuse(refused);
+        let change = page.refuse(&refused);
         self.emit(change);
     }
 
@@ -312,6 +307,7 @@ impl Hub {
         }
         if later.next_look.is_some_and(|at| at <= Instant::now()) {
             later.next_look = None;
+            self.snapshots.forget();
             let changes = page.tick(now());
             // Work comes by other ways, too.
             let local = page.local_pipelines(None).map(str::to_owned);
@@ -350,94 +346,106 @@ impl Hub {
         (is_here && check_who(who).is_ok()).then(|| self.scope.state.join(who))
     }
 
-    /// Returns everything, as JSON; `None` without memory for it.
-    #[must_use]
-    pub fn network(&self) -> Option<Bytes> {
-        Some(self.snapshot(&lock(&self.page))?.json)
+    /// Returns everything, as JSON: as new as the request.
+    ///
+    /// # Errors
+    /// The answer when it cannot be made.
+    pub async fn network(self: &Arc<Self>) -> Result<Response, Response> {
+        let asked = Instant::now();
+        let number = |own: &Snapshot| own.number == self.number.load(Ordering::Relaxed);
+        let good = |own: &Snapshot| own.is_after(asked) || (number(own) && own.is_young());
+        Ok(self.snapshots.get(good, self.draft()).await?.response())
     }
 
-    /// Returns everything; `None` if there is no memory for it, because readers do not read. Many readers who
-    /// come at once share it.
-    fn snapshot(&self, page: &Page) -> Option<Snapshot> {
-        let number = self.number.load(Ordering::Relaxed);
-        let mut known = lock(&self.snapshot);
-        if let Some(known) = known.as_ref()
-            && known.number == number
-            && known.at.elapsed() < AGE
-        {
-            return Some(known.clone());
+    /// Returns what gathers everything in a thread, with the lock of the page for a short time only.
+    fn draft(self: &Arc<Self>) -> impl FnOnce(&mut Draft) + Send + 'static {
+        let hub = Arc::clone(self);
+        move |draft| {
+            let known = lock(&hub.edges).clone();
+            let version = known.as_ref().map(|(version, _)| *version);
+            let (pieces, broker) = {
+                let page = lock(&hub.page);
+                draft.number = hub.number.load(Ordering::Relaxed);
+                draft.place = hub.log.next();
+                (page.pieces(version, now()), hub.broker_json())
+            };
+            let edges = match pieces.edges() {
+                (version, Some(edges)) => {
+                    *lock(&hub.edges) = Some((version, edges.clone()));
+                    edges
+                }
+                (_, None) => known.map(|(_, edges)| edges).unwrap_or_default(),
+            };
+            let more = [
+                ("broker", broker),
+                ("control", hub.control.into()),
+                ("version", env!("CARGO_PKG_VERSION").into()),
+                ("host", hub.host.as_str().into()),
+            ];
+            let more = more.map(|(key, value)| (key.to_owned(), value));
+            pieces.write(&more.into_iter().collect(), &edges, &mut |part| {
+                draft.write(part);
+            });
         }
-        // Its memory is free if no reader has it.
-        *known = None;
-        let mut all = page.json(now());
-        if let Value::Object(map) = &mut all {
-            map.insert("broker".to_owned(), self.broker_json());
-            map.insert("control".to_owned(), self.control.into());
-            map.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
-            map.insert("host".to_owned(), self.host.as_str().into());
-        }
-        let json = all.to_string();
-        let event = event::encoded("network", Some(number), &json);
-        let kept = |bytes: Bytes| Some(self.budget.try_reserve(None, bytes.len())?.keep(bytes));
-        let snapshot = Snapshot {
-            number,
-            at: Instant::now(),
-            event: kept(event)?,
-            json: kept(json.into())?,
-        };
-        *known = Some(snapshot.clone());
-        Some(snapshot)
     }
 
     /// Returns the events for a new reader: first everything, then what changes, with or without `messages`.
-    pub fn stream(self: &Arc<Self>, messages: bool) -> mpsc::Receiver<Bytes> {
+    ///
+    /// # Errors
+    /// The answer when it cannot be made.
+    pub async fn stream(
+        self: &Arc<Self>,
+        messages: bool,
+    ) -> Result<mpsc::Receiver<Bytes>, Response> {
         let (sender, receiver) = mpsc::channel(MAX_QUEUED);
+        let mut reader = self.log.reader();
+        let first = self.begin(&mut reader).await?;
         let hub = Arc::clone(self);
-        tokio::spawn(async move { hub.feed(messages, sender).await });
-        receiver
+        tokio::spawn(async move { hub.feed(first, messages, reader, sender).await });
+        Ok(receiver)
     }
 
-    /// Returns everything as an event, and the events that come after it.
-    fn begin(&self) -> Option<(Bytes, broadcast::Receiver<Arc<Event>>)> {
-        let page = lock(&self.page);
-        let snapshot = self.snapshot(&page)?;
-        let events = self.events.subscribe();
-        drop(page);
-        Some((snapshot.event, events))
-    }
-
-    /// Sends events until the reader leaves, or there is no memory: a browser connects again.
-    async fn feed(&self, messages: bool, sender: mpsc::Sender<Bytes>) {
-        let Some((first, mut events)) = self.begin() else {
-            return;
+    /// Returns everything, and moves a reader to the first event after that.
+    async fn begin(self: &Arc<Self>, reader: &mut Reader) -> Result<Arc<Snapshot>, Response> {
+        let asked = Instant::now();
+        let good = |own: &Snapshot| {
+            let is_new = own.is_young() || own.is_after(asked);
+            is_new && self.log.reaches(own.place)
         };
-        if sender.send(first).await.is_err() {
-            return;
-        }
+        let snapshot = self.snapshots.get(good, self.draft()).await?;
+        reader.go(snapshot.place);
+        Ok(snapshot)
+    }
+
+    /// Sends events until the reader leaves, or takes too long for what it has begun: then it comes again.
+    async fn feed(
+        self: &Arc<Self>,
+        first: Arc<Snapshot>,
+        messages: bool,
+        mut reader: Reader,
+        sender: mpsc::Sender<Bytes>,
+    ) {
+        let mut begun = Some(first);
         loop {
+            if let Some(snapshot) = begun.take()
+                && send_snapshot(&snapshot, &sender).await.is_none()
+            {
+                return;
+            }
             let next = tokio::select! {
                 () = sender.closed() => return,
-                next = events.recv() => next,
+                next = reader.read() => next,
             };
             let bytes = match next {
-                Ok(event) if event.is_message && !messages => continue,
-                Ok(event) => event.bytes.clone(),
-                Err(broadcast::error::RecvError::Closed) => return,
-                Err(broadcast::error::RecvError::Lagged(count)) => {
-                    let dropped = json!({ "n": count }).to_string();
-                    if sender
-                        .send(event::encoded("dropped", None, &dropped))
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
+                Read::Event(event) if event.is_message && !messages => continue,
+                Read::Event(event) => event.bytes.clone(),
+                Read::Missed(count) => {
                     // States were among them.
-                    let Some(again) = self.begin() else {
+                    let Ok(snapshot) = self.begin(&mut reader).await else {
                         return;
                     };
-                    events = again.1;
-                    again.0
+                    begun = Some(snapshot);
+                    event::json("dropped", None, &json!({ "n": count }))
                 }
             };
             if sender.send(bytes).await.is_err() {
@@ -455,16 +463,20 @@ impl Hub {
         let drawn = move || {
             // One at a time: the next finds it ready.
             let mut drawing = lock(&hub.drawing);
-            let (graph, version) = {
+            let (network, root, version) = {
                 let page = lock(&hub.page);
                 if let Some((version, bytes)) = &*drawing
                     && *version == page.version()
                 {
                     return Ok(bytes.clone());
                 }
-                (page.network().graph(page.root()), page.version())
+                (
+                    page.network().clone(),
+                    page.root().to_owned(),
+                    page.version(),
+                )
             };
-            let bytes = Bytes::from(svg(&graph).0);
+            let bytes = Bytes::from(svg(&network.graph(&root)).0);
             *drawing = Some((version, bytes.clone()));
             Ok(bytes)
         };
@@ -526,56 +538,180 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::tools::gateway::page::log::MAX_EVENTS;
     use tokio::time::timeout;
 
-    /// Returns the name of the next event.
-    async fn next(events: &mut mpsc::Receiver<Bytes>) -> String {
-        let event = timeout(Duration::from_secs(30), events.recv()).await;
-        let event = event.expect("in time").expect("event");
-        let text = String::from_utf8(event.to_vec()).expect("text");
-        let name = text.strip_prefix("event: ").expect("name");
-        name.split('\n').next().expect("line").to_owned()
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_is_too_slow_is_told_and_begins_again() {
+    fn hub() -> Arc<Hub> {
         let scope = Scope {
             state: "/nowhere".into(),
             who: None,
         };
-        let hub = Arc::new(Hub::new(
-            "lab",
-            Arc::new(Link::new()),
-            scope,
-            false,
-            Budget::default(),
-        ));
-        let mut events = hub.stream(true);
-        assert_eq!(next(&mut events).await, "network");
-        let delivery = Delivery {
-            topic: Bytes::from_static(b"lab/x"),
-            payload: Bytes::from_static(b"{}"),
+        let budget = Budget::default();
+        Arc::new(Hub::new("lab", Arc::new(Link::new()), scope, false, budget))
+    }
+
+    fn delivery(topic: &str, payload: &str) -> Delivery {
+        Delivery {
+            topic: Bytes::from(topic.to_owned()),
+            payload: Bytes::from(payload.to_owned()),
             retained: false,
             duplicate: false,
             packet: 0,
             properties: Properties::default(),
-        };
+        }
+    }
+
+    /// A stream of events, as a browser reads it.
+    struct Stream {
+        bytes: mpsc::Receiver<Bytes>,
+        text: String,
+    }
+
+    impl Stream {
+        async fn open(hub: &Arc<Hub>) -> Self {
+            let bytes = hub.stream(true).await.expect("stream");
+            let text = String::new();
+            Self { bytes, text }
+        }
+
+        /// Returns the name, the id and the data of the next event.
+        async fn next(&mut self) -> (String, Option<u64>, Value) {
+            loop {
+                if let Some((event, rest)) = self.text.split_once("\n\n") {
+                    let field = |name: &str| {
+                        let mut lines = event.lines();
+                        lines.find_map(|line| line.strip_prefix(name).map(str::to_owned))
+                    };
+                    let name = field("event: ").expect("name");
+                    let id = field("id: ").map(|id| id.parse().expect("number"));
+                    let data = field("data: ").expect("data");
+                    let data = serde_json::from_str(&data).expect("JSON");
+                    self.text = rest.to_owned();
+                    return (name, id, data);
+                }
+                let more = timeout(Duration::from_secs(30), self.bytes.recv()).await;
+                let more = more.expect("in time").expect("event");
+                self.text += std::str::from_utf8(&more).expect("text");
+            }
+        }
+    }
+
+    /// Returns everything.
+    async fn network(hub: &Arc<Hub>) -> Arc<Snapshot> {
+        let asked = Instant::now();
+        let got = hub.snapshots.get(|own| own.is_after(asked), hub.draft());
+        got.await.expect("snapshot")
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_is_told_and_begins_again() {
+        let hub = hub();
+        let mut events = Stream::open(&hub).await;
+        assert_eq!(events.next().await.0, "network");
+        let message = delivery("lab/x", "{}");
         for _ in 0..=MAX_EVENTS + MAX_QUEUED {
-            hub.take(&delivery);
+            hub.take(&message);
         }
         // The first ones may be on their way.
-        let mut name = next(&mut events).await;
+        let mut name = events.next().await.0;
         for _ in 0..=MAX_QUEUED {
             if name != "message" {
                 break;
             }
-            name = next(&mut events).await;
+            name = events.next().await.0;
         }
         assert_eq!(name, "dropped");
-        assert_eq!(next(&mut events).await, "network");
-        hub.take(&delivery);
-        assert_eq!(next(&mut events).await, "message");
+        assert_eq!(events.next().await.0, "network");
+        // It has the place of a snapshot that is shared; what came after that follows.
+        hub.take(&delivery("lab/y", "{}"));
+        let is_last = |event: &(String, Option<u64>, Value)| event.2["topic"] == "lab/y";
+        while !is_last(&events.next().await) {}
+    }
+
+    #[tokio::test]
+    async fn readers_that_share_a_snapshot_miss_nothing_and_get_nothing_twice() {
+        let hub = hub();
+        let place = "lab/infrastructure/pipelines";
+        let tell = |hub: &Hub, n: usize| {
+            let presence = json!({ "state": "online", "since": n }).to_string();
+            let topic = format!("{place}/p{}/presence", n % 50);
+            hub.take(&delivery(&topic, &presence));
+        };
+        let mut readers = Vec::new();
+        for n in 0..400 {
+            tell(&hub, n);
+            if n % 10 == 0 {
+                // Many share what a thread has made some changes ago.
+                readers.push(Stream::open(&hub).await);
+            }
+        }
+        let last = hub.number.load(Ordering::Relaxed);
+        let mut shared = std::collections::HashSet::new();
+        for events in &mut readers {
+            let (name, id, all) = events.next().await;
+            let mut known = id.expect("number");
+            assert_eq!(name, "network");
+            shared.insert(known);
+            let mut since: HashMap<String, Value> = HashMap::new();
+            for pipeline in all["pipelines"].as_array().expect("list") {
+                let who = pipeline["who"].as_str().expect("name").to_owned();
+                since.insert(who, pipeline["since"].clone());
+            }
+            while known < last {
+                let (name, id, data) = events.next().await;
+                if name == "message" {
+                    continue;
+                }
+                assert_eq!((name.as_str(), id), ("pipeline", Some(known + 1)));
+                known += 1;
+                let who = data["who"].as_str().expect("name").to_owned();
+                since.insert(who, data["since"].clone());
+            }
+            for n in 350..400 {
+                assert_eq!(since[&format!("p{}", n % 50)], n);
+            }
+        }
+        assert!(shared.len() < readers.len(), "none was shared");
+    }
+
+    #[tokio::test]
+    async fn refused_requests_do_not_make_snapshots() {
+        let hub = hub();
+        let _reader = Stream::open(&hub).await;
+        let before = lock_latest(&hub);
+        for _ in 0..10 {
+            hub.refuse("/t/x", 403, "no", "unix".into());
+            Stream::open(&hub).await;
+        }
+        assert!(Arc::ptr_eq(&before, &lock_latest(&hub)));
+    }
+
+    fn lock_latest(hub: &Hub) -> Arc<Snapshot> {
+        hub.snapshots.latest().expect("snapshot")
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_as_new_as_its_request() {
+        let hub = hub();
+        let text = |own: &Snapshot| {
+            let chunks = (0..own.count()).map(|n| own.chunk(n).expect("chunk"));
+            chunks
+                .map(|chunk| String::from_utf8_lossy(&chunk).into_owned())
+                .collect::<String>()
+        };
+        for n in 0..3 {
+            let path = format!("/t/{n}");
+            hub.refuse(&path, 403, "no", "unix".into());
+            let all = text(&*network(&hub).await);
+            assert!(all.contains(&path), "{all}");
+            // What has not changed is shared.
+            let before = hub.snapshots.latest().expect("snapshot");
+            assert!(hub.network().await.is_ok());
+            assert!(Arc::ptr_eq(
+                &before,
+                &hub.snapshots.latest().expect("snapshot")
+            ));
+        }
     }
 
     #[test]
@@ -592,30 +728,5 @@ mod tests {
         add_false_starts(&mut statuses, heard);
         let order: Vec<_> = statuses.iter().map(|s| s["ts"].clone()).collect();
         assert_eq!(order, [9, 8, 6, 5, 1]);
-    }
-
-    #[tokio::test]
-    async fn readers_share_what_has_not_changed() {
-        let scope = Scope {
-            state: "/nowhere".into(),
-            who: None,
-        };
-        let hub = Arc::new(Hub::new(
-            "lab",
-            Arc::new(Link::new()),
-            scope,
-            false,
-            Budget::default(),
-        ));
-        let before = hub.network().expect("memory");
-        let same = hub.network().expect("memory");
-        assert_eq!(same.as_ptr(), before.as_ptr());
-        // Also what no reader hears changes it.
-        hub.refuse("/t/x", 403, "no", "unix".into());
-        let after = hub.network().expect("memory");
-        assert!(
-            String::from_utf8_lossy(&after).contains("/t/x"),
-            "{after:?}"
-        );
     }
 }

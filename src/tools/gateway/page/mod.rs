@@ -4,6 +4,8 @@ mod control;
 mod files;
 mod hub;
 mod ledger;
+mod log;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -12,7 +14,6 @@ use serde_json::{Value, json};
 use crate::model::topic::check_who;
 use crate::model::url;
 use crate::net::http::{Head, Response, Seat};
-use crate::tools::gateway::budget;
 use crate::tools::gateway::units::query;
 use crate::tools::gateway::ways::Ways;
 
@@ -87,11 +88,8 @@ pub async fn answer(
 ) -> Response {
     let answered = match place {
         Place::File(file) => Ok(file.answer(head)),
-        Place::Network => hub
-            .network()
-            .map(|bytes| Response::new(200, "application/json", bytes))
-            .ok_or_else(budget::full),
-        Place::Stream => stream(hub, head, seat),
+        Place::Network => hub.network().await,
+        Place::Stream => stream(hub, head, seat).await,
         Place::Graph => hub.graph().await,
         Place::Runs(who) => listed(hub, head, who, true, seat).await,
         Place::Statuses(who) => listed(hub, head, who, false, seat).await,
@@ -100,14 +98,14 @@ pub async fn answer(
     answered.unwrap_or_else(|refused| refused)
 }
 
-fn stream(hub: &Arc<Hub>, head: &Head, seat: &Seat) -> Result<Response, Response> {
+async fn stream(hub: &Arc<Hub>, head: &Head, seat: &Seat) -> Result<Response, Response> {
     let query = query(head)?;
     let messages = query.get("messages").and_then(Value::as_str) != Some("0");
     if head.method == "HEAD" {
         return Ok(Response::new(200, "text/event-stream", ""));
     }
     seat.lengthen()?;
-    Ok(Response::events(hub.stream(messages)))
+    Ok(Response::events(hub.stream(messages).await?))
 }
 
 async fn listed(

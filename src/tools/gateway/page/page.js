@@ -15,7 +15,7 @@ const MAX_RUNS = 100;
 /** Maximum number of characters of output that are shown: 1 MiB. */
 const MAX_OUTPUT = 1024 * 1024;
 /** Maximum number of characters of one event of a stream. */
-const MAX_EVENT = 16 * 1024 * 1024;
+const MAX_EVENT = 32 * 1024 * 1024;
 /** Maximum number of elements of a drawing, and of levels in it. */
 const MAX_DRAWING = 50_000;
 const MAX_DEPTH = 12;
