@@ -15,6 +15,8 @@ pub mod answer_property {
     pub const ERROR: &str = "tael-error";
     /// Present, with the size of the whole output in bytes, if the payload is its beginning only.
     pub const TRUNCATED: &str = "tael-truncated";
+    /// Id of the unit that answers; not there if no unit was made of the question.
+    pub const UNIT: &str = "tael-unit";
 }
 
 /// Default maximum size of an answer, bytes.
@@ -69,6 +71,8 @@ pub struct Answer {
     pub body: Bytes,
     /// Size of the whole output, if the body is its beginning only, bytes.
     pub whole: Option<u64>,
+    /// Id of the unit, if there is one.
+    pub unit: Option<String>,
 }
 
 /// Returns the code of a run that has ended.
@@ -136,6 +140,9 @@ impl Answer {
         }
         if let Some(whole) = self.whole {
             user.push((answer_property::TRUNCATED.to_owned(), whole.to_string()));
+        }
+        if let Some(unit) = self.unit {
+            user.push((answer_property::UNIT.to_owned(), unit));
         }
         let correlation = address.correlation.as_ref();
         Message {
@@ -253,5 +260,12 @@ mod tests {
         let error = message.properties.user(answer_property::ERROR);
         assert_eq!(error.map(str::len), Some(MAX_ERROR));
         assert_eq!(message.properties.user(answer_property::TRUNCATED), None);
+        assert_eq!(message.properties.user(answer_property::UNIT), None);
+        let answer = Answer {
+            unit: Some("U1".into()),
+            ..Answer::default()
+        };
+        let message = answer.message(&address, ("1".into(), "e"), ("w", "h"));
+        assert_eq!(message.properties.user(answer_property::UNIT), Some("U1"));
     }
 }

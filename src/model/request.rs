@@ -75,6 +75,8 @@ pub struct Answer {
     pub error: Option<String>,
     /// Size of the whole output, as the answerer says it, if the payload is its beginning only.
     pub truncated: Option<String>,
+    /// Id of the unit that has answered.
+    pub unit: Option<String>,
     /// The payload.
     pub reply: Bytes,
 }
@@ -100,6 +102,7 @@ impl Answer {
             host: user(property::HOST),
             error: unreadable.or_else(|| user(answer_property::ERROR)),
             truncated: user(answer_property::TRUNCATED),
+            unit: user(answer_property::UNIT),
             reply: delivery.payload,
         }
     }

@@ -99,8 +99,14 @@ fn an_answer_is_the_output_with_the_code_of_the_run() {
         (&again.payload, again.property("tael-code")),
         (&bad.payload, Some("3"))
     );
+    // Both name the unit, and others another one.
+    let unit = bad.property("tael-unit");
+    assert!(unit.is_some_and(|unit| unit.len() == 26), "{bad:?}");
+    assert_eq!(unit, again.property("tael-unit"));
+    assert_ne!(unit, good.property("tael-unit"));
     asker.ask("3", "not json");
     let refused = asker.answer("3");
+    assert_eq!(refused.property("tael-unit"), None);
     let (code, error) = end(&refused);
     assert!(
         code == "65" && error.is_some_and(|e| e.contains("not JSON")),

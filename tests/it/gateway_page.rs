@@ -44,7 +44,7 @@ fn a_run_begins_and_ends_in_the_stream() {
         (&all["root"], &all["control"]),
         (&json!("lab"), &json!(false))
     );
-    gateway
+    let event = gateway
         .post("/t/lab/in", &[], r#"{"x":"<script>\u001b[2J\u202e"}"#)
         .id();
     // The ledger is on this host, so that the unit is known.
@@ -75,6 +75,7 @@ fn a_run_begins_and_ends_in_the_stream() {
     assert_eq!(runs["source"], "ledger");
     assert_eq!(runs["runs"][0]["state"], "succeeded");
     assert_eq!(runs["runs"][0]["unit"], unit.as_str());
+    assert_eq!(runs["runs"][0]["event"], event.as_str());
     let statuses = gateway.get("/api/pipelines/seq/statuses").json();
     assert_eq!(statuses["statuses"][0]["status"], "finished");
     let of_seq = |all: &Value| -> Value {

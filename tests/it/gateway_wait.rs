@@ -51,6 +51,14 @@ fn the_answer_of_a_client_is_that_of_the_request() {
         );
         let id = own.remove("id").expect("id");
         assert_eq!(id.as_str().map(str::len), Some(26));
+        // Its caller can look at everything about the run.
+        let unit = own.remove("unit").expect("unit");
+        let unit = unit.as_str().expect("id");
+        let shown = gateway.get(&format!("/units/{unit}")).json();
+        assert_eq!(
+            (&shown["unit"], &shown["return_code"]),
+            (&json!(unit), &json!(3))
+        );
         let want = json!({"code": 3, "output": "got 7 none", "truncated": false, "who": "p", "error": "wrong"});
         assert_eq!(body, want);
         // In a body it is an attribute.

@@ -62,6 +62,7 @@ pub fn at_end(
         error: answer::error(outcome, last),
         body,
         whole,
+        unit: Some(unit.id.clone()),
     };
     Some(message(pipeline, address, &unit.event, answer))
 }
@@ -71,8 +72,16 @@ pub fn dropped(pipeline: &Pipeline, unit: &str, why: &str) -> Option<Message> {
     // Without its record, the requester is not known.
     let record = pipeline.reader.unit(unit).ok().flatten()?;
     let address = answer::requester(&record.unit)?;
-    let answer = Answer::refusal(DROPPED, why);
+    let answer = refusal(DROPPED, why, &record.unit);
     Some(message(pipeline, address, &record.unit.event, answer))
+}
+
+/// Returns the answer about a unit that has not run.
+fn refusal(code: i32, why: &str, unit: &Unit) -> Answer {
+    Answer {
+        unit: Some(unit.id.clone()),
+        ..Answer::refusal(code, why)
+    }
 }
 
 /// Returns the last attempt for the event of `unit`; `None` if it cannot be read.
@@ -105,7 +114,7 @@ pub fn again(pipeline: &Pipeline, record: &Record, address: &ReplyAddress) -> Op
                 State::Succeeded => 0,
                 _ => DROPPED,
             };
-            let answer = Answer::refusal(code, why);
+            let answer = refusal(code, why, &unit);
             Some(message(pipeline, address, &unit.event, answer))
         }
     }

@@ -234,7 +234,7 @@ impl Heard {
     pub fn runs(&self, last: Option<Value>, limit: usize) -> Vec<Value> {
         let running = self.running.iter().rev().map(|run| {
             json!({
-                "unit": run.unit, "state": "running", "reason": run.reason,
+                "unit": run.unit, "event": run.event, "state": "running", "reason": run.reason,
                 "started": run.started, "ended": null, "seconds": null, "code": null, "attempt": null,
             })
         });
@@ -246,7 +246,8 @@ impl Heard {
                 (None, None) => None,
             };
             json!({
-                "unit": run.unit, "state": ended.state, "reason": run.reason, "started": started,
+                "unit": run.unit, "event": run.event, "state": ended.state, "reason": run.reason,
+                "started": started,
                 "ended": ended.at, "seconds": ended.seconds, "code": ended.code, "attempt": null,
             })
         });
@@ -261,7 +262,7 @@ impl Heard {
             let seconds = seconds.map(|elapsed| elapsed.as_secs_f64());
             let ended = last.get("ts").and_then(Value::as_f64);
             json!({
-                "unit": "", "state": state, "reason": text("reason").unwrap_or_default(),
+                "unit": "", "event": "", "state": state, "reason": text("reason").unwrap_or_default(),
                 "started": ended.zip(seconds).map(|(ended, seconds)| ended - seconds),
                 "ended": ended, "seconds": seconds, "code": last.get("return_code"), "attempt": null,
             })

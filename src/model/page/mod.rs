@@ -594,6 +594,8 @@ mod tests {
         let runs = page.runs("seq", 10).expect("runs");
         let states: Vec<_> = runs.iter().map(|run| run["state"].clone()).collect();
         assert_eq!(states, ["failed", "failed"]);
+        let events: Vec<_> = runs.iter().map(|run| run["event"].clone()).collect();
+        assert_eq!(events, ["E1", "E2"]);
         assert_eq!(page.statuses("seq", 10).expect("statuses").len(), 4);
         assert_eq!(page.statuses("other", 10), None);
     }

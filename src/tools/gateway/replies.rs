@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::model::digest::Sha256;
 use crate::model::message::Delivery;
 use crate::model::request::{Answer, reply_topic};
+use crate::model::text::escaped_json;
 use crate::model::topic::Filter;
 use crate::net::http::{MAX_ENDING, MAX_LONG, Response};
 use crate::os::host;
@@ -152,10 +153,13 @@ fn body(id: &str, answer: &Answer) -> Bytes {
     body.insert("truncated".to_owned(), truncated.into());
     body.insert("who".to_owned(), json!(answer.who));
     body.insert("host".to_owned(), json!(answer.host));
-    if let Some(error) = &answer.error {
-        body.insert("error".to_owned(), json!(error));
+    for (key, text) in [("error", &answer.error), ("unit", &answer.unit)] {
+        if let Some(text) = text {
+            body.insert(key.to_owned(), json!(text));
+        }
     }
-    format!("{}\n", Value::Object(body)).into()
+    let text = escaped_json(&Value::Object(body).to_string());
+    (text + "\n").into()
 }
 
 /// Returns the answer for a caller who has waited for the run of the event `id`; 202 if no answer has

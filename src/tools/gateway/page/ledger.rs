@@ -114,6 +114,7 @@ fn run(pipeline: &Path, listed: &Listed) -> Result<Value> {
         .collect();
     Ok(json!({
         "unit": record.unit.id,
+        "event": record.unit.event,
         "state": state_name(record, state),
         "reason": printable(&record.unit.reason, MAX_REASON),
         "about": printable(&about.join(" "), MAX_REASON),
