@@ -112,7 +112,12 @@ pub(super) async fn ask(options: &Options) -> Result<Value> {
                 event = session.next() => event?,
                 () = sleep_until(unseen.unwrap_or_else(Instant::now)), if unseen.is_some() => {
                     unseen = None;
-                    let known = roots::pipelines(&options.broker, options.timeout).await;
+                    // Under our identifier the look would take over the session that waits.
+                    let apart = BrokerOptions {
+                        client_id: format!("tael-{}", host::new_id()),
+                        ..options.broker.clone()
+                    };
+                    let known = roots::pipelines(&apart, options.timeout).await;
                     if known.is_ok_and(|known| known.lack(&options.who)) {
                         return Ok(None);
                     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::common::raw::{Raw, publish};
 use crate::common::{self, World, ran, refuses, wait_until};
 use serde_json::{Value, json};
 
@@ -312,4 +313,31 @@ fn raising_round_and_round_ends_at_the_hop_limit() {
     assert_eq!(hops, (0..=32).collect::<Vec<_>>());
     a.stop();
     b.stop();
+}
+
+#[test]
+fn a_late_answer_arrives_though_the_broker_was_asked_about_the_client() {
+    let world = World::new();
+    let port = world.broker.port();
+    let mut client = Raw::connect(port);
+    client.subscribe("#");
+    let answers = std::thread::spawn(move || {
+        let request = client.hear("the request", |heard| heard.topic.ends_with("/control"));
+        // Without a sign of the client, the caller looks whether there is one.
+        client.hear("the look", |heard| {
+            heard.topic.contains("/infrastructure/replies/")
+        });
+        let answer = br#"{"ok":true,"units":[]}"#;
+        client.send(&publish(
+            request.reply.as_bytes(),
+            answer,
+            Some(7),
+            &[],
+            false,
+        ));
+        client.hear("the answer", |heard| heard.topic == request.reply);
+    });
+    let (code, stdout, stderr) = world.control(&["late", "pause", "--timeout", "20s", "--json"]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    answers.join().expect("client");
 }
