@@ -104,7 +104,8 @@ pub struct Gateway {
 
 impl Tool for Gateway {
     const NAME: &'static str = "gateway";
-    const ABOUT: &'static str = "Publish what HTTP requests bring, durably";
+    const ABOUT: &'static str =
+        "Make events of HTTP requests and webhooks, and show the network on a page";
 
     const HELP: Page = Page {
         first: &[

@@ -18,6 +18,7 @@ use crate::cli::view;
 use crate::cli::work_type::WorkOptions;
 use crate::cli::{ENTRIES, Tool, whole};
 use crate::error::{Error, Kind, Result};
+use crate::model::gateway::route;
 use crate::os::paths;
 
 /// A file for `tael.toml(5)`.
@@ -292,6 +293,11 @@ fn config_page(whole: &Command) -> String {
     for (key, meaning) in view::KEYS {
         roff.item(&format!("{key} in [[view]]"), meaning);
     }
+    roff.section("ROUTES");
+    roff.text("Each [[route]] table of 'tael gateway' makes events of requests, such as webhooks.");
+    for (key, meaning) in route::KEYS {
+        roff.item(&format!("{key} in [[route]]"), meaning);
+    }
     roff.section("COMMANDS OF A NODE");
     roff.text("Each [command.NAME] table is a command of tael node.");
     roff.item("run", "Command line for sh.");
@@ -315,7 +321,7 @@ fn config_page(whole: &Command) -> String {
     roff.item("~/.config/tael/tael.toml", "File of the user.");
     roff.item(paths::SYSTEM_CONFIG, "Applies below both.");
     roff.section("SEE ALSO");
-    roff.text("tael(1), tael-client(1), tael-node(1)");
+    roff.text("tael(1), tael-client(1), tael-node(1), tael-gateway(1)");
     roff.0
 }
 

@@ -87,6 +87,8 @@ pub const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sh desk", "docs/work.md", "tests/it/kept.rs"),
     ("sh kept", "docs/work.md", "tests/it/kept.rs"),
     ("sh pair", "docs/requests.md", "tests/it/pair.rs"),
+    ("toml hook", "docs/gateway.md", "tests/it/gateway_routes.rs"),
+    ("sh hook", "docs/gateway.md", "tests/it/gateway_routes.rs"),
 ];
 
 pub const BROKER: &str = "mqtt.lab.example";

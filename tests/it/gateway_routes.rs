@@ -6,7 +6,7 @@ use serde_json::json;
 use tael::model::signature::base64;
 
 use crate::common::gateway::{Answer, Gateway, post};
-use crate::common::{World, bare_command, ran, wait_until};
+use crate::common::{World, bare_command, has_program, ran, wait_until};
 
 /// GitHub, "Validating webhook deliveries": the values for tests.
 const HUB_SECRET: &str = "It's a Secret to Everybody";
@@ -455,4 +455,68 @@ fn a_wrong_file_keeps_the_routes_and_is_judged_before_a_start() {
         assert!(said.contains(&format!("line {line}")), "{text}: {said}");
         assert!(!said.contains(HUB_SECRET));
     }
+}
+
+/// Returns the only block of a kind in docs/gateway.md.
+fn block(fence: &str) -> &'static str {
+    let page = include_str!("../../docs/gateway.md");
+    let mut parts = page.split(fence).skip(1);
+    let block = parts.next().and_then(|rest| rest.split("```").next());
+    assert!(parts.next().is_none(), "two blocks: {fence}");
+    block.expect("a block")
+}
+
+#[test]
+fn the_first_webhook_of_the_page_runs_its_command_once() {
+    if !has_program("curl", "the webhook of docs/gateway.md")
+        || !has_program("openssl", "the webhook of docs/gateway.md")
+    {
+        return;
+    }
+    let world = World::new();
+    config(&world, "");
+    std::fs::rename(world.path("hub"), world.path("github.secret")).expect("the secret");
+    let secret = world.path("github.secret");
+    let text =
+        block("```toml hook\n").replace("\"github.secret\"", &format!("'{}'", secret.display()));
+    let file = world.file("gateway.toml", text);
+    let ears = world.ears(&["lab/#"]);
+    let out = world.path("built");
+    let command = format!("echo \"$COMMIT $TAEL_EVENT\" >>{}", out.display());
+    let trigger = ["-t", "lab/git/push", "--envreq", "COMMIT", "-c", &command];
+    let client = world.client("build", &trigger);
+    let gateway = Gateway::online(&world, &["--config", &file]);
+    let sent = block("```sh hook\n").replace("localhost:8787", &gateway.address);
+    for _ in 0..2 {
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-euc", &sent]).current_dir(world.dir.path());
+        let (code, out, error) = ran(&mut sh);
+        assert_eq!(
+            (code, out.trim_end()),
+            (0, r#"{"id":"github:d-1"}"#),
+            "{error}"
+        );
+    }
+    // Another one, behind the second.
+    let other = sent.replace("1f2e3d", "4a5b6c").replace("d-1", "d-2");
+    let mut sh = std::process::Command::new("sh");
+    sh.args(["-euc", &other]).current_dir(world.dir.path());
+    assert_eq!(ran(&mut sh).0, 0);
+    ears.wait_all("both ends", |_| {
+        (ears.count("build", "finished") == 2).then_some(())
+    });
+    assert_eq!(
+        world.lines("built"),
+        ["1f2e3d github:d-1", "4a5b6c github:d-2"]
+    );
+    let metrics = gateway.get("/metrics").body;
+    let line = r#"tael_gateway_route_answers_total{route="github",code="202"} 3"#;
+    assert!(metrics.lines().any(|own| own == line), "{metrics}");
+    let version = format!(
+        "tael_gateway_build_info{{version=\"{}\"}} 1",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(metrics.contains(&version), "{metrics}");
+    gateway.process.stop();
+    client.stop();
 }

@@ -39,7 +39,7 @@ const SECRET_MEMBER: &str = "secret";
 enum Origin {
     /// A value of the configuration.
     Constant(Json),
-    /// A part of the request.
+    /// A part of the request. A `null` is missing.
     Part {
         part: Part,
         /// What it is if the part is missing.
@@ -151,7 +151,9 @@ impl Mapping {
                     default,
                     optional,
                 } => {
-                    let value = part.value(request).or_else(|| default.clone());
+                    // Senders write null for what there is not: GitLab's checkout_sha of a deleted branch.
+                    let value = part.value(request).filter(|value| !value.is_null());
+                    let value = value.or_else(|| default.clone());
                     if value.is_none() && !optional {
                         missing.push(printable(&json::lossy(name), MAX_SHOWN));
                     }
@@ -299,7 +301,7 @@ mod tests {
             apply(&mapping, &payload, 1000),
             Ok(json!({
                 "event": "push", "raw": json::string_of(b"a\xff"), "who": "a", "id": number,
-                "list": [{"id": number}], "none": null, "method": "POST", "path": "/hook",
+                "list": [{"id": number}], "none": 1, "method": "POST", "path": "/hook",
                 "body": "body", "peer": "192.0.2.1",
                 "kind": [1, 0.5, true, "x", {"y": "1979-05-27"}], "other": {"a": []},
             }))
@@ -311,7 +313,10 @@ mod tests {
         let mapping = read("a = { json = 'x' }\nb = { query = 'y' }\nc = { value = 1 }");
         let mapping = mapping.expect("mapping");
         let refused = apply(&mapping, &json!({"x": null}), 1000);
-        assert_eq!(refused, Err(Unmapped::Missing(vec!["b".to_owned()])));
+        assert_eq!(
+            refused,
+            Err(Unmapped::Missing(vec!["a".to_owned(), "b".to_owned()]))
+        );
         let refused = apply(&mapping, &json!("x"), 1000).expect_err("both are missing");
         assert!(refused.to_string().ends_with(": a, b"), "{refused}");
     }

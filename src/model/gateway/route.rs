@@ -50,24 +50,58 @@ const METHODS: &[&str] = &["POST", "PUT", "GET", "PATCH", "DELETE"];
 /// Field of the forms of GitHub and Gitea with the JSON document.
 const FORM_MEMBER: &str = "payload";
 
-/// Keys of a route.
-const KEYS: &[&str] = &[
-    "name",
-    "path",
-    "method",
-    "source",
-    "secret-file",
-    "header",
-    "prefix",
-    "encoding",
-    "id-header",
-    "rule",
-    "map",
-    "payload",
-    "answer",
-    "topic",
-    "queue",
-    "work",
+/// Keys of a `[[route]]` table, and their meaning.
+pub const KEYS: [(&str, &str); 16] = [
+    (
+        "name",
+        "Name of the route, in the log, in metrics and before the ids of its deliveries",
+    ),
+    ("path", "Path of its requests"),
+    (
+        "method",
+        "Method of its requests, or a list [default: POST]",
+    ),
+    (
+        "source",
+        "Who signs: github, gitea, forgejo, gitlab, standard, hmac-sha256, hmac-sha512 or bearer; without it the \
+         caller needs a token of the gateway",
+    ),
+    (
+        "secret-file",
+        "File with the secret of the source, or a list of files while it is replaced",
+    ),
+    (
+        "header",
+        "Field with the signature of hmac-sha256 and hmac-sha512",
+    ),
+    ("prefix", "What stands before the signature in that field"),
+    (
+        "encoding",
+        "hex or base64: how that signature is written [default: hex]",
+    ),
+    (
+        "id-header",
+        "Field with the id of a delivery: a delivery that comes again runs once",
+    ),
+    (
+        "rule",
+        "Table, or a list of tables, that must hold: and, or, not, ip, header, query, json, request",
+    ),
+    (
+        "map",
+        "Table of attributes; each is a table with header, query, json, request or value, and default or optional",
+    ),
+    (
+        "payload",
+        "true: the members of the body are attributes, too [default: true without map]",
+    ),
+    (
+        "answer",
+        "Table with status, message, type, mismatch and wait",
+    ),
+    ("topic", "Topic of the message"),
+    ("queue", "Queue of the message"),
+    ("work", "NODE/TYPE of the work, which allow-work must name"),
 ];
 
 /// Where the event of a request goes.
@@ -167,7 +201,7 @@ impl Route {
     /// What is wrong, and where.
     pub fn read(value: &Value, file: ReadFile<'_>) -> Result<Self, Wrong> {
         let keys = Keys::of(value, Vec::new())?;
-        keys.only(KEYS)?;
+        keys.only(&KEYS.map(|(key, _)| key))?;
         let required = |key: &str| {
             let text = keys.text(key)?;
             text.ok_or_else(|| keys.wrong_table(format!("a route needs a '{key}'")))

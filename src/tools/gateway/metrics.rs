@@ -15,6 +15,8 @@ pub const MEDIA: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Metrics {
     /// Answers, by their status.
     answers: Mutex<BTreeMap<u16, u64>>,
+    /// Answers of routes, by their names and statuses.
+    routes: Mutex<BTreeMap<(String, u16), u64>>,
     /// Messages that the broker has confirmed.
     pub confirmed: AtomicU64,
     /// Messages that were not confirmed: the broker was away, late, or has refused them.
@@ -26,6 +28,12 @@ impl Metrics {
     pub fn answered(&self, status: u16) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         *answers.entry(status).or_default() += 1;
+    }
+
+    /// Counts an answer of a route, which is counted as an answer as well.
+    pub fn routed(&self, route: &str, status: u16) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        *routes.entry((route.to_owned(), status)).or_default() += 1;
     }
 
     /// Returns the text.
@@ -90,6 +98,24 @@ impl Metrics {
         for (status, count) in answers.iter() {
             let _ = writeln!(text, "{name}{{code=\"{status}\"}} {count}");
         }
+        let name = "tael_gateway_route_answers_total";
+        let _ = write!(
+            text,
+            "# HELP {name} Answers of routes, by route and status.\n# TYPE {name} counter\n"
+        );
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((route, status), count) in routes.iter() {
+            let _ = writeln!(
+                text,
+                "{name}{{route=\"{route}\",code=\"{status}\"}} {count}"
+            );
+        }
+        let name = "tael_gateway_build_info";
+        let version = env!("CARGO_PKG_VERSION");
+        let _ = write!(
+            text,
+            "# HELP {name} Version of the gateway.\n# TYPE {name} gauge\n{name}{{version=\"{version}\"}} 1\n"
+        );
         text
     }
 }

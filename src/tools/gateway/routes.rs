@@ -225,7 +225,9 @@ impl Gateway {
             seat,
         };
         let answered = hooks::answer(route, head, body, ends).await;
-        answered.unwrap_or_else(|refused| refused)
+        let answered = answered.unwrap_or_else(|refused| refused);
+        self.metrics.routed(&route.name, answered.status);
+        answered
     }
 
     fn check(&self, head: &Head) -> Result<(), Response> {
