@@ -41,10 +41,14 @@ pub async fn hint(broker: &BrokerOptions, content: &Content, root: &str) -> Stri
         return hint;
     }
     let near = match content {
-        Content::Pipeline(who) => {
-            let known = pipelines(broker, PATIENCE).await.unwrap_or_default();
-            known.nearest(who)
-        }
+        Content::Pipeline(who) => match pipelines(broker, PATIENCE).await {
+            Ok(known) if known.0.is_empty() => {
+                let none = "the broker knows no pipeline at all: are --broker and --root right?";
+                Some(none.to_owned())
+            }
+            Ok(known) => known.nearest(who),
+            Err(_) => None,
+        },
         _ => None,
     };
     near.unwrap_or_else(|| "is --root right?".to_owned())

@@ -274,7 +274,8 @@ fn nobody_answers_for_a_pipeline_that_does_not_run() {
     refuses(
         &mut control(&["nobody", "status", "--timeout", "2s"]),
         75,
-        "on lab/infrastructure/pipelines/nobody/control; does that client run? is --root right?",
+        "on lab/infrastructure/pipelines/nobody/control; does that client run? the broker knows no \
+         pipeline at all: are --broker and --root right?",
     );
     for (arguments, text) in [
         (&["x", "dance"][..], "'dance'"),

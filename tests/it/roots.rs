@@ -169,3 +169,13 @@ fn forgetting_finds_the_root() {
     assert!(error.contains("left alone"), "{error}");
     assert!(error.contains("call (offline)"), "{error}");
 }
+
+#[test]
+fn a_broker_without_pipelines_is_said() {
+    let world = World::new();
+    let none = "the broker knows no pipeline at all: are --broker and --root right?";
+    let mut status = tael(&world, &["status", "--who", "seq"]);
+    refuses(&mut status, 65, none);
+    let mut control = tael(&world, &["control", "seq", "status", "--timeout", "1s"]);
+    refuses(&mut control, 75, none);
+}
