@@ -1,7 +1,9 @@
 // A thousand pipelines at a real broker and a real gateway, in a real browser.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
+import net from 'node:net';
 import { after, before, test } from 'node:test';
 import { Browser, picture, until } from './browser.mjs';
 import { Lab } from './lab.mjs';
@@ -49,6 +51,11 @@ test('a thousand pipelines at a real broker stay usable', async () => {
   const page = await browser.open(address);
   // The broker and the gateway are not optimised.
   await page.waitForFunction((n) => document.querySelectorAll('#list-body .last .s-succeeded').length === n, COUNT, { timeout: 60_000 });
+  // Another reader asks for everything, and reads nothing of it.
+  const slow = net.connect(Number(new URL(address).port), '127.0.0.1').pause();
+  await once(slow, 'connect');
+  slow.on('error', () => {});
+  slow.write('GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n');
   // Now with everything at once.
   const begun = Date.now();
   await page.reload();
@@ -89,6 +96,7 @@ test('a thousand pipelines at a real broker stay usable', async () => {
   const cpu = (after.cpu - before.cpu) / SECONDS;
   assert.ok(cpu < 0.5, `the gateway takes ${cpu} of a CPU`);
   assert.ok(after.memory < 200, `the gateway takes ${after.memory} MiB`);
+  slow.destroy();
   const lag = await page.evaluate(() => globalThis.lag);
   assert.ok(lag < 1000, `the page stands still for ${lag} ms`);
   await picture(page, 'real-thousand');
