@@ -137,6 +137,9 @@ impl Answer {
         if let Some(size) = &self.truncated {
             add("truncated", json!(size.parse().unwrap_or(0_u64)));
         }
+        if let Some(unit) = &self.unit {
+            add("unit", json!(unit));
+        }
         Value::Object(object)
     }
 
@@ -636,12 +639,13 @@ mod tests {
             ("tael-code", "2"),
             ("tael-error", "no"),
             ("tael-truncated", "300000"),
+            ("tael-unit", "u1"),
         ];
         let answer = Answer::of(delivery("a", &user, "x\n"));
         assert_eq!(answer.from().as_deref(), Some("zip@n3"));
         assert_eq!(
             json::to_text(&answer.json(Some(17), 812 * S / 1000)),
-            r#"{"n":17,"code":2,"who":"zip","host":"n3","ms":812,"reply":"x\n","error":"no","truncated":300000}"#
+            r#"{"n":17,"code":2,"who":"zip","host":"n3","ms":812,"reply":"x\n","error":"no","truncated":300000,"unit":"u1"}"#
         );
         // Of a program that knows nothing of Tael.
         let answer = Answer::of(delivery("a", &[], "World"));
