@@ -13,6 +13,10 @@ pub const MAX_BYTES: usize = 65_535;
 /// Maximum length of a pipeline name, bytes: it is a topic level and a folder name.
 pub const MAX_WHO_BYTES: usize = 128;
 
+/// Maximum number of levels of a topic name or filter: mosquitto takes more for a malformed packet, and ends the
+/// connection (`TOPIC_HIERARCHY_LIMIT`).
+pub const MAX_LEVELS: usize = 200;
+
 /// Default root of pipelines and tools.
 pub const DEFAULT_ROOT: &str = "tael";
 
@@ -26,7 +30,25 @@ fn check_utf8_string(text: &str, what: &str) -> Result<(), String> {
     if text.contains('\0') {
         return Err(format!("{what} contains a NUL character"));
     }
+    if text.contains(is_unsent) {
+        return Err(format!(
+            "{what} contains a control character or a code point that is no character: brokers end the \
+             connection for it"
+        ));
+    }
+    if text.split('/').nth(MAX_LEVELS).is_some() {
+        return Err(format!(
+            "{what} has more than {MAX_LEVELS} levels: brokers end the connection for it"
+        ));
+    }
     Ok(())
+}
+
+/// Returns whether a receiver may take a string with this code point for a malformed packet (MQTT 5.0,
+/// section 1.5.4: control characters and non-characters), as mosquitto does.
+fn is_unsent(c: char) -> bool {
+    let code = u32::from(c);
+    c.is_control() || (0xfdd0..=0xfdef).contains(&code) || code & 0xfffe == 0xfffe
 }
 
 /// Checks a topic name for publishing.
@@ -375,6 +397,38 @@ mod tests {
 
     fn filter(text: &str) -> Filter {
         Filter::new(text).expect(text)
+    }
+
+    #[test]
+    fn no_broker_ends_the_connection_for_a_topic() {
+        let levels = |count: usize| vec!["x"; count].join("/");
+        for good in [
+            "lab/\u{e000}/\u{fdcf}",
+            "lab/\u{feff}\u{10fffd}",
+            &levels(MAX_LEVELS),
+        ] {
+            assert_eq!(check_name(good), Ok(()));
+            assert!(Filter::new(good.to_owned()).is_ok());
+        }
+        let more = levels(MAX_LEVELS + 1);
+        for wrong in [
+            "",
+            "\0",
+            "a\u{1}",
+            "a\n",
+            "a\u{7f}",
+            "\u{9f}",
+            "\u{fdd0}",
+            "\u{fdef}",
+            "\u{fffe}",
+            "\u{ffff}",
+            "\u{1ffff}",
+            "\u{10fffe}",
+            &more,
+        ] {
+            assert!(check_name(wrong).is_err(), "{wrong:?}");
+            assert!(Filter::new(wrong.to_owned()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

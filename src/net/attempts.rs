@@ -168,7 +168,11 @@ impl Attempts {
             // Another broker of the cluster has not been tried yet.
             wait = wait.min(backoff(0) / 2);
         }
-        if self.short_lives >= SHORT_LIVES && !self.shared {
+        if self.packet_at_fault {
+            // That is no sign of another client. The next packet may be as wrong.
+            wait = backoff(self.short_lives);
+        }
+        if self.short_lives >= SHORT_LIVES && !self.shared && !self.packet_at_fault {
             let doubled = 1 << (self.short_lives - SHORT_LIVES).min(MAX_DOUBLINGS);
             wait = BACKOFF_TAKEN_PERHAPS
                 .saturating_mul(doubled)
@@ -238,6 +242,21 @@ mod tests {
 
     fn refused() -> Failure {
         Failure::Fatal(Error::new(Kind::NotAuthorised, "banned"))
+    }
+
+    #[test]
+    fn a_packet_that_is_refused_is_no_sign_of_another_client() {
+        let mut attempts = Attempts::default();
+        attempts.last();
+        for n in 0..8 {
+            attempts.came_online();
+            let failure = Failure::Packet("malformed".into());
+            let ended = attempts.ended(failure, Some(Duration::ZERO), &broker(), 0);
+            let (wait, _) = ended.expect("goes on");
+            // A loop of wrong packets slows down, without the wait for another client.
+            let full = Duration::from_secs(1 << n).min(Duration::from_secs(30));
+            assert!((full / 2..=full).contains(&wait), "{n}: {wait:?}");
+        }
     }
 
     #[test]

@@ -110,6 +110,7 @@ fn a_request_is_a_message_with_its_attributes() {
     gateway.post("/t/lab/form", &form, "a=b+c").id();
     let message = ears.wait("the form", |m| m.topic == "lab/form");
     assert_eq!(message.payload, json!({ "a": "b c" }));
+    let since = gateway.get("/healthz").json()["since"].to_string();
     for (path, fields, body, status, cause) in [
         ("/t/lab/a", &[][..], "[]", 400, "not an object"),
         (
@@ -136,6 +137,18 @@ fn a_request_is_a_message_with_its_attributes() {
         ("/t/other", &[], "{}", 403, "allows"),
         ("/t/$SYS/x", &[], "{}", 403, "allows"),
         ("/t/lab/%23", &[], "{}", 400, "wildcard"),
+        // mosquitto would end the connection for each of these.
+        ("/t/lab/%ef%bf%bf", &[], "{}", 400, "no character"),
+        ("/t/lab/%f0%9f%bf%be", &[], "{}", 400, "no character"),
+        ("/t/lab/%ef%b7%90", &[], "{}", 400, "no character"),
+        ("/t/lab/%c2%85", &[], "{}", 400, "control character"),
+        (
+            &format!("/t/lab{}", "/x".repeat(200)),
+            &[],
+            "{}",
+            400,
+            "200 levels",
+        ),
         ("/x", &[], "{}", 404, "nothing"),
         ("/metrics", &[], "", 405, "GET"),
         (
@@ -152,7 +165,8 @@ fn a_request_is_a_message_with_its_attributes() {
         let error = error["error"].as_str().expect("error");
         assert!(error.contains(cause), "{path}: {error}");
     }
-    // None of them was published.
+    // None of them was published, or has ended the connection.
+    assert!(gateway.get("/healthz").body.contains(&since), "{since}");
     gateway.post("/t/lab/last", &[], "").id();
     ears.wait("the last", |m| m.topic == "lab/last");
     assert_eq!(ears.all().len(), 3);

@@ -70,7 +70,7 @@ fn work_is_submitted_and_its_end_is_the_answer() {
         .json();
     assert_eq!((&end["code"], &end["state"]), (&json!(4), &json!("failed")));
     for (path, status, cause) in [
-        ("/w/localhost/none", 404, "no client has type"),
+        ("/w/localhost/none", 503, "no client has type"),
         ("/w/localhost/other", 403, "--allow-work"),
         ("/w/localhost/upper?command=x", 400, "cannot be the name"),
         ("/w/localhost/upper?wait=x", 400, "wait"),

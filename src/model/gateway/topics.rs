@@ -52,10 +52,6 @@ impl Topics {
     /// When they may not.
     pub fn check(&self, topic: &str) -> Result<(), Refusal> {
         topic::check_name(topic).map_err(Refusal::Wrong)?;
-        if topic.contains(char::is_control) {
-            let cause = "the topic contains a control character".to_owned();
-            return Err(Refusal::Wrong(cause));
-        }
         let is_own = |text: &str| {
             let rest = text.strip_prefix(&self.own);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

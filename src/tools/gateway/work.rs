@@ -128,8 +128,10 @@ impl Submissions {
                 let cause = "other work was sent with this Idempotency-Key or delivery before";
                 Response::error(409, cause)
             }
+            // The gateway takes this work: its client may be starting, or be reloaded.
             Refusal::UnknownType => {
-                Response::error(404, &printable(&e.error.to_string(), SHOWN_CAUSE))
+                let cause = printable(&e.error.to_string(), SHOWN_CAUSE);
+                Response::error(503, &cause).with("retry-after", "1")
             }
             Refusal::TryAgain | Refusal::NoParams | Refusal::Other => refused(&e.error),
         })
