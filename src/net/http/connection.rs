@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version};
@@ -154,16 +155,8 @@ async fn respond<S: Service>(
     seat: &Seat,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let is_host = |field: &HeaderValue| field.to_str().is_ok_and(|host| host_of(host).is_some());
-    // RFC 9112, section 3.2.
-    let has_host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => is_host(host),
-        (None, _) => parts.version < Version::HTTP_11,
-        _ => false,
-    };
-    if !has_host {
-        return Response::error(400, "a request has one Host field: NAME or NAME:PORT").last();
+    if let Err(refused) = check(&parts) {
+        return refused.last();
     }
     let fields = parts.headers.iter();
     let head = Head {
@@ -198,6 +191,37 @@ async fn respond<S: Service>(
     match body {
         Ok(body) => service.answer(head, body, seat).await,
         Err(refused) => refused.last(),
+    }
+}
+
+/// Checks what the library lets pass.
+///
+/// # Errors
+/// The answer to a request without a host of its own (RFC 9112, section 3.2), or with a transfer coding that is
+/// not known (section 6.1).
+fn check(parts: &Parts) -> Result<(), Response> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok().filter(|host| host_of(host).is_some()),
+        (None, _) if parts.version < Version::HTTP_11 => Some(""),
+        _ => None,
+    };
+    let Some(host) = host else {
+        let cause = "a request has one Host field: NAME or NAME:PORT";
+        return Err(Response::error(400, cause));
+    };
+    let authority = parts.uri.authority();
+    if authority.is_some_and(|named| !named.as_str().eq_ignore_ascii_case(host)) {
+        let cause = "the request names one host, and its Host field another";
+        return Err(Response::error(400, cause));
+    }
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    match codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        true => Ok(()),
+        false => {
+            let cause = "Transfer-Encoding is chunked, and nothing else";
+            Err(Response::error(501, cause))
+        }
     }
 }
 

@@ -276,6 +276,11 @@ async fn broken_requests_are_refused_and_end_their_connection() {
         ),
         ("Host: x\r\nTransfer-Encoding: gzip", "", 400),
         ("Host: x\r\nTransfer-Encoding: chunked, gzip", "", 400),
+        (
+            "Host: x\r\nTransfer-Encoding: gzip, chunked",
+            "0\r\n\r\nGET / HTTP/1.1\r\nHost: x",
+            501,
+        ),
         ("Host: x\r\nTransfer-Encoding: chunked", "x\r\n", 400),
         (
             "Host: x\r\nTransfer-Encoding: chunked",
@@ -322,8 +327,17 @@ async fn broken_requests_are_refused_and_end_their_connection() {
         );
     }
     server.wait_open(0).await;
-    let answer = server.exchange("GET / HTTP/1.0\r\n\r\n").await;
-    status(&answer, 200);
+    for (request, code) in [
+        ("GET / HTTP/1.0\r\n\r\n", 200),
+        (
+            "GET http://x/ HTTP/1.1\r\nHost: X\r\nConnection: close\r\n\r\n",
+            200,
+        ),
+        ("GET http://evil/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        ("GET http://evil/ HTTP/1.0\r\n\r\n", 400),
+    ] {
+        status(&server.exchange(request).await, code);
+    }
 }
 
 #[tokio::test]
