@@ -295,15 +295,31 @@ fn control_needs_its_option_and_a_token() {
 fn the_files_allow_nothing_from_elsewhere() {
     let world = World::new();
     let gateway = Gateway::start(&world, &[]);
+    // So it does not know either which runs are here, and which pipelines have left.
+    assert_eq!(reads.get("/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD").status, 401);
+    for path in [
+        "/api/pipelines/nope/runs",
+        "/api/pipelines/nope/statuses",
+        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
+        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout",
+    ] {
+        assert_eq!(reads.ask(&format!("GET {path}"), &[BEARER]).status, 404);
+    }
+    assert_eq!(reads.ask("GET /api/nothing", &[BEARER]).status, 404);
+    let metrics = reads.ask("GET /metrics", &[BEARER]).body;
+    let counted = "\ntael_gateway_answers_total{code=\"404\"} 5\n";
+    assert!(metrics.contains(counted), "all are counted: {metrics}");
     for (path, media) in [
         ("/", "text/html"),
         ("/page.css", "text/css"),
         ("/page.js", "text/javascript"),
         ("/icon.svg", "image/svg+xml"),
+    let (nothing, not_found) = (json!("/api/nothing"), json!(404));
     ] {
         let answer = gateway.get(path);
         assert_eq!(answer.status, 200, "{answer:?}");
         for want in [media, "default-src 'none'", "nosniff", "no-referrer"] {
+        (&nothing, &not_found),
             assert!(
                 answer.head.contains(want),
                 "{path}: {want}: {}",

@@ -230,6 +230,19 @@ test('what the gateway refuses is shown', async () => {
   await until(page, () => document.querySelector('#refused tbody')?.textContent.includes('/t/lab/infrastructure/pipelines/seq/control'));
 });
 
+test('what the page itself asks for is not refused', async () => {
+  const page = await open(`${lab.controller}#/pipelines/nope/01KBMJ2Y7R8QK4ZT9V6W5X3D01`, { ignore: /status of 40[14]/ });
+  const answers = [];
+  page.on('response', (response) => answers.push(response.status()));
+  await page.locator('#token').fill(TOKEN);
+  await page.getByRole('button', { name: 'Use it' }).click();
+  await until(page, () => document.getElementById('runs-note').textContent.includes('no such pipeline'));
+  await until(page, () => document.getElementById('output-note').textContent === 'not on this host');
+  assert.ok(answers.includes(404));
+  const known = await page.evaluate(async (token) => (await (await fetch('api/network', { headers: { authorization: `Bearer ${token}` } })).json()).refused.filter(({ path, status }) => /nope|01KBMJ2Y7R8QK4ZT9V6W5X3D01/.test(path) || (path.startsWith('/units/') && status === 401)), TOKEN);
+  assert.deepEqual(known, []);
+});
+
 test('it says since when the broker is away, and goes on when it is back', async () => {
   const page = await open(lab.reader);
   await shown(page);

@@ -323,11 +323,16 @@ impl Gateway {
 
     /// Notes for the page that a request was refused.
     fn refused(&self, head: &Head, answer: &Response) {
-        // Its 503 is about the broker. The page asks without a token first, to learn whether it needs one.
-        let is_asking = answer.status == 401
-            && head.method == "GET"
-            && head.field("authorization").is_none()
-            && page::Place::parse(&head.path).is_some();
+        // Its 503 is about the broker. The page itself asks without a token first, to learn whether it needs one,
+        // and for pipelines and units that may not be here.
+        let is_asking = match answer.status {
+            401 => head.field("authorization").is_none(),
+            404 => true,
+            _ => false,
+        } && matches!(
+            place(head, &self.hooks.routes()),
+            Ok(Place::Page(_) | Place::Unit(_))
+        ) && matches!(head.method.as_str(), "GET" | "HEAD");
         let hub = self.page.as_ref();
         let Some(hub) = hub.filter(|_| head.path != "/healthz" && !is_asking) else {
             return;
