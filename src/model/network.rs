@@ -298,14 +298,18 @@ impl Seen {
         waits.sum::<usize>() + last.sum::<usize>()
     }
 
+    /// Returns its triggers, for programs.
+    #[must_use]
+    pub fn triggers_json(&self) -> Value {
+        let triggers = self.triggers.iter();
+        triggers
+            .map(|t| json!({"name": t.name, "topics": t.topics, "absent": t.absent}))
+            .collect()
+    }
+
     /// Returns everything known about it, for programs.
     #[must_use]
     pub fn json(&self) -> Value {
-        let triggers: Vec<Value> = self
-            .triggers
-            .iter()
-            .map(|t| json!({"name": t.name, "topics": t.topics, "absent": t.absent}))
-            .collect();
         json!({
             "who": self.who,
             "host": self.host,
@@ -314,7 +318,7 @@ impl Seen {
             "since": self.since,
             "until": self.until,
             "trigger_count": self.trigger_count,
-            "triggers": triggers,
+            "triggers": self.triggers_json(),
             "last": self.last,
             "last_canceled": self.last_canceled,
             "last_success": match self.success {

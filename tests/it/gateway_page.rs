@@ -174,6 +174,41 @@ fn a_broker_that_goes_and_comes_is_an_event() {
 }
 
 #[test]
+fn a_client_that_is_killed_keeps_its_edge() {
+    let mut world = World::new();
+    let seq = world.client("seq", &["-t", "lab/in", "-c", "true"]);
+    let done = "lab/infrastructure/pipelines/seq/status";
+    let zip = world.client("zip", &["-t", done, "-c", "true"]);
+    let gateway = Gateway::online(&world, &[]);
+    let edges = || gateway.get("/api/network").json()["edges"].clone();
+    let all = json!([
+        {"from": "", "to": "seq", "topic": "lab/in"},
+        {"from": "seq", "to": "zip", "topic": done},
+    ]);
+    wait_until("both are known", || edges() == all);
+    let mut events = Events::open(&gateway, "/api/stream?messages=0", &[]);
+    zip.kill();
+    let lost = wait(&mut events, |name, data| {
+        name == "pipeline" && data["who"] == "zip" && data["state"] == "lost"
+    });
+    assert_eq!(lost["triggers"][0]["topics"], json!([done]));
+    assert_eq!(edges(), all);
+    // A broker that stops may say of every client that it is lost.
+    world.broker.stop();
+    wait(&mut events, |name, data| {
+        name == "broker" && data["state"] == "away"
+    });
+    assert_eq!(edges(), all);
+    let drawing = gateway.get("/api/graph.svg");
+    assert!(
+        drawing.body.contains(r#"data-from="seq" data-to="zip""#),
+        "{drawing:?}"
+    );
+    gateway.process.stop();
+    seq.kill();
+}
+
+#[test]
 fn a_short_run_is_told_while_it_runs() {
     let world = World::new();
     let client = world.client("p", &["-t", "lab/in", "--when", "", "-c", "true"]);
@@ -260,15 +295,31 @@ fn control_needs_its_option_and_a_token() {
     assert_eq!(reads.get("/api/network").status, 401);
     let wrong = ("Authorization", "Bearer a-wrong-token-of-them");
     assert_eq!(reads.ask("GET /api/stream", &[wrong]).status, 401);
+    // So it does not know either which runs are here, and which pipelines have left.
+    assert_eq!(reads.get("/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD").status, 401);
+    for path in [
+        "/api/pipelines/nope/runs",
+        "/api/pipelines/nope/statuses",
+        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
+        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout",
+    ] {
+        assert_eq!(reads.ask(&format!("GET {path}"), &[BEARER]).status, 404);
+    }
+    assert_eq!(reads.ask("GET /api/nothing", &[BEARER]).status, 404);
+    let metrics = reads.ask("GET /metrics", &[BEARER]).body;
+    let counted = "\ntael_gateway_answers_total{code=\"404\"} 5\n";
+    assert!(metrics.contains(counted), "all are counted: {metrics}");
     let network = reads.ask("GET /api/network", &[BEARER]).json();
     let refused = network["refused"].as_array().expect("refused").iter();
     let refused: Vec<_> = refused.map(|r| (&r["path"], &r["status"])).collect();
     let (control, stream) = (json!(path), json!("/api/stream"));
     let (unknown, forbidden) = (json!(401), json!(403));
+    let (nothing, not_found) = (json!("/api/nothing"), json!(404));
     let want = [
         (&control, &unknown),
         (&control, &forbidden),
         (&stream, &unknown),
+        (&nothing, &not_found),
     ];
     assert_eq!(refused, want, "{network}");
     reads.process.stop();
@@ -295,31 +346,15 @@ fn control_needs_its_option_and_a_token() {
 fn the_files_allow_nothing_from_elsewhere() {
     let world = World::new();
     let gateway = Gateway::start(&world, &[]);
-    // So it does not know either which runs are here, and which pipelines have left.
-    assert_eq!(reads.get("/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD").status, 401);
-    for path in [
-        "/api/pipelines/nope/runs",
-        "/api/pipelines/nope/statuses",
-        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD",
-        "/units/01JBV7Y3ZK8Q5W2N4T6R9M1XCD/stdout",
-    ] {
-        assert_eq!(reads.ask(&format!("GET {path}"), &[BEARER]).status, 404);
-    }
-    assert_eq!(reads.ask("GET /api/nothing", &[BEARER]).status, 404);
-    let metrics = reads.ask("GET /metrics", &[BEARER]).body;
-    let counted = "\ntael_gateway_answers_total{code=\"404\"} 5\n";
-    assert!(metrics.contains(counted), "all are counted: {metrics}");
     for (path, media) in [
         ("/", "text/html"),
         ("/page.css", "text/css"),
         ("/page.js", "text/javascript"),
         ("/icon.svg", "image/svg+xml"),
-    let (nothing, not_found) = (json!("/api/nothing"), json!(404));
     ] {
         let answer = gateway.get(path);
         assert_eq!(answer.status, 200, "{answer:?}");
         for want in [media, "default-src 'none'", "nosniff", "no-referrer"] {
-        (&nothing, &not_found),
             assert!(
                 answer.head.contains(want),
                 "{path}: {want}: {}",

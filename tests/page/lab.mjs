@@ -57,6 +57,8 @@ export class Lab {
     await mkdir(join(lab.folder, 'state'));
     await writeFile(join(lab.folder, 'tokens'), `${TOKEN}\n`, { mode: 0o600 });
     lab.running = new Map();
+    // How each program was started.
+    lab.words = new Map();
     lab.port = await freePort();
     await lab.startBroker();
     return lab;
@@ -80,6 +82,7 @@ export class Lab {
     const env = { PATH: process.env.PATH, HOME: this.folder, STATE_DIRECTORY: join(this.folder, 'state') };
     const child = spawn(TAEL, words.map(String), { env, stdio: ['ignore', 'ignore', 'inherit'] });
     this.running.set(name, child);
+    this.words.set(name, words);
     return child;
   }
 

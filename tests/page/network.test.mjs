@@ -243,6 +243,31 @@ test('what the page itself asks for is not refused', async () => {
   assert.deepEqual(known, []);
 });
 
+test('a client that is killed keeps its edge, and so does each while the broker stops', async () => {
+  const page = await open(lab.reader);
+  await shown(page);
+  const edges = () => page.locator('#drawing .edge').count();
+  const before = await edges();
+  const zip = lab.words.get('zip');
+  await lab.stop('zip', 'SIGKILL');
+  await until(page, () => document.querySelector('#list-body .s-lost'));
+  await until(page, () => document.querySelector('#drawing .edge[data-from="demux"][data-to="zip"]'));
+  lab.spawn('zip', zip);
+  await shown(page);
+  await lab.stop('broker', 'SIGTERM');
+  await page.locator('#banner').waitFor();
+  await until(page, () => document.querySelector('#drawing [data-who="zip"]').getAttribute('aria-label').startsWith('zip: last known: '));
+  // A drawing without edges would come after that.
+  await page.reload();
+  await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+  assert.equal(await edges(), before);
+  await picture(page, 'real-stopped');
+  await lab.startBroker();
+  await page.locator('#banner').waitFor({ state: 'hidden', timeout: 40_000 });
+  await shown(page);
+  assert.equal(await edges(), before);
+});
+
 test('it says since when the broker is away, and goes on when it is back', async () => {
   const page = await open(lab.reader);
   await shown(page);

@@ -468,3 +468,49 @@ test('a thousand pipelines stay usable', async () => {
   assert.ok(took < 3000, `${took} ms until the search answers`);
   await picture(page, 'thousand');
 });
+/** Returns the colours, in RGB, of all that shows whether a pipeline or a node is there. */
+const colours = (page) => page.evaluate(() => {
+  const parts = document.querySelectorAll(':is(#list-body .state, #nodes, #beacons, #pipeline-state) .badge, .sum:is(.f-away, .f-paused) b, #count-nodes');
+  const shapes = document.querySelectorAll('#drawing .node rect');
+  const used = [...parts].map((part) => getComputedStyle(part).color).concat([...shapes].map((each) => getComputedStyle(each).stroke));
+  return [...new Set(used)].map((colour) => colour.match(/\d+/g).slice(0, 3).map(Number));
+});
+const isGrey = ([r, g, b]) => Math.max(r, g, b) - Math.min(r, g, b) < 48;
+
+for (const scheme of SCHEMES) {
+  test(`states are those last known while the broker is away, ${scheme}`, async () => {
+    fake.pipelines.set('zip', pipeline('zip', { state: 'paused' }));
+    const page = await open('', { scheme });
+    await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+    // A broker that stops may say so of each client.
+    for (const who of ['seq', 'demux']) fake.change(who, { state: 'lost' });
+    await until(page, () => document.querySelectorAll('#list-body .s-lost').length === 2);
+    assert.ok((await colours(page)).some((colour) => !isGrey(colour)), 'a loss is red');
+    const state = (who) => row(page, who).locator('.state').textContent();
+    const label = (who) => page.locator(`#drawing [data-who="${who}"]`).getAttribute('aria-label');
+    assert.deepEqual([await state('seq'), await label('seq')], ['lost', 'seq: lost']);
+    fake.send('broker', { state: 'away', since: now() });
+    await until(page, () => document.querySelector('#drawing [data-who="zip"]').getAttribute('aria-label') === 'zip: last known: paused');
+    await until(page, () => document.getElementById('said').textContent.includes('The broker is away: all states are the last known ones'));
+    assert.doesNotMatch(await page.locator('#said').textContent(), /is lost/);
+    assert.deepEqual([await state('seq'), await label('seq')], ['last known: lost', 'seq: last known: lost']);
+    assert.match(await page.locator('#list-note').textContent(), /states as last known/);
+    // Colours fade.
+    const grey = async () => { while (!(await colours(page)).every(isGrey)) await page.waitForTimeout(50); };
+    for (const [view, text] of [['', 'last known: lost'], ['pipelines/seq', 'last known: lost'], ['nodes', 'last known: fresh']]) {
+      await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
+      await until(page, (want) => [...document.querySelectorAll('.view:not([hidden]) :is(.state, td, #pipeline-state)')].some((each) => each.textContent === want), text);
+      await grey();
+      assert.deepEqual(await barriers(page), [], view);
+      await picture(page, `old-${view.split('/')[0] || 'network'}-${scheme}`);
+    }
+    fake.send('broker', { state: 'connected', since: now() });
+    await page.evaluate(() => { location.hash = '#/'; });
+    await until(page, () => document.querySelector('#drawing [data-who="seq"]').getAttribute('aria-label') === 'seq: lost');
+    assert.equal(await state('seq'), 'lost');
+    assert.equal(await page.locator('#list-note').textContent(), '');
+  });
+}
+
+  await until(page, () => document.querySelector('#list-body .state').textContent === 'last known: online');
+  assert.deepEqual(await barriers(page), []);

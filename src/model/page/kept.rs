@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::model::event::Attributes;
+use crate::model::network::Seen;
 use crate::model::page::{MAX_HOST, MAX_TEXT, MAX_TOPIC, MAX_VERSION};
 
 /// Maximum memory of the triggers of a pipeline, bytes.
@@ -42,6 +43,21 @@ fn copy_scalars(from: &Attributes, to: &mut Attributes, keys: &[&str]) {
             to.insert((*key).to_owned(), value.clone());
         }
     }
+}
+
+/// Returns a presence with the triggers that its pipeline told last if it tells none and its client is gone. The
+/// will of a client names none.
+pub(super) fn with_triggers(mut presence: Attributes, last: Option<&Seen>) -> Attributes {
+    let state = presence.get("state").and_then(Value::as_str);
+    let is_gone = matches!(state, Some("lost" | "offline"));
+    if is_gone
+        && !presence.contains_key("triggers")
+        && let Some(last) = last
+    {
+        presence.insert("triggers".to_owned(), last.triggers_json());
+        presence.insert("trigger_count".to_owned(), last.trigger_count.into());
+    }
+    presence
 }
 
 /// Returns what is kept of a presence, and about how much memory that takes, bytes. Topics that are longer

@@ -269,6 +269,7 @@ impl Page {
                 let (attributes, memory) = if name == "presence" {
                     let room = MAX_WHOLE.saturating_sub(others);
                     self.truncated |= room < kept::MAX_MEMORY;
+                    let attributes = kept::with_triggers(attributes, self.network.pipeline(who));
                     kept::presence(&attributes, room)
                 } else {
                     kept::last(&attributes)
@@ -619,6 +620,54 @@ mod tests {
         assert_eq!(changes, [("gone", json!({"who": "seq"}))]);
         assert_eq!(page.json(1.0)["pipelines"], json!([]));
         assert_eq!(page.bytes, 0);
+    }
+
+    #[test]
+    fn a_pipeline_that_is_lost_keeps_its_triggers_until_it_is_gone() {
+        let mut page = Page::new("lab");
+        let topic = format!("{PLACE}/seq/presence");
+        let trigger = json!({ "name": "t", "topics": ["lab/x"], "absent": 2.0 });
+        let online = json!({ "state": "online", "trigger_count": 3, "triggers": [trigger] });
+        let tell = |page: &mut Page, payload: &Value| {
+            let changes = page.take(&delivery(&topic, &payload.to_string(), ""), 1.0);
+            changes.into_iter().next().expect("change").1
+        };
+        let told = tell(&mut page, &online);
+        let (version, bytes) = (page.version(), page.bytes);
+        let edges = json!([{ "from": "", "to": "seq", "topic": "lab/x" }]);
+        // The will of a client names no triggers, as does an early version that is stopped.
+        for state in ["lost", "lost", "offline"] {
+            let changed = tell(&mut page, &json!({ "state": state, "since": 1 }));
+            assert_eq!(changed["state"], state);
+            for key in ["triggers", "trigger_count"] {
+                assert_eq!(changed[key], told[key], "{state}: {key}");
+            }
+            assert_eq!(page.json(1.0)["edges"], edges, "{state}");
+            assert_eq!(page.version(), version, "the graph is the same");
+            let seen = page.network().pipeline("seq").expect("seq");
+            assert_eq!(seen.triggers[0].absent, Some(2.0), "{state}");
+            let name = |presence: &str| presence.len();
+            assert_eq!(page.bytes + name("online"), bytes + name(state), "{state}");
+        }
+        // Triggers that it tells itself count, also none, and so does an online one without them.
+        tell(&mut page, &json!({ "state": "offline", "triggers": [] }));
+        assert_eq!(page.json(1.0)["edges"], json!([]));
+        tell(&mut page, &online);
+        tell(&mut page, &json!({ "state": "online" }));
+        assert_eq!(page.json(1.0)["edges"], json!([]));
+        tell(&mut page, &online);
+        tell(&mut page, &json!({ "state": "lost" }));
+        assert_eq!(
+            page.take(&delivery(&topic, "", ""), 1.0),
+            [("gone", json!({"who": "seq"}))]
+        );
+        assert_eq!(
+            (page.json(1.0)["edges"].clone(), page.bytes),
+            (json!([]), 0)
+        );
+        // What was forgotten does not come back.
+        tell(&mut page, &json!({ "state": "lost" }));
+        assert_eq!(page.json(1.0)["edges"], json!([]));
     }
 
     #[test]

@@ -204,6 +204,12 @@ const network = {
 /** Connection to the gateway: `state` is opening, open or away. */
 const gateway = { state: 'opening', since: now(), next: null, cause: '' };
 
+/** Returns whether states are only the last known ones, because the gateway or its broker is away. */
+const areOld = () => gateway.state === 'away' || network.broker.state === 'away';
+
+/** Returns a state in words. */
+const stateWords = (state) => (areOld() ? `last known: ${state}` : state);
+
 /** Parts that the next frame paints. */
 const changed = { names: new Set(), all: false, parts: new Set(), frame: false };
 
@@ -572,7 +578,9 @@ function tell(old, pipeline) {
 function takeBroker(value) {
   const state = value.state === 'connected' || value.state === 'away' ? value.state : 'unknown';
   if (network.broker.state !== 'unknown' && network.broker.state !== state) {
-    say(state === 'away' ? 'The broker is away' : 'The broker is connected again');
+    // A broker that stops may say of each client that it is lost: one text tells all of that.
+    if (state === 'away') speech.waiting = speech.waiting.filter((text) => !text.endsWith(' is lost'));
+    say(state === 'away' ? 'The broker is away: all states are the last known ones' : 'The broker is connected again');
   }
   network.broker = { state, since: value.since };
   paint('links');
@@ -651,7 +659,11 @@ function paintLinks() {
   put($('empty-message'), `tael message --topic ${network.root}/in status=finished`);
   // A gateway without tokens needs none.
   $('token-open').hidden = !(network.control || token() || gateway.wantsToken);
-  document.body.classList.toggle('is-stale', gateway.state === 'away');
+  if (document.body.classList.contains('is-old') !== areOld()) {
+    document.body.classList.toggle('is-old', areOld());
+    for (const who of network.pipelines.keys()) touch(who);
+    for (const part of ['list', 'pipeline', 'nodes']) paint(part);
+  }
   const away = open && broker.state === 'away';
   $('banner').hidden = !(away || (gateway.state === 'away' && !gateway.wantsToken));
   $('banner-retry').hidden = gateway.state !== 'away';
@@ -660,7 +672,7 @@ function paintLinks() {
     put($('banner-text'), `The gateway cannot be reached since ${clock(gateway.since)} (${counted(now() - gateway.since)}): ${gateway.cause}. ${left === null ? 'Connecting …' : `Next attempt in ${left} s.`} Below is what was last known.`);
   } else if (away) {
     const since = isNumber(broker.since) ? ` since ${clock(broker.since)} (${counted(now() - broker.since)})` : '';
-    put($('banner-text'), `The broker is away${since}. The gateway connects again by itself; messages are refused until then.`);
+    put($('banner-text'), `The broker is away${since}. The gateway connects again by itself; messages are refused until then. Below is what was last known.`);
   }
 }
 
@@ -694,6 +706,7 @@ function makeRow(who) {
   const cell = (name, ...children) => el('span', { role: 'cell', class: name }, ...children);
   const row = {
     name: el('a', { href: `#/pipelines/${encodeURIComponent(who)}`, tabindex: '-1' }, visible(who)),
+    old: el('span', { class: 'unseen' }),
     state: badge('unknown'),
     now: cell('now'),
     waiting: cell('waiting num'),
@@ -703,13 +716,14 @@ function makeRow(who) {
     host: cell('host'),
     version: cell('version'),
   };
-  row.node = el('div', { role: 'row', class: 'row' }, cell('name', row.name), cell('state', row.state), row.now, row.waiting, cell('last', row.end, ' ', row.when), row.took, row.host, row.version);
+  row.node = el('div', { role: 'row', class: 'row' }, cell('name', row.name), cell('state', row.old, row.state), row.now, row.waiting, cell('last', row.end, ' ', row.when), row.took, row.host, row.version);
   return row;
 }
 
 function fillRow(row, pipeline) {
   const state = stateOf(pipeline);
   const { last, running } = pipeline;
+  put(row.old, areOld() ? 'last known: ' : '');
   rebadge(row.state, state);
   dress(row.node, `row${lit(pipeline).length ? ' is-running' : ''}${state === 'offline' || state === 'lost' ? ' is-away' : ''}`);
   fillNow(row, pipeline);
@@ -781,9 +795,12 @@ function paintList() {
   stopAt(list.stop);
   paintSums();
   paintEdges(names);
-  const truncated = network.truncated ? '; there are more than the gateway keeps' : '';
+  const notes = [];
   const shown = list.names.reduce((n, who) => n + (list.rows.get(who).node.hidden ? 0 : 1), 0);
-  put($('list-note'), shown === list.names.length && !truncated ? '' : `${shown} of ${list.names.length}${truncated}`);
+  if (shown < list.names.length || network.truncated) notes.push(`${shown} of ${list.names.length}`);
+  if (network.truncated) notes.push('there are more than the gateway keeps');
+  if (areOld()) notes.push('states as last known');
+  put($('list-note'), notes.join('; '));
   $('list-empty').hidden = list.names.length > 0 || gateway.state !== 'open';
   $('list').hidden = list.names.length === 0;
   $('sums').hidden = list.names.length === 0;
@@ -966,7 +983,7 @@ function paintEdges(names) {
     // A name that is cut on the drawing is said as it is seen, and then whole.
     const seen = line(node.querySelector('text')?.textContent, 100);
     const name = seen && seen !== line(who, 100) ? `${seen}, ${line(who, 100)}` : line(who, 100);
-    node.setAttribute('aria-label', `${name}: ${stateOf(pipeline)}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
+    node.setAttribute('aria-label', `${name}: ${stateWords(stateOf(pipeline))}${running ? ', running' : ''}${failed ? ', last run failed' : ''}`);
     for (const { edge, from, topic, base } of drawing.into.get(who) ?? []) {
       const filters = topic === null ? filtersOf(from, who) : [topic];
       dress(edge, `${base}${running && haveStarted(filters, runs) ? ' is-running' : ''}`);
@@ -1093,7 +1110,7 @@ function paintPipeline() {
   const pipeline = network.pipelines.get(who);
   put($('pipeline-name'), visible(who));
   const state = pipeline ? stateOf(pipeline) : 'unknown';
-  $('pipeline-state').replaceChildren(badge(state, pipeline ? state : gateway.state === 'open' ? 'not known' : ' …'));
+  $('pipeline-state').replaceChildren(badge(state, pipeline ? stateWords(state) : gateway.state === 'open' ? 'not known' : ' …'));
   const facts = [];
   if (pipeline) {
     const { running, last } = pipeline;
@@ -1121,7 +1138,7 @@ function fillFacts(node, facts) {
 
 /** Shows the buttons that this caller may use. */
 function paintActions(pipeline) {
-  const alive = pipeline && (pipeline.state === 'online' || pipeline.state === 'paused');
+  const alive = pipeline && !areOld() && (pipeline.state === 'online' || pipeline.state === 'paused');
   $('actions').hidden = !network.control || !pipeline;
   const wanted = network.control && pipeline ? ['raise', pipeline.state === 'paused' ? 'resume' : 'pause', 'retry'] : [];
   const triggers = array(pipeline?.triggers).map((trigger) => trigger?.name).filter((name) => typeof name === 'string');
@@ -1485,13 +1502,13 @@ function paintNodes() {
   if (route.view !== 'nodes') return;
   sync($('nodes').tBodies[0], nodes, (node) => node.node, (node) => el('tr', {}, el('th', { scope: 'row' }, visible(node.node)), el('td', {}, badge('unknown')), el('td'), el('td', { class: 'num' })), (row, node) => {
     const [, state, host, age] = row.children;
-    rebadge(state.firstElementChild, kind(node), line(node.state, 40));
+    rebadge(state.firstElementChild, kind(node), stateWords(line(node.state, 40)));
     put(host, line(node.host, 100));
     put(age, isNumber(node.age) ? `${counted(node.age + now() - node.heard)} old` : '');
   });
   sync($('beacons').tBodies[0], beacons, (beacon) => beacon.topic, (beacon) => el('tr', {}, el('th', { scope: 'row' }, visible(beacon.topic)), el('td', {}, badge('unknown')), el('td', { class: 'num' })), (row, beacon) => {
     const [, state, when] = row.children;
-    rebadge(state.firstElementChild, beacon.fresh === true ? 'online' : 'lost', beacon.fresh === true ? 'fresh' : 'silent');
+    rebadge(state.firstElementChild, beacon.fresh === true ? 'online' : 'lost', stateWords(beacon.fresh === true ? 'fresh' : 'silent'));
     put(when, ago(beacon.ts));
     when.title = clock(beacon.ts);
   });
