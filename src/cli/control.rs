@@ -12,7 +12,7 @@ use crate::cli::connection::{self, Connection, Root};
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
 use crate::error::{Error, Result};
-use crate::model::control::{ACTIONS, Action, ENVELOPE};
+use crate::model::control::{ACTIONS, Action, RESERVED};
 use crate::model::event::Attributes;
 use crate::model::near::nearest;
 use crate::model::roots::Content;
@@ -152,7 +152,7 @@ impl Tool for Control {
 
 fn attributes(pairs: Vec<String>) -> Result<Attributes> {
     let mut attributes = Attributes::new();
-    let reserved = ["action", "trigger", ENVELOPE].map(|name| (name, "part of the request"));
+    let reserved = RESERVED.map(|name| (name, "part of the request"));
     attr::add(&mut attributes, pairs, &reserved)?;
     Ok(attributes)
 }

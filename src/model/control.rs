@@ -41,6 +41,9 @@ pub enum Action {
 /// drop its MQTT 5 properties. An answer names its request under the same key.
 pub const ENVELOPE: &str = "tael-request";
 
+/// Names that no attribute of a raised event may have: they are parts of the request.
+pub const RESERVED: [&str; 3] = ["action", "trigger", ENVELOPE];
+
 /// Name of the refusal of an expired request.
 pub const EXPIRED: &str = "expired";
 

@@ -151,6 +151,7 @@ test('with a token a person raises, retries, pauses and resumes, and not without
   await goTo(page, '#/pipelines/seq');
   // A run begins, is shown, fails, and says why.
   await page.getByRole('button', { name: 'Raise', exact: true }).click();
+  await page.getByRole('button', { name: 'Raise it' }).click();
   await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
   await until(page, () => document.getElementById('unit-facts').textContent.includes('manually raised') && document.getElementById('unit-state').textContent === 'failed');
   await until(page, () => document.getElementById('unit-facts').textContent.includes('Code3'));
@@ -185,6 +186,33 @@ test('with a token a person raises, retries, pauses and resumes, and not without
   await until(page, () => document.querySelector('#runs tbody tr .s-succeeded') && document.getElementById('pipeline-facts').textContent.includes('Waiting0'));
   await goTo(page, '#/');
   await idle(page);
+});
+
+test('a trigger that requires an attribute is raised with it', async () => {
+  const words = ['client', '--who', 'strict', '--root', 'lab', '--port', lab.port, '-t', 'lab/strict', '-c', 'echo "sample $SAMPLE"', '--envreq', 'sample', '--log', 'none'];
+  lab.spawn('strict', words);
+  try {
+    const page = await open(lab.controller, { ignore: REFUSED });
+    await page.locator('#token').fill(TOKEN);
+    await page.getByRole('button', { name: 'Use it' }).click();
+    await until(page, () => document.querySelector('#list-body [href="#/pipelines/strict"]'));
+    await goTo(page, '#/pipelines/strict');
+    await until(page, () => document.getElementById('pipeline-state').textContent === 'online');
+    const raise = async (text) => {
+      await page.getByRole('button', { name: 'Raise', exact: true }).click();
+      await page.locator('#raise-attributes').fill(text);
+      await page.getByRole('button', { name: 'Raise it' }).click();
+    };
+    await raise('');
+    await until(page, () => /raise: .*sample/.test(document.getElementById('action-result').textContent));
+    await raise('sample=S = 7');
+    await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
+    await until(page, () => document.getElementById('unit-state').textContent === 'succeeded' && document.getElementById('output').textContent === 'sample S = 7\n');
+    await picture(page, 'real-raised');
+  } finally {
+    await lab.stop('strict');
+    await lab.run('forget', 'strict', '--root', 'lab', '--port', lab.port);
+  }
 });
 
 test('payloads of a sender stay text', async () => {

@@ -189,8 +189,114 @@ test('of several triggers one is raised', async () => {
   await until(page, () => document.getElementById('pipeline-facts').textContent.includes('Waiting3'));
   assert.deepEqual(await barriers(page), []);
   await page.getByRole('button', { name: 'Raise' }).click();
+  await page.getByRole('button', { name: 'Raise it' }).click();
   await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
   assert.deepEqual(fake.actions, [{ action: 'raise', trigger: HOSTILE }]);
+});
+
+for (const [i, width] of WIDTHS.entries()) {
+  test(`a run is raised with attributes at ${width} pixels`, async () => {
+    fake.token = 'a-token-of-the-lab';
+    fake.open = true;
+    fake.reply = { ok: false, error: 'not raised: it lacks the required attribute sample' };
+    const page = await open('#/pipelines/demux', { width, scheme: SCHEMES[i] });
+    await page.evaluate((token) => sessionStorage.setItem('tael-token', token), fake.token);
+    const ask = () => page.getByRole('button', { name: 'Raise', exact: true }).click();
+    const box = page.getByLabel('Attributes, one NAME=VALUE a line');
+    const raise = () => page.getByRole('button', { name: 'Raise it' }).click();
+    const result = (text) => until(page, (want) => document.getElementById('action-result').textContent.includes(want), text);
+    await ask();
+    assert.equal(await box.evaluate((node) => node === document.activeElement), true);
+    assert.deepEqual(await barriers(page), []);
+    await picture(page, `raise-${width}-${SCHEMES[i]}`);
+    for (const [text, cause] of [['sample', 'Line 1 is no NAME=VALUE'], ['\n=S1', 'Line 2 is no NAME=VALUE'], ['a=1\na=2', 'Line 2: a is given twice'], ['action=cancel', 'action is part of the request'], ['trigger=x', 'trigger is part'], ['tael-request=x', 'tael-request is part']]) {
+      await box.fill(text);
+      await raise();
+      await until(page, (want) => document.getElementById('raise-error').textContent.includes(want), cause);
+    }
+    assert.deepEqual(await barriers(page), []);
+    assert.deepEqual(fake.actions, []);
+    await page.keyboard.press('Escape');
+    await box.waitFor({ state: 'hidden' });
+    assert.deepEqual(fake.actions, []);
+    await ask();
+    await box.fill('lane=1');
+    await raise();
+    await result('lacks the required attribute sample');
+    // What was given is there, to be mended.
+    fake.reply = { ok: true };
+    await ask();
+    assert.equal(await box.inputValue(), 'lane=1');
+    await box.fill(`lane=1\n\n sample = S=1\n__proto__=x\nempty=\nnote=${HOSTILE}`);
+    await raise();
+    await result('raise: done');
+    await ask();
+    await box.fill('');
+    await raise();
+    while (fake.actions.length < 3) await new Promise((resolve) => { setTimeout(resolve, 10); });
+    const want = JSON.parse(`{"lane":"1","sample":" S=1","__proto__":"x","empty":"","note":${JSON.stringify(HOSTILE)}}`);
+    assert.deepEqual(fake.actions, [{ action: 'raise', attributes: { lane: '1' } }, { action: 'raise', attributes: want }, { action: 'raise' }]);
+    // Those of one pipeline are not for another.
+    await ask();
+    await box.fill('lane=2');
+    await page.evaluate(() => { location.hash = '#/pipelines/seq'; });
+    await box.waitFor({ state: 'hidden' });
+    await ask();
+    assert.equal(await box.inputValue(), '');
+  });
+}
+
+test('a bar that is cut has its time, and each that has room', async () => {
+  const run = (i, seconds) => ({ ...fake.runs[2], unit: `01KBMJ2Y7R8QK4ZT9V6W5X4D${10 + i}`, started: now() - 900 + i, ended: now() - 900 + i + seconds, seconds });
+  fake.runs = Array.from({ length: 40 }, (_, i) => run(i, i < 2 || i > 38 ? 120 + i : 1));
+  for (const each of fake.runs) fake.units.set(each.unit, each);
+  const page = await open('#/pipelines/demux');
+  const times = () => page.locator('#chart .time').evaluateAll((all) => all.map((each) => each.textContent));
+  await until(page, () => document.querySelectorAll('#chart .cut').length === 3);
+  assert.deepEqual((await times()).sort(), ['2 m 0 s', '2 m 1 s', '2 m 39 s']);
+  // None covers another, and all are inside.
+  const overlaps = () => page.evaluate(() => {
+    const chart = document.querySelector('#chart svg').getBoundingClientRect();
+    const boxes = [...document.querySelectorAll('#chart .time')].map((each) => each.getBoundingClientRect());
+    return boxes.filter((a, i) => a.left < chart.left - 1 || a.right > chart.right + 1 || a.top < chart.top || boxes.some((b, k) => k < i && a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1)).length;
+  });
+  assert.equal(await overlaps(), 0);
+  await picture(page, 'cut');
+  fake.runs = Array.from({ length: 100 }, (_, i) => run(i, i < 9 ? 7000 + i : 1));
+  fake.change('demux', { waiting: 1 });
+  await until(page, () => document.querySelectorAll('#chart .cut').length === 9);
+  assert.ok((await times()).length >= 4);
+  assert.equal(await overlaps(), 0);
+  // Nothing is cut, so nothing stands there.
+  fake.runs = Array.from({ length: 10 }, (_, i) => run(i, 5));
+  fake.change('demux', { waiting: 2 });
+  await until(page, () => document.querySelectorAll('#chart .bar-run').length === 10);
+  assert.deepEqual(await times(), []);
+});
+
+test('a narrow page says how long a run took, and its code', async () => {
+  fake.runs[1].reason = 'a reason that is far longer than a line of such a page has room for';
+  const page = await open('#/pipelines/demux', { width: 360 });
+  await until(page, () => document.querySelectorAll('#runs tbody tr').length === 3);
+  const failed = page.locator('#runs tbody tr').nth(1);
+  for (const [nth, text] of [[4, '10 s'], [5, '2']]) {
+    const cell = failed.locator(`:nth-child(${nth})`).first();
+    assert.equal(await cell.isVisible(), true);
+    assert.equal(await cell.textContent(), text);
+    const { x, width } = await cell.boundingBox();
+    assert.ok(x >= 0 && width > 8 && x + width <= 360, `${text}: ${x} ${width}`);
+  }
+  assert.ok(await page.locator('#runs').evaluate((table) => table.scrollWidth <= table.parentElement.clientWidth));
+  assert.ok((await failed.boundingBox()).height < 70);
+  // For screen readers it is a table as before: they read what the browser makes of it.
+  const session = await page.context().newCDPSession(page);
+  const { nodes } = await session.send('Accessibility.getFullAXTree');
+  const table = nodes.find((node) => node.role?.value === 'table' && node.name?.value === 'Last runs, newest first');
+  const below = (id) => nodes.filter((node) => node.parentId === id).flatMap((node) => [node, ...below(node.nodeId)]);
+  const roles = below(table.nodeId).map((node) => node.role?.value);
+  const count = (role) => roles.filter((each) => each === role).length;
+  assert.deepEqual(['row', 'columnheader', 'rowheader', 'cell'].map(count), [1 + 3, 6, 3, 3 * 5]);
+  assert.deepEqual(await barriers(page), []);
 });
 
 test('a network without pipelines says what to do', async () => {
@@ -385,6 +491,50 @@ test('it says since when the broker is away', async () => {
   await page.locator('#banner').waitFor({ state: 'hidden' });
 });
 
+/** Returns the colours, in RGB, of all that shows whether a pipeline or a node is there. */
+const colours = (page) => page.evaluate(() => {
+  const parts = document.querySelectorAll(':is(#list-body .state, #nodes, #beacons, #pipeline-state) .badge, .sum:is(.f-away, .f-paused) b, #count-nodes');
+  const shapes = document.querySelectorAll('#drawing .node rect');
+  const used = [...parts].map((part) => getComputedStyle(part).color).concat([...shapes].map((each) => getComputedStyle(each).stroke));
+  return [...new Set(used)].map((colour) => colour.match(/\d+/g).slice(0, 3).map(Number));
+});
+const isGrey = ([r, g, b]) => Math.max(r, g, b) - Math.min(r, g, b) < 48;
+
+for (const scheme of SCHEMES) {
+  test(`states are those last known while the broker is away, ${scheme}`, async () => {
+    fake.pipelines.set('zip', pipeline('zip', { state: 'paused' }));
+    const page = await open('', { scheme });
+    await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
+    // A broker that stops may say so of each client.
+    for (const who of ['seq', 'demux']) fake.change(who, { state: 'lost' });
+    await until(page, () => document.querySelectorAll('#list-body .s-lost').length === 2);
+    assert.ok((await colours(page)).some((colour) => !isGrey(colour)), 'a loss is red');
+    const state = (who) => row(page, who).locator('.state').textContent();
+    const label = (who) => page.locator(`#drawing [data-who="${who}"]`).getAttribute('aria-label');
+    assert.deepEqual([await state('seq'), await label('seq')], ['lost', 'seq: lost']);
+    fake.send('broker', { state: 'away', since: now() });
+    await until(page, () => document.querySelector('#drawing [data-who="zip"]').getAttribute('aria-label') === 'zip: last known: paused');
+    await until(page, () => document.getElementById('said').textContent.includes('The broker is away: all states are the last known ones'));
+    assert.doesNotMatch(await page.locator('#said').textContent(), /is lost/);
+    assert.deepEqual([await state('seq'), await label('seq')], ['last known: lost', 'seq: last known: lost']);
+    assert.match(await page.locator('#list-note').textContent(), /states as last known/);
+    // Colours fade.
+    const grey = async () => { while (!(await colours(page)).every(isGrey)) await page.waitForTimeout(50); };
+    for (const [view, text] of [['', 'last known: lost'], ['pipelines/seq', 'last known: lost'], ['nodes', 'last known: fresh']]) {
+      await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
+      await until(page, (want) => [...document.querySelectorAll('.view:not([hidden]) :is(.state, td, #pipeline-state)')].some((each) => each.textContent === want), text);
+      await grey();
+      assert.deepEqual(await barriers(page), [], view);
+      await picture(page, `old-${view.split('/')[0] || 'network'}-${scheme}`);
+    }
+    fake.send('broker', { state: 'connected', since: now() });
+    await page.evaluate(() => { location.hash = '#/'; });
+    await until(page, () => document.querySelector('#drawing [data-who="seq"]').getAttribute('aria-label') === 'seq: lost');
+    assert.equal(await state('seq'), 'lost');
+    assert.equal(await page.locator('#list-note').textContent(), '');
+  });
+}
+
 test('it says that the gateway is away, and comes back by itself', async () => {
   const page = await open('', { ignore: ENDED });
   await until(page, () => document.querySelectorAll('#list-body .row').length === 3);
@@ -393,6 +543,8 @@ test('it says that the gateway is away, and comes back by itself', async () => {
   await fake.close();
   await page.locator('#banner').waitFor();
   assert.match(await page.locator('#banner').textContent(), /gateway cannot be reached since/);
+  await until(page, () => document.querySelector('#list-body .state').textContent === 'last known: online');
+  assert.deepEqual(await barriers(page), []);
   await picture(page, 'unreachable');
   fake.pipelines.delete('zip');
   fake.pipelines.set('new', pipeline('new'));
@@ -468,49 +620,3 @@ test('a thousand pipelines stay usable', async () => {
   assert.ok(took < 3000, `${took} ms until the search answers`);
   await picture(page, 'thousand');
 });
-/** Returns the colours, in RGB, of all that shows whether a pipeline or a node is there. */
-const colours = (page) => page.evaluate(() => {
-  const parts = document.querySelectorAll(':is(#list-body .state, #nodes, #beacons, #pipeline-state) .badge, .sum:is(.f-away, .f-paused) b, #count-nodes');
-  const shapes = document.querySelectorAll('#drawing .node rect');
-  const used = [...parts].map((part) => getComputedStyle(part).color).concat([...shapes].map((each) => getComputedStyle(each).stroke));
-  return [...new Set(used)].map((colour) => colour.match(/\d+/g).slice(0, 3).map(Number));
-});
-const isGrey = ([r, g, b]) => Math.max(r, g, b) - Math.min(r, g, b) < 48;
-
-for (const scheme of SCHEMES) {
-  test(`states are those last known while the broker is away, ${scheme}`, async () => {
-    fake.pipelines.set('zip', pipeline('zip', { state: 'paused' }));
-    const page = await open('', { scheme });
-    await until(page, () => document.querySelectorAll('#drawing .node').length === 3);
-    // A broker that stops may say so of each client.
-    for (const who of ['seq', 'demux']) fake.change(who, { state: 'lost' });
-    await until(page, () => document.querySelectorAll('#list-body .s-lost').length === 2);
-    assert.ok((await colours(page)).some((colour) => !isGrey(colour)), 'a loss is red');
-    const state = (who) => row(page, who).locator('.state').textContent();
-    const label = (who) => page.locator(`#drawing [data-who="${who}"]`).getAttribute('aria-label');
-    assert.deepEqual([await state('seq'), await label('seq')], ['lost', 'seq: lost']);
-    fake.send('broker', { state: 'away', since: now() });
-    await until(page, () => document.querySelector('#drawing [data-who="zip"]').getAttribute('aria-label') === 'zip: last known: paused');
-    await until(page, () => document.getElementById('said').textContent.includes('The broker is away: all states are the last known ones'));
-    assert.doesNotMatch(await page.locator('#said').textContent(), /is lost/);
-    assert.deepEqual([await state('seq'), await label('seq')], ['last known: lost', 'seq: last known: lost']);
-    assert.match(await page.locator('#list-note').textContent(), /states as last known/);
-    // Colours fade.
-    const grey = async () => { while (!(await colours(page)).every(isGrey)) await page.waitForTimeout(50); };
-    for (const [view, text] of [['', 'last known: lost'], ['pipelines/seq', 'last known: lost'], ['nodes', 'last known: fresh']]) {
-      await page.evaluate((hash) => { location.hash = hash; }, `#/${view}`);
-      await until(page, (want) => [...document.querySelectorAll('.view:not([hidden]) :is(.state, td, #pipeline-state)')].some((each) => each.textContent === want), text);
-      await grey();
-      assert.deepEqual(await barriers(page), [], view);
-      await picture(page, `old-${view.split('/')[0] || 'network'}-${scheme}`);
-    }
-    fake.send('broker', { state: 'connected', since: now() });
-    await page.evaluate(() => { location.hash = '#/'; });
-    await until(page, () => document.querySelector('#drawing [data-who="seq"]').getAttribute('aria-label') === 'seq: lost');
-    assert.equal(await state('seq'), 'lost');
-    assert.equal(await page.locator('#list-note').textContent(), '');
-  });
-}
-
-  await until(page, () => document.querySelector('#list-body .state').textContent === 'last known: online');
-  assert.deepEqual(await barriers(page), []);

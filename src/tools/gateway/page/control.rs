@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::model::control::Action;
+use crate::model::control::{Action, RESERVED};
 use crate::model::event::attributes;
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::topic::PipelineTopics;
@@ -38,9 +38,20 @@ fn action(body: &[u8]) -> Result<Action, Response> {
                 Some(Value::Object(map)) => map.clone(),
                 Some(_) => return Err(wrong("'attributes' is an object")),
             };
-            let trigger = asked.get("trigger").and_then(Value::as_str);
+            if attributes.contains_key("") {
+                return Err(wrong("an attribute needs a name"));
+            }
+            if let Some(name) = RESERVED.iter().find(|name| attributes.contains_key(**name)) {
+                let cause = format!("attribute '{name}' is part of the request");
+                return Err(wrong(&cause));
+            }
+            let trigger = match asked.get("trigger") {
+                None | Some(Value::Null) => None,
+                Some(Value::String(trigger)) => Some(trigger.clone()),
+                Some(_) => return Err(wrong("'trigger' is a text")),
+            };
             Ok(Action::Raise {
-                trigger: trigger.map(str::to_owned),
+                trigger,
                 attributes,
             })
         }
@@ -124,11 +135,25 @@ mod tests {
             payload.starts_with(r#"{"action":"cancel","unit":"U1""#),
             "{payload}"
         );
+        let raise = r#"{"action":"raise","trigger":"t","attributes":{"sample":"S=1"}}"#;
+        let (message, _) = of(raise).expect("request");
+        let payload = String::from_utf8_lossy(&message.payload).into_owned();
+        assert!(
+            payload.starts_with(r#"{"action":"raise","trigger":"t","sample":"S=1""#),
+            "{payload}"
+        );
         for wrong in [
             "",
             "[]",
             "{}",
             r#"{"action":"stop"}"#,
+            r#"{"action":"raise","trigger":1}"#,
+            r#"{"action":"raise","attributes":"sample=S1"}"#,
+            r#"{"action":"raise","attributes":{"":"S1"}}"#,
+            // These are parts of the request: it would ask for something else.
+            r#"{"action":"raise","attributes":{"action":"cancel"}}"#,
+            r#"{"action":"raise","attributes":{"trigger":"other"}}"#,
+            r#"{"action":"raise","attributes":{"tael-request":{}}}"#,
             r#"{"action":"cancel","unit":1}"#,
         ] {
             assert_eq!(of(wrong).expect_err(wrong).status, 400);

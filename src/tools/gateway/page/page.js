@@ -1146,7 +1146,7 @@ function paintActions(pipeline) {
   sync($('actions'), wanted, (name) => (name === 'raise' ? `raise ${key}` : name), (name) => {
     if (name === 'raise' && triggers.length > 1) return makeRaise(triggers);
     const button = el('button', { type: 'button' }, { raise: 'Raise', pause: 'Pause', resume: 'Resume', retry: 'Retry last failed' }[name]);
-    button.addEventListener('click', () => control(button, name));
+    button.addEventListener('click', () => (name === 'raise' ? askRaise(button, triggers[0]) : control(button, name)));
     return button;
   }, (node) => {
     for (const part of node.matches('button') ? [node] : node.children) part.disabled = !alive;
@@ -1157,19 +1157,66 @@ function paintActions(pipeline) {
 function makeRaise(triggers) {
   const choice = el('select', { 'aria-label': 'Trigger to raise' }, ...triggers.map((name) => el('option', {}, line(name, 60))));
   const button = el('button', { type: 'button' }, 'Raise');
-  button.addEventListener('click', () => control(button, 'raise', null, triggers[choice.selectedIndex]));
+  const chosen = () => triggers[choice.selectedIndex];
+  button.addEventListener('click', () => askRaise(button, chosen(), chosen()));
   return el('span', { class: 'actions' }, choice, button);
 }
 
+/** What the question about a raise is for: its button, its pipeline, and the trigger to name, if it has several. */
+const raising = { button: null, who: null, trigger: undefined };
+
+/** Asks with which attributes to raise `name`, the trigger of the shown pipeline. */
+function askRaise(button, name, trigger) {
+  // What was given before may be wanted again, with a change.
+  if (raising.who !== route.who || raising.trigger !== trigger) $('raise-attributes').value = '';
+  Object.assign(raising, { button, who: route.who, trigger });
+  put($('raise-heading'), `Raise ${line(route.who, 60)}`);
+  put($('raise-trigger'), name && name !== 'default' ? `Trigger ${line(name, 60)}.` : '');
+  put($('raise-error'), '');
+  $('raise-box').showModal();
+  $('raise-attributes').focus();
+}
+
+/** Names that are parts of a request, so that no attribute has them. */
+const RESERVED = ['action', 'trigger', 'tael-request'];
+
+/** Reads attributes, one `NAME=VALUE` a line, as `tael control WHO raise` takes them. */
+function readAttributes(text) {
+  const attributes = new Map();
+  for (const [i, each] of text.split('\n').entries()) {
+    if (each.trim() === '') continue;
+    const at = each.indexOf('=');
+    const name = each.slice(0, Math.max(0, at)).trim();
+    if (!name) throw new Error(`Line ${i + 1} is no NAME=VALUE.`);
+    if (RESERVED.includes(name)) throw new Error(`Line ${i + 1}: ${name} is part of the request; choose another name.`);
+    if (attributes.has(name)) throw new Error(`Line ${i + 1}: ${line(name, 60)} is given twice.`);
+    attributes.set(name, each.slice(at + 1));
+  }
+  return attributes.size ? Object.fromEntries(attributes) : undefined;
+}
+
+function raise() {
+  let attributes;
+  try {
+    attributes = readAttributes($('raise-attributes').value);
+  } catch (error) {
+    put($('raise-error'), error.message);
+    $('raise-attributes').focus();
+    return;
+  }
+  $('raise-box').close();
+  control(raising.button, 'raise', null, raising.trigger, attributes);
+}
+
 /** Asks the shown pipeline to do something. */
-async function control(button, action, unit, trigger) {
+async function control(button, action, unit, trigger, attributes) {
   const { who } = route;
   button.disabled = true;
   const result = $('action-result');
   dress(result, 'result');
   put(result, `${action}: waiting for ${line(who, 60)} …`);
   try {
-    const response = await ask(api(who, 'control'), { method: 'POST', body: { action, ...(unit && { unit }), ...(trigger && { trigger }) } });
+    const response = await ask(api(who, 'control'), { method: 'POST', body: { action, ...(unit && { unit }), ...(trigger && { trigger }), ...(attributes && { attributes }) } });
     const { reply } = await response.json();
     const failed = reply && typeof reply === 'object' && (reply.ok === false || typeof reply.error === 'string');
     dress(result, `result ${failed ? 'is-bad' : 'is-good'}`);
@@ -1235,6 +1282,31 @@ function paintRuns() {
   $('statuses-empty').hidden = view.statuses.length > 0;
 }
 
+/** Height of a line of times above the chart, and width of a character of it. */
+const LABEL_LINE = 13;
+const LABEL_CHARACTER = 6.2;
+/** Maximum number of these lines. */
+const LABEL_LINES = 4;
+
+/** Places the times of the bars that are cut, newest first: each beside or above the others. */
+function cutLabels(times, full, middle, width) {
+  const places = new Map();
+  const used = [];
+  for (let i = times.length - 1; i >= 0; i -= 1) {
+    if (times[i] <= full) continue;
+    const text = span(times[i]);
+    const half = (text.length * LABEL_CHARACTER) / 2;
+    const x = Math.max(half, Math.min(width - half, middle(i)));
+    let on = used.findIndex((left) => x + half + LABEL_CHARACTER <= left);
+    if (on < 0) on = used.length;
+    // The table has those for which there is no room.
+    if (on >= LABEL_LINES) continue;
+    used[on] = x - half;
+    places.set(i, { text, x, line: on });
+  }
+  return { places, lines: used.length };
+}
+
 /** Draws the last runs, oldest at the left: height is time, colour and sign are the end. */
 function paintChart() {
   const box = $('chart');
@@ -1242,7 +1314,7 @@ function paintChart() {
   box.hidden = runs.length === 0;
   if (!runs.length) return box.replaceChildren();
   const width = Math.max(240, box.clientWidth);
-  const [left, right, top, height, foot] = [60, 4, 8, 118, 26];
+  const [left, right, height, foot] = [60, 4, 118, 26];
   const times = runs.map((run) => taken(run) ?? 0);
   const most = Math.max(0.001, ...times);
   // One run that takes very long must not flatten the others: its bar is cut.
@@ -1250,6 +1322,9 @@ function paintChart() {
   const full = usual > 0 ? Math.min(most, usual * 3) : most;
   const slots = Math.max(runs.length, 24);
   const step = (width - left - right) / slots;
+  const placeOf = (i) => width - right - step * (runs.length - i);
+  const labels = cutLabels(times, full, (i) => placeOf(i) + step / 2, width);
+  const top = 8 + LABEL_LINE * labels.lines;
   const sums = {};
   for (const run of runs) sums[runState(run.state)] = (sums[runState(run.state)] ?? 0) + 1;
   const words = Object.entries(sums).map(([state, n]) => `${n} ${state}`).join(', ');
@@ -1261,7 +1336,7 @@ function paintChart() {
   }
   runs.forEach((run, i) => {
     const state = runState(run.state);
-    const x = width - right - step * (runs.length - i);
+    const x = placeOf(i);
     const gap = step > 4 ? Math.min(3, step * 0.25) : 0.5;
     const tall = Math.max(3, (height * Math.min(times[i], full)) / full);
     const bar = shape('g', { class: `bar-run s-${state}${run.unit && run.unit === output.unit ? ' is-open' : ''}${run.unit ? ' has-unit' : ''}` });
@@ -1269,6 +1344,8 @@ function paintChart() {
     bar.append(shape('rect', { class: 'hit', x, y: top, width: step, height: height + 12 }));
     bar.append(shape('rect', { class: 'fill', x: x + gap / 2, y: top + height - tall, width: Math.max(1, step - gap), height: tall, rx: Math.min(2, step / 4) }));
     if (times[i] > full) bar.append(shape('rect', { class: 'cut', x, y: top + 9, width: step, height: 3 }));
+    const label = labels.places.get(i);
+    if (label) bar.append(shape('text', { class: 'axis time', x: label.x, y: top - 4 - LABEL_LINE * label.line, 'text-anchor': 'middle' }, label.text));
     const [middle, low] = [x + step / 2, top + height + 3];
     const reach = Math.min(3.5, step / 2);
     // A sign beside the colour: a wedge for failed, a dash for canceled.
@@ -1689,6 +1766,7 @@ function go() {
     view.turn += 1;
     output.unit = null;
     openOutput();
+    $('raise-box').close();
     put($('action-result'), '');
     put($('runs-note'), '');
     paint('pipeline');
@@ -1797,6 +1875,11 @@ function listen() {
   $('token-form').addEventListener('submit', (event) => {
     event.preventDefault();
     setToken($('token').value.trim());
+  });
+  $('raise-close').addEventListener('click', () => $('raise-box').close());
+  $('raise-form').addEventListener('submit', (event) => {
+    event.preventDefault();
+    raise();
   });
   addEventListener('keydown', (event) => {
     if (event.key !== '/' || event.ctrlKey || event.metaKey || event.altKey) return;
