@@ -9,7 +9,7 @@ use clap::{ArgMatches, Args};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
-use crate::cli::connection::{self, Connection, Root, warn_of_open};
+use crate::cli::connection::{self, Connection, Root, rank, warn_of_open};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::cli::queue_access::{self, QueueLogin, QueueTable};
@@ -21,10 +21,10 @@ use crate::model::gateway::work::Kind;
 use crate::model::queue;
 use crate::model::topic::{check_name, check_who};
 use crate::net::amqp::AmqpOptions;
-use crate::net::http::{Address, Identity, Tls};
+use crate::net::http::{Address, Identity};
 use crate::net::options::TlsFiles;
 use crate::os::{host, paths};
-use crate::tools::gateway::{self, Options, ReadRoutes};
+use crate::tools::gateway::{self, Contents, Options, Reread};
 use crate::tools::work::Scope;
 
 /// Shortest and longest `--timeout`. A broker needs some time, and callers wait no longer.
@@ -42,13 +42,13 @@ pub struct Gateway {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Our certificate in PEM: callers then speak TLS, except on a Unix socket
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// Our private key in PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Certificate authorities in PEM: callers then show a certificate of one
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// Topic filter to which callers may publish; repeatable [default: ROOT/#, without
     /// ROOT/infrastructure/#]
@@ -130,75 +130,129 @@ impl Tool for Gateway {
 
     const CHECK: Option<fn(Self, &ArgMatches, &Layers, &mut Mistakes)> =
         Some(|gateway, matches, layers, mistakes| {
-            gateway.options(matches, layers, mistakes);
+            let (_, contents) = gateway.read(matches, layers, mistakes);
+            for mistake in contents.mistakes() {
+                mistakes.note(mistake);
+            }
         });
 
     fn run(self, matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
         let mut mistakes = Mistakes::default();
-        let options = self.options(matches, layers, &mut mistakes);
-        gateway::run(&mistakes.or_first(options)?)
+        let (options, contents) = self.read(matches, layers, &mut mistakes);
+        let reread = Reread(Arc::new(|| {
+            let (gateway, matches, layers) = super::again::<Self>()?;
+            let mut mistakes = Mistakes::default();
+            let (options, contents) = gateway.read(&matches, &layers, &mut mistakes);
+            Ok((mistakes.or_first(options)?, contents))
+        }));
+        gateway::run(mistakes.or_first(options)?, contents, reread)
     }
 }
 
 impl Gateway {
-    /// Returns what the gateway does, unless a mistake leaves nothing; notes every mistake.
-    fn options(
+    /// Returns what the gateway does, unless a mistake leaves nothing, and what the files hold that it
+    /// names. Notes every mistake in the options.
+    fn read(
         self,
         matches: &ArgMatches,
         layers: &Layers,
         mistakes: &mut Mistakes,
-    ) -> Option<Options> {
+    ) -> (Option<Options>, Contents) {
         let queues = self.queues(matches, layers, mistakes);
+        let root = mistakes.keep(self.root.clone().resolve());
+        let topics = root.as_ref().and_then(|root| {
+            let topics = Topics::new(root, &self.allow);
+            mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
+        });
         let ends = Ends {
             has_queues: queues.is_some(),
-            work: self.allow_work.clone(),
+            work: &self.allow_work,
+            topics: topics.as_ref(),
         };
-        mistakes.keep(route_tables::read(layers, &ends));
-        let arguments: Vec<_> = std::env::args_os().collect();
-        let routes = ReadRoutes(Arc::new(move || {
-            route_tables::read(&Layers::load(&arguments)?, &ends)
-        }));
+        let routes = route_tables::read(layers, &ends);
+        let tls = self.tls(matches, layers, mistakes);
+        if let Some(files) = &tls {
+            warn_of_open("private key", &files.key);
+        }
+        if let Some(file) = &self.token_file {
+            warn_of_open("token file", file);
+        }
+        let contents = Contents::read(self.token_file.as_deref(), tls.as_ref(), routes);
+        let roots = (root, topics);
+        let options = self.options(matches, queues, roots, tls, mistakes);
+        (options, contents)
+    }
+
+    /// Returns the files of our TLS, if there is any. They may come from flags, the environment and files,
+    /// so only here is it known which are missing.
+    fn tls(
+        &self,
+        matches: &ArgMatches,
+        layers: &Layers,
+        mistakes: &mut Mistakes,
+    ) -> Option<Identity> {
+        let wrong = |long: &str, cause: &str| {
+            let from_file = rank(matches, &long.replace('-', "_")) == 0;
+            match layers.with_key(Self::NAME, long).filter(|_| from_file) {
+                Some(layer) => layer.wrong_at(&[Self::NAME, long], cause),
+                None => Error::usage(cause),
+            }
+        };
+        let pair = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => {
+                if self.tls_client_ca.is_some() {
+                    let cause = "--tls-client-ca needs --tls-cert and --tls-key";
+                    mistakes.note(wrong("tls-client-ca", cause));
+                }
+                None
+            }
+            (cert, _) => {
+                let given = if cert.is_some() {
+                    "tls-cert"
+                } else {
+                    "tls-key"
+                };
+                let cause = "--tls-cert and --tls-key go together: one is missing";
+                mistakes.note(wrong(given, cause));
+                None
+            }
+        };
+        let (cert, key) = pair?;
+        Some(Identity {
+            cert,
+            key,
+            client_ca: self.tls_client_ca.clone(),
+        })
+    }
+
+    fn options(
+        self,
+        matches: &ArgMatches,
+        queues: Option<(Vec<String>, AmqpOptions)>,
+        (root, topics): (Option<String>, Option<Topics>),
+        tls: Option<Identity>,
+        mistakes: &mut Mistakes,
+    ) -> Option<Options> {
         let workflows = self.workflows.as_ref().and_then(|who| {
             mistakes.keep(check_who(who).map_err(Error::usage))?;
             Some(mistakes.keep(paths::state_dir())?.join(who))
         });
         let id = connection::random_id();
         let broker = self.connection.resolve_all(matches, id, mistakes);
-        let root = mistakes.keep(self.root.resolve());
         let events = self.events.clone().or_else(|| root.clone());
         let events = events.unwrap_or_default();
         if self.events.is_some() {
             let checked = check_name(&events);
             mistakes.keep(checked.map_err(|e| Error::usage(format!("use --events: {e}"))));
         }
-        let topics = root.as_ref().and_then(|root| {
-            let topics = Topics::new(root, &self.allow);
-            mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
-        });
-        let tls = self.tls_cert.zip(self.tls_key).map(|(cert, key)| Identity {
-            cert,
-            key,
-            client_ca: self.tls_client_ca,
-        });
-        if let Some(files) = &tls
-            && mistakes.keep(Tls::read(files)).is_some()
-        {
-            warn_of_open("private key", &files.key);
-        }
-        match &self.token_file {
-            Some(file) => {
-                if mistakes.keep(gateway::read_tokens(file)).is_some() {
-                    warn_of_open("token file", file);
-                }
-            }
-            None if tls.is_some() => {}
-            None => {
-                if let Some(open) = self.listen.iter().find(|address| !address.is_local()) {
-                    mistakes.note(Error::usage(format!(
-                        "listen on {open}: that is open to others; give --token-file or --tls-cert"
-                    )));
-                }
-            }
+        // Half a pair is a mistake of its own.
+        let is_closed = self.token_file.is_some() || self.tls_cert.is_some() || tls.is_some();
+        let open = self.listen.iter().find(|address| !address.is_local());
+        if let Some(open) = open.filter(|_| !is_closed) {
+            mistakes.note(Error::usage(format!(
+                "listen on {open}: that is open to others; give --token-file or --tls-cert"
+            )));
         }
         if self.control && self.token_file.is_none() {
             mistakes.note(Error::usage("--control needs --token-file"));
@@ -231,7 +285,6 @@ impl Gateway {
             work: self.allow_work,
             sign: self.sign,
             control: self.control,
-            routes,
             queues,
             events,
             workflows,

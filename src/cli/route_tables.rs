@@ -1,14 +1,19 @@
 //! `[[route]]` tables of a gateway.
 
+use std::env;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use tracing::warn;
+
 use crate::cli::config::Layers;
 use crate::cli::connection::warn_of_open;
-use crate::error::Result;
-use crate::model::gateway::route::{Routes, Target};
+use crate::error::{Error, Result};
+use crate::model::gateway::route::Target;
+use crate::model::gateway::routes::Routes;
 use crate::model::gateway::secret;
+use crate::model::gateway::topics::Topics;
 use crate::model::gateway::work::Kind;
 use crate::model::text::printable;
 
@@ -18,20 +23,42 @@ const SHOWN: usize = 80;
 /// Table of a route.
 pub const ROUTE: &str = "route";
 
-/// What routes may lead to beside topics.
-#[derive(Debug, Clone)]
-pub struct Ends {
+/// What routes may lead to.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
     /// Whether there is a broker of queues.
     pub has_queues: bool,
     /// Work that callers may submit.
-    pub work: Vec<Kind>,
+    pub work: &'a [Kind],
+    /// Topics that callers may publish to; `None` if they are wrong.
+    pub topics: Option<&'a Topics>,
 }
 
-/// Reads the routes of the strongest file that has any. They lead to topics, and to these `ends`.
+impl Ends<'_> {
+    /// Checks that a route may lead to `target`.
+    fn check(self, target: &Target) -> Result<(), String> {
+        match target {
+            Target::Queue(_) if !self.has_queues => {
+                Err("no broker of queues is named: see [queue]".to_owned())
+            }
+            Target::Work(kind) if !self.work.contains(kind) => {
+                let kind = printable(&kind.to_string(), SHOWN);
+                Err(format!("'{kind}' is not allowed: add --allow-work {kind}"))
+            }
+            Target::Topic(topic) => self
+                .topics
+                .map_or(Ok(()), |topics| topics.check_route(topic)),
+            Target::Queue(_) | Target::Work(_) => Ok(()),
+        }
+    }
+}
+
+/// Reads the routes of the strongest file that has any. They lead to these `ends`. Warns of topics that
+/// are not below the root.
 ///
 /// # Errors
-/// The first mistake (78).
-pub fn read(layers: &Layers, ends: &Ends) -> Result<Routes> {
+/// All mistakes (78).
+pub fn read(layers: &Layers, ends: &Ends<'_>) -> Result<Routes, Vec<Error>> {
     let Some((layer, list)) = layers.routes() else {
         return Ok(Routes::default());
     };
@@ -41,21 +68,22 @@ pub fn read(layers: &Layers, ends: &Ends) -> Result<Routes> {
         let place: Vec<&str> = [ROUTE, n.as_str()].into_iter().chain(place).collect();
         layer.wrong_at(&place, cause)
     };
-    let routes = Routes::read(list, &mut file)
-        .map_err(|(n, mistake)| wrong(n, &mistake.place, format!("route: {mistake}")))?;
+    let read = Routes::read(list, &mut file, &|target| ends.check(target));
+    let routes = read.map_err(|wrongs| -> Vec<Error> {
+        let wrongs = wrongs.into_iter();
+        wrongs
+            .map(|(n, mistake)| wrong(n, &mistake.place, format!("route: {mistake}")))
+            .collect()
+    })?;
     for (n, route) in routes.all().iter().enumerate() {
-        match &route.target {
-            Target::Queue(_) if !ends.has_queues => {
-                let cause = "route: queue: no broker of queues is named: see [queue]".to_owned();
-                return Err(wrong(n, &["queue".to_owned()], cause));
-            }
-            Target::Work(kind) if !ends.work.contains(kind) => {
-                let kind = printable(&kind.to_string(), SHOWN);
-                let cause =
-                    format!("route: work: '{kind}' is not allowed: add --allow-work {kind}");
-                return Err(wrong(n, &["work".to_owned()], cause));
-            }
-            Target::Queue(_) | Target::Topic(_) | Target::Work(_) => {}
+        if let (Target::Topic(topic), Some(topics)) = (&route.target, ends.topics)
+            && !topics.is_expected(topic)
+        {
+            let cause = format!(
+                "route: topic: '{}' is not below the root, so the page does not show it",
+                printable(topic, SHOWN)
+            );
+            warn!("{}", wrong(n, &["topic".to_owned()], cause));
         }
     }
     Ok(routes)
@@ -66,7 +94,13 @@ fn file(path: &Path) -> Result<Vec<u8>, String> {
     let limit = u64::try_from(secret::MAX_BYTES).unwrap_or(u64::MAX);
     let mut content = Vec::new();
     let read = File::open(path).and_then(|file| file.take(limit + 3).read_to_end(&mut content));
-    read.map_err(|e| format!("read {}: {e}", path.display()))?;
+    read.map_err(|e| {
+        let shown = path.display();
+        match env::current_dir().ok().filter(|_| path.is_relative()) {
+            Some(folder) => format!("read {shown} in {}: {e}", folder.display()),
+            None => format!("read {shown}: {e}"),
+        }
+    })?;
     warn_of_open("secret", path);
     Ok(content)
 }

@@ -416,7 +416,11 @@ fn a_wrong_file_keeps_the_routes_and_is_judged_before_a_start() {
             5,
             "needs one of value",
         ),
-        (route("/hooks/b") + "source = \"github\"", 2, "no secret"),
+        (
+            route("/hooks/b") + "source = \"github\"",
+            5,
+            "github needs 'secret-file'",
+        ),
         (
             route("/hooks/b") + "secret-file = \"SECRET/hub\"",
             5,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use toml::Value;
 
 use crate::model::duration;
-use crate::model::gateway::keys::{Keys, Wrong};
+use crate::model::gateway::keys::{Keys, Wrong, Wrongs};
 
 /// Maximum length of the body of an answer, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -72,56 +72,77 @@ impl Default for Answer {
 }
 
 impl Answer {
-    /// Reads an `answer` table.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
-    pub fn read(keys: &Keys<'_>) -> Result<Self, Wrong> {
-        keys.only(&["status", "message", "type", "mismatch", "wait"])?;
-        let wait = keys.text("wait")?.map(waiting_time).transpose();
-        let wait = wait.map_err(|cause| keys.wrong("wait", cause))?;
-        if wait.is_some()
-            && let Some(other) = keys.one_of(&["status", "message"])?
-        {
-            // The run decides.
-            return Err(keys.wrong(other, "it cannot stand beside 'wait'"));
-        }
-        let status = |key: &str, default: u16, may: fn(u16) -> bool, range: &str| {
-            let Some(value) = keys.get(key) else {
-                return Ok(default);
-            };
-            let status = match value {
-                Value::Integer(number) => u16::try_from(*number).ok().filter(|s| may(*s)),
-                _ => None,
-            };
-            status.ok_or_else(|| keys.wrong(key, format!("a status here is {range}")))
-        };
+    /// Reads an `answer` table. Notes everything that is wrong with it.
+    pub fn read(keys: &Keys<'_>, wrongs: &mut Wrongs) -> Option<Self> {
+        let others = keys.others(&["status", "message", "type", "mismatch", "wait"]);
+        others.for_each(|wrong| wrongs.note(wrong));
+        let wait = wrongs.keep(wait(keys));
+        let message = wrongs.keep(message(keys));
         let is_success = |status| (200..300).contains(&status);
-        let media = keys.text("type")?;
-        let is_plain = |b: u8| (b' '..=b'~').contains(&b);
-        if media.is_some_and(|media| media.len() > MAX_TYPE || !media.bytes().all(is_plain)) {
-            return Err(keys.wrong("type", "it is not a media type"));
-        }
-        let message = keys.text("message")?;
-        if message.is_some_and(|message| message.len() > MAX_MESSAGE) {
-            let cause = format!("it has more than {MAX_MESSAGE} bytes");
-            return Err(keys.wrong("message", cause));
-        }
-        if media.is_some() && message.is_none() {
-            return Err(keys.wrong("type", "it belongs to a 'message', which is missing"));
-        }
-        Ok(Self {
-            status: status("status", ACCEPTED, is_success, "200 to 299")?,
-            mismatch: status(
-                "mismatch",
-                MISMATCH,
-                |s| (200..300).contains(&s) || (400..500).contains(&s),
-                "200 to 299 or 400 to 499",
-            )?,
-            message: message.map(|text| (text.to_owned(), media.unwrap_or(TEXT).to_owned())),
-            wait,
+        let status = wrongs.keep(status(keys, "status", is_success, "200 to 299"));
+        let is_refusal = |status| (400..500).contains(&status);
+        let mismatch = wrongs.keep(self::status(
+            keys,
+            "mismatch",
+            |status| is_success(status) || is_refusal(status),
+            "200 to 299 or 400 to 499",
+        ));
+        Some(Self {
+            status: status?.unwrap_or(ACCEPTED),
+            mismatch: mismatch?.unwrap_or(MISMATCH),
+            message: message?,
+            wait: wait?,
         })
     }
+}
+
+/// Returns the status at `key`, if there is one. It `may` be in `range`.
+fn status(
+    keys: &Keys<'_>,
+    key: &str,
+    may: impl Fn(u16) -> bool,
+    range: &str,
+) -> Result<Option<u16>, Wrong> {
+    let Some(value) = keys.get(key) else {
+        return Ok(None);
+    };
+    let status = match value {
+        Value::Integer(number) => u16::try_from(*number).ok().filter(|s| may(*s)),
+        _ => None,
+    };
+    let status = status.ok_or_else(|| keys.wrong(key, format!("a status here is {range}")));
+    status.map(Some)
+}
+
+/// Returns the time for which a sender waits, if it does.
+fn wait(keys: &Keys<'_>) -> Result<Option<Duration>, Wrong> {
+    let wait = keys.text("wait")?.map(waiting_time).transpose();
+    let wait = wait.map_err(|cause| keys.wrong("wait", cause))?;
+    if wait.is_some()
+        && let Some(other) = keys.one_of(&["status", "message"])?
+    {
+        // The run decides.
+        return Err(keys.wrong(other, "it cannot stand beside 'wait'"));
+    }
+    Ok(wait)
+}
+
+/// Returns the body for an accepted request and its media type, if the route has one.
+fn message(keys: &Keys<'_>) -> Result<Option<(String, String)>, Wrong> {
+    let media = keys.text("type")?;
+    let is_plain = |b: u8| (b' '..=b'~').contains(&b);
+    if media.is_some_and(|media| media.len() > MAX_TYPE || !media.bytes().all(is_plain)) {
+        return Err(keys.wrong("type", "it is not a media type"));
+    }
+    let message = keys.text("message")?;
+    if message.is_some_and(|message| message.len() > MAX_MESSAGE) {
+        let cause = format!("it has more than {MAX_MESSAGE} bytes");
+        return Err(keys.wrong("message", cause));
+    }
+    if media.is_some() && message.is_none() {
+        return Err(keys.wrong("type", "it belongs to a 'message', which is missing"));
+    }
+    Ok(message.map(|text| (text.to_owned(), media.unwrap_or(TEXT).to_owned())))
 }
 
 #[cfg(test)]
@@ -130,7 +151,14 @@ mod tests {
 
     fn read(text: &str) -> Result<Answer, Wrong> {
         let table: toml::Table = text.parse().expect(text);
-        Answer::read(&Keys::of(&Value::Table(table), Vec::new()).expect("table"))
+        let mut wrongs = Wrongs::default();
+        let table = Value::Table(table);
+        let keys = Keys::of(&table, Vec::new()).expect("table");
+        let answer = Answer::read(&keys, &mut wrongs);
+        match wrongs.all().into_iter().next() {
+            Some(wrong) => Err(wrong),
+            None => Ok(answer.expect("no mistake")),
+        }
     }
 
     #[test]

@@ -28,6 +28,28 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// Mistakes that are found one after another.
+#[derive(Debug, Default)]
+pub struct Wrongs(Vec<Wrong>);
+
+impl Wrongs {
+    /// Notes a mistake.
+    pub fn note(&mut self, wrong: Wrong) {
+        self.0.push(wrong);
+    }
+
+    /// Returns the value of `result`, or notes its mistake.
+    pub fn keep<T>(&mut self, result: Result<T, Wrong>) -> Option<T> {
+        result.map_err(|wrong| self.note(wrong)).ok()
+    }
+
+    /// Returns all of them, in the order in which they were found.
+    #[must_use]
+    pub fn all(self) -> Vec<Wrong> {
+        self.0
+    }
+}
+
 /// A table whose keys are known.
 #[derive(Debug, Clone)]
 pub struct Keys<'a> {
@@ -55,13 +77,20 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The first other key, and which may have been meant.
     pub fn only(&self, known: &[&str]) -> Result<(), Wrong> {
-        let other = self.table.keys().find(|key| !known.contains(&key.as_str()));
-        let Some(other) = other else { return Ok(()) };
-        let cause = match nearest(other, known.iter().copied()) {
-            Some(near) => format!("unknown key; did you mean '{near}'?"),
-            None => format!("unknown key: known ones are {}", known.join(", ")),
-        };
-        Err(self.wrong(&printable(other, MAX_SHOWN), cause))
+        self.others(known).next().map_or(Ok(()), Err)
+    }
+
+    /// Returns a mistake for each key but the `known` ones.
+    pub fn others(&self, known: &[&str]) -> impl Iterator<Item = Wrong> {
+        let others = self.table.keys();
+        let others = others.filter(|key| !known.contains(&key.as_str()));
+        others.map(|other| {
+            let cause = match nearest(other, known.iter().copied()) {
+                Some(near) => format!("unknown key; did you mean '{near}'?"),
+                None => format!("unknown key: known ones are {}", known.join(", ")),
+            };
+            self.wrong(&printable(other, MAX_SHOWN), cause)
+        })
     }
 
     /// Returns the place of a key.

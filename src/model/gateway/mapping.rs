@@ -15,7 +15,7 @@ use serde_json::{Map, Number, Value as Json};
 use toml::Value;
 
 use crate::model::event::Attributes;
-use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong};
+use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong, Wrongs};
 use crate::model::gateway::part::{KEYS, Part};
 use crate::model::gateway::request::Request;
 use crate::model::gateway::signature::SECRET_HEADERS;
@@ -94,15 +94,14 @@ impl fmt::Display for Unmapped {
 impl Mapping {
     /// Reads a `map` table, if there is one. `whole` tells whether the payload is taken too (default:
     /// if there is no table), `own_header` which header holds the signature.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
+    /// Notes everything that is wrong.
     pub fn read(
         table: Option<Keys<'_>>,
         whole: Option<bool>,
         own_header: Option<&str>,
         has_secret: bool,
-    ) -> Result<Self, Wrong> {
+        wrongs: &mut Wrongs,
+    ) -> Self {
         let mut mapping = Self {
             whole: whole.unwrap_or(table.is_none()),
             has_secret,
@@ -112,7 +111,8 @@ impl Mapping {
             let Some(table) = &table else { break };
             if mapping.attributes.len() >= MAX_ATTRIBUTES {
                 let cause = format!("there are more than {MAX_ATTRIBUTES} attributes");
-                return Err(table.wrong_table(cause));
+                wrongs.note(table.wrong_table(cause));
+                break;
             }
             let is_plain = !name.contains(|c: char| c.is_control());
             let place = table.place(&printable(name, MAX_SHOWN));
@@ -120,13 +120,16 @@ impl Mapping {
                 let cause = format!(
                     "an attribute's name has 1 to {MAX_NAME} bytes and no control characters"
                 );
-                return Err(Wrong { place, cause });
+                wrongs.note(Wrong { place, cause });
+                continue;
             }
-            let origin = read_origin(&Keys::of(value, place)?, own_header)?;
-            let name = json::string_of(name.as_bytes());
-            mapping.attributes.push((name, origin));
+            let origin = Keys::of(value, place).and_then(|keys| read_origin(&keys, own_header));
+            if let Some(origin) = wrongs.keep(origin) {
+                let name = json::string_of(name.as_bytes());
+                mapping.attributes.push((name, origin));
+            }
         }
-        Ok(mapping)
+        mapping
     }
 
     /// Makes the attributes of a request.
@@ -252,10 +255,21 @@ mod tests {
     use crate::model::gateway::request::Headers;
     use serde_json::json;
 
+    fn mapping(
+        table: Option<Keys<'_>>,
+        whole: Option<bool>,
+        own_header: Option<&str>,
+        has_secret: bool,
+    ) -> Result<Mapping, Wrong> {
+        let mut wrongs = Wrongs::default();
+        let mapping = Mapping::read(table, whole, own_header, has_secret, &mut wrongs);
+        wrongs.all().into_iter().next().map_or(Ok(mapping), Err)
+    }
+
     fn read(text: &str) -> Result<Mapping, Wrong> {
         let table: Value = text.parse::<toml::Table>().expect("TOML").into();
         let keys = Keys::of(&table, vec!["map".to_owned()])?;
-        Mapping::read(Some(keys), None, Some("x-signature"), false)
+        mapping(Some(keys), None, Some("x-signature"), false)
     }
 
     fn apply(mapping: &Mapping, payload: &Json, limit: usize) -> Result<Json, Unmapped> {
@@ -324,19 +338,19 @@ mod tests {
     #[test]
     fn the_payload_is_taken_whole_without_a_map() {
         let payload = json!({"a": 1, "secret": "s"});
-        let whole = Mapping::read(None, None, None, false).expect("mapping");
+        let whole = mapping(None, None, None, false).expect("mapping");
         assert_eq!(apply(&whole, &payload, 1000), Ok(payload.clone()));
         for other in [json!([1]), json!(null), json!("x")] {
             assert_eq!(apply(&whole, &other, 1000), Err(Unmapped::NotAnObject));
         }
-        let gitea = Mapping::read(None, None, None, true).expect("mapping");
+        let gitea = mapping(None, None, None, true).expect("mapping");
         assert_eq!(apply(&gitea, &payload, 1000), Ok(json!({"a": 1})));
-        let none = Mapping::read(None, Some(false), None, false).expect("mapping");
+        let none = mapping(None, Some(false), None, false).expect("mapping");
         assert_eq!(apply(&none, &json!(null), 1000), Ok(json!({})));
         // Attributes of the map replace members.
         let table: Value = toml::toml! { a = { value = 2 } }.into();
         let keys = Keys::of(&table, Vec::new()).expect("table");
-        let both = Mapping::read(Some(keys), Some(true), None, false).expect("mapping");
+        let both = mapping(Some(keys), Some(true), None, false).expect("mapping");
         assert_eq!(
             apply(&both, &payload, 1000),
             Ok(json!({"a": 2, "secret": "s"}))
@@ -345,7 +359,7 @@ mod tests {
 
     #[test]
     fn attributes_are_bounded() {
-        let whole = Mapping::read(None, None, None, false).expect("mapping");
+        let whole = mapping(None, None, None, false).expect("mapping");
         let payload = json!({"a": "xy"});
         assert!(apply(&whole, &payload, 10).is_ok());
         let refused = apply(&whole, &payload, 9);

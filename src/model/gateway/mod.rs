@@ -11,6 +11,7 @@ pub mod path;
 pub mod rate;
 pub mod request;
 pub mod route;
+pub mod routes;
 pub mod rules;
 pub mod secret;
 pub mod signature;

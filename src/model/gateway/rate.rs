@@ -58,6 +58,12 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// Makes a limit of `per_minute` requests, which may all come at once; none for 0.
+    #[must_use]
+    pub fn of(per_minute: u32) -> Option<Self> {
+        (per_minute > 0).then(|| Self::new(per_minute, per_minute))
+    }
+
     /// Makes a limit of `per_minute` requests, of which `burst` may come at once; both are 1 at
     /// least.
     #[must_use]

@@ -11,14 +11,13 @@
 //! map.commit = { json = "after" }
 //! ```
 
-use std::collections::HashSet;
 use std::fmt;
 
 use toml::Value;
 
 use crate::model::event::Attributes;
 use crate::model::gateway::answer::Answer;
-use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong};
+use crate::model::gateway::keys::{Keys, MAX_SHOWN, Wrong, Wrongs};
 use crate::model::gateway::mapping::{Mapping, Unmapped};
 use crate::model::gateway::parameters::{self, Wrong as Unread};
 use crate::model::gateway::part::is_field;
@@ -29,9 +28,6 @@ use crate::model::gateway::signature::{Code, Encoding, Hash, Refusal, Scheme, Ve
 use crate::model::gateway::work::Kind;
 use crate::model::text::printable;
 use crate::model::topic;
-
-/// Maximum number of routes.
-pub const MAX_ROUTES: usize = 256;
 
 /// Maximum length of the name of a route, bytes. It begins the ids of its events.
 pub const MAX_NAME: usize = 27;
@@ -115,6 +111,9 @@ pub enum Target {
     Work(Kind),
 }
 
+/// Checks that a route may lead somewhere; an error is a text for the user.
+pub type CheckTarget<'a> = &'a dyn Fn(&Target) -> Result<(), String>;
+
 /// A route.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -195,58 +194,64 @@ impl Refused {
 }
 
 impl Route {
-    /// Reads a `[[route]]` table. `file` returns the content of files with secrets.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
-    pub fn read(value: &Value, file: ReadFile<'_>) -> Result<Self, Wrong> {
-        let keys = Keys::of(value, Vec::new())?;
-        keys.only(&KEYS.map(|(key, _)| key))?;
-        let required = |key: &str| {
-            let text = keys.text(key)?;
-            text.ok_or_else(|| keys.wrong_table(format!("a route needs a '{key}'")))
+    /// Reads a `[[route]]` table. `file` returns the content of files with secrets, and `may` checks where
+    /// it leads. Notes everything that is wrong.
+    pub fn read(
+        value: &Value,
+        file: ReadFile<'_>,
+        may: CheckTarget<'_>,
+        wrongs: &mut Wrongs,
+    ) -> Option<Self> {
+        let keys = wrongs.keep(Keys::of(value, Vec::new()))?;
+        keys.others(&KEYS.map(|(key, _)| key))
+            .for_each(|wrong| wrongs.note(wrong));
+        let name = wrongs.keep(required(&keys, "name", check_name));
+        let path = wrongs.keep(required(&keys, "path", check_path));
+        let methods = wrongs.keep(methods(&keys));
+        let verifier = verifier(&keys, file, wrongs);
+        let table = |key: &str, wrongs: &mut Wrongs| {
+            let table = keys.get(key)?;
+            wrongs.keep(Keys::of(table, keys.place(key)))
         };
-        let name = required("name")?;
-        check_name(name).map_err(|cause| keys.wrong("name", cause))?;
-        let path = required("path")?;
-        check_path(path).map_err(|cause| keys.wrong("path", cause))?;
-        let verifier = verifier(&keys, file)?;
-        let own_header = verifier.as_ref().and_then(Verifier::own_header);
-        let table = keys.get("map");
-        let table = table.map(|table| Keys::of(table, keys.place("map")));
-        let source = keys.text("source")?;
+        let map = table("map", wrongs);
+        let payload = wrongs.keep(keys.flag("payload"));
+        let source = keys.text("source").ok().flatten();
         let is_gitea = matches!(source, Some("gitea" | "forgejo"));
         let may_be_form = is_gitea || source == Some("github");
-        let mapping = Mapping::read(
-            table.transpose()?,
-            keys.flag("payload")?,
-            own_header,
-            is_gitea,
-        )?;
-        let answer = keys.get("answer");
-        let answer = answer.map(|answer| Keys::of(answer, keys.place("answer")));
-        let answer = answer.transpose()?;
-        let answer = answer.map(|answer| Answer::read(&answer)).transpose()?;
-        let target = target(&keys)?;
-        if let (Target::Queue(_), Some(table), Some(_)) = (
+        let own_header = verifier.as_ref().and_then(Option::as_ref);
+        let own_header = own_header.and_then(Verifier::own_header);
+        let mapping = Mapping::read(map, payload.flatten(), own_header, is_gitea, wrongs);
+        let answers = table("answer", wrongs);
+        let answer = match &answers {
+            Some(answers) => Answer::read(answers, wrongs),
+            None => Some(Answer::default()),
+        };
+        let target = target(&keys).and_then(|(key, target)| {
+            let checked = may(&target);
+            checked.map_err(|cause| keys.wrong(key, cause))?;
+            Ok(target)
+        });
+        let target = wrongs.keep(target);
+        if let (Some(Target::Queue(_)), Some(answers), Some(_)) = (
             &target,
-            keys.get("answer"),
+            &answers,
             answer.as_ref().and_then(|answer| answer.wait),
         ) {
-            let table = Keys::of(table, keys.place("answer"))?;
-            return Err(table.wrong("wait", "the gateway hears no answers from a queue"));
+            wrongs.note(answers.wrong("wait", "the gateway hears no answers from a queue"));
         }
-        let rule = keys.get("rule");
-        let rule = rule.map(|rule| Rule::read(rule, keys.place("rule"), file));
-        Ok(Self {
-            name: name.to_owned(),
-            path: path.to_owned(),
-            methods: methods(&keys)?,
-            target,
-            answer: answer.unwrap_or_default(),
+        let rule = match keys.get("rule") {
+            Some(rule) => Some(Rule::read(rule, keys.place("rule"), file, wrongs)?),
+            None => None,
+        };
+        Some(Self {
+            name: name?.to_owned(),
+            path: path?.to_owned(),
+            methods: methods?,
+            target: target?,
+            answer: answer?,
             member: may_be_form.then_some(FORM_MEMBER),
-            rule: rule.transpose()?,
-            verifier,
+            rule,
+            verifier: verifier?,
             mapping,
         })
     }
@@ -307,82 +312,43 @@ impl Route {
     }
 }
 
-/// What there is at a path.
-#[derive(Debug, Clone, Copy)]
-pub enum Found<'a> {
-    /// No route has the path.
-    None,
-    /// Routes have the path, but not the method.
-    Method,
-    /// The route.
-    Route(&'a Route),
+/// What a route has for itself: no other may have the same.
+#[derive(Debug, Default)]
+pub struct Claims<'a> {
+    /// Its name, if that is right.
+    pub name: Option<&'a str>,
+    /// Its path with each method, if they are right.
+    pub paths: Vec<(String, String)>,
 }
 
-/// All routes of a gateway.
-#[derive(Debug, Clone, Default)]
-pub struct Routes(Vec<Route>);
-
-impl Routes {
-    /// Reads the `[[route]]` tables.
-    ///
-    /// # Errors
-    /// The place of the first table that is wrong, from 0, and what is wrong in it.
-    pub fn read(tables: &[Value], file: ReadFile<'_>) -> Result<Self, (usize, Wrong)> {
-        let (mut names, mut paths) = (HashSet::new(), HashSet::new());
-        let mut routes = Vec::new();
-        for (n, table) in tables.iter().enumerate() {
-            let wrong = |key: &str, cause: String| {
-                let place = vec![key.to_owned()];
-                (n, Wrong { place, cause })
-            };
-            if n >= MAX_ROUTES {
-                let cause = format!("there are more than {MAX_ROUTES} routes");
-                return Err(wrong("name", cause));
-            }
-            let route = Route::read(table, file).map_err(|wrong| (n, wrong))?;
-            if !names.insert(route.name.clone()) {
-                let cause = format!("two routes are called '{}'", route.name);
-                return Err(wrong("name", cause));
-            }
-            for method in &route.methods {
-                if !paths.insert((route.path.clone(), method.clone())) {
-                    let cause = format!("two routes have {method} {}", route.path);
-                    return Err(wrong("path", cause));
-                }
-            }
-            routes.push(route);
+impl<'a> Claims<'a> {
+    /// Returns those of a `[[route]]` table. What else is wrong with it is not told.
+    #[must_use]
+    pub fn of(value: &'a Value) -> Self {
+        let Ok(keys) = Keys::of(value, Vec::new()) else {
+            return Self::default();
+        };
+        let path = required(&keys, "path", check_path).ok();
+        let methods = methods(&keys).unwrap_or_default().into_iter();
+        Self {
+            name: required(&keys, "name", check_name).ok(),
+            paths: path.map_or_else(Vec::new, |path| {
+                methods.map(|method| (path.to_owned(), method)).collect()
+            }),
         }
-        Ok(Self(routes))
     }
+}
 
-    /// Returns all of them, in their order.
-    #[must_use]
-    pub fn all(&self) -> &[Route] {
-        &self.0
-    }
-
-    /// Returns the route of a method and a path.
-    #[must_use]
-    pub fn find(&self, method: &str, path: &str) -> Found<'_> {
-        let mut found = Found::None;
-        for route in self.0.iter().filter(|route| route.path == path) {
-            if route.methods.iter().any(|own| own == method) {
-                return Found::Route(route);
-            }
-            found = Found::Method;
-        }
-        found
-    }
-
-    /// Returns the methods of a path, as the header field `Allow` lists them.
-    #[must_use]
-    pub fn allow(&self, path: &str) -> String {
-        let routes = self.0.iter().filter(|route| route.path == path);
-        let methods: Vec<&str> = routes
-            .flat_map(|route| route.methods.iter().map(String::as_str))
-            .collect();
-        methods.join(", ")
-    }
+/// Returns the text at a key that a route needs.
+fn required<'a>(
+    keys: &Keys<'a>,
+    key: &str,
+    check: fn(&str) -> Result<(), String>,
+) -> Result<&'a str, Wrong> {
+    let text = keys.text(key)?;
+    let text = text.ok_or_else(|| keys.wrong_table(format!("a route needs a '{key}'")))?;
+    check(text).map_err(|cause| keys.wrong(key, cause))?;
+    Ok(text)
 }
 
 /// Checks the name of a route: it begins ids of events.
@@ -438,13 +404,14 @@ fn methods(keys: &Keys<'_>) -> Result<Vec<String>, Wrong> {
     Ok(methods)
 }
 
-fn target(keys: &Keys<'_>) -> Result<Target, Wrong> {
+/// Returns where a route leads, and the key that says so.
+fn target(keys: &Keys<'_>) -> Result<(&'static str, Target), Wrong> {
     let Some(key) = keys.one_of(&["topic", "queue", "work"])? else {
         return Err(keys.wrong_table("a route needs one of topic, queue and work"));
     };
     let text = keys.text(key)?.unwrap_or_default();
     let wrong = |cause: String| keys.wrong(key, cause);
-    Ok(match key {
+    let target = match key {
         "topic" => {
             topic::check_name(text).map_err(wrong)?;
             if text.starts_with('$') {
@@ -459,20 +426,67 @@ fn target(keys: &Keys<'_>) -> Result<Target, Wrong> {
             Target::Queue(text.to_owned())
         }
         _ => Target::Work(Kind::parse(text).map_err(wrong)?),
-    })
+    };
+    Ok((key, target))
 }
 
 /// Reads who may call a route.
-fn verifier(keys: &Keys<'_>, file: ReadFile<'_>) -> Result<Option<Verifier>, Wrong> {
+/// Returns what verifies the sender, if the route asks for one; `None` after a mistake.
+fn verifier(keys: &Keys<'_>, file: ReadFile<'_>, wrongs: &mut Wrongs) -> Option<Option<Verifier>> {
     const OWN: &[&str] = &["header", "prefix", "encoding"];
-    let Some(source) = keys.text("source")? else {
+    let Some(source) = wrongs.keep(keys.text("source"))? else {
         let about = [&["secret-file", "id-header"], OWN].concat();
-        return match about.iter().find(|key| keys.get(key).is_some()) {
-            Some(key) => Err(keys.wrong(key, "it belongs to a 'source', which is missing")),
-            None => Ok(None),
-        };
+        let alone = about.into_iter().filter(|key| keys.get(key).is_some());
+        let alone: Vec<_> = alone
+            .map(|key| keys.wrong(key, "it belongs to a 'source', which is missing"))
+            .collect();
+        let is_right = alone.is_empty();
+        alone.into_iter().for_each(|wrong| wrongs.note(wrong));
+        return is_right.then_some(None);
     };
-    let scheme = match source {
+    let scheme = wrongs.keep(scheme(keys, source));
+    let is_other = scheme
+        .as_ref()
+        .is_some_and(|scheme| !matches!(scheme, Scheme::Code(_)));
+    for key in OWN.iter().filter(|key| is_other && keys.get(key).is_some()) {
+        wrongs.note(keys.wrong(key, "it belongs to hmac-sha256 and hmac-sha512"));
+    }
+    let id_header = wrongs.keep(id_header(keys));
+    let wrong = |cause: String| keys.wrong("secret-file", cause);
+    if keys.get("secret-file").is_none() {
+        let source = printable(source, MAX_SHOWN);
+        wrongs.note(keys.wrong("source", format!("{source} needs 'secret-file'")));
+        return None;
+    }
+    let paths = wrongs.keep(keys.texts("secret-file"))?;
+    let secrets: Vec<Option<Secret>> = paths
+        .into_iter()
+        .map(|path| {
+            let content = file(path.as_ref());
+            let secret = content.and_then(|content| {
+                let secret = Secret::new(&content);
+                secret.map_err(|cause| format!("{}: {cause}", printable(path, MAX_SHOWN)))
+            });
+            wrongs.keep(secret.map_err(wrong))
+        })
+        .collect();
+    let secrets: Vec<Secret> = secrets.into_iter().collect::<Option<_>>()?;
+    let verifier = Verifier::new(scheme?, id_header?, &secrets);
+    wrongs.keep(verifier.map_err(wrong)).map(Some)
+}
+
+/// Returns the field that holds the id of a delivery, if the route names one.
+fn id_header(keys: &Keys<'_>) -> Result<Option<String>, Wrong> {
+    let name = keys.text("id-header")?.map(str::to_ascii_lowercase);
+    match name.as_deref().is_some_and(|name| !is_field(name)) {
+        true => Err(keys.wrong("id-header", "it is not the name of a header field")),
+        false => Ok(name),
+    }
+}
+
+/// Returns the scheme of a source.
+fn scheme(keys: &Keys<'_>, source: &str) -> Result<Scheme, Wrong> {
+    Ok(match source {
         "github" => Scheme::GitHub,
         "gitea" | "forgejo" => Scheme::Gitea,
         "gitlab" => Scheme::GitLab,
@@ -486,24 +500,7 @@ fn verifier(keys: &Keys<'_>, file: ReadFile<'_>) -> Result<Option<Verifier>, Wro
             let cause = format!("'{other}' is no source: it is one of {names}");
             return Err(keys.wrong("source", cause));
         }
-    };
-    if !matches!(scheme, Scheme::Code(_))
-        && let Some(key) = OWN.iter().find(|key| keys.get(key).is_some())
-    {
-        return Err(keys.wrong(key, "it belongs to hmac-sha256 and hmac-sha512"));
-    }
-    let id_header = keys.text("id-header")?.map(str::to_ascii_lowercase);
-    if id_header.as_deref().is_some_and(|name| !is_field(name)) {
-        return Err(keys.wrong("id-header", "it is not the name of a header field"));
-    }
-    let wrong = |cause: String| keys.wrong("secret-file", cause);
-    let mut secrets = Vec::new();
-    for path in keys.texts("secret-file")? {
-        let content = file(path.as_ref()).map_err(wrong)?;
-        secrets.push(Secret::new(&content).map_err(wrong)?);
-    }
-    let verifier = Verifier::new(scheme, id_header, &secrets);
-    verifier.map(Some).map_err(wrong)
+    })
 }
 
 /// Reads the form of an authentication code.
@@ -531,12 +528,13 @@ mod tests {
     use super::*;
     use crate::model::event::is_id;
     use crate::model::gateway::request::Headers;
+    use crate::model::gateway::routes::{Found, Routes};
     use serde_json::json;
     use std::path::Path;
 
     const SECRET: &str = "a secret of push";
 
-    fn read(text: &str) -> Result<Routes, (usize, Wrong)> {
+    fn read_all(text: &str) -> Result<Routes, Vec<(usize, Wrong)>> {
         let table: toml::Table = text.parse().expect(text);
         let tables = table
             .get("route")
@@ -547,7 +545,15 @@ mod tests {
             Some("empty") => Ok(Vec::new()),
             _ => Err("read it: there is no such file".to_owned()),
         };
-        Routes::read(tables, file)
+        Routes::read(tables, file, &|target| match target {
+            Target::Work(kind) if kind.kind == "forbidden" => Err("it is not allowed".to_owned()),
+            _ => Ok(()),
+        })
+    }
+
+    /// Returns the routes, or the first mistake.
+    fn read(text: &str) -> Result<Routes, (usize, Wrong)> {
+        read_all(text).map_err(|wrongs| wrongs.into_iter().next().expect("a mistake"))
     }
 
     const PUSH: &str = r#"
@@ -665,6 +671,52 @@ mod tests {
     }
 
     #[test]
+    fn all_mistakes_of_all_routes_are_found() {
+        let text =
+            "[[route]]\nname = 'a b'\npath = 'a'\nmetod = 'GET'\nmethd = 'PUT'\nsource = 'github'
+            secret-file = ['none', 'empty', 'secret']\nid-header = 'a b'\nwork = 'n/forbidden'
+            rule = [{ header = 'x' }, { ip = 'y' }, { json = 'x', exists = true }]
+            map = { a = {}, b = { json = 'x' }, c = 1 }
+            answer = { status = 1, mismatch = 1, wait = 'x', other = 1 }
+            [[route]]\nname = 'b'\npath = '/b'\nsource = 'hmac'\nsecret-file = 'none'
+            [[route]]\nname = 'b'\npath = '/b'\ntopic = 't'\nsource = 'github'
+            [[route]]\nname = 'c'\npath = '/c'\ntopic = 't'
+            [[route]]\nname = 'c'\npath = '/c'\ntopic = 't'";
+        let wrongs = read_all(text).expect_err("mistakes");
+        let found = wrongs.iter();
+        let found = found.map(|(n, wrong)| format!("{n} {}", wrong.place.join(".")));
+        let mut found: Vec<String> = found.collect();
+        found.sort();
+        let want = [
+            "0 answer.mismatch",
+            "0 answer.other",
+            "0 answer.status",
+            "0 answer.wait",
+            "0 id-header",
+            "0 map.a",
+            "0 map.c",
+            "0 methd",
+            "0 metod",
+            "0 name",
+            "0 path",
+            "0 rule.0",
+            "0 rule.1.ip",
+            "0 secret-file",
+            "0 secret-file",
+            "0 work",
+            "1 ",
+            "1 secret-file",
+            "1 source",
+            "2 source",
+            "4 name",
+            "4 path",
+        ];
+        assert_eq!(found, want, "{wrongs:?}");
+        let told = wrongs.iter().find(|(n, _)| *n == 2).expect("one");
+        assert_eq!(told.1.to_string(), "source: github needs 'secret-file'");
+    }
+
+    #[test]
     fn mistakes_name_their_key() {
         let minimal = "name = 'a'\npath = '/a'\ntopic = 't'\n";
         assert!(read(&format!("[[route]]\n{minimal}")).is_ok());
@@ -705,11 +757,7 @@ mod tests {
             ),
             ("topic = 't'", "topic = 't'\ntopics = 1", "topics"),
             ("topic = 't'", "topic = 't'\nsource = 'git'", "source"),
-            (
-                "topic = 't'",
-                "topic = 't'\nsource = 'github'",
-                "secret-file",
-            ),
+            ("topic = 't'", "topic = 't'\nsource = 'github'", "source"),
             (
                 "topic = 't'",
                 "topic = 't'\nsecret-file = 'secret'",

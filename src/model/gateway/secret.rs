@@ -57,12 +57,15 @@ impl Secret {
     /// Takes the content of a file, or a value: a line feed at its end is not part of the secret.
     ///
     /// # Errors
-    /// A text for the user: it is empty or too long.
+    /// A text for the user: it is empty, too long, or has several lines.
     pub fn new(bytes: &[u8]) -> Result<Self, String> {
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         match bytes {
             b"" => Err("the secret is empty".to_owned()),
+            bytes if bytes.contains(&b'\n') => {
+                Err("it has several lines: a file holds one secret, on one line".to_owned())
+            }
             bytes => Self::exactly(bytes),
         }
     }
@@ -114,14 +117,18 @@ mod tests {
         for file in ["secret", "secret\n", "secret\r\n"] {
             assert!(Secret::new(file.as_bytes()).expect("secret").is(b"secret"));
         }
-        let two = Secret::new(b"secret\n\n").expect("secret");
-        assert!(two.is(b"secret\n") && !two.is(b"secret"));
+        for two in ["secret\n\n", "new\nold\n", "\nsecret", "new\r\nold"] {
+            let wrong = Secret::new(two.as_bytes()).expect_err(two);
+            assert!(wrong.contains("several lines"), "{wrong}");
+        }
+        let own = Secret::exactly(b"a\nb").expect("secret");
+        assert!(own.is(b"a\nb") && !own.is(b"a"));
         for empty in ["", "\n", "\r\n"] {
             assert!(Secret::new(empty.as_bytes()).is_err());
         }
         assert!(Secret::new(&[b'x'; MAX_BYTES]).is_ok());
         assert!(Secret::new(&[b'x'; MAX_BYTES + 1]).is_err());
-        assert_eq!(format!("{two:?}"), "Secret");
+        assert_eq!(format!("{own:?}"), "Secret");
     }
 
     proptest! {

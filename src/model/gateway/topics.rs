@@ -19,6 +19,7 @@ pub enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
     filters: Vec<Filter>,
+    root: String,
     /// Start of Tael's own topics, which a filter must name to allow them.
     own: String,
 }
@@ -42,6 +43,7 @@ impl Topics {
         let given = if filters.is_empty() { &usual } else { filters };
         Ok(Self {
             filters: given.iter().map(parse).collect::<Result<_, _>>()?,
+            root: root.to_owned(),
             own: format!("{root}/infrastructure"),
         })
     }
@@ -52,14 +54,8 @@ impl Topics {
     /// When they may not.
     pub fn check(&self, topic: &str) -> Result<(), Refusal> {
         topic::check_name(topic).map_err(Refusal::Wrong)?;
-        let is_own = |text: &str| {
-            let rest = text.strip_prefix(&self.own);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let may = |filter: &&Filter| !is_own(topic) || is_own(filter.as_str());
-        let mut allowed = self.filters.iter().filter(may);
         // No filter here begins with $, and wildcards do not match such topics.
-        match allowed.any(|filter| filter.matches(topic)) {
+        match self.is_named(topic) {
             true => Ok(()),
             false => Err(Refusal::Forbidden(format!(
                 "'{}' is not below a topic that the gateway allows",
@@ -67,6 +63,45 @@ impl Topics {
             ))),
         }
     }
+
+    /// Checks that a route may lead to `topic`, a topic name. The operator has chosen it, so it may be
+    /// anywhere, except among Tael's own topics: these control clients, and need a filter that names them.
+    ///
+    /// # Errors
+    /// A text for the user.
+    pub fn check_route(&self, topic: &str) -> Result<(), String> {
+        if topic.contains(char::is_control) {
+            return Err("the topic contains a control character".to_owned());
+        }
+        match !is_below(&self.own, topic) || self.is_named(topic) {
+            true => Ok(()),
+            false => Err(format!(
+                "'{}' is a topic of Tael's own, where messages control clients: only an --allow that \
+                 names it permits that",
+                printable(topic, SHOWN)
+            )),
+        }
+    }
+
+    /// Returns whether `topic` is below the root, or a filter names it that is not the usual one.
+    #[must_use]
+    pub fn is_expected(&self, topic: &str) -> bool {
+        is_below(&self.root, topic) || self.is_named(topic)
+    }
+
+    /// Returns whether a filter matches `topic`. Those for Tael's own topics begin so.
+    fn is_named(&self, topic: &str) -> bool {
+        let is_own = |text: &str| is_below(&self.own, text);
+        let may = |filter: &&Filter| !is_own(topic) || is_own(filter.as_str());
+        let mut allowed = self.filters.iter().filter(may);
+        allowed.any(|filter| filter.matches(topic))
+    }
+}
+
+/// Returns whether `text` is `start` or below it.
+fn is_below(start: &str, text: &str) -> bool {
+    let rest = text.strip_prefix(start);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -147,6 +182,33 @@ mod tests {
         for wrong in ["$SYS/#", "$share/g/lab/#", "a/#/b", ""] {
             assert!(Topics::new("lab", &[wrong.to_owned()]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_route_leads_anywhere_but_to_our_own_topics() {
+        let own = "lab/a/infrastructure/pipelines/x/control";
+        let named = topics(&["lab/a/infrastructure/pipelines/+/control", "other/#"]);
+        for allow in [topics(&[]), topics(&["#"]), topics(&["lab/a/seq/#"])] {
+            for topic in ["lab/a/x", "other", "/lab/a", "lab/a/infrastructures"] {
+                assert_eq!(allow.check_route(topic), Ok(()), "{topic}");
+            }
+            for topic in [own, "lab/a/infrastructure", "lab/a/x\n"] {
+                assert!(allow.check_route(topic).is_err(), "{topic}");
+            }
+        }
+        assert_eq!(named.check_route(own), Ok(()));
+        let retry = "lab/a/infrastructure/pipelines/x/status";
+        assert!(named.check_route(retry).is_err());
+        for (topic, is_expected) in [
+            ("lab/a", true),
+            ("lab/a/x", true),
+            ("lab/ab", false),
+            ("/lab/a/x", false),
+            ("other/x", false),
+        ] {
+            assert_eq!(topics(&[]).is_expected(topic), is_expected, "{topic}");
+        }
+        assert!(named.is_expected("other/x") && !named.is_expected("/other/x"));
     }
 
     proptest! {

@@ -1,16 +1,15 @@
 //! Webhooks: requests on the routes of the configuration file.
 
-use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use crate::error;
 use crate::model::event::Attributes;
 use crate::model::gateway::request::{Headers, Incoming};
-use crate::model::gateway::route::{Accepted, Found, Refused, Route, Routes, Target};
+use crate::model::gateway::route::{Accepted, Refused, Route, Target};
+use crate::model::gateway::routes::{Found, Routes};
 use crate::model::gateway::work::{Key, id_of_key};
 use crate::model::json;
 use crate::model::text::printable;
@@ -18,6 +17,7 @@ use crate::net::http::{Head, MAX_BODY, Response, Seat};
 use crate::os::host;
 use crate::os::logging::SENDERS;
 use crate::tools::gateway::outgoing::Outgoing;
+use crate::tools::gateway::policy::Policy;
 use crate::tools::gateway::replies;
 use crate::tools::gateway::units::Units;
 use crate::tools::gateway::ways::Ways;
@@ -25,16 +25,6 @@ use crate::tools::gateway::work::{Submissions, accepted as accepted_work, id_of}
 
 /// Maximum number of characters of a cause in the log.
 const SHOWN: usize = 300;
-
-/// Reads the routes of the configuration file.
-#[derive(Clone)]
-pub struct ReadRoutes(pub Arc<dyn Fn() -> error::Result<Routes> + Send + Sync>);
-
-impl fmt::Debug for ReadRoutes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ReadRoutes")
-    }
-}
 
 /// The routes, which a reload replaces.
 #[derive(Debug, Default)]
@@ -71,6 +61,8 @@ impl Hooks {
 /// Where routes lead.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends<'a> {
+    /// What callers may do.
+    pub policy: &'a Policy,
     /// Ways to the brokers.
     pub ways: &'a Ways,
     /// Work.
@@ -117,6 +109,7 @@ pub async fn answer(
     let Accepted { attributes, id } = accepted;
     let status = route.answer.status;
     let Ends {
+        policy,
         ways,
         work,
         units,
@@ -130,6 +123,8 @@ pub async fn answer(
         let (name, cause) = (&route.name, printable(cause, SHOWN));
         warn!(target: SENDERS, "route {name}: refused a request: {cause}");
     };
+    let allowed = policy.check_target(&route.target);
+    allowed.inspect_err(|answer| refused(&answer.cause()))?;
     let usual = match &route.target {
         Target::Work(kind) => {
             let unit = match id {

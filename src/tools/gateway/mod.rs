@@ -4,11 +4,14 @@ mod blocking;
 mod budget;
 mod hooks;
 mod metrics;
+mod options;
 mod outgoing;
 mod output;
 mod page;
+mod policy;
 mod publisher;
 mod queue_publisher;
+mod reload;
 mod replies;
 mod routes;
 mod tokens;
@@ -18,7 +21,6 @@ mod work;
 mod workflows;
 mod xmlrpc;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -29,84 +31,27 @@ use tracing::{info, warn};
 
 use crate::error::Result;
 use crate::model::gateway::rate::Rate;
-use crate::model::gateway::topics::Topics;
-use crate::model::gateway::work::Kind;
 use crate::model::message::Qos;
-use crate::net::amqp::AmqpOptions;
-use crate::net::http::{Address, Counts, Identity, Listener, Times, Tls, serve};
-use crate::net::options::BrokerOptions;
+use crate::net::http::{Address, Counts, Listener, Times, serve};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
 use crate::tools::listener;
-use crate::tools::work::Scope;
 use budget::Budget;
 use hooks::Hooks;
 use page::Hub;
+use policy::Policy;
 use publisher::{Link, Publisher, jobs};
+use reload::Reload;
 use replies::Replies;
 use routes::Gateway;
 use units::Units;
-use ways::{Queues, Ways};
+use ways::Ways;
 use work::Submissions;
 use workflows::Workflows;
 use xmlrpc::Rpc;
 
-pub use hooks::ReadRoutes;
-pub use tokens::read as read_tokens;
-
-/// Options of the command.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Broker, and our credentials.
-    pub broker: BrokerOptions,
-    /// Addresses to listen on, one at least.
-    pub listen: Vec<Address>,
-    /// File of the tokens of callers; `None` if they need none.
-    pub token_file: Option<PathBuf>,
-    /// Files of our TLS; `None` without it.
-    pub tls: Option<Identity>,
-    /// Names by which callers without a token may reach us, beside those of the addresses.
-    pub names: Vec<String>,
-    /// Topics that callers may publish to.
-    pub topics: Topics,
-    /// Maximum number of requests of a caller in a minute; 0 for no limit.
-    pub rate: u32,
-    /// Maximum time until the broker confirms a message.
-    pub timeout: Duration,
-    /// Whether a message without a subscriber is a failure.
-    pub need_listener: bool,
-    /// Root of the pipelines.
-    pub root: String,
-    /// Whether there is a page that shows them.
-    pub page: bool,
-    /// Where the units of this host are.
-    pub scope: Scope,
-    /// Work that callers may submit.
-    pub work: Vec<Kind>,
-    /// Whether clients of this host sign work for other nodes.
-    pub sign: bool,
-    /// Whether callers with a token may end units and control pipelines.
-    pub control: bool,
-    /// Routes of the configuration file, at the start and at each reload.
-    pub routes: ReadRoutes,
-    /// Queues that callers may put messages in, and their broker.
-    pub queues: Option<(Vec<String>, AmqpOptions)>,
-    /// Topic below which events of XML-RPC are published.
-    pub events: String,
-    /// Folder of the client whose runs XML-RPC reports.
-    pub workflows: Option<PathBuf>,
-}
-
-impl Options {
-    /// Returns an address that others reach, if no caller has to show who it is.
-    fn open_to_all(&self) -> Option<&Address> {
-        let is_known = self.token_file.is_some()
-            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        let mut open = self.listen.iter().filter(|_| !is_known);
-        open.find(|address| !address.is_local())
-    }
-}
+pub use options::{Contents, Options, Reread};
 
 /// Maximum time of threads that still read when the gateway ends.
 const LAST_READS: Duration = Duration::from_secs(5);
@@ -116,37 +61,35 @@ const LAST_READS: Duration = Duration::from_secs(5);
 /// # Errors
 /// When an address cannot be used (73, 75) or the tokens cannot be read (78). Of the connection to
 /// the broker final failures only.
-pub fn run(options: &Options) -> Result<ExitCode> {
+pub fn run(options: Options, contents: Contents, reread: Reread) -> Result<ExitCode> {
     let runtime = super::runtime()?;
-    let ended = runtime.block_on(gateway(options));
+    let ended = runtime.block_on(gateway(options, contents, reread));
     // A read of a folder that does not answer must not hold up the end.
     runtime.shutdown_timeout(LAST_READS);
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// Returns the names by which callers reach these listeners.
-fn names(options: &Options, listeners: &[Listener]) -> Vec<String> {
+/// Returns the names that these listeners have by themselves.
+fn names(listeners: &[Listener]) -> Vec<String> {
     let mut names = vec!["localhost".to_owned()];
     for listener in listeners {
         if let Address::Tcp(address) = listener.address() {
             names.push(address.ip().to_string());
         }
     }
-    let given = options.names.iter();
-    names.extend(given.map(|name| name.to_ascii_lowercase()));
     names
 }
 
-async fn gateway(options: &Options) -> Result<()> {
+async fn gateway(options: Options, contents: Contents, reread: Reread) -> Result<()> {
+    if let Some(first) = contents.mistakes().into_iter().next() {
+        return Err(first);
+    }
     let mut stop = Stop::listen(true)?;
     let mut reload = signals::reload()?;
     let notify = Notify::from_environment();
     // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
     let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
-    let token_file = options.token_file.as_deref();
-    let tokens = token_file.map(tokens::read).transpose()?;
-    let tls = options.tls.as_ref().map(Tls::read).transpose()?;
-    let (identity, tls) = tls.map(watch::channel).unzip();
+    let (identity, tls) = contents.tls?.map(watch::channel).unzip();
     if let Some(open) = options.open_to_all() {
         warn!(
             "listening on {open} without tokens and certificates of clients: all who reach it may publish"
@@ -163,12 +106,20 @@ async fn gateway(options: &Options) -> Result<()> {
     let connections = Arc::<Counts>::default();
     let (stopping, stopped) = watch::channel(false);
     let metrics = Arc::<metrics::Metrics>::default();
-    let hooks = Hooks::new((options.routes.0)()?);
-    let queues = options.queues.clone().map(|(allowed, broker)| {
+    let hooks = Hooks::new(contents.routes.unwrap_or_default());
+    let queues = options.queues.clone().map(|(_, broker)| {
         let (puts, waiting) = mpsc::channel(queue_publisher::MAX_WAITING);
         tokio::spawn(queue_publisher::run(broker, waiting));
-        Queues { allowed, puts }
+        puts
     });
+    let own_names = names(&listeners);
+    let policy = Policy {
+        tokens: contents.tokens?,
+        names: reload::names(&own_names, &options),
+        topics: options.topics.clone(),
+        queues: reload::queues(&options, queues.is_some()),
+        work: options.work.clone(),
+    };
     let control = options.control && options.token_file.is_some();
     let budget = Budget::default();
     let hub = options.page.then(|| {
@@ -184,10 +135,8 @@ async fn gateway(options: &Options) -> Result<()> {
     let replies = Replies::new(&options.root, &options.broker.client_id, budget.clone());
     let replies = Arc::new(replies);
     let gateway = Arc::new(Gateway {
-        tokens: tokens.map(RwLock::new),
-        rate: (options.rate > 0).then(|| Mutex::new(Rate::new(options.rate, options.rate))),
-        names: names(options, &listeners),
-        topics: options.topics.clone(),
+        policy: RwLock::new(Arc::new(policy)),
+        rate: Mutex::new(Rate::of(options.rate)),
         ways: Ways {
             jobs,
             queues,
@@ -209,7 +158,7 @@ async fn gateway(options: &Options) -> Result<()> {
         page: hub.clone(),
         units: Units::new(options.scope.clone(), budget.clone(), stopped.clone()),
         budget,
-        work: Submissions::new(options.scope.clone(), options.work.clone(), options.sign),
+        work: Submissions::new(options.scope.clone(), options.sign),
         control: options.control,
     });
     let times = Times::default();
@@ -235,6 +184,7 @@ async fn gateway(options: &Options) -> Result<()> {
     }
     let mut session = Session::new(listener(&options.broker), heard).lasting();
     let mut publisher = Publisher::default();
+    let mut renewal = Reload::new(options, own_names, reread);
     loop {
         let is_stopping = *stopping.borrow();
         let due = hub.as_ref().map(|hub| hub.due());
@@ -249,22 +199,7 @@ async fn gateway(options: &Options) -> Result<()> {
             }
             _ = reload.recv(), if !is_stopping => {
                 notify.reloading();
-                if let Some(file) = token_file {
-                    match tokens::read(file) {
-                        Ok(tokens) => gateway.renew(tokens),
-                        Err(e) => warn!("{e}; keeping the tokens of before"),
-                    }
-                }
-                match (options.routes.0)() {
-                    Ok(routes) => gateway.hooks.renew(routes),
-                    Err(e) => warn!("{e}; keeping the routes of before"),
-                }
-                if let (Some(files), Some(identity)) = (&options.tls, &identity) {
-                    match Tls::read(files) {
-                        Ok(tls) => drop(identity.send_replace(tls)),
-                        Err(e) => warn!("{e}; keeping the certificate of before"),
-                    }
-                }
+                renewal.run(&gateway, identity.as_ref());
                 notify.ready();
             }
             () = sleep_until(watchdog.map_or_else(Instant::now, |(_, at)| at)), if watchdog.is_some() => {

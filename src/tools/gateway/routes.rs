@@ -5,22 +5,23 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::json;
-use tracing::{debug, info};
+use tracing::{debug, warn};
 
-use crate::model::gateway::callers::{Tokens, host_of, is_same_origin};
+use crate::model::gateway::callers::{host_of, is_same_origin};
 use crate::model::gateway::parameters::{self, Wrong};
 use crate::model::gateway::rate::{Caller, Rate};
-use crate::model::gateway::route::{Found, Routes};
-use crate::model::gateway::topics::{Refusal, Topics};
+use crate::model::gateway::routes::{Found, Routes};
 use crate::model::gateway::work::Kind;
 use crate::model::text::printable;
 use crate::model::url;
 use crate::net::http::{Counts, Head, Response, Seat, Service};
+use crate::os::logging::SENDERS;
 use crate::tools::gateway::budget::Budget;
 use crate::tools::gateway::hooks::{self, Hooks};
 use crate::tools::gateway::metrics::{self, Metrics};
 use crate::tools::gateway::outgoing::Outgoing;
 use crate::tools::gateway::page::{self, Hub};
+use crate::tools::gateway::policy::Policy;
 use crate::tools::gateway::publisher::Link;
 use crate::tools::gateway::replies;
 use crate::tools::gateway::units::{self, Units};
@@ -34,14 +35,10 @@ const SHOWN: usize = 200;
 /// What the answers need.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Tokens, if callers need one.
-    pub tokens: Option<RwLock<Tokens>>,
+    /// What callers may do.
+    pub policy: RwLock<Arc<Policy>>,
     /// Limit on requests for each caller, if there is one.
-    pub rate: Option<Mutex<Rate>>,
-    /// Host names by which callers without a token may reach us, in lower case.
-    pub names: Vec<String>,
-    /// Topics that callers may publish to.
-    pub topics: Topics,
+    pub rate: Mutex<Option<Rate>>,
     /// Ways to the brokers.
     pub ways: Ways,
     /// Routes of the configuration file.
@@ -123,6 +120,7 @@ fn place(head: &Head, routes: &Routes) -> Result<Place, Response> {
                 return match routes.find(&head.method, path) {
                     Found::Route(_) => Ok(Place::Hook),
                     Found::Method => Err(no_method(routes.allow(path))),
+                    Found::None if routes.is_near(path) => Err(no_route()),
                     Found::None => Err(nothing()),
                 };
             }
@@ -141,6 +139,11 @@ fn nothing() -> Response {
     Response::error(404, cause)
 }
 
+/// Returns the answer to a request for a path that looks like that of a route.
+fn no_route() -> Response {
+    Response::error(404, "no route has this path")
+}
+
 /// Returns the answer to a request with another method than those.
 fn no_method(allowed: String) -> Response {
     let cause = format!("the method here is {allowed}");
@@ -153,7 +156,16 @@ impl Service for Gateway {
         if let Err(refused) = &admitted {
             let (status, cause) = (refused.status, printable(&refused.cause(), SHOWN));
             let path = printable(&head.path, SHOWN);
-            debug!("{} {path}: {status} {cause}", head.method);
+            let routes = self.hooks.routes();
+            // A sender that has the wrong path may get 401 or 403 before.
+            let is_lost = matches!(routes.find(&head.method, &head.path), Found::None);
+            match is_lost && routes.is_near(&head.path) && place(head, &routes).is_err() {
+                true => warn!(
+                    target: SENDERS,
+                    "no route has the path '{path}': refused a request with {status}"
+                ),
+                false => debug!("{} {path}: {status} {cause}", head.method),
+            }
             self.refused(head, refused);
         }
         admitted
@@ -168,7 +180,8 @@ impl Service for Gateway {
                 Response::new(200, metrics::MEDIA, text)
             }
             Ok(Place::Rpc) => {
-                let rpc = self.rpc.answer(&head, &body, &self.topics, &self.ways);
+                let policy = self.policy();
+                let rpc = self.rpc.answer(&head, &body, &policy, &self.ways);
                 let kept = self.budget.keep(seat.caller(), rpc.await);
                 kept.unwrap_or_else(|refused| refused)
             }
@@ -199,12 +212,20 @@ impl Service for Gateway {
 }
 
 impl Gateway {
-    /// Replaces the tokens.
-    pub fn renew(&self, tokens: Tokens) {
-        if let Some(own) = &self.tokens {
-            *own.write().unwrap_or_else(PoisonError::into_inner) = tokens;
-            info!("the tokens are read again");
-        }
+    /// Returns what callers may do now.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces what callers may do.
+    pub fn renew(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// Replaces the limit on requests; each caller begins anew.
+    pub fn renew_rate(&self, rate: Option<Rate>) {
+        *self.rate.lock().unwrap_or_else(PoisonError::into_inner) = rate;
     }
 
     /// Answers a request on one of `routes`.
@@ -218,7 +239,9 @@ impl Gateway {
         {
             return refused;
         }
+        let policy = self.policy();
         let ends = hooks::Ends {
+            policy: &policy,
             ways: &self.ways,
             work: &self.work,
             units: &self.units,
@@ -238,17 +261,9 @@ impl Gateway {
             false => self.known(head, true)?,
         }
         match place(head, &self.hooks.routes())? {
-            Place::To(To::Topic(topic)) => {
-                self.topics.check(&topic).map_err(|refusal| match refusal {
-                    Refusal::Wrong(cause) => Response::error(400, &cause),
-                    Refusal::Forbidden(cause) => Response::error(403, &cause),
-                })
-            }
-            Place::To(To::Queue(queue)) => {
-                let checked = self.ways.check_queue(&queue);
-                checked.map_err(|unsent| unsent.response())
-            }
-            Place::Work(kind) => self.work.check(&kind),
+            Place::To(To::Topic(topic)) => self.policy().check_topic(&topic),
+            Place::To(To::Queue(queue)) => self.policy().check_queue(&queue),
+            Place::Work(kind) => self.policy().check_work(&kind),
             Place::Unit(_) | Place::Page(_) if !matches!(head.method.as_str(), "GET" | "HEAD") => {
                 self.controls()
             }
@@ -263,14 +278,15 @@ impl Gateway {
 
     /// Checks that a caller may call at all; counts it if `counts`.
     fn known(&self, head: &Head, counts: bool) -> Result<(), Response> {
+        let policy = self.policy();
         let limit = |caller| match counts {
             true => self.limit(caller),
             false => Ok(()),
         };
         let host = head.field("host").unwrap_or_default();
         // A page of another site reaches us under its own name, by DNS. A Unix socket it cannot reach.
-        let is_named = host_of(host).is_some_and(|host| self.names.contains(&host));
-        if self.tokens.is_none() && head.peer.is_some() && !is_named {
+        let is_named = host_of(host).is_some_and(|host| policy.names.contains(&host));
+        if policy.tokens.is_none() && head.peer.is_some() && !is_named {
             let cause = "the gateway is not called so: see --server-name";
             return Err(Response::error(403, cause));
         }
@@ -290,11 +306,10 @@ impl Gateway {
             return Err(Response::error(403, "pages of other sites may not do that"));
         }
         let address = Caller::at(head.peer);
-        if let Some(tokens) = &self.tokens
+        if let Some(tokens) = &policy.tokens
             && head.path != "/healthz"
             && !page::Place::parse(&head.path).is_some_and(|(place, _)| place.is_open())
         {
-            let tokens = tokens.read().unwrap_or_else(PoisonError::into_inner);
             let given = head.field("authorization");
             let Some(place) = given.and_then(|given| tokens.find(given)) else {
                 // Guesses are limited too.
@@ -312,7 +327,7 @@ impl Gateway {
 
     /// Looks whether callers may control what runs. They have shown a token then.
     fn controls(&self) -> Result<(), Response> {
-        match self.control && self.tokens.is_some() {
+        match self.control && self.policy().tokens.is_some() {
             true => Ok(()),
             false => Err(Response::error(
                 403,
@@ -353,10 +368,10 @@ impl Gateway {
 
     /// Counts a request of `caller`.
     fn limit(&self, caller: Caller) -> Result<(), Response> {
-        let Some(rate) = &self.rate else {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(rate) = rate.as_mut() else {
             return Ok(());
         };
-        let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.take(caller, Instant::now()).map_err(|wait| {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             let refused = Response::error(429, "too many requests: see --rate");
@@ -417,7 +432,8 @@ impl Gateway {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::gateway::ways::Queues;
+    use crate::model::gateway::callers::Tokens;
+    use crate::model::gateway::topics::Topics;
     use crate::tools::work::Scope;
     use std::time::Duration;
     use tokio::sync::mpsc;
@@ -439,7 +455,12 @@ mod tests {
             [[route]]\nname = 'open'\npath = '/hooks/open'\ntopic = 'lab/o'\nmethod = 'GET'";
         let table: toml::Table = text.parse().expect("TOML");
         let list = table.get("route").and_then(toml::Value::as_array);
-        Routes::read(list.expect("routes"), &mut |_| Ok(b"secret".to_vec())).expect("routes")
+        Routes::read(
+            list.expect("routes"),
+            &mut |_| Ok(b"secret".to_vec()),
+            &|_| Ok(()),
+        )
+        .expect("routes")
     }
 
     fn gateway(tokens: Option<&str>, rate: u32) -> Gateway {
@@ -451,16 +472,17 @@ mod tests {
         let work = Kind::parse("localhost/note").expect("kind");
         let link = Arc::new(Link::new());
         Gateway {
-            tokens: tokens.map(RwLock::new),
-            rate: (rate > 0).then(|| Mutex::new(Rate::new(rate, rate))),
-            names: vec!["localhost".into(), "127.0.0.1".into()],
-            topics: Topics::new("lab", &[]).expect("topics"),
+            policy: RwLock::new(Arc::new(Policy {
+                tokens,
+                names: vec!["localhost".into(), "127.0.0.1".into()],
+                topics: Topics::new("lab", &[]).expect("topics"),
+                queues: vec!["align".into()],
+                work: vec![work],
+            })),
+            rate: Mutex::new(Rate::of(rate)),
             ways: Ways {
                 jobs: crate::tools::gateway::publisher::jobs().0,
-                queues: Some(Queues {
-                    allowed: vec!["align".into()],
-                    puts: mpsc::channel(1).0,
-                }),
+                queues: Some(mpsc::channel(1).0),
                 limit: Duration::from_secs(1),
                 need_listener: false,
                 metrics: Arc::default(),
@@ -483,7 +505,7 @@ mod tests {
                 Budget::default(),
                 tokio::sync::watch::channel(false).1,
             ),
-            work: Submissions::new(scope, vec![work], false),
+            work: Submissions::new(scope, false),
             control: false,
         }
     }
@@ -564,7 +586,10 @@ mod tests {
         assert_eq!(status(&gateway, &head("GET", "/none", &[LOCAL])), 401);
         assert_eq!(status(&gateway, &head("GET", "/metrics", &[LOCAL])), 401);
         assert_eq!(status(&gateway, &head("GET", "/healthz", &[LOCAL])), 0);
-        gateway.renew(Tokens::parse(b).expect("tokens"));
+        gateway.renew(Policy {
+            tokens: Some(Tokens::parse(b).expect("tokens")),
+            ..Policy::clone(&gateway.policy())
+        });
         assert_eq!(
             (status(&gateway, &with(a)), status(&gateway, &with(b))),
             (401, 0)
@@ -657,6 +682,7 @@ mod tests {
             assert_eq!(found, want, "{method} {path}");
         }
         for (path, cause) in [
+            ("/hooks/psh", "no route has this path"),
             ("/lab/a", "topics are /t/TOPIC"),
             ("/w/localhost", "work is /w/NODE/TYPE"),
             ("/w/localhost/other", "add --allow-work localhost/other"),

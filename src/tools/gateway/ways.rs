@@ -31,22 +31,13 @@ fn message(topic: String, outgoing: Outgoing) -> Message {
     }
 }
 
-/// Where callers may put messages in queues.
-#[derive(Debug)]
-pub struct Queues {
-    /// Names that callers may use.
-    pub allowed: Vec<String>,
-    /// Way to the broker of the queues.
-    pub puts: mpsc::Sender<Put>,
-}
-
 /// Ways out.
 #[derive(Debug)]
 pub struct Ways {
     /// Way to the broker of the topics.
     pub jobs: mpsc::Sender<Job>,
-    /// Queues, if there is a broker for them.
-    pub queues: Option<Queues>,
+    /// Way to the broker of queues, if there is one.
+    pub queues: Option<mpsc::Sender<Put>>,
     /// Maximum time until a broker confirms.
     pub limit: Duration,
     /// Whether a message without a subscriber is a failure.
@@ -62,21 +53,6 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Checks that callers may put messages in `queue`.
-    ///
-    /// # Errors
-    /// When they may not.
-    pub fn check_queue(&self, queue: &str) -> Result<(), Unsent> {
-        let allowed = self.queues.as_ref().map(|queues| &queues.allowed);
-        match allowed.is_some_and(|allowed| allowed.iter().any(|own| own == queue)) {
-            true => Ok(()),
-            false => Err(Unsent::refused(
-                403,
-                "the gateway does not allow this queue",
-            )),
-        }
-    }
-
     /// Publishes `outgoing` to `topic`, and returns when the broker has confirmed it.
     ///
     /// # Errors
@@ -184,7 +160,7 @@ impl Ways {
                 outgoing,
                 reply,
             };
-            queues.puts.send(put).await.map_err(|_| gone(()))?;
+            queues.send(put).await.map_err(|_| gone(()))?;
             result.await.map_err(|_| gone(()))?
         };
         let late = |_| {

@@ -18,49 +18,25 @@ use crate::tools::work::submit::{Away, Payload, Started, Submission, start};
 /// Maximum number of submissions that clients have not answered.
 const MAX_SUBMISSIONS: usize = 8;
 
-/// Maximum number of characters of a name, and of a cause, in an answer.
-const SHOWN: usize = 200;
+/// Maximum number of characters of a cause in an answer.
 const SHOWN_CAUSE: usize = 500;
 
 /// Work of callers.
 #[derive(Debug)]
 pub struct Submissions {
     scope: Scope,
-    allowed: Vec<Kind>,
     sign: bool,
     threads: Threads,
 }
 
 impl Submissions {
-    /// Submits to the clients of `scope` the work that is `allowed`. They `sign` it for other nodes.
+    /// Submits to the clients of `scope`. They `sign` work for other nodes.
     #[must_use]
-    pub fn new(scope: Scope, allowed: Vec<Kind>, sign: bool) -> Self {
+    pub fn new(scope: Scope, sign: bool) -> Self {
         Self {
             scope,
-            allowed,
             sign,
             threads: Threads::new(MAX_SUBMISSIONS),
-        }
-    }
-
-    /// Looks whether callers may submit work of this kind.
-    ///
-    /// # Errors
-    /// The answer when they may not.
-    pub fn check(&self, kind: &Kind) -> Result<(), Response> {
-        match self.allowed.contains(kind) {
-            true => Ok(()),
-            false => {
-                let kind_named = printable(&kind.to_string(), SHOWN);
-                let local = match kind.node.as_str() {
-                    LOCALHOST => "",
-                    _ => "; the client of this host is 'localhost'",
-                };
-                let cause = format!(
-                    "the gateway does not take this work: add --allow-work {kind_named}{local}"
-                );
-                Err(Response::error(403, &cause))
-            }
         }
     }
 

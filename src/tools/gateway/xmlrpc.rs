@@ -4,11 +4,12 @@
 
 use tracing::debug;
 
-use crate::model::gateway::topics::{Refusal, Topics};
+use crate::model::gateway::topics::Refusal;
 use crate::model::gateway::xmlrpc::{self, Call, Value};
 use crate::model::text::printable;
 use crate::net::http::{Head, Response};
 use crate::tools::gateway::outgoing::{Outgoing, Unsent};
+use crate::tools::gateway::policy::Policy;
 use crate::tools::gateway::ways::Ways;
 use crate::tools::gateway::workflows::Workflows;
 
@@ -39,9 +40,9 @@ type Fault = (i32, String);
 
 impl Rpc {
     /// Answers a call: always with status 200, as the protocol wants it.
-    pub async fn answer(&self, head: &Head, body: &[u8], topics: &Topics, ways: &Ways) -> Response {
+    pub async fn answer(&self, head: &Head, body: &[u8], policy: &Policy, ways: &Ways) -> Response {
         let text = match xmlrpc::call(body) {
-            Ok(call) => match self.call(head, &call, topics, ways).await {
+            Ok(call) => match self.call(head, &call, policy, ways).await {
                 Ok(value) => xmlrpc::response(&value),
                 Err((code, text)) => {
                     debug!("XML-RPC {}: fault {code}: {text}", call.method);
@@ -57,7 +58,7 @@ impl Rpc {
         &self,
         head: &Head,
         call: &Call,
-        topics: &Topics,
+        policy: &Policy,
         ways: &Ways,
     ) -> Result<Value, Fault> {
         let method = call.method.strip_prefix("workflowmgr.").unwrap_or_default();
@@ -71,7 +72,7 @@ impl Rpc {
                 };
                 let outgoing = Outgoing::of(head, attributes);
                 let outgoing = outgoing.map_err(|cause| (FAILED, cause.to_owned()))?;
-                self.event(name, outgoing, topics, ways).await
+                self.event(name, outgoing, policy, ways).await
             }
             ("getNumWorkflowInstancesByStatus", Some(workflows)) => {
                 let [status] = parameters(method, call)?;
@@ -95,16 +96,19 @@ impl Rpc {
         &self,
         name: &str,
         outgoing: Outgoing,
-        topics: &Topics,
+        policy: &Policy,
         ways: &Ways,
     ) -> Result<Value, Fault> {
-        let sent = match ways.check_queue(name) {
+        let sent = match policy.check_queue(name) {
             Ok(()) => ways.put(name.to_owned(), outgoing).await,
             Err(_) => {
                 let topic = format!("{}/{name}", self.events);
-                let allowed = topics.check(&topic).map_err(|refusal| match refusal {
-                    Refusal::Wrong(cause) | Refusal::Forbidden(cause) => cause,
-                });
+                let allowed = policy
+                    .topics
+                    .check(&topic)
+                    .map_err(|refusal| match refusal {
+                        Refusal::Wrong(cause) | Refusal::Forbidden(cause) => cause,
+                    });
                 allowed.map_err(|cause| (FAILED, format!("{EXCEPTION}:{cause}")))?;
                 ways.publish(topic, outgoing).await
             }

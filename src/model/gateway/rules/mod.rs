@@ -17,7 +17,7 @@ use std::path::Path;
 use regex_lite::{Regex, RegexBuilder};
 use toml::Value;
 
-use crate::model::gateway::keys::{Keys, Wrong};
+use crate::model::gateway::keys::{Keys, Wrong, Wrongs};
 use crate::model::gateway::part::{KEYS, Part};
 use crate::model::gateway::request::Request;
 use crate::model::gateway::secret::Secret;
@@ -92,16 +92,23 @@ pub enum Test {
 }
 
 impl Rule {
-    /// Reads a rule: a table, or a list of tables that all hold.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
-    pub fn read(value: &Value, place: Vec<String>, file: ReadFile<'_>) -> Result<Self, Wrong> {
-        let mut reading = Reading { count: 0, file };
-        match value {
-            Value::Array(list) => Ok(Self::And(reading.list(list, &place, 1)?)),
+    /// Reads a rule: a table, or a list of tables that all hold. Notes everything that is wrong.
+    pub fn read(
+        value: &Value,
+        place: Vec<String>,
+        file: ReadFile<'_>,
+        wrongs: &mut Wrongs,
+    ) -> Option<Self> {
+        let mut reading = Reading {
+            count: 0,
+            file,
+            wrongs: &mut *wrongs,
+        };
+        let rule = match value {
+            Value::Array(list) => reading.list(list, &place, 1).map(Self::And),
             value => reading.rule(value, place, 0),
-        }
+        };
+        wrongs.keep(rule)
     }
 
     /// Returns whether it holds for a request.
@@ -160,6 +167,8 @@ impl Test {
 struct Reading<'a> {
     count: usize,
     file: ReadFile<'a>,
+    /// Mistakes in lists, without the last of each, which is returned.
+    wrongs: &'a mut Wrongs,
 }
 
 impl Reading<'_> {
@@ -170,11 +179,22 @@ impl Reading<'_> {
                 cause: "the list of rules is empty".to_owned(),
             });
         }
-        let rules = list.iter().enumerate().map(|(n, rule)| {
+        let (mut rules, mut last) = (Vec::new(), None);
+        for (n, rule) in list.iter().enumerate() {
             let place = [place, &[n.to_string()]].concat();
-            self.rule(rule, place, depth)
-        });
-        rules.collect()
+            match self.rule(rule, place, depth) {
+                Ok(rule) => rules.push(rule),
+                Err(wrong) => last
+                    .replace(wrong)
+                    .into_iter()
+                    .for_each(|w| self.wrongs.note(w)),
+            }
+            // One mistake says that there are too many.
+            if self.count > MAX_RULES {
+                break;
+            }
+        }
+        last.map_or(Ok(rules), Err)
     }
 
     fn rule(&mut self, value: &Value, place: Vec<String>, depth: usize) -> Result<Rule, Wrong> {

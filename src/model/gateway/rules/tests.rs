@@ -10,7 +10,12 @@ fn read(text: &str) -> Result<Rule, Wrong> {
         Some("token") => Ok(b"secret\n".to_vec()),
         _ => Err("read it: there is no such file".to_owned()),
     };
-    Rule::read(&rule, vec!["rule".to_owned()], file)
+    let mut wrongs = Wrongs::default();
+    let rule = Rule::read(&rule, vec!["rule".to_owned()], file, &mut wrongs);
+    match wrongs.all().into_iter().next() {
+        Some(wrong) => Err(wrong),
+        None => Ok(rule.expect("no mistake")),
+    }
 }
 
 /// A request, of which tests change what they are about.
