@@ -9,7 +9,6 @@
 //! command = "align.sh"
 //! ```
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -19,11 +18,11 @@ use std::sync::OnceLock;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
-use toml::de::DeTable;
 use toml::{Table, Value};
 
 use crate::cli::key_lines::KeyLines;
 use crate::cli::mistakes::Mistakes;
+use crate::cli::toml_mistakes;
 use crate::error::{Error, Place, Result};
 use crate::model::near::nearest;
 use crate::model::text::printable;
@@ -337,21 +336,13 @@ impl Layer {
     /// Parses the `text` of the file at `path`; notes the first mistake of each line.
     fn parse(path: &Path, text: &str, mistakes: &mut Mistakes) -> Option<Self> {
         let table = text.parse::<Table>();
-        if let Err(first) = &table {
-            let (_, all) = DeTable::parse_recoverable(text);
-            let mut seen = HashSet::new();
-            for e in std::iter::once(first).chain(&all) {
-                let before = e.span().and_then(|span| text.get(..span.start));
-                let line = before.unwrap_or_default().matches('\n').count() + 1;
-                if seen.insert(line) {
-                    let place = Place {
-                        file: path.to_owned(),
-                        line: Some(line),
-                    };
-                    let cause = format!("line {line}: {}", e.message());
-                    mistakes.note(unreadable(path, &cause).at(place));
-                }
-            }
+        for (line, cause) in toml_mistakes::of(text) {
+            let place = Place {
+                file: path.to_owned(),
+                line: Some(line),
+            };
+            let cause = format!("line {line}: {cause}");
+            mistakes.note(unreadable(path, &cause).at(place));
         }
         Some(Self {
             path: path.to_owned(),

@@ -33,6 +33,7 @@ mod route_tables;
 mod signing;
 mod status;
 mod submit;
+mod toml_mistakes;
 mod trigger;
 mod values;
 mod variables;

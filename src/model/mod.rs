@@ -2,6 +2,7 @@
 
 pub mod about;
 pub mod answer;
+pub mod certificate;
 pub mod check;
 pub mod claim;
 pub mod command;

@@ -308,8 +308,8 @@ fn secure(files: &TlsFiles) -> Result<Secure> {
     let Some((cert, key)) = &files.identity else {
         return Err(Error::usage("a broker with TLS needs --cert and --key"));
     };
-    let chain = tls::certificates(cert, "our certificate")?;
-    let mut config = TlsAcceptorConfig::new(chain, tls::key(key)?);
+    let (chain, secret) = tls::pair(cert, key)?;
+    let mut config = TlsAcceptorConfig::new(chain, secret);
     if let Some(cafile) = &files.cafile {
         let authorities = tls::certificates(cafile, "certificate authorities")?;
         config = config

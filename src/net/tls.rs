@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
@@ -14,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::net::options::TlsFiles;
+use crate::net::tls_failure;
 
 /// Maximum number of files to read in a folder of certificate authorities.
 const MAX_CAPATH_FILES: usize = 4096;
@@ -46,7 +48,7 @@ fn said(error: pem::Error) -> String {
 ///
 /// # Errors
 /// When it cannot be read or holds none that can be used (78).
-pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_file(path).map_err(|e| {
         let shown = path.display();
         let cause = match e {
@@ -66,6 +68,29 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
 fn is_encrypted(path: &Path) -> bool {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED")
+}
+
+/// Returns our certificates and our private key from PEM files.
+///
+/// # Errors
+/// When one is missing or wrong, or they do not fit (78).
+pub(super) fn pair(
+    cert: &Path,
+    secret: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = certificates(cert, "our certificate")?;
+    let key = key(secret)?;
+    let provider = rustls::crypto::ring::default_provider();
+    let fits = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider);
+    fits.map_err(|e| wrong_pair(cert, secret, &e))?;
+    Ok((chain, key))
+}
+
+/// Returns an error about a certificate with its key.
+pub(super) fn wrong_pair(cert: &Path, key: &Path, error: &rustls::Error) -> Error {
+    let (cert, key) = (cert.display(), key.display());
+    let cause = tls_failure::own_files(error);
+    Error::config(format!("use certificate {cert} with key {key}: {cause}"))
 }
 
 /// Returns the trusted authorities: those of the given files, by default those of the system.
@@ -124,16 +149,9 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
     let mut config = match &files.identity {
         None => builder.with_no_client_auth(),
         Some((cert, secret)) => {
-            let chain = certificates(cert, "our certificate")?;
-            builder
-                .with_client_auth_cert(chain, key(secret)?)
-                .map_err(|e| {
-                    Error::config(format!(
-                        "use certificate {} with key {}: {e}",
-                        cert.display(),
-                        secret.display()
-                    ))
-                })?
+            let (chain, key) = pair(cert, secret)?;
+            let built = builder.with_client_auth_cert(chain, key);
+            built.map_err(|e| wrong_pair(cert, secret, &e))?
         }
     };
     config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into()).collect();

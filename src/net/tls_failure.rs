@@ -1,6 +1,8 @@
 //! Explains failures of TLS: the cause, and what to do.
 
-use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
+use rustls::{
+    AlertDescription, CertificateError, Error as TlsError, InconsistentKeys, InvalidMessage,
+};
 
 use crate::error::{Error, Kind};
 use crate::model::text::printable;
@@ -38,6 +40,21 @@ pub fn explain(error: &TlsError, host: &str) -> Option<Error> {
             "TLS failed: {}",
             printable(&other.to_string(), MAX_TEXT)
         )),
+    }
+}
+
+/// Explains why our own certificate and key cannot be used.
+#[must_use]
+pub fn own_files(error: &TlsError) -> String {
+    match error {
+        TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the key is not that of the certificate".into()
+        }
+        TlsError::InvalidCertificate(CertificateError::BadEncoding) => {
+            "the certificate is damaged".into()
+        }
+        TlsError::InvalidCertificate(why) => format!("the certificate {}", certificate(why, "")),
+        other => printable(&other.to_string(), MAX_TEXT),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::common::{World, bare_command, ran};
+use tael::model::signature::base64;
+
+use crate::common::{Certificates, World, bare_command, ran};
 
 /// Returns code and output of a gateway with this file.
 fn with_file(world: &World, text: &str, more: &[&str]) -> (i32, String) {
@@ -160,4 +162,63 @@ fn a_relative_secret_is_in_the_working_directory() {
     command.args(["gateway", "--check", "--root", "lab", "--config", &file]);
     let (code, out, said) = ran(command.current_dir(&folder));
     assert_eq!(code, 0, "{out}{said}");
+}
+
+#[test]
+fn a_certificate_and_a_key_that_do_not_fit_are_told_in_words() {
+    let world = World::new();
+    let made = Certificates::make(&world.path(""));
+    let version_1 = include_bytes!("../fixtures/certificates/version-1.der");
+    let text = base64::encode_padded(version_1);
+    let old = world.file(
+        "old.pem",
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"),
+    );
+    let (cert, key) = (made.path("server.pem"), made.path("stranger.key"));
+    let gateway = &["gateway", "--check"][..];
+    let client = &[
+        "client",
+        "--check",
+        "--who",
+        "a",
+        "-t",
+        "x",
+        "--command",
+        "true",
+    ][..];
+    let mut cases = vec![
+        (gateway, ["--tls-cert", "--tls-key"]),
+        (client, ["--cert", "--key"]),
+    ];
+    if cfg!(feature = "embedded-broker") {
+        cases.push((&["broker", "--listen", "127.0.0.1:0"], ["--cert", "--key"]));
+    }
+    for (words, [cert_flag, key_flag]) in cases {
+        for (cert, cause) in [
+            (&cert, "the key is not that of the certificate"),
+            (&old, "the certificate is of version 1"),
+        ] {
+            let mut command = bare_command(&world.dir, "tael");
+            command.args(words).args([cert_flag, cert, key_flag, &key]);
+            let (code, out, said) = ran(&mut command);
+            assert_eq!(code, 78, "{words:?}: {out}{said}");
+            assert!(said.contains(cause), "{words:?}: {said}");
+            assert!(!said.contains("Mismatch"), "{words:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn single_brackets_and_wrong_escapes_say_how_to_write_them() {
+    let world = World::new();
+    let route = "name = \"a\"\npath = \"/a\"\ntopic = \"lab/a\"\n";
+    let two = format!("[route]\n{route}[route]\n{route}");
+    let (code, said) = with_file(&world, &two, &["--check"]);
+    assert_eq!(code, 78, "{said}");
+    assert_eq!(said.matches("write [[route]]").count(), 2, "{said}");
+    assert!(!said.contains("duplicate key"), "{said}");
+    let pattern = format!("[[route]]\n{route}rule = {{ json = \"ref\", regex = \"^\\d$\" }}\n");
+    let (code, said) = with_file(&world, &pattern, &["--check"]);
+    assert!(code == 78 && said.contains("line 5"), "{said}");
+    assert!(said.contains("'single quotes'"), "{said}");
 }

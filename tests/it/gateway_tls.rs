@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use rustls::{
 };
 
 use crate::common::gateway::{Gateway, post, request};
-use crate::common::{Certificates, PATIENCE, World, wait_until};
+use crate::common::{Certificates, PATIENCE, World, bare_command, ran, wait_until};
 
 /// Sends `text` over TLS to a server that must have a certificate of the authority `ca`.
 fn exchange(
@@ -151,5 +152,63 @@ fn callers_may_have_to_show_a_certificate() {
             assert!(answer.is_err(), "{answer:?}");
         }
     }
+    gateway.process.stop();
+}
+
+/// Writes a certificate that ends on this day, and its key.
+fn ending_on(world: &World, year: i32) -> [String; 2] {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    let key = KeyPair::generate().expect("key");
+    let mut params = CertificateParams::new(vec!["localhost".into()]).expect("params");
+    params.not_before = date_time_ymd(2000, 1, 1);
+    params.not_after = date_time_ymd(year, 1, 2);
+    let own = params.self_signed(&key).expect("certificate");
+    [
+        world.file("own.pem", own.pem()),
+        world.file("own.key", key.serialize_pem()),
+    ]
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_told_at_check_start_and_reload() {
+    let world = World::new();
+    let expired = "own.pem has expired";
+    let [cert, key] = ending_on(&world, 2020);
+    let flags = ["--tls-cert", &cert, "--tls-key", &key];
+    let mut command = bare_command(&world.dir, "tael");
+    command.args(["gateway", "--check"]).args(flags);
+    let (code, out, said) = ran(&mut command);
+    assert_eq!(code, 0, "{out}{said}");
+    assert!(said.contains(expired), "{said}");
+    let mut command = world.tael(["gateway", "--root", "lab", "--listen", "127.0.0.1:0"]);
+    command.args([
+        "--listen",
+        &format!("unix:{}", world.path("http").display()),
+    ]);
+    let gateway = Gateway::listening(world.spawn({
+        command.args(flags);
+        command
+    }));
+    assert!(gateway.process.log_text().contains(expired));
+    let end = |want: u64| {
+        let line = format!("tael_gateway_certificate_not_after_seconds {want}\n");
+        wait_until("the end is in the metrics", || {
+            let Ok(mut stream) = UnixStream::connect(world.path("http")) else {
+                return false;
+            };
+            let _ = stream.write_all(request("GET /metrics", &[]).as_bytes());
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            text.contains(&line)
+        });
+    };
+    end(1_577_923_200);
+    let count = || gateway.process.log_text().matches(expired).count();
+    gateway.process.signal(Signal::SIGHUP);
+    wait_until("a reload says so", || count() == 2);
+    ending_on(&world, 2099);
+    gateway.process.signal(Signal::SIGHUP);
+    end(4_070_995_200);
+    assert_eq!(count(), 2);
     gateway.process.stop();
 }

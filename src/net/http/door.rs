@@ -260,7 +260,7 @@ impl<S: Service> Door<S> {
     fn take_encrypted(&self, tls: &Tls, stream: TcpStream, peer: IpAddr, seat: Seat) {
         let service = Arc::clone(&self.service);
         let (times, mut stop) = (self.times, self.stop.clone());
-        let shaken = TlsAcceptor::from(Arc::clone(&tls.0)).accept(stream);
+        let shaken = TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream);
         tokio::spawn(async move {
             let shaken = tokio::select! {
                 shaken = timeout(times.head, shaken) => shaken,

@@ -7,7 +7,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::error::{Error, Result};
-use crate::net::tls::{certificates, key};
+use crate::model::certificate;
+use crate::net::tls::{certificates, pair, wrong_pair};
 
 /// Files of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,10 @@ pub struct Identity {
 
 /// TLS with an [`Identity`].
 #[derive(Debug, Clone)]
-pub struct Tls(pub(super) Arc<ServerConfig>);
+pub struct Tls {
+    pub(super) config: Arc<ServerConfig>,
+    not_after: Option<i64>,
+}
 
 impl Tls {
     /// Reads the files.
@@ -50,13 +54,20 @@ impl Tls {
                     .with_client_cert_verifier(verifier.build().map_err(|e| wrong(e.to_string()))?)
             }
         };
-        let chain = certificates(&files.cert, "our certificate")?;
-        let secret = key(&files.key)?;
-        let mut config = builder.with_single_cert(chain, secret).map_err(|e| {
-            let (cert, key) = (files.cert.display(), files.key.display());
-            Error::config(format!("use certificate {cert} with key {key}: {e}"))
-        })?;
+        let (chain, secret) = pair(&files.cert, &files.key)?;
+        let not_after = chain.first().and_then(|own| certificate::not_after(own));
+        let built = builder.with_single_cert(chain, secret);
+        let mut config = built.map_err(|e| wrong_pair(&files.cert, &files.key, &e))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self(Arc::new(config)))
+        Ok(Self {
+            config: Arc::new(config),
+            not_after,
+        })
+    }
+
+    /// Returns the second since 1970 after which our certificate is not valid, if it can be read.
+    #[must_use]
+    pub const fn not_after(&self) -> Option<i64> {
+        self.not_after
     }
 }

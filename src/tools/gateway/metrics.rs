@@ -19,6 +19,8 @@ pub struct Metrics {
     routes: Mutex<BTreeMap<(String, u16), u64>>,
     /// Messages that the broker has confirmed.
     pub confirmed: AtomicU64,
+    /// Second since 1970 after which our certificate is not valid; 0 without one.
+    not_after: AtomicU64,
     /// Messages that were not confirmed: the broker was away, late, or has refused them.
     pub unconfirmed: AtomicU64,
 }
@@ -34,6 +36,12 @@ impl Metrics {
     pub fn routed(&self, route: &str, status: u16) {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         *routes.entry((route.to_owned(), status)).or_default() += 1;
+    }
+
+    /// Notes when our certificate ends, in seconds since 1970.
+    pub fn certificate(&self, not_after: Option<i64>) {
+        let end = not_after.and_then(|end| u64::try_from(end).ok());
+        self.not_after.store(end.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Returns the text.
@@ -89,6 +97,15 @@ impl Metrics {
             "Messages that the broker has not confirmed.",
             of(&self.unconfirmed),
         );
+        let not_after = of(&self.not_after);
+        if not_after > 0 {
+            one(
+                "tael_gateway_certificate_not_after_seconds",
+                "gauge",
+                "Time after which the certificate of the gateway is not valid, seconds since 1970.",
+                not_after,
+            );
+        }
         let name = "tael_gateway_answers_total";
         let _ = write!(
             text,

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 use crate::error::Result;
 use crate::model::gateway::rate::Rate;
 use crate::model::message::Qos;
-use crate::net::http::{Address, Counts, Listener, Times, serve};
+use crate::net::http::{Address, Counts, Listener, Times, Tls, serve};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::notify::Notify;
 use crate::os::signals::{self, Stop};
@@ -89,7 +89,9 @@ async fn gateway(options: Options, contents: Contents, reread: Reread) -> Result
     let notify = Notify::from_environment();
     // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
     let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
-    let (identity, tls) = contents.tls?.map(watch::channel).unzip();
+    let tls = contents.tls?;
+    let not_after = tls.as_ref().and_then(Tls::not_after);
+    let (identity, tls) = tls.map(watch::channel).unzip();
     if let Some(open) = options.open_to_all() {
         warn!(
             "listening on {open} without tokens and certificates of clients: all who reach it may publish"
@@ -106,6 +108,7 @@ async fn gateway(options: Options, contents: Contents, reread: Reread) -> Result
     let connections = Arc::<Counts>::default();
     let (stopping, stopped) = watch::channel(false);
     let metrics = Arc::<metrics::Metrics>::default();
+    metrics.certificate(not_after);
     let hooks = Hooks::new(contents.routes.unwrap_or_default());
     let queues = options.queues.clone().map(|(_, broker)| {
         let (puts, waiting) = mpsc::channel(queue_publisher::MAX_WAITING);

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use tracing::warn;
+
 use crate::error::{Error, Result};
+use crate::model::certificate;
 use crate::model::gateway::callers::Tokens;
 use crate::model::gateway::routes::Routes;
 use crate::model::gateway::topics::Topics;
@@ -89,7 +93,7 @@ impl Contents {
     ) -> Self {
         Self {
             tokens: token_file.map(tokens::read).transpose(),
-            tls: tls.map(Tls::read).transpose(),
+            tls: tls.map(read_tls).transpose(),
             routes,
         }
     }
@@ -103,6 +107,22 @@ impl Contents {
         let all = tokens.into_iter().chain(tls).chain(routes);
         all.cloned().collect()
     }
+}
+
+/// Reads our certificate and key, and warns if the certificate ends soon.
+///
+/// # Errors
+/// When a file is missing or wrong, or they do not fit (78).
+pub fn read_tls(files: &Identity) -> Result<Tls> {
+    let tls = Tls::read(files)?;
+    let now = Timestamp::now().as_second();
+    let ending = tls
+        .not_after()
+        .and_then(|end| certificate::ending(end, now));
+    if let Some(said) = ending {
+        warn!("certificate {} {said}", files.cert.display());
+    }
+    Ok(tls)
 }
 
 /// Reads the options and the files again, for a reload.

@@ -8,7 +8,7 @@ use crate::model::gateway::callers::Tokens;
 use crate::model::gateway::rate::Rate;
 use crate::model::gateway::routes::Routes;
 use crate::net::http::{Identity, Tls};
-use crate::tools::gateway::options::{Contents, Options, Reread};
+use crate::tools::gateway::options::{Contents, Options, Reread, read_tls};
 use crate::tools::gateway::policy::Policy;
 use crate::tools::gateway::routes::Gateway;
 
@@ -65,7 +65,7 @@ impl Reload {
                     tokens,
                     ..Policy::clone(&before)
                 });
-                show(identity, contents.tls);
+                show(gateway, identity, contents.tls);
             }
         }
     }
@@ -116,15 +116,19 @@ impl Reload {
                     client_ca: present.client_ca.clone(),
                     ..new
                 };
-                show(identity, Tls::read(&files).map(Some));
+                show(gateway, identity, read_tls(&files).map(Some));
                 Some(files)
             }
             (Some(_), Some(new)) => {
-                show(identity, contents.tls);
+                show(gateway, identity, contents.tls);
                 Some(new)
             }
             (present, _) => {
-                show(identity, present.as_ref().map(Tls::read).transpose());
+                show(
+                    gateway,
+                    identity,
+                    present.as_ref().map(read_tls).transpose(),
+                );
                 present.clone()
             }
         };
@@ -194,9 +198,16 @@ fn tokens(before: Option<Tokens>, read: Result<Option<Tokens>>) -> Option<Tokens
 }
 
 /// Shows callers the certificate that was read.
-fn show(identity: Option<&watch::Sender<Tls>>, read: Result<Option<Tls>, Error>) {
+fn show(
+    gateway: &Gateway,
+    identity: Option<&watch::Sender<Tls>>,
+    read: Result<Option<Tls>, Error>,
+) {
     match (identity, read) {
-        (Some(identity), Ok(Some(tls))) => drop(identity.send_replace(tls)),
+        (Some(identity), Ok(Some(tls))) => {
+            gateway.metrics.certificate(tls.not_after());
+            drop(identity.send_replace(tls));
+        }
         (None, _) | (_, Ok(None)) => {}
         (Some(_), Err(e)) => warn!("reload: {e}; keeping the certificate of before"),
     }
