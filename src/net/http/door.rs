@@ -200,8 +200,9 @@ impl<S: Service> Door<S> {
                 let mut stop = self.stop.clone();
                 tokio::spawn(async move {
                     let seat = tokio::select! {
-                        seat = queued.take(door.times.queue) => seat,
+                        biased;
                         _ = stop.wait_for(|stop| *stop) => None,
+                        seat = queued.take(door.times.queue) => seat,
                     };
                     match seat {
                         Some(seat) => door.admit(stream, seat),
