@@ -202,6 +202,61 @@ fn the_last_request_that_waits_is_answered_early_when_others_want_to_wait() {
 }
 
 #[test]
+fn requests_that_wait_for_a_silent_broker_of_queues_hold_up_no_others() {
+    let world = World::new();
+    // It accepts connections, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+    let port = silent.local_addr().expect("address").port();
+    let arguments = [
+        (
+            "TAEL_QUEUE_BROKER",
+            format!("amqp://guest@127.0.0.1:{port}"),
+        ),
+        ("TAEL_QUEUE_PASSWORD", "guest".to_owned()),
+    ];
+    let mut command = world.tael(["gateway", "--root", "lab", "--listen", "127.0.0.1:0"]);
+    command.args(["--rate", "0", "--allow-queue", "q", "--timeout", "30s"]);
+    command.envs(arguments);
+    let gateway = Gateway::listening(world.spawn(command));
+    gateway.wait_health(200);
+    let text = post("/q/q", &[], "{}");
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let mut stream = connect_from(ELSEWHERE, &gateway, true).expect("connect");
+        stream.write_all(text.as_bytes()).expect("request");
+        waiting.push(stream);
+    }
+    for n in 0..5 {
+        let begun = Instant::now();
+        let answer = gateway.post("/t/lab/a", &[], "{}");
+        assert_eq!(answer.status, 202, "{n}: {answer:?}");
+        assert!(begun.elapsed() < PATIENCE, "{n}: {:?}", begun.elapsed());
+    }
+    drop(waiting);
+    gateway.process.stop();
+}
+
+#[test]
+fn slow_bodies_of_as_many_addresses_as_there_are_places_hold_up_no_others() {
+    let world = World::new();
+    let gateway = Gateway::online(&world, &[]);
+    let text = "POST /t/lab/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n";
+    let mut slow = Vec::new();
+    for n in 2..66 {
+        let from = Ipv4Addr::new(127, 0, 0, n);
+        let mut stream = connect_from(from, &gateway, true).expect("connect");
+        stream.write_all(text.as_bytes()).expect("request");
+        slow.push(stream);
+    }
+    let begun = Instant::now();
+    let answer = gateway.post("/t/lab/a", &[], "{}");
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    drop(slow);
+    gateway.process.stop();
+}
+
+#[test]
 fn handshakes_of_one_address_hold_up_no_others() {
     let world = World::new();
     let certificates = Certificates::make(&world.path(""));

@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::model::gateway::callers::host_of;
@@ -53,11 +53,12 @@ pub(super) async fn run<S: Service>(
             {
                 response = full;
             }
+            // From now on it is not moved.
+            seat.enter(Phase::Sending);
             if seat.is_long() || seat.is_wanted() {
                 response = response.last();
             }
             service.answered(response.status);
-            seat.enter(Phase::Sending);
             let end = end(stop, seat.ousted());
             Ok::<_, std::convert::Infallible>(converted(response, times, end))
         });
@@ -84,8 +85,8 @@ pub(super) async fn run<S: Service>(
         None => {
             Pin::new(&mut connection).graceful_shutdown();
             let rest = poll_fn(|cx| connection.poll_without_shutdown(cx));
-            // A long answer ends early, and its client has to read the end.
-            match seat.is_ousted() && seat.is_long() {
+            // It ends early, and its client has to read the end.
+            match seat.is_ousted() {
                 false => rest.await,
                 true => match timeout(times.linger, rest).await {
                     Ok(ended) => ended,
@@ -176,7 +177,7 @@ async fn respond<S: Service>(
         };
     }
     if body_is_empty(&body) {
-        return service.answer(head, Bytes::new(), seat).await;
+        return answer(service, head, Bytes::new(), times, seat).await;
     }
     seat.enter(Phase::Body);
     let body = tokio::select! {
@@ -189,7 +190,7 @@ async fn respond<S: Service>(
     };
     seat.enter(Phase::Answer);
     match body {
-        Ok(body) => service.answer(head, body, seat).await,
+        Ok(body) => answer(service, head, body, times, seat).await,
         Err(refused) => refused.last(),
     }
 }
@@ -221,6 +222,31 @@ fn check(parts: &Parts) -> Result<(), Response> {
         false => {
             let cause = "Transfer-Encoding is chunked, and nothing else";
             Err(Response::error(501, cause))
+        }
+    }
+}
+
+/// Returns the answer to a whole request. One that still waits for something when its connection has to give
+/// way is refused.
+async fn answer<S: Service>(
+    service: &S,
+    head: Head,
+    body: Bytes,
+    times: Times,
+    seat: &Seat,
+) -> Response {
+    let late = async {
+        seat.ousted().await;
+        // It may know more.
+        sleep(times.linger / 2).await;
+    };
+    tokio::select! {
+        biased;
+        response = service.answer(head, body, seat) => response,
+        () = late => {
+            let cause = "the answer takes long, and others wait; send the request again, with the same \
+                         Idempotency-Key if it has one";
+            Response::error(503, cause).with("retry-after", "1")
         }
     }
 }

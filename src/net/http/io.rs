@@ -71,7 +71,7 @@ impl<S> Patient<S> {
 impl<S: AsyncRead + Unpin> Patient<S> {
     /// Looks whether the client has left a long answer. The library does not read then.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.seat.is_long() {
+        if !self.seat.has_asked() {
             return Ok(());
         }
         let mut bytes = [0; 512];

@@ -91,7 +91,7 @@ impl Seats {
     /// Lets a connection of `caller` wait for a place, unless too many wait. Others make room for it.
     pub(super) fn queue(&self, caller: Caller) -> Option<Queued> {
         let (tell, told) = oneshot::channel();
-        let id = self.table().enqueue(caller, tell)?;
+        let id = self.table().enqueue(caller, tell, Instant::now())?;
         self.changed.notify_one();
         Some(Queued {
             seats: self.clone(),
@@ -115,7 +115,16 @@ impl Seats {
     /// Has connections give way to those that wait, for ever.
     pub(super) async fn work(&self, times: Times) {
         loop {
+            let (moved, slow) = self.table().relieve(Instant::now(), &times);
+            if moved > 0 {
+                let count = u64::try_from(moved).unwrap_or(u64::MAX);
+                self.counts.open.fetch_sub(count, Ordering::Relaxed);
+                self.counts.long.fetch_add(count, Ordering::Relaxed);
+                self.hand_over();
+                continue;
+            }
             let next = self.table().give_way(Instant::now(), &times);
+            let next = next.into_iter().chain(slow).min();
             let due = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -215,6 +224,7 @@ impl Seat {
     pub fn lengthen(&self) -> Result<(), Response> {
         let mut table = self.seats.table();
         if table.is_long(self.id) {
+            table.ask(self.id);
             return Ok(());
         }
         if !table.lengthen(self.id, Instant::now()) {
@@ -226,6 +236,11 @@ impl Seat {
         self.seats.counts.long.fetch_add(1, Ordering::Relaxed);
         self.seats.hand_over();
         Ok(())
+    }
+
+    /// Returns whether the answer has asked for a long place: its client has to stay.
+    pub(super) fn has_asked(&self) -> bool {
+        self.seats.table().has_asked(self.id)
     }
 
     /// Returns whether the answer takes long.

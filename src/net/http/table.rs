@@ -38,6 +38,8 @@ struct Place {
     since: Instant,
     /// Whether its answer takes long.
     is_long: bool,
+    /// Whether it was moved to the places of long answers without being asked.
+    is_moved: bool,
     /// Is true when it gives way to others.
     ousted: watch::Sender<bool>,
 }
@@ -62,6 +64,8 @@ pub(super) struct Taken {
 struct Waiting<T> {
     id: u64,
     caller: Caller,
+    /// Beginning of its turn.
+    since: Instant,
     /// How it hears of its place. It hears that it is refused when this is dropped.
     tell: T,
 }
@@ -131,6 +135,7 @@ impl<T> Table<T> {
             phase: Phase::Head,
             since: now,
             is_long: false,
+            is_moved: false,
             ousted,
         };
         let id = self.id();
@@ -151,7 +156,7 @@ impl<T> Table<T> {
 
     /// Lets a connection wait. If too many wait, it takes the turn of the last one of the caller that has
     /// the most of them, unless it has as many itself.
-    pub fn enqueue(&mut self, caller: Caller, tell: T) -> Option<u64> {
+    pub fn enqueue(&mut self, caller: Caller, tell: T, now: Instant) -> Option<u64> {
         if self.queue.len() >= MAX_QUEUED {
             let counts = counted(self.queue.iter().map(|waiting| waiting.caller));
             let own = counts.get(&caller).copied().unwrap_or_default();
@@ -163,7 +168,12 @@ impl<T> Table<T> {
             self.queue.remove(last);
         }
         let id = self.id();
-        self.queue.push_back(Waiting { id, caller, tell });
+        self.queue.push_back(Waiting {
+            id,
+            caller,
+            since: now,
+            tell,
+        });
         Some(id)
     }
 
@@ -205,6 +215,19 @@ impl<T> Table<T> {
         self.places.get(&id).is_some_and(|place| place.is_long)
     }
 
+    /// Returns whether a connection has asked for a long answer.
+    pub fn has_asked(&self, id: u64) -> bool {
+        let place = self.places.get(&id);
+        place.is_some_and(|place| place.is_long && !place.is_moved)
+    }
+
+    /// Notes that a connection with a long answer has asked for it.
+    pub fn ask(&mut self, id: u64) {
+        if let Some(place) = self.places.get_mut(&id) {
+            place.is_moved = false;
+        }
+    }
+
     /// Returns whether others wait who have fewer places than the caller of this connection, or whether
     /// that caller waits itself.
     pub fn is_wanted(&self, id: u64) -> bool {
@@ -225,12 +248,63 @@ impl<T> Table<T> {
         uses
     }
 
+    /// Moves connections whose answers have been in the making for [`Times::rush`] to the places of long
+    /// answers, as many as others wait. Returns how many, and when to call it again.
+    pub fn relieve(&mut self, now: Instant, times: &Times) -> (usize, Option<Instant>) {
+        let is_slow =
+            |place: &Place| place.phase == Phase::Answer && !place.is_long && !place.is_ousted();
+        let slow = self.places.iter().filter(|(_, place)| is_slow(place));
+        let mut slow: Vec<_> = slow.map(|(id, place)| (place.since, *id)).collect();
+        slow.sort_unstable();
+        let (mut moved, mut next) = (0, None);
+        for (since, id) in slow {
+            let at = since + times.rush;
+            if moved == self.queue.len() {
+                break;
+            }
+            if at > now {
+                next = Some(at);
+                break;
+            }
+            if self.lengthen(id, now) {
+                moved += 1;
+                if let Some(place) = self.places.get_mut(&id) {
+                    place.is_moved = true;
+                }
+            }
+        }
+        (moved, next)
+    }
+
+    /// Returns for how many callers without any place a connection has waited for [`Times::idle`], and when
+    /// that will be so for the next one.
+    fn starved(
+        &self,
+        uses: &HashMap<Caller, Use>,
+        now: Instant,
+        times: &Times,
+    ) -> (usize, Option<Instant>) {
+        let mut first: HashMap<Caller, Instant> = HashMap::new();
+        for waiting in &self.queue {
+            if uses.get(&waiting.caller).is_some_and(|own| own.open == 0) {
+                let at = waiting.since + times.idle;
+                first
+                    .entry(waiting.caller)
+                    .and_modify(|own| *own = at.min(*own))
+                    .or_insert(at);
+            }
+        }
+        let starved = first.values().filter(|at| **at <= now).count();
+        (starved, first.into_values().filter(|at| *at > now).min())
+    }
+
     /// Has connections give way to those that wait. Returns when to call it again, if nothing changes
     /// before.
     ///
     /// Callers that have more than their share lose connections for which others wait, the oldest first,
-    /// after [`Times::rush`]. Others lose those that are idle, and after [`Times::idle`] those without a
-    /// request.
+    /// after [`Times::rush`], or after [`Times::idle`] if the answer is being made. Others lose those that
+    /// are idle, and after [`Times::idle`] those without a request. If a caller without any place has waited
+    /// for [`Times::idle`], others lose also those that have been in one phase as long.
     pub fn give_way(&mut self, now: Instant, times: &Times) -> Option<Instant> {
         if !self.has_queue() {
             return None;
@@ -244,10 +318,11 @@ impl<T> Table<T> {
             .values()
             .map(|u| u.queued.min(share.saturating_sub(u.open)));
         let mut owed = due.sum::<usize>().saturating_sub(leaving);
+        let (starved, mut next) = self.starved(&uses, now, times);
+        let mut starved = starved.saturating_sub(leaving);
         let mut order: Vec<&Place> = self.places.values().collect();
         order.retain(|place| !place.is_long && !place.is_ousted());
         order.sort_by_key(|place| place.since);
-        let mut next: Option<Instant> = None;
         for only_over in [true, false] {
             for place in &order {
                 let (open, yields) = match uses.get(&place.caller) {
@@ -261,6 +336,12 @@ impl<T> Table<T> {
                     }
                     Phase::Idle if is_over || yields => Duration::ZERO,
                     Phase::Head if yields => times.idle,
+                    Phase::Answer if is_over => times.idle,
+                    Phase::Body | Phase::Unread | Phase::Closing | Phase::Answer
+                        if starved > 0 && yields =>
+                    {
+                        times.idle
+                    }
                     _ => continue,
                 };
                 if wanted == 0 || place.is_ousted() || (only_over && !is_over) {
@@ -274,6 +355,7 @@ impl<T> Table<T> {
                 place.ousted.send_replace(true);
                 wanted -= 1;
                 owed = owed.saturating_sub(1);
+                starved = starved.saturating_sub(1);
                 if let Some(own) = uses.get_mut(&place.caller) {
                     own.open -= 1;
                 }
@@ -359,7 +441,8 @@ mod tests {
 
         fn queue(&mut self, who: u8, count: usize) {
             for _ in 0..count {
-                self.table.enqueue(caller(who), ()).expect("turn");
+                let turn = self.table.enqueue(caller(who), (), self.begun);
+                turn.expect("turn");
             }
         }
 
@@ -386,7 +469,7 @@ mod tests {
             let all = own.take(1, MAX_CONNECTIONS, phase);
             assert!(own.table.take(caller(1), own.begun).is_none());
             own.queue(1, MAX_QUEUED);
-            assert!(own.table.enqueue(caller(1), ()).is_none());
+            assert!(own.table.enqueue(caller(1), (), own.begun).is_none());
             assert_eq!(own.give_way(IDLE * 100), None);
             assert_eq!(ousted(&all), 0, "{phase:?}");
         }
@@ -409,7 +492,7 @@ mod tests {
             own.queue(1, 100);
             own.queue(2, 50);
             assert_eq!(own.give_way(NOW), Some(RUSH), "{phase:?}");
-            assert_eq!(own.give_way(RUSH).is_some(), phase == Phase::Head);
+            assert_eq!(own.give_way(RUSH), Some(IDLE));
             assert_eq!(ousted(&all), MAX_CONNECTIONS / 2, "{phase:?}");
             assert_eq!(own.next(), None, "none is free yet");
             all.retain(|taken| {
@@ -427,12 +510,80 @@ mod tests {
             assert_eq!(ousted(&all), 0, "{phase:?}: {next:?}");
         }
         // Answers that are being made are not lost.
-        for phase in [Phase::Answer, Phase::Sending] {
+        let mut own = Fixture::new();
+        let all = own.take(1, MAX_CONNECTIONS, Phase::Sending);
+        own.queue(2, 1);
+        assert_eq!(own.give_way(IDLE * 100), None);
+        assert_eq!(ousted(&all), 0);
+    }
+
+    #[test]
+    fn answers_that_wait_for_something_move_away_when_others_want_places() {
+        let mut own = Fixture::new();
+        let times = Times::default();
+        let all = own.take(1, MAX_CONNECTIONS, Phase::Answer);
+        let begun = own.begun;
+        let mut relieve = |own: &mut Fixture, after| {
+            let (moved, next) = own.table.relieve(begun + after, &times);
+            (moved, next.map(|next| next - begun))
+        };
+        assert_eq!(relieve(&mut own, IDLE), (0, None), "none waits");
+        own.queue(2, 3);
+        assert_eq!(relieve(&mut own, NOW), (0, Some(RUSH)));
+        assert_eq!(relieve(&mut own, RUSH), (3, None), "as many as wait");
+        assert_eq!(own.give_way(RUSH * 2).map(|at| at > RUSH), Some(true));
+        assert_eq!(ousted(&all), 0, "each is answered");
+        let moved = all.iter().filter(|taken| own.table.is_long(taken.id));
+        let moved: Vec<u64> = moved.map(|taken| taken.id).collect();
+        assert_eq!(moved.len(), 3);
+        assert!(!own.table.has_asked(moved[0]));
+        own.table.ask(moved[0]);
+        assert!(own.table.has_asked(moved[0]));
+        for _ in 0..3 {
+            assert_eq!(own.next(), Some(caller(2)));
+        }
+    }
+
+    #[test]
+    fn answers_without_a_long_place_give_way_to_those_with_less_than_their_share() {
+        let mut own = Fixture::new();
+        let long = |own: &mut Fixture| {
+            let taken = own.take(1, 1, Phase::Answer).pop().expect("place");
+            assert!(own.table.lengthen(taken.id, own.begun));
+        };
+        (0..MAX_LONG).for_each(|_| long(&mut own));
+        let all = own.take(1, MAX_CONNECTIONS, Phase::Answer);
+        own.queue(2, 3);
+        let (moved, _) = own.table.relieve(own.begun + IDLE, &Times::default());
+        assert_eq!(moved, 0, "it has more than its share of them");
+        assert_eq!(own.give_way(RUSH), Some(IDLE));
+        assert_eq!(ousted(&all), 0);
+        own.give_way(IDLE);
+        assert_eq!(ousted(&all), 3);
+    }
+
+    #[test]
+    fn a_caller_without_a_place_gets_one_though_no_other_has_more_than_its_share() {
+        for phase in [Phase::Head, Phase::Body, Phase::Unread, Phase::Answer] {
             let mut own = Fixture::new();
-            let all = own.take(1, MAX_CONNECTIONS, phase);
-            own.queue(2, 1);
-            assert_eq!(own.give_way(IDLE * 100), None);
-            assert_eq!(ousted(&all), 0);
+            let mut all = Vec::new();
+            for who in 1..=u8::try_from(MAX_CONNECTIONS).expect("few") {
+                all.extend(own.take(who, 1, phase));
+            }
+            // Several turns of one caller are one.
+            own.queue(201, 1);
+            own.queue(202, 10);
+            assert_eq!(own.give_way(RUSH), Some(IDLE), "{phase:?}");
+            assert_eq!(ousted(&all), 0, "{phase:?}");
+            own.give_way(IDLE);
+            match phase {
+                Phase::Head => assert!(ousted(&all) >= 2),
+                _ => assert_eq!(ousted(&all), 2, "{phase:?}"),
+            }
+            own.give_way(IDLE);
+            if phase != Phase::Head {
+                assert_eq!(ousted(&all), 2, "{phase:?}: these are leaving");
+            }
         }
     }
 
@@ -445,7 +596,7 @@ mod tests {
             own.queue(who, 10);
         }
         own.queue(5, 20);
-        assert_eq!(own.give_way(RUSH), None);
+        assert_eq!(own.give_way(RUSH), Some(IDLE));
         let lost: usize = all.iter().map(|all| ousted(all)).sum();
         // A share is a fifth, 12.8 places.
         assert_eq!(lost, 12);
@@ -469,8 +620,8 @@ mod tests {
         let mut all = own.take(1, MAX_CONNECTIONS, Phase::Answer);
         own.queue(1, MAX_QUEUED);
         own.queue(2, MAX_QUEUED / 2);
-        assert!(own.table.enqueue(caller(2), ()).is_none());
-        assert!(own.table.enqueue(caller(1), ()).is_none());
+        assert!(own.table.enqueue(caller(2), (), own.begun).is_none());
+        assert!(own.table.enqueue(caller(1), (), own.begun).is_none());
         own.queue(3, 1);
         for who in [2, 3, 2, 2] {
             let taken = all.pop().expect("place");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -117,19 +117,15 @@ impl Server {
 
     /// Starts a server that has little patience.
     async fn hasty() -> Self {
-        let short = Duration::from_millis(300);
-        Self::start(Times {
-            head: short,
-            queue: short,
-            idle: short,
-            rush: short,
-            body: short,
-            stall: short,
-            alive: short,
-            linger: short,
-            stop: PATIENCE,
-        })
-        .await
+        Self::start(hasty_times()).await
+    }
+
+    /// Connects from another address of this host.
+    async fn connect_from(&self, from: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().expect("socket");
+        socket.bind(from.parse().expect("address")).expect("bind");
+        let address = self.address.parse().expect("address");
+        socket.connect(address).await.expect("connect")
     }
 
     async fn connect(&self) -> TcpStream {
@@ -152,6 +148,21 @@ impl Server {
             }
         };
         timeout(PATIENCE, there).await.expect("connections");
+    }
+}
+
+fn hasty_times() -> Times {
+    let short = Duration::from_millis(300);
+    Times {
+        head: short,
+        queue: short,
+        idle: short,
+        rush: short,
+        body: short,
+        stall: short,
+        alive: short,
+        linger: short,
+        stop: PATIENCE,
     }
 }
 
@@ -467,7 +478,11 @@ async fn busy(server: &Server, count: usize) -> Vec<TcpStream> {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_and_are_told_so() {
-    let server = Server::hasty().await;
+    let server = Server::start(Times {
+        rush: PATIENCE,
+        ..hasty_times()
+    });
+    let server = server.await;
     let mut open = busy(&server, MAX_CONNECTIONS).await;
     for n in 1..=3 {
         let answer = server.exchange(POST).await;
@@ -487,9 +502,56 @@ async fn connections_beyond_the_limit_wait_and_are_told_so() {
 }
 
 #[tokio::test]
+async fn answers_that_wait_for_something_leave_their_places_to_others() {
+    let server = Server::start(Times::default()).await;
+    let mut open = busy(&server, MAX_CONNECTIONS).await;
+    for _ in 0..3 {
+        status(&server.exchange(POST).await, 200);
+    }
+    assert_eq!(server.counts.refused.load(Ordering::Relaxed), 0);
+    let long = server.counts.long.load(Ordering::Relaxed);
+    assert!((1..=3).contains(&long), "{long}");
+    // A client that has said everything still reads its answer, as in its old place.
+    for stream in &mut open {
+        stream.shutdown().await.expect("end");
+    }
+    sleep(Duration::from_millis(50)).await;
+    server.echo.go.notify_waiters();
+    for stream in &mut open {
+        status(&until(stream, "<GET /later? >").await, 200);
+    }
+    drop(open);
+    server.wait_open(0).await;
+    assert_eq!(server.counts.long.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_end_when_others_need_its_place_is_a_refusal() {
+    let server = Server::start(Times::default()).await;
+    let wait = "GET /wait HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut open = Vec::new();
+    for _ in 0..MAX_LONG {
+        let mut stream = server.connect_from("127.0.0.2:0").await;
+        stream.write_all(wait.as_bytes()).await.expect("request");
+        let begun = server.echo.begun.notified();
+        timeout(PATIENCE, begun).await.expect("begun");
+        open.push(stream);
+    }
+    let mut own = server.connect().await;
+    own.write_all(wait.as_bytes()).await.expect("request");
+    let mut last = open.pop().expect("the last one");
+    let answer = rest(&mut last).await;
+    status(&answer, 503);
+    assert!(answer.contains("retry-after: 1"), "{answer}");
+    server.echo.go.notify_waiters();
+    status(&until(&mut own, "<GET /wait? >").await, 200);
+}
+
+#[tokio::test]
 async fn no_more_connections_wait_than_may() {
     let patient = Times {
         queue: PATIENCE,
+        rush: PATIENCE,
         ..Times::default()
     };
     let server = Server::start(patient).await;

@@ -77,6 +77,9 @@ pub(super) async fn send(
     ways: &Ways,
 ) -> Result<Response, Response> {
     let (message, topic) = request(&hub.root(), who, body, ways.limit)?;
+    if hub.is_unknown(who) {
+        return Err(Response::error(404, "there is no such pipeline"));
+    }
     let busy = || Response::error(503, "too many requests wait for pipelines");
     let reply = hub.expect(&topic).ok_or_else(busy)?;
     let silent = || Response::error(504, "the pipeline has not answered: does its client run?");

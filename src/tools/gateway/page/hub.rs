@@ -513,6 +513,14 @@ impl Hub {
         Some(("heard", statuses))
     }
 
+    /// Returns whether the broker has told of all pipelines, and of none called `who`.
+    #[must_use]
+    pub fn is_unknown(&self, who: &str) -> bool {
+        let page = lock(&self.page);
+        let has_all = self.link.state().0 && lock(&self.later).end.is_none();
+        has_all && page.host(who).is_none() && page.runs(who, 0).is_none()
+    }
+
     /// Returns an answer of `caller`, if there is memory for it.
     ///
     /// # Errors
