@@ -523,7 +523,7 @@ mod tests {
         let times = Times::default();
         let all = own.take(1, MAX_CONNECTIONS, Phase::Answer);
         let begun = own.begun;
-        let mut relieve = |own: &mut Fixture, after| {
+        let relieve = |own: &mut Fixture, after| {
             let (moved, next) = own.table.relieve(begun + after, &times);
             (moved, next.map(|next| next - begun))
         };
