@@ -212,3 +212,39 @@ fn a_certificate_that_has_expired_is_told_at_check_start_and_reload() {
     assert_eq!(count(), 2);
     gateway.process.stop();
 }
+
+#[test]
+fn a_reload_without_the_authorities_of_callers_still_asks_for_certificates() {
+    let world = World::new();
+    let made = Certificates::make(&world.path(""));
+    let path = |name: &str| made.path(name);
+    let (cert, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
+    let text = format!("[gateway]\ntls-cert = \"{cert}\"\ntls-key = \"{key}\"\n");
+    let with = format!("{text}tls-client-ca = \"{ca}\"\n");
+    let file = world.file("gateway.toml", with);
+    let mut command = world.tael(["gateway", "--root", "lab", "--config", &file]);
+    command.args(["--listen", "127.0.0.1:0"]);
+    let gateway = Gateway::listening(world.spawn(command));
+    let health = request("GET /healthz", &[]);
+    let (own, own_key) = (path("client.pem"), path("client.key"));
+    let known = (ca.as_str(), Some((own.as_str(), own_key.as_str())));
+    let asks = || {
+        let answer = exchange(&gateway, known, &TLS13, &health).expect("answer");
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+        let unknown = exchange(&gateway, (&ca, None), &TLS13, &health);
+        assert!(unknown.is_err(), "{unknown:?}");
+    };
+    asks();
+    for text in [text, "[gateway]\n".to_owned()] {
+        let before = gateway.process.log_text().len();
+        world.file("gateway.toml", text);
+        gateway.process.signal(Signal::SIGHUP);
+        wait_until("it has reloaded", || {
+            let log = gateway.process.log_text();
+            let said = &log[before..];
+            said.contains("needs a restart") && said.contains("reloaded; ")
+        });
+        asks();
+    }
+    gateway.process.stop();
+}

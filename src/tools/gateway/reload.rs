@@ -109,8 +109,8 @@ impl Reload {
                 if present.client_ca.is_some() && new.client_ca.is_none() =>
             {
                 warn!(
-                    "reload: without tls-client-ca callers would need no certificate: that needs a \
-                     restart; they still need one"
+                    "reload: without tls-client-ca callers would need no certificate, a change \
+                     that needs a restart; they still need one"
                 );
                 let files = Identity {
                     client_ca: present.client_ca.clone(),
@@ -181,7 +181,7 @@ fn tokens(before: Option<Tokens>, read: Result<Option<Tokens>>) -> Option<Tokens
         (None, Ok(None)) => None,
         (Some(before), Ok(None)) => {
             warn!(
-                "reload: without token-file callers would need no token: that needs a restart; the \
+                "reload: without token-file callers would need no token, a change that needs a restart; the \
                  tokens of before stay"
             );
             Some(before)
