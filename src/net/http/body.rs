@@ -70,6 +70,15 @@ impl Body {
         }
     }
 
+    /// Returns its length; `None` if that is not known.
+    pub(super) const fn length(&self) -> Option<usize> {
+        match self {
+            Self::Whole(bytes) => Some(bytes.len()),
+            Self::Parts(parts) => Some(parts.left),
+            Self::Stream { .. } => None,
+        }
+    }
+
     /// Returns whether it is a stream.
     #[must_use]
     pub const fn is_stream(&self) -> bool {

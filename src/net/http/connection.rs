@@ -54,7 +54,7 @@ pub(super) async fn run<S: Service>(
                 response = full;
             }
             // From now on it is not moved.
-            seat.enter(Phase::Sending);
+            seat.send(response.body.length(), times.stall);
             if seat.is_long() || seat.is_wanted() {
                 response = response.last();
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::net::http::MAX_HEAD;
 use crate::net::http::seat::Seat;
@@ -21,7 +21,7 @@ const CHUNK: usize = 8 * 1024;
 /// Maximum number of bytes that a client may send during a long answer, where no request follows.
 const MAX_ASIDE: usize = 4 * MAX_HEAD;
 
-/// A stream whose writes fail when the other side takes nothing for a while. During a long answer
+/// A stream whose writes fail when the other side takes nothing for a while, or an answer too slowly. During a long answer
 /// they fail too when the other side has closed.
 pub(super) struct Patient<S> {
     stream: S,
@@ -61,8 +61,11 @@ impl<S> Patient<S> {
         if self.seat.phase() == Some(Phase::Sending) {
             self.seat.enter(Phase::Unread);
         }
-        let stall = self.stall;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(stall)));
+        let stall = Instant::now() + self.stall;
+        let due = self.seat.due().map_or(stall, |due| due.min(stall));
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(sleep_until(due)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -149,5 +152,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Patient<S> {
         let own = self.get_mut();
         let polled = Pin::new(&mut own.stream).poll_shutdown(cx);
         own.limited(cx, polled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::model::gateway::rate::Caller;
+    use crate::net::http::seat::Seats;
+
+    /// Writes for ever, to a client that reads a little now and then; returns how that ends.
+    async fn written(length: Option<usize>) -> Option<io::ErrorKind> {
+        let stall = Duration::from_millis(300);
+        let (own, mut other) = duplex(256);
+        let seats = Seats::new(Arc::default());
+        let seat = Arc::new(seats.take(Caller::Local).expect("place"));
+        let mut patient = Patient::new(own, stall, Arc::clone(&seat));
+        let reader = tokio::spawn(async move {
+            let mut bytes = [0; 64];
+            while other.read(&mut bytes).await.is_ok_and(|count| count > 0) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        seat.send(length, stall);
+        let writes = async {
+            loop {
+                let write = poll_fn(|cx| Pin::new(&mut patient).poll_write(cx, &[0; 64]));
+                if let Err(e) = write.await {
+                    return e.kind();
+                }
+            }
+        };
+        let ended = timeout(stall * 5, writes).await;
+        reader.abort();
+        ended.ok()
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_read_drop_by_drop_ends_and_a_stream_does_not() {
+        assert_eq!(written(Some(64)).await, Some(io::ErrorKind::TimedOut));
+        assert_eq!(written(None).await, None);
+        assert_eq!(written(Some(64 * 1024 * 100)).await, None, "it has longer");
     }
 }

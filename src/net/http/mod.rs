@@ -54,6 +54,9 @@ pub const MAX_FIELDS: usize = 100;
 /// Maximum size of a body, bytes; more is answered with 413.
 pub const MAX_BODY: usize = 1024 * 1024;
 
+/// Minimum rate at which clients read answers of known length, bytes per second.
+pub const MIN_RATE: usize = 64 * 1024;
+
 /// Maximum times of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
@@ -69,7 +72,8 @@ pub struct Times {
     pub rush: Duration,
     /// Until the body is there, from the end of the head; later is answered with 408.
     pub body: Duration,
-    /// For which a client may read nothing of an answer that waits for it.
+    /// For which a client may read nothing of an answer that waits for it. It has to have read an answer of
+    /// known length after this time and one second for each [`MIN_RATE`] bytes.
     pub stall: Duration,
     /// Without an event after which a stream of events shows that it is alive.
     pub alive: Duration,

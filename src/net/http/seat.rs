@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use crate::model::gateway::rate::Caller;
 use crate::net::http::table::{Phase, Table, Taken};
-use crate::net::http::{Response, Times};
+use crate::net::http::{MIN_RATE, Response, Times};
 
 /// Maximum number of connections without a place that are read until their clients close them. Others
 /// are closed at once.
@@ -54,6 +54,8 @@ pub struct Seat {
     id: u64,
     caller: Caller,
     ousted: watch::Receiver<bool>,
+    /// When the client has to have read the present answer.
+    due: Mutex<Option<Instant>>,
 }
 
 impl Seats {
@@ -85,6 +87,7 @@ impl Seats {
             id,
             caller,
             ousted,
+            due: Mutex::default(),
         }
     }
 
@@ -203,6 +206,20 @@ impl Seat {
         if table.has_queue() {
             self.seats.changed.notify_one();
         }
+    }
+
+    /// Notes that an answer goes out, which the client has to read in time if its `length` is known.
+    pub(super) fn send(&self, length: Option<usize>, stall: Duration) {
+        let seconds = |length: usize| u64::try_from(length / MIN_RATE).unwrap_or(u64::MAX);
+        let due = length.map(|length| Duration::from_secs(seconds(length)).saturating_add(stall));
+        *self.due.lock().unwrap_or_else(PoisonError::into_inner) =
+            due.and_then(|due| Instant::now().checked_add(due));
+        self.enter(Phase::Sending);
+    }
+
+    /// Returns when the client has to have read the present answer.
+    pub(super) fn due(&self) -> Option<Instant> {
+        *self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns what the connection is about.

@@ -1,6 +1,6 @@
 //! Memory for large answers that are made, or that their callers have not read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,11 +11,15 @@ use tokio::time::timeout;
 use crate::model::gateway::rate::Caller;
 use crate::net::http::{Body, Response};
 
-/// Maximum size of all large answers together, bytes. One caller has at most half of it.
+/// Maximum size of all large answers together, bytes. A caller has at most its share of it: all, divided by
+/// the number of callers that have or want some, and one that may come. It may always have one.
 pub const MAX_ANSWERS: usize = 32 * 1024 * 1024;
 
 /// Maximum size of an answer that is not large, bytes.
 const SMALL: usize = 64 * 1024;
+
+/// Maximum number of answers that are made already and wait for memory, of one caller each.
+const MAX_MADE: usize = 16;
 
 /// Maximum time for others to read their answers.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -33,15 +37,70 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Used {
     all: usize,
-    /// Of callers, without answers that several share.
+    /// Of each caller that has some.
     own: HashMap<Caller, usize>,
+    /// Number of requests that wait, of each caller.
+    waiting: HashMap<Caller, usize>,
+    /// Callers of which an answer that is made waits.
+    made: HashSet<Caller>,
+}
+
+/// Notes that a request of a caller waits, until it is dropped.
+struct Waits<'a> {
+    shared: &'a Shared,
+    caller: Caller,
+    is_made: bool,
+}
+
+impl<'a> Waits<'a> {
+    /// Notes it, unless its answer `is_made` and there are too many of these.
+    fn new(shared: &'a Shared, caller: Caller, is_made: bool) -> Option<Self> {
+        let mut used = shared.used();
+        if is_made && (used.made.len() >= MAX_MADE || !used.made.insert(caller)) {
+            return None;
+        }
+        *used.waiting.entry(caller).or_default() += 1;
+        Some(Self {
+            shared,
+            caller,
+            is_made,
+        })
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut used = self.shared.used();
+        if self.is_made {
+            used.made.remove(&self.caller);
+        }
+        if let Some(count) = used.waiting.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                used.waiting.remove(&self.caller);
+            }
+        }
+    }
+}
+
+impl Used {
+    /// Returns the share of `caller`, bytes.
+    fn share(&self, caller: Caller) -> usize {
+        let waiting = self.waiting.keys();
+        let others = self
+            .own
+            .keys()
+            .chain(waiting.filter(|own| !self.own.contains_key(own)));
+        // Itself, and one that may come.
+        MAX_ANSWERS / (others.filter(|own| **own != caller).count() + 2)
+    }
 }
 
 /// Memory for one answer, which is free when this is dropped.
 #[derive(Debug)]
 pub struct Reserved {
     shared: Arc<Shared>,
-    caller: Option<Caller>,
+    caller: Caller,
     size: usize,
 }
 
@@ -51,15 +110,13 @@ impl Shared {
     }
 
     /// Gives `size` bytes back.
-    fn free(&self, caller: Option<Caller>, size: usize) {
+    fn free(&self, caller: Caller, size: usize) {
         if size == 0 {
             return;
         }
         let mut used = self.used();
         used.all -= size;
-        if let Some(caller) = caller
-            && let Some(own) = used.own.get_mut(&caller)
-        {
+        if let Some(own) = used.own.get_mut(&caller) {
             *own -= size;
             if *own == 0 {
                 used.own.remove(&caller);
@@ -76,22 +133,19 @@ const fn cost(size: usize) -> usize {
 }
 
 impl Budget {
-    /// Reserves memory for an answer of `size` bytes of `caller`, or of `None` if several callers
-    /// share it. Returns `None` if there is not enough.
+    /// Reserves memory for an answer of `size` bytes of `caller`. Returns `None` if there is not enough.
     #[must_use]
-    pub fn try_reserve(&self, caller: Option<Caller>, size: usize) -> Option<Reserved> {
+    pub fn try_reserve(&self, caller: Caller, size: usize) -> Option<Reserved> {
         let size = cost(size);
         let mut used = self.0.used();
         if size > 0 {
-            let own = caller.and_then(|caller| used.own.get(&caller).copied());
-            let own = own.unwrap_or_default() + size;
-            if used.all + size > MAX_ANSWERS || (caller.is_some() && own > MAX_ANSWERS / 2) {
+            let own = used.own.get(&caller).copied().unwrap_or_default();
+            let is_over = own > 0 && own + size > used.share(caller);
+            if used.all + size > MAX_ANSWERS || is_over {
                 return None;
             }
             used.all += size;
-            if let Some(caller) = caller {
-                used.own.insert(caller, own);
-            }
+            used.own.insert(caller, own + size);
         }
         Some(Reserved {
             shared: Arc::clone(&self.0),
@@ -105,13 +159,22 @@ impl Budget {
     /// # Errors
     /// The answer when there is not enough in time.
     pub async fn reserve(&self, caller: Caller, size: usize) -> Result<Reserved, Response> {
+        if let Some(reserved) = self.try_reserve(caller, size) {
+            return Ok(reserved);
+        }
+        let waits = Waits::new(&self.0, caller, false).ok_or_else(full)?;
+        self.wait(&waits, size).await
+    }
+
+    /// Waits for memory for an answer of `size` bytes.
+    async fn wait(&self, waits: &Waits<'_>, size: usize) -> Result<Reserved, Response> {
         let enough = async {
             loop {
                 let freed = self.0.freed.notified();
                 tokio::pin!(freed);
                 // What is freed after the attempt counts.
                 freed.as_mut().enable();
-                if let Some(reserved) = self.try_reserve(Some(caller), size) {
+                if let Some(reserved) = self.try_reserve(waits.caller, size) {
                     return reserved;
                 }
                 freed.await;
@@ -120,14 +183,17 @@ impl Budget {
         timeout(MAX_WAIT, enough).await.map_err(|_| full())
     }
 
-    /// Returns an answer that is made already, if there is memory for it.
+    /// Returns an answer that is made already, when there is memory for it.
     ///
     /// # Errors
-    /// The answer when there is not enough.
-    pub fn keep(&self, caller: Caller, response: Response) -> Result<Response, Response> {
+    /// The answer when there is not enough in time, or another answer of the caller waits already.
+    pub async fn keep(&self, caller: Caller, response: Response) -> Result<Response, Response> {
         let size = response.body.whole().len();
-        let reserved = self.try_reserve(Some(caller), size).ok_or_else(full)?;
-        Ok(reserved.keep_answer(response))
+        if let Some(reserved) = self.try_reserve(caller, size) {
+            return Ok(reserved.keep_answer(response));
+        }
+        let waits = Waits::new(&self.0, caller, true).ok_or_else(full)?;
+        Ok(self.wait(&waits, size).await?.keep_answer(response))
     }
 }
 
@@ -183,11 +249,11 @@ mod tests {
         Caller::at(Some([127, 0, 0, last].into()))
     }
 
-    #[test]
-    fn large_answers_take_memory_until_they_are_dropped_and_small_ones_none() {
+    #[tokio::test]
+    async fn large_answers_take_memory_until_they_are_dropped_and_small_ones_none() {
         let budget = Budget::default();
-        let free = |size| budget.try_reserve(None, size).is_some();
-        let kept = budget.try_reserve(Some(caller(1)), MAX_ANSWERS / 2);
+        let free = |size| budget.try_reserve(caller(9), size).is_some();
+        let kept = budget.try_reserve(caller(1), MAX_ANSWERS / 2);
         let kept = kept.expect("half").keep(vec![0; SMALL + 1].into());
         assert!(!free(MAX_ANSWERS - SMALL) && free(MAX_ANSWERS - SMALL - 1));
         let copy = kept.clone();
@@ -195,12 +261,10 @@ mod tests {
         assert!(!free(MAX_ANSWERS));
         drop(copy);
         assert!(free(MAX_ANSWERS) && !free(MAX_ANSWERS + 1));
-        let all = budget.try_reserve(None, MAX_ANSWERS).expect("all");
+        let all = budget.try_reserve(caller(2), MAX_ANSWERS).expect("all");
         assert!(free(SMALL) && !free(SMALL + 1));
         let answer = |size| Response::new(200, "text/plain", vec![0; size]);
-        assert!(budget.keep(caller(1), answer(SMALL)).is_ok());
-        let full = budget.keep(caller(1), answer(SMALL + 1)).expect_err("full");
-        assert_eq!(full.status, 503);
+        assert!(budget.keep(caller(1), answer(SMALL)).await.is_ok());
         // Nothing is left of a reservation for a small answer.
         let _small = all.keep(vec![0; SMALL].into());
         assert!(free(MAX_ANSWERS));
@@ -212,8 +276,8 @@ mod tests {
         let budget = Budget::default();
         let half = budget.reserve(caller(1), MAX_ANSWERS / 2).await;
         let half = half.expect("half");
-        assert!(budget.try_reserve(Some(caller(1)), SMALL + 1).is_none());
-        let other = budget.try_reserve(Some(caller(2)), MAX_ANSWERS / 2);
+        assert!(budget.try_reserve(caller(1), SMALL + 1).is_none());
+        let other = budget.try_reserve(caller(2), MAX_ANSWERS / 2);
         assert!(other.is_some());
         let waits = tokio::spawn({
             let budget = budget.clone();
@@ -222,5 +286,50 @@ mod tests {
         tokio::task::yield_now().await;
         drop(half);
         assert!(waits.await.expect("task").is_ok());
+    }
+
+    #[test]
+    fn callers_that_take_all_they_can_leave_room_for_the_next_one() {
+        const ANSWER: usize = 1024 * 1024;
+        let budget = Budget::default();
+        let take = |who| {
+            let own = std::iter::from_fn(|| budget.try_reserve(caller(who), ANSWER));
+            own.collect::<Vec<_>>()
+        };
+        let (first, second) = (take(1), take(2));
+        assert_eq!((first.len(), second.len()), (16, 10));
+        assert!(!take(3).is_empty());
+        drop(first);
+        // Those who wait have a share, too.
+        let waits = Waits::new(&budget.0, caller(4), false);
+        assert_eq!(take(1).len(), 8);
+        drop(waits);
+        assert_eq!(take(1).len(), 10);
+        drop(second);
+        let used = budget.0.used();
+        assert!(used.own.is_empty() && used.waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_made_answer_of_a_caller_waits_for_memory() {
+        let budget = Budget::default();
+        let answer = || Response::new(200, "text/plain", vec![0; SMALL + 1]);
+        let all = budget.try_reserve(caller(1), MAX_ANSWERS).expect("all");
+        let keep = |who| {
+            let (budget, answer) = (budget.clone(), answer());
+            tokio::spawn(async move { budget.keep(caller(who), answer).await })
+        };
+        let (one, other) = (keep(2), keep(3));
+        while budget.0.used().made.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let full = budget.keep(caller(2), answer()).await.expect_err("full");
+        assert_eq!(full.status, 503);
+        drop(all);
+        for kept in [one, other] {
+            assert_eq!(kept.await.expect("task").expect("kept").status, 200);
+        }
+        let used = budget.0.used();
+        assert!(used.made.is_empty() && used.waiting.is_empty());
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::model::digest::Sha256;
+use crate::model::gateway::rate::Caller;
 use crate::model::message::Delivery;
 use crate::model::request::{Answer, reply_topic};
 use crate::model::text::escaped_json;
@@ -26,7 +27,7 @@ const MAX_WAITING: usize = MAX_LONG + MAX_ENDING;
 struct Waiting {
     /// Correlation Data of the answer: the id of the event.
     id: String,
-    callers: Vec<oneshot::Sender<Bytes>>,
+    callers: Vec<(Caller, oneshot::Sender<Bytes>)>,
 }
 
 /// All callers who wait, by the topics of their answers.
@@ -83,14 +84,19 @@ impl Replies {
         reply_topic(root, &self.client, &host::id_from(request))
     }
 
-    /// Returns what will be answered on `topic` to the event `id`.
+    /// Returns what `caller` will be answered on `topic` to the event `id`.
     ///
     /// # Errors
     /// When too many others wait.
-    pub fn expect(&self, topic: &str, id: &str) -> Result<oneshot::Receiver<Bytes>, Unsent> {
+    pub fn expect(
+        &self,
+        caller: Caller,
+        topic: &str,
+        id: &str,
+    ) -> Result<oneshot::Receiver<Bytes>, Unsent> {
         let mut waiting = self.waiting();
         waiting.retain(|_, one| {
-            one.callers.retain(|caller| !caller.is_closed());
+            one.callers.retain(|(_, sender)| !sender.is_closed());
             !one.callers.is_empty()
         });
         let count: usize = waiting.values().map(|one| one.callers.len()).sum();
@@ -102,7 +108,7 @@ impl Replies {
             id: id.to_owned(),
             callers: Vec::new(),
         });
-        one.callers.push(sender);
+        one.callers.push((caller, sender));
         Ok(receiver)
     }
 
@@ -123,15 +129,19 @@ impl Replies {
         let Some(one) = waiting.remove(topic) else {
             return;
         };
-        // All share it. Without memory for it they are told, as after their time, to ask again.
+        // All share it, and it counts once for each caller. One without memory for it is told, as after its
+        // time, to ask again.
         let body = body(&one.id, &Answer::of(delivery.clone()));
-        let Some(reserved) = self.budget.try_reserve(None, body.len()) else {
-            return;
-        };
-        let body = reserved.keep(body);
-        for caller in one.callers {
-            // It may have left.
-            let _ = caller.send(body.clone());
+        let mut kept: HashMap<Caller, Option<Bytes>> = HashMap::new();
+        for (caller, sender) in one.callers {
+            let own = kept.entry(caller).or_insert_with(|| {
+                let reserved = self.budget.try_reserve(caller, body.len())?;
+                Some(reserved.keep(body.clone()))
+            });
+            if let Some(own) = own {
+                // It may have left.
+                let _ = sender.send(own.clone());
+            }
         }
     }
 
@@ -176,6 +186,10 @@ pub fn response(id: &str, body: Option<&Bytes>) -> Response {
 mod tests {
     use super::*;
     use crate::model::message::Properties;
+    use crate::tools::gateway::budget::MAX_ANSWERS;
+
+    /// A caller for whom it does not matter which one it is.
+    const ANY: Caller = Caller::Local;
 
     fn answer(topic: &str, id: &'static str, retained: bool) -> Delivery {
         Delivery {
@@ -195,7 +209,8 @@ mod tests {
     fn answers_go_to_those_who_wait_for_them() {
         let replies = Replies::new("lab", "gw", Budget::default());
         let topic = replies.topic("lab/a", "e1", b"{}");
-        let [mut first, mut second] = [(); 2].map(|()| replies.expect(&topic, "e1").expect("room"));
+        let [mut first, mut second] =
+            [(); 2].map(|()| replies.expect(ANY, &topic, "e1").expect("room"));
         let other = replies.topic("lab/a", "e1", b"{ }");
         assert_ne!(other, topic, "another event");
         for stranger in [
@@ -227,7 +242,8 @@ mod tests {
     #[test]
     fn callers_share_the_beginning_of_a_long_answer() {
         let replies = Replies::new("lab", "gw", Budget::default());
-        let [mut first, mut second] = [(); 2].map(|()| replies.expect("t", "e1").expect("room"));
+        let [mut first, mut second] =
+            [(); 2].map(|()| replies.expect(ANY, "t", "e1").expect("room"));
         for (length, is_cut) in [(MAX_OUTPUT, false), (MAX_OUTPUT + 1, true)] {
             replies.take(&Delivery {
                 payload: vec![b'x'; length].into(),
@@ -238,22 +254,51 @@ mod tests {
             let body: Value = serde_json::from_slice(&one).expect("JSON");
             assert_eq!(body["output"].as_str().map(str::len), Some(MAX_OUTPUT));
             assert_eq!(body["truncated"], is_cut);
-            [first, second] = [(); 2].map(|()| replies.expect("t", "e1").expect("room"));
+            [first, second] = [(); 2].map(|()| replies.expect(ANY, "t", "e1").expect("room"));
         }
+    }
+
+    #[test]
+    fn a_reply_counts_for_each_caller_that_waits_for_it() {
+        let budget = Budget::default();
+        let replies = Replies::new("lab", "gw", budget.clone());
+        let caller = |last| Caller::at(Some([127, 0, 0, last].into()));
+        let mut held = Vec::new();
+        let mut count = |who| {
+            for n in 0..MAX_ANSWERS / MAX_OUTPUT {
+                let mut one = replies.expect(caller(who), "t", "e1").expect("room");
+                replies.take(&Delivery {
+                    payload: vec![b'x'; MAX_OUTPUT].into(),
+                    ..answer("t", "e1", false)
+                });
+                match one.try_recv() {
+                    Ok(body) => held.push(body),
+                    Err(_) => return n,
+                }
+            }
+            usize::MAX
+        };
+        let half = MAX_ANSWERS / 2 / MAX_OUTPUT;
+        assert!((half - 2..=half).contains(&count(1)), "its share");
+        assert!(count(2) > 0, "others have theirs");
     }
 
     #[test]
     fn callers_have_a_limit_and_those_who_left_do_not_count() {
         let replies = Replies::new("lab", "gw", Budget::default());
         let mut all: Vec<_> = (0..MAX_WAITING)
-            .map(|n| replies.expect("t", &n.to_string()).expect("room"))
+            .map(|n| replies.expect(ANY, "t", &n.to_string()).expect("room"))
             .collect();
         assert_eq!(
-            replies.expect("u", "e").map(drop).expect_err("full").status,
+            replies
+                .expect(ANY, "u", "e")
+                .map(drop)
+                .expect_err("full")
+                .status,
             503
         );
         all.clear();
-        assert!(replies.expect("u", "e").is_ok());
+        assert!(replies.expect(ANY, "u", "e").is_ok());
         assert_eq!(replies.waiting().len(), 1);
     }
 

@@ -183,7 +183,7 @@ impl Service for Gateway {
                 let policy = self.policy();
                 let rpc = self.rpc.answer(&head, &body, &policy, &self.ways);
                 let kept = self.budget.keep(seat.caller(), rpc.await);
-                kept.unwrap_or_else(|refused| refused)
+                kept.await.unwrap_or_else(|refused| refused)
             }
             Ok(Place::To(to)) => {
                 let accepted = self.accept(&head, to, &body, seat).await;

@@ -123,8 +123,8 @@ impl Units {
         }
         let unit = self.find(id).await?;
         let report = self.reads.run(move || unit.report()).await?;
-        self.budget
-            .keep(seat.caller(), Response::json(200, &report))
+        let answer = Response::json(200, &report);
+        self.budget.keep(seat.caller(), answer).await
     }
 
     async fn cancel(&self, id: &str) -> Result<Response, Response> {
@@ -191,7 +191,7 @@ impl Units {
         let made = move || {
             let answer = whole(&unit, &now)?;
             let size = answer.body.whole().len();
-            Ok(match budget.try_reserve(Some(caller), size) {
+            Ok(match budget.try_reserve(caller, size) {
                 Some(reserved) => Ok(reserved.keep_answer(answer)),
                 None => Err((unit, now, size)),
             })

@@ -78,7 +78,7 @@ impl Ways {
         let id = outgoing.id.clone();
         let mut message = message(topic, outgoing);
         let reply = self.replies.topic(&message.topic, &id, &message.payload);
-        let mut answer = self.replies.expect(&reply, &id)?;
+        let mut answer = self.replies.expect(seat.caller(), &reply, &id)?;
         message.properties.response_topic = Some(reply);
         message.properties.correlation_data = Some(id.into());
         let mut returns = self.link.returns();

@@ -521,12 +521,12 @@ impl Hub {
         has_all && page.host(who).is_none() && page.runs(who, 0).is_none()
     }
 
-    /// Returns an answer of `caller`, if there is memory for it.
+    /// Returns an answer of `caller`, when there is memory for it.
     ///
     /// # Errors
     /// The answer when there is none.
-    pub fn keep(&self, caller: Caller, answer: Response) -> Result<Response, Response> {
-        self.budget.keep(caller, answer)
+    pub async fn keep(&self, caller: Caller, answer: Response) -> Result<Response, Response> {
+        self.budget.keep(caller, answer).await
     }
 
     /// Returns what will be answered on `topic`; `None` if too many others wait.

@@ -130,7 +130,7 @@ async fn listed(
     };
     let (source, list) = found.ok_or_else(none)?;
     let answer = json!({ "who": who, "source": source, name: list });
-    hub.keep(seat.caller(), Response::json(200, &answer))
+    hub.keep(seat.caller(), Response::json(200, &answer)).await
 }
 
 #[cfg(test)]
