@@ -257,6 +257,47 @@ fn slow_bodies_of_as_many_addresses_as_there_are_places_hold_up_no_others() {
 }
 
 #[test]
+fn a_request_that_waits_for_memory_is_answered_when_others_want_to_wait() {
+    /// Number of requests that may wait.
+    const WAITING: usize = 256;
+    let world = World::new();
+    let loud = "[[work]]\ntype = \"loud\"\n\
+        command = \"sh -c 'head -c 262144 /dev/zero | tee /dev/stderr'\"\n";
+    let config = world.file("loud.toml", loud);
+    let client = world.client("loud", &["--config", &config]);
+    let gateway = Gateway::online(&world, &["--allow-work", "localhost/loud"]);
+    let unit = gateway.post("/w/localhost/loud?wait=1m", &[], "").json();
+    let unit = unit["unit"].as_str().expect("unit");
+    let text = request(&format!("GET /units/{unit}?wait=1m"), &[]);
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        // Their answers are not read, so that memory is used up.
+        let mut stream = connect_from(ELSEWHERE, &gateway, false).expect("connect");
+        stream.write_all(text.as_bytes()).expect("request");
+        waiting.push(stream);
+    }
+    let metrics = || gateway.get("/metrics").body;
+    wait_until("all wait", || {
+        metrics().contains(&format!("\ntael_gateway_long_answers {WAITING}\n"))
+    });
+    // Which one came last is not known.
+    let own = gateway.post("/t/lab/silent?wait=100ms", &[], "{}");
+    assert!([202, 503].contains(&own.status), "{own:?}");
+    let answered = || {
+        let text = metrics();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tael_gateway_answers_total{code=\"202\"} "));
+        line.map_or(0, |number| number.parse::<usize>().expect("number"))
+    };
+    let before = usize::from(own.status == 202);
+    wait_until("the other is answered", || answered() > before);
+    drop(waiting);
+    gateway.process.stop();
+    client.stop();
+}
+
+#[test]
 fn handshakes_of_one_address_hold_up_no_others() {
     let world = World::new();
     let certificates = Certificates::make(&world.path(""));

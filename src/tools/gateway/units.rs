@@ -18,8 +18,14 @@ use crate::tools::gateway::output::{MAX_TEXT, Pieces};
 use crate::tools::work::Scope;
 use crate::tools::work::unit::{Following, Next, Now, Unit};
 
-/// Maximum number of threads that read ledgers and output.
+/// Maximum number of threads that read ledgers, and make answers.
 const MAX_READS: usize = 8;
+
+/// Maximum number of threads that read output for streams.
+const MAX_STREAMED: usize = 4;
+
+/// Time for a request that waits to answer with what it knows when others need its place.
+const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// Maximum number of units that are being canceled.
 const MAX_CANCELS: usize = 8;
@@ -77,6 +83,7 @@ impl Place {
 pub struct Units {
     scope: Scope,
     reads: Threads,
+    streams: Threads,
     cancels: Threads,
     budget: Budget,
     stop: watch::Receiver<bool>,
@@ -90,6 +97,7 @@ impl Units {
         Self {
             scope,
             reads: Threads::new(MAX_READS),
+            streams: Threads::new(MAX_STREAMED),
             cancels: Threads::new(MAX_CANCELS),
             budget,
             stop,
@@ -99,7 +107,7 @@ impl Units {
     /// Answers a request that was admitted.
     pub async fn answer(&self, head: &Head, place: &Place, seat: &Seat) -> Response {
         let answered = match (place.stream, head.method.as_str()) {
-            (None, "DELETE") => self.cancel(&place.id).await,
+            (None, "DELETE") => self.cancel(&place.id, seat.caller()).await,
             (None, _) => self.report(head, &place.id, seat).await,
             (Some(stream), _) => self.output(head, &place.id, stream, seat).await,
         };
@@ -107,28 +115,29 @@ impl Units {
     }
 
     /// Finds a unit.
-    async fn find(&self, id: &str) -> Result<Unit, Response> {
+    async fn find(&self, id: &str, caller: Caller) -> Result<Unit, Response> {
         let (scope, wanted) = (self.scope.clone(), id.to_owned());
         let found = move || match Unit::find(&scope, &wanted) {
             Err(e) if e.kind() == Kind::Data => Ok(None),
             found => found.map(Some),
         };
         let none = || Response::error(404, NO_UNIT);
-        self.reads.run(found).await?.ok_or_else(none)
+        self.reads.run_of(caller, found).await?.ok_or_else(none)
     }
 
     async fn report(&self, head: &Head, id: &str, seat: &Seat) -> Result<Response, Response> {
         if let Some(limit) = wait(&query(head)?)? {
             return self.ended(id, limit, seat).await;
         }
-        let unit = self.find(id).await?;
-        let report = self.reads.run(move || unit.report()).await?;
+        let unit = self.find(id, seat.caller()).await?;
+        let reported = self.reads.run_of(seat.caller(), move || unit.report());
+        let report = reported.await?;
         let answer = Response::json(200, &report);
         self.budget.keep(seat.caller(), answer).await
     }
 
-    async fn cancel(&self, id: &str) -> Result<Response, Response> {
-        let mut unit = self.find(id).await?;
+    async fn cancel(&self, id: &str, caller: Caller) -> Result<Response, Response> {
+        let mut unit = self.find(id, caller).await?;
         let canceled = move || match unit.cancel(CANCEL) {
             Ok(now) => Ok(answer_of(200, unit.id(), &now, Map::new())),
             Err(e) if e.kind() == Kind::Data => Ok(Response::error(409, &e.to_string())),
@@ -157,8 +166,21 @@ impl Units {
         seat: &Seat,
     ) -> Result<Response, Response> {
         seat.lengthen()?;
+        let gives_way = async {
+            seat.ousted().await;
+            sleep(LAST_WORD).await;
+        };
+        tokio::select! {
+            biased;
+            answered = self.end(id, limit, seat) => answered,
+            // It may be there, and can be asked for.
+            () = gives_way => Ok(Response::json(202, &json!({ "unit": id, "id": id, "pending": true }))),
+        }
+    }
+
+    async fn end(&self, id: &str, limit: Duration, seat: &Seat) -> Result<Response, Response> {
         let deadline = Instant::now() + limit;
-        let mut unit = self.find(id).await?;
+        let mut unit = self.find(id, seat.caller()).await?;
         let mut pause = FIRST_LOOK;
         let mut stop = self.stop.clone();
         loop {
@@ -167,7 +189,7 @@ impl Units {
                 Ok((unit, now))
             };
             let now;
-            (unit, now) = self.reads.run(looked).await?;
+            (unit, now) = self.reads.run_of(seat.caller(), looked).await?;
             if now.is_end {
                 return self.whole(unit, now, seat.caller()).await;
             }
@@ -196,12 +218,13 @@ impl Units {
                 None => Err((unit, now, size)),
             })
         };
-        match self.reads.run(made).await? {
+        match self.reads.run_of(caller, made).await? {
             Ok(answer) => Ok(answer),
             // It is made again when there is memory for it.
             Err((unit, now, size)) => {
                 let reserved = self.budget.reserve(caller, size).await?;
-                let answer = self.reads.run(move || whole(&unit, &now)).await?;
+                let made = self.reads.run_of(caller, move || whole(&unit, &now));
+                let answer = made.await?;
                 Ok(reserved.keep_answer(answer))
             }
         }
@@ -228,10 +251,12 @@ impl Units {
             // First, so that many who come at once leave room.
             seat.lengthen()?;
         }
-        let mut following = self.find(id).await?.follow(stream, from);
+        let unit = self.find(id, seat.caller()).await?;
+        let mut following = unit.follow(stream, from);
+        let reads = (self.streams.clone(), seat.caller());
         if is_live {
             let (sender, events) = mpsc::channel(MAX_PARTS);
-            tokio::spawn(live(self.reads.clone(), following, sender));
+            tokio::spawn(live(reads, following, sender));
             return Ok(Response::events(events));
         }
         let first = move || {
@@ -242,7 +267,7 @@ impl Units {
             };
             Ok((following, first, second))
         };
-        let (following, first, second) = self.reads.run(first).await?;
+        let (following, first, second) = self.reads.run_of(seat.caller(), first).await?;
         let bytes = |next| match next {
             Next::Bytes(_, bytes) => bytes,
             _ => bytes::Bytes::new(),
@@ -253,7 +278,7 @@ impl Units {
                 seat.lengthen()?;
                 let (sender, parts) = mpsc::channel(MAX_PARTS);
                 let begun = [bytes(first), bytes(second)];
-                tokio::spawn(so_far(self.reads.clone(), following, begun, sender));
+                tokio::spawn(so_far(reads, following, begun, sender));
                 Response::stream(MEDIA, parts)
             }
         };
@@ -264,7 +289,7 @@ impl Units {
 
 /// Sends what there is of a stream after `begun`.
 async fn so_far(
-    reads: Threads,
+    (reads, caller): (Threads, Caller),
     mut following: Following,
     begun: [bytes::Bytes; 2],
     sender: mpsc::Sender<bytes::Bytes>,
@@ -276,7 +301,7 @@ async fn so_far(
     }
     loop {
         let next = move || following.advance().map(|next| (following, next));
-        let next = reads.run(next).await;
+        let next = reads.run_of(caller, next).await;
         let bytes = match next {
             Ok((rest, Next::Bytes(_, bytes))) => {
                 following = rest;
@@ -296,12 +321,16 @@ async fn so_far(
 }
 
 /// Sends a stream as events until its end, or until the reader leaves.
-async fn live(reads: Threads, mut following: Following, sender: mpsc::Sender<bytes::Bytes>) {
+async fn live(
+    (reads, caller): (Threads, Caller),
+    mut following: Following,
+    sender: mpsc::Sender<bytes::Bytes>,
+) {
     let mut pieces = Pieces::default();
     let mut pause = FIRST_LOOK;
     loop {
         let next = move || following.advance().map(|next| (following, next));
-        let next = reads.run(next).await;
+        let next = reads.run_of(caller, next).await;
         let (rest, next) = match next {
             Ok(next) => next,
             Err(refused) => {
