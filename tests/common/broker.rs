@@ -269,12 +269,13 @@ impl Broker {
 
     /// Stops it with SIGTERM.
     pub fn stop(&mut self) {
-        self.signal(Signal::SIGTERM);
-        self.child
-            .take()
-            .expect("broker runs")
-            .wait()
-            .expect("wait");
+        // mosquitto forgets one that comes between its first connections and its loop.
+        wait_until("the broker has stopped", || {
+            self.signal(Signal::SIGTERM);
+            let child = self.child.as_mut().expect("broker runs");
+            child.try_wait().expect("wait").is_some()
+        });
+        self.child = None;
     }
 
     /// Kills it with SIGKILL.
