@@ -422,6 +422,9 @@ impl Layer {
                 let own = command.get_arguments().filter_map(Arg::get_long);
                 let own = own.filter(|own| !NOT_IN_FILES.contains(own));
                 let hint = match nearest(key, own) {
+                    _ if matches!(key, "route" | "routes") => {
+                        "; a route is written [[route]], outside of other tables".to_owned()
+                    }
                     Some(near) => format!("; did you mean '{near}'?"),
                     None => String::new(),
                 };

@@ -218,6 +218,10 @@ fn page(command: &Command, name: &str, examples: &[&str]) -> io::Result<String> 
         "~/.local/state/tael/WHO/",
         "State of a client; $STATE_DIRECTORY or $XDG_STATE_HOME/tael replaces the part before WHO.",
     );
+    if name == "tael-gateway" {
+        roff.section("WEBHOOKS");
+        roff.text("Webhooks are [[route]] tables of the configuration file: see tael.toml(5).");
+    }
     roff.section("SEE ALSO");
     roff.text("tael(1), tael.toml(5), tael-playbook(5)");
     Ok(roff.0)

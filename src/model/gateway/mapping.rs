@@ -323,6 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn a_text_for_a_table_is_told_how_to_be_one() {
+        let table: Value = "status = 'finished'"
+            .parse::<toml::Table>()
+            .expect("TOML")
+            .into();
+        let keys = Keys::of(&table, vec!["map".to_owned()]).expect("table");
+        let mut wrongs = Wrongs::default();
+        Mapping::read(Some(keys), None, None, false, &mut wrongs);
+        let said = format!("{wrongs:?}");
+        assert!(
+            said.contains(r#"write status = { value = \"finished\" }"#),
+            "{said}"
+        );
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let mapping = read("a = { json = 'x' }\nb = { query = 'y' }\nc = { value = 1 }");
         let mapping = mapping.expect("mapping");

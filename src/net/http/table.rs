@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use crate::model::gateway::rate::Caller;
 use crate::net::http::{MAX_CONNECTIONS, MAX_ENDING, MAX_LONG, MAX_QUEUED, Times};
@@ -183,14 +183,18 @@ impl<T> Table<T> {
     }
 
     /// Gives a place to the next one in the queue, if there is one: the first of the caller that has the
-    /// fewest.
+    /// fewest, of which each second of its wait makes one less: with more callers than places it comes, too.
     pub fn next(&mut self, now: Instant) -> Option<(T, Taken)> {
         if self.open >= MAX_CONNECTIONS {
             return None;
         }
         let uses = self.uses();
-        let open = |(_, waiting): &(usize, &Waiting<T>)| uses.get(&waiting.caller).map(|u| u.open);
-        let (at, _) = self.queue.iter().enumerate().min_by_key(open)?;
+        let turn = |(_, waiting): &(usize, &Waiting<T>)| {
+            let open = uses.get(&waiting.caller).map_or(0, |u| u.open);
+            let waited = now.saturating_duration_since(waiting.since).as_secs();
+            open.saturating_sub(usize::try_from(waited).unwrap_or(usize::MAX))
+        };
+        let (at, _) = self.queue.iter().enumerate().min_by_key(turn)?;
         let Waiting { caller, tell, .. } = self.queue.remove(at)?;
         let taken = self.take(caller, now)?;
         Some((tell, taken))
@@ -303,7 +307,7 @@ impl<T> Table<T> {
     ///
     /// Callers that have more than their share lose connections for which others wait, the oldest first,
     /// after [`Times::rush`], or after [`Times::idle`] if the answer is being made. Others lose those that
-    /// are idle, and after [`Times::idle`] those without a request. If a caller without any place has waited
+    /// are idle after [`Times::rush`], and after [`Times::idle`] those without a request. If a caller without any place has waited
     /// for [`Times::idle`], others lose also those that have been in one phase as long.
     pub fn give_way(&mut self, now: Instant, times: &Times) -> Option<Instant> {
         if !self.has_queue() {
@@ -313,12 +317,18 @@ impl<T> Table<T> {
         let share = share(MAX_CONNECTIONS, uses.len());
         let leaving = self.open - uses.values().map(|u| u.open).sum::<usize>();
         let mut wanted = self.queue.len().saturating_sub(leaving);
-        // Places up to the shares of those who wait.
-        let due = uses
-            .values()
-            .map(|u| u.queued.min(share.saturating_sub(u.open)));
+        // Places up to the shares of those who have waited. For others a place may come free by itself.
+        let ripe = |waiting: &&Waiting<T>| waiting.since + times.rush <= now;
+        let due = counted(self.queue.iter().filter(ripe).map(|w| w.caller)).into_iter();
+        let due = due.map(|(caller, count)| {
+            let open = uses.get(&caller).map_or(0, |u| u.open);
+            count.min(share.saturating_sub(open))
+        });
         let mut owed = due.sum::<usize>().saturating_sub(leaving);
-        let (starved, mut next) = self.starved(&uses, now, times);
+        let unripe = self.queue.iter().filter(|waiting| !ripe(waiting));
+        let unripe = unripe.map(|waiting| waiting.since + times.rush).min();
+        let (starved, next) = self.starved(&uses, now, times);
+        let mut next = [unripe, next].into_iter().flatten().min();
         let mut starved = starved.saturating_sub(leaving);
         let mut order: Vec<&Place> = self.places.values().collect();
         order.retain(|place| !place.is_long && !place.is_ousted());
@@ -334,7 +344,8 @@ impl<T> Table<T> {
                     Phase::Head | Phase::Body | Phase::Unread | Phase::Closing if is_over => {
                         times.rush
                     }
-                    Phase::Idle if is_over || yields => Duration::ZERO,
+                    // A client that reuses its connection may be about to send.
+                    Phase::Idle if is_over || yields => times.rush,
                     Phase::Head if yields => times.idle,
                     Phase::Answer if is_over => times.idle,
                     Phase::Body | Phase::Unread | Phase::Closing | Phase::Answer
@@ -405,6 +416,7 @@ fn yields(uses: &HashMap<Caller, Use>, caller: Caller) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::Duration;
 
     const NOW: Duration = Duration::ZERO;
     const RUSH: Duration = Duration::from_millis(250);
@@ -473,12 +485,18 @@ mod tests {
             assert_eq!(own.give_way(IDLE * 100), None);
             assert_eq!(ousted(&all), 0, "{phase:?}");
         }
-        // Idle connections make room at once, and those without a request after a while.
+        // Idle connections make room after a moment, and those without a request after a while.
         let mut own = Fixture::new();
         let idle = own.take(1, 3, Phase::Idle);
         let heads = own.take(1, MAX_CONNECTIONS - 3, Phase::Head);
         own.queue(1, 5);
-        assert_eq!(own.give_way(NOW), Some(IDLE));
+        assert_eq!(own.give_way(NOW), Some(RUSH));
+        assert_eq!(
+            (ousted(&idle), ousted(&heads)),
+            (0, 0),
+            "their clients may send"
+        );
+        assert_eq!(own.give_way(RUSH), Some(IDLE));
         assert_eq!((ousted(&idle), ousted(&heads)), (3, 0));
         assert_eq!(own.give_way(IDLE), None);
         assert_eq!(ousted(&heads), 2, "as many as wait");
@@ -601,6 +619,45 @@ mod tests {
         // A share is a fifth, 12.8 places.
         assert_eq!(lost, 12);
         assert!(all.iter().all(|all| ousted(all) <= 4));
+    }
+
+    #[test]
+    fn a_second_connection_of_a_caller_does_not_end_its_first() {
+        let mut own = Fixture::new();
+        let uploads = own.take(1, 1, Phase::Body);
+        let mut others = Vec::new();
+        for who in 2..=MAX_CONNECTIONS as u8 {
+            others.extend(own.take(who, 1, Phase::Answer));
+        }
+        // It takes the place of one that has just ended.
+        own.table.free(others.pop().expect("one").id);
+        let _second = own.take(1, 1, Phase::Answer);
+        // The upload is old by now, and the other caller has only just come.
+        let now = own.begun + IDLE;
+        let turn = own.table.enqueue(caller(MAX_CONNECTIONS as u8), (), now);
+        turn.expect("turn");
+        assert_eq!(own.give_way(IDLE), Some(IDLE + RUSH));
+        assert_eq!(ousted(&uploads), 0);
+    }
+
+    #[test]
+    fn with_more_callers_than_places_each_gets_its_turn() {
+        let mut own = Fixture::new();
+        let mut all = own.take(1, 2, Phase::Answer);
+        for who in 2..MAX_CONNECTIONS as u8 {
+            all.extend(own.take(who, 1, Phase::Answer));
+        }
+        own.queue(1, 1);
+        for (waited, want) in [(0, 100), (1, 101), (2, 1)] {
+            own.table.free(all.pop().expect("one").id);
+            let now = own.begun + IDLE * waited;
+            let turn =
+                own.table
+                    .enqueue(caller(100 + u8::try_from(waited).expect("small")), (), now);
+            turn.expect("turn");
+            let next = own.table.next(now).map(|(_, taken)| taken.caller);
+            assert_eq!(next, Some(caller(want)), "after {waited} s");
+        }
     }
 
     #[test]
