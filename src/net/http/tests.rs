@@ -507,7 +507,9 @@ async fn answers_that_wait_for_something_leave_their_places_to_others() {
     let server = Server::start(Times::default()).await;
     let mut open = busy(&server, MAX_CONNECTIONS).await;
     for _ in 0..3 {
-        status(&server.exchange(POST).await, 200);
+        let mut stream = server.connect().await;
+        stream.write_all(POST.as_bytes()).await.expect("request");
+        status(&until(&mut stream, ANSWER).await, 200);
     }
     assert_eq!(server.counts.refused.load(Ordering::Relaxed), 0);
     let long = server.counts.long.load(Ordering::Relaxed);
