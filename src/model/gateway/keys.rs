@@ -65,16 +65,10 @@ impl<'a> Keys<'a> {
     pub fn of(value: &'a Value, place: Vec<String>) -> Result<Self, Wrong> {
         match value {
             Value::Table(table) => Ok(Self { table, place }),
-            _ => {
-                let key = place.last().map_or("", String::as_str);
-                let cause = match (place.first().map(String::as_str), value) {
-                    (Some("map"), Value::String(_)) if place.len() == 2 => {
-                        format!("it is not a table: write {key} = {{ value = {value} }}")
-                    }
-                    _ => "it is not a table".to_owned(),
-                };
-                Err(Wrong { place, cause })
-            }
+            _ => Err(Wrong {
+                place,
+                cause: "it is not a table".to_owned(),
+            }),
         }
     }
 

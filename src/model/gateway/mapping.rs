@@ -123,7 +123,16 @@ impl Mapping {
                 wrongs.note(Wrong { place, cause });
                 continue;
             }
-            let origin = Keys::of(value, place).and_then(|keys| read_origin(&keys, own_header));
+            let keys = Keys::of(value, place).map_err(|mut wrong| {
+                if value.is_str() {
+                    wrong.cause += &format!(
+                        ": write {} = {{ value = {value} }}",
+                        printable(name, MAX_SHOWN)
+                    );
+                }
+                wrong
+            });
+            let origin = keys.and_then(|keys| read_origin(&keys, own_header));
             if let Some(origin) = wrongs.keep(origin) {
                 let name = json::string_of(name.as_bytes());
                 mapping.attributes.push((name, origin));
