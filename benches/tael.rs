@@ -61,6 +61,12 @@ fn main() {
             .expect("send");
         return;
     }
+    // A task of a batch: a program that takes as long as its question says.
+    if arguments == ["wait"] {
+        let seconds = std::env::var("ATTR_S").expect("a task");
+        let seconds = seconds.parse().expect("seconds");
+        return std::thread::sleep(Duration::from_secs_f64(seconds));
+    }
     // The bare loop, as a process of its own like the others.
     if let [bare, port, topic, jobs, command @ ..] = &arguments[..]
         && bare == "bare"

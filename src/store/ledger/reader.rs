@@ -41,6 +41,14 @@ pub struct Totals {
     pub outbox: u64,
 }
 
+/// Returns the question for a unit, by its id, with its payload.
+pub(super) fn with_payload() -> String {
+    format!(
+        "SELECT {WHOLE}, body, bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
+         WHERE unit.id = ?1"
+    )
+}
+
 /// The ledger, opened beside its writer.
 #[derive(Debug)]
 pub struct Reader {
@@ -144,17 +152,13 @@ impl Reader {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn unit_with_payload(&self, id: &str) -> Result<Option<Record>> {
-        let sql = format!(
-            "SELECT {WHOLE}, body, bytes FROM unit LEFT JOIN payload ON payload.id = unit.payload
-             WHERE unit.id = ?1"
-        );
         let record = |row: &Row<'_>| {
             let mut record = whole(&self.connection, &self.specs, row)?;
             record.unit.payload = Some(read_payload(row, 23)?);
             Ok(record)
         };
         self.connection
-            .prepare_cached(&sql)
+            .prepare_cached(&with_payload())
             .and_then(|mut query| query.query_row(params![id], record).optional())
             .map_err(wrong)
     }

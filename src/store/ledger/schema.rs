@@ -40,6 +40,9 @@ const OPTIONS: &[(DbConfig, bool)] = &[
     (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
     // Another user may have put the file there.
     (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+    // The plan of a statement does not depend on its parameters. Otherwise SQLite, which has no
+    // statistics of a ledger, compiles some of them again at each use (sqlite.org/queryplanner-ng.html).
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true),
 ];
 
 fn wrong(path: &Path, kind: Kind, cause: &dyn std::fmt::Display) -> Error {

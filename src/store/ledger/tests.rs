@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, StatementStatus};
 
 use super::*;
 use crate::model::command::Command;
@@ -525,4 +525,23 @@ fn last_ends_are_found_without_reading_every_run() {
         ("rare".to_owned(), 7, None),
     ];
     assert_eq!(ends(), (found, false));
+}
+
+/// It would cost more than what it reads.
+#[test]
+fn no_question_is_compiled_again_for_other_parameters() {
+    let mut ledger = Fixture::new();
+    let units = [(); 3].map(|()| ledger.unit(10));
+    for unit in &units {
+        ledger.one(ledger.accept(unit, false, true));
+    }
+    let reader = ledger.reader();
+    let sql = reader::with_payload();
+    for unit in &units {
+        assert!(reader.unit_with_payload(&unit.id).expect("read").is_some());
+        let query = reader.connection.prepare_cached(&sql).expect("cached");
+        let used = query.get_status(StatementStatus::Run);
+        let compiled_again = query.get_status(StatementStatus::RePrepare);
+        assert!(used > 0 && compiled_again == 0, "{used} {compiled_again}");
+    }
 }
