@@ -15,7 +15,7 @@ use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event};
 use tokio::runtime::Builder;
 
-use crate::{Guard, Mosquitto, median, mosquitto, options, ours, spawn, state};
+use crate::{Guard, Mosquitto, median, mosquitto, options, ours, spawn, state, this};
 
 const ASK: &str = "bench/ask";
 const TASKS: &str = "bench/tasks";
@@ -24,7 +24,7 @@ const TASKS: &str = "bench/tasks";
 const QUESTIONS: usize = 200;
 
 /// Rounds of each batch, in turn with the others.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// Number of tasks of a batch.
 const BATCH: usize = 100;
@@ -255,7 +255,9 @@ fn zeromq(part: &str, role: &str, kills: bool) -> Option<Done> {
     let mut ventilator = Piped::start(&mut start(&["ventilator", &source])?).ready();
     let mut workers = Vec::new();
     for name in ["worker1", "worker2", "worker3", "worker4"] {
-        workers.push(spawn(&mut start(&[role, name, &source, &sink])?));
+        let arguments = [role, name, &source, &sink, &this()];
+        let program = usize::from(role == "starter");
+        workers.push(spawn(&mut start(&arguments[..4 + program])?));
     }
     // ZeroMQ does not say when they are connected.
     std::thread::sleep(CONNECT);
@@ -287,8 +289,8 @@ fn online(broker: &Mosquitto, count: usize) {
     }
 }
 
-/// Returns a batch of ours.
-fn batch(kills: bool) -> Done {
+/// Returns a batch of ours, whose workers run `command` for each task.
+fn batch(command: &str, kills: bool) -> Done {
     let (broker, home) = (mosquitto(), state());
     let mut workers = Vec::new();
     for name in ["worker1", "worker2", "worker3", "worker4"] {
@@ -306,8 +308,7 @@ fn batch(kills: bool) -> Done {
                 "",
                 "--reply",
             ])
-            // The shell becomes the task: theirs is in the process of the worker.
-            .args(["-c", "exec sleep $ATTR_S"]);
+            .args(["-c", command]);
         workers.push(spawn(&mut client));
     }
     online(&broker, workers.len());
@@ -328,10 +329,14 @@ fn batch(kills: bool) -> Done {
     done
 }
 
-/// A batch of 100 tasks of 1 to 100 ms on four workers, of which one is killed after five the second time.
+/// A batch of 100 tasks of 1 to 100 ms on four workers, of which one is killed after five the second
+/// time. The workers of ZeroMQ wait themselves, as its guide has it, or start the program that ours start.
 pub fn batches() {
     let part = "requests-batch";
-    let mut times = [const { Vec::new() }; 3];
+    let program = format!("{} wait", this());
+    // The shell becomes the task.
+    let line = "exec sleep $ATTR_S";
+    let mut times = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         let (Some(waiting), Some(starting)) = (
             zeromq(part, "worker", false),
@@ -339,24 +344,29 @@ pub fn batches() {
         ) else {
             return;
         };
-        let all = [waiting, starting, batch(false)];
+        let all = [
+            batch(&program, false),
+            waiting,
+            starting,
+            batch(line, false),
+        ];
         for (times, done) in times.iter_mut().zip(all) {
             assert_eq!(done.tasks, BATCH);
             times.push(done.seconds * 1000.0);
         }
     }
-    let [mut waiting, mut starting, mut ours] = times;
-    let waiting = ("ZeroMQ, whose workers only wait", &mut waiting[..]);
-    compare("100 tasks on four workers", waiting, &mut ours, 1.05);
-    let starting = (
-        "ZeroMQ, whose workers start the same command",
-        &mut starting[..],
-    );
-    compare("100 tasks on four workers", starting, &mut ours, 1.05);
+    let [mut ours, mut waiting, mut starting, mut shell] = times;
+    let what = "100 tasks on four workers";
+    let name = "ZeroMQ, whose workers only wait";
+    compare(what, (name, &mut waiting[..]), &mut ours, 1.05);
+    let through = "100 tasks on four workers, each a line for sh";
+    compare(through, (name, &mut waiting[..]), &mut shell, 1.1);
+    let name = "ZeroMQ, whose workers start the same program";
+    compare(what, (name, &mut starting[..]), &mut ours, 1.05);
     let Some(theirs) = zeromq(part, "worker", true) else {
         return;
     };
-    let ours = batch(true);
+    let ours = batch(&program, true);
     println!(
         "the same, one of them killed after five: {} answered in {:.1} s; ZeroMQ {}, and waits for the others",
         ours.tasks, ours.seconds, theirs.tasks

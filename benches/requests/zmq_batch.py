@@ -3,11 +3,12 @@
 zmq_batch.py ventilator ADDRESS     sends each line of standard input, the milliseconds of a task
 zmq_batch.py worker NAME VENTILATOR SINK
                                     waits for as long as each task takes
-zmq_batch.py starter NAME VENTILATOR SINK
-                                    starts a process for each task, which waits
+zmq_batch.py starter NAME VENTILATOR SINK PROGRAM
+                                    starts "PROGRAM wait" for each task, which waits
 zmq_batch.py sink ADDRESS           prints the name of the worker of each task that is done
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ if role == "ventilator":
     # It lives until its tasks are taken.
     context.destroy(linger=-1)
 elif role in ("worker", "starter"):
-    name, ventilator, sink = arguments
+    name, ventilator, sink, *program = arguments
     tasks, done = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     tasks.connect(ventilator)
     done.connect(sink)
@@ -35,7 +36,8 @@ elif role in ("worker", "starter"):
         if role == "worker":
             time.sleep(seconds)
         else:
-            subprocess.run(["/bin/sh", "-c", f"exec sleep {seconds}"], check=True)
+            environment = {**os.environ, "ATTR_S": str(seconds)}
+            subprocess.run([*program, "wait"], env=environment, check=True)
         done.send_string(name)
 else:
     done = context.socket(zmq.PULL)
