@@ -1,6 +1,7 @@
 #!/bin/sh
 # Logs in by ssh to a host that reaches only the broker, such as a sequencer behind the firewall of a hospital.
-# Both sides need tael, and the name of the broker in TAEL_HOST.
+# Both sides need tael, the name of the broker in TAEL_HOST, and one root (TAEL_ROOT; default: tael).
+# One side serves, the other one asks: two that serve make a pair in which none speaks.
 #
 # On that host, for as long as logins are allowed (it needs nc of OpenBSD, and sshd):
 #

@@ -52,7 +52,7 @@ impl Tool for Pair {
         groups: &[],
         examples: &[
             "tar c run7 | tael pair copy --root lab",
-            "tael pair copy --root lab | tar x",
+            "tael pair copy --root lab </dev/null | tar x",
             "tael pair rescue --root lab -c 'nc -N localhost 22'",
         ],
     };

@@ -225,7 +225,8 @@ fn help_fits_a_screen_and_its_examples_work() {
             let own = line
                 .split(" | ")
                 .find(|part| part.trim().starts_with("tael "));
-            let own = own.and_then(|part| part.split(" >").next()).expect(line);
+            let own = own.and_then(|part| part.split(" >").next());
+            let own = own.and_then(|part| part.split(" <").next()).expect(line);
             let words = shell_words::split(own).expect("words");
             // Help comes only after options that exist.
             let (code, out, error) = ran(Command::new(binary("tael"))
