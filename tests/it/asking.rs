@@ -418,6 +418,8 @@ fn missing_answers_of_a_batch_are_named() {
     assert_eq!((code, objects(&stdout).len()), (75, 3), "{stderr}");
     let said = "6 sent, 3 answered, 3 failed, 3 missing (2, 4-5), ";
     assert!(stderr.starts_with(said), "{stderr}");
+    let why = "3 of 6 tasks have not been answered within 2s; do workers listen there";
+    assert!(stderr.contains(why), "{stderr}");
 }
 
 #[test]

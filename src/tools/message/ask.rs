@@ -366,22 +366,25 @@ pub(super) async fn ask(options: &Options, question: &Question) -> Result<ExitCo
                 1 => "no answer".to_owned(),
                 count => format!("{} of {count} answers", tally.answers),
             };
-            let tries = match question.retries {
-                0 => String::new(),
-                retries => format!(" for each of {} tries", u64::from(retries) + 1),
-            };
-            Err(Error::new(
-                Kind::TryAgain,
-                format!(
-                    "ask '{}' at {}: {came} within {}{tries}; does a client with --reply listen there, does the \
-                     message meet its --when, may it answer to ours (its --reply-to), and is its command done by then?",
-                    options.topic,
-                    options.broker.address(),
-                    duration::text(options.timeout),
-                ),
-            ))
+            let causes = "does a client with --reply listen there, does the message meet its --when, may it \
+                          answer to ours (its --reply-to), and is its command done by then?";
+            Err(too_late(options, &came, causes))
         }
     };
     exchange.close().await;
     result
+}
+
+/// Returns the error of a question of which only `came` has come in time, possibly because of `causes`.
+pub(super) fn too_late(options: &Options, came: &str, causes: &str) -> Error {
+    let tries = match &options.task {
+        Task::Ask(Question { retries, .. }) if *retries > 0 => {
+            format!(" for each of {} tries", u64::from(*retries) + 1)
+        }
+        _ => String::new(),
+    };
+    let (topic, address) = (&options.topic, options.broker.address());
+    let within = duration::text(options.timeout);
+    let cause = format!("ask '{topic}' at {address}: {came} within {within}{tries}; {causes}");
+    Error::new(Kind::TryAgain, cause)
 }
