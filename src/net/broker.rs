@@ -127,7 +127,6 @@ impl Broker {
             Some(files) => Some(secure(files)?),
         };
         let strangers = Arc::new(Strangers::for_descriptors(options.descriptors));
-        let users = Users::new(&options.users, Arc::clone(&strangers))?;
         let keep = Arc::new(Keep::new(options.max_packet as usize));
         let config =
             config(&options).with_event_handler(Arc::clone(&keep) as Arc<dyn BrokerEventHandler>);
@@ -135,6 +134,8 @@ impl Broker {
         // ends with it.
         let broker = MqttBroker::with_config(config.clone()).await;
         let broker = broker.map_err(|e| failed(Kind::CannotCreate, &e))?;
+        let known = Arc::clone(&strangers);
+        let users = Users::new(&options.users, known, broker.storage())?;
         let (shutdown, _) = broadcast::channel(1);
         let (alive, connections) = mpsc::channel(1);
         let parts = Parts {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::raw::{Raw, connect_packet, publish, publish_with};
+use crate::common::raw::{Raw, connect_packet, packet, publish, publish_with};
 use crate::common::{
     self, Certificates, PATIENCE, Process, bare_command, ran, refuses, spawn, wait_until,
 };
@@ -87,6 +87,59 @@ fn guessers_do_not_keep_others_out() {
     assert!(broker.log_text().contains("wrong user names or passwords"));
     let (code, _, stderr) = ran(&mut message(&dir, port));
     assert_eq!(code, 0, "{stderr}");
+    broker.stop();
+}
+
+/// Returns the CONNECT of `user` with client identifier `id`, Clean Start, and a session that lasts.
+fn lasting(id: &str, user: &str, password: &str) -> Vec<u8> {
+    let field = |text: &str| {
+        [
+            &[0, u8::try_from(text.len()).expect("short")],
+            text.as_bytes(),
+        ]
+        .concat()
+    };
+    let head = [
+        0, 4, b'M', b'Q', b'T', b'T', 5, 0xc2, 0, 60, 5, 0x11, 0, 0, 1, 0,
+    ];
+    let body = [&head[..], &field(id), &field(user), &field(password)].concat();
+    packet(0x10, &body)
+}
+
+#[test]
+fn a_session_belongs_to_its_user() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = dir.path().join("two-users");
+    fs::write(&file, "ann:secret\nbob:other\n").expect("users");
+    let (broker, port) = broker(&dir, &["--users", file.to_str().expect("path")]);
+    let connect = |id: &str, user: &str, password: &str| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+        let mut raw = Raw::over(stream);
+        raw.send(&lasting(id, user, password));
+        let (kind, body) = raw.receive();
+        assert_eq!(kind, 0x20, "CONNACK");
+        (body[1], raw)
+    };
+    let (code, mut ann) = connect("worker", "ann", "secret");
+    assert_eq!(code, 0);
+    assert_eq!(
+        connect("worker", "bob", "other").0,
+        0x87,
+        "she is connected"
+    );
+    ann.send(&[0xc0, 0]);
+    assert_eq!(ann.receive().0, 0xd0, "PINGRESP");
+    drop(ann);
+    assert_eq!(
+        connect("worker", "bob", "other").0,
+        0x87,
+        "her session lasts"
+    );
+    assert_eq!(connect("worker", "ann", "secret").0, 0);
+    // The ends of a pair share an identifier, and may be of different users.
+    let shared = format!("tael-pair-{}", "0f".repeat(10));
+    assert_eq!(connect(&shared, "ann", "secret").0, 0);
+    assert_eq!(connect(&shared, "bob", "other").0, 0);
     broker.stop();
 }
 

@@ -34,6 +34,17 @@ const HASH_BYTES: usize = 10;
 /// Maximum size of the name of a pair, bytes.
 const MAX_NAME_BYTES: usize = 200;
 
+/// Beginning of the client identifiers of pairs.
+const CLIENTS: &str = "tael-pair-";
+
+/// Returns whether the ends of a pair claim their sides with client identifier `id`. Ends of several
+/// users share it.
+#[must_use]
+pub fn is_shared_client(id: &str) -> bool {
+    let hash = id.strip_prefix(CLIENTS);
+    hash.is_some_and(|hash| hash.len() == 2 * HASH_BYTES && !hash.contains('-'))
+}
+
 /// Checks the name of a pair, which is one level of a topic.
 ///
 /// # Errors
@@ -116,13 +127,13 @@ impl Pair {
     /// Returns the client identifier with which all ends claim their sides.
     #[must_use]
     pub fn claim_client(&self) -> String {
-        format!("tael-pair-{}", self.hash)
+        format!("{CLIENTS}{}", self.hash)
     }
 
     /// Returns the client identifier of end `id`.
     #[must_use]
     pub fn end_client(&self, id: &str) -> String {
-        format!("tael-pair-{}-{id}", self.hash)
+        format!("{CLIENTS}{}-{id}", self.hash)
     }
 
     /// Returns the topic of the retained claim of `side`.

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mqtt5::broker::{AuthProvider, AuthResult};
+use mqtt5::broker::{AuthProvider, AuthResult, DynamicStorage, StorageBackend as _};
 use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::protocol::v5::reason_codes::ReasonCode;
 use ring::hmac;
@@ -20,6 +20,8 @@ use tokio::time::sleep_until;
 use tracing::warn;
 
 use crate::error::{Error, Result};
+use crate::model::pair::is_shared_client;
+use crate::model::text::printable;
 use crate::net::broker::door::Strangers;
 use crate::net::options::Secret;
 
@@ -40,6 +42,9 @@ const MAX_ADDRESSES: usize = 4096;
 /// Interval between two warnings about wrong passwords.
 const WARNING_PAUSE: Duration = Duration::from_secs(60);
 
+/// Maximum number of characters of a client identifier in the log.
+const MAX_SHOWN: usize = 80;
+
 /// The users, and the wrong passwords of clients.
 pub(super) struct Users {
     key: hmac::Key,
@@ -49,6 +54,8 @@ pub(super) struct Users {
     nobody: hmac::Tag,
     failures: Mutex<Failures>,
     strangers: Arc<Strangers>,
+    /// The sessions, with their users.
+    sessions: Option<Arc<DynamicStorage>>,
 }
 
 #[derive(Default)]
@@ -65,7 +72,11 @@ impl Users {
     ///
     /// # Errors
     /// When the system has no random numbers (70).
-    pub fn new(users: &[(String, Secret)], strangers: Arc<Strangers>) -> Result<Self> {
+    pub fn new(
+        users: &[(String, Secret)],
+        strangers: Arc<Strangers>,
+        sessions: Option<Arc<DynamicStorage>>,
+    ) -> Result<Self> {
         let random = ring::rand::SystemRandom::new();
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &random)
             .map_err(|_| Error::bug("start broker: the system has no random numbers"))?;
@@ -77,6 +88,7 @@ impl Users {
             nobody: hmac::sign(&key, key_for_nobody().as_bytes()),
             failures: Mutex::default(),
             strangers,
+            sessions,
             key,
         })
     }
@@ -90,6 +102,22 @@ impl Users {
         let password = connect.password.as_deref().unwrap_or_default();
         let same = hmac::verify(&self.key, password, known.unwrap_or(&self.nobody).as_ref());
         same.is_ok() && known.is_some()
+    }
+
+    /// Returns whether `connect` would take over or throw away the session of another user. The library
+    /// lets every user throw away what it finds.
+    async fn is_of_another(&self, connect: &ConnectPacket) -> bool {
+        let Some(sessions) = &self.sessions else {
+            return false;
+        };
+        if self.users.is_empty() || is_shared_client(&connect.client_id) {
+            return false;
+        }
+        let session = sessions.get_session(&connect.client_id).await;
+        session.ok().flatten().is_some_and(|session| {
+            let lasts = session.connected || session.expiry_interval != Some(0);
+            lasts && session.user_id != connect.username
+        })
     }
 
     /// Returns when to answer a wrong password of `address`.
@@ -131,6 +159,11 @@ impl AuthProvider for Users {
         Box::pin(async move {
             if self.is_right(connect) {
                 self.strangers.known(client);
+                if self.is_of_another(connect).await {
+                    let id = printable(&connect.client_id, MAX_SHOWN);
+                    warn!("refused client identifier '{id}' from {client}: it is another user's");
+                    return Ok(AuthResult::fail(ReasonCode::NotAuthorized));
+                }
                 return Ok(match &connect.username {
                     Some(name) if !self.users.is_empty() => AuthResult::success_with_user(name),
                     _ => AuthResult::success(),
@@ -169,7 +202,7 @@ mod tests {
             .iter()
             .map(|(name, password)| ((*name).to_owned(), Secret::new(*password)))
             .collect();
-        Users::new(&list, Arc::new(Strangers::new(10, 10))).expect("users")
+        Users::new(&list, Arc::new(Strangers::new(10, 10)), None).expect("users")
     }
 
     fn is_right(users: &Users, name: Option<&str>, password: Option<&str>) -> bool {
