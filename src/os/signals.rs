@@ -1,5 +1,6 @@
 //! Signals to stop, or to read the configuration again.
 
+use std::fs;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -55,6 +56,25 @@ pub fn give_up_with(begin: impl FnOnce() + Send + 'static, after: Duration) -> R
         .map_err(|e| Error::new(Kind::TryAgain, format!("start a thread: {e}")))
 }
 
+/// Returns whether this process was started with SIGHUP ignored, as by `nohup(1)`: the process
+/// shall outlast its terminal.
+fn outlasts_its_terminal() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignores(&status, SignalKind::hangup())
+}
+
+/// Returns whether a process with this `status` (`proc_pid_status(5)`) ignores signals of this kind.
+fn ignores(status: &str, kind: SignalKind) -> bool {
+    let mut masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = masks
+        .next()
+        .map(|mask| u64::from_str_radix(mask.trim(), 16));
+    let bit = kind.as_raw_value() - 1;
+    mask.is_some_and(|mask| mask.is_ok_and(|mask| mask >> bit & 1 == 1))
+}
+
 /// Waits for SIGTERM or SIGINT, and for SIGHUP if that means that the terminal is gone.
 #[derive(Debug)]
 pub struct Stop {
@@ -65,12 +85,13 @@ pub struct Stop {
 
 impl Stop {
     /// Starts to listen, within a runtime. For a daemon that reloads, SIGHUP means that, unless it
-    /// runs on a terminal.
+    /// runs on a terminal. A process that was started with `nohup(1)` does not listen for it.
     ///
     /// # Errors
     /// When the handlers cannot be installed.
     pub fn listen(reloads: bool) -> Result<Self> {
         let hup = !reloads || std::io::stderr().is_terminal();
+        let hup = hup && !outlasts_its_terminal();
         Ok(Self {
             term: on(SignalKind::terminate())?,
             int: on(SignalKind::interrupt())?,
@@ -91,5 +112,24 @@ impl Stop {
             _ = self.int.recv() => {}
             _ = hup => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_known() {
+        let status =
+            |mask: &str| format!("SigBlk:\t0000000000000001\nSigIgn:\t{mask}\nSigCgt:\t1\n");
+        let hangup = |status: &str| ignores(status, SignalKind::hangup());
+        assert!(hangup(&status("0000000000001001")));
+        assert!(!hangup(&status("0000000000001000")));
+        assert!(!hangup(&status("x")) && !hangup(""));
+        assert!(ignores(
+            &status("0000000000000002"),
+            SignalKind::interrupt()
+        ));
     }
 }

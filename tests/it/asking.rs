@@ -724,3 +724,30 @@ fn the_page_about_requests_is_true() {
     });
     assert_eq!(objects(&batch).len(), 3);
 }
+
+/// `nohup(1)` starts a process that ignores SIGHUP.
+#[test]
+fn what_nohup_has_started_outlasts_its_terminal() {
+    let world = World::new();
+    let mut raw = answerer(&world);
+    for (line, expected) in [
+        ("trap '' HUP; exec \"$@\"", (0, "yes")),
+        ("exec \"$@\"", (130, "")),
+    ] {
+        let tael = world.command("tael-message");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line, "sh"]).arg(tael.get_program());
+        shell.env_clear();
+        for (name, value) in tael.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        let child = start(shell, &["--reply"], "");
+        let request = question(&mut raw);
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGHUP).expect("SIGHUP");
+        if expected.0 == 0 {
+            raw.send(&answer(&request, b"yes", &[]));
+        }
+        let (code, stdout, stderr) = ended(child);
+        assert_eq!((code, &*stdout), expected, "{stderr}");
+    }
+}
