@@ -1,7 +1,9 @@
 //! Work queues: the queues that triggers take from, and the letters that go to them.
 
+mod expiry;
 mod held;
 mod letter_box;
+mod messages;
 mod open;
 mod source;
 
@@ -25,7 +27,8 @@ use crate::net::amqp::queue::QueueOptions;
 use crate::store::ledger::queues::{OpenMessage, waiting_letters};
 use crate::store::ledger::{EventKey, Posted};
 
-pub use crate::engine::queue::source::{Found, QueueView};
+pub use crate::engine::queue::messages::Found;
+pub use crate::engine::queue::source::QueueView;
 pub use crate::net::amqp::queue::QueueEvent;
 
 /// Maximum time to send the last acknowledgements when the client stops.
@@ -83,7 +86,7 @@ impl Queues {
                 continue;
             };
             let same =
-                |source: &Source| source.trigger == trigger.name && *source.options() == options;
+                |source: &Source| source.trigger() == trigger.name && *source.options() == options;
             let source = match old.iter().position(same) {
                 Some(place) => {
                     let mut source = old.swap_remove(place);
@@ -211,7 +214,7 @@ impl Queues {
     /// When the ledger cannot be read.
     pub fn update(&mut self, pipeline: &Pipeline, lanes: &Lanes, is_full: bool) -> Result<()> {
         for source in &mut self.sources {
-            let (busy, later) = lanes.load(&source.trigger);
+            let (busy, later) = lanes.load(source.trigger());
             let is_paused = lanes.is_paused() || is_full;
             source.update(&pipeline.reader, LaneLoad { busy, later }, is_paused)?;
         }
