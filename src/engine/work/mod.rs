@@ -13,6 +13,8 @@ pub mod quota;
 mod receipts;
 pub mod recovery;
 pub mod retry;
+mod shortage;
+mod start;
 mod units;
 
 pub use end::Ended;

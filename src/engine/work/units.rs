@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::Receipt;
@@ -18,18 +18,14 @@ use crate::engine::work::live::{Fate, LiveUnits};
 use crate::engine::work::pool::{Pool, Report};
 use crate::engine::work::receipts::Receipts;
 use crate::engine::work::recovery::{Left, end_orphans};
+use crate::engine::work::shortage::Shortage;
+use crate::engine::work::start::Start;
 use crate::error::{Error, Kind};
-use crate::model::answer::requester;
-use crate::model::follow::Followed;
 use crate::model::policy::Policy;
 use crate::model::spec::Spec;
 use crate::model::unit::{Outcome, Recovery, Unit};
-use crate::os::logging::SENDERS;
 use crate::store::home::make_folders;
 use crate::store::ledger::Op;
-
-/// Delay before a unit is started again that found no process, descriptor or space.
-const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
 /// Maximum delay of an event because of its pace, milliseconds.
 pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
@@ -38,23 +34,13 @@ pub const MAX_PACE_DELAY: i64 = 60 * 60_000;
 /// committed before the next ones are looked at.
 const MAX_REFUSED: usize = 100;
 
-/// Returns whether the requester of `unit` waits no longer for its output.
-fn has_given_up(unit: &Unit) -> bool {
-    let at_end = requester(unit).and_then(|address| address.at_end.as_ref());
-    let expires = at_end.and_then(|at_end| at_end.expires);
-    expires.is_some_and(|expires| expires <= now_ms() / 1000)
-}
-
 /// The units that wait and run.
 pub struct Units {
     lanes: Lanes,
     pool: Pool,
     live: LiveUnits,
     receipts: Receipts,
-    /// Whether it was logged that units cannot start.
-    refusing: bool,
-    /// Until when no start is tried.
-    held_until: Option<Instant>,
+    shortage: Shortage,
 }
 
 impl Units {
@@ -65,8 +51,7 @@ impl Units {
             pool: Pool::new(folder),
             live: LiveUnits::default(),
             receipts: Receipts::default(),
-            refusing: false,
-            held_until: None,
+            shortage: Shortage::default(),
         }
     }
 
@@ -126,14 +111,15 @@ impl Units {
         let due = self.lanes.next_due(now).and_then(|due| {
             Instant::now().checked_add(Duration::from_millis((due - now).cast_unsigned()))
         });
-        let held = self.held_until.or_else(|| self.pool.held_until()).or(held);
+        let short = self.shortage.until();
+        let held = short.or_else(|| self.pool.held_until()).or(held);
         let held = held.filter(|_| self.lanes.waiting() > 0);
         [due, held].into_iter().flatten().min()
     }
 
     /// Handles the passing of time.
     pub fn on_time(&mut self) {
-        self.held_until = self.held_until.filter(|until| Instant::now() < *until);
+        self.shortage.on_time();
     }
 
     // --- New units ---
@@ -232,7 +218,7 @@ impl Units {
     ) -> Result<Vec<Ended>, Error> {
         let mut refused = Vec::new();
         while refused.len() < MAX_REFUSED
-            && self.held_until.is_none_or(|until| Instant::now() >= until)
+            && !self.shortage.holds()
             && self.pool.held_until().is_none()
             && let Some((lane, unit)) = self.lanes.next(pipeline.ticks())
         {
@@ -249,28 +235,17 @@ impl Units {
                     continue;
                 }
             };
-            let mut unit = record.unit;
-            if has_given_up(&unit) {
-                info!(
-                    TAEL_UNIT = unit.id,
-                    "not run: its requester waits no longer"
-                );
-                self.lanes.remove(&lane, &unit.id);
-                steps.push_back(Step::Drop(
-                    unit.id,
-                    "expired: its requester waits no longer",
-                ));
-                continue;
-            }
-            let anew = match pipeline.config.follow(&mut unit) {
-                Ok(Followed::AsAccepted) => false,
-                Ok(Followed::Anew(warnings)) => {
-                    for warning in &warnings {
-                        warn!(target: SENDERS, TAEL_UNIT = unit.id, "{warning}");
-                    }
-                    true
+            let (unit, anew) = match Start::of(&pipeline.config, record.unit) {
+                Start::Begins { unit, anew } => (unit, anew),
+                Start::Expired(unit) => {
+                    self.lanes.remove(&lane, &unit.id);
+                    steps.push_back(Step::Drop(
+                        unit.id,
+                        "expired: its requester waits no longer",
+                    ));
+                    continue;
                 }
-                Err(refusal) => {
+                Start::Refused(unit, refusal) => {
                     refused.push(self.finish(Ended {
                         unit,
                         outcome: Outcome::not_started(refusal),
@@ -362,17 +337,12 @@ impl Units {
     /// Logs, once, what units wait for.
     fn short_of(&mut self, unit: &str, what: &std::fmt::Arguments<'_>) {
         self.pool.shortage();
-        if !std::mem::replace(&mut self.refusing, true) {
-            error!(
-                TAEL_UNIT = unit,
-                "cannot {what}; runs wait until that passes"
-            );
-        }
+        self.shortage.log(unit, what);
     }
 
     /// Delays a unit that could not be started, and all others with it.
     fn postpone(&mut self, pipeline: &Pipeline, lane: &str, unit: &str, steps: &mut Steps) {
-        self.held_until = Some(Instant::now() + SHORTAGE_RETRY);
+        self.shortage.hold();
         // The folders may be what is missing.
         let _ = make_folders(&pipeline.home.path);
         self.requeue(lane, unit, steps);
@@ -391,7 +361,7 @@ impl Units {
     /// the unit.
     pub fn started(&mut self, unit: &str, at: i64) -> Option<&Unit> {
         let started = self.live.started(unit, at)?;
-        self.refusing = false;
+        self.shortage.passed();
         Some(started)
     }
 
