@@ -1,8 +1,10 @@
 //! `tael gateway` and callers that take all they can get: others are served meanwhile.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -240,6 +242,76 @@ fn requests_that_wait_for_a_silent_broker_of_queues_hold_up_no_others() {
     }
     drop(waiting);
     gateway.process.stop();
+}
+
+/// Serves the socket of a client with type of work `hang`, which takes work and answers nothing. Returns how
+/// much it has taken.
+fn client_that_hangs(world: &World) -> Arc<AtomicUsize> {
+    let folder = world.state().join("hang");
+    std::fs::create_dir_all(&folder).expect("folder");
+    let listener = UnixListener::bind(folder.join("control")).expect("socket");
+    let taken = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&taken);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, taken) = (stream.expect("connection"), Arc::clone(&counted));
+            thread::spawn(move || {
+                let _ = stream.write_all(b"Receptor Control, node hang\n");
+                let mut line = String::new();
+                let mut lines = BufReader::new(stream.try_clone().expect("stream"));
+                let _ = lines.read_line(&mut line);
+                if line == "status\n" {
+                    let about =
+                        "{\"Advertisements\":[{\"WorkCommands\":[{\"WorkType\":\"hang\"}]}]}\n";
+                    let _ = stream.write_all(about.as_bytes());
+                } else if !line.is_empty() {
+                    taken.fetch_add(1, Ordering::Relaxed);
+                    let _ = lines.read_to_end(&mut Vec::new());
+                    thread::park();
+                }
+            });
+        }
+    });
+    taken
+}
+
+#[test]
+fn work_for_a_client_that_hangs_leaves_room_for_that_of_others() {
+    let world = World::new();
+    let work = "[[work]]\ntype = \"quick\"\ncommand = \"true\"\n";
+    let route = "[[route]]\nname = \"hang\"\npath = \"/hooks/hang\"\nwork = \"localhost/hang\"\n";
+    let config = world.file("quick.toml", work);
+    let client = world.client("quick", &["--config", &config]);
+    let taken = client_that_hangs(&world);
+    let routes = world.file("gateway.toml", route);
+    let allowed = [
+        "--allow-work",
+        "localhost/hang",
+        "--allow-work",
+        "localhost/quick",
+    ];
+    let gateway = Gateway::online(&world, &[&allowed[..], &["--config", &routes]].concat());
+    // Two addresses, by both ways to work.
+    let mut waiting = Vec::new();
+    for n in 0..60 {
+        let from = Ipv4Addr::new(127, 0, 0, 2 + n % 2);
+        let path = ["/w/localhost/hang", "/hooks/hang"][usize::from(n) / 30];
+        let mut stream = connect_from(from, &gateway, true).expect("connect");
+        stream
+            .write_all(post(path, &[], "{}").as_bytes())
+            .expect("request");
+        waiting.push(stream);
+    }
+    wait_until("they hang", || taken.load(Ordering::Relaxed) >= 4);
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let answer = gateway.post("/w/localhost/quick", &[], "x");
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    }
+    drop(waiting);
+    gateway.process.kill();
+    client.stop();
 }
 
 #[test]

@@ -1,17 +1,14 @@
 //! Work that blocks, such as reading a ledger, on a bounded number of threads.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task;
 use tokio::time::timeout;
 
 use crate::error::{Error, Kind};
-use crate::model::gateway::rate::Caller;
 use crate::model::text::printable;
 use crate::net::http::Response;
+use crate::tools::gateway::permits::{Owner, Permits};
 
 /// Maximum number of characters of the cause of an error.
 const SHOWN: usize = 500;
@@ -19,80 +16,47 @@ const SHOWN: usize = 500;
 /// Maximum time until a thread is free.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// Threads for work that blocks.
+/// Threads for work that blocks, of which each caller has its share.
 #[derive(Debug, Clone)]
 pub struct Threads {
-    free: Arc<Semaphore>,
-    /// Threads that one caller may have, if it has some or waits for some.
-    own: Arc<Mutex<HashMap<Caller, Arc<Semaphore>>>>,
-    /// Maximum number of them.
-    share: usize,
+    permits: Permits,
     /// Maximum time until one is free.
     wait: Duration,
 }
 
 impl Threads {
-    /// Allows `count` at a time. The work of others waits.
+    /// Allows `count` at a time. More work waits, and that of one owner holds up no others.
     #[must_use]
     pub fn new(count: usize) -> Self {
         Self {
-            free: Arc::new(Semaphore::new(count)),
-            own: Arc::default(),
-            share: count.div_ceil(2),
+            permits: Permits::new(count),
             wait: MAX_WAIT,
         }
     }
 
-    /// Runs `work`.
+    /// Runs `work` of `owner`.
     ///
     /// # Errors
     /// The answer when it fails.
     pub async fn run<T: Send + 'static>(
         &self,
+        owner: Owner,
         work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
     ) -> Result<T, Response> {
-        self.result(work).await.map_err(|e| refused(&e))
+        self.result(owner, work).await.map_err(|e| refused(&e))
     }
 
-    /// Runs `work` of `caller`, which has at most half of the threads. The rest of its work waits for its
-    /// own, and holds up no others.
+    /// Runs `work` of `owner`, for answers of another form.
     ///
     /// # Errors
-    /// The answer when it fails.
-    pub async fn run_of<T: Send + 'static>(
-        &self,
-        caller: Caller,
-        work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
-    ) -> Result<T, Response> {
-        let own = {
-            let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|_, own| Arc::strong_count(own) > 1);
-            let new = || Arc::new(Semaphore::new(self.share));
-            Arc::clone(all.entry(caller).or_insert_with(new))
-        };
-        let turn = timeout(self.wait, own.acquire_owned()).await;
-        let turn = turn
-            .map_err(|_| late())
-            .and_then(|turn| turn.map_err(|_| broken()));
-        let turn = turn.map_err(|e| refused(&e))?;
-        let work = move || {
-            let done = work();
-            drop(turn);
-            done
-        };
-        self.run(work).await
-    }
-
-    /// Runs `work`, for answers of another form.
-    ///
-    /// # Errors
-    /// Those of `work`; 70 when it panics, 75 when others hold all threads for long.
+    /// Those of `work`; 70 when it panics, 75 when no thread is free for long.
     pub async fn result<T: Send + 'static>(
         &self,
+        owner: Owner,
         work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
     ) -> crate::error::Result<T> {
-        let permit = timeout(self.wait, Arc::clone(&self.free).acquire_owned()).await;
-        let permit: OwnedSemaphorePermit = permit.map_err(|_| late())?.map_err(|_| broken())?;
+        let permit = timeout(self.wait, self.permits.take(owner)).await;
+        let permit = permit.map_err(|_| late())?.ok_or_else(broken)?;
         // It is held until the work ends, also when the request is dropped.
         let done = task::spawn_blocking(move || {
             let done = work();
@@ -131,39 +95,41 @@ pub fn refused(e: &Error) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::gateway::rate::Caller;
     use std::sync::mpsc;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    fn caller(last: u8) -> Owner {
+        Some(Caller::at(Some([127, 0, 0, last].into())))
+    }
 
     #[tokio::test]
-    async fn the_work_of_one_caller_leaves_threads_to_others() {
-        let threads = Threads::new(4);
-        let caller = |last| Caller::at(Some([127, 0, 0, last].into()));
+    async fn the_work_of_callers_leaves_threads_to_others() {
+        let threads = Threads::new(8);
         let (go, wait) = mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let mut many = Vec::new();
-        for _ in 0..20 {
+        for n in 0..20 {
             let (threads, wait) = (threads.clone(), Arc::clone(&wait));
             many.push(tokio::spawn(async move {
                 let work = move || {
                     let wait = wait.lock().unwrap_or_else(PoisonError::into_inner);
                     Ok(wait.recv().is_ok())
                 };
-                threads.run_of(caller(1), work).await
+                threads.run(caller(n % 2), work).await
             }));
         }
-        while threads.free.available_permits() > 2 {
+        // All of them have had a turn to ask.
+        for _ in 0..20 {
             task::yield_now().await;
         }
-        let own = threads.run_of(caller(2), || Ok(()));
+        let own = threads.run(caller(2), || Ok(()));
         let own = timeout(Duration::from_secs(5), own).await;
         (0..20).for_each(|_| go.send(()).expect("send"));
         assert!(own.expect("a thread").is_ok());
         for one in many {
             assert!(one.await.expect("join").expect("done"));
         }
-        // Callers without work are forgotten.
-        assert!(threads.run_of(caller(3), || Ok(())).await.is_ok());
-        let known = threads.own.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(known.len(), 1);
     }
 
     #[test]
@@ -180,17 +146,18 @@ mod tests {
             };
             let busy = threads.clone();
             let first = tokio::spawn(async move {
-                let done = busy.result(move || Ok(wait.recv().is_ok())).await;
+                let done = busy.result(None, move || Ok(wait.recv().is_ok())).await;
                 done.expect("done")
             });
-            while threads.free.available_permits() > 0 {
+            while let Some(free) = threads.permits.try_take(caller(1)) {
+                drop(free);
                 task::yield_now().await;
             }
-            let late = threads.result(|| Ok(())).await.expect_err("no thread");
-            assert_eq!(late.kind(), Kind::TryAgain);
+            let late = threads.result(caller(1), || Ok(())).await;
+            assert_eq!(late.expect_err("no thread").kind(), Kind::TryAgain);
             go.send(()).expect("send");
             assert!(first.await.expect("join"));
-            assert!(threads.result(|| Ok(())).await.is_ok());
+            assert!(threads.result(None, || Ok(())).await.is_ok());
         });
     }
 }

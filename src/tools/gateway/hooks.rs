@@ -132,7 +132,9 @@ pub async fn answer(
                 None => id_of(head)?,
             };
             let payload = json::to_text(&Value::Object(attributes)).into();
-            let started = work.submit(kind, Vec::new(), payload, unit).await;
+            let started = work
+                .submit(seat.caller(), kind, Vec::new(), payload, unit)
+                .await;
             let started = started.inspect_err(|answer| refused(&answer.cause()))?;
             if let Some(limit) = route.answer.wait {
                 return units.ended(&started.unit, limit, seat).await;

@@ -8,6 +8,7 @@ mod options;
 mod outgoing;
 mod output;
 mod page;
+mod permits;
 mod policy;
 mod publisher;
 mod queue_publisher;

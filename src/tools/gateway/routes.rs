@@ -181,8 +181,9 @@ impl Service for Gateway {
             }
             Ok(Place::Rpc) => {
                 let policy = self.policy();
-                let rpc = self.rpc.answer(&head, &body, &policy, &self.ways);
-                let kept = self.budget.keep(seat.caller(), rpc.await);
+                let caller = seat.caller();
+                let rpc = self.rpc.answer((&head, &body), &policy, &self.ways, caller);
+                let kept = self.budget.keep(caller, rpc.await);
                 kept.await.unwrap_or_else(|refused| refused)
             }
             Ok(Place::To(to)) => {

@@ -122,7 +122,7 @@ impl Units {
             found => found.map(Some),
         };
         let none = || Response::error(404, NO_UNIT);
-        self.reads.run_of(caller, found).await?.ok_or_else(none)
+        self.reads.run(Some(caller), found).await?.ok_or_else(none)
     }
 
     async fn report(&self, head: &Head, id: &str, seat: &Seat) -> Result<Response, Response> {
@@ -130,7 +130,7 @@ impl Units {
             return self.ended(id, limit, seat).await;
         }
         let unit = self.find(id, seat.caller()).await?;
-        let reported = self.reads.run_of(seat.caller(), move || unit.report());
+        let reported = self.reads.run(Some(seat.caller()), move || unit.report());
         let report = reported.await?;
         let answer = Response::json(200, &report);
         self.budget.keep(seat.caller(), answer).await
@@ -151,7 +151,7 @@ impl Units {
             }
             Err(e) => Err(e),
         };
-        self.cancels.run(canceled).await
+        self.cancels.run(Some(caller), canceled).await
     }
 
     /// Waits until a unit ends, and answers with its end and output; with 202 if it does not end
@@ -189,7 +189,7 @@ impl Units {
                 Ok((unit, now))
             };
             let now;
-            (unit, now) = self.reads.run_of(seat.caller(), looked).await?;
+            (unit, now) = self.reads.run(Some(seat.caller()), looked).await?;
             if now.is_end {
                 return self.whole(unit, now, seat.caller()).await;
             }
@@ -218,12 +218,12 @@ impl Units {
                 None => Err((unit, now, size)),
             })
         };
-        match self.reads.run_of(caller, made).await? {
+        match self.reads.run(Some(caller), made).await? {
             Ok(answer) => Ok(answer),
             // It is made again when there is memory for it.
             Err((unit, now, size)) => {
                 let reserved = self.budget.reserve(caller, size).await?;
-                let made = self.reads.run_of(caller, move || whole(&unit, &now));
+                let made = self.reads.run(Some(caller), move || whole(&unit, &now));
                 let answer = made.await?;
                 Ok(reserved.keep_answer(answer))
             }
@@ -267,7 +267,7 @@ impl Units {
             };
             Ok((following, first, second))
         };
-        let (following, first, second) = self.reads.run_of(seat.caller(), first).await?;
+        let (following, first, second) = self.reads.run(Some(seat.caller()), first).await?;
         let bytes = |next| match next {
             Next::Bytes(_, bytes) => bytes,
             _ => bytes::Bytes::new(),
@@ -301,7 +301,7 @@ async fn so_far(
     }
     loop {
         let next = move || following.advance().map(|next| (following, next));
-        let next = reads.run_of(caller, next).await;
+        let next = reads.run(Some(caller), next).await;
         let bytes = match next {
             Ok((rest, Next::Bytes(_, bytes))) => {
                 following = rest;
@@ -330,7 +330,7 @@ async fn live(
     let mut pause = FIRST_LOOK;
     loop {
         let next = move || following.advance().map(|next| (following, next));
-        let next = reads.run_of(caller, next).await;
+        let next = reads.run(Some(caller), next).await;
         let (rest, next) = match next {
             Ok(next) => next,
             Err(refused) => {

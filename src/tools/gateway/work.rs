@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::model::gateway::rate::Caller;
 use crate::model::gateway::work::{Key, Kind, id_of_key};
 use crate::model::receptor::{LOCALHOST, Refusal};
 use crate::model::text::printable;
@@ -61,20 +62,23 @@ impl Submissions {
         let text =
             |(key, value): (String, Value)| (key, value.as_str().unwrap_or_default().to_owned());
         let named = parameters.into_iter().map(text).collect();
-        let started = self.submit(kind, named, body, id_of(head)?).await?;
+        let started = self
+            .submit(seat.caller(), kind, named, body, id_of(head)?)
+            .await?;
         match limit {
             Some(limit) => units.ended(&started.unit, limit, seat).await,
             None => Ok(accepted(202, &started)),
         }
     }
 
-    /// Submits work with these parameters and this payload, and returns when the ledger of a client has
-    /// it. `id` is that of its unit, if it is chosen.
+    /// Submits work of `caller` with these parameters and this payload, and returns when the ledger of a
+    /// client has it. `id` is that of its unit, if it is chosen.
     ///
     /// # Errors
     /// The answer when it is not accepted.
     pub async fn submit(
         &self,
+        caller: Caller,
         kind: &Kind,
         named: Vec<(String, String)>,
         payload: Bytes,
@@ -98,7 +102,7 @@ impl Submissions {
         };
         let scope = self.scope.clone();
         let submit = move || Ok(start(&scope, &work, &mut payload.as_ref()));
-        let started = self.threads.run(submit).await?;
+        let started = self.threads.run(Some(caller), submit).await?;
         started.map_err(|e| match e.refusal {
             Refusal::OtherWork => {
                 let cause = "other work was sent with this Idempotency-Key or delivery before";

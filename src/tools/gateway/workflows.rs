@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use crate::error::Result;
+use crate::model::gateway::rate::Caller;
 use crate::model::gateway::xmlrpc::Value;
 use crate::model::unit::State;
 use crate::store::ledger::{Reader, Record};
@@ -14,7 +15,7 @@ use crate::tools::gateway::blocking::Threads;
 pub const MAX_LISTED: usize = 1000;
 
 /// Maximum number of threads that read the ledger.
-const MAX_READERS: usize = 2;
+const MAX_READERS: usize = 4;
 
 /// The ledger of a client.
 #[derive(Debug)]
@@ -57,22 +58,26 @@ impl Workflows {
         }
     }
 
-    /// Reads the ledger on a thread of its own.
+    /// Reads the ledger for `caller` on a thread of its own.
     async fn read<T: Send + 'static>(
         &self,
+        caller: Caller,
         read: impl FnOnce(&Reader) -> Result<T> + Send + 'static,
     ) -> Result<T, String> {
         let folder = self.folder.clone();
         let read = move || Reader::open(&folder).and_then(|reader| read(&reader));
-        self.readers.result(read).await.map_err(|e| e.to_string())
+        self.readers
+            .result(Some(caller), read)
+            .await
+            .map_err(|e| e.to_string())
     }
 
     /// Returns the number of runs with a status.
     ///
     /// # Errors
     /// A text for the caller.
-    pub async fn count(&self, status: String) -> Result<i64, String> {
-        let totals = self.read(|reader| reader.totals()).await?;
+    pub async fn count(&self, caller: Caller, status: String) -> Result<i64, String> {
+        let totals = self.read(caller, |reader| reader.totals()).await?;
         let states = [
             (State::Pending, totals.pending),
             (State::Running, totals.running),
@@ -89,8 +94,8 @@ impl Workflows {
     ///
     /// # Errors
     /// A text for the caller.
-    pub async fn list(&self) -> Result<Value, String> {
-        let list = self.read(|reader| {
+    pub async fn list(&self, caller: Caller) -> Result<Value, String> {
+        let list = self.read(caller, |reader| {
             let mut list = Vec::new();
             for state in [State::Running, State::Pending] {
                 let mut seq = 0;

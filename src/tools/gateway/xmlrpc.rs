@@ -4,6 +4,7 @@
 
 use tracing::debug;
 
+use crate::model::gateway::rate::Caller;
 use crate::model::gateway::topics::Refusal;
 use crate::model::gateway::xmlrpc::{self, Call, Value};
 use crate::model::text::printable;
@@ -39,10 +40,16 @@ pub struct Rpc {
 type Fault = (i32, String);
 
 impl Rpc {
-    /// Answers a call: always with status 200, as the protocol wants it.
-    pub async fn answer(&self, head: &Head, body: &[u8], policy: &Policy, ways: &Ways) -> Response {
+    /// Answers a call of `caller`: always with status 200, as the protocol wants it.
+    pub async fn answer(
+        &self,
+        (head, body): (&Head, &[u8]),
+        policy: &Policy,
+        ways: &Ways,
+        caller: Caller,
+    ) -> Response {
         let text = match xmlrpc::call(body) {
-            Ok(call) => match self.call(head, &call, policy, ways).await {
+            Ok(call) => match self.call((head, caller), &call, policy, ways).await {
                 Ok(value) => xmlrpc::response(&value),
                 Err((code, text)) => {
                     debug!("XML-RPC {}: fault {code}: {text}", call.method);
@@ -56,7 +63,7 @@ impl Rpc {
 
     async fn call(
         &self,
-        head: &Head,
+        (head, caller): (&Head, Caller),
         call: &Call,
         policy: &Policy,
         ways: &Ways,
@@ -76,12 +83,15 @@ impl Rpc {
             }
             ("getNumWorkflowInstancesByStatus", Some(workflows)) => {
                 let [status] = parameters(method, call)?;
-                let count = workflows.count(text(method, status)?.to_owned()).await;
-                count.map(Value::Int).map_err(|cause| (FAILED, cause))
+                let count = workflows.count(caller, text(method, status)?.to_owned());
+                count.await.map(Value::Int).map_err(|cause| (FAILED, cause))
             }
             ("getWorkflowInstances", Some(workflows)) => {
                 let [] = parameters(method, call)?;
-                workflows.list().await.map_err(|cause| (FAILED, cause))
+                workflows
+                    .list(caller)
+                    .await
+                    .map_err(|cause| (FAILED, cause))
             }
             _ => {
                 let cause = format!("method \"{}\" is not supported", call.method);

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use crate::model::control::{Action, RESERVED};
 use crate::model::event::attributes;
+use crate::model::gateway::rate::Caller;
 use crate::model::message::{Message, Properties, Qos};
 use crate::model::topic::PipelineTopics;
 use crate::net::http::Response;
@@ -66,7 +67,7 @@ fn action(body: &[u8]) -> Result<Action, Response> {
     }
 }
 
-/// Sends the request in `body` to pipeline `who`, and returns its answer.
+/// Sends the request of `caller` in `body` to pipeline `who`, and returns its answer.
 ///
 /// # Errors
 /// The answer when the request is wrong, or the pipeline does not answer.
@@ -75,13 +76,14 @@ pub(super) async fn send(
     who: &str,
     body: &[u8],
     ways: &Ways,
+    caller: Caller,
 ) -> Result<Response, Response> {
     let (message, topic) = request(&hub.root(), who, body, ways.limit)?;
     if hub.is_unknown(who) {
         return Err(Response::error(404, "there is no such pipeline"));
     }
     let busy = || Response::error(503, "too many requests wait for pipelines");
-    let reply = hub.expect(&topic).ok_or_else(busy)?;
+    let reply = hub.expect(caller, &topic).ok_or_else(busy)?;
     let silent = || Response::error(504, "the pipeline has not answered: does its client run?");
     let sent = ways.deliver(message).await;
     if sent.map_err(|unsent| unsent.response())? == Audience::None {

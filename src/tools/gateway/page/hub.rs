@@ -1,9 +1,8 @@
 //! The network as the one subscription of the gateway shows it, and all who look at it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,32 +13,28 @@ use tokio::time::Instant;
 
 use crate::model::drawing::svg;
 use crate::model::gateway::rate::Caller;
+use crate::model::marker;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::page::{Change, Page, Refused, message};
 use crate::model::topic::{Filter, check_who};
-use crate::model::{json, marker};
-use crate::net::http::{Response, event};
+use crate::net::http::Response;
 use crate::net::retained_end::{RetainedEnd, SILENCE};
 use crate::os::host;
 use crate::tools::gateway::blocking::Threads;
 use crate::tools::gateway::budget::Budget;
+use crate::tools::gateway::page::feed::{Feed, Source};
 use crate::tools::gateway::page::ledger;
-use crate::tools::gateway::page::log::{Event, Log, Read, Reader};
-use crate::tools::gateway::page::snapshots::{Draft, Snapshot, Snapshots};
+use crate::tools::gateway::page::lock::lock;
+use crate::tools::gateway::page::requests::Requests;
+use crate::tools::gateway::page::snapshots::Draft;
 use crate::tools::gateway::publisher::Link;
 use crate::tools::work::Scope;
 
-/// Maximum number of events, or parts of the first, between a reader and its connection.
-const MAX_QUEUED: usize = 4;
-
 /// Maximum number of threads for ledgers and drawings.
-const MAX_READS: usize = 2;
+const MAX_READS: usize = 4;
 
 /// Maximum number of pipelines whose ledgers are read again at a time.
 const MAX_LOCAL: usize = 64;
-
-/// Maximum number of requests to pipelines that wait for their answers.
-const MAX_REQUESTS: usize = 64;
 
 /// Delay before the changes of a graph and of ledgers are told: they come in bursts.
 const GATHER: Duration = Duration::from_millis(200);
@@ -51,11 +46,8 @@ const LOOK: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Hub {
     page: Mutex<Page>,
-    /// Changes and messages. They are added under the lock of the page.
-    log: Arc<Log>,
-    /// Number of the last change.
-    number: AtomicU64,
-    snapshots: Snapshots,
+    /// What readers get. Changes are added under the lock of the page.
+    feed: Arc<Feed>,
     /// Who starts whom, as JSON, of that version of the graph.
     edges: Mutex<Option<(u64, Bytes)>>,
     link: Arc<Link>,
@@ -68,7 +60,7 @@ pub struct Hub {
     reads: Threads,
     drawing: Mutex<Option<(u64, Bytes)>>,
     later: Mutex<Later>,
-    requests: Mutex<HashMap<String, oneshot::Sender<Value>>>,
+    requests: Requests,
 }
 
 /// What will be done a little later.
@@ -104,22 +96,6 @@ impl Later {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Sends a snapshot as an event; `None` when its reader has left, or is dropped.
-async fn send_snapshot(snapshot: &Snapshot, sender: &mpsc::Sender<Bytes>) -> Option<()> {
-    let (head, end) = event::around("network", snapshot.number);
-    sender.send(head).await.ok()?;
-    for n in 0..snapshot.count() {
-        // Only what goes out next is held while the connection takes nothing.
-        let room = sender.reserve().await.ok()?;
-        room.send(snapshot.chunk(n)?);
-    }
-    sender.send(end).await.ok()
-}
-
 /// Adds the false starts that were heard, and that the ledger does not have.
 fn add_false_starts(statuses: &mut Vec<Value>, heard: Vec<Value>) {
     let ts = |status: &Value| status.get("ts").and_then(Value::as_i64);
@@ -148,9 +124,7 @@ impl Hub {
     pub fn new(root: &str, link: Arc<Link>, scope: Scope, control: bool, budget: Budget) -> Self {
         Self {
             page: Mutex::new(Page::new(root)),
-            log: Arc::new(Log::new()),
-            number: AtomicU64::new(0),
-            snapshots: Snapshots::new(),
+            feed: Arc::new(Feed::new()),
             edges: Mutex::default(),
             link,
             scope,
@@ -161,7 +135,7 @@ impl Hub {
             reads: Threads::new(MAX_READS),
             drawing: Mutex::default(),
             later: Mutex::default(),
-            requests: Mutex::default(),
+            requests: Requests::new(),
         }
     }
 
@@ -177,29 +151,10 @@ impl Hub {
         lock(&self.page).root().to_owned()
     }
 
-    fn emit(&self, (name, data): Change) {
-        let is_message = name == "message";
-        // A message alone changes nothing.
-        let id = match is_message {
-            true => self.number.load(Ordering::Relaxed),
-            false => self.number.fetch_add(1, Ordering::Relaxed) + 1,
-        };
-        self.log.add(|| Event {
-            is_message,
-            bytes: event::json(name, Some(id), &data),
-        });
-    }
-
     /// Takes a message of the subscription.
     pub fn take(&self, delivery: &Delivery) {
         let now = now();
-        let reply = std::str::from_utf8(&delivery.topic)
-            .ok()
-            .and_then(|topic| lock(&self.requests).remove(topic));
-        if let Some(waiter) = reply {
-            // The caller may have left.
-            let _ = waiter.send(json::parse(&delivery.payload).unwrap_or(Value::Null));
-        }
+        self.requests.take(delivery);
         // Readers that begin now see all of it or nothing.
         let mut page = lock(&self.page);
         let mut later = lock(&self.later);
@@ -219,8 +174,8 @@ impl Hub {
         let concerned = page.local_pipelines(Some(&topic)).map(str::to_owned);
         later.local.extend(concerned);
         self.tell(&page, &mut later, changes);
-        if self.log.is_read() && !marker::is_marker(&delivery.topic) {
-            self.emit(message(delivery, now));
+        if self.feed.is_read() && !marker::is_marker(&delivery.topic) {
+            self.feed.emit(message(delivery, now));
         }
     }
 
@@ -235,7 +190,7 @@ impl Hub {
             {
                 later.local.insert(who.to_owned());
             }
-            self.emit(change);
+            self.feed.emit(change);
         }
         later.gather();
     }
@@ -247,7 +202,7 @@ impl Hub {
         let mut page = lock(&self.page);
         page.connected();
         lock(&self.later).end = Some(RetainedEnd::new(Instant::now(), SILENCE));
-        self.emit(("broker", self.broker_json()));
+        self.feed.emit(("broker", self.broker_json()));
         Message {
             topic: self.marker.clone(),
             payload: Bytes::new(),
@@ -262,7 +217,7 @@ impl Hub {
         let mut page = lock(&self.page);
         page.disconnected();
         lock(&self.later).end = None;
-        self.emit(("broker", self.broker_json()));
+        self.feed.emit(("broker", self.broker_json()));
     }
 
     fn broker_json(&self) -> Value {
@@ -282,7 +237,7 @@ impl Hub {
         };
         let mut page = lock(&self.page);
         let change = page.refuse(&refused);
-        self.emit(change);
+        self.feed.emit(change);
     }
 
     /// Returns when to call [`Hub::work`].
@@ -300,14 +255,14 @@ impl Hub {
         let mut page = lock(&self.page);
         let mut later = lock(&self.later);
         if std::mem::take(&mut later.has_new_edges) {
-            self.emit(("edges", json!({})));
+            self.feed.emit(("edges", json!({})));
         }
         if later.end.is_some_and(|end| end.at() <= Instant::now()) {
             later.settle(&mut page);
         }
         if later.next_look.is_some_and(|at| at <= Instant::now()) {
             later.next_look = None;
-            self.snapshots.forget();
+            self.feed.forget();
             let changes = page.tick(now());
             // Work comes by other ways, too.
             let local = page.local_pipelines(None).map(str::to_owned);
@@ -330,12 +285,12 @@ impl Hub {
         let Some(pipeline) = self.pipeline(&who) else {
             return;
         };
-        let read = self.reads.run(move || ledger::live(&pipeline)).await;
+        let read = self.reads.run(None, move || ledger::live(&pipeline)).await;
         // What was heard has to do when there is no ledger, or it cannot be read.
         if let Ok((running, waiting)) = read {
             let mut page = lock(&self.page);
             if let Some(change) = page.local(&who, running, waiting) {
-                self.emit(change);
+                self.feed.emit(change);
             }
         }
     }
@@ -351,42 +306,7 @@ impl Hub {
     /// # Errors
     /// The answer when it cannot be made.
     pub async fn network(self: &Arc<Self>) -> Result<Response, Response> {
-        let asked = Instant::now();
-        let number = |own: &Snapshot| own.number == self.number.load(Ordering::Relaxed);
-        let good = |own: &Snapshot| own.is_after(asked) || (number(own) && own.is_young());
-        Ok(self.snapshots.get(good, self.draft()).await?.response())
-    }
-
-    /// Returns what gathers everything in a thread, with the lock of the page for a short time only.
-    fn draft(self: &Arc<Self>) -> impl FnOnce(&mut Draft) + Send + 'static {
-        let hub = Arc::clone(self);
-        move |draft| {
-            let known = lock(&hub.edges).clone();
-            let version = known.as_ref().map(|(version, _)| *version);
-            let (pieces, broker) = {
-                let page = lock(&hub.page);
-                draft.number = hub.number.load(Ordering::Relaxed);
-                draft.place = hub.log.next();
-                (page.pieces(version, now()), hub.broker_json())
-            };
-            let edges = match pieces.edges() {
-                (version, Some(edges)) => {
-                    *lock(&hub.edges) = Some((version, edges.clone()));
-                    edges
-                }
-                (_, None) => known.map(|(_, edges)| edges).unwrap_or_default(),
-            };
-            let more = [
-                ("broker", broker),
-                ("control", hub.control.into()),
-                ("version", env!("CARGO_PKG_VERSION").into()),
-                ("host", hub.host.as_str().into()),
-            ];
-            let more = more.map(|(key, value)| (key.to_owned(), value));
-            pieces.write(&more.into_iter().collect(), &edges, &mut |part| {
-                draft.write(part);
-            });
-        }
+        self.feed.network(Arc::clone(self)).await
     }
 
     /// Returns the events for a new reader: first everything, then what changes, with or without `messages`.
@@ -397,68 +317,14 @@ impl Hub {
         self: &Arc<Self>,
         messages: bool,
     ) -> Result<mpsc::Receiver<Bytes>, Response> {
-        let (sender, receiver) = mpsc::channel(MAX_QUEUED);
-        let mut reader = self.log.reader();
-        let first = self.begin(&mut reader).await?;
-        let hub = Arc::clone(self);
-        tokio::spawn(async move { hub.feed(first, messages, reader, sender).await });
-        Ok(receiver)
-    }
-
-    /// Returns everything, and moves a reader to the first event after that.
-    async fn begin(self: &Arc<Self>, reader: &mut Reader) -> Result<Arc<Snapshot>, Response> {
-        let asked = Instant::now();
-        let good = |own: &Snapshot| {
-            let is_new = own.is_young() || own.is_after(asked);
-            is_new && self.log.reaches(own.place)
-        };
-        let snapshot = self.snapshots.get(good, self.draft()).await?;
-        reader.go(snapshot.place);
-        Ok(snapshot)
-    }
-
-    /// Sends events until the reader leaves, or takes too long for what it has begun: then it comes again.
-    async fn feed(
-        self: &Arc<Self>,
-        first: Arc<Snapshot>,
-        messages: bool,
-        mut reader: Reader,
-        sender: mpsc::Sender<Bytes>,
-    ) {
-        let mut begun = Some(first);
-        loop {
-            if let Some(snapshot) = begun.take()
-                && send_snapshot(&snapshot, &sender).await.is_none()
-            {
-                return;
-            }
-            let next = tokio::select! {
-                () = sender.closed() => return,
-                next = reader.read() => next,
-            };
-            let bytes = match next {
-                Read::Event(event) if event.is_message && !messages => continue,
-                Read::Event(event) => event.bytes.clone(),
-                Read::Missed(count) => {
-                    // States were among them.
-                    let Ok(snapshot) = self.begin(&mut reader).await else {
-                        return;
-                    };
-                    begun = Some(snapshot);
-                    event::json("dropped", None, &json!({ "n": count }))
-                }
-            };
-            if sender.send(bytes).await.is_err() {
-                return;
-            }
-        }
+        self.feed.stream(messages, Arc::clone(self)).await
     }
 
     /// Returns the drawing.
     ///
     /// # Errors
     /// The answer when it cannot be made.
-    pub async fn graph(self: &Arc<Self>) -> Result<Response, Response> {
+    pub async fn graph(self: &Arc<Self>, caller: Caller) -> Result<Response, Response> {
         let hub = Arc::clone(self);
         let drawn = move || {
             // One at a time: the next finds it ready.
@@ -480,16 +346,21 @@ impl Hub {
             *drawing = Some((version, bytes.clone()));
             Ok(bytes)
         };
-        let bytes = self.reads.run(drawn).await?;
+        let bytes = self.reads.run(Some(caller), drawn).await?;
         let policy = "default-src 'none'; style-src 'none'; sandbox";
         Ok(Response::new(200, "image/svg+xml", bytes).with("content-security-policy", policy))
     }
 
     /// Returns the last runs of a pipeline, and where they are from; `None` if it is unknown.
-    pub async fn runs(&self, who: &str, limit: usize) -> Option<(&'static str, Vec<Value>)> {
+    pub async fn runs(
+        &self,
+        who: &str,
+        limit: usize,
+        caller: Caller,
+    ) -> Option<(&'static str, Vec<Value>)> {
         if let Some(pipeline) = self.pipeline(who) {
             let read = move || ledger::runs(&pipeline, limit);
-            if let Ok(runs) = self.reads.run(read).await {
+            if let Ok(runs) = self.reads.run(Some(caller), read).await {
                 return Some(("ledger", runs));
             }
         }
@@ -498,10 +369,15 @@ impl Hub {
     }
 
     /// Returns the last statuses of a pipeline, and where they are from; `None` if it is unknown.
-    pub async fn statuses(&self, who: &str, limit: usize) -> Option<(&'static str, Vec<Value>)> {
+    pub async fn statuses(
+        &self,
+        who: &str,
+        limit: usize,
+        caller: Caller,
+    ) -> Option<(&'static str, Vec<Value>)> {
         if let Some(pipeline) = self.pipeline(who) {
             let read = move || ledger::statuses(&pipeline, limit);
-            if let Ok(mut statuses) = self.reads.run(read).await {
+            if let Ok(mut statuses) = self.reads.run(Some(caller), read).await {
                 // Of an event that lacks what its trigger requires there is no run.
                 let heard = lock(&self.page).statuses(who, limit).unwrap_or_default();
                 add_false_starts(&mut statuses, heard);
@@ -529,24 +405,50 @@ impl Hub {
         self.budget.keep(caller, answer).await
     }
 
-    /// Returns what will be answered on `topic`; `None` if too many others wait.
+    /// Returns what `caller` will be answered on `topic`; `None` if too many requests wait.
     #[must_use]
-    pub fn expect(&self, topic: &str) -> Option<oneshot::Receiver<Value>> {
-        let mut requests = lock(&self.requests);
-        requests.retain(|_, waiter| !waiter.is_closed());
-        if requests.len() >= MAX_REQUESTS {
-            return None;
-        }
-        let (sender, receiver) = oneshot::channel();
-        requests.insert(topic.to_owned(), sender);
-        Some(receiver)
+    pub fn expect(&self, caller: Caller, topic: &str) -> Option<oneshot::Receiver<Value>> {
+        self.requests.expect(caller, topic)
+    }
+}
+
+impl Source for Arc<Hub> {
+    /// Has the lock of the page for a short time only.
+    fn write(&self, draft: &mut Draft) {
+        let known = lock(&self.edges).clone();
+        let version = known.as_ref().map(|(version, _)| *version);
+        let (pieces, broker) = {
+            let page = lock(&self.page);
+            self.feed.mark(draft);
+            (page.pieces(version, now()), self.broker_json())
+        };
+        let edges = match pieces.edges() {
+            (version, Some(edges)) => {
+                *lock(&self.edges) = Some((version, edges.clone()));
+                edges
+            }
+            (_, None) => known.map(|(_, edges)| edges).unwrap_or_default(),
+        };
+        let more = [
+            ("broker", broker),
+            ("control", self.control.into()),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("host", self.host.as_str().into()),
+        ];
+        let more = more.map(|(key, value)| (key.to_owned(), value));
+        pieces.write(&more.into_iter().collect(), &edges, &mut |part| {
+            draft.write(part);
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::gateway::page::feed::MAX_QUEUED;
     use crate::tools::gateway::page::log::MAX_EVENTS;
+    use crate::tools::gateway::page::snapshots::Snapshot;
+    use std::collections::HashMap;
     use tokio::time::timeout;
 
     fn hub() -> Arc<Hub> {
@@ -607,7 +509,10 @@ mod tests {
     /// Returns everything.
     async fn network(hub: &Arc<Hub>) -> Arc<Snapshot> {
         let asked = Instant::now();
-        let got = hub.snapshots.get(|own| own.is_after(asked), hub.draft());
+        let got = hub.feed.snapshots().get(|own| own.is_after(asked), {
+            let hub = Arc::clone(hub);
+            move |draft| hub.write(draft)
+        });
         got.await.expect("snapshot")
     }
 
@@ -653,7 +558,7 @@ mod tests {
                 readers.push(Stream::open(&hub).await);
             }
         }
-        let last = hub.number.load(Ordering::Relaxed);
+        let last = hub.feed.number();
         let mut shared = std::collections::HashSet::new();
         for events in &mut readers {
             let (name, id, all) = events.next().await;
@@ -695,7 +600,7 @@ mod tests {
     }
 
     fn lock_latest(hub: &Hub) -> Arc<Snapshot> {
-        hub.snapshots.latest().expect("snapshot")
+        hub.feed.snapshots().latest().expect("snapshot")
     }
 
     #[tokio::test]
@@ -713,11 +618,11 @@ mod tests {
             let all = text(&*network(&hub).await);
             assert!(all.contains(&path), "{all}");
             // What has not changed is shared.
-            let before = hub.snapshots.latest().expect("snapshot");
+            let before = hub.feed.snapshots().latest().expect("snapshot");
             assert!(hub.network().await.is_ok());
             assert!(Arc::ptr_eq(
                 &before,
-                &hub.snapshots.latest().expect("snapshot")
+                &hub.feed.snapshots().latest().expect("snapshot")
             ));
         }
     }

@@ -1,10 +1,12 @@
 //! The last events, for all readers: each reads at its own pace, from its own place.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+
+use crate::tools::gateway::page::lock::lock;
 
 /// Maximum number of events that wait for the slowest reader, and of their bytes. It is told how many it
 /// has missed.
@@ -73,7 +75,7 @@ impl Log {
     }
 
     fn events(&self) -> MutexGuard<'_, Events> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.events)
     }
 
     /// Returns the number of the next event.

@@ -1,10 +1,13 @@
 //! The page: its files, and what it asks for.
 
 mod control;
+mod feed;
 mod files;
 mod hub;
 mod ledger;
+mod lock;
 mod log;
+mod requests;
 mod snapshots;
 
 use std::sync::Arc;
@@ -90,10 +93,10 @@ pub async fn answer(
         Place::File(file) => Ok(file.answer(head)),
         Place::Network => hub.network().await,
         Place::Stream => stream(hub, head, seat).await,
-        Place::Graph => hub.graph().await,
+        Place::Graph => hub.graph(seat.caller()).await,
         Place::Runs(who) => listed(hub, head, who, true, seat).await,
         Place::Statuses(who) => listed(hub, head, who, false, seat).await,
-        Place::Control(who) => control::send(hub, who, body, ways).await,
+        Place::Control(who) => control::send(hub, who, body, ways, seat.caller()).await,
     };
     answered.unwrap_or_else(|refused| refused)
 }
@@ -124,13 +127,14 @@ async fn listed(
         }
     };
     let none = || Response::error(404, "there is no such pipeline");
+    let caller = seat.caller();
     let (name, found) = match are_runs {
-        true => ("runs", hub.runs(who, limit).await),
-        false => ("statuses", hub.statuses(who, limit).await),
+        true => ("runs", hub.runs(who, limit, caller).await),
+        false => ("statuses", hub.statuses(who, limit, caller).await),
     };
     let (source, list) = found.ok_or_else(none)?;
     let answer = json!({ "who": who, "source": source, name: list });
-    hub.keep(seat.caller(), Response::json(200, &answer)).await
+    hub.keep(caller, Response::json(200, &answer)).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Everything at some time, as all see it who come soon after it: one copy, in chunks.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use tracing::info;
 
 use crate::net::http::{Parts, Response};
 use crate::tools::gateway::blocking::Threads;
+use crate::tools::gateway::page::lock::lock;
 
 /// Maximum age of what is shared: ages of nodes are in it.
 pub(super) const AGE: Duration = Duration::from_secs(1);
@@ -56,10 +57,6 @@ pub(super) struct Snapshots {
     /// When the next one may be made. One is made at a time.
     next: sync::Mutex<Option<Instant>>,
     threads: Threads,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Draft {
@@ -171,7 +168,7 @@ impl Snapshots {
             make(&mut draft);
             Ok(Arc::new(draft.finish(begun)))
         };
-        let made = self.threads.run(made).await?;
+        let made = self.threads.run(None, made).await?;
         *next = Some(made.ended + ((made.ended - begun) * PAUSE).min(AGE));
         self.enter(&made);
         Ok(made)
