@@ -1,7 +1,5 @@
-//! A unit that another node runs: what it is asked, and what its answers mean.
-//!
-//! Every request may be lost, and every answer may come twice. So each is asked again until it is
-//! answered, and after every interruption. The node knows by the id of the unit what it has done.
+//! A unit that another node runs, and what the answers of that node mean. What the node is asked is in
+//! `outgoing`.
 
 use std::sync::Arc;
 
@@ -13,11 +11,11 @@ use crate::engine::work::delegates::effect::Effect;
 use crate::engine::work::delegates::ends::{canceled, effects, is_same, lost};
 use crate::engine::work::delegates::following::{Following, Taken, Took, fits};
 use crate::engine::work::delegates::offer::{Message, Offer};
-use crate::engine::work::delegates::patience::Patience;
-use crate::engine::work::delegates::phase::{Cancel, Phase};
+use crate::engine::work::delegates::outgoing::{Cancel, Outgoing};
+use crate::engine::work::delegates::phase::Phase;
 use crate::error::{Error, Kind};
 use crate::model::remote::assembly::Assembly;
-use crate::model::remote::wire::{self, Answer, Done, Request, StreamName, Target};
+use crate::model::remote::wire::{self, Answer, Done, StreamName};
 use crate::model::signature::hex;
 use crate::model::text::printable;
 use crate::model::unit::{Outcome, State};
@@ -33,20 +31,14 @@ pub struct Delegate {
     pub node: String,
     /// Whether requests are signed.
     pub signed: bool,
-    /// What is said to the node.
+    /// What is said to the node now.
     pub phase: Phase,
-    /// Whether a person wants its end.
-    pub cancel: Cancel,
-    /// Whether the request of the phase must go out.
-    asks: bool,
-    /// Whether an acknowledgement must go out.
-    acks: bool,
+    /// What must be said.
+    pub outgoing: Outgoing,
     /// Whether output cannot be written. What comes is passed over until it is asked for again.
     is_full: bool,
     /// Whether output could not be written, and none was written since.
     lacks_space: bool,
-    /// When requests without an answer are sent again.
-    pub patience: Patience,
     /// When the command was heard to have started.
     started: Option<(i64, Instant)>,
     /// What it waits for, as people read it.
@@ -60,12 +52,9 @@ impl Delegate {
             node: node.to_owned(),
             signed,
             phase,
-            cancel: Cancel::No,
-            asks: true,
-            acks: false,
+            outgoing: Outgoing::default(),
             is_full: false,
             lacks_space: false,
-            patience: Patience::default(),
             started: None,
             note: None,
         }
@@ -115,9 +104,7 @@ impl Delegate {
     /// Notes that a person wants its end, or that its time may be up. Returns what follows at once: of work
     /// that no node can have heard of, none must hear.
     pub fn cancel(&mut self) -> Vec<Effect> {
-        if self.cancel == Cancel::No {
-            self.cancel = Cancel::Wanted;
-        }
+        self.outgoing.want_end();
         match self.phase.is_unheard() {
             true => vec![Effect::Ended(canceled(None))],
             false => Vec::new(),
@@ -137,94 +124,32 @@ impl Delegate {
 
     /// Notes that what was sent may be lost: the connection is new, or the node is back.
     pub fn ask_again(&mut self) {
-        (self.asks, self.is_full) = (true, false);
-        self.patience.begin();
-        // A node that was killed may have forgotten what it has answered.
-        if self.cancel != Cancel::No {
-            self.cancel = Cancel::Wanted;
-        }
-        if let Phase::Offering(offer) = &mut self.phase {
-            offer.is_fresh = true;
-        }
+        self.is_full = false;
+        self.outgoing.ask_again(&mut self.phase);
     }
 
     /// Sends requests without an answer again, if it is time. Returns whether it is.
     pub fn on_time(&mut self, now: Instant) -> bool {
-        let is_due = self.patience.until().is_some_and(|at| at <= now);
+        let is_due = self.outgoing.is_due(now);
         if is_due {
-            let patience = self.patience;
+            let patience = self.outgoing.patience;
             self.ask_again();
-            self.patience.go_on(patience);
+            self.outgoing.patience.go_on(patience);
         }
         is_due
-    }
-
-    /// Notes an answer to the request of the phase.
-    fn was_answered(&mut self) {
-        if !self.is_full {
-            self.patience.answered();
-            self.rest();
-        }
-    }
-
-    /// Waits for no answer, if there is none to come.
-    fn rest(&mut self) {
-        if self.cancel != Cancel::Asked {
-            self.patience.rest();
-        }
     }
 
     /// Returns what goes out next, if anything does. [`Delegate::sent`] must follow.
     ///
     /// # Errors
-    /// As [`Payload`].
+    /// As [`Outgoing::next`].
     pub fn next(&mut self, pipeline: &Pipeline) -> Result<Option<Message>, Error> {
-        let none = |request| Ok(Some((request, Bytes::new())));
-        if self.cancel == Cancel::Wanted && !matches!(self.phase, Phase::Checking { .. }) {
-            return none(Request::Cancel(Target::of(&self.unit)));
-        }
-        match &mut self.phase {
-            Phase::Offering(offer) => offer.next(pipeline, &self.unit, self.asks),
-            Phase::Following(following) if self.asks => none(Request::Results {
-                unit: self.unit.clone(),
-                from: following.at(),
-                signature: None,
-            }),
-            Phase::Following(following) if self.acks => none(Request::Ack {
-                unit: self.unit.clone(),
-                at: following.at(),
-                end: false,
-            }),
-            Phase::Releasing if self.asks => none(Request::Release(Target::of(&self.unit))),
-            Phase::Following(_) | Phase::Checking { .. } | Phase::Releasing => Ok(None),
-        }
+        self.outgoing.next(pipeline, &self.unit, &mut self.phase)
     }
 
     /// Notes that this went out.
-    pub fn sent(&mut self, (request, body): &Message) {
-        match request {
-            Request::Cancel(_) => self.cancel = Cancel::Asked,
-            Request::Ack { .. } => {
-                self.acks = false;
-                return;
-            }
-            // The answer is awaited from the last piece on.
-            Request::Payload { .. } => {
-                if let Phase::Offering(offer) = &mut self.phase {
-                    offer.sent += body.len() as u64;
-                }
-                self.patience.wait();
-                return;
-            }
-            _ => {
-                self.asks = false;
-                self.patience.asked();
-            }
-        }
-        if let (Request::Submit(_), Phase::Offering(offer)) = (request, &mut self.phase) {
-            offer.sends += 1;
-        }
-        self.patience.wait_longer();
+    pub fn sent(&mut self, message: &Message) {
+        self.outgoing.sent(message, &mut self.phase);
     }
 
     // --- Answers ---
@@ -245,8 +170,8 @@ impl Delegate {
                 if let Phase::Offering(offer) = &mut self.phase {
                     offer.wants(offset);
                     // The last answer is about the whole payload.
-                    self.patience.begin();
-                    self.patience.wait();
+                    self.outgoing.patience.begin();
+                    self.outgoing.patience.wait();
                 }
                 Vec::new()
             }
@@ -255,7 +180,7 @@ impl Delegate {
                 if let Phase::Offering(offer) = &mut self.phase
                     && !std::mem::replace(&mut offer.is_fresh, true)
                 {
-                    self.asks = true;
+                    self.outgoing.ask();
                 }
                 Vec::new()
             }
@@ -278,13 +203,20 @@ impl Delegate {
         }
     }
 
+    /// Notes an answer to the request of the phase.
+    fn was_answered(&mut self) {
+        if !self.is_full {
+            self.outgoing.was_answered();
+        }
+    }
+
     /// Asks for output, because the node has the work.
     fn follow(&mut self, pipeline: &Pipeline) -> Vec<Effect> {
         match Following::open(pipeline, &self.unit) {
             Ok(following) => {
                 self.phase = Phase::Following(Box::new(following));
                 self.was_answered();
-                self.asks = true;
+                self.outgoing.ask();
                 let mut effects = self.noted(None);
                 effects.push(Effect::Accepted);
                 effects
@@ -296,15 +228,16 @@ impl Delegate {
 
     /// Asks again later, because something is missing here or there.
     fn short_of(&mut self, cause: &std::fmt::Arguments<'_>) -> Vec<Effect> {
-        self.patience.refused();
+        self.outgoing.patience.refused();
         self.noted(Some(format!("waits: {cause}")))
     }
 
     /// Asks for output again later, because it cannot be written.
     fn cannot_write(&mut self, error: &dyn std::fmt::Display) -> Vec<Effect> {
-        (self.is_full, self.lacks_space, self.acks) = (true, true, false);
+        (self.is_full, self.lacks_space) = (true, true);
+        self.outgoing.acknowledge_nothing();
         // Space may be there soon, and the node is not to blame.
-        self.patience.begin();
+        self.outgoing.patience.begin();
         self.short_of(&format_args!("write its output: {error}"))
     }
 
@@ -322,7 +255,7 @@ impl Delegate {
     /// Returns what follows when a request cannot be made.
     pub fn cannot(&mut self, pipeline: &Pipeline, error: &Error) -> Vec<Effect> {
         if error.kind() != Kind::Data {
-            self.asks = false;
+            self.outgoing.ask_nothing();
             return self.short_of(&format_args!("{error}"));
         }
         match &self.phase {
@@ -332,7 +265,7 @@ impl Delegate {
                     Ok(mut following) => {
                         following.offered = Taken::Fails(error.to_string());
                         self.phase = Phase::Following(Box::new(following));
-                        self.asks = true;
+                        self.outgoing.ask();
                         Vec::new()
                     }
                     Err(e) => self.cannot_write(&e),
@@ -351,7 +284,7 @@ impl Delegate {
             // It answers an earlier request for output: an offer is never answered so.
             Phase::Offering(_) if is_unknown => Vec::new(),
             Phase::Offering(offer) => {
-                if self.cancel != Cancel::No {
+                if self.outgoing.cancel != Cancel::No {
                     return vec![Effect::Ended(canceled(None))];
                 }
                 offer.rest();
@@ -364,12 +297,12 @@ impl Delegate {
                 match std::mem::take(&mut following.offered) {
                     Taken::Perhaps(work) => {
                         self.phase = Phase::Offering(Offer::of(work));
-                        self.asks = true;
+                        self.outgoing.ask();
                         Vec::new()
                     }
                     Taken::Fails(cause) => vec![Effect::Ended(Outcome::not_started(cause))],
                     Taken::Yes if is_unknown && following.may_be_there() => {
-                        self.asks = true;
+                        self.outgoing.ask();
                         Vec::new()
                     }
                     Taken::Yes => vec![Effect::Ended(lost(&cause, self.started))],
@@ -388,17 +321,19 @@ impl Delegate {
             (Phase::Releasing, Done::Released | Done::Unknown) => vec![Effect::Paid],
             // They answer an earlier cancel.
             (Phase::Releasing, Done::Canceled | Done::Ended) => Vec::new(),
-            _ if self.cancel == Cancel::No => Vec::new(),
+            _ if self.outgoing.cancel == Cancel::No => Vec::new(),
             // It has used the id up, so that the work does not run later.
             (Phase::Offering(_) | Phase::Following(_), Done::Unknown) => {
-                self.cancel = Cancel::Known;
+                self.outgoing.cancel = Cancel::Known;
                 vec![Effect::Ended(canceled(self.started))]
             }
             _ => {
-                self.cancel = Cancel::Known;
+                self.outgoing.cancel = Cancel::Known;
                 // The node has the work, and answers so to an offer.
-                self.asks |= matches!(self.phase, Phase::Offering(_));
-                self.rest();
+                if matches!(self.phase, Phase::Offering(_)) {
+                    self.outgoing.ask();
+                }
+                self.outgoing.rest();
                 Vec::new()
             }
         }
@@ -411,10 +346,10 @@ impl Delegate {
         following.is_there();
         let state = State::from_name(state);
         let is_news = std::mem::replace(&mut following.state, state) != state;
-        match (self.patience.is_unanswered(), is_news) {
+        match (self.outgoing.patience.is_unanswered(), is_news) {
             (true, _) => self.was_answered(),
             // The node misses an acknowledgement, and we may miss output.
-            (false, false) => self.asks = true,
+            (false, false) => self.outgoing.ask(),
             (false, true) => {}
         }
         let mut effects = match self.lacks_space {
@@ -449,7 +384,9 @@ impl Delegate {
     fn took(&mut self, took: Result<Took, Error>) -> Vec<Effect> {
         match took {
             Ok(Took::Next { is_ack_due }) => {
-                self.acks |= is_ack_due;
+                if is_ack_due {
+                    self.outgoing.acknowledge();
+                }
                 let mut effects = vec![Effect::Wrote];
                 if std::mem::take(&mut self.lacks_space) {
                     effects.extend(self.noted(None));
@@ -458,12 +395,14 @@ impl Delegate {
             }
             // An earlier request was delivered late. The node goes on from here.
             Ok(Took::Known { is_first }) => {
-                self.acks |= is_first;
+                if is_first {
+                    self.outgoing.acknowledge();
+                }
                 Vec::new()
             }
             Ok(Took::Early) => {
                 // Each piece on its way comes too early, until the node hears of it.
-                self.asks |= !self.patience.is_unanswered();
+                self.outgoing.ask_unless_asked();
                 Vec::new()
             }
             Err(e) => self.cannot_write(&e),
@@ -486,11 +425,11 @@ impl Delegate {
             None => {}
             // It may have been on its way before we asked.
             Some(1) => {
-                self.asks |= !self.patience.is_unanswered();
+                self.outgoing.ask_unless_asked();
                 return Vec::new();
             }
             Some(_) => {
-                self.patience.refused();
+                self.outgoing.patience.refused();
                 return Vec::new();
             }
         }
@@ -501,9 +440,9 @@ impl Delegate {
         let Phase::Following(following) = std::mem::replace(&mut self.phase, checking) else {
             return Vec::new();
         };
-        (self.asks, self.acks) = (false, false);
-        self.patience.answered();
-        self.rest();
+        self.outgoing.ask_nothing();
+        self.outgoing.acknowledge_nothing();
+        self.outgoing.was_answered();
         let mut incoming = following.incoming;
         incoming.close();
         vec![Effect::Check(Box::new(incoming), Box::new(end))]
@@ -535,7 +474,7 @@ impl Delegate {
                 [Assembly::default(); 2],
                 true,
             )));
-            self.asks = true;
+            self.outgoing.ask();
             return Vec::new();
         }
         effects(end, incoming.sizes(), is_same, &self.node, self.started)

@@ -15,6 +15,7 @@ mod node;
 mod offer;
 pub mod offers;
 mod open_files;
+mod outgoing;
 mod patience;
 mod payload;
 mod phase;
@@ -38,7 +39,8 @@ use crate::engine::work::delegates::effect::Effect;
 use crate::engine::work::delegates::flight::Flight;
 use crate::engine::work::delegates::node::{Heard, Node, Nodes, place};
 use crate::engine::work::delegates::offers::{Offered, Offers};
-use crate::engine::work::delegates::phase::{CANCEL, Cancel};
+use crate::engine::work::delegates::outgoing::Cancel;
+use crate::engine::work::delegates::phase::CANCEL;
 use crate::engine::work::delegates::units::{Effects, Units};
 use crate::engine::work::pool::Report;
 use crate::error::Error;
@@ -130,7 +132,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
     fn add(&mut self, pipeline: &Pipeline, mut delegate: Delegate) -> bool {
         // It may have been canceled before it was here.
         if !delegate.is_released() && pipeline.dir(&delegate.unit).is_canceled() {
-            delegate.cancel = Cancel::Wanted;
+            delegate.outgoing.want_end();
         }
         let (questions, node) = (&self.questions, &delegate.node);
         // A node of a unit has room in any case.
@@ -465,7 +467,7 @@ impl<T: Copy + Eq + Hash> Delegates<T> {
             };
             // It is asked when that has passed: what it gets then is what is wanted then.
             if delegate.phase.is_offered()
-                && let Some(note) = node.offers_wait(delegate.cancel != Cancel::No)
+                && let Some(note) = node.offers_wait(delegate.outgoing.cancel != Cancel::No)
             {
                 let effects = delegate.noted(Some(note));
                 reports.extend(self.follow(&unit, effects, steps));

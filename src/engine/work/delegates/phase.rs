@@ -89,16 +89,3 @@ impl Phase {
         }
     }
 }
-
-/// A wish of a person that the unit ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancel {
-    /// There is none.
-    No,
-    /// The node must hear of it.
-    Wanted,
-    /// It was asked.
-    Asked,
-    /// It knows.
-    Known,
-}

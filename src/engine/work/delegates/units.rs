@@ -119,7 +119,7 @@ impl Units {
     ) -> Option<Instant> {
         self.timers.next(|| {
             let again = self.list.values().filter(|d| may_ask(d));
-            let again = again.filter_map(|d| d.patience.until());
+            let again = again.filter_map(|d| d.outgoing.patience.until());
             let ends = self.list.values().filter_map(|d| d.phase.ends_unheard());
             again.chain(ends).chain(others).min()
         })
