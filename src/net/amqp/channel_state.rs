@@ -1,35 +1,19 @@
-//! The state of one channel: its calls, the message that is coming, and the happenings that wait for
-//! the user. Nothing here waits for the network.
+//! The state of one channel: its calls, and what the frames of the broker mean. Nothing here waits for
+//! the network.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::net::amqp::call::{Answer, Answers, Call, Wanted};
 use crate::net::amqp::content::{Announced, Assembly};
 use crate::net::amqp::failure::{Failure, FailureKind, Violation, codes};
 use crate::net::amqp::frame::{Frame, Kind, Output};
+use crate::net::amqp::happenings::Happenings;
+use crate::net::amqp::load::Load;
 use crate::net::amqp::message::{Delivery, Happening, Publish, Returned};
 use crate::net::amqp::method::{Method, bits};
-use crate::net::amqp::properties::Properties;
 use crate::net::amqp::wire::{Malformed, Reader, Ticket, Unused};
-
-/// Size of a happening without its body, bytes, estimated.
-const HAPPENING: usize = 512;
-
-/// Size of a value in a table, bytes, estimated.
-const VALUE: usize = 128;
-
-/// What the channels of a connection keep in memory.
-#[derive(Debug, Default)]
-pub struct Load {
-    /// Size of all happenings that wait for the user, bytes.
-    pub held: usize,
-    /// Number of calls that wait for answers.
-    pub calls: usize,
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -47,8 +31,8 @@ pub struct ChannelState {
     call: Option<Call>,
     /// The call that closes the channel.
     closing: Option<Call>,
-    /// Happenings and their sizes, oldest first.
-    happenings: VecDeque<(Happening, usize)>,
+    /// What waits for the user.
+    happenings: Happenings,
     /// Wakes who waits for a happening, or to send a call.
     news: Arc<Notify>,
     assembly: Option<Assembly>,
@@ -73,7 +57,7 @@ impl ChannelState {
             phase: Phase::Open,
             call: None,
             closing: None,
-            happenings: VecDeque::new(),
+            happenings: Happenings::default(),
             news: Arc::new(Notify::new()),
             assembly: None,
             published: None,
@@ -85,7 +69,7 @@ impl ChannelState {
         channel.send(&open, out)?;
         let (call, answers) = Call::new(&open, Wanted::Open);
         channel.call = Some(call);
-        load.calls += 1;
+        load.called();
         Ok((channel, answers))
     }
 
@@ -129,7 +113,7 @@ impl ChannelState {
         self.send(method, out)?;
         let (call, answers) = Call::new(method, wanted);
         self.call = Some(call);
-        load.calls += 1;
+        load.called();
         if wanted == Wanted::Confirm {
             // RabbitMQ counts from the first.
             self.published.get_or_insert(0);
@@ -180,10 +164,10 @@ impl ChannelState {
         self.send(&close, out)?;
         let (call, answers) = Call::new(&close, Wanted::Close);
         self.closing = Some(call);
-        load.calls += 1;
+        load.called();
         self.phase = Phase::Closing;
         self.assembly = None;
-        self.forget(load);
+        self.happenings.forget(load);
         self.news.notify_waiters();
         Ok(answers)
     }
@@ -193,7 +177,7 @@ impl ChannelState {
         self.leased = false;
         // It may be closed already.
         let _ = self.close(load, out);
-        self.forget(load);
+        self.happenings.forget(load);
     }
 
     /// Sends a message; returns its number for the confirm, 0 without confirms.
@@ -221,11 +205,8 @@ impl ChannelState {
 
     /// Returns the oldest happening, if there is one. The last is that the channel is closed.
     pub fn next(&mut self, load: &mut Load) -> Option<Happening> {
-        if let Some((happening, size)) = self.happenings.pop_front() {
-            load.held = load.held.saturating_sub(size);
-            return Some(happening);
-        }
-        self.check().err().map(Happening::Closed)
+        let happening = self.happenings.take(load);
+        happening.or_else(|| self.check().err().map(Happening::Closed))
     }
 
     /// Closes the channel: all calls fail.
@@ -238,7 +219,7 @@ impl ChannelState {
             .into_iter()
             .flatten()
         {
-            load.calls = load.calls.saturating_sub(1);
+            load.answered();
             // The caller may have gone.
             let _ = call.finish(Err(failure.clone()));
         }
@@ -301,7 +282,7 @@ impl ChannelState {
             }
             Method::ChannelCloseOk {} if is_closing => {
                 if let Some(close) = self.closing.take() {
-                    load.calls = load.calls.saturating_sub(1);
+                    load.answered();
                     let _ = close.finish(Ok(Answer::Done));
                 }
                 self.fail(&by_us(), load);
@@ -338,11 +319,8 @@ impl ChannelState {
                 redelivered,
                 exchange,
                 routing_key: key,
-                properties: Properties::default(),
-                body: Bytes::new(),
-                oversized: None,
                 unreadable,
-                remaining: None,
+                ..Delivery::default()
             })),
             Method::BasicGetOk {
                 tag,
@@ -355,16 +333,13 @@ impl ChannelState {
                     return Err(self.unasked("BasicGetOk"));
                 }
                 Announced::Delivery(Box::new(Delivery {
-                    consumer: String::new(),
                     tag,
                     redelivered,
                     exchange,
                     routing_key: key,
-                    properties: Properties::default(),
-                    body: Bytes::new(),
-                    oversized: None,
                     unreadable,
                     remaining: Some(messages),
+                    ..Delivery::default()
                 }))
             }
             Method::BasicReturn {
@@ -377,8 +352,7 @@ impl ChannelState {
                 text,
                 exchange,
                 routing_key: key,
-                properties: Properties::default(),
-                body: Bytes::new(),
+                ..Returned::default()
             })),
             Method::BasicAck { tag, multiple } => {
                 self.confirmed(tag, multiple, true, load);
@@ -416,7 +390,7 @@ impl ChannelState {
     /// Returns the call that has its answer now. The next one may be sent.
     fn take_call(&mut self, load: &mut Load) -> Option<Call> {
         let call = self.call.take()?;
-        load.calls = load.calls.saturating_sub(1);
+        load.answered();
         self.news.notify_waiters();
         Some(call)
     }
@@ -486,17 +460,8 @@ impl ChannelState {
     }
 
     fn happen(&mut self, happening: Happening, load: &mut Load) {
-        let size = size(&happening);
-        load.held += size;
-        self.happenings.push_back((happening, size));
+        self.happenings.add(happening, load);
         self.news.notify_waiters();
-    }
-
-    /// Drops what waits for the user.
-    fn forget(&mut self, load: &mut Load) {
-        for (_, size) in self.happenings.drain(..) {
-            load.held = load.held.saturating_sub(size);
-        }
     }
 
     fn unasked(&self, name: &str) -> Violation {
@@ -525,16 +490,4 @@ pub fn not_open(number: u16) -> Violation {
 /// Returns the failure of a channel that this side has closed.
 pub fn by_us() -> Failure {
     Failure::of_channel(FailureKind::Closed, "this client has closed the channel")
-}
-
-/// Returns the size of a happening in memory, bytes, estimated.
-fn size(happening: &Happening) -> usize {
-    let of =
-        |properties: &Properties, body: &Bytes| body.len() + properties.headers.values() * VALUE;
-    let more = match happening {
-        Happening::Delivery(delivery) => of(&delivery.properties, &delivery.body),
-        Happening::Returned(returned) => of(&returned.properties, &returned.body),
-        _ => 0,
-    };
-    HAPPENING + more
 }

@@ -7,7 +7,7 @@ use crate::net::amqp::properties::Properties;
 use crate::net::amqp::value::Table;
 
 /// A message from a queue.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Delivery {
     /// Tag of the consumer; empty for an answer to `get`.
     pub consumer: String,
@@ -34,7 +34,7 @@ pub struct Delivery {
 }
 
 /// A mandatory message that no queue has taken.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Returned {
     /// Code of the broker: 312, no route.
     pub code: u16,

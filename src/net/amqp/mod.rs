@@ -5,8 +5,8 @@
 //! can hold back the heartbeats.
 //!
 //! The layers, from the ground: [`wire`] and [`value`] (types), [`method`], [`properties`] and
-//! [`frame`] (the stream), `content` (messages), `channel_state` and `state` (what frames and calls
-//! change; no input or output), `handshake` and `drive` (the socket), [`Channel`] and [`Connection`].
+//! [`frame`] (the stream), `content` (messages), `happenings` (what waits for users), `channel_state` and
+//! `state` (what frames and calls change; no input or output), `handshake` and `drive` (the socket), [`Channel`] and [`Connection`].
 
 mod call;
 mod channel;
@@ -18,7 +18,9 @@ mod drive;
 mod failure;
 pub mod frame;
 mod handshake;
+mod happenings;
 mod link;
+mod load;
 mod message;
 pub mod method;
 mod options;

@@ -9,10 +9,11 @@ use tokio::sync::Notify;
 
 use crate::model::text::printable;
 use crate::net::amqp::call::{Answers, Wanted};
-use crate::net::amqp::channel_state::{ChannelState, Load, by_us, not_open, read_method};
+use crate::net::amqp::channel_state::{ChannelState, by_us, not_open, read_method};
 use crate::net::amqp::content::MAX_BODY;
 use crate::net::amqp::failure::{Failure, FailureKind, Violation, codes};
 use crate::net::amqp::frame::{Frame, HEARTBEAT, Kind, Output};
+use crate::net::amqp::load::Load;
 use crate::net::amqp::message::{Happening, Publish};
 use crate::net::amqp::method::Method;
 use crate::net::amqp::wire::fitting;
@@ -113,13 +114,13 @@ impl State {
 
     /// Returns what the task has to know.
     pub fn status(&mut self) -> Status {
-        let limit = match self.load.calls {
+        let limit = match self.load.calls() {
             0 => MAX_HELD,
             _ => MAX_HELD_IN_CALL,
         };
         // It goes on at half, so that it does not stop again at once.
         let limit = if self.paused { limit / 2 } else { limit };
-        self.paused = self.load.held > limit && !self.closing;
+        self.paused = self.load.held() > limit && !self.closing;
         Status {
             paused: self.paused,
             blocked: self.blocked.is_some(),
@@ -204,7 +205,7 @@ impl State {
 
     /// Returns the size of all happenings that wait for the user, bytes.
     pub const fn held(&self) -> usize {
-        self.load.held
+        self.load.held()
     }
 
     /// Returns the reason for which the broker blocks publishers.
