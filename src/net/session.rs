@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::duration;
 use crate::model::message::Message;
 use crate::model::topic::Filter;
-use crate::net::acks::Acks;
+use crate::net::acks::{Acks, ConnectionAck};
 use crate::net::attempts::Attempts;
 use crate::net::attempts::unreachable;
 use crate::net::copies::Copies;
@@ -58,11 +58,7 @@ pub struct SessionReceived {
 }
 
 /// An acknowledgement, which is void after its connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionAck {
-    connection: u64,
-    ack: Ack,
-}
+pub type SessionAck = ConnectionAck<Ack>;
 
 #[derive(Debug)]
 enum State {
@@ -88,7 +84,6 @@ pub struct Session {
     copies: Copies,
     state: State,
     acks: Acks<Ack>,
-    connections: u64,
     /// Which of several brokers the present connection is to, or the next one.
     turn: usize,
     attempts: Attempts,
@@ -119,7 +114,6 @@ impl Session {
                 until: Instant::now(),
             },
             acks: Acks::default(),
-            connections: 0,
             turn: 0,
             attempts: Attempts::default(),
             offer: Offer::default(),
@@ -173,112 +167,129 @@ impl Session {
                 return Ok(event);
             }
             self.ask();
-            let connection = match &mut self.state {
-                State::Waiting { until } => {
-                    match self.notice.due().filter(|due| due < until) {
-                        Some(due) => {
-                            sleep_until(due).await;
-                            self.say_that_it_waits();
-                            continue;
-                        }
-                        // A timer takes a millisecond at least.
-                        None if *until <= Instant::now() => {}
-                        None => sleep_until(*until).await,
-                    }
-                    self.connections += 1;
-                    self.acks = Acks::default();
-                    match Connection::open(&self.settings, self.turn, self.plain_will) {
-                        Ok(connection) => {
-                            self.state = State::Open {
-                                connection,
-                                online_since: None,
-                            };
-                            continue;
-                        }
-                        Err(e) => return self.went_offline(Failure::Fatal(e)),
-                    }
-                }
-                State::Open { connection, .. } => connection,
-            };
-            let (answer_by, again_at) = (self.subscriber.answer_by(), self.subscriber.again_at());
-            let due = self.notice.due();
-            let event = match [answer_by, again_at, due].into_iter().flatten().min() {
-                None => connection.next().await,
-                Some(by) => match timeout_at(by, connection.next()).await {
-                    Ok(event) => event,
-                    Err(_) if due == Some(by) => {
-                        self.say_that_it_waits();
-                        continue;
-                    }
-                    Err(_) if answer_by != Some(by) => {
-                        self.subscriber.ask_again();
-                        continue;
-                    }
-                    Err(_) => WireEvent::Failed(Failure::Passing(
-                        "the broker has not answered a subscription in time".into(),
-                    )),
-                },
-            };
-            match event {
-                WireEvent::Connected(offer) => {
-                    self.greeted(offer);
-                    self.answered();
-                }
-                WireEvent::Subscribed(number, results) => {
-                    let goes_on = self.attempts.goes_on();
-                    for warning in self.subscriber.subscribed(number, results, goes_on)? {
-                        self.attempts.warn_once(warning);
-                    }
-                    self.answered();
-                }
-                WireEvent::Unsubscribed(FENCE) => {
-                    if self.leave.as_mut().is_some_and(Leave::answered) {
-                        self.leave = None;
-                        return Ok(Event::Left);
-                    }
-                }
-                WireEvent::Unsubscribed(number) => {
-                    self.copies.given_up();
-                    self.subscriber.unsubscribed(number);
-                    self.answered();
-                }
-                WireEvent::Received(Received {
-                    delivery,
-                    ack,
-                    subscriptions,
-                }) => {
-                    self.acks.came(ack.clone());
-                    self.leave.iter_mut().for_each(Leave::came);
-                    let ack = SessionAck {
-                        connection: self.connections,
-                        ack,
-                    };
-                    let fresh = |id| self.subscriber.is_fresh(id);
-                    let now = Instant::now();
-                    if self.copies.is_copy(&delivery, &subscriptions, fresh, now) {
-                        debug!("a subscription brings a copy of the message before; not taken");
-                        self.acknowledge(&ack);
-                        continue;
-                    }
-                    return Ok(Event::Received(SessionReceived { delivery, ack }));
-                }
-                WireEvent::Published(token, result) => {
-                    return Ok(Event::Published(token, result));
-                }
-                WireEvent::Closed | WireEvent::Failed(_) if self.renewing => {
-                    info!("connecting again, with new settings");
-                    self.wait(Duration::ZERO);
-                    return Ok(Event::Offline);
-                }
-                WireEvent::Closed => {
-                    let failure = Failure::Passing("the connection was closed".into());
-                    return self.went_offline(failure);
-                }
-                WireEvent::Failed(failure) => {
-                    return self.went_offline(failure);
-                }
+            if let Some(event) = self.next_on_wire().await
+                && let Some(event) = self.on_wire(event)?
+            {
+                return Ok(event);
             }
         }
+    }
+
+    /// Returns the next event of the connection, or does what is due before it. Cancel safe.
+    async fn next_on_wire(&mut self) -> Option<WireEvent> {
+        let connection = match &mut self.state {
+            State::Waiting { until } => {
+                match self.notice.due().filter(|due| due < until) {
+                    Some(due) => {
+                        sleep_until(due).await;
+                        self.say_that_it_waits();
+                        return None;
+                    }
+                    // A timer takes a millisecond at least.
+                    None if *until <= Instant::now() => {}
+                    None => sleep_until(*until).await,
+                }
+                return self.connect();
+            }
+            State::Open { connection, .. } => connection,
+        };
+        let (answer_by, again_at) = (self.subscriber.answer_by(), self.subscriber.again_at());
+        let due = self.notice.due();
+        let Some(by) = [answer_by, again_at, due].into_iter().flatten().min() else {
+            return Some(connection.next().await);
+        };
+        if let Ok(event) = timeout_at(by, connection.next()).await {
+            return Some(event);
+        }
+        if due == Some(by) {
+            self.say_that_it_waits();
+        } else if answer_by == Some(by) {
+            let cause = "the broker has not answered a subscription in time";
+            return Some(WireEvent::Failed(Failure::Passing(cause.into())));
+        } else {
+            self.subscriber.ask_again();
+        }
+        None
+    }
+
+    /// Begins a connection. Returns its failure, if it cannot begin.
+    fn connect(&mut self) -> Option<WireEvent> {
+        self.acks.reconnect();
+        match Connection::open(&self.settings, self.turn, self.plain_will) {
+            Ok(connection) => {
+                self.state = State::Open {
+                    connection,
+                    online_since: None,
+                };
+                None
+            }
+            Err(e) => Some(WireEvent::Failed(Failure::Fatal(e))),
+        }
+    }
+
+    /// Handles an event of the connection. Returns what it means for the holder.
+    ///
+    /// # Errors
+    /// Final failures only.
+    fn on_wire(&mut self, event: WireEvent) -> Result<Option<Event>> {
+        match event {
+            WireEvent::Connected(offer) => {
+                self.greeted(offer);
+                self.answered();
+            }
+            WireEvent::Subscribed(number, results) => {
+                let goes_on = self.attempts.goes_on();
+                for warning in self.subscriber.subscribed(number, results, goes_on)? {
+                    self.attempts.warn_once(warning);
+                }
+                self.answered();
+            }
+            WireEvent::Unsubscribed(FENCE) => {
+                if self.leave.as_mut().is_some_and(Leave::answered) {
+                    self.leave = None;
+                    return Ok(Some(Event::Left));
+                }
+            }
+            WireEvent::Unsubscribed(number) => {
+                self.copies.given_up();
+                self.subscriber.unsubscribed(number);
+                self.answered();
+            }
+            WireEvent::Received(received) => return Ok(self.received(received)),
+            WireEvent::Published(token, result) => {
+                return Ok(Some(Event::Published(token, result)));
+            }
+            WireEvent::Closed | WireEvent::Failed(_) if self.renewing => {
+                info!("connecting again, with new settings");
+                self.wait(Duration::ZERO);
+                return Ok(Some(Event::Offline));
+            }
+            WireEvent::Closed => {
+                let failure = Failure::Passing("the connection was closed".into());
+                return self.went_offline(failure).map(Some);
+            }
+            WireEvent::Failed(failure) => return self.went_offline(failure).map(Some),
+        }
+        Ok(None)
+    }
+
+    /// Takes a message. Returns it, unless it is a copy of the one before.
+    fn received(&mut self, received: Received) -> Option<Event> {
+        let Received {
+            delivery,
+            ack,
+            subscriptions,
+        } = received;
+        let ack = self.acks.came(ack);
+        self.leave.iter_mut().for_each(Leave::came);
+        let fresh = |id| self.subscriber.is_fresh(id);
+        let now = Instant::now();
+        if self.copies.is_copy(&delivery, &subscriptions, fresh, now) {
+            debug!("a subscription brings a copy of the message before; not taken");
+            self.acknowledge(&ack);
+            return None;
+        }
+        Some(Event::Received(SessionReceived { delivery, ack }))
     }
 
     /// Connects while `work` goes on, and returns the result of that. The first event ends this, and
@@ -422,13 +433,10 @@ impl Session {
         let State::Open { connection, .. } = &self.state else {
             return None;
         };
-        if ack.connection != self.connections {
-            return None;
-        }
-        for ack in self.acks.safe(&ack.ack) {
+        for ack in self.acks.safe(ack)? {
             connection.acknowledge(ack);
         }
-        Some(ack.ack.packet())
+        Some(ack.get().packet())
     }
 
     /// Says goodbye within a bounded time. Publishes in flight may be lost.
