@@ -16,6 +16,7 @@ use crate::engine::intake::judge::Admission;
 use crate::engine::intake::offer::Offer;
 use crate::engine::intake::source::Source;
 use crate::engine::pipeline::now_ms;
+use crate::engine::repeats;
 use crate::engine::report::followers::Stage;
 use crate::engine::report::last::End;
 use crate::engine::report::reply::{self, ReplyTo};
@@ -134,7 +135,7 @@ pub fn on_committed(client: &mut Client, committed: Committed<After>) {
             client.commits.took(bytes);
             client.intake.arrived(&admission);
             hooks::failpoint("commit.after");
-            client.answer_again(&admission, &parts);
+            repeats::answer(client, &admission, &parts);
             match receipt {
                 Receipt::Queue(ack) => give_back_to_queue(client, ack, &admission, &parts, letters),
                 receipt => give_back(client, receipt, &admission, &parts),

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use tokio::task::yield_now;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -12,14 +10,9 @@ use crate::engine::commit::Commits;
 use crate::engine::commit::permit::StartPermit;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
-use crate::engine::config::Config;
 use crate::engine::control::remote::Remote;
-use crate::engine::control::retry_socket::RetrySocket;
-use crate::engine::control::socket::ControlSocket;
 use crate::engine::intake::Intake;
-use crate::engine::intake::judge::Admission;
 use crate::engine::link::{self, Link};
-use crate::engine::observe::event_socket;
 use crate::engine::observe::snapshot::Snapshot;
 use crate::engine::observe::{Observer, Signs};
 use crate::engine::pipeline::{Pipeline, now_ms};
@@ -31,24 +24,15 @@ use crate::engine::report::{answers, letters};
 use crate::engine::work::cleanup::{Beside, Cleanup};
 use crate::engine::work::delegates::Delegates;
 use crate::engine::work::delegates::asks::Asker;
-use crate::engine::work::recovery::{self, Left};
 use crate::engine::work::{Report, Units};
-use crate::error::Result;
-use crate::model::answer::requester;
 use crate::model::message::{Delivery, Message};
 use crate::model::remote::wire::Request;
 use crate::model::status::Presence;
 use crate::model::unit::Unit;
 use crate::net::mqtt::{Audience, Refused, Refuser, Token};
 use crate::net::session::{Event, SessionReceived};
-use crate::os::logging::SENDERS;
-use crate::os::notify::Notify;
-use crate::os::socket::Served;
-use crate::store::aside::sweep;
-use crate::store::home::Home;
-use crate::store::ledger::submitted::{Debt, debts, wanted_releases};
-use crate::store::ledger::{Acceptance, Op, Openable, Part};
-use crate::store::payload_file;
+use crate::store::ledger::Op;
+use crate::store::ledger::submitted::Debt;
 
 /// A client: its parts, which decide, and its connections to the ledger and the broker. No part
 /// knows another.
@@ -75,37 +59,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Requests that are asked again are answered again, without a run. What the broker only delivers again
-    /// is answered already, or at the end of its run.
-    pub fn answer_again(&mut self, admission: &Admission, became: &[Acceptance]) {
-        if admission.key.again.is_some() {
-            return;
-        }
-        for (part, became) in admission.parts.iter().zip(became) {
-            let (Part::Run { unit, .. }, Acceptance::Known(known)) = (part, became) else {
-                continue;
-            };
-            let (Some(address), Some(known)) = (requester(unit), known.unit.as_deref()) else {
-                continue;
-            };
-            // A short question can have a long answer. Who gets none now asks again.
-            if !self.reports.has_room() || !self.commits.keeps_up() {
-                let why = "too many messages wait for the broker";
-                warn!(target: SENDERS, "a question that came again is not answered now: {why}");
-                return;
-            }
-            let reader = &self.pipeline.reader;
-            let record = answers::last_attempt(reader, known);
-            let answer = record.and_then(|record| answers::again(&self.pipeline, &record, address));
-            if let Some(answer) = answer {
-                let bytes = answer.payload.len() + answer.properties.memory();
-                self.commits.hold(bytes);
-                let after = After::AnsweredAgain(bytes);
-                self.commits.submit(Op::Post(answer), after);
-            }
-        }
-    }
-
     /// Performs the steps of the parts.
     pub fn perform(&mut self) {
         while let Some(step) = self.steps.pop_front() {
@@ -408,75 +361,5 @@ impl Client {
         let parts = (&self.work, &self.intake, &self.reports);
         let snapshot = Snapshot::of(&self.pipeline, parts, false);
         self.observer.show_last(&snapshot);
-    }
-}
-
-/// The opened state of a pipeline.
-pub struct Opened {
-    pub commits: Commits<After>,
-    pub pipeline: Pipeline,
-    pub reports: Reports<Token>,
-    pub intake: Intake<Token>,
-    pub observer: Observer,
-    /// Tells readers what becomes of messages.
-    pub events: Option<Served>,
-    pub retries: RetrySocket,
-    /// Brings submitted work, and questions about it.
-    pub control: ControlSocket,
-    /// What an earlier client has left.
-    pub left: Vec<Left>,
-    /// Units that must be released when they have ended.
-    pub wanted: Vec<String>,
-    /// Released units whose nodes must hear of that.
-    pub debts: Vec<Debt>,
-}
-
-impl Opened {
-    /// Opens the state of a pipeline. Between two steps, others have their turn.
-    ///
-    /// # Errors
-    /// When it cannot be opened or read.
-    pub async fn open(
-        config: Config,
-        home: Home,
-        notify: Notify,
-        since: Timestamp,
-        found: Openable,
-    ) -> Result<Self> {
-        yield_now().await;
-        let (commits, reader) = Commits::open(found)?;
-        yield_now().await;
-        let pipeline = Pipeline::new(config, home, reader, since);
-        let reports = Reports::open(&pipeline)?;
-        yield_now().await;
-        let intake = Intake::open(&pipeline)?;
-        yield_now().await;
-        let events = event_socket::open(&pipeline.home.path, &intake.recent);
-        // What another process writes from now on is named here, or found below.
-        let retries = RetrySocket::open(&pipeline.home.path);
-        yield_now().await;
-        let replaced = sweep(&pipeline.home.path, &pipeline.reader)?;
-        payload_file::sweep(&pipeline.home.path, &pipeline.reader, replaced)?;
-        // The sweep would take the payload of a submission for one that was not accepted.
-        let control = ControlSocket::open(&pipeline)?;
-        let left = recovery::survey(&pipeline)?;
-        let wanted = wanted_releases(&pipeline.reader)?;
-        let debts = debts(&pipeline.reader, None)?;
-        yield_now().await;
-        let metrics = pipeline.config.metrics.clone();
-        let observer = Observer::open(notify, metrics, &pipeline.reader)?;
-        Ok(Self {
-            commits,
-            pipeline,
-            reports,
-            intake,
-            observer,
-            events,
-            retries,
-            control,
-            left,
-            wanted,
-            debts,
-        })
     }
 }

@@ -16,12 +16,14 @@ use crate::model::status::{self, Presence};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics, minimal};
 use crate::model::trigger::waits_for;
-use crate::net::mqtt::{Settings, Token};
+use crate::net::mqtt::Settings;
 use crate::net::session::{Session, Subscriptions};
 use crate::os::host_lock::HostLock;
 use crate::os::logging::SENDERS;
 use crate::store::identity::Identity;
 use crate::store::ledger;
+
+pub use crate::net::mqtt::Token;
 
 /// Returns the retained message that says that the pipeline is here, and whether it is paused.
 pub fn here(pipeline: &Pipeline, paused: bool) -> Message {

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::engine::calls;
 use crate::engine::chain;
-use crate::engine::client::{Client, Opened};
+use crate::engine::client::Client;
 use crate::engine::commit::receipt::{Progress, Receipt};
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::config::Config;
@@ -25,6 +25,7 @@ use crate::engine::deliveries;
 use crate::engine::intake::source::Source;
 use crate::engine::link::{self, Link};
 use crate::engine::node;
+use crate::engine::opened::Opened;
 use crate::engine::pipeline::now_ms;
 use crate::engine::queue::{QueueEvent, Queues};
 use crate::engine::report::followers::Followers;

@@ -20,12 +20,14 @@ const ENGINE: &[(&str, usize)] = &[
     ("preview", 6),
     ("control", 7),
     ("client", 8),
-    ("chain", 9),
-    ("calls", 10),
-    ("node", 10),
-    ("requests", 10),
-    ("deliveries", 10),
-    ("service", 11),
+    ("opened", 8),
+    ("repeats", 9),
+    ("chain", 10),
+    ("calls", 11),
+    ("node", 11),
+    ("requests", 11),
+    ("deliveries", 11),
+    ("service", 12),
 ];
 
 /// Files of the engine that may name what the network is made of: the link, the client that holds

@@ -85,7 +85,7 @@ fn refusal(code: i32, why: &str, unit: &Unit) -> Answer {
 }
 
 /// Returns the last attempt for the event of `unit`; `None` if it cannot be read.
-pub fn last_attempt(reader: &Reader, unit: &str) -> Option<Record> {
+fn last_attempt(reader: &Reader, unit: &str) -> Option<Record> {
     let mut unit = unit.to_owned();
     for _ in 0..MAX_ATTEMPTS {
         match reader.retry_of(&unit) {
@@ -97,8 +97,10 @@ pub fn last_attempt(reader: &Reader, unit: &str) -> Option<Record> {
     None
 }
 
-/// Returns the answer to a request that comes again, at `address`, if its unit has ended.
-pub fn again(pipeline: &Pipeline, record: &Record, address: &ReplyAddress) -> Option<Message> {
+/// Returns the answer to a request that comes again, at `address`, if the last attempt after `known`, its
+/// unit, has ended.
+pub fn again(pipeline: &Pipeline, known: &str, address: &ReplyAddress) -> Option<Message> {
+    let record = last_attempt(&pipeline.reader, known)?;
     if !record.state.is_end() {
         return None;
     }
