@@ -9,6 +9,7 @@ pub mod broker;
 mod copies;
 mod dial;
 mod filter_table;
+mod greeting;
 pub mod http;
 mod identifiers;
 mod leave;

@@ -16,6 +16,7 @@ use crate::net::amqp::options::AmqpOptions;
 use crate::net::amqp::value::{Table, Value};
 use crate::net::amqp::wire::{Reader, Unused};
 use crate::net::dial;
+use crate::net::greeting;
 use crate::net::tls;
 
 /// Time limit for the whole way, from the look-up of the name to the open virtual host.
@@ -32,9 +33,6 @@ const MAX_CHANNELS: u16 = 255;
 
 /// Size of a read, bytes.
 const READ: usize = 64 << 10;
-
-/// Maximum number of characters to show of a server that does not speak AMQP.
-const MAX_GREETING: usize = 60;
 
 /// Maximum number of characters of the broker's name and version to keep.
 const MAX_NAME: usize = 100;
@@ -459,25 +457,8 @@ fn stranger(bytes: &[u8]) -> Option<Failure> {
         [b'H', b'T', b'T', b'P', b'/', ..] => {
             refused("the port speaks HTTP: use the broker's port for AMQP, usually 5672".into())
         }
-        [b'S', b'S', b'H', b'-', ..] => {
-            refused("an SSH server answers there: is the port right?".into())
-        }
-        [first, second, ..] if is_text(*first) && is_text(*second) => refused(format!(
-            "what answers there does not speak AMQP: '{}'; is the port right?",
-            printable(
-                String::from_utf8_lossy(bytes)
-                    .lines()
-                    .next()
-                    .unwrap_or_default(),
-                MAX_GREETING
-            )
-        )),
-        _ => None,
+        _ => greeting::foreign("AMQP", bytes).and_then(refused),
     }
-}
-
-const fn is_text(byte: u8) -> bool {
-    byte.is_ascii_graphic() || matches!(byte, b' ' | b'\r' | b'\n')
 }
 
 #[cfg(test)]

@@ -3,14 +3,11 @@
 use std::io;
 
 use crate::error::{Error, Kind};
-use crate::model::text::printable;
 use crate::net::dial;
+use crate::net::greeting;
 use crate::net::mqtt::Failure;
 use crate::net::mqtt::answer::Reason;
 use crate::net::tls_failure;
-
-/// Maximum number of characters to show of a server that does not speak MQTT.
-const MAX_GREETING: usize = 60;
 
 /// The broker has refused us (MQTT 5.0, section 3.2.2.2; 3.1.1, section 3.2.2.3).
 pub(super) fn turned_away(reason: &Reason, reference: Option<&str>) -> Failure {
@@ -104,30 +101,13 @@ pub(super) fn stranger(bytes: &[u8]) -> Option<Failure> {
              MQTT, usually 1883, or for TLS, usually 8883"
                 .into(),
         ),
-        [b'S', b'S', b'H', b'-', ..] => {
-            fatal("an SSH server answers there: is the port right?".into())
-        }
         [b'A', b'M', b'Q', b'P', ..] => {
             fatal("an AMQP server answers there: is the port right?".into())
         }
         // The first byte of CONNACK. Other servers greet with text.
         [0x20, ..] => None,
-        [first, second, ..] if is_text(*first) && is_text(*second) => fatal(format!(
-            "what answers there does not speak MQTT: '{}'; is the port right?",
-            printable(
-                String::from_utf8_lossy(bytes)
-                    .lines()
-                    .next()
-                    .unwrap_or_default(),
-                MAX_GREETING
-            )
-        )),
-        _ => None,
+        _ => greeting::foreign("MQTT", bytes).and_then(fatal),
     }
-}
-
-const fn is_text(byte: u8) -> bool {
-    byte.is_ascii_graphic() || matches!(byte, b' ' | b'\r' | b'\n')
 }
 
 #[cfg(test)]
