@@ -131,7 +131,6 @@ impl Request {
         let id = id.map_or_else(new_id, str::to_owned);
         let key = EventKey {
             request: true,
-            is_new: false,
             ..judge::key(&delivery, id, sender, again)
         };
         Some(Self {

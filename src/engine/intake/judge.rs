@@ -153,12 +153,7 @@ pub fn own_key(event: &Event) -> EventKey {
         id: event.id.clone().unwrap_or_else(new_id),
         sender: event.id.clone(),
         digest: digest(event.topic.as_bytes(), &event.payload),
-        packet: 0,
-        again: None,
-        replay: false,
-        request: false,
-        is_new: false,
-        open: None,
+        ..EventKey::default()
     }
 }
 

@@ -161,12 +161,7 @@ mod tests {
             id: id.into(),
             sender: Some(sender.into()),
             digest: [digest; 32],
-            packet: 0,
-            again: None,
-            replay: false,
-            request: false,
-            is_new: false,
-            open: None,
+            ..EventKey::default()
         }
     }
 

@@ -40,12 +40,8 @@ impl Queued {
             id,
             sender: delivery.message_id.clone(),
             digest: self.digest(),
-            packet: 0,
-            again: None,
-            replay: false,
-            request: false,
-            is_new: false,
             open: is_open.then(|| self.source.url.to_string()),
+            ..EventKey::default()
         }
     }
 

@@ -100,12 +100,8 @@ impl Submission {
             id: self.id.clone(),
             sender: Some(self.id.clone()),
             digest: self.digest(),
-            packet: 0,
-            again: None,
-            replay: false,
-            request: false,
             is_new: self.is_new,
-            open: None,
+            ..EventKey::default()
         };
         let node = self.node.as_ref().map(|away| ("node", json!(away.node)));
         let delegation = self.node.map(|away| {

@@ -280,12 +280,7 @@ impl Messages {
                     id: String::new(),
                     sender: Some(id.clone()),
                     digest,
-                    packet: 0,
-                    again: None,
-                    replay: false,
-                    request: false,
-                    is_new: false,
-                    open: None,
+                    ..EventKey::default()
                 };
                 match known_message(reader, &key, &self.trigger) {
                     Ok(Some(known)) => Some(known.unit.unwrap_or_default()),

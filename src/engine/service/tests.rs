@@ -245,13 +245,7 @@ impl Bench {
         let key = EventKey {
             id: id.clone(),
             sender: Some(id),
-            digest: [0; 32],
-            packet: 0,
-            again: None,
-            replay: false,
-            request: false,
-            is_new: false,
-            open: None,
+            ..EventKey::default()
         };
         let receipt = Receipt::Script(Number {
             number,

@@ -19,7 +19,7 @@ use crate::store::ledger::packets;
 pub const MAX_RETAINED: u32 = 10_000;
 
 /// Identity of an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventKey {
     /// Id of the event for commands and statuses.
     pub id: String,

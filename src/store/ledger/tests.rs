@@ -94,11 +94,8 @@ impl Fixture {
                 sender: sender.then(|| unit.event.clone()),
                 digest,
                 packet: u16::try_from(self.events).expect("packet"),
-                again: None,
-                replay: false,
-                request: false,
                 is_new: sender,
-                open: None,
+                ..EventKey::default()
             },
             topic: unit.topic.clone(),
             at: i64::from(self.events),

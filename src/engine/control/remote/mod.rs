@@ -337,13 +337,8 @@ impl<T: Copy + Eq + std::hash::Hash> Remote<T> {
         let key = EventKey {
             id: unit.clone(),
             sender: Some(unit.clone()),
-            digest: [0; 32],
-            packet: 0,
-            again: None,
-            replay: false,
             request: true,
-            is_new: false,
-            open: None,
+            ..EventKey::default()
         };
         let subject = Subject::Refused {
             key,
