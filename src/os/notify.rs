@@ -1,12 +1,14 @@
 //! Notifications to the service manager, in the protocol of `sd_notify(3)`.
 
 use std::env;
+use std::future::pending;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 /// Variables of the service manager for us, which commands do not get.
@@ -16,6 +18,7 @@ pub const VARIABLES: &[&str] = &["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID
 #[derive(Debug)]
 pub struct Notify {
     manager: Option<(UnixDatagram, SocketAddr)>,
+    /// Time within which it expects a sign of life.
     watchdog: Option<Duration>,
 }
 
@@ -51,10 +54,10 @@ impl Notify {
         self.manager.is_some()
     }
 
-    /// Returns the time within which the manager expects a sign of life, if it does.
+    /// Returns when the manager expects signs of life.
     #[must_use]
-    pub const fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
+    pub fn watchdog(&self) -> Watchdog {
+        Watchdog::within(self.watchdog)
     }
 
     fn say(&self, text: &str) {
@@ -92,5 +95,69 @@ impl Notify {
     /// Reports a sign of life.
     pub fn alive(&self) {
         self.say("WATCHDOG=1");
+    }
+}
+
+/// The times at which the service manager expects signs of life.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// When the next one is due, and the interval.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Watchdog {
+    /// Returns two times within each `limit` (`sd_watchdog_enabled(3)`).
+    fn within(limit: Option<Duration>) -> Self {
+        let pause = limit.map(|limit| limit / 2);
+        Self {
+            next: pause.map(|pause| (Instant::now() + pause, pause)),
+        }
+    }
+
+    /// Returns when the next sign of life is due, if one is expected.
+    pub fn at(&self) -> Option<Instant> {
+        self.next.map(|(at, _)| at)
+    }
+
+    /// Returns whether a sign of life is due, and plans the next one then.
+    pub fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        match &mut self.next {
+            Some((at, pause)) if *at <= now => {
+                *at = now + *pause;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits until a sign of life is due, and plans the next one. Waits for ever if none is expected.
+    /// Cancel safe.
+    pub async fn due(&mut self) {
+        while !self.is_due() {
+            match self.at() {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn signs_of_life_are_due_twice_within_the_limit() {
+        let mut watchdog = Watchdog::within(Some(Duration::from_millis(200)));
+        let start = Instant::now();
+        assert!(!watchdog.is_due());
+        for n in 1..=2 {
+            watchdog.due().await;
+            assert!(start.elapsed() >= n * Duration::from_millis(100));
+            assert!(!watchdog.is_due(), "once");
+        }
+        let mut none = Watchdog::within(None);
+        assert!(none.at().is_none() && !none.is_due());
     }
 }

@@ -71,8 +71,7 @@ fn beats_of(options: &Options, qos: Qos) -> [Message; 2] {
 async fn beats(options: &Options) -> Result<()> {
     let mut stop = Stop::listen(false)?;
     let notify = Notify::from_environment();
-    // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
-    let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
+    let mut watchdog = notify.watchdog();
     let nothing = Subscriptions {
         required: Vec::new(),
         optional: Vec::new(),
@@ -98,8 +97,7 @@ async fn beats(options: &Options) -> Result<()> {
                 session.publish(last);
                 next = Instant::now() + options.interval;
             }
-            () = sleep_until(watchdog.map_or(next, |(_, at)| at)), if watchdog.is_some() => {
-                watchdog = watchdog.map(|(pause, _)| (pause, Instant::now() + pause));
+            () = watchdog.due() => {
                 if !session.is_stalled() {
                     notify.alive();
                 }

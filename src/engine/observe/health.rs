@@ -4,7 +4,7 @@ use tokio::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::engine::observe::snapshot::Snapshot;
-use crate::os::notify::Notify;
+use crate::os::notify::{Notify, Watchdog};
 
 /// Minimum time between two status lines.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
@@ -29,8 +29,7 @@ pub struct Health {
     free: Instant,
     /// Whether a line waits for that.
     stale: bool,
-    /// When the next sign of life is due, and the interval.
-    watchdog: Option<(Instant, Duration)>,
+    watchdog: Watchdog,
     /// Attempts of the ledger at the last check, if it had work then.
     attempts: Option<u64>,
     /// Whether a missing sign of life was logged.
@@ -41,16 +40,13 @@ impl Health {
     /// Returns the state at the start.
     pub fn new(notify: Notify) -> Self {
         let now = Instant::now();
-        // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
-        let pause = notify.watchdog().map(|limit| limit / 2);
-        let watchdog = pause.map(|pause| (now + pause, pause));
         Self {
+            watchdog: notify.watchdog(),
             notify,
             ready: false,
             said: String::new(),
             free: now,
             stale: false,
-            watchdog,
             attempts: None,
             worried: false,
         }
@@ -59,8 +55,7 @@ impl Health {
     /// Returns when [`Health::show`] has work without an event.
     pub fn wake(&self) -> Option<Instant> {
         let status = self.stale.then_some(self.free);
-        let watchdog = self.watchdog.map(|(at, _)| at);
-        [status, watchdog].into_iter().flatten().min()
+        [status, self.watchdog.at()].into_iter().flatten().min()
     }
 
     /// Reports, once, that the client is ready.
@@ -95,13 +90,9 @@ impl Health {
             return;
         }
         self.status(snapshot.line());
-        let Some((at, pause)) = self.watchdog else {
-            return;
-        };
-        if Instant::now() < at {
+        if !self.watchdog.is_due() {
             return;
         }
-        self.watchdog = Some((Instant::now() + pause, pause));
         let hangs = signs.attempts.is_some() && signs.attempts == self.attempts;
         self.attempts = signs.attempts;
         let stands = match (signs.stalled, hangs) {

@@ -214,8 +214,7 @@ struct Gathering {
 async fn daemon(options: &Options) -> Result<()> {
     let mut stop = Stop::listen(false)?;
     let notify = Notify::from_environment();
-    // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
-    let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
+    let mut watchdog = notify.watchdog();
     let node = &options.place.node;
     let interval = Duration::from_secs(node.interval.unsigned_abs());
     info!(
@@ -273,8 +272,7 @@ async fn daemon(options: &Options) -> Result<()> {
                 rounds.end_of_retained();
                 work = true;
             }
-            () = sleep_until(watchdog.map_or(wake, |(_, at)| at)), if watchdog.is_some() => {
-                watchdog = watchdog.map(|(pause, _)| (pause, Instant::now() + pause));
+            () = watchdog.due() => {
                 if !rounds.session().is_stalled() {
                     notify.alive();
                 }

@@ -88,8 +88,7 @@ async fn gateway(options: Options, contents: Contents, reread: Reread) -> Result
     let mut stop = Stop::listen(true)?;
     let mut reload = signals::reload()?;
     let notify = Notify::from_environment();
-    // Twice within the time that the manager allows (`sd_watchdog_enabled(3)`).
-    let mut watchdog = notify.watchdog().map(|limit| (limit / 2, Instant::now()));
+    let mut watchdog = notify.watchdog();
     let tls = contents.tls?;
     let not_after = tls.as_ref().and_then(Tls::not_after);
     let (identity, tls) = tls.map(watch::channel).unzip();
@@ -206,8 +205,7 @@ async fn gateway(options: Options, contents: Contents, reread: Reread) -> Result
                 renewal.run(&gateway, identity.as_ref());
                 notify.ready();
             }
-            () = sleep_until(watchdog.map_or_else(Instant::now, |(_, at)| at)), if watchdog.is_some() => {
-                watchdog = watchdog.map(|(pause, _)| (pause, Instant::now() + pause));
+            () = watchdog.due() => {
                 if !session.is_stalled() {
                     notify.alive();
                 }
