@@ -320,6 +320,15 @@ impl World {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
+
+    /// Waits until a file has at least `count` lines, and returns them.
+    #[track_caller]
+    pub fn wait_lines(&self, name: &str, count: usize) -> Vec<String> {
+        wait_until(&format!("{name} has {count} lines"), || {
+            self.lines(name).len() >= count
+        });
+        self.lines(name)
+    }
 }
 
 /// Returns one of our commands in a clean environment.

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::gateway::{Answer, Gateway, post};
-use crate::common::rabbit::{Rabbit, Vhost};
+use crate::common::rabbit::Rabbit;
 use crate::common::{PATIENCE, Process, Setup, World, wait_until};
 use crate::gateway_routes::{config, hub};
 
@@ -249,21 +249,6 @@ fn a_call_that_was_true_runs_once_through_kills_and_others_at_most_once() {
     client.stop();
 }
 
-/// Starts a client that works on the queue.
-#[track_caller]
-fn worker(world: &World, vhost: &Vhost<'_>) -> Process {
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "w", "--root", "lab", "--queue", &vhost.url("q")])
-        .args(["--queue-password-file", &vhost.rabbit.password_file()])
-        .args(["-c", NOTE, "--jobs", "8"])
-        .env("TAEL_TEST_QUEUE_GRACE", "1500")
-        .env("OUT", world.dir.path());
-    let worker = world.online("w", command);
-    world.wait_report("w", "/queues/0/online", true);
-    worker
-}
-
 #[test]
 fn a_message_for_a_queue_runs_once_through_kills() {
     let Some(rabbit) = Rabbit::own() else { return };
@@ -281,7 +266,7 @@ fn a_message_for_a_queue_runs_once_through_kills() {
             .env("TAEL_QUEUE_PASSWORD", rabbit.password());
         Gateway::listening(world.spawn(command))
     };
-    let mut worker = worker(&world, &vhost);
+    let mut worker = vhost.worker(&world, "w", "q", &["-c", NOTE, "--jobs", "8"]);
     let mut gateway = start("127.0.0.1:0");
     let address = gateway.address.clone();
     // By a path, and as an event of a workflow.
@@ -303,7 +288,7 @@ fn a_message_for_a_queue_runs_once_through_kills() {
     });
     meanwhile(&world, REQUESTS..2 * REQUESTS, each, || {
         kill(&mut worker);
-        worker = self::worker(&world, &vhost);
+        worker = vhost.worker(&world, "w", "q", &["-c", NOTE, "--jobs", "8"]);
     });
     meanwhile(&world, 2 * REQUESTS..3 * REQUESTS, each, || {
         rabbit.kill9();

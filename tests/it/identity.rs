@@ -2,7 +2,7 @@
 
 use crate::common::raw::{Raw, publish};
 use crate::common::scene::{RUN, SEQ, Scene};
-use crate::common::{Process, World, wait_until};
+use crate::common::{Process, World};
 
 /// A command that also writes the name of its event.
 const RUN_NAMED: &str = r#"echo "$ATTR_N $TAEL_EVENT" >>"$OUT/runs""#;
@@ -10,8 +10,7 @@ const RUN_NAMED: &str = r#"echo "$ATTR_N $TAEL_EVENT" >>"$OUT/runs""#;
 /// Waits for `count` runs, and returns the number and the event of each.
 #[track_caller]
 fn runs(world: &World, count: usize) -> Vec<(String, String)> {
-    wait_until("as many have run", || world.lines("runs").len() >= count);
-    let lines = world.lines("runs");
+    let lines = world.wait_lines("runs", count);
     assert_eq!(lines.len(), count, "{lines:?}");
     let pair = |line: &String| {
         let (n, event) = line.split_once(' ').expect("two words");

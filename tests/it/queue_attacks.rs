@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::rabbit::{Rabbit, Vhost};
-use crate::common::{Process, World, wait_until};
+use crate::common::{World, wait_until};
 
 /// A command that records its sample, and ends as the message says.
 const RECORD: &str = r#"echo "$ATTR_SAMPLE" >> "$OUT/runs"; exit "${ATTR_EXIT:-0}""#;
@@ -14,33 +14,11 @@ const RECORD: &str = r#"echo "$ATTR_SAMPLE" >> "$OUT/runs"; exit "${ATTR_EXIT:-0
 /// Returns the client `w` of `user`, which takes from `q`.
 fn command_of(world: &World, vhost: &Vhost<'_>, user: &str, arguments: &[&str]) -> Command {
     let url = vhost.url_at(vhost.rabbit.port(), user, "q");
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", "w", "--root", "lab", "--queue", &url])
-        .args(["--queue-password-file", &vhost.rabbit.password_file()])
-        .args(arguments)
-        .env("TAEL_TEST_QUEUE_GRACE", "1500")
-        .env("OUT", world.dir.path());
-    command
-}
-
-#[track_caller]
-fn worker(world: &World, vhost: &Vhost<'_>, arguments: &[&str]) -> Process {
-    let worker = world.online("w", command_of(world, vhost, "tael", arguments));
-    world.wait_report("w", "/queues/0/online", true);
-    worker
+    vhost.worker_command(world, "w", &url, arguments)
 }
 
 fn publish(vhost: &Vhost<'_>, body: &Value, properties: &Value) {
     vhost.publish("q", body.to_string(), properties);
-}
-
-#[track_caller]
-fn runs(world: &World, count: usize) -> Vec<String> {
-    wait_until(&format!("{count} runs"), || {
-        world.lines("runs").len() >= count
-    });
-    world.lines("runs")
 }
 
 #[test]
@@ -52,7 +30,7 @@ fn a_dead_letter_goes_to_no_queue_that_the_message_names() {
     for queue in ["q", "other"] {
         vhost.declare(queue);
     }
-    let worker = worker(&world, &vhost, &["-c", RECORD]);
+    let worker = vhost.worker(&world, "w", "q", &["-c", RECORD]);
     let headers = json!({"CC": ["q", "other"], "x-delivery-count": 7, "theirs": 1});
     let properties = json!({"message_id": "m", "headers": headers});
     // The broker gives both queues their copies.
@@ -64,7 +42,7 @@ fn a_dead_letter_goes_to_no_queue_that_the_message_names() {
         world.lines("runs").contains(&"sentinel".to_owned())
     });
     vhost.wait_counts("q", 0, 0);
-    assert_eq!(runs(&world, 2), ["m", "sentinel"]);
+    assert_eq!(world.wait_lines("runs", 2), ["m", "sentinel"]);
     vhost.wait_counts("other", 1, 0);
     let dead = vhost.take("q.dead", 5);
     assert_eq!(dead.len(), 1);
@@ -81,7 +59,7 @@ fn addresses_for_reports_that_lead_nowhere_stop_no_other_letters() {
     for queue in ["q", "replies"] {
         vhost.declare(queue);
     }
-    let worker = worker(&world, &vhost, &["-c", RECORD]);
+    let worker = vhost.worker(&world, "w", "q", &["-c", RECORD]);
     let long = "x".repeat(255);
     let odd = "\u{1}\n\u{fffd}ä".repeat(20);
     let addresses = [
@@ -98,7 +76,7 @@ fn addresses_for_reports_that_lead_nowhere_stop_no_other_letters() {
     }
     let properties = json!({"message_id": "last", "reply_to": "replies"});
     publish(&vhost, &json!({"sample": "last"}), &properties);
-    runs(&world, addresses.len() + 1);
+    world.wait_lines("runs", addresses.len() + 1);
     vhost.wait_counts("replies", 1, 0);
     vhost.wait_counts("q.dead", 3, 0);
     vhost.wait_counts("q", 0, 0);
@@ -115,14 +93,14 @@ fn dead_letters_that_the_broker_does_not_take_stop_no_reports() {
     for queue in ["q", "replies"] {
         vhost.declare(queue);
     }
-    let worker = worker(&world, &vhost, &["--jobs", "20", "-c", RECORD]);
+    let worker = vhost.worker(&world, "w", "q", &["--jobs", "20", "-c", RECORD]);
     vhost.delete("q.dead");
     for _ in 0..400 {
         vhost.publish("q", b"poison", &json!({}));
     }
     let properties = json!({"message_id": "last", "reply_to": "replies"});
     publish(&vhost, &json!({"sample": "last"}), &properties);
-    runs(&world, 1);
+    world.wait_lines("runs", 1);
     vhost.wait_counts("q", 0, 0);
     vhost.wait_counts("replies", 1, 0);
     let log = worker.log_text();
@@ -164,7 +142,7 @@ fn one_id_with_two_bodies_is_two_messages() {
     for settle in ["accept", "done"] {
         let (vhost, world) = (rabbit.vhost(), World::new());
         vhost.declare("q");
-        let worker = worker(&world, &vhost, &["--settle", settle, "-c", RECORD]);
+        let worker = vhost.worker(&world, "w", "q", &["--settle", settle, "-c", RECORD]);
         for sample in ["a", "b"] {
             publish(
                 &vhost,
@@ -172,7 +150,7 @@ fn one_id_with_two_bodies_is_two_messages() {
                 &json!({"message_id": "1"}),
             );
         }
-        assert_eq!(runs(&world, 2), ["a", "b"]);
+        assert_eq!(world.wait_lines("runs", 2), ["a", "b"]);
         vhost.wait_counts("q", 0, 0);
         worker.stop();
     }
@@ -200,7 +178,7 @@ fn messages_whose_runs_are_skipped_are_settled_and_reported() {
                 "-c",
                 wait,
             ];
-            let worker = worker(&world, &vhost, &options);
+            let worker = vhost.worker(&world, "w", "q", &options);
             for n in 0..5 {
                 let properties = json!({"message_id": n.to_string(), "reply_to": "replies"});
                 publish(&vhost, &json!({"sample": n}), &properties);
@@ -231,7 +209,7 @@ fn hostile_headers_stop_nothing() {
     };
     let (vhost, world) = (rabbit.vhost(), World::new());
     vhost.declare("q");
-    let worker = worker(&world, &vhost, &["-c", RECORD]);
+    let worker = vhost.worker(&world, "w", "q", &["-c", RECORD]);
     let mut deep = json!(1);
     for _ in 0..60 {
         deep = json!({"t": [deep]});
@@ -287,7 +265,7 @@ fn a_run_that_ends_during_a_long_pause_is_not_repeated() {
     command.env("TAEL_TEST_QUEUE_GRACE", "100");
     let worker = world.online("w", command);
     publish(&vhost, &json!({"sample": "m"}), &json!({}));
-    runs(&world, 1);
+    world.wait_lines("runs", 1);
     world.control(&["w", "pause"]);
     wait_until("no consumer is left", || vhost.consumers("q").is_empty());
     vhost.close_connections();
@@ -299,6 +277,6 @@ fn a_run_that_ends_during_a_long_pause_is_not_repeated() {
     world.control(&["w", "resume"]);
     vhost.wait_counts("q", 0, 0);
     publish(&vhost, &json!({"sample": "sentinel"}), &json!({}));
-    assert_eq!(runs(&world, 2), ["m", "sentinel"]);
+    assert_eq!(world.wait_lines("runs", 2), ["m", "sentinel"]);
     worker.stop();
 }

@@ -52,14 +52,10 @@ impl<'a> Host<'a> {
     }
 
     fn command(&self) -> Command {
-        let mut command = self.world.command("tael-client");
         let url = self.vhost.url_at(self.link.port(), "tael", "q");
-        command
-            .args(["--who", self.who, "--root", "lab", "--queue", &url])
-            .args(["--queue-password-file", &self.vhost.rabbit.password_file()])
-            .args(&self.arguments)
-            .env("TAEL_TEST_QUEUE_GRACE", GRACE.as_millis().to_string())
-            .env("OUT", self.world.dir.path());
+        let (vhost, world) = (self.vhost, self.world);
+        let mut command = vhost.worker_command(world, self.who, &url, &self.arguments);
+        command.env("TAEL_TEST_QUEUE_GRACE", GRACE.as_millis().to_string());
         command
     }
 
@@ -85,14 +81,6 @@ fn with_id() -> Value {
     json!({"message_id": ulid::Ulid::generate().to_string()})
 }
 
-#[track_caller]
-fn lines(world: &World, name: &str, count: usize) -> Vec<String> {
-    wait_until(&format!("{count} {name}"), || {
-        world.lines(name).len() >= count
-    });
-    world.lines(name)
-}
-
 #[test]
 fn a_broker_that_dies_loses_no_message_and_repeats_no_run() {
     let Some(rabbit) = Rabbit::own() else { return };
@@ -114,14 +102,14 @@ fn a_broker_that_dies_loses_no_message_and_repeats_no_run() {
         let options = ["--settle", settle, "--jobs", "3", "-c", UNTIL_GO];
         let host = Host::new(&world, &vhost, "w", &options);
         let client = host.start();
-        lines(&world, "runs", 3);
+        world.wait_lines("runs", 3);
         rabbit.kill9();
         host.takes(false);
         rabbit.restart();
         host.takes(true);
         publish(&vhost, "sentinel", &with_id());
         world.file("go", "");
-        let ends = lines(&world, "ends", 9);
+        let ends = world.wait_lines("ends", 9);
         vhost.wait_counts("q", 0, 0);
         assert_eq!(world.lines("runs").len(), 9, "{ends:?}");
         client.stop();
@@ -144,7 +132,7 @@ fn messages_outlast_a_disk_that_is_full_for_a_while() {
         let host = Host::new(&world, &vhost, "a", &["--settle", settle, "-c", SHORT]);
         let client = host.start();
         publish(&vhost, "before", &with_id());
-        lines(&world, "ends", 1);
+        world.wait_lines("ends", 1);
         let filler = state.join("filler");
         let mut dd = Command::new("dd");
         dd.args(["if=/dev/zero", "bs=4k"]);
@@ -159,10 +147,10 @@ fn messages_outlast_a_disk_that_is_full_for_a_while() {
                 || log.contains("runs wait until that passes")
         });
         fs::remove_file(&filler).expect("remove");
-        lines(&world, "ends", 11);
+        world.wait_lines("ends", 11);
         vhost.wait_counts("q", 0, 0);
         publish(&vhost, "sentinel", &with_id());
-        let ends = lines(&world, "ends", 12);
+        let ends = world.wait_lines("ends", 12);
         let samples: BTreeSet<&String> = ends.iter().collect();
         assert_eq!((ends.len(), samples.len()), (12, 12), "{ends:?}");
         assert_eq!(world.lines("runs").len(), 12);
@@ -187,7 +175,7 @@ fn a_host_that_comes_back_in_time_keeps_its_run() {
         let [a, b] = two_hosts(&world, &vhost);
         let first = a.start();
         publish(&vhost, "m", &properties);
-        assert_eq!(lines(&world, "runs", 1), ["m a 0"]);
+        assert_eq!(world.wait_lines("runs", 1), ["m a 0"]);
         let second = b.start();
         b.takes(true);
         a.link.close();
@@ -199,10 +187,10 @@ fn a_host_that_comes_back_in_time_keeps_its_run() {
         sleep(2 * GRACE);
         world.wait_report("b", "/queues/0/held", 1);
         world.file("go", "");
-        lines(&world, "ends", 1);
+        world.wait_lines("ends", 1);
         vhost.wait_counts("q", 0, 0);
         publish(&vhost, "sentinel", &with_id());
-        let runs = lines(&world, "runs", 2);
+        let runs = world.wait_lines("runs", 2);
         assert!(runs[1].starts_with("sentinel "), "{runs:?}");
         first.stop();
         second.stop();
@@ -218,22 +206,22 @@ fn a_message_of_a_host_that_is_gone_runs_elsewhere_with_a_higher_fence() {
     let [a, b] = two_hosts(&world, &vhost);
     let first = a.start();
     publish(&vhost, "m", &with_id());
-    lines(&world, "runs", 1);
+    world.wait_lines("runs", 1);
     let second = b.start();
     b.takes(true);
     a.link.close();
     first.kill();
-    let runs = lines(&world, "runs", 2);
+    let runs = world.wait_lines("runs", 2);
     assert_eq!(runs, ["m a 0", "m b 1"]);
     world.file("go", "");
-    lines(&world, "ends", 2);
+    world.wait_lines("ends", 2);
     vhost.wait_counts("q", 0, 0);
     // It is back, its run has ended, and nothing is left to do.
     a.link.open();
     let first = a.start();
     a.takes(true);
     publish(&vhost, "sentinel", &with_id());
-    let runs = lines(&world, "runs", 3);
+    let runs = world.wait_lines("runs", 3);
     assert!(runs[2].starts_with("sentinel "), "{runs:?}");
     first.stop();
     second.stop();
@@ -252,17 +240,17 @@ fn accepted_messages_of_a_dead_host_wait_for_it() {
     for n in 0..3 {
         publish(&vhost, &n.to_string(), &with_id());
     }
-    lines(&world, "runs", 1);
+    world.wait_lines("runs", 1);
     vhost.wait_counts("q", 0, 0);
     first.kill();
     let second = b.start();
     b.takes(true);
     publish(&vhost, "sentinel", &with_id());
-    let runs = lines(&world, "runs", 2);
+    let runs = world.wait_lines("runs", 2);
     assert!(runs[1].starts_with("sentinel b"), "{runs:?}");
     world.file("go", "");
     let first = a.start();
-    lines(&world, "ends", 4);
+    world.wait_lines("ends", 4);
     assert_eq!(world.lines("runs").len(), 4);
     first.stop();
     second.stop();
@@ -279,13 +267,13 @@ fn a_run_that_is_longer_than_the_limit_for_acknowledgements_ends_once() {
         let options = ["--settle", settle, "-c", UNTIL_GO];
         let host = Host::new(&world, &vhost, "w", &options);
         let client = host.start();
-        lines(&world, "runs", 1);
+        world.wait_lines("runs", 1);
         sleep(Duration::from_secs(15));
         world.file("go", "");
-        lines(&world, "ends", 1);
+        world.wait_lines("ends", 1);
         vhost.wait_counts("q", 0, 0);
         publish(&vhost, "sentinel", &with_id());
-        let runs = lines(&world, "runs", 2);
+        let runs = world.wait_lines("runs", 2);
         assert!(runs[1].starts_with("sentinel"), "{runs:?}");
         client.stop();
     }
@@ -305,7 +293,7 @@ fn a_broker_short_of_memory_gets_its_dead_letters_later() {
     let host = Host::new(&world, &vhost, "w", &options);
     let client = host.start();
     // The others go on.
-    lines(&world, "ends", 3);
+    world.wait_lines("ends", 3);
     wait_until("the block is said", || {
         client.log_text().contains("takes no messages now")
     });
@@ -328,15 +316,15 @@ fn a_limit_of_deliveries_ends_no_run() {
     let host = Host::new(&world, &vhost, "w", &options);
     let client = host.start();
     publish(&vhost, "m", &with_id());
-    lines(&world, "runs", 1);
+    world.wait_lines("runs", 1);
     for _ in 0..3 {
         vhost.close_connections();
         host.takes(true);
     }
     world.file("go", "");
-    lines(&world, "ends", 1);
+    world.wait_lines("ends", 1);
     publish(&vhost, "sentinel", &with_id());
-    assert_eq!(lines(&world, "runs", 2).len(), 2);
+    assert_eq!(world.wait_lines("runs", 2).len(), 2);
     vhost.wait_counts("q", 0, 0);
     client.stop();
 }

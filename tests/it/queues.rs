@@ -1,7 +1,6 @@
 //! A client takes work from queues of RabbitMQ.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -15,33 +14,6 @@ const RECORD: &str =
 /// A command that records that it runs, and works until there is a file.
 const UNTIL_GO: &str =
     r#"echo "$ATTR_SAMPLE" >> "$OUT/runs"; until [ -e "$OUT/go" ]; do sleep 0.02; done"#;
-
-/// Returns the client `who` that takes from a queue.
-fn worker_command(
-    world: &World,
-    vhost: &Vhost<'_>,
-    who: &str,
-    url: &str,
-    arguments: &[&str],
-) -> Command {
-    let mut command = world.command("tael-client");
-    command
-        .args(["--who", who, "--root", "lab", "--queue", url])
-        .args(["--queue-password-file", &vhost.rabbit.password_file()])
-        .args(arguments)
-        .env("TAEL_TEST_QUEUE_GRACE", "1500")
-        .env("OUT", world.dir.path());
-    command
-}
-
-/// Starts the client `who`, and returns when it takes from the queue.
-#[track_caller]
-fn worker(world: &World, vhost: &Vhost<'_>, who: &str, queue: &str, arguments: &[&str]) -> Process {
-    let command = worker_command(world, vhost, who, &vhost.url(queue), arguments);
-    let worker = world.online(who, command);
-    takes(world, who);
-    worker
-}
 
 /// Waits until the client `who` takes from its queue.
 #[track_caller]
@@ -60,10 +32,7 @@ fn publish_with(vhost: &Vhost<'_>, queue: &str, sample: &str, properties: &Value
 
 #[track_caller]
 fn runs(world: &World, count: usize) -> Vec<String> {
-    wait_until(&format!("{count} runs"), || {
-        world.lines("runs").len() >= count
-    });
-    let lines = world.lines("runs");
+    let lines = world.wait_lines("runs", count);
     assert_eq!(lines.len(), count, "{lines:?}");
     lines
 }
@@ -92,13 +61,7 @@ fn each_message_runs_once_in_both_modes_and_types() {
             for _ in 0..3 {
                 publish_with(&vhost, queue, "c", &json!({}));
             }
-            let worker = worker(
-                &world,
-                &vhost,
-                "w",
-                queue,
-                &["--settle", settle, "-c", RECORD],
-            );
+            let worker = vhost.worker(&world, "w", queue, &["--settle", settle, "-c", RECORD]);
             let mut lines = runs(&world, 5);
             publish(&vhost, queue, "d");
             lines = [lines, runs(&world, 6)[5..].to_vec()].concat();
@@ -120,7 +83,7 @@ fn an_id_is_one_event_however_often_it_is_sent() {
     };
     let (vhost, world) = (rabbit.vhost(), World::new());
     vhost.declare("q");
-    let worker = worker(&world, &vhost, "w", "q", &["-c", RECORD]);
+    let worker = vhost.worker(&world, "w", "q", &["-c", RECORD]);
     for _ in 0..3 {
         publish_with(&vhost, "q", "same", &json!({"message_id": "1"}));
     }
@@ -145,11 +108,11 @@ fn no_more_is_taken_than_jobs_are_free() {
             publish(&vhost, "q", &n.to_string());
         }
         let options = ["--settle", settle, "--jobs", "2", "-c", UNTIL_GO];
-        let first = worker(&world, &vhost, "first", "q", &options);
+        let first = vhost.worker(&world, "first", "q", &options);
         runs(&world, 2);
         vhost.wait_counts("q", 5, unacked);
         // The rest is there for others.
-        let second = worker(&world, &vhost, "second", "q", &options);
+        let second = vhost.worker(&world, "second", "q", &options);
         runs(&world, 4);
         vhost.wait_counts("q", 3, 2 * unacked);
         world.file("go", "");
@@ -174,7 +137,7 @@ fn a_prefetch_takes_more_than_the_jobs() {
             publish(&vhost, "q", &n.to_string());
         }
         let options = ["--settle", settle, "--prefetch", "4", "-c", UNTIL_GO];
-        let worker = worker(&world, &vhost, "w", "q", &options);
+        let worker = vhost.worker(&world, "w", "q", &options);
         runs(&world, 1);
         vhost.wait_counts("q", 3, unacked);
         let consumers = vhost.consumers("q");
@@ -212,7 +175,7 @@ fn what_cannot_run_goes_to_the_dead_letter_queue_and_stops_nothing() {
             "-c",
             r#"echo "$SAMPLE" >> "$OUT/runs""#,
         ];
-        let worker = worker(&world, &vhost, "w", "q", &options);
+        let worker = vhost.worker(&world, "w", "q", &options);
         let large = format!("{{\"a\":\"{}\"}}", "x".repeat(2000));
         let binary: Vec<u8> = (0..=255).collect();
         let bodies: [(&[u8], &str); 7] = [
@@ -286,7 +249,7 @@ fn a_run_that_fails_for_good_is_dead_and_its_sender_hears_of_each_end() {
             "-c",
             command,
         ];
-        let worker = worker(&world, &vhost, "w", "q", &options);
+        let worker = vhost.worker(&world, "w", "q", &options);
         for (id, code) in [("good", "0"), ("bad", "3")] {
             let properties = json!({"message_id": id, "reply_to": "replies"});
             publish_with(&vhost, "q", code, &properties);
@@ -351,7 +314,7 @@ fn a_canceled_run_is_not_dead_and_its_sender_hears_of_it() {
             vhost.declare(queue);
         }
         let options = ["--settle", settle, "--prefetch", "2", "-c", UNTIL_GO];
-        let worker = worker(&world, &vhost, "w", "q", &options);
+        let worker = vhost.worker(&world, "w", "q", &options);
         for id in ["1", "2"] {
             publish_with(
                 &vhost,
@@ -389,7 +352,7 @@ fn lists_of_one_value_are_values_and_the_payload_is_the_body() {
     vhost.declare("q");
     let command = r#"echo "$ATTR_DATASET $ATTR_FILES" >> "$OUT/runs"; cat > "$OUT/body""#;
     let options = ["--when", "Dataset=abc", "-c", command];
-    let worker = worker(&world, &vhost, "w", "q", &options);
+    let worker = vhost.worker(&world, "w", "q", &options);
     let body = r#"{"Dataset":["abc"],"Files":["a","b"]}"#;
     vhost.publish("q", body, &json!({"headers": {"Dataset": ["abc"]}}));
     assert_eq!(runs(&world, 1), [r#"abc ["a","b"]"#]);
@@ -408,7 +371,7 @@ fn a_message_that_comes_again_is_bound_to_its_run() {
         let (vhost, world) = (rabbit.vhost(), World::new());
         vhost.declare_quorum("q");
         let options = ["--settle", settle, "--jobs", "5", "-c", UNTIL_GO];
-        let mut client = worker(&world, &vhost, "w", "q", &options);
+        let mut client = vhost.worker(&world, "w", "q", &options);
         publish(&vhost, "q", "with id");
         // Equal ones without an id.
         for _ in 0..3 {
@@ -420,7 +383,7 @@ fn a_message_that_comes_again_is_bound_to_its_run() {
         for _ in 0..2 {
             if kills {
                 client.kill();
-                client = worker(&world, &vhost, "w", "q", &options);
+                client = vhost.worker(&world, "w", "q", &options);
             } else {
                 assert!(vhost.close_connections() > 0);
                 takes(&world, "w");
@@ -446,14 +409,14 @@ fn a_run_that_ended_without_a_connection_is_not_run_again() {
         let (vhost, world) = (rabbit.vhost(), World::new());
         vhost.declare_quorum("q");
         let options = ["--settle", "done", "-c", UNTIL_GO];
-        let client = worker(&world, &vhost, "w", "q", &options);
+        let client = vhost.worker(&world, "w", "q", &options);
         publish_with(&vhost, "q", "a", &id);
         runs(&world, 1);
         client.kill();
         // Its run ends meanwhile.
         world.file("go", "");
         vhost.wait_counts("q", 1, 0);
-        let client = worker(&world, &vhost, "w", "q", &options);
+        let client = vhost.worker(&world, "w", "q", &options);
         vhost.wait_counts("q", 0, 0);
         publish(&vhost, "q", "sentinel");
         assert_eq!(runs(&world, 2), ["a", "sentinel"]);
@@ -472,7 +435,7 @@ fn queues_that_cannot_be_used_are_said_and_taken_from_later() {
     };
     // Not there.
     let url = vhost.url("q");
-    let command = worker_command(&world, &vhost, "w", &url, &["-c", RECORD]);
+    let command = vhost.worker_command(&world, "w", &url, &["-c", RECORD]);
     let missing = world.online("w", command);
     said(&missing, "does queue 'q' exist?");
     vhost.declare("q");
@@ -481,7 +444,7 @@ fn queues_that_cannot_be_used_are_said_and_taken_from_later() {
     missing.stop();
     // Declared otherwise.
     let options = ["--declare", "quorum", "-c", RECORD];
-    let command = worker_command(&world, &vhost, "w", &url, &options);
+    let command = vhost.worker_command(&world, "w", &url, &options);
     let otherwise = world.online("w", command);
     said(&otherwise, "is declared otherwise");
     vhost.delete("q");
@@ -498,14 +461,14 @@ fn queues_that_cannot_be_used_are_said_and_taken_from_later() {
     // Not allowed.
     let user = vhost.user(["^$", "^$", "^$"]);
     let url = vhost.url_at(rabbit.port(), &user, "q");
-    let command = worker_command(&world, &vhost, "w", &url, &["-c", RECORD]);
+    let command = vhost.worker_command(&world, "w", &url, &["-c", RECORD]);
     let denied = world.online("w", command);
     said(&denied, "ACCESS_REFUSED");
     denied.stop();
     // May read only: no dead letters, and no claims.
     let user = vhost.user(["^$", "^$", "^q$"]);
     let url = vhost.url_at(rabbit.port(), &user, "q");
-    let command = worker_command(&world, &vhost, "w", &url, &["-c", RECORD]);
+    let command = vhost.worker_command(&world, "w", &url, &["-c", RECORD]);
     let reader = world.online("w", command);
     takes(&world, "w");
     publish(&vhost, "q", "d");
@@ -516,7 +479,7 @@ fn queues_that_cannot_be_used_are_said_and_taken_from_later() {
     vhost.wait_counts("q", 0, 0);
     reader.stop();
     // The dead letter has stayed in the ledger.
-    let command = worker_command(&world, &vhost, "w", &vhost.url("q"), &["-c", RECORD]);
+    let command = vhost.worker_command(&world, "w", &vhost.url("q"), &["-c", RECORD]);
     let allowed = world.online("w", command);
     takes(&world, "w");
     assert_eq!(counts(&vhost, "q"), (0, 0));
@@ -531,13 +494,7 @@ fn a_paused_client_takes_nothing() {
     for settle in ["accept", "done"] {
         let (vhost, world) = (rabbit.vhost(), World::new());
         vhost.declare("q");
-        let worker = worker(
-            &world,
-            &vhost,
-            "w",
-            "q",
-            &["--settle", settle, "-c", RECORD],
-        );
+        let worker = vhost.worker(&world, "w", "q", &["--settle", settle, "-c", RECORD]);
         world.control(&["w", "pause"]);
         wait_until("no consumer is left", || vhost.consumers("q").is_empty());
         publish(&vhost, "q", "a");
@@ -632,7 +589,7 @@ fn topics_and_queues_share_a_trigger() {
         "-c",
         RECORD,
     ];
-    let worker = worker(&world, &vhost, "w", "q", &options);
+    let worker = vhost.worker(&world, "w", "q", &options);
     world.message(
         "lab/seq/status",
         &[("status", "finished"), ("sample", "topic")],
@@ -652,7 +609,7 @@ fn a_stop_gives_back_what_is_not_accepted() {
     let (vhost, world) = (rabbit.vhost(), World::new());
     vhost.declare("q");
     let options = ["--settle", "done", "--stop-units", "-c", UNTIL_GO];
-    let worker = worker(&world, &vhost, "w", "q", &options);
+    let worker = vhost.worker(&world, "w", "q", &options);
     publish(&vhost, "q", "a");
     publish(&vhost, "q", "b");
     runs(&world, 1);

@@ -68,10 +68,7 @@ fn client(vhost: &Vhost<'_>, world: &World, command: &str, arguments: &[&str]) -
 /// Waits until a file of the world has so many lines, and returns them in order.
 #[track_caller]
 fn lines(world: &World, name: &str, count: usize) -> Vec<String> {
-    wait_until(&format!("{name} has {count} lines"), || {
-        world.lines(name).len() >= count
-    });
-    let mut lines = world.lines(name);
+    let mut lines = world.wait_lines(name, count);
     lines.sort();
     lines
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::{PATIENCE, can_run, wait_until};
+use super::super::{PATIENCE, Process, World, can_run, wait_until};
 use super::Rabbit;
 use super::http::{base64, escaped, from_base64};
 
@@ -284,6 +284,36 @@ impl<'a> Vhost<'a> {
                 key: text(&message["routing_key"]),
             })
             .collect()
+    }
+
+    // --- Clients ---
+
+    /// Returns the client `who` that takes from the queue at `url`. A message that comes again, and that
+    /// it does not know, waits there for 1.5 s.
+    pub fn worker_command(
+        &self,
+        world: &World,
+        who: &str,
+        url: &str,
+        arguments: &[&str],
+    ) -> Command {
+        let mut command = world.command("tael-client");
+        command
+            .args(["--who", who, "--root", "lab", "--queue", url])
+            .args(["--queue-password-file", &self.rabbit.password_file()])
+            .args(arguments)
+            .env("TAEL_TEST_QUEUE_GRACE", "1500")
+            .env("OUT", world.dir.path());
+        command
+    }
+
+    /// Starts the client `who`, and returns when it takes from the queue.
+    #[track_caller]
+    pub fn worker(&self, world: &World, who: &str, queue: &str, arguments: &[&str]) -> Process {
+        let command = self.worker_command(world, who, &self.url(queue), arguments);
+        let worker = world.online(who, command);
+        world.wait_report(who, "/queues/0/online", true);
+        worker
     }
 
     // --- Other programs ---
