@@ -48,6 +48,20 @@ pub struct Limit<K> {
     periods: HashMap<K, Period>,
 }
 
+impl Period {
+    /// Returns one that begins at `now`, with at most `allowed` lines.
+    const fn new(now: Instant, allowed: u32) -> Self {
+        Self {
+            start: now,
+            length: PERIOD,
+            logged: 0,
+            allowed,
+            held: 0,
+            example: String::new(),
+        }
+    }
+}
+
 impl<K: Eq + Hash> Limit<K> {
     /// Returns a limit that has counted nothing.
     pub fn new() -> Self {
@@ -59,23 +73,12 @@ impl<K: Eq + Hash> Limit<K> {
     /// Returns whether a line of `kind` may be logged now, with at most `most` in a period.
     /// Otherwise it is counted.
     pub fn allows(&mut self, kind: K, most: u32, line: &str, now: Instant) -> bool {
-        let period = self.periods.entry(kind).or_insert_with(|| Period {
-            start: now,
-            length: PERIOD,
-            logged: 0,
-            allowed: most,
-            held: 0,
-            example: String::new(),
-        });
+        let period = self
+            .periods
+            .entry(kind)
+            .or_insert_with(|| Period::new(now, most));
         if period.held == 0 && now.saturating_duration_since(period.start) >= period.length {
-            *period = Period {
-                start: now,
-                length: PERIOD,
-                logged: 0,
-                allowed: most,
-                held: 0,
-                example: String::new(),
-            };
+            *period = Period::new(now, most);
         }
         if period.logged < period.allowed {
             period.logged += 1;
