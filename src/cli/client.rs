@@ -20,6 +20,7 @@ use crate::cli::queue_access::{self, QueueLogin, QueueTable};
 use crate::cli::signing;
 use crate::cli::trigger::{self, TriggerOptions};
 use crate::cli::values::one_of;
+use crate::cli::view;
 use crate::cli::work_type;
 use crate::engine::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -236,6 +237,8 @@ impl Tool for Client {
             let (config, can_connect) = client.draft(matches, layers, mistakes);
             client::warn(&config);
             mistakes.name(subject(&config, matches, layers));
+            // A start does not look at them: only `tael facts view` does.
+            view::all(layers, mistakes);
             if let Some(state) = mistakes.keep(paths::state_dir()) {
                 for finding in preflight::look(&config, &state) {
                     let (key, cause) = (finding.key, finding.cause);

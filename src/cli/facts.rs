@@ -10,6 +10,7 @@ use crate::cli::Tool;
 use crate::cli::config::Layers;
 use crate::cli::connection::{self, Connection, Root, rank};
 use crate::cli::help::Page;
+use crate::cli::mistakes::Mistakes;
 use crate::cli::values::one_of;
 use crate::cli::view;
 use crate::error::{Error, Result};
@@ -249,7 +250,10 @@ impl Tool for Facts {
                 })
             }
             Verbs::View(options) => {
-                let found = view::find(layers, &options.view)?;
+                let mut mistakes = Mistakes::default();
+                let Some(found) = view::find(layers, &options.view, &mut mistakes)? else {
+                    return mistakes.report();
+                };
                 if options.publish && found.name.is_none() {
                     return Err(Error::usage(
                         "--publish takes the name of a [[view]], not a SELECT",

@@ -4,7 +4,7 @@
 //! not write, not open a file, and not run or grow without end. SQLite's "Defense Against The Dark Arts"
 //! (sqlite.org/security.html) names the means.
 
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,58 @@ impl Rows {
     }
 }
 
+/// Checks that `sql` is a SELECT that [`View`] would run, over tables without rows. Does not run it.
+///
+/// # Errors
+/// Why it is none.
+pub fn compile(sql: &str) -> Result<(), String> {
+    // A view may follow in this process, and then it is too late.
+    counts_memory();
+    let cause = |e: Error| {
+        let text = e.to_string();
+        text.strip_prefix("view: ").unwrap_or(&text).to_owned()
+    };
+    let deadline = Instant::now() + MAX_COPY_TIME;
+    let mut view =
+        View::within(&Nodes::default(), &Network::default(), 0, deadline).map_err(cause)?;
+    let begun = Instant::now();
+    let handler = move || begun.elapsed() > MAX_TIME;
+    let limited = view.connection.progress_handler(STEPS, Some(handler));
+    limited.map_err(|e| cause(bug(e)))?;
+    let statement = prepare(&view.connection, sql).map_err(cause)?;
+    for index in 1..=statement.parameter_count() {
+        let name = statement.parameter_name(index).unwrap_or("?");
+        if !name.starts_with(':') {
+            return Err(format!(
+                "{name} cannot get a value: --set KEY=VALUE gives one to :KEY"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Returns `sql`, compiled.
+fn prepare<'a>(connection: &'a Connection, sql: &str) -> Result<rusqlite::Statement<'a>> {
+    let statement = connection.prepare(sql).map_err(failed)?;
+    match statement.column_count() {
+        0 => Err(Error::usage("view: it is not a SELECT")),
+        _ => Ok(statement),
+    }
+}
+
+/// Has SQLite count its memory, and returns whether it does. We build it without, and then no limit of
+/// memory holds (sqlite.org/malloc.html). Only the first use of SQLite in a process can ask for it.
+fn counts_memory() -> bool {
+    static COUNTS: OnceLock<bool> = OnceLock::new();
+    *COUNTS.get_or_init(|| {
+        let option = rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS;
+        // SAFETY: the option takes an integer; SQLite refuses it when it is in use already. The commands
+        // that come here have no other thread that uses it.
+        let result = unsafe { rusqlite::ffi::sqlite3_config(option, 1) };
+        result == rusqlite::ffi::SQLITE_OK
+    })
+}
+
 /// Returns an error about our own use of SQLite.
 fn bug(e: rusqlite::Error) -> Error {
     Error::bug(format!("copy the network for a view: {e}"))
@@ -131,12 +183,7 @@ impl View {
     /// # Errors
     /// As [`View::new`].
     pub fn limited(nodes: &Nodes, network: &Network, now: i64) -> Result<Self> {
-        // We build SQLite without it, and then no limit of memory holds (sqlite.org/malloc.html). It is the
-        // first use of SQLite in this process; later it would be refused.
-        let option = rusqlite::ffi::SQLITE_CONFIG_MEMSTATUS;
-        // SAFETY: no other thread uses SQLite yet, and the option takes an integer.
-        let counts = unsafe { rusqlite::ffi::sqlite3_config(option, 1) };
-        if counts != rusqlite::ffi::SQLITE_OK {
+        if !counts_memory() {
             return Err(Error::bug("count the memory of a view"));
         }
         limit_memory(MAX_COPY)?;
@@ -176,10 +223,7 @@ impl View {
         self.connection
             .progress_handler(STEPS, Some(handler))
             .map_err(bug)?;
-        let mut statement = self.connection.prepare(sql).map_err(failed)?;
-        if statement.column_count() == 0 {
-            return Err(Error::usage("view: it is not a SELECT"));
-        }
+        let mut statement = prepare(&self.connection, sql)?;
         for (name, value) in set {
             let index = statement
                 .parameter_index(&format!(":{name}"))
@@ -628,6 +672,28 @@ mod tests {
             std::fs::read_dir(dir.path()).expect("dir").next().is_none(),
             "a file was written"
         );
+    }
+
+    #[test]
+    fn a_select_is_compiled_without_a_network() {
+        for sql in [
+            "SELECT name FROM node WHERE name = :node",
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c",
+        ] {
+            assert_eq!(compile(sql), Ok(()), "{sql}");
+        }
+        for (sql, cause) in [
+            ("SELEC", "syntax error"),
+            ("", "not a SELECT"),
+            ("SELECT nam FROM node", "no such column"),
+            ("DELETE FROM node", "may only read"),
+            ("SELECT randomblob(1)", "randomblob"),
+            ("SELECT name FROM node WHERE name = ?", "cannot get a value"),
+            ("SELECT name FROM node WHERE name = @node", "@node cannot"),
+        ] {
+            let found = compile(sql).expect_err(sql);
+            assert!(found.contains(cause), "{sql}: {found}");
+        }
     }
 
     #[test]

@@ -600,3 +600,48 @@ fn trees_of_facts_do_not_fill_the_memory_of_readers() {
         "{stderr}"
     );
 }
+
+#[test]
+fn all_mistakes_in_the_views_of_a_file_are_told_where_views_matter() {
+    let world = World::new();
+    let file = world.file(
+        "views.toml",
+        "[[trigger]]\ntopic = 'a/b'\ncommand = 'true'\n\
+         [[view]]\nname = 'one'\nsql = 'SELEC'\n\
+         [[view]]\nname = 'two'\nsql = 'SELECT name FROM node'\nnode = 'x'\n\
+         [[view]]\nname = 'two'\nsql = 'SELECT name FROM node WHERE name = ?'\nroot = 'lab'\n\
+         [[view]]\nsql = 1\n[[view]]\nname = 'last'\nsql = 'SELECT 1'\n",
+    );
+    let want = [
+        "line 6: 'sql' cannot run: near \"SELEC\": syntax error",
+        "line 10: unknown key 'node'; did you mean 'nodes'?",
+        "line 12: another [[view]] is called 'two'",
+        "line 13: 'sql' cannot run: ? cannot get a value",
+        "line 14: unknown key 'root': it stands in a [[view]]; options that all commands share go above",
+        "line 16: 'sql' cannot be 1",
+        "line 16: a view has 'name' and 'sql': 'name' is missing",
+    ];
+    let mut check = world.tael(["client", "--who", "checked", "--check", "--config", &file]);
+    let mut used = view(&world, &["last", "--config", &file]);
+    for command in [&mut check, &mut used] {
+        let (code, stdout, stderr) = ran(command);
+        assert_eq!((code, &*stdout), (78, ""), "{stderr}");
+        let mut lines: Vec<&str> = stderr.lines().collect();
+        lines.retain(|line| !line.contains("WARN"));
+        assert_eq!(lines.len(), want.len(), "{stderr}");
+        for part in want {
+            assert!(
+                lines.iter().any(|line| line.contains(part)),
+                "{part}: {stderr}"
+            );
+        }
+    }
+    // A SELECT of the command line is none of the file's views.
+    node(&world, "a", "h1", 5);
+    let sql = "SELECT name FROM node";
+    assert_eq!(shown(&world, &[sql, "--raw", "--config", &file]), "a\n");
+    // A client asks no view.
+    let mut command = world.tael(["client", "--config", &file]);
+    command.args(["--who", "started", "--root", "lab"]);
+    world.online("started", command).stop();
+}
