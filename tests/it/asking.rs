@@ -188,6 +188,26 @@ fn a_question_that_is_asked_again_can_still_be_answered() {
 }
 
 #[test]
+fn each_of_several_answers_begins_a_line() {
+    let world = World::new();
+    let mut raw = answerer(&world);
+    let child = ask(&world, &["--reply", "--count", "4"], "");
+    let request = question(&mut raw);
+    for (host, payload) in [("n1", "one"), ("n2", "two\n"), ("n3", ""), ("n4", "four")] {
+        raw.send(&answer(&request, payload.as_bytes(), &of(host)));
+    }
+    assert_eq!(
+        ended(child),
+        (0, "one\ntwo\nfour\n".to_owned(), String::new())
+    );
+    // A single one is printed as it is.
+    let child = ask(&world, &["--reply"], "");
+    let request = question(&mut raw);
+    raw.send(&answer(&request, b"one", &of("n1")));
+    assert_eq!(ended(child), (0, "one".to_owned(), String::new()));
+}
+
+#[test]
 fn several_answers_to_one_question_are_counted() {
     let world = World::new();
     let mut raw = answerer(&world);
@@ -221,7 +241,7 @@ fn several_answers_to_one_question_are_counted() {
         raw.send(&answer(&request, b"one;", &of("n1")));
     }
     let (code, stdout, stderr) = ended(child);
-    assert_eq!((code, &*stdout), (75, "one;"), "{stderr}");
+    assert_eq!((code, &*stdout), (75, "one;\n"), "{stderr}");
     assert!(stderr.contains("1 of 2 answers within 1s"), "{stderr}");
 }
 

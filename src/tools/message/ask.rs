@@ -329,6 +329,10 @@ impl<'a> Exchange<'a> {
             return print(&escaped_json(&line));
         }
         print_foreign(&answer.reply)?;
+        // The next answer begins on a line of its own; a single one is printed as it is.
+        if question.count > 1 && !answer.reply.is_empty() && !answer.reply.ends_with(b"\n") {
+            print("")?;
+        }
         let from = answer.from().unwrap_or_else(|| "the answer".to_owned());
         if let Some(error) = &answer.error {
             say(&printable(&format!("{from}: {error}"), MAX_ERROR));
