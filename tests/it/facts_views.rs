@@ -645,3 +645,29 @@ fn all_mistakes_in_the_views_of_a_file_are_told_where_views_matter() {
     command.args(["--who", "started", "--root", "lab"]);
     world.online("started", command).stop();
 }
+
+#[test]
+fn a_view_of_a_root_without_nodes_says_so() {
+    let world = World::new();
+    node(&world, "a", "h1", 5);
+    let sql = "SELECT name FROM node WHERE name = 'b'";
+    for form in ["--csv", "--raw"] {
+        let empty = |root: &str| {
+            let mut command = world.tael(["facts", "view", "--root", root, sql, form]);
+            ran(command.env("TAEL_LOG", "warn"))
+        };
+        let (code, _, stderr) = empty("lba");
+        assert_eq!(code, 0, "{stderr}");
+        assert!(
+            stderr.contains("no node tells facts below lba: is --root right?"),
+            "{stderr}"
+        );
+        // Here none is selected.
+        assert_eq!(empty("lab").2, "");
+    }
+    let mut json = world.tael(["facts", "view", "--root", "lba", sql, "--json"]);
+    assert_eq!(
+        ran(json.env("TAEL_LOG", "warn")),
+        (0, "[]\n".to_owned(), String::new())
+    );
+}

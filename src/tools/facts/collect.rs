@@ -41,6 +41,15 @@ impl Source {
         Ok(found)
     }
 
+    /// Says that there is no node, and why that may be.
+    pub(super) fn say_empty(&self) {
+        say(&format!(
+            "no node tells facts below {}: is --root right? The access rules of the broker may hide \
+             them. RabbitMQ sends no retained messages to wildcards: name the nodes there",
+            self.root
+        ));
+    }
+
     /// Returns the nodes that tell something on `topics`. If `is_whole`, facts that a presence names
     /// and that have not come are asked for by their own topics: a broker drops messages of QoS 0 in
     /// silence when a reader is slow.

@@ -75,10 +75,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         )));
     }
     if !named && nodes.seen.is_empty() && !options.json {
-        say(&format!(
-            "no node tells facts below {root}: is --root right? The access rules of the broker may hide \
-             them. RabbitMQ sends no retained messages to wildcards: name the nodes there"
-        ));
+        options.source.say_empty();
         return Ok(ExitCode::SUCCESS);
     }
     let seen = nodes.seen.iter();

@@ -101,6 +101,11 @@ async fn rows(options: &Options) -> Result<Rows> {
     for delivery in &found.messages {
         network.add_message(root, delivery, MAX_PAYLOAD);
     }
+    let is_empty = nodes.seen.is_empty() && network.pipelines().next().is_none();
+    // Programs that read JSON see it: `show --json` is silent too.
+    if is_empty && (options.publish || options.form != Form::Json) {
+        source.say_empty();
+    }
     let lacks = network.cut();
     if let Some(cause) = &lacks {
         say(cause);
