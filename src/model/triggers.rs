@@ -45,6 +45,14 @@ impl Triggers {
         filters.any(Filter::is_shared)
     }
 
+    /// Returns whether another pipeline with the same triggers would get a part of their events: from
+    /// shared subscriptions and queues. Otherwise it gets all of them, too.
+    #[must_use]
+    pub fn share_events(&self) -> bool {
+        let mut filters = self.list.iter().flat_map(|trigger| &trigger.filters);
+        !self.list.is_empty() && filters.all(Filter::is_shared)
+    }
+
     /// Returns a shared filter and another one, if there are both.
     #[must_use]
     pub fn mixed(&self) -> Option<(&Filter, &Filter)> {

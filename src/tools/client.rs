@@ -38,13 +38,17 @@ pub fn warn(config: &Config) {
 /// state of a newer version.
 pub fn run(options: Options) -> Result<ExitCode> {
     let who = options.config.who.clone();
+    let another = match options.config.triggers.share_events() {
+        true => "another --who is another pipeline, which takes a share of the events",
+        false => "another --who is another pipeline, which runs every event too",
+    };
     let home = match Home::acquire(&options.state, &who)? {
         Ok(home) => home,
         Err(_) if options.if_not_running => return Ok(ExitCode::SUCCESS),
         Err(holder) => {
             return Err(Error::cannot_create(format!(
                 "start client: one called '{who}' runs already in {}: {holder}; end it first, or add \
-                 --if-not-running; another --who is another pipeline, which runs every event too",
+                 --if-not-running; {another}",
                 options.state.display()
             )));
         }
@@ -66,8 +70,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
                 holder.kind(),
                 format!(
                     "start client: one called '{who}' runs already, from another state folder: \
-                     {holder}; end it first, or add --if-not-running; another --who is another \
-                     pipeline, which runs every event too"
+                     {holder}; end it first, or add --if-not-running; {another}"
                 ),
             ));
         }

@@ -308,6 +308,27 @@ fn a_second_client_of_one_name() {
 }
 
 #[test]
+fn another_name_shares_events_or_runs_them_too() {
+    let world = World::new();
+    let shared = "$share/g/lab/seq/status";
+    for (who, topic, hint) in [
+        ("own", SEQ, "which runs every event too"),
+        ("shared", shared, "which takes a share of the events"),
+    ] {
+        let first = world.client(who, &["-t", topic, "-c", "true"]);
+        let mut second = world.command("tael-client");
+        second.args(["--who", who, "-t", topic, "-c", "true"]);
+        refuses(&mut second, 73, hint);
+        // In a state folder of its own.
+        let mut apart = world.command("tael-client");
+        apart.args(["--who", who, "-t", topic, "-c", "true"]);
+        apart.env("STATE_DIRECTORY", world.path("apart"));
+        refuses(&mut apart, 73, hint);
+        first.stop();
+    }
+}
+
+#[test]
 fn no_place_for_state() {
     let dir = tempdir().expect("tempdir");
     let mut homeless = client(&dir, &[]);
