@@ -17,6 +17,13 @@ pub const MAX_WHO_BYTES: usize = 128;
 /// connection (`TOPIC_HIERARCHY_LIMIT`).
 pub const MAX_LEVELS: usize = 200;
 
+/// First levels that begin with `$` and that every user of a broker may mean: shared subscriptions, and
+/// what a broker tells about itself (MQTT 5.0, sections 4.8.2 and 4.7.2).
+const BROKER_LEVELS: &[&str] = &["$share", "$SYS"];
+
+/// Maximum length of a filter in a doubt, characters.
+const MAX_DOUBTED: usize = 200;
+
 /// Default root of pipelines and tools.
 pub const DEFAULT_ROOT: &str = "tael";
 
@@ -152,6 +159,42 @@ impl Filter {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.0.starts_with("$share/")
+    }
+
+    /// Returns why topics that this filter matches are hardly meant; `None` if they may be.
+    #[must_use]
+    pub fn doubt(&self) -> Option<String> {
+        let text = printable(&self.0, MAX_DOUBTED);
+        if let Some(rest) = self.0.strip_prefix('/') {
+            let plain = printable(rest, MAX_DOUBTED);
+            let share = match rest.split_once('/') {
+                Some((group, _)) if !group.is_empty() && !group.contains(['+', '#']) => {
+                    "; was it $share in double quotes? write single quotes: the shell replaces $share"
+                }
+                _ => "",
+            };
+            return Some(format!(
+                "filter '{text}' begins with / and does not match topics such as '{plain}'{share}"
+            ));
+        }
+        let first = self
+            .0
+            .split('/')
+            .next()
+            .filter(|level| level.starts_with('$'))?;
+        if BROKER_LEVELS.contains(&first) {
+            return None;
+        }
+        let hint = match nearest(first, BROKER_LEVELS.iter().copied()) {
+            Some("$share") => "did you mean $share/GROUP/FILTER?".to_owned(),
+            Some(near) => format!("did you mean {near}?"),
+            None => {
+                "$share/GROUP/FILTER shares messages, and $SYS/# is about the broker".to_owned()
+            }
+        };
+        Some(format!(
+            "filter '{text}' begins with $: such topics belong to the broker, and most have none; {hint}"
+        ))
     }
 
     /// Returns the filter without its `$share/GROUP/`.
@@ -393,6 +436,34 @@ pub fn beacon(root: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_that_are_hardly_meant_are_doubted() {
+        let doubt = |text: &str| Filter::new(text).expect("filter").doubt();
+        for right in [
+            "lab/#",
+            "#",
+            "+/a",
+            "$share/g/lab/#",
+            "$SYS/broker/#",
+            "lab//x",
+        ] {
+            assert_eq!(doubt(right), None, "{right}");
+        }
+        for (wrong, cause, quotes) in [
+            ("/g/lab/seq", "such as 'g/lab/seq'", true),
+            ("/lab", "such as 'lab'", false),
+            ("/#", "begins with /", false),
+            ("/+/lab", "begins with /", false),
+            ("$shared/g/lab", "did you mean $share/GROUP/FILTER?", false),
+            ("$sys/broker", "did you mean $SYS?", false),
+            ("$queue/lab", "belong to the broker", false),
+        ] {
+            let doubt = doubt(wrong).expect(wrong);
+            assert!(doubt.contains(cause), "{wrong}: {doubt}");
+            assert_eq!(doubt.contains("double quotes"), quotes, "{wrong}: {doubt}");
+        }
+    }
     use proptest::prelude::*;
 
     fn filter(text: &str) -> Filter {

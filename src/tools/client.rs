@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::engine::config::Config;
 use crate::engine::control::reload::Reload;
 use crate::engine::service::Service;
-use crate::engine::work::job::warn_of_metrics;
+use crate::engine::work::job::warn_of_doubts;
 use crate::error::{Error, Kind, Result};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
@@ -27,7 +27,7 @@ pub struct Options {
 
 /// Warns of what a client with this configuration does and may not be meant.
 pub fn warn(config: &Config) {
-    warn_of_metrics(config);
+    warn_of_doubts(config);
 }
 
 /// Runs the client until it is stopped.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Zoned;
 use serde_json::{Map, json};
+use tracing::warn;
 
 use crate::error::Result;
 use crate::model::message::{Delivery, Qos};
@@ -48,6 +49,9 @@ pub struct Options {
 /// When the broker refuses us.
 pub fn run(options: &Options) -> Result<ExitCode> {
     signals::give_up_after(FAREWELL)?;
+    for doubt in options.filters.iter().filter_map(Filter::doubt) {
+        warn!("{doubt}");
+    }
     super::runtime()?.block_on(watch(options))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -329,6 +329,28 @@ fn another_name_shares_events_or_runs_them_too() {
 }
 
 #[test]
+fn filters_that_are_hardly_meant_are_warned_of() {
+    let world = World::new();
+    let warning = |stderr: &str| stderr.contains("was it $share in double quotes?");
+    let options = ["--who", "doubted", "--root", "lab", "-c", "true", "-t"];
+    let mut check = world.tael(["client", "--check"]);
+    let (code, _, stderr) = ran(check.args(options).arg("/g/lab/seq"));
+    assert!(code == 0 && warning(&stderr), "{stderr}");
+    let mut check = world.tael(["client", "--check"]);
+    let (code, _, stderr) = ran(check.args(options).arg("$share/g/lab/seq"));
+    assert!(code == 0 && !stderr.contains("filter"), "{stderr}");
+    let client = world.client("doubted", &["-t", "/g/lab/seq", "-c", "true"]);
+    assert!(warning(&client.log_text()), "{}", client.log_text());
+    client.stop();
+    let mut kept = world.tael(["message", "-t", "lab/kept", "--retain", "a=1"]);
+    assert_eq!(ran(&mut kept).0, 0);
+    let mut watch = world.tael(["watch", "-t", "/g/lab/seq", "lab/kept", "-n", "1"]);
+    let (code, shown, stderr) = ran(&mut watch);
+    assert!(code == 0 && shown.contains("lab/kept"), "{shown}{stderr}");
+    assert!(warning(&stderr), "{stderr}");
+}
+
+#[test]
 fn no_place_for_state() {
     let dir = tempdir().expect("tempdir");
     let mut homeless = client(&dir, &[]);

@@ -11,6 +11,7 @@ use tracing::warn;
 use crate::engine::config::Config;
 use crate::model::command::Command;
 use crate::model::spec::Spec;
+use crate::model::topic::Filter;
 use crate::model::unit::Unit;
 use crate::model::variables::{Value, Variables};
 use crate::model::{env_file, exec};
@@ -156,7 +157,7 @@ pub fn warn_of_what_is_missing(config: &Config) {
             warn!("{kind} '{name}': {e}; its runs fail until that is corrected");
         }
     }
-    warn_of_metrics(config);
+    warn_of_doubts(config);
 }
 
 /// Returns the `PATH` of a command that gets `variables` from a file.
@@ -167,8 +168,13 @@ pub fn search_path(variables: &[(String, Value)]) -> OsString {
         .unwrap_or_else(|| OsString::from(DEFAULT_PATH))
 }
 
-/// Warns of a metrics file that is not collected.
-pub fn warn_of_metrics(config: &Config) {
+/// Warns of what is valid and hardly meant: filters, and a metrics file that is not collected.
+pub fn warn_of_doubts(config: &Config) {
+    for trigger in &config.triggers {
+        for doubt in trigger.filters.iter().filter_map(Filter::doubt) {
+            warn!("trigger '{}': {doubt}", trigger.name);
+        }
+    }
     if let Some(path) = &config.metrics
         && path.extension().is_none_or(|e| e != "prom")
     {
