@@ -88,6 +88,9 @@ enum Verbs {
         /// Print the outcome of each round as JSON
         #[arg(long)]
         json: bool,
+        /// Exit with 0, in silence, when the facts of this node are told already
+        #[arg(long, conflicts_with_all = ["once", "dry_run"])]
+        if_not_running: bool,
     },
     /// Select from nodes, facts and pipelines, as from tables
     View(ViewOptions),
@@ -211,6 +214,7 @@ impl Tool for Facts {
                 once,
                 dry_run,
                 json,
+                if_not_running,
             } => {
                 let node = self.node()?;
                 let rules = Rules {
@@ -247,6 +251,7 @@ impl Tool for Facts {
                     sources,
                     once: once.then_some(self.timeout),
                     json,
+                    if_not_running,
                 })
             }
             Verbs::View(options) => {

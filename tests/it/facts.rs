@@ -618,6 +618,31 @@ fn a_daemon_looks_again_and_says_when_it_leaves() {
 }
 
 #[test]
+fn a_second_daemon_of_a_node_is_refused() {
+    let world = World::new();
+    let first = daemon(&world, &[]);
+    refuses(
+        &mut publish(&world, &[]),
+        73,
+        "those of seq1 are told below lab already: process",
+    );
+    let quiet = ran(&mut publish(&world, &["--if-not-running"]));
+    assert_eq!(quiet, (0, String::new(), String::new()));
+    // A round beside it does not say that the node has left.
+    once(&world, &[]);
+    assert_eq!(show(&world)["state"], "fresh");
+    // Another node, and another root, are others.
+    let mut other = world.tael(["facts", "publish", "--root", "lab", "--node", "seq2"]);
+    other.env("TAEL_LOG", "warn");
+    let other = world.spawn(other);
+    wait_until("the other node", || shown(&world, &["seq2"]).0 == 0);
+    other.stop();
+    first.kill();
+    // The lock of a dead process is free.
+    daemon(&world, &["--if-not-running"]).stop();
+}
+
+#[test]
 fn a_daemon_that_dies_is_lost_and_its_facts_stay() {
     let world = World::new();
     let process = daemon(&world, &["--share", "common"]);

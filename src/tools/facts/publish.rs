@@ -10,13 +10,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::model::duration;
 use crate::model::facts::kind::Kind;
 use crate::model::facts::presence::{State, failed};
 use crate::model::facts::round::{Gathered, Node, Plan, payload};
 use crate::model::facts::tree::digest;
 use crate::model::text::printable;
+use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{Stop, give_up_with};
 use crate::tools::facts::gather::{Logged, Sources};
@@ -45,17 +46,31 @@ pub struct Options {
     pub once: Option<Duration>,
     /// Whether to print the outcome of each round as JSON.
     pub json: bool,
+    /// Whether a daemon of the same node on this host is a success.
+    pub if_not_running: bool,
 }
 
 /// Tells the facts once, or at every interval until it is stopped.
 ///
 /// # Errors
-/// 65 when some facts could not be told, and 69, 73 when another machine has the name of the node, 75
-/// when the broker does not acknowledge in time, 77; for a daemon final failures only.
+/// 65 when some facts could not be told, and 69, 73 when another machine has the name of the node or a
+/// daemon on this host tells its facts, 75 when the broker does not acknowledge in time, 77; for a daemon
+/// final failures only.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if options.json {
         crate::tools::check_stdout()?;
     }
+    // It says that the node is online, as a daemon does, and may run beside one.
+    let _lock = match options.once {
+        Some(_) => None,
+        None => match lock(&options.place) {
+            Ok(lock) => Some(lock),
+            Err(e) if options.if_not_running && e.kind() == ErrorKind::CannotCreate => {
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(e) => return Err(e),
+        },
+    };
     let runtime = crate::tools::runtime()?;
     match options.once {
         Some(limit) => {
@@ -70,6 +85,19 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Takes the name of the node on this host: when one of two daemons ends, it says that the node is
+/// offline.
+fn lock(place: &Place) -> Result<HostLock> {
+    let (address, root, node) = (place.broker.address(), &place.root, &place.node.name);
+    HostLock::acquire(&["facts", &address, root, node]).map_err(|holder| {
+        let cause = format!(
+            "tell facts: those of {node} are told below {root} already: {holder}; end it first, or add \
+             --if-not-running; another --node is another node"
+        );
+        Error::new(holder.kind(), cause)
+    })
 }
 
 /// Returns the facts of all kinds; `None` after a signal, which has ended the scripts.
