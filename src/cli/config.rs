@@ -65,6 +65,17 @@ pub const QUEUE: &str = "queue";
 /// Tables of commands of a node.
 const COMMAND: &str = "command";
 
+/// Keys that are lists of tables, and what such a table is.
+const LISTS: &[(&str, &str)] = &[
+    (TRIGGER, "a trigger"),
+    (ROUTE, "a route"),
+    (VIEW, "a view"),
+    (WORK, "a work type"),
+];
+
+/// Keys of a work type that are no options of `tael work`.
+const OF_WORK_TYPES: &[&str] = &["name", "command"];
+
 /// Maximum length of a path in an error, characters.
 const MAX_PATH: usize = 200;
 
@@ -178,6 +189,9 @@ impl Layers {
             for (key, value) in &layer.table {
                 match value {
                     Value::Table(_) if key == QUEUE => {}
+                    Value::Table(table) if key == WORK && is_work_type(table) => {
+                        entries.push(Err(layer.unknown(key, command)));
+                    }
                     Value::Table(table) if *key == tool => {
                         let own = table.iter();
                         entries
@@ -186,14 +200,6 @@ impl Layers {
                     Value::Table(_) if TABLES.contains(&key.as_str()) => {}
                     Value::Array(_) if [TRIGGER, WORK, VIEW, ROUTE].contains(&key.as_str()) => {}
                     Value::Table(_) if key == COMMAND || KEYS.contains(&key.as_str()) => {}
-                    Value::Table(_) if key == TRIGGER => entries.push(Err(layer.wrong_at(
-                        &[key],
-                        "a trigger is written [[trigger]], with two brackets",
-                    ))),
-                    Value::Table(_) if key == ROUTE => {
-                        entries.push(Err(layer
-                            .wrong_at(&[key], "a route is written [[route]], with two brackets")))
-                    }
                     value if super::connection::is_shared(key) => {
                         // Not every command has every shared option.
                         if command.get_arguments().any(|arg| is_named(arg, key)) {
@@ -378,6 +384,9 @@ impl Layer {
     }
 
     fn unknown(&self, key: &str, command: &Command) -> Error {
+        if let Some(shape) = shape_of(key) {
+            return self.wrong_at(&[key], shape);
+        }
         let cause = format!("unknown key '{key}'");
         let own = || command.get_arguments().filter_map(Arg::get_long);
         if let Some(near) = nearest(key, super::connection::shared()) {
@@ -388,9 +397,10 @@ impl Layer {
             TABLES
                 .iter()
                 .copied()
+                .chain(KEYS.iter().copied())
                 .chain([TRIGGER, WORK, COMMAND, QUEUE, VIEW, ROUTE]),
         ) {
-            let list = [TRIGGER, WORK, VIEW, ROUTE].contains(&near);
+            let list = LISTS.iter().any(|(list, _)| *list == near);
             let near = if list {
                 format!("[{near}]")
             } else {
@@ -422,8 +432,9 @@ impl Layer {
                 let own = command.get_arguments().filter_map(Arg::get_long);
                 let own = own.filter(|own| !NOT_IN_FILES.contains(own));
                 let hint = match nearest(key, own) {
-                    _ if matches!(key, "route" | "routes") => {
-                        "; a route is written [[route]], outside of other tables".to_owned()
+                    _ if list_of(key).is_some() => {
+                        let (list, what) = list_of(key).unwrap_or_default();
+                        format!("; {what} is written [[{list}]], outside of other tables")
                     }
                     Some(near) => format!("; did you mean '{near}'?"),
                     None => String::new(),
@@ -475,6 +486,30 @@ fn read(path: &Path, mistakes: &mut Mistakes) -> Option<Layer> {
             mistakes.note(unreadable(path, &e.to_string()).at(place));
             None
         }
+    }
+}
+
+/// Returns whether a table of options of `tael work` is a work type with one bracket.
+fn is_work_type(table: &Table) -> bool {
+    OF_WORK_TYPES.iter().any(|key| table.contains_key(*key))
+}
+
+/// Returns the list of tables that `key` names, in the singular or the plural, and what such a table is.
+fn list_of(key: &str) -> Option<(&'static str, &'static str)> {
+    let is_meant = |list: &str| key == list || key.strip_suffix('s') == Some(list);
+    LISTS.iter().copied().find(|(list, _)| is_meant(list))
+}
+
+/// Returns how the table `key` is written, if there is one: the file has another value of that name.
+fn shape_of(key: &str) -> Option<String> {
+    if let Some((list, what)) = list_of(key).filter(|(list, _)| *list == key) {
+        return Some(format!("{what} is written [[{list}]], with two brackets"));
+    }
+    let is_table = TABLES.contains(&key) || KEYS.contains(&key) || key == QUEUE;
+    match key {
+        COMMAND => Some("a command is written [command.NAME], with one bracket".to_owned()),
+        _ if is_table => Some(format!("'{key}' is a table: [{key}], with one bracket")),
+        _ => None,
     }
 }
 

@@ -710,6 +710,37 @@ fn a_check_gives_each_mistake_of_a_file_its_line() {
             &["did you mean [[trigger]]?"],
         ),
         (
+            "[view]\nname = 'x'\nsql = 'SELECT 1'\n".to_owned(),
+            &["line 1: a view is written [[view]], with two brackets"],
+        ),
+        (
+            "[trigger]\ntopic = 'a'\n[route]\npath = 'a'\n[work]\nname = 'w'\n".to_owned(),
+            &[
+                "a trigger is written [[trigger]], with two",
+                "a route is written [[route]], with two",
+                "a work type is written [[work]], with two",
+            ],
+        ),
+        (
+            "[[views]]\nname = 'x'\n".to_owned(),
+            &["did you mean [[view]]?"],
+        ),
+        (
+            "[[client]]\nwho = 'p'\n[[command]]\n[[queue]]\nbroker = 'x'\n".to_owned(),
+            &[
+                "'client' is a table: [client], with one bracket",
+                "a command is written [command.NAME], with one bracket",
+                "'queue' is a table: [queue], with one",
+            ],
+        ),
+        (
+            "[client]\nwho = 'p'\n[[client.trigger]]\ntopic = 'a'\n[[client.views]]\n".to_owned(),
+            &[
+                "a trigger is written [[trigger]], outside of other tables",
+                "a view is written [[view]], outside of other tables",
+            ],
+        ),
+        (
             "a = \n[client]\nb = \n".to_owned(),
             &["line 1: ", "line 3: "],
         ),
