@@ -17,6 +17,7 @@ use crate::model::duration;
 use crate::model::event::{self, Attributes};
 use crate::model::message::Qos;
 use crate::model::request::{self, MAX_ANSWERS, MAX_RETRIES};
+use crate::model::text::printable;
 use crate::model::topic::{self, DEFAULT_ROOT, Filter};
 use crate::os::host;
 use crate::tools::message::{self, Options, Question, Task};
@@ -138,6 +139,13 @@ impl Tool for Message {
             }),
             () => Task::Publish(self.reply_to),
         };
+        let stray = self.pairs.iter().find(|word| !word.contains('='));
+        if let Some(word) = stray.filter(|_| self.lines) {
+            let word = printable(word, 80);
+            return Err(Error::usage(format!(
+                "unexpected argument '{word}': -l reads standard input: <{word}"
+            )));
+        }
         let pairs = attr::pairs(self.attr, self.pairs)?;
         let attributes = attributes(self.payload.as_deref(), pairs, self.lines)?;
         if self.if_changed && attributes.is_none() {

@@ -15,6 +15,9 @@ use crate::error::{Error, Kind, Result};
 use crate::model::topic;
 use crate::tools::print_part;
 
+/// Hint about words of a value that is not quoted.
+const QUOTES: &str = "; a value with blanks needs quotes; see --help";
+
 /// Parses a command line of `tool`; `Err` is an end that is reached already.
 pub fn parse(
     mut command: Command,
@@ -105,7 +108,10 @@ fn ended(
             None => match from_variable(error, tool, words) {
                 Some(name) => Error::usage(format!("{name}: {}", usage_line(error))),
                 None => {
-                    let hint = stray_hint(error, command, tool);
+                    let own = command.find_subcommand(tool).unwrap_or(command);
+                    let hint = stray_hint(error, command, tool)
+                        .or_else(|| unquoted_hint(error, own, words))
+                        .or_else(|| listen_hint(error, own, words));
                     Error::usage(parser_line(error, "; see --help", hint))
                 }
             },
@@ -163,10 +169,65 @@ fn stray_hint(error: &clap::Error, command: &Command, tool: &str) -> Option<Stri
         return match (has("when"), has("attr")) {
             (true, false) => Some("; give each condition with a --when of its own".to_owned()),
             (_, true) => None,
-            (false, false) => Some("; a value with blanks needs quotes; see --help".to_owned()),
+            (false, false) => Some(QUOTES.to_owned()),
         };
     }
     // The words of a command that is not quoted look like this too.
     let names_pipeline = has("who") && !has("command") && topic::check_who(word).is_ok();
     names_pipeline.then(|| format!("; did you mean --who {word}?"))
+}
+
+/// Returns the option that a command has no place for, and its place among the `words`.
+fn unknown_option<'a>(error: &'a clap::Error, words: &[OsString]) -> Option<(&'a str, usize)> {
+    let option = context(error, ContextKind::InvalidArg)?;
+    if error.kind() != ErrorKind::UnknownArgument || !option.starts_with('-') {
+        return None;
+    }
+    let is_it = |word: &OsString| word.to_string_lossy().starts_with(option);
+    Some((option, words.iter().position(is_it)?))
+}
+
+/// Returns a hint about an option of the command that `-c` names, if that is not quoted.
+fn unquoted_hint(error: &clap::Error, own: &Command, words: &[OsString]) -> Option<String> {
+    let (_, at) = unknown_option(error, words)?;
+    // A slip of an option of ours.
+    if error.get(ContextKind::SuggestedArg).is_some() {
+        return None;
+    }
+    let mut options = own.get_arguments();
+    options.find(|arg| arg.get_long() == Some("command"))?;
+    let before = words.get(..at)?;
+    let start = before
+        .iter()
+        .rposition(|word| word == "-c" || word == "--command")?;
+    let mut rest = before.get(start + 2..)?.iter();
+    let is_plain = |word: &OsString| !word.to_string_lossy().starts_with('-');
+    rest.all(is_plain).then(|| QUOTES.to_owned())
+}
+
+/// Returns a hint about a host or port for a command that listens on an address with both.
+fn listen_hint(error: &clap::Error, own: &Command, words: &[OsString]) -> Option<String> {
+    let (option, at) = unknown_option(error, words)?;
+    let has = |long: &str| own.get_arguments().any(|arg| arg.get_long() == Some(long));
+    if !has("listen") || has("port") {
+        return None;
+    }
+    let word = words.get(at)?.to_string_lossy().into_owned();
+    let joined = word
+        .strip_prefix(option)
+        .map(|rest| rest.trim_start_matches('='));
+    let next = || Some(words.get(at + 1)?.to_string_lossy().into_owned());
+    let value = match joined {
+        Some("") | None => next(),
+        Some(value) => Some(value.to_owned()),
+    };
+    let port = || value.as_deref()?.parse::<u16>().ok();
+    match option {
+        "-p" | "--port" => Some(match port() {
+            Some(port) => format!("; did you mean --listen 127.0.0.1:{port}?"),
+            None => "; did you mean --listen ADDRESS:PORT?".to_owned(),
+        }),
+        "-H" | "--host" => Some("; did you mean --listen ADDRESS:PORT?".to_owned()),
+        _ => None,
+    }
 }

@@ -628,7 +628,33 @@ fn a_stray_word_gets_the_hint_that_fits() {
             "give each condition with a --when of its own",
         ),
         (&["client", "-c", "echo", "hi"], "needs quotes"),
+        (&["client", "-c", "ls", "-N", "/"], "needs quotes"),
+        (
+            &["pair", "cc", "-c", "nc", "-N", "localhost", "22"],
+            "unexpected argument '-N' found; a value with blanks needs quotes",
+        ),
+        (&["pair", "cc", "-c", "nc x", "-N"], "needs quotes"),
         (&["status", "a=b"], "needs quotes"),
+        (
+            &["message", "-t", "x", "-l", "jobs"],
+            "-l reads standard input: <jobs",
+        ),
+        (
+            &["broker", "-p", "1884"],
+            "did you mean --listen 127.0.0.1:1884?",
+        ),
+        (
+            &["broker", "--port=1884"],
+            "did you mean --listen 127.0.0.1:1884?",
+        ),
+        (
+            &["broker", "-p1884"],
+            "did you mean --listen 127.0.0.1:1884?",
+        ),
+        (
+            &["broker", "--host", "0.0.0.0"],
+            "did you mean --listen ADDRESS:PORT?",
+        ),
         (
             &["message", "-t", "a", "status=finished", "status=failed"],
             "'status' is given twice",
