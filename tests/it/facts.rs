@@ -7,6 +7,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::common::pty::Terminal;
 use crate::common::raw::{self, Raw};
 use crate::common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
 
@@ -204,10 +205,7 @@ fn own_facts_are_found_from_where_one_is_and_mistakes_are_named() {
     for (name, cause) in [
         ("still", "a script that prints facts needs chmod +x"),
         ("prose", "its output is not JSON"),
-        (
-            "lab",
-            "a folder in it is one of common, static, dynamic, state",
-        ),
+        ("lab", "own/lab is none of common, static, dynamic, state"),
     ] {
         let mut said = stderr
             .lines()
@@ -615,6 +613,20 @@ fn a_daemon_looks_again_and_says_when_it_leaves() {
         (&json!("offline"), &json!(false))
     );
     assert_eq!(seen["facts"]["state"]["raid"]["ok"], false);
+}
+
+#[test]
+fn a_round_says_its_outcome_on_a_terminal_only() {
+    let world = World::new();
+    for outcome in ["repaired", "kept"] {
+        let terminal = Terminal::start(publish(&world, &["--once"]), 80);
+        assert_eq!(terminal.end(), (0, format!("{outcome}\n")));
+    }
+    let mut quiet = publish(&world, &["--once"]);
+    assert_eq!(
+        ran(quiet.env("TAEL_LOG", "warn")),
+        (0, String::new(), String::new())
+    );
 }
 
 #[test]

@@ -29,6 +29,9 @@ const MAX_FILES: usize = 64;
 /// Maximum number of scripts that run at the same time.
 const MAX_SCRIPTS: usize = 4;
 
+/// Maximum length of a path in a cause, characters.
+const MAX_PATH: usize = 300;
+
 /// A file that may have facts.
 struct Entry {
     kind: Kind,
@@ -119,7 +122,8 @@ fn strange_kinds(folder: &Path) -> Vec<Found> {
         kind: Kind::Static,
         name: printable(&name, 120),
         facts: Err(format!(
-            "a folder in it is one of {}",
+            "folder {} is none of {}",
+            printable(&folder.join(&name).display().to_string(), MAX_PATH),
             Kind::NAMES.join(", ")
         )),
     });

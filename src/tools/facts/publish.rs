@@ -20,6 +20,7 @@ use crate::model::text::printable;
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{Stop, give_up_with};
+use crate::os::terminal::Terminal;
 use crate::tools::facts::gather::{Logged, Sources};
 use crate::tools::facts::rounds::{Place, Rounds, Turn};
 
@@ -159,6 +160,14 @@ async fn once(options: &Options, gathered: &Gathered, limit: Duration) -> Result
     repaired.dedup();
     plan.repaired = repaired;
     report(options, &plan)?;
+    if !options.json && Terminal::of_stdout().is_terminal() {
+        // As `tael message --if-changed` does.
+        crate::tools::print(if plan.repaired.is_empty() {
+            "kept"
+        } else {
+            "repaired"
+        })?;
+    }
     outcome(gathered)
 }
 
