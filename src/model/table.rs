@@ -5,6 +5,9 @@ use unicode_width::UnicodeWidthChar;
 /// Separates two columns.
 const GAP: &str = "  ";
 
+/// Minimum number of columns of a last cell beside the others; in fewer it would be cut to nothing.
+const MIN_BESIDE: usize = 16;
+
 /// Mark of a text that was cut.
 const CUT: char = '…';
 
@@ -275,7 +278,7 @@ impl Layout {
     }
 
     /// Returns the lines of a row as [`Layout::line`] does, but the last cell goes on below itself, in
-    /// `lines` lines at most.
+    /// `lines` lines at most. Where the terminal has no room beside the others, it is below them.
     pub fn wrapped<'a>(
         &self,
         cells: impl IntoIterator<Item = (&'a str, Option<Colour>)>,
@@ -285,20 +288,31 @@ impl Layout {
         let last = self.columns.len().saturating_sub(1);
         let before = self.columns.iter().take(last);
         let indent = before.map(|(_, wide)| wide + GAP.len()).sum::<usize>();
-        let room = self.limit.and_then(|limit| limit.checked_sub(indent));
-        let (Some(room @ 2..), Some((text, _))) = (room, cells.last_mut()) else {
+        let (Some(limit), Some((text, _))) = (self.limit, cells.last_mut()) else {
             return self.line(cells);
         };
-        let pieces = wrap(text, room, lines);
-        let (first, rest) = pieces
-            .split_first()
-            .map_or(("", &[][..]), |(first, rest)| (first, rest));
-        *text = first;
+        let least = self.columns.last().map_or(0, |(column, _)| column.least);
+        let beside = limit.saturating_sub(indent);
+        let (indent, room, is_beside) = match beside >= least.clamp(2, MIN_BESIDE) {
+            true => (indent, beside, true),
+            false => (GAP.len(), limit.saturating_sub(GAP.len()).max(2), false),
+        };
+        let mut pieces = match text.is_empty() {
+            true => Vec::new(),
+            false => wrap(text, room, lines),
+        }
+        .into_iter();
+        let first = match is_beside {
+            true => pieces.next().unwrap_or_default(),
+            false => String::new(),
+        };
+        *text = &first;
         let mut row = self.line(cells);
+        let rest = pieces;
         for piece in rest {
             row.push('\n');
             row.extend(std::iter::repeat_n(' ', indent));
-            row += piece;
+            row += &piece;
         }
         row
     }
@@ -416,6 +430,11 @@ mod tests {
         assert_eq!(layout.wrapped(row, 1), "one  a long…");
         let layout = Layout::fit(&columns, [["one", "a long text"]], None);
         assert_eq!(layout.wrapped(row, 3), "one  a long text");
+        // There is no room for it.
+        let layout = Layout::fit(&columns, [["one", "a long text"]], Some(9));
+        assert_eq!(layout.wrapped(row, 3), "one\n  a long\n  text");
+        assert_eq!(layout.wrapped(row, 1), "one\n  a long…");
+        assert_eq!(layout.wrapped([("one", None), ("", None)], 3), "one");
     }
 
     #[test]
