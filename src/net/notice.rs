@@ -1,4 +1,4 @@
-//! Says on a terminal that a command waits for its broker.
+//! Says that a command waits for its broker.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -10,6 +10,9 @@ use crate::os::logging::say;
 /// Time without a connection after which a person at a terminal is told.
 const AFTER: Duration = Duration::from_secs(1);
 
+/// The same time where no person may look, such as in a script: only a longer wait is worth a line.
+const AFTER_ANYWHERE: Duration = Duration::from_secs(5);
+
 /// A line on stderr that is due once, unless there is a connection earlier.
 #[derive(Debug, Default)]
 pub struct Notice(Option<Instant>);
@@ -18,6 +21,14 @@ impl Notice {
     /// Returns a notice that is due soon, or never if stderr is not a terminal.
     pub fn new() -> Self {
         Self(io::stderr().is_terminal().then(|| Instant::now() + AFTER))
+    }
+
+    /// Returns a notice that is due soon on a terminal, and later elsewhere.
+    pub fn anywhere() -> Self {
+        match Self::new() {
+            Self(None) => Self(Some(Instant::now() + AFTER_ANYWHERE)),
+            soon => soon,
+        }
     }
 
     /// Returns when it is due.

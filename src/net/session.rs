@@ -124,6 +124,14 @@ impl Session {
         }
     }
 
+    /// Makes this the session of a command that may wait for long: it says, once, that there is no
+    /// connection, also where stderr is no terminal.
+    #[must_use]
+    pub fn announced_anywhere(mut self) -> Self {
+        self.notice = Notice::anywhere();
+        self
+    }
+
     /// Makes this the session of a command that ends soon: a person at a terminal is told, once,
     /// when there is no connection after a second.
     #[must_use]

@@ -63,7 +63,7 @@ async fn watch(options: &Options) -> Result<()> {
         optional: Vec::new(),
         qos: options.qos.min(Qos::AtLeastOnce),
     };
-    let mut session = Session::new(listener(&options.broker), subscriptions).announced();
+    let mut session = Session::new(listener(&options.broker), subscriptions).announced_anywhere();
     if options.count.is_none() {
         session = session.lasting();
     }

@@ -409,3 +409,20 @@ fn text_of_others_does_not_control_the_terminal() {
         assert!(screen.contains(shown), "{form}: {screen}");
     }
 }
+
+#[test]
+fn what_may_wait_for_long_says_so_without_a_terminal() {
+    let world = World::new();
+    for words in [&["watch"][..], &["pair", "x", "--root", "lab"]] {
+        let mut command = world.tael(words);
+        // Nothing listens there.
+        command.env("TAEL_PORT", "1").env("TAEL_LOG", "error");
+        let process = world.spawn(command);
+        wait_until("the line", || {
+            process
+                .log_text()
+                .contains("waiting for broker 127.0.0.1:1: ")
+        });
+        process.kill();
+    }
+}

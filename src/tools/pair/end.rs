@@ -72,11 +72,12 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Returns an end without a side, which connects.
+    /// Returns an end without a side, which connects. It says that it waits for the broker; if
+    /// `is_machine`, only on a terminal.
     ///
     /// # Errors
     /// When the topics are too long (64), or the system has no random numbers (75).
-    pub fn new(broker: &BrokerOptions, pair: &Pair) -> Result<Self> {
+    pub fn new(broker: &BrokerOptions, pair: &Pair, is_machine: bool) -> Result<Self> {
         let wrong = |e| Error::usage(format!("pair {}: {e}", pair.name));
         let claim = Claim {
             id: host::new_id(),
@@ -110,7 +111,11 @@ impl End {
             side: None,
             claim,
             secret: Some(secret),
-            session: Session::new(settings, subscriptions).announced(),
+            session: match is_machine {
+                // What reads the states there would stumble over another line.
+                true => Session::new(settings, subscriptions).announced(),
+                false => Session::new(settings, subscriptions).announced_anywhere(),
+            },
             presenting: None,
             present: false,
             renew_at: None,

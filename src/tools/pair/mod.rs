@@ -191,7 +191,7 @@ async fn seek(options: &Options, report: &Report, held: &mut Option<End>) -> Res
         if let Some(gone) = held.take() {
             gone.leave().await;
         }
-        let end = held.insert(End::new(&options.broker, &options.pair)?);
+        let end = held.insert(End::new(&options.broker, &options.pair, options.json)?);
         let met = tokio::select! {
             biased;
             met = start(end, options, report, deadline) => met?,
