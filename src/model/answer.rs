@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 
-use crate::model::message::{Message, Properties, Qos, property};
+use crate::model::cause::Cause;
+use crate::model::message::{Message, Properties, Qos};
 use crate::model::outcome::{End, Outcome, Stopped};
 use crate::model::unit::{ReplyAddress, Unit};
 
@@ -118,22 +119,17 @@ impl Answer {
         }
     }
 
-    /// Returns the message to `address` about the event `cause`, with `id` as its own id. `who` and
-    /// `host` are those of the answerer.
+    /// Returns the message to `address` about the event of `cause`, with `id` as its own id. `by` is the
+    /// pipeline that answers, and its host.
     #[must_use]
     pub fn message(
         self,
         address: &ReplyAddress,
-        (id, cause): (String, &str),
-        (who, host): (&str, &str),
+        (id, cause): (String, Cause<'_>),
+        by: (&str, &str),
     ) -> Message {
-        let mut user = vec![
-            (property::ID.to_owned(), id),
-            (property::CAUSE.to_owned(), cause.to_owned()),
-            (property::WHO.to_owned(), who.to_owned()),
-            (property::HOST.to_owned(), host.to_owned()),
-            (answer_property::CODE.to_owned(), self.code.to_string()),
-        ];
+        let mut user = cause.properties(id, by);
+        user.push((answer_property::CODE.to_owned(), self.code.to_string()));
         if let Some(error) = self.error {
             let error: String = error.chars().take(MAX_ERROR).collect();
             user.push((answer_property::ERROR.to_owned(), error));
@@ -226,7 +222,7 @@ mod tests {
                 whole,
                 ..Answer::default()
             };
-            answer.message(&address, ("1".into(), "e"), ("w", "h"))
+            answer.message(&address, ("1".into(), Cause::default()), ("w", "h"))
         };
         for (whole, size) in [(None, "7"), (Some(900), "900")] {
             let whole = said(whole);
@@ -251,7 +247,7 @@ mod tests {
             at_end: None,
         };
         let answer = Answer::refusal(REFUSED, &"x".repeat(5000));
-        let message = answer.message(&address, ("1".into(), "e"), ("w", "h"));
+        let message = answer.message(&address, ("1".into(), Cause::default()), ("w", "h"));
         assert_eq!(
             message.properties.correlation_data.as_deref(),
             Some(&[0, 255][..])
@@ -265,7 +261,7 @@ mod tests {
             unit: Some("U1".into()),
             ..Answer::default()
         };
-        let message = answer.message(&address, ("1".into(), "e"), ("w", "h"));
+        let message = answer.message(&address, ("1".into(), Cause::default()), ("w", "h"));
         assert_eq!(message.properties.user(answer_property::UNIT), Some("U1"));
     }
 }

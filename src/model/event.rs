@@ -168,6 +168,13 @@ pub fn is_traceparent(text: &str) -> bool {
     }
 }
 
+/// Returns the number of pipelines that a message has passed.
+#[must_use]
+pub fn hops(delivery: &Delivery) -> u32 {
+    let hops = delivery.properties.user(property::HOPS);
+    hops.and_then(|hops| hops.parse().ok()).unwrap_or(0)
+}
+
 /// Makes an event of a delivered message and its attributes. A wrong id ([`is_id`]) and a wrong
 /// `traceparent` are left out. Other properties must be short and free of control characters.
 #[must_use]
@@ -185,11 +192,7 @@ pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes)
         payload: delivery.payload.clone(),
         id: text(property::ID, MAX_ID_BYTES).filter(|id| is_id(id)),
         who: text(property::WHO, MAX_PROPERTY_BYTES),
-        hops: delivery
-            .properties
-            .user(property::HOPS)
-            .and_then(|hops| hops.parse().ok())
-            .unwrap_or(0),
+        hops: hops(delivery),
         traceparent: text(property::TRACEPARENT, TRACEPARENT_BYTES).filter(|t| is_traceparent(t)),
         retained: delivery.retained,
     }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::model::cause::Cause;
 use crate::model::outcome::{Outcome, Stopped};
 use crate::model::queue_delivery::QueueOrigin;
 use crate::model::state::State;
@@ -195,6 +196,8 @@ pub struct Completion<'a> {
     pub detail: Option<&'a str>,
     /// The unit, if there is one.
     pub unit: Option<&'a str>,
+    /// The event that the message was.
+    pub cause: Cause<'a>,
 }
 
 /// Returns the report of the end of a message; `None` if its sender does not want one. It is no
@@ -225,6 +228,7 @@ pub fn completion(origin: &QueueOrigin, end: Completion<'_>, writer: Writer<'_>)
                 .or_else(|| origin.message_id.clone()),
             kind: Some(COMPLETION.to_owned()),
             content_type: Some("application/json".to_owned()),
+            headers: end.cause.trail(),
             ..LetterProperties::default()
         },
     })
@@ -268,6 +272,7 @@ pub fn at_end(
         return_code: end.return_code(),
         detail: is_dead.then_some(&*detail),
         unit: Some(&unit.id),
+        cause: Cause::of(unit),
     };
     let completion = self::completion(origin, completion, writer);
     dead.into_iter().chain(completion).collect()
@@ -281,6 +286,7 @@ pub fn dropped(unit: &Unit, detail: &str, writer: Writer<'_>) -> Option<Letter> 
         return_code: None,
         detail: Some(detail),
         unit: Some(&unit.id),
+        cause: Cause::of(unit),
     };
     self::completion(unit.origin.as_deref()?, completion, writer)
 }

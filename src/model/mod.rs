@@ -2,6 +2,7 @@
 
 pub mod about;
 pub mod answer;
+pub mod cause;
 pub mod certificate;
 pub mod check;
 pub mod claim;

@@ -62,6 +62,13 @@ pub struct QueueOrigin {
 }
 
 impl QueueDelivery {
+    /// Returns its trace context, if that is well-formed.
+    #[must_use]
+    pub fn trace(&self) -> Option<&str> {
+        let trace = self.traceparent.as_deref();
+        trace.filter(|trace| event::is_traceparent(trace))
+    }
+
     /// Returns the event of the message, whose topic is the name of its `queue`.
     ///
     /// # Errors
@@ -76,7 +83,7 @@ impl QueueDelivery {
             id: id.cloned(),
             who: None,
             hops: self.hops,
-            traceparent: self.traceparent.clone(),
+            traceparent: self.trace().map(str::to_owned),
             retained: false,
         })
     }

@@ -20,6 +20,7 @@ mod asking;
 mod asking_attacks;
 mod asking_faults;
 mod asking_interop;
+mod asking_loops;
 mod bad_input;
 mod bad_options;
 mod burst;

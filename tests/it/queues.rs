@@ -271,6 +271,8 @@ fn a_run_that_fails_for_good_is_dead_and_its_sender_hears_of_each_end() {
             .iter()
             .map(|reply| {
                 assert_eq!(reply.properties["type"], "tael.completion");
+                // A worker that takes it goes on with the count.
+                assert_eq!(reply.properties["headers"]["tael-hops"], "1");
                 let body: Value = serde_json::from_slice(&reply.body).expect("JSON");
                 assert_eq!(reply.properties["correlation_id"], body["id"]);
                 body

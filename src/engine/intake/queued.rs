@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use crate::engine::config::Config;
 use crate::engine::intake::judge::{Admission, part, refuse};
 use crate::engine::report::letters::writer;
+use crate::model::cause::Cause;
 use crate::model::digest::Sha256;
 use crate::model::event::Event;
 use crate::model::letter::{self, Completion, Death, Reason};
@@ -152,11 +153,17 @@ impl Queued {
         };
         let body = self.delivery.body.clone();
         let dead = letter::dead(origin, body, reason, &death, writer);
+        let cause = Cause {
+            hops: self.delivery.hops,
+            traceparent: self.delivery.trace(),
+            ..Cause::default()
+        };
         let completion = Completion {
             status: "failed",
             return_code: None,
             detail: Some(&refused.detail),
             unit: None,
+            cause,
         };
         let completion = letter::completion(origin, completion, writer);
         refused.letters = [dead].into_iter().chain(completion).collect();

@@ -6,6 +6,7 @@ use crate::engine::intake::judge::Admission;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::answers::{address, message};
 use crate::model::answer::{Answer, REFUSED};
+use crate::model::cause::Cause;
 use crate::model::message::Delivery;
 use crate::store::ledger::Part;
 
@@ -49,8 +50,8 @@ pub fn address_parts(
             }
             Part::Refuse { refused, .. } => {
                 let answer = Answer::refusal(REFUSED, &refused.detail);
-                let event = &admission.key.id;
-                refused.answer = Some(message(pipeline, &address, event, answer));
+                let cause = Cause::of_message(delivery, &admission.key.id);
+                refused.answer = Some(message(pipeline, &address, cause, answer));
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::engine::config::Config;
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::reply;
 use crate::model::answer::{self, Answer, DROPPED};
+use crate::model::cause::Cause;
 use crate::model::message::{Delivery, Message, Route};
 use crate::model::text::printable;
 use crate::model::unit::{AtEnd, Outcome, ReplyAddress, State, Unit};
@@ -64,7 +65,7 @@ pub fn at_end(
         whole,
         unit: Some(unit.id.clone()),
     };
-    Some(message(pipeline, address, &unit.event, answer))
+    Some(message(pipeline, address, Cause::of(unit), answer))
 }
 
 /// Returns the answer about a unit that will not run, with the reason for people.
@@ -73,7 +74,7 @@ pub fn dropped(pipeline: &Pipeline, unit: &str, why: &str) -> Option<Message> {
     let record = pipeline.reader.unit(unit).ok().flatten()?;
     let address = answer::requester(&record.unit)?;
     let answer = refusal(DROPPED, why, &record.unit);
-    Some(message(pipeline, address, &record.unit.event, answer))
+    Some(message(pipeline, address, Cause::of(&record.unit), answer))
 }
 
 /// Returns the answer about a unit that has not run.
@@ -117,20 +118,20 @@ pub fn again(pipeline: &Pipeline, known: &str, address: &ReplyAddress) -> Option
                 _ => DROPPED,
             };
             let answer = refusal(code, why, &unit);
-            Some(message(pipeline, address, &unit.event, answer))
+            Some(message(pipeline, address, Cause::of(&unit), answer))
         }
     }
 }
 
-/// Returns `answer` as a message of this pipeline.
+/// Returns `answer` about the event of `cause` as a message of this pipeline.
 pub fn message(
     pipeline: &Pipeline,
     address: &ReplyAddress,
-    event: &str,
+    cause: Cause<'_>,
     answer: Answer,
 ) -> Message {
     let config = &pipeline.config;
-    answer.message(address, (new_id(), event), (&config.who, &config.host))
+    answer.message(address, (new_id(), cause), (&config.who, &config.host))
 }
 
 /// Returns at most `max` bytes from the beginning of the standard output of a run that has ended, and the

@@ -8,6 +8,7 @@ use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::report::status;
 use crate::error::Result;
+use crate::model::cause::Cause;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::text::printable;
@@ -29,6 +30,8 @@ pub struct End {
     reason: String,
     /// Whether a person has ended the run; its status does not say.
     canceled: bool,
+    /// What continues the count and the trace of its event.
+    trail: Vec<(String, String)>,
 }
 
 impl End {
@@ -38,6 +41,7 @@ impl End {
             status: status::end(unit, outcome, at).into(),
             reason: printable(&unit.reason, MAX_REASON),
             canceled: outcome.state() == State::Canceled,
+            trail: Cause::of(unit).trail(),
         }
     }
 }
@@ -113,6 +117,7 @@ impl LastEnd {
             status,
             reason,
             canceled,
+            trail,
         }) = &self.end
         else {
             return;
@@ -122,13 +127,15 @@ impl LastEnd {
         if let (true, Value::Object(payload)) = (canceled, &mut payload) {
             payload.insert("end".to_owned(), json!(property::CANCELED));
         }
+        let mut user = vec![(property::WHO.to_owned(), pipeline.config.who.clone())];
+        user.extend_from_slice(trail);
         steps.push_back(Step::Publish(Message {
             topic: pipeline.topics.last(),
             payload: Bytes::from(json::to_text(&payload)),
             qos: Qos::AtLeastOnce,
             retain: true,
             properties: Properties {
-                user: vec![(property::WHO.to_owned(), pipeline.config.who.clone())],
+                user,
                 ..Properties::default()
             },
         }));

@@ -6,7 +6,9 @@ use tracing::warn;
 
 use crate::engine::config::Config;
 use crate::error::Kind;
+use crate::model::cause::Cause;
 use crate::model::control::{self, ENVELOPE, Envelope};
+use crate::model::event;
 use crate::model::message::{Delivery, Message, Properties, Qos, Route};
 use crate::model::text::printable;
 use crate::model::topic::{self, Filter};
@@ -25,6 +27,8 @@ pub struct ReplyTo {
     correlation: Option<Bytes>,
     /// Id of the request inside the payload, if it has one.
     request: Option<String>,
+    /// Number of pipelines that the request has passed.
+    hops: u32,
 }
 
 impl ReplyTo {
@@ -42,6 +46,7 @@ impl ReplyTo {
             topic: topic.clone(),
             correlation: properties.correlation_data.clone(),
             request: envelope.id.clone(),
+            hops: event::hops(request).max(envelope.hops),
         })
     }
 
@@ -69,6 +74,7 @@ impl ReplyTo {
             topic: topic.to_owned(),
             correlation: None,
             request: None,
+            hops: 0,
         }
     }
 
@@ -86,8 +92,12 @@ impl ReplyTo {
         }
     }
 
-    /// Returns the message with `answer`.
+    /// Returns the message with `answer`. A command that takes it goes on with the count of the request.
     pub fn message(self, mut answer: Value) -> Message {
+        let cause = Cause {
+            hops: self.hops,
+            ..Cause::default()
+        };
         if let (Some(id), Value::Object(map)) = (self.request, &mut answer) {
             map.insert(ENVELOPE.into(), json!({ "id": id }));
         }
@@ -97,6 +107,7 @@ impl ReplyTo {
             qos: Qos::AtLeastOnce,
             retain: false,
             properties: Properties {
+                user: cause.trail(),
                 correlation_data: self.correlation,
                 ..Properties::default()
             },

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::engine::config::Config;
+use crate::model::cause::Cause;
 use crate::model::json;
 use crate::model::message::{Message, Properties, Qos, property};
 use crate::model::status;
@@ -16,23 +17,13 @@ use crate::os::host::new_id;
 
 /// Returns a status of `unit` as a message, with an id of its own and the event as its cause.
 fn message(config: &Config, unit: &Unit, payload: Map<String, Value>) -> Message {
-    let mut user = vec![
-        (property::ID.to_owned(), new_id()),
-        (property::CAUSE.to_owned(), unit.event.clone()),
-        (property::WHO.to_owned(), config.who.clone()),
-        (property::HOST.to_owned(), config.host.clone()),
-        (property::HOPS.to_owned(), (unit.hops + 1).to_string()),
-    ];
-    if let Some(traceparent) = &unit.traceparent {
-        user.push((property::TRACEPARENT.to_owned(), traceparent.clone()));
-    }
     Message {
         topic: PipelineTopics::new(&config.root, &config.who).status(),
         payload: Bytes::from(json::to_text(&Value::Object(payload))),
         qos: Qos::AtLeastOnce,
         retain: false,
         properties: Properties {
-            user,
+            user: Cause::of(unit).properties(new_id(), (&config.who, &config.host)),
             ..Properties::default()
         },
     }
