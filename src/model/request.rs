@@ -433,6 +433,13 @@ impl Requests {
         self.open.values().map(|open| open.due(&self.terms)).min()
     }
 
+    /// Lets all open requests wait longer, for a time in which the sender could not read answers.
+    pub fn postpone(&mut self, time: Duration) {
+        for open in self.open.values_mut() {
+            open.begun = open.begun.saturating_add(time);
+        }
+    }
+
     /// Ends tries that are over: the requests are sent again, or are missing.
     pub fn tick(&mut self, now: Duration) {
         let Self {

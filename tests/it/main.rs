@@ -18,6 +18,7 @@ mod answering;
 mod answers;
 mod asking;
 mod asking_attacks;
+mod asking_blocked;
 mod asking_faults;
 mod asking_interop;
 mod asking_loops;

@@ -21,7 +21,7 @@ use crate::net::mqtt::{Audience, Refused, Settings, Token};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
-use crate::os::signals::Stop;
+use crate::os::signals::{self, Stop};
 use crate::tools::lines::MAX_LINE;
 use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
 use crate::tools::{MAX_PACKET, check_stdout, print, print_foreign};
@@ -35,8 +35,17 @@ const MAX_ERROR: usize = 1000;
 /// Exit code after SIGINT or SIGTERM, as a shell reports SIGINT.
 pub(super) const INTERRUPTED: u8 = 128 + 2;
 
-/// Longest wait of a timer: the clock may have no later time.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Maximum time of our end after a signal.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Longest wait of a timer. A process that was stopped notices that by a timer that is late.
+const PULSE: Duration = Duration::from_secs(60);
+
+/// Lateness of a timer that is no standstill.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// Time after a standstill for what has come meanwhile: it is not read yet.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Where the messages come from.
 pub(super) enum Source {
@@ -90,6 +99,10 @@ pub(super) struct Exchange<'a> {
     was_online: bool,
     /// Since when there is no connection.
     lost: Duration,
+    /// When the present turn of the loop has to be over.
+    wake: Duration,
+    /// Beginning of this turn.
+    turn: Duration,
     /// Whether there is no further message.
     is_read: bool,
     /// Why no further message is read: the first cause.
@@ -145,6 +158,8 @@ impl<'a> Exchange<'a> {
             is_online: false,
             was_online: false,
             lost: Duration::ZERO,
+            wake: Duration::ZERO,
+            turn: Duration::ZERO,
             is_read: false,
             problem: None,
             is_said: false,
@@ -175,19 +190,33 @@ impl<'a> Exchange<'a> {
     /// # Errors
     /// When another try would not help.
     pub async fn run(&mut self) -> Result<End> {
+        // Answers may be printed for a reader who does not read them.
+        signals::give_up_after(FAREWELL)?;
         let mut stop = Stop::listen(false)?;
+        // A standstill that no timer notices takes this part of a try at most.
+        let pulse = (self.terms.timeout / 8).clamp(SLACK, PULSE);
         loop {
             self.send();
             if self.is_read && self.requests.is_empty() {
                 return Ok(End::Done);
             }
-            let wait = self.due().min(LONGEST);
+            self.turn = self.now();
+            self.wake = self.due().clamp(self.turn, self.turn.saturating_add(pulse));
             tokio::select! {
                 biased;
-                event = self.session.next() => self.happened(event?)?,
+                event = self.session.next() => {
+                    self.stood_still();
+                    self.happened(event?)?;
+                }
                 () = stop.requested() => return Ok(End::Interrupted),
-                next = self.source.next(), if self.takes() => self.take(next),
-                () = sleep_until(self.begun + wait) => {
+                next = self.source.next(), if self.takes() => {
+                    self.stood_still();
+                    self.take(next);
+                }
+                () = sleep_until(self.begun + self.wake) => {
+                    if self.stood_still() {
+                        continue;
+                    }
                     let now = self.now();
                     self.requests.tick(now);
                     if !self.is_online && now >= self.lost.saturating_add(self.terms.patience()) {
@@ -196,6 +225,26 @@ impl<'a> Exchange<'a> {
                 }
             }
         }
+    }
+
+    /// Returns whether this process was stopped during the present turn. The time of that does not count.
+    fn stood_still(&mut self) -> bool {
+        let now = self.now();
+        let is_late = now > self.wake.saturating_add(SLACK);
+        if is_late {
+            self.give_back(now.saturating_sub(self.turn));
+        }
+        is_late
+    }
+
+    /// Does not count the time `lost` in which this process could not read what came.
+    fn give_back(&mut self, lost: Duration) {
+        let grace = match lost > SLACK {
+            true => GRACE.min(self.terms.timeout),
+            false => Duration::ZERO,
+        };
+        self.requests.postpone(lost.saturating_add(grace));
+        self.lost = self.lost.saturating_add(lost);
     }
 
     /// Says goodbye.
@@ -208,7 +257,11 @@ impl<'a> Exchange<'a> {
         let patience = self.lost.saturating_add(self.terms.patience());
         let patience = (!self.is_online).then_some(patience);
         let due = self.requests.due();
-        patience.into_iter().chain(due).min().unwrap_or(LONGEST)
+        patience
+            .into_iter()
+            .chain(due)
+            .min()
+            .unwrap_or(Duration::MAX)
     }
 
     /// Returns whether to take another message. The time of a single question begins with us.
@@ -289,7 +342,11 @@ impl<'a> Exchange<'a> {
                 self.session.acknowledge(&received.ack);
                 let now = self.now();
                 match self.requests.answered(received.delivery, now) {
-                    Some(heard) => self.print(&heard)?,
+                    Some(heard) => {
+                        self.print(&heard)?;
+                        let lost = self.now().saturating_sub(now);
+                        self.give_back(lost);
+                    }
                     None => debug!("a message that answers no question of ours; not taken"),
                 }
             }

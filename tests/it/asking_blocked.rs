@@ -1,0 +1,130 @@
+//! Those who ask, and stand still: nothing reads their answers, or they are stopped.
+
+use std::io::Read as _;
+use std::io::Write as _;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::raw::{Heard, Raw, publish_with, string};
+use crate::common::{World, ended, wait_until};
+
+const ASK: &str = "lab/ask";
+
+/// Number of tasks.
+const TASKS: usize = 40;
+
+/// Maximum time for the answer to each; nothing else in these tests takes as long.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Starts who asks `lines`, and has 3 s for each answer.
+fn asks(world: &World, options: &[&str], lines: &str) -> Child {
+    let mut child = world
+        .command("tael-message")
+        .args(["-t", ASK, "--reply", "--timeout", "3s"])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tael-message");
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin.write_all(lines.as_bytes()).expect("stdin");
+    child
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Returns the questions, which wait for their answers.
+fn asked(raw: &mut Raw, count: usize) -> Vec<Heard> {
+    let question = |_| raw.hear("a question", |heard| heard.topic == ASK);
+    (0..count).map(question).collect()
+}
+
+/// Answers each of `questions` with `size` bytes.
+fn answer(raw: &mut Raw, questions: &[Heard], size: usize) {
+    for question in questions {
+        let mut properties = vec![0x09];
+        properties.extend(string(&question.correlation));
+        let payload = vec![b'x'; size];
+        let reply = question.reply.as_bytes();
+        raw.send(&publish_with(reply, &payload, None, &properties, false));
+    }
+}
+
+#[track_caller]
+fn all_are_answered(child: Child) {
+    let (code, stdout, stderr) = ended(child);
+    assert!(
+        stderr.contains("40 sent, 40 answered, 0 failed,"),
+        "{stderr}"
+    );
+    assert_eq!((code, stdout.lines().count()), (0, TASKS), "{stderr}");
+}
+
+#[test]
+fn answers_that_are_read_slowly_are_not_missing() {
+    let world = World::new();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(ASK);
+    let child = asks(&world, &["-l"], &"{}\n".repeat(TASKS));
+    let questions = asked(&mut raw, TASKS);
+    answer(&mut raw, &questions, 30_000);
+    // By then each would be missing.
+    sleep(TIMEOUT + Duration::from_secs(1));
+    all_are_answered(child);
+}
+
+#[test]
+fn answers_that_come_while_the_asker_is_stopped_are_not_missing() {
+    let world = World::new();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(ASK);
+    let child = asks(&world, &["-l"], &"{}\n".repeat(TASKS));
+    let questions = asked(&mut raw, TASKS);
+    kill(pid(&child), Signal::SIGSTOP).expect("stop");
+    answer(&mut raw, &questions, 30_000);
+    sleep(TIMEOUT + Duration::from_secs(1));
+    kill(pid(&child), Signal::SIGCONT).expect("continue");
+    all_are_answered(child);
+}
+
+#[test]
+fn what_does_not_come_after_a_standstill_is_missing() {
+    let world = World::new();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(ASK);
+    let child = asks(&world, &[], "");
+    asked(&mut raw, 1);
+    kill(pid(&child), Signal::SIGSTOP).expect("stop");
+    sleep(TIMEOUT + Duration::from_secs(1));
+    kill(pid(&child), Signal::SIGCONT).expect("continue");
+    let (code, stdout, stderr) = ended(child);
+    assert_eq!((code, &*stdout), (75, ""), "{stderr}");
+}
+
+#[test]
+fn signals_end_an_asker_whose_output_nothing_reads() {
+    let world = World::new();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(ASK);
+    for (options, signal) in [
+        (&[][..], Signal::SIGTERM),
+        (&["-l"], Signal::SIGINT),
+        (&["-l"], Signal::SIGTERM),
+    ] {
+        let mut child = asks(&world, options, "{}\n");
+        let questions = asked(&mut raw, 1);
+        // More than a pipe holds.
+        answer(&mut raw, &questions, 300_000);
+        let mut stdout = child.stdout.take().expect("stdout");
+        stdout.read_exact(&mut [0]).expect("it prints");
+        kill(pid(&child), signal).expect("signal");
+        wait_until("it ends", || child.try_wait().expect("wait").is_some());
+    }
+}
