@@ -9,6 +9,7 @@ use crate::net::broker::{Broker, Options};
 use crate::os::host;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
+use crate::tools::printer::Printer;
 
 /// Runs a broker until it is stopped. `announce` prints its address on stdout when it accepts
 /// connections.
@@ -26,7 +27,17 @@ pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
         let url = format!("{scheme}://{}", broker.address());
         info!("listening on {url}");
         if announce {
-            super::print(&url)?;
+            let mut printer = Printer::start()?;
+            printer.print(url)?;
+            tokio::select! {
+                biased;
+                printed = printer.end() => printed?,
+                // Nothing reads it.
+                () = stop.requested() => {
+                    broker.stop().await;
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
         }
         Notify::from_environment().ready();
         tokio::select! {

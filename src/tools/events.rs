@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::model::note::{Fate, Line, Note};
 use crate::model::table::{Colour, Layout};
 use crate::os::logging::say;
-use crate::os::signals::Stop;
+use crate::os::signals::{self, Stop};
 use crate::os::terminal::Terminal;
 use crate::store::ledger::Reader;
 use crate::store::ledger::received::{Which, newest, received};
@@ -39,6 +39,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Maximum number of lines from clients that wait to be printed. Clients count what more comes.
 const MAX_WAITING: usize = 256;
+
+/// Maximum time of our end after a signal.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Options of the command.
 #[derive(Debug, Clone)]
@@ -72,6 +75,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     }
+    // Nothing may read what is printed.
+    signals::give_up_after(FAREWELL)?;
     super::runtime()?.block_on(events(options, pipelines))
 }
 

@@ -19,6 +19,7 @@ pub mod node;
 pub mod pair;
 pub mod play;
 pub mod preflight;
+mod printer;
 pub mod queue;
 pub mod roots;
 pub mod status;

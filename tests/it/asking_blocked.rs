@@ -72,9 +72,13 @@ fn answers_that_are_read_slowly_are_not_missing() {
     let world = World::new();
     let mut raw = Raw::connect(world.broker.port());
     raw.subscribe(ASK);
-    let child = asks(&world, &["-l"], &"{}\n".repeat(TASKS));
+    let mut child = asks(&world, &["-l"], &"{}\n".repeat(TASKS));
     let questions = asked(&mut raw, TASKS);
-    answer(&mut raw, &questions, 30_000);
+    // More than a pipe holds; the others come when it waits for the reader.
+    answer(&mut raw, &questions[..5], 30_000);
+    let stdout = child.stdout.as_mut().expect("stdout");
+    stdout.read_exact(&mut [0]).expect("it prints");
+    answer(&mut raw, &questions[5..], 30_000);
     // By then each would be missing.
     sleep(TIMEOUT + Duration::from_secs(1));
     all_are_answered(child);

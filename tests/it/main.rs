@@ -24,6 +24,7 @@ mod asking_interop;
 mod asking_loops;
 mod bad_input;
 mod bad_options;
+mod blocked_output;
 mod burst;
 mod chain;
 mod client;

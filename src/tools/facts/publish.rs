@@ -16,13 +16,15 @@ use crate::model::facts::kind::Kind;
 use crate::model::facts::presence::{State, failed};
 use crate::model::facts::round::{Gathered, Node, Plan, payload};
 use crate::model::facts::tree::digest;
-use crate::model::text::printable;
+use crate::model::json;
+use crate::model::text::{escaped_json, printable};
 use crate::os::host_lock::HostLock;
 use crate::os::notify::Notify;
 use crate::os::signals::{Stop, give_up_with};
 use crate::os::terminal::Terminal;
 use crate::tools::facts::gather::{Logged, Sources};
 use crate::tools::facts::rounds::{Place, Rounds, Turn};
+use crate::tools::printer::Printer;
 
 /// Time between two looks of a daemon at the facts of kind `state`.
 const STATE_LOOK: Duration = Duration::from_secs(30);
@@ -159,8 +161,10 @@ async fn once(options: &Options, gathered: &Gathered, limit: Duration) -> Result
     repaired.sort_unstable();
     repaired.dedup();
     plan.repaired = repaired;
-    report(options, &plan)?;
-    if !options.json && Terminal::of_stdout().is_terminal() {
+    report(options, &plan);
+    if options.json {
+        crate::tools::print_json(&plan.json())?;
+    } else if Terminal::of_stdout().is_terminal() {
         // As `tael message --if-changed` does.
         crate::tools::print(if plan.repaired.is_empty() {
             "kept"
@@ -225,7 +229,7 @@ fn plan(options: &Options, rounds: &Rounds, gathered: &Gathered) -> Result<Plan>
 }
 
 /// Says what a round has done.
-fn report(options: &Options, plan: &Plan) -> Result<()> {
+fn report(options: &Options, plan: &Plan) {
     let names: Vec<&str> = plan.repaired.iter().map(|kind| kind.name()).collect();
     match names.is_empty() {
         true => info!("facts of {}: kept", options.place.node.name),
@@ -235,10 +239,6 @@ fn report(options: &Options, plan: &Plan) -> Result<()> {
             names.join(", ")
         ),
     }
-    if options.json {
-        crate::tools::print_json(&plan.json())?;
-    }
-    Ok(())
 }
 
 /// What a daemon gathers in the background.
@@ -261,6 +261,7 @@ async fn daemon(options: &Options) -> Result<()> {
         duration::text(interval)
     );
     let mut rounds = Rounds::new(options.place.clone(), true)?;
+    let mut printer = options.json.then(Printer::start).transpose()?;
     let logged = Arc::new(Mutex::new(Logged::default()));
     let ends = Arc::new(AtomicBool::new(false));
     let gather = |kinds: &'static [Kind]| {
@@ -335,7 +336,10 @@ async fn daemon(options: &Options) -> Result<()> {
                 is_ours = true;
                 rounds.publish(&plan, is_due);
                 if is_due || !plan.tell.is_empty() {
-                    report(options, &plan)?;
+                    report(options, &plan);
+                    if let Some(printer) = &mut printer {
+                        printer.print(escaped_json(&json::to_text(&plan.json())))?;
+                    }
                 }
                 is_due = false;
             }
@@ -354,7 +358,13 @@ async fn daemon(options: &Options) -> Result<()> {
         goodbye(node, &mut rounds, latest.as_ref()).await;
     }
     rounds.close().await;
-    Ok(())
+    match printer {
+        // Without a reader they are lost.
+        Some(printer) => timeout_at(Instant::now() + GOODBYE, printer.end())
+            .await
+            .unwrap_or(Ok(())),
+        None => Ok(()),
+    }
 }
 
 /// Says that the daemon was stopped.

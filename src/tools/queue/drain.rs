@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::duration;
 use crate::net::management::Trouble;
 use crate::os::logging::say;
-use crate::os::signals::Stop;
+use crate::os::signals::{self, Stop};
 use crate::tools::queue::progress::Progress;
 use crate::tools::queue::target::Target;
 use crate::tools::{print_json, runtime};
@@ -22,6 +22,9 @@ const POLLS: u32 = 3;
 
 /// Time of these polls beyond two intervals: statistics of a quorum queue were seen to be this late.
 const LATE: Duration = Duration::from_secs(3);
+
+/// Maximum time of our end after a signal.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Figures of a queue, as the API says them, some seconds late.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,6 +105,8 @@ pub struct Options {
 /// # Errors
 /// 69 and 77 when the API does not answer, 65 when the queue does not exist, 75 when the time is over.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    // Nothing may read what is printed.
+    signals::give_up_after(FAREWELL)?;
     runtime()?.block_on(drain(options))
 }
 

@@ -14,7 +14,7 @@ use crate::model::duration;
 use crate::model::queue::QueueType;
 use crate::net::attempts::unreachable;
 use crate::os::logging::say;
-use crate::os::signals::Stop;
+use crate::os::signals::{self, Stop};
 use crate::tools::queue::bodies::Bodies;
 use crate::tools::queue::progress::{Progress, rate};
 use crate::tools::queue::pusher::{Job, Pusher};
@@ -38,6 +38,9 @@ const INTERRUPTED: u8 = 128 + 2;
 
 /// Exit code when messages have failed.
 const FAILED: u8 = 1;
+
+/// Maximum time of our end after a signal.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Options of the command.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ enum End {
 /// when the time is over, 77 when the broker does not authorise us, 78 when the queue is declared
 /// otherwise.
 pub fn run(options: Options) -> Result<ExitCode> {
+    // Nothing may read what is printed.
+    signals::give_up_after(FAREWELL)?;
     runtime()?.block_on(push(options))
 }
 
