@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::error::{Error, Result};
 use crate::model::message::{Delivery, Properties};
-use crate::model::topic;
+use crate::model::topic::{self, Filter};
 use crate::model::trigger::Trigger;
 use crate::tools::dry_run::Trial;
 
@@ -59,19 +59,23 @@ impl DryRun {
         };
         let payload = payload(message, limit)?;
         let topic = match (&self.message_topic, topics) {
-            (Some(topic), _) => topic,
-            (None, [one]) => one,
+            (Some(topic), _) => topic.clone(),
+            // The group of a shared subscription is no part of the topic.
+            (None, [one]) => match Filter::new(one) {
+                Ok(filter) => filter.unshared().to_owned(),
+                Err(_) => one.clone(),
+            },
             (None, []) => return Ok(Tried::Body(payload.into())),
             (None, _) => return Err(wrong("give the topic of the message with --message-topic")),
         };
-        topic::check_name(topic).map_err(|e| wrong(&format!("{e}: use --message-topic")))?;
+        topic::check_name(&topic).map_err(|e| wrong(&format!("{e}: use --message-topic")))?;
         let property = |text: &String| match text.split_once('=') {
             Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
             None => Err(wrong(&format!("property '{text}' is not NAME=VALUE"))),
         };
         let user = self.message_property.iter().map(property);
         Ok(Tried::Delivery(Delivery {
-            topic: topic.clone().into(),
+            topic: topic.into(),
             payload: payload.into(),
             retained: self.message_retained,
             duplicate: false,

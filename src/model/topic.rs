@@ -23,6 +23,8 @@ const BROKER_LEVELS: &[&str] = &["$share", "$SYS"];
 
 /// Maximum length of a filter in a doubt, characters.
 const MAX_DOUBTED: usize = 200;
+/// Beginning of the filter of a shared subscription (MQTT 5.0, section 4.8.2).
+const SHARED: &str = "$share/";
 
 /// Default root of pipelines and tools.
 pub const DEFAULT_ROOT: &str = "tael";
@@ -67,6 +69,15 @@ pub fn check_name(topic: &str) -> Result<(), String> {
     if topic.contains(['+', '#']) {
         return Err(format!(
             "topic '{topic}' has a wildcard (+ or #): a message goes to one topic"
+        ));
+    }
+    if let Some(shared) = topic.strip_prefix(SHARED) {
+        let name = shared.split_once('/').map(|(_, name)| name);
+        let name = name.filter(|name| !name.is_empty()).unwrap_or("a topic");
+        return Err(format!(
+            "topic '{}' is a shared subscription, and a message goes to one topic: publish to {}",
+            printable(topic, 200),
+            printable(name, 200)
         ));
     }
     Ok(())
@@ -118,7 +129,7 @@ impl Filter {
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let text = text.into();
         check_utf8_string(&text, "the topic filter")?;
-        let filter = match text.strip_prefix("$share/") {
+        let filter = match text.strip_prefix(SHARED) {
             None => text.as_str(),
             Some(shared) => match shared.split_once('/') {
                 Some((group, filter))
@@ -158,7 +169,7 @@ impl Filter {
     /// Returns whether it is a shared subscription, `$share/GROUP/…`.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.0.starts_with("$share/")
+        self.0.starts_with(SHARED)
     }
 
     /// Returns why topics that this filter matches are hardly meant; `None` if they may be.
@@ -201,7 +212,7 @@ impl Filter {
     #[must_use]
     pub fn unshared(&self) -> &str {
         self.0
-            .strip_prefix("$share/")
+            .strip_prefix(SHARED)
             .and_then(|shared| shared.split_once('/'))
             .map_or(&self.0, |(_, filter)| filter)
     }
@@ -577,6 +588,16 @@ mod tests {
         }
         assert!(check_who("seq-1.b αβ").is_ok());
         assert!(check_name("lab/+/status").is_err());
+        for (topic, named) in [
+            ("$share/pool/lab/tasks", "publish to lab/tasks"),
+            ("$share/pool/", "publish to a topic"),
+            ("$share/", "publish to a topic"),
+        ] {
+            let refused = check_name(topic).expect_err(topic);
+            assert!(refused.ends_with(named), "{refused}");
+        }
+        assert_eq!(check_name("$SYS/x"), Ok(()));
+        assert_eq!(check_name("lab/$share/x"), Ok(()));
         assert!(check_root("lab/").is_err() && check_root("lab/berlin").is_ok());
     }
 

@@ -632,6 +632,7 @@ fn options_that_do_not_go_together_are_refused() {
             "without --if-changed",
         ),
         (&["--reply-to", "lab/+"], "--reply-to: "),
+        (&["--reply-to", "$share/p/lab/x"], "publish to lab/x"),
         (&["-l", "--if-changed"], "without -l"),
         (&["-l", "-m", "{}"], "without -m"),
         (&["-l", "--reply", "--count", "2"], "without -l"),
@@ -650,6 +651,25 @@ fn options_that_do_not_go_together_are_refused() {
         command.args(["-t", TOPIC]).stdin(Stdio::null());
         refuses(command.args(options), 64, cause);
     }
+}
+
+#[test]
+fn a_shared_subscription_is_no_topic() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let topic = "$share/pool/lab/tasks";
+    for arguments in [
+        &["message", "-t", topic, "--if-changed", "a=1"][..],
+        &["message", "-t", topic, "a=1"],
+        &["message", "-t", topic, "--reply", "a=1"],
+        &["beacon", "--once", "--topic", topic],
+    ] {
+        let mut command = bare_command(&dir, "tael");
+        command.args(arguments).stdin(Stdio::null());
+        refuses(&mut command, 64, "publish to lab/tasks");
+    }
+    // A monitoring plugin has its own codes.
+    let mut check = bare_command(&dir, "tael");
+    refuses(check.args(["check", "--topic", topic]), 3, "lab/tasks");
 }
 
 #[test]

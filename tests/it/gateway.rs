@@ -137,6 +137,7 @@ fn a_request_is_a_message_with_its_attributes() {
         ("/t/other", &[], "{}", 403, "allows"),
         ("/t/$SYS/x", &[], "{}", 403, "allows"),
         ("/t/lab/%23", &[], "{}", 400, "wildcard"),
+        ("/t/$share/p/lab/x", &[], "{}", 400, "publish to lab/x"),
         // mosquitto would end the connection for each of these.
         ("/t/lab/%ef%bf%bf", &[], "{}", 400, "no character"),
         ("/t/lab/%f0%9f%bf%be", &[], "{}", 400, "no character"),
