@@ -563,6 +563,27 @@ fn the_service_manager_is_told_and_a_reload_changes_triggers_in_one_session() {
 }
 
 #[test]
+fn each_daemon_is_ready_and_gives_signs_of_life() {
+    for arguments in [
+        &["beacon", "--root", "lab"][..],
+        &["gateway", "--root", "lab", "--listen", "127.0.0.1:0"],
+        &["facts", "publish", "--root", "lab", "--node", "seq1"],
+    ] {
+        let world = World::new();
+        let mut manager = Manager::new(&world);
+        let mut command = world.tael(arguments);
+        command
+            .env("NOTIFY_SOCKET", world.path("notify"))
+            .env("WATCHDOG_USEC", "200000");
+        let daemon = world.spawn(command);
+        manager.wait("READY=1");
+        manager.wait("WATCHDOG=1");
+        manager.wait("WATCHDOG=1");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn a_network_task_that_stands_still_gives_no_sign_of_life() {
     let world = World::new();
     let mut manager = Manager::new(&world);
