@@ -388,6 +388,13 @@ impl Requests {
         }
     }
 
+    /// Returns whether the request `id` has a further try when the present one is over.
+    #[must_use]
+    pub fn has_tries(&self, id: &str) -> bool {
+        let open = self.open.get(id);
+        open.is_some_and(|open| open.tries < self.terms.retries)
+    }
+
     /// Ends the request `id`, which the broker refuses: it is missing. Returns its number.
     pub fn refused(&mut self, id: &str) -> Option<u64> {
         let open = self.open.remove(id)?;

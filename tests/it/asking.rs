@@ -304,6 +304,39 @@ fn a_question_without_subscribers_fails_at_once() {
 }
 
 #[test]
+fn a_refusal_that_passes_ends_a_try_and_no_other_one() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    let options = ["--reply", "--timeout", "300ms", "--retries", "4"];
+    // Unspecified error, implementation specific error, quota exceeded.
+    for arguments in [&options[..], &[&options[..], &["-l"]].concat()] {
+        let child = start(message_to(&dir, &broker), arguments, "{\"n\":1}\n");
+        let mut raw = broker.accept();
+        let first = published(&mut raw, 0x80);
+        for code in [0x83, 0x97] {
+            assert_eq!(published(&mut raw, code).correlation, first.correlation);
+        }
+        let last = published(&mut raw, 0);
+        raw.send(&answer(&last, b"here", &[]));
+        let (code, stdout, stderr) = ended(child);
+        assert!(code == 0 && stdout.contains("here"), "{stderr}");
+        assert_eq!(stderr.matches("trying again").count(), 1, "{stderr}");
+    }
+    // The last try, and one that is refused for good.
+    for (codes, exit) in [(&[0x97, 0x97][..], 75), (&[0x87], 77)] {
+        let options = ["--reply", "--timeout", "1s", "--retries", "1"];
+        let child = start(message_to(&dir, &broker), &options, "");
+        let mut raw = broker.accept();
+        for code in codes {
+            published(&mut raw, *code);
+        }
+        let (code, stdout, stderr) = ended(child);
+        assert_eq!((code, &*stdout), (exit, ""), "{stderr}");
+        assert!(stderr.contains("the broker refused it"), "{stderr}");
+    }
+}
+
+#[test]
 fn after_a_broken_connection_it_asks_again_with_the_same_id() {
     let dir = tempfile::tempdir().expect("tempdir");
     let broker = Scripted::listen();

@@ -17,7 +17,7 @@ use crate::model::message::Qos;
 use crate::model::request::{Heard, Requests, Terms};
 use crate::model::text::{escaped_json, printable};
 use crate::model::topic::Filter;
-use crate::net::mqtt::{Audience, Refused, Settings, Token};
+use crate::net::mqtt::{Audience, Refused, Refuser, Settings, Token};
 use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
@@ -107,7 +107,7 @@ pub(super) struct Exchange<'a> {
     is_read: bool,
     /// Why no further message is read: the first cause.
     pub problem: Option<Error>,
-    /// Whether it was said that no client subscribes.
+    /// Whether it was said why a try is over: no client subscribes, or the broker has refused it.
     is_said: bool,
 }
 
@@ -322,6 +322,14 @@ impl<'a> Exchange<'a> {
                 };
                 match result {
                     Ok(audience) => self.published(&id, audience),
+                    // This try is over when its time is.
+                    Err(Refused(e, Refuser::Broker))
+                        if e.kind() == Kind::TryAgain && self.requests.has_tries(&id) =>
+                    {
+                        if !std::mem::replace(&mut self.is_said, true) {
+                            warn!("{e}; trying again");
+                        }
+                    }
                     Err(Refused(e, _)) => {
                         let (topic, address) = (&self.options.topic, self.options.broker.address());
                         let e = e.context(format_args!("publish to '{topic}' at {address}"));
