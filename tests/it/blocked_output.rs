@@ -27,7 +27,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     set(OFlag::O_NONBLOCK).expect("flags");
     let is_full =
         |written: std::io::Result<()>| written.is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
-    while !is_full((&mut writer).write_all(b"x")) {}
+    while !is_full(writer.write_all(b"x")) {}
     fcntl(writer.as_fd(), FcntlArg::F_SETFL(OFlag::empty())).expect("flags");
     (reader, writer)
 }
