@@ -214,6 +214,12 @@ impl Export {
         self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX)
     }
 
+    /// Returns the required keys.
+    #[must_use]
+    pub fn required(&self) -> &[String] {
+        &self.required
+    }
+
     /// Returns the names under which the required attributes are exported.
     #[must_use]
     pub fn required_names(&self) -> Vec<String> {

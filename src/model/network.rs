@@ -14,9 +14,10 @@ use crate::model::sources::{Sources, sources};
 use crate::model::text::printable;
 use crate::model::topic::{Filter, PipelineTopics};
 
-/// Maximum number of triggers of a pipeline, and of topics of a trigger, that are read.
+/// Maximum number of triggers of a pipeline, and of topics and of required attributes of a trigger, that are read.
 pub(super) const MAX_TRIGGERS: usize = 256;
 pub(super) const MAX_TOPICS: usize = 64;
+pub(super) const MAX_REQUIRED: usize = 64;
 
 /// Maximum memory of the triggers and last ends of all pipelines, bytes. Their trees may take seventy times the
 /// memory of the messages.
@@ -34,6 +35,8 @@ pub struct Waits {
     pub topics: Vec<String>,
     /// Seconds of silence that start it; `None` if events do.
     pub absent: Option<f64>,
+    /// Attributes without which it starts nothing, as far as its client says so.
+    pub requires: Vec<String>,
 }
 
 /// A pipeline as others see it.
@@ -255,16 +258,20 @@ struct Drawn<'a> {
 }
 
 fn waits(value: &Value) -> Waits {
-    let list = value.get("topics").and_then(Value::as_array);
-    let topics = list.into_iter().flatten().filter_map(Value::as_str);
+    let texts = |key: &str, limit: usize| {
+        let list = value.get(key).and_then(Value::as_array);
+        let texts = list.into_iter().flatten().filter_map(Value::as_str);
+        texts.take(limit).map(str::to_owned).collect()
+    };
     Waits {
         name: value
             .get("name")
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned(),
-        topics: topics.take(MAX_TOPICS).map(str::to_owned).collect(),
+        topics: texts("topics", MAX_TOPICS),
         absent: value.get("absent").and_then(Value::as_f64),
+        requires: texts("requires", MAX_REQUIRED),
     }
 }
 
@@ -291,7 +298,8 @@ impl Seen {
     fn memory(&self) -> usize {
         let text = |text: &String| size_of::<String>() + text.len();
         let waits = self.triggers.iter().map(|waits| {
-            size_of::<Waits>() + waits.name.len() + waits.topics.iter().map(text).sum::<usize>()
+            let texts = waits.topics.iter().chain(&waits.requires);
+            size_of::<Waits>() + waits.name.len() + texts.map(text).sum::<usize>()
         });
         let last = self.last.iter().flatten();
         let last = last.map(|(key, value)| text(key) + json_text::memory(value));
@@ -303,7 +311,7 @@ impl Seen {
     pub fn triggers_json(&self) -> Value {
         let triggers = self.triggers.iter();
         triggers
-            .map(|t| json!({"name": t.name, "topics": t.topics, "absent": t.absent}))
+            .map(|t| json!({"name": t.name, "topics": t.topics, "absent": t.absent, "requires": t.requires}))
             .collect()
     }
 

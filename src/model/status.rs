@@ -156,6 +156,10 @@ fn listed(triggers: &[Trigger]) -> Vec<Value> {
         if let (Some(absent), Some(map)) = (trigger.absent, map.as_object_mut()) {
             map.insert("absent".to_owned(), json!(absent.as_secs_f64()));
         }
+        let requires = trigger.export.required();
+        if let (false, Some(map)) = (requires.is_empty(), map.as_object_mut()) {
+            map.insert("requires".to_owned(), json!(requires));
+        }
         match room.checked_sub(map.to_string().len() + 1) {
             Some(left) => room = left,
             None => break,
@@ -294,6 +298,24 @@ mod tests {
         Timestamp::from_second(seconds).expect("timestamp")
     }
 
+    /// Returns `count` triggers of this filter.
+    fn triggers(filter: String, count: usize) -> Vec<Trigger> {
+        let trigger = Trigger {
+            name: "t".into(),
+            filters: vec![Filter::new(filter).expect("filter")],
+            conditions: Vec::new(),
+            export: Export::new(None, Vec::new()).expect("export"),
+            passthrough: Vec::new(),
+            queue: None,
+            accept_retained: false,
+            reply: None,
+            absent: None,
+            policy: Policy::default(),
+            spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),
+        };
+        vec![trigger; count]
+    }
+
     #[test]
     fn payloads_are_the_wire_table_to_the_letter() {
         let (none, now) = (Attributes::new(), at(1_700_000_000));
@@ -330,22 +352,18 @@ mod tests {
     }
 
     #[test]
+    fn a_presence_names_what_a_trigger_requires() {
+        let mut list = triggers("lab/a".to_owned(), 2);
+        list[1].export = Export::new(None, vec!["sample".into()]).expect("export");
+        let online = presence(Presence::Online, "p", "h", &list, &[], (at(5), at(9)));
+        assert_eq!(online["triggers"][0].get("requires"), None);
+        assert_eq!(online["triggers"][1]["requires"], json!(["sample"]));
+    }
+
+    #[test]
     fn a_presence_is_small_whatever_it_lists() {
-        let trigger = |filter: String| Trigger {
-            name: "t".into(),
-            filters: vec![Filter::new(filter).expect("filter")],
-            conditions: Vec::new(),
-            export: Export::new(None, Vec::new()).expect("export"),
-            passthrough: Vec::new(),
-            queue: None,
-            accept_retained: false,
-            reply: None,
-            absent: None,
-            policy: Policy::default(),
-            spec: Arc::new(Spec::new("t", Command::Direct(vec!["true".into()]))),
-        };
         for (filter, listed) in [("lab/a".to_owned(), MAX_LISTED), ("x".repeat(1000), 15)] {
-            let triggers = vec![trigger(filter); 10_000];
+            let triggers = triggers(filter, 10_000);
             let say = |state| presence(state, "p", "h", &triggers, &[], (at(5), at(9)));
             let online = say(Presence::Online);
             assert_eq!(online["trigger_count"], 10_000);

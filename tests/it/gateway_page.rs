@@ -178,7 +178,7 @@ fn a_client_that_is_killed_keeps_its_edge() {
     let mut world = World::new();
     let seq = world.client("seq", &["-t", "lab/in", "-c", "true"]);
     let done = "lab/infrastructure/pipelines/seq/status";
-    let zip = world.client("zip", &["-t", done, "-c", "true"]);
+    let zip = world.client("zip", &["-t", done, "-c", "true", "--envreq", "sample"]);
     let gateway = Gateway::online(&world, &[]);
     let edges = || gateway.get("/api/network").json()["edges"].clone();
     let all = json!([
@@ -192,6 +192,7 @@ fn a_client_that_is_killed_keeps_its_edge() {
         name == "pipeline" && data["who"] == "zip" && data["state"] == "lost"
     });
     assert_eq!(lost["triggers"][0]["topics"], json!([done]));
+    assert_eq!(lost["triggers"][0]["requires"], json!(["sample"]));
     assert_eq!(edges(), all);
     // A broker that stops may say of every client that it is lost.
     world.broker.stop();

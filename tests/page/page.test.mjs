@@ -194,6 +194,34 @@ test('of several triggers one is raised', async () => {
   assert.deepEqual(fake.actions, [{ action: 'raise', trigger: HOSTILE }]);
 });
 
+test('the attributes that a trigger requires are offered', async () => {
+  fake.token = 'a-token-of-the-lab';
+  const odd = ['a\\u{202e}', 'b=c', 'trigger', 'cut…', 7];
+  fake.pipelines.set('demux', pipeline('demux', { triggers: [{ name: 'day', topics: [] }, { name: 'night', topics: [], requires: ['sample', ...odd, 'lane'] }] }));
+  fake.open = true;
+  const page = await open('#/pipelines/demux', { ignore: REFUSED });
+  await page.evaluate((token) => sessionStorage.setItem('tael-token', token), fake.token);
+  const box = page.getByLabel('Attributes, one NAME=VALUE a line');
+  const ask = () => page.getByRole('button', { name: 'Raise', exact: true }).click();
+  await ask();
+  assert.equal(await box.inputValue(), '');
+  await page.keyboard.press('Escape');
+  await page.getByLabel('Trigger to raise').selectOption({ index: 1 });
+  await ask();
+  assert.equal(await box.inputValue(), 'sample=\nlane=');
+  assert.equal(await page.locator('#raise-trigger').textContent(), 'Trigger night. Required: sample, lane.');
+  assert.deepEqual(await barriers(page), []);
+  // A person only types the value.
+  await page.keyboard.type('S1');
+  await page.getByRole('button', { name: 'Raise it' }).click();
+  await until(page, () => document.getElementById('raise-error').textContent === 'Line 2: lane needs a value.');
+  assert.deepEqual(fake.actions, []);
+  await box.fill('sample=S1\nlane=2\nempty=');
+  await page.getByRole('button', { name: 'Raise it' }).click();
+  await until(page, () => document.getElementById('action-result').textContent === 'raise: done');
+  assert.deepEqual(fake.actions, [{ action: 'raise', trigger: 'night', attributes: { sample: 'S1', lane: '2', empty: '' } }]);
+});
+
 for (const [i, width] of WIDTHS.entries()) {
   test(`a run is raised with attributes at ${width} pixels`, async () => {
     fake.token = 'a-token-of-the-lab';

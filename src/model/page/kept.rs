@@ -9,7 +9,7 @@ use crate::model::page::{MAX_HOST, MAX_TEXT, MAX_TOPIC, MAX_VERSION};
 /// Maximum memory of the triggers of a pipeline, bytes.
 pub(super) const MAX_MEMORY: usize = 8 * 1024;
 
-/// Memory of a pipeline, of a trigger and of a topic beside their texts, bytes, about.
+/// Memory of a pipeline, of a trigger and of a topic or an attribute beside their texts, bytes, about.
 const PIPELINE: usize = 512;
 const TRIGGER: usize = 96;
 const TOPIC: usize = 48;
@@ -60,8 +60,8 @@ pub(super) fn with_triggers(mut presence: Attributes, last: Option<&Seen>) -> At
     presence
 }
 
-/// Returns what is kept of a presence, and about how much memory that takes, bytes. Topics that are longer
-/// than a page shows are left out, and triggers that take more than `room` bytes, or more than those of a
+/// Returns what is kept of a presence, and about how much memory that takes, bytes. Topics and names of
+/// attributes that are longer than a page shows are left out, and triggers that take more than `room` bytes, or more than those of a
 /// pipeline may; `trigger_count` counts them all.
 pub(super) fn presence(presence: &Attributes, room: usize) -> (Attributes, usize) {
     let mut kept = Attributes::new();
@@ -99,8 +99,14 @@ pub(super) fn presence(presence: &Attributes, room: usize) -> (Attributes, usize
         let topics = topics.into_iter().flatten().filter_map(Value::as_str);
         let topics = topics.filter(|topic| topic.len() <= MAX_TOPIC && take(TOPIC + topic.len()));
         let topics: Vec<&str> = topics.collect();
+        let requires = trigger.get("requires").and_then(Value::as_array);
+        let requires = requires.into_iter().flatten().filter_map(Value::as_str);
+        let requires = requires.filter(|key| key.len() <= MAX_TEXT && take(TOPIC + key.len()));
+        let requires: Vec<&str> = requires.collect();
         let absent = trigger.get("absent").and_then(Value::as_f64);
-        list.push(json!({ "name": name, "topics": topics, "absent": absent }));
+        list.push(
+            json!({ "name": name, "topics": topics, "absent": absent, "requires": requires }),
+        );
     }
     kept.insert("triggers".to_owned(), list.into());
     (kept, PIPELINE + texts + memory)
@@ -143,7 +149,7 @@ mod tests {
         let presence = json!({
             "state": "online", "paused": false, "host": "h", "version": "1", "since": 5,
             "trigger_count": 1,
-            "triggers": [{ "name": "t", "topics": ["lab/x", "lab/y"], "absent": 2.0 }],
+            "triggers": [{ "name": "t", "topics": ["lab/x", "lab/y"], "absent": 2.0, "requires": ["a"] }],
         });
         assert_eq!(Value::Object(kept(presence.clone()).0), presence);
     }

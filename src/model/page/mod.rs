@@ -44,9 +44,11 @@ const MAX_READ: usize = 64 * 1024;
 const MAX_PAYLOAD: usize = 2 * 1024;
 const MAX_TOPIC: usize = 512;
 
-/// Maximum number of triggers, of topics of each, and of characters of a text of a pipeline.
+/// Maximum number of triggers, of topics and required attributes of each, and of characters of a text of a
+/// pipeline.
 const MAX_TRIGGERS: usize = 32;
 const MAX_TOPICS: usize = 16;
+const MAX_REQUIRED: usize = 16;
 const MAX_TEXT: usize = 300;
 
 /// Maximum number of characters of a host and of a version of a pipeline.
@@ -507,7 +509,12 @@ fn triggers_json(seen: &Seen) -> Vec<Value> {
         };
         let topics = trigger.topics.iter().take(MAX_TOPICS);
         let topics: Vec<Value> = topics.map_while(|topic| text(topic)).collect();
-        triggers.push(json!({ "name": name, "topics": topics }));
+        let requires = trigger.requires.iter().take(MAX_REQUIRED);
+        let requires: Vec<Value> = requires.map_while(|key| text(key)).collect();
+        triggers.push(match requires.is_empty() {
+            true => json!({ "name": name, "topics": topics }),
+            false => json!({ "name": name, "topics": topics, "requires": requires }),
+        });
     }
     triggers
 }

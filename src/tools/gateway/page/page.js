@@ -1141,7 +1141,7 @@ function paintActions(pipeline) {
   const alive = pipeline && !areOld() && (pipeline.state === 'online' || pipeline.state === 'paused');
   $('actions').hidden = !network.control || !pipeline;
   const wanted = network.control && pipeline ? ['raise', pipeline.state === 'paused' ? 'resume' : 'pause', 'retry'] : [];
-  const triggers = array(pipeline?.triggers).map((trigger) => trigger?.name).filter((name) => typeof name === 'string');
+  const triggers = array(pipeline?.triggers).filter((trigger) => typeof trigger?.name === 'string').map(({ name, requires }) => ({ name, requires: array(requires).filter(isAttribute) }));
   const key = JSON.stringify(triggers);
   sync($('actions'), wanted, (name) => (name === 'raise' ? `raise ${key}` : name), (name) => {
     if (name === 'raise' && triggers.length > 1) return makeRaise(triggers);
@@ -1153,28 +1153,43 @@ function paintActions(pipeline) {
   });
 }
 
+/** Returns whether a text is the name of an attribute as it stands: not cut, and without escapes. */
+function isAttribute(name) {
+  return typeof name === 'string' && /^[^\s=\\…]+$/u.test(name) && !RESERVED.includes(name);
+}
+
 /** Makes a button with a choice among triggers. */
 function makeRaise(triggers) {
-  const choice = el('select', { 'aria-label': 'Trigger to raise' }, ...triggers.map((name) => el('option', {}, line(name, 60))));
+  const choice = el('select', { 'aria-label': 'Trigger to raise' }, ...triggers.map(({ name }) => el('option', {}, line(name, 60))));
   const button = el('button', { type: 'button' }, 'Raise');
   const chosen = () => triggers[choice.selectedIndex];
-  button.addEventListener('click', () => askRaise(button, chosen(), chosen()));
+  button.addEventListener('click', () => askRaise(button, chosen(), chosen().name));
   return el('span', { class: 'actions' }, choice, button);
 }
 
-/** What the question about a raise is for: its button, its pipeline, and the trigger to name, if it has several. */
-const raising = { button: null, who: null, trigger: undefined };
+/**
+ * What the question about a raise is for: its button, its pipeline, the trigger to name, if it has several, and the
+ * attributes that are required.
+ */
+const raising = { button: null, who: null, trigger: undefined, requires: [] };
 
-/** Asks with which attributes to raise `name`, the trigger of the shown pipeline. */
-function askRaise(button, name, trigger) {
+/** Asks with which attributes to raise `known`, the trigger of the shown pipeline; `trigger` is its name if it has several. */
+function askRaise(button, known, trigger) {
+  const { name, requires = [] } = known ?? {};
+  const box = $('raise-attributes');
   // What was given before may be wanted again, with a change.
-  if (raising.who !== route.who || raising.trigger !== trigger) $('raise-attributes').value = '';
-  Object.assign(raising, { button, who: route.who, trigger });
+  if (raising.who !== route.who || raising.trigger !== trigger || !box.value.trim()) {
+    box.value = requires.map((each) => `${each}=`).join('\n');
+    const end = box.value.indexOf('=') + 1;
+    box.setSelectionRange(end, end);
+  }
+  Object.assign(raising, { button, who: route.who, trigger, requires });
   put($('raise-heading'), `Raise ${line(route.who, 60)}`);
-  put($('raise-trigger'), name && name !== 'default' ? `Trigger ${line(name, 60)}.` : '');
+  const words = [name && name !== 'default' ? `Trigger ${line(name, 60)}.` : '', requires.length ? `Required: ${line(requires.join(', '), 300)}.` : ''];
+  put($('raise-trigger'), words.filter(Boolean).join(' '));
   put($('raise-error'), '');
   $('raise-box').showModal();
-  $('raise-attributes').focus();
+  box.focus();
 }
 
 /** Names that are parts of a request, so that no attribute has them. */
@@ -1190,7 +1205,9 @@ function readAttributes(text) {
     if (!name) throw new Error(`Line ${i + 1} is no NAME=VALUE.`);
     if (RESERVED.includes(name)) throw new Error(`Line ${i + 1}: ${name} is part of the request; choose another name.`);
     if (attributes.has(name)) throw new Error(`Line ${i + 1}: ${line(name, 60)} is given twice.`);
-    attributes.set(name, each.slice(at + 1));
+    const value = each.slice(at + 1);
+    if (!value && raising.requires.includes(name)) throw new Error(`Line ${i + 1}: ${line(name, 60)} needs a value.`);
+    attributes.set(name, value);
   }
   return attributes.size ? Object.fromEntries(attributes) : undefined;
 }
