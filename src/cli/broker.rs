@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
+use tracing::warn;
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
@@ -12,6 +13,7 @@ use crate::cli::connection;
 use crate::cli::help::Page;
 use crate::cli::values::one_of;
 use crate::error::{Error, Result};
+use crate::model::text::BOM;
 use crate::net::broker::{MAX_PACKET, Options};
 use crate::net::options::{Secret, TlsFiles};
 use crate::os::logging::Target;
@@ -98,7 +100,10 @@ impl Tool for Broker {
                 })?
             }
         };
-        if users.is_empty() && identity.is_none() && !self.listen.ip().is_loopback() {
+        let is_open = users.is_empty()
+            && self.cafile.is_none()
+            && !self.listen.ip().to_canonical().is_loopback();
+        if is_open && identity.is_none() {
             return Err(Error::usage(format!(
                 "listen on {}: that is open to others; give --users, or --cert, --key and --cafile",
                 self.listen
@@ -121,6 +126,12 @@ impl Tool for Broker {
             max_packet: self.max_packet,
             descriptors: process::raise_descriptor_limit(MAX_DESCRIPTORS),
         };
+        if is_open {
+            warn!(
+                "listening on {} without --users and --cafile: all who reach it may connect",
+                options.listen
+            );
+        }
         broker::run(options, self.print_url)
     }
 }
@@ -132,11 +143,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn users(text: &str) -> Result<Vec<(String, Secret)>, String> {
     let mut users = Vec::new();
+    let text = text.strip_prefix(BOM).unwrap_or(text);
     for (n, line) in text.lines().enumerate() {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         match line.split_once(':') {
+            Some((user, _)) if user.trim() != user => {
+                return Err(format!("line {} has blanks around its user", n + 1));
+            }
             Some((user, password)) if !user.is_empty() && !password.is_empty() => {
                 users.push((user.to_owned(), Secret::new(password)));
             }

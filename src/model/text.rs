@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
+/// Byte order mark, which some editors write at the beginning of a file.
+pub const BOM: char = '\u{feff}';
+
 /// Characters that are shown as escapes, besides control characters (category Cc) and
 /// noncharacters: categories Cf (format), Zl and Zp (line and paragraph separators), and what has
 /// no glyph of its own (property `Default_Ignorable_Code_Point`). They reorder or hide text, or end

@@ -6,12 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::model::text::BOM;
 
 /// Maximum size of a password, bytes (MQTT 5.0, section 1.5.6).
 const MAX_BYTES: usize = 65_535;
-
-/// Byte order mark in UTF-8, which some editors write.
-const BOM: char = '\u{feff}';
 
 /// A text that never prints itself.
 #[derive(Clone, PartialEq, Eq)]

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::{self, Process, World, bare_command, json_of, ran, refuses, wait_until};
+use crate::common::{
+    self, Certificates, Process, World, bare_command, json_of, ran, refuses, spawn, wait_until,
+};
 use crate::facts::retain;
 use serde_json::Value;
 
@@ -179,6 +181,33 @@ fn the_broker_is_careful_about_where_it_listens() {
     for open in ["0.0.0.0:0", "[::]:0"] {
         refuses(&mut broker(&["--listen", open]), 64, "open to others");
     }
+    // With TLS it starts, and says who may connect.
+    let certificates = Certificates::make(dir.path());
+    let [cert, key, ca] =
+        ["server.pem", "server.key", "ca.pem"].map(|name| certificates.path(name));
+    let users = dir.path().join("right");
+    fs::write(&users, "\u{feff}ann:secret\n").expect("users");
+    let users = users.to_str().expect("path");
+    let closed: [&[&str]; 3] = [&[], &["--cafile", &ca], &["--users", users]];
+    for more in closed {
+        let mut command = bare_command(&dir, "tael");
+        command.args([
+            "broker",
+            "--listen",
+            "0.0.0.0:0",
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+        ]);
+        let process = spawn(&dir, command.args(more));
+        wait_until("it listens", || {
+            process.log_text().contains("listening on mqtts://")
+        });
+        let warns = process.log_text().contains("all who reach it may connect");
+        assert_eq!(warns, more.is_empty(), "{}", process.log_text());
+        process.stop();
+    }
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("listen");
     let address = taken.local_addr().expect("address").to_string();
     refuses(
@@ -197,6 +226,12 @@ fn the_broker_is_careful_about_where_it_listens() {
         "{stderr}"
     );
     let file = users.to_str().expect("path");
+    fs::write(&users, "ann :secret\n").expect("users");
+    refuses(
+        &mut broker(&["--users", file]),
+        78,
+        "line 1 has blanks around its user",
+    );
     refuses(
         &mut broker(&["--listen", "127.0.0.1:0", "--data", file]),
         73,

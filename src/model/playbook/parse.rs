@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::model::duration;
 use crate::model::playbook::{Action, Playbook, Step, Wrong};
+use crate::model::text::BOM;
 use crate::model::topic::check_name;
 
 /// Maximum length of a line, characters.
@@ -53,7 +54,7 @@ pub(super) fn parse(text: &str, lenient: bool) -> (Playbook, Vec<Wrong>) {
         variables: HashMap::new(),
         lenient,
     };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = text.strip_prefix(BOM).unwrap_or(text);
     let lines = text.lines().zip(1..);
     let wrong = lines.filter_map(|(raw, line)| {
         let read = reading.line(line, raw.trim_end());
