@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use crate::model::gateway::secret::{Secret, basic_password, bearer};
+use crate::model::text::BOM;
 
 /// Minimum length of a token, bytes. A shorter one can be guessed.
 pub const MIN_TOKEN: usize = 16;
@@ -22,6 +23,7 @@ impl Tokens {
     /// A text for the user, which does not show a token.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut tokens = Vec::new();
+        let text = text.strip_prefix(BOM).unwrap_or(text);
         for (line, n) in text.lines().zip(1..) {
             let token = line.trim_ascii();
             if token.is_empty() || token.starts_with('#') {
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn tokens_are_found_by_their_place() {
-        let text = format!("# for git\n{A}\r\n\n  {B}\n");
+        let text = format!("\u{feff}# for git\n{A}\r\n\n  {B}\n");
         let tokens = Tokens::parse(&text).expect("tokens");
         for (field, place) in [
             (format!("Bearer {A}"), Some(0)),

@@ -5,6 +5,7 @@ use std::fmt;
 use ring::hmac::{self, Algorithm, HMAC_SHA256, Key, Tag};
 
 use crate::model::signature::base64;
+use crate::model::text::BOM;
 
 /// Maximum length of a secret, bytes. Tokens and keys of senders are far shorter.
 pub const MAX_BYTES: usize = 4096;
@@ -54,11 +55,15 @@ pub fn basic_password(field: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Secret {
-    /// Takes the content of a file, or a value: a line feed at its end is not part of the secret.
+    /// Takes the content of a file, or a value: a byte order mark, and a line feed at its end, are not part of
+    /// the secret.
     ///
     /// # Errors
     /// A text for the user: it is empty, too long, or has several lines.
     pub fn new(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes
+            .strip_prefix(BOM.encode_utf8(&mut [0; 4]).as_bytes())
+            .unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         match bytes {
@@ -94,6 +99,12 @@ impl Secret {
         hmac::verify(&self.key, given, self.own.as_ref()).is_ok()
     }
 
+    /// Returns whether it begins or ends with a blank. No header field carries that.
+    #[must_use]
+    pub fn has_outer_blanks(&self) -> bool {
+        self.bytes.trim_ascii() != self.bytes
+    }
+
     /// Returns the secret as the key of an authentication code.
     #[must_use]
     pub fn key(&self, algorithm: Algorithm) -> Key {
@@ -114,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_line_feed_at_the_end_is_no_part_of_it() {
-        for file in ["secret", "secret\n", "secret\r\n"] {
+        for file in ["secret", "secret\n", "secret\r\n", "\u{feff}secret\n"] {
             assert!(Secret::new(file.as_bytes()).expect("secret").is(b"secret"));
         }
         for two in ["secret\n\n", "new\nold\n", "\nsecret", "new\r\nold"] {
@@ -123,7 +134,7 @@ mod tests {
         }
         let own = Secret::exactly(b"a\nb").expect("secret");
         assert!(own.is(b"a\nb") && !own.is(b"a"));
-        for empty in ["", "\n", "\r\n"] {
+        for empty in ["", "\n", "\r\n", "\u{feff}\n"] {
             assert!(Secret::new(empty.as_bytes()).is_err());
         }
         assert!(Secret::new(&[b'x'; MAX_BYTES]).is_ok());

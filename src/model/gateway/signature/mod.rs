@@ -373,9 +373,14 @@ fn token(headers: &Headers) -> Result<&[u8], Refusal> {
 
 fn proof(scheme: &Scheme, secret: &Secret) -> Result<Proof, String> {
     let text = secret.text().unwrap_or_default();
+    // A field is read without them, so that no request would have it.
+    let token = || match secret.has_outer_blanks() {
+        true => Err("the secret begins or ends with a blank, which no header field carries"),
+        false => Ok(Proof::Token(secret.clone())),
+    };
     Ok(match scheme {
-        Scheme::Bearer => Proof::Token(secret.clone()),
-        Scheme::GitLab if !text.starts_with(KEY_PREFIX) => Proof::Token(secret.clone()),
+        Scheme::Bearer => token()?,
+        Scheme::GitLab if !text.starts_with(KEY_PREFIX) => token()?,
         Scheme::GitLab | Scheme::Standard => {
             // The prefix is for people: other senders leave it out.
             let digits = text.strip_prefix(KEY_PREFIX).unwrap_or(text);

@@ -46,6 +46,19 @@ fn standard(time: &str, signature: &str) -> Headers {
 }
 
 #[test]
+fn a_token_with_blanks_at_an_end_is_refused_and_a_key_may_have_them() {
+    for blank in [" secret", "secret ", "secret\t"] {
+        let secret = [Secret::new(blank.as_bytes()).expect("secret")];
+        let of = |scheme| Verifier::new(scheme, None, &secret);
+        for scheme in [Scheme::Bearer, Scheme::GitLab] {
+            let wrong = of(scheme).expect_err(blank);
+            assert!(wrong.contains("blank"), "{wrong}");
+        }
+        assert!(of(Scheme::GitHub).is_ok());
+    }
+}
+
+#[test]
 fn github_is_believed_by_its_own_vector() {
     let github = verifier(Scheme::GitHub, &[HUB_SECRET]);
     let signed = format!("sha256={HUB_CODE}");
