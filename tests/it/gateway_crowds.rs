@@ -449,6 +449,36 @@ fn peak(gateway: &Gateway) -> u64 {
 }
 
 #[test]
+fn large_answers_that_many_addresses_do_not_read_make_room_for_others() {
+    let world = World::new();
+    let loud = "[[work]]\ntype = \"loud\"\n\
+        command = \"sh -c 'head -c 262144 /dev/zero | tee /dev/stderr'\"\n";
+    let config = world.file("loud.toml", loud);
+    let client = world.client("loud", &["--config", &config]);
+    let gateway = Gateway::online(&world, &["--allow-work", "localhost/loud"]);
+    let unit = gateway.post("/w/localhost/loud", &[], "").id();
+    let line = format!("GET /units/{unit}?wait=1m");
+    assert_eq!(gateway.ask(&line, &[]).status, 200);
+    let mut callers = Vec::new();
+    for n in 0..24 {
+        let from = Ipv4Addr::new(127, 0, 0, 2 + n % 12);
+        let mut stream = connect_from(from, &gateway, false).expect("connect");
+        let text = request(&line, &[]);
+        stream.write_all(text.as_bytes()).expect("request");
+        callers.push(stream);
+    }
+    for n in 0..5 {
+        let begun = Instant::now();
+        let answer = gateway.ask(&line, &[]);
+        let spent = begun.elapsed();
+        assert_eq!(answer.status, 200, "{n}: {spent:?} {}", answer.head);
+    }
+    drop(callers);
+    gateway.process.stop();
+    client.stop();
+}
+
+#[test]
 fn large_answers_that_are_not_read_take_bounded_memory() {
     /// Number of callers who do not read. Each answer has 3 MiB.
     const CALLERS: usize = 250;

@@ -199,6 +199,13 @@ impl Seat {
         }
     }
 
+    /// Has an answer of another caller end of which nothing has been read for `patience`: what it takes is
+    /// wanted for this connection.
+    pub fn oust_unread(&self, patience: Duration) {
+        let now = Instant::now();
+        self.seats.table().oust_unread(self.caller, patience, now);
+    }
+
     /// Notes what the connection is about now.
     pub(super) fn enter(&self, phase: Phase) {
         let mut table = self.seats.table();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use crate::model::gateway::rate::Caller;
 use crate::net::http::{MAX_CONNECTIONS, MAX_ENDING, MAX_LONG, MAX_QUEUED, Times};
@@ -375,6 +375,23 @@ impl<T> Table<T> {
         next
     }
 
+    /// Has a connection of another than `caller` give way that has read nothing of its answer for `patience`: the
+    /// one that has done so for the longest time, of the caller that has the most of them.
+    pub fn oust_unread(&mut self, caller: Caller, patience: Duration, now: Instant) {
+        let is_unread = |place: &&Place| {
+            let waited = now.saturating_duration_since(place.since);
+            let is_other = place.caller != caller && !place.is_ousted();
+            is_other && place.phase == Phase::Unread && waited >= patience
+        };
+        let unread = || self.places.values().filter(is_unread);
+        let counts = counted(unread().map(|place| place.caller));
+        let count = |place: &&Place| counts.get(&place.caller).copied();
+        let next = unread().max_by_key(|place| (count(place), now - place.since));
+        if let Some(place) = next {
+            place.ousted.send_replace(true);
+        }
+    }
+
     /// Moves a connection to the places of long answers, unless they are taken, and no caller has more of
     /// them than its share, who then loses its last one. Returns whether it is moved.
     pub fn lengthen(&mut self, id: u64, now: Instant) -> bool {
@@ -416,7 +433,6 @@ fn yields(uses: &HashMap<Caller, Use>, caller: Caller) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::time::Duration;
 
     const NOW: Duration = Duration::ZERO;
     const RUSH: Duration = Duration::from_millis(250);
@@ -669,6 +685,23 @@ mod tests {
         assert!(!own.table.is_wanted(few[0].id) && own.table.is_wanted(many[0].id));
         assert_eq!(own.give_way(IDLE), None);
         assert_eq!((ousted(&few), ousted(&many)), (0, MAX_CONNECTIONS - 1));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_read_makes_room_for_that_of_another() {
+        let mut own = Fixture::new();
+        let few = own.take(1, 1, Phase::Unread);
+        let many = own.take(2, 2, Phase::Unread);
+        let reads = own.take(3, 9, Phase::Sending);
+        let mut oust = |who: u8, after: Duration| {
+            own.table.oust_unread(caller(who), IDLE, own.begun + after);
+            (ousted(&few), ousted(&many), ousted(&reads))
+        };
+        assert_eq!(oust(4, RUSH), (0, 0, 0), "they may go on reading");
+        assert_eq!(oust(4, IDLE), (0, 1, 0), "the one that has the most");
+        assert_eq!(oust(2, IDLE), (1, 1, 0), "its own is no help");
+        assert_eq!(oust(1, IDLE), (1, 2, 0));
+        assert_eq!(oust(4, IDLE), (1, 2, 0), "none is left");
     }
 
     #[test]

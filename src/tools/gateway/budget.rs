@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::model::gateway::rate::Caller;
-use crate::net::http::{Body, Response};
+use crate::net::http::{Body, Response, Seat};
 
 /// Maximum size of all large answers together, bytes. A caller has at most its share of it: all, divided by
 /// the number of callers that have or want some, and one that may come. It may always have one.
@@ -20,6 +20,12 @@ const SMALL: usize = 64 * 1024;
 
 /// Maximum number of answers that are made already and wait for memory, of one caller each.
 const MAX_MADE: usize = 16;
+
+/// Time without any reading after which the answer of another ends for a caller that has none.
+const UNREAD: Duration = Duration::from_secs(1);
+
+/// Interval at which such an answer is looked for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Maximum time for others to read their answers.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -83,7 +89,30 @@ impl Drop for Waits<'_> {
     }
 }
 
+/// Who wants memory.
+pub trait Claim {
+    /// Returns the caller.
+    fn caller(&self) -> Caller;
+
+    /// Has an answer of another caller end that is not read.
+    fn make_room(&self);
+}
+
+impl Claim for Seat {
+    fn caller(&self) -> Caller {
+        self.caller()
+    }
+
+    fn make_room(&self) {
+        self.oust_unread(UNREAD);
+    }
+}
+
 impl Used {
+    fn has_some(&self, caller: Caller) -> bool {
+        self.own.contains_key(&caller)
+    }
+
     /// Returns the share of `caller`, bytes.
     fn share(&self, caller: Caller) -> usize {
         let waiting = self.waiting.keys();
@@ -154,20 +183,27 @@ impl Budget {
         })
     }
 
-    /// Reserves memory for an answer of `size` bytes of `caller`, and waits for it.
+    /// Reserves memory for an answer of `size` bytes of the caller that has the `seat`, and waits for it. If
+    /// that caller has none, answers of others that are not read make room.
     ///
     /// # Errors
     /// The answer when there is not enough in time.
-    pub async fn reserve(&self, caller: Caller, size: usize) -> Result<Reserved, Response> {
+    pub async fn reserve(&self, seat: &impl Claim, size: usize) -> Result<Reserved, Response> {
+        let caller = seat.caller();
         if let Some(reserved) = self.try_reserve(caller, size) {
             return Ok(reserved);
         }
         let waits = Waits::new(&self.0, caller, false).ok_or_else(full)?;
-        self.wait(&waits, size).await
+        self.wait(&waits, size, seat).await
     }
 
     /// Waits for memory for an answer of `size` bytes.
-    async fn wait(&self, waits: &Waits<'_>, size: usize) -> Result<Reserved, Response> {
+    async fn wait(
+        &self,
+        waits: &Waits<'_>,
+        size: usize,
+        seat: &impl Claim,
+    ) -> Result<Reserved, Response> {
         let enough = async {
             loop {
                 let freed = self.0.freed.notified();
@@ -177,23 +213,26 @@ impl Budget {
                 if let Some(reserved) = self.try_reserve(waits.caller, size) {
                     return reserved;
                 }
-                freed.await;
+                if timeout(LOOK, freed).await.is_err() && !self.0.used().has_some(waits.caller) {
+                    seat.make_room();
+                }
             }
         };
         timeout(MAX_WAIT, enough).await.map_err(|_| full())
     }
 
-    /// Returns an answer that is made already, when there is memory for it.
+    /// Returns an answer that is made already of the caller that has the `seat`, when there is memory for it.
     ///
     /// # Errors
     /// The answer when there is not enough in time, or another answer of the caller waits already.
-    pub async fn keep(&self, caller: Caller, response: Response) -> Result<Response, Response> {
+    pub async fn keep(&self, seat: &impl Claim, response: Response) -> Result<Response, Response> {
+        let caller = seat.caller();
         let size = response.body.whole().len();
         if let Some(reserved) = self.try_reserve(caller, size) {
             return Ok(reserved.keep_answer(response));
         }
         let waits = Waits::new(&self.0, caller, true).ok_or_else(full)?;
-        Ok(self.wait(&waits, size).await?.keep_answer(response))
+        Ok(self.wait(&waits, size, seat).await?.keep_answer(response))
     }
 }
 
@@ -244,6 +283,37 @@ impl Drop for Reserved {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A caller whom others leave no room, and how often it has asked for some.
+    struct Asks(Caller, AtomicUsize);
+
+    impl Claim for Asks {
+        fn caller(&self) -> Caller {
+            self.0
+        }
+
+        fn make_room(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn seat(last: u8) -> Asks {
+        Asks(caller(last), AtomicUsize::new(0))
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_has_none_asks_others_to_make_room() {
+        let budget = Budget::default();
+        let _all = budget.try_reserve(caller(1), MAX_ANSWERS - SMALL - 1);
+        let _own = budget.try_reserve(caller(2), SMALL + 1).expect("the rest");
+        for (who, asks) in [(2, false), (3, true)] {
+            let seat = seat(who);
+            let full = timeout(LOOK * 3, budget.reserve(&seat, SMALL + 1)).await;
+            assert!(full.is_err(), "it is full");
+            assert_eq!(seat.1.load(Ordering::Relaxed) > 0, asks);
+        }
+    }
 
     fn caller(last: u8) -> Caller {
         Caller::at(Some([127, 0, 0, last].into()))
@@ -264,7 +334,7 @@ mod tests {
         let all = budget.try_reserve(caller(2), MAX_ANSWERS).expect("all");
         assert!(free(SMALL) && !free(SMALL + 1));
         let answer = |size| Response::new(200, "text/plain", vec![0; size]);
-        assert!(budget.keep(caller(1), answer(SMALL)).await.is_ok());
+        assert!(budget.keep(&seat(1), answer(SMALL)).await.is_ok());
         // Nothing is left of a reservation for a small answer.
         let _small = all.keep(vec![0; SMALL].into());
         assert!(free(MAX_ANSWERS));
@@ -274,14 +344,14 @@ mod tests {
     #[tokio::test]
     async fn a_caller_leaves_half_to_others_and_waits_for_its_own() {
         let budget = Budget::default();
-        let half = budget.reserve(caller(1), MAX_ANSWERS / 2).await;
+        let half = budget.reserve(&seat(1), MAX_ANSWERS / 2).await;
         let half = half.expect("half");
         assert!(budget.try_reserve(caller(1), SMALL + 1).is_none());
         let other = budget.try_reserve(caller(2), MAX_ANSWERS / 2);
         assert!(other.is_some());
         let waits = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.reserve(caller(1), MAX_ANSWERS / 2).await }
+            async move { budget.reserve(&seat(1), MAX_ANSWERS / 2).await }
         });
         tokio::task::yield_now().await;
         drop(half);
@@ -317,13 +387,13 @@ mod tests {
         let all = budget.try_reserve(caller(1), MAX_ANSWERS).expect("all");
         let keep = |who| {
             let (budget, answer) = (budget.clone(), answer());
-            tokio::spawn(async move { budget.keep(caller(who), answer).await })
+            tokio::spawn(async move { budget.keep(&seat(who), answer).await })
         };
         let (one, other) = (keep(2), keep(3));
         while budget.0.used().made.len() < 2 {
             tokio::task::yield_now().await;
         }
-        let full = budget.keep(caller(2), answer()).await.expect_err("full");
+        let full = budget.keep(&seat(2), answer()).await.expect_err("full");
         assert_eq!(full.status, 503);
         drop(all);
         for kept in [one, other] {

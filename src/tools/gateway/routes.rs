@@ -183,7 +183,7 @@ impl Service for Gateway {
                 let policy = self.policy();
                 let caller = seat.caller();
                 let rpc = self.rpc.answer((&head, &body), &policy, &self.ways, caller);
-                let kept = self.budget.keep(caller, rpc.await);
+                let kept = self.budget.keep(seat, rpc.await);
                 kept.await.unwrap_or_else(|refused| refused)
             }
             Ok(Place::To(to)) => {

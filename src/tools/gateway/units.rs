@@ -133,7 +133,7 @@ impl Units {
         let reported = self.reads.run(Some(seat.caller()), move || unit.report());
         let report = reported.await?;
         let answer = Response::json(200, &report);
-        self.budget.keep(seat.caller(), answer).await
+        self.budget.keep(seat, answer).await
     }
 
     async fn cancel(&self, id: &str, caller: Caller) -> Result<Response, Response> {
@@ -191,7 +191,7 @@ impl Units {
             let now;
             (unit, now) = self.reads.run(Some(seat.caller()), looked).await?;
             if now.is_end {
-                return self.whole(unit, now, seat.caller()).await;
+                return self.whole(unit, now, seat).await;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || *stop.borrow() || seat.is_ousted() {
@@ -208,7 +208,8 @@ impl Units {
     }
 
     /// Answers with the end and the output of a unit.
-    async fn whole(&self, unit: Unit, now: Now, caller: Caller) -> Result<Response, Response> {
+    async fn whole(&self, unit: Unit, now: Now, seat: &Seat) -> Result<Response, Response> {
+        let caller = seat.caller();
         let budget = self.budget.clone();
         let made = move || {
             let answer = whole(&unit, &now)?;
@@ -222,7 +223,7 @@ impl Units {
             Ok(answer) => Ok(answer),
             // It is made again when there is memory for it.
             Err((unit, now, size)) => {
-                let reserved = self.budget.reserve(caller, size).await?;
+                let reserved = self.budget.reserve(seat, size).await?;
                 let made = self.reads.run(Some(caller), move || whole(&unit, &now));
                 let answer = made.await?;
                 Ok(reserved.keep_answer(answer))

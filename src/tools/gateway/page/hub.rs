@@ -17,7 +17,7 @@ use crate::model::marker;
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::page::{Change, Page, Refused, message};
 use crate::model::topic::{Filter, check_who};
-use crate::net::http::Response;
+use crate::net::http::{Response, Seat};
 use crate::net::retained_end::{RetainedEnd, SILENCE};
 use crate::os::host;
 use crate::tools::gateway::blocking::Threads;
@@ -397,12 +397,12 @@ impl Hub {
         has_all && page.host(who).is_none() && page.runs(who, 0).is_none()
     }
 
-    /// Returns an answer of `caller`, when there is memory for it.
+    /// Returns an answer of the caller that has the `seat`, when there is memory for it.
     ///
     /// # Errors
     /// The answer when there is none.
-    pub async fn keep(&self, caller: Caller, answer: Response) -> Result<Response, Response> {
-        self.budget.keep(caller, answer).await
+    pub async fn keep(&self, seat: &Seat, answer: Response) -> Result<Response, Response> {
+        self.budget.keep(seat, answer).await
     }
 
     /// Returns what `caller` will be answered on `topic`; `None` if too many requests wait.

@@ -134,7 +134,7 @@ async fn listed(
     };
     let (source, list) = found.ok_or_else(none)?;
     let answer = json!({ "who": who, "source": source, name: list });
-    hub.keep(caller, Response::json(200, &answer)).await
+    hub.keep(seat, Response::json(200, &answer)).await
 }
 
 #[cfg(test)]
