@@ -43,6 +43,8 @@ pub struct Event {
     pub traceparent: Option<String>,
     /// Whether the broker had retained it, so that it may be old.
     pub retained: bool,
+    /// Whether its sender waits for an answer.
+    pub is_question: bool,
 }
 
 /// A required attribute that an event lacks.
@@ -195,6 +197,7 @@ pub fn with_attributes(delivery: &Delivery, topic: &str, attributes: Attributes)
         hops: hops(delivery),
         traceparent: text(property::TRACEPARENT, TRACEPARENT_BYTES).filter(|t| is_traceparent(t)),
         retained: delivery.retained,
+        is_question: delivery.is_question(),
     }
 }
 

@@ -145,6 +145,13 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// Returns whether it is a question of now: its sender waits for an answer (MQTT 5.0, section
+    /// 4.10).
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        !self.retained && self.properties.response_topic.is_some()
+    }
+
     /// Returns an upper estimate of the memory that the message holds, bytes.
     #[must_use]
     pub fn memory(&self) -> usize {

@@ -85,6 +85,7 @@ impl QueueDelivery {
             hops: self.hops,
             traceparent: self.trace().map(str::to_owned),
             retained: false,
+            is_question: false,
         })
     }
 }

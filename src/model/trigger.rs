@@ -196,12 +196,20 @@ impl Trigger {
         let fails = |condition: &&Condition| !condition.holds(event);
         if event.retained && !self.accept_retained {
             Some(Objection::Retained)
-        } else if event.who.as_deref() == Some(who) {
+        } else if event.who.as_deref() == Some(who) && !self.is_for_any(event) {
             Some(Objection::Own)
         } else {
             let failing = self.conditions.iter().find(fails);
             failing.map(Objection::Condition)
         }
+    }
+
+    /// Returns whether `event`, whose topic matches, is meant for any pipeline, also the one that has
+    /// published it: a question, or a task of workers, which the broker gives to no other. The number of
+    /// hops ends their loops.
+    fn is_for_any(&self, event: &Event) -> bool {
+        let shares = |filter: &Filter| filter.is_shared() && filter.matches(&event.topic);
+        event.is_question || self.filters.iter().any(shares)
     }
 
     /// Decides about an event whose topic and conditions need no check, such as one that an
@@ -264,6 +272,7 @@ mod tests {
             hops: 0,
             traceparent: None,
             retained: false,
+            is_question: false,
         }
     }
 
@@ -305,6 +314,27 @@ mod tests {
                 "{other:?}"
             );
         }
+        // Such messages of its own it takes.
+        let own = Event {
+            who: Some("me".into()),
+            ..good.clone()
+        };
+        let question = Event {
+            is_question: true,
+            ..own.clone()
+        };
+        assert_eq!(trigger().decide(&question, "me"), Decision::Run);
+        let worker = |filter: &str| Trigger {
+            filters: vec![Filter::new(filter).expect("filter")],
+            ..trigger()
+        };
+        let shared = worker("$share/pool/lab/+/status");
+        assert_eq!(shared.decide_on_topic(&own, "me"), Decision::Run);
+        let other = worker("$share/pool/lab/other");
+        assert!(matches!(
+            other.decide_on_topic(&own, "me"),
+            Decision::Ignore(_)
+        ));
         let retained = Event {
             retained: true,
             ..good.clone()

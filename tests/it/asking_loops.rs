@@ -1,9 +1,9 @@
-//! Questions that commands ask, and their answers: their loops end.
+//! Questions that commands ask: their loops end, and a client takes those of its own commands.
 
 use serde_json::json;
 
 use crate::common::raw::{Heard, Raw, publish_with, request_properties, user_properties};
-use crate::common::{World, binary, ran, wait_until};
+use crate::common::{Ears, World, binary, ran, wait_until};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -155,4 +155,80 @@ fn answers_to_requests_and_the_last_end_count_hops() {
         heard.topic == last && heard.property("tael-hops") == Some("8")
     });
     client.stop();
+}
+
+/// Returns how many messages `ears` have heard on `topic`.
+fn heard_on(ears: &Ears, topic: &str) -> usize {
+    ears.all().iter().filter(|m| m.topic == topic).count()
+}
+
+#[test]
+fn a_client_answers_what_its_own_commands_ask() {
+    let world = World::new();
+    let ask = |topic: &str| {
+        let message = tool("tael-message");
+        format!("{message} -t {topic} --root lab --reply --timeout 20s x=1")
+    };
+    let outer = format!(r#"echo "outer of $({})""#, ask("lab/inner"));
+    let config = format!(
+        "[client]\nwho = \"w\"\nroot = \"lab\"\n\
+         [[trigger]]\nname = \"outer\"\ntopic = \"lab/outer\"\nwhen = []\nreply = true\ncommand = '''{outer}'''\n\
+         [[trigger]]\nname = \"inner\"\ntopic = \"lab/inner\"\nwhen = []\nreply = true\ncommand = 'echo \"inner at $TAEL_HOPS\"'\n"
+    );
+    world.file("w.toml", &config);
+    let mut client = world.command("tael-client");
+    client.arg("--config").arg(world.path("w.toml"));
+    let client = world.online("w", client);
+    let mut asking = world.command("tael-message");
+    let asked = ran(asking.args(["-t", "lab/outer", "--reply", "--timeout", "20s", "x=1"]));
+    assert_eq!(asked, (0, "outer of inner at 1\n".into(), String::new()));
+    client.stop();
+}
+
+#[test]
+fn a_client_that_asks_itself_ends_and_its_own_plain_messages_start_nothing() {
+    let world = World::new();
+    let ears = world.ears(&["lab/q", "lab/plain"]);
+    let message = tool("tael-message");
+    // It asks itself, and says on its own topic that it did.
+    let command = format!(
+        r#"echo "$TAEL_HOPS" >>"$OUT/hops"; {message} -t lab/q --reply-to lab/answers x=1; {message} -t lab/plain x=1"#
+    );
+    let client = world.client(
+        "w",
+        &[
+            "-t",
+            "lab/q",
+            "-t",
+            "lab/plain",
+            "--when",
+            "",
+            "-c",
+            &command,
+        ],
+    );
+    world.message("lab/q", &[("x", "1")]);
+    let hops = ended_loop(&world, "w");
+    assert_eq!(hops, (0..=MAX_HOPS).collect::<Vec<_>>());
+    ears.wait("its plain messages", |_| {
+        heard_on(&ears, "lab/plain") == hops.len()
+    });
+    assert_eq!(world.lines("hops").len(), hops.len());
+    client.stop();
+}
+
+#[test]
+fn a_worker_runs_the_tasks_that_its_own_commands_send() {
+    let world = World::new();
+    // The only worker gets all of them.
+    let command = format!(
+        r#"echo "$ATTR_N" >>"$OUT/tasks"; [ "$ATTR_N" = 2 ] || {} -t lab/tasks n=2"#,
+        tool("tael-message")
+    );
+    let options = ["-t", "$share/pool/lab/tasks", "--when", "", "-c", &command];
+    let worker = world.client("w", &options);
+    world.message("lab/tasks", &[("n", "1")]);
+    wait_until("both tasks", || world.lines("tasks").len() == 2);
+    assert_eq!(world.lines("tasks"), ["1", "2"]);
+    worker.stop();
 }
