@@ -135,13 +135,17 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Reads a delivered message as an event; [`json`] describes the accepted JSON.
+/// Reads a delivered message as an event; [`json`] describes the accepted JSON. A question without a
+/// payload has no attributes.
 ///
 /// # Errors
 /// Why the message is not an event.
 pub fn parse(delivery: &Delivery, max_payload: usize) -> Result<Event, Refusal> {
     let topic = std::str::from_utf8(&delivery.topic).map_err(|_| Refusal::TopicNotUtf8)?;
-    let attributes = attributes(&delivery.payload, max_payload)?;
+    let attributes = match delivery.payload.is_empty() && delivery.is_question() {
+        true => Attributes::new(),
+        false => attributes(&delivery.payload, max_payload)?,
+    };
     Ok(with_attributes(delivery, topic, attributes))
 }
 

@@ -90,7 +90,7 @@ impl<'a> Rules<'a> {
         if marker::is_marker(&delivery.topic) {
             return Meaning::Ignored(Ignored::Marker);
         }
-        if delivery.payload.is_empty() {
+        if delivery.payload.is_empty() && !delivery.is_question() {
             return Meaning::Ignored(Ignored::Empty);
         }
         match event::parse(delivery, self.max_payload) {
@@ -206,6 +206,15 @@ mod tests {
         let marker = marker::topic("lab", "x");
         assert_eq!(ignored(marker.as_bytes(), ""), Some(Ignored::Marker));
         assert_eq!(ignored(b"lab/seq/status", ""), Some(Ignored::Empty));
+        let mut question = delivery(b"lab/seq/status", "");
+        question.properties.response_topic = Some("lab/r".into());
+        let Meaning::Event(asked) = rules.read(&question) else {
+            panic!("it is an event");
+        };
+        assert!(asked.is_question && asked.attributes.is_empty());
+        question.retained = true;
+        let cleared = Meaning::Ignored(Ignored::Empty);
+        assert_eq!(rules.read(&question), cleared);
         assert_eq!(ignored(b"other", "x"), Some(Ignored::Topic));
         assert_eq!(ignored(b"lab/beat", "x"), Some(Ignored::Topic));
         assert_eq!(ignored(b"lab/seq/status", "x"), None);

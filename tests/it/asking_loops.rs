@@ -1,4 +1,5 @@
-//! Questions that commands ask: their loops end, and a client takes those of its own commands.
+//! Questions that commands ask: their loops end, a client takes those of its own commands, and one
+//! without a payload is a question too.
 
 use serde_json::json;
 
@@ -214,6 +215,45 @@ fn a_client_that_asks_itself_ends_and_its_own_plain_messages_start_nothing() {
         heard_on(&ears, "lab/plain") == hops.len()
     });
     assert_eq!(world.lines("hops").len(), hops.len());
+    client.stop();
+}
+
+#[test]
+fn a_question_without_a_payload_is_answered() {
+    let world = World::new();
+    let options = [
+        "-t",
+        "lab/q",
+        "--when",
+        "",
+        "--reply",
+        "-c",
+        "echo said; cat",
+    ];
+    let client = world.client("w", &options);
+    let reply = "lab/infrastructure/replies/me";
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(reply);
+    ask(&mut raw, 1, "lab/q", "", reply, &[]);
+    let heard = raw.hear("an answer", |_| true);
+    assert_eq!(heard.payload, b"said\n");
+    // It lacks all attributes.
+    client.stop();
+    let options = [
+        "-t",
+        "lab/q",
+        "--when",
+        "",
+        "--reply",
+        "--envreq",
+        "x",
+        "-c",
+        "echo said",
+    ];
+    let client = world.client("w", &options);
+    ask(&mut raw, 2, "lab/q", "", reply, &[]);
+    let heard = raw.hear("an answer", |_| true);
+    assert_eq!(heard.property("tael-code"), Some("65"), "{heard:?}");
     client.stop();
 }
 
