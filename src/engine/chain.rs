@@ -431,7 +431,8 @@ fn book(client: &mut Client, ended: Ended, retry: Option<Unit>, now: Timestamp) 
         Some(_) => Vec::new(),
         None => {
             let stderr = || ended.last_lines(&client.pipeline.dir(&unit.id));
-            statuses.extend(answers::at_end(&client.pipeline, unit, outcome, stderr));
+            let answer = answers::at_end(&client.pipeline, unit, outcome, stderr);
+            statuses.extend(answer.map(|answer| client.reports.fit(&client.pipeline, answer)));
             letters::at_end(&client.pipeline, unit, outcome, stderr, now)
         }
     };

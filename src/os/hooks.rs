@@ -54,6 +54,20 @@ pub const fn max_waiting() -> Option<usize> {
     None
 }
 
+/// Returns the maximum size of the outbox that `TAEL_TEST_MAX_OUTBOX` sets, bytes.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn max_outbox() -> Option<u64> {
+    std::env::var("TAEL_TEST_MAX_OUTBOX").ok()?.parse().ok()
+}
+
+/// Returns `None` in a release build.
+#[cfg(not(debug_assertions))]
+#[must_use]
+pub const fn max_outbox() -> Option<u64> {
+    None
+}
+
 /// Returns the boot id that `TAEL_TEST_BOOT_ID` sets.
 #[cfg(debug_assertions)]
 #[must_use]

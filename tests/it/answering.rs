@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::raw::{Heard, Raw, publish_with, request_properties, user_properties};
-use crate::common::{Process, World, json_of, succeeds, wait_until};
+use crate::common::{Process, Setup, World, json_of, succeeds, wait_until};
 
 const ASK: &str = "lab/ask";
 const REPLIES: &str = "lab/infrastructure/replies";
@@ -272,4 +272,48 @@ fn an_accepted_request_is_answered_once_over_kills() {
         assert_eq!(world.lines("runs").len(), 2, "{place}");
         client.stop();
     }
+}
+
+#[test]
+fn answers_that_find_no_room_wait_without_their_output() {
+    const QUESTIONS: usize = 6;
+    let mut world = World::with(Setup {
+        persistent: true,
+        ..Setup::default()
+    });
+    let command = r#"echo x >> "$OUT/runs"; until [ -e "$OUT/go" ]; do sleep 0.02; done
+        head -c 2000 /dev/zero"#;
+    let mut client = world.command("tael-client");
+    client
+        .args(["--who", "w", "--root", "lab", "-t", ASK, "--when", ""])
+        .args(["--reply", "--jobs", "6", "-c", command])
+        .env("TAEL_TEST_MAX_OUTBOX", "8000");
+    let client = world.online("w", client);
+    let mut asker = Asker::new(&world);
+    for n in 0..QUESTIONS {
+        asker.ask(&format!("{n}"), "{}");
+    }
+    wait_until("the runs", || world.lines("runs").len() == QUESTIONS);
+    world.broker.kill();
+    world.file("go", "");
+    let ledger = world.home("w").join("ledger.db");
+    let ledger = rusqlite::Connection::open(ledger).expect("ledger");
+    let answers = || -> Vec<(usize, String)> {
+        let sql = "SELECT length(payload), properties FROM outbox WHERE topic LIKE ?1";
+        let mut query = ledger.prepare(sql).expect("SQL");
+        let rows = query.query_map([format!("{REPLIES}/%")], |row| {
+            Ok((row.get::<_, i64>(0)?.cast_unsigned() as usize, row.get(1)?))
+        });
+        rows.expect("rows").map(|row| row.expect("row")).collect()
+    };
+    wait_until("all ends", || answers().len() == QUESTIONS);
+    let (whole, short): (Vec<_>, Vec<_>) = answers().into_iter().partition(|(size, _)| *size > 0);
+    assert!((1..=4).contains(&whole.len()), "{whole:?}");
+    for (_, properties) in &short {
+        assert!(properties.contains("tael-truncated") && properties.contains("2000"));
+    }
+    drop(ledger);
+    world.broker.restart();
+    world.wait_report("w", "/outbox", 0);
+    client.stop();
 }

@@ -1,5 +1,6 @@
 //! What a client publishes: statuses, the last end, and answers to requests.
 
+mod answer_room;
 pub mod answers;
 pub mod followers;
 pub mod last;

@@ -5,6 +5,7 @@ use tracing::{debug, error, warn};
 
 use crate::engine::commit::step::{Step, Steps};
 use crate::engine::pipeline::Pipeline;
+use crate::engine::report::answer_room::AnswerRoom;
 use crate::engine::report::last::LastEnd;
 use crate::engine::report::outbox::{Loss, MAX_BYTES, MAX_ROWS, MAX_WAITING, Outbox, Waits, shown};
 use crate::engine::report::status::without_passthrough;
@@ -23,6 +24,7 @@ const SAY_EVERY: u64 = 1000;
 #[derive(Debug)]
 pub struct Reports<T> {
     outbox: Outbox<T>,
+    room: AnswerRoom,
     /// The end of the last run.
     pub last: LastEnd,
     /// Whether it was logged that statuses cannot be published.
@@ -43,6 +45,7 @@ impl<T: Copy + PartialEq> Reports<T> {
         Ok(Self {
             // The first flush reads them.
             outbox: Outbox::of_ledger(reader.waiting_messages()?),
+            room: AnswerRoom::default(),
             last: LastEnd::read(reader)?,
             unseen: false,
             refusing: false,
@@ -59,6 +62,13 @@ impl<T: Copy + PartialEq> Reports<T> {
     /// again.
     pub fn has_room(&self) -> bool {
         self.outbox.is_whole()
+    }
+
+    /// Returns `answer` as it may wait for the broker: without its output, if too much waits already.
+    pub fn fit(&mut self, pipeline: &Pipeline, answer: Message) -> Message {
+        // A failed read must not keep back output.
+        let count = || pipeline.reader.outbox_bytes().unwrap_or(0);
+        self.room.fit(answer, Instant::now(), count)
     }
 
     /// Returns whether some of them may go out soon on this connection.

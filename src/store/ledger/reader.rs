@@ -411,6 +411,22 @@ impl Reader {
         Ok(count.cast_unsigned())
     }
 
+    /// Returns the size of the payloads of the messages to publish, bytes.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn outbox_bytes(&self) -> Result<u64> {
+        // The header of a row contains the length of a blob.
+        let sql = "SELECT coalesce(sum(length(payload)), 0) FROM outbox WHERE route = ?1";
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut query| {
+                query.query_row([Route::Broker.name()], |row| row.get::<_, i64>(0))
+            })
+            .map(i64::cast_unsigned)
+            .map_err(wrong)
+    }
+
     /// Returns the number of messages to publish.
     ///
     /// # Errors
