@@ -199,6 +199,10 @@ impl Message {
                 "--reply-to goes without --if-changed: a retained message gets no answer",
             ),
             (
+                self.if_changed && self.expiry.is_some_and(|expiry| expiry.is_zero()),
+                "--if-changed goes without --expiry 0: a message that lasts no time is never kept",
+            ),
+            (
                 self.lines && self.if_changed,
                 "--if-changed goes without -l: a topic retains one message",
             ),

@@ -652,6 +652,35 @@ fn a_promise_that_the_broker_does_not_confirm_is_not_kept() {
 }
 
 #[test]
+fn a_promise_to_a_broker_that_confirms_nothing_is_kept_when_it_comes_back() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = Scripted::listen();
+    for comes_back in [true, false] {
+        let options = ["--if-changed", "--timeout", "2s"];
+        let child = start(message_to(&dir, &broker), &options, "{}");
+        // Maximum QoS: 0.
+        let mut raw = broker.accept_with(&[0x24, 0]);
+        raw.serve_subscription();
+        let marker = raw.serve_until(|heard| heard.topic != TOPIC);
+        raw.send(&publish(marker.topic.as_bytes(), b"", None, &[], false));
+        let told = raw.serve_until(|heard| heard.topic == TOPIC);
+        let back: &[u8] = match comes_back {
+            true => &told.payload,
+            false => b"{\"other\":1}",
+        };
+        raw.send(&publish(TOPIC.as_bytes(), back, None, &[], false));
+        let (code, stdout, stderr) = ended(child);
+        match comes_back {
+            true => assert_eq!((code, &*stdout), (0, "repaired\n"), "{stderr}"),
+            false => {
+                assert_eq!((code, &*stdout), (75, ""), "{stderr}");
+                assert!(stderr.contains("confirms nothing"), "{stderr}");
+            }
+        }
+    }
+}
+
+#[test]
 fn options_that_do_not_go_together_are_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     for (options, cause) in [
@@ -666,6 +695,7 @@ fn options_that_do_not_go_together_are_refused() {
         ),
         (&["--reply-to", "lab/+"], "--reply-to: "),
         (&["--reply-to", "$share/p/lab/x"], "publish to lab/x"),
+        (&["--if-changed", "--expiry", "0s"], "without --expiry 0"),
         (&["-l", "--if-changed"], "without -l"),
         (&["-l", "-m", "{}"], "without -m"),
         (&["-l", "--reply", "--count", "2"], "without -l"),

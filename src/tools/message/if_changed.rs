@@ -61,10 +61,20 @@ pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
         Ok(outcome) => outcome?,
         Err(_) if !was_online => return Err(session.unreachable(options.timeout)),
         Err(_) => {
+            let what = match session.acknowledges() {
+                true => "no answer",
+                false => {
+                    "the broker takes QoS 0 only and confirms nothing, and the message has not come back"
+                }
+            };
+            let hint = match session.acknowledges() {
+                true => "try again",
+                false => "may we publish and read there?",
+            };
             return Err(Error::new(
                 Kind::TryAgain,
                 format!(
-                    "keep '{}' at {}: no answer within {}; try again",
+                    "keep '{}' at {}: {what} within {}; {hint}",
                     options.topic,
                     options.broker.address(),
                     duration::text(options.timeout)
@@ -144,10 +154,20 @@ async fn work(
                     sent = session.publish(message.clone());
                 }
             }
+            // Without an acknowledgement it must come back.
+            Event::Received(received) if sent.is_some() && !session.acknowledges() => {
+                let delivery = received.delivery;
+                if delivery.topic == message.topic.as_bytes() && is_same(&delivery.payload) {
+                    return Ok("repaired");
+                }
+            }
             Event::Published(token, result) if sent == Some(token) => {
                 let topic = &message.topic;
                 let wrong = |Refused(e, _): Refused| e.context(format_args!("keep '{topic}'"));
-                return result.map(|_| "repaired").map_err(wrong);
+                result.map_err(wrong)?;
+                if session.acknowledges() {
+                    return Ok("repaired");
+                }
             }
             _ => {}
         }
