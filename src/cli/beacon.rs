@@ -32,7 +32,7 @@ pub struct Beacon {
     #[arg(long)]
     check: bool,
     /// Maximum time until the broker has acknowledged the beat of --once
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Topic [default: ROOT/test/beacon/status]
     #[arg(short, long)]

@@ -48,7 +48,7 @@ pub struct Check {
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30s")]
     max_skew: Duration,
     /// Maximum time to wait for the broker
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
     root: Root,

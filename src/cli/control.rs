@@ -44,7 +44,7 @@ pub struct Control {
     #[arg(long)]
     again: bool,
     /// Maximum time to wait for the answer
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Print the answer as JSON
     #[arg(long)]

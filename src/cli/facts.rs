@@ -69,7 +69,7 @@ pub struct Facts {
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "30d", global = true)]
     keep: Duration,
     /// Maximum time until the broker has answered, or acknowledged the facts of --once
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s", global = true)]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s", global = true)]
     timeout: Duration,
     #[command(flatten)]
     broker: Broker,

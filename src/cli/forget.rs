@@ -24,7 +24,7 @@ pub struct Forget {
     #[arg(long)]
     force: bool,
     /// Maximum time for the broker to answer
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
     root: Root,

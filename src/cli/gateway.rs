@@ -70,7 +70,7 @@ pub struct Gateway {
     #[arg(long, value_name = "NAME")]
     server_name: Vec<String>,
     /// Maximum time until the broker has confirmed a message
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Answer 503 when no client subscribes to the topic, so far as the broker says; needs --no-page
     #[arg(long)]

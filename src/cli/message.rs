@@ -56,7 +56,7 @@ pub struct Message {
     #[arg(short, long, value_parser = one_of(connection::qos, connection::QOS))]
     qos: Option<Qos>,
     /// Maximum time for the broker; with --reply for the answer to each try
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     /// Exit with 69 if the broker says that no client subscribes to the topic. Sends with QoS 1
     #[arg(long)]
@@ -278,9 +278,13 @@ fn reply_topic(root: &str, id: &str) -> Result<String> {
     let topic = request::reply_topic(root, id, &host::new_id());
     match topic::check_name(&topic) {
         Ok(()) => Ok(topic),
-        Err(_) => Err(Error::usage(
+        Err(_) if id.contains(['+', '#']) => Err(Error::usage(
             "the client identifier becomes a part of the topic for answers: choose one without + and #",
         )),
+        Err(cause) => Err(Error::usage(format!(
+            "the topic for answers, <root>/infrastructure/replies/<client identifier>/<id>: {cause}; choose a \
+             shorter --root or --id"
+        ))),
     }
 }
 

@@ -74,7 +74,7 @@ enum Verbs {
         #[arg(long, value_name = "NAME")]
         dead_letter: Option<String>,
         /// Maximum time until the broker answers
-        #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+        #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
         timeout: Duration,
         /// Print a JSON object
         #[arg(long)]
@@ -111,7 +111,7 @@ enum Verbs {
         #[arg(long, value_name = "NAME")]
         dead_letter: Option<String>,
         /// Maximum time until the broker has confirmed a message
-        #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+        #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
         timeout: Duration,
         /// Print JSON
         #[arg(long)]

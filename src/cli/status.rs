@@ -34,7 +34,7 @@ pub struct Status {
     #[arg(long, value_parser = duration::parse, value_name = "DURATION", conflicts_with = "graph")]
     prune: Option<Duration>,
     /// Maximum time to wait for the broker
-    #[arg(long, value_parser = duration::parse, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_parser = duration::parse_wait, value_name = "DURATION", default_value = "10s")]
     timeout: Duration,
     #[command(flatten)]
     root: Root,

@@ -45,6 +45,17 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .and_then(bounded)
 }
 
+/// Parses a time to wait for something, as [`parse`] does.
+///
+/// # Errors
+/// A text for the user, also for 0.
+pub fn parse_wait(text: &str) -> Result<Duration, String> {
+    match parse(text)? {
+        Duration::ZERO => Err(format!("'{text}' leaves no time: write 10s, 5m or 1h30m")),
+        time => Ok(time),
+    }
+}
+
 /// Returns the seconds for a Message Expiry Interval, rounded up. 1 is the shortest that a broker
 /// counts.
 #[must_use]

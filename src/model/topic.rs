@@ -26,6 +26,12 @@ const MAX_DOUBTED: usize = 200;
 /// Beginning of the filter of a shared subscription (MQTT 5.0, section 4.8.2).
 const SHARED: &str = "$share/";
 
+/// Maximum length of a root, bytes. Names, identifiers and ids follow it in topics.
+pub const MAX_ROOT_BYTES: usize = 32_768;
+
+/// Maximum number of levels of a root; up to eight follow it.
+pub const MAX_ROOT_LEVELS: usize = MAX_LEVELS - 8;
+
 /// Default root of pipelines and tools.
 pub const DEFAULT_ROOT: &str = "tael";
 
@@ -109,6 +115,12 @@ pub fn check_who(who: &str) -> Result<(), String> {
 /// A text for the user, with the cause.
 pub fn check_root(root: &str) -> Result<(), String> {
     check_name(root).map_err(|cause| format!("the root cannot be used: {cause}"))?;
+    if root.len() > MAX_ROOT_BYTES || root.split('/').nth(MAX_ROOT_LEVELS).is_some() {
+        return Err(format!(
+            "the root cannot be used: it has more than {MAX_ROOT_BYTES} bytes or {MAX_ROOT_LEVELS} levels, and \
+             the topics below it are longer"
+        ));
+    }
     if root.starts_with('$') || root.ends_with('/') {
         return Err(format!(
             "'{root}' cannot be the root: it starts with $ or ends with /"
@@ -599,6 +611,15 @@ mod tests {
         assert_eq!(check_name("$SYS/x"), Ok(()));
         assert_eq!(check_name("lab/$share/x"), Ok(()));
         assert!(check_root("lab/").is_err() && check_root("lab/berlin").is_ok());
+        let deep = |levels: usize| vec!["x"; levels].join("/");
+        for (root, is_good) in [
+            ("x".repeat(MAX_ROOT_BYTES), true),
+            ("x".repeat(MAX_ROOT_BYTES + 1), false),
+            (deep(MAX_ROOT_LEVELS), true),
+            (deep(MAX_ROOT_LEVELS + 1), false),
+        ] {
+            assert_eq!(check_root(&root).is_ok(), is_good, "{}", root.len());
+        }
     }
 
     /// The matching rules of section 4.7 again, by recursion on the levels.

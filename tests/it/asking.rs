@@ -683,8 +683,16 @@ fn a_promise_to_a_broker_that_confirms_nothing_is_kept_when_it_comes_back() {
 #[test]
 fn options_that_do_not_go_together_are_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
+    let long = "r".repeat(65_500);
+    let deep = vec!["r"; 199].join("/");
     for (options, cause) in [
         (&["--reply", "--retain"][..], "without --retain"),
+        (&["--reply", "--timeout", "0"], "'0' leaves no time"),
+        (&["--timeout", "0s"], "'0s' leaves no time"),
+        (&["--reply", "--root", &long], "the root cannot be used"),
+        (&["--reply", "--root", &deep], "the root cannot be used"),
+        (&["--if-changed", "--root", &deep, "a=1"], "the root cannot"),
+        (&["--reply", "-t", &long], "choose a shorter --root"),
         (&["--reply", "--expiry", "1m"], "without --expiry"),
         (&["--reply", "--reply-to", "lab/x"], "without --reply-to"),
         (&["--reply", "--if-changed"], "without --if-changed"),
@@ -711,7 +719,10 @@ fn options_that_do_not_go_together_are_refused() {
         (&["--reply", "--root", "lab/#"], "the root cannot be used"),
     ] {
         let mut command = bare_command(&dir, "tael-message");
-        command.args(["-t", TOPIC]).stdin(Stdio::null());
+        if !options.contains(&"-t") {
+            command.args(["-t", TOPIC]);
+        }
+        command.stdin(Stdio::null());
         refuses(command.args(options), 64, cause);
     }
 }
