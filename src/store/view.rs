@@ -393,14 +393,19 @@ fn put_fact(
         Value::String(text) => put(&|s| s.execute(params![node, kind, name, text, age])),
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => put(&|s| s.execute(params![node, kind, name, whole, age])),
-            // SQLite has no larger integers, and a float would be another number.
-            (None, _) if number.is_u64() => {
-                put(&|s| s.execute(params![node, kind, name, number.to_string(), age]))
+            (None, Some(float)) if !is_whole(number) => {
+                put(&|s| s.execute(params![node, kind, name, float, age]))
             }
-            (None, float) => put(&|s| s.execute(params![node, kind, name, float, age])),
+            // SQLite has no larger integers, and a float would be another number.
+            (None, _) => put(&|s| s.execute(params![node, kind, name, number.to_string(), age])),
         },
         other => put(&|s| s.execute(params![node, kind, name, other.to_string(), age])),
     }
+}
+
+/// Returns whether JSON has written `number` as an integer.
+fn is_whole(number: &Number) -> bool {
+    !number.to_string().contains(['.', 'e', 'E'])
 }
 
 /// Takes every right from the connection but that to read.
@@ -545,6 +550,37 @@ mod tests {
     fn refused(sql: &str) -> (ErrorKind, String) {
         let e = view(20).query(sql, &[]).expect_err(sql);
         (e.kind(), e.to_string())
+    }
+
+    #[test]
+    fn a_number_that_sqlite_does_not_have_is_a_text() {
+        let long = "7".repeat(4000);
+        let values = [
+            ("9223372036854775807", json!(i64::MAX)),
+            ("-9223372036854775808", json!(i64::MIN)),
+            ("9223372036854775808", json!("9223372036854775808")),
+            ("-9223372036854775809", json!("-9223372036854775809")),
+            ("18446744073709551616", json!("18446744073709551616")),
+            (&long, json!(long)),
+            ("1.5", json!(1.5)),
+            ("1e3", json!(1000.0)),
+            ("1e999", json!("1e+999")),
+        ];
+        for (text, value) in values {
+            let mut nodes = Nodes::default();
+            let facts: Facts = serde_json::from_str(&format!(r#"{{"n":{text}}}"#)).expect(text);
+            let text = payload("seq1", Kind::Dynamic, 900, &facts).to_string();
+            nodes.add(
+                "lab",
+                "lab/infrastructure/nodes/seq1/dynamic",
+                text.as_bytes(),
+            );
+            let mut view = View::new(&nodes, &Network::default(), 1000).expect("view");
+            let found = view.query("SELECT value AS v FROM fact WHERE name = 'n'", &[]);
+            let found = found.map_err(|e| e.to_string()).expect("rows");
+            let rows: Vec<Value> = found.objects().collect();
+            assert_eq!(rows, [json!({"v": value})]);
+        }
     }
 
     #[test]
