@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use crate::error::{Error, Result};
 use crate::model::duration;
-use crate::model::message::{Message, Qos};
+use crate::model::message::Message;
 use crate::model::topic::Filter;
 use crate::net::acks::{Acks, ConnectionAck};
 use crate::net::attempts::Attempts;
@@ -396,16 +396,10 @@ impl Session {
         self.leave.is_some()
     }
 
-    /// Returns whether the broker retains messages, as it has said when it accepted us.
+    /// Returns what the broker has offered when it accepted us.
     #[must_use]
-    pub const fn can_retain(&self) -> bool {
-        self.offer.retain
-    }
-
-    /// Returns whether the broker acknowledges messages: it takes more than QoS 0.
-    #[must_use]
-    pub fn acknowledges(&self) -> bool {
-        self.offer.maximum_qos > Qos::AtMostOnce
+    pub const fn offer(&self) -> &Offer {
+        &self.offer
     }
 
     /// Returns why the last connection failed or ended.

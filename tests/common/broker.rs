@@ -22,6 +22,8 @@ pub struct Setup {
     pub tls: bool,
     /// Access rules, as mosquitto reads them: the broker is mosquitto then.
     pub rules: Option<&'static str>,
+    /// Maximum size of a packet, bytes: the broker is mosquitto then.
+    pub max_packet: Option<u32>,
 }
 
 pub struct Broker {
@@ -122,7 +124,7 @@ impl Broker {
     }
 
     fn is_mosquitto(&self) -> bool {
-        is_mosquitto() || self.setup.rules.is_some()
+        is_mosquitto() || self.setup.rules.is_some() || self.setup.max_packet.is_some()
     }
 
     /// Gives mosquitto other access rules.
@@ -192,6 +194,9 @@ impl Broker {
             "listener {} 127.0.0.1\nmax_queued_messages 100000\nmax_inflight_messages 100\n",
             self.port
         );
+        if let Some(size) = self.setup.max_packet {
+            text += &format!("max_packet_size {size}\n");
+        }
         if self.setup.persistent {
             let data = self.dir.join("data");
             fs::create_dir_all(&data).expect("data");

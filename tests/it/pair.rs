@@ -16,7 +16,9 @@ use tael::model::pair::{Pair, Side};
 use crate::common::broker::is_mosquitto;
 use crate::common::proxy::Proxy;
 use crate::common::raw::{self, Heard, Raw};
-use crate::common::{Process, Setup, World, has_program, ran, refuses, wait_until};
+use crate::common::{
+    Process, Setup, World, bare_command, ended, has_program, ran, refuses, wait_until,
+};
 
 /// Bytes that a pair may hold on their way: a window of messages, the pipes of both ends, and what their
 /// threads have in hand.
@@ -1201,4 +1203,46 @@ fn an_end_that_stands_still_for_too_long_ends_and_joins_no_other_pair() {
     drop(z.input.take());
     assert_eq!(w.finish(), (Vec::new(), 0));
     assert_eq!(z.finish(), (Vec::new(), 0));
+}
+
+#[test]
+fn a_pair_on_a_broker_of_small_packets_sends_smaller_parts() {
+    if !has_program("mosquitto", "a broker of small packets") {
+        return;
+    }
+    let world = World::with(Setup {
+        max_packet: Some(4000),
+        ..Setup::default()
+    });
+    let (mut x, y) = End::two(&world, "small");
+    let sent: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+    let bytes = sent.clone();
+    let mut input = x.input.take().expect("open");
+    let writer = thread::spawn(move || input.write_all(&bytes));
+    let (got, code) = y.finish();
+    writer.join().expect("writer").expect("write");
+    assert!(got == sent, "{} of {}", got.len(), sent.len());
+    assert_eq!((code, x.finish().1), (0, 0));
+}
+
+#[test]
+fn a_pair_says_that_the_packets_of_a_broker_are_too_small() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let broker = raw::Scripted::listen();
+    let mut command = bare_command(&dir, "tael");
+    command
+        .args(["pair", "small", "--root", "lab", "-H", "127.0.0.1", "-p"])
+        .arg(broker.port().to_string())
+        .stdin(Stdio::null());
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tael pair");
+    // Maximum Packet Size: 1000.
+    let mut raw = broker.accept_with(&[&[0x27][..], &1000_u32.to_be_bytes()].concat());
+    raw.serve_subscription();
+    let (code, _, stderr) = ended(child);
+    assert_eq!(code, 69, "{stderr}");
+    assert!(stderr.contains("packets of 1000 bytes at most"), "{stderr}");
 }

@@ -60,6 +60,12 @@ impl Default for Offer {
 }
 
 impl Offer {
+    /// Returns whether the broker acknowledges messages: it takes more than QoS 0.
+    #[must_use]
+    pub fn acknowledges(&self) -> bool {
+        self.maximum_qos > Qos::AtMostOnce
+    }
+
     /// Returns the shortfalls, one clause each, for a session of `session_expiry` with deliveries
     /// at `qos` under the identifier `client_id`.
     #[must_use]

@@ -61,13 +61,13 @@ pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
         Ok(outcome) => outcome?,
         Err(_) if !was_online => return Err(session.unreachable(options.timeout)),
         Err(_) => {
-            let what = match session.acknowledges() {
+            let what = match session.offer().acknowledges() {
                 true => "no answer",
                 false => {
                     "the broker takes QoS 0 only and confirms nothing, and the message has not come back"
                 }
             };
-            let hint = match session.acknowledges() {
+            let hint = match session.offer().acknowledges() {
                 true => "try again",
                 false => "may we publish and read there?",
             };
@@ -122,7 +122,7 @@ async fn work(
             }
         };
         match event {
-            Event::Online if !session.can_retain() => {
+            Event::Online if !session.offer().retain => {
                 let cause = format!("keep '{}': the broker retains no messages", message.topic);
                 return Err(Error::new(Kind::Unavailable, cause));
             }
@@ -155,7 +155,7 @@ async fn work(
                 }
             }
             // Without an acknowledgement it must come back.
-            Event::Received(received) if sent.is_some() && !session.acknowledges() => {
+            Event::Received(received) if sent.is_some() && !session.offer().acknowledges() => {
                 let delivery = received.delivery;
                 if delivery.topic == message.topic.as_bytes() && is_same(&delivery.payload) {
                     return Ok("repaired");
@@ -165,7 +165,7 @@ async fn work(
                 let topic = &message.topic;
                 let wrong = |Refused(e, _): Refused| e.context(format_args!("keep '{topic}'"));
                 result.map_err(wrong)?;
-                if session.acknowledges() {
+                if session.offer().acknowledges() {
                     return Ok("repaired");
                 }
             }

@@ -10,7 +10,8 @@ use tracing::debug;
 use crate::error::{Error, Kind, Result};
 use crate::model::message::{Delivery, Message, Properties, Qos};
 use crate::model::pair::{
-    Claim, Claims, Kind as LetterKind, LIFETIME, Letter, Meeting, Pair, RENEWAL, Secret, Side,
+    Claim, Claims, Kind as LetterKind, LIFETIME, Letter, MAX_CHUNK, Meeting, Pair, RENEWAL, Secret,
+    Side,
 };
 use crate::model::topic::Filter;
 use crate::net::mqtt::{Refused, Settings, Token};
@@ -28,6 +29,12 @@ const MAX_KEEP_ALIVE: Duration = Duration::from_secs(24);
 
 /// Maximum time until the broker has what was published before we leave.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Maximum size of what a message has besides a part and its topic, bytes: the properties of a letter.
+const ENVELOPE: usize = 512;
+
+/// Smallest part that is worth a message, bytes.
+const MIN_PART: usize = 1024;
 
 /// What an end hears.
 #[derive(Debug)]
@@ -144,7 +151,7 @@ impl End {
                 () = sleep_until(deadline) => return Err(self.session.unreachable(limit)),
             }
         }
-        if !self.session.can_retain() {
+        if !self.session.offer().retain {
             let cause = "the broker retains no messages, which a pair needs";
             return Err(Error::new(Kind::Unavailable, cause));
         }
@@ -197,6 +204,13 @@ impl End {
         };
         Ok(match event {
             Event::Online => {
+                let limit = self.session.offer().maximum_packet;
+                if self.max_part() < MIN_PART {
+                    let cause = format!(
+                        "the broker takes packets of {limit} bytes at most, which are too small for a pair"
+                    );
+                    return Err(Error::new(Kind::Unavailable, cause));
+                }
                 self.presenting = Some(self.renew()?);
                 Heard::Nothing
             }
@@ -287,6 +301,14 @@ impl End {
             self.publish(claim_message(&self.pair, side, Some(&self.claim)))?;
         }
         Ok(token)
+    }
+
+    /// Returns the maximum size of a part in one message to the broker, bytes.
+    pub fn max_part(&self) -> usize {
+        // All ids are of one length.
+        let envelope = self.pair.letters(&self.claim.id).len() + ENVELOPE;
+        let limit = usize::try_from(self.session.offer().maximum_packet).unwrap_or(usize::MAX);
+        limit.saturating_sub(envelope).min(MAX_CHUNK)
     }
 
     /// Sends `letter` to the other end, with `payload`.

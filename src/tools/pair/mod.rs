@@ -139,8 +139,8 @@ async fn pair(options: &Options, report: &Report) -> Result<u8> {
         json!({"side": end.side(), "with": partner.claim.object()}),
     );
     let streams = match &options.command {
-        Some(line) => Streams::of_command(line),
-        None => Streams::own(),
+        Some(line) => Streams::of_command(line, end.max_part()),
+        None => Streams::own(end.max_part()),
     };
     let mut streams = match streams {
         Ok(streams) => streams,

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Kind, Result};
 use crate::model::command::DEFAULT_SHELL;
-use crate::model::pair::{MAX_CHUNK, WINDOW};
+use crate::model::pair::WINDOW;
 use crate::os::inherit::keep_variables;
 use crate::os::process::{POLL_AGAIN, end_group};
 use crate::os::stdout::stdout;
@@ -74,7 +74,7 @@ impl Streams {
     ///
     /// # Errors
     /// When they cannot be taken (73).
-    pub fn own() -> Result<Self> {
+    pub fn own(max_part: usize) -> Result<Self> {
         let taken = || {
             let null = File::options().read(true).write(true).open("/dev/null")?;
             let input = io::stdin().as_fd().try_clone_to_owned()?;
@@ -85,14 +85,14 @@ impl Streams {
         };
         let wrong = |e: io::Error| Error::cannot_create(format!("take stdin and stdout: {e}"));
         let (input, output) = taken().map_err(wrong)?;
-        Self::new(input, output, None)
+        Self::new((input, max_part), output, None)
     }
 
     /// Starts `line` by the shell, as the leader of a process group, and returns its input and output.
     ///
     /// # Errors
     /// When it cannot be started (73).
-    pub fn of_command(line: &str) -> Result<Self> {
+    pub fn of_command(line: &str, max_part: usize) -> Result<Self> {
         let wrong = |e: io::Error| Error::cannot_create(format!("start '{line}': {e}"));
         let mut command = Command::new(DEFAULT_SHELL);
         keep_variables(&mut command);
@@ -129,11 +129,15 @@ impl Streams {
             };
             let _ = tell.send(code.and_then(|code| u8::try_from(code).ok()));
         })?;
-        Self::new(input.into(), output.into(), Some(running))
+        Self::new((input.into(), max_part), output.into(), Some(running))
     }
 
-    fn new(input: OwnedFd, output: OwnedFd, command: Option<Running>) -> Result<Self> {
-        let input = Input::new(input)?;
+    fn new(
+        (input, max_part): (OwnedFd, usize),
+        output: OwnedFd,
+        command: Option<Running>,
+    ) -> Result<Self> {
+        let input = Input::new(input, max_part)?;
         // The window bounds what waits.
         let (write, waiting) = mpsc::channel(usize::try_from(WINDOW).unwrap_or(1));
         let (tell, taken) = mpsc::unbounded_channel();
@@ -151,12 +155,12 @@ impl Streams {
 }
 
 impl Input {
-    fn new(input: OwnedFd) -> Result<Self> {
+    fn new(input: OwnedFd, max_part: usize) -> Result<Self> {
         let wrong = |e| Error::new(Kind::TryAgain, format!("make a pipe: {e}"));
         let (stop, reads) = io::pipe().map_err(wrong)?;
         let (parts, read) = mpsc::channel(READ_AHEAD);
         spawn("pair-input", move || {
-            read_all(File::from(input), &stop, &parts);
+            read_all(File::from(input), max_part, &stop, &parts);
         })?;
         Ok(Self {
             parts: read,
@@ -227,10 +231,15 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.spawn(work).map(drop).map_err(wrong)
 }
 
-/// Reads `from` up to its end, until no task takes the `parts`, or until the other side of `stop` is closed:
+/// Reads `from` in parts of up to `max_part` bytes up to its end, until no task takes the `parts`, or until the other side of `stop` is closed:
 /// then up to what can be read at that moment.
-fn read_all(mut from: File, stop: &PipeReader, parts: &mpsc::Sender<io::Result<Bytes>>) {
-    let mut buffer = vec![0; MAX_CHUNK];
+fn read_all(
+    mut from: File,
+    max_part: usize,
+    stop: &PipeReader,
+    parts: &mpsc::Sender<io::Result<Bytes>>,
+) {
+    let mut buffer = vec![0; max_part];
     let mut stopped = false;
     while !stopped {
         let there = match wait(&from, stop) {
