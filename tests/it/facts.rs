@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::common::pty::Terminal;
 use crate::common::raw::{self, Raw};
-use crate::common::{Process, World, bare_command, ran, refuses, spawn, wait_until};
+use crate::common::{Process, World, bare_command, ended, ran, refuses, spawn, wait_until};
 
 /// Topics of the node `seq1`.
 const SEQ1: &str = "lab/infrastructure/nodes/seq1";
@@ -910,4 +910,42 @@ fn a_node_that_is_gone_is_forgotten() {
         "{stdout}"
     );
     assert_eq!(shown(&world, &["seq1"]).0, 65);
+}
+
+#[test]
+fn facts_that_a_broker_without_acknowledgements_drops_are_not_told() {
+    let world = World::new();
+    let broker = raw::Scripted::listen();
+    for comes_back in [true, false] {
+        let mut command = publish(&world, &["--once", "--json", "--share", "common"]);
+        command
+            .args(["--timeout", "3s", "-H", "127.0.0.1", "-p"])
+            .arg(broker.port().to_string())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let child = command.spawn().expect("tael facts");
+        // Maximum QoS: 0.
+        let mut raw = broker.accept_with(&[0x24, 0]);
+        raw.serve_subscription();
+        let marker = raw.serve_until(|heard| !heard.topic.starts_with(SEQ1));
+        let back = |raw: &mut Raw, heard: &raw::Heard| {
+            let topic = heard.topic.as_bytes();
+            raw.send(&raw::publish(topic, &heard.payload, None, &[], false));
+        };
+        back(&mut raw, &marker);
+        loop {
+            let told = raw.serve_until(|heard| heard.topic.starts_with(SEQ1));
+            if comes_back {
+                back(&mut raw, &told);
+            }
+            if told.topic.ends_with("/presence") {
+                break;
+            }
+        }
+        let (code, stdout, stderr) = ended(child);
+        match comes_back {
+            true => assert!(code == 0 && stdout.contains("repaired"), "{stderr}"),
+            false => assert_eq!((code, &*stdout), (75, ""), "{stderr}"),
+        }
+    }
 }

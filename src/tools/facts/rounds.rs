@@ -161,7 +161,14 @@ impl Rounds {
                 self.waiting.clear();
                 Turn::Gone
             }
-            Event::Received(received) => self.received(&received.delivery),
+            Event::Received(received) => {
+                let was_done = self.waiting.is_empty();
+                match self.received(&received.delivery) {
+                    Turn::Nothing if !was_done && self.waiting.is_empty() => Turn::Done,
+                    turn => turn,
+                }
+            }
+            Event::Published(token, Ok(_)) if self.must_come_back(token) => Turn::Nothing,
             Event::Published(token, result) => match self.waiting.remove(&token) {
                 Some(topic) => {
                     if let Err(Refused(e, _)) = result {
@@ -195,6 +202,9 @@ impl Rounds {
         let Some((_, last)) = split(&self.place.root, &topic) else {
             return Turn::Nothing;
         };
+        if !delivery.retained && !self.session.offer().acknowledges() {
+            self.waiting.retain(|_, waiting| *waiting != topic);
+        }
         let is_cleared = delivery.payload.is_empty();
         match Kind::parse(last) {
             Ok(kind) if is_cleared => {
@@ -213,6 +223,14 @@ impl Rounds {
             Err(_) => debug!("a message on '{topic}'"),
         }
         Turn::Nothing
+    }
+
+    /// Returns whether a message has arrived when it comes back to us: the broker acknowledges none, and
+    /// we subscribe to its topic.
+    fn must_come_back(&self, token: Token) -> bool {
+        let topic = self.waiting.get(&token);
+        let is_retained = |topic| self.topics.retained().contains(topic);
+        !self.session.offer().acknowledges() && topic.is_some_and(is_retained)
     }
 
     /// Returns what the broker holds.
