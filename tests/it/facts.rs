@@ -619,7 +619,8 @@ fn a_daemon_looks_again_and_says_when_it_leaves() {
 fn a_round_says_its_outcome_on_a_terminal_only() {
     let world = World::new();
     for outcome in ["repaired", "kept"] {
-        let terminal = Terminal::start(publish(&world, &["--once"]), 80);
+        // These do not change meanwhile.
+        let terminal = Terminal::start(publish(&world, &["--once", "--share", "common"]), 80);
         assert_eq!(terminal.end(), (0, format!("{outcome}\n")));
     }
     let mut quiet = publish(&world, &["--once"]);
