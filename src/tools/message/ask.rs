@@ -38,11 +38,11 @@ pub(super) const INTERRUPTED: u8 = 128 + 2;
 /// Maximum time of our end after a signal.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Longest wait of a timer. A process that was stopped notices that by a timer that is late.
-const PULSE: Duration = Duration::from_secs(60);
+/// Shortest and longest wait of a timer. A process that was stopped notices that by a timer that is late.
+const PULSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
-/// Lateness of a timer that is no standstill.
-const SLACK: Duration = Duration::from_millis(100);
+/// Lateness of a timer that is no standstill: a host that is busy makes timers late too, one after another.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Time after a standstill for what has come meanwhile: it is not read yet.
 const GRACE: Duration = Duration::from_secs(1);
@@ -194,7 +194,7 @@ impl<'a> Exchange<'a> {
         signals::give_up_after(FAREWELL)?;
         let mut stop = Stop::listen(false)?;
         // A standstill that no timer notices takes this part of a try at most.
-        let pulse = (self.terms.timeout / 8).clamp(SLACK, PULSE);
+        let pulse = (self.terms.timeout / 8).clamp(PULSES.0, PULSES.1);
         loop {
             self.send();
             if self.is_read && self.requests.is_empty() {
