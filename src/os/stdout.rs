@@ -6,8 +6,16 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use nix::libc;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::os::process::poll_until;
+
+/// Number of bytes that a pipe with room takes at once: half of `PIPE_BUF` (`pipe(7)`), as standard error may
+/// be the same pipe.
+pub const ROOM: usize = 2048;
 
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
@@ -32,4 +40,17 @@ pub fn stdout() -> io::Result<io::Stdout> {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     Ok(io::stdout())
+}
+
+/// Returns whether standard output and standard error take [`ROOM`] bytes each now, so that a write does not
+/// wait for a reader (`poll(2)`).
+#[must_use]
+pub fn has_room() -> bool {
+    let (out, error) = (io::stdout(), io::stderr());
+    let mut fds = [
+        PollFd::new(&out, PollFlags::OUT),
+        PollFd::new(&error, PollFlags::OUT),
+    ];
+    poll_until(&mut fds, Some(Instant::now())).is_ok()
+        && fds.iter().all(|fd| fd.revents().contains(PollFlags::OUT))
 }

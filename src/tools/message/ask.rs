@@ -22,6 +22,7 @@ use crate::net::session::{Event, Session, Subscriptions};
 use crate::os::host;
 use crate::os::logging::say;
 use crate::os::signals::{self, Stop};
+use crate::os::stdout::{ROOM, has_room};
 use crate::tools::lines::MAX_LINE;
 use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
 use crate::tools::{MAX_PACKET, check_stdout, print, print_foreign};
@@ -103,6 +104,8 @@ pub(super) struct Exchange<'a> {
     wake: Duration,
     /// Beginning of this turn.
     turn: Duration,
+    /// Whether a signal ends us also while our output is not read.
+    is_guarded: bool,
     /// Whether there is no further message.
     is_read: bool,
     /// Why no further message is read: the first cause.
@@ -160,6 +163,7 @@ impl<'a> Exchange<'a> {
             lost: Duration::ZERO,
             wake: Duration::ZERO,
             turn: Duration::ZERO,
+            is_guarded: false,
             is_read: false,
             problem: None,
             is_said: false,
@@ -190,8 +194,6 @@ impl<'a> Exchange<'a> {
     /// # Errors
     /// When another try would not help.
     pub async fn run(&mut self) -> Result<End> {
-        // Answers may be printed for a reader who does not read them.
-        signals::give_up_after(FAREWELL)?;
         let mut stop = Stop::listen(false)?;
         // A standstill that no timer notices takes this part of a try at most.
         let pulse = (self.terms.timeout / 8).clamp(PULSES.0, PULSES.1);
@@ -245,6 +247,16 @@ impl<'a> Exchange<'a> {
         };
         self.requests.postpone(lost.saturating_add(grace));
         self.lost = self.lost.saturating_add(lost);
+    }
+
+    /// Makes sure that a signal ends us, if `bytes` may have to wait for a reader who does not read them. A
+    /// short answer needs no thread for that.
+    fn guard(&mut self, bytes: usize) -> Result<()> {
+        if !self.is_guarded && (bytes > ROOM || !has_room()) {
+            signals::give_up_after(FAREWELL)?;
+            self.is_guarded = true;
+        }
+        Ok(())
     }
 
     /// Says goodbye.
@@ -383,7 +395,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Prints an answer.
-    fn print(&self, heard: &Heard) -> Result<()> {
+    fn print(&mut self, heard: &Heard) -> Result<()> {
         let Task::Ask(question) = &self.options.task else {
             return Ok(());
         };
@@ -391,8 +403,11 @@ impl<'a> Exchange<'a> {
         if question.json || self.options.lines {
             let number = self.options.lines.then_some(heard.number);
             let line = json::to_text(&answer.json(number, heard.after));
-            return print(&escaped_json(&line));
+            let line = escaped_json(&line);
+            self.guard(line.len())?;
+            return print(&line);
         }
+        self.guard(answer.reply.len())?;
         print_foreign(&answer.reply)?;
         // The next answer begins on a line of its own; a single one is printed as it is.
         if question.count > 1 && !answer.reply.is_empty() && !answer.reply.ends_with(b"\n") {
