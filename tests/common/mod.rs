@@ -117,6 +117,26 @@ pub struct World {
     pub broker: Broker,
 }
 
+impl Drop for World {
+    /// Ends the runs that its clients have left: their runners outlive them, as they should.
+    fn drop(&mut self) {
+        let runners = format!("--tael-runner\0{}/", self.dir.path().display());
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if !String::from_utf8_lossy(&line).contains(&runners) {
+                continue;
+            }
+            let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+            let Some(runner) = pid else { continue };
+            // Each command leads a group of its own.
+            let commands = children_of(runner).into_iter().map(|command| -command);
+            for group in commands.chain([runner.cast_signed()]) {
+                let _ = kill(Pid::from_raw(group), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         Self::with(Setup::default())
