@@ -1,5 +1,6 @@
 //! Those who ask, and stand still: nothing reads their answers, or they are stopped.
 
+use std::fs;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::process::{Child, Stdio};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::blocked_output::full_pipe;
 use crate::common::raw::{Heard, Raw, publish_with, string};
 use crate::common::{World, ended, wait_until};
 
@@ -131,4 +133,28 @@ fn signals_end_an_asker_whose_output_nothing_reads() {
         kill(pid(&child), signal).expect("signal");
         wait_until("it ends", || child.try_wait().expect("wait").is_some());
     }
+}
+
+#[test]
+fn a_signal_ends_an_asker_whose_short_answer_finds_no_room() {
+    let world = World::new();
+    let mut raw = Raw::connect(world.broker.port());
+    raw.subscribe(ASK);
+    let (reader, writer) = full_pipe();
+    let mut command = world.command("tael-message");
+    command.args(["-t", ASK, "--reply"]).stdout(writer);
+    let mut asker = world.spawn(command);
+    let questions = asked(&mut raw, 1);
+    answer(&mut raw, &questions, 1);
+    // A thread of this name ends it.
+    wait_until("it is about to print", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", asker.pid())).expect("tasks");
+        let mut names = tasks
+            .flatten()
+            .map(|task| fs::read_to_string(task.path().join("comm")));
+        names.any(|name| name.is_ok_and(|name| name.trim() == "give-up"))
+    });
+    asker.signal(Signal::SIGTERM);
+    assert_eq!(asker.wait(), 143);
+    drop(reader);
 }

@@ -21,7 +21,7 @@ fn small_pipe() -> (PipeReader, PipeWriter) {
 }
 
 /// Returns a pipe without room.
-fn full_pipe() -> (PipeReader, PipeWriter) {
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = small_pipe();
     let set = |flags| fcntl(writer.as_fd(), FcntlArg::F_SETFL(flags)).map(drop);
     set(OFlag::O_NONBLOCK).expect("flags");
