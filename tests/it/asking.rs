@@ -21,7 +21,7 @@ const TOPIC: &str = "lab/ask";
 
 /// Starts `tael-message` to the topic with `arguments`, and `input` on its standard input.
 #[track_caller]
-fn start(mut command: Command, arguments: &[&str], input: &str) -> Child {
+pub fn start(mut command: Command, arguments: &[&str], input: &str) -> Child {
     let mut child = command
         .args(["-t", TOPIC])
         .args(arguments)

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::io::Write as _;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::thread::sleep;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::asking::start;
 use crate::blocked_output::full_pipe;
 use crate::common::raw::{Heard, Raw, publish_with, string};
 use crate::common::{World, ended, wait_until};
@@ -24,18 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Starts who asks `lines`, and has 3 s for each answer.
 fn asks(world: &World, options: &[&str], lines: &str) -> Child {
-    let mut child = world
-        .command("tael-message")
-        .args(["-t", ASK, "--reply", "--timeout", "3s"])
-        .args(options)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("tael-message");
-    let mut stdin = child.stdin.take().expect("stdin");
-    stdin.write_all(lines.as_bytes()).expect("stdin");
-    child
+    let options = [&["--reply", "--timeout", "3s"], options].concat();
+    start(world.command("tael-message"), &options, lines)
 }
 
 fn pid(child: &Child) -> Pid {

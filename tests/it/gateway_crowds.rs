@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 
 use crate::common::gateway::{Answer, Gateway, post, request};
-use crate::common::{Certificates, World, wait_until};
+use crate::common::{Certificates, Process, World, wait_until};
 use crate::gateway_tls;
 
 /// Number of connections of a crowd: more than there are places and turns.
@@ -448,16 +448,21 @@ fn peak(gateway: &Gateway) -> u64 {
     number.expect("VmHWM").parse().expect("number")
 }
 
-#[test]
-fn large_answers_that_many_addresses_do_not_read_make_room_for_others() {
-    let world = World::new();
+/// Returns a client with a unit that has written much, a gateway to it, and the request for its answer of 3 MiB.
+fn large_answer(world: &World) -> (Process, Gateway, String) {
     let loud = "[[work]]\ntype = \"loud\"\n\
         command = \"sh -c 'head -c 262144 /dev/zero | tee /dev/stderr'\"\n";
     let config = world.file("loud.toml", loud);
     let client = world.client("loud", &["--config", &config]);
-    let gateway = Gateway::online(&world, &["--allow-work", "localhost/loud"]);
+    let gateway = Gateway::online(world, &["--allow-work", "localhost/loud"]);
     let unit = gateway.post("/w/localhost/loud", &[], "").id();
-    let line = format!("GET /units/{unit}?wait=1m");
+    (client, gateway, format!("GET /units/{unit}?wait=1m"))
+}
+
+#[test]
+fn large_answers_that_many_addresses_do_not_read_make_room_for_others() {
+    let world = World::new();
+    let (client, gateway, line) = large_answer(&world);
     assert_eq!(gateway.ask(&line, &[]).status, 200);
     let mut callers = Vec::new();
     for n in 0..24 {
@@ -483,13 +488,7 @@ fn large_answers_that_are_not_read_take_bounded_memory() {
     /// Number of callers who do not read. Each answer has 3 MiB.
     const CALLERS: usize = 250;
     let world = World::new();
-    let loud = "[[work]]\ntype = \"loud\"\n\
-        command = \"sh -c 'head -c 262144 /dev/zero | tee /dev/stderr'\"\n";
-    let config = world.file("loud.toml", loud);
-    let client = world.client("loud", &["--config", &config]);
-    let gateway = Gateway::online(&world, &["--allow-work", "localhost/loud"]);
-    let unit = gateway.post("/w/localhost/loud", &[], "").id();
-    let line = format!("GET /units/{unit}?wait=1m");
+    let (client, gateway, line) = large_answer(&world);
     let whole = || {
         let answer = gateway.ask(&line, &[]);
         assert_eq!(answer.status, 200, "{}", answer.head);

@@ -61,15 +61,12 @@ pub(super) async fn keep(options: &Options, as_json: bool) -> Result<ExitCode> {
         Ok(outcome) => outcome?,
         Err(_) if !was_online => return Err(session.unreachable(options.timeout)),
         Err(_) => {
-            let what = match session.offer().acknowledges() {
-                true => "no answer",
-                false => {
-                    "the broker takes QoS 0 only and confirms nothing, and the message has not come back"
-                }
-            };
-            let hint = match session.offer().acknowledges() {
-                true => "try again",
-                false => "may we publish and read there?",
+            let (what, hint) = match session.offer().acknowledges() {
+                true => ("no answer", "try again"),
+                false => (
+                    "the broker takes QoS 0 only and confirms nothing, and the message has not come back",
+                    "may we publish and read there?",
+                ),
             };
             return Err(Error::new(
                 Kind::TryAgain,
