@@ -19,7 +19,7 @@
 mod supervise;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,6 +56,9 @@ pub const BEGIN: u8 = b'!';
 
 /// Tells a runner to drop the unit.
 pub const DROP: u8 = b'-';
+
+/// Stands for neither of them.
+const SILENCE: u8 = 0;
 
 /// Delay before an outcome that found no space is written again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -130,7 +133,7 @@ fn serve(requests: OwnedFd, reports: impl Write + AsFd, runners: &Path, pipeline
         ended: None,
         rest: None,
         free: None,
-        heard: None,
+        heard: [SILENCE],
         began: None,
     };
     give_back();
@@ -210,8 +213,8 @@ struct Runner<'a, W> {
     rest: Option<Rest>,
     /// A folder whose outcome the ledger holds.
     free: Option<EndedDir>,
-    /// Byte of the client for the current unit: [`BEGIN`] or [`DROP`].
-    heard: Option<u8>,
+    /// Byte of the client for the current unit: [`BEGIN`], [`DROP`], or [`SILENCE`] so far.
+    heard: [u8; 1],
     /// When the command began, by the clock of the host and by a monotonic one.
     began: Option<(i64, Instant)>,
 }
@@ -252,7 +255,9 @@ impl<W: Write + AsFd> Runner<'_, W> {
 
     /// Prepares a unit, and runs it when the client says so.
     fn work(&mut self, job: &Job, unit: UnitDir, payload: &[u8]) {
-        self.heard = None;
+        // What came with the job is in our memory already.
+        self.heard = self.requests.buffer().first().map_or([SILENCE], |b| [*b]);
+        self.requests.consume(usize::from(self.heard != [SILENCE]));
         let mut dir = match LockedDir::take(self.ahead.take(), unit) {
             Ok(Some(dir)) => dir,
             other => {
@@ -263,6 +268,7 @@ impl<W: Write + AsFd> Runner<'_, W> {
                 }
                 // A client that is gone is noticed before the next job.
                 let _ = self.hear();
+                self.free_last();
                 return;
             }
         };
@@ -275,6 +281,7 @@ impl<W: Write + AsFd> Runner<'_, W> {
             },
             Err(e) => Begun::Nothing(self.hear().err().unwrap_or(NotBegun::Process(e))),
         };
+        self.free_last();
         let mut rest = None;
         let outcome = match begun {
             Begun::Command(running, mut output) => {
@@ -322,30 +329,33 @@ impl<W: Write + AsFd> Runner<'_, W> {
     }
 
     /// Waits until the client says whether the unit begins.
+    ///
+    /// The process that becomes the command calls it, and may be killed at any moment. The kernel
+    /// writes the byte straight into our memory, so a byte that it has read does not die with it.
     fn hear(&mut self) -> Result<(), NotBegun> {
-        let mut word = [0];
-        match self.heard {
-            // A process that was killed then has read it.
-            Some(heard) => word = [heard],
-            None => {
-                let heard = self.requests.read_exact(&mut word);
-                heard.map_err(|_| NotBegun::ClientGone)?;
+        while self.heard == [SILENCE] {
+            match rustix::io::read(self.requests.get_ref(), &mut self.heard) {
+                Ok(0) => return Err(NotBegun::ClientGone),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return Err(NotBegun::ClientGone),
             }
         }
-        let [heard] = word;
-        self.heard = Some(heard);
         // Standard input can be the command's by now. The lock is held: a client that finds it free
         // knows that the unit was not begun.
         let client = sender(self.requests.get_ref().as_fd(), Some(Duration::ZERO));
-        // The ledger commits in order, and got the last end before this unit. Nothing is dropped
-        // here: the process that becomes the command would close its own files only.
-        if self.free.is_none() {
-            self.free = self.ended.take();
-        }
-        match (heard, client) {
-            (BEGIN, Sender::Gone) => Err(NotBegun::ClientGone),
-            (BEGIN, _) => Ok(()),
+        match (self.heard, client) {
+            ([BEGIN], Sender::Gone) => Err(NotBegun::ClientGone),
+            ([BEGIN], _) => Ok(()),
             _ => Err(NotBegun::Dropped),
+        }
+    }
+
+    /// Keeps the folder of the last unit for the next one, if the client has said something since:
+    /// the ledger commits in order, and got that end before this unit. Not in the process that
+    /// becomes the command, which would close its own files only.
+    fn free_last(&mut self) {
+        if self.heard != [SILENCE] && self.free.is_none() {
+            self.free = self.ended.take();
         }
     }
 

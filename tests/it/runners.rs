@@ -3,12 +3,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use crate::common::raw::Raw;
-use crate::common::{self, World, children_of, wait_until};
+use crate::common::{self, PATIENCE, World, children_of, wait_until};
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
 
 const SEQ: &str = "lab/seq/status";
 const RECORD: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
@@ -411,4 +416,69 @@ fn what_comes_while_a_client_stops_with_its_units_is_not_used_up() {
         assert!(!unit["return_code"].is_null(), "it never began: {unit}");
     }
     client.stop();
+}
+
+/// The permit comes while the process that waits for it dies. What a process has read must not die
+/// with it: the runner would wait for ever.
+#[test]
+fn a_permit_that_a_dying_process_has_read_is_not_lost() {
+    const TIMES: usize = 100;
+    let pipeline = tempfile::tempdir().expect("folder");
+    let folders = ["units", "runners"].map(|name| pipeline.path().join(name));
+    for folder in &folders {
+        fs::create_dir(folder).expect("folder");
+    }
+    let mut runner = Command::new(common::binary("tael-client"))
+        .arg("--tael-runner")
+        .arg(&folders[1])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("runner");
+    let mut requests = runner.stdin.take().expect("stdin");
+    let replies = BufReader::new(runner.stdout.take().expect("stdout"));
+    let (tell, said) = mpsc::channel();
+    thread::spawn(move || {
+        for line in replies.lines().map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    let hear = || said.recv_timeout(PATIENCE).expect("a line of the runner");
+    let permit = |requests: &mut ChildStdin| requests.write_all(b"!").expect("permit");
+    let ready = |requests: &mut ChildStdin, n: usize| {
+        let job = json!({"unit": format!("u{n}"), "stdin": 0, "argv": ["true"], "shell_argv": ["true"],
+            "cwd": null, "variables": [], "timeout": null, "grace": 0, "max_output": 0});
+        writeln!(requests, "{job}").expect("job");
+        let mut waiting = None;
+        wait_until("a process waits", || {
+            waiting = children_of(runner.id()).first().copied();
+            waiting.is_some()
+        });
+        nix::unistd::Pid::from_raw(waiting.expect("process"))
+    };
+    for n in 0..TIMES {
+        let waiting = ready(&mut requests, n);
+        let dies_first = n % 2 == 0;
+        if dies_first {
+            kill(waiting, Signal::SIGKILL).expect("kill");
+            permit(&mut requests);
+        } else {
+            permit(&mut requests);
+            // It may have become the command, and ended.
+            let _ = kill(waiting, Signal::SIGKILL);
+        }
+        let mut line = hear();
+        if dies_first || line.starts_with("refused") {
+            assert!(line.starts_with("refused start a process"), "{line}");
+            assert_eq!(hear(), "idle");
+            ready(&mut requests, n);
+            permit(&mut requests);
+            line = hear();
+        }
+        assert!(line.starts_with("started "), "{line}");
+        assert!(hear().starts_with("ended "));
+        assert_eq!(hear(), "idle");
+    }
+    drop(requests);
+    assert!(runner.wait().expect("end").success());
 }
