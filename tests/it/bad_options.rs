@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::common::raw::Scripted;
-use crate::common::{self, Setup, World, bare_command, ran, ran_with, refuses};
+use crate::common::{self, Setup, World, bare_command, ran, ran_with, refuses, wait_until};
 use tempfile::{TempDir, tempdir};
 
 const SEQ: &str = "lab/seq/status";
@@ -340,7 +340,7 @@ fn filters_that_are_hardly_meant_are_warned_of() {
     let (code, _, stderr) = ran(check.args(options).arg("$share/g/lab/seq"));
     assert!(code == 0 && !stderr.contains("filter"), "{stderr}");
     let client = world.client("doubted", &["-t", "/g/lab/seq", "-c", "true"]);
-    assert!(warning(&client.log_text()), "{}", client.log_text());
+    wait_until("it warns", || warning(&client.log_text()));
     client.stop();
     let mut kept = world.tael(["message", "-t", "lab/kept", "--retain", "a=1"]);
     assert_eq!(ran(&mut kept).0, 0);

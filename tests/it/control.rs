@@ -214,9 +214,10 @@ fn a_request_takes_a_part_of_an_id_and_cancel_the_only_run() {
         "{stderr}"
     );
     event(&world, "1");
+    world.wait_lines("runs", 1);
     let first = first_running(&world, "part");
     event(&world, "2");
-    wait_until("both run", || world.lines("runs").len() == 2);
+    world.wait_lines("runs", 2);
     // Nothing is canceled while it is not clear what is meant.
     let (code, _, stderr) = cancel(&[]);
     assert_eq!(code, 65);

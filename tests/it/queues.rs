@@ -577,6 +577,67 @@ fn a_reload_takes_from_other_queues() {
 }
 
 #[test]
+fn a_queue_that_is_left_keeps_its_runs_until_they_end() {
+    let Some(rabbit) = Rabbit::shared() else {
+        return;
+    };
+    let (vhost, world) = (rabbit.vhost(), World::new());
+    vhost.declare("one");
+    vhost.declare("two");
+    let config = |queue: &str| {
+        format!(
+            "[client]\nqueue-password-file = '{}'\n[[trigger]]\nname = 'a'\nqueue = '{}'\n\
+             settle = 'done'\nprefetch = 3\ncommand = \"\"\"{}\"\"\"\n",
+            rabbit.password_file(),
+            vhost.url(queue),
+            UNTIL_GO.replace('"', "\\\""),
+        )
+    };
+    let file = world.file("tael.toml", config("one"));
+    let mut command = world.command("tael-client");
+    command
+        .args(["--who", "w", "--root", "lab", "--config", &file])
+        .env("OUT", world.dir.path());
+    let worker = world.online("w", command);
+    takes(&world, "w");
+    let connections = vhost.connections().len();
+    for sample in ["a", "b", "c", "d", "e"] {
+        publish(&vhost, "one", sample);
+    }
+    vhost.wait_counts("one", 2, 3);
+    runs(&world, 1);
+    let reload = |queue: &str| {
+        world.file("tael.toml", config(queue));
+        worker.signal(nix::sys::signal::Signal::SIGHUP);
+        world.wait_report("w", "/queues/0/queue", queue);
+        takes(&world, "w");
+    };
+    reload("two");
+    wait_until("the first queue is left", || {
+        vhost.consumers("one").is_empty()
+    });
+    // All of them have units, and no other host may run those.
+    assert_eq!(counts(&vhost, "one"), (2, 3));
+    // The session goes on when the queue is named again.
+    reload("one");
+    vhost.wait_counts("one", 0, 5);
+    reload("two");
+    fs::write(world.path("go"), "").expect("go");
+    // What had no unit yet is given back.
+    wait_until("all are settled or given back", || {
+        let (ready, unacked) = counts(&vhost, "one");
+        unacked == 0 && ready as usize + world.lines("runs").len() == 5
+    });
+    wait_until("its connection is closed", || {
+        vhost.connections().len() == connections
+    });
+    let ran = world.lines("runs").len();
+    publish(&vhost, "two", "f");
+    assert_eq!(runs(&world, ran + 1)[ran], "f");
+    worker.stop();
+}
+
+#[test]
 fn topics_and_queues_share_a_trigger() {
     let Some(rabbit) = Rabbit::shared() else {
         return;

@@ -106,9 +106,9 @@ impl HeldMessages {
         self.list.extract_if(.., |held| held.until <= now).collect()
     }
 
-    /// Forgets all: the broker has them.
-    pub fn clear(&mut self) {
-        self.list.clear();
+    /// Forgets all. Returns their deliveries.
+    pub fn clear(&mut self) -> impl Iterator<Item = Tag> {
+        self.list.drain(..).map(|held| held.tag)
     }
 
     /// Returns when something is due.

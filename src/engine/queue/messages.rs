@@ -1,5 +1,6 @@
 //! The messages of one queue: which of them are new, which come again, and which must wait.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
@@ -49,6 +50,8 @@ pub struct Messages {
     /// Number of deliveries, and of acknowledgements on the connection.
     received: u64,
     acknowledged: u64,
+    /// Deliveries of the connection that were passed on, and are not acknowledged.
+    owed: HashSet<Tag>,
     held: HeldMessages,
     open: OpenMessages,
     /// Messages without an id that wait until the acknowledgement of an equal one is handled: no more
@@ -81,6 +84,7 @@ impl Messages {
             connection: None,
             received: 0,
             acknowledged: 0,
+            owed: HashSet::new(),
             held: HeldMessages::new(grace, grace.min(HEARTBEAT) / 3),
             open: OpenMessages::of_ledger(open),
             behind: Vec::new(),
@@ -119,6 +123,11 @@ impl Messages {
         self.held.len() + self.behind.len()
     }
 
+    /// Returns whether deliveries were passed on that are not acknowledged.
+    pub fn owes(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
     /// Returns whether the session must say when the broker has handled the acknowledgements so far.
     pub const fn asks_handled(&mut self) -> bool {
         std::mem::replace(&mut self.asks_handled, false)
@@ -135,11 +144,18 @@ impl Messages {
     /// Notes that the connection is gone.
     pub fn disconnected(&mut self) {
         self.connection = None;
-        self.held.clear();
-        self.behind.clear();
+        self.owed.clear();
+        self.give_back();
         self.open.disconnected();
         self.acknowledged = 0;
         self.expiry.disconnected();
+    }
+
+    /// Forgets the messages that wait here. Returns their deliveries.
+    pub fn give_back(&mut self) -> Vec<Tag> {
+        let behind = std::mem::take(&mut self.behind).into_iter();
+        let behind = behind.map(|(_, tag)| tag);
+        self.held.clear().chain(behind).collect()
     }
 
     /// Notes whether there is room for messages now.
@@ -217,7 +233,11 @@ impl Messages {
         matches!(known_message(reader, key, &self.trigger), Ok(Some(_)))
     }
 
-    fn ack(&self, tag: Tag) -> QueueAck {
+    /// Returns the receipt of a delivery that is passed on now.
+    fn ack(&mut self, tag: Tag) -> QueueAck {
+        if self.is_current(tag) {
+            self.owed.insert(tag);
+        }
         QueueAck {
             source: self.source,
             tag,
@@ -326,6 +346,7 @@ impl Messages {
     pub fn acknowledge(&mut self, tag: Tag) -> bool {
         let is_current = self.is_current(tag);
         if is_current {
+            self.owed.remove(&tag);
             self.acknowledged += 1;
             self.asks_handled |= self.open.acknowledged(tag, self.acknowledged);
         }

@@ -38,6 +38,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Queues {
     sources: Vec<Source>,
+    /// Those that the configuration does not name any more, until their last message is settled.
+    leaving: Vec<Source>,
     /// Events of all, with their numbers.
     events: UnboundedReceiver<(u32, QueueEvent)>,
     /// For new ones.
@@ -51,6 +53,7 @@ impl Default for Queues {
         let (sender, events) = unbounded_channel();
         Self {
             sources: Vec::new(),
+            leaving: Vec::new(),
             events,
             sender,
             numbers: 0,
@@ -76,11 +79,13 @@ fn options(config: &Config, trigger: &Trigger) -> Option<(QueueOptions, Arc<Queu
 
 impl Queues {
     /// Takes from the queues of the configuration, and from no others. Sessions whose options stay go on.
+    /// A queue that is not named any more keeps its session until the messages of its runs are settled.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub fn configure(&mut self, pipeline: &Pipeline) -> Result<()> {
         let mut old = std::mem::take(&mut self.sources);
+        old.append(&mut self.leaving);
         for trigger in pipeline.config.triggers.iter() {
             let Some((options, queue)) = options(&pipeline.config, trigger) else {
                 continue;
@@ -102,8 +107,14 @@ impl Queues {
             };
             self.sources.push(source);
         }
-        for source in old {
-            tokio::spawn(source.stop());
+        for mut source in old {
+            if self.sources.iter().any(|new| new.key() == source.key()) {
+                // Its messages come again to the new session, which knows them.
+                tokio::spawn(source.stop());
+            } else {
+                source.leave();
+                self.leaving.push(source);
+            }
         }
         Ok(())
     }
@@ -124,7 +135,12 @@ impl Queues {
 
     /// Returns whether there is a queue.
     pub fn has_any(&self) -> bool {
-        !self.sources.is_empty()
+        !self.sources.is_empty() || !self.leaving.is_empty()
+    }
+
+    /// All queues, also those that are left.
+    fn all(&mut self) -> impl Iterator<Item = &mut Source> {
+        self.sources.iter_mut().chain(&mut self.leaving)
     }
 
     /// Returns the queues, for observers.
@@ -147,7 +163,7 @@ impl Queues {
     }
 
     fn source(&mut self, id: u32) -> Option<&mut Source> {
-        self.sources.iter_mut().find(|source| source.id() == id)
+        self.all().find(|source| source.id() == id)
     }
 
     /// Handles an event. Returns the messages that can be taken now.
@@ -159,7 +175,7 @@ impl Queues {
     ) -> Vec<Found> {
         match self.source(id) {
             Some(source) => source.on_event(pipeline, event, steps),
-            // Its queue is gone from the configuration; the broker has its messages.
+            // Its session has ended; the broker has its messages.
             None => Vec::new(),
         }
     }
@@ -176,8 +192,7 @@ impl Queues {
         }
         // A reload has ended its session since, and the ledger did not have it yet: the message comes
         // again to the new one.
-        let mut sources = self.sources.iter_mut();
-        if let Some(source) = sources.find(|source| source.key() == name) {
+        if let Some(source) = self.all().find(|source| source.key() == name) {
             source.opened(message, None, steps);
         }
     }
@@ -202,7 +217,7 @@ impl Queues {
     pub fn posted(&mut self, letters: Vec<Posted>) {
         for posted in letters {
             let key = &posted.letter.source;
-            if let Some(source) = self.sources.iter_mut().find(|source| source.key() == key) {
+            if let Some(source) = self.all().find(|source| source.key() == key) {
                 source.posted([posted]);
             }
         }
@@ -213,7 +228,10 @@ impl Queues {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn update(&mut self, pipeline: &Pipeline, lanes: &Lanes, is_full: bool) -> Result<()> {
-        for source in &mut self.sources {
+        for source in self.leaving.extract_if(.., |source| source.is_left()) {
+            tokio::spawn(source.stop());
+        }
+        for source in self.all() {
             let (busy, later) = lanes.load(source.trigger());
             let is_paused = lanes.is_paused() || is_full;
             source.update(&pipeline.reader, LaneLoad { busy, later }, is_paused)?;
@@ -223,13 +241,13 @@ impl Queues {
 
     /// Returns when work is due without an event.
     pub fn wake(&self) -> Option<Instant> {
-        self.sources.iter().filter_map(Source::wake).min()
+        let all = self.sources.iter().chain(&self.leaving);
+        all.filter_map(Source::wake).min()
     }
 
     /// Does the work that is due. Returns messages that have waited long enough.
     pub fn on_time(&mut self, pipeline: &Pipeline, steps: &mut Steps) -> Vec<Found> {
-        let sources = self.sources.iter_mut();
-        sources
+        self.all()
             .flat_map(|source| source.on_time(&pipeline.reader, steps))
             .collect()
     }
@@ -237,7 +255,7 @@ impl Queues {
     /// Ends all sessions in good order, within a bounded time.
     pub async fn stop(self) {
         let mut stopping = JoinSet::new();
-        for source in self.sources {
+        for source in self.sources.into_iter().chain(self.leaving) {
             stopping.spawn(source.stop());
         }
         let all = async { while stopping.join_next().await.is_some() {} };

@@ -61,6 +61,8 @@ pub struct Source {
     waiting: Vec<(u64, Tag)>,
     /// What the session was told last.
     room: Option<Room>,
+    /// Whether the configuration names another queue now.
+    is_leaving: bool,
 }
 
 impl Source {
@@ -88,6 +90,7 @@ impl Source {
             letters: LetterBox::default(),
             waiting: Vec::new(),
             room: None,
+            is_leaving: false,
         })
     }
 
@@ -123,7 +126,27 @@ impl Source {
 
     /// Takes the configuration of a queue whose session can go on.
     pub fn reconfigure(&mut self, queue: &Arc<QueueSource>) {
+        self.is_leaving = false;
         self.messages.reconfigure(queue);
+    }
+
+    /// Takes no more messages, and gives those back that wait here. The session goes on for those that
+    /// were passed on: another host would run them again.
+    pub fn leave(&mut self) {
+        if std::mem::replace(&mut self.is_leaving, true) {
+            return;
+        }
+        // Before they are given back: the broker would deliver them to us again.
+        self.say_room(0, true);
+        for tag in self.messages.give_back() {
+            self.session.give_back(tag);
+        }
+    }
+
+    /// Returns whether it was left, and every message that was passed on is acknowledged or with the
+    /// broker.
+    pub fn is_left(&self) -> bool {
+        self.is_leaving && !self.messages.owes()
     }
 
     /// Ends the session in good order.
@@ -156,6 +179,7 @@ impl Source {
                 self.messages.disconnected();
                 self.waiting.clear();
             }
+            QueueEvent::Delivered(tag, ..) if self.is_leaving => self.session.give_back(tag),
             QueueEvent::Delivered(tag, delivery, _) => {
                 let message = self.messages.delivered(&pipeline.reader, tag, *delivery);
                 found.extend(message);
@@ -266,12 +290,21 @@ impl Source {
     /// When the ledger cannot be read.
     pub fn update(&mut self, reader: &Reader, load: LaneLoad, is_paused: bool) -> Result<()> {
         let limit = usize::from(self.options.limit);
+        let is_paused = is_paused || self.is_leaving;
         let is_full = load.later >= MAX_RETRIES_WAITING;
         let free = match is_paused || is_full {
             true => 0,
             false => limit.saturating_sub(load.busy + self.messages.waiting()),
         };
         self.messages.asks(free > 0);
+        self.say_room(free, is_paused);
+        let session = &self.session;
+        self.letters.flush(reader, &self.key, |seq, letter| {
+            session.send(seq, letter.clone());
+        })
+    }
+
+    fn say_room(&mut self, free: usize, is_paused: bool) {
         let room = Room {
             received: self.messages.received(),
             free,
@@ -281,10 +314,6 @@ impl Source {
             self.room = Some(room);
             self.session.room(room);
         }
-        let session = &self.session;
-        self.letters.flush(reader, &self.key, |seq, letter| {
-            session.send(seq, letter.clone());
-        })
     }
 
     /// Returns when work is due without an event.

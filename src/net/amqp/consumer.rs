@@ -30,6 +30,8 @@ pub enum Command {
     Room(Room),
     /// Acknowledge a delivery.
     Acknowledge(Tag),
+    /// Give a delivery back to the queue.
+    GiveBack(Tag),
     /// Say how many acknowledgements the broker has handled.
     AskHandled,
     /// Publish a claim.
@@ -134,7 +136,12 @@ impl Consumer {
                 command = self.commands.recv() => match command {
                     Some(Command::Room(room)) => self.room = room,
                     // The broker has taken the deliveries back.
-                    Some(Command::Acknowledge(_) | Command::AskHandled | Command::Claim(_)) => {}
+                    Some(
+                        Command::Acknowledge(_)
+                        | Command::GiveBack(_)
+                        | Command::AskHandled
+                        | Command::Claim(_),
+                    ) => {}
                     Some(Command::Stop(done)) => return ControlFlow::Break(Some(done)),
                     None => return ControlFlow::Break(None),
                 },
@@ -152,7 +159,12 @@ impl Consumer {
                 opened = &mut opening => break opened,
                 command = self.commands.recv() => match command {
                     Some(Command::Room(room)) => self.room = room,
-                    Some(Command::Acknowledge(_) | Command::AskHandled | Command::Claim(_)) => {}
+                    Some(
+                        Command::Acknowledge(_)
+                        | Command::GiveBack(_)
+                        | Command::AskHandled
+                        | Command::Claim(_),
+                    ) => {}
                     Some(Command::Stop(done)) => return End::Stopped(Some(done)),
                     None => return End::Stopped(None),
                 },
@@ -252,7 +264,10 @@ impl Consumer {
                 }
                 link.acknowledge(tag.number)?;
             }
-            Command::Acknowledge(_) => {}
+            Command::GiveBack(tag) if tag.connection == self.number => {
+                link.channel.nack(tag.number, true)?;
+            }
+            Command::Acknowledge(_) | Command::GiveBack(_) => {}
             Command::AskHandled => {
                 let number = link.ping_now().await?;
                 self.events.tell(QueueEvent::Handled(self.number, number));

@@ -49,7 +49,7 @@ impl QueueOptions {
 }
 
 /// Identifies a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag {
     /// Number of the connection.
     pub connection: u64,

@@ -59,6 +59,11 @@ impl QueueSession {
         self.command(Command::Acknowledge(tag));
     }
 
+    /// Gives a delivery back to the queue.
+    pub fn give_back(&self, tag: Tag) {
+        self.command(Command::GiveBack(tag));
+    }
+
     /// Asks the broker whether it has handled the acknowledgements so far: `Handled` follows.
     pub fn ask_handled(&self) {
         self.command(Command::AskHandled);
