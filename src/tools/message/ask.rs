@@ -24,6 +24,7 @@ use crate::os::logging::say;
 use crate::os::signals::{self, Stop};
 use crate::os::stdout::{ROOM, has_room};
 use crate::tools::lines::MAX_LINE;
+use crate::tools::message::standstill::{Turn, delay};
 use crate::tools::message::{Draft, Options, Question, Task, sender, unheard};
 use crate::tools::{MAX_PACKET, check_stdout, print, print_foreign};
 
@@ -38,15 +39,6 @@ pub(super) const INTERRUPTED: u8 = 128 + 2;
 
 /// Maximum time of our end after a signal.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Shortest and longest wait of a timer. A process that was stopped notices that by a timer that is late.
-const PULSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-
-/// Lateness of a timer that is no standstill: a host that is busy makes timers late too, one after another.
-const SLACK: Duration = Duration::from_secs(1);
-
-/// Time after a standstill for what has come meanwhile: it is not read yet.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// Where the messages come from.
 pub(super) enum Source {
@@ -100,10 +92,8 @@ pub(super) struct Exchange<'a> {
     was_online: bool,
     /// Since when there is no connection.
     lost: Duration,
-    /// When the present turn of the loop has to be over.
-    wake: Duration,
-    /// Beginning of this turn.
-    turn: Duration,
+    /// The present turn of the loop.
+    turn: Turn,
     /// Whether a signal ends us also while our output is not read.
     is_guarded: bool,
     /// Whether there is no further message.
@@ -161,8 +151,7 @@ impl<'a> Exchange<'a> {
             is_online: false,
             was_online: false,
             lost: Duration::ZERO,
-            wake: Duration::ZERO,
-            turn: Duration::ZERO,
+            turn: Turn::default(),
             is_guarded: false,
             is_read: false,
             problem: None,
@@ -195,15 +184,12 @@ impl<'a> Exchange<'a> {
     /// When another try would not help.
     pub async fn run(&mut self) -> Result<End> {
         let mut stop = Stop::listen(false)?;
-        // A standstill that no timer notices takes this part of a try at most.
-        let pulse = (self.terms.timeout / 8).clamp(PULSES.0, PULSES.1);
         loop {
             self.send();
             if self.is_read && self.requests.is_empty() {
                 return Ok(End::Done);
             }
-            self.turn = self.now();
-            self.wake = self.due().clamp(self.turn, self.turn.saturating_add(pulse));
+            self.turn = Turn::new(self.now(), self.due(), self.terms.timeout);
             tokio::select! {
                 biased;
                 event = self.session.next() => {
@@ -215,7 +201,7 @@ impl<'a> Exchange<'a> {
                     self.stood_still();
                     self.take(next);
                 }
-                () = sleep_until(self.begun + self.wake) => {
+                () = sleep_until(self.begun + self.turn.wake()) => {
                     if self.stood_still() {
                         continue;
                     }
@@ -231,21 +217,16 @@ impl<'a> Exchange<'a> {
 
     /// Returns whether this process was stopped during the present turn. The time of that does not count.
     fn stood_still(&mut self) -> bool {
-        let now = self.now();
-        let is_late = now > self.wake.saturating_add(SLACK);
-        if is_late {
-            self.give_back(now.saturating_sub(self.turn));
+        let standstill = self.turn.standstill(self.now());
+        if let Some(lost) = standstill {
+            self.give_back(lost);
         }
-        is_late
+        standstill.is_some()
     }
 
     /// Does not count the time `lost` in which this process could not read what came.
     fn give_back(&mut self, lost: Duration) {
-        let grace = match lost > SLACK {
-            true => GRACE.min(self.terms.timeout),
-            false => Duration::ZERO,
-        };
-        self.requests.postpone(lost.saturating_add(grace));
+        self.requests.postpone(delay(lost, self.terms.timeout));
         self.lost = self.lost.saturating_add(lost);
     }
 

@@ -3,6 +3,7 @@
 mod ask;
 mod batch;
 mod if_changed;
+mod standstill;
 
 use std::env;
 use std::process::ExitCode;
