@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::model::event::Attributes;
 use crate::model::network::Seen;
-use crate::model::page::{MAX_HOST, MAX_TEXT, MAX_TOPIC, MAX_VERSION};
+use crate::model::page::shown::{MAX_HOST, MAX_TEXT, MAX_TOPIC, MAX_VERSION};
 
 /// Maximum memory of the triggers of a pipeline, bytes.
 pub(super) const MAX_MEMORY: usize = 8 * 1024;

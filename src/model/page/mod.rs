@@ -7,6 +7,7 @@ mod heard;
 mod hosts;
 mod kept;
 mod pieces;
+mod shown;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,14 +17,16 @@ use serde_json::{Value, json};
 use crate::model::event::{Attributes, attributes};
 use crate::model::facts::kind;
 use crate::model::message::{Delivery, property};
-use crate::model::network::{Network, Seen};
+use crate::model::network::Network;
 use crate::model::page::heard::Heard;
 use crate::model::page::hosts::Hosts;
-use crate::model::text::{escaped_json, printable, printable_bytes};
+use crate::model::page::shown::{MAX_TEXT, last_json, pipeline_json};
+use crate::model::text::{escaped_json, printable};
 use crate::model::topic::{Filter, PipelineTopic, PipelineTopics, check_who};
 
 pub use heard::Run;
 pub use pieces::Pieces;
+pub use shown::{Change, message};
 
 /// Maximum number of pipelines.
 pub const MAX_PIPELINES: usize = 10_000;
@@ -40,39 +43,14 @@ const MAX_WHOLE: usize = 48 * 1024 * 1024;
 /// Maximum size of a message that is read, bytes.
 const MAX_READ: usize = 64 * 1024;
 
-/// Maximum number of characters of a payload and of a topic that are shown.
-const MAX_PAYLOAD: usize = 2 * 1024;
-const MAX_TOPIC: usize = 512;
-
-/// Maximum number of triggers, of topics and required attributes of each, and of characters of a text of a
-/// pipeline.
-const MAX_TRIGGERS: usize = 32;
-const MAX_TOPICS: usize = 16;
-const MAX_REQUIRED: usize = 16;
-const MAX_TEXT: usize = 300;
-
-/// Maximum number of characters of a host and of a version of a pipeline.
-const MAX_HOST: usize = 100;
-const MAX_VERSION: usize = 40;
-
-/// Maximum size of what is shown of the triggers of a pipeline, and of the reasons of what it runs, bytes.
-const MAX_TRIGGER_BYTES: usize = 4 * 1024;
-const MAX_REASON_BYTES: usize = 2 * 1024;
-
 /// Maximum size of all pipelines with their triggers and runs, and of those without them too, bytes. With
 /// the rest it is less than the page takes as one event, 32 MiB.
 const MAX_FULL: usize = 8 * 1024 * 1024;
 const MAX_SHOWN: usize = 20 * 1024 * 1024;
 
-/// Maximum number of characters of each text of a pipeline without triggers and runs.
-const MAX_BARE: usize = 40;
-
 /// Time until what the broker has not told again after a reconnect is gone, seconds. Clients of a broker
 /// that has lost its memory connect again within this time.
 const GRACE: f64 = 10.0;
-
-/// Something that has changed: the name of its event and its data.
-pub type Change = (&'static str, Value);
 
 /// A request that was refused.
 #[derive(Debug, Clone, PartialEq)]
@@ -446,109 +424,6 @@ impl Page {
         pieces.write(&serde_json::Map::new(), &edges, &mut write);
         serde_json::from_slice(&text).expect("JSON")
     }
-}
-
-/// Returns a message for a page; its payload is text, and cut.
-#[must_use]
-pub fn message(delivery: &Delivery, now: f64) -> Change {
-    let user = |name| delivery.properties.user(name).unwrap_or_default();
-    let most = delivery.payload.len().min(4 * MAX_PAYLOAD);
-    let beginning = delivery.payload.get(..most).unwrap_or_default();
-    (
-        "message",
-        json!({
-            "ts": now,
-            "topic": printable_bytes(&delivery.topic, MAX_TOPIC),
-            "id": printable(user(property::ID), MAX_TEXT),
-            "from": printable(user(property::WHO), MAX_TEXT),
-            "retained": delivery.retained,
-            "size": delivery.payload.len(),
-            "payload": printable_bytes(beginning, MAX_PAYLOAD),
-        }),
-    )
-}
-
-/// Returns the last end of a pipeline as the broker retains it.
-fn last_json(seen: &Seen) -> Option<Value> {
-    last_of(seen, MAX_TEXT)
-}
-
-/// Returns it with texts of at most `limit` characters.
-fn last_of(seen: &Seen, limit: usize) -> Option<Value> {
-    let last = seen.last.as_ref()?;
-    let text = |text: &str| printable(text, limit);
-    let field = |key: &str| last.get(key).and_then(Value::as_str).map(text);
-    let status = match seen.last_canceled {
-        true => Some(property::CANCELED.to_owned()),
-        false => field("status"),
-    };
-    Some(json!({
-        "status": status,
-        "return_code": last.get("return_code").and_then(Value::as_i64),
-        "ts": last.get("ts").and_then(Value::as_i64),
-        "time_elapsed": field("time_elapsed"),
-        "reason": seen.last_reason.as_deref().map(text),
-    }))
-}
-
-/// Returns the triggers of a pipeline as far as there is room.
-fn triggers_json(seen: &Seen) -> Vec<Value> {
-    let mut room = MAX_TRIGGER_BYTES;
-    let mut text = |text: &str| {
-        let text = json!(printable(text, MAX_TEXT));
-        // Quotes and backslashes take two bytes each.
-        let bytes = text.to_string().len();
-        let has_room = bytes <= room;
-        room -= if has_room { bytes } else { 0 };
-        has_room.then_some(text)
-    };
-    let mut triggers = Vec::new();
-    for trigger in seen.triggers.iter().take(MAX_TRIGGERS) {
-        let Some(name) = text(&trigger.name) else {
-            break;
-        };
-        let topics = trigger.topics.iter().take(MAX_TOPICS);
-        let topics: Vec<Value> = topics.map_while(|topic| text(topic)).collect();
-        let requires = trigger.requires.iter().take(MAX_REQUIRED);
-        let requires: Vec<Value> = requires.map_while(|key| text(key)).collect();
-        triggers.push(match requires.is_empty() {
-            true => json!({ "name": name, "topics": topics }),
-            false => json!({ "name": name, "topics": topics, "requires": requires }),
-        });
-    }
-    triggers
-}
-
-/// Returns a pipeline; a bare one without its triggers and what it runs.
-fn pipeline_json(seen: &Seen, heard: &Heard, is_bare: bool) -> Value {
-    let known = ["online", "paused", "offline", "lost"];
-    let state = known.iter().find(|known| **known == seen.state);
-    // A retained end comes after its status, and may come much later.
-    let last = match heard.is_ahead() {
-        true => heard.last_json(),
-        false => last_json(seen).map(|last| heard.explained(last)),
-    };
-    let (running, triggers, last, host) = match is_bare {
-        true => (Vec::new(), Vec::new(), last_of(seen, MAX_BARE), MAX_BARE),
-        false => {
-            let running = heard.running(MAX_REASON_BYTES);
-            (running, triggers_json(seen), last, MAX_HOST)
-        }
-    };
-    json!({
-        "who": seen.who,
-        "host": printable(&seen.host, host),
-        "state": state.unwrap_or(&"unknown"),
-        "version": printable(&seen.version, MAX_VERSION),
-        "since": seen.since,
-        "until": seen.until,
-        "running": running,
-        "waiting": heard.waiting(),
-        "last": last,
-        "triggers": triggers,
-        "trigger_count": seen.trigger_count,
-        "local": heard.is_local(),
-    })
 }
 
 #[cfg(test)]
@@ -1015,7 +890,7 @@ mod tests {
             page.take(&message, now);
             page.tick(now);
             let _ = page.json(now);
-            let (_, shown) = super::message(&message, now);
+            let (_, shown) = super::shown::message(&message, now);
             let shown = shown["payload"].as_str().expect("text").to_owned();
             prop_assert!(!shown.contains(char::is_control));
             let sum: usize = page.heard.values().map(Heard::bytes).sum();
