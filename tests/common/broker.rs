@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::ports::free_port;
 use super::{Certificates, binary, wait_until};
 
 /// Set-up of a broker.
@@ -62,11 +63,6 @@ fn note_use() {
         .expect("TAEL_TEST_BROKER_USED");
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-    listener.local_addr().expect("address").port()
-}
-
 impl Broker {
     pub fn start(dir: &Path, setup: Setup) -> Self {
         let mut broker = Self {
@@ -78,13 +74,9 @@ impl Broker {
         };
         note_use();
         fs::create_dir_all(&broker.dir).expect("broker dir");
-        // mosquitto cannot choose a port itself, and another process may take ours meanwhile.
+        // A program that is not a test may take a port.
         for _ in 0..20 {
-            broker.port = if broker.is_mosquitto() {
-                free_port()
-            } else {
-                0
-            };
+            broker.port = free_port();
             if broker.up() {
                 return broker;
             }

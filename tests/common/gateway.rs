@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::ports::free_port;
 use super::{PATIENCE, Process, World, wait_until};
 
 /// A gateway on a free port of this host.
@@ -54,7 +55,8 @@ impl Gateway {
     /// Starts one, and returns when it listens.
     #[track_caller]
     pub fn start(world: &World, arguments: &[&str]) -> Self {
-        Self::on(world, "127.0.0.1:0", arguments)
+        // Tests that kill it start another one there.
+        Self::on(world, &format!("127.0.0.1:{}", free_port()), arguments)
     }
 
     /// Starts one that listens on `address`.

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod gateway;
 pub mod nodes;
+pub mod ports;
 pub mod proxy;
 pub mod pty;
 pub mod rabbit;

@@ -4,14 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use crate::common::broker::is_mosquitto;
+use crate::common::ports::free_port;
 use crate::common::{Certificates, Process, World, bare_command, ran, wait_until};
 use crate::page::{BROKER, here, one, sh};
-
-/// Returns a free port.
-fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-    free.local_addr().expect("address").port()
-}
 
 /// Starts mosquitto by the page, with its users, on `port`.
 fn mosquitto(world: &World, port: u16) -> Process {

@@ -78,6 +78,7 @@ mod output;
 mod package;
 mod pair;
 mod playbooks;
+mod ports;
 mod queue_attacks;
 mod queue_faults;
 mod queue_options;

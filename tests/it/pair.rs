@@ -14,6 +14,7 @@ use serde_json::Value;
 use tael::model::pair::{Pair, Side};
 
 use crate::common::broker::is_mosquitto;
+use crate::common::ports::free_port;
 use crate::common::proxy::Proxy;
 use crate::common::raw::{self, Heard, Raw};
 use crate::common::{
@@ -624,10 +625,11 @@ fn an_end_that_stays_alone_gives_up() {
         let claim = all.iter().position(|m| m.payload["host"].is_string())?;
         all[claim..].iter().find(|m| m.payload == "").map(drop)
     });
-    let nowhere = TcpListener::bind("127.0.0.1:0").expect("port");
-    let port = nowhere.local_addr().expect("address").port().to_string();
-    drop(nowhere);
-    refuses(alone.env("TAEL_PORT", port), 69, "is the broker running?");
+    refuses(
+        alone.env("TAEL_PORT", free_port().to_string()),
+        69,
+        "is the broker running?",
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::ports::free_port;
 use crate::common::{Process, World, ran, refuses, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -70,11 +71,6 @@ fn play_command(world: &World, text: &str) -> Command {
 fn play(world: &World, text: &str) -> (i32, String) {
     let (code, out, stderr) = ran(play_command(world, text).env("TAEL_LOG", "warn"));
     (code, out + &stderr)
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::common::ports::free_port;
 use crate::common::{Process, World, ran, wait_until};
 
 const FUNCTIONS: &str = "startFunction() { :; }\nstopFunction() { :; }\n";
@@ -38,11 +39,6 @@ fn play_command(world: &World, text: &str, more: &[&str]) -> Command {
 fn play(world: &World, text: &str, more: &[&str]) -> (i32, String) {
     let (code, out, stderr) = ran(&mut play_command(world, text, more));
     (code, out + &stderr)
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }
 
 /// Receives one file, as a plain program does. Returns the port, and later the content.

@@ -11,7 +11,7 @@ mod vhost;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 pub use self::http::Api;
 pub use self::vhost::Vhost;
 
+use super::ports::free_port;
 use super::{Certificates, LOOK, PATIENCE, can_run, wait_until};
 
 /// Folder of the broker's own scripts in Debian. Those in `/usr/sbin` become the user `rabbitmq`.
@@ -35,10 +36,6 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 
 /// Maximum number of attempts to start a broker. Each chooses other ports.
 const MAX_STARTS: u32 = 3;
-
-/// Ports of brokers. No outgoing connection takes one of them while a broker is down (Linux:
-/// `ip_local_port_range`).
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Interval between two statistics of the broker, ms; by default five seconds.
 const STATISTICS: u32 = 1000;
@@ -66,18 +63,12 @@ struct Ports {
 
 impl Ports {
     fn choose() -> Self {
-        let free = || loop {
-            let port = fastrand::u16(PORTS);
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                return port;
-            }
-        };
         Self {
-            amqp: free(),
-            amqps: free(),
-            management: free(),
-            cluster: free(),
-            epmd: free(),
+            amqp: free_port(),
+            amqps: free_port(),
+            management: free_port(),
+            cluster: free_port(),
+            epmd: free_port(),
         }
     }
 }
