@@ -10,6 +10,7 @@ use crate::os::host;
 use crate::os::notify::Notify;
 use crate::os::signals::Stop;
 use crate::tools::printer::Printer;
+use crate::tools::unprinted;
 
 /// Runs a broker until it is stopped. `announce` prints its address on stdout when it accepts
 /// connections.
@@ -28,10 +29,10 @@ pub fn run(options: Options, announce: bool) -> Result<ExitCode> {
         info!("listening on {url}");
         if announce {
             let mut printer = Printer::start()?;
-            printer.print(url)?;
+            printer.print(url).map_err(|e| unprinted(&e))?;
             tokio::select! {
                 biased;
-                printed = printer.end() => printed?,
+                printed = printer.end() => printed.map_err(|e| unprinted(&e))?,
                 // Nothing reads it.
                 () = stop.requested() => {
                     broker.stop().await;

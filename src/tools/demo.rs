@@ -1,5 +1,6 @@
 //! `tael demo`: shows two chained pipelines in two seconds.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -26,6 +27,8 @@ use crate::os::terminal::Terminal;
 use crate::os::{host, paths};
 use crate::store::private::create_private_dir;
 use crate::tools::message::sender;
+use crate::tools::printer::Printer;
+use crate::tools::unprinted;
 use crate::tools::watch::{self, Lines};
 
 /// Maximum time of the demo, which takes two seconds.
@@ -86,23 +89,54 @@ pub fn run() -> Result<ExitCode> {
     let state = paths::state_dir().unwrap_or_else(|_| std::env::temp_dir());
     let scratch = Scratch(state.join(format!("demo-{}", host::new_id())));
     create_private_dir(&scratch.0)?;
-    super::runtime()?.block_on(async {
+    let ended = super::runtime()?.block_on(async {
         let mut stop = Stop::listen(false)?;
-        let shown = tokio::select! {
-            () = stop.requested() => return Ok(ExitCode::from(128 + 2)),
-            shown = timeout(LIMIT, show(&scratch.0)) => shown,
-        };
-        match shown {
-            Ok(shown) => shown.map(|()| ExitCode::SUCCESS),
-            Err(_) => Err(Error::new(
-                Kind::TryAgain,
-                format!("demo: not finished within {}", duration::text(LIMIT)),
-            )),
+        tokio::select! {
+            () = stop.requested() => Ok(ExitCode::from(128 + 2)),
+            ended = show_within(LIMIT, &scratch.0) => ended.map(|()| ExitCode::SUCCESS),
         }
+    });
+    drop(scratch);
+    ended.map_err(|failure| match failure {
+        Failure::Part(error) => error,
+        Failure::Output(error) => unprinted(&error),
     })
 }
 
-async fn show(scratch: &Path) -> Result<()> {
+/// Why the demo has failed.
+enum Failure {
+    /// A part of it has.
+    Part(Error),
+    /// It cannot print. Without a reader this process ends when the demo is cleared away.
+    Output(io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Part(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// Shows the demo in at most `limit`, and waits until its lines are printed.
+async fn show_within(limit: Duration, scratch: &Path) -> Result<(), Failure> {
+    // Nothing may read the lines, and the broker runs on this thread.
+    let mut printer = Printer::start()?;
+    timeout(limit, show(scratch, &mut printer))
+        .await
+        .map_err(|_| {
+            let cause = format!("demo: not finished within {}", duration::text(limit));
+            Error::new(Kind::TryAgain, cause)
+        })??;
+    Ok(printer.end().await?)
+}
+
+async fn show(scratch: &Path, printer: &mut Printer) -> Result<(), Failure> {
     let broker = Broker::start(BrokerSettings {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         data: None,
@@ -113,10 +147,8 @@ async fn show(scratch: &Path) -> Result<()> {
     })
     .await?;
     let port = broker.address().port();
-    say(
-        "broker",
-        &format!("its own broker listens on 127.0.0.1:{port}"),
-    )?;
+    let broker_line = format!("its own broker listens on 127.0.0.1:{port}");
+    printer.print(line("broker", &broker_line))?;
     let mut network = listen(port);
     while !matches!(network.next().await?, Event::Online) {}
 
@@ -134,9 +166,10 @@ async fn show(scratch: &Path) -> Result<()> {
         arguments.extend(common);
         tael(&arguments)
     };
-    say("client", &format!("'align'  waits for {first}"))?;
+    let waits = |who, topic| line("client", &format!("{who:<8} waits for {topic}"));
+    printer.print(waits("'align'", first))?;
     let align = client(first, "align", align)?;
-    say("client", &format!("'report' waits for {second}"))?;
+    printer.print(waits("'report'", second))?;
     let report = client(second, "report", report)?;
 
     let mut lines = Lines::new(Terminal::of_stdout());
@@ -146,31 +179,27 @@ async fn show(scratch: &Path) -> Result<()> {
         if delivery.topic.ends_with(b"/presence") {
             online += usize::from(attribute(&delivery, "state").as_deref() == Some("online"));
         } else {
-            show_message(&delivery, &mut lines)?;
+            show_message(&delivery, &mut lines, printer)?;
         }
     }
-    say(
-        "message",
-        &format!("tael message -t {first} status=finished sample=S1"),
-    )?;
+    let example = format!("tael message -t {first} status=finished sample=S1");
+    printer.print(line("message", &example))?;
     let message = ["message", "-t", first, "status=finished", "sample=S1"];
     tael(&message)?.ended().await?;
     loop {
         let delivery = next(&mut network).await?;
-        show_message(&delivery, &mut lines)?;
+        show_message(&delivery, &mut lines, printer)?;
         let done = delivery.properties.user(property::WHO) == Some("report");
         match attribute(&delivery, "status").as_deref() {
             Some("finished") if done => break,
             Some("failed" | "falsestart") => {
-                return Err(Error::bug("demo: a pipeline has failed"));
+                return Err(Error::bug("demo: a pipeline has failed").into());
             }
             _ => {}
         }
     }
-    say(
-        "done",
-        "each pipeline ran once. Next: a first pipeline by hand, in the README.",
-    )?;
+    let next = "each pipeline ran once. Next: a first pipeline by hand, in the README.";
+    printer.print(line("done", next))?;
     align.stopped().await?;
     report.stopped().await?;
     network.close().await;
@@ -234,21 +263,22 @@ fn attribute(delivery: &Delivery, key: &str) -> Option<String> {
 }
 
 /// Shows a message as `tael watch` does. The presences were waited for, and are not shown.
-fn show_message(delivery: &Delivery, lines: &mut Lines) -> Result<()> {
+fn show_message(delivery: &Delivery, lines: &mut Lines, printer: &mut Printer) -> io::Result<()> {
     match MessageLine::of(delivery, false) {
         Some(message) if !delivery.topic.ends_with(b"/presence") => {
-            super::print(&lines.line(begin("network").trim_end(), &message))
+            printer.print(lines.line(begin("network").trim_end(), &message))
         }
         _ => Ok(()),
     }
 }
 
-fn say(part: &str, line: &str) -> Result<()> {
-    let line = format!("{} {line}", begin(part));
-    super::print(&match Terminal::of_stdout().width {
+/// Returns a line of the demo, as wide as the terminal at most.
+fn line(part: &str, text: &str) -> String {
+    let line = format!("{} {text}", begin(part));
+    match Terminal::of_stdout().width {
         Some(width) => table::cut(&line, width),
         None => line,
-    })
+    }
 }
 
 /// Returns the time and the part of the demo that a line is about.

@@ -100,6 +100,13 @@ fn check_stdout() -> Result<()> {
     stdout().map(drop).map_err(|e| unwritable(&e))
 }
 
+/// Returns the error of output that could not be written. If its reader is gone, the process ends quietly
+/// instead, as by SIGPIPE.
+fn unprinted(error: &io::Error) -> Error {
+    ended_by_reader(error);
+    unwritable(error)
+}
+
 fn unwritable(error: &io::Error) -> Error {
     Error::cannot_create(format!("write to stdout: {error}"))
 }
@@ -119,14 +126,18 @@ pub fn print_part(text: &str) -> Result<()> {
 
 /// Prints `bytes` as they are, in the same way.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
-    let written = stdout().and_then(|out| {
-        let mut out = out.lock();
-        out.write_all(bytes).and_then(|()| out.flush())
-    });
-    written.map_err(|e| {
-        ended_by_reader(&e);
-        unwritable(&e)
-    })
+    write_bytes(bytes).map_err(|e| unprinted(&e))
+}
+
+/// Writes a line to stdout.
+fn write_line(line: &str) -> io::Result<()> {
+    write_bytes(format!("{line}\n").as_bytes())
+}
+
+fn write_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut out = stdout()?.lock();
+    out.write_all(bytes)?;
+    out.flush()
 }
 
 /// Prints text of others: as it is for a program, and on a terminal so that it cannot control that.

@@ -1,5 +1,6 @@
 //! Lines for stdout that do not wait for its reader.
 
+use std::io;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 
@@ -15,7 +16,7 @@ const MAX_LINES: usize = 64;
 #[derive(Debug)]
 pub struct Printer {
     lines: SyncSender<String>,
-    end: oneshot::Receiver<Result<()>>,
+    end: oneshot::Receiver<io::Result<()>>,
     /// Whether it was said that lines are left out.
     is_said: bool,
 }
@@ -29,7 +30,7 @@ impl Printer {
         let (lines, waiting) = sync_channel::<String>(MAX_LINES);
         let (ended, end) = oneshot::channel();
         let print = move || {
-            let all = waiting.iter().try_for_each(|line| super::print(&line));
+            let all = waiting.iter().try_for_each(|line| super::write_line(&line));
             // The other side may be gone.
             let _ = ended.send(all);
         };
@@ -47,8 +48,8 @@ impl Printer {
     /// Prints a line, or leaves it out when [`MAX_LINES`] wait for the reader.
     ///
     /// # Errors
-    /// When an earlier line could not be written (73).
-    pub fn print(&mut self, line: String) -> Result<()> {
+    /// When an earlier line could not be written: see [`super::unprinted`].
+    pub fn print(&mut self, line: String) -> io::Result<()> {
         match self.lines.try_send(line) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => {
@@ -64,8 +65,8 @@ impl Printer {
     /// Returns when all lines are printed.
     ///
     /// # Errors
-    /// When a line could not be written (73).
-    pub async fn end(self) -> Result<()> {
+    /// When a line could not be written: see [`super::unprinted`].
+    pub async fn end(self) -> io::Result<()> {
         drop(self.lines);
         self.end.await.unwrap_or(Ok(()))
     }

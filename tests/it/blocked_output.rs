@@ -1,13 +1,17 @@
 //! Commands whose standard output nothing reads.
 
+use std::fs;
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read as _, Write as _, pipe};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
-use crate::common::{World, bare_command, spawn, wait_until};
+use crate::common::ports::free_port;
+use crate::common::{Process, World, bare_command, spawn, wait_until};
+use crate::tools::processes_of;
 
 /// Size of a page: a pipe has one at least.
 const PAGE: usize = 4096;
@@ -74,14 +78,64 @@ fn a_signal_ends_events_that_nothing_reads() {
 #[test]
 fn a_broker_serves_and_stops_though_nothing_reads_its_address() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-    let address = listener.local_addr().expect("address");
-    drop(listener);
+    let address = format!("127.0.0.1:{}", free_port());
     let (reader, writer) = full_pipe();
     let mut command = bare_command(&dir, "tael");
-    command.args(["broker", "--print-url", "--listen", &address.to_string()]);
+    command.args(["broker", "--print-url", "--listen", &address]);
     let process = spawn(&dir, command.stdout(writer));
-    wait_until("it listens", || TcpStream::connect(address).is_ok());
+    wait_until("it listens", || TcpStream::connect(&address).is_ok());
     process.stop();
     drop(reader);
+}
+
+/// Starts a demo that prints to `stdout`.
+fn demo(dir: &tempfile::TempDir, stdout: PipeWriter) -> Process {
+    let mut command = bare_command(dir, "tael");
+    spawn(dir, command.arg("demo").stdout(stdout))
+}
+
+/// Returns the pipelines of the demo that have begun.
+fn pipelines_of_demo(dir: &tempfile::TempDir) -> usize {
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let demos = folders(&dir.path().join("state"));
+    let pipelines = demos.flat_map(|demo| folders(&demo.path()));
+    pipelines
+        .filter(|pipeline| pipeline.path().is_dir())
+        .count()
+}
+
+/// Waits until neither a process nor a file of the demo is left.
+#[track_caller]
+fn wait_nothing_left(dir: &tempfile::TempDir) {
+    let path = dir.path().to_str().expect("path");
+    wait_until("nothing of it runs", || processes_of(path).is_empty());
+    let left = fs::read_dir(dir.path().join("state")).expect("state");
+    let left: Vec<_> = left.flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+#[cfg_attr(not(feature = "embedded-broker"), ignore = "there is no `tael demo`")]
+fn a_signal_ends_a_demo_that_nothing_reads() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (reader, writer) = full_pipe();
+    let mut process = demo(&dir, writer);
+    wait_until("both pipelines run", || pipelines_of_demo(&dir) == 2);
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.wait(), 130);
+    drop(reader);
+    wait_nothing_left(&dir);
+}
+
+#[test]
+#[cfg_attr(not(feature = "embedded-broker"), ignore = "there is no `tael demo`")]
+fn a_demo_leaves_nothing_behind_when_its_reader_goes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut reader, writer) = small_pipe();
+    let mut process = demo(&dir, writer);
+    reader.read_exact(&mut [0]).expect("it prints");
+    wait_until("a pipeline runs", || pipelines_of_demo(&dir) > 0);
+    drop(reader);
+    assert_eq!(process.wait(), 141, "{}", process.log_text());
+    wait_nothing_left(&dir);
 }

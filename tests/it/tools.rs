@@ -279,7 +279,7 @@ fn what_a_broker_keeps_is_its_users_alone() {
 }
 
 /// Returns the processes whose environment names `dir`.
-fn processes_of(dir: &str) -> Vec<String> {
+pub fn processes_of(dir: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").expect("proc").flatten();
     let ours = all.filter(|entry| {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();

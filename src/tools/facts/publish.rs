@@ -25,6 +25,7 @@ use crate::os::terminal::Terminal;
 use crate::tools::facts::gather::{Logged, Sources};
 use crate::tools::facts::rounds::{Place, Rounds, Turn};
 use crate::tools::printer::Printer;
+use crate::tools::unprinted;
 
 /// Time between two looks of a daemon at the facts of kind `state`.
 const STATE_LOOK: Duration = Duration::from_secs(30);
@@ -338,7 +339,8 @@ async fn daemon(options: &Options) -> Result<()> {
                 if is_due || !plan.tell.is_empty() {
                     report(options, &plan);
                     if let Some(printer) = &mut printer {
-                        printer.print(escaped_json(&json::to_text(&plan.json())))?;
+                        let line = escaped_json(&json::to_text(&plan.json()));
+                        printer.print(line).map_err(|e| unprinted(&e))?;
                     }
                 }
                 is_due = false;
@@ -362,7 +364,8 @@ async fn daemon(options: &Options) -> Result<()> {
         // Without a reader they are lost.
         Some(printer) => timeout_at(Instant::now() + GOODBYE, printer.end())
             .await
-            .unwrap_or(Ok(())),
+            .unwrap_or(Ok(()))
+            .map_err(|e| unprinted(&e)),
         None => Ok(()),
     }
 }
