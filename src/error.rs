@@ -73,6 +73,8 @@ pub struct Error {
     message: String,
     /// Boxed, because few errors are about a file.
     place: Option<Box<Place>>,
+    /// Long name of the option that is wrong.
+    option: Option<Box<str>>,
 }
 
 /// Place of a mistake in a file; places sort as a reader meets them.
@@ -94,6 +96,7 @@ impl Error {
             kind,
             message: message.into(),
             place: None,
+            option: None,
         }
     }
 
@@ -110,6 +113,34 @@ impl Error {
     #[must_use]
     pub fn place(&self) -> Option<&Place> {
         self.place.as_deref()
+    }
+
+    /// Returns the error as one about the value of `option`, a long name. The value may stand in a file.
+    #[must_use]
+    pub fn about(self, option: &str) -> Self {
+        Self {
+            option: Some(option.into()),
+            ..self
+        }
+    }
+
+    /// Returns an error about an option as one about the option with `prefix` before that name, for callers that
+    /// have other names.
+    #[must_use]
+    pub fn about_prefixed(self, prefix: &str) -> Self {
+        match self.option() {
+            Some(option) => {
+                let option = format!("{prefix}{option}");
+                self.about(&option)
+            }
+            None => self,
+        }
+    }
+
+    /// Returns the long name of the option whose value is wrong, if the error is about one.
+    #[must_use]
+    pub fn option(&self) -> Option<&str> {
+        self.option.as_deref()
     }
 
     /// Returns an error about the command line.

@@ -95,10 +95,11 @@ impl Beacon {
         let root = mistakes.keep(self.root.resolve());
         let topic = self.topic.or_else(|| root.as_deref().map(topic::beacon));
         if let Some(Err(e)) = topic.as_deref().map(topic::check_name) {
-            mistakes.note(Error::usage(format!("send beacon: {e}")));
+            mistakes.note(Error::usage(format!("send beacon: {e}")).about("topic"));
         }
         if self.interval < MIN_INTERVAL {
-            mistakes.note(Error::usage("the interval is too short: 100ms at least"));
+            let cause = "the interval is too short: 100ms at least";
+            mistakes.note(Error::usage(cause).about("interval"));
         }
         Some(Options {
             broker: broker?,

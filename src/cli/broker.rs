@@ -83,16 +83,16 @@ impl Tool for Broker {
         let identity = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => return Err(Error::usage("--cert and --key go together: one is missing")),
+            (cert, _) => return Err(connection::half_of_a_pair(cert.is_some())),
         };
         if self.cafile.is_some() && identity.is_none() {
-            return Err(Error::usage("--cafile needs --cert and --key"));
+            return Err(Error::usage("--cafile needs --cert and --key").about("cafile"));
         }
         let users = match &self.users {
             None => Vec::new(),
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|e| {
-                    Error::config(format!("read users from {}: {e}", path.display()))
+                    Error::config(format!("read users from {}: {e}", path.display())).about("users")
                 })?;
                 connection::warn_of_open("users file", path);
                 users(&text).map_err(|cause| {
@@ -104,15 +104,15 @@ impl Tool for Broker {
             && self.cafile.is_none()
             && !self.listen.ip().to_canonical().is_loopback();
         if is_open && identity.is_none() {
-            return Err(Error::usage(format!(
+            let cause = format!(
                 "listen on {}: that is open to others; give --users, or --cert, --key and --cafile",
                 self.listen
-            )));
+            );
+            return Err(Error::usage(cause).about("listen"));
         }
         if !(MIN_MAX_PACKET..=MAX_MAX_PACKET).contains(&self.max_packet) {
-            return Err(Error::usage(format!(
-                "--max-packet has {MIN_MAX_PACKET} to {MAX_MAX_PACKET} bytes"
-            )));
+            let cause = format!("--max-packet has {MIN_MAX_PACKET} to {MAX_MAX_PACKET} bytes");
+            return Err(Error::usage(cause).about("max-packet"));
         }
         let options = Options {
             listen: self.listen,

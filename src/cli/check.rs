@@ -101,7 +101,8 @@ impl Tool for Check {
             (None, Some(_)) => None,
         };
         if let Some(who) = &self.who {
-            topic::check_who(who).map_err(|e| Error::usage(format!("check: {e}")))?;
+            let wrong = |e| Error::usage(format!("check: {e}")).about("who");
+            topic::check_who(who).map_err(wrong)?;
         }
         let root = match content {
             Some(content) => self.root.find(&broker, &content, self.timeout)?,
@@ -131,7 +132,8 @@ impl Tool for Check {
             }
             None => {
                 let topic = self.topic.unwrap_or_else(|| topic::beacon(&root));
-                topic::check_name(&topic).map_err(|e| Error::usage(format!("check: {e}")))?;
+                let wrong = |e| Error::usage(format!("check: {e}")).about("topic");
+                topic::check_name(&topic).map_err(wrong)?;
                 let critical = self.critical.unwrap_or(BEACON_CRITICAL);
                 let limits = Limits {
                     warning: self.warning.or(Some(BEACON_WARNING.min(critical))),
@@ -147,11 +149,12 @@ impl Tool for Check {
         if let (Some(warning), Some(critical)) = (limits.warning, limits.critical)
             && warning > critical
         {
-            return Err(Error::usage(format!(
+            let cause = format!(
                 "check: a warning after {} comes later than what is critical, {}",
                 duration::text(warning),
                 duration::text(critical)
-            )));
+            );
+            return Err(Error::usage(cause).about("warning"));
         }
         check::run(&Options {
             broker,

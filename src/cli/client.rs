@@ -283,7 +283,8 @@ impl Tool for Client {
                 let (client, matches, layers) = super::again::<Self>()?;
                 let mut mistakes = Mistakes::default();
                 let (config, _) = client.draft(&matches, &layers, &mut mistakes);
-                mistakes.or_first(Some(config))
+                let config = mistakes.or_first(Some(config));
+                config.map_err(|e| super::located::<Self>(e, &matches, &layers))
             }),
         })
     }
@@ -335,12 +336,11 @@ impl Client {
         };
         let can_connect = mistakes.count() == before;
         if self.qos == Qos::AtMostOnce {
-            mistakes.note(Error::usage("QoS 0 loses events: a client takes 1"));
+            mistakes.note(Error::usage("QoS 0 loses events: a client takes 1").about("qos"));
         }
         if !(1..=MAX_MAX_PAYLOAD).contains(&self.max_payload) {
-            mistakes.note(Error::usage(format!(
-                "--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes"
-            )));
+            let cause = format!("--max-payload has 1 to {MAX_MAX_PAYLOAD} bytes");
+            mistakes.note(Error::usage(cause).about("max-payload"));
         }
         let has_work = self.submit_only || work_type::are_there(layers);
         let table = QueueTable::read(layers, mistakes);
@@ -393,7 +393,7 @@ impl Client {
                         .map(|root| format!("{root}/infrastructure/{below}")),
                 );
             }
-            let wrong = |e| Error::usage(format!("--reply-to: {e}"));
+            let wrong = |e| Error::usage(format!("--reply-to: {e}")).about("reply-to");
             let filter = |text: String| Filter::new(text).map_err(wrong);
             let filters = texts.into_iter().map(filter);
             filters.filter_map(|filter| mistakes.keep(filter)).collect()

@@ -219,16 +219,26 @@ impl Layers {
         NOT_IN_FILES.contains(&key)
     }
 
-    /// Returns the file that a wrong `value` of option `key` came from, if a file has it.
-    pub fn source_of(&self, tool: &str, key: &str, value: &str) -> Option<&Layer> {
-        let has = |table: &Table| {
-            let found = table.get(key).and_then(texts);
-            found.is_some_and(|texts| texts.iter().any(|text| text == value))
-        };
-        self.layers.iter().find(|layer| {
+    /// Returns `error` as one about option `arg` of `tool` in the strongest file that has a value of it
+    /// that `is_wrong`.
+    pub fn wrong_option(
+        &self,
+        (tool, arg): (&str, &Arg),
+        is_wrong: impl Fn(&Value) -> bool,
+        error: impl std::fmt::Display,
+    ) -> Option<Error> {
+        let found = self.layers.iter().find_map(|layer| {
+            let has = |(key, value): &(&String, &Value)| is_named(arg, key) && is_wrong(value);
             let own = layer.table.get(tool).and_then(Value::as_table);
-            has(&layer.table) || own.is_some_and(has)
-        })
+            let own = own.and_then(|table| table.iter().find(has));
+            let shared = |(key, _): &(&String, &Value)| super::connection::is_shared(key);
+            let shared = || layer.table.iter().filter(shared).find(has);
+            let (table, (key, _)) = own
+                .map(|own| (tool, own))
+                .or_else(|| Some(("", shared()?)))?;
+            Some((layer, [table, key.as_str()]))
+        });
+        found.map(|(layer, place)| layer.wrong_at(&place, error))
     }
 
     /// Returns the strongest file that has `key` in the table of `tool`.

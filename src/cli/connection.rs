@@ -187,12 +187,13 @@ impl Connection {
         mistakes: &mut Mistakes,
     ) -> Option<BrokerOptions> {
         if !(MIN_KEEP_ALIVE..=MAX_KEEP_ALIVE).contains(&self.keepalive) {
-            mistakes.note(Error::usage(format!(
+            let cause = format!(
                 "a keep-alive of {} is out of range: {}s to {}s",
                 duration::text(self.keepalive),
                 MIN_KEEP_ALIVE.as_secs(),
                 MAX_KEEP_ALIVE.as_secs()
-            )));
+            );
+            mistakes.note(Error::usage(cause).about("keepalive"));
         }
         let flags = ["host", "port"].map(|id| rank(matches, id) == 2);
         if rank(matches, "broker") == 2 && flags.contains(&true) {
@@ -219,8 +220,8 @@ impl Connection {
         let identity = match (self.cert, self.key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => {
-                mistakes.note(Error::usage("--cert and --key go together: one is missing"));
+            (cert, _) => {
+                mistakes.note(half_of_a_pair(cert.is_some()));
                 None
             }
         };
@@ -244,7 +245,7 @@ impl Connection {
             .map(|url| (url.host.clone(), own_port(&url).unwrap_or(usual)))
             .collect();
         if port == Some(0) {
-            mistakes.note(Error::usage("port 0 is not a port: 1 to 65535"));
+            mistakes.note(Error::usage("port 0 is not a port: 1 to 65535").about("port"));
         }
         let id = self.id.unwrap_or(default_id);
         if id.is_empty() || id.len() > 1024 || id.contains(char::is_control) {
@@ -252,6 +253,7 @@ impl Connection {
                 "the client identifier has 1 to 1024 bytes and no control characters",
             ));
         }
+        let named = url.is_some();
         let options = BrokerOptions {
             host: url
                 .as_ref()
@@ -264,15 +266,21 @@ impl Connection {
             client_id: id,
             keep_alive: self.keepalive,
         };
+        let named = if named { "broker" } else { "host" };
         for turn in 0..options.count() {
-            mistakes.keep(check_host(options.at(turn).0));
+            mistakes.keep(check_host(options.at(turn).0).map_err(|e| e.about(named)));
         }
         if let Some(files) = &options.tls {
             // Wrong files are reported now, not after the first reconnect.
             mistakes.keep(tls::client_config(files));
             for turn in 0..options.count() {
                 let name = files.server_name.as_deref().unwrap_or(options.at(turn).0);
-                mistakes.keep(tls::server_name(name).map_err(Error::usage));
+                let option = files
+                    .server_name
+                    .as_ref()
+                    .map_or(named, |_| "tls-server-name");
+                let checked = tls::server_name(name);
+                mistakes.keep(checked.map_err(|e| Error::usage(e).about(option)));
             }
         }
         Some(options)
@@ -295,7 +303,7 @@ impl Connection {
         };
         let cause = "several brokers would split the session of this client: each would keep a part \
                      of the messages; name one, or add --cluster if they share sessions";
-        Err(Error::new(kind, cause))
+        Err(Error::new(kind, cause).about("broker"))
     }
 
     /// Returns a broker that is never asked.
@@ -345,11 +353,20 @@ impl Connection {
         };
         if let Some(password @ Password::File(path)) = &password {
             // A file that cannot be read is reported now, not after the first reconnect.
-            password.reveal()?;
+            password.reveal().map_err(|e| match &self.password_file {
+                Some(file) if file == path => e.about("password-file"),
+                _ => e,
+            })?;
             warn_of_open("password file", path);
         }
         Ok(password)
     }
+}
+
+/// Returns the error of a certificate without a key, or of a key without a certificate.
+pub fn half_of_a_pair(is_cert: bool) -> Error {
+    let given = if is_cert { "cert" } else { "key" };
+    Error::usage("--cert and --key go together: one is missing").about(given)
 }
 
 /// Checks that `host` is the name or address of a host, and nothing more.
@@ -374,7 +391,8 @@ fn alpn(text: Option<&str>) -> Result<Vec<String>> {
     match names.iter().find(|name| !(1..=255).contains(&name.len())) {
         Some(_) => Err(Error::usage(
             "--tls-alpn takes names of 1 to 255 bytes, separated by commas",
-        )),
+        )
+        .about("tls-alpn")),
         None => Ok(names),
     }
 }
@@ -425,7 +443,7 @@ impl Root {
     /// Checks the root, and returns it; `tael` by default.
     pub fn resolve(self) -> Result<String> {
         let root = self.root.unwrap_or_else(|| DEFAULT_ROOT.into());
-        topic::check_root(&root).map_err(Error::usage)?;
+        topic::check_root(&root).map_err(|e| Error::usage(e).about("root"))?;
         Ok(root)
     }
 }

@@ -73,10 +73,11 @@ impl Tool for Events {
 
     fn run(self, _: &ArgMatches, _: &Layers) -> Result<ExitCode> {
         if let Some(who) = &self.who {
-            topic::check_who(who).map_err(Error::usage)?;
+            topic::check_who(who).map_err(|e| Error::usage(e).about("who"))?;
         }
         if self.lines > MAX_LINES {
-            return Err(Error::usage(format!("--lines has 0 to {MAX_LINES}")));
+            let cause = format!("--lines has 0 to {MAX_LINES}");
+            return Err(Error::usage(cause).about("lines"));
         }
         let chosen = [self.accepted, self.duplicate, self.refused, self.ignored];
         let chosen = Fate::ALL.into_iter().zip(chosen);

@@ -345,18 +345,18 @@ impl Facts {
     /// Returns this node.
     fn node(&self) -> Result<Node> {
         let name = self.node.clone().unwrap_or_else(host::hostname);
-        check_node(&name).map_err(Error::usage)?;
+        check_node(&name).map_err(|e| Error::usage(e).about("node"))?;
         if !(MIN_INTERVAL..=MAX_INTERVAL).contains(&self.interval) {
-            return Err(Error::usage("the interval is out of range: 1s to 30d"));
+            let cause = "the interval is out of range: 1s to 30d";
+            return Err(Error::usage(cause).about("interval"));
         }
         let interval = u32::try_from(self.interval.as_secs()).unwrap_or(u32::MAX);
         let least = interval.saturating_mul(MIN_KEEP);
         let keep = u32::try_from(self.keep.as_secs()).unwrap_or(u32::MAX);
         if keep < least {
             let least = duration::text(Duration::from_secs(least.into()));
-            return Err(Error::usage(format!(
-                "--keep is too short: {MIN_KEEP} intervals at least, here {least}"
-            )));
+            let cause = format!("--keep is too short: {MIN_KEEP} intervals at least, here {least}");
+            return Err(Error::usage(cause).about("keep"));
         }
         let mut share = self.share.clone();
         share.sort_unstable();

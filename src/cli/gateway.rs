@@ -9,7 +9,7 @@ use clap::{ArgMatches, Args};
 
 use crate::cli::Tool;
 use crate::cli::config::Layers;
-use crate::cli::connection::{self, Connection, Root, rank, warn_of_open};
+use crate::cli::connection::{self, Connection, Root, warn_of_open};
 use crate::cli::help::Page;
 use crate::cli::mistakes::Mistakes;
 use crate::cli::queue_access::{self, QueueLogin, QueueTable};
@@ -143,7 +143,9 @@ impl Tool for Gateway {
             let (gateway, matches, layers) = super::again::<Self>()?;
             let mut mistakes = Mistakes::default();
             let (options, contents) = gateway.read(&matches, &layers, &mut mistakes);
-            Ok((mistakes.or_first(options)?, contents))
+            let options = mistakes.or_first(options);
+            let options = options.map_err(|e| super::located::<Self>(e, &matches, &layers))?;
+            Ok((options, contents))
         }));
         gateway::run(mistakes.or_first(options)?, contents, reread)
     }
@@ -162,7 +164,8 @@ impl Gateway {
         let root = mistakes.keep(self.root.clone().resolve());
         let topics = root.as_ref().and_then(|root| {
             let topics = Topics::new(root, &self.allow);
-            mistakes.keep(topics.map_err(|e| Error::usage(format!("use --allow: {e}"))))
+            let wrong = |e| Error::usage(format!("use --allow: {e}")).about("allow");
+            mistakes.keep(topics.map_err(wrong))
         });
         let ends = Ends {
             has_queues: queues.is_some(),
@@ -170,7 +173,7 @@ impl Gateway {
             topics: topics.as_ref(),
         };
         let routes = route_tables::read(layers, &ends);
-        let tls = self.tls(matches, layers, mistakes);
+        let tls = self.tls(mistakes);
         if let Some(files) = &tls {
             warn_of_open("private key", &files.key);
         }
@@ -185,25 +188,13 @@ impl Gateway {
 
     /// Returns the files of our TLS, if there is any. They may come from flags, the environment and files,
     /// so only here is it known which are missing.
-    fn tls(
-        &self,
-        matches: &ArgMatches,
-        layers: &Layers,
-        mistakes: &mut Mistakes,
-    ) -> Option<Identity> {
-        let wrong = |long: &str, cause: &str| {
-            let from_file = rank(matches, &long.replace('-', "_")) == 0;
-            match layers.with_key(Self::NAME, long).filter(|_| from_file) {
-                Some(layer) => layer.wrong_at(&[Self::NAME, long], cause),
-                None => Error::usage(cause),
-            }
-        };
+    fn tls(&self, mistakes: &mut Mistakes) -> Option<Identity> {
         let pair = match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (None, None) => {
                 if self.tls_client_ca.is_some() {
                     let cause = "--tls-client-ca needs --tls-cert and --tls-key";
-                    mistakes.note(wrong("tls-client-ca", cause));
+                    mistakes.note(Error::usage(cause).about("tls-client-ca"));
                 }
                 None
             }
@@ -214,7 +205,7 @@ impl Gateway {
                     "tls-key"
                 };
                 let cause = "--tls-cert and --tls-key go together: one is missing";
-                mistakes.note(wrong(given, cause));
+                mistakes.note(Error::usage(cause).about(given));
                 None
             }
         };
@@ -235,7 +226,8 @@ impl Gateway {
         mistakes: &mut Mistakes,
     ) -> Option<Options> {
         let workflows = self.workflows.as_ref().and_then(|who| {
-            mistakes.keep(check_who(who).map_err(Error::usage))?;
+            let checked = check_who(who);
+            mistakes.keep(checked.map_err(|e| Error::usage(e).about("workflows")))?;
             Some(mistakes.keep(paths::state_dir())?.join(who))
         });
         let id = connection::random_id();
@@ -244,30 +236,31 @@ impl Gateway {
         let events = events.unwrap_or_default();
         if self.events.is_some() {
             let checked = check_name(&events);
-            mistakes.keep(checked.map_err(|e| Error::usage(format!("use --events: {e}"))));
+            let wrong = |e| Error::usage(format!("use --events: {e}")).about("events");
+            mistakes.keep(checked.map_err(wrong));
         }
         // Half a pair is a mistake of its own.
         let is_closed = self.token_file.is_some() || self.tls_cert.is_some() || tls.is_some();
         let open = self.listen.iter().find(|address| !address.is_local());
         if let Some(open) = open.filter(|_| !is_closed) {
-            mistakes.note(Error::usage(format!(
+            let cause = format!(
                 "listen on {open}: that is open to others; give --token-file or --tls-cert"
-            )));
+            );
+            mistakes.note(Error::usage(cause).about("listen"));
         }
         if self.control && self.token_file.is_none() {
-            mistakes.note(Error::usage("--control needs --token-file"));
+            mistakes.note(Error::usage("--control needs --token-file").about("control"));
         }
         if self.need_listener && !self.no_page {
-            mistakes.note(Error::usage(
-                "--need-listener: the page of this gateway is a subscriber of everything below the root: \
-                 add --no-page",
-            ));
+            let cause = "--need-listener: the page of this gateway is a subscriber of everything below the \
+                         root: add --no-page";
+            mistakes.note(Error::usage(cause).about("need-listener"));
         }
         // A service without a home still starts.
         let state = self.state.map_or_else(paths::state_dir, Ok);
         let state = state.unwrap_or_else(|_| paths::SERVICE_STATE.into());
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.timeout) {
-            mistakes.note(Error::usage("--timeout is 100ms to 5m"));
+            mistakes.note(Error::usage("--timeout is 100ms to 5m").about("timeout"));
         }
         Some(Options {
             broker: broker?,
@@ -301,16 +294,16 @@ impl Gateway {
         let table = QueueTable::read(layers, mistakes);
         let Some(broker) = &table.broker else {
             if !self.allow_queue.is_empty() {
-                mistakes.note(Error::usage(
-                    "--allow-queue needs a broker of queues: set TAEL_QUEUE_BROKER, or broker below \
-                     [queue]",
-                ));
+                let cause = "--allow-queue needs a broker of queues: set TAEL_QUEUE_BROKER, or broker \
+                             below [queue]";
+                mistakes.note(Error::usage(cause).about("allow-queue"));
             }
             return None;
         };
         for name in &self.allow_queue {
             let checked = queue::check_name(name);
-            mistakes.keep(checked.map_err(|e| Error::usage(format!("use --allow-queue: {e}"))));
+            let wrong = |e| Error::usage(format!("use --allow-queue: {e}")).about("allow-queue");
+            mistakes.keep(checked.map_err(wrong));
         }
         let login = self.queue.clone();
         let access = login.resolve(matches, &table, TlsFiles::default(), mistakes);

@@ -124,10 +124,12 @@ impl Tool for Message {
         let topic = self
             .topic
             .ok_or_else(|| Error::usage("send message: give a topic with -t"))?;
-        topic::check_name(&topic).map_err(|e| Error::usage(format!("send message: {e}")))?;
+        let wrong = |e| Error::usage(format!("send message: {e}")).about("topic");
+        topic::check_name(&topic).map_err(wrong)?;
         let root = root(self.root, &topic)?;
         if let Some(topic) = &self.reply_to {
-            topic::check_name(topic).map_err(|e| Error::usage(format!("--reply-to: {e}")))?;
+            let wrong = |e| Error::usage(format!("--reply-to: {e}")).about("reply-to");
+            topic::check_name(topic).map_err(wrong)?;
         }
         let task = match () {
             () if self.if_changed => Task::IfChanged { json: self.json },
@@ -226,13 +228,13 @@ impl Message {
         }
         if !(1..=MAX_ANSWERS).contains(&self.count) {
             let count = self.count;
-            return Err(Error::usage(format!("--count {count}: 1 to {MAX_ANSWERS}")));
+            let cause = format!("--count {count}: 1 to {MAX_ANSWERS}");
+            return Err(Error::usage(cause).about("count"));
         }
         if self.retries > MAX_RETRIES {
             let retries = self.retries;
-            return Err(Error::usage(format!(
-                "--retries {retries}: {MAX_RETRIES} at most"
-            )));
+            let cause = format!("--retries {retries}: {MAX_RETRIES} at most");
+            return Err(Error::usage(cause).about("retries"));
         }
         Ok(())
     }

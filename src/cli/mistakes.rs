@@ -34,6 +34,12 @@ impl Mistakes {
         result.map_err(|e| self.note(e)).ok()
     }
 
+    /// Adds to each mistake where it stands.
+    pub fn locate(&mut self, located: impl Fn(Error) -> Error) {
+        let list = std::mem::take(&mut self.list);
+        self.list = list.into_iter().map(located).collect();
+    }
+
     /// Returns how many there are.
     pub const fn count(&self) -> usize {
         self.list.len()

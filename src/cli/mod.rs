@@ -177,6 +177,15 @@ fn run<T: Tool>(matches: &ArgMatches, layers: &Layers) -> Result<ExitCode> {
     begin_log::<T>(matches)?;
     variables::warn_of_variables(T::NAME, command::<T>);
     tool.run(matches, layers)
+        .map_err(|e| located::<T>(e, matches, layers))
+}
+
+/// Returns `error` with its place, if it is about an option of `T` whose value stands in a file.
+fn located<T: Tool>(error: Error, matches: &ArgMatches, layers: &Layers) -> Error {
+    match error.option() {
+        Some(_) => parse::located(error, &command::<T>(), matches, layers),
+        None => error,
+    }
 }
 
 /// Starts the log as the options say.
@@ -213,6 +222,7 @@ fn check<T: Tool>(arguments: Vec<OsString>) -> Result<ExitCode> {
             variables::warn_of_variables(T::NAME, self::command::<T>);
             if let Some(check) = T::CHECK {
                 check(tool, &matches, &layers, &mut mistakes);
+                mistakes.locate(|e| located::<T>(e, &matches, &layers));
             }
         }
         Ok(None) => {}

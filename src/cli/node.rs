@@ -123,7 +123,8 @@ impl Node {
                         true => "it is not a file",
                         false => "there is no such file",
                     };
-                    mistakes.note(Error::config(format!("read {file}: {cause}")));
+                    mistakes
+                        .note(Error::config(format!("read {file}: {cause}")).about("functions"));
                 }
                 absolute.map(Means::Functions)
             }

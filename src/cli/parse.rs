@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
+use toml::Value;
 
-use crate::cli::config::{Layer, Layers};
+use crate::cli::config::{Layers, QUEUE, texts};
 use crate::cli::mistakes::Mistakes;
 use crate::cli::parser_error::{context, file_line, parser_line, usage_line};
 use crate::cli::{connection, words};
@@ -103,8 +105,8 @@ fn ended(
             eprint!("{error}");
             Err(Ok(ExitCode::from(Kind::Usage.exit_code())))
         }
-        _ => Ok(match from_file(error, tool, layers) {
-            Some(layer) => layer.wrong(file_line(error)),
+        _ => Ok(match from_file(error, command, tool, layers) {
+            Some(mistake) => mistake,
             None => match from_variable(error, tool, words) {
                 Some(name) => Error::usage(format!("{name}: {}", usage_line(error))),
                 None => {
@@ -126,10 +128,40 @@ fn wrong_value(error: &clap::Error) -> Option<(&str, &str)> {
     Some((long, context(error, ContextKind::InvalidValue)?))
 }
 
-/// Returns the file that a wrong value came from, if it came from one.
-fn from_file<'a>(error: &clap::Error, tool: &str, layers: &'a Layers) -> Option<&'a Layer> {
-    let (long, value) = wrong_value(error)?;
-    layers.source_of(tool, long, value)
+/// Returns the mistake in a file that a wrong value came from, if it came from one.
+fn from_file(error: &clap::Error, command: &Command, tool: &str, layers: &Layers) -> Option<Error> {
+    let (long, wrong) = wrong_value(error)?;
+    let arg = option(command.find_subcommand(tool).unwrap_or(command), long)?;
+    let is_wrong =
+        |value: &Value| texts(value).is_some_and(|texts| texts.iter().any(|text| text == wrong));
+    layers.wrong_option((tool, arg), is_wrong, file_line(error))
+}
+
+/// Returns the option of `command` that is called `long`.
+fn option<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
+    let mut options = command.get_arguments();
+    options.find(|arg| arg.get_long() == Some(long))
+}
+
+/// Returns `error`, found when `matches` were parsed already, with the line of the file that has the value
+/// which it is about, if a file has it.
+pub fn located(error: Error, command: &Command, matches: &ArgMatches, layers: &Layers) -> Error {
+    let Some(long) = error.option() else {
+        return error;
+    };
+    let arg = option(command, long);
+    let source = arg.and_then(|arg| matches.value_source(arg.get_id().as_str()));
+    let found = match (arg, source) {
+        (Some(arg), Some(ValueSource::DefaultValue)) => {
+            layers.wrong_option((command.get_name(), arg), |_| true, &error)
+        }
+        // Then it may stand in the table about queues.
+        (_, None) => long
+            .strip_prefix("queue-")
+            .and_then(|key| Some(layers.with_key(QUEUE, key)?.wrong_at(&[QUEUE, key], &error))),
+        _ => None,
+    };
+    found.unwrap_or(error)
 }
 
 /// Returns the variable that a wrong value came from, if none of the words that were `given` has it.

@@ -165,10 +165,14 @@ impl QueueLogin {
         let identity = match (cert, key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ if own => {
-                mistakes.note(Error::usage(
-                    "--queue-cert and --queue-key go together: one is missing",
-                ));
+            (cert, _) if own => {
+                let given = if cert.is_some() {
+                    "queue-cert"
+                } else {
+                    "queue-key"
+                };
+                let cause = "--queue-cert and --queue-key go together: one is missing";
+                mistakes.note(Error::usage(cause).about(given));
                 None
             }
             (cert, _) => {
@@ -227,7 +231,7 @@ impl QueueLogin {
         match password.reveal() {
             Ok(_) => connection::warn_of_open("password file", &path),
             Err(e) if is_of_table => mistakes.note(table.wrong("password-file", e)),
-            Err(e) => mistakes.note(e),
+            Err(e) => mistakes.note(e.about("queue-password-file")),
         }
         (Some(password), owner)
     }
@@ -240,7 +244,7 @@ impl QueueLogin {
 pub fn check(access: &QueueAccess, url: &QueueUrl) -> Result<()> {
     let about = |cause: &str| Error::config(format!("log in at {}: {cause}", url.broker()));
     if url.tls {
-        tls::client_config(&access.tls)?;
+        tls::client_config(&access.tls).map_err(|e| e.about_prefixed("queue-"))?;
         tls::server_name(&url.host).map_err(|e| about(&e))?;
     }
     let has_certificate = url.tls && access.tls.identity.is_some();

@@ -173,7 +173,7 @@ pub fn all(
             return None;
         }
         let name = ONLY_TRIGGER.to_owned();
-        let noted = &mut |_: &str, cause| mistakes.note(Error::usage(cause));
+        let noted = &mut |key: &str, cause| mistakes.note(Error::usage(cause).about(key));
         return Some(vec![trigger(options, name, broker, noted)]);
     };
     let (mut triggers, mut names) = (Vec::new(), HashSet::new());

@@ -68,7 +68,7 @@ impl Tool for Watch {
         let broker = self.connection.resolve(matches, connection::random_id())?;
         let filters = match (&self.topic[..], &self.root.root) {
             ([], Some(root)) => {
-                check_root(root).map_err(Error::usage)?;
+                check_root(root).map_err(|e| Error::usage(e).about("root"))?;
                 vec![format!("{root}/#")]
             }
             ([], None) => vec!["#".to_owned()],
@@ -78,7 +78,7 @@ impl Tool for Watch {
             .into_iter()
             .map(Filter::new)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| Error::usage(format!("watch: {e}")))?;
+            .map_err(|e| Error::usage(format!("watch: {e}")).about("topic"))?;
         watch::run(&Options {
             broker,
             filters,

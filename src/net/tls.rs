@@ -20,6 +20,12 @@ use crate::net::tls_failure;
 /// Maximum number of files to read in a folder of certificate authorities.
 const MAX_CAPATH_FILES: usize = 4096;
 
+/// Settings of TLS, as errors name them.
+const CAFILE: &str = "cafile";
+const CAPATH: &str = "capath";
+const CERT: &str = "cert";
+const KEY: &str = "key";
+
 /// Returns the certificates of a PEM file, which an error calls `what`.
 ///
 /// # Errors
@@ -73,16 +79,16 @@ fn is_encrypted(path: &Path) -> bool {
 /// Returns our certificates and our private key from PEM files.
 ///
 /// # Errors
-/// When one is missing or wrong, or they do not fit (78).
+/// When one is missing or wrong, or they do not fit (78): about `cert` or `key`.
 pub(super) fn pair(
     cert: &Path,
     secret: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let chain = certificates(cert, "our certificate")?;
-    let key = key(secret)?;
+    let chain = certificates(cert, "our certificate").map_err(|e| e.about(CERT))?;
+    let key = key(secret).map_err(|e| e.about(KEY))?;
     let provider = rustls::crypto::ring::default_provider();
     let fits = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider);
-    fits.map_err(|e| wrong_pair(cert, secret, &e))?;
+    fits.map_err(|e| wrong_pair(cert, secret, &e).about(CERT))?;
     Ok((chain, key))
 }
 
@@ -97,12 +103,12 @@ pub(super) fn wrong_pair(cert: &Path, key: &Path, error: &rustls::Error) -> Erro
 fn roots(files: &TlsFiles) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     if let Some(cafile) = &files.cafile {
-        for certificate in certificates(cafile, "certificate authorities")? {
+        let list = certificates(cafile, "certificate authorities");
+        for certificate in list.map_err(|e| e.about(CAFILE))? {
             roots.add(certificate).map_err(|e| {
-                Error::config(format!(
-                    "use certificate authority from {}: {e}",
-                    cafile.display()
-                ))
+                let cafile = cafile.display();
+                let cause = format!("use certificate authority from {cafile}: {e}");
+                Error::config(cause).about(CAFILE)
             })?;
         }
     }
@@ -112,6 +118,7 @@ fn roots(files: &TlsFiles) -> Result<RootCertStore> {
                 "read certificate authorities from the folder {}: {cause}",
                 capath.display()
             ))
+            .about(CAPATH)
         };
         let entries = fs::read_dir(capath).map_err(|e| wrong(e.to_string()))?;
         let before = roots.len();
@@ -139,7 +146,8 @@ fn roots(files: &TlsFiles) -> Result<RootCertStore> {
 /// Returns the configuration of our side of the connection.
 ///
 /// # Errors
-/// When a file is missing or wrong, or certificate and key do not fit (78).
+/// When a file is missing or wrong, or certificate and key do not fit (78): about `cafile`, `capath`, `cert` or
+/// `key`.
 pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -151,7 +159,7 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
         Some((cert, secret)) => {
             let (chain, key) = pair(cert, secret)?;
             let built = builder.with_client_auth_cert(chain, key);
-            built.map_err(|e| wrong_pair(cert, secret, &e))?
+            built.map_err(|e| wrong_pair(cert, secret, &e).about(CERT))?
         }
     };
     config.alpn_protocols = files.alpn.iter().map(|name| name.clone().into()).collect();

@@ -278,3 +278,123 @@ fn a_check_reports_every_mistake_and_touches_nothing() {
     let left = fs::read_dir(dir.path()).expect("folder").count();
     assert_eq!(left, 0);
 }
+
+/// Runs `words` with a file that holds `text`, below a comment. Asserts that a check, if the command has one,
+/// and a start refuse it, with the `line` of the mistake and its `cause`.
+#[track_caller]
+fn refused_at(dir: &tempfile::TempDir, words: &[&str], text: &str, line: usize, cause: &str) {
+    let file = dir.path().join("late.toml");
+    fs::write(&file, format!("# A comment.\n{text}")).expect("file");
+    let place = format!("use {}, line {line}: ", file.display());
+    let has_check = ["client", "beacon", "node", "gateway"].contains(&words[0]);
+    for more in [&[][..], &["--check"]] {
+        if !more.is_empty() && !has_check {
+            continue;
+        }
+        let mut command = bare_command(dir, "tael");
+        command.args(words).args(more).arg("--config").arg(&file);
+        let (code, out, said) = ran(&mut command);
+        assert_eq!((code, out.as_str()), (78, ""), "{words:?} {text}: {said}");
+        let told = said.lines().find(|line| line.contains(cause));
+        assert!(
+            told.is_some_and(|told| told.contains(&place)),
+            "{words:?} {more:?} {text}: {cause} in {said}"
+        );
+    }
+}
+
+#[test]
+fn a_value_that_is_judged_late_has_its_line() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let client = &["client", "--who", "p", "-t", "lab/a", "-c", "true"][..];
+    let gateway = &["gateway", "--listen", "127.0.0.1:0"][..];
+    let beacon = &["beacon", "--once"][..];
+    fs::write(dir.path().join("node.sh"), "").expect("file");
+    let node = dir.path().join("node.sh");
+    let node = &["node", "n", "--functions", node.to_str().expect("path")];
+    // What all commands share.
+    for (text, cause) in [
+        ("keepalive = '1s'", "out of range"),
+        ("cert = 'a.pem'", "go together"),
+        ("key = 'a.pem'", "go together"),
+        ("port = 0", "port 0"),
+        ("host = 'a b'", "is not a host"),
+        ("broker = 'mqtt://a:b:c'", "is not a port"),
+        ("tls-alpn = 'mqtt,'", "--tls-alpn"),
+        ("tls-server-name = 'a b'", "'a b'"),
+        ("cafile = '/nowhere/ca.pem'", "/nowhere/ca.pem"),
+        ("capath = '/nowhere/folder'", "/nowhere/folder"),
+        (
+            "cert = '/nowhere/c.pem'\nkey = '/nowhere/k.pem'",
+            "/nowhere/c.pem",
+        ),
+        ("password-file = '/nowhere/password'", "/nowhere/password"),
+        ("root = 'lab/#'", "root"),
+        ("mqtt-env = 'lab/#'", "root"),
+    ] {
+        for words in [client, beacon, node, gateway] {
+            refused_at(&dir, words, text, 2, cause);
+        }
+    }
+    // What one command has, in its own table.
+    for (words, text, cause) in [
+        (client, "qos = 0", "QoS 0"),
+        (client, "keepalive = '1s'", "out of range"),
+        (client, "max-payload = 0", "--max-payload"),
+        (client, "reply-to = 'a#'", "--reply-to"),
+        (client, "queue-cert = 'c.pem'", "go together"),
+        (client, "queue-password-file = '/nowhere/q'", "/nowhere/q"),
+        (beacon, "topic = 'a/#'", "send beacon"),
+        (beacon, "interval = '1ms'", "interval"),
+        (gateway, "allow = 'a#'", "--allow"),
+        (gateway, "workflows = 'a/b'", "a/b"),
+        (gateway, "events = 'a/#'", "--events"),
+        (gateway, "control = true", "--control"),
+        (gateway, "need-listener = true", "--need-listener"),
+        (gateway, "timeout = '1ms'", "--timeout"),
+        (
+            gateway,
+            "tls-cert = '/nowhere/c.pem'\ntls-key = '/nowhere/k.pem'",
+            "/nowhere/c.pem",
+        ),
+        (gateway, "allow-queue = 'q'", "--allow-queue"),
+        (&["gateway"], "listen = '0.0.0.0:0'", "open to others"),
+        (&["node", "n"], "functions = '/nowhere/f'", "/nowhere/f"),
+        (&["message", "-t", "a"], "reply-to = 'a#'", "--reply-to"),
+        (
+            &["message", "--reply", "x=1"],
+            "topic = 'a/#'",
+            "send message",
+        ),
+        (&["facts", "publish"], "interval = '1ms'", "interval"),
+        (&["facts", "publish"], "keep = '1s'", "--keep"),
+        (&["events"], "lines = 100000000", "--lines"),
+        (&["watch"], "topic = 'a#'", "watch"),
+    ] {
+        let text = format!("[{}]\n{text}", words[0]);
+        refused_at(&dir, words, &text, 3, cause);
+    }
+    // A trigger in the options of the client.
+    let text = "[client]\ntopic = 'a'\ncommand = 'true'\njobs = 0";
+    refused_at(&dir, &["client", "--who", "p"], text, 5, "0 jobs");
+    let text = "[queue]\nbroker = 'amqps://u@h'\ncafile = '/nowhere/q.pem'";
+    refused_at(
+        &dir,
+        &["client", "--who", "p", "--queue", "q", "-c", "true"],
+        text,
+        4,
+        "/nowhere/q.pem",
+    );
+    // A start tells the line of a value that is no value, too.
+    refused_at(&dir, client, "keepalive = 'soon'", 2, "'soon'");
+    // The command line and the environment are no files, though a file has the option.
+    let file = dir.path().join("right.toml");
+    fs::write(&file, "keepalive = '60s'\n").expect("file");
+    let mut command = bare_command(&dir, "tael");
+    command.args(client).args(["--keepalive", "1s", "--config"]);
+    refuses(
+        command.arg(&file).env("TAEL_LOG", "error"),
+        64,
+        "tael: a keep-alive of 1s",
+    );
+}

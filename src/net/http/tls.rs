@@ -43,10 +43,13 @@ impl Tls {
             Some(path) => {
                 let wrong = |cause: String| {
                     let shown = path.display();
-                    Error::config(format!("use certificate authority from {shown}: {cause}"))
+                    let cause = format!("use certificate authority from {shown}: {cause}");
+                    Error::config(cause).about("tls-client-ca")
                 };
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(path, "certificate authorities")? {
+                for certificate in certificates(path, "certificate authorities")
+                    .map_err(|e| e.about("tls-client-ca"))?
+                {
                     roots.add(certificate).map_err(|e| wrong(e.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
@@ -54,7 +57,8 @@ impl Tls {
                     .with_client_cert_verifier(verifier.build().map_err(|e| wrong(e.to_string()))?)
             }
         };
-        let (chain, secret) = pair(&files.cert, &files.key)?;
+        let pair = pair(&files.cert, &files.key);
+        let (chain, secret) = pair.map_err(|e| e.about_prefixed("tls-"))?;
         let not_after = chain.first().and_then(|own| certificate::not_after(own));
         let built = builder.with_single_cert(chain, secret);
         let mut config = built.map_err(|e| wrong_pair(&files.cert, &files.key, &e))?;
