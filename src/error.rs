@@ -71,10 +71,17 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     message: String,
-    /// Boxed, because few errors are about a file.
-    place: Option<Box<Place>>,
-    /// Long name of the option that is wrong.
-    option: Option<Box<str>>,
+    /// Boxed, because few errors are about a file or an option.
+    subject: Option<Box<Subject>>,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    /// A place in a file.
+    Place(Place),
+    /// The value of an option, by its long name.
+    Option(String),
 }
 
 /// Place of a mistake in a file; places sort as a reader meets them.
@@ -95,8 +102,7 @@ impl Error {
         Self {
             kind,
             message: message.into(),
-            place: None,
-            option: None,
+            subject: None,
         }
     }
 
@@ -104,7 +110,7 @@ impl Error {
     #[must_use]
     pub fn at(self, place: Place) -> Self {
         Self {
-            place: Some(Box::new(place)),
+            subject: Some(Box::new(Subject::Place(place))),
             ..self
         }
     }
@@ -112,16 +118,18 @@ impl Error {
     /// Returns the place of the mistake, if it is in a file.
     #[must_use]
     pub fn place(&self) -> Option<&Place> {
-        self.place.as_deref()
+        match self.subject.as_deref() {
+            Some(Subject::Place(place)) => Some(place),
+            _ => None,
+        }
     }
 
     /// Returns the error as one about the value of `option`, a long name. The value may stand in a file.
     #[must_use]
-    pub fn about(self, option: &str) -> Self {
-        Self {
-            option: Some(option.into()),
-            ..self
-        }
+    #[cold]
+    pub fn about(mut self, option: &str) -> Self {
+        self.subject = Some(Box::new(Subject::Option(option.to_owned())));
+        self
     }
 
     /// Returns an error about an option as one about the option with `prefix` before that name, for callers that
@@ -140,7 +148,10 @@ impl Error {
     /// Returns the long name of the option whose value is wrong, if the error is about one.
     #[must_use]
     pub fn option(&self) -> Option<&str> {
-        self.option.as_deref()
+        match self.subject.as_deref() {
+            Some(Subject::Option(option)) => Some(option),
+            _ => None,
+        }
     }
 
     /// Returns an error about the command line.

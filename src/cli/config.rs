@@ -224,8 +224,8 @@ impl Layers {
     pub fn wrong_option(
         &self,
         (tool, arg): (&str, &Arg),
-        is_wrong: impl Fn(&Value) -> bool,
-        error: impl std::fmt::Display,
+        is_wrong: &dyn Fn(&Value) -> bool,
+        error: &str,
     ) -> Option<Error> {
         let found = self.layers.iter().find_map(|layer| {
             let has = |(key, value): &(&String, &Value)| is_named(arg, key) && is_wrong(value);

@@ -134,7 +134,7 @@ fn from_file(error: &clap::Error, command: &Command, tool: &str, layers: &Layers
     let arg = option(command.find_subcommand(tool).unwrap_or(command), long)?;
     let is_wrong =
         |value: &Value| texts(value).is_some_and(|texts| texts.iter().any(|text| text == wrong));
-    layers.wrong_option((tool, arg), is_wrong, file_line(error))
+    layers.wrong_option((tool, arg), &is_wrong, &file_line(error))
 }
 
 /// Returns the option of `command` that is called `long`.
@@ -153,12 +153,14 @@ pub fn located(error: Error, command: &Command, matches: &ArgMatches, layers: &L
     let source = arg.and_then(|arg| matches.value_source(arg.get_id().as_str()));
     let found = match (arg, source) {
         (Some(arg), Some(ValueSource::DefaultValue)) => {
-            layers.wrong_option((command.get_name(), arg), |_| true, &error)
+            layers.wrong_option((command.get_name(), arg), &|_| true, &error.to_string())
         }
         // Then it may stand in the table about queues.
-        (_, None) => long
-            .strip_prefix("queue-")
-            .and_then(|key| Some(layers.with_key(QUEUE, key)?.wrong_at(&[QUEUE, key], &error))),
+        (_, None) => long.strip_prefix("queue-").and_then(|key| {
+            let (layer, table) = layers.queue()?;
+            let wrong = || layer.wrong_at(&[QUEUE, key], error.to_string());
+            table.contains_key(key).then(wrong)
+        }),
         _ => None,
     };
     found.unwrap_or(error)
