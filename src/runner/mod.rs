@@ -302,13 +302,14 @@ impl<W: Write + AsFd> Runner<'_, W> {
                 stopped: Some(Stopped::Canceled),
                 ..Outcome::not_started("canceled before it began")
             },
+            // The client gives a refused unit to another runner, for which the folder must be free.
             Begun::Nothing(NotBegun::Record(e)) => {
+                drop(dir);
                 return self.say(&format!("refused write the unit's record: {e}"));
             }
             Begun::Nothing(NotBegun::Process(e)) => {
-                self.say(&format!("refused start a process: {e}"));
                 self.ahead = dir.withdraw(self.runners);
-                return;
+                return self.say(&format!("refused start a process: {e}"));
             }
             Begun::Nothing(NotBegun::Dropped) => {
                 self.ahead = dir.withdraw(self.runners);

@@ -2,13 +2,14 @@
 //! writes jobs and words to its standard input, and reads its lines.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::common::{binary, children_of, wait_until};
 use crate::descent::{WAYS_OUT, alive, live};
+use nix::fcntl::{FcntlArg, fcntl};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 use tael::model::unit::{End, Outcome, State, Stopped, Trace};
@@ -618,6 +619,103 @@ fn orphans_of_a_run_are_reaped_while_it_goes_on() {
     wait_until("only the command is left", || children_of(pid).len() == 1);
     fs::write(runner.path("go"), "").expect("go");
     assert_eq!(runner.outcome()["end"], json!({"exited": 0}));
+    runner.hears("idle");
+    runner.leaves();
+}
+
+/// A pipe of reports without room, so that the runner stands still while it says something.
+struct FullPipe {
+    reader: PipeReader,
+    _writer: PipeWriter,
+}
+
+impl FullPipe {
+    /// Starts a runner that reports to it.
+    fn start() -> (Runner, Self) {
+        let mut runner = Runner::start();
+        let _ = runner.child.kill();
+        let _ = runner.child.wait();
+        let (reader, writer) = pipe().expect("pipe");
+        let mut child = Command::new(binary("tael"))
+            .arg(ARGUMENT)
+            .arg(runner.path(RUNNERS))
+            .stdin(Stdio::piped())
+            .stdout(writer.try_clone().expect("writer"))
+            .spawn()
+            .expect("runner");
+        runner.requests = child.stdin.take();
+        runner.child = child;
+        let size = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).expect("size");
+        let mut writer = writer;
+        let lines = vec![b'\n'; usize::try_from(size).expect("size")];
+        writer.write_all(&lines).expect("fill");
+        let full = Self {
+            reader,
+            _writer: writer,
+        };
+        (runner, full)
+    }
+
+    /// Empties it, and returns the first line of the runner.
+    fn first_line(self) -> String {
+        drop(self._writer);
+        let lines = BufReader::new(self.reader).lines();
+        let mut lines = lines.map(|line| line.expect("line"));
+        lines.find(|line| !line.is_empty()).expect("a line")
+    }
+}
+
+/// A client that hears of a refusal gives the unit to another runner. Its folder must be free then: the
+/// other one would wait for a lock that goes on to another unit.
+#[test]
+fn a_folder_is_free_before_its_unit_is_refused() {
+    let (mut runner, full) = FullPipe::start();
+    let unit = runner.prepare(&job("u1", "true"), b"");
+    let mut waiting = None;
+    wait_until("a process waits", || {
+        waiting = children_of(runner.child.id()).first().copied();
+        waiting.is_some()
+    });
+    let waiting = nix::unistd::Pid::from_raw(waiting.expect("process"));
+    nix::sys::signal::kill(waiting, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    runner.write(&[BEGIN]);
+    wait_until("the folder is free", || !unit.path().exists());
+    let line = full.first_line();
+    assert!(line.starts_with("refused start a process"), "{line}");
+    runner.leaves();
+
+    let (mut runner, full) = FullPipe::start();
+    runner.limit(Resource::Fsize, Some(0));
+    let unit = runner.prepare(&job("u1", "true"), b"");
+    runner.write(&[BEGIN]);
+    wait_until("the folder is free", || unit.trace() == Ok(Trace::Fresh));
+    let line = full.first_line();
+    assert!(
+        line.starts_with("refused write the unit's record"),
+        "{line}"
+    );
+    runner.leaves();
+}
+
+/// A command can put anything into the folder of its unit. A pipe there has no other end, for which the
+/// runner would wait.
+#[test]
+fn a_pipe_among_the_files_of_a_unit_holds_nothing_up() {
+    let mut runner = Runner::start();
+    let path = runner.unit("u1").stream(Stream::Stdout);
+    let command = format!(r#"mkfifo "{}"; echo text; echo more >&2"#, path.display());
+    let unit = runner.prepare(&job("u1", &command), b"");
+    runner.write(&[BEGIN]);
+    wait_until("it ends", || matches!(unit.trace(), Ok(Trace::Ended(_))));
+    let ended = outcome(&unit);
+    assert_eq!((ended.end.clone(), ended.dropped), (End::Exited(0), [5, 0]));
+    let mut reader = output(&unit, Stream::Stdout, 0);
+    let ended = Ended::with(Some(&ended), Stream::Stdout);
+    assert_eq!(reader.next(ended).ok(), Some(Chunk::Gap(Some(5))));
+    assert_eq!(reader.next(ended).ok(), Some(Chunk::End));
+    assert_eq!(text(&unit, Stream::Stderr), "more\n");
+    runner.hears("started");
+    runner.outcome();
     runner.hears("idle");
     runner.leaves();
 }

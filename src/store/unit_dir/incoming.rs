@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::model::digest::Sha256;
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::journal::Journal;
-use crate::store::unit_dir::stream::{Stream, StreamFiles};
+use crate::store::unit_dir::stream::{self, Stream, StreamFiles};
 
 /// Both streams, in the order of pairs.
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
@@ -167,7 +167,7 @@ impl Incoming {
                 coming.mend(self.files.open(self.dir.path(), stream)?)?;
             }
             let (mut whole, mut at) = coming.digest.clone();
-            match File::open(self.dir.stream(stream)) {
+            match stream::open(&self.dir.stream(stream)) {
                 Ok(file) => {
                     file.sync_data()?;
                     let mut chunk = vec![0; CHUNK];

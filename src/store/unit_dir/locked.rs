@@ -334,4 +334,27 @@ pub(super) mod tests {
         let mut stdin = LockedDir::stdin(b"payload").expect("stdin");
         assert_eq!(io::read_to_string(&mut stdin).expect("read"), "payload");
     }
+
+    #[test]
+    fn a_cancel_while_a_folder_is_withdrawn_is_not_lost() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let (_state, runners, unit) = state();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let canceling = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    unit.cancel()?;
+                }
+                unit.cancel()
+            });
+            let mut ahead = None;
+            for _ in 0..1000 {
+                let locked = LockedDir::take(ahead.take(), unit.clone()).expect("take");
+                ahead = locked.expect("fresh").withdraw(&runners);
+            }
+            done.store(true, Ordering::Relaxed);
+            canceling.join().expect("thread").expect("cancel");
+        });
+        assert!(unit.is_canceled());
+    }
 }

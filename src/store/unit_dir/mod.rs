@@ -43,6 +43,9 @@ pub const RUNNERS: &str = "runners";
 /// Name of the folder of all units.
 pub const UNITS: &str = "units";
 
+/// Maximum number of attempts to mark a folder that runners withdraw at the same moment.
+const MAX_CANCELS: u32 = 1000;
+
 /// Prefix of a folder that is being removed.
 pub const GONE: &str = "gone-";
 
@@ -110,6 +113,18 @@ impl UnitDir {
     /// # Errors
     /// As the file system.
     pub fn cancel(&self) -> io::Result<()> {
+        for _ in 0..MAX_CANCELS {
+            match self.mark_canceled() {
+                Ok(()) if self.is_canceled() => return Ok(()),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                // A runner has withdrawn the folder meanwhile.
+                _ => {}
+            }
+        }
+        Err(io::Error::other("its folder comes and goes"))
+    }
+
+    fn mark_canceled(&self) -> io::Result<()> {
         match DirBuilder::new().mode(0o700).create(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}

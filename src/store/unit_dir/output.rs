@@ -19,7 +19,7 @@ use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::holes::punch;
 use crate::store::unit_dir::locked::LockedDir;
 use crate::store::unit_dir::order::OrderNotes;
-use crate::store::unit_dir::stream::{Stream, StreamFiles};
+use crate::store::unit_dir::stream::{self, Stream, StreamFiles};
 
 /// Number of bytes taken from a pipe at once: the capacity of a pipe (`pipe(7)`).
 const CHUNK: usize = 64 * 1024;
@@ -333,7 +333,7 @@ impl Sink {
             .max(hole.unwrap_or(head))
             .max(head);
         let mut tail = Vec::new();
-        if let Ok(mut file) = File::open(dir.dir().stream(self.stream)) {
+        if let Ok(mut file) = stream::open(&dir.dir().stream(self.stream)) {
             let read = file.seek(SeekFrom::Start(from));
             let _ = read.and_then(|_| file.take(limit).read_to_end(&mut tail));
         }

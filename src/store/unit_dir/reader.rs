@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::model::unit::{End, Outcome};
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::journal::Notes;
-use crate::store::unit_dir::stream::Stream;
+use crate::store::unit_dir::stream::{self, Stream};
 
 /// Maximum number of bytes in a chunk.
 const CHUNK: usize = 64 * 1024;
@@ -212,7 +212,7 @@ impl OutputReader {
     /// Opens the file of the stream, if there is one: the command may have written nothing yet.
     fn open(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = match File::open(self.dir.stream(self.stream)) {
+            self.file = match stream::open(&self.dir.stream(self.stream)) {
                 Ok(file) => Some(file),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => return Err(e),

@@ -41,6 +41,17 @@ impl From<StreamName> for Stream {
     }
 }
 
+/// Opens the file of a stream at `path` for reading. A pipe that another process has put there must not
+/// block us.
+///
+/// # Errors
+/// As `open(2)`.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(O_NONBLOCK);
+    options.open(path)
+}
+
 /// The files that a runner writes a command's streams to.
 ///
 /// A file is created with its first byte: creating files costs a file system more than anything
