@@ -37,7 +37,11 @@ pub fn on_source(client: &mut Client, source: Source) {
     client.perform();
     let Some(offer) = offer else { return };
     let load = || Load::of(client.work.lanes(), client.commits.waiting());
-    match client.intake.admit(&client.pipeline, offer, load) {
+    let admitted = client
+        .intake
+        .admit(&client.pipeline, offer, load, &mut client.steps);
+    client.perform();
+    match admitted {
         Ok(offer) => judge(client, offer),
         Err(dropped) => dropped
             .into_iter()
@@ -62,14 +66,8 @@ fn judge(client: &mut Client, offer: Offer) {
     if from_broker {
         client.intake.pressure.came(Instant::now());
     }
-    let admission = client.intake.judge(
-        &client.pipeline,
-        offer.subject,
-        offer.reply.as_ref(),
-        &mut client.steps,
-    );
-    client.perform();
-    match admission {
+    let reply = offer.reply.as_ref();
+    match client.intake.judge(&client.pipeline, offer.subject, reply) {
         Some(admission) => commit(client, admission, offer.receipt, offer.reply),
         None => client.settle(offer.receipt, Progress::Refused),
     }

@@ -170,6 +170,8 @@ impl Service {
                 settled = true;
             }
             told = self.client.link.is_online();
+            let takes_more = self.client.takes_more();
+            self.client.intake.silence.hears(takes_more);
             let wake = self.client.wake();
             tokio::select! {
                 biased;
@@ -195,7 +197,7 @@ impl Service {
                 }
                 report = self.client.work.next() => chain::on_report(&mut self.client, report),
                 Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),
-                event = self.client.link.session.next(), if self.client.takes_more() => {
+                event = self.client.link.session.next(), if takes_more => {
                     let received = self.client.on_session(event?);
                     self.on_received(received);
                     self.take_in().await?;

@@ -4,8 +4,11 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::common::raw::publish;
+use crate::common::scene::{RUN, Scene};
 use crate::common::{World, ran, wait_until};
 use serde_json::Value;
 
@@ -428,6 +431,27 @@ fn a_silence_runs_its_command_once_over_restarts_and_again_after_it_was_broken()
     client.stop();
     let files = world.state().join("p/units");
     assert_eq!(fs::read_dir(files).expect("units").count(), 3, "a run each");
+}
+
+/// A message that waits for room has come all the same.
+#[test]
+fn messages_that_wait_for_room_break_a_silence() {
+    let scene = Scene::new();
+    let mut client = scene.command(&["-t", "lab/beat", "--absent", "1s", "--when", "", "-c", RUN]);
+    // Each message is held.
+    let client = scene.spawn(client.env("TAEL_TEST_MAX_WAITING", "0"));
+    let mut raw = scene.online();
+    let begin = Instant::now();
+    for n in 1.. {
+        if begin.elapsed() > Duration::from_secs(3) {
+            break;
+        }
+        raw.send(&publish(b"lab/beat", b"on", Some(n), &[], false));
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(scene.runs().is_empty(), "{}", client.log_text());
+    // It is noticed when nothing comes any more.
+    wait_until("the silence is noticed", || !scene.runs().is_empty());
 }
 
 #[test]

@@ -138,9 +138,18 @@ impl<T: Copy + PartialEq> Intake<T> {
         pipeline: &Pipeline,
         offer: Offer,
         load: impl FnOnce() -> Load,
+        steps: &mut Steps,
     ) -> Result<Offer, Option<Receipt>> {
-        if !offer.is_message() {
+        let Subject::Message(delivery) = &offer.subject else {
             return Ok(offer);
+        };
+        if self.silence.is_watched() {
+            let rules = pipeline.config.rules(&pipeline.topics);
+            let is_ours = matches!(rules.read(delivery), Meaning::Ignored(why) if why.is_ours());
+            if !is_ours {
+                // It has come, also if it is held.
+                self.silence.listen(pipeline, delivery, steps);
+            }
         }
         if !self.backlog.holds() && self.backlog.has_room(pipeline, load) {
             return Ok(offer);
@@ -188,13 +197,12 @@ impl<T: Copy + PartialEq> Intake<T> {
         pipeline: &Pipeline,
         subject: Subject,
         reply: Option<&ReplyTo>,
-        steps: &mut Steps,
     ) -> Option<Admission> {
         let config = &pipeline.config;
         let is_message = matches!(subject, Subject::Message(_));
         let control = || pipeline.topics.control();
         let mut admission = match subject {
-            Subject::Message(delivery) => self.message(pipeline, &delivery, steps)?,
+            Subject::Message(delivery) => self.message(pipeline, &delivery)?,
             Subject::Event {
                 key,
                 trigger,
@@ -242,21 +250,13 @@ impl<T: Copy + PartialEq> Intake<T> {
         Some(admission)
     }
 
-    fn message(
-        &mut self,
-        pipeline: &Pipeline,
-        delivery: &Delivery,
-        steps: &mut Steps,
-    ) -> Option<Admission> {
+    fn message(&mut self, pipeline: &Pipeline, delivery: &Delivery) -> Option<Admission> {
         let config = &pipeline.config;
         let rules = config.rules(&pipeline.topics);
         let meaning = rules.read(delivery);
         if matches!(&meaning, Meaning::Ignored(why) if why.is_ours()) {
             self.counts.ignored += 1;
             return None;
-        }
-        if self.silence.is_watched() {
-            self.silence.listen(pipeline, delivery, steps);
         }
         let again = self.redelivery.again();
         let judged = judge::judge(config, &rules, delivery, meaning, again);

@@ -1,7 +1,7 @@
 //! Triggers that run when no message comes.
 //!
-//! Silence counts only during a connection, because without one nothing can be heard. After a
-//! connection, messages of the time before come first, so they get a little time.
+//! Silence counts only during a connection that is read, because without one nothing can be heard. When
+//! it begins or is read again, messages of the time before come first, so they get a little time.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -72,6 +72,8 @@ pub struct Silence {
     /// Deadlines of those that have not run, and their places.
     deadlines: BTreeSet<(Instant, usize)>,
     online: bool,
+    /// Whether messages are not read, because too many wait.
+    deaf: bool,
 }
 
 impl Silence {
@@ -127,6 +129,7 @@ impl Silence {
         }
         if let Some(deadline) = watch.deadline
             && !watch.fired
+            && !self.deaf
         {
             watch.queued = Some(deadline);
             self.deadlines.insert((deadline, place));
@@ -144,6 +147,23 @@ impl Silence {
             }
         }
         for place in 0..self.watches.len() {
+            self.schedule(place);
+        }
+    }
+
+    /// Notes whether messages are read. After a pause, those that have come meanwhile get a little time.
+    pub fn hears(&mut self, hears: bool) {
+        if self.deaf != hears {
+            return;
+        }
+        self.deaf = !hears;
+        for place in 0..self.watches.len() {
+            if hears
+                && let Some(watch) = self.watches.get_mut(place)
+                && let Some(deadline) = &mut watch.deadline
+            {
+                *deadline = (*deadline).max(Instant::now() + CATCH_UP.min(watch.absent));
+            }
             self.schedule(place);
         }
     }
@@ -367,5 +387,22 @@ mod tests {
         assert_eq!(left(&fired), None, "it has run before the restart");
         assert!(fired.heard("t", now_ms()).is_some(), "heard again");
         assert_eq!(left(&fired), Some(60));
+    }
+
+    #[test]
+    fn nothing_is_silent_while_nothing_is_read() {
+        let mut watch = silence(now_ms() - 100_000, false);
+        watch.online(true);
+        watch.hears(false);
+        assert_eq!(left(&watch), None);
+        watch.online(false);
+        watch.online(true);
+        assert_eq!(left(&watch), None, "nothing is read yet");
+        watch.hears(true);
+        assert_eq!(left(&watch), Some(CATCH_UP.as_secs()));
+        assert!(watch.heard("t", now_ms()).is_some());
+        watch.hears(false);
+        watch.hears(true);
+        assert_eq!(left(&watch), Some(60), "that comes later");
     }
 }
