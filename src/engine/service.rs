@@ -451,6 +451,10 @@ impl Service {
                     }
                 }
                 Some(beside) = self.client.cleanup.next() => self.client.on_beside(beside),
+                // The session ends with this worker, so that its requests do not come again.
+                actions = self.client.remote.next(&self.client.pipeline), if leaving => {
+                    node::act(&mut self.client, actions);
+                }
                 event = self.client.link.session.next(), if !leaving || self.client.takes_more() => {
                     let received = self.client.on_session(event?);
                     // Otherwise it is not acknowledged, so the next client gets it.
@@ -460,6 +464,10 @@ impl Service {
                 }
                 () = sleep_until(stopping.deadline) => break,
             }
+        }
+        if self.client.link.is_online() {
+            // There was no time for it yet. Its answer is not awaited.
+            self.client.say_goodbye();
         }
         if self.client.link.is_online() && self.client.link.session.is_leaving() {
             warn!(

@@ -40,6 +40,22 @@ pub const fn stall() -> Option<Duration> {
     None
 }
 
+/// Waits beside the loop while the file exists that `TAEL_TEST_SLOW_READ` names, and notes that in it.
+#[cfg(debug_assertions)]
+pub fn slow_read() {
+    let Some(file) = std::env::var_os("TAEL_TEST_SLOW_READ").map(std::path::PathBuf::from) else {
+        return;
+    };
+    while file.exists() {
+        let _ = std::fs::write(&file, "waits");
+        std::thread::sleep(STALL_LOOK);
+    }
+}
+
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
+pub const fn slow_read() {}
+
 /// Returns the maximum number of waiting units that `TAEL_TEST_MAX_WAITING` sets.
 #[cfg(debug_assertions)]
 #[must_use]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::{spawn, spawn_blocking};
 
+use crate::os::hooks;
+
 /// Maximum number of reads at a time. They take as long as the files are large, and the few threads of
 /// the runtime also sync payloads and write for connections. Further reads wait in their order; there is
 /// at most one for each stream of output.
@@ -29,7 +31,11 @@ impl SlowReads {
             // It is never closed.
             if let Ok(_turn) = reads.acquire_owned().await {
                 // A read that has panicked gives its turn to the next.
-                let _ = spawn_blocking(read).await;
+                let slow = || {
+                    hooks::slow_read();
+                    read();
+                };
+                let _ = spawn_blocking(slow).await;
             }
         }));
     }

@@ -1,6 +1,7 @@
 //! The folder that a pipeline lives in.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -30,7 +31,7 @@ pub fn make_folders(pipeline: &Path) -> Result<()> {
 #[derive(Debug)]
 pub struct Home {
     pub(crate) path: PathBuf,
-    _lock: Lock,
+    lock: Arc<Lock>,
 }
 
 impl Home {
@@ -53,7 +54,8 @@ impl Home {
             if let Some(lock) = Lock::try_acquire(&file)? {
                 // The signature only helps people, and a full disk must not prevent the start.
                 let _ = lock.sign(&format!("pid {} on {}\n", std::process::id(), hostname()));
-                return Ok(Ok(Self { path, _lock: lock }));
+                let lock = Arc::new(lock);
+                return Ok(Ok(Self { path, lock }));
             }
             if Instant::now() >= deadline {
                 let holder = Lock::signature(&file).map(|holder| printable(&holder, 200));
@@ -61,5 +63,10 @@ impl Home {
             }
             std::thread::sleep(LOCK_LOOK);
         }
+    }
+
+    /// Keeps the lock until this process ends, also after this is dropped.
+    pub fn stay_locked(&self) {
+        std::mem::forget(Arc::clone(&self.lock));
     }
 }

@@ -75,7 +75,10 @@ pub fn run(options: Options) -> Result<ExitCode> {
             ));
         }
     };
-    super::runtime()?.block_on(async {
+    // The thread of the ledger may write until this process ends.
+    home.stay_locked();
+    let runtime = super::runtime()?;
+    let ended = runtime.block_on(async {
         let mut stop = Stop::listen(true)?;
         let reload = Reload {
             requests: signals::reload()?,
@@ -83,6 +86,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
         };
         let service = Service::open(options.config, home, Notify::from_environment()).await?;
         service.run(&mut stop, reload).await
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    // A read of a disk that does not answer must not hold up the end.
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
 }

@@ -4,14 +4,17 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::common::proxy::Proxy;
 use crate::common::raw::Raw;
 use crate::common::{
-    self, Process, Setup, World, children_of, has_program, has_root, ran, wait_until,
+    self, Process, Setup, World, children_of, has_program, has_root, nodes, ran, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tael::os::lock::Lock;
 
 const SEQ: &str = "lab/seq/status";
 const RUN: &str = r#"echo "$ATTR_N" >>"$OUT/runs""#;
@@ -478,5 +481,69 @@ fn a_process_that_is_killed_before_it_becomes_its_command() {
     send(&mut raw, 1);
     once_each(&world, &client, 2);
     assert!(client.log_text().contains("it was killed before it began"));
+    client.stop();
+}
+
+/// Reads of large files go on beside the loop. A disk that does not answer would otherwise hold up a
+/// stop without end.
+#[test]
+fn a_stop_does_not_wait_for_a_read_that_hangs() {
+    let world = World::new();
+    let node = nodes::node(&world);
+    let hangs = world.file("hangs", "");
+    let mut desk = nodes::submitter_command(&world);
+    desk.env("TAEL_TEST_SLOW_READ", &hangs);
+    let desk = world.online("desk", desk);
+    nodes::started(&world, "cat", b"payload");
+    wait_until("the check of its output hangs", || {
+        fs::read_to_string(&hangs).is_ok_and(|text| !text.is_empty())
+    });
+    desk.stop();
+    fs::remove_file(&hangs).expect("remove");
+    node.stop();
+}
+
+/// Another client could read the ledger before the last commits, and would not know of their units.
+#[test]
+fn a_lock_is_held_as_long_as_the_ledger_is_written() {
+    const LONG: Duration = Duration::from_secs(1);
+    let world = World::new();
+    let ears = world.ears(&["lab/infrastructure/pipelines/p/presence"]);
+    let mut client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let home = world.home("p");
+    let db = rusqlite::Connection::open(home.join("ledger.db")).expect("ledger");
+    // To copy the log, the client waits for the other writer.
+    db.execute_batch("BEGIN IMMEDIATE").expect("lock");
+    client.signal(Signal::SIGTERM);
+    ears.wait("it says goodbye", |m| m.payload["state"] == "offline");
+    let is_held = || Lock::is_held(fs::File::open(home.join("lock")).expect("lock")).expect("look");
+    let begin = Instant::now();
+    while begin.elapsed() < LONG {
+        assert!(is_held(), "the ledger is still open");
+        thread::sleep(Duration::from_millis(5));
+    }
+    db.execute_batch("ROLLBACK").expect("free");
+    assert_eq!(client.wait(), 0, "{}", client.log_text());
+    assert!(!is_held());
+}
+
+/// The broker would call a client online that is gone.
+#[test]
+fn a_client_whose_ledger_hangs_says_goodbye() {
+    let world = World::new();
+    let ears = world.ears(&["lab/infrastructure/pipelines/p/presence"]);
+    let mut client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    let db = rusqlite::Connection::open(world.home("p").join("ledger.db")).expect("ledger");
+    db.execute_batch("BEGIN IMMEDIATE").expect("lock");
+    send(&mut Raw::connect(world.broker.port()), 0);
+    // It has got the event before this request.
+    world.report("p");
+    client.signal(Signal::SIGTERM);
+    ears.wait("it says goodbye", |m| m.payload["state"] == "offline");
+    client.wait();
+    db.execute_batch("ROLLBACK").expect("free");
+    // What it could not accept comes again.
+    let client = world.client("p", &["-t", SEQ, "-c", RUN]);
+    once_each(&world, &client, 1);
     client.stop();
 }

@@ -2,10 +2,15 @@
 //! it leaves.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tael::model::remote::wire::{self, Manifest, Request};
 
-use crate::common::raw::{Raw, packet, publish, unsubscribe_filters};
+use crate::common::nodes::{new_id, sha256_of};
+use crate::common::raw::{
+    Raw, packet, publish, publish_with, request_properties, unsubscribe_filters,
+};
 use crate::common::scene::{RUN, SEQ, Scene, event};
 use crate::common::{World, bare_command, refuses, wait_until};
 
@@ -177,4 +182,58 @@ fn a_client_is_a_worker_or_none() {
     wait_until("it says so", || {
         worker.log_text().contains("needs a restart")
     });
+}
+
+/// A worker that leaves answers the requests for work that it has taken.
+#[test]
+fn a_worker_that_leaves_answers_who_has_submitted_work() {
+    let scene = Scene::new();
+    let config = scene.dir.path().join("p.toml");
+    let text = format!(
+        "[[trigger]]\ntopic = '{SHARED}'\ncommand = 'true'\n[[work]]\ntype = 'cat'\ncommand = 'cat'\n"
+    );
+    fs::write(&config, text).expect("config");
+    let mut worker = scene.start(&["--config", config.to_str().expect("path")]);
+    let mut raw = scene.online();
+    worker.signal(Signal::SIGTERM);
+    let mut acks = Vec::new();
+    let first = unsubscribe(&mut raw, &mut acks);
+    let reply = "lab/infrastructure/pipelines/desk/reply/p";
+    let request = Request::Submit(Manifest {
+        unit: new_id(),
+        kind: "cat".into(),
+        params: Vec::new(),
+        variables: Vec::new(),
+        submitter: "ann@host".into(),
+        length: 1,
+        sha256: sha256_of(b"a"),
+        expires: None,
+        signature: None,
+    });
+    let properties = request_properties(reply, b"offer");
+    raw.send(&publish_with(
+        b"lab/infrastructure/pipelines/p/work",
+        &wire::write(&request, b"a"),
+        Some(1),
+        &properties,
+        false,
+    ));
+    unsubscribed(&mut raw, &first);
+    let begin = Instant::now();
+    loop {
+        let (kind, body) = next(&mut raw);
+        match kind {
+            0x40 => acks.push(u16::from_be_bytes([body[0], body[1]])),
+            0xa2 => unsubscribed(&mut raw, &body),
+            0xe0 => break,
+            _ => drop(raw.serve(kind, &body)),
+        }
+    }
+    assert_eq!(acks, [1]);
+    assert_eq!(worker.wait(), 0, "{}", worker.log_text());
+    let took = begin.elapsed();
+    assert!(
+        took < Duration::from_secs(20),
+        "it has waited in vain: {took:?}"
+    );
 }

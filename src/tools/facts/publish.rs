@@ -33,6 +33,9 @@ const STATE_LOOK: Duration = Duration::from_secs(30);
 /// Maximum time after a signal: of a daemon to say so, and of scripts to end.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// Maximum time of the last scripts and reads of a daemon that ends.
+const LAST_SCRIPTS: Duration = Duration::from_secs(5);
+
 /// Whether a command that tells facts once was stopped: then it ends its scripts.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
@@ -85,8 +88,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             runtime.block_on(once(options, &gathered, limit))
         }
         None => {
-            runtime.block_on(daemon(options))?;
-            Ok(ExitCode::SUCCESS)
+            let ended = runtime.block_on(daemon(options));
+            // Scripts are ended. A disk that does not answer must not hold up the end.
+            runtime.shutdown_timeout(LAST_SCRIPTS);
+            ended.map(|()| ExitCode::SUCCESS)
         }
     }
 }
@@ -354,7 +359,7 @@ async fn daemon(options: &Options) -> Result<()> {
             }
         }
     }
-    // The runtime waits for the scripts.
+    // The end waits for the scripts.
     ends.store(true, Ordering::Relaxed);
     if is_ours && rounds.is_read() {
         goodbye(node, &mut rounds, latest.as_ref()).await;
