@@ -1,5 +1,8 @@
 //! Statuses that the broker refuses: for now, for good, or by ending the connection.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use crate::common::broker::Setup;
 use crate::common::raw::{Heard, Raw, packet, publish};
 use crate::common::scene::{SEQ, Scene};
@@ -170,4 +173,31 @@ fn what_access_rules_refuse_is_published_when_they_are_corrected() {
     });
     assert_eq!(ears.count("p", "started"), 2, "each came once");
     client.stop();
+}
+
+/// A node waits for the broker, and for nothing else, while one status is on its way and another one may go
+/// out as soon as that is answered.
+#[test]
+fn statuses_of_a_node_that_are_refused_for_now_go_out_again() {
+    let scene = Scene::new();
+    let functions = scene.dir.path().join("functions");
+    std::fs::write(&functions, "").expect("functions");
+    let functions = functions.to_str().expect("path");
+    let _node = scene.spawn(&mut scene.program("tael", &["node", "n", "--functions", functions]));
+    let mut raw = scene.broker.accept();
+    let (_, alive) = next_on(&mut raw, "/STATUS");
+    raw.send(&packet(0x40, &alive));
+    raw.send(&publish(b"lab/n/COMMAND", b"UNKNOWN", Some(7), &[], false));
+    let refused = [(); 2].map(|()| next_on(&mut raw, "/STATUS"));
+    for (_, id) in &refused {
+        // Quota exceeded.
+        raw.send(&packet(0x40, &[&id[..], &[0x97, 0]].concat()));
+    }
+    for (first, _) in &refused {
+        let (again, id) = next_on(&mut raw, "/STATUS");
+        assert_eq!(again.text(), first.text());
+        // The other one may go out by now.
+        sleep(Duration::from_millis(1500));
+        raw.send(&packet(0x40, &id));
+    }
 }

@@ -189,6 +189,10 @@ impl<T: Copy + PartialEq> Outbox<T> {
     fn flush_by(&mut self, mut publish: impl FnMut(&Queued) -> Option<T>) {
         let now = Instant::now();
         self.paused_until = self.paused_until.filter(|until| *until > now);
+        // Also of those that do not go out yet: what is due now is no reason to wake up again.
+        for row in &mut self.rows {
+            row.not_before = row.not_before.filter(|at| *at > now);
+        }
         if self.waits_for_other || self.paused_until.is_some() {
             return;
         }
@@ -197,7 +201,6 @@ impl<T: Copy + PartialEq> Outbox<T> {
             if room == 0 {
                 return;
             }
-            row.not_before = row.not_before.filter(|at| *at > now);
             if row.token.is_some() || row.not_before.is_some() {
                 continue;
             }

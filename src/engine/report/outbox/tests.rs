@@ -217,3 +217,27 @@ fn the_oldest_go_when_too_many_wait() {
     assert_eq!(gone, [1, 2]);
     assert_eq!(outbox.dropped(), 2);
 }
+
+#[test]
+fn nothing_is_due_that_cannot_go_out() {
+    let mut outbox = outbox(2);
+    for (_, token) in send(&mut outbox) {
+        assert_eq!(outbox.retry(token), None);
+    }
+    let past = Instant::now() - RETRY;
+    let be_due = |outbox: &mut Outbox<Token>| {
+        outbox.paused_until = outbox.paused_until.map(|_| past);
+        for row in &mut outbox.rows {
+            row.not_before = row.not_before.map(|_| past);
+        }
+    };
+    be_due(&mut outbox);
+    assert_eq!(seqs(&send(&mut outbox)), [1], "one at a time");
+    assert_eq!(outbox.wake(), None, "the answer comes first");
+    // Without a connection nothing goes out.
+    outbox.lost(Loss::Link);
+    be_due(&mut outbox);
+    outbox.waits_for_other = false;
+    outbox.flush(|_| None);
+    assert_eq!(outbox.wake(), None);
+}
