@@ -93,7 +93,6 @@ struct Parts {
     storage: Option<Arc<DynamicStorage>>,
     stats: Arc<BrokerStats>,
     monitor: Arc<ResourceMonitor>,
-    shutdown: broadcast::Sender<()>,
     alive: mpsc::Sender<()>,
 }
 
@@ -136,7 +135,7 @@ impl Broker {
         let broker = broker.map_err(|e| failed(Kind::CannotCreate, &e))?;
         let known = Arc::clone(&strangers);
         let users = Users::new(&options.users, known, broker.storage())?;
-        let (shutdown, _) = broadcast::channel(1);
+        let (shutdown, stopped) = broadcast::channel(1);
         let (alive, connections) = mpsc::channel(1);
         let parts = Parts {
             config: Arc::new(config),
@@ -145,7 +144,6 @@ impl Broker {
             storage: broker.storage(),
             stats: broker.stats(),
             monitor: broker.resource_monitor(),
-            shutdown: shutdown.clone(),
             alive,
         };
         drop(broker);
@@ -153,7 +151,7 @@ impl Broker {
         recovered.map_err(|e| failed(Kind::CannotCreate, &e))?;
         let storage = parts.storage.clone();
         let door = Door::new(listener, strangers);
-        let task = tokio::spawn(serve(parts, door, secure));
+        let task = tokio::spawn(serve(parts, door, secure, stopped));
         Ok(Self {
             address,
             shutdown,
@@ -245,7 +243,12 @@ impl Parts {
         self.monitor.cleanup_expired_windows().await;
     }
 
-    async fn handle(self, transport: BrokerTransport, client: SocketAddr) {
+    async fn handle(
+        self,
+        transport: BrokerTransport,
+        client: SocketAddr,
+        shutdown: broadcast::Receiver<()>,
+    ) {
         let handler = ClientHandler::new(
             transport,
             client,
@@ -255,7 +258,7 @@ impl Parts {
             self.storage,
             self.stats,
             self.monitor,
-            self.shutdown.subscribe(),
+            shutdown,
         );
         if let Err(e) = handler.run().await {
             debug!("connection of {client}: {e}");
@@ -269,8 +272,8 @@ impl Parts {
         client: SocketAddr,
         secure: Option<Secure>,
         seat: Seat,
+        mut shutdown: broadcast::Receiver<()>,
     ) {
-        let mut shutdown = self.shutdown.subscribe();
         let transport = match secure {
             None => BrokerTransport::tcp(stream),
             Some(secure) => {
@@ -285,21 +288,29 @@ impl Parts {
                 }
             }
         };
-        self.handle(transport, client).await;
+        self.handle(transport, client, shutdown).await;
         drop(seat);
     }
 }
 
-/// Serves clients until it is stopped.
-async fn serve(parts: Parts, mut door: Door, secure: Option<Secure>) {
-    let mut shutdown = parts.shutdown.subscribe();
+/// Serves clients until `shutdown` says that it is stopped.
+async fn serve(
+    parts: Parts,
+    mut door: Door,
+    secure: Option<Secure>,
+    mut shutdown: broadcast::Receiver<()>,
+) {
     let mut sweep = interval(SWEEP);
     loop {
         tokio::select! {
+            // A receiver hears only what is sent after it was made. So each task gets its own from here, where
+            // nothing was sent yet.
+            biased;
             _ = shutdown.recv() => return,
             _ = sweep.tick() => parts.sweep().await,
             (stream, client, seat) = door.next() => {
-                tokio::spawn(parts.clone().secured(stream, client, secure.clone(), seat));
+                let (parts, secure) = (parts.clone(), secure.clone());
+                tokio::spawn(parts.secured(stream, client, secure, seat, shutdown.resubscribe()));
             }
         }
     }
@@ -348,4 +359,52 @@ fn config(options: &Options) -> BrokerConfig {
     // Otherwise each client could make the broker remember 4 GB of topics.
     config.topic_alias_maximum = 0;
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream as Client;
+
+    use super::*;
+
+    /// CONNECT of MQTT 5 with a clean start, without an identifier.
+    const CONNECT: &[u8] = b"\x10\x0d\0\x04MQTT\x05\x02\0\0\0\0\0";
+
+    async fn broker() -> Broker {
+        let options = Options {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data: None,
+            users: Vec::new(),
+            tls: None,
+            max_packet: MAX_PACKET,
+            descriptors: 256,
+        };
+        Broker::start(options).await.expect("broker")
+    }
+
+    /// Stops a broker that has no reason to wait.
+    async fn stop(broker: Broker) {
+        let stopped = timeout(FAREWELL / 2, broker.stop()).await;
+        stopped.expect("the broker stops");
+    }
+
+    #[tokio::test]
+    async fn a_stop_before_the_first_turn_of_its_task_is_heard() {
+        stop(broker().await).await;
+    }
+
+    /// However far the connection is.
+    #[tokio::test]
+    async fn a_stop_while_a_client_connects_is_heard() {
+        for turns in 0..40 {
+            let broker = broker().await;
+            let mut client = Client::connect(broker.address()).expect("connect");
+            client.write_all(CONNECT).expect("CONNECT");
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            stop(broker).await;
+        }
+    }
 }
