@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::IsTerminal;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -36,12 +37,14 @@ pub fn give_up_after(after: Duration) -> Result<()> {
 /// # Errors
 /// When there is no thread.
 pub fn give_up_with(begin: impl FnOnce() + Send + 'static, after: Duration) -> Result<()> {
+    let (listens, is_listening) = sync_channel(1);
     let wait = move || {
         let runtime = Builder::new_current_thread().enable_all().build();
         // Without a runtime the process cannot receive the signal either.
         let Ok(runtime) = runtime else { return };
         runtime.block_on(async {
             if let Ok(mut stop) = Stop::listen(false) {
+                let _ = listens.send(());
                 stop.requested().await;
                 begin();
                 sleep(after).await;
@@ -52,8 +55,10 @@ pub fn give_up_with(begin: impl FnOnce() + Send + 'static, after: Duration) -> R
     let thread = std::thread::Builder::new().name("give-up".into());
     thread
         .spawn(wait)
-        .map(|_| ())
-        .map_err(|e| Error::new(Kind::TryAgain, format!("start a thread: {e}")))
+        .map_err(|e| Error::new(Kind::TryAgain, format!("start a thread: {e}")))?;
+    // Otherwise the rest of the process could take a signal that comes now.
+    let _ = is_listening.recv();
+    Ok(())
 }
 
 /// Returns whether this process was started with SIGHUP ignored, as by `nohup(1)`: the process
@@ -117,7 +122,52 @@ impl Stop {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::process::Command;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use nix::sys::signal::{Signal as Number, kill};
+    use nix::unistd::Pid;
+
     use super::*;
+
+    /// Set in the process that sends itself signals.
+    const APART: &str = "TAEL_TEST_SIGNALS";
+
+    /// A process that listens itself takes a signal away from a part that listens later.
+    #[test]
+    fn a_signal_right_after_the_start_of_a_guard_is_heard_by_it() {
+        const TIMES: usize = 100;
+        if env::var_os(APART).is_none() {
+            let own = "os::signals::tests::a_signal_right_after_the_start_of_a_guard_is_heard_by_it";
+            let mut apart = Command::new(env::current_exe().expect("path"));
+            let apart = apart.args(["--exact", own]).env(APART, "1").output();
+            let output = apart.expect("test");
+            assert!(output.status.success(), "{output:?}");
+            return;
+        }
+        let (listens, is_listening) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            runtime.expect("runtime").block_on(async {
+                let mut stop = Stop::listen(false).expect("signals");
+                listens.send(()).expect("test");
+                loop {
+                    stop.requested().await;
+                }
+            });
+        });
+        is_listening.recv().expect("listener");
+        for time in 0..TIMES {
+            let (hears, heard) = mpsc::channel();
+            let begin = move || hears.send(()).expect("test");
+            give_up_with(begin, Duration::from_secs(3600)).expect("guard");
+            kill(Pid::this(), Number::SIGTERM).expect("signal");
+            let heard = heard.recv_timeout(Duration::from_secs(10));
+            assert!(heard.is_ok(), "signal {time} is not heard");
+        }
+    }
 
     #[test]
     fn an_ignored_signal_is_known() {
