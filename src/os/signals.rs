@@ -140,7 +140,8 @@ mod tests {
     fn a_signal_right_after_the_start_of_a_guard_is_heard_by_it() {
         const TIMES: usize = 100;
         if env::var_os(APART).is_none() {
-            let own = "os::signals::tests::a_signal_right_after_the_start_of_a_guard_is_heard_by_it";
+            let own =
+                "os::signals::tests::a_signal_right_after_the_start_of_a_guard_is_heard_by_it";
             let mut apart = Command::new(env::current_exe().expect("path"));
             let apart = apart.args(["--exact", own]).env(APART, "1").output();
             let output = apart.expect("test");

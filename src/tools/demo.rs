@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
@@ -38,18 +40,23 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Ours(Option<Child>);
 
 impl Ours {
-    /// Waits for its end. The broker runs on this thread, which must not block.
+    /// Waits for its end. The broker runs on this thread, which must not block. A wait that is dropped ends the
+    /// child, and with it the thread that waits.
     async fn ended(mut self) -> Result<()> {
-        let Some(mut child) = self.0.take() else {
+        let Some(child) = &mut self.0 else {
             return Ok(());
         };
-        let status = spawn_blocking(move || child.wait()).await;
-        match status {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(Error::bug(format!(
+        let pid = Pid::from_raw(child.id().cast_signed());
+        // It stays a zombie, and its number is not that of another process when it is ended.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        let wait = move || while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {};
+        let waited = spawn_blocking(wait).await.map_err(io::Error::other);
+        match waited.and_then(|()| child.wait()) {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Error::bug(format!(
                 "demo: a part of it ended with {status}"
             ))),
-            _ => Err(Error::bug("demo: cannot wait for a part of it")),
+            Err(_) => Err(Error::bug("demo: cannot wait for a part of it")),
         }
     }
 

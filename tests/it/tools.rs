@@ -5,9 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::common::{
-    self, Certificates, Process, World, bare_command, json_of, ran, refuses, spawn, wait_until,
+    self, Certificates, Process, World, bare_command, children_of, json_of, ran, refuses, spawn,
+    wait_until,
 };
 use crate::facts::retain;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Starts `tael watch`, and returns it with its output when it is connected.
@@ -278,6 +281,29 @@ fn what_a_broker_keeps_is_its_users_alone() {
     assert!(files > 0, "it has kept something");
 }
 
+/// A part of the demo may hang when it is told to end.
+#[test]
+fn a_demo_ends_although_a_part_of_it_does_not() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().to_str().expect("path").to_owned();
+    let mut demo = demo(&dir);
+    // The first part is there for a moment only.
+    let is_beacon = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains("\0beacon\0")
+    };
+    let part = loop {
+        assert!(demo.try_wait().expect("demo").is_none(), "no part was seen");
+        if let Some(part) = children_of(demo.id()).into_iter().find(is_beacon) {
+            break part;
+        }
+    };
+    kill(Pid::from_raw(part), Signal::SIGSTOP).expect("the part is there");
+    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGTERM).expect("signal");
+    wait_until("the demo ends", || demo.try_wait().expect("demo").is_some());
+    wait_until("nothing of it runs", || processes_of(&path).is_empty());
+}
+
 /// Returns the processes whose environment names `dir`.
 pub fn processes_of(dir: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").expect("proc").flatten();
@@ -348,8 +374,7 @@ fn the_demo_shows_the_chain_and_leaves_nothing_behind() {
     let stdout = half.stdout.take().expect("stdout");
     let mut lines = BufReader::new(stdout).lines();
     assert!(lines.next().is_some());
-    let pid = nix::unistd::Pid::from_raw(half.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("signal");
+    kill(Pid::from_raw(half.id().cast_signed()), Signal::SIGINT).expect("signal");
     assert_eq!(half.wait().expect("demo").code(), Some(130));
     wait_until("nothing of it runs", || processes_of(&path).is_empty());
     let left: Vec<_> = fs::read_dir(dir.path().join("state"))
