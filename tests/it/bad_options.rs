@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::thread;
 
+use crate::common::ports::free_port;
 use crate::common::raw::Scripted;
 use crate::common::{self, Setup, World, bare_command, ran, ran_with, refuses, wait_until};
 use tempfile::{TempDir, tempdir};
@@ -387,8 +388,8 @@ fn no_broker_and_brokers_that_do_not_answer() {
             text,
         );
     };
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
-    let port = listener.local_addr().expect("address").port();
+    let port = free_port();
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen");
     // The system accepts the connection, and no one answers: there is no broker.
     all(port, 69, &format!("127.0.0.1:{port}"));
     drop(listener);

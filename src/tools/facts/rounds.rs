@@ -163,6 +163,8 @@ impl Rounds {
             }
             Event::Received(received) => {
                 let was_done = self.waiting.is_empty();
+                // Otherwise the session remembers each message until the connection ends.
+                self.session.acknowledge(&received.ack);
                 match self.received(&received.delivery) {
                     Turn::Nothing if !was_done && self.waiting.is_empty() => Turn::Done,
                     turn => turn,
