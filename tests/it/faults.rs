@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::proxy::Proxy;
+use crate::common::pty::Terminal;
 use crate::common::raw::Raw;
 use crate::common::{
     self, Process, Setup, World, children_of, has_program, has_root, nodes, ran, wait_until,
@@ -546,4 +547,31 @@ fn a_client_whose_ledger_hangs_says_goodbye() {
     let client = world.client("p", &["-t", SEQ, "-c", RUN]);
     once_each(&world, &client, 1);
     client.stop();
+}
+
+/// A person at a terminal ends it: the output of runs is shown beside the loop.
+#[test]
+fn a_stop_at_a_terminal_does_not_wait_for_output_that_cannot_be_read() {
+    let world = World::new();
+    let hangs = world.path("hangs");
+    let ours = world.command("tael-client");
+    let mut client = Command::new("env");
+    client.env_clear();
+    for (name, value) in ours.get_envs() {
+        client.envs(value.map(|value| (name, value)));
+    }
+    // The terminal of the tests asks for warnings only.
+    client.args(["-u", "TAEL_LOG"]).arg(ours.get_program());
+    client.args(["--who", "p", "--root", "lab", "-t", SEQ, "-c", RUN]);
+    client.env("TAEL_TEST_SLOW_READ", &hangs);
+    let mut terminal = Terminal::start(client, 100);
+    terminal.wait_for("connected to");
+    fs::write(&hangs, "").expect("file");
+    send(&mut Raw::connect(world.broker.port()), 0);
+    wait_until("a read hangs", || {
+        fs::read_to_string(&hangs).is_ok_and(|text| !text.is_empty())
+    });
+    terminal.press("\x03");
+    let (code, text) = terminal.end();
+    assert_eq!(code, 0, "{text}");
 }

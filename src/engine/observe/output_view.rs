@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -15,6 +15,7 @@ use crate::model::about::about;
 use crate::model::text::printable;
 use crate::model::trigger::ONLY_TRIGGER;
 use crate::model::unit::{Unit, short_id};
+use crate::os::hooks;
 use crate::os::logging::{self, STACK};
 use crate::store::unit_dir::UnitDir;
 use crate::store::unit_dir::reader::{self, Chunk, OutputReader, output};
@@ -32,6 +33,10 @@ const MAX_WAITING: usize = 256;
 /// Maximum number of bytes of a stream that are shown at one look, and at the end of a run.
 const MAX_STEP: usize = 64 * 1024;
 const MAX_LAST: usize = 256 * 1024;
+
+/// Maximum time for what is left to show when the client ends. A disk may not answer, and a terminal
+/// may stand still.
+const TO_END: Duration = Duration::from_secs(2);
 
 /// Maximum length of a line of output, bytes; a longer one is broken.
 const MAX_LINE: usize = 2000;
@@ -91,10 +96,16 @@ impl OutputView {
 
 impl Drop for OutputView {
     fn drop(&mut self) {
-        if let Some((orders, thread)) = self.thread.take() {
+        if let Some((orders, shows)) = self.thread.take() {
             // It ends when it has done the orders so far.
             drop(orders);
-            let _ = thread.join();
+            let by = Instant::now() + TO_END;
+            while !shows.is_finished() && Instant::now() < by {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if shows.is_finished() {
+                let _ = shows.join();
+            }
         }
     }
 }
@@ -144,6 +155,7 @@ fn show(orders: &Receiver<Order>) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        hooks::slow_read();
         for followed in shown.iter_mut().flat_map(|run| &mut run.streams) {
             // The end of the run is another chance.
             let _ = followed.copy(reader::Ended::No, MAX_STEP);
