@@ -8,7 +8,8 @@ use std::process::Command;
 
 use crate::common::ports::free_port;
 use crate::common::{Process, World, ran, refuses, wait_until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Functions as users of MQTT-Orchestrate write them. A `sleep` replaces their long program.
@@ -309,6 +310,32 @@ fn terminate_overtakes_what_waits_and_what_has_no_end() {
     world.publish("lab/n/COMMAND", "TERMINATE", &[]);
     assert_eq!(node.wait(), 0);
     assert_eq!(world.lines("calls"), ["stop", "start endless"]);
+}
+
+/// The end of what a node has started may take longer than the broker waits for a sign of the node.
+#[test]
+fn a_node_that_ends_slowly_is_heard_meanwhile() {
+    let world = World::new();
+    let functions = r#"
+        startFunction() { (trap '' TERM; echo "$BASHPID" >>"$OUT/pid"; exec sleep 1000) & }
+        stopFunction() { :; }
+    "#;
+    let mut node = node_with(&world, "n", functions, &["--grace", "10m"]);
+    let ears = world.ears(&["lab/n/STATUS"]);
+    assert_eq!(
+        play(&world, "WAITFOR n ALIVE\nSEND n START\nWAITFOR n STARTED\n").0,
+        0
+    );
+    wait_until("it has started", || world.lines("pid").len() == 1);
+    world.publish("lab/n/COMMAND", "TERMINATE", &[]);
+    ears.wait("it has heard it", |m| {
+        m.payload == "Command TERMINATE received"
+    });
+    assert!(node.child.try_wait().expect("node").is_none(), "it waits");
+    let pid = world.lines("pid").remove(0).parse().expect("pid");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill");
+    assert_eq!(node.wait(), 0);
+    ears.wait("it has ended", |m| m.payload == "TERMINATED");
 }
 
 #[test]

@@ -5,11 +5,13 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -336,8 +338,33 @@ async fn node(options: &Options) -> Result<()> {
     notify.stopping();
     // Running commands end with us in any case.
     drop(quit);
-    if let Ok(worker) = working.await {
-        worker.end(options.grace);
+    let grace = options.grace;
+    let mut ending = pin!(async move {
+        if let Ok(worker) = working.await {
+            // Without the thread it is ended with the runtime.
+            let _ = spawn_blocking(move || worker.end(grace)).await;
+        }
+    });
+    // That may take longer than the broker waits for a sign of life, and statuses go out meanwhile.
+    let mut is_over = false;
+    while !is_over {
+        while let Ok(Said::Status(text)) = said.try_recv() {
+            say(&mut outbox, &text);
+        }
+        outbox.flush(|message| session.publish(message.clone()));
+        tokio::select! {
+            biased;
+            () = &mut ending => is_over = true,
+            event = session.next() => match event {
+                Ok(Event::Published(token, result)) => published(&mut outbox, token, result),
+                Ok(Event::Offline) => connection_lost(&mut outbox, &session),
+                Ok(_) => {}
+                Err(e) => {
+                    ending.await;
+                    return Err(e);
+                }
+            },
+        }
     }
     while let Ok(Said::Status(text)) = said.try_recv() {
         say(&mut outbox, &text);
