@@ -400,12 +400,17 @@ impl Channel {
         loop {
             let mut news = pin!(self.0.news.notified());
             news.as_mut().enable();
-            let number = self.0.number;
-            if let Some(happening) = self.0.shared.change(|state| state.next(number)) {
+            if let Some(happening) = self.try_next() {
                 return happening;
             }
             news.await;
         }
+    }
+
+    /// Returns what the broker has said next, if it is here.
+    pub fn try_next(&self) -> Option<Happening> {
+        let number = self.0.number;
+        self.0.shared.change(|state| state.next(number))
     }
 
     /// Closes the channel, and waits for the answer for at most [`CLOSE_TIMEOUT`]. What it has sent

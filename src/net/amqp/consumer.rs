@@ -211,7 +211,10 @@ impl Consumer {
 
     async fn serve(&mut self, link: &mut Link) -> Result<std::convert::Infallible, End> {
         let taken = self.take(link).await;
-        taken.map_err(|failure| explained(failure, &self.options))?;
+        taken.map_err(|end| match end {
+            End::Failed(failure) => End::Failed(explained(failure, &self.options)),
+            stopped @ End::Stopped(_) => stopped,
+        })?;
         self.online();
         loop {
             let planned = link.planned();
@@ -263,9 +266,11 @@ impl Consumer {
                     link.cancel()?;
                 }
                 link.acknowledge(tag.number)?;
+                self.make_room(link, tag).await?;
             }
             Command::GiveBack(tag) if tag.connection == self.number => {
                 link.channel.nack(tag.number, true)?;
+                self.make_room(link, tag).await?;
             }
             Command::Acknowledge(_) | Command::GiveBack(_) => {}
             Command::AskHandled => {
@@ -281,6 +286,25 @@ impl Consumer {
             Command::Stop(done) => return Err(End::Stopped(Some(done))),
         }
         Ok(())
+    }
+
+    /// Notes that a delivery is acknowledged or given back. One of an earlier consumer makes room that the
+    /// present one does not know of.
+    async fn make_room(&mut self, link: &mut Link, tag: Tag) -> Result<(), End> {
+        let is_earlier = link.went(tag.number);
+        if is_earlier && self.options.settle == Settle::Done && !self.room.is_paused {
+            self.consume(link).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to take as many messages as there is room for beside those that earlier consumers hold.
+    async fn consume(&mut self, link: &mut Link) -> Result<(), End> {
+        link.cancel_and_wait().await?;
+        while let Some(happening) = link.channel.try_next() {
+            self.happened(link, happening).await?;
+        }
+        Ok(link.consume(&self.options).await?)
     }
 
     async fn happened(&mut self, link: &mut Link, happening: Happening) -> Result<(), End> {
@@ -306,20 +330,21 @@ impl Consumer {
     /// Messages that are acknowledged when they are accepted are fetched one by one while there are
     /// any, so that no more are taken than there is room for. When the queue is empty, a consumer with
     /// a prefetch of 1 waits for the next one.
-    async fn take(&mut self, link: &mut Link) -> Result<(), Failure> {
+    async fn take(&mut self, link: &mut Link) -> Result<(), End> {
         match self.options.settle {
-            Settle::Done if self.room.is_paused => link.cancel(),
-            Settle::Done if link.consumes => Ok(()),
-            Settle::Done => link.consume(&self.options).await,
+            Settle::Done if self.room.is_paused => link.cancel()?,
+            Settle::Done if link.consumes => {}
+            Settle::Done => self.consume(link).await?,
             Settle::Accept => {
                 self.fetch(link).await?;
                 match self.allowed() {
-                    0 => link.cancel(),
-                    _ if link.consumes => Ok(()),
-                    _ => link.consume(&self.options).await,
+                    0 => link.cancel()?,
+                    _ if link.consumes => {}
+                    _ => link.consume(&self.options).await?,
                 }
             }
         }
+        Ok(())
     }
 
     /// Fetches messages while there are some, and room for them.
@@ -336,7 +361,7 @@ impl Consumer {
         Ok(())
     }
 
-    fn deliver(&mut self, link: &Link, delivery: Delivery) -> Result<(), Failure> {
+    fn deliver(&mut self, link: &mut Link, delivery: Delivery) -> Result<(), Failure> {
         if let Some(bytes) = delivery.oversized {
             self.events.tell(QueueEvent::Warning(format!(
                 "a message of {bytes} bytes is refused: it is too large, and the broker dead-letters \
@@ -351,6 +376,7 @@ impl Consumer {
         };
         self.delivered += 1;
         self.delivered_here += 1;
+        link.came(tag.number);
         let delivery = Box::new(received::message(delivery));
         self.events.deliver(tag, delivery);
         Ok(())

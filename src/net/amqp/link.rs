@@ -9,6 +9,7 @@ use crate::model::claim::EXCHANGE;
 use crate::model::queue::Settle;
 use crate::model::text::printable;
 use crate::net::amqp::queue::{Heard, QueueEvent, QueueOptions};
+use crate::net::amqp::share::Share;
 use crate::net::amqp::{
     Channel, Connection, Declare, Failure, FailureKind, Happening, Server, Table, Value,
 };
@@ -33,6 +34,8 @@ pub struct Link {
     /// Number of consumers so far, and whether the last one goes on.
     consumers: u64,
     pub consumes: bool,
+    /// Messages that are acknowledged after their run.
+    share: Share,
     /// Acknowledgements so far, those that were there when the next ping was planned, and its time.
     acknowledged: u64,
     planned: Option<(u64, Instant)>,
@@ -95,17 +98,16 @@ impl Link {
             );
         }
         let channel = connection.channel().await?;
-        let prefetch = match options.settle {
-            Settle::Accept => 1,
-            Settle::Done => options.limit,
-        };
-        channel.qos(prefetch).await?;
+        if options.settle == Settle::Accept {
+            channel.qos(1).await?;
+        }
         let link = Self {
             connection,
             channel,
             claims,
             consumers: 0,
             consumes: false,
+            share: Share::new(options.limit),
             acknowledged: 0,
             planned: None,
         };
@@ -116,8 +118,14 @@ impl Link {
         format!("tael-{}", self.consumers)
     }
 
-    /// Begins to consume.
+    /// Begins to consume, if there is room for a message.
     pub async fn consume(&mut self, options: &QueueOptions) -> Result<(), Failure> {
+        if options.settle == Settle::Done {
+            match self.share.begin() {
+                Some(prefetch) => self.channel.qos(prefetch).await?,
+                None => return Ok(()),
+            }
+        }
         self.consumers += 1;
         let arguments = Table::from([("x-consumer-timeout", Value::I64(CONSUMER_TIMEOUT))]);
         let (queue, tag) = (&options.url.queue, self.tag());
@@ -128,12 +136,31 @@ impl Link {
         Ok(())
     }
 
+    /// Ends to consume, and waits until everything that the broker has delivered is here.
+    pub async fn cancel_and_wait(&mut self) -> Result<(), Failure> {
+        if self.consumers > 0 {
+            self.cancel()?;
+            self.channel.ping().await?;
+        }
+        Ok(())
+    }
+
     /// Ends to consume.
     pub fn cancel(&mut self) -> Result<(), Failure> {
         if std::mem::take(&mut self.consumes) {
             self.channel.cancel_nowait(&self.tag())?;
         }
         Ok(())
+    }
+
+    /// Notes a delivery.
+    pub fn came(&mut self, tag: u64) {
+        self.share.came(tag);
+    }
+
+    /// Notes that a delivery is acknowledged or given back. Returns whether a new consumer could take more.
+    pub fn went(&mut self, tag: u64) -> bool {
+        self.share.went(tag)
     }
 
     pub fn acknowledge(&mut self, tag: u64) -> Result<(), Failure> {

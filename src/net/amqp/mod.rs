@@ -29,6 +29,7 @@ mod publisher;
 pub mod queue;
 mod received;
 pub mod session;
+mod share;
 mod shared;
 mod state;
 #[cfg(test)]
