@@ -30,6 +30,14 @@ fn publish_with(vhost: &Vhost<'_>, queue: &str, sample: &str, properties: &Value
     vhost.publish(queue, json!({"sample": sample}).to_string(), properties);
 }
 
+/// Returns a configuration whose trigger takes from a queue; `rest` is the rest of the trigger.
+fn takes_from(rabbit: &Rabbit, url: &str, rest: &str) -> String {
+    let password = rabbit.password_file();
+    format!(
+        "[client]\nqueue-password-file = '{password}'\n[[trigger]]\nname = 'a'\nqueue = '{url}'\n{rest}\n"
+    )
+}
+
 #[track_caller]
 fn runs(world: &World, count: usize) -> Vec<String> {
     let lines = world.wait_lines("runs", count);
@@ -590,12 +598,8 @@ fn a_reload_takes_from_other_queues() {
     vhost.declare("one");
     vhost.declare("two");
     let config = |queue: &str| {
-        format!(
-            "[client]\nqueue-password-file = '{}'\n[[trigger]]\nname = 'a'\nqueue = '{}'\n\
-             command = '''{RECORD}'''\n",
-            rabbit.password_file(),
-            vhost.url(queue)
-        )
+        let rest = format!("command = '''{RECORD}'''");
+        takes_from(rabbit, &vhost.url(queue), &rest)
     };
     let file = world.file("tael.toml", config("one"));
     let mut command = world.command("tael-client");
@@ -629,13 +633,8 @@ fn a_queue_that_is_left_keeps_its_runs_until_they_end() {
     vhost.declare("one");
     vhost.declare("two");
     let config = |queue: &str| {
-        format!(
-            "[client]\nqueue-password-file = '{}'\n[[trigger]]\nname = 'a'\nqueue = '{}'\n\
-             settle = 'done'\nprefetch = 3\ncommand = \"\"\"{}\"\"\"\n",
-            rabbit.password_file(),
-            vhost.url(queue),
-            UNTIL_GO.replace('"', "\\\""),
-        )
+        let rest = format!("settle = 'done'\nprefetch = 3\ncommand = '''{UNTIL_GO}'''");
+        takes_from(rabbit, &vhost.url(queue), &rest)
     };
     let file = world.file("tael.toml", config("one"));
     let mut command = world.command("tael-client");

@@ -5,8 +5,8 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -45,8 +45,12 @@ const MAX_LINE: usize = 2000;
 #[derive(Debug, Default)]
 pub struct OutputView {
     /// The thread, from the first run on.
-    thread: Option<(SyncSender<Order>, JoinHandle<()>)>,
+    thread: Option<(SyncSender<Order>, Receiver<Gone>)>,
 }
+
+/// What a channel says when the thread has gone: nothing but that it is closed.
+#[derive(Debug)]
+enum Gone {}
 
 #[derive(Debug)]
 enum Order {
@@ -65,9 +69,13 @@ impl OutputView {
         if self.thread.is_none() {
             let (orders, to_do) = sync_channel(MAX_WAITING);
             let thread = thread::Builder::new().name("output".into());
-            let thread = thread.stack_size(STACK).spawn(move || show(&to_do));
+            let (goes, gone) = sync_channel::<Gone>(0);
+            let thread = thread.stack_size(STACK).spawn(move || {
+                show(&to_do);
+                drop(goes);
+            });
             // Without a thread, the log has start and end of the run.
-            self.thread = thread.ok().map(|thread| (orders, thread));
+            self.thread = thread.ok().map(|_| (orders, gone));
         }
         let unit = Box::new(unit.clone());
         if let Err(Order::Begin { unit, .. }) = self.give(Order::Begin { unit, dir }) {
@@ -96,16 +104,10 @@ impl OutputView {
 
 impl Drop for OutputView {
     fn drop(&mut self) {
-        if let Some((orders, shows)) = self.thread.take() {
-            // It ends when it has done the orders so far.
+        if let Some((orders, gone)) = self.thread.take() {
+            // It goes when it has done the orders so far.
             drop(orders);
-            let by = Instant::now() + TO_END;
-            while !shows.is_finished() && Instant::now() < by {
-                thread::sleep(Duration::from_millis(5));
-            }
-            if shows.is_finished() {
-                let _ = shows.join();
-            }
+            let _ = gone.recv_timeout(TO_END);
         }
     }
 }

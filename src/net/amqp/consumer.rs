@@ -1,6 +1,7 @@
 //! The task of a session that takes messages from its queue.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -122,17 +123,21 @@ impl Consumer {
             self.events.tell(QueueEvent::Offline(failure.text));
             let until = Instant::now() + backoff(failures);
             failures = failures.saturating_add(1);
-            if let ControlFlow::Break(done) = self.wait(until).await {
+            if let ControlFlow::Break(done) = self.wait(sleep_until(until)).await {
                 return stopped(done);
             }
         }
     }
 
-    /// Waits until then, without a connection.
-    async fn wait(&mut self, until: Instant) -> ControlFlow<Option<oneshot::Sender<()>>> {
+    /// Waits for `future`, without a connection.
+    async fn wait<T>(
+        &mut self,
+        future: impl Future<Output = T>,
+    ) -> ControlFlow<Option<oneshot::Sender<()>>, T> {
+        let mut future = pin!(future);
         loop {
             tokio::select! {
-                () = sleep_until(until) => return ControlFlow::Continue(()),
+                done = &mut future => return ControlFlow::Continue(done),
                 command = self.commands.recv() => match command {
                     Some(Command::Room(room)) => self.room = room,
                     // The broker has taken the deliveries back.
@@ -152,25 +157,11 @@ impl Consumer {
     /// Connects, and takes messages as long as the connection holds.
     async fn connect(&mut self) -> End {
         (self.is_told, self.delivered_here) = (false, 0);
-        let opening = Link::open(&self.options);
-        let mut opening = Box::pin(opening);
-        let opened = loop {
-            tokio::select! {
-                opened = &mut opening => break opened,
-                command = self.commands.recv() => match command {
-                    Some(Command::Room(room)) => self.room = room,
-                    Some(
-                        Command::Acknowledge(_)
-                        | Command::GiveBack(_)
-                        | Command::AskHandled
-                        | Command::Claim(_),
-                    ) => {}
-                    Some(Command::Stop(done)) => return End::Stopped(Some(done)),
-                    None => return End::Stopped(None),
-                },
-            }
+        let options = self.options.clone();
+        let opened = match self.wait(Link::open(&options)).await {
+            ControlFlow::Continue(opened) => opened,
+            ControlFlow::Break(done) => return End::Stopped(done),
         };
-        drop(opening);
         let (mut link, warnings) = match opened {
             Ok(opened) => opened,
             Err(failure) => return End::Failed(failure),
